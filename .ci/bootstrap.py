@@ -1,0 +1,276 @@
+"""Make a virtual environment for this checkout, or see at once that it is there.
+
+    python3 .ci/bootstrap.py DIRECTORY GROUP
+
+DIRECTORY gets flowcore (editable) and one of pyproject.toml's dependency groups. A stamp, written last, says what
+is inside: an environment that is half-made, out of date or moved has no matching stamp and is made anew. Nothing
+but the standard library is needed: where Python comes without ensurepip (Debian without python3-venv), pip itself
+is fetched from the index that pip is configured to use.
+
+The syntax is that of Python 3.6, so that an old Python gets far enough to be told that it is too old.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit(
+        f"flowcore needs Python 3.11 or newer, and {sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}: "
+        "name a newer one, as in `make test PYTHON=python3.12`."
+    )
+
+import base64
+import configparser
+import hashlib
+import html.parser
+import json
+import os
+import re
+import ssl
+import subprocess
+import tempfile
+import tomllib
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STAMP = "flowcore-stamp"
+PYTHON_VERSION = "%d.%d.%d" % sys.version_info[:3]
+
+# In an activated environment `python3` is that environment's: the one below it outlives a remake.
+BASE_PYTHON = getattr(sys, "_base_executable", None) or sys.executable
+
+# Settings that would send pip's work elsewhere than into the environment.
+DIVERTING = {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON"}
+
+
+def main(directory: str, group: str) -> None:
+    environment = ROOT / directory
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = requirements(project["dependency-groups"], group)
+    content = stamp(environment, project, wanted)
+    reason = why_make(environment, content)
+    if reason is None:
+        return
+    print(f"{directory}: {reason}; making it with Python {PYTHON_VERSION}", flush=True)
+    make(environment)
+    print(f"{directory}: installing flowcore, {', '.join(names(wanted))}", flush=True)
+    install(environment, wanted)
+    (environment / STAMP).write_text(content, encoding="utf-8")
+    print(f"{directory}: ready", flush=True)
+
+
+# -- What the environment should hold --------------------------------------------------------------------------------
+
+
+def requirements(groups: "dict[str, list[Any]]", group: str) -> "list[str]":
+    """The group's requirements, included groups resolved. (pip can read groups itself only since 25.1.)"""
+    found: "list[str]" = []
+    for entry in groups[group]:
+        found += requirements(groups, entry["include-group"]) if isinstance(entry, dict) else [entry]
+    return found
+
+
+def names(wanted: "list[str]") -> "list[str]":
+    return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in wanted]
+
+
+def stamp(environment: Path, project: "dict[str, Any]", wanted: "list[str]") -> str:
+    """What the environment depends on. Its own path is part of it: neither scripts nor editable installs can move."""
+    inputs = [PYTHON_VERSION, str(environment), project["build-system"], project["project"], wanted]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def why_make(environment: Path, content: str) -> "str | None":
+    """Why the environment must be made, in words for a person; None if it is as it should be."""
+    if not environment.is_dir():
+        return "not there yet"
+    if not (environment / STAMP).is_file():
+        return "half-made"
+    if (environment / STAMP).read_text(encoding="utf-8") != content:
+        return "out of date"
+    if not os.access(str(python_of(environment)), os.X_OK):
+        return "its Python is gone"
+    return None
+
+
+# -- Making it -------------------------------------------------------------------------------------------------------
+
+
+def make(environment: Path) -> None:
+    """An empty environment that has pip."""
+    if run_venv(environment).returncode == 0:
+        return
+    bare = run_venv(environment, "--without-pip")
+    if bare.returncode:
+        sys.exit(f"Python cannot make a virtual environment ({last_line(bare.stdout)}): install its venv module.")
+    print("  this Python has no ensurepip: fetching pip itself", flush=True)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            install_pip(environment, fetch_pip(PipSettings(), Path(scratch)))
+    except (OSError, LookupError, ValueError) as error:  # URLError and SSLError are OSErrors
+        sys.exit(
+            f"Python has no ensurepip and pip cannot be fetched ({error}): "
+            "install the venv module (Debian, Ubuntu: apt install python3-venv) and run make again."
+        )
+
+
+def run_venv(environment: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    # --clear, as what is there may be half of an environment.
+    command = [BASE_PYTHON, "-I", "-m", "venv", "--clear", *options, str(environment)]
+    return run(command)
+
+
+def install(environment: Path, wanted: "list[str]") -> None:
+    """Install flowcore and what is wanted. Shown are the packages' names and large
+    downloads; the whole log only if it fails."""
+    pip = [str(python_of(environment)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    command = [*pip, "install", "--progress-bar=off", *wanted, "--editable", str(ROOT)]
+    log = []
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=clean_environ(),
+    ) as process:
+        assert process.stdout is not None  # noqa: S101  (for the type checkers)
+        for line in process.stdout:
+            log.append(line)
+            told = re.match(r"Collecting ([\w.-]+)|\s*Downloading (\S+ \([\d.]+ MB\))|(Installing collected packages)", line)
+            if told:
+                print("  " + next(filter(None, told.groups())), flush=True)
+    if process.returncode:
+        sys.exit("".join(log) + f"pip could not install what {environment.name} needs: see above.")
+
+
+def python_of(environment: Path) -> Path:
+    return environment / "bin" / "python"
+
+
+def run(command: "list[str]") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=clean_environ(),
+    )
+
+
+def clean_environ() -> "dict[str, str]":
+    kept = {name: value for name, value in os.environ.items() if name not in DIVERTING}
+    return {**kept, "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
+
+
+def last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it gave no reason"])[-1]
+
+
+# -- pip without ensurepip -------------------------------------------------------------------------------------------
+
+
+class PipSettings:
+    """The index and certificates pip is configured with, as far as they are needed to fetch one wheel."""
+
+    def __init__(self) -> None:
+        self._files = configparser.RawConfigParser(strict=False)
+        chosen = os.environ.get("PIP_CONFIG_FILE")
+        # The later file wins. PIP_CONFIG_FILE=/dev/null is pip's way to say: no files at all.
+        if chosen != os.devnull:
+            config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+            everywhere = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf")]
+            own = [Path.home() / ".pip/pip.conf", config / "pip/pip.conf"]
+            mac = [base / "Library/Application Support/pip/pip.conf" for base in (Path("/"), Path.home())]
+            self._files.read([*everywhere, *mac, *own, *([chosen] if chosen else [])], encoding="utf-8")
+        self.index = self._get("index-url") or "https://pypi.org/simple"
+        self.certificates = (
+            self._get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+        )
+
+    def _get(self, option: str) -> "str | None":
+        set_by_hand = os.environ.get("PIP_" + option.upper().replace("-", "_"))
+        for section in ("install", "global"):
+            set_by_hand = set_by_hand or self._files.get(section, option, fallback=None)
+        return set_by_hand
+
+
+class Links(html.parser.HTMLParser):
+    """The links of a "simple" index page (PEP 503), with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: "list[dict[str, str | None]]" = []
+
+    def handle_starttag(self, tag: str, attrs: "list[tuple[str, str | None]]") -> None:
+        if tag == "a":
+            self.found.append(dict(attrs))
+
+
+def fetch_pip(settings: PipSettings, into: Path) -> Path:
+    """Download the newest pip that runs on this Python, and check it against the hash its index gives."""
+    page = settings.index.rstrip("/") + "/pip/"
+    links = Links()
+    links.feed(read(page, settings).decode("utf-8"))
+    newest = max(filter(None, map(pip_wheel, links.found)), default=None)
+    if newest is None:
+        raise LookupError(f"{without_password(settings.index)} lists no pip for Python {PYTHON_VERSION}")
+    _, name, address, digest = newest
+    content = read(urllib.parse.urljoin(page, address), settings)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{name} is not what its index says it is")
+    wheel = into / name
+    wheel.write_bytes(content)
+    return wheel
+
+
+def pip_wheel(link: "dict[str, str | None]") -> "tuple[tuple[int, ...], str, str, str] | None":
+    """Version, file name, address and SHA-256 of a link to a pip we can use; None for any other link."""
+    address, _, fragment = (link.get("href") or "").partition("#")
+    name = urllib.parse.unquote(address.rpartition("/")[2])
+    wheel = re.match(r"pip-([0-9]+(?:\.[0-9]+)*)-py3-none-any\.whl$", name)  # released versions only
+    digest = re.match(r"sha256=([0-9a-f]{64})$", fragment)
+    oldest = re.search(r">=\s*3\.([0-9]+)", link.get("data-requires-python") or "")
+    too_new = oldest is not None and int(oldest.group(1)) > sys.version_info[1]
+    if wheel is None or digest is None or too_new or "data-yanked" in link:
+        return None
+    return tuple(map(int, wheel.group(1).split("."))), name, address, digest.group(1)
+
+
+def read(address: str, settings: PipSettings) -> bytes:
+    """GET, with the name and password that an index address may carry."""
+    parts = urllib.parse.urlsplit(address)
+    request = urllib.request.Request(without_password(address), headers={"Accept": "text/html, */*;q=0.1"})
+    user = urllib.parse.urlsplit(settings.index)
+    if user.username is not None and parts.hostname == user.hostname:
+        secret = f"{urllib.parse.unquote(user.username)}:{urllib.parse.unquote(user.password or '')}"
+        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
+    # Certificates from the settings if there are any, else Python's own choice (which knows SSL_CERT_FILE).
+    trust = Path(settings.certificates) if settings.certificates else None
+    context = ssl.create_default_context(
+        cafile=str(trust) if trust and not trust.is_dir() else None,
+        capath=str(trust) if trust and trust.is_dir() else None,
+    )
+    with urllib.request.urlopen(request, timeout=60, context=context) as response:
+        return bytes(response.read())
+
+
+def without_password(address: str) -> str:
+    parts = urllib.parse.urlsplit(address)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def install_pip(environment: Path, wheel: Path) -> None:
+    # A wheel is a zip file that Python can run: pip installs itself.
+    result = run([str(python_of(environment)), f"{wheel}/pip", "install", "--no-index", "--no-deps", str(wheel)])
+    if result.returncode:
+        raise OSError(last_line(result.stdout))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,54 @@
+# Needs python3 (3.11 or newer) and nothing else: each target makes the environment it runs in.
+#   make demo                    make test PYTHON=python3.12
+
+PYTHON ?= python3
+ENV    := .venv/bin/python
+DEMO   := .venv-demo/bin/python
+
+# The environments are complete; a caller's own paths would only slip other code into them.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.NOTPARALLEL:
+.PHONY: help demo test lint types format bench clean venv venv-demo
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
+		printf '%-13s%s\n' "$$target" "$$what"; done
+
+demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running)
+	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve)
+
+test: lint types  ## lint, check types, run the tests with coverage
+	$(ENV) -m pytest --cov
+	@report=$$($(ENV) -m coverage report --include='flowcore/_protocol*' --fail-under=100) \
+		|| { echo "$$report"; echo 'Every branch of flowcore/_protocol must be covered.'; exit 1; }
+
+lint: venv  ## ruff: rules and formatting
+	$(ENV) -m ruff check
+	$(ENV) -m ruff format --check
+
+types: venv  ## mypy and pyright, both strict
+	$(ENV) -m mypy
+	$(ENV) -m pyright
+
+format: venv  ## let ruff fix and format
+	$(ENV) -m ruff check --fix
+	$(ENV) -m ruff format
+
+bench: venv  ## run the benchmarks
+	$(ENV) -m tests.benchmarks
+
+clean:  ## remove environments, caches and build output
+	rm -rf .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@$(call make-env,.venv,dev)
+
+venv-demo:
+	@$(call make-env,.venv-demo,demo)
+
+# Isolated (-I): the script sees the standard library alone, whatever the caller has set.
+make-env = command -v $(PYTHON) >/dev/null \
+	|| { echo 'flowcore needs Python 3.11 or newer, and there is no $(PYTHON) here.' >&2; exit 1; }; \
+	$(PYTHON) -I .ci/bootstrap.py $(1) $(2)
