@@ -1,0 +1,190 @@
+"""A checkout service: `POST /orders` with an `Idempotency-Key`, `GET /metrics` for Prometheus.
+
+    python examples/service/app.py --port 8000
+
+Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
+
+    201  done; with `Idempotent-Replayed: true` it is the stored answer of an earlier request
+    400  no key
+    402  the card was declined                          (what had been done was undone)
+    409  the same order is being worked on right now    (`Retry-After` says when to ask again)
+    410  sold out
+    422  the key was used for another order
+    502  the gateway or the carrier gave up on us       (what had been done was undone)
+
+Spans are written to a file of JSON lines, and sent on with OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.
+"""
+
+import argparse
+import math
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import FastAPI, Header, Request
+from fastapi.responses import JSONResponse
+from opentelemetry import propagate
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanKind
+from prometheus_client import CollectorRegistry, make_asgi_app
+from pydantic import BaseModel, Field
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from checkout import Declined, NoAnswer, SoldOut, checkout
+from flowcore import AsyncEngine, IdempotencyHeld, IdempotencyInProgress, IdempotencyMismatch, Run
+from flowcore_otel import PrometheusHook, TracingHook
+from ledger import Ledger
+from partners import Carrier, Gateway
+
+OPENING_STOCK = {"mug": 500, "shirt": 400, "lamp": 200, "poster": 12}
+
+
+class Order(BaseModel):
+    """What a customer sends."""
+
+    sku: str = Field(examples=["mug"])
+    quantity: int = Field(gt=0, examples=[2])
+    cents: int = Field(gt=0, examples=[2400])
+    card: str = Field(examples=["tok_visa"])
+    address: str = Field(examples=["home"])
+
+
+def create_app(ledger_path: Path, provider: TracerProvider | None = None) -> FastAPI:
+    """The service on the books in `ledger_path`; spans go to `provider`, by default nowhere."""
+    provider = provider or TracerProvider()
+    registry = CollectorRegistry()
+    ledger = Ledger(ledger_path)
+    for sku, quantity in OPENING_STOCK.items():
+        ledger.deliver(sku, quantity)
+    workflow = checkout(ledger, Gateway(ledger), Carrier(ledger))
+    engine = AsyncEngine(hooks=[TracingHook(provider), PrometheusHook(registry)], workflows=[workflow])
+    tracer = provider.get_tracer("checkout-service")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.aclose()
+        ledger.close()
+        provider.shutdown()  # writes the last spans
+
+    app = FastAPI(title="Checkout", lifespan=lifespan)
+    app.router.routes.append(Route("/metrics", ExactPath(make_asgi_app(registry))))
+
+    @app.post("/orders", status_code=201)
+    async def place_order(
+        order: Order, request: Request, idempotency_key: Annotated[str | None, Header()] = None
+    ) -> JSONResponse:
+        if not idempotency_key:
+            return problem(400, "no-key", "Send an Idempotency-Key header: one order, one key.")
+        caller = propagate.extract(request.headers)
+        with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
+            values = {"ref": idempotency_key, **order.model_dump()}
+            return answer(await engine.run(workflow, values, idempotency_key=idempotency_key, check=False))
+
+    @app.exception_handler(IdempotencyInProgress)
+    async def in_progress(_: Request, error: IdempotencyInProgress) -> JSONResponse:
+        wait = str(max(1, math.ceil(error.retry_after)))
+        return problem(409, "in-progress", "This order is being worked on.", headers={"Retry-After": wait})
+
+    @app.exception_handler(IdempotencyMismatch)
+    async def mismatch(_: Request, __: IdempotencyMismatch) -> JSONResponse:
+        return problem(422, "other-order", "This Idempotency-Key was used for another order.")
+
+    @app.exception_handler(IdempotencyHeld)
+    async def held(_: Request, __: IdempotencyHeld) -> JSONResponse:
+        return problem(409, "held", "This order could not be undone; a person is looking into it.")
+
+    return app
+
+
+def answer(run: Run) -> JSONResponse:
+    """The answer to a run that has ended, now or earlier."""
+    match run.error:
+        case None:
+            receipt = {"run": run.id, "payment": run["charge"], "parcel": run["ship"], "message": run["notify"]}
+            return JSONResponse(receipt, 201, {"Idempotent-Replayed": "true"} if run.replayed else None)
+        case Declined() as error:
+            return problem(402, "declined", str(error), run=run.id)
+        case SoldOut() as error:
+            return problem(410, "sold-out", str(error), run=run.id)
+        case NoAnswer() as error:
+            return problem(502, "no-answer", str(error), run=run.id)
+        case error:
+            raise error
+
+
+def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    """An answer in the form of RFC 9457."""
+    body = {"type": f"/problems/{kind}", "status": status, "detail": detail, **more}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+class ExactPath:
+    """An ASGI app on exactly one path (`app.mount` would redirect /metrics to /metrics/)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+# -- running it --------------------------------------------------------------------------------------------------------
+
+
+class JsonLines(SpanExporter):
+    """Appends each span to a file, as a line of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._file.writelines(f"{span.to_json(indent=None)}\n" for span in spans)
+        self._file.flush()
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        self._file.close()
+
+
+def tracing(path: Path) -> TracerProvider:
+    """Where spans go. The short delay is for the demo's reader, which waits for them."""
+    provider = TracerProvider(resource=Resource.create({"service.name": "checkout"}))
+    provider.add_span_processor(BatchSpanProcessor(JsonLines(path), max_queue_size=20_000, schedule_delay_millis=100))
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A checkout service.")
+    parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    parser.add_argument("--ledger", type=Path, default=Path("ledger.db"), help="default: ledger.db")
+    parser.add_argument("--spans", type=Path, default=Path("spans.jsonl"), help="default: spans.jsonl")
+    options = parser.parse_args()
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", options.port))
+    except (OSError, OverflowError) as error:
+        sys.exit(f"Port {options.port} cannot be had ({error}): choose another, or 0 for a free one.")
+    app = create_app(options.ledger, tracing(options.spans))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    listener.listen(128)
+    server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

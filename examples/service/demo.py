@@ -1,0 +1,110 @@
+"""The demo: starts the checkout service, sends it a few hundred orders at once, and shows what came of them.
+
+    python examples/service/demo.py            # or: make demo
+    python examples/service/demo.py --serve    # keep it running
+
+Exits with 0 only if the books add up, every client was told what the input says it should be told, and the metrics
+agree with both.
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from audit import audit
+from replay import read_orders, replay
+from running import DemoError, scrape, serving
+from telling import Story, tell_books, tell_failure, tell_metrics, tell_outcomes, tell_replay, tell_where_next
+from timeline import Span, read_spans
+
+HERE = Path(__file__).parent
+TIMELINE_KIND = "no carrier"  # the kind of order whose trace is drawn
+
+
+def demo(options: argparse.Namespace, folder: Path) -> int:
+    """Run it; answers the exit code."""
+    story = Story()
+    lines = read_orders(options.orders)
+    with serving(options.service, options.port, folder) as service:
+        story.say(
+            f"{story.paint('flowcore demo', 'bold')}: a checkout service on {service.url}, "
+            f"{len(lines)} requests for {len({line.key for line in lines})} orders, {options.clients} clients at once"
+        )
+        start = time.monotonic()
+        answers = replay(service.port, lines, options.clients)
+        seconds = time.monotonic() - start
+        longest = sorted(answer.seconds for answer in answers)[len(answers) * 95 // 100]
+        story.say(f"all answered in {seconds:.1f} s, 95 % of them within {longest * 1e3:.0f} ms")
+
+        failed = next((a for a in answers if a.line.kind == TIMELINE_KIND and "run" in a.body), None)
+        replayed = next((a for a in answers if a.replayed and a.line.when == "after"), None)
+        spans = wait_for_spans(service.spans, {str(a.body["run"]) for a in (failed, replayed) if a is not None})
+        if failed:
+            tell_failure(story, failed, spans)
+        if replayed:
+            tell_replay(story, replayed, spans)
+        tell_outcomes(story, answers)
+        tell_books(story, answers, audit(service.ledger))
+        tell_metrics(story, answers, scrape(service.port), spans)
+        if story.failed:
+            story.say(f"\n{story.failed} checks FAILED; ledger, spans and log are kept in {folder}")
+        else:
+            tell_where_next(story, service, replayed or answers[0], serve=options.serve)
+            if options.serve:
+                service.process.wait()
+    return 1 if story.failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Starts the checkout service and sends it a few hundred orders.")
+    parser.add_argument("--serve", action="store_true", help="keep the service running")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument("--clients", type=int, default=8, help="how many send at once (default: 8)")
+    parser.add_argument("--orders", type=Path, default=HERE / "orders.jsonl", help="another file of orders")
+    parser.add_argument("--service", type=Path, default=HERE / "app.py", help="another service")
+    options = parser.parse_args()
+
+    signal.signal(signal.SIGTERM, _end)  # so that a killed demo takes its service along
+    folder = Path(tempfile.mkdtemp(prefix="flowcore-demo-"))
+    keep = False
+    try:
+        code = demo(options, folder)
+        keep = code != 0
+    except DemoError as error:
+        print(error, file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\nstopped")
+        code = 0 if options.serve else 130
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(143)
+
+
+def wait_for_spans(path: Path, run_ids: set[str]) -> list[Span]:
+    """All spans, once the traces of these runs are complete in the file: a run's root is written last."""
+    give_up = time.monotonic() + 10
+    while True:
+        spans = read_spans(path)
+        finished = {span.id for span in spans}
+        runs = [span for span in spans if span.attributes.get("flowcore.run.id") in run_ids]
+        complete = {str(span.attributes["flowcore.run.id"]) for span in runs if span.parent in finished}
+        if complete >= run_ids:
+            return spans
+        if time.monotonic() > give_up:
+            raise DemoError(f"The service wrote no complete trace of {len(run_ids - complete)} runs to {path.name}.")
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The two others a shop depends on, each with its moods: the card gateway and the parcel carrier.
+
+What they do is chosen by the input, as with a payment provider's test cards, so that every run of the demo meets the
+same trouble. Both keep their effects in the shop's ledger, where the audit finds them; both accept an idempotency key
+and honour it, as good APIs do.
+"""
+
+import threading
+import time
+from collections import Counter
+
+from ledger import Ledger
+
+LATENCY = 0.004  # seconds, of every call
+SLOW = 0.25
+
+CARDS = {
+    "tok_visa": "is charged",
+    "tok_slow": f"is charged, after {SLOW:g} s",
+    "tok_declined": "is declined",
+    "tok_flaky": "times out twice, then is charged",
+    "tok_lost_reply": "is charged at once, but the first reply is lost",
+    "tok_black_hole": "is charged, but no reply ever comes back",
+}
+ADDRESSES = {
+    "home": "gets its parcel",
+    "hills": "gets it at the second attempt",
+    "island": "has no ferry today: every attempt fails",
+    "island, refund flaky": "the same, and the gateway stumbles over the refund",
+}
+
+
+class Declined(Exception):
+    """The card's bank says no, and will say no again."""
+
+
+class NoAnswer(ConnectionError):
+    """The other side did not answer; what it has done is anybody's guess."""
+
+
+class _Calls:
+    """Counts the calls with a key; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: Counter[str] = Counter()
+
+    def number(self, key: str) -> int:
+        with self._lock:
+            self._seen[key] += 1
+            return self._seen[key]
+
+
+class Gateway:
+    """Charges and refunds cards. Thread-safe."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._calls = _Calls()
+
+    def charge(self, ref: str, card: str, cents: int, *, idempotency_key: str) -> str:
+        """Take the money; answers the payment's id. Raises Declined or NoAnswer."""
+        time.sleep(SLOW if card == "tok_slow" else LATENCY)
+        call = self._calls.number(idempotency_key)
+        if card == "tok_declined":
+            raise Declined("the bank declined the card")
+        if card == "tok_flaky" and call <= 2:
+            raise NoAnswer("the card gateway timed out")
+        self._ledger.charge(idempotency_key, ref, cents)
+        if (card == "tok_lost_reply" and call == 1) or card == "tok_black_hole":
+            raise NoAnswer("the card gateway hung up before it replied")
+        return f"pay_{idempotency_key[:12]}"
+
+    def refund(self, ref: str, *, moody: bool, idempotency_key: str) -> int:
+        """Give back what was taken for an order, if anything; answers the cents. Raises NoAnswer."""
+        time.sleep(LATENCY)
+        if moody and self._calls.number(idempotency_key) == 1:
+            raise NoAnswer("the card gateway timed out")
+        return self._ledger.refund(idempotency_key, ref)
+
+
+class Carrier:
+    """Ships parcels, and turns them round. Thread-safe."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._calls = _Calls()
+
+    def ship(self, ref: str, address: str, *, idempotency_key: str) -> str:
+        """Send the parcel; answers its tracking id. Raises NoAnswer."""
+        time.sleep(LATENCY)
+        call = self._calls.number(idempotency_key)
+        if address.startswith("island"):
+            raise NoAnswer("no ferry to the island today")
+        if address == "hills" and call == 1:
+            raise NoAnswer("the carrier's van broke down")
+        self._ledger.note(idempotency_key, ref, "shipped")
+        return f"parcel_{idempotency_key[:12]}"
+
+    def recall(self, ref: str, *, idempotency_key: str) -> None:
+        """Bring the parcel back, if there is one."""
+        if self._ledger.is_out(ref):
+            self._ledger.note(idempotency_key, ref, "recalled")

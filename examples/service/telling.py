@@ -1,0 +1,193 @@
+"""What the demo tells: its chapters, and the checks that can fail."""
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+
+from audit import Audit
+from replay import Answer
+from running import Sample, Service
+from timeline import Span, bare, draw, plain
+
+STYLES = {"good": "32", "bad": "31", "undo": "35", "wait": "33", "dim": "2", "bold": "1"}
+
+
+class Story:
+    """Prints the demo's chapters; remembers which checks failed."""
+
+    def __init__(self) -> None:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.paint = _ansi if colour else plain
+        self.width = max(80, min(shutil.get_terminal_size((100, 24)).columns, 120))
+        self.failed = 0
+
+    def say(self, text: str = "") -> None:
+        print(text, flush=True)
+
+    def chapter(self, text: str) -> None:
+        self.say(f"\n{self.paint(text, 'bold')}")
+
+    def check(self, holds: bool, text: str, faults: list[str] | None = None) -> None:
+        self.failed += not holds
+        self.say(f"  {self.paint('✓', 'good') if holds else self.paint('✗', 'bad')} {text}")
+        for fault in (faults or [])[:5]:
+            self.say(f"      {self.paint(fault, 'bad')}")
+        if faults and len(faults) > 5:
+            self.say(f"      … and {len(faults) - 5} more")
+
+
+def _ansi(text: str, style: str) -> str:
+    return f"\033[{STYLES[style]}m{text}\033[0m"
+
+
+def tell_failure(story: Story, failed: Answer, spans: list[Span]) -> None:
+    line = failed.line
+    story.chapter(
+        f"An order that fails ({line.key}: {line.order['quantity']} {line.order['sku']}, {failed.body['detail']})"
+    )
+    run = next(span for span in spans if span.attributes.get("flowcore.run.id") == failed.body["run"])
+    trace = [span for span in spans if span.trace == run.trace]
+    for row in draw(trace, story.width - 2, story.paint):
+        story.say(f"  {row}")
+
+
+def tell_replay(story: Story, replayed: Answer, spans: list[Span]) -> None:
+    story.chapter("A replay, and the run that it repeats")
+    by_id = {span.id: span for span in spans}
+    for hit in spans:
+        link = next(
+            (link for link in hit.links if link["attributes"].get("flowcore.link.type") == "original_run"), None
+        )
+        original = by_id.get(bare(link["context"]["span_id"])) if link else None
+        if original and original.attributes.get("flowcore.run.id") == replayed.body["run"] and hit.error is None:
+            story.say(f"  {hit.name:<26} trace {hit.trace}  {replayed.line.key} came again")
+            story.say(
+                f"  └─ linked to {original.name:<13} trace {original.trace}  "
+                f"{hit.start - original.start:.1f} s earlier, {len(_trace(spans, original))} spans"
+            )
+            return
+    story.check(holds=False, text=f"no span links the replay of {replayed.line.key} to its original")
+
+
+def _trace(spans: list[Span], one: Span) -> list[Span]:
+    return [span for span in spans if span.trace == one.trace]
+
+
+def tell_outcomes(story: Story, answers: list[Answer]) -> None:
+    story.chapter("What the clients were told")
+    by = Counter(outcome(answer) for answer in answers)
+    status = Counter(answer.status for answer in answers)
+    waited = sum(answer.told_to_wait > 0 for answer in answers)
+    again = f", {waited} after a 409 with Retry-After" if waited else ""
+    for name, text in {
+        "done": "201",
+        "replayed": f"201 with Idempotent-Replayed{again}",
+        "compensated": f"402 card declined: {status[402]} · 502 gateway or carrier gave up: {status[502]}",
+        "refused": f"410 sold out: {status[410]} · 422 key of another order: {status[422]}",
+    }.items():
+        story.say(f"  {name:<12}{by[name]:>4}  {text}")
+    wrong = [a for a in answers if not a.expected]
+    story.check(
+        not wrong,
+        f"all {len(answers)} answers are what the input asks for" if not wrong else f"{len(wrong)} unexpected answers",
+        [f"line {a.line.number}, {a.line.kind}: {a.status} {a.body.get('detail', '')}" for a in wrong],
+    )
+
+
+def outcome(answer: Answer) -> str:
+    """The row of the outcome table that an answer belongs to."""
+    if answer.status == 201:
+        return "replayed" if answer.replayed else "done"
+    return "compensated" if answer.status in (402, 502) else "refused" if answer.status in (409, 410, 422) else "broken"
+
+
+def tell_books(story: Story, answers: list[Answer], books: Audit) -> None:
+    story.chapter("The ledger (SQLite, append-only, read without asking the service)")
+    kept = books.charged - books.refunded
+    price = sum(order.price for order in books.orders.values() if order.parcels)
+    story.check(
+        kept == price,
+        f"money: {_money(books.charged)} charged - {_money(books.refunded)} refunded = {_money(kept)}, "
+        f"the price of {len(books.shipped)} shipped orders" + ("" if kept == price else f" is {_money(price)}"),
+    )
+    delivered, shelf = books.delivered.total(), books.shelf.total()
+    story.check(
+        delivered == shelf + books.pieces_shipped,
+        f"stock: {delivered} pieces delivered = {shelf} on the shelf + {books.pieces_shipped} shipped",
+    )
+    story.check(
+        not books.faults,
+        "no order charged twice, none charged and neither shipped nor refunded, none shipped unpaid",
+        books.faults,
+    )
+    told = {answer.line.key for answer in answers if answer.status == 201}
+    wrong = told ^ books.shipped
+    story.check(
+        not wrong,
+        f"the {len(told)} orders whose clients were told 201 are the ones that were shipped",
+        [f"{key}: {'told 201, not shipped' if key in told else 'shipped, never told'}" for key in sorted(wrong)],
+    )
+
+
+def _money(cents: int) -> str:
+    return f"{cents / 100:,.2f}"
+
+
+def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spans: list[Span]) -> None:
+    story.chapter("A scrape of /metrics")
+
+    def by(name: str, label: str) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for sample in samples:
+            if sample.name == name:
+                found[sample.labels[label]] += int(sample.value)
+        return +found
+
+    runs = by("flowcore_run_duration_seconds_count", "outcome")
+    hits = by("flowcore_idempotency_hits_total", "outcome")
+    for title, counts in {
+        "flowcore_run_duration_seconds_count": runs,
+        "flowcore_step_retries_total": by("flowcore_step_retries_total", "step"),
+        "flowcore_compensations_total": by("flowcore_compensations_total", "step"),
+        "flowcore_idempotency_hits_total": hits,
+    }.items():
+        story.say(f"  {title:<37}{' · '.join(f'{value} {count}' for value, count in counts.items())}")
+
+    outcomes = Counter(outcome(answer) for answer in answers)
+    told = {
+        "done": runs.get("success", 0),
+        "compensated": runs.get("compensated", 0),
+        "replayed": hits.get("replayed", 0),
+    }
+    wrong = {name: count for name, count in told.items() if count != outcomes[name]}
+    story.check(
+        not wrong,
+        "its counts are the clients' counts: done, compensated, replayed",
+        [f"{name}: {count} in the scrape, {outcomes[name]} told" for name, count in wrong.items()],
+    )
+    roots = {span.trace: span for span in spans if span.name.startswith("run ")}
+    for sample in reversed(samples):
+        if sample.labels.get("outcome") == "compensated" and sample.exemplar.get("trace_id") in roots:
+            run = roots[sample.exemplar["trace_id"]]
+            story.say(f"  an exemplar leads from a slow bucket to trace {run.trace}: {run.duration * 1e3:.0f} ms")
+            return
+    story.check(holds=False, text="no exemplar leads to a trace")
+
+
+def tell_where_next(story: Story, service: Service, replayed: Answer, *, serve: bool) -> None:
+    story.chapter("Where to go next")
+    if not serve:
+        story.say("  make demo SERVE=1               keeps the service running: /docs, /metrics, a curl that replays")
+        story.say("  examples/service/checkout.py    the saga that you have just seen, in 50 lines")
+        story.say("  examples/*.py                   one idea each;  README.md  the first ten lines")
+        return
+    story.say(f"  the service   {service.url}/docs")
+    story.say(f"  its metrics   {service.url}/metrics")
+    story.say(f"  the ledger    {service.ledger}")
+    story.say(f"  the spans     {service.spans}")
+    story.say("  this order was answered before, so it is replayed; with another key it is a new one:")
+    story.say(f"    curl -i {service.url}/orders -H 'Content-Type: application/json' \\")
+    story.say(f"      -H 'Idempotency-Key: {replayed.line.key}' -d '{json.dumps(replayed.line.order)}'")
+    story.say("  Ctrl-C ends it.")

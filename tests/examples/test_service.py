@@ -1,0 +1,275 @@
+"""The checkout service over HTTP: its answers, its books under eight clients, and that planted faults show."""
+
+import asyncio
+import json
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import make_orders
+from app import create_app
+from audit import audit
+from ledger import Ledger
+from partners import Gateway, NoAnswer
+from replay import Line, read_orders, replay
+from running import serving
+
+SERVICE = Path(make_orders.__file__).parent
+MUG = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
+
+Post = Callable[..., Coroutine[Any, Any, httpx.Response]]
+
+
+def with_service(
+    ledger: Path, talk: Callable[[Post, httpx.AsyncClient], Awaitable[None]], provider: TracerProvider | None = None
+) -> None:
+    """Run `talk(post, client)` against a service in this process."""
+
+    async def main() -> None:
+        app = create_app(ledger, provider)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+
+            async def post(
+                key: str | None = None, headers: dict[str, str] | None = None, **changes: Any
+            ) -> httpx.Response:
+                key_header = {} if key is None else {"Idempotency-Key": key}
+                return await client.post("/orders", json={**MUG, **changes}, headers={**key_header, **(headers or {})})
+
+            await talk(post, client)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def test_replay_is_the_stored_answer_and_says_so(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        first, second = await post("k"), await post("k")
+
+        assert (first.status_code, second.status_code) == (201, 201)
+        assert "Idempotent-Replayed" not in first.headers
+        assert second.headers["Idempotent-Replayed"] == "true"
+        assert second.content == first.content
+
+    with_service(ledger, talk)
+
+    assert audit(ledger).charged == 1200
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "kind", "detail"),
+    [
+        ({"card": "tok_declined"}, 402, "declined", "the bank declined the card"),
+        ({"sku": "unicorn"}, 410, "sold-out", "1 unicorn wanted, 0 left"),
+        ({"card": "tok_black_hole"}, 502, "no-answer", "the card gateway hung up before it replied"),
+        ({"address": "island"}, 502, "no-answer", "no ferry to the island today"),
+        ({"address": "island, refund flaky"}, 502, "no-answer", "no ferry to the island today"),
+    ],
+)
+def test_failed_order_is_explained_and_has_cost_nobody_anything(
+    ledger: Path, changes: dict[str, Any], status: int, kind: str, detail: str
+) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        response = await post("k", **changes)
+
+        problem = response.json()
+        assert response.status_code == problem["status"] == status
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert (problem["type"], problem["detail"]) == (f"/problems/{kind}", detail)
+
+    with_service(ledger, talk)
+
+    books = audit(ledger)
+    assert books.faults == []
+    assert books.charged == books.refunded
+    assert not books.shipped
+
+
+@pytest.mark.parametrize("changes", [{"card": "tok_flaky"}, {"card": "tok_lost_reply"}, {"address": "hills"}])
+def test_trouble_that_passes_is_not_noticed(ledger: Path, changes: dict[str, Any]) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        assert (await post("k", **changes)).status_code == 201
+
+    with_service(ledger, talk)
+
+    books = audit(ledger)
+    assert (books.faults, books.charged, books.shipped) == ([], 1200, {"k"})
+
+
+def test_key_of_another_order_is_refused(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        await post("k")
+        other = await post("k", quantity=2)
+
+        assert (other.status_code, other.json()["type"]) == (422, "/problems/other-order")
+
+    with_service(ledger, talk)
+
+
+def test_second_request_at_once_is_told_when_to_ask_again(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        first = asyncio.create_task(post("k", card="tok_slow"))
+        await asyncio.sleep(0.05)
+        second = await post("k", card="tok_slow")
+
+        assert (second.status_code, second.json()["type"]) == (409, "/problems/in-progress")
+        assert int(second.headers["Retry-After"]) >= 1
+        assert (await first).status_code == 201
+        third = await post("k", card="tok_slow")
+        assert (third.status_code, third.headers["Idempotent-Replayed"]) == (201, "true")
+
+    with_service(ledger, talk)
+
+
+def test_declined_customer_may_try_another_card_under_the_same_key(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        declined, paid = await post("k", card="tok_declined"), await post("k")
+
+        assert (declined.status_code, paid.status_code) == (402, 201)
+        assert "Idempotent-Replayed" not in paid.headers
+
+    with_service(ledger, talk)
+
+
+def test_order_that_cannot_be_undone_is_held(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_: object, **__: object) -> int:
+        raise NoAnswer("the gateway is down")
+
+    monkeypatch.setattr(Gateway, "refund", down)
+
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        assert (await post("k", address="island")).status_code == 500
+        again = await post("k", address="island")
+        assert (again.status_code, again.json()["type"]) == (409, "/problems/held")
+        assert "Retry-After" not in again.headers
+
+    with_service(ledger, talk)
+
+
+def test_order_needs_a_key_and_sense(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        assert (await post()).status_code == 400
+        assert (await post("")).status_code == 400
+        assert (await post("k", quantity=0)).status_code == 422
+
+    with_service(ledger, talk)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind", "exemplar"),
+    [
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text", True),
+        ("*/*", "text/plain", False),
+    ],
+)
+def test_metrics_are_negotiated(ledger: Path, accept: str, kind: str, exemplar: bool) -> None:
+    async def talk(post: Post, client: httpx.AsyncClient) -> None:
+        await post("k")
+        scraped = await client.get("/metrics", headers={"Accept": accept})
+
+        assert scraped.status_code == 200
+        assert scraped.headers["Content-Type"].startswith(kind)
+        assert 'flowcore_run_duration_seconds_count{outcome="success",workflow="checkout"} 1.0' in scraped.text
+        assert ("# {" in scraped.text.replace("# {}", "") and "trace_id=" in scraped.text) is exemplar
+
+    with_service(ledger, talk)
+
+
+def test_order_joins_its_callers_trace(ledger: Path) -> None:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    trace = uuid.uuid4().hex
+
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        await post("k", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+
+    with_service(ledger, talk, provider)
+
+    spans = {span.name: span for span in memory.get_finished_spans()}
+    assert {"POST /orders", "run checkout", "step charge", "step notify"} <= set(spans)
+    assert {f"{span.context.trace_id:032x}" for span in spans.values() if span.context} == {trace}
+
+
+# -- many clients ------------------------------------------------------------------------------------------------------
+
+
+def test_orders_file_is_what_its_script_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    make_orders.main()
+
+    assert capsys.readouterr().out == (SERVICE / "orders.jsonl").read_text("utf-8")
+
+
+def test_books_add_up_after_eight_clients_at_once(tmp_path: Path) -> None:
+    """The whole file, then everything once more: what was done is replayed, and nothing is charged again."""
+    lines = read_orders(SERVICE / "orders.jsonl")
+    with serving(SERVICE / "app.py", 0, tmp_path) as service:
+        answers = replay(service.port, lines, clients=8)
+        first = audit(service.ledger)
+        again = replay(service.port, [answer.line for answer in answers if answer.status == 201], clients=8)
+        second = audit(service.ledger)
+
+    assert [answer.line for answer in answers if not answer.expected] == []
+    assert first.faults == []
+    assert first.shipped == {answer.line.key for answer in answers if answer.status == 201}
+    assert Counter((answer.status, answer.replayed) for answer in again) == {(201, True): len(again)}
+    assert (second.faults, second.charged, second.refunded) == ([], first.charged, first.refunded)
+
+
+def test_one_key_from_eight_clients_is_one_order(tmp_path: Path) -> None:
+    order = {**MUG, "card": "tok_lost_reply"}
+    lines = [Line(number, "same", f"key-{number // 8}", order, (201,)) for number in range(64)]
+    with serving(SERVICE / "app.py", 0, tmp_path) as service:
+        answers = replay(service.port, lines, clients=8)
+        with closing(sqlite3.connect(service.ledger)) as db:
+            (charges,) = db.execute("SELECT count(*) FROM payments").fetchone()
+
+    assert charges == 8
+    assert Counter(answer.replayed for answer in answers) == {False: 8, True: 56}
+    assert len({json.dumps(answer.body) for answer in answers}) == 8
+
+
+# -- planted faults ----------------------------------------------------------------------------------------------------
+
+
+def test_charge_that_ignores_its_key_is_found(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    charge = Ledger.charge
+    monkeypatch.setattr(Ledger, "charge", lambda self, _, ref, cents: charge(self, uuid.uuid4().hex, ref, cents))
+
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        assert (await post("k", card="tok_lost_reply")).status_code == 201
+
+    with_service(ledger, talk)
+
+    assert "order k was charged again while its first charge stood" in audit(ledger).faults
+
+
+def test_refund_that_does_nothing_is_found(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "refund", lambda *_: 0)
+
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        assert (await post("k", address="island")).status_code == 502
+
+    with_service(ledger, talk)
+
+    assert audit(ledger).faults == ["order k was charged 1200 cents, but neither shipped nor refunded"]
