@@ -1,0 +1,53 @@
+"""Telemetry for flowcore: hooks that turn its events into OpenTelemetry spans and metrics, and Prometheus metrics.
+
+`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`. No hook sets up a provider,
+an exporter or a logger: that is the application's.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .metrics import MetricsHook
+    from .prometheus import PrometheusHook
+    from .tracing import TracingHook
+
+__all__ = ["MetricsHook", "PrometheusHook", "TracingHook"]
+
+# public name -> (module, what it needs, the extra that brings it)
+_OTEL = ("opentelemetry-api", "otel")
+_HOMES = {
+    "MetricsHook": ("metrics", *_OTEL),
+    "PrometheusHook": ("prometheus", "prometheus-client", "prometheus"),
+    "TracingHook": ("tracing", *_OTEL),
+}
+
+
+def _needs(what: str, needed: str, extra: str) -> ImportError:
+    return ImportError(f"{what} needs {needed}: pip install 'flowcore[{extra}]'")
+
+
+if find_spec("opentelemetry") is None and find_spec("prometheus_client") is None:
+    raise _needs("flowcore_otel", *_OTEL)
+
+
+def __getattr__(name: str) -> object:
+    """Import a hook when it is first asked for, so that each works without the others' extras."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, needed, extra = _HOMES[name]
+    try:
+        found = getattr(import_module(f".{module}", __name__), name)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in {"opentelemetry", "prometheus_client"}:
+            raise
+        raise _needs(name, needed, extra) from None
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,60 @@
+"""Log records through the OpenTelemetry logs API; without a logs SDK they cost next to nothing and go nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from opentelemetry import _logs as logs, trace
+from opentelemetry.util.types import AttributeValue
+
+from flowcore import __version__
+
+from . import names
+from .text import error_type, message, stacktrace
+
+__all__ = ["LogEvents"]
+
+_SIGNAL = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+
+
+class LogEvents:
+    """Emits log events, and records exceptions: as a log record and, until the world reads those, as a span event.
+
+    `OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN=logs` leaves the span events out.
+    """
+
+    __slots__ = ("_logger", "_on_spans")
+
+    def __init__(self, provider: logs.LoggerProvider | None = None) -> None:
+        self._logger = logs.get_logger("flowcore", __version__, provider, names.SCHEMA_URL)
+        opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}
+        self._on_spans = "logs" not in opted or "logs/dup" in opted
+
+    def emit(
+        self,
+        name: str,
+        span: trace.Span,
+        at: int,
+        attributes: Mapping[str, AttributeValue],
+        severity: logs.SeverityNumber = logs.SeverityNumber.INFO,
+    ) -> None:
+        """One event, in the context of `span`, `at` nanoseconds since the epoch."""
+        self._logger.emit(
+            timestamp=at,
+            context=trace.set_span_in_context(span),
+            severity_number=severity,
+            severity_text=severity.name,
+            attributes=dict(attributes),
+            event_name=name,
+        )
+
+    def exception(self, error: BaseException, span: trace.Span, at: int) -> None:
+        attributes = {
+            names.EXCEPTION_TYPE: error_type(error),
+            names.EXCEPTION_MESSAGE: message(error),
+            names.EXCEPTION_STACKTRACE: stacktrace(error),
+        }
+        self.emit(names.EXCEPTION, span, at, attributes, logs.SeverityNumber.ERROR)
+        if self._on_spans:
+            span.add_event(names.EXCEPTION, attributes, at)

@@ -1,0 +1,402 @@
+"""`TracingHook`: the spans of a run.
+
+run {workflow}
+├── step {step}
+│   ├── attempt {step}       attempts and backoffs only where the definition allows more than one attempt;
+│   ├── backoff {step}       user code runs in the innermost of step and attempt
+│   └── attempt {step}
+└── compensate {step}        the undo, linked to its step, with attempts and backoffs like a step
+
+`submit {workflow}` stands on the caller's side of `engine.submit`; a request that meets an earlier run with its key
+turns from `run {workflow}` into `idempotency hit {workflow}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from opentelemetry import context as otel, trace
+from opentelemetry._logs import LoggerProvider
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from flowcore import __version__
+from flowcore.events import (
+    SKIP_RUN,
+    AttemptFinished,
+    AttemptStarted,
+    BackoffStarted,
+    CompensationFinished,
+    CompensationStarted,
+    Event,
+    IdempotencyHit,
+    MaintenanceStarted,
+    RunFinished,
+    RunRecovered,
+    RunRefused,
+    RunRequested,
+    RunStarted,
+    RunSubmitted,
+    StepFinished,
+    StepLandedLate,
+    StepStarted,
+)
+
+from . import names
+from .exemplars import TRACE
+from .logs import LogEvents
+from .spans import Scope, Suppressed, Trace, Work, links
+from .text import error_type, fit, hashed, message, title
+
+__all__ = ["TracingHook"]
+
+_LISTED: Final = 64  # step names in one attribute
+_SUCCESS: Final = "success"
+_REFUSALS: Final = {
+    "in_progress": "another run with this key is still going on",
+    "mismatch": "the key was used before with another workflow or other values",
+    "held": "the run with this key is held until an operator decides",
+}
+
+Attributes = dict[str, AttributeValue]
+
+
+class TracingHook:
+    """Turns the events of runs into OpenTelemetry spans, and makes the innermost one current inside user code.
+
+    `tracer_provider`, `logger_provider`: the global ones unless given. `max_step_spans`: past it only steps that fail,
+    are retried or are undone get spans. `step_events`: tell each step's start as a log event too, as evidence should the
+    process die. `key_hash`: what to show of an idempotency key; None, or its answering None, shows nothing.
+
+    Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
+    """
+
+    wants: frozenset[type[Event]]
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None = None,
+        *,
+        logger_provider: LoggerProvider | None = None,
+        max_step_spans: int = 1000,
+        step_events: bool = False,
+        key_hash: Callable[[str], str | None] | None = hashed,
+    ) -> None:
+        self._tracer = trace.get_tracer("flowcore", __version__, tracer_provider, schema_url=names.SCHEMA_URL)
+        self._logs = LogEvents(logger_provider)
+        self._max_step_spans = max_step_spans
+        self._step_events = step_events
+        self._key_hash = key_hash
+        self._carriers = TraceContextTextMapPropagator()
+        self._handlers: dict[type[Event], Callable[[Any], object]] = {
+            RunSubmitted: self._run_submitted,
+            RunRequested: self._run_requested,
+            IdempotencyHit: self._idempotency_hit,
+            RunRefused: self._run_refused,
+            RunStarted: self._run_started,
+            RunRecovered: self._run_recovered,
+            RunFinished: self._run_finished,
+            StepStarted: self._step_started,
+            StepFinished: self._step_finished,
+            StepLandedLate: self._step_landed_late,
+            AttemptStarted: self._attempt_started,
+            AttemptFinished: self._attempt_finished,
+            BackoffStarted: self._backoff_started,
+            CompensationStarted: self._compensation_started,
+            CompensationFinished: self._compensation_finished,
+            MaintenanceStarted: self._maintenance_started,
+        }
+        self.wants = frozenset(self._handlers)
+
+    def __call__(self, event: Event, /) -> object:
+        return self._handlers[type(event)](event)
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def _run_submitted(self, event: RunSubmitted) -> None:
+        trace.get_current_span().set_attribute(names.RUN_ID, event.run_id)
+        attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: event.run_id}
+        span = self._tracer.start_span(
+            title(names.SUBMIT, event.workflow), kind=SpanKind.PRODUCER, attributes=attributes
+        )
+        span.end()
+        event.state[self] = run = Trace()
+        run.request = span.get_span_context()
+
+    def _run_requested(self, event: RunRequested) -> None:
+        run: Trace = event.state.setdefault(self, Trace())
+        event.state.setdefault(TRACE, run)
+        run.at, run.wall = event.at, int(event.wall * 1e9)
+        context, kind, linked = None, SpanKind.INTERNAL, list[Link]()
+        if event.submitted:  # nobody waits for it here: a trace of its own, linked to the one that asked for it
+            context = trace.set_span_in_context(trace.INVALID_SPAN)
+            kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, run.request)
+        else:
+            run.caller = trace.get_current_span()
+        attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow)}
+        key_hash = self._key_hash(event.key) if event.key is not None and self._key_hash is not None else None
+        if key_hash is not None:
+            attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
+        name = title(names.RUN, event.workflow)
+        run.span = self._tracer.start_span(name, context, kind, attributes, linked, start_time=run.wall)
+        self._carriers.inject(event.carrier, trace.set_span_in_context(run.span))
+
+    def _idempotency_hit(self, event: IdempotencyHit) -> None:
+        run: Trace = event.state[self]
+        span, original = run.span, self._stored(event.original)
+        span.update_name(title(names.IDEMPOTENCY_HIT, event.workflow))
+        attributes: Attributes = {
+            names.IDEMPOTENCY_OUTCOME: event.outcome,
+            names.ORIGINAL_RUN_ID: fit(event.original_run_id),
+            names.ORIGINAL_RUN_SAMPLED: original.trace_flags.sampled,
+        }
+        if event.age is not None:
+            attributes[names.IDEMPOTENCY_AGE] = event.age
+        span.set_attributes(attributes)
+        for link in links(names.LINK_ORIGINAL_RUN, original):
+            span.add_link(link.context, link.attributes)
+        if event.outcome in _REFUSALS:
+            span.set_status(StatusCode.ERROR, _REFUSALS[event.outcome])
+        else:
+            run.caller.set_attribute(names.RUN_ID, fit(event.original_run_id))
+        span.end(run.ns(event.at))
+
+    def _run_refused(self, event: RunRefused) -> None:
+        run: Trace = event.state[self]
+        self._end(run, run.span, event, {})
+
+    def _run_started(self, event: RunStarted) -> object:
+        run: Trace = event.state[self]
+        run.started_at = event.at
+        run.caller.set_attribute(names.RUN_ID, event.run_id)
+        if not run.span.is_recording():
+            # Current once, in the run's own context, which ends with it; or user spans would be sampled as new roots.
+            otel.attach(trace.set_span_in_context(run.span))
+            return SKIP_RUN
+        attributes: Attributes = {names.RUN_ID: event.run_id}
+        if event.interrupted_run_id is not None:
+            interrupted = self._stored(event.interrupted)
+            attributes[names.INTERRUPTED_RUN_ID] = fit(event.interrupted_run_id)
+            attributes[names.INTERRUPTED_RUN_SAMPLED] = interrupted.trace_flags.sampled
+            for link in links(names.LINK_INTERRUPTED_RUN, interrupted):
+                run.span.add_link(link.context, link.attributes)
+        run.span.set_attributes(attributes)
+        attributes[names.WORKFLOW_NAME] = fit(event.workflow)
+        self._logs.emit(names.RUN_STARTED, run.span, run.ns(event.at), attributes)
+        return Scope(run.span)
+
+    def _run_recovered(self, event: RunRecovered) -> None:
+        run: Trace = event.state[self]
+        found = {
+            names.RECOVERY_SKIPPED: event.skipped,
+            names.RECOVERY_RETRIED: event.retried,
+            names.RECOVERY_VERIFIED: event.verified,
+            names.RECOVERY_UNDONE: event.undone,
+            names.RECOVERY_HELD: event.held,
+        }
+        attributes: Attributes = {name: _listed(steps) for name, steps in found.items() if steps}
+        span = self._child(run.span, title(names.RECOVER, event.workflow), run.ns(run.started_at), attributes)
+        span.end(run.ns(event.at))
+
+    def _run_finished(self, event: RunFinished) -> None:
+        run: Trace = event.state[self]
+        path = run.path.steps()
+        attributes: Attributes = {
+            names.RUN_OUTCOME: str(event.outcome),
+            names.RUN_CRITICAL_PATH: _listed(run.path.longest_of(path, _LISTED)),
+            names.RUN_CRITICAL_PATH_LENGTH: len(path),
+            names.RUN_CRITICAL_PATH_SECONDS: run.path.seconds,
+        }
+        if event.duration > 0:
+            attributes[names.RUN_PARALLELISM] = run.path.total / event.duration
+        if event.skipped:
+            attributes[names.RUN_SKIPPED] = _listed(event.skipped)
+        if untraced := sum(work.span is None for work in run.steps.values()):
+            attributes[names.RUN_UNTRACED_STEPS] = untraced
+        self._end(run, run.span, event, attributes, told=run.was_told(event.error))
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _step_started(self, event: StepStarted) -> object:
+        run: Trace = event.state[self]
+        work = run.steps[event.step] = Work(event)
+        if len(run.steps) > self._max_step_spans:
+            return None
+        span = self._open_step(run, work, event)
+        if self._step_events:
+            attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
+            self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
+        return Scope(span)
+
+    def _open_step(self, run: Trace, work: Work, event: StepStarted) -> Span:
+        attributes = _about(event)
+        attributes[names.STEP_WAIT] = event.waited
+        linked: Sequence[Link] = ()
+        if event.depends_on:
+            attributes[names.STEP_DEPENDS_ON] = _listed(event.depends_on)
+            attributes[names.STEP_DEPENDS_ON_COUNT] = len(event.depends_on)
+            linked = run.waited_for(event.depends_on)
+        work.span = self._child(run.span, title(names.STEP, event.step), run.ns(event.at), attributes, linked)
+        return work.span
+
+    def _step_finished(self, event: StepFinished) -> None:
+        run: Trace = event.state[self]
+        work = run.steps[event.step]
+        work.finished = event
+        run.path.add(event.step, event.duration, event.depends_on)
+        if work.span is not None or event.outcome != _SUCCESS:
+            self._close_step(run, work, event)
+
+    def _close_step(self, run: Trace, work: Work, event: StepFinished) -> None:
+        if work.span is None and isinstance(work.started, StepStarted):
+            self._open_step(run, work, work.started)
+        self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
+
+    def _finish(
+        self, run: Trace, work: Work, event: StepFinished | CompensationFinished, attributes: Attributes
+    ) -> None:
+        self._end_backoff(run, work, event.at)
+        if event.attempts > 1:
+            attributes[names.STEP_ATTEMPT] = event.attempts
+            attributes[names.STEP_BACKOFF] = event.backoff
+        self._end(run, work.span or trace.INVALID_SPAN, event, attributes, told=event.error is work.told)
+        if event.error is not None:
+            run.told.append(event.error)
+
+    def _step_landed_late(self, event: StepLandedLate) -> None:
+        run: Trace = event.state[self]
+        attributes: Attributes = {
+            names.STEP_NAME: fit(event.step),
+            names.STEP_ATTEMPT: event.attempt,
+            names.STEP_OUTCOME: str(event.outcome),
+            names.STEP_LATE: event.late,
+        }
+        if event.error is not None:
+            attributes[names.ERROR_TYPE] = error_type(event.error)
+        span = run.of(event.step, undo=event.undo).span or run.span
+        self._logs.emit(names.STEP_LANDED_LATE, span, run.ns(event.at), attributes)
+
+    # -- attempts, of steps and of undos -------------------------------------------------------------------------------
+
+    def _attempt_started(self, event: AttemptStarted) -> object:
+        run: Trace = event.state[self]
+        work = run.of(event.step, undo=event.undo)
+        self._end_backoff(run, work, event.at)
+        work.attempt_at = event.at
+        if event.max_attempts == 1 or work.span is None:
+            return None
+        return Scope(self._open_attempt(run, work, work.span, event))
+
+    def _open_attempt(self, run: Trace, work: Work, parent: Span, event: AttemptStarted | AttemptFinished) -> Span:
+        attributes: Attributes = {
+            names.STEP_NAME: fit(event.step),
+            names.STEP_ATTEMPT: event.attempt,
+            names.STEP_MAX_ATTEMPTS: event.max_attempts,
+        }
+        work.attempt = self._child(parent, title(names.ATTEMPT, event.step), run.ns(work.attempt_at), attributes)
+        return work.attempt
+
+    def _attempt_finished(self, event: AttemptFinished) -> None:
+        if event.max_attempts == 1:
+            return  # the step's span tells it all
+        run: Trace = event.state[self]
+        work = run.of(event.step, undo=event.undo)
+        if work.span is None and isinstance(work.started, StepStarted):
+            if event.outcome == _SUCCESS:
+                return
+            self._open_attempt(run, work, self._open_step(run, work, work.started), event)
+        work.told = event.error
+        outcome = names.COMPENSATION_OUTCOME if event.undo else names.STEP_OUTCOME
+        self._end(run, work.attempt or trace.INVALID_SPAN, event, {outcome: str(event.outcome)})
+
+    def _backoff_started(self, event: BackoffStarted) -> None:
+        run: Trace = event.state[self]
+        run.of(event.step, undo=event.undo).backoff = event
+
+    def _end_backoff(self, run: Trace, work: Work, at: float) -> None:
+        planned, work.backoff = work.backoff, None
+        if planned is None or work.span is None:
+            return
+        attributes: Attributes = {
+            names.STEP_NAME: fit(planned.step),
+            names.STEP_ATTEMPT: planned.attempt,
+            names.BACKOFF_DELAY: planned.delay,
+            names.BACKOFF_REASON: planned.reason,
+        }
+        span = self._child(work.span, title(names.BACKOFF, planned.step), run.ns(planned.at), attributes)
+        span.end(run.ns(at))
+
+    # -- undos ---------------------------------------------------------------------------------------------------------
+
+    def _compensation_started(self, event: CompensationStarted) -> object:
+        run: Trace = event.state[self]
+        step = run.steps.get(event.step)
+        if step is not None and step.span is None and step.finished is not None:
+            self._close_step(run, step, step.finished)
+        attributes = _about(event)
+        attributes[names.COMPENSATION_ORDER] = event.order
+        attributes[names.COMPENSATION_TRIGGER] = fit(event.trigger)
+        span = step.span if step is not None else None
+        linked = links(names.LINK_COMPENSATES, span.get_span_context() if span is not None else None)
+        work = run.undos[event.step] = Work(event)
+        name = title(names.COMPENSATE, event.step)
+        work.span = self._child(run.span, name, run.ns(event.at), attributes, linked)
+        return Scope(work.span)
+
+    def _compensation_finished(self, event: CompensationFinished) -> None:
+        run: Trace = event.state[self]
+        self._finish(run, run.undos[event.step], event, {names.COMPENSATION_OUTCOME: str(event.outcome)})
+
+    def _maintenance_started(self, _: MaintenanceStarted) -> object:
+        return Suppressed()
+
+    # -- spans ---------------------------------------------------------------------------------------------------------
+
+    def _child(self, parent: Span, name: str, start: int, attributes: Attributes, linked: Sequence[Link] = ()) -> Span:
+        context = trace.set_span_in_context(parent)
+        return self._tracer.start_span(name, context, SpanKind.INTERNAL, attributes, linked, start)
+
+    def _end(
+        self,
+        run: Trace,
+        span: Span,
+        event: RunRefused | RunFinished | StepFinished | AttemptFinished | CompensationFinished,
+        attributes: Attributes,
+        *,
+        told: bool = False,
+    ) -> None:
+        """End a span; where it failed, say so, and record the exception unless a span inside it did (`told`)."""
+        end, error = run.ns(event.at), event.error
+        outcome = "failure" if isinstance(event, RunRefused) else event.outcome
+        try:
+            if outcome != _SUCCESS:
+                attributes[names.ERROR_TYPE] = error_type(error, outcome)
+                span.set_status(StatusCode.ERROR, outcome if error is None else message(error))
+                if error is not None and not told:
+                    self._logs.exception(error, span, end)
+            span.set_attributes(attributes)
+        finally:
+            span.end(end)
+
+    def _stored(self, carrier: Mapping[str, str]) -> SpanContext:
+        """The span context that was stored with a run; invalid where there is none or it makes no sense."""
+        try:
+            context = self._carriers.extract(carrier, otel.Context())
+        except Exception:  # noqa: BLE001 - a foreign record may hold anything
+            return trace.INVALID_SPAN_CONTEXT
+        return trace.get_current_span(context).get_span_context()
+
+
+def _about(event: StepStarted | CompensationStarted) -> Attributes:
+    return {
+        names.WORKFLOW_NAME: fit(event.workflow),
+        names.STEP_NAME: fit(event.step),
+        names.STEP_MAX_ATTEMPTS: event.max_attempts,
+        names.CODE_FUNCTION: fit(event.function),
+    }
+
+
+def _listed(steps: Sequence[str]) -> list[str]:
+    return [fit(step) for step in steps[:_LISTED]]
