@@ -49,6 +49,6 @@ venv-demo:
 	@$(call make-env,.venv-demo,demo)
 
 # Isolated (-I): the script sees the standard library alone, whatever the caller has set.
-make-env = command -v $(PYTHON) >/dev/null \
-	|| { echo 'flowcore needs Python 3.11 or newer, and there is no $(PYTHON) here.' >&2; exit 1; }; \
+make-env = $(PYTHON) -ISc '' 2>/dev/null \
+	|| { echo 'flowcore needs Python 3.11 or newer, and $(PYTHON) does not run here.' >&2; exit 1; }; \
 	$(PYTHON) -I .ci/bootstrap.py $(1) $(2)

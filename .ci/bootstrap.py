@@ -101,11 +101,13 @@ def why_make(environment: Path, content: str) -> "str | None":
 
 def make(environment: Path) -> None:
     """An empty environment that has pip."""
+    if environment.is_symlink():  # venv refuses to follow one
+        environment.unlink()
     if run_venv(environment).returncode == 0:
         return
     bare = run_venv(environment, "--without-pip")
     if bare.returncode:
-        sys.exit(f"Python cannot make a virtual environment ({last_line(bare.stdout)}): install its venv module.")
+        sys.exit(f"Python's venv module cannot make {environment} ({last_line(bare.stdout)}).")
     print("  this Python has no ensurepip: fetching pip itself", flush=True)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -273,4 +275,7 @@ def install_pip(environment: Path, wheel: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the next make begins this environment anew.")
