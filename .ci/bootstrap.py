@@ -142,7 +142,9 @@ def install(environment: Path, wanted: "list[str]") -> None:
         assert process.stdout is not None  # noqa: S101  (for the type checkers)
         for line in process.stdout:
             log.append(line)
-            told = re.match(r"Collecting ([\w.-]+)|\s*Downloading (\S+ \([\d.]+ MB\))|(Installing collected packages)", line)
+            told = re.match(
+                r"Collecting ([\w.-]+)|\s*Downloading (\S+ \([\d.]+ MB\))|(Installing collected packages)", line
+            )
             if told:
                 print("  " + next(filter(None, told.groups())), flush=True)
     if process.returncode:
