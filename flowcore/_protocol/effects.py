@@ -1,0 +1,165 @@
+"""What a program may ask of its driver, and what it is answered.
+
+A program is a generator. It yields effects and is resumed with `send`, by one thread or task at a time. It imports no
+threading, no asyncio, no clock and no randomness: those it is given in `Settings`, or asks for here.
+
+| effect | the driver | answers |
+|---|---|---|
+| Call | runs user code in the call's context | (value, None), (None, error), (None, TIMED_OUT) or (None, INTERRUPTED) |
+| Landing | waits for a call that was given up, at most `seconds` | its (value, error), or None |
+| Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
+| Ask | calls a verb of the store | (answer, None) or (None, error) |
+| HELP | starts a helper program for this run, or wakes an idle one, if any is to be had | None |
+| Hand | lets a helper carry on with a node | None |
+| WAIT | waits until a program of this run yields RESUME | None |
+| RESUME | resumes the program that waits, or will wait next | None |
+| Stop | cuts sleeps short; with `cancel` also interrupts the calls that run | None |
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from ..context import Context
+    from ..plan import Node
+
+__all__ = [
+    "HELP",
+    "INTERRUPTED",
+    "RESUME",
+    "TIMED_OUT",
+    "WAIT",
+    "Ask",
+    "Call",
+    "Effect",
+    "Hand",
+    "Landing",
+    "Outcome",
+    "Program",
+    "Signal",
+    "Sleep",
+    "Stop",
+]
+
+R = TypeVar("R")
+
+
+class Signal:
+    """A value that stands only for itself."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+TIMED_OUT: Final = Signal("TIMED_OUT")
+"""the call was not over in time, and was given up"""
+INTERRUPTED: Final = Signal("INTERRUPTED")
+"""the call was cancelled, or given up because the run stops"""
+HELP: Final = Signal("HELP")
+WAIT: Final = Signal("WAIT")
+RESUME: Final = Signal("RESUME")
+
+Outcome = tuple[Any, "BaseException | Signal | None"]
+"""(value, None) where it went well, else (None, what went wrong)"""
+
+
+class Call:
+    """Run `fn(ctx)` in `context`.
+
+    `timeout`: seconds, or None. `shielded`: an undo, which no cancellation of the run touches. A call that is given up
+    goes on in its thread or task; what comes of it is the answer of a Landing, or the subject of a `late` program.
+    """
+
+    __slots__ = (
+        "context",
+        "ctx",
+        "fn",
+        "given_up",
+        "is_async",
+        "landed",
+        "missed",
+        "node",
+        "shielded",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        fn: Callable[..., Any],
+        ctx: Context,
+        context: contextvars.Context,
+        timeout: float | None,
+        is_async: bool,  # noqa: FBT001 - positional: this is built once per attempt
+        shielded: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        self.node = node
+        self.fn = fn
+        self.ctx = ctx
+        self.context = context
+        self.timeout = timeout
+        self.is_async = is_async
+        self.shielded = shielded
+        self.given_up = 0.0  # monotonic seconds at which it was
+        self.landed: Outcome | None = None  # what came of a call after it was given up; see Execution.landed
+        self.missed = False  # nobody waits for it to land any more
+
+
+class Landing:
+    """Wait until `call`, which was given up, is over; at most `seconds`."""
+
+    __slots__ = ("call", "seconds")
+
+    def __init__(self, call: Call, seconds: float) -> None:
+        self.call = call
+        self.seconds = seconds
+
+
+class Sleep:
+    """Wait, unless the run stops; a `shielded` one, between the attempts of an undo, is never cut short."""
+
+    __slots__ = ("seconds", "shielded")
+
+    def __init__(self, seconds: float, *, shielded: bool = False) -> None:
+        self.seconds = seconds
+        self.shielded = shielded
+
+
+class Ask:
+    """Call `verb` of the store with one argument."""
+
+    __slots__ = ("argument", "verb")
+
+    def __init__(self, verb: str, argument: object) -> None:
+        self.verb = verb
+        self.argument = argument
+
+
+class Hand:
+    """Let a helper carry on with `node`, which has been taken."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+
+class Stop:
+    """The run stops: nothing new will start."""
+
+    __slots__ = ("cancel",)
+
+    def __init__(self, *, cancel: bool) -> None:
+        self.cancel = cancel
+
+
+Effect = Call | Landing | Sleep | Ask | Hand | Stop | Signal
+Program = Generator[Effect, Any, R]

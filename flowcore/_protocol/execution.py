@@ -1,0 +1,416 @@
+"""One run in flight: its data, its ready queue, and the few decisions that must be made under its lock."""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..context import initial
+from ..errors import NoResult, RunParked, StepCancelled, shown
+from ..events import Event, Hooks
+from ..plan import Node, Plan
+from ..run import Run, StepReport, no_result
+from ..status import Status
+from ..workflow import Step, Workflow
+from .effects import Call, Outcome
+
+if TYPE_CHECKING:
+    from ..stores.base import Store
+
+__all__ = ["Execution", "Settings", "step_key"]
+
+
+class Settings:
+    """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
+    float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
+    run. `caller_shares`: whether the caller's own thread or task takes steps while others run too."""
+
+    __slots__ = ("caller_shares", "clock", "grace", "hooks", "new_id", "parallel", "random", "runs_async", "store", "wall")
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hooks: Hooks,
+        grace: float,
+        parallel: int,
+        runs_async: bool,
+        caller_shares: bool,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        random: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self.store = store
+        self.hooks = hooks
+        self.grace = grace
+        self.parallel = parallel
+        self.runs_async = runs_async
+        self.caller_shares = caller_shares
+        self.clock = clock
+        self.wall = wall
+        self.random = random
+        self.new_id = new_id
+
+
+class Execution:
+    """One run in flight. Everything marked (lock) changes only under `lock`; user code and hooks never run under it."""
+
+    __slots__ = (
+        "_run_id",
+        "abandoned",
+        "carrier",
+        "claimed",
+        "context",
+        "counts",
+        "deadline",
+        "error",
+        "failed_step",
+        "fence",
+        "fingerprint",
+        "finished",
+        "generation",
+        "hooks",
+        "interrupted",
+        "key",
+        "lock",
+        "main_waits",
+        "observed",
+        "other_errors",
+        "parked",
+        "past_pivot",
+        "plan",
+        "ready",
+        "ready_at",
+        "reports",
+        "recovering",
+        "results",
+        "running",
+        "settings",
+        "state",
+        "stopped",
+        "submitted",
+        "to_undo",
+        "undo_errors",
+        "undo_order",
+        "undo_stopped",
+        "undoing",
+        "undone",
+        "values",
+        "wait",
+        "waking",
+        "wanted",
+        "workflow",
+    )
+
+    def __init__(
+        self,
+        settings: Settings,
+        workflow: Workflow,
+        plan: Plan,
+        values: Mapping[Any, Any] | None,
+        context: contextvars.Context,
+        *,
+        key: str | None = None,
+        wait: float | None = None,
+        deadline: float | None = None,
+        state: dict[Any, Any] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.workflow = workflow
+        self.plan = plan
+        self.values = initial(values)
+        self.context = context
+        self.key = key
+        self.wait = wait
+        self.submitted = state is not None
+        self.state: dict[Any, Any] = {} if state is None else state
+        self.hooks = settings.hooks
+        self.wanted: frozenset[type[Event]] = settings.hooks.wanted
+        self.observed = bool(self.wanted)  # whether anybody wants to know times
+        self.lock = threading.Lock()
+        self.counts = plan.indegrees.copy()  # (lock) unfinished dependencies of each node
+        self.ready = deque(plan.ready)  # (lock) nodes to start, by index
+        self.ready_at: dict[int, float] = {}  # when nodes became ready; filled only where somebody wants to know
+        self.running = 0  # (lock) nodes taken and not ended
+        self.waking = False  # (lock) a helper has been asked for and has not come yet
+        self.main_waits = False  # (lock) the main program has nothing to do but wait for the others
+        self.stopped = False  # (lock) nothing new may start
+        self.interrupted = False  # the run was cancelled: calls should end early
+        self.error: BaseException | None = None  # (lock) what failed the run
+        self.failed_step: str | None = None  # (lock)
+        self.other_errors: list[tuple[str, BaseException]] = []  # (lock) what came after it
+        self.results: dict[str, Any] = {}  # (lock) in order of completion
+        self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed
+        self.reports: dict[str, StepReport] = {}  # of steps with more to tell than a result
+        self.abandoned: list[Call] = []  # calls that were given up and may not have landed
+        self.past_pivot = False
+        self.parked = False  # (lock) to be gone on with by somebody else: start nothing, undo nothing
+        self.recovering = False  # nobody called: it goes on with a run of which the store knows the values
+        self.undoing: set[int] | None = None  # (lock) in a parallel undo: the nodes yet to undo
+        self.undone: list[str] = []
+        self.undo_errors: dict[str, Exception] = {}
+        self.undo_order = 0
+        self.undo_stopped = False  # somebody insists: start no further undo
+        self.finished: Status | None = None
+        self.claimed = False
+        self.fingerprint: str | None = ""
+        self.generation = 0
+        self.fence = 1
+        self.deadline: float | None = deadline  # monotonic; None: no limit
+        self.carrier: Mapping[str, str] = {}
+        self._run_id: str | None = None
+
+    # -- what a Context and a Run ask ----------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str:
+        """Drawn when first asked for: most runs in memory never need one."""
+        if self._run_id is None:
+            drawn = self.settings.new_id()
+            with self.lock:
+                self._run_id = self._run_id or drawn
+        return self._run_id
+
+    @run_id.setter
+    def run_id(self, value: str) -> None:
+        self._run_id = value
+
+    def has_id(self, run_id: str) -> bool:
+        """Whether this run's id has been drawn and is this one."""
+        return self._run_id == run_id
+
+    def step_meant(self, key: object, by: str) -> str | None:
+        """The name of the step that `key` (a Step or a name) means to the function of step `by`; None: no step."""
+        if isinstance(key, str):
+            return key if key in self.plan.by_name else None
+        if not isinstance(key, Step):
+            return None
+        if key.workflow is self.workflow:
+            return key.name
+        aliases = self.plan.by_name[by].step.aliases
+        if aliases is not None and key in aliases:
+            return aliases[key]
+        raise NoResult(f"{key!r} belongs to another workflow than {shown(self.workflow.name)}.")
+
+    def no_result(self, step: str) -> NoResult:
+        report = self.reports.get(step)
+        return no_result(step, report or StepReport(), self.workflow.name)
+
+    def step_key(self, step: str, *, undo: bool) -> str:
+        return step_key(self.workflow.name, self.key or self.run_id, self.generation, step, undo=undo)
+
+    def report(self, node: Node) -> StepReport:
+        """The report of a step that has more to tell than a result."""
+        report = self.reports.get(node.name)
+        if report is None:
+            report = self.reports[node.name] = StepReport()
+        return report
+
+    # -- the ready queue -----------------------------------------------------------------------------------------------
+
+    def take(self) -> Node | None:
+        """The next node to run, or None: nothing is ready, enough are running, or the run stops."""
+        with self.lock:
+            self.waking = False
+            return self._take()
+
+    def _take(self) -> Node | None:
+        limit = self.workflow.max_parallel
+        if not self.ready or self.running >= self.settings.parallel or (limit is not None and self.running >= limit):
+            return None
+        self.running += 1
+        return self.plan.nodes[self.ready.popleft()]
+
+    def wants_help(self) -> bool:
+        """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""
+        with self.lock:
+            limit = self.workflow.max_parallel
+            if self.waking or self.running >= self.settings.parallel or (limit is not None and self.running >= limit):
+                return False
+            self.waking = bool(self.ready)
+            return self.waking
+
+    def done(self, node: Node, value: object, freed: list[Node] | None) -> Node | None:
+        """`node` has its result: ready what waited for it (and add that to `freed`), and take the next one."""
+        with self.lock:
+            self.results[node.name] = value
+            if node.compensation is not None:
+                self.to_undo.append(node)
+            return self._release(node, freed)
+
+    def skipped(self, node: Node, freed: list[Node] | None) -> Node | None:
+        """`node` was skipped, which lets its dependants go on like a result would."""
+        with self.lock:
+            return self._release(node, freed)
+
+    def _release(self, node: Node, freed: list[Node] | None) -> Node | None:
+        self.running -= 1
+        if self.stopped:
+            return None
+        counts = self.counts
+        for index in node.successors:
+            counts[index] -= 1
+            if not counts[index]:
+                self.ready.append(index)
+                if freed is not None:
+                    self.ready_at[index] = self.settings.clock()
+                    freed.append(self.plan.nodes[index])
+        return self._take()
+
+    def restore(self, over: set[str]) -> None:
+        """Go on with a run whose steps in `over` (names) have ended, under an earlier owner, as they should."""
+        nodes = self.plan.nodes
+        with self.lock:
+            self.past_pivot = any(node.step.pivot and node.name in over for node in nodes)
+            self.to_undo.extend(self.plan.by_name[name] for name in self.results if self.plan.by_name[name].compensation)
+            self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
+            self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
+
+    def failed(self, node: Node, error: BaseException, *, effect: bool) -> bool:
+        """`node` has failed, and with it the run; `effect`: it must be undone. Answers whether this was the first."""
+        with self.lock:
+            self.running -= 1
+            if effect and node.compensation is not None:
+                self.to_undo.append(node)
+            return self._stop(error, node.name)
+
+    def interrupt(self, error: BaseException, step: str | None = None) -> bool:
+        """Cancel the run because of `error` (out of `step`, if one raised it).
+
+        Answers whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
+        outside of a program, by the driver.
+        """
+        with self.lock:
+            if self.finished is not None or self.interrupted:
+                return False
+            self.interrupted = True
+            self._stop(error, step)
+            return True
+
+    def park(self) -> None:
+        """Leave the run to whoever goes on with it: start no further step, undo nothing."""
+        with self.lock:
+            if not self.stopped and self.finished is None:
+                self.parked = True
+                self._stop(RunParked(f"run {self._run_id or ''} is parked: its engine was left."), None)
+
+    def _stop(self, error: BaseException, step: str | None) -> bool:
+        first = not self.stopped
+        if first:
+            self.error, self.failed_step = error, step
+        elif step is not None and error is not self.error and not isinstance(error, StepCancelled):
+            self.other_errors.append((step, error))
+        self.stopped = True
+        self.ready.clear()
+        return first
+
+    def idle(self, *, waits: bool = False) -> bool:
+        """Whether no step is running; else, with `waits`, the main program is noted as waiting for that."""
+        with self.lock:
+            if self.running:
+                self.main_waits = waits
+                return False
+            return True
+
+    def resumes_main(self) -> bool:
+        """Whether the last step has just ended and the main program waits for that; true once."""
+        with self.lock:
+            if self.running or not self.main_waits:
+                return False
+            self.main_waits = False
+            return True
+
+    # -- calls that were given up --------------------------------------------------------------------------------------
+
+    def landed(self, call: Call, outcome: Outcome) -> bool:
+        """A call that was given up is over. Answers whether everybody has stopped waiting: it is for a `late` program."""
+        with self.lock:
+            call.landed = outcome
+            return call.missed
+
+    def missed(self, call: Call) -> Outcome | None:
+        """Stop waiting for a call; answers what came of it if it has landed after all."""
+        with self.lock:
+            call.missed = call.landed is None
+            return call.landed
+
+    # -- undoing -------------------------------------------------------------------------------------------------------
+
+    @property
+    def undoes(self) -> bool:
+        """Whether what this run did is, or was, undone."""
+        return self.stopped and not self.past_pivot and not self.parked
+
+    def next_undo(self) -> int:
+        """The number of the undo that is about to start, from 1."""
+        with self.lock:
+            self.undo_order += 1
+            return self.undo_order
+
+    def begin_parallel_undo(self) -> None:
+        """Fill the ready queue for undoing: a step is ready once all that depended on it are undone."""
+        with self.lock:
+            self.undoing = {node.index for node in self.to_undo}
+            self.counts = [len(node.successors) for node in self.plan.nodes]
+            self.waking = False
+            self._free([node.index for node in reversed(self.plan.nodes) if not node.successors])
+
+    def undo_ended(self, node: Node) -> Node | None:
+        """`node` is undone, or could not be: either way, go on with what it depended on."""
+        with self.lock:
+            self.running -= 1
+            self._free_before(node.index)
+            return self._take()
+
+    def _free(self, indices: list[int]) -> None:
+        # A step without an undo holds up nothing: pass through it. A loop, for chains of any length.
+        assert self.undoing is not None  # noqa: S101 - begin_parallel_undo has been here
+        while indices:
+            index = indices.pop(0)
+            if index in self.undoing:
+                self.ready.append(index)
+                continue
+            for before in self.plan.nodes[index].predecessors:
+                self.counts[before] -= 1
+                if not self.counts[before]:
+                    indices.append(before)
+
+    def _free_before(self, index: int) -> None:
+        freed: list[int] = []
+        for before in self.plan.nodes[index].predecessors:
+            self.counts[before] -= 1
+            if not self.counts[before]:
+                freed.append(before)
+        self._free(freed)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def as_run(self, status: Status, error: BaseException | None, *, held: bool) -> Run:
+        """The run, for its caller."""
+        return Run(
+            self,
+            self.workflow.name,
+            status,
+            self.results,
+            held=held,
+            error=error,
+            carrier=self.carrier,
+            failed_step=self.failed_step,
+            undone=tuple(self.undone),
+            _reports=self.reports,
+            _plan=self.plan,
+        )
+
+
+def step_key(workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
+    """What `ctx.step_key` is: the same for every attempt and takeover, another for the undo and for a run afresh."""
+    digest = hashlib.sha256()
+    for part in (workflow, key, str(generation), step, "undo" if undo else "do"):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

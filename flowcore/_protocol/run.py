@@ -1,0 +1,291 @@
+"""A run from request to outcome: claim it, work its steps, undo them if one failed, tell the store."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from typing import Any, Final
+
+from ..errors import (
+    CompensationFailed,
+    IdempotencyError,
+    IdempotencyHeld,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    NotSerializable,
+    said,
+    shown,
+)
+from ..plan import Node
+from ..retry import Backoff
+from ..run import Run
+from ..status import Status
+from ..stores.base import Busy, Claim, Claimed, Finished, Held, Mismatch, RunRecord
+from . import tell
+from .effects import RESUME, WAIT, Ask, Program, Sleep
+from .execution import Execution
+from .states import outcome
+from .steps import work
+from .undo import tell_landed, undo_all, work_undo
+
+__all__ = ["helper", "run"]
+
+_TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
+"""outcomes worth a record even where nobody gave the run a key"""
+_POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
+"""how often a caller with `wait=` asks after the run that has its key"""
+
+
+def run(x: Execution) -> Program[Run]:
+    """The main program of a run. Answers the Run, failed or not; raises only where there is no run of its own."""
+    tell.requested(x)
+    if x.key is not None or x.settings.store.durable:
+        earlier = yield from _claim(x)
+        if earlier is not None:
+            return earlier
+    told = tell.run_started(x) if x.observed else None
+    yield from work(x, x.take(), main=True)
+    if not x.idle(waits=True):
+        yield WAIT
+    if x.undoes:
+        yield from undo_all(x)
+    if x.abandoned:
+        tell_landed(x)
+    undo_errors = x.undo_errors
+    status = Status.SUCCESS
+    if x.stopped:
+        undone, undo_failed = bool(x.undone), bool(undo_errors)
+        status = outcome(
+            parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed
+        )
+    x.finished = status
+    error = _final_error(x, status, undo_errors) if x.stopped else None
+    finished = x.as_run(status, error, held=status is Status.COMPENSATION_FAILED)
+    if isinstance(error, CompensationFailed):
+        error.run = finished
+    if x.claimed or status in _TO_DECIDE:
+        yield Ask("finish", _record(x, finished))
+    if told is not None:
+        tell.run_finished(x, told, status, error)
+    return finished
+
+
+def helper(x: Execution, node: Node | None = None) -> Program[None]:
+    """A worker beside the main program: takes what is ready until nothing is; begins with `node` if handed one."""
+    node = x.take() if node is None else node
+    yield from work(x, node, main=False) if x.undoing is None else work_undo(x, node)
+    if x.resumes_main():
+        yield RESUME
+
+
+# -- the claim ---------------------------------------------------------------------------------------------------------
+
+
+def _claim(x: Execution) -> Program[Run | None]:
+    """Claim the run's key. Answers None if the run is ours, else the earlier run whose outcome is ours too."""
+    key = x.key if x.key is not None else x.run_id
+    try:
+        x.fingerprint = None if x.recovering else _fingerprint(x)
+    except Exception as error:
+        tell.refused(x, error)
+        raise
+    claim = Claim(key, x.run_id, x.workflow.name, x.fingerprint, x.plan.graph, x.carrier)
+    until = None if x.wait is None else x.settings.clock() + x.wait
+    polls = 0
+    while True:
+        answer, error = yield Ask("claim", claim)
+        if error is not None:
+            tell.refused(x, error)
+            raise error
+        match answer:
+            case Claimed():
+                _own(x, answer)
+                return None
+            case Finished():
+                record = answer.record
+                adopted = claim.attached == record.run_id
+                tell.hit(x, "adopted" if adopted else "replayed", record.run_id, record.carrier, answer.age)
+                return _replay(x, record)
+            case Busy() if until is not None and x.settings.clock() < until:
+                claim.attached = answer.run_id
+                polls += 1
+                left = until - x.settings.clock()
+                if (yield Sleep(max(0.0, min(_POLL.delay(polls), left)))):
+                    error = x.error if x.error is not None else IdempotencyInProgress()
+                    tell.refused(x, error)
+                    raise error
+            case _:
+                raise _refusal(x, key, answer)
+
+
+def _own(x: Execution, claimed: Claimed) -> None:
+    x.claimed = True
+    x.generation, x.fence = claimed.generation, claimed.fence
+    record = claimed.record
+    if record is None:
+        return
+    x.fingerprint = record.fingerprint
+    # Going on with what an earlier owner had done: those steps count as ended.
+    x.run_id = record.run_id
+    x.carrier = record.carrier
+    x.values.update(record.values)
+    over = {name for name, report in record.steps.items() if report.status in {Status.SUCCESS, Status.SKIPPED}}
+    x.results.update(record.results)
+    x.reports.update((name, report) for name, report in record.steps.items() if name in over)
+    x.restore(over)
+
+
+def _replay(x: Execution, record: RunRecord) -> Run:
+    x.run_id = record.run_id
+    return Run(
+        x,
+        record.workflow,
+        record.status,
+        dict(record.results),
+        replayed=True,
+        held=record.held,
+        error=record.error,
+        carrier=record.carrier,
+        failed_step=record.failed_step,
+        undone=record.undone,
+        _reports=record.steps,
+        _plan=x.plan,
+    )
+
+
+def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
+    """The error for a key that cannot be had, told to the hooks."""
+    what = f"idempotency key {shown(key)} of workflow {shown(x.workflow.name)}"
+    match answer:
+        case Busy():
+            word = "in_progress"
+            error: IdempotencyError = IdempotencyInProgress(
+                f"{what} is in use by run {answer.run_id}, which is still going on: "
+                f"ask again in {answer.retry_after:g} s, or pass wait= to get its outcome.",
+                retry_after=answer.retry_after,
+                run_id=answer.run_id,
+            )
+        case Mismatch():
+            word = "mismatch"
+            other = "other initial values" if answer.workflow == x.workflow.name else f"workflow {shown(answer.workflow)}"
+            error = IdempotencyMismatch(f"{what} was used before with {other}: use a key of its own for each request.")
+        case Held():
+            word = "held"
+            error = IdempotencyHeld(
+                f"{what} is held since run {answer.run_id}, which could not be undone: "
+                f"put it right by hand, then engine.store.release({shown(key)}) frees the key."
+            )
+    tell.hit(x, word, answer.run_id, answer.carrier, answer.age)
+    return error
+
+
+def _fingerprint(x: Execution) -> str:
+    """What tells one use of a key from another: the workflow's name and its initial values, as canonical JSON."""
+    values: dict[Any, Any] = x.values
+    if x.workflow.fingerprint is not None:
+        said_by_user = x.workflow.fingerprint(values)
+        if not isinstance(said_by_user, str):
+            raise NotSerializable(f"fingerprint= of workflow {shown(x.workflow.name)} must answer with a string.")
+        text = said_by_user
+    elif x.key is None:
+        return ""
+    else:
+        text = _canonical(values, x.workflow.name)
+    return hashlib.sha256(f"{x.workflow.name}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _canonical(values: dict[Any, Any], workflow: str) -> str:
+    problem = next((f"the key {shown(key)} is not a string" for key in values if not isinstance(key, str)), None)
+    if problem is None:
+        try:
+            return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            problem = f"{_culprit(values)} has none ({type(error).__name__}: {said(error, 100)})"
+    raise NotSerializable(
+        f"a run of workflow {shown(workflow)} with an idempotency key needs initial values with a JSON form, "
+        f"but {problem}: pass Workflow(fingerprint=) to say what makes two requests the same."
+    )
+
+
+def _culprit(values: dict[Any, Any]) -> str:
+    for key, value in values.items():
+        try:
+            json.dumps(value, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return f"the value of {shown(key)}"
+    return "the whole"
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def _final_error(x: Execution, status: Status, undo_errors: dict[str, Exception]) -> BaseException:
+    """What the caller gets: the step's own error with a note, or CompensationFailed caused by it."""
+    cause = x.error
+    assert cause is not None  # noqa: S101 - a run stops only with an error
+    note = _note(x, status, undo_errors)
+    if undo_errors and isinstance(cause, Exception):
+        failed = CompensationFailed(
+            f"run {x.run_id} of {shown(x.workflow.name)} failed, and undoing {', '.join(map(shown, undo_errors))} failed too",
+            undo_errors,
+        )
+        failed.__cause__ = cause
+        failed.add_note(note)
+        return failed
+    _annotate(cause, note)
+    return cause
+
+
+def _annotate(error: BaseException, note: str) -> None:
+    """Add our note; of an exception object that is raised by run after run, only the latest is kept."""
+    with contextlib.suppress(Exception):  # an exception may have any __notes__, or refuse attributes
+        if notes := getattr(error, "__notes__", None):
+            error.__notes__ = [old for old in notes if not str(old).startswith(_NOTE)]
+        error.add_note(note)
+
+
+_NOTE: Final = "flowcore: "
+
+
+def _note(x: Execution, status: Status, undo_errors: dict[str, Exception]) -> str:
+    """What whoever reads the traceback wants to know: which run and step, how often tried, what was undone."""
+    where = "was cancelled"
+    if x.failed_step is not None:
+        tried = x.reports[x.failed_step].attempts
+        where = f"failed at step {shown(x.failed_step)} after {tried} attempt{'' if tried == 1 else 's'}"
+    lines = [f"{_NOTE}run {x.run_id} of workflow {shown(x.workflow.name)} {where}; {_aftermath(x, status)}."]
+    lines.extend(f"could not undo {shown(name)}: {_brief(error)}" for name, error in undo_errors.items())
+    lines.extend(f"step {shown(step)} failed too: {_brief(error)}" for step, error in x.other_errors)
+    return "\n  ".join(lines)
+
+
+def _aftermath(x: Execution, status: Status) -> str:
+    if status is Status.INCOMPLETE:
+        return "it is past its pivot, so nothing was undone: call it again with the same key to go on"
+    return f"undone: {', '.join(map(shown, x.undone))}" if x.undone else "nothing was undone"
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {said(error, 200)}"
+
+
+def _record(x: Execution, finished: Run) -> RunRecord:
+    return RunRecord(
+        x.key if x.key is not None else x.run_id,
+        x.run_id,
+        x.workflow.name,
+        x.fingerprint,
+        x.plan.graph,
+        status=finished.status,
+        held=finished.held,
+        generation=x.generation,
+        fence=x.fence,
+        results=x.results,
+        values=x.values,
+        steps=finished.steps,
+        undone=finished.undone,
+        failed_step=x.failed_step,
+        error=finished.error,
+        carrier=x.carrier,
+    )

@@ -1,0 +1,71 @@
+"""How runs, steps and undos may change, as tables: the one place that says which outcome follows from what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ..status import Status
+
+__all__ = ["RUN", "STEP", "UNDO", "outcome"]
+
+STEP: Final[Mapping[Status, frozenset[Status]]] = {
+    Status.PENDING: frozenset({Status.RUNNING, Status.SKIPPED, Status.FAILURE}),  # FAILURE: its when= raised
+    Status.RUNNING: frozenset(
+        {Status.SUCCESS, Status.FAILURE, Status.TIMEOUT, Status.CANCELLED, Status.UNKNOWN}  # UNKNOWN: the process died
+    ),
+    Status.UNKNOWN: frozenset({Status.RUNNING, Status.SUCCESS}),  # retried, or verified as landed, by the next owner
+    Status.SUCCESS: frozenset(),
+    Status.FAILURE: frozenset(),
+    Status.TIMEOUT: frozenset(),
+    Status.CANCELLED: frozenset(),
+    Status.SKIPPED: frozenset(),
+}
+
+UNDO: Final[Mapping[Status, frozenset[Status]]] = {
+    Status.PENDING: frozenset({Status.RUNNING}),
+    Status.RUNNING: frozenset({Status.SUCCESS, Status.FAILURE, Status.TIMEOUT}),
+    Status.SUCCESS: frozenset({Status.RUNNING}),  # a step that landed after it was undone is undone again
+    Status.FAILURE: frozenset(),
+    Status.TIMEOUT: frozenset(),
+}
+
+RUN: Final[Mapping[Status, frozenset[Status]]] = {
+    Status.RUNNING: frozenset(
+        {
+            Status.SUCCESS,
+            Status.FAILURE,
+            Status.COMPENSATED,
+            Status.COMPENSATION_FAILED,
+            Status.INCOMPLETE,
+            Status.PARKED,
+            Status.LOST,
+        }
+    ),
+    Status.PARKED: frozenset({Status.RUNNING}),
+    Status.INCOMPLETE: frozenset({Status.RUNNING}),
+    Status.SUCCESS: frozenset(),
+    Status.FAILURE: frozenset(),
+    Status.COMPENSATED: frozenset(),
+    Status.COMPENSATION_FAILED: frozenset(),
+    Status.LOST: frozenset(),
+}
+
+# (parked, failed, past its pivot, something was undone, an undo failed) -> outcome. None stands for either.
+_OUTCOMES: Final = (
+    ((True, None, None, None, None), Status.PARKED),
+    ((False, False, None, None, None), Status.SUCCESS),
+    ((False, True, True, None, None), Status.INCOMPLETE),
+    ((False, True, False, None, True), Status.COMPENSATION_FAILED),
+    ((False, True, False, True, False), Status.COMPENSATED),
+    ((False, True, False, False, False), Status.FAILURE),
+)
+
+
+def outcome(*, parked: bool, failed: bool, past_pivot: bool, undone: bool, undo_failed: bool) -> Status:
+    """How a run that has nothing left to do ended."""
+    facts = (parked, failed, past_pivot, undone, undo_failed)
+    for row, status in _OUTCOMES:
+        if all(cell is None or cell == fact for cell, fact in zip(row, facts, strict=True)):
+            return status
+    raise AssertionError(facts)  # the rows cover every combination; a test goes through them

@@ -1,0 +1,270 @@
+"""Telling the hooks: every event of a run is built here, and only when somebody wants it.
+
+Each function for a start event enters the scopes that hooks answer with, in a copy of the enclosing contextvars
+context, and answers a `Told`; the function for its finish event leaves them again.
+"""
+
+from __future__ import annotations
+
+import contextvars
+
+from ..events import (
+    AttemptFinished,
+    AttemptStarted,
+    BackoffStarted,
+    CompensationFinished,
+    CompensationStarted,
+    Event,
+    Hooks,
+    IdempotencyHit,
+    RunFinished,
+    RunRefused,
+    RunRequested,
+    RunStarted,
+    StepFinished,
+    StepLandedLate,
+    StepReady,
+    StepSkipped,
+    StepStarted,
+)
+from ..events.hooks import Hook, Scope
+from ..plan import Node
+from ..retry import Pause
+from ..status import Status
+from .effects import Call
+from .execution import Execution
+
+__all__ = ["Told"]
+
+
+class Told:
+    """A start that was told: when, with which scopes, and the context that these are entered in."""
+
+    __slots__ = ("at", "backoff", "context", "event", "scopes", "waited")
+
+    def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
+        self.at = at
+        self.context = context
+        self.waited = waited
+        self.backoff = 0.0
+        self.event: Event | None = None
+        self.scopes: list[Scope] | None = None
+
+    def enter(self, hooks: Hooks, event: Event, leaving: list[Hook] | None = None) -> None:
+        self.event = event
+        self.scopes = hooks.enter(event, self.context, leaving)
+
+    def exit(self, hooks: Hooks, error: BaseException | None) -> None:
+        if self.scopes is not None and self.event is not None:
+            hooks.exit(self.scopes, self.context, self.event, error)
+
+
+def requested(x: Execution) -> None:
+    if RunRequested in x.wanted:
+        carrier: dict[str, str] = {}
+        at, wall = x.settings.clock(), x.settings.wall()
+        event = RunRequested(x.workflow.name, x.run_id, at, x.state, x.key, wall, carrier, x.submitted)
+        x.hooks.emit(event, x.context)
+        x.carrier = carrier
+
+
+def hit(x: Execution, outcome: str, run_id: str, carrier: object, age: float | None) -> None:
+    if IdempotencyHit in x.wanted:
+        original = carrier if isinstance(carrier, dict) else {}
+        x.hooks.emit(
+            IdempotencyHit(
+                x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key or "", outcome, run_id, original, age
+            ),
+            x.context,
+        )
+
+
+def refused(x: Execution, error: BaseException) -> None:
+    if RunRefused in x.wanted:
+        x.hooks.emit(RunRefused(x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key, error), x.context)
+
+
+def run_started(x: Execution) -> Told:
+    told = Told(x.settings.clock(), x.context)
+    if RunStarted in x.wanted:
+        leaving: list[Hook] = []
+        event = RunStarted(
+            x.workflow.name, x.run_id, told.at, x.state, x.key, x.settings.wall(), x.carrier, x.fence, None, {}
+        )
+        told.enter(x.hooks, event, leaving)
+        if leaving:
+            x.hooks = x.hooks.without(leaving)
+            x.wanted = x.hooks.wanted
+            x.observed = bool(x.wanted)
+    x.ready_at.update(dict.fromkeys(x.ready, told.at))
+    steps_ready(x, [x.plan.nodes[index] for index in x.ready])
+    return told
+
+
+def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException | None) -> None:
+    at = x.settings.clock()
+    if RunFinished in x.wanted:
+        skipped = tuple(name for name, report in x.reports.items() if report.status is Status.SKIPPED)
+        event = RunFinished(
+            x.workflow.name, x.run_id, at, x.state, outcome, at - told.at, error, skipped, tuple(x.undone)
+        )
+        x.hooks.emit(event, x.context)
+    told.exit(x.hooks, error)
+
+
+def steps_ready(x: Execution, nodes: list[Node]) -> None:
+    if StepReady in x.wanted:
+        for node in nodes:
+            at = x.ready_at[node.index]
+            x.hooks.emit(StepReady(x.workflow.name, x.run_id, at, x.state, node.name), x.context.copy())
+
+
+def step_skipped(x: Execution, node: Node) -> None:
+    if StepSkipped in x.wanted:
+        x.hooks.emit(StepSkipped(x.workflow.name, x.run_id, x.settings.clock(), x.state, node.name), x.context.copy())
+
+
+def step_started(x: Execution, node: Node) -> Told:
+    at = x.settings.clock()
+    told = Told(at, x.context.copy(), max(0.0, at - x.ready_at.get(node.index, at)))
+    if StepStarted in x.wanted:
+        event = StepStarted(
+            x.workflow.name,
+            x.run_id,
+            at,
+            x.state,
+            node.name,
+            told.waited,
+            node.dependencies,
+            node.max_attempts,
+            function_name(node.fn),
+        )
+        told.enter(x.hooks, event)
+    return told
+
+
+def step_finished(
+    x: Execution, node: Node, told: Told, outcome: Status, attempts: int, error: BaseException | None
+) -> None:
+    at = x.settings.clock()
+    report = x.report(node)
+    report.waited, report.ran, report.backed_off = told.waited, at - told.at - told.backoff, told.backoff
+    if StepFinished in x.wanted:
+        event = StepFinished(
+            x.workflow.name,
+            x.run_id,
+            at,
+            x.state,
+            node.name,
+            outcome,
+            at - told.at,
+            attempts,
+            told.waited,
+            told.backoff,
+            error,
+            node.dependencies,
+        )
+        x.hooks.emit(event, told.context)
+    told.exit(x.hooks, error)
+
+
+def attempt_started(x: Execution, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
+    told = Told(x.settings.clock(), outer.context.copy())
+    if AttemptStarted in x.wanted:
+        event = AttemptStarted(x.workflow.name, x.run_id, told.at, x.state, node.name, number, allowed, undo)
+        told.enter(x.hooks, event)
+    return told
+
+
+def attempt_finished(
+    x: Execution,
+    node: Node,
+    told: Told,
+    number: int,
+    allowed: int,
+    outcome: Status,
+    error: BaseException | None,
+    *,
+    undo: bool,
+) -> None:
+    if AttemptFinished in x.wanted:
+        at = x.settings.clock()
+        event = AttemptFinished(
+            x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, outcome, at - told.at, error
+        )
+        x.hooks.emit(event, told.context)
+    told.exit(x.hooks, error)
+
+
+def backoff_started(
+    x: Execution, node: Node, outer: Told, number: int, allowed: int, pause: Pause, error: BaseException, *, undo: bool
+) -> float:
+    at = x.settings.clock()
+    if BackoffStarted in x.wanted:
+        event = BackoffStarted(
+            x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, pause.delay, pause.reason, error
+        )
+        x.hooks.emit(event, outer.context)
+    return at
+
+
+def undo_started(x: Execution, node: Node, order: int, trigger: str, allowed: int) -> Told:
+    told = Told(x.settings.clock(), x.context.copy())
+    if CompensationStarted in x.wanted and node.compensation is not None:
+        event = CompensationStarted(
+            x.workflow.name,
+            x.run_id,
+            told.at,
+            x.state,
+            node.name,
+            order,
+            trigger,
+            allowed,
+            function_name(node.compensation.fn),
+        )
+        told.enter(x.hooks, event)
+    return told
+
+
+def undo_finished(
+    x: Execution,
+    node: Node,
+    told: Told,
+    order: int,
+    trigger: str,
+    outcome: Status,
+    attempts: int,
+    error: BaseException | None,
+) -> None:
+    at = x.settings.clock()
+    if CompensationFinished in x.wanted:
+        event = CompensationFinished(
+            x.workflow.name,
+            x.run_id,
+            at,
+            x.state,
+            node.name,
+            order,
+            trigger,
+            outcome,
+            at - told.at,
+            attempts,
+            told.backoff,
+            error,
+        )
+        x.hooks.emit(event, told.context)
+    told.exit(x.hooks, error)
+
+
+def landed_late(x: Execution, call: Call, outcome: Status, error: BaseException | None) -> None:
+    if StepLandedLate in x.wanted:
+        at = x.settings.clock()
+        name, attempt, late = call.node.name, call.ctx.attempt, at - call.given_up
+        event = StepLandedLate(x.workflow.name, x.run_id, at, x.state, name, attempt, call.shielded, outcome, error, late)
+        x.hooks.emit(event, x.context.copy())
+
+
+def function_name(fn: object) -> str:
+    """`module.qualname` of a step's function, for telemetry."""
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{name}"

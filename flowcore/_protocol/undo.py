@@ -1,0 +1,108 @@
+"""Undoing: what a failed run had done, in reverse; and what comes back after it had been given up."""
+
+from __future__ import annotations
+
+from ..errors import UndoInterrupted, shown
+from ..plan import Node
+from ..status import Status
+from . import tell
+from .effects import HELP, WAIT, Call, Landing, Outcome, Program
+from .execution import Execution
+from .steps import End, attempts
+
+__all__ = ["late", "tell_landed", "undo_all", "work_undo"]
+
+
+def undo_all(x: Execution) -> Program[None]:
+    """Undo every step whose effect stands or may stand.
+
+    A failed undo does not keep the others from running. Calls that were given up are waited for first, at most the
+    engine's grace in all, so that a refund never comes before its charge.
+    """
+    if not x.to_undo:
+        return
+    yield from _wait_for_abandoned(x)
+    if x.workflow.parallel_undo:
+        x.begin_parallel_undo()
+        yield from work_undo(x, x.take())
+        if not x.idle(waits=True):
+            yield WAIT
+    else:
+        while x.to_undo:
+            yield from undo_one(x, x.to_undo.pop())
+
+
+def work_undo(x: Execution, node: Node | None) -> Program[None]:
+    """One worker's part of a parallel undo: undo `node`, then whatever may be undone after it."""
+    while node is not None:
+        if x.ready and x.wants_help():
+            yield HELP
+        yield from undo_one(x, node)
+        node = x.undo_ended(node)
+
+
+def _wait_for_abandoned(x: Execution) -> Program[None]:
+    """Wait for calls that were given up, at most the grace in all."""
+    until = x.settings.clock() + x.settings.grace if x.abandoned else 0.0
+    for call in x.abandoned:
+        if call.landed is None:
+            yield Landing(call, max(0.0, until - x.settings.clock()))
+    tell_landed(x)
+
+
+def tell_landed(x: Execution) -> None:
+    """Record what came of the calls that were given up, and stop waiting for the others."""
+    for call in x.abandoned:
+        outcome = x.missed(call)
+        if outcome is not None:
+            _record(x, call, outcome)
+    x.abandoned.clear()
+
+
+def _record(x: Execution, call: Call, outcome: Outcome) -> None:
+    value, error = outcome
+    status = Status.SUCCESS if error is None else Status.FAILURE
+    if error is None and not call.shielded:
+        x.results.setdefault(call.node.name, value)  # its undo may want to know what it undoes
+    x.report(call.node).landed_late = status
+    tell.landed_late(x, call, status, error if isinstance(error, BaseException) else None)
+
+
+def undo_one(x: Execution, node: Node) -> Program[None]:
+    """Undo one step, with the undo's own retries and timeout."""
+    undo = node.compensation
+    assert undo is not None  # noqa: S101 - only nodes with an undo get here
+    order, trigger = x.next_undo(), x.failed_step or "cancelled"
+    allowed = undo.retry.attempts if undo.retry else 1
+    told = tell.undo_started(x, node, order, trigger, allowed) if x.observed else None
+    if x.undo_stopped:
+        end = End(Status.CANCELLED, None, UndoInterrupted(f"the undo of step {shown(node.name)} was not started."), 0)
+    else:
+        end = yield from attempts(x, node, undo.fn, undo.retry, undo.timeout, told, undo=True)
+    error = end.error
+    if error is not None and not isinstance(error, Exception):
+        # Ctrl-C in an undo is the second one, or nobody shielded the first: the person means it.
+        x.undo_stopped = x.undo_stopped or isinstance(error, KeyboardInterrupt)
+        interrupted = UndoInterrupted(f"the undo of step {shown(node.name)} was stopped by {type(error).__name__}.")
+        interrupted.__cause__ = error
+        error = interrupted
+    status = Status.FAILURE if end.status is Status.CANCELLED else end.status
+    if told is not None:
+        tell.undo_finished(x, node, told, order, trigger, status, end.attempts, error)
+    report = x.report(node)
+    if report.status is Status.PENDING:  # so far it had only a result to tell
+        report.status, report.attempts = Status.SUCCESS, 1
+    report.undo, report.undo_error = status, error
+    if error is None:
+        x.undone.append(node.name)
+    else:
+        x.undo_errors[node.name] = error
+
+
+def late(x: Execution, call: Call, outcome: Outcome) -> Program[None]:
+    """A call that had been given up has landed, and nobody waits for it any more."""
+    _record(x, call, outcome)
+    node = call.node
+    if outcome[1] is None and not call.shielded and node.compensation is not None and x.undoes:
+        # Its undo came before its effect.
+        yield from undo_one(x, node)

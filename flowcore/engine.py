@@ -1,0 +1,143 @@
+"""What `Engine` and `AsyncEngine` have in common: settings, keys, and what is refused before a run begins."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ._protocol.execution import Execution, Settings
+from .errors import DefinitionError, FlowcoreError, IdempotencyError, shown
+from .events import Hook, Hooks, RunSubmitted, WorkflowRegistered
+from .retry import Duration, seconds
+from .stores.base import Store
+from .stores.memory import MemoryStore
+from .workflow import Workflow
+
+__all__ = ["EngineBase", "new_id"]
+
+DEFAULT_WORKERS = 32
+
+
+def new_id() -> str:
+    """A run id: 32 hex digits from the operating system, so that neither a fork nor random.seed() repeats one."""
+    return os.urandom(16).hex()
+
+
+class EngineBase:
+    """The part of an engine that knows no threads and no event loop."""
+
+    def __init__(
+        self,
+        store: Any,
+        hooks: Iterable[Hook],
+        max_workers: int | None,
+        lease: Duration,
+        grace: Duration,
+        workflows: Iterable[Workflow],
+        recover_every: Duration | None,
+        *,
+        runs_async: bool,
+    ) -> None:
+        workers = DEFAULT_WORKERS if max_workers is None else max_workers
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise DefinitionError(f"max_workers= must be a whole number from 1 up, not {shown(max_workers)}.")
+        self.store: Store = MemoryStore() if store is None else store
+        self.max_workers = workers
+        self.lease = seconds(lease, "lease=")
+        self.recover_every = None if recover_every is None else seconds(recover_every, "recover_every=")
+        self._closed = False
+        self._lock = threading.Lock()
+        self._registered: set[Workflow] = set()
+        self._settings = Settings(
+            store=self.store,
+            hooks=Hooks(hooks),
+            grace=seconds(grace, "grace="),
+            parallel=workers,
+            runs_async=runs_async,
+            caller_shares=not runs_async,
+            clock=time.monotonic,
+            wall=time.time,
+            random=random.random,
+            new_id=new_id,
+        )
+        self.workflows = tuple(workflows)
+        for workflow in self.workflows:
+            workflow.freeze()
+            self._register(workflow)
+
+    def _execution(
+        self,
+        workflow: Workflow,
+        values: Mapping[Any, Any] | None,
+        idempotency_key: str | None,
+        wait: Duration | None,
+        deadline: Duration | None,
+        state: dict[Any, Any] | None = None,
+    ) -> Execution:
+        """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
+        if self._closed:
+            raise FlowcoreError("this engine is closed: it starts no more runs.")
+        plan = workflow.freeze()
+        x = Execution(
+            self._settings,
+            workflow,
+            plan,
+            values,
+            contextvars.copy_context(),
+            wait=None if wait is None else seconds(wait, "wait="),
+            state=state,
+        )
+        if idempotency_key is not None or workflow.idempotency_key is not None:
+            x.key = _key(workflow, x.values, idempotency_key)
+        limit = workflow.deadline if deadline is None else seconds(deadline, "deadline=")
+        if limit is not None:
+            x.deadline = self._settings.clock() + limit
+        if workflow not in self._registered:
+            self._register(workflow)
+        return x
+
+    def _recoverable(self) -> Iterator[Execution]:
+        """The runs of `workflows` that are to be gone on with, and that nobody goes on with."""
+        known = {workflow.name: workflow for workflow in self.workflows}
+        for record in self.store.unfinished():
+            workflow = known.get(record.workflow)
+            if workflow is not None:
+                x = self._execution(workflow, record.values, record.key, None, None)
+                x.recovering = True
+                yield x
+
+    def _register(self, workflow: Workflow) -> None:
+        with self._lock:
+            if workflow in self._registered:
+                return
+            self._registered.add(workflow)
+        if WorkflowRegistered in self._settings.hooks.wanted:
+            names = tuple(step.name for step in workflow.steps)
+            event = WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names)
+            self._settings.hooks.emit(event, contextvars.copy_context())
+
+    def _tell_submitted(self, x: Execution) -> None:
+        if RunSubmitted in x.wanted:
+            event = RunSubmitted(x.workflow.name, x.run_id, self._settings.clock(), x.state, x.key)
+            x.hooks.emit(event, contextvars.copy_context())
+
+
+def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str | None:
+    """The run's idempotency key: the call's own, or the workflow's. Taken literally."""
+    key: Any = given
+    if key is None:
+        default = workflow.idempotency_key
+        key = default(values) if callable(default) else default
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise IdempotencyError(f"an idempotency key must be a string, not {shown(key)}.")
+    if not key:
+        raise IdempotencyError("an idempotency key must not be empty: pass None for a run without one.")
+    return key
+

@@ -1,0 +1,98 @@
+"""What a run tells the world: typed lifecycle events, and the hooks that listen.
+
+Every event of a run carries `workflow`, `run_id`, `at` (monotonic seconds, the engine's clock) and `state`: a dict
+that lives as long as the run in this process, shared by all its events, for hooks to keep their own things in.
+
+| event | when | what else it carries |
+|---|---|---|
+| WorkflowRegistered | an engine first meets a workflow (no run: `workflow`, `at`) | steps |
+| RunSubmitted | `engine.submit`, on the caller's thread | key |
+| RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted |
+| IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
+| RunRefused | the claim failed with `error`: ends the request | key, error |
+| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted |
+| RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held |
+| RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
+| StepReady | a step's dependencies are done | step |
+| StepSkipped | `when=` said no | step |
+| StepStarted * | before the first attempt | step, waited, depends_on, max_attempts, function |
+| AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
+| AttemptFinished | after it | step, attempt, undo, outcome, duration, error |
+| BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |
+| StepFinished | after the last attempt | step, outcome, duration, attempts, waited, backoff, error, depends_on |
+| StepLandedLate | an abandoned attempt came back after all | step, attempt, undo, outcome, error, late |
+| CompensationStarted * | before an undo's first attempt | step, order, trigger, max_attempts, function |
+| CompensationFinished | after its last | step, order, trigger, outcome, duration, attempts, backoff, error |
+| LeaseLost | another owner runs on | |
+| MaintenanceStarted * | before a heartbeat, a poll, a recovery round (no run) | kind |
+| MaintenanceFinished | after it | kind, duration, error |
+| HookFailed | a hook raised (told to the other hooks) | hook, error |
+
+Events marked * are start events: a hook may answer them with a context manager, the *scope*, which is entered in the
+context that user code then runs in and exited after the matching finish event, in reverse order. Each start event has
+its finish event on every path. An event that no hook wants is not built.
+
+All durations are monotonic seconds. Events are read-only by contract.
+"""
+
+from __future__ import annotations
+
+from .hooks import SKIP_RUN, Hook, Hooks
+from .loggers import Logger, LoggingHook, PrintLogger
+from .records import (
+    AttemptFinished,
+    AttemptStarted,
+    BackoffStarted,
+    CompensationFinished,
+    CompensationStarted,
+    Event,
+    HookFailed,
+    IdempotencyHit,
+    LeaseLost,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    RunFinished,
+    RunRecovered,
+    RunRefused,
+    RunRequested,
+    RunStarted,
+    RunSubmitted,
+    StepFinished,
+    StepLandedLate,
+    StepReady,
+    StepSkipped,
+    StepStarted,
+    WorkflowRegistered,
+)
+
+__all__ = [
+    "SKIP_RUN",
+    "AttemptFinished",
+    "AttemptStarted",
+    "BackoffStarted",
+    "CompensationFinished",
+    "CompensationStarted",
+    "Event",
+    "Hook",
+    "HookFailed",
+    "Hooks",
+    "IdempotencyHit",
+    "LeaseLost",
+    "Logger",
+    "LoggingHook",
+    "MaintenanceFinished",
+    "MaintenanceStarted",
+    "PrintLogger",
+    "RunFinished",
+    "RunRecovered",
+    "RunRefused",
+    "RunRequested",
+    "RunStarted",
+    "RunSubmitted",
+    "StepFinished",
+    "StepLandedLate",
+    "StepReady",
+    "StepSkipped",
+    "StepStarted",
+    "WorkflowRegistered",
+]

@@ -1,0 +1,121 @@
+"""Who listens, and how they are told: the `Hook` protocol, scopes, and `Hooks`, which protects a run from its hooks."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol, cast
+
+from .records import EVENTS, Event, HookFailed
+
+__all__ = ["SKIP_RUN", "Hook", "Hooks", "Scope", "hook_name", "wants"]
+
+SKIP_RUN: Final = object()
+"""A hook's answer to RunStarted: tell me nothing more of this run."""
+
+Scope = AbstractContextManager[object]
+
+
+class Hook(Protocol):
+    """Anything that can be called with an event: `events.append`, `print`, a function with `match event:`.
+
+    May have `wants`, a frozenset of event types; without it, every event comes. A hook is called on whichever thread
+    or task drives the run, so it must be thread-safe. It can neither break nor steer a run: what it raises is logged
+    once and counted.
+    """
+
+    def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None: ...
+
+
+_log = logging.getLogger("flowcore")
+
+
+class Hooks:
+    """The hooks of one engine, or of one run of it: who wants which event.
+
+    `wanted` is the set of event types worth building; empty where there is no hook, so that nothing is paid for.
+    Immutable apart from the once-only logging of errors; safe for all threads.
+    """
+
+    __slots__ = ("_by_type", "_failed", "hooks", "wanted")
+
+    def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None) -> None:
+        self.hooks: tuple[Hook, ...] = tuple(hook for hook in hooks if wants(hook))
+        self.wanted: frozenset[type[Event]] = frozenset().union(*map(wants, self.hooks))
+        self._by_type = {kind: tuple(hook for hook in self.hooks if kind in wants(hook)) for kind in self.wanted}
+        self._failed: set[str] = set() if _failed is None else _failed
+
+    def __bool__(self) -> bool:
+        return bool(self.hooks)
+
+    def emit(self, event: Event, context: contextvars.Context) -> None:
+        """Tell everybody who wants it, inside `context`."""
+        for hook in self._by_type.get(type(event), ()):
+            try:
+                context.run(hook, event)
+            except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                self._blame(hook, error, event, context)
+
+    def enter(
+        self, event: Event, context: contextvars.Context, leaving: list[Hook] | None = None
+    ) -> list[Scope] | None:
+        """Tell a start event and enter the scopes that come back, inside `context`; pass them to `exit`.
+
+        Hooks that answer SKIP_RUN are added to `leaving`.
+        """
+        entered: list[Scope] | None = None
+        for hook in self._by_type.get(type(event), ()):
+            try:
+                answer = context.run(hook, event)
+                if answer is None:
+                    continue
+                if isinstance(answer, AbstractContextManager):
+                    context.run(answer.__enter__)
+                    entered = [*entered, answer] if entered else [answer]
+                elif answer is SKIP_RUN and leaving is not None:
+                    leaving.append(hook)
+            except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                self._blame(hook, error, event, context)
+        return entered
+
+    def without(self, leaving: list[Hook]) -> Hooks:
+        """The same hooks less those in `leaving`."""
+        return Hooks((hook for hook in self.hooks if hook not in leaving), self._failed) if leaving else self
+
+    def exit(
+        self, scopes: list[Scope], context: contextvars.Context, started: Event, error: BaseException | None
+    ) -> None:
+        """Leave `scopes` of the start event in reverse order, inside their context, telling them of `error`."""
+        kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+        for scope in reversed(scopes):
+            try:
+                context.run(scope.__exit__, kind, error, trace)
+            except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
+                # A @contextmanager scope lets the step's own error pass through it; that is not its failure.
+                if failure is not error:
+                    self._blame(scope, failure, started, context)
+
+    def _blame(self, culprit: object, error: BaseException, event: Event, context: contextvars.Context) -> None:
+        name = hook_name(culprit)
+        if name not in self._failed:
+            self._failed.add(name)
+            _log.error(
+                "hook %s raised on %s; the run goes on, further errors of this hook are only counted",
+                name,
+                type(event).__name__,
+                exc_info=error,
+            )
+        if type(event) is not HookFailed and HookFailed in self.wanted:
+            self.emit(HookFailed(event.workflow, event.run_id, event.at, event.state, name, error), context)
+
+
+def wants(hook: Hook) -> frozenset[type[Event]]:
+    """The event types that this hook wants."""
+    return cast("frozenset[type[Event]]", getattr(hook, "wants", EVENTS)) & EVENTS
+
+
+def hook_name(hook: object) -> str:
+    """What to call a hook in a message or a label: its class, or its function's qualified name."""
+    return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

@@ -1,0 +1,241 @@
+"""Hooks in method style: `Logger` to derive from, `PrintLogger` for people, `LoggingHook` for stdlib logging."""
+
+from __future__ import annotations
+
+import json as json_module
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, TextIO, cast
+
+from ..errors import said, shown
+from ..status import Status
+from .records import (
+    AttemptFinished,
+    AttemptStarted,
+    BackoffStarted,
+    CompensationFinished,
+    CompensationStarted,
+    Event,
+    HookFailed,
+    IdempotencyHit,
+    LeaseLost,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    RunFinished,
+    RunRecovered,
+    RunRefused,
+    RunRequested,
+    RunStarted,
+    RunSubmitted,
+    StepFinished,
+    StepLandedLate,
+    StepReady,
+    StepSkipped,
+    StepStarted,
+    WorkflowRegistered,
+)
+
+__all__ = ["Logger", "LoggingHook", "PrintLogger"]
+
+
+class Logger:
+    """Method-style hooks: override what you need, each method gets the event. `Logger()` itself is the no-op logger.
+
+    Only events with an overridden method are built; a Logger that overrides nothing costs nothing.
+    """
+
+    wants: frozenset[type[Event]] = frozenset()
+
+    METHODS: ClassVar[Mapping[type[Event], tuple[str, ...]]] = {
+        WorkflowRegistered: ("workflow_registered",),
+        RunSubmitted: ("run_submitted",),
+        RunRequested: ("run_requested",),
+        IdempotencyHit: ("idempotency_hit",),
+        RunRefused: ("run_refused",),
+        RunStarted: ("run_started",),
+        RunRecovered: ("run_recovered",),
+        RunFinished: ("run_succeeded", "run_failed"),
+        StepReady: ("step_ready",),
+        StepSkipped: ("step_skipped",),
+        StepStarted: ("step_started",),
+        AttemptStarted: ("attempt_started",),
+        AttemptFinished: ("attempt_succeeded", "attempt_failed"),
+        BackoffStarted: ("step_retrying",),
+        StepFinished: ("step_succeeded", "step_failed"),
+        StepLandedLate: ("step_landed_late",),
+        CompensationStarted: ("compensation_started",),
+        CompensationFinished: ("compensation_succeeded", "compensation_failed"),
+        LeaseLost: ("lease_lost",),
+        MaintenanceStarted: ("maintenance_started",),
+        MaintenanceFinished: ("maintenance_finished",),
+        HookFailed: ("hook_failed",),
+    }
+    """event type -> the method it is told to; of two, the second hears every outcome but success"""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "wants" not in cls.__dict__:
+            cls.wants = frozenset(
+                kind
+                for kind, names in cls.METHODS.items()
+                if any(getattr(cls, name) is not getattr(Logger, name) for name in names)
+            )
+
+    def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None:
+        names = self.METHODS[type(event)]
+        name = names[0] if len(names) == 1 or event.outcome == Status.SUCCESS else names[1]
+        return cast("object", getattr(self, name)(event))
+
+    def workflow_registered(self, event: WorkflowRegistered) -> Any: ...
+    def run_submitted(self, event: RunSubmitted) -> Any: ...
+    def run_requested(self, event: RunRequested) -> Any: ...
+    def idempotency_hit(self, event: IdempotencyHit) -> Any: ...
+    def run_refused(self, event: RunRefused) -> Any: ...
+    def run_started(self, event: RunStarted) -> Any: ...
+    def run_recovered(self, event: RunRecovered) -> Any: ...
+    def run_succeeded(self, event: RunFinished) -> Any: ...
+    def run_failed(self, event: RunFinished) -> Any: ...
+    def step_ready(self, event: StepReady) -> Any: ...
+    def step_skipped(self, event: StepSkipped) -> Any: ...
+    def step_started(self, event: StepStarted) -> Any: ...
+    def attempt_started(self, event: AttemptStarted) -> Any: ...
+    def attempt_succeeded(self, event: AttemptFinished) -> Any: ...
+    def attempt_failed(self, event: AttemptFinished) -> Any: ...
+    def step_retrying(self, event: BackoffStarted) -> Any: ...
+    def step_succeeded(self, event: StepFinished) -> Any: ...
+    def step_failed(self, event: StepFinished) -> Any: ...
+    def step_landed_late(self, event: StepLandedLate) -> Any: ...
+    def compensation_started(self, event: CompensationStarted) -> Any: ...
+    def compensation_succeeded(self, event: CompensationFinished) -> Any: ...
+    def compensation_failed(self, event: CompensationFinished) -> Any: ...
+    def lease_lost(self, event: LeaseLost) -> Any: ...
+    def maintenance_started(self, event: MaintenanceStarted) -> Any: ...
+    def maintenance_finished(self, event: MaintenanceFinished) -> Any: ...
+    def hook_failed(self, event: HookFailed) -> Any: ...
+
+
+def line(event: Any) -> str | None:
+    """One line for people about an event, or None where it has nothing to tell them."""
+    match event:
+        case RunStarted(interrupted_run_id=None):
+            return f"run {_name(event.workflow)} started"
+        case RunStarted():
+            return f"run {_name(event.workflow)} goes on after a crash"
+        case IdempotencyHit():
+            return f"run {_name(event.workflow)} not started: idempotency key {event.outcome.replace('_', ' ')}"
+        case RunRefused() | RunFinished(error=BaseException()):
+            outcome = event.outcome.replace("_", " ") if isinstance(event, RunFinished) else "refused"
+            return f"run {_name(event.workflow)} {outcome}: {_error(event.error)}"
+        case RunFinished():
+            return f"run {_name(event.workflow)} {event.outcome} in {_ms(event.duration)}"
+        case StepSkipped():
+            return f"  step {_name(event.step)} skipped"
+        case StepStarted():
+            return f"  step {_name(event.step)} started"
+        case BackoffStarted():
+            what = "undo of" if event.undo else "step"
+            tried = f"attempt {event.attempt} of {event.max_attempts} failed: {_error(event.error)}"
+            return f"  {what} {_name(event.step)} {tried}; next in {_ms(event.delay)}"
+        case StepFinished(error=None):
+            return f"  step {_name(event.step)} succeeded in {_ms(event.duration)}"
+        case StepFinished():
+            tries = f" after {event.attempts} attempts" if event.attempts > 1 else ""
+            return f"  step {_name(event.step)} {event.outcome}{tries}: {_error(event.error)}"
+        case StepLandedLate():
+            return f"  step {_name(event.step)} landed {_ms(event.late)} after it was given up: {event.outcome}"
+        case CompensationFinished(error=None):
+            return f"  undid {_name(event.step)} in {_ms(event.duration)}"
+        case CompensationFinished():
+            return f"  undo of {_name(event.step)} FAILED: {_error(event.error)}"
+        case LeaseLost():
+            return f"run {_name(event.workflow)} was taken over by another owner"
+        case _:
+            return None
+
+
+TOLD: frozenset[type[Event]] = frozenset(
+    {
+        RunStarted,
+        IdempotencyHit,
+        RunRefused,
+        RunFinished,
+        StepSkipped,
+        StepStarted,
+        BackoffStarted,
+        StepFinished,
+        StepLandedLate,
+        CompensationFinished,
+        LeaseLost,
+    }
+)
+
+
+def _name(text: str) -> str:
+    """A name as it is, unless it would break the line."""
+    return text if text.isprintable() and len(text) <= 80 else shown(text)  # noqa: PLR2004 - the default of shown()
+
+
+def _error(error: BaseException) -> str:
+    return f"{type(error).__name__}: {said(error)}"
+
+
+def _ms(duration: float) -> str:
+    return f"{duration * 1e3:.3g} ms" if duration < 1 else f"{duration:.3g} s"
+
+
+class PrintLogger(Logger):
+    """Prints a line for each event that a person wants to see; `file` None means sys.stdout at that moment."""
+
+    wants = TOLD
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file
+
+    def __call__(self, event: Any, /) -> None:
+        text = line(event)
+        if text is not None:
+            print(text, file=self._file or sys.stdout)  # noqa: T201 - it is what this class is for
+
+
+class LoggingHook(Logger):
+    """Writes lifecycle lines through stdlib logging.
+
+    What failed is a WARNING, what needs a person an ERROR, all else INFO. With `json=True` the message is one JSON
+    object; either way the record has `flowcore_run_id`, `flowcore_workflow`, `flowcore_step` and `flowcore_attempt`.
+    """
+
+    wants = TOLD
+
+    def __init__(self, logger: logging.Logger | None = None, *, json: bool = False) -> None:
+        self._logger = logger or logging.getLogger("flowcore.run")
+        self._json = json
+
+    def __call__(self, event: Any, /) -> None:
+        level = _level(event)
+        text = line(event)
+        if text is None or not self._logger.isEnabledFor(level):
+            return
+        ids = {
+            "flowcore_run_id": event.run_id,
+            "flowcore_workflow": event.workflow,
+            "flowcore_step": getattr(event, "step", None),
+            "flowcore_attempt": getattr(event, "attempt", None),
+        }
+        if self._json:
+            known = {name: value for name, value in ids.items() if value is not None}
+            text = json_module.dumps({"event": type(event).__name__, "message": text.strip(), **known})
+        self._logger.log(level, "%s", text, extra=ids)
+
+
+def _level(event: Any) -> int:
+    if isinstance(event, BackoffStarted | StepLandedLate):
+        return logging.WARNING
+    if getattr(event, "error", None) is None:
+        return logging.INFO
+    needs_a_person = isinstance(event, CompensationFinished) or getattr(event, "outcome", None) in {
+        Status.COMPENSATION_FAILED,
+        Status.PARKED,
+    }
+    return logging.ERROR if needs_a_person else logging.WARNING

@@ -1,0 +1,267 @@
+"""The event records. When each one comes is told in the table of `flowcore.events`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..status import Status
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """What every event of a run has."""
+
+    workflow: str
+    run_id: str
+    at: float
+    """monotonic seconds, by the engine's clock"""
+    state: dict[Any, Any] = field(repr=False)
+    """for hooks, shared by all events of this run in this process; never stored"""
+
+
+@dataclass(slots=True, eq=False)
+class StepEvent(Event):
+    """What every event of a step has."""
+
+    step: str
+
+
+@dataclass(slots=True, eq=False)
+class WorkflowRegistered(Event):
+    """An engine has met this workflow for the first time; `run_id` is empty."""
+
+    steps: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class RunSubmitted(Event):
+    """`engine.submit` was called: comes on the caller's thread, before RunRequested on the engine's."""
+
+    key: str | None
+
+
+@dataclass(slots=True, eq=False)
+class RunRequested(Event):
+    """Somebody wants this run. Followed by RunStarted, IdempotencyHit or RunRefused."""
+
+    key: str | None
+    wall: float
+    """seconds since the epoch at the moment `at`"""
+    carrier: dict[str, str]
+    """empty: a hook may put trace context in; it is stored with the run's record"""
+    submitted: bool
+    """whether it came through `submit`, so that this is another thread or task than the caller's"""
+
+
+@dataclass(slots=True, eq=False)
+class IdempotencyHit(Event):
+    """The key was known: no new run."""
+
+    key: str
+    outcome: str
+    """replayed, adopted, in_progress, mismatch or held"""
+    original_run_id: str
+    original: Mapping[str, str]
+    """the carrier of the run that owns the key"""
+    age: float | None
+    """seconds since that run started, by the wall clock; None where unknown"""
+
+
+@dataclass(slots=True, eq=False)
+class RunRefused(Event):
+    """The claim failed: no run."""
+
+    key: str | None
+    error: BaseException
+
+
+@dataclass(slots=True, eq=False)
+class RunStarted(Event):
+    """The run begins, or goes on after a takeover."""
+
+    key: str | None
+    wall: float
+    """seconds since the epoch at the moment `at`"""
+    carrier: Mapping[str, str]
+    fence: int
+    interrupted_run_id: str | None
+    """after a takeover: the run (in the dead process) that this one continues"""
+    interrupted: Mapping[str, str]
+    """its carrier"""
+
+
+@dataclass(slots=True, eq=False)
+class RunRecovered(Event):
+    """A takeover: what will happen to the steps that were found in the record, by name."""
+
+    decision: str
+    """forward, undo or hold"""
+    skipped: tuple[str, ...]
+    retried: tuple[str, ...]
+    verified: tuple[str, ...]
+    undone: tuple[str, ...]
+    held: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class RunFinished(Event):
+    """The run has ended."""
+
+    outcome: Status
+    duration: float
+    error: BaseException | None
+    skipped: tuple[str, ...]
+    undone: tuple[str, ...]
+    """steps whose undo succeeded, in the order of undoing"""
+
+
+@dataclass(slots=True, eq=False)
+class StepReady(StepEvent):
+    """All dependencies are done: the step waits for a worker."""
+
+
+@dataclass(slots=True, eq=False)
+class StepSkipped(StepEvent):
+    """`when=` said no."""
+
+
+@dataclass(slots=True, eq=False)
+class StepStarted(StepEvent):
+    """The first attempt is about to start."""
+
+    waited: float
+    """seconds since the step became ready"""
+    depends_on: tuple[str, ...]
+    max_attempts: int
+    function: str
+    """qualified name of the step's function"""
+
+
+@dataclass(slots=True, eq=False)
+class AttemptStarted(StepEvent):
+    """An attempt of a step, or of its undo, is about to start."""
+
+    attempt: int
+    max_attempts: int
+    undo: bool
+
+
+@dataclass(slots=True, eq=False)
+class AttemptFinished(StepEvent):
+    """An attempt has ended."""
+
+    attempt: int
+    max_attempts: int
+    undo: bool
+    outcome: Status
+    """success, failure, timeout or cancelled"""
+    duration: float
+    error: BaseException | None
+
+
+@dataclass(slots=True, eq=False)
+class BackoffStarted(StepEvent):
+    """The attempt failed and another one follows after `delay` seconds."""
+
+    attempt: int
+    """the attempt that failed"""
+    max_attempts: int
+    undo: bool
+    delay: float
+    reason: str
+    """policy, retry_after or predicate"""
+    error: BaseException
+
+
+@dataclass(slots=True, eq=False)
+class StepFinished(StepEvent):
+    """The step has ended: its last attempt is over."""
+
+    outcome: Status
+    """success, failure, timeout or cancelled"""
+    duration: float
+    """from the first attempt's start to the last one's end: attempts plus backoffs"""
+    attempts: int
+    waited: float
+    backoff: float
+    """seconds of `duration` spent waiting between attempts"""
+    error: BaseException | None
+    depends_on: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class StepLandedLate(StepEvent):
+    """An attempt that had been given up came back."""
+
+    attempt: int
+    undo: bool
+    outcome: Status
+    error: BaseException | None
+    late: float
+    """seconds after it was given up"""
+
+
+@dataclass(slots=True, eq=False)
+class CompensationStarted(StepEvent):
+    """The undo of a step is about to start."""
+
+    order: int
+    """1 for the first undo of the run"""
+    trigger: str
+    """the step that failed the run, or what else made it fail: cancelled, deadline, operator"""
+    max_attempts: int
+    function: str
+
+
+@dataclass(slots=True, eq=False)
+class CompensationFinished(StepEvent):
+    """The undo of a step has ended."""
+
+    order: int
+    trigger: str
+    outcome: Status
+    """success, failure or timeout"""
+    duration: float
+    attempts: int
+    backoff: float
+    error: BaseException | None
+
+
+@dataclass(slots=True, eq=False)
+class LeaseLost(Event):
+    """Another owner has taken the run over; this process starts and undoes nothing more of it."""
+
+
+@dataclass(slots=True, eq=False)
+class MaintenanceStarted(Event):
+    """The engine is about to do work of its own; `workflow` and `run_id` are empty."""
+
+    kind: str
+    """heartbeat, poll or recover"""
+
+
+@dataclass(slots=True, eq=False)
+class MaintenanceFinished(Event):
+    """The engine's own work is done."""
+
+    kind: str
+    duration: float
+    error: BaseException | None
+
+
+@dataclass(slots=True, eq=False)
+class HookFailed(Event):
+    """A hook raised while it was told something; the run went on. `workflow` and `run_id` are the run's."""
+
+    hook: str
+    """the hook's class, or its function's name"""
+    error: BaseException
+
+
+EVENTS: Final[frozenset[type[Event]]] = frozenset(
+    cls
+    for cls in globals().values()
+    if isinstance(cls, type) and issubclass(cls, Event) and cls not in {Event, StepEvent}
+)

@@ -1,0 +1,84 @@
+"""A plan drawn for people: as text, as Mermaid, as DOT. Reads the plan, decides nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .errors import shown
+from .plan import Node, Plan
+
+__all__ = ["dot", "mermaid", "text"]
+
+_LINES: Final = 40  # steps that a repr shows
+_NAME: Final = 60  # characters of a name that a picture shows
+
+
+def text(plan: Plan, name: str) -> str:
+    """One line per step, grouped by layer, with its retries, limits, undo and dependencies."""
+    layers = plan.layers()
+    lines = [f"Workflow {shown(name)} · {_count(len(plan.nodes), 'step')} · {_count(len(layers), 'layer')}"]
+    wide = len(str(len(layers)))
+    drawn = 0
+    for number, layer in enumerate(layers, 1):
+        for place, step in enumerate(layer):
+            if drawn == _LINES:
+                return "\n".join([*lines, f"  … and {len(plan.nodes) - drawn} more"])
+            node = plan.by_name[step.name]
+            last = place == len(layer) - 1
+            joint = "─" if len(layer) == 1 else "┬" if place == 0 else "└" if last else "├"
+            label = f"{number:>{wide}}" if place == 0 else " " * wide
+            lines.append(f"  {label} {joint} {_described(node)}")
+            drawn += 1
+    return "\n".join(lines)
+
+
+def mermaid(plan: Plan) -> str:
+    """A Mermaid flowchart, top down; an undo is a dotted edge back."""
+    lines = ["flowchart TD"]
+    for node in plan.nodes:
+        lines.append(f'    s{node.index}["{_escaped(node, "#quot;")}"]')
+        lines.extend(f"    s{before} --> s{node.index}" for before in node.predecessors)
+        if node.compensation is not None:
+            lines.append(f'    s{node.index} -. undo .-> u{node.index}(("↶"))')
+    return "\n".join(lines) + "\n"
+
+
+def dot(plan: Plan, name: str) -> str:
+    """Graphviz's DOT language."""
+    title = _clipped(name).replace("\\", "\\\\").replace('"', '\\"')
+    lines = [f'digraph "{title}" {{', "    rankdir=LR;", "    node [shape=box, style=rounded];"]
+    for node in plan.nodes:
+        dashed = ", peripheries=2" if node.compensation is not None else ""
+        lines.append(f'    s{node.index} [label="{_escaped(node, chr(92) + chr(34))}"{dashed}];')
+        lines.extend(f"    s{before} -> s{node.index};" for before in node.predecessors)
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _described(node: Node) -> str:
+    marks = [
+        *(["↶"] if node.compensation is not None else []),
+        *(["◆"] if node.step.pivot else []),
+        *([f"×{node.max_attempts}"] if node.max_attempts > 1 else []),
+        *([f"⏱ {node.timeout:g} s"] if node.timeout is not None else []),
+        *(["?"] if node.when is not None else []),
+    ]
+    before = ", ".join(_clipped(name) for name in node.dependencies[:_LINES])
+    more = f" and {len(node.dependencies) - _LINES} more" if len(node.dependencies) > _LINES else ""
+    arrow = [f"← {before}{more}"] if node.dependencies else []
+    return "  ".join([" ".join([_clipped(node.name), *marks]), *arrow])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _clipped(name: str) -> str:
+    clean = name if name.isprintable() else shown(name)[1:-1]
+    clean = clean.encode("utf-8", "backslashreplace").decode("utf-8")
+    return clean if len(clean) <= _NAME else clean[:_NAME] + "…"
+
+
+def _escaped(node: Node, quote: str) -> str:
+    """A node's name inside double quotes, where `quote` stands for a double quote."""
+    name = _clipped(node.name)
+    return (name.replace("\\", "\\\\") if quote.startswith("\\") else name).replace('"', quote)

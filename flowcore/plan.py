@@ -1,0 +1,152 @@
+"""A workflow compiled for running: integer in-degrees and successor lists, made once and shared by all its runs.
+
+stdlib graphlib checks the graph and finds a cycle; the runs walk the lists, because graphlib per run costs more than
+all the rest of a small run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, Any
+
+from .errors import DependencyCycle, UnknownDependency, shown
+
+if TYPE_CHECKING:
+    from .workflow import Compensation, Step
+
+__all__ = ["Node", "Plan", "is_async"]
+
+_CYCLE_SHOWN = 20  # names of a cycle's path that fit in a message
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling `fn` gives a coroutine."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+class Node:
+    """A step's place in the plan, with all that a run needs of it looked up beforehand. Immutable once made."""
+
+    __slots__ = (
+        "compensation",
+        "dependencies",
+        "fn",
+        "index",
+        "is_async",
+        "name",
+        "predecessors",
+        "retry",
+        "step",
+        "step_timeout",
+        "successors",
+        "timeout",
+        "undo_attempted",
+        "when",
+    )
+
+    def __init__(self, index: int, step: Step[Any], predecessors: tuple[int, ...], undo: str) -> None:
+        self.index = index
+        self.step = step
+        self.name = step.name
+        self.fn: Callable[..., Any] = step.fn
+        self.is_async = is_async(step.fn)
+        self.predecessors = predecessors
+        self.successors: tuple[int, ...] = ()
+        self.dependencies: tuple[str, ...] = ()
+        self.retry = step.retry
+        self.timeout = step.timeout
+        self.step_timeout = step.step_timeout
+        self.when = step.when
+        self.compensation: Compensation | None = step.compensation
+        self.undo_attempted = (step.undo or undo) == "attempted"
+
+    @property
+    def max_attempts(self) -> int:
+        return self.retry.attempts if self.retry else 1
+
+
+class Plan:
+    """All nodes in definition order, plus what is the same for every run of the workflow. Immutable."""
+
+    __slots__ = ("by_name", "graph", "has_async", "indegrees", "nodes", "pivoted", "ready")
+
+    def __init__(self, steps: Mapping[str, Step[Any]], undo: str) -> None:
+        order = {name: index for index, name in enumerate(steps)}
+        self.nodes: tuple[Node, ...] = tuple(
+            Node(order[name], step, _predecessors(step, order), undo) for name, step in steps.items()
+        )
+        self.by_name = {node.name: node for node in self.nodes}
+        successors: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for index in node.predecessors:
+                successors[index].append(node.index)
+        for node in self.nodes:
+            node.successors = tuple(successors[node.index])
+            node.dependencies = tuple(self.nodes[index].name for index in node.predecessors)
+        _refuse_cycle(self.nodes)
+        self.indegrees = [len(node.predecessors) for node in self.nodes]
+        self.ready = tuple(node.index for node in self.nodes if not node.predecessors)
+        self.has_async = next((node.name for node in self.nodes if node.is_async or _undo_is_async(node)), None)
+        self.pivoted = any(node.step.pivot for node in self.nodes)
+        self.graph = _fingerprint(self.nodes)
+
+    def layers(self) -> list[list[Step[Any]]]:
+        """Steps that could run at the same time, layer after layer; within one, in definition order."""
+        depth: list[int] = [0] * len(self.nodes)
+        for index in _sorted(self.nodes).static_order():
+            depth[index] = max((depth[before] + 1 for before in self.nodes[index].predecessors), default=0)
+        layers: list[list[Step[Any]]] = [[] for _ in range(max(depth, default=-1) + 1)]
+        for node in self.nodes:
+            layers[depth[node.index]].append(node.step)
+        return layers
+
+
+def _undo_is_async(node: Node) -> bool:
+    return node.compensation is not None and is_async(node.compensation.fn)
+
+
+def _predecessors(step: Step[Any], order: Mapping[str, int]) -> tuple[int, ...]:
+    indices: dict[int, None] = {}
+    for name in step.depends_on:
+        if name not in order:
+            raise UnknownDependency(
+                f"step {shown(step.name)} depends on {shown(name)}, which is not a step of this workflow; "
+                f"it has {_some(list(order))}."
+            )
+        indices[order[name]] = None
+    return tuple(indices)
+
+
+def _some(names: list[str]) -> str:
+    few = ", ".join(map(shown, names[:_CYCLE_SHOWN]))
+    return few + (f" and {len(names) - _CYCLE_SHOWN} more" if len(names) > _CYCLE_SHOWN else "")
+
+
+def _sorted(nodes: tuple[Node, ...]) -> TopologicalSorter[int]:
+    return TopologicalSorter({node.index: node.predecessors for node in nodes})
+
+
+def _refuse_cycle(nodes: tuple[Node, ...]) -> None:
+    try:
+        _sorted(nodes).prepare()
+    except CycleError as error:
+        # graphlib lists a cycle with each node before the one that depends on it, the first repeated at the end.
+        path = [shown(nodes[index].name) for index in reversed(error.args[1])]
+        if len(path) > _CYCLE_SHOWN:
+            path = [*path[: _CYCLE_SHOWN - 2], f"… {len(path) - _CYCLE_SHOWN + 1} more …", path[-1]]
+        raise DependencyCycle(f"steps depend on each other in a circle: {' -> '.join(path)}.") from None
+
+
+def _fingerprint(nodes: tuple[Node, ...]) -> str:
+    """What must not change while a run of this workflow is stored: names, edges, presence of undo and pivot."""
+    digest = hashlib.sha256()
+    for node in nodes:
+        parts = (node.name, *sorted(node.dependencies), str(node.compensation is not None), str(node.step.pivot))
+        for part in parts:
+            data = part.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "big") + data)
+        digest.update(b"\xff")
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""When a failed attempt is made again, and after how long. Pure: no clock, no sleep, no hidden randomness."""
+
+from __future__ import annotations
+
+import math
+import random as _random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NamedTuple
+
+from .errors import DefinitionError, Fatal, RetryAfter, shown
+
+__all__ = ["Backoff", "Duration", "Pause", "Retry", "seconds"]
+
+ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+Predicate = Callable[[BaseException], bool | float]
+"""Asked about a failed attempt's error: False = give up, True = retry by the backoff, a number = retry after that many
+seconds."""
+
+
+def seconds(value: Duration, what: str) -> float:
+    """`value` as float seconds; `what` names it in the DefinitionError raised for a negative, NaN or foreign one."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
+        raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {shown(value)}.")
+    return float(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a retry. Make one with `none`, `fixed` or `exponential`; immutable, share it freely."""
+
+    initial: float
+    factor: float
+    max_delay: float
+    jitter: bool
+
+    @classmethod
+    def none(cls) -> Backoff:
+        """Retry at once."""
+        return cls(0.0, 1.0, 0.0, jitter=False)
+
+    @classmethod
+    def fixed(cls, delay: Duration) -> Backoff:
+        """Wait `delay` seconds before every retry."""
+        wait = seconds(delay, "Backoff.fixed(delay)")
+        return cls(wait, 1.0, wait, jitter=False)
+
+    @classmethod
+    def exponential(
+        cls, delay: Duration, *, factor: float = 2, max_delay: Duration = 60, jitter: bool = True
+    ) -> Backoff:
+        """Wait `delay`, then `factor` times as long with every retry, at most `max_delay` seconds.
+
+        With `jitter` the wait is drawn evenly from zero to that bound: "full jitter", which spreads a crowd of
+        clients best (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+        """
+        if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
+            raise DefinitionError(f"Backoff.exponential(factor=) must be a number from 1 up, not {shown(factor)}.")
+        return cls(
+            seconds(delay, "Backoff.exponential(delay)"),
+            float(factor),
+            seconds(max_delay, "Backoff.exponential(max_delay=)"),
+            jitter,
+        )
+
+    def bound(self, n: int) -> float:
+        """The longest wait, in seconds, before the n-th retry (1 = the first); never above `max_delay`."""
+        if n < 1:
+            raise DefinitionError(f"Backoff.delay(n) counts retries from 1, not {n}.")
+        try:
+            return min(self.initial * self.factor ** (n - 1), self.max_delay)
+        except OverflowError:
+            return self.max_delay if self.initial else 0.0
+
+    def delay(self, n: int, random: Callable[[], float] = _random.random) -> float:
+        """Seconds to wait before the n-th retry (1 = the first). `random` returns a float in [0, 1)."""
+        return self.bound(n) * random() if self.jitter else self.bound(n)
+
+
+class Pause(NamedTuple):
+    """The decision to try again: wait `delay` seconds first; `reason` = policy, retry_after or predicate."""
+
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """At most `attempts` attempts (the first included), with `backoff` between them (None: at once).
+
+    `on`: the exception type, or types, worth another attempt; or a predicate of the error that answers with a
+    bool, or with the seconds to wait. Only Exceptions are ever retried, never KeyboardInterrupt and its like.
+    `max_elapsed`: make no attempt that would start later than so many seconds after the first one's start.
+    A step that raises `Fatal` is not retried; `RetryAfter(seconds)` sets the wait.
+    """
+
+    attempts: int
+    backoff: Backoff | None = None
+    on: ExceptionTypes | Predicate = Exception
+    max_elapsed: float | None = None
+
+    def __init__(
+        self,
+        attempts: int,
+        backoff: Backoff | None = None,
+        *,
+        on: ExceptionTypes | Predicate = Exception,
+        max_elapsed: Duration | None = None,
+    ) -> None:
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+            raise DefinitionError(f"Retry(attempts) counts the first attempt too: 1 or more, not {shown(attempts)}.")
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise DefinitionError(f"Retry(backoff=) must be a Backoff, such as Backoff.fixed(1), not {shown(backoff)}.")
+        types = on if isinstance(on, tuple) else (on,)
+        for entry in types:
+            known = issubclass(entry, BaseException) if isinstance(entry, type) else callable(entry) and entry is on
+            if not known:
+                raise DefinitionError(f"Retry(on=) must be exception types or one predicate, not {shown(entry)}.")
+        object.__setattr__(self, "attempts", attempts)
+        object.__setattr__(self, "backoff", backoff)
+        object.__setattr__(self, "on", on)
+        limit = None if max_elapsed is None else seconds(max_elapsed, "Retry(max_elapsed=)")
+        object.__setattr__(self, "max_elapsed", limit)
+
+    @classmethod
+    def of(cls, value: int | Retry | None) -> Retry | None:
+        """What `retry=` of a step means: an int is a number of attempts, None and 1 are no retries."""
+        retry = cls(value) if isinstance(value, int) else value
+        if retry is not None and not isinstance(retry, Retry):
+            raise DefinitionError(f"retry= must be a number of attempts or a Retry, not {shown(value)}.")
+        return None if retry is None or retry.attempts == 1 else retry
+
+    def after(self, attempt: int, error: BaseException, elapsed: float, random: Callable[[], float]) -> Pause | None:
+        """Decide what follows attempt number `attempt` (from 1), which raised `error`: a Pause, or None to give up.
+
+        `elapsed`: seconds since the first attempt started. A predicate that raises gives up, with a note on `error`.
+        """
+        if attempt >= self.attempts or isinstance(error, Fatal) or not isinstance(error, Exception):
+            return None
+        pause = self._asked(attempt, error, random)
+        if pause is not None and self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed:
+            return None
+        return pause
+
+    def _asked(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
+        if isinstance(error, RetryAfter):
+            return Pause(max(0.0, float(error.seconds)), "retry_after")
+        if isinstance(self.on, type | tuple):
+            return self._policy(attempt, random) if isinstance(error, self.on) else None
+        try:
+            answer = self.on(error)
+            if answer is True or answer is False:
+                return self._policy(attempt, random) if answer else None
+            return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")
+        except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
+            error.add_note(f"flowcore made no further attempt: Retry(on=) raised {type(failure).__name__}: {failure}")
+            return None
+
+    def _policy(self, attempt: int, random: Callable[[], float]) -> Pause:
+        return Pause(self.backoff.delay(attempt, random) if self.backoff else 0.0, "policy")

@@ -1,0 +1,204 @@
+"""What a caller gets: `Run`, the outcome of a run, and `StepReport`, how one step went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+from .errors import NoResult, said, shown
+from .status import Status
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .workflow import Step
+
+__all__ = ["Run", "StepReport"]
+
+R = TypeVar("R")
+_LISTED = 200  # steps that explain() tells one by one
+
+
+@dataclass(slots=True)
+class StepReport:
+    """How one step of a run went. Seconds are monotonic, and None where no hook or durable store wanted them."""
+
+    status: Status = Status.PENDING
+    attempts: int = 0
+    waited: float | None = None
+    """from ready to start"""
+    ran: float | None = None
+    """from the first attempt's start to the last one's end, less the waits between them"""
+    backed_off: float | None = None
+    """waiting between attempts"""
+    error: BaseException | None = None
+    undo: Status | None = None
+    """None: not undone; else success, failure or timeout"""
+    undo_error: BaseException | None = None
+    landed_late: Status | None = None
+    """how an attempt that had been given up came back after all: success or failure"""
+
+
+class HasRunId(Protocol):
+    """Something that knows, or draws, the id of a run."""
+
+    @property
+    def run_id(self) -> str: ...
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """The outcome of a run. `run[step]` is a step's result; do not change what it holds. Safe to read from any thread."""
+
+    _id: HasRunId = field(repr=False)
+    workflow: str
+    status: Status
+    results: dict[str, Any] = field(repr=False)
+    """results by step name, in order of completion"""
+    replayed: bool = False
+    """whether these are the stored results of an earlier run with the same idempotency key"""
+    held: bool = False
+    """whether the key is held until an operator decides"""
+    error: BaseException | None = None
+    """what `Engine.run` raised for this run"""
+    carrier: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """what hooks stored with the run, such as its trace context; on a replay: the original run's"""
+    failed_step: str | None = None
+    """the step whose failure failed the run"""
+    undone: tuple[str, ...] = ()
+    """the steps whose undo succeeded, in order of undoing"""
+    _reports: Mapping[str, StepReport] = field(default_factory=dict[str, StepReport], repr=False)
+    _plan: Plan | None = field(default=None, repr=False)
+
+    @property
+    def id(self) -> str:
+        """The run's id: 32 hex digits. A run in memory without a key draws it when it is first asked for."""
+        return self._id.run_id
+
+    @property
+    def steps(self) -> dict[str, StepReport]:
+        """How each step went, by name, in definition order."""
+        names = [node.name for node in self._plan.nodes] if self._plan is not None else list(self._reports)
+        return {name: self._report(name) for name in names}
+
+    def _report(self, name: str) -> StepReport:
+        report = self._reports.get(name)
+        if report is not None:
+            return report
+        # A step that went well at its first attempt, with nobody asking for times, left only its result.
+        return StepReport(Status.SUCCESS, 1) if name in self.results else StepReport()
+
+    @overload
+    def __getitem__(self, step: Step[R]) -> R: ...
+    @overload
+    def __getitem__(self, step: str) -> Any: ...
+    def __getitem__(self, step: Any) -> Any:
+        """The result of a step, or of the step of that name; raises NoResult saying why there is none."""
+        name = step if isinstance(step, str) else step.name
+        try:
+            return self.results[name]
+        except KeyError:
+            known = self._plan is None or name in self._plan.by_name
+            raise no_result(name, self._report(name) if known else None, self.workflow) from None
+
+    def explain(self) -> str:
+        """The story of the run in plain words, one line per step that has something to tell."""
+        lines = [f"Run {self.id} of {shown(self.workflow)}: {self._ending()}"]
+        steps = self.steps
+        for name, report in list(steps.items())[:_LISTED]:
+            lines.append(f"  {_clipped(name)}: {_told(report)}")
+        if len(steps) > _LISTED:
+            lines.append(f"  … and {len(steps) - _LISTED} more steps")
+        if self.held:
+            lines.append("  The key is held: once the rest is put right by hand, engine.store.release(key) frees it.")
+        return "\n".join(lines)
+
+    def _ending(self) -> str:
+        cause = f" at step {shown(self.failed_step)}" if self.failed_step else ""
+        why = f"{cause}: {type(self.error).__name__}: {said(self.error)}" if self.error is not None else ""
+        match self.status:
+            case Status.SUCCESS:
+                return "success" + (", replayed from an earlier run with the same key" if self.replayed else "")
+            case Status.COMPENSATED:
+                return f"failed{why}; undone: {', '.join(map(_clipped, self.undone))}"
+            case Status.COMPENSATION_FAILED:
+                failed = ", ".join(_clipped(name) for name, step in self.steps.items() if step.undo_error is not None)
+                return f"failed{why}; could NOT be undone: {failed}"
+            case Status.FAILURE:
+                return f"failed{why}; nothing had to be undone"
+            case Status.INCOMPLETE:
+                return f"incomplete{why}; past its pivot: call it again with the same key to go on"
+            case _:
+                return f"{self.status}{why}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as plain data, without results and values: those may be secrets."""
+        return {
+            "id": self.id,
+            "workflow": self.workflow,
+            "status": str(self.status),
+            "replayed": self.replayed,
+            "held": self.held,
+            "error": _error_dict(self.error),
+            "failed_step": self.failed_step,
+            "undone": list(self.undone),
+            "steps": {
+                name: {
+                    "status": str(report.status),
+                    "attempts": report.attempts,
+                    "waited": report.waited,
+                    "ran": report.ran,
+                    "backed_off": report.backed_off,
+                    "error": _error_dict(report.error),
+                    "undo": None if report.undo is None else str(report.undo),
+                }
+                for name, report in self.steps.items()
+            },
+        }
+
+
+def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
+    """The error for asking after a result that is not there."""
+    if report is None:
+        return NoResult(f"workflow {shown(workflow)} has no step {shown(name)}.")
+    match report.status:
+        case Status.PENDING:
+            why = "has not run"
+        case Status.RUNNING:
+            why = "is still running"
+        case Status.SKIPPED:
+            why = "was skipped by its when="
+        case Status.FAILURE:
+            why = "failed"
+        case _:
+            why = f"ended as {report.status}: its outcome is unknown"
+    error = f" with {type(report.error).__name__}" if report.error is not None else ""
+    return NoResult(f"step {shown(name)} has no result: it {why}{error}.")
+
+
+def _error_dict(error: BaseException | None) -> dict[str, str] | None:
+    return None if error is None else {"type": type(error).__name__, "message": said(error)}
+
+
+def _clipped(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 80 else shown(name)  # noqa: PLR2004 - the default of shown()
+
+
+def _told(report: StepReport) -> str:
+    parts = [str(report.status)]
+    if report.attempts > 1:
+        parts.append(f"after {report.attempts} attempts")
+    if report.error is not None and report.status is not Status.SUCCESS:
+        parts.append(f"with {type(report.error).__name__}: {said(report.error, 200)}")
+    if report.ran is not None:
+        parts.append(f"in {report.ran * 1e3:.1f} ms")
+    if report.backed_off:
+        parts.append(f"and {report.backed_off * 1e3:.1f} ms between attempts")
+    text = " ".join(parts)
+    if report.landed_late is not None:
+        text += f"; it came back later, after it had been given up: {report.landed_late}"
+    if report.undo == Status.SUCCESS:
+        text += "; undone"
+    elif report.undo is not None:
+        text += f"; its undo FAILED with {type(report.undo_error).__name__}: {said(report.undo_error or Exception())}"
+    return text

@@ -1,0 +1,8 @@
+"""The stores: where runs are claimed, and where their outcomes are kept."""
+
+from __future__ import annotations
+
+from .base import RunRecord, Store
+from .memory import MemoryStore
+
+__all__ = ["MemoryStore", "RunRecord", "Store"]
