@@ -20,7 +20,7 @@ demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 ke
 
 test: lint types  ## lint, check types, run the tests with coverage
 	$(ENV) -m pytest --cov
-	@report=$$($(ENV) -m coverage report --include='flowcore/_protocol*' --fail-under=100) \
+	@report=$$($(ENV) -m coverage report --include='flowcore/_protocol/*' --fail-under=100) \
 		|| { echo "$$report"; echo 'Every branch of flowcore/_protocol must be covered.'; exit 1; }
 
 lint: venv  ## ruff: rules and formatting
