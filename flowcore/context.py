@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from .errors import DefinitionError, shown
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .errors import NoResult
     from .workflow import Step
 
-__all__ = ["Context"]
+__all__ = ["AttemptContext", "Context"]
 
 R = TypeVar("R")
 D = TypeVar("D")
@@ -41,6 +41,15 @@ class RunView(Protocol):
     def step_key(self, step: str, *, undo: bool) -> str: ...
 
 
+class NodeView(Protocol):
+    """What a Context needs of its step."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fn(self) -> Callable[[Any], Any]: ...
+
+
 class Context(MutableMapping[Any, Any]):
     """The run's values (initial ones and what steps write), plus `ctx[step]`, the result of an earlier step.
 
@@ -50,24 +59,22 @@ class Context(MutableMapping[Any, Any]):
     value of that key, else the result of the step of that name.
     """
 
-    __slots__ = ("_abandoned", "_run", "_undo", "attempt", "deadline", "step")
+    __slots__ = ("_run", "node")
 
-    attempt: int
+    attempt: int = 1
     """number of this attempt, from 1"""
-    step: str
-    """name of the step"""
-    deadline: float | None
+    deadline: float | None = None
     """the moment, in `time.monotonic()` seconds, by which this attempt should be over; None: no limit"""
+    _undo = False
 
-    def __init__(
-        self, run: RunView, step: str, attempt: int = 1, deadline: float | None = None, *, undo: bool = False
-    ) -> None:
+    def __init__(self, run: RunView, node: NodeView) -> None:
         self._run = run
-        self._undo = undo
-        self._abandoned = False
-        self.step = step
-        self.attempt = attempt
-        self.deadline = deadline
+        self.node = node  # for engines
+
+    @property
+    def step(self) -> str:
+        """Name of the step."""
+        return self.node.name
 
     @property
     def run_id(self) -> str:
@@ -96,11 +103,7 @@ class Context(MutableMapping[Any, Any]):
     def cancelled(self) -> bool:
         """True once nobody waits for this attempt any more: it timed out, or its run was cancelled. Look now and then
         in a long sync step, and return early. An undo is never cancelled, but may time out."""
-        return self._abandoned or (self._run.interrupted and not self._undo)
-
-    def abandon(self) -> None:
-        """For engines: nobody waits for this attempt any more, so `cancelled` is true from now on."""
-        self._abandoned = True
+        return self._run.interrupted
 
     @overload
     def __getitem__(self, key: Step[R]) -> R: ...
@@ -113,10 +116,10 @@ class Context(MutableMapping[Any, Any]):
         name = self._run.step_meant(key, self.step)
         if name is None:
             raise KeyError(key)
-        try:
-            return self._run.results[name]
-        except KeyError:
-            raise self._run.no_result(name) from None
+        value = self._run.results.get(name, _MISSING)
+        if value is _MISSING:
+            raise self._run.no_result(name)
+        return value
 
     @overload
     def get(self, key: Step[R]) -> R | None: ...
@@ -180,9 +183,36 @@ class Context(MutableMapping[Any, Any]):
         with self._run.lock:
             self._run.values.update(new)
 
+    # Two attempts are never the same; a Mapping would compare all values.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
-        # Values may be secrets; a repr ends up in logs.
+        # Values may be secrets, and a repr ends up in logs.
         return f"<Context of step {shown(self.step)}, attempt {self.attempt}, {len(self)} values>"
+
+
+class AttemptContext(Context):
+    """The context of an attempt that is not the plain first one of a step: a later one, one with a limit, an undo's."""
+
+    __slots__ = ("_abandoned", "_undo", "attempt", "deadline")
+
+    def __init__(self, run: RunView, node: NodeView, attempt: int, deadline: float | None, *, undo: bool) -> None:
+        self._run = run
+        self.node = node
+        self._undo = undo
+        self._abandoned = False
+        self.attempt = attempt
+        self.deadline = deadline
+
+    @property
+    def cancelled(self) -> bool:
+        """See Context."""
+        return self._abandoned or (self._run.interrupted and not self._undo)
+
+    def abandon(self) -> None:
+        """For engines: nobody waits for this attempt any more, so `cancelled` is true from now on."""
+        self._abandoned = True
 
 
 def initial(values: Mapping[Any, Any] | None) -> dict[Any, Any]:

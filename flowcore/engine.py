@@ -77,26 +77,19 @@ class EngineBase:
         idempotency_key: str | None,
         wait: Duration | None,
         deadline: Duration | None,
-        state: dict[Any, Any] | None = None,
     ) -> Execution:
         """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
-        plan = workflow.freeze()
-        x = Execution(
-            self._settings,
-            workflow,
-            plan,
-            values,
-            contextvars.copy_context(),
-            wait=None if wait is None else seconds(wait, "wait="),
-            state=state,
-        )
+        x = Execution(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
         if idempotency_key is not None or workflow.idempotency_key is not None:
             x.key = _key(workflow, x.values, idempotency_key)
-        limit = workflow.deadline if deadline is None else seconds(deadline, "deadline=")
-        if limit is not None:
-            x.deadline = self._settings.clock() + limit
+        if wait is not None:
+            x.wait = seconds(wait, "wait=")
+        if deadline is not None:
+            x.deadline = self._settings.clock() + seconds(deadline, "deadline=")
+        elif workflow.deadline is not None:
+            x.deadline = self._settings.clock() + workflow.deadline
         if workflow not in self._registered:
             self._register(workflow)
         return x
@@ -122,6 +115,7 @@ class EngineBase:
             self._settings.hooks.emit(event, contextvars.copy_context())
 
     def _tell_submitted(self, x: Execution) -> None:
+        x.submitted = True
         if RunSubmitted in x.wanted:
             event = RunSubmitted(x.workflow.name, x.run_id, self._settings.clock(), x.state, x.key)
             x.hooks.emit(event, contextvars.copy_context())

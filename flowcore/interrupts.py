@@ -7,46 +7,42 @@ one of the user's), as asyncio.Runner does, and gives it back at the end.
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
 __all__ = ["CtrlC", "guard"]
+
+# signal.signal and getsignal wrap the real functions to turn numbers into enums, which costs as much as a small run.
+_set_handler: Final = inspect.unwrap(signal.signal)
+_get_handler: Final = inspect.unwrap(signal.getsignal)
+_SIGINT: Final = int(signal.SIGINT)
 
 
 class CtrlC:
     """What one run in the main thread makes of SIGINT.
 
-    While the main thread is in a step (between `enter` and `leave`) the interrupt is raised there. In an undo only a
-    second one is: the first waits until everything is undone. Elsewhere `ring` is called, which must be safe in a signal
-    handler.
+    While `in_step` the interrupt is raised in user code. While `in_undo` only a second one is: the first waits until
+    everything is undone. Else `ring` is called, which must be safe in a signal handler.
     """
 
-    __slots__ = ("_before", "_in_step", "_in_undo", "_ring", "count", "raised")
+    __slots__ = ("_before", "_ring", "count", "in_step", "in_undo", "raised")
 
     def __init__(self, ring: Callable[[], None], before: object) -> None:
         self._ring = ring
         self._before = before
+        self.in_step = False
+        self.in_undo = False
         self.count = 0
         self.raised = 0
-        self._in_step = False
-        self._in_undo = False
-
-    def enter(self, *, undo: bool) -> None:
-        """User code begins."""
-        if undo:
-            self._in_undo = True
-        else:
-            self._in_step = True
-
-    def leave(self) -> None:
-        """User code is over."""
-        self._in_step = self._in_undo = False
+        """those that were raised or acted upon"""
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self._in_step or (self._in_undo and self.count > 1):
+        if self.in_step or (self.in_undo and self.count > 1):
             self.raised += 1
             raise KeyboardInterrupt
         self._ring()
@@ -57,16 +53,17 @@ class CtrlC:
         return self.count > self.raised
 
     def restore(self) -> None:
-        signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type] # what signal.signal() itself gave
+        """Give SIGINT back."""
+        _set_handler(_SIGINT, self._before)
 
 
 def guard(ring: Callable[[], None]) -> CtrlC | None:
     """Take SIGINT over for a run in the main thread; None elsewhere, or where the user handles it."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    current = signal.getsignal(signal.SIGINT)
-    if current is not signal.default_int_handler and not isinstance(current, CtrlC):
+    current = _get_handler(_SIGINT)
+    if current is not signal.default_int_handler and type(current) is not CtrlC:
         return None
     mine = CtrlC(ring, current)
-    signal.signal(signal.SIGINT, mine)
+    _set_handler(_SIGINT, mine)
     return mine

@@ -37,6 +37,7 @@ class Node:
         "index",
         "is_async",
         "name",
+        "plain",
         "predecessors",
         "retry",
         "step",
@@ -61,6 +62,14 @@ class Node:
         self.step_timeout = step.step_timeout
         self.when = step.when
         self.compensation: Compensation | None = step.compensation
+        # Plain: its first attempt needs no clock and no question asked before it.
+        self.plain = (
+            step.when is None
+            and step.timeout is None
+            and step.step_timeout is None
+            and not step.pivot
+            and (step.retry is None or step.retry.max_elapsed is None)
+        )
         self.undo_attempted = (step.undo or undo) == "attempted"
 
     @property

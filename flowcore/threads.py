@@ -13,23 +13,23 @@ from typing import Any, Final, Self
 
 from ._protocol.effects import (
     HELP,
-    INTERRUPTED,
+    QUIET,
     RESUME,
-    TIMED_OUT,
     WAIT,
     Ask,
     Call,
-    Hand,
+    GivenUp,
     Landing,
     Outcome,
     Program,
-    Signal,
     Sleep,
     Stop,
+    as_call,
 )
 from ._protocol.execution import Execution
-from ._protocol.run import helper, run
+from ._protocol.run import helper, rescue, run
 from ._protocol.undo import late
+from .context import Context
 from .engine import EngineBase
 from .errors import AsyncStepInSyncEngine, FlowcoreError, StepCancelled, shown
 from .events import Hook
@@ -43,6 +43,11 @@ from .workflow import Workflow
 __all__ = ["Engine"]
 
 _GONE: Final = object()  # the call was given up while this thread was in it: somebody else goes on with the program
+_RANG: Final = object()  # a letter to the caller: Ctrl-C
+_OVER: Final = object()  # a letter to the caller: the run is over
+
+Letter = tuple[Program[Any], Any]
+Parked = Call | Sleep | Landing
 
 
 class Driver:
@@ -52,94 +57,107 @@ class Driver:
     on a sleep, a wait or a limit without holding a thread, and is posted to one when there is something to go on with.
     """
 
-    __slots__ = (
-        "_caller_idle",
-        "_ctrl_c",
-        "_landings",
-        "_lock",
-        "_mailbox",
-        "_main",
-        "_main_due",
-        "_main_parked",
-        "_pool",
-        "_running",
-        "_sleeping",
-        "_stuck",
-        "_timers",
-        "error",
-        "on_over",
-        "over",
-        "result",
-        "x",
-    )
+    over = False
+    result: Run | None = None
+    error: BaseException | None = None
+    _mailbox: SimpleQueue[Any] | None = None
+    _ctrl_c: CtrlC | None = None
+    _caller_idle = False
+    """(lock) the caller's thread waits for a letter"""
+    _main_parked = False
+    """(lock) the main program waits to be resumed"""
+    _main_due = False
+    """(lock) it was resumed before it waited"""
+    _stuck = 0
+    """calls that were given up and are not over"""
+    _wants_quiet = False
+    """(lock) the main program waits until nothing else of the run goes on"""
+    _busy = 0
+    """(lock) threads of the pool that advance a program"""
+    _at: Context | Call | None = None
+    """the last call that the caller's thread began"""
 
     def __init__(
-        self, x: Execution, pool: Workers, timers: Timers, on_over: Callable[[Driver], None], *, has_caller: bool
+        self, x: Execution, pool: Workers, timers: Timers, on_over: Callable[[Driver], None]
     ) -> None:
         self.x = x
-        self.over = False
-        self.result: Run | None = None
-        self.error: BaseException | None = None
         self.on_over = on_over
         self._pool = pool
         self._timers = timers
         self._main = run(x)
         self._lock = threading.Lock()
-        self._mailbox: SimpleQueue[tuple[Program[Any], Any] | Signal | None] | None = SimpleQueue() if has_caller else None
-        self._caller_idle = False
-        self._main_parked = False
-        self._main_due = False
-        self._ctrl_c: CtrlC | None = None
-        # Whoever pops an entry of these owns the program in it; dict.pop is atomic.
-        self._running: dict[Call, Program[Any]] = {}
-        self._sleeping: dict[Sleep, Program[Any]] = {}
-        self._landings: dict[Call, Program[Any]] = {}
-        self._stuck = 0  # calls that were given up and are not over
+        # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
+        self._parked: dict[Parked, Program[Any]] = {}
 
     # -- in the caller's thread ----------------------------------------------------------------------------------------
 
     def run_here(self) -> None:
         """Drive the run to its end, the calling thread taking part."""
-        assert self._mailbox is not None  # noqa: S101 - has_caller
-        self._ctrl_c = guard(partial(self._mailbox.put, INTERRUPTED))
+        if self.x.observed or self.x.settings.store.durable:
+            self._ctrl_c = guard(self._ring)
         try:
-            self._advance(self._main, None, here=True)
-            while not self.over:
-                with self._lock:
-                    self._caller_idle = True
-                letter = self._mailbox.get()
-                with self._lock:
-                    self._caller_idle = False
-                if letter is INTERRUPTED:
-                    self._interrupted()
-                elif isinstance(letter, tuple):
-                    self._advance(*letter, here=True)
+            try:
+                self._advance(self._main, None, here=True)
+                if not self.over:
+                    self._serve()
+            except KeyboardInterrupt as error:
+                self._rescue(error)
         finally:
             if self._ctrl_c is not None:
                 self._ctrl_c.restore()
         if self._ctrl_c is not None and self._ctrl_c.unseen:
             raise KeyboardInterrupt from self.error
 
-    def _interrupted(self) -> None:
-        """Ctrl-C while the main thread was not in user code."""
-        assert self._ctrl_c is not None  # noqa: S101 - only its handler rings
-        self._ctrl_c.raised += 1
-        if not self.cancel(KeyboardInterrupt()):
-            if self._ctrl_c.count > 1:
+    def _serve(self) -> None:
+        """Do for the run what there is to do until it is over."""
+        with self._lock:
+            mailbox = self._mailbox = self._mailbox or SimpleQueue()
+        while not self.over:
+            if self._ctrl_c is not None and self._ctrl_c.unseen:
+                self._interrupted()
+            with self._lock:
+                self._caller_idle = True
+            letter = mailbox.get()
+            with self._lock:
+                self._caller_idle = False
+            if isinstance(letter, tuple):
+                self._advance(*letter, here=True)
+
+    def _rescue(self, error: KeyboardInterrupt) -> None:
+        """Ctrl-C struck this thread outside of user code, in a run that was not worth guarding: whatever it was doing is
+        lost. Put a new main program in place of the old one, which ends the run from what is known; if that is struck
+        too, the person insists, and nothing more is undone."""
+        while True:
+            self._main, self._main_parked, self._main_due = rescue(self.x, error, self._at), False, False
+            try:
+                self._advance(self._main, None, here=True)
+                if not self.over:
+                    self._serve()
+            except KeyboardInterrupt:
                 self.x.undo_stopped = True
             else:
-                self._ctrl_c.raised -= 1  # the run is being undone already: raise it when that is done
+                break
+        if self.error is not error:
+            raise error from self.error
+
+    def _ring(self) -> None:
+        """Ctrl-C outside of user code, in the signal handler: SimpleQueue.put may be called there."""
+        if self._mailbox is not None:
+            self._mailbox.put(_RANG)
+
+    def _interrupted(self) -> None:
+        """Act on a Ctrl-C that came while the main thread was not in user code."""
+        assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
+        if self.cancel(KeyboardInterrupt()):
+            self._ctrl_c.raised = self._ctrl_c.count
+        elif self._ctrl_c.count > 1:
+            self.x.undo_stopped = True
 
     # -- from anywhere -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Begin here, on one of the pool's threads."""
         self._advance(self._main, None)
-
-    def park(self) -> None:
-        """Start no further step, and end once the running ones are over."""
-        self.x.park()
-        self._stop(Stop(cancel=False))
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over."""
@@ -148,12 +166,17 @@ class Driver:
         self._stop(Stop(cancel=True))
         return True
 
+    def park(self) -> None:
+        """Start no further step, and end once the running ones are over."""
+        self.x.park()
+        self._stop(Stop(cancel=False))
+
     # -- performing effects --------------------------------------------------------------------------------------------
 
     def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
         """Resume `program` and perform what it asks until it ends, parks, or is taken away; `here`: in the caller's
         thread."""
-        send = program.send
+        send, context, guarded = program.send, self.x.context, self._ctrl_c is not None
         while True:
             try:
                 effect = send(answer)
@@ -165,27 +188,38 @@ class Driver:
                 self._end(None, error)
                 return
             kind = type(effect)
-            if kind is Call:
-                if here:
-                    if effect.timeout is not None:
-                        self._elsewhere(program, effect)
+            if kind is Context:
+                if not here:
+                    answer = self._call(program, as_call(effect, context))
+                    if answer is _GONE:
                         return
-                    if self._ctrl_c is not None and self._ctrl_c.unseen:
-                        self._interrupted()
-                answer = self._call(program, effect, here=here)
-                if answer is _GONE:
+                elif guarded:
+                    answer = self._call_here(as_call(effect, context))
+                else:
+                    self._at = effect
+                    try:
+                        answer = (context.copy().run(effect.node.fn, effect), None)
+                    except BaseException as error:  # noqa: BLE001 - the program judges it
+                        answer = (None, error)
+            elif kind is Call:
+                if here and effect.timeout is None:
+                    answer = self._call_here(effect)
+                elif here:
+                    self._at = effect
+                    self._elsewhere(program, effect)
                     return
+                else:
+                    answer = self._call(program, effect)
+                    if answer is _GONE:
+                        return
             elif kind is Ask:
                 answer = self._ask(effect)
-            elif effect is HELP:
+            elif effect is QUIET:
                 answer = None
-                self._post(helper(self.x), None, help=True)
-            elif effect is RESUME:
-                answer = None
-                self._resume_main()
-            elif kind is Stop:
-                answer = None
-                self._stop(effect)
+                with self._lock:
+                    self._wants_quiet = bool(self._busy or self._parked)
+                    if self._wants_quiet:
+                        return
             elif effect is WAIT:
                 with self._lock:
                     if not self._main_due:
@@ -198,48 +232,56 @@ class Driver:
                     return
                 answer = None
             elif kind is Landing:
-                if self._await_landing(program, effect):
+                if not self._await_landing(program, effect):
                     return
                 answer = effect.call.landed
-            elif kind is Hand:
+            else:
                 answer = None
-                self._post(helper(self.x, effect.node), None)
+                if effect is HELP:
+                    self._post(helper(self.x), None, help=True)
+                elif effect is RESUME:
+                    self._resume_main()
+                elif kind is Stop:
+                    self._stop(effect)
 
-    def _call(self, program: Program[Any], call: Call, *, here: bool) -> Any:
-        """Run user code on this thread; answers _GONE if it was given up meanwhile."""
-        if here:
-            return self._call_here(call)
-        self._running[call] = program
-        if self.x.interrupted and not call.shielded and self._running.pop(call, None) is not None:
-            call.landed = (None, INTERRUPTED)  # it waited for a thread and never began
-            return call.landed
+    def _call_here(self, call: Call) -> Outcome:
+        """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
+        self._at = call
+        if call.shielded and self._ctrl_c is None:
+            self._ctrl_c = guard(self._ring)
+        ctrl_c = self._ctrl_c
+        try:
+            if ctrl_c is None:
+                return call.context.run(call.fn, call.ctx), None
+            if ctrl_c.unseen:
+                self._interrupted()
+            try:
+                ctrl_c.in_step, ctrl_c.in_undo = not call.shielded, call.shielded
+                return call.context.run(call.fn, call.ctx), None
+            finally:
+                ctrl_c.in_step = ctrl_c.in_undo = False
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            return None, error
+
+    def _call(self, program: Program[Any], call: Call) -> Any:
+        """Run user code on this thread of the pool; answers _GONE if it was given up meanwhile."""
+        self._parked[call] = program
+        if self.x.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
+            call.landed = (None, StepCancelled())  # it waited for a thread and never began
+            return None, GivenUp(call, timed_out=False)
         timer = None
         if call.timeout is not None:
-            timer = self._timers.after(call.timeout, partial(self._give_up, call, TIMED_OUT))
+            timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
         try:
             outcome: Outcome = (call.context.run(call.fn, call.ctx), None)
         except BaseException as error:  # noqa: BLE001 - the program judges it
             outcome = (None, error)
         if timer is not None:
             timer.cancel()
-        if self._running.pop(call, None) is not None:
+        if self._parked.pop(call, None) is not None:
             return outcome
         self._land(call, outcome)
         return _GONE
-
-    def _call_here(self, call: Call) -> Outcome:
-        """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
-        ctrl_c = self._ctrl_c
-        try:
-            if ctrl_c is None:
-                return call.context.run(call.fn, call.ctx), None
-            try:
-                ctrl_c.enter(undo=call.shielded)
-                return call.context.run(call.fn, call.ctx), None
-            finally:
-                ctrl_c.leave()
-        except BaseException as error:  # noqa: BLE001 - the program judges it
-            return None, error
 
     def _elsewhere(self, program: Program[Any], call: Call) -> None:
         """A call with a limit may have to be given up, which the caller's thread cannot: it runs on one of the pool's."""
@@ -248,41 +290,47 @@ class Driver:
         self._pool.put(partial(self._called_elsewhere, program, call), first=True, beyond=beyond)
 
     def _called_elsewhere(self, program: Program[Any], call: Call) -> None:
-        outcome = self._call(program, call, here=False)
+        outcome = self._call(program, call)
         if outcome is not _GONE:
             self._post(program, outcome)
 
-    def _give_up(self, call: Call, why: Signal) -> None:
+    def _give_up(self, call: Call, *, timed_out: bool) -> None:
         """Go on without `call`, unless it is over."""
-        program = self._running.pop(call, None)
+        program = self._parked.pop(call, None)
         if program is not None:
-            call.ctx.abandon()
+            call.abandon()
             self._stuck += 1
-            self._post(program, (None, why))
+            self._post(program, (None, GivenUp(call, timed_out=timed_out)))
 
     def _land(self, call: Call, outcome: Outcome) -> None:
         """A call that was given up is over, on this thread."""
         self._stuck -= 1
         missed = self.x.landed(call, outcome)
-        program = self._landings.pop(call, None)
-        if program is not None:
-            self._post(program, outcome)
-        elif missed:
+        for waiting in [other for other in list(self._parked) if type(other) is Landing and other.call is call]:
+            self._wake(waiting, outcome)
+        if missed:
             self._advance(late(self.x, call, outcome), None)
 
     def _await_landing(self, program: Program[Any], landing: Landing) -> bool:
-        """Park until the call lands; False if it has already."""
-        call = landing.call
-        self._landings[call] = program
-        if call.landed is not None and self._landings.pop(call, None) is not None:
-            return False
-        self._timers.after(landing.seconds, partial(self._landing_missed, call))
-        return True
+        """Park until the call lands; True: it has, go on at once."""
+        self._parked[landing] = program
+        if landing.call.landed is not None and self._parked.pop(landing, None) is not None:
+            return True
+        self._timers.after(landing.seconds, partial(self._wake, landing, None))
+        return False
 
-    def _landing_missed(self, call: Call) -> None:
-        program = self._landings.pop(call, None)
+    def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
+        """Park until the time is up or the run stops; True: go on at once."""
+        self._parked[sleep] = program
+        if self.x.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
+            return True
+        self._timers.after(sleep.seconds, partial(self._wake, sleep, None))
+        return False
+
+    def _wake(self, waiting: Parked, answer: Any) -> None:
+        program = self._parked.pop(waiting, None)
         if program is not None:
-            self._post(program, None)
+            self._post(program, answer)
 
     def _ask(self, ask: Ask) -> Outcome:
         try:
@@ -290,27 +338,12 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
 
-    def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
-        """Park until the time is up or the run stops; True: go on at once."""
-        self._sleeping[sleep] = program
-        if self.x.stopped and not sleep.shielded and self._sleeping.pop(sleep, None) is not None:
-            return True
-        self._timers.after(sleep.seconds, partial(self._wake, sleep, cut=False))
-        return False
-
-    def _wake(self, sleep: Sleep, *, cut: bool) -> None:
-        program = self._sleeping.pop(sleep, None)
-        if program is not None:
-            self._post(program, cut)
-
     def _stop(self, stop: Stop) -> None:
-        for sleep in list(self._sleeping):
-            if not sleep.shielded:
-                self._wake(sleep, cut=True)
-        if stop.cancel:
-            for call in list(self._running):
-                if not call.shielded:
-                    self._timers.after(self.x.settings.grace, partial(self._give_up, call, INTERRUPTED))
+        for waiting in list(self._parked):
+            if type(waiting) is Sleep and not waiting.shielded:
+                self._wake(waiting, None)
+            elif stop.cancel and type(waiting) is Call and not waiting.shielded:
+                self._timers.after(self.x.settings.grace, partial(self._give_up, waiting, timed_out=False))
 
     def _resume_main(self) -> None:
         with self._lock:
@@ -329,14 +362,29 @@ class Driver:
             # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
             # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
             beyond = not help and (self._stuck > 0 or self.x.stopped)
-            self._pool.put(partial(self._advance, program, answer), first=not help, beyond=beyond)
+            self._pool.put(partial(self._advance_there, program, answer), first=not help, beyond=beyond)
+
+    def _advance_there(self, program: Program[Any], answer: Any) -> None:
+        """Advance on this thread of the pool."""
+        with self._lock:
+            self._busy += 1
+        try:
+            self._advance(program, answer)
+        finally:
+            with self._lock:
+                self._busy -= 1
+                quiet = self._wants_quiet and not self._busy and not self._parked
+                self._wants_quiet = self._wants_quiet and not quiet
+            if quiet:
+                self._post(self._main, None)
 
     def _end(self, result: Run | None, error: BaseException | None) -> None:
         self.result, self.error = result, error if result is None else result.error
-        self.over = True
+        with self._lock:
+            self.over = True
         self.on_over(self)
         if self._mailbox is not None:
-            self._mailbox.put(None)
+            self._mailbox.put(_OVER)
 
 
 class Engine(EngineBase):
@@ -388,7 +436,7 @@ class Engine(EngineBase):
         CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
-        driver = self._driver(workflow, values, idempotency_key, wait, deadline, None)
+        driver = self._driver(self._execution(workflow, values, idempotency_key, wait, deadline))
         driver.run_here()
         return outcome(driver.result, driver.error, check=check)
 
@@ -406,7 +454,7 @@ class Engine(EngineBase):
 
         `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
         """
-        driver = self._driver(workflow, values, idempotency_key, wait, deadline, {})
+        driver = self._driver(self._execution(workflow, values, idempotency_key, wait, deadline))
         future: Future[Run] = Future()
 
         def over(_: Driver) -> None:
@@ -429,21 +477,12 @@ class Engine(EngineBase):
         self._pool.put(begin)
         return future
 
-    def _driver(
-        self,
-        workflow: Workflow,
-        values: Mapping[str, Any] | None,
-        key: str | None,
-        wait: Duration | None,
-        deadline: Duration | None,
-        state: dict[Any, Any] | None,
-    ) -> Driver:
-        x = self._execution(workflow, values, key, wait, deadline, state)
+    def _driver(self, x: Execution) -> Driver:
         if x.plan.has_async is not None:
             raise AsyncStepInSyncEngine(
-                f"step {shown(x.plan.has_async)} of workflow {shown(workflow.name)} is async: run it on AsyncEngine."
+                f"step {shown(x.plan.has_async)} of workflow {shown(x.workflow.name)} is async: run it on AsyncEngine."
             )
-        driver = Driver(x, self._pool, self._timers, self._over, has_caller=state is None)
+        driver = Driver(x, self._pool, self._timers, self._over)
         self._live.add(driver)
         return driver
 
@@ -465,8 +504,7 @@ class Engine(EngineBase):
         """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
         runs: list[Run] = []
         for x in self._recoverable():
-            driver = Driver(x, self._pool, self._timers, self._over, has_caller=True)
-            self._live.add(driver)
+            driver = self._driver(x)
             driver.run_here()
             if driver.result is not None:
                 runs.append(driver.result)

@@ -296,13 +296,12 @@ class Workflow:
 
     def freeze(self) -> Plan:
         """The compiled definition, for a run: from now on nothing can be added."""
-        if not self._frozen or self._plan is None:
-            plan = self.plan()
-            with self._lock:
-                # Another thread may have added a step since.
-                self._plan = Plan(self._steps, self.undo) if self._plan is not plan else plan
-                self._frozen = True
-        return self._plan
+        if self._frozen and self._plan is not None:
+            return self._plan
+        with self._lock:
+            plan = self._plan = self._plan or Plan(self._steps, self.undo)
+            self._frozen = True
+            return plan
 
     def plan(self) -> Plan:
         """The compiled definition. Raises UnknownDependency, or DependencyCycle with the path of the cycle."""

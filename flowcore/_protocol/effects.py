@@ -5,7 +5,8 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 
 | effect | the driver | answers |
 |---|---|---|
-| Call | runs user code in the call's context | (value, None), (None, error), (None, TIMED_OUT) or (None, INTERRUPTED) |
+| Call | runs user code in the call's context | (value, None), (None, error) or (None, GivenUp) |
+| a Context | runs its step's function in a copy of the run's context: the leanest Call there is | the same |
 | Landing | waits for a call that was given up, at most `seconds` | its (value, error), or None |
 | Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
 | Ask | calls a verb of the store | (answer, None) or (None, error) |
@@ -13,6 +14,7 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | Hand | lets a helper carry on with a node | None |
 | WAIT | waits until a program of this run yields RESUME | None |
 | RESUME | resumes the program that waits, or will wait next | None |
+| QUIET | waits until no other program of this run goes on | None |
 | Stop | cuts sleeps short; with `cancel` also interrupts the calls that run | None |
 """
 
@@ -22,19 +24,20 @@ import contextvars
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from ..context import AttemptContext, Context
+
 if TYPE_CHECKING:
-    from ..context import Context
     from ..plan import Node
 
 __all__ = [
     "HELP",
-    "INTERRUPTED",
+    "QUIET",
     "RESUME",
-    "TIMED_OUT",
     "WAIT",
     "Ask",
     "Call",
     "Effect",
+    "GivenUp",
     "Hand",
     "Landing",
     "Outcome",
@@ -42,6 +45,7 @@ __all__ = [
     "Signal",
     "Sleep",
     "Stop",
+    "as_call",
 ]
 
 R = TypeVar("R")
@@ -59,16 +63,23 @@ class Signal:
         return self.name
 
 
-TIMED_OUT: Final = Signal("TIMED_OUT")
-"""the call was not over in time, and was given up"""
-INTERRUPTED: Final = Signal("INTERRUPTED")
-"""the call was cancelled, or given up because the run stops"""
 HELP: Final = Signal("HELP")
 WAIT: Final = Signal("WAIT")
 RESUME: Final = Signal("RESUME")
+QUIET: Final = Signal("QUIET")
 
-Outcome = tuple[Any, "BaseException | Signal | None"]
+Outcome = tuple[Any, "BaseException | GivenUp | None"]
 """(value, None) where it went well, else (None, what went wrong)"""
+
+
+class GivenUp:
+    """A call that nobody waits for any more: not over in time (`timed_out`), or cancelled because the run stops."""
+
+    __slots__ = ("call", "timed_out")
+
+    def __init__(self, call: Call, *, timed_out: bool) -> None:
+        self.call = call
+        self.timed_out = timed_out
 
 
 class Call:
@@ -111,6 +122,18 @@ class Call:
         self.given_up = 0.0  # monotonic seconds at which it was
         self.landed: Outcome | None = None  # what came of a call after it was given up; see Execution.landed
         self.missed = False  # nobody waits for it to land any more
+
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: tell the user code, if it looks."""
+        if isinstance(self.ctx, AttemptContext):
+            self.ctx.abandon()
+
+
+def as_call(ctx: Context, context: contextvars.Context) -> Call:
+    """The Call that a bare Context stands for, in a run whose contextvars context is `context`."""
+    node: Any = ctx.node
+    return Call(node, node.fn, ctx, context.copy(), None, node.is_async)
 
 
 class Landing:
@@ -161,5 +184,5 @@ class Stop:
         self.cancel = cancel
 
 
-Effect = Call | Landing | Sleep | Ask | Hand | Stop | Signal
+Effect = "Call | Context | Landing | Sleep | Ask | Hand | Stop | Signal"
 Program = Generator[Effect, Any, R]

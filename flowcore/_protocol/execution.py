@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..context import initial
 from ..errors import NoResult, RunParked, StepCancelled, shown
-from ..events import Event, Hooks
+from ..events import Hooks
 from ..plan import Node, Plan
 from ..run import Run, StepReport, no_result
 from ..status import Status
@@ -58,54 +58,60 @@ class Settings:
 
 
 class Execution:
-    """One run in flight. Everything marked (lock) changes only under `lock`; user code and hooks never run under it."""
+    """One run in flight. What is marked (lock) changes only under `lock`; user code and hooks never run under it.
 
-    __slots__ = (
-        "_run_id",
-        "abandoned",
-        "carrier",
-        "claimed",
-        "context",
-        "counts",
-        "deadline",
-        "error",
-        "failed_step",
-        "fence",
-        "fingerprint",
-        "finished",
-        "generation",
-        "hooks",
-        "interrupted",
-        "key",
-        "lock",
-        "main_waits",
-        "observed",
-        "other_errors",
-        "parked",
-        "past_pivot",
-        "plan",
-        "ready",
-        "ready_at",
-        "reports",
-        "recovering",
-        "results",
-        "running",
-        "settings",
-        "state",
-        "stopped",
-        "submitted",
-        "to_undo",
-        "undo_errors",
-        "undo_order",
-        "undo_stopped",
-        "undoing",
-        "undone",
-        "values",
-        "wait",
-        "waking",
-        "wanted",
-        "workflow",
-    )
+    What most runs never touch has its default on the class, so that beginning a run stays cheap.
+    """
+
+    # the request
+    key: str | None = None
+    """the idempotency key"""
+    wait: float | None = None
+    """seconds to wait for another run that has the key"""
+    deadline: float | None = None
+    """monotonic; None: no limit"""
+    submitted = False
+    recovering = False
+    """nobody called: it goes on with a run of which the store knows the values"""
+
+    # the claim
+    claimed = False
+    fingerprint: str | None = ""
+    generation = 0
+    fence = 1
+    carrier: Mapping[str, str] = {}
+    _run_id: str | None = None
+
+    # the ready queue
+    running = 0
+    """(lock) nodes taken and not ended"""
+    waking = False
+    """(lock) a helper has been asked for and has not come yet"""
+    main_waits = False
+    """(lock) the main program has nothing to do but wait for the others"""
+    past_pivot = False
+
+    # the failure
+    stopped = False
+    """(lock) nothing new may start"""
+    interrupted = False
+    """the run was cancelled: calls should end early"""
+    parked = False
+    """(lock) to be gone on with by somebody else: start nothing, undo nothing"""
+    error: BaseException | None = None
+    """(lock) what failed the run"""
+    failed_step: str | None = None
+    """(lock)"""
+    other_errors: tuple[tuple[str, BaseException], ...] = ()
+    """(lock) what came after it"""
+    abandoned: tuple[Call, ...] = ()
+    """(lock) calls that were given up and may not have landed"""
+    undoing: set[int] | None = None
+    """(lock) in a parallel undo: the nodes to undo"""
+    undo_order = 0
+    undo_stopped = False
+    """somebody insists: start no further undo"""
+    finished: Status | None = None
 
     def __init__(
         self,
@@ -114,56 +120,26 @@ class Execution:
         plan: Plan,
         values: Mapping[Any, Any] | None,
         context: contextvars.Context,
-        *,
-        key: str | None = None,
-        wait: float | None = None,
-        deadline: float | None = None,
-        state: dict[Any, Any] | None = None,
     ) -> None:
         self.settings = settings
         self.workflow = workflow
         self.plan = plan
         self.values = initial(values)
         self.context = context
-        self.key = key
-        self.wait = wait
-        self.submitted = state is not None
-        self.state: dict[Any, Any] = {} if state is None else state
         self.hooks = settings.hooks
-        self.wanted: frozenset[type[Event]] = settings.hooks.wanted
+        self.wanted = settings.hooks.wanted
         self.observed = bool(self.wanted)  # whether anybody wants to know times
         self.lock = threading.Lock()
+        self.limit = settings.parallel if workflow.max_parallel is None else min(settings.parallel, workflow.max_parallel)
         self.counts = plan.indegrees.copy()  # (lock) unfinished dependencies of each node
         self.ready = deque(plan.ready)  # (lock) nodes to start, by index
-        self.ready_at: dict[int, float] = {}  # when nodes became ready; filled only where somebody wants to know
-        self.running = 0  # (lock) nodes taken and not ended
-        self.waking = False  # (lock) a helper has been asked for and has not come yet
-        self.main_waits = False  # (lock) the main program has nothing to do but wait for the others
-        self.stopped = False  # (lock) nothing new may start
-        self.interrupted = False  # the run was cancelled: calls should end early
-        self.error: BaseException | None = None  # (lock) what failed the run
-        self.failed_step: str | None = None  # (lock)
-        self.other_errors: list[tuple[str, BaseException]] = []  # (lock) what came after it
         self.results: dict[str, Any] = {}  # (lock) in order of completion
         self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed
-        self.reports: dict[str, StepReport] = {}  # of steps with more to tell than a result
-        self.abandoned: list[Call] = []  # calls that were given up and may not have landed
-        self.past_pivot = False
-        self.parked = False  # (lock) to be gone on with by somebody else: start nothing, undo nothing
-        self.recovering = False  # nobody called: it goes on with a run of which the store knows the values
-        self.undoing: set[int] | None = None  # (lock) in a parallel undo: the nodes yet to undo
-        self.undone: list[str] = []
-        self.undo_errors: dict[str, Exception] = {}
-        self.undo_order = 0
-        self.undo_stopped = False  # somebody insists: start no further undo
-        self.finished: Status | None = None
-        self.claimed = False
-        self.fingerprint: str | None = ""
-        self.generation = 0
-        self.fence = 1
-        self.deadline: float | None = deadline  # monotonic; None: no limit
-        self.carrier: Mapping[str, str] = {}
-        self._run_id: str | None = None
+        self.undone: list[str] = []  # steps whose undo succeeded, in order
+        self.undo_errors: dict[str, Exception] = {}  # (lock) of the undos that failed, by step
+        self.reports: dict[str, StepReport] = {}  # of the steps with more to tell than a result
+        self.ready_at: dict[int, float] = {}  # monotonic; filled only where somebody wants to know
+        self.state: dict[Any, Any] = {}  # for hooks: shared by all events of this run in this process
 
     # -- what a Context and a Run ask ----------------------------------------------------------------------------------
 
@@ -206,10 +182,7 @@ class Execution:
 
     def report(self, node: Node) -> StepReport:
         """The report of a step that has more to tell than a result."""
-        report = self.reports.get(node.name)
-        if report is None:
-            report = self.reports[node.name] = StepReport()
-        return report
+        return self.reports.setdefault(node.name, StepReport())
 
     # -- the ready queue -----------------------------------------------------------------------------------------------
 
@@ -217,50 +190,46 @@ class Execution:
         """The next node to run, or None: nothing is ready, enough are running, or the run stops."""
         with self.lock:
             self.waking = False
-            return self._take()
-
-    def _take(self) -> Node | None:
-        limit = self.workflow.max_parallel
-        if not self.ready or self.running >= self.settings.parallel or (limit is not None and self.running >= limit):
-            return None
-        self.running += 1
-        return self.plan.nodes[self.ready.popleft()]
+            if not self.ready or self.running >= self.limit:
+                return None
+            self.running += 1
+            return self.plan.nodes[self.ready.popleft()]
 
     def wants_help(self) -> bool:
         """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""
         with self.lock:
-            limit = self.workflow.max_parallel
-            if self.waking or self.running >= self.settings.parallel or (limit is not None and self.running >= limit):
+            if self.waking or not self.ready or self.running >= self.limit:
                 return False
-            self.waking = bool(self.ready)
-            return self.waking
+            self.waking = True
+            return True
 
-    def done(self, node: Node, value: object, freed: list[Node] | None) -> Node | None:
-        """`node` has its result: ready what waited for it (and add that to `freed`), and take the next one."""
+    def done(self, node: Node, value: object, freed: list[Node] | None = None) -> Node | None:
+        """`node` has its result: ready what waited for it (and add that to `freed`), and go on with the next one."""
         with self.lock:
             self.results[node.name] = value
             if node.compensation is not None:
                 self.to_undo.append(node)
-            return self._release(node, freed)
+            return self._after(node, freed)
 
-    def skipped(self, node: Node, freed: list[Node] | None) -> Node | None:
+    def skipped(self, node: Node, freed: list[Node] | None = None) -> Node | None:
         """`node` was skipped, which lets its dependants go on like a result would."""
         with self.lock:
-            return self._release(node, freed)
+            return self._after(node, freed)
 
-    def _release(self, node: Node, freed: list[Node] | None) -> Node | None:
+    def _after(self, node: Node, freed: list[Node] | None) -> Node | None:
+        if not self.stopped:
+            counts, ready = self.counts, self.ready
+            for index in node.successors:
+                counts[index] -= 1
+                if not counts[index]:
+                    ready.append(index)
+                    if freed is not None:
+                        self.ready_at[index] = self.settings.clock()
+                        freed.append(self.plan.nodes[index])
+            if ready:  # this worker's place is still its own
+                return self.plan.nodes[ready.popleft()]
         self.running -= 1
-        if self.stopped:
-            return None
-        counts = self.counts
-        for index in node.successors:
-            counts[index] -= 1
-            if not counts[index]:
-                self.ready.append(index)
-                if freed is not None:
-                    self.ready_at[index] = self.settings.clock()
-                    freed.append(self.plan.nodes[index])
-        return self._take()
+        return None
 
     def restore(self, over: set[str]) -> None:
         """Go on with a run whose steps in `over` (names) have ended, under an earlier owner, as they should."""
@@ -304,10 +273,27 @@ class Execution:
         if first:
             self.error, self.failed_step = error, step
         elif step is not None and error is not self.error and not isinstance(error, StepCancelled):
-            self.other_errors.append((step, error))
+            self.other_errors += ((step, error),)
         self.stopped = True
         self.ready.clear()
         return first
+
+    def repair(self, node: Node | None) -> None:
+        """Make the books right after an interrupt struck somewhere in them, when nothing else of the run goes on.
+
+        `node`: the last one begun by the thread that was struck. What is known to have ended is in `results` and in the
+        reports; if `node` is not there, what it did is unknown.
+        """
+        with self.lock:
+            ended = {name: self.plan.by_name[name] for name in self.results}
+            known = [*ended.values(), *(other for other in self.to_undo if other.name not in ended)]
+            if node is not None and node not in known and node.name not in self.reports:
+                self.reports[node.name] = StepReport(Status.CANCELLED, 1, error=self.error)
+                self.failed_step = self.failed_step or node.name
+                known.append(node)
+            undone = {name for name, report in self.reports.items() if report.undo is not None}
+            self.to_undo = [other for other in known if other.compensation is not None and other.name not in undone]
+            self.running = 0
 
     def idle(self, *, waits: bool = False) -> bool:
         """Whether no step is running; else, with `waits`, the main program is noted as waiting for that."""
@@ -332,6 +318,18 @@ class Execution:
         with self.lock:
             call.landed = outcome
             return call.missed
+
+    def give_up(self, call: Call) -> None:
+        """Remember a call that was given up, if it has not landed already."""
+        call.given_up = self.settings.clock()
+        with self.lock:
+            if call.landed is None:
+                self.abandoned += (call,)
+
+    def forget(self, call: Call) -> None:
+        """The call has landed, and what came of it is known."""
+        with self.lock:
+            self.abandoned = tuple(other for other in self.abandoned if other is not call)
 
     def missed(self, call: Call) -> Outcome | None:
         """Stop waiting for a call; answers what came of it if it has landed after all."""
@@ -363,9 +361,11 @@ class Execution:
     def undo_ended(self, node: Node) -> Node | None:
         """`node` is undone, or could not be: either way, go on with what it depended on."""
         with self.lock:
-            self.running -= 1
             self._free_before(node.index)
-            return self._take()
+            if self.ready:
+                return self.plan.nodes[self.ready.popleft()]
+            self.running -= 1
+            return None
 
     def _free(self, indices: list[int]) -> None:
         # A step without an undo holds up nothing: pass through it. A loop, for chains of any length.

@@ -17,19 +17,21 @@ from ..errors import (
     said,
     shown,
 )
+from ..context import Context
 from ..plan import Node
 from ..retry import Backoff
 from ..run import Run
 from ..status import Status
 from ..stores.base import Busy, Claim, Claimed, Finished, Held, Mismatch, RunRecord
 from . import tell
-from .effects import RESUME, WAIT, Ask, Program, Sleep
+from .effects import QUIET, RESUME, WAIT, Ask, Call, Program, Sleep, Stop
 from .execution import Execution
 from .states import outcome
 from .steps import work
+from .tell import Told
 from .undo import tell_landed, undo_all, work_undo
 
-__all__ = ["helper", "run"]
+__all__ = ["helper", "rescue", "run"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
 """outcomes worth a record even where nobody gave the run a key"""
@@ -39,32 +41,54 @@ _POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
 
 def run(x: Execution) -> Program[Run]:
     """The main program of a run. Answers the Run, failed or not; raises only where there is no run of its own."""
-    tell.requested(x)
+    told = None
+    if x.observed:
+        tell.requested(x)
     if x.key is not None or x.settings.store.durable:
         earlier = yield from _claim(x)
         if earlier is not None:
             return earlier
-    told = tell.run_started(x) if x.observed else None
+    if x.observed:
+        told = tell.run_started(x)
     yield from work(x, x.take(), main=True)
-    if not x.idle(waits=True):
+    if x.running and not x.idle(waits=True):
         yield WAIT
+    if x.stopped:
+        return (yield from _fail(x, told))
+    x.finished = Status.SUCCESS
+    finished = x.as_run(Status.SUCCESS, None, held=False)
+    if x.claimed:
+        yield Ask("finish", _record(x, finished))
+    if told is not None:
+        tell.run_finished(x, told, Status.SUCCESS, None)
+    return finished
+
+
+def rescue(x: Execution, error: BaseException, at: Context | Call | None) -> Program[Run]:
+    """The main program's replacement after an interrupt struck in the middle of its bookkeeping, or of a helper's that
+    the same thread advanced. `at`: the last call that thread began."""
+    x.interrupt(error)
+    yield Stop(cancel=True)
+    yield QUIET
+    ctx = at.ctx if isinstance(at, Call) else at
+    x.repair(None if ctx is None else x.plan.by_name[ctx.step])
+    return (yield from _fail(x, None))
+
+
+def _fail(x: Execution, told: Told | None) -> Program[Run]:
+    """The end of a run that stopped: undo what it did, and say how it ended."""
     if x.undoes:
         yield from undo_all(x)
     if x.abandoned:
         tell_landed(x)
-    undo_errors = x.undo_errors
-    status = Status.SUCCESS
-    if x.stopped:
-        undone, undo_failed = bool(x.undone), bool(undo_errors)
-        status = outcome(
-            parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed
-        )
+    undone, undo_failed = bool(x.undone), bool(x.undo_errors)
+    status = outcome(parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed)
     x.finished = status
-    error = _final_error(x, status, undo_errors) if x.stopped else None
+    error = _final_error(x, status)
     finished = x.as_run(status, error, held=status is Status.COMPENSATION_FAILED)
     if isinstance(error, CompensationFailed):
         error.run = finished
-    if x.claimed or status in _TO_DECIDE:
+    if x.claimed or x.key is not None or status in _TO_DECIDE:
         yield Ask("finish", _record(x, finished))
     if told is not None:
         tell.run_finished(x, told, status, error)
@@ -220,11 +244,11 @@ def _culprit(values: dict[Any, Any]) -> str:
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-def _final_error(x: Execution, status: Status, undo_errors: dict[str, Exception]) -> BaseException:
+def _final_error(x: Execution, status: Status) -> BaseException:
     """What the caller gets: the step's own error with a note, or CompensationFailed caused by it."""
     cause = x.error
     assert cause is not None  # noqa: S101 - a run stops only with an error
-    note = _note(x, status, undo_errors)
+    note, undo_errors = _note(x, status), x.undo_errors
     if undo_errors and isinstance(cause, Exception):
         failed = CompensationFailed(
             f"run {x.run_id} of {shown(x.workflow.name)} failed, and undoing {', '.join(map(shown, undo_errors))} failed too",
@@ -248,14 +272,14 @@ def _annotate(error: BaseException, note: str) -> None:
 _NOTE: Final = "flowcore: "
 
 
-def _note(x: Execution, status: Status, undo_errors: dict[str, Exception]) -> str:
+def _note(x: Execution, status: Status) -> str:
     """What whoever reads the traceback wants to know: which run and step, how often tried, what was undone."""
     where = "was cancelled"
     if x.failed_step is not None:
-        tried = x.reports[x.failed_step].attempts
+        tried = x.report(x.plan.by_name[x.failed_step]).attempts
         where = f"failed at step {shown(x.failed_step)} after {tried} attempt{'' if tried == 1 else 's'}"
     lines = [f"{_NOTE}run {x.run_id} of workflow {shown(x.workflow.name)} {where}; {_aftermath(x, status)}."]
-    lines.extend(f"could not undo {shown(name)}: {_brief(error)}" for name, error in undo_errors.items())
+    lines.extend(f"could not undo {shown(name)}: {_brief(error)}" for name, error in x.undo_errors.items())
     lines.extend(f"step {shown(step)} failed too: {_brief(error)}" for step, error in x.other_errors)
     return "\n  ".join(lines)
 
@@ -280,7 +304,7 @@ def _record(x: Execution, finished: Run) -> RunRecord:
         status=finished.status,
         held=finished.held,
         generation=x.generation,
-        fence=x.fence,
+        fence=x.fence if x.claimed else 0,  # 0: the claim's answer never came
         results=x.results,
         values=x.values,
         steps=finished.steps,

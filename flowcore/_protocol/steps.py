@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio.exceptions
 from collections.abc import Callable
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, NamedTuple
 
-from ..context import Context
+from ..context import AttemptContext, Context
 from ..errors import AsyncStepInSyncEngine, RunTimeout, StepCancelled, StepTimeout, shown
 from ..plan import Node, is_async
 from ..retry import Pause, Retry
 from ..status import Status
 from . import tell
-from .effects import HELP, TIMED_OUT, Call, Hand, Landing, Program, Signal, Sleep, Stop
+from .effects import HELP, Call, GivenUp, Hand, Landing, Program, Sleep, Stop
 from .execution import Execution
 from .tell import Told
 
 __all__ = ["End", "attempts", "work"]
-
-_NO_TOLD: Final[Any] = None
 
 
 class End:
@@ -36,30 +34,46 @@ class End:
 
 def work(x: Execution, node: Node | None, *, main: bool) -> Program[None]:
     """Run `node`, then whatever is ready after it, until nothing is."""
+    hands_over = main and not x.settings.caller_shares
+    plain = not x.observed and x.deadline is None
+    done = x.done
     while node is not None:
         if x.ready and x.wants_help():
             yield HELP
-        if main and not x.settings.caller_shares and _needs_a_helper(x, node):
+        if hands_over and _needs_a_helper(x, node):
             yield Hand(node)
             return
-        if x.deadline is not None and x.settings.clock() >= x.deadline:
-            node = yield from _failed(x, node, End(Status.FAILURE, None, _overdue(x), 0))
-            continue
-        if node.when is not None:
-            goes = yield from _asked(x, node)
-            if goes is not True:
-                node = (yield from _failed(x, node, goes)) if isinstance(goes, End) else _skipped(x, node)
+        if plain and node.plain:
+            ctx = Context(x, node)
+            value, error = yield ctx
+            if error is None and type(value) is not CoroutineType:
+                node = done(node, value)
                 continue
-        told = tell.step_started(x, node) if x.observed else _NO_TOLD
-        end = yield from attempts(x, node, node.fn, node.retry, node.timeout, told, undo=False)
-        if told is not None:
-            tell.step_finished(x, node, told, end.status, end.attempts, end.error)
-        if end.attempts > 1:
-            x.report(node).attempts = end.attempts
-        if end.error is None:
-            node = _done(x, node, end.value)
+            end = yield from attempts(x, node, node.fn, node.retry, None, None, begun=(ctx, value, error))
         else:
+            end = yield from _step(x, node)
+        if end.error is not None:
             node = yield from _failed(x, node, end)
+        elif end.status is Status.SKIPPED:
+            node = _skipped(x, node)
+        else:
+            node = _done(x, node, end)
+
+
+def _step(x: Execution, node: Node) -> Program[End]:
+    """All of a step that somebody watches, or that has limits, or that may be skipped."""
+    if x.deadline is not None and x.settings.clock() >= x.deadline:
+        late = RunTimeout(f"run {x.run_id} of {shown(x.workflow.name)} did not finish before its deadline.")
+        return End(Status.FAILURE, None, late, 0)
+    if node.when is not None:
+        end = yield from _asked(x, node)
+        if end is not None:
+            return end
+    told = tell.step_started(x, node) if x.observed else None
+    end = yield from attempts(x, node, node.fn, node.retry, node.timeout, told)
+    if told is not None:
+        tell.step_finished(x, node, told, end.status, end.attempts, end.error)
+    return end
 
 
 def _needs_a_helper(x: Execution, node: Node) -> bool:
@@ -69,20 +83,14 @@ def _needs_a_helper(x: Execution, node: Node) -> bool:
     return node.is_async and (node.timeout is not None or node.step_timeout is not None or x.deadline is not None)
 
 
-def _overdue(x: Execution) -> RunTimeout:
-    return RunTimeout(f"run {x.run_id} of {shown(x.workflow.name)} did not finish before its deadline.")
-
-
-def _done(x: Execution, node: Node, value: object) -> Node | None:
-    report = x.reports.get(node.name)
-    if report is not None:
-        report.status, report.attempts = Status.SUCCESS, report.attempts or 1
+def _done(x: Execution, node: Node, end: End) -> Node | None:
+    if x.observed or end.attempts > 1:
+        report = x.report(node)
+        report.status, report.attempts = Status.SUCCESS, end.attempts
     if node.step.pivot:
         x.past_pivot = True
-    if not x.observed:
-        return x.done(node, value, None)
-    freed: list[Node] = []
-    after = x.done(node, value, freed)
+    freed: list[Node] | None = [] if x.observed else None
+    after = x.done(node, end.value, freed)
     tell.steps_ready(x, freed)
     return after
 
@@ -90,7 +98,7 @@ def _done(x: Execution, node: Node, value: object) -> Node | None:
 def _skipped(x: Execution, node: Node) -> Node | None:
     x.report(node).status = Status.SKIPPED
     tell.step_skipped(x, node)
-    freed: list[Node] = []
+    freed: list[Node] | None = [] if x.observed else None
     after = x.skipped(node, freed)
     tell.steps_ready(x, freed)
     return after
@@ -114,18 +122,17 @@ def _failed(x: Execution, node: Node, end: End) -> Program[None]:
         yield Stop(cancel=cancel)
 
 
-def _asked(x: Execution, node: Node) -> Program[bool | End]:
-    """Ask the step's `when=`; answers its decision, or the End of a step whose predicate failed."""
+def _asked(x: Execution, node: Node) -> Program[End | None]:
+    """Ask the step's `when=`; answers None for go, or the End of a step that is skipped or whose predicate failed."""
     assert node.when is not None  # noqa: S101 - the caller has looked
-    ctx = Context(x, node.name, 1, x.deadline)
-    call = Call(node, node.when, ctx, x.context.copy(), None, is_async(node.when))
-    answer, error = yield from _finished(x, call)
+    call = Call(node, node.when, Context(x, node), x.context.copy(), None, is_async(node.when))
+    answer, error = yield call
+    if error is None and type(answer) is CoroutineType:
+        answer, error = yield from _awaited(x, node, call.ctx, answer, undo=False)
     if error is None:
-        return bool(answer)
-    if isinstance(error, Signal) or not isinstance(error, Exception):
-        cancelled = StepCancelled(f"the when= of step {shown(node.name)} was cancelled.")
-        return End(Status.CANCELLED, None, cancelled if isinstance(error, Signal) else error, 0)
-    return End(Status.FAILURE, None, error, 0)
+        return None if answer else End(Status.SKIPPED, None, None, 0)
+    status, failure = _judged(x, node, error, None, undo=False)
+    return End(status, None, failure, 0)
 
 
 def attempts(
@@ -136,87 +143,103 @@ def attempts(
     timeout: float | None,
     outer: Told | None,
     *,
-    undo: bool,
+    undo: bool = False,
+    begun: tuple[Context, Any, BaseException | GivenUp | None] | None = None,
 ) -> Program[End]:
-    """Attempt until it goes well, or no attempt is left, or the run stops."""
+    """Attempt until it goes well, or no attempt is left, or the run stops.
+
+    `outer`: what was told of the step, None where nobody listens. `begun`: the first attempt, made already.
+    """
     settings = x.settings
     allowed = 1 if retry is None else retry.attempts
     step_timeout = None if undo else node.step_timeout
     timed = timeout is not None or step_timeout is not None or (x.deadline is not None and not undo)
-    began = settings.clock() if timed or (retry is not None and retry.max_elapsed is not None) else None
-    until = None if step_timeout is None or began is None else began + step_timeout
+    started = settings.clock() if timed or (retry is not None and retry.max_elapsed is not None) else None
+    until = None if step_timeout is None or started is None else started + step_timeout
     coroutine = node.is_async if fn is node.fn else is_async(fn)
+    ctx: Context
+    told: Told | None = None
     number = 0
     while True:
         number += 1
-        limit, deadline, over = _limit(x, node, timeout, until, undo=undo) if timed else (None, None, None)
-        ctx = Context(x, node.name, number, deadline, undo=undo)
-        if outer is None:
-            told, context = _NO_TOLD, x.context.copy()
+        limit = _limit(x, timeout, until, undo=undo) if timed else None
+        if begun is not None:
+            ctx, value, error = begun
+            begun = None
         else:
-            told = tell.attempt_started(x, node, outer, number, allowed, undo=undo)
-            context = told.context.copy()
-        call = Call(node, fn, ctx, context, limit, coroutine, undo)
-        value, error = yield call
+            ctx = AttemptContext(x, node, number, None if limit is None else limit.moment, undo=undo)
+            if outer is None:
+                context = x.context.copy()
+            else:
+                told = tell.attempt_started(x, node, outer, number, allowed, undo=undo)
+                context = told.context.copy()
+            seconds = None if limit is None else limit.seconds
+            value, error = yield Call(node, fn, ctx, context, seconds, coroutine, undo)
         if error is None and type(value) is CoroutineType:
-            value, error = yield from _awaited(x, call, value)
+            value, error = yield from _awaited(x, node, ctx, value, undo=undo)
         if error is None:
             if told is not None:
                 tell.attempt_finished(x, node, told, number, allowed, Status.SUCCESS, None, undo=undo)
             return End(Status.SUCCESS, value, None, number)
 
-        status, failure = _judged(x, node, error, over, undo=undo)
+        status, failure = _judged(x, node, error, limit, undo=undo)
         if told is not None:
             tell.attempt_finished(x, node, told, number, allowed, status, failure, undo=undo)
-        if isinstance(error, Signal) and call.landed is None:
-            call.given_up = settings.clock()
-            x.abandoned.append(call)
+        if isinstance(error, GivenUp):
+            x.give_up(error.call)
         pause = None
         if retry is not None and status is not Status.CANCELLED and (undo or not x.stopped):
-            elapsed = 0.0 if began is None else settings.clock() - began
+            elapsed = 0.0 if started is None else settings.clock() - started
             pause = retry.after(number, failure, elapsed, settings.random)
-        if pause is None or (over is not None and status is Status.TIMEOUT and over != "timeout"):
+        if pause is None or (status is Status.TIMEOUT and limit is not None and limit.name != "timeout"):
             return End(status, None, failure, number)
-        if error is TIMED_OUT:
-            # A second attempt beside the first could do the work twice: wait for it to land.
-            landed = call.landed or (yield Landing(call, settings.grace))
+        if isinstance(error, GivenUp):
+            # A second attempt beside the first could do the work twice: wait for the first to land.
+            landed = error.call.landed or (yield Landing(error.call, settings.grace))
             if landed is None:
                 return End(status, None, failure, number)
+            x.forget(error.call)
             if landed[1] is None:
                 return End(Status.SUCCESS, landed[0], None, number)
-        cut = yield from _waited(x, node, outer, number, allowed, pause, failure, until, undo=undo)
-        if cut:
+        over = yield from _paused(x, node, outer, number, allowed, pause, failure, until, undo=undo)
+        if over:
             return End(status, None, failure, number)
 
 
-def _limit(
-    x: Execution, node: Node, timeout: float | None, until: float | None, *, undo: bool
-) -> tuple[float | None, float | None, str | None]:
-    """Seconds this attempt may take, when that is, and which limit it is: timeout, step_timeout or deadline."""
+class Limit(NamedTuple):
+    """How long an attempt may take: `seconds` from now, until `moment` (monotonic), because of `name`: timeout,
+    step_timeout or deadline."""
+
+    moment: float
+    name: str
+    seconds: float
+
+
+def _limit(x: Execution, timeout: float | None, until: float | None, *, undo: bool) -> Limit:
+    """The first of the limits that an attempt has."""
     now = x.settings.clock()
     limits = [
         (now + timeout, "timeout") if timeout is not None else None,
         (until, "step_timeout") if until is not None else None,
         (x.deadline, "deadline") if x.deadline is not None and not undo else None,
     ]
-    moment, name = min((limit for limit in limits if limit is not None), default=(None, None))
-    return (None if moment is None else max(0.0, moment - now)), moment, name
+    moment, name = min(limit for limit in limits if limit is not None)
+    return Limit(moment, name, max(0.0, moment - now))
 
 
 def _judged(
-    x: Execution, node: Node, error: BaseException | Signal, over: str | None, *, undo: bool
+    x: Execution, node: Node, error: BaseException | GivenUp, limit: Limit | None, *, undo: bool
 ) -> tuple[Status, BaseException]:
     """What an attempt's end that was not a result means: a status, and the error to tell and to raise."""
     what = f"the undo of step {shown(node.name)}" if undo else f"step {shown(node.name)}"
-    if error is TIMED_OUT:
-        if over == "deadline":
-            return Status.TIMEOUT, RunTimeout(f"{what} was still running at the deadline of its run.")
-        limit = node.step_timeout if over == "step_timeout" else (node.compensation.timeout if undo and node.compensation else node.timeout)
-        return Status.TIMEOUT, StepTimeout(f"{what} did not finish within its {over} of {limit:g} s.")
-    if isinstance(error, Signal):
-        return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")
+    if isinstance(error, GivenUp):
+        if not error.timed_out or limit is None:
+            return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")
+        if limit.name == "deadline":
+            return Status.TIMEOUT, RunTimeout(f"{what} was still running at the deadline of run {x.run_id}.")
+        return Status.TIMEOUT, StepTimeout(f"{what} did not finish within its {limit.name} of {_allowed(node, limit, undo=undo):g} s.")
     if isinstance(error, asyncio.exceptions.CancelledError):
-        # Nobody cancelled it (the driver says INTERRUPTED then). Bare, it would vanish in a TaskGroup.
+        # Nobody cancelled it (the driver says GivenUp then). Bare, it would vanish in a TaskGroup.
         cancelled = StepCancelled(f"{what} raised CancelledError though nobody cancelled it.")
         cancelled.__cause__ = error
         return Status.FAILURE, cancelled
@@ -225,7 +248,13 @@ def _judged(
     return Status.CANCELLED, error
 
 
-def _waited(
+def _allowed(node: Node, limit: Limit, *, undo: bool) -> float:
+    if undo:
+        return (node.compensation and node.compensation.timeout) or 0.0
+    return (node.step_timeout if limit.name == "step_timeout" else node.timeout) or 0.0
+
+
+def _paused(
     x: Execution,
     node: Node,
     outer: Told | None,
@@ -250,20 +279,13 @@ def _waited(
     return x.stopped and not undo
 
 
-def _finished(x: Execution, call: Call) -> Program[tuple[Any, BaseException | Signal | None]]:
-    value, error = yield call
-    if error is None and type(value) is CoroutineType:
-        value, error = yield from _awaited(x, call, value)
-    return value, error
-
-
 def _awaited(
-    x: Execution, call: Call, coroutine: CoroutineType[Any, Any, Any]
-) -> Program[tuple[Any, BaseException | Signal | None]]:
+    x: Execution, node: Node, ctx: Context, coroutine: CoroutineType[Any, Any, Any], *, undo: bool
+) -> Program[tuple[Any, BaseException | GivenUp | None]]:
     """A plain function answered with a coroutine, as `lambda ctx: fetch(ctx)` does: await it where that can be done."""
     if not x.settings.runs_async:
         coroutine.close()
         return None, AsyncStepInSyncEngine(
-            f"step {shown(call.node.name)} answered with a coroutine, which Engine cannot await: use AsyncEngine."
+            f"step {shown(node.name)} answered with a coroutine, which Engine cannot await: run it on AsyncEngine."
         )
-    return (yield Call(call.node, lambda _: coroutine, call.ctx, call.context.copy(), call.timeout, True, call.shielded))
+    return (yield Call(node, lambda _: coroutine, ctx, x.context.copy(), None, True, undo))

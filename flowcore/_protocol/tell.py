@@ -112,9 +112,9 @@ def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException
     told.exit(x.hooks, error)
 
 
-def steps_ready(x: Execution, nodes: list[Node]) -> None:
+def steps_ready(x: Execution, nodes: list[Node] | None) -> None:
     if StepReady in x.wanted:
-        for node in nodes:
+        for node in nodes or ():
             at = x.ready_at[node.index]
             x.hooks.emit(StepReady(x.workflow.name, x.run_id, at, x.state, node.name), x.context.copy())
 

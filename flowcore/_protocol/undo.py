@@ -55,8 +55,8 @@ def tell_landed(x: Execution) -> None:
     for call in x.abandoned:
         outcome = x.missed(call)
         if outcome is not None:
+            x.forget(call)
             _record(x, call, outcome)
-    x.abandoned.clear()
 
 
 def _record(x: Execution, call: Call, outcome: Outcome) -> None:

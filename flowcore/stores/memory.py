@@ -102,10 +102,11 @@ class MemoryStore:
         return Claimed(generation, fence)
 
     def finish(self, record: RunRecord, /) -> None:
-        """Write down how a run ended; ignored where another owner has taken it over since."""
+        """Write down how a run ended; ignored where another owner has taken it over since. Fence 0: the owner was
+        interrupted before it heard that its claim succeeded."""
         with self._lock:
             known = self._records.get(record.key)
-            if known is not None and (known.run_id, known.fence) != (record.run_id, record.fence):
+            if known is not None and (known.run_id != record.run_id or record.fence not in {known.fence, 0}):
                 return
             record.started = known.started if known is not None else self._wall()
             record.finished = self._wall()
