@@ -24,24 +24,36 @@ class _MeterSeries(Series):
     def __init__(self, provider: metrics.MeterProvider | None) -> None:
         super().__init__()
         meter = metrics.get_meter("flowcore", __version__, provider, names.SCHEMA_URL)
-        self._instruments = {metric: _instrument(metric, meter) for metric in names.METRICS}
+        oldest = names.OLDEST_START
+        meter.create_observable_gauge(oldest.name, [self._oldest_starts], oldest.unit, oldest.help)
+        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric is not oldest}
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
+        record = self._records.get(metric)
+        if record is None:
+            return _observed
         attributes = {names.LABELS[label]: value for label, value in zip(metric.labels, labels, strict=True)}
-        record = self._instruments[metric]
         if metric.kind in {"counter", "updown"}:
             record(0, attributes)
         return partial(_write, record, attributes)
 
+    def _oldest_starts(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        # The SDK refuses the +Inf that Prometheus shows of an idle workflow; here it has no point at all.
+        return [metrics.Observation(start, {names.WORKFLOW_NAME: flow}) for flow, start in self.oldest_starts()]
+
 
 _Record = Callable[[float, Attributes], None]
+
+
+def _observed(_amount: float) -> None:
+    """Written nowhere: it is read when somebody asks for it."""
 
 
 def _write(record: _Record, attributes: Attributes, amount: float, _exemplar: object = None) -> None:
     record(amount, attributes)  # the SDK takes exemplars from the current span by itself
 
 
-def _instrument(metric: Metric, meter: metrics.Meter) -> _Record:
+def _record_of(metric: Metric, meter: metrics.Meter) -> _Record:
     match metric.kind:
         case "counter":
             return meter.create_counter(metric.name, metric.unit, metric.help).add

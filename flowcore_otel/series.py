@@ -91,3 +91,8 @@ class Series(ABC):
         """When the oldest run in flight started, in seconds since the epoch; +Inf when there is none."""
         with self._lock:
             return next(iter(self._in_flight.get(workflow, {}).values()), math.inf)
+
+    def oldest_starts(self) -> list[tuple[str, float]]:
+        """The same of every workflow with runs in flight."""
+        with self._lock:
+            return [(fit(workflow), next(iter(runs.values()))) for workflow, runs in self._in_flight.items()]

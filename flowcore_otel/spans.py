@@ -51,13 +51,13 @@ class Suppressed:
 class Work:
     """A step, or an undo, while it runs and after."""
 
-    __slots__ = ("attempt", "attempt_at", "backoff", "finished", "span", "started", "told")
+    __slots__ = ("attempt", "attempt_at", "attempt_ended", "backoff", "finished", "span", "started", "told")
 
     def __init__(self, started: StepStarted | CompensationStarted) -> None:
         self.started = started
         self.span: Span | None = None  # None: past max_step_spans, and nothing has gone wrong so far
         self.attempt: Span | None = None  # the latest one
-        self.attempt_at = started.at
+        self.attempt_at = self.attempt_ended = started.at
         self.told: BaseException | None = None  # recorded by the latest attempt's span
         self.backoff: BackoffStarted | None = None
         self.finished: StepFinished | None = None

@@ -303,6 +303,7 @@ class TracingHook:
             return  # the step's span tells it all
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
+        work.attempt_ended = event.at
         if work.span is None and isinstance(work.started, StepStarted):
             if event.outcome == _SUCCESS:
                 return
@@ -325,7 +326,7 @@ class TracingHook:
             names.BACKOFF_DELAY: planned.delay,
             names.BACKOFF_REASON: planned.reason,
         }
-        span = self._child(work.span, title(names.BACKOFF, planned.step), run.ns(planned.at), attributes)
+        span = self._child(work.span, title(names.BACKOFF, planned.step), run.ns(work.attempt_ended), attributes)
         span.end(run.ns(at))
 
     # -- undos ---------------------------------------------------------------------------------------------------------
