@@ -6,6 +6,9 @@ own process. The README begins with ten lines that run.
 
 from __future__ import annotations
 
+from typing import Any
+
+from .aio import AsyncEngine
 from .context import Context
 from .errors import (
     AsyncStepInSyncEngine,
@@ -41,3 +44,58 @@ from .run import Run, StepReport
 from .status import Status
 from .threads import Engine
 from .workflow import Step, Workflow
+
+__all__ = [
+    "SKIP_RUN",
+    "AsyncEngine",
+    "AsyncStepInSyncEngine",
+    "Backoff",
+    "CompensationFailed",
+    "Context",
+    "CorruptRecord",
+    "DefinitionError",
+    "DependencyCycle",
+    "DuplicateStep",
+    "Engine",
+    "Event",
+    "Fatal",
+    "FlowcoreError",
+    "Hook",
+    "IdempotencyError",
+    "IdempotencyHeld",
+    "IdempotencyInProgress",
+    "IdempotencyMismatch",
+    "LeaseLost",
+    "Logger",
+    "LoggingHook",
+    "NoResult",
+    "NotSerializable",
+    "PrintLogger",
+    "Retry",
+    "RetryAfter",
+    "Run",
+    "RunFailed",
+    "RunNotFound",
+    "RunParked",
+    "RunTimeout",
+    "Status",
+    "Step",
+    "StepCancelled",
+    "StepReport",
+    "StepTimeout",
+    "StoreError",
+    "StoreUnavailable",
+    "UndoInterrupted",
+    "UnknownDependency",
+    "Workflow",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading the metadata costs more than all other imports here together, and few ask.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("flowcore")
+    raise AttributeError(f"module 'flowcore' has no attribute {name!r}")

@@ -14,11 +14,12 @@ from ._protocol.execution import Execution, Settings
 from .errors import DefinitionError, FlowcoreError, IdempotencyError, shown
 from .events import Hook, Hooks, RunSubmitted, WorkflowRegistered
 from .retry import Duration, seconds
+from .run import Run
 from .stores.base import Store
 from .stores.memory import MemoryStore
 from .workflow import Workflow
 
-__all__ = ["EngineBase", "new_id"]
+__all__ = ["EngineBase", "outcome"]
 
 DEFAULT_WORKERS = 32
 
@@ -135,3 +136,10 @@ def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str |
         raise IdempotencyError("an idempotency key must not be empty: pass None for a run without one.")
     return key
 
+
+def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:
+    """Answer a run, or raise what failed it."""
+    if error is not None and (check or result is None or not isinstance(error, Exception)):
+        raise error
+    assert result is not None  # noqa: S101 - a driver ends with one of the two
+    return result

@@ -181,7 +181,7 @@ def _error_dict(error: BaseException | None) -> dict[str, str] | None:
 
 
 def _clipped(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 80 else shown(name)  # noqa: PLR2004 - the default of shown()
+    return name if name.isprintable() and len(name) <= 80 else shown(name)
 
 
 def _told(report: StepReport) -> str:

@@ -15,6 +15,7 @@ from ._protocol.effects import (
     HELP,
     QUIET,
     RESUME,
+    SHIELD,
     WAIT,
     Ask,
     Call,
@@ -30,7 +31,7 @@ from ._protocol.execution import Execution
 from ._protocol.run import helper, rescue, run
 from ._protocol.undo import late
 from .context import Context
-from .engine import EngineBase
+from .engine import EngineBase, outcome
 from .errors import AsyncStepInSyncEngine, FlowcoreError, StepCancelled, shown
 from .events import Hook
 from .interrupts import CtrlC, guard
@@ -77,9 +78,7 @@ class Driver:
     _at: Context | Call | None = None
     """the last call that the caller's thread began"""
 
-    def __init__(
-        self, x: Execution, pool: Workers, timers: Timers, on_over: Callable[[Driver], None]
-    ) -> None:
+    def __init__(self, x: Execution, pool: Workers, timers: Timers, on_over: Callable[[Driver], None]) -> None:
         self.x = x
         self.on_over = on_over
         self._pool = pool
@@ -237,18 +236,24 @@ class Driver:
                 answer = effect.call.landed
             else:
                 answer = None
-                if effect is HELP:
+                if effect is SHIELD:
+                    guarded = self._shield(here=here) or guarded
+                elif effect is HELP:
                     self._post(helper(self.x), None, help=True)
                 elif effect is RESUME:
                     self._resume_main()
                 elif kind is Stop:
                     self._stop(effect)
 
+    def _shield(self, *, here: bool) -> bool:
+        """Undoing begins: from now on a first Ctrl-C waits until it is done."""
+        if here and self._ctrl_c is None:
+            self._ctrl_c = guard(self._ring)
+        return self._ctrl_c is not None
+
     def _call_here(self, call: Call) -> Outcome:
         """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
         self._at = call
-        if call.shielded and self._ctrl_c is None:
-            self._ctrl_c = guard(self._ring)
         ctrl_c = self._ctrl_c
         try:
             if ctrl_c is None:
@@ -535,14 +540,6 @@ class Engine(EngineBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:
-    """Answer a run, or raise what failed it."""
-    if error is not None and (check or result is None or not isinstance(error, Exception)):
-        raise error
-    assert result is not None  # noqa: S101 - a driver ends with one of the two
-    return result
 
 
 def _leave(pool: Workers, timers: Timers, live: set[Driver], grace: float) -> None:

@@ -14,8 +14,8 @@ from .plan import Plan
 from .retry import Duration, Retry, seconds
 
 if TYPE_CHECKING:
-    from .run import Run
     from .events import Hook
+    from .run import Run
     from .stores.memory import MemoryStore
 
 __all__ = ["Compensation", "Step", "Workflow"]
@@ -105,7 +105,7 @@ class Step(Generic[R]):
 
     def _undo_by(self, fn: F, retry: int | Retry | None, timeout: Duration | None) -> F:
         if self.workflow is not None:
-            self.workflow._refuse_if_frozen(f"give step {shown(self.name)} an undo")  # noqa: SLF001 - the same module
+            self.workflow._refuse_if_frozen(f"give step {shown(self.name)} an undo")
         if self.compensation is not None:
             raise DefinitionError(f"step {shown(self.name)} already has an undo.")
         if not callable(fn):
@@ -229,7 +229,7 @@ class Workflow:
             if function is not None and not callable(function):
                 raise DefinitionError(f"{option} {about} must be a function of ctx, not {shown(function)}.")
         if compensate is not None:
-            step._undo_by(compensate, None, None)  # noqa: SLF001 - the same module
+            step._undo_by(compensate, None, None)
         return self._register(step)
 
     def include(self, other: Workflow, *, prefix: str = "") -> dict[str, Step[Any]]:
@@ -348,15 +348,15 @@ class Workflow:
         what `Engine.run` raises.
         """
         # The one place where a definition reaches for an engine: the embedded default of the README's first lines.
-        from .events import PrintLogger  # noqa: PLC0415
-        from .threads import Engine  # noqa: PLC0415
+        from .events import PrintLogger
+        from .threads import Engine
 
         chosen = (PrintLogger(),) if hooks is _PRINTED else hooks
         with Engine(store=self._memory(), hooks=chosen) as engine:
             return engine.run(self, values, idempotency_key=idempotency_key, check=check)
 
     def _memory(self) -> MemoryStore:
-        from .stores.memory import MemoryStore  # noqa: PLC0415 - see run()
+        from .stores.memory import MemoryStore
 
         with self._lock:
             if self._store is None:

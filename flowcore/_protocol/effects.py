@@ -15,6 +15,7 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | WAIT | waits until a program of this run yields RESUME | None |
 | RESUME | resumes the program that waits, or will wait next | None |
 | QUIET | waits until no other program of this run goes on | None |
+| SHIELD | from now on keeps cancellations away from the program: undoing begins | None |
 | Stop | cuts sleeps short; with `cancel` also interrupts the calls that run | None |
 """
 
@@ -33,6 +34,7 @@ __all__ = [
     "HELP",
     "QUIET",
     "RESUME",
+    "SHIELD",
     "WAIT",
     "Ask",
     "Call",
@@ -67,6 +69,7 @@ HELP: Final = Signal("HELP")
 WAIT: Final = Signal("WAIT")
 RESUME: Final = Signal("RESUME")
 QUIET: Final = Signal("QUIET")
+SHIELD: Final = Signal("SHIELD")
 
 Outcome = tuple[Any, "BaseException | GivenUp | None"]
 """(value, None) where it went well, else (None, what went wrong)"""
@@ -109,8 +112,8 @@ class Call:
         ctx: Context,
         context: contextvars.Context,
         timeout: float | None,
-        is_async: bool,  # noqa: FBT001 - positional: this is built once per attempt
-        shielded: bool = False,  # noqa: FBT001, FBT002
+        is_async: bool,
+        shielded: bool = False,
     ) -> None:
         self.node = node
         self.fn = fn
@@ -122,7 +125,6 @@ class Call:
         self.given_up = 0.0  # monotonic seconds at which it was
         self.landed: Outcome | None = None  # what came of a call after it was given up; see Execution.landed
         self.missed = False  # nobody waits for it to land any more
-
 
     def abandon(self) -> None:
         """Nobody waits for it any more: tell the user code, if it looks."""

@@ -29,7 +29,18 @@ class Settings:
     float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
     run. `caller_shares`: whether the caller's own thread or task takes steps while others run too."""
 
-    __slots__ = ("caller_shares", "clock", "grace", "hooks", "new_id", "parallel", "random", "runs_async", "store", "wall")
+    __slots__ = (
+        "caller_shares",
+        "clock",
+        "grace",
+        "hooks",
+        "new_id",
+        "parallel",
+        "random",
+        "runs_async",
+        "store",
+        "wall",
+    )
 
     def __init__(
         self,
@@ -130,7 +141,9 @@ class Execution:
         self.wanted = settings.hooks.wanted
         self.observed = bool(self.wanted)  # whether anybody wants to know times
         self.lock = threading.Lock()
-        self.limit = settings.parallel if workflow.max_parallel is None else min(settings.parallel, workflow.max_parallel)
+        self.limit = (
+            settings.parallel if workflow.max_parallel is None else min(settings.parallel, workflow.max_parallel)
+        )
         self.counts = plan.indegrees.copy()  # (lock) unfinished dependencies of each node
         self.ready = deque(plan.ready)  # (lock) nodes to start, by index
         self.results: dict[str, Any] = {}  # (lock) in order of completion
@@ -236,7 +249,9 @@ class Execution:
         nodes = self.plan.nodes
         with self.lock:
             self.past_pivot = any(node.step.pivot and node.name in over for node in nodes)
-            self.to_undo.extend(self.plan.by_name[name] for name in self.results if self.plan.by_name[name].compensation)
+            self.to_undo.extend(
+                self.plan.by_name[name] for name in self.results if self.plan.by_name[name].compensation
+            )
             self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
             self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any, Final
 
+from ..context import Context
 from ..errors import (
     CompensationFailed,
     IdempotencyError,
@@ -17,7 +18,6 @@ from ..errors import (
     said,
     shown,
 )
-from ..context import Context
 from ..plan import Node
 from ..retry import Backoff
 from ..run import Run
@@ -192,7 +192,9 @@ def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> Idempote
             )
         case Mismatch():
             word = "mismatch"
-            other = "other initial values" if answer.workflow == x.workflow.name else f"workflow {shown(answer.workflow)}"
+            other = (
+                "other initial values" if answer.workflow == x.workflow.name else f"workflow {shown(answer.workflow)}"
+            )
             error = IdempotencyMismatch(f"{what} was used before with {other}: use a key of its own for each request.")
         case Held():
             word = "held"

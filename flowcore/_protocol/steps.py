@@ -178,13 +178,13 @@ def attempts(
         if error is None and type(value) is CoroutineType:
             value, error = yield from _awaited(x, node, ctx, value, undo=undo)
         if error is None:
-            if told is not None:
-                tell.attempt_finished(x, node, told, number, allowed, Status.SUCCESS, None, undo=undo)
+            if told is not None and outer is not None:
+                tell.attempt_finished(x, node, outer, told, number, allowed, Status.SUCCESS, None, undo=undo)
             return End(Status.SUCCESS, value, None, number)
 
         status, failure = _judged(x, node, error, limit, undo=undo)
-        if told is not None:
-            tell.attempt_finished(x, node, told, number, allowed, status, failure, undo=undo)
+        if told is not None and outer is not None:
+            tell.attempt_finished(x, node, outer, told, number, allowed, status, failure, undo=undo)
         if isinstance(error, GivenUp):
             x.give_up(error.call)
         pause = None
@@ -237,7 +237,9 @@ def _judged(
             return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")
         if limit.name == "deadline":
             return Status.TIMEOUT, RunTimeout(f"{what} was still running at the deadline of run {x.run_id}.")
-        return Status.TIMEOUT, StepTimeout(f"{what} did not finish within its {limit.name} of {_allowed(node, limit, undo=undo):g} s.")
+        return Status.TIMEOUT, StepTimeout(
+            f"{what} did not finish within its {limit.name} of {_allowed(node, limit, undo=undo):g} s."
+        )
     if isinstance(error, asyncio.exceptions.CancelledError):
         # Nobody cancelled it (the driver says GivenUp then). Bare, it would vanish in a TaskGroup.
         cancelled = StepCancelled(f"{what} raised CancelledError though nobody cancelled it.")

@@ -40,13 +40,14 @@ __all__ = ["Told"]
 class Told:
     """A start that was told: when, with which scopes, and the context that these are entered in."""
 
-    __slots__ = ("at", "backoff", "context", "event", "scopes", "waited")
+    __slots__ = ("at", "backoff", "context", "ended", "event", "scopes", "waited")
 
     def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
         self.at = at
         self.context = context
         self.waited = waited
         self.backoff = 0.0
+        self.ended = 0.0  # when the latest of its attempts ended; hooks that take their time are not part of the step
         self.event: Event | None = None
         self.scopes: list[Scope] | None = None
 
@@ -121,7 +122,10 @@ def steps_ready(x: Execution, nodes: list[Node] | None) -> None:
 
 def step_skipped(x: Execution, node: Node) -> None:
     if StepSkipped in x.wanted:
-        x.hooks.emit(StepSkipped(x.workflow.name, x.run_id, x.settings.clock(), x.state, node.name), x.context.copy())
+        x.hooks.emit(
+            StepSkipped(x.workflow.name, x.run_id, x.settings.clock(), x.state, node.name, node.dependencies),
+            x.context.copy(),
+        )
 
 
 def step_started(x: Execution, node: Node) -> Told:
@@ -146,7 +150,7 @@ def step_started(x: Execution, node: Node) -> Told:
 def step_finished(
     x: Execution, node: Node, told: Told, outcome: Status, attempts: int, error: BaseException | None
 ) -> None:
-    at = x.settings.clock()
+    at = told.ended or x.settings.clock()
     report = x.report(node)
     report.waited, report.ran, report.backed_off = told.waited, at - told.at - told.backoff, told.backoff
     if StepFinished in x.wanted:
@@ -169,7 +173,7 @@ def step_finished(
 
 
 def attempt_started(x: Execution, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
-    told = Told(x.settings.clock(), outer.context.copy())
+    told = Told(x.settings.clock() if number > 1 else outer.at, outer.context.copy())
     if AttemptStarted in x.wanted:
         event = AttemptStarted(x.workflow.name, x.run_id, told.at, x.state, node.name, number, allowed, undo)
         told.enter(x.hooks, event)
@@ -179,6 +183,7 @@ def attempt_started(x: Execution, node: Node, outer: Told, number: int, allowed:
 def attempt_finished(
     x: Execution,
     node: Node,
+    outer: Told,
     told: Told,
     number: int,
     allowed: int,
@@ -187,8 +192,8 @@ def attempt_finished(
     *,
     undo: bool,
 ) -> None:
+    at = outer.ended = x.settings.clock()
     if AttemptFinished in x.wanted:
-        at = x.settings.clock()
         event = AttemptFinished(
             x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, outcome, at - told.at, error
         )
@@ -199,7 +204,7 @@ def attempt_finished(
 def backoff_started(
     x: Execution, node: Node, outer: Told, number: int, allowed: int, pause: Pause, error: BaseException, *, undo: bool
 ) -> float:
-    at = x.settings.clock()
+    at = outer.ended
     if BackoffStarted in x.wanted:
         event = BackoffStarted(
             x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, pause.delay, pause.reason, error
@@ -236,7 +241,7 @@ def undo_finished(
     attempts: int,
     error: BaseException | None,
 ) -> None:
-    at = x.settings.clock()
+    at = told.ended or x.settings.clock()
     if CompensationFinished in x.wanted:
         event = CompensationFinished(
             x.workflow.name,
@@ -260,7 +265,9 @@ def landed_late(x: Execution, call: Call, outcome: Status, error: BaseException 
     if StepLandedLate in x.wanted:
         at = x.settings.clock()
         name, attempt, late = call.node.name, call.ctx.attempt, at - call.given_up
-        event = StepLandedLate(x.workflow.name, x.run_id, at, x.state, name, attempt, call.shielded, outcome, error, late)
+        event = StepLandedLate(
+            x.workflow.name, x.run_id, at, x.state, name, attempt, call.shielded, outcome, error, late
+        )
         x.hooks.emit(event, x.context.copy())
 
 

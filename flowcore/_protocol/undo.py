@@ -6,7 +6,7 @@ from ..errors import UndoInterrupted, shown
 from ..plan import Node
 from ..status import Status
 from . import tell
-from .effects import HELP, WAIT, Call, Landing, Outcome, Program
+from .effects import HELP, SHIELD, WAIT, Call, Landing, Outcome, Program
 from .execution import Execution
 from .steps import End, attempts
 
@@ -21,6 +21,7 @@ def undo_all(x: Execution) -> Program[None]:
     """
     if not x.to_undo:
         return
+    yield SHIELD
     yield from _wait_for_abandoned(x)
     if x.workflow.parallel_undo:
         x.begin_parallel_undo()

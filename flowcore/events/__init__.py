@@ -14,7 +14,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held |
 | RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
 | StepReady | a step's dependencies are done | step |
-| StepSkipped | `when=` said no | step |
+| StepSkipped | `when=` said no | step, depends_on |
 | StepStarted * | before the first attempt | step, waited, depends_on, max_attempts, function |
 | AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
 | AttemptFinished | after it | step, attempt, undo, outcome, duration, error |

@@ -174,7 +174,7 @@ TOLD: frozenset[type[Event]] = frozenset(
 
 def _name(text: str) -> str:
     """A name as it is, unless it would break the line."""
-    return text if text.isprintable() and len(text) <= 80 else shown(text)  # noqa: PLR2004 - the default of shown()
+    return text if text.isprintable() and len(text) <= 80 else shown(text)
 
 
 def _error(error: BaseException) -> str:
@@ -196,7 +196,7 @@ class PrintLogger(Logger):
     def __call__(self, event: Any, /) -> None:
         text = line(event)
         if text is not None:
-            print(text, file=self._file or sys.stdout)  # noqa: T201 - it is what this class is for
+            print(text, file=self._file or sys.stdout)
 
 
 class LoggingHook(Logger):

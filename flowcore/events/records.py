@@ -126,6 +126,8 @@ class StepReady(StepEvent):
 class StepSkipped(StepEvent):
     """`when=` said no."""
 
+    depends_on: tuple[str, ...]
+
 
 @dataclass(slots=True, eq=False)
 class StepStarted(StepEvent):

@@ -112,11 +112,12 @@ class Store(Protocol):
     """What an engine needs of a store; thread-safe. Every verb may raise a StoreError.
 
     `name`: one word for labels. `durable`: whether runs survive their process, so that every transition is worth
-    writing down; where it is False, runs without a key are never told to the store unless something is left to decide.
+    writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is False, runs without a key are never told to the store unless something is left to decide.
     """
 
     name: str
     durable: bool
+    blocks: bool
 
     def claim(self, claim: Claim, /) -> ClaimAnswer: ...
     def finish(self, record: RunRecord, /) -> None: ...

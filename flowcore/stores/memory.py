@@ -34,6 +34,7 @@ class MemoryStore:
 
     name = "memory"
     durable = False
+    blocks = False
 
     def __init__(
         self,
@@ -69,8 +70,10 @@ class MemoryStore:
             if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
                 return Mismatch(record.run_id, record.carrier, age, record.workflow)
             if record.held:
-                return Finished(record, age) if claim.attached == record.run_id else Held(
-                    record.run_id, record.carrier, age
+                return (
+                    Finished(record, age)
+                    if claim.attached == record.run_id
+                    else Held(record.run_id, record.carrier, age)
                 )
             if record.status == Status.SUCCESS:
                 return Finished(record, age)
@@ -138,7 +141,9 @@ class MemoryStore:
             for record in self._records.values():
                 if record.run_id == run_id:
                     return record
-        raise RunNotFound(f"this store has no run {shown(run_id)}: it is unknown, or was forgotten after its retention.")
+        raise RunNotFound(
+            f"this store has no run {shown(run_id)}: it is unknown, or was forgotten after its retention."
+        )
 
     def list_runs(
         self, *, status: str | None = None, workflow: str | None = None, older_than: Duration | None = None

@@ -1,0 +1,532 @@
+"""`AsyncEngine`: runs workflows on asyncio, and the driver that performs the programs' effects there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ._protocol.effects import (
+    HELP,
+    RESUME,
+    SHIELD,
+    WAIT,
+    Ask,
+    Call,
+    GivenUp,
+    Hand,
+    Landing,
+    Outcome,
+    Program,
+    Sleep,
+    Stop,
+    as_call,
+)
+from ._protocol.execution import Execution
+from ._protocol.run import helper, run
+from ._protocol.undo import late
+from .context import Context
+from .engine import EngineBase, outcome
+from .errors import StepCancelled
+from .events import Hook
+from .retry import Duration, seconds
+from .run import Run
+from .workers import Workers
+from .workflow import Workflow
+
+__all__ = ["AsyncEngine"]
+
+_GONE: Final = object()  # the call was given up while this task was in it: another task goes on with the program
+_CLOSED: Final = object()
+_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller goes on without it
+
+
+class InContext:
+    """Awaits a coroutine that has begun, in the current task but in a contextvars context of its own.
+
+    Answers an Outcome: what the coroutine raises does not come out of the await, what is thrown in from outside (a
+    cancellation) goes to the coroutine first.
+    """
+
+    __slots__ = ("_context", "_coroutine", "_waiting")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waiting: Any) -> None:
+        self._coroutine = coroutine
+        self._context = context
+        self._waiting = waiting
+
+    def __await__(self) -> Generator[Any, Any, Outcome]:
+        coroutine, enter, waiting = self._coroutine, self._context.run, self._waiting
+        while True:
+            try:
+                yield waiting
+            except GeneratorExit:
+                enter(coroutine.close)
+                raise
+            except BaseException as thrown:  # noqa: BLE001 - the coroutine's to handle
+                resume: Callable[..., Any] = coroutine.throw
+                value: Any = thrown
+            else:
+                resume, value = coroutine.send, None
+            try:
+                waiting = enter(resume, value)
+            except StopIteration as stop:
+                return stop.value, None
+            except BaseException as error:  # noqa: BLE001 - the program judges it
+                return None, error
+
+
+class Gate:
+    """What a program waits at until somebody opens it with an answer; a cancellation does not get past it."""
+
+    __slots__ = ("_answer", "_driver", "_future")
+
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+        self._answer: Any = _CLOSED
+        self._future: asyncio.Future[None] | None = None
+
+    def open(self, answer: Any) -> None:
+        """Let the program go on; only the first answer counts."""
+        if self._answer is _CLOSED:
+            self._answer = answer
+            if self._future is not None and not self._future.done():
+                self._future.set_result(None)
+
+    async def wait(self) -> Any:
+        while self._answer is _CLOSED:
+            self._future = self._driver.loop.create_future()
+            try:
+                await self._future
+            except asyncio.CancelledError as error:
+                self._driver.cancelled_from_outside(error)
+        return self._answer
+
+
+class AsyncDriver:
+    """Drives the programs of one run on one event loop.
+
+    The main program is advanced by the caller's task, helpers by tasks of their own; whatever a program waits for, its
+    task waits with it. Async user code runs inline in the task that advances its program, sync user code on a thread.
+    """
+
+    result: Run | None = None
+    error: BaseException | None = None
+    cancelled: asyncio.CancelledError | None = None
+    """what the caller's task was cancelled with"""
+    _cancels = 0
+    """cancellations of the caller's task before this run"""
+
+    def __init__(self, x: Execution, pool: Workers) -> None:
+        self.x = x
+        self.loop = asyncio.get_running_loop()
+        self._pool = pool
+        self._main = run(x)
+        self.caller: asyncio.Task[Any] | None = None
+        self._main_gate: Gate | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
+        self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
+        self._sleeping: dict[Sleep, Gate] = {}
+        self._landings: dict[Call, Gate] = {}
+        self._cancelled_calls: dict[Call, bool] = {}  # calls whose task we have cancelled; whether for being late
+
+    async def run_here(self) -> None:
+        """Drive the run to its end in the calling task."""
+        caller = self.caller = asyncio.current_task()
+        self._cancels = caller.cancelling() if caller is not None else 0
+        await self._advance(self._main, None)
+
+    # -- from outside of the programs ----------------------------------------------------------------------------------
+
+    def cancel(self, error: BaseException) -> bool:
+        """Stop the run because of `error`; False if it was stopping already, or is over. In the loop's thread only."""
+        if not self.x.interrupt(error):
+            return False
+        self._stop(Stop(cancel=True))
+        return True
+
+    def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
+        """Somebody cancelled one of the run's tasks: its caller, or a loop that shuts down."""
+        self.cancelled = self.cancelled or error
+        self.cancel(error)
+
+    # -- performing effects --------------------------------------------------------------------------------------------
+
+    async def _advance(self, program: Program[Any], answer: Any) -> None:
+        """Resume `program` and perform what it asks until it ends or is taken over by another task."""
+        send, context = program.send, self.x.context
+        while True:
+            try:
+                effect = send(answer)
+            except StopIteration as stop:
+                if program is self._main:
+                    self.result = stop.value
+                    self.error = stop.value.error
+                return
+            except BaseException as error:  # noqa: BLE001 - a refused claim, for example: the caller's to see
+                self.error = self.error or error
+                self._resume_main()
+                return
+            kind = type(effect)
+            if kind is Context and effect.node.is_async:
+                # The hot path: a coroutine that never suspends costs no more than its first step.
+                inner = context.copy()
+                try:
+                    coroutine = inner.run(effect.node.fn, effect)
+                    waiting = inner.run(coroutine.send, None)
+                except StopIteration as stop:
+                    answer = (stop.value, None)
+                    continue
+                except BaseException as error:  # noqa: BLE001 - the program judges it
+                    answer = (None, error)
+                    continue
+                call = as_call(effect, inner)
+                answer = await self._suspended(program, call, coroutine, waiting)
+                if answer is _GONE:
+                    return
+            elif kind is Context or kind is Call:
+                answer = await self._call(program, as_call(effect, context) if kind is Context else effect)
+                if answer is _GONE:
+                    return
+            elif kind is Ask:
+                answer = await self._ask(effect)
+            elif kind is Sleep:
+                answer = await self._sleep(effect)
+            elif kind is Landing:
+                answer = await self._landing(effect)
+            elif effect is WAIT:
+                answer = None
+                self._main_gate = self._main_gate or Gate(self)
+                await self._main_gate.wait()
+                self._main_gate = None
+                if self.error is not None:
+                    return
+            elif effect is SHIELD and asyncio.current_task() is self.caller:
+                # Undoing in a task of its own, which cancelling the caller does not reach.
+                gate = Gate(self)
+                self._spawn(program, None).add_done_callback(lambda _: gate.open(None))
+                await gate.wait()
+                return
+            else:
+                answer = None
+                if effect is HELP:
+                    self._spawn(helper(self.x), None)
+                elif kind is Hand:
+                    self._spawn(helper(self.x, effect.node), None)
+                elif effect is RESUME:
+                    self._resume_main()
+                elif kind is Stop:
+                    self._stop(effect)
+
+    def _spawn(self, program: Program[Any], answer: Any) -> asyncio.Task[None]:
+        """Advance `program` in a task of its own."""
+        task = self.loop.create_task(self._advance(program, answer))
+        self._tasks.add(task)  # the loop holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _resume_main(self) -> None:
+        self._main_gate = self._main_gate or Gate(self)
+        self._main_gate.open(None)
+
+    # -- user code -----------------------------------------------------------------------------------------------------
+
+    async def _call(self, program: Program[Any], call: Call) -> Any:
+        """Run user code; answers _GONE if it was given up and another task goes on."""
+        if self.x.interrupted and not call.shielded:
+            call.landed = (None, StepCancelled())  # it never began
+            return None, GivenUp(call, timed_out=False)
+        if not call.is_async:
+            return await self._on_a_thread(call)
+        try:
+            coroutine = call.context.run(call.fn, call.ctx)
+            waiting = call.context.run(coroutine.send, None)
+        except StopIteration as stop:
+            return stop.value, None
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            return None, error
+        return await self._suspended(program, call, coroutine, waiting)
+
+    async def _suspended(
+        self, program: Program[Any], call: Call, coroutine: Coroutine[Any, Any, Any], waiting: Any
+    ) -> Any:
+        """Await user code that has begun in this task."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine run by asyncio
+        self._inline[call] = (program, task)
+        timer = None
+        if call.timeout is not None:
+            timer = self.loop.call_later(call.timeout, self._cancel_call, call, True)
+        result: Outcome = await InContext(coroutine, call.context, waiting)
+        if timer is not None:
+            timer.cancel()
+        timed_out = self._cancelled_calls.pop(call, None)
+        if timed_out is not None:
+            task.uncancel()
+        if self._inline.pop(call, None) is None:
+            await self._land(call, result)
+            return _GONE
+        error = result[1]
+        if task is self.caller and task.cancelling() > self._cancels and not call.shielded:
+            self.cancelled_from_outside(
+                error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
+            )
+            timed_out = bool(timed_out)
+        elif timed_out is None and isinstance(error, asyncio.CancelledError) and self.x.interrupted:
+            timed_out = False
+        if timed_out is not None and isinstance(error, asyncio.CancelledError):
+            call.landed = result
+            return None, GivenUp(call, timed_out=timed_out)
+        return result
+
+    def _cancel_call(self, call: Call, late: bool) -> None:
+        """Cancel async user code: it is late, or its run stops."""
+        if call not in self._inline or call in self._cancelled_calls:
+            return
+        task = self._inline[call][1]
+        self._cancelled_calls[call] = late
+        call.abandon()
+        task.cancel()
+        if task is not self.caller:
+            self.loop.call_later(_POLITE if late else self.x.settings.grace, self._give_up, call)
+
+    def _give_up(self, call: Call) -> None:
+        """Go on without async user code that does not heed its cancellation, in another task."""
+        entry = self._inline.pop(call, None)
+        if entry is not None:
+            self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
+
+    async def _on_a_thread(self, call: Call) -> Outcome:
+        gate = self._threaded[call] = Gate(self)
+
+        def job() -> None:
+            if self._threaded.get(call) is not gate:  # given up before it had a thread
+                call.landed = (None, StepCancelled())
+                return
+            self._tell(arm)
+            try:
+                result: Outcome = (call.context.run(call.fn, call.ctx), None)
+            except BaseException as error:  # noqa: BLE001 - the program judges it
+                result = (None, error)
+            self._tell(partial(self._thread_done, call, result))
+
+        def arm() -> None:
+            if call.timeout is not None:
+                self.loop.call_later(call.timeout, self._leave_thread, call, True)
+
+        self._pool.put(job, first=True, beyond=call.shielded)
+        result: Outcome = await gate.wait()
+        return result
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop, from a thread; a loop that is closed has nobody left to tell."""
+        try:
+            self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+
+    def _thread_done(self, call: Call, result: Outcome) -> None:
+        gate = self._threaded.pop(call, None)
+        if gate is not None:
+            gate.open(result)
+        else:
+            task = self.loop.create_task(self._land(call, result))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _leave_thread(self, call: Call, late: bool) -> None:
+        gate = self._threaded.pop(call, None)
+        if gate is not None:
+            call.abandon()
+            gate.open((None, GivenUp(call, timed_out=late)))
+
+    async def _land(self, call: Call, result: Outcome) -> None:
+        """A call that was given up is over."""
+        missed = self.x.landed(call, result)
+        gate = self._landings.pop(call, None)
+        if gate is not None:
+            gate.open(result)
+        elif missed:
+            await self._advance(late(self.x, call, result), None)
+
+    # -- the other effects ---------------------------------------------------------------------------------------------
+
+    async def _ask(self, ask: Ask) -> Outcome:
+        """Ask the store: a sync one that may block on a thread, an async one in a task that nobody cancels."""
+        store = self.x.settings.store
+        verb = getattr(store, ask.verb)
+        if not getattr(store, "blocks", True):
+            try:
+                return verb(ask.argument), None
+            except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
+                return None, error
+        gate = Gate(self)
+
+        async def asked() -> None:
+            try:
+                answer = (
+                    verb(ask.argument) if inspect.iscoroutinefunction(verb) else asyncio.to_thread(verb, ask.argument)
+                )
+                gate.open((await answer, None))
+            except Exception as error:  # noqa: BLE001 - see above
+                gate.open((None, error))
+
+        task = self.loop.create_task(asked(), context=self.x.context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        result: Outcome = await gate.wait()
+        return result
+
+    async def _sleep(self, sleep: Sleep) -> None:
+        if self.x.stopped and not sleep.shielded:
+            return
+        gate = self._sleeping[sleep] = Gate(self)
+        timer = self.loop.call_later(sleep.seconds, gate.open, None)
+        await gate.wait()
+        timer.cancel()
+        self._sleeping.pop(sleep, None)
+
+    async def _landing(self, landing: Landing) -> Outcome | None:
+        call = landing.call
+        if call.landed is not None:
+            return call.landed
+        gate = self._landings[call] = Gate(self)
+        timer = self.loop.call_later(landing.seconds, gate.open, None)
+        landed: Outcome | None = await gate.wait()
+        timer.cancel()
+        self._landings.pop(call, None)
+        return landed
+
+    def _stop(self, stop: Stop) -> None:
+        for sleep, gate in list(self._sleeping.items()):
+            if not sleep.shielded:
+                gate.open(None)
+        if not stop.cancel:
+            return
+        for call in list(self._inline):
+            if not call.shielded:
+                self._cancel_call(call, False)
+        for call in list(self._threaded):
+            if not call.shielded:
+                self.loop.call_later(self.x.settings.grace, self._leave_thread, call, False)
+
+
+class AsyncEngine(EngineBase):
+    """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
+
+    The arguments are those of `Engine`. May be made outside of a loop and used on several; each run belongs to the loop
+    it was started on. Any store will do: sync ones that may block are called on a thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Any = None,
+        hooks: Iterable[Hook] = (),
+        max_workers: int | None = None,
+        lease: Duration = 30.0,
+        grace: Duration = 5.0,
+        workflows: Iterable[Workflow] = (),
+        recover_every: Duration | None = None,
+    ) -> None:
+        super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
+        self._pool = Workers(self.max_workers, "flowcore-aio")
+        self._live: set[AsyncDriver] = set()
+        weakref.finalize(self, self._pool.close, self._settings.grace)
+
+    async def run(
+        self,
+        workflow: Workflow,
+        values: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        check: bool = True,
+    ) -> Run:
+        """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
+
+        Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
+        shielded from further cancellations, and CancelledError is raised again.
+        """
+        return await self._drive(self._execution(workflow, values, idempotency_key, wait, deadline), check=check)
+
+    def submit(
+        self,
+        workflow: Workflow,
+        values: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        check: bool = True,
+    ) -> asyncio.Task[Run]:
+        """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises."""
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._tell_submitted(x)
+        return asyncio.get_running_loop().create_task(self._drive(x, check=check))
+
+    async def _drive(self, x: Execution, *, check: bool) -> Run:
+        driver = AsyncDriver(x, self._pool)
+        self._live.add(driver)
+        try:
+            await driver.run_here()
+        finally:
+            self._live.discard(driver)
+        if driver.cancelled is not None and driver.error is not driver.cancelled:
+            raise driver.cancelled from driver.error
+        return outcome(driver.result, driver.error, check=check)
+
+    def cancel(self, run_id: str) -> bool:
+        """Cancel a run of this engine, from any thread: as `Engine.cancel`."""
+        for driver in list(self._live):
+            if driver.x.has_id(run_id) and driver.x.finished is None:
+                error = StepCancelled(f"run {run_id} was cancelled by engine.cancel().")
+                driver.loop.call_soon_threadsafe(driver.cancel, error)
+                return True
+        return False
+
+    async def recover(self) -> list[Run]:
+        """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
+        runs: list[Run] = []
+        for x in self._recoverable():
+            driver = AsyncDriver(x, self._pool)
+            self._live.add(driver)
+            try:
+                await driver.run_here()
+            finally:
+                self._live.discard(driver)
+            if driver.result is not None:
+                runs.append(driver.result)
+        return runs
+
+    async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - after it, runs are cancelled
+        """Start no more runs and wait for those on this loop; after `timeout` seconds, cancel them (None: never)."""
+        self._closed = True
+        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        drivers = [driver for driver in self._live if driver.loop is loop]
+        callers = {driver.caller for driver in drivers if driver.caller is not None and driver.caller is not me}
+        if callers:
+            limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
+            _, late = await asyncio.wait(callers, timeout=limit)
+            for driver in drivers:
+                if driver.caller in late:
+                    driver.cancel(StepCancelled(f"run {driver.x.run_id} was cancelled: its engine was closed."))
+            if late:
+                await asyncio.wait(late)
+        self._pool.close(0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
