@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from opentelemetry import _logs as logs, trace
 from opentelemetry.util.types import AttributeValue
 
-from flowcore import __version__
-
 from . import names
 from .text import error_type, message, stacktrace
 
@@ -27,7 +25,7 @@ class LogEvents:
     __slots__ = ("_logger", "_on_spans")
 
     def __init__(self, provider: logs.LoggerProvider | None = None) -> None:
-        self._logger = logs.get_logger("flowcore", __version__, provider, names.SCHEMA_URL)
+        self._logger = logs.get_logger(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
         opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}
         self._on_spans = "logs" not in opted or "logs/dup" in opted
 

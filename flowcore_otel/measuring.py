@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowcore import __version__
 from flowcore.events import (
     AttemptFinished,
     BackoffStarted,
@@ -77,7 +76,7 @@ class MeasuringHook:
             HookFailed: self._hook_failed,
         }
         self.wants = frozenset(self._handlers)
-        self._to(names.BUILD_INFO, __version__)(1)
+        self._to(names.BUILD_INFO, names.SCOPE_VERSION)(1)
 
     def __call__(self, event: Event, /) -> None:
         self._handlers[type(event)](event)

@@ -8,8 +8,6 @@ from functools import partial
 from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
 
-from flowcore import __version__
-
 from . import names
 from .measuring import MeasuringHook
 from .names import Metric
@@ -23,7 +21,7 @@ class _MeterSeries(Series):
 
     def __init__(self, provider: metrics.MeterProvider | None) -> None:
         super().__init__()
-        meter = metrics.get_meter("flowcore", __version__, provider, names.SCHEMA_URL)
+        meter = metrics.get_meter(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
         oldest = names.OLDEST_START
         meter.create_observable_gauge(oldest.name, [self._oldest_starts], oldest.unit, oldest.help)
         self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric is not oldest}

@@ -6,7 +6,21 @@ Code takes its names from here; documents, dashboards and alert rules are checke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
+
+SCOPE: Final = "flowcore"
+"""who emits all this: the name of the instrumentation scope"""
+
+
+def _version() -> str:
+    try:
+        return version("flowcore")
+    except PackageNotFoundError:  # copied into a program instead of installed
+        return "unknown"
+
+
+SCOPE_VERSION: Final = _version()
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 """the semantic conventions that `code.function.name`, `error.type` and `exception.*` follow"""

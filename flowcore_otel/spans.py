@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from opentelemetry import context as otel, trace
-from opentelemetry.trace import Link, Span, SpanContext
+from opentelemetry.trace import Link, Span
 
-from flowcore.events import BackoffStarted, CompensationStarted, StepFinished, StepStarted
+from flowcore.events import BackoffStarted, StepFinished, StepStarted
 
 from . import names
 from .exemplars import Exemplar, exemplar
@@ -49,18 +49,23 @@ class Suppressed:
 
 
 class Work:
-    """A step, or an undo, while it runs and after."""
+    """A step, or an undo, while it runs and after.
 
-    __slots__ = ("attempt", "attempt_at", "attempt_ended", "backoff", "finished", "span", "started", "told")
+    Without a span it is a step past max_step_spans of which nothing has gone wrong so far; it keeps the events that a
+    span would need.
+    """
 
-    def __init__(self, started: StepStarted | CompensationStarted) -> None:
+    __slots__ = ("attempt", "attempt_at", "attempt_ended", "backoff", "ended", "finished", "span", "started", "told")
+
+    def __init__(self, span: Span | None = None, started: StepStarted | None = None) -> None:
+        self.span = span
         self.started = started
-        self.span: Span | None = None  # None: past max_step_spans, and nothing has gone wrong so far
-        self.attempt: Span | None = None  # the latest one
-        self.attempt_at = self.attempt_ended = started.at
-        self.told: BaseException | None = None  # recorded by the latest attempt's span
-        self.backoff: BackoffStarted | None = None
         self.finished: StepFinished | None = None
+        self.ended = 0.0
+        self.attempt: Span | None = None  # the latest one, of those that have spans
+        self.attempt_at = self.attempt_ended = 0.0
+        self.backoff: BackoffStarted | None = None
+        self.told: BaseException | None = None  # recorded by the latest attempt's span
 
 
 class Trace:
@@ -69,7 +74,7 @@ class Trace:
     __slots__ = ("at", "caller", "path", "request", "span", "started_at", "steps", "told", "undos", "wall")
 
     def __init__(self) -> None:
-        self.request: SpanContext | None = None
+        self.request: Span | None = None
         self.caller: Span = trace.INVALID_SPAN
         self.span: Span = trace.INVALID_SPAN
         self.at = self.started_at = 0.0
@@ -96,13 +101,10 @@ class Trace:
 
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
         """Links to the dependencies that ended last."""
-        ended: list[tuple[float, SpanContext]] = []
-        for name in depends_on:
-            work = self.steps.get(name)
-            if work is not None and work.span is not None and work.finished is not None:
-                ended.append((work.finished.at, work.span.get_span_context()))
-        ended.sort(key=lambda end: end[0])
-        return links(names.LINK_DEPENDS_ON, *(context for _, context in ended[-_LINKED:]))
+        works = [self.steps[name] for name in depends_on if name in self.steps]
+        if len(works) > 1:
+            works.sort(key=lambda work: work.ended)
+        return links(names.LINK_DEPENDS_ON, *[work.span for work in works if work.span is not None][-_LINKED:])
 
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """See `exemplars.Traced`."""
@@ -111,11 +113,8 @@ class Trace:
         return exemplar((span or self.span).get_span_context())
 
 
-def links(kind: str, *contexts: SpanContext | None) -> list[Link]:
-    """Links to those of `contexts` that have a trace to look at."""
+def links(kind: str, *spans: Span | None) -> list[Link]:
+    """Links to those of `spans` that have a trace to look at."""
     attributes = {names.LINK_TYPE: kind}
-    return [
-        Link(context, attributes)
-        for context in contexts
-        if context is not None and context.is_valid and context.trace_flags.sampled
-    ]
+    contexts = [span.get_span_context() for span in spans if span is not None]
+    return [Link(context, attributes) for context in contexts if context.is_valid and context.trace_flags.sampled]

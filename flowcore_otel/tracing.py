@@ -14,15 +14,15 @@ turns from `run {workflow}` into `idempotency hit {workflow}`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry import context as otel, trace
 from opentelemetry._logs import LoggerProvider
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from flowcore import __version__
 from flowcore.events import (
     SKIP_RUN,
     AttemptFinished,
@@ -84,7 +84,7 @@ class TracingHook:
         step_events: bool = False,
         key_hash: Callable[[str], str | None] | None = hashed,
     ) -> None:
-        self._tracer = trace.get_tracer("flowcore", __version__, tracer_provider, schema_url=names.SCHEMA_URL)
+        self._tracer = trace.get_tracer(names.SCOPE, names.SCOPE_VERSION, tracer_provider, schema_url=names.SCHEMA_URL)
         self._logs = LogEvents(logger_provider)
         self._max_step_spans = max_step_spans
         self._step_events = step_events
@@ -123,7 +123,7 @@ class TracingHook:
         )
         span.end()
         event.state[self] = run = Trace()
-        run.request = span.get_span_context()
+        run.request = span
 
     def _run_requested(self, event: RunRequested) -> None:
         run: Trace = event.state.setdefault(self, Trace())
@@ -150,7 +150,7 @@ class TracingHook:
         attributes: Attributes = {
             names.IDEMPOTENCY_OUTCOME: event.outcome,
             names.ORIGINAL_RUN_ID: fit(event.original_run_id),
-            names.ORIGINAL_RUN_SAMPLED: original.trace_flags.sampled,
+            names.ORIGINAL_RUN_SAMPLED: original.get_span_context().trace_flags.sampled,
         }
         if event.age is not None:
             attributes[names.IDEMPOTENCY_AGE] = event.age
@@ -179,7 +179,7 @@ class TracingHook:
         if event.interrupted_run_id is not None:
             interrupted = self._stored(event.interrupted)
             attributes[names.INTERRUPTED_RUN_ID] = fit(event.interrupted_run_id)
-            attributes[names.INTERRUPTED_RUN_SAMPLED] = interrupted.trace_flags.sampled
+            attributes[names.INTERRUPTED_RUN_SAMPLED] = interrupted.get_span_context().trace_flags.sampled
             for link in links(names.LINK_INTERRUPTED_RUN, interrupted):
                 run.span.add_link(link.context, link.attributes)
         run.span.set_attributes(attributes)
@@ -216,43 +216,43 @@ class TracingHook:
         if untraced := sum(work.span is None for work in run.steps.values()):
             attributes[names.RUN_UNTRACED_STEPS] = untraced
         self._end(run, run.span, event, attributes, told=run.was_told(event.error))
+        run.told.clear()  # their tracebacks lead back to here
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _step_started(self, event: StepStarted) -> object:
         run: Trace = event.state[self]
-        work = run.steps[event.step] = Work(event)
-        if len(run.steps) > self._max_step_spans:
+        if len(run.steps) >= self._max_step_spans:
+            run.steps[event.step] = Work(started=event)
             return None
-        span = self._open_step(run, work, event)
+        span = self._step_span(run, event)
+        run.steps[event.step] = Work(span)
         if self._step_events:
             attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
         return Scope(span)
 
-    def _open_step(self, run: Trace, work: Work, event: StepStarted) -> Span:
-        attributes = _about(event)
-        attributes[names.STEP_WAIT] = event.waited
-        linked: Sequence[Link] = ()
-        if event.depends_on:
-            attributes[names.STEP_DEPENDS_ON] = _listed(event.depends_on)
-            attributes[names.STEP_DEPENDS_ON_COUNT] = len(event.depends_on)
-            linked = run.waited_for(event.depends_on)
-        work.span = self._child(run.span, title(names.STEP, event.step), run.ns(event.at), attributes, linked)
-        return work.span
+    def _step_span(self, run: Trace, event: StepStarted) -> Span:
+        about = _about(event.workflow, event.step, event.function, event.max_attempts, event.depends_on)
+        attributes = {**about, names.STEP_WAIT: event.waited}
+        linked = run.waited_for(event.depends_on) if event.depends_on else ()
+        return self._child(run.span, title(names.STEP, event.step), run.ns(event.at), attributes, linked)
+
+    def _late_span(self, run: Trace, work: Work) -> None:
+        """Give a step past max_step_spans its span after all."""
+        if work.span is None and work.started is not None:
+            work.span, work.started = self._step_span(run, work.started), None
 
     def _step_finished(self, event: StepFinished) -> None:
         run: Trace = event.state[self]
         work = run.steps[event.step]
-        work.finished = event
+        work.ended = event.at
         run.path.add(event.step, event.duration, event.depends_on)
-        if work.span is not None or event.outcome != _SUCCESS:
-            self._close_step(run, work, event)
-
-    def _close_step(self, run: Trace, work: Work, event: StepFinished) -> None:
-        if work.span is None and isinstance(work.started, StepStarted):
-            self._open_step(run, work, work.started)
-        self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
+        if work.span is None and event.outcome == _SUCCESS:
+            work.finished = event
+        else:
+            self._late_span(run, work)
+            self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
 
     def _finish(
         self, run: Trace, work: Work, event: StepFinished | CompensationFinished, attributes: Attributes
@@ -264,6 +264,7 @@ class TracingHook:
         self._end(run, work.span or trace.INVALID_SPAN, event, attributes, told=event.error is work.told)
         if event.error is not None:
             run.told.append(event.error)
+            work.told = None
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
         run: Trace = event.state[self]
@@ -304,10 +305,11 @@ class TracingHook:
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
         work.attempt_ended = event.at
-        if work.span is None and isinstance(work.started, StepStarted):
+        if work.span is None:
             if event.outcome == _SUCCESS:
                 return
-            self._open_attempt(run, work, self._open_step(run, work, work.started), event)
+            self._late_span(run, work)
+            self._open_attempt(run, work, work.span or trace.INVALID_SPAN, event)
         work.told = event.error
         outcome = names.COMPENSATION_OUTCOME if event.undo else names.STEP_OUTCOME
         self._end(run, work.attempt or trace.INVALID_SPAN, event, {outcome: str(event.outcome)})
@@ -334,17 +336,18 @@ class TracingHook:
     def _compensation_started(self, event: CompensationStarted) -> object:
         run: Trace = event.state[self]
         step = run.steps.get(event.step)
-        if step is not None and step.span is None and step.finished is not None:
-            self._close_step(run, step, step.finished)
-        attributes = _about(event)
+        if step is not None and step.finished is not None:
+            self._late_span(run, step)
+            self._finish(run, step, step.finished, {names.STEP_OUTCOME: str(step.finished.outcome)})
+            step.finished = None
+        attributes = _about(event.workflow, event.step, event.function, event.max_attempts).copy()
         attributes[names.COMPENSATION_ORDER] = event.order
         attributes[names.COMPENSATION_TRIGGER] = fit(event.trigger)
-        span = step.span if step is not None else None
-        linked = links(names.LINK_COMPENSATES, span.get_span_context() if span is not None else None)
-        work = run.undos[event.step] = Work(event)
+        linked = links(names.LINK_COMPENSATES, step.span if step is not None else None)
         name = title(names.COMPENSATE, event.step)
-        work.span = self._child(run.span, name, run.ns(event.at), attributes, linked)
-        return Scope(work.span)
+        span = self._child(run.span, name, run.ns(event.at), attributes, linked)
+        run.undos[event.step] = Work(span)
+        return Scope(span)
 
     def _compensation_finished(self, event: CompensationFinished) -> None:
         run: Trace = event.state[self]
@@ -381,22 +384,26 @@ class TracingHook:
         finally:
             span.end(end)
 
-    def _stored(self, carrier: Mapping[str, str]) -> SpanContext:
-        """The span context that was stored with a run; invalid where there is none or it makes no sense."""
+    def _stored(self, carrier: Mapping[str, str]) -> Span:
+        """The span whose context was stored with a run; invalid where there is none or it makes no sense."""
         try:
-            context = self._carriers.extract(carrier, otel.Context())
+            return trace.get_current_span(self._carriers.extract(carrier, otel.Context()))
         except Exception:  # noqa: BLE001 - a foreign record may hold anything
-            return trace.INVALID_SPAN_CONTEXT
-        return trace.get_current_span(context).get_span_context()
+            return trace.INVALID_SPAN
 
 
-def _about(event: StepStarted | CompensationStarted) -> Attributes:
-    return {
-        names.WORKFLOW_NAME: fit(event.workflow),
-        names.STEP_NAME: fit(event.step),
-        names.STEP_MAX_ATTEMPTS: event.max_attempts,
-        names.CODE_FUNCTION: fit(event.function),
+@lru_cache(maxsize=1024)  # the same for every run, and asked for on each step
+def _about(workflow: str, step: str, function: str, max_attempts: int, depends_on: tuple[str, ...] = ()) -> Attributes:
+    attributes: Attributes = {
+        names.WORKFLOW_NAME: fit(workflow),
+        names.STEP_NAME: fit(step),
+        names.STEP_MAX_ATTEMPTS: max_attempts,
+        names.CODE_FUNCTION: fit(function),
     }
+    if depends_on:
+        attributes[names.STEP_DEPENDS_ON] = _listed(depends_on)
+        attributes[names.STEP_DEPENDS_ON_COUNT] = len(depends_on)
+    return attributes
 
 
 def _listed(steps: Sequence[str]) -> list[str]:
