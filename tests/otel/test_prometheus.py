@@ -171,6 +171,17 @@ def test_steps_that_a_failure_kept_from_starting_do_not_stay_ready(
     assert scrape(registry).value("flowcore_steps_ready", workflow="trip") == 0
 
 
+def test_a_skipped_step_is_ready_no_longer_and_took_no_time(
+    make_driver: MakeDriver, registry: CollectorRegistry
+) -> None:
+    wf = Workflow("trip")
+    wf.add_step("insure", lambda ctx: None, when=lambda ctx: False)
+    make_driver(PrometheusHook(registry)).run(wf)
+    shown = scrape(registry)
+    assert shown.value("flowcore_steps_ready", workflow="trip") == 0
+    assert shown.value("flowcore_step_duration_seconds_count", workflow="trip", step="insure", outcome="success") == 0
+
+
 def test_series_are_there_at_0_as_soon_as_a_workflow_is_known(
     make_driver: MakeDriver, registry: CollectorRegistry
 ) -> None:

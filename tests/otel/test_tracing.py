@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 
-from flowcore import Backoff, Context, Retry, Workflow
+from flowcore import Backoff, Context, Engine, Retry, Workflow
 from flowcore.events import Event, IdempotencyHit, RunRequested, RunStarted
 from flowcore_otel import TracingHook, names
 
@@ -183,7 +183,7 @@ def logging_to_memory() -> tuple[LoggerProvider, InMemoryLogRecordExporter]:
     return provider, exporter
 
 
-def test_a_late_landing_is_told_in_the_context_of_the_ended_step(make_driver: MakeDriver, spans: Spans) -> None:
+def test_a_late_landing_is_told_in_the_context_of_the_ended_step(spans: Spans) -> None:
     logs, exporter = logging_to_memory()
     wf = Workflow("trip")
     give_up, told = threading.Event(), threading.Event()
@@ -194,13 +194,11 @@ def test_a_late_landing_is_told_in_the_context_of_the_ended_step(make_driver: Ma
         if type(event).__name__ == "StepLandedLate":
             told.set()
 
-    driver = make_driver(hook, and_tell)
-    if driver.kind == "asyncio":
-        pytest.skip("asyncio.run waits for nothing after the run has ended")
-    with pytest.raises(TimeoutError):
-        driver.run(wf)
-    give_up.set()
-    assert told.wait(5)
+    with Engine(hooks=[hook, and_tell]) as engine:
+        with pytest.raises(TimeoutError):
+            engine.run(wf)
+        give_up.set()
+        assert told.wait(5)
     record = exporter.get_finished_logs()[-1].log_record
     assert record.event_name == "flowcore.step.landed_late"
     assert record.span_id == spans["step book"].context.span_id
