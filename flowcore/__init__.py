@@ -88,7 +88,6 @@ __all__ = [
     "UndoInterrupted",
     "UnknownDependency",
     "Workflow",
-    "__version__",
 ]
 
 

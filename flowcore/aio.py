@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from ._protocol.effects import (
     HELP,
@@ -173,8 +173,7 @@ class AsyncDriver:
                 self.error = self.error or error
                 self._resume_main()
                 return
-            kind = type(effect)
-            if kind is Context and effect.node.is_async:
+            if type(effect) is Context and effect.node.is_async:
                 # The hot path: a coroutine that never suspends costs no more than its first step.
                 inner = context.copy()
                 try:
@@ -190,15 +189,17 @@ class AsyncDriver:
                 answer = await self._suspended(program, call, coroutine, waiting)
                 if answer is _GONE:
                     return
-            elif kind is Context or kind is Call:
-                answer = await self._call(program, as_call(effect, context) if kind is Context else effect)
+            elif type(effect) is Context or type(effect) is Call:
+                any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
+                answer = await self._call(program, cast("Call", any_call))
                 if answer is _GONE:
                     return
-            elif kind is Ask:
+            elif type(effect) is Ask:
                 answer = await self._ask(effect)
-            elif kind is Sleep:
-                answer = await self._sleep(effect)
-            elif kind is Landing:
+            elif type(effect) is Sleep:
+                answer = None
+                await self._sleep(effect)
+            elif type(effect) is Landing:
                 answer = await self._landing(effect)
             elif effect is WAIT:
                 answer = None
@@ -210,18 +211,18 @@ class AsyncDriver:
             elif effect is SHIELD and asyncio.current_task() is self.caller:
                 # Undoing in a task of its own, which cancelling the caller does not reach.
                 gate = Gate(self)
-                self._spawn(program, None).add_done_callback(lambda _: gate.open(None))
+                self._spawn(program, None).add_done_callback(gate.open)
                 await gate.wait()
                 return
             else:
                 answer = None
                 if effect is HELP:
                     self._spawn(helper(self.x), None)
-                elif kind is Hand:
+                elif type(effect) is Hand:
                     self._spawn(helper(self.x, effect.node), None)
                 elif effect is RESUME:
                     self._resume_main()
-                elif kind is Stop:
+                elif type(effect) is Stop:
                     self._stop(effect)
 
     def _spawn(self, program: Program[Any], answer: Any) -> asyncio.Task[None]:

@@ -1,15 +1,19 @@
 """What a step sees of its run: a mapping shared by all steps, the results of other steps, and who it is."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from .errors import DefinitionError, shown
 
 if TYPE_CHECKING:
     from .errors import NoResult
+    from .plan import Node
     from .workflow import Step
 
 __all__ = ["AttemptContext", "Context"]
@@ -41,15 +45,6 @@ class RunView(Protocol):
     def step_key(self, step: str, *, undo: bool) -> str: ...
 
 
-class NodeView(Protocol):
-    """What a Context needs of its step."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def fn(self) -> Callable[[Any], Any]: ...
-
-
 class Context(MutableMapping[Any, Any]):
     """The run's values (initial ones and what steps write), plus `ctx[step]`, the result of an earlier step.
 
@@ -67,7 +62,7 @@ class Context(MutableMapping[Any, Any]):
     """the moment, in `time.monotonic()` seconds, by which this attempt should be over; None: no limit"""
     _undo = False
 
-    def __init__(self, run: RunView, node: NodeView) -> None:
+    def __init__(self, run: RunView, node: Node) -> None:
         self._run = run
         self.node = node  # for engines
 
@@ -127,7 +122,7 @@ class Context(MutableMapping[Any, Any]):
     def get(self, key: Step[R], default: D) -> R | D: ...
     @overload
     def get(self, key: Hashable, default: Any = None) -> Any: ...
-    def get(self, key: Any, default: Any = None) -> Any:
+    def get(self, key: Any, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # Step[R]
         """The value of a key or the result of a step, or `default`; never raises."""
         value = self._run.values.get(key, _MISSING)
         if value is not _MISSING:
@@ -148,7 +143,9 @@ class Context(MutableMapping[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str) and self._run.step_meant(key, self.step) is not None:
-            raise DefinitionError(f"ctx[step] is read-only: step {shown(key.name)} gives its result by returning it.")
+            raise DefinitionError(
+                f"ctx[step] is read-only: step {shown(str(key.name))} gives its result by returning it."
+            )
         with self._run.lock:
             self._run.values[key] = value
 
@@ -184,8 +181,11 @@ class Context(MutableMapping[Any, Any]):
             self._run.values.update(new)
 
     # Two attempts are never the same; a Mapping would compare all values.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self) -> str:
         # Values may be secrets, and a repr ends up in logs.
@@ -197,7 +197,7 @@ class AttemptContext(Context):
 
     __slots__ = ("_abandoned", "_undo", "attempt", "deadline")
 
-    def __init__(self, run: RunView, node: NodeView, attempt: int, deadline: float | None, *, undo: bool) -> None:
+    def __init__(self, run: RunView, node: Node, attempt: int, deadline: float | None, *, undo: bool) -> None:
         self._run = run
         self.node = node
         self._undo = undo

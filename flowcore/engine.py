@@ -1,5 +1,8 @@
 """What `Engine` and `AsyncEngine` have in common: settings, keys, and what is refused before a run begins."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import contextvars

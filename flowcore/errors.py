@@ -181,7 +181,7 @@ class CompensationFailed(FlowcoreError, ExceptionGroup):
     # The group keeps its message and its errors from __new__; FlowcoreError's __init__ would overwrite args.
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def derive(self, excs: Sequence[Any]) -> CompensationFailed:
+    def derive(self, excs: Sequence[Any], /) -> Any:
         """Keep type, run and failures when the group is split, as `except*` does."""
         kept = {name: error for name, error in self.failures.items() if error in excs}
         derived = CompensationFailed(self.message, excs, self.run)

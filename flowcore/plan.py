@@ -143,7 +143,8 @@ def _refuse_cycle(nodes: tuple[Node, ...]) -> None:
         _sorted(nodes).prepare()
     except CycleError as error:
         # graphlib lists a cycle with each node before the one that depends on it, the first repeated at the end.
-        path = [shown(nodes[index].name) for index in reversed(error.args[1])]
+        cycle: list[int] = error.args[1]
+        path = [shown(nodes[index].name) for index in reversed(cycle)]
         if len(path) > _CYCLE_SHOWN:
             path = [*path[: _CYCLE_SHOWN - 2], f"… {len(path) - _CYCLE_SHOWN + 1} more …", path[-1]]
         raise DependencyCycle(f"steps depend on each other in a circle: {' -> '.join(path)}.") from None

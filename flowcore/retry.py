@@ -1,5 +1,8 @@
 """When a failed attempt is made again, and after how long. Pure: no clock, no sleep, no hidden randomness."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import math
@@ -7,7 +10,7 @@ import random as _random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .errors import DefinitionError, Fatal, RetryAfter, shown
 
@@ -115,7 +118,7 @@ class Retry:
             raise DefinitionError(f"Retry(attempts) counts the first attempt too: 1 or more, not {shown(attempts)}.")
         if backoff is not None and not isinstance(backoff, Backoff):
             raise DefinitionError(f"Retry(backoff=) must be a Backoff, such as Backoff.fixed(1), not {shown(backoff)}.")
-        types = on if isinstance(on, tuple) else (on,)
+        types = cast("tuple[Any, ...]", on if isinstance(on, tuple) else (on,))
         for entry in types:
             known = issubclass(entry, BaseException) if isinstance(entry, type) else callable(entry) and entry is on
             if not known:
@@ -149,10 +152,11 @@ class Retry:
     def _asked(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
         if isinstance(error, RetryAfter):
             return Pause(max(0.0, float(error.seconds)), "retry_after")
-        if isinstance(self.on, type | tuple):
-            return self._policy(attempt, random) if isinstance(error, self.on) else None
+        on: Any = self.on
+        if isinstance(on, type | tuple):
+            return self._policy(attempt, random) if isinstance(error, on) else None
         try:
-            answer = self.on(error)
+            answer = on(error)
             if answer is True or answer is False:
                 return self._policy(attempt, random) if answer else None
             return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")

@@ -44,10 +44,9 @@ from .workflow import Workflow
 __all__ = ["Engine"]
 
 _GONE: Final = object()  # the call was given up while this thread was in it: somebody else goes on with the program
-_RANG: Final = object()  # a letter to the caller: Ctrl-C
-_OVER: Final = object()  # a letter to the caller: the run is over
 
 Letter = tuple[Program[Any], Any]
+_RANG: Final[Letter | None] = None  # Ctrl-C, or the run is over: look for yourself
 Parked = Call | Sleep | Landing
 
 
@@ -61,7 +60,7 @@ class Driver:
     over = False
     result: Run | None = None
     error: BaseException | None = None
-    _mailbox: SimpleQueue[Any] | None = None
+    _mailbox: SimpleQueue[Letter | None] | None = None
     _ctrl_c: CtrlC | None = None
     _caller_idle = False
     """(lock) the caller's thread waits for a letter"""
@@ -119,7 +118,7 @@ class Driver:
             letter = mailbox.get()
             with self._lock:
                 self._caller_idle = False
-            if isinstance(letter, tuple):
+            if letter is not None:
                 self._advance(*letter, here=True)
 
     def _rescue(self, error: KeyboardInterrupt) -> None:
@@ -186,21 +185,20 @@ class Driver:
             except BaseException as error:  # noqa: BLE001 - a refused claim, for example: the caller's to see
                 self._end(None, error)
                 return
-            kind = type(effect)
-            if kind is Context:
+            if type(effect) is Context:
                 if not here:
-                    answer = self._call(program, as_call(effect, context))
+                    answer = self._call(program, as_call(effect, context.copy()))
                     if answer is _GONE:
                         return
                 elif guarded:
-                    answer = self._call_here(as_call(effect, context))
+                    answer = self._call_here(as_call(effect, context.copy()))
                 else:
                     self._at = effect
                     try:
                         answer = (context.copy().run(effect.node.fn, effect), None)
                     except BaseException as error:  # noqa: BLE001 - the program judges it
                         answer = (None, error)
-            elif kind is Call:
+            elif type(effect) is Call:
                 if here and effect.timeout is None:
                     answer = self._call_here(effect)
                 elif here:
@@ -211,7 +209,7 @@ class Driver:
                     answer = self._call(program, effect)
                     if answer is _GONE:
                         return
-            elif kind is Ask:
+            elif type(effect) is Ask:
                 answer = self._ask(effect)
             elif effect is QUIET:
                 answer = None
@@ -226,11 +224,11 @@ class Driver:
                         return
                     self._main_due = False
                 answer = None
-            elif kind is Sleep:
+            elif type(effect) is Sleep:
                 if not self._sleep(program, effect):
                     return
                 answer = None
-            elif kind is Landing:
+            elif type(effect) is Landing:
                 if not self._await_landing(program, effect):
                     return
                 answer = effect.call.landed
@@ -242,7 +240,7 @@ class Driver:
                     self._post(helper(self.x), None, help=True)
                 elif effect is RESUME:
                     self._resume_main()
-                elif kind is Stop:
+                elif type(effect) is Stop:
                     self._stop(effect)
 
     def _shield(self, *, here: bool) -> bool:
@@ -389,7 +387,7 @@ class Driver:
             self.over = True
         self.on_over(self)
         if self._mailbox is not None:
-            self._mailbox.put(_OVER)
+            self._mailbox.put(_RANG)
 
 
 class Engine(EngineBase):

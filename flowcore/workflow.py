@@ -1,5 +1,8 @@
 """Workflow definitions: named steps, what depends on what, and how each is retried, limited and undone."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false, reportPrivateUsage=false
+
 from __future__ import annotations
 
 import threading
@@ -180,7 +183,11 @@ class Workflow:
         """
         if fn is not None:
             return self.add_step(name, fn, **options)
-        return lambda fn: self.add_step(name, fn, **options)
+
+        def decorate(function: Callable[[Context], Any]) -> Step[Any]:
+            return self.add_step(name, function, **options)
+
+        return decorate
 
     @overload
     def add_step(

@@ -133,9 +133,9 @@ class Call:
 
 
 def as_call(ctx: Context, context: contextvars.Context) -> Call:
-    """The Call that a bare Context stands for, in a run whose contextvars context is `context`."""
-    node: Any = ctx.node
-    return Call(node, node.fn, ctx, context.copy(), None, node.is_async)
+    """The Call that a bare Context stands for, in a contextvars context of its own."""
+    node = ctx.node
+    return Call(node, node.fn, ctx, context, None, node.is_async)
 
 
 class Landing:
@@ -186,5 +186,5 @@ class Stop:
         self.cancel = cancel
 
 
-Effect = "Call | Context | Landing | Sleep | Ask | Hand | Stop | Signal"
+Effect = Call | Context | Landing | Sleep | Ask | Hand | Stop | Signal
 Program = Generator[Effect, Any, R]

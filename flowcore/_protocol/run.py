@@ -1,5 +1,8 @@
 """A run from request to outcome: claim it, work its steps, undo them if one failed, tell the store."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import contextlib
@@ -15,6 +18,7 @@ from ..errors import (
     IdempotencyInProgress,
     IdempotencyMismatch,
     NotSerializable,
+    RunFailed,
     said,
     shown,
 )
@@ -114,14 +118,14 @@ def _claim(x: Execution) -> Program[Run | None]:
     except Exception as error:
         tell.refused(x, error)
         raise
-    claim = Claim(key, x.run_id, x.workflow.name, x.fingerprint, x.plan.graph, x.carrier)
+    claim = Claim(key, x.run_id, x.workflow.name, x.fingerprint, x.plan.graph, x.carrier, waits=x.wait is not None)
     until = None if x.wait is None else x.settings.clock() + x.wait
     polls = 0
     while True:
-        answer, error = yield Ask("claim", claim)
-        if error is not None:
-            tell.refused(x, error)
-            raise error
+        answer, failure = yield Ask("claim", claim)
+        if failure is not None:
+            tell.refused(x, failure)
+            raise failure
         match answer:
             case Claimed():
                 _own(x, answer)
@@ -135,10 +139,10 @@ def _claim(x: Execution) -> Program[Run | None]:
                 claim.attached = answer.run_id
                 polls += 1
                 left = until - x.settings.clock()
-                if (yield Sleep(max(0.0, min(_POLL.delay(polls), left)))):
-                    error = x.error if x.error is not None else IdempotencyInProgress()
-                    tell.refused(x, error)
-                    raise error
+                yield Sleep(max(0.0, min(_POLL.delay(polls), left)))
+                if x.error is not None:  # cancelled while it waited for another run
+                    tell.refused(x, x.error)
+                    raise x.error
             case _:
                 raise _refusal(x, key, answer)
 
@@ -169,7 +173,7 @@ def _replay(x: Execution, record: RunRecord) -> Run:
         dict(record.results),
         replayed=True,
         held=record.held,
-        error=record.error,
+        error=_error_of(record),
         carrier=record.carrier,
         failed_step=record.failed_step,
         undone=record.undone,
@@ -178,13 +182,29 @@ def _replay(x: Execution, record: RunRecord) -> Run:
     )
 
 
+def _error_of(record: RunRecord) -> BaseException | None:
+    """What failed the run of a record: the exception itself where this process still has it, else what is known of it."""
+    if record.error is not None or record.error_type is None:
+        return record.error
+    where = f" at step {shown(record.failed_step)}" if record.failed_step is not None else ""
+    return RunFailed(
+        f"run {record.run_id} of {shown(record.workflow)} failed{where}: {record.error_type}: {record.error_message}",
+        run=record.run_id,
+        step=record.failed_step,
+        error_type=record.error_type,
+        error_message=record.error_message,
+    )
+
+
 def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
     """The error for a key that cannot be had, told to the hooks."""
     what = f"idempotency key {shown(key)} of workflow {shown(x.workflow.name)}"
+    word: str
+    error: IdempotencyError
     match answer:
         case Busy():
             word = "in_progress"
-            error: IdempotencyError = IdempotencyInProgress(
+            error = IdempotencyInProgress(
                 f"{what} is in use by run {answer.run_id}, which is still going on: "
                 f"ask again in {answer.retry_after:g} s, or pass wait= to get its outcome.",
                 retry_after=answer.retry_after,
@@ -196,7 +216,7 @@ def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> Idempote
                 "other initial values" if answer.workflow == x.workflow.name else f"workflow {shown(answer.workflow)}"
             )
             error = IdempotencyMismatch(f"{what} was used before with {other}: use a key of its own for each request.")
-        case Held():
+        case _:
             word = "held"
             error = IdempotencyHeld(
                 f"{what} is held since run {answer.run_id}, which could not be undone: "
@@ -313,5 +333,7 @@ def _record(x: Execution, finished: Run) -> RunRecord:
         undone=finished.undone,
         failed_step=x.failed_step,
         error=finished.error,
+        error_type=None if finished.error is None else type(finished.error).__name__,
+        error_message="" if finished.error is None else said(finished.error),
         carrier=x.carrier,
     )

@@ -13,7 +13,7 @@ from ..plan import Node, is_async
 from ..retry import Pause, Retry
 from ..status import Status
 from . import tell
-from .effects import HELP, Call, GivenUp, Hand, Landing, Program, Sleep, Stop
+from .effects import HELP, Call, GivenUp, Hand, Landing, Outcome, Program, Sleep, Stop
 from .execution import Execution
 from .tell import Told
 
@@ -53,11 +53,9 @@ def work(x: Execution, node: Node | None, *, main: bool) -> Program[None]:
         else:
             end = yield from _step(x, node)
         if end.error is not None:
-            node = yield from _failed(x, node, end)
-        elif end.status is Status.SKIPPED:
-            node = _skipped(x, node)
-        else:
-            node = _done(x, node, end)
+            yield from _failed(x, node, end)
+            return
+        node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end)
 
 
 def _step(x: Execution, node: Node) -> Program[End]:
@@ -105,7 +103,7 @@ def _skipped(x: Execution, node: Node) -> Node | None:
 
 
 def _failed(x: Execution, node: Node, end: End) -> Program[None]:
-    """The step failed for good, and its run with it: no node follows."""
+    """The step failed for good, and its run with it."""
     report = x.report(node)
     report.status, report.attempts, report.error = end.status, end.attempts, end.error
     unknown = end.status is not Status.FAILURE
@@ -127,7 +125,7 @@ def _asked(x: Execution, node: Node) -> Program[End | None]:
     assert node.when is not None  # noqa: S101 - the caller has looked
     call = Call(node, node.when, Context(x, node), x.context.copy(), None, is_async(node.when))
     answer, error = yield call
-    if error is None and type(answer) is CoroutineType:
+    if error is None and isinstance(answer, CoroutineType):
         answer, error = yield from _awaited(x, node, call.ctx, answer, undo=False)
     if error is None:
         return None if answer else End(Status.SKIPPED, None, None, 0)
@@ -175,7 +173,7 @@ def attempts(
                 context = told.context.copy()
             seconds = None if limit is None else limit.seconds
             value, error = yield Call(node, fn, ctx, context, seconds, coroutine, undo)
-        if error is None and type(value) is CoroutineType:
+        if error is None and isinstance(value, CoroutineType):
             value, error = yield from _awaited(x, node, ctx, value, undo=undo)
         if error is None:
             if told is not None and outer is not None:
@@ -281,13 +279,16 @@ def _paused(
     return x.stopped and not undo
 
 
-def _awaited(
-    x: Execution, node: Node, ctx: Context, coroutine: CoroutineType[Any, Any, Any], *, undo: bool
-) -> Program[tuple[Any, BaseException | GivenUp | None]]:
+def _awaited(x: Execution, node: Node, ctx: Context, coroutine: Any, *, undo: bool) -> Program[Outcome]:
     """A plain function answered with a coroutine, as `lambda ctx: fetch(ctx)` does: await it where that can be done."""
     if not x.settings.runs_async:
         coroutine.close()
         return None, AsyncStepInSyncEngine(
             f"step {shown(node.name)} answered with a coroutine, which Engine cannot await: run it on AsyncEngine."
         )
-    return (yield Call(node, lambda _: coroutine, ctx, x.context.copy(), None, True, undo))
+
+    def same(_: Context) -> Any:
+        return coroutine
+
+    answer: Outcome = yield Call(node, same, ctx, x.context.copy(), None, True, undo)
+    return answer

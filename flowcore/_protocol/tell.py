@@ -7,6 +7,7 @@ context, and answers a `Told`; the function for its finish event leaves them aga
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Mapping
 
 from ..events import (
     AttemptFinished,
@@ -69,12 +70,11 @@ def requested(x: Execution) -> None:
         x.carrier = carrier
 
 
-def hit(x: Execution, outcome: str, run_id: str, carrier: object, age: float | None) -> None:
+def hit(x: Execution, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
     if IdempotencyHit in x.wanted:
-        original = carrier if isinstance(carrier, dict) else {}
         x.hooks.emit(
             IdempotencyHit(
-                x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key or "", outcome, run_id, original, age
+                x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key or "", outcome, run_id, carrier, age
             ),
             x.context,
         )

@@ -177,8 +177,8 @@ def _name(text: str) -> str:
     return text if text.isprintable() and len(text) <= 80 else shown(text)
 
 
-def _error(error: BaseException) -> str:
-    return f"{type(error).__name__}: {said(error)}"
+def _error(error: BaseException | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {said(error)}"
 
 
 def _ms(duration: float) -> str:

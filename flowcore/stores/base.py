@@ -41,13 +41,16 @@ class RunRecord:
     undone: tuple[str, ...] = ()
     failed_step: str | None = None
     error: BaseException | None = None
+    """what failed it, where this process still has it"""
+    error_type: str | None = None
+    error_message: str = ""
     carrier: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(slots=True)
 class Claim:
     """Please let me run this. `fingerprint`: None where nobody called, but a run is gone on with. `attached`: the run id of a run this caller waits for; if that one has ended meanwhile its
-    outcome is the answer, whatever it is."""
+    outcome is the answer, whatever it is. `waits`: whether the caller will come back so."""
 
     key: str
     run_id: str
@@ -56,6 +59,7 @@ class Claim:
     graph: str
     carrier: Mapping[str, str]
     attached: str | None = None
+    waits: bool = False
 
 
 @dataclass(slots=True)

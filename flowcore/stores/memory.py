@@ -1,5 +1,8 @@
 """The store of the embedded default: a dict with a lock. Keeps live objects, forgets everything with its process."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import threading
@@ -52,6 +55,7 @@ class MemoryStore:
         self._wall = wall
         self._lock = threading.Lock()
         self._records: dict[str, RunRecord] = {}
+        self._watched: set[str] = set()  # runs in progress that somebody waits for
         self._started: dict[str, float] = {}  # key -> monotonic seconds
         self._ended: OrderedDict[str, float] = OrderedDict()  # keys of ended runs that may be forgotten, oldest first
 
@@ -86,6 +90,8 @@ class MemoryStore:
                 owned = replace(record, status=Status.RUNNING, fence=record.fence + 1)
                 self._records[claim.key] = owned
                 return Claimed(owned.generation, owned.fence, record)
+            if claim.waits:
+                self._watched.add(record.run_id)
             return Busy(record.run_id, record.carrier, age, _RETRY_AFTER)
 
     def _begin(self, claim: Claim, generation: int, fence: int) -> Claimed:
@@ -113,6 +119,9 @@ class MemoryStore:
                 return
             record.started = known.started if known is not None else self._wall()
             record.finished = self._wall()
+            if record.run_id not in self._watched:
+                record.error = None  # it holds on to every frame it came through
+            self._watched.discard(record.run_id)
             self._records[record.key] = record
             self._started.setdefault(record.key, self._clock())
             if not record.held and record.status not in _TO_GO_ON:
