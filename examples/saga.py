@@ -35,6 +35,6 @@ if __name__ == "__main__":
     try:
         wf.run({"passenger": "Ada"})
     except ConnectionError as error:
-        print(f"\nThe caller gets {error!r}")
+        print(f"\nThe caller gets {error!r}, with a note:", *error.__notes__, sep="\n  ")
 
     print(f"seat 12A: {seats['12A']}")

@@ -173,14 +173,15 @@ def main() -> None:
     parser.add_argument("--spans", type=Path, default=Path("spans.jsonl"), help="default: spans.jsonl")
     options = parser.parse_args()
 
-    listener = socket.socket()
+    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer would take 40 ms more.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", options.port))
     except (OSError, OverflowError) as error:
         sys.exit(f"Port {options.port} cannot be had ({error}): choose another, or 0 for a free one.")
     app = create_app(options.ledger, tracing(options.spans))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75))
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     listener.listen(128)
     server.run(sockets=[listener])

@@ -45,7 +45,7 @@ def main() -> None:
             "card": "tok_visa",
             "address": "home",
         }
-        line = {"kind": kind, "key": f"order-{number:03d}", "order": order | special, "expect": expect}
+        line: dict[str, Any] = {"kind": kind, "key": f"order-{number:03d}", "order": order | special, "expect": expect}
         lines.append(line)
         if kind == "overlap":
             lines.append({**line, "when": "during"})

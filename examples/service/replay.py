@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0  # seconds for an answer, and for a line that has to wait for another
+PATIENCE = 30.0  # seconds for an answer, and for another line to be sent or answered first
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,9 @@ class _Replay:
     def _send(
         self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
     ) -> tuple[Answer, float | None]:
-        if line.when == "after":
-            self._answered[line.key].wait(PATIENCE)
-        elif line.when == "during":
-            self._sent[line.key].wait(PATIENCE)
+        waits_for = {"after": self._answered, "during": self._sent}.get(line.when or "")
+        if waits_for is not None and not waits_for[line.key].wait(PATIENCE):
+            raise TimeoutError(f"line {line.number} waited in vain for an earlier one with key {line.key}")
         start = time.monotonic()
         headers = {"Content-Type": "application/json", "Idempotency-Key": line.key}
         connection.request("POST", "/orders", json.dumps(line.order), headers)

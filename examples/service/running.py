@@ -42,10 +42,10 @@ class Service:
 def serving(script: Path, port: int, folder: Path) -> Iterator[Service]:
     """Start the service, wait until it listens, stop it in the end. Raises DemoError with what it has said."""
     log = folder / "service.log"
-    command = [sys.executable, script, f"--port={port}", f"--ledger={folder / 'ledger.db'}"]
+    options = [f"--port={port}", f"--ledger={folder / 'ledger.db'}", f"--spans={folder / 'spans.jsonl'}"]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own script
-            [*command, f"--spans={folder / 'spans.jsonl'}"], stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, str(script), *options], stdout=output, stderr=subprocess.STDOUT
         )
     try:
         yield Service(process, _listening(process, log), folder)

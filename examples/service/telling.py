@@ -161,17 +161,19 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
         "compensated": runs.get("compensated", 0),
         "replayed": hits.get("replayed", 0),
     }
-    wrong = {name: count for name, count in told.items() if count != outcomes[name]}
-    story.check(
-        not wrong,
-        "its counts are the clients' counts: done, compensated, replayed",
-        [f"{name}: {count} in the scrape, {outcomes[name]} told" for name, count in wrong.items()],
-    )
-    roots = {span.trace: span for span in spans if span.name.startswith("run ")}
+    wrong = [
+        f"{name}: {count} scraped, {outcomes[name]} told" for name, count in told.items() if count != outcomes[name]
+    ]
+    wrong += [
+        f"hook {hook} raised {n} times: see the log" for hook, n in by("flowcore_hook_errors_total", "hook").items()
+    ]
+    story.check(not wrong, "its counts are the clients' counts: done, compensated, replayed; no hook raised", wrong)
+    traces = {span.trace for span in spans}
     for sample in reversed(samples):
-        if sample.labels.get("outcome") == "compensated" and sample.exemplar.get("trace_id") in roots:
-            run = roots[sample.exemplar["trace_id"]]
-            story.say(f"  an exemplar leads from a slow bucket to trace {run.trace}: {run.duration * 1e3:.0f} ms")
+        trace = sample.exemplar.get("trace_id")
+        if sample.name == "flowcore_run_duration_seconds_bucket" and trace in traces:
+            what = f"{sample.labels['outcome']}, at most {sample.labels['le']} s"
+            story.check(holds=True, text=f"its exemplars lead to traces; a slow one ({what}): {trace}")
             return
     story.check(holds=False, text="no exemplar leads to a trace")
 

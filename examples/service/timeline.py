@@ -75,7 +75,7 @@ def draw(spans: list[Span], width: int = 100, paint: Paint = plain) -> list[str]
     begin = min(span.start for span in spans)
     whole = max(span.end for span in spans) - begin or 1e-9
     labels = max(len(label) for label, _ in rows)
-    notes = [_note(span) for _, span in rows]
+    notes = [_note(span, is_leaf=span.id not in drawn) for _, span in rows]
     cells = max(16, width - labels - 14 - max(map(len, notes)))
     lines = []
     for (label, span), note in zip(rows, notes, strict=True):
@@ -120,10 +120,11 @@ def _look(span: Span, *, is_leaf: bool) -> tuple[str, str]:
     return {"good": "█", "bad": "▓", "undo": "▒"}[style], style
 
 
-def _note(span: Span) -> str:
+def _note(span: Span, *, is_leaf: bool) -> str:
+    """What became of it; an error is told where it struck, not again at each parent."""
     if span.error is not None:
         outcome = span.attributes.get("flowcore.run.outcome")
-        return str(outcome) if outcome else "✗ " + _shortened(span.error)
+        return str(outcome) if outcome else f"✗ {_shortened(span.error)}" if is_leaf else "✗"
     order = span.attributes.get("flowcore.compensation.order")
     return f"undo {order}" if order else ""
 

@@ -1,7 +1,7 @@
 """Every example runs as its docstring says and prints what `examples/expected/` holds.
 
-Only durations are left out of the comparison: each `12.3 ms` or `1.2 s` reads `<time>`. To accept what the examples
-print now: `python tests/examples/test_scripts.py`, then look at the diff.
+Two things are left out of the comparison: measured durations (`in 12.3 ms` or `in 1.2 s` reads `in <time>`, unless it is a
+planned wait: `next in 20 ms`) and run ids (32 hex digits read `<run id>`). To accept what the examples print now: `python tests/examples/test_scripts.py`, then look at the diff.
 """
 
 import os
@@ -17,14 +17,15 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 
 
 def printed_by(script: Path) -> str:
-    """What the script prints, durations left out."""
+    """What the script prints, durations and run ids left out."""
     environment = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run(
         [sys.executable, script], capture_output=True, env=environment, timeout=60, check=False, encoding="utf-8"
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    return re.sub(r"\b\d+(\.\d+)?(e-\d+)? m?s\b", "<time>", result.stdout)
+    timeless = re.sub(r"(?<!next) in \d+(\.\d+)?(e-\d+)? m?s\b", " in <time>", result.stdout)
+    return re.sub(r"\b[0-9a-f]{32}\b", "<run id>", timeless)
 
 
 def expected(script: Path) -> Path:

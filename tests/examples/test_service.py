@@ -1,6 +1,7 @@
 """The checkout service over HTTP: its answers, its books under eight clients, and that planted faults show."""
 
 import asyncio
+import dataclasses
 import json
 import sqlite3
 import uuid
@@ -226,7 +227,8 @@ def test_books_add_up_after_eight_clients_at_once(tmp_path: Path) -> None:
     with serving(SERVICE / "app.py", 0, tmp_path) as service:
         answers = replay(service.port, lines, clients=8)
         first = audit(service.ledger)
-        again = replay(service.port, [answer.line for answer in answers if answer.status == 201], clients=8)
+        done = [dataclasses.replace(answer.line, when=None) for answer in answers if answer.status == 201]
+        again = replay(service.port, done, clients=8)
         second = audit(service.ledger)
 
     assert [answer.line for answer in answers if not answer.expected] == []

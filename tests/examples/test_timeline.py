@@ -30,7 +30,7 @@ def test_timeline_of_a_failed_run() -> None:
     assert draw(spans, width=65) == [
         "run trip            ─────────────────────  100 ms  compensated",
         "├─ step book        ████                  20.0 ms",
-        "├─ step pay             ━━━━━━━━━━━━━     60.0 ms  ✗ no",
+        "├─ step pay             ━━━━━━━━━━━━━     60.0 ms  ✗",
         "│  ├─ attempt pay 1     ▓▓▓▓              20.0 ms  ✗ no",
         "│  ├─ backoff pay           ┄┄┄┄┄         20.0 ms",
         "│  └─ attempt pay 2             ▓▓▓▓▓     20.0 ms  ✗ no",
