@@ -13,21 +13,33 @@ class CriticalPath:
     Is told of each step when it ends; dependencies always end before their dependants.
     """
 
-    __slots__ = ("_chains", "total")
+    __slots__ = ("_chains", "_through", "total")
 
     def __init__(self) -> None:
         self._chains: dict[str, tuple[float, float, str | None]] = {}  # seconds up to its end, own ones, predecessor
+        self._through: dict[str, str] = {}  # skipped step -> the step that the chain through it comes from
         self.total = 0.0
         """seconds spent in all steps"""
 
     def add(self, step: str, seconds: float, depends_on: Iterable[str]) -> None:
+        before, longest = self._longest(depends_on)
+        self._chains[step] = (longest + seconds, seconds, before)
+        self.total += seconds
+
+    def skip(self, step: str, depends_on: Iterable[str]) -> None:
+        """A step that was skipped took no time; what depends on it still comes after what it depends on."""
+        before, _ = self._longest(depends_on)
+        if before is not None:
+            self._through[step] = before
+
+    def _longest(self, depends_on: Iterable[str]) -> tuple[str | None, float]:
         before, longest = None, 0.0
-        for name in depends_on:
+        for dependency in depends_on:
+            name = self._through.get(dependency, dependency)
             chain = self._chains.get(name)
             if chain is not None and (before is None or chain[0] > longest):
                 before, longest = name, chain[0]
-        self._chains[step] = (longest + seconds, seconds, before)
-        self.total += seconds
+        return before, longest
 
     @property
     def seconds(self) -> float:

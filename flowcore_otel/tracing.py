@@ -41,6 +41,7 @@ from flowcore.events import (
     RunSubmitted,
     StepFinished,
     StepLandedLate,
+    StepSkipped,
     StepStarted,
 )
 
@@ -98,6 +99,7 @@ class TracingHook:
             RunStarted: self._run_started,
             RunRecovered: self._run_recovered,
             RunFinished: self._run_finished,
+            StepSkipped: self._step_skipped,
             StepStarted: self._step_started,
             StepFinished: self._step_finished,
             StepLandedLate: self._step_landed_late,
@@ -219,6 +221,10 @@ class TracingHook:
         run.told.clear()  # their tracebacks lead back to here
 
     # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _step_skipped(self, event: StepSkipped) -> None:
+        run: Trace = event.state[self]
+        run.path.skip(event.step, event.depends_on)
 
     def _step_started(self, event: StepStarted) -> object:
         run: Trace = event.state[self]

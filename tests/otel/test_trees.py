@@ -206,6 +206,7 @@ def test_a_skipped_step_has_no_span_and_is_listed_on_the_run(driver: Driver, spa
         └── step pay
     """)
     assert spans["run trip"].attributes["flowcore.run.skipped"] == ("insure",)
+    assert spans["run trip"].attributes["flowcore.run.critical_path"] == ("book", "pay")
 
 
 def test_a_step_that_times_out(driver: Driver, spans: Spans) -> None:
