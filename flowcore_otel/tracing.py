@@ -175,7 +175,8 @@ class TracingHook:
         run.caller.set_attribute(names.RUN_ID, event.run_id)
         if not run.span.is_recording():
             # Current once, in the run's own context, which ends with it; or user spans would be sampled as new roots.
-            otel.attach(trace.set_span_in_context(run.span))
+            if run.span.get_span_context().is_valid:  # without an SDK, the caller's trace goes on instead
+                otel.attach(trace.set_span_in_context(run.span))
             return SKIP_RUN
         attributes: Attributes = {names.RUN_ID: event.run_id}
         if event.interrupted_run_id is not None:
