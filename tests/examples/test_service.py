@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import socket
 import sqlite3
 import uuid
 from collections import Counter
@@ -16,6 +17,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
 
 import make_orders
 from app import create_app
@@ -24,6 +26,7 @@ from ledger import Ledger
 from partners import Gateway, NoAnswer
 from replay import Line, read_orders, replay
 from running import serving
+from timeline import read_spans
 
 SERVICE = Path(make_orders.__file__).parent
 MUG = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
@@ -275,3 +278,33 @@ def test_refund_that_does_nothing_is_found(ledger: Path, monkeypatch: pytest.Mon
     with_service(ledger, talk)
 
     assert audit(ledger).faults == ["order k was charged 1200 cents, but neither shipped nor refunded"]
+
+
+# -- OTLP --------------------------------------------------------------------------------------------------------------
+
+
+def test_spans_go_to_a_collector_where_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+
+    def order() -> set[str]:
+        """Place one; the names of the spans in the file."""
+        with serving(SERVICE / "app.py", 0, tmp_path) as service:
+            replay(service.port, [Line(1, "normal", "k", MUG, (201,))])
+        return {span.name for span in read_spans(service.spans)}
+
+    async def collect() -> tuple[set[str], set[str]]:
+        async with OtelTapHttpProtobufReceiver(OtelTapHttpProtobufReceiverSettings(port)) as collector:
+            stream = collector.stream_traces()
+            ordering = asyncio.create_task(asyncio.to_thread(order))
+            names: set[str] = set()
+            async with asyncio.timeout(30):
+                while "POST /orders" not in names:  # the root ends last
+                    names.add((await anext(stream)).name)
+            return names, await ordering
+
+    collected, written = asyncio.run(collect())
+
+    assert {"POST /orders", "run checkout", "step charge"} <= collected == written
