@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 import random as _random
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from .errors import DefinitionError, Fatal, RetryAfter, shown
 
 __all__ = ["Backoff", "Duration", "Pause", "Retry", "seconds"]
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
+waits: Final[ContextVar[bool]] = ContextVar("flowcore_waits", default=True)
+"""whether runs begun in this context wait between attempts; `flowcore.testing.no_waiting` says no"""
 Duration = float | timedelta
 """Seconds, or a timedelta."""
 Predicate = Callable[[BaseException], bool | float]

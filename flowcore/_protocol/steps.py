@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..context import AttemptContext, Context
 from ..errors import AsyncStepInSyncEngine, RunTimeout, StepCancelled, StepTimeout, shown
 from ..plan import Node, is_async
-from ..retry import Pause, Retry
+from ..retry import Pause, Retry, waits
 from ..status import Status
 from . import tell
 from .effects import HELP, Call, GivenUp, Hand, Landing, Outcome, Program, Sleep, Stop
@@ -231,8 +231,10 @@ def _judged(
     """What an attempt's end that was not a result means: a status, and the error to tell and to raise."""
     what = f"the undo of step {shown(node.name)}" if undo else f"step {shown(node.name)}"
     if isinstance(error, GivenUp):
-        if not error.timed_out or limit is None:
+        if not error.timed_out:
             return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")
+        if limit is None:  # only a simulation gives up what has no limit
+            return Status.TIMEOUT, StepTimeout(f"{what} did not finish in time.")
         if limit.name == "deadline":
             return Status.TIMEOUT, RunTimeout(f"{what} was still running at the deadline of run {x.run_id}.")
         return Status.TIMEOUT, StepTimeout(
@@ -272,7 +274,7 @@ def _paused(
     began = 0.0
     if outer is not None:
         began = tell.backoff_started(x, node, outer, number, allowed, pause, failure, undo=undo)
-    if pause.delay:
+    if pause.delay and x.context.get(waits, True):
         yield Sleep(pause.delay, shielded=undo)
     if outer is not None:
         outer.backoff += x.settings.clock() - began
