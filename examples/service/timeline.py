@@ -83,8 +83,8 @@ def draw(spans: list[Span], width: int = 100, paint: Paint = plain) -> list[str]
         last = max(first + 1, min(round((span.end - begin) / whole * cells), cells))
         stroke, style = _look(span, is_leaf=span.id not in drawn)
         bar = " " * first + paint(stroke * (last - first), style) + " " * (cells - last)
-        told = paint(note, "bad" if span.error is not None else "dim")
-        lines.append(f"{label:<{labels}} {bar} {_time(span.duration):>7}  {told}".rstrip())
+        line = f"{label:<{labels}} {bar} {_time(span.duration):>7}"
+        lines.append(f"{line}  {paint(note, 'bad' if '✗' in note else 'undo')}" if note else line)
     return lines
 
 

@@ -41,7 +41,7 @@ def test_timeline_of_a_failed_run() -> None:
 def test_colours_go_round_the_bar_and_the_note_only() -> None:
     step = span("step pay", 0, 1, error="no")
 
-    (line,) = draw([step], 40, lambda text, style: f"<{style}>{text}</>" if text else "")
+    (line,) = draw([step], 40, lambda text, style: f"<{style}>{text}</>")
 
     assert line == "step pay <bad>▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓</> 1000 ms  <bad>✗ no</>"
 
