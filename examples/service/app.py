@@ -12,6 +12,9 @@ Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
     422  the key was used for another order
     502  the gateway or the carrier gave up on us       (what had been done was undone)
 
+Runs are kept in memory: told to stop, the service finishes what it has begun, but a killed one forgets the orders in
+flight and the answers it gave. A durable store is what carries them over.
+
 Spans are written to a file of JSON lines, and sent on with OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.
 """
 

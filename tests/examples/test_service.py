@@ -5,6 +5,7 @@ import dataclasses
 import json
 import socket
 import sqlite3
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
@@ -25,7 +26,7 @@ from audit import audit
 from ledger import Ledger
 from partners import Gateway, NoAnswer
 from replay import Line, read_orders, replay
-from running import serving
+from running import DemoError, serving
 from timeline import read_spans
 
 SERVICE = Path(make_orders.__file__).parent
@@ -252,6 +253,17 @@ def test_one_key_from_eight_clients_is_one_order(tmp_path: Path) -> None:
     assert charges == 8
     assert Counter(answer.replayed for answer in answers) == {False: 8, True: 56}
     assert len({json.dumps(answer.body) for answer in answers}) == 8
+
+
+def test_service_told_to_stop_finishes_what_it_has_begun(tmp_path: Path) -> None:
+    lines = read_orders(SERVICE / "orders.jsonl")
+    with pytest.raises(DemoError, match="The service died"), serving(SERVICE / "app.py", 0, tmp_path) as service:
+        threading.Timer(0.5, service.process.terminate).start()
+        replay(service.port, lines, clients=8)
+
+    books = audit(service.ledger)
+    assert books.faults == []
+    assert len(books.orders) < len({line.key for line in lines})
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------
