@@ -189,8 +189,8 @@ def tell_where_next(story: Story, service: Service, replayed: Answer, *, serve: 
         return
     story.say(f"  the service   {service.url}/docs")
     story.say(f"  its metrics   {service.url}/metrics")
-    story.say(f"  the ledger    {service.ledger}")
-    story.say(f"  the spans     {service.spans}")
+    story.say(f"  the books     python examples/service/audit.py {service.ledger}")
+    story.say(f"  any trace     python examples/service/timeline.py {service.spans} TRACE")
     story.say("  this order was answered before, so it is replayed; with another key it is a new one:")
     story.say(f"    curl -i {service.url}/orders -H 'Content-Type: application/json' \\")
     story.say(f"      -H 'Idempotency-Key: {replayed.line.key}' -d '{json.dumps(replayed.line.order)}'")

@@ -257,11 +257,16 @@ def test_one_key_from_eight_clients_is_one_order(tmp_path: Path) -> None:
 
 def test_service_told_to_stop_finishes_what_it_has_begun(tmp_path: Path) -> None:
     lines = read_orders(SERVICE / "orders.jsonl")
-    with pytest.raises(DemoError, match="The service died"), serving(SERVICE / "app.py", 0, tmp_path) as service:
-        threading.Timer(0.5, service.process.terminate).start()
-        replay(service.port, lines, clients=8)
 
-    books = audit(service.ledger)
+    def cut_short() -> None:
+        with serving(SERVICE / "app.py", 0, tmp_path) as service:
+            threading.Timer(0.5, service.process.terminate).start()
+            replay(service.port, lines, clients=8)
+
+    with pytest.raises(DemoError, match="The service died"):
+        cut_short()
+
+    books = audit(tmp_path / "ledger.db")
     assert books.faults == []
     assert len(books.orders) < len({line.key for line in lines})
 

@@ -1,9 +1,13 @@
 """A trace is drawn as a tree with bars that stand where the spans were."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import timeline
 from timeline import Span, draw, read_spans
 
 
@@ -53,19 +57,21 @@ def test_spans_outside_the_file_may_be_parents() -> None:
     assert draw([lone], width=40) == ["POST /orders ──────────────── 1000 ms"]
 
 
+RAW: dict[str, Any] = {
+    "name": "step a",
+    "context": {"trace_id": "0x0af7", "span_id": "0x00b7", "trace_state": "[]"},
+    "parent_id": None,
+    "start_time": "2026-11-22T15:00:00.250000Z",
+    "end_time": "2026-11-22T15:00:00.750000Z",
+    "status": {"status_code": "ERROR", "description": "boom"},
+    "attributes": {},
+    "links": [],
+}
+
+
 def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
-    raw: dict[str, Any] = {
-        "name": "step a",
-        "context": {"trace_id": "0x0af7", "span_id": "0x00b7", "trace_state": "[]"},
-        "parent_id": None,
-        "start_time": "2026-11-22T15:00:00.250000Z",
-        "end_time": "2026-11-22T15:00:00.750000Z",
-        "status": {"status_code": "ERROR", "description": "boom"},
-        "attributes": {},
-        "links": [],
-    }
     path = tmp_path / "spans.jsonl"
-    path.write_text(json.dumps(raw) + "\n" + json.dumps(raw)[:50])
+    path.write_text(json.dumps(RAW) + "\n" + json.dumps(RAW)[:50])
 
     (only,) = read_spans(path)
 
@@ -75,3 +81,19 @@ def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
 
 def test_no_file_no_spans(tmp_path: Path) -> None:
     assert read_spans(tmp_path / "none.jsonl") == []
+
+
+def test_script_draws_one_trace_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "spans.jsonl"
+    path.write_text(json.dumps(RAW) + "\n")
+
+    result = subprocess.run(
+        [sys.executable, timeline.__file__, str(path), "0af7"],
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+
+    assert result.stdout.startswith("step a ▓▓▓")
+    assert result.stdout.endswith("▓  500 ms  ✗ boom\n")
