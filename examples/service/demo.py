@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
@@ -69,6 +70,8 @@ def main() -> int:
     parser.add_argument("--service", type=Path, default=HERE / "app.py", help="another service")
     options = parser.parse_args()
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # bars are worth a try on any terminal
     signal.signal(signal.SIGTERM, _end)  # so that a killed demo takes its service along
     folder = Path(tempfile.mkdtemp(prefix="flowcore-demo-"))
     keep = False

@@ -24,7 +24,11 @@ class Story:
         self.failed = 0
 
     def say(self, text: str = "") -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # `make demo | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
     def chapter(self, text: str) -> None:
         self.say(f"\n{self.paint(text, 'bold')}")

@@ -127,6 +127,27 @@ def test_colours_can_be_had_and_refused(tmp_path: Path) -> None:
     assert b"\033" not in seen["1"]
 
 
+def test_output_without_unicode_is_poor_but_complete(tmp_path: Path) -> None:
+    result = run_demo(f"--orders={_few_orders(tmp_path)}", folder=tmp_path, PYTHONIOENCODING="ascii")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "? money:" in result.stdout
+
+
+def test_reader_may_leave_early(tmp_path: Path) -> None:
+    command = [sys.executable, demo.__file__, f"--orders={_few_orders(tmp_path)}"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (1, b"")
+    assert not list(tmp_path.glob("flowcore-demo-*"))
+
+
 # -- checks that fail --------------------------------------------------------------------------------------------------
 
 
