@@ -25,10 +25,12 @@ from ._protocol.effects import (
     Program,
     Sleep,
     Stop,
+    Suspended,
     as_call,
 )
 from ._protocol.execution import Execution
 from ._protocol.run import helper, run
+from ._protocol.sprint import Begun, may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
 from .engine import EngineBase, outcome
@@ -36,6 +38,7 @@ from .errors import StepCancelled
 from .events import Hook
 from .retry import Duration, seconds
 from .run import Run
+from .status import Status
 from .workers import Workers
 from .workflow import Workflow
 
@@ -122,11 +125,11 @@ class AsyncDriver:
     _cancels = 0
     """cancellations of the caller's task before this run"""
 
-    def __init__(self, x: Execution, pool: Workers) -> None:
+    def __init__(self, x: Execution, begun: Begun | None, pool: Workers) -> None:
         self.x = x
         self.loop = asyncio.get_running_loop()
         self._pool = pool
-        self._main = run(x)
+        self._main = run(x, begun)
         self.caller: asyncio.Task[Any] | None = None
         self._main_gate: Gate | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -192,6 +195,11 @@ class AsyncDriver:
             elif type(effect) is Context or type(effect) is Call:
                 any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
                 answer = await self._call(program, cast("Call", any_call))
+                if answer is _GONE:
+                    return
+            elif type(effect) is Suspended:
+                call = as_call(effect.ctx, effect.context)
+                answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
                 if answer is _GONE:
                     return
             elif type(effect) is Ask:
@@ -475,7 +483,12 @@ class AsyncEngine(EngineBase):
         return asyncio.get_running_loop().create_task(self._drive(x, check=check))
 
     async def _drive(self, x: Execution, *, check: bool) -> Run:
-        driver = AsyncDriver(x, self._pool)
+        begun = None
+        if may_sprint(x):
+            begun = sprint(x)
+            if begun is None and not x.ready and x.succeed():
+                return x.as_run(Status.SUCCESS)
+        driver = AsyncDriver(x, begun, self._pool)
         self._live.add(driver)
         try:
             await driver.run_here()
@@ -498,7 +511,7 @@ class AsyncEngine(EngineBase):
         """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
         runs: list[Run] = []
         for x in self._recoverable():
-            driver = AsyncDriver(x, self._pool)
+            driver = AsyncDriver(x, None, self._pool)
             self._live.add(driver)
             try:
                 await driver.run_here()

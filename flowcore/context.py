@@ -42,6 +42,7 @@ class RunView(Protocol):
     def results(self) -> dict[str, Any]: ...
     def step_meant(self, key: object, by: str) -> str | None: ...
     def no_result(self, step: str) -> NoResult: ...
+    def unknown(self, key: object) -> KeyError: ...
     def step_key(self, step: str, *, undo: bool) -> str: ...
 
 
@@ -110,7 +111,7 @@ class Context(MutableMapping[Any, Any]):
             return value
         name = self._run.step_meant(key, self.step)
         if name is None:
-            raise KeyError(key)
+            raise self._run.unknown(key)
         value = self._run.results.get(name, _MISSING)
         if value is _MISSING:
             raise self._run.no_result(name)

@@ -72,6 +72,8 @@ __all__ = [
 
 def shown(text: object, limit: int = 80) -> str:
     """Text from outside, fit for one line of a message: quoted, escaped, clipped to `limit` characters."""
+    if isinstance(text, str) and len(text) <= limit and text.isascii():
+        return repr(text)
     quoted = repr(text) if isinstance(text, str) and len(text) <= limit else repr(str(text)[:limit] + "…")
     return quoted.encode("utf-8", "backslashreplace").decode("utf-8")
 

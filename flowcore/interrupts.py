@@ -7,19 +7,13 @@ one of the user's), as asyncio.Runner does, and gives it back at the end.
 
 from __future__ import annotations
 
-import inspect
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Any
 
 __all__ = ["CtrlC", "guard"]
-
-# signal.signal and getsignal wrap the real functions to turn numbers into enums, which costs as much as a small run.
-_set_handler: Final = inspect.unwrap(signal.signal)
-_get_handler: Final = inspect.unwrap(signal.getsignal)
-_SIGINT: Final = int(signal.SIGINT)
 
 
 class CtrlC:
@@ -29,11 +23,11 @@ class CtrlC:
     everything is undone. Else `ring` is called, which must be safe in a signal handler.
     """
 
-    __slots__ = ("_before", "_ring", "count", "in_step", "in_undo", "raised")
+    __slots__ = ("_ring", "before", "count", "in_step", "in_undo", "raised")
 
-    def __init__(self, ring: Callable[[], None], before: object) -> None:
+    def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
-        self._before = before
+        self.before: Any = signal.default_int_handler
         self.in_step = False
         self.in_undo = False
         self.count = 0
@@ -54,16 +48,16 @@ class CtrlC:
 
     def restore(self) -> None:
         """Give SIGINT back."""
-        _set_handler(_SIGINT, self._before)
+        signal.signal(signal.SIGINT, self.before)
 
 
 def guard(ring: Callable[[], None]) -> CtrlC | None:
     """Take SIGINT over for a run in the main thread; None elsewhere, or where the user handles it."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    current = _get_handler(_SIGINT)
-    if current is not signal.default_int_handler and type(current) is not CtrlC:
+    mine = CtrlC(ring)
+    mine.before = signal.signal(signal.SIGINT, mine)
+    if mine.before is not signal.default_int_handler and not isinstance(mine.before, CtrlC):
+        mine.restore()  # asking first would cost one call more, each time
         return None
-    mine = CtrlC(ring, current)
-    _set_handler(_SIGINT, mine)
     return mine

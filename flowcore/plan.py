@@ -45,6 +45,7 @@ class Node:
         "successors",
         "timeout",
         "undo_attempted",
+        "undo_is_async",
         "when",
     )
 
@@ -62,6 +63,7 @@ class Node:
         self.step_timeout = step.step_timeout
         self.when = step.when
         self.compensation: Compensation | None = step.compensation
+        self.undo_is_async = step.compensation is not None and is_async(step.compensation.fn)
         # Plain: its first attempt needs no clock and no question asked before it.
         self.plain = (
             step.when is None
@@ -98,7 +100,7 @@ class Plan:
         _refuse_cycle(self.nodes)
         self.indegrees = [len(node.predecessors) for node in self.nodes]
         self.ready = tuple(node.index for node in self.nodes if not node.predecessors)
-        self.has_async = next((node.name for node in self.nodes if node.is_async or _undo_is_async(node)), None)
+        self.has_async = next((node.name for node in self.nodes if node.is_async or node.undo_is_async), None)
         self.pivoted = any(node.step.pivot for node in self.nodes)
         self.graph = _fingerprint(self.nodes)
 
@@ -111,10 +113,6 @@ class Plan:
         for node in self.nodes:
             layers[depth[node.index]].append(node.step)
         return layers
-
-
-def _undo_is_async(node: Node) -> bool:
-    return node.compensation is not None and is_async(node.compensation.fn)
 
 
 def _predecessors(step: Step[Any], order: Mapping[str, int]) -> tuple[int, ...]:

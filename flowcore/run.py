@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from .errors import NoResult, said, shown
@@ -46,40 +47,48 @@ class HasRunId(Protocol):
     def run_id(self) -> str: ...
 
 
-@dataclass(slots=True, eq=False)
 class Run:
     """The outcome of a run. `run[step]` is a step's result; do not change what it holds. Safe to read from any thread."""
 
-    _id: HasRunId = field(repr=False)
-    workflow: str
-    status: Status
-    results: dict[str, Any] = field(repr=False)
-    """results by step name, in order of completion"""
     replayed: bool = False
     """whether these are the stored results of an earlier run with the same idempotency key"""
     held: bool = False
     """whether the key is held until an operator decides"""
     error: BaseException | None = None
     """what `Engine.run` raised for this run"""
-    carrier: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    carrier: Mapping[str, str] = MappingProxyType({})
     """what hooks stored with the run, such as its trace context; on a replay: the original run's"""
     failed_step: str | None = None
     """the step whose failure failed the run"""
     undone: tuple[str, ...] = ()
     """the steps whose undo succeeded, in order of undoing"""
-    _reports: Mapping[str, StepReport] = field(default_factory=dict[str, StepReport], repr=False)
-    _plan: Plan | None = field(default=None, repr=False)
+
+    def __init__(
+        self,
+        source: HasRunId,
+        workflow: str,
+        status: Status,
+        results: dict[str, Any],
+        reports: Mapping[str, StepReport],
+        plan: Plan,
+    ) -> None:
+        self._source = source
+        self.workflow = workflow
+        self.status = status
+        self.results = results
+        """results by step name, in order of completion"""
+        self._reports = reports
+        self._plan = plan
 
     @property
     def id(self) -> str:
         """The run's id: 32 hex digits. A run in memory without a key draws it when it is first asked for."""
-        return self._id.run_id
+        return self._source.run_id
 
     @property
     def steps(self) -> dict[str, StepReport]:
         """How each step went, by name, in definition order."""
-        names = [node.name for node in self._plan.nodes] if self._plan is not None else list(self._reports)
-        return {name: self._report(name) for name in names}
+        return {node.name: self._report(node.name) for node in self._plan.nodes}
 
     def _report(self, name: str) -> StepReport:
         report = self._reports.get(name)
@@ -98,8 +107,11 @@ class Run:
         try:
             return self.results[name]
         except KeyError:
-            known = self._plan is None or name in self._plan.by_name
+            known = name in self._plan.by_name
             raise no_result(name, self._report(name) if known else None, self.workflow) from None
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of {shown(self.workflow)}: {self.status}>"
 
     def explain(self) -> str:
         """The story of the run in plain words, one line per step that has something to tell."""

@@ -29,6 +29,7 @@ from ._protocol.effects import (
 )
 from ._protocol.execution import Execution
 from ._protocol.run import helper, rescue, run
+from ._protocol.sprint import Begun, may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
 from .engine import EngineBase, outcome
@@ -37,6 +38,7 @@ from .events import Hook
 from .interrupts import CtrlC, guard
 from .retry import Duration, seconds
 from .run import Run
+from .status import Status
 from .stores.base import Store
 from .workers import Timers, Workers
 from .workflow import Workflow
@@ -74,15 +76,20 @@ class Driver:
     """(lock) the main program waits until nothing else of the run goes on"""
     _busy = 0
     """(lock) threads of the pool that advance a program"""
-    _at: Context | Call | None = None
-    """the last call that the caller's thread began"""
 
-    def __init__(self, x: Execution, pool: Workers, timers: Timers, on_over: Callable[[Driver], None]) -> None:
+    def __init__(
+        self,
+        x: Execution,
+        begun: Begun | None,
+        pool: Workers,
+        timers: Timers,
+        on_over: Callable[[Driver], None],
+    ) -> None:
         self.x = x
         self.on_over = on_over
         self._pool = pool
         self._timers = timers
-        self._main = run(x)
+        self._main = run(x, begun)
         self._lock = threading.Lock()
         # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
@@ -99,7 +106,7 @@ class Driver:
                 if not self.over:
                     self._serve()
             except KeyboardInterrupt as error:
-                self._rescue(error)
+                self.rescue(error)
         finally:
             if self._ctrl_c is not None:
                 self._ctrl_c.restore()
@@ -121,12 +128,12 @@ class Driver:
             if letter is not None:
                 self._advance(*letter, here=True)
 
-    def _rescue(self, error: KeyboardInterrupt) -> None:
+    def rescue(self, error: KeyboardInterrupt) -> None:
         """Ctrl-C struck this thread outside of user code, in a run that was not worth guarding: whatever it was doing is
         lost. Put a new main program in place of the old one, which ends the run from what is known; if that is struck
         too, the person insists, and nothing more is undone."""
         while True:
-            self._main, self._main_parked, self._main_due = rescue(self.x, error, self._at), False, False
+            self._main, self._main_parked, self._main_due = rescue(self.x, error, self.x.at), False, False
             try:
                 self._advance(self._main, None, here=True)
                 if not self.over:
@@ -161,13 +168,8 @@ class Driver:
         """Stop the run because of `error`; False if it was stopping already, or is over."""
         if not self.x.interrupt(error):
             return False
-        self._stop(Stop(cancel=True))
+        self.stop(Stop(cancel=True))
         return True
-
-    def park(self) -> None:
-        """Start no further step, and end once the running ones are over."""
-        self.x.park()
-        self._stop(Stop(cancel=False))
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class Driver:
                 elif guarded:
                     answer = self._call_here(as_call(effect, context.copy()))
                 else:
-                    self._at = effect
+                    self.x.at = effect
                     try:
                         answer = (context.copy().run(effect.node.fn, effect), None)
                     except BaseException as error:  # noqa: BLE001 - the program judges it
@@ -202,7 +204,7 @@ class Driver:
                 if here and effect.timeout is None:
                     answer = self._call_here(effect)
                 elif here:
-                    self._at = effect
+                    self.x.at = effect
                     self._elsewhere(program, effect)
                     return
                 else:
@@ -241,7 +243,7 @@ class Driver:
                 elif effect is RESUME:
                     self._resume_main()
                 elif type(effect) is Stop:
-                    self._stop(effect)
+                    self.stop(effect)
 
     def _shield(self, *, here: bool) -> bool:
         """Undoing begins: from now on a first Ctrl-C waits until it is done."""
@@ -251,7 +253,7 @@ class Driver:
 
     def _call_here(self, call: Call) -> Outcome:
         """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
-        self._at = call
+        self.x.at = call
         ctrl_c = self._ctrl_c
         try:
             if ctrl_c is None:
@@ -341,7 +343,7 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
 
-    def _stop(self, stop: Stop) -> None:
+    def stop(self, stop: Stop) -> None:
         for waiting in list(self._parked):
             if type(waiting) is Sleep and not waiting.shielded:
                 self._wake(waiting, None)
@@ -414,7 +416,7 @@ class Engine(EngineBase):
         super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=False)
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
-        self._live: set[Driver] = set()
+        self._live: dict[Execution, Driver | None] = {}  # None: it sprints
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
@@ -439,7 +441,20 @@ class Engine(EngineBase):
         CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
-        driver = self._driver(self._execution(workflow, values, idempotency_key, wait, deadline))
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        begun = None
+        if may_sprint(x):
+            self._live[x] = None
+            try:
+                begun = sprint(x)
+            except KeyboardInterrupt as error:
+                driver = self._driver(x, None)
+                driver.rescue(error)
+                return outcome(driver.result, driver.error, check=check)
+            if begun is None and not x.ready and x.succeed():
+                del self._live[x]
+                return x.as_run(Status.SUCCESS)
+        driver = self._driver(x, begun)
         driver.run_here()
         return outcome(driver.result, driver.error, check=check)
 
@@ -457,7 +472,7 @@ class Engine(EngineBase):
 
         `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
         """
-        driver = self._driver(self._execution(workflow, values, idempotency_key, wait, deadline))
+        driver = self._driver(self._execution(workflow, values, idempotency_key, wait, deadline), None)
         future: Future[Run] = Future()
 
         def over(_: Driver) -> None:
@@ -480,17 +495,17 @@ class Engine(EngineBase):
         self._pool.put(begin)
         return future
 
-    def _driver(self, x: Execution) -> Driver:
+    def _driver(self, x: Execution, begun: Begun | None) -> Driver:
         if x.plan.has_async is not None:
             raise AsyncStepInSyncEngine(
                 f"step {shown(x.plan.has_async)} of workflow {shown(x.workflow.name)} is async: run it on AsyncEngine."
             )
-        driver = Driver(x, self._pool, self._timers, self._over)
-        self._live.add(driver)
+        driver = Driver(x, begun, self._pool, self._timers, self._over)
+        self._live[x] = driver
         return driver
 
     def _over(self, driver: Driver) -> None:
-        self._live.discard(driver)
+        self._live.pop(driver.x, None)
         if self._closing:
             with self._quiet:
                 self._quiet.notify_all()
@@ -498,16 +513,24 @@ class Engine(EngineBase):
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine: its running steps get at most `grace`, what it did is undone, and its caller gets
         StepCancelled. False: this engine runs no such run, or it was ending already."""
-        for driver in list(self._live):
-            if driver.x.has_id(run_id):
-                return driver.cancel(StepCancelled(f"run {run_id} was cancelled by engine.cancel()."))
+        for x in list(self._live):
+            if x.has_id(run_id):
+                return self._cancel(x, f"run {run_id} was cancelled by engine.cancel().")
         return False
+
+    def _cancel(self, x: Execution, why: str) -> bool:
+        """Cancel a run, whether it sprints or has a driver."""
+        stopping = x.interrupt(StepCancelled(why))
+        driver = self._live.get(x)
+        if stopping and driver is not None:
+            driver.stop(Stop(cancel=True))
+        return stopping
 
     def recover(self) -> list[Run]:
         """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
         runs: list[Run] = []
         for x in self._recoverable():
-            driver = self._driver(x)
+            driver = self._driver(x, None)
             driver.run_here()
             if driver.result is not None:
                 runs.append(driver.result)
@@ -524,8 +547,8 @@ class Engine(EngineBase):
         with self._quiet:
             self._closed = self._closing = True
             self._quiet.wait_for(lambda: not self._live, limit)
-        for driver in list(self._live):
-            driver.cancel(StepCancelled(f"run {driver.x.run_id} was cancelled: its engine was closed."))
+        for x in list(self._live):
+            self._cancel(x, f"run {x.run_id} was cancelled: its engine was closed.")
         with self._quiet:
             self._quiet.wait_for(lambda: not self._live)
         self._timers.close()
@@ -540,9 +563,11 @@ class Engine(EngineBase):
         self.close()
 
 
-def _leave(pool: Workers, timers: Timers, live: set[Driver], grace: float) -> None:
+def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], grace: float) -> None:
     """The engine was forgotten, or the interpreter exits: current steps finish, runs park, threads end."""
-    for driver in list(live):
-        driver.park()
+    for x, driver in list(live.items()):
+        x.park()
+        if driver is not None:
+            driver.stop(Stop(cancel=False))
     pool.close(grace)
     timers.close()

@@ -7,6 +7,7 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 |---|---|---|
 | Call | runs user code in the call's context | (value, None), (None, error) or (None, GivenUp) |
 | a Context | runs its step's function in a copy of the run's context: the leanest Call there is | the same |
+| Suspended | awaits the rest of a call that was begun without a driver | the same |
 | Landing | waits for a call that was given up, at most `seconds` | its (value, error), or None |
 | Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
 | Ask | calls a verb of the store | (answer, None) or (None, error) |
@@ -47,6 +48,7 @@ __all__ = [
     "Signal",
     "Sleep",
     "Stop",
+    "Suspended",
     "as_call",
 ]
 
@@ -186,5 +188,17 @@ class Stop:
         self.cancel = cancel
 
 
-Effect = Call | Context | Landing | Sleep | Ask | Hand | Stop | Signal
+class Suspended:
+    """Async user code that a sprint has begun, with `ctx` in `context`, and that waits for `waiting`: await the rest."""
+
+    __slots__ = ("context", "coroutine", "ctx", "waiting")
+
+    def __init__(self, ctx: Context, context: contextvars.Context, coroutine: Any, waiting: Any) -> None:
+        self.ctx = ctx
+        self.context = context
+        self.coroutine = coroutine
+        self.waiting = waiting
+
+
+Effect = Suspended | Call | Context | Landing | Sleep | Ask | Hand | Stop | Signal
 Program = Generator[Effect, Any, R]

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..context import initial
+from ..context import Context, initial
 from ..errors import NoResult, RunParked, StepCancelled, shown
-from ..events import Hooks
+from ..events import Event, Hooks
 from ..plan import Node, Plan
 from ..run import Run, StepReport, no_result
 from ..status import Status
@@ -35,6 +35,7 @@ class Settings:
         "grace",
         "hooks",
         "new_id",
+        "observed",
         "parallel",
         "random",
         "runs_async",
@@ -58,6 +59,7 @@ class Settings:
     ) -> None:
         self.store = store
         self.hooks = hooks
+        self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
         self.grace = grace
         self.parallel = parallel
         self.runs_async = runs_async
@@ -122,7 +124,21 @@ class Execution:
     undo_order = 0
     undo_stopped = False
     """somebody insists: start no further undo"""
+    undone: list[str]
+    """steps whose undo succeeded, in order; only once the run has stopped"""
+    undo_errors: dict[str, Exception]
+    """of the undos that failed, by step; only once the run has stopped"""
     finished: Status | None = None
+    at: Context | Call | None = None
+    """the last call that the caller's thread began"""
+    hooks: Hooks = Hooks()
+    wanted: frozenset[type[Event]] = frozenset()
+    observed = False
+    """whether anybody wants to know times"""
+    state: dict[Any, Any]
+    """for hooks: shared by all events of this run in this process; only where it is observed"""
+    ready_at: dict[int, float]
+    """when nodes became ready, in monotonic seconds; only where it is observed"""
 
     def __init__(
         self,
@@ -135,24 +151,20 @@ class Execution:
         self.settings = settings
         self.workflow = workflow
         self.plan = plan
-        self.values = initial(values)
+        self.values: dict[Any, Any] = {} if values is None else initial(values)
         self.context = context
-        self.hooks = settings.hooks
-        self.wanted = settings.hooks.wanted
-        self.observed = bool(self.wanted)  # whether anybody wants to know times
+        if settings.observed:
+            self.hooks, self.wanted, self.observed = settings.hooks, settings.hooks.wanted, True
+            self.state, self.ready_at = {}, {}
         self.lock = threading.Lock()
-        self.limit = (
-            settings.parallel if workflow.max_parallel is None else min(settings.parallel, workflow.max_parallel)
-        )
+        self.limit = settings.parallel  # steps of this run at a time
+        if workflow.max_parallel is not None:
+            self.limit = min(self.limit, workflow.max_parallel)
         self.counts = plan.indegrees.copy()  # (lock) unfinished dependencies of each node
         self.ready = deque(plan.ready)  # (lock) nodes to start, by index
         self.results: dict[str, Any] = {}  # (lock) in order of completion
         self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed
-        self.undone: list[str] = []  # steps whose undo succeeded, in order
-        self.undo_errors: dict[str, Exception] = {}  # (lock) of the undos that failed, by step
         self.reports: dict[str, StepReport] = {}  # of the steps with more to tell than a result
-        self.ready_at: dict[int, float] = {}  # monotonic; filled only where somebody wants to know
-        self.state: dict[Any, Any] = {}  # for hooks: shared by all events of this run in this process
 
     # -- what a Context and a Run ask ----------------------------------------------------------------------------------
 
@@ -184,7 +196,12 @@ class Execution:
         aliases = self.plan.by_name[by].step.aliases
         if aliases is not None and key in aliases:
             return aliases[key]
-        raise NoResult(f"{key!r} belongs to another workflow than {shown(self.workflow.name)}.")
+        return None
+
+    def unknown(self, key: object) -> KeyError:
+        if isinstance(key, Step):
+            return NoResult(f"{key!r} belongs to another workflow than {shown(self.workflow.name)}.")
+        return KeyError(key)
 
     def no_result(self, step: str) -> NoResult:
         report = self.reports.get(step)
@@ -195,7 +212,8 @@ class Execution:
 
     def report(self, node: Node) -> StepReport:
         """The report of a step that has more to tell than a result."""
-        return self.reports.setdefault(node.name, StepReport())
+        report = self.reports.get(node.name)
+        return self.reports.setdefault(node.name, StepReport()) if report is None else report
 
     # -- the ready queue -----------------------------------------------------------------------------------------------
 
@@ -286,6 +304,7 @@ class Execution:
     def _stop(self, error: BaseException, step: str | None) -> bool:
         first = not self.stopped
         if first:
+            self.undone, self.undo_errors = [], {}
             self.error, self.failed_step = error, step
         elif step is not None and error is not self.error and not isinstance(error, StepCancelled):
             self.other_errors += ((step, error),)
@@ -317,6 +336,13 @@ class Execution:
                 self.main_waits = waits
                 return False
             return True
+
+    def succeed(self) -> bool:
+        """End as a success, unless the run has stopped: from now on it cannot be cancelled any more."""
+        with self.lock:
+            if not self.stopped:
+                self.finished = Status.SUCCESS
+            return not self.stopped
 
     def resumes_main(self) -> bool:
         """Whether the last step has just ended and the main program waits for that; true once."""
@@ -405,21 +431,15 @@ class Execution:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def as_run(self, status: Status, error: BaseException | None, *, held: bool) -> Run:
+    def as_run(self, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
         """The run, for its caller."""
-        return Run(
-            self,
-            self.workflow.name,
-            status,
-            self.results,
-            held=held,
-            error=error,
-            carrier=self.carrier,
-            failed_step=self.failed_step,
-            undone=tuple(self.undone),
-            _reports=self.reports,
-            _plan=self.plan,
-        )
+        ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan)
+        if error is not None:
+            ended.error, ended.held = error, held
+            ended.failed_step, ended.undone = self.failed_step, tuple(self.undone)
+        if self.carrier:
+            ended.carrier = self.carrier
+        return ended
 
 
 def step_key(workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:

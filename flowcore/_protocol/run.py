@@ -30,6 +30,7 @@ from ..stores.base import Busy, Claim, Claimed, Finished, Held, Mismatch, RunRec
 from . import tell
 from .effects import QUIET, RESUME, WAIT, Ask, Call, Program, Sleep, Stop
 from .execution import Execution
+from .sprint import Begun
 from .states import outcome
 from .steps import work
 from .tell import Told
@@ -43,8 +44,11 @@ _POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
 """how often a caller with `wait=` asks after the run that has its key"""
 
 
-def run(x: Execution) -> Program[Run]:
-    """The main program of a run. Answers the Run, failed or not; raises only where there is no run of its own."""
+def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
+    """The main program of a run, which goes on where a sprint has stopped, if it was `begun` by one.
+
+    Answers the Run, failed or not; raises only where there is no run of its own.
+    """
     told = None
     if x.observed:
         tell.requested(x)
@@ -54,13 +58,12 @@ def run(x: Execution) -> Program[Run]:
             return earlier
     if x.observed:
         told = tell.run_started(x)
-    yield from work(x, x.take(), main=True)
+    yield from work(x, x.take() if begun is None else begun.node, main=True, begun=begun)
     if x.running and not x.idle(waits=True):
         yield WAIT
-    if x.stopped:
+    if not x.succeed():
         return (yield from _fail(x, told))
-    x.finished = Status.SUCCESS
-    finished = x.as_run(Status.SUCCESS, None, held=False)
+    finished = x.as_run(Status.SUCCESS)
     if x.claimed:
         yield Ask("finish", _record(x, finished))
     if told is not None:
@@ -166,20 +169,10 @@ def _own(x: Execution, claimed: Claimed) -> None:
 
 def _replay(x: Execution, record: RunRecord) -> Run:
     x.run_id = record.run_id
-    return Run(
-        x,
-        record.workflow,
-        record.status,
-        dict(record.results),
-        replayed=True,
-        held=record.held,
-        error=_error_of(record),
-        carrier=record.carrier,
-        failed_step=record.failed_step,
-        undone=record.undone,
-        _reports=record.steps,
-        _plan=x.plan,
-    )
+    replay = Run(x, record.workflow, record.status, dict(record.results), record.steps, x.plan)
+    replay.replayed, replay.held, replay.carrier = True, record.held, record.carrier
+    replay.error, replay.failed_step, replay.undone = _error_of(record), record.failed_step, record.undone
+    return replay
 
 
 def _error_of(record: RunRecord) -> BaseException | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Final
 
@@ -62,10 +63,16 @@ _OUTCOMES: Final = (
 )
 
 
-def outcome(*, parked: bool, failed: bool, past_pivot: bool, undone: bool, undo_failed: bool) -> Status:
-    """How a run that has nothing left to do ended."""
-    facts = (parked, failed, past_pivot, undone, undo_failed)
+def _first_match(facts: tuple[bool, ...]) -> Status:
     for row, status in _OUTCOMES:
         if all(cell is None or cell == fact for cell, fact in zip(row, facts, strict=True)):
             return status
-    raise AssertionError(facts)  # the rows cover every combination; a test goes through them
+    raise AssertionError(facts)
+
+
+_BY_FACTS: Final = {facts: _first_match(facts) for facts in itertools.product((False, True), repeat=5)}
+
+
+def outcome(*, parked: bool, failed: bool, past_pivot: bool, undone: bool, undo_failed: bool) -> Status:
+    """How a run that has nothing left to do ended."""
+    return _BY_FACTS[parked, failed, past_pivot, undone, undo_failed]

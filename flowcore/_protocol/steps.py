@@ -15,6 +15,7 @@ from ..status import Status
 from . import tell
 from .effects import HELP, Call, GivenUp, Hand, Landing, Outcome, Program, Sleep, Stop
 from .execution import Execution
+from .sprint import Begun
 from .tell import Told
 
 __all__ = ["End", "attempts", "work"]
@@ -32,14 +33,17 @@ class End:
         self.attempts = attempts
 
 
-def work(x: Execution, node: Node | None, *, main: bool) -> Program[None]:
-    """Run `node`, then whatever is ready after it, until nothing is."""
+def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = None) -> Program[None]:
+    """Run `node`, then whatever is ready after it, until nothing is. `begun`: how far a sprint has come with `node`."""
     hands_over = main and not x.settings.caller_shares
     plain = not x.observed and x.deadline is None
     done = x.done
     while node is not None:
-        if x.ready and x.wants_help():
+        if x.ready and not x.waking and x.wants_help():
             yield HELP
+        if begun is not None and begun.ctx is not None:
+            node, begun = (yield from _go_on(x, node, begun)), None
+            continue
         if hands_over and _needs_a_helper(x, node):
             yield Hand(node)
             return
@@ -56,6 +60,20 @@ def work(x: Execution, node: Node | None, *, main: bool) -> Program[None]:
             yield from _failed(x, node, end)
             return
         node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end)
+
+
+def _go_on(x: Execution, node: Node, begun: Begun) -> Program[Node | None]:
+    """Go on with a step whose first attempt a sprint has made, or begun; answers the next node."""
+    assert begun.ctx is not None  # noqa: S101 - the caller has looked
+    value, error = begun.value, begun.error
+    if begun.suspended is not None:
+        value, error = yield begun.suspended
+    first = (begun.ctx, value, error)
+    end = yield from attempts(x, node, node.fn, node.retry, None, None, begun=first)
+    if end.error is not None:
+        yield from _failed(x, node, end)
+        return None
+    return _done(x, node, end)
 
 
 def _step(x: Execution, node: Node) -> Program[End]:
@@ -106,17 +124,16 @@ def _failed(x: Execution, node: Node, end: End) -> Program[None]:
     """The step failed for good, and its run with it."""
     report = x.report(node)
     report.status, report.attempts, report.error = end.status, end.attempts, end.error
-    unknown = end.status is not Status.FAILURE
     error = end.error if end.error is not None else StepCancelled()
     if end.status is Status.CANCELLED and not isinstance(error, StepCancelled):
         # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
         x.interrupt(error, node.name)
-    first = x.failed(node, error, effect=unknown or (node.undo_attempted and end.attempts > 0))
+    first = x.failed(node, error, effect=end.attempts > 0 and (end.status is not Status.FAILURE or node.undo_attempted))
     if x.interrupted:
         yield Stop(cancel=True)
     elif first:
         cancel = x.workflow.on_failure == "cancel"
-        x.interrupted = cancel
+        x.interrupted = x.interrupted or cancel
         yield Stop(cancel=cancel)
 
 
@@ -154,7 +171,7 @@ def attempts(
     timed = timeout is not None or step_timeout is not None or (x.deadline is not None and not undo)
     started = settings.clock() if timed or (retry is not None and retry.max_elapsed is not None) else None
     until = None if step_timeout is None or started is None else started + step_timeout
-    coroutine = node.is_async if fn is node.fn else is_async(fn)
+    coroutine = node.undo_is_async if undo else node.is_async
     ctx: Context
     told: Told | None = None
     number = 0

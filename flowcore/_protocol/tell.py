@@ -107,7 +107,15 @@ def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException
     if RunFinished in x.wanted:
         skipped = tuple(name for name, report in x.reports.items() if report.status is Status.SKIPPED)
         event = RunFinished(
-            x.workflow.name, x.run_id, at, x.state, outcome, at - told.at, error, skipped, tuple(x.undone)
+            x.workflow.name,
+            x.run_id,
+            at,
+            x.state,
+            outcome,
+            at - told.at,
+            error,
+            skipped,
+            tuple(x.undone) if x.stopped else (),
         )
         x.hooks.emit(event, x.context)
     told.exit(x.hooks, error)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
+from typing import Final
+
+from ..context import AttemptContext
 from ..errors import UndoInterrupted, shown
 from ..plan import Node
 from ..status import Status
@@ -11,6 +15,9 @@ from .execution import Execution
 from .steps import End, attempts
 
 __all__ = ["late", "tell_landed", "undo_all", "work_undo"]
+
+
+_UNDONE: Final = End(Status.SUCCESS, None, None, 1)
 
 
 def undo_all(x: Execution) -> Program[None]:
@@ -78,6 +85,14 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     told = tell.undo_started(x, node, order, trigger, allowed) if x.observed else None
     if x.undo_stopped:
         end = End(Status.CANCELLED, None, UndoInterrupted(f"the undo of step {shown(node.name)} was not started."), 0)
+    elif told is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
+        # Nobody watches and no clock is needed: its first attempt, as a plain step's, is a call and no more.
+        ctx = AttemptContext(x, node, 1, None, undo=True)
+        value, failure = yield Call(node, undo.fn, ctx, x.context.copy(), None, node.undo_is_async, shielded=True)
+        end = _UNDONE
+        if failure is not None or type(value) is CoroutineType:
+            first = (ctx, value, failure)
+            end = yield from attempts(x, node, undo.fn, undo.retry, None, None, undo=True, begun=first)
     else:
         end = yield from attempts(x, node, undo.fn, undo.retry, undo.timeout, told, undo=True)
     error = end.error

@@ -46,6 +46,7 @@ from .journal import Journal
 __all__ = ["Fault", "Simulation", "simulate"]
 
 _FOREVER = 1e9  # virtual seconds that no workflow is still running after
+_ENDLESS = 1_000_000  # moments after which a run that has not ended never will
 
 
 class Fault(StrEnum):
@@ -60,7 +61,7 @@ class Fault(StrEnum):
     UNDO_FAILS = "undo fails"
 
 
-class Injected(Exception):  # noqa: N818 - named for what it is in a traceback
+class Injected(Exception):
     """The failure that a fault injected."""
 
 
@@ -74,8 +75,12 @@ class Simulation:
     seed: int
     fired: list[tuple[str, Fault]] = field(default_factory=list[tuple[str, Fault]])
     """the injected faults, by step, as they struck"""
+    began: float = 0.0
+    """the moment of the simulation's clock, to which the events' `at` belong, at which it began"""
     took: float = 0.0
-    """virtual seconds"""
+    """virtual seconds until the run was over; a call that was given up may have landed later"""
+    cancelled: float | None = None
+    """the moment at which the run was cancelled, if it was"""
 
 
 def simulate(
@@ -90,13 +95,15 @@ def simulate(
     store: MemoryStore | None = None,
     idempotency_key: str | None = None,
     deadline: float | None = None,
+    observed: bool = True,
 ) -> Simulation:
     """Run a workflow in virtual time; the same arguments give the same run.
 
     `faults`: what goes wrong, by step name. `cancel_at`: virtual seconds after which the run is cancelled. The step
     functions are really called; async ones run to their end at once, in a loop of the simulation's own, so their waits
     are real ones and should be short. Each call is said to take up to a virtual second. A failed run is answered, never
-    raised; refused claims are raised as by an engine.
+    raised; refused claims are raised as by an engine. `observed=False` runs without any hook, as an engine without hooks
+    would: no events and no journal, all else the same.
 
     Raises DefinitionError for a fault at a step that the workflow does not have.
     """
@@ -104,20 +111,22 @@ def simulate(
     for name in faults or ():
         if name not in known:
             raise DefinitionError(f"faults= names {shown(name)}, which is not a step of {shown(workflow.name)}.")
-    with asyncio.Runner() as runner:
-        driver = _Simulator(runner, seed, dict(faults or {}), max_workers, grace, store or MemoryStore())
+    driver = _Simulator(seed, dict(faults or {}), max_workers, grace, store or MemoryStore(), observed)
+    try:
         return driver.simulate(workflow, values, idempotency_key, deadline, cancel_at)
+    finally:
+        driver.close()
 
 
 class _Simulator:
     def __init__(
         self,
-        runner: asyncio.Runner,
         seed: int,
         faults: dict[str, Fault],
         max_workers: int,
         grace: float,
         store: MemoryStore,
+        observed: bool,
     ) -> None:
         self.now = 1_000.0  # an engine's clock does not begin at zero either
         self.seed = seed
@@ -126,13 +135,14 @@ class _Simulator:
         self.events: list[Event] = []
         self.journal = Journal()
         self.x: Execution
-        self._runner = runner
+        self._runner: asyncio.Runner | None = None  # made when an async step wants it: a loop costs more than a run
         self._random = random.Random(seed)  # noqa: S311 - a seed that replays is the point
+        ids = random.Random(seed)  # noqa: S311 - its own, so that asking for an id changes nothing else
         self._agenda: list[tuple[float, float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._settings = Settings(
             store=store,
-            hooks=Hooks([self.events.append, self.journal]),
+            hooks=Hooks([self.events.append, self.journal] if observed else []),
             grace=grace,
             parallel=max_workers,
             runs_async=True,
@@ -140,7 +150,7 @@ class _Simulator:
             clock=lambda: self.now,
             wall=lambda: self.now,
             random=self._random.random,
-            new_id=lambda: f"{self._random.getrandbits(128):032x}",
+            new_id=lambda: f"{ids.getrandbits(128):032x}",
         )
         self._running: dict[Call, Program[Any]] = {}
         self._sleeping: dict[Sleep, Program[Any]] = {}
@@ -149,6 +159,8 @@ class _Simulator:
         self._main_parked = False
         self._result: Run | None = None
         self._refusal: BaseException | None = None
+        self._ended = 0.0
+        self._cancelled: float | None = None
 
     def simulate(
         self,
@@ -167,13 +179,21 @@ class _Simulator:
         if cancel_at is not None:
             self._after(cancel_at, self._cancel)
         self._after(0.0, partial(self._advance, self._main, None))
-        while self._agenda:
+        for _ in range(_ENDLESS):
+            if not self._agenda:
+                break
             self.now, _, _, act = heapq.heappop(self._agenda)
             act()
         if self._refusal is not None:
             raise self._refusal
-        assert self._result is not None, f"the run never ended; replay with seed={self.seed}"  # noqa: S101
-        return Simulation(self._result, self.events, self.journal, self.seed, self.fired, self.now - began)
+        if self._result is None or self._agenda:
+            raise AssertionError(f"the run of {shown(workflow.name)} never ended; replay with seed={self.seed}")
+        took = self._ended - began
+        return Simulation(self._result, self.events, self.journal, self.seed, self.fired, began, took, self._cancelled)
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         # What happens at one moment happens in an order that the seed draws.
@@ -188,11 +208,11 @@ class _Simulator:
                 effect = program.send(answer)
             except StopIteration as stop:
                 if program is self._main:
-                    self._result = stop.value
-                return
+                    self._result, self._ended = stop.value, self.now
+                return None
             except BaseException as error:  # noqa: BLE001 - a refused claim
                 self._refusal = error
-                return
+                return None
             answer = None
             if type(effect) is Context:
                 return self._call(program, as_call(effect, self.x.context.copy()))
@@ -227,20 +247,23 @@ class _Simulator:
 
     def _call(self, program: Program[Any], call: Call) -> None:
         """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
+        if self.x.interrupted and not call.shielded:
+            call.landed = (None, StepCancelled())  # it never began
+            return self._advance(program, (None, GivenUp(call, timed_out=False)))
         self._running[call] = program
         fault = self._fault(call)
         takes = self._random.random()
         if fault in {Fault.TIMEOUT, Fault.STUCK}:
             limit = call.timeout if call.timeout is not None else 0.0
             takes = limit + self._random.random() * self._settings.grace * 0.9 if fault is Fault.TIMEOUT else _FOREVER
-            self._after(limit, partial(self._give_up, call, timed_out=True))
+            self._after(limit, partial(self._strike_out, call, fault))
         elif call.timeout is not None:
             self._after(call.timeout, partial(self._give_up, call, timed_out=True))
         if fault is Fault.CANCEL:
-            self._after(takes * self._random.random(), self._cancel)
+            self._after(takes * self._random.random(), partial(self._strike_run, call, fault))
         if fault is Fault.STUCK:
-            return
-        if self._random.random() < 0.5 and fault is not Fault.TIMEOUT:  # noqa: PLR2004 - even odds
+            return None
+        if self._random.random() < 0.5 and fault is not Fault.TIMEOUT:
             outcome = self._performed(call, fault)
             self._after(takes, lambda: self._over(call, outcome))
         else:
@@ -250,20 +273,34 @@ class _Simulator:
         fault = self.faults.get(call.node.name)
         if fault is None or call.shielded is not (fault is Fault.UNDO_FAILS) or call.fn is call.node.when:
             return None
-        self.fired.append((call.node.name, fault))
         return fault
 
     def _performed(self, call: Call, fault: Fault | None) -> Outcome:
         if fault in {Fault.FAIL_BEFORE, Fault.UNDO_FAILS}:
+            self.fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
         try:
             if call.is_async:
+                self._runner = self._runner or asyncio.Runner()
                 value = self._runner.run(call.context.run(call.fn, call.ctx), context=call.context)
             else:
                 value = call.context.run(call.fn, call.ctx)
         except BaseException as error:  # noqa: BLE001 - the program judges it
             return None, error
-        return (None, Injected(f"{call.node.name} {fault}")) if fault is Fault.FAIL_AFTER else (value, None)
+        if fault is Fault.FAIL_AFTER:
+            self.fired.append((call.node.name, fault))
+            return None, Injected(f"{call.node.name} {fault}")
+        return value, None
+
+    def _strike_out(self, call: Call, fault: Fault) -> None:
+        if call in self._running:
+            self.fired.append((call.node.name, fault))
+            self._give_up(call, timed_out=True)
+
+    def _strike_run(self, call: Call, fault: Fault) -> None:
+        if call in self._running:
+            self.fired.append((call.node.name, fault))
+            self._cancel()
 
     def _over(self, call: Call, outcome: Outcome) -> None:
         program = self._running.pop(call, None)
@@ -300,6 +337,7 @@ class _Simulator:
 
     def _cancel(self) -> None:
         if self.x.interrupt(StepCancelled("the run was cancelled by the simulation.")):
+            self._cancelled = self.now
             self._stop(Stop(cancel=True))
 
     def _stop(self, stop: Stop) -> None:
@@ -309,6 +347,6 @@ class _Simulator:
         for call in list(self._running) if stop.cancel else ():
             if not call.shielded:
                 # A coroutine stops when it is told to; a thread has its grace, and may end in time.
-                heeds = self._random.random() < 0.5  # noqa: PLR2004 - even odds
+                heeds = self._random.random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
                 self._after(wait, partial(self._give_up, call, timed_out=False))
