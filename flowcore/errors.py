@@ -262,5 +262,5 @@ class RetryAfter(Exception):
     """
 
     def __init__(self, seconds: float, message: str | None = None) -> None:
-        super().__init__(message or f"asked to be tried again after {seconds:g} s")
+        super().__init__(message or f"asked to be tried again after {seconds} s")
         self.seconds = seconds

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, cast
 
-from .errors import DefinitionError, Fatal, RetryAfter, shown
+from .errors import DefinitionError, Fatal, RetryAfter, said, shown
 
 __all__ = ["Backoff", "Duration", "Pause", "Retry", "seconds"]
 
@@ -153,18 +153,18 @@ class Retry:
         return pause
 
     def _asked(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
-        if isinstance(error, RetryAfter):
-            return Pause(max(0.0, float(error.seconds)), "retry_after")
         on: Any = self.on
-        if isinstance(on, type | tuple):
+        if isinstance(on, type | tuple) and not isinstance(error, RetryAfter):
             return self._policy(attempt, random) if isinstance(error, on) else None
         try:
+            if isinstance(error, RetryAfter):
+                return Pause(seconds(error.seconds, "RetryAfter(seconds)"), "retry_after")
             answer = on(error)
             if answer is True or answer is False:
                 return self._policy(attempt, random) if answer else None
             return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")
         except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
-            error.add_note(f"flowcore made no further attempt: Retry(on=) raised {type(failure).__name__}: {failure}")
+            error.add_note(f"flowcore made no further attempt: {type(failure).__name__}: {said(failure)}")
             return None
 
     def _policy(self, attempt: int, random: Callable[[], float]) -> Pause:

@@ -18,7 +18,7 @@ from .execution import Execution
 from .sprint import Begun
 from .tell import Told
 
-__all__ = ["End", "attempts", "work"]
+__all__ = ["End", "attempts", "safely", "work"]
 
 
 class End:
@@ -53,7 +53,7 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
             if error is None and type(value) is not CoroutineType:
                 node = done(node, value)
                 continue
-            end = yield from attempts(x, node, node.fn, node.retry, None, None, begun=(ctx, value, error))
+            end = yield from safely(attempts(x, node, node.fn, node.retry, None, None, begun=(ctx, value, error)))
         else:
             end = yield from _step(x, node)
         if end.error is not None:
@@ -69,7 +69,7 @@ def _go_on(x: Execution, node: Node, begun: Begun) -> Program[Node | None]:
     if begun.suspended is not None:
         value, error = yield begun.suspended
     first = (begun.ctx, value, error)
-    end = yield from attempts(x, node, node.fn, node.retry, None, None, begun=first)
+    end = yield from safely(attempts(x, node, node.fn, node.retry, None, None, begun=first))
     if end.error is not None:
         yield from _failed(x, node, end)
         return None
@@ -86,10 +86,19 @@ def _step(x: Execution, node: Node) -> Program[End]:
         if end is not None:
             return end
     told = tell.step_started(x, node) if x.observed else None
-    end = yield from attempts(x, node, node.fn, node.retry, node.timeout, told)
+    end = yield from safely(attempts(x, node, node.fn, node.retry, node.timeout, told))
     if told is not None:
         tell.step_finished(x, node, told, end.status, end.attempts, end.error)
     return end
+
+
+def safely(program: Program[End]) -> Program[End]:
+    """Whatever goes wrong in our own part of a step, in an object that the user handed in for one, fails that step: a run
+    must neither hang nor end with its effects standing."""
+    try:
+        return (yield from program)
+    except Exception as error:  # noqa: BLE001 - see above
+        return End(Status.FAILURE, None, error, 1)
 
 
 def _needs_a_helper(x: Execution, node: Node) -> bool:
@@ -286,7 +295,8 @@ def _paused(
     undo: bool,
 ) -> Program[bool]:
     """Wait between two attempts. Answers True where no further attempt is to be made."""
-    if until is not None and x.settings.clock() + pause.delay >= until:
+    last = until if undo or x.deadline is None else min(x.deadline, x.deadline if until is None else until)
+    if last is not None and x.settings.clock() + pause.delay >= last:
         return True
     began = 0.0
     if outer is not None:

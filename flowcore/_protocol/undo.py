@@ -12,7 +12,7 @@ from ..status import Status
 from . import tell
 from .effects import HELP, SHIELD, WAIT, Call, Landing, Outcome, Program
 from .execution import Execution
-from .steps import End, attempts
+from .steps import End, attempts, safely
 
 __all__ = ["late", "tell_landed", "undo_all", "work_undo"]
 
@@ -92,9 +92,9 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
         end = _UNDONE
         if failure is not None or type(value) is CoroutineType:
             first = (ctx, value, failure)
-            end = yield from attempts(x, node, undo.fn, undo.retry, None, None, undo=True, begun=first)
+            end = yield from safely(attempts(x, node, undo.fn, undo.retry, None, None, undo=True, begun=first))
     else:
-        end = yield from attempts(x, node, undo.fn, undo.retry, undo.timeout, told, undo=True)
+        end = yield from safely(attempts(x, node, undo.fn, undo.retry, undo.timeout, told, undo=True))
     error = end.error
     if error is not None and not isinstance(error, Exception):
         # Ctrl-C in an undo is the second one, or nobody shielded the first: the person means it.
@@ -121,4 +121,6 @@ def late(x: Execution, call: Call, outcome: Outcome) -> Program[None]:
     node = call.node
     if outcome[1] is None and not call.shielded and node.compensation is not None and x.undoes:
         # Its undo came before its effect.
+        if node.name in x.undone:
+            x.undone.remove(node.name)
         yield from undo_one(x, node)

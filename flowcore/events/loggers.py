@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TextIO, cast
+from typing import Any, ClassVar, Final, TextIO, cast
 
 from ..errors import said, shown
 from ..status import Status
@@ -142,7 +142,7 @@ def line(event: Any) -> str | None:
             return f"  step {_name(event.step)} succeeded in {_ms(event.duration)}"
         case StepFinished():
             tries = f" after {event.attempts} attempts" if event.attempts > 1 else ""
-            return f"  step {_name(event.step)} {event.outcome}{tries}: {_error(event.error)}"
+            return f"  step {_name(event.step)} {_ENDED[event.outcome]}{tries}: {_error(event.error)}"
         case StepLandedLate():
             return f"  step {_name(event.step)} landed {_ms(event.late)} after it was given up: {event.outcome}"
         case CompensationFinished(error=None):
@@ -154,6 +154,8 @@ def line(event: Any) -> str | None:
         case _:
             return None
 
+
+_ENDED: Final = {Status.FAILURE: "failed", Status.TIMEOUT: "timed out", Status.CANCELLED: "was cancelled"}
 
 TOLD: frozenset[type[Event]] = frozenset(
     {

@@ -25,6 +25,7 @@ from .._protocol.effects import (
     Ask,
     Call,
     GivenUp,
+    Hand,
     Landing,
     Outcome,
     Program,
@@ -43,7 +44,7 @@ from ..stores.memory import MemoryStore
 from ..workflow import Workflow
 from .journal import Journal
 
-__all__ = ["Fault", "Simulation", "simulate"]
+__all__ = ["Fault", "SimulatedCall", "Simulation", "simulate"]
 
 _FOREVER = 1e9  # virtual seconds that no workflow is still running after
 _ENDLESS = 1_000_000  # moments after which a run that has not ended never will
@@ -66,6 +67,25 @@ class Injected(Exception):
 
 
 @dataclass(slots=True)
+class SimulatedCall:
+    """One call of user code, as the driver made it, whatever was told of it. Moments are those of the events' `at`."""
+
+    step: str
+    what: str
+    """do, undo, when, or await: the rest of a plain function that answered with a coroutine"""
+    attempt: int
+    began: float
+    told_before: int
+    """events told before it began"""
+    ended: float | None = None
+    """when it came back; None: never"""
+    given_up: float | None = None
+    """when everybody stopped waiting for it; None: it was waited for"""
+    failed: bool = False
+    """whether it came back with an error"""
+
+
+@dataclass(slots=True)
 class Simulation:
     """What came of a simulated run."""
 
@@ -81,6 +101,8 @@ class Simulation:
     """virtual seconds until the run was over; a call that was given up may have landed later"""
     cancelled: float | None = None
     """the moment at which the run was cancelled, if it was"""
+    calls: list[SimulatedCall] = field(default_factory=list[SimulatedCall], repr=False)
+    """every call of user code, in order"""
 
 
 def simulate(
@@ -134,6 +156,8 @@ class _Simulator:
         self.fired: list[tuple[str, Fault]] = []
         self.events: list[Event] = []
         self.journal = Journal()
+        self.calls: list[SimulatedCall] = []
+        self._traces: dict[Call, SimulatedCall] = {}
         self.x: Execution
         self._runner: asyncio.Runner | None = None  # made when an async step wants it: a loop costs more than a run
         self._random = random.Random(seed)  # noqa: S311 - a seed that replays is the point
@@ -146,7 +170,7 @@ class _Simulator:
             grace=grace,
             parallel=max_workers,
             runs_async=True,
-            caller_shares=True,
+            caller_shares=self._random.random() < 0.5,  # threads do, asyncio does not
             clock=lambda: self.now,
             wall=lambda: self.now,
             random=self._random.random,
@@ -240,6 +264,8 @@ class _Simulator:
                     self._soon(self._main, None)
             elif effect is HELP:
                 self._after(self._random.random() * 0.1, partial(self._advance, helper(self.x), None))
+            elif type(effect) is Hand:
+                self._soon(helper(self.x, effect.node), None)
             elif type(effect) is Stop:
                 self._stop(effect)
 
@@ -251,6 +277,9 @@ class _Simulator:
             call.landed = (None, StepCancelled())  # it never began
             return self._advance(program, (None, GivenUp(call, timed_out=False)))
         self._running[call] = program
+        trace = SimulatedCall(call.node.name, _what(call), call.ctx.attempt, self.now, len(self.events))
+        self._traces[call] = trace
+        self.calls.append(trace)
         fault = self._fault(call)
         takes = self._random.random()
         if fault in {Fault.TIMEOUT, Fault.STUCK}:
@@ -304,6 +333,8 @@ class _Simulator:
 
     def _over(self, call: Call, outcome: Outcome) -> None:
         program = self._running.pop(call, None)
+        trace = self._traces[call]
+        trace.ended, trace.failed = self.now, outcome[1] is not None
         if program is not None:
             self._advance(program, outcome)
         elif self.x.landed(call, outcome):
@@ -314,6 +345,7 @@ class _Simulator:
     def _give_up(self, call: Call, *, timed_out: bool) -> None:
         program = self._running.pop(call, None)
         if program is not None:
+            self._traces[call].given_up = self.now
             call.abandon()
             self._advance(program, (None, GivenUp(call, timed_out=timed_out)))
 
@@ -350,3 +382,11 @@ class _Simulator:
                 heeds = self._random.random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
                 self._after(wait, partial(self._give_up, call, timed_out=False))
+
+
+def _what(call: Call) -> str:
+    if call.fn is call.node.fn:
+        return "do"
+    if call.fn is call.node.when:
+        return "when"
+    return "undo" if call.node.compensation is not None and call.fn is call.node.compensation.fn else "await"
