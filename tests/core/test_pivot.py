@@ -1,0 +1,151 @@
+"""The pivot (semantics 14): after it nothing is undone, and the next call goes on forward."""
+
+import pytest
+
+from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Status, StoreError, Workflow
+from flowcore.stores import MemoryStore
+
+from .conftest import Drive, Ledger, notes, run_async
+
+
+def pivoted(ledger: Ledger, failures: int = 1) -> Workflow:
+    """book, pay (the pivot), ship, which fails so many times, and mail."""
+    wf = Workflow("order")
+    left = failures
+
+    def ship(ctx: Context) -> str:
+        nonlocal left
+        ledger.append("ship")
+        if left:
+            left -= 1
+            raise ValueError("no lorry")
+        return f"{ctx['book']} {ctx['pay']} {ctx['address']}"
+
+    ledger.add(wf, "book")
+    ledger.add(wf, "pay", depends_on="book", pivot=True)
+    wf.add_step("ship", ship, depends_on="pay")
+    ledger.add(wf, "mail", depends_on="ship")
+    return wf
+
+
+def test_a_failure_before_the_pivot_undoes_everything(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("order")
+    ledger.add(wf, "book")
+    ledger.add(wf, "pay", depends_on="book", raises=ValueError("declined"), pivot=True)
+    assert drive(wf, check=False).status is Status.COMPENSATED
+    assert ledger == ["book", "pay", "-book"]
+
+
+def test_a_failure_after_the_pivot_undoes_nothing_and_leaves_the_run_incomplete(drive: Drive, ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="no lorry") as caught:
+        drive(pivoted(ledger), {"address": "x"}, idempotency_key="k")
+    assert ledger == ["book", "pay", "ship"]
+    assert "past its pivot, so nothing was undone: call it again with the same key to go on" in notes(caught.value)
+
+
+def test_the_next_call_with_the_key_goes_on_forward(drive: Drive, ledger: Ledger) -> None:
+    store, wf = MemoryStore(), pivoted(ledger)
+    first = drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
+    assert (first.status, first.held) == (Status.INCOMPLETE, False)
+    assert "past its pivot: call it again with the same key to go on" in first.explain()
+    second = drive(wf, {"address": "x"}, store=store, idempotency_key="k")
+    assert ledger == ["book", "pay", "ship", "ship", "mail"]
+    assert (second.status, second.id, second["ship"]) == (Status.SUCCESS, first.id, "book pay x")
+    assert second.steps["book"].status is Status.SUCCESS
+    assert drive(wf, {"address": "x"}, store=store, idempotency_key="k").replayed
+
+
+def test_once_past_its_pivot_a_run_never_turns_back(drive: Drive, ledger: Ledger) -> None:
+    store, wf = MemoryStore(), pivoted(ledger, failures=3)
+    for _ in range(3):
+        run = drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
+        assert run.status is Status.INCOMPLETE
+    assert drive(wf, {"address": "x"}, store=store, idempotency_key="k").status is Status.SUCCESS
+    assert ledger.standing.keys() == {"book", "pay", "ship", "mail"}
+
+
+def test_going_on_keeps_values_skipped_steps_and_step_keys(drive: Drive, ledger: Ledger) -> None:
+    wf, keys, fail = Workflow("keeps"), list[str](), [True]
+
+    def last(ctx: Context) -> str:
+        keys.append(ctx.step_key)
+        if fail.pop() if fail else False:
+            raise ValueError
+        return str(ctx["written"])
+
+    ledger.add(wf, "a", first=lambda ctx: ctx.update(written="by a"))
+    ledger.add(wf, "skipped", when=lambda ctx: False)
+    ledger.add(wf, "pivot", depends_on=["a", "skipped"], pivot=True)
+    wf.add_step("last", last, depends_on="pivot")
+    store = MemoryStore()
+    drive(wf, store=store, idempotency_key="k", check=False)
+    run = drive(wf, store=store, idempotency_key="k")
+    assert run["last"] == "by a"
+    assert (run.steps["skipped"].status, ledger) == (Status.SKIPPED, ["a", "pivot"])
+    assert len(set(keys)) == 1
+
+
+def test_going_on_with_other_values_is_refused(drive: Drive, ledger: Ledger) -> None:
+    store, wf = MemoryStore(), pivoted(ledger)
+    drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
+    with pytest.raises(IdempotencyMismatch):
+        drive(wf, {"address": "y"}, store=store, idempotency_key="k")
+
+
+def test_a_changed_definition_is_refused_loudly(drive: Drive, ledger: Ledger) -> None:
+    store = MemoryStore()
+    drive(pivoted(ledger), {"address": "x"}, store=store, idempotency_key="k", check=False)
+    changed = pivoted(ledger)
+    changed.add_step("new", lambda ctx: 1)
+    with pytest.raises(StoreError, match="began with another definition of its steps"):
+        drive(changed, {"address": "x"}, store=store, idempotency_key="k")
+
+
+def test_an_incomplete_run_may_be_given_up_with_release(drive: Drive, ledger: Ledger) -> None:
+    store, wf = MemoryStore(), pivoted(ledger)
+    drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
+    store.release("k")
+    run = drive(wf, {"address": "y"}, store=store, idempotency_key="k")
+    assert run.status is Status.SUCCESS
+    assert ledger == ["book", "pay", "ship", "book", "pay", "ship", "mail"]
+
+
+def test_an_incomplete_run_without_a_key_is_kept_for_recover_on_threads(ledger: Ledger) -> None:
+    wf = pivoted(ledger)
+    with Engine(workflows=[wf]) as engine:
+        first = engine.run(wf, {"address": "x"}, check=False)
+        assert first.status is Status.INCOMPLETE
+        (run,) = engine.recover()
+        assert (run.id, run.status, run["ship"]) == (first.id, Status.SUCCESS, "book pay x")
+        assert engine.recover() == []
+
+
+def test_an_incomplete_run_without_a_key_is_kept_for_recover_on_asyncio(ledger: Ledger) -> None:
+    async def main() -> None:
+        wf = pivoted(ledger, failures=2)
+        async with AsyncEngine(workflows=[wf]) as engine:
+            first = await engine.run(wf, {"address": "x"}, check=False)
+            (again,) = await engine.recover()
+            assert (first.status, again.status, again.id) == (Status.INCOMPLETE, Status.INCOMPLETE, first.id)
+            (run,) = await engine.recover()
+            assert run.status is Status.SUCCESS
+
+    run_async(main)
+
+
+def test_recover_leaves_workflows_it_does_not_know_alone(ledger: Ledger) -> None:
+    store = MemoryStore()
+    Drive("threads")(pivoted(ledger), {"address": "x"}, store=store, check=False)
+    other = Workflow("other")
+    with Engine(store=store, workflows=[other]) as engine:
+        assert engine.recover() == []
+    assert len(store.unfinished()) == 1
+
+
+def test_a_sibling_that_runs_while_the_pivot_completes_is_not_undone(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("sibling", max_parallel=1)
+    ledger.add(wf, "a")
+    ledger.add(wf, "pivot", pivot=True)
+    ledger.add(wf, "b", raises=ValueError("b"), undo="attempted")
+    assert drive(wf, check=False).status is Status.INCOMPLETE
+    assert ledger == ["a", "pivot", "b"]
