@@ -18,6 +18,7 @@ from ._protocol.effects import (
     WAIT,
     Ask,
     Call,
+    Effect,
     GivenUp,
     Hand,
     Landing,
@@ -125,14 +126,14 @@ class AsyncDriver:
     _cancels = 0
     """cancellations of the caller's task before this run"""
 
-    def __init__(self, x: Execution, begun: Begun | None, pool: Workers) -> None:
+    def __init__(self, x: Execution, begun: Begun | None, pool: Workers, tasks: set[asyncio.Task[Any]]) -> None:
         self.x = x
         self.loop = asyncio.get_running_loop()
         self._pool = pool
         self._main = run(x, begun)
         self.caller: asyncio.Task[Any] | None = None
         self._main_gate: Gate | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = tasks  # the engine's: what lands late outlives its run
         self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
         self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
         self._sleeping: dict[Sleep, Gate] = {}
@@ -279,7 +280,7 @@ class AsyncDriver:
         if timed_out is not None:
             task.uncancel()
         if self._inline.pop(call, None) is None:
-            await self._land(call, result)
+            self._land(call, result)
             return _GONE
         error = result[1]
         if task is self.caller and task.cancelling() > self._cancels and not call.shielded:
@@ -346,9 +347,7 @@ class AsyncDriver:
         if gate is not None:
             gate.open(result)
         else:
-            task = self.loop.create_task(self._land(call, result))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._land(call, result)
 
     def _leave_thread(self, call: Call, late: bool) -> None:
         gate = self._threaded.pop(call, None)
@@ -356,14 +355,20 @@ class AsyncDriver:
             call.abandon()
             gate.open((None, GivenUp(call, timed_out=late)))
 
-    async def _land(self, call: Call, result: Outcome) -> None:
+    def _land(self, call: Call, result: Outcome) -> None:
         """A call that was given up is over."""
         missed = self.x.landed(call, result)
         gate = self._landings.pop(call, None)
         if gate is not None:
             gate.open(result)
         elif missed:
-            await self._advance(late(self.x, call, result), None)
+            # Only what must be undone needs a task: the loop may be about to close.
+            program = late(self.x, call, result)
+            try:
+                effect = next(program)
+            except StopIteration:
+                return
+            self._spawn(_resumed(program, effect), None)
 
     # -- the other effects ---------------------------------------------------------------------------------------------
 
@@ -427,6 +432,15 @@ class AsyncDriver:
                 self.loop.call_later(self.x.settings.grace, self._leave_thread, call, False)
 
 
+def _resumed(program: Program[Any], effect: Effect) -> Program[None]:
+    """`program`, which has been resumed once and asked for `effect`, from there on."""
+    try:
+        while True:
+            effect = program.send((yield effect))
+    except StopIteration:
+        return
+
+
 class AsyncEngine(EngineBase):
     """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
 
@@ -448,6 +462,7 @@ class AsyncEngine(EngineBase):
         super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: set[AsyncDriver] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         weakref.finalize(self, self._pool.close, self._settings.grace)
 
     async def run(
@@ -488,7 +503,7 @@ class AsyncEngine(EngineBase):
             begun = sprint(x)
             if begun is None and not x.ready and x.succeed():
                 return x.as_run(Status.SUCCESS)
-        driver = AsyncDriver(x, begun, self._pool)
+        driver = AsyncDriver(x, begun, self._pool, self._tasks)
         self._live.add(driver)
         try:
             await driver.run_here()
@@ -511,7 +526,7 @@ class AsyncEngine(EngineBase):
         """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
         runs: list[Run] = []
         for x in self._recoverable():
-            driver = AsyncDriver(x, None, self._pool)
+            driver = AsyncDriver(x, None, self._pool, self._tasks)
             self._live.add(driver)
             try:
                 await driver.run_here()
@@ -529,12 +544,15 @@ class AsyncEngine(EngineBase):
         callers = {driver.caller for driver in drivers if driver.caller is not None and driver.caller is not me}
         if callers:
             limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
-            _, late = await asyncio.wait(callers, timeout=limit)
+            _, running = await asyncio.wait(callers, timeout=limit)
             for driver in drivers:
-                if driver.caller in late:
+                if driver.caller in running:
                     driver.cancel(StepCancelled(f"run {driver.x.run_id} was cancelled: its engine was closed."))
-            if late:
-                await asyncio.wait(late)
+            if running:
+                await asyncio.wait(running)
+        # What was given up and landed late may be undone just now.
+        if late := [task for task in self._tasks if task.get_loop() is loop]:
+            await asyncio.wait(late, timeout=self._settings.grace)
         self._pool.close(0)
 
     async def __aenter__(self) -> Self:

@@ -70,12 +70,19 @@ __all__ = [
 ]
 
 
-def shown(text: object, limit: int = 80) -> str:
-    """Text from outside, fit for one line of a message: quoted, escaped, clipped to `limit` characters."""
-    if isinstance(text, str) and len(text) <= limit and text.isascii():
-        return repr(text)
-    quoted = repr(text) if isinstance(text, str) and len(text) <= limit else repr(str(text)[:limit] + "…")
-    return quoted.encode("utf-8", "backslashreplace").decode("utf-8")
+def shown(value: object, limit: int = 80) -> str:
+    """A value from outside, fit for one line of a message: a string quoted, all escaped, clipped to `limit` characters."""
+    if isinstance(value, str):
+        if len(value) <= limit and value.isascii():
+            return repr(value)
+        text = repr(value if len(value) <= limit else value[:limit] + "…")
+    else:
+        try:
+            text = repr(value)
+        except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
+            text = f"a {type(value).__name__} (its __repr__ raised {type(failure).__name__})"
+        text = text if len(text) <= limit else text[:limit] + "…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def said(error: BaseException, limit: int = 1024) -> str:

@@ -158,13 +158,15 @@ class Retry:
             return self._policy(attempt, random) if isinstance(error, on) else None
         try:
             if isinstance(error, RetryAfter):
-                return Pause(seconds(error.seconds, "RetryAfter(seconds)"), "retry_after")
+                return Pause(seconds(max(0, error.seconds), "RetryAfter(seconds)"), "retry_after")
             answer = on(error)
             if answer is True or answer is False:
                 return self._policy(attempt, random) if answer else None
             return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")
         except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
-            error.add_note(f"flowcore made no further attempt: {type(failure).__name__}: {said(failure)}")
+            culprit = "its seconds" if isinstance(error, RetryAfter) else "Retry(on=)"
+            why = f"{culprit} raised {type(failure).__name__}: {said(failure)}"
+            error.add_note(f"flowcore made no further attempt: {why}")
             return None
 
     def _policy(self, attempt: int, random: Callable[[], float]) -> Pause:
