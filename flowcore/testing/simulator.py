@@ -213,7 +213,9 @@ class _Simulator:
         if self._result is None or self._agenda:
             raise AssertionError(f"the run of {shown(workflow.name)} never ended; replay with seed={self.seed}")
         took = self._ended - began
-        return Simulation(self._result, self.events, self.journal, self.seed, self.fired, began, took, self._cancelled)
+        return Simulation(
+            self._result, self.events, self.journal, self.seed, self.fired, began, took, self._cancelled, self.calls
+        )
 
     def close(self) -> None:
         if self._runner is not None:
@@ -275,7 +277,8 @@ class _Simulator:
         """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
         if self.x.interrupted and not call.shielded:
             call.landed = (None, StepCancelled())  # it never began
-            return self._advance(program, (None, GivenUp(call, timed_out=False)))
+            self._advance(program, (None, GivenUp(call, timed_out=False)))
+            return
         self._running[call] = program
         trace = SimulatedCall(call.node.name, _what(call), call.ctx.attempt, self.now, len(self.events))
         self._traces[call] = trace
@@ -291,7 +294,7 @@ class _Simulator:
         if fault is Fault.CANCEL:
             self._after(takes * self._random.random(), partial(self._strike_run, call, fault))
         if fault is Fault.STUCK:
-            return None
+            return
         if self._random.random() < 0.5 and fault is not Fault.TIMEOUT:
             outcome = self._performed(call, fault)
             self._after(takes, lambda: self._over(call, outcome))
