@@ -126,7 +126,7 @@ class AsyncDriver:
     _cancels = 0
     """cancellations of the caller's task before this run"""
 
-    def __init__(self, x: Execution, begun: Begun | None, pool: Workers, tasks: set[asyncio.Task[Any]]) -> None:
+    def __init__(self, x: Execution, begun: Begun | None, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
         self.x = x
         self.loop = asyncio.get_running_loop()
         self._pool = pool
@@ -138,6 +138,7 @@ class AsyncDriver:
         self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
         self._sleeping: dict[Sleep, Gate] = {}
         self._landings: dict[Call, Gate] = {}
+        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
         self._cancelled_calls: dict[Call, bool] = {}  # calls whose task we have cancelled; whether for being late
 
     async def run_here(self) -> None:
@@ -353,11 +354,16 @@ class AsyncDriver:
         gate = self._threaded.pop(call, None)
         if gate is not None:
             call.abandon()
+            self._stragglers[call] = straggler = self.loop.create_future()
+            self._tasks.add(straggler)
+            straggler.add_done_callback(self._tasks.discard)
             gate.open((None, GivenUp(call, timed_out=late)))
 
     def _land(self, call: Call, result: Outcome) -> None:
         """A call that was given up is over."""
         missed = self.x.landed(call, result)
+        if (straggler := self._stragglers.pop(call, None)) is not None:
+            straggler.set_result(None)
         gate = self._landings.pop(call, None)
         if gate is not None:
             gate.open(result)
@@ -462,7 +468,7 @@ class AsyncEngine(EngineBase):
         super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: set[AsyncDriver] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         weakref.finalize(self, self._pool.close, self._settings.grace)
 
     async def run(
@@ -550,9 +556,10 @@ class AsyncEngine(EngineBase):
                     driver.cancel(StepCancelled(f"run {driver.x.run_id} was cancelled: its engine was closed."))
             if running:
                 await asyncio.wait(running)
-        # What was given up and landed late may be undone just now.
-        if late := [task for task in self._tasks if task.get_loop() is loop]:
-            await asyncio.wait(late, timeout=self._settings.grace)
+        # What was given up has its grace to land, and may then have to be undone.
+        until = loop.time() + self._settings.grace
+        while (late := [task for task in self._tasks if task.get_loop() is loop]) and loop.time() < until:
+            await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         self._pool.close(0)
 
     async def __aenter__(self) -> Self:
