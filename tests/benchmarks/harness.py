@@ -85,7 +85,7 @@ def interleaved(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     """Let everybody have a turn in each round, in changing order; a turn answers what it measured."""
     samples: dict[str, list[float]] = {name: [] for name in turns}
     names = list(turns)
-    for number in range(rounds):
+    for number in range(rounds if names else 0):
         first = number % len(names)
         order = [*names[first:], *names[:first]]
         for name in order if number % 2 else reversed(order):

@@ -20,7 +20,7 @@ from .work import ASYNC, SYNC, Flavour, Work, chain, fan
 
 STEPS = (10, 100, 1_000, 10_000, 100_000)
 RUNS = (1, 10, 100, 1_000)
-IN_FLIGHT = (100, 1_000, 5_000)
+IN_FLIGHT = (1_000, 5_000, 20_000)
 
 Curve = dict[int, float]
 Timed = Callable[[], float]
@@ -49,7 +49,9 @@ def measure(options: Options) -> Report:
             )
             concurrent = {runs: concurrently(make(), runs, options, runner) for runs in RUNS}
         report.rows.extend(rows(f"{make.name}, chains of 10", "runs at once", concurrent))
-        weights = {runs: memory.growth(make.name, runs) / runs / 1024 for runs in IN_FLIGHT}
+        weights = {
+            runs: memory.growth(make.name, runs) / runs / 1024 for runs in IN_FLIGHT[: 2 if options.quick else 3]
+        }
         report.rows.extend(rows(f"{make.name}, KiB a run", "in flight", weights))
     if options.wants("definition"):
         report.rows.extend(rows("definition, chain", "steps", {size: defining(size) for size in sizes}))

@@ -26,7 +26,7 @@ class Subject(ABC):
     name: ClassVar[str]
     is_async: ClassVar[bool]
     cannot: ClassVar[frozenset[str]] = frozenset()
-    """of what work may need ("parallel", "retry", "undo"), what this has not"""
+    """of what work may need ("joins", "parallel", "retry", "undo"), what this has not"""
 
     @abstractmethod
     def prepare(self, work: Work) -> Run:
@@ -38,7 +38,7 @@ class DirectCall(Subject):
 
     name = "direct call"
     is_async = False
-    cannot = frozenset({"retry", "undo"})
+    cannot = frozenset({"parallel", "retry", "undo"})
 
     def prepare(self, work: Work) -> Run:
         fns = [step.fn for step in work.steps]
@@ -56,7 +56,7 @@ class DirectAwait(Subject):
 
     name = "direct await"
     is_async = True
-    cannot = frozenset({"retry", "undo"})
+    cannot = frozenset({"parallel", "retry", "undo"})
 
     def prepare(self, work: Work) -> Run:
         fns = [step.fn for step in work.steps]
@@ -72,6 +72,7 @@ class DirectAwait(Subject):
 class SyncFloor(Subject):
     name = "floor"
     is_async = False
+    cannot = frozenset({"parallel"})
 
     def prepare(self, work: Work) -> Run:
         floor = Floor(work)

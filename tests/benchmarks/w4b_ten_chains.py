@@ -32,5 +32,4 @@ def measure(options: Options) -> Report:
         options,
         relative=("critical path",),
         constants={"critical path": CRITICAL_PATH},
-        without=("direct call", "direct await", "floor"),
     )

@@ -27,12 +27,14 @@ class Step(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One run's steps, each after those it depends on; `calls`: how often a run calls a step or an undo."""
+    """One run's steps, each after those it depends on; `calls`: how often a run calls a step or an undo; `fails`: a run
+    raises Boom; `parallel`: it makes no sense for who runs one step at a time."""
 
     steps: tuple[Step, ...]
     calls: int
     is_async: bool
     fails: bool = False
+    parallel: bool = False
 
     @property
     def needs(self) -> set[str]:
@@ -42,8 +44,10 @@ class Work(NamedTuple):
             needs.add("undo")
         if any(step.attempts > 1 for step in self.steps):
             needs.add("retry")
-        if any(len(step.after) > 1 for step in self.steps) or sum(not step.after for step in self.steps) > 1:
+        if self.parallel:
             needs.add("parallel")
+        if any(len(step.after) > 1 for step in self.steps):
+            needs.add("joins")
         return needs
 
     def counted(self, calls: list[str]) -> Work:
@@ -157,13 +161,14 @@ def _links(fns: Iterable[Fn], prefix: str) -> list[Step]:
 
 def chain(fns: Iterable[Fn], *, is_async: bool) -> Work:
     """One after the other."""
-    return parallel_chains([fns], is_async=is_async)
+    steps = tuple(_links(fns, "s"))
+    return Work(steps, len(steps), is_async)
 
 
 def parallel_chains(chains: Iterable[Iterable[Fn]], *, is_async: bool) -> Work:
     """Several chains that have nothing to do with each other."""
     steps = tuple(step for letter, fns in zip("abcdefghij", chains, strict=False) for step in _links(fns, letter))
-    return Work(steps, len(steps), is_async)
+    return Work(steps, len(steps), is_async, parallel=True)
 
 
 def fan(width: int, fn: Fn, *, is_async: bool) -> Work:
