@@ -361,13 +361,13 @@ class AsyncDriver:
 
     def _land(self, call: Call, result: Outcome) -> None:
         """A call that was given up is over."""
-        missed = self.x.landed(call, result)
+        over = self.x.landed(call, result)
         if (straggler := self._stragglers.pop(call, None)) is not None:
             straggler.set_result(None)
         gate = self._landings.pop(call, None)
         if gate is not None:
             gate.open(result)
-        elif missed:
+        elif over:
             # Only what must be undone needs a task: the loop may be about to close.
             program = late(self.x, call, result)
             try:

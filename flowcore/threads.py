@@ -310,11 +310,11 @@ class Driver:
     def _land(self, call: Call, outcome: Outcome) -> None:
         """A call that was given up is over, on this thread."""
         self._stuck -= 1
-        missed = self.x.landed(call, outcome)
+        over = self.x.landed(call, outcome)
         for waiting in [other for other in list(self._parked) if type(other) is Landing and other.call is call]:
             self._wake(waiting, outcome)
-        if missed:
-            self._advance(late(self.x, call, outcome), None)
+        if over:
+            self._advance(late(self.x, call, call.landed or outcome), None)
 
     def _await_landing(self, program: Program[Any], landing: Landing) -> bool:
         """Park until the call lands; True: it has, go on at once."""

@@ -101,7 +101,6 @@ class Call:
         "given_up",
         "is_async",
         "landed",
-        "missed",
         "node",
         "shielded",
         "timeout",
@@ -126,7 +125,6 @@ class Call:
         self.shielded = shielded
         self.given_up = 0.0  # monotonic seconds at which it was
         self.landed: Outcome | None = None  # what came of a call after it was given up; see Execution.landed
-        self.missed = False  # nobody waits for it to land any more
 
     def abandon(self) -> None:
         """Nobody waits for it any more: tell the user code, if it looks."""

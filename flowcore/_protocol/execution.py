@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ..context import Context, initial
@@ -262,6 +263,11 @@ class Execution:
         self.running -= 1
         return None
 
+    def put_back(self) -> None:
+        """A node that was taken does not start after all."""
+        with self.lock:
+            self.running -= 1
+
     def restore(self, over: set[str]) -> None:
         """Go on with a run whose steps in `over` (names) have ended, under an earlier owner, as they should."""
         nodes = self.plan.nodes
@@ -308,8 +314,9 @@ class Execution:
             self.error, self.failed_step = error, step
         elif step is not None and error is not self.error and not isinstance(error, StepCancelled):
             self.other_errors += ((step, error),)
+        if first:  # later there may be a parallel undo in the queue
+            self.ready.clear()
         self.stopped = True
-        self.ready.clear()
         return first
 
     def repair(self, node: Node | None) -> None:
@@ -355,10 +362,21 @@ class Execution:
     # -- calls that were given up --------------------------------------------------------------------------------------
 
     def landed(self, call: Call, outcome: Outcome) -> bool:
-        """A call that was given up is over. Answers whether everybody has stopped waiting: it is for a `late` program."""
+        """A call that was given up is over. Answers whether its run is too: then it is for a `late` program."""
+        if isinstance(outcome[0], CoroutineType):
+            outcome[0].close()  # nobody will await it, so it never began
+            outcome = (None, StepCancelled())
         with self.lock:
             call.landed = outcome
-            return call.missed
+            return self.finished is not None
+
+    def end(self, status: Status) -> bool:
+        """End with `status`; False: a call has landed meanwhile that was not looked at."""
+        with self.lock:
+            if any(call.landed is not None for call in self.abandoned):
+                return False
+            self.finished = status
+            return True
 
     def give_up(self, call: Call) -> None:
         """Remember a call that was given up, if it has not landed already."""
@@ -371,12 +389,6 @@ class Execution:
         """The call has landed, and what came of it is known."""
         with self.lock:
             self.abandoned = tuple(other for other in self.abandoned if other is not call)
-
-    def missed(self, call: Call) -> Outcome | None:
-        """Stop waiting for a call; answers what came of it if it has landed after all."""
-        with self.lock:
-            call.missed = call.landed is None
-            return call.landed
 
     # -- undoing -------------------------------------------------------------------------------------------------------
 
@@ -395,6 +407,7 @@ class Execution:
         """Fill the ready queue for undoing: a step is ready once all that depended on it are undone."""
         with self.lock:
             self.undoing = {node.index for node in self.to_undo}
+            self.to_undo.clear()
             self.counts = [len(node.successors) for node in self.plan.nodes]
             self.waking = False
             self._free([node.index for node in reversed(self.plan.nodes) if not node.successors])
@@ -435,6 +448,7 @@ class Execution:
         """The run, for its caller."""
         ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan)
         if error is not None:
+            ended.results = dict(self.results)  # what lands late is not the caller's any more
             ended.error, ended.held = error, held
             ended.failed_step, ended.undone = self.failed_step, tuple(self.undone)
         if self.carrier:

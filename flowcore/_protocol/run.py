@@ -34,7 +34,7 @@ from .sprint import Begun
 from .states import outcome
 from .steps import work
 from .tell import Told
-from .undo import tell_landed, undo_all, work_undo
+from .undo import undo_all, undo_rest, work_undo
 
 __all__ = ["helper", "rescue", "run"]
 
@@ -86,11 +86,12 @@ def _fail(x: Execution, told: Told | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
     if x.undoes:
         yield from undo_all(x)
-    if x.abandoned:
-        tell_landed(x)
-    undone, undo_failed = bool(x.undone), bool(x.undo_errors)
-    status = outcome(parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed)
-    x.finished = status
+    while True:
+        undone, undo_failed = bool(x.undone), bool(x.undo_errors)
+        status = outcome(parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed)
+        if x.end(status):
+            break
+        yield from undo_rest(x)
     error = _final_error(x, status)
     finished = x.as_run(status, error, held=status is Status.COMPENSATION_FAILED)
     if isinstance(error, CompensationFailed):

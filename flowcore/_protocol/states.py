@@ -26,9 +26,10 @@ STEP: Final[Mapping[Status, frozenset[Status]]] = {
 UNDO: Final[Mapping[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.RUNNING}),
     Status.RUNNING: frozenset({Status.SUCCESS, Status.FAILURE, Status.TIMEOUT}),
-    Status.SUCCESS: frozenset({Status.RUNNING}),  # a step that landed after it was undone is undone again
-    Status.FAILURE: frozenset(),
-    Status.TIMEOUT: frozenset(),
+    # A step that lands after its undo is undone again.
+    Status.SUCCESS: frozenset({Status.RUNNING}),
+    Status.FAILURE: frozenset({Status.RUNNING}),
+    Status.TIMEOUT: frozenset({Status.RUNNING}),
 }
 
 RUN: Final[Mapping[Status, frozenset[Status]]] = {

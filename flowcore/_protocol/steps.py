@@ -59,6 +59,9 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
         if end.error is not None:
             yield from _failed(x, node, end)
             return
+        if end.status is Status.PENDING:  # the run stopped before it began
+            x.put_back()
+            return
         node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end)
 
 
@@ -85,6 +88,8 @@ def _step(x: Execution, node: Node) -> Program[End]:
         end = yield from _asked(x, node)
         if end is not None:
             return end
+        if x.stopped:
+            return End(Status.PENDING, None, None, 0)
     told = tell.step_started(x, node) if x.observed else None
     end = yield from safely(attempts(x, node, node.fn, node.retry, node.timeout, told))
     if told is not None:
@@ -152,7 +157,7 @@ def _asked(x: Execution, node: Node) -> Program[End | None]:
     call = Call(node, node.when, Context(x, node), x.context.copy(), None, is_async(node.when))
     answer, error = yield call
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from _awaited(x, node, call.ctx, answer, undo=False)
+        answer, error = yield from _awaited(x, node, call.ctx, answer, None, undo=False)
     if error is None:
         return None if answer else End(Status.SKIPPED, None, None, 0)
     status, failure = _judged(x, node, error, None, undo=False)
@@ -200,7 +205,8 @@ def attempts(
             seconds = None if limit is None else limit.seconds
             value, error = yield Call(node, fn, ctx, context, seconds, coroutine, undo)
         if error is None and isinstance(value, CoroutineType):
-            value, error = yield from _awaited(x, node, ctx, value, undo=undo)
+            left = None if limit is None else max(0.0, limit.moment - settings.clock())
+            value, error = yield from _awaited(x, node, ctx, value, left, undo=undo)
         if error is None:
             if told is not None and outer is not None:
                 tell.attempt_finished(x, node, outer, told, number, allowed, Status.SUCCESS, None, undo=undo)
@@ -220,6 +226,8 @@ def attempts(
         if isinstance(error, GivenUp):
             # A second attempt beside the first could do the work twice: wait for the first to land.
             landed = error.call.landed or (yield Landing(error.call, settings.grace))
+            if outer is not None:
+                outer.ended = settings.clock()
             if landed is None:
                 return End(status, None, failure, number)
             x.forget(error.call)
@@ -304,11 +312,14 @@ def _paused(
     if pause.delay and x.context.get(waits, True):
         yield Sleep(pause.delay, shielded=undo)
     if outer is not None:
-        outer.backoff += x.settings.clock() - began
+        outer.ended = x.settings.clock()
+        outer.backoff += outer.ended - began
     return x.stopped and not undo
 
 
-def _awaited(x: Execution, node: Node, ctx: Context, coroutine: Any, *, undo: bool) -> Program[Outcome]:
+def _awaited(
+    x: Execution, node: Node, ctx: Context, coroutine: Any, timeout: float | None, *, undo: bool
+) -> Program[Outcome]:
     """A plain function answered with a coroutine, as `lambda ctx: fetch(ctx)` does: await it where that can be done."""
     if not x.settings.runs_async:
         coroutine.close()
@@ -319,5 +330,5 @@ def _awaited(x: Execution, node: Node, ctx: Context, coroutine: Any, *, undo: bo
     def same(_: Context) -> Any:
         return coroutine
 
-    answer: Outcome = yield Call(node, same, ctx, x.context.copy(), None, True, undo)
+    answer: Outcome = yield Call(node, same, ctx, x.context.copy(), timeout, True, undo)
     return answer

@@ -14,7 +14,7 @@ from .effects import HELP, SHIELD, WAIT, Call, Landing, Outcome, Program
 from .execution import Execution
 from .steps import End, attempts, safely
 
-__all__ = ["late", "tell_landed", "undo_all", "work_undo"]
+__all__ = ["collect_landed", "late", "undo_all", "undo_rest", "work_undo"]
 
 
 _UNDONE: Final = End(Status.SUCCESS, None, None, 1)
@@ -35,9 +35,16 @@ def undo_all(x: Execution) -> Program[None]:
         yield from work_undo(x, x.take())
         if not x.idle(waits=True):
             yield WAIT
-    else:
-        while x.to_undo:
-            yield from undo_one(x, x.to_undo.pop())
+        x.undoing = None
+    yield from undo_rest(x)
+
+
+def undo_rest(x: Execution) -> Program[None]:
+    """Undo what is left, one by one; what has landed meanwhile, after its own undo had begun, is undone again."""
+    collect_landed(x)
+    while x.to_undo:
+        yield from undo_one(x, x.to_undo.pop())
+        collect_landed(x)
 
 
 def work_undo(x: Execution, node: Node | None) -> Program[None]:
@@ -55,25 +62,28 @@ def _wait_for_abandoned(x: Execution) -> Program[None]:
     for call in x.abandoned:
         if call.landed is None:
             yield Landing(call, max(0.0, until - x.settings.clock()))
-    tell_landed(x)
+    collect_landed(x)
 
 
-def tell_landed(x: Execution) -> None:
-    """Record what came of the calls that were given up, and stop waiting for the others."""
+def collect_landed(x: Execution) -> None:
+    """Record what came of the calls that were given up and have landed."""
     for call in x.abandoned:
-        outcome = x.missed(call)
-        if outcome is not None:
+        if call.landed is not None:
             x.forget(call)
-            _record(x, call, outcome)
+            if _record(x, call, call.landed) and x.report(call.node).undo is not None:
+                x.to_undo.append(call.node)
 
 
-def _record(x: Execution, call: Call, outcome: Outcome) -> None:
+def _record(x: Execution, call: Call, outcome: Outcome) -> bool:
+    """Record a call that landed late; answers whether it had an effect that is to be undone."""
     value, error = outcome
-    status = Status.SUCCESS if error is None else Status.FAILURE
-    if error is None and not call.shielded:
+    effect = error is None and not call.shielded
+    if effect:
         x.results.setdefault(call.node.name, value)  # its undo may want to know what it undoes
+    status = Status.SUCCESS if error is None else Status.FAILURE
     x.report(call.node).landed_late = status
     tell.landed_late(x, call, status, error if isinstance(error, BaseException) else None)
+    return effect and call.node.compensation is not None and x.undoes
 
 
 def undo_one(x: Execution, node: Node) -> Program[None]:
@@ -106,21 +116,22 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     if told is not None:
         tell.undo_finished(x, node, told, order, trigger, status, end.attempts, error)
     report = x.report(node)
+    again = report.undo is not None  # it landed after its first undo
     if report.status is Status.PENDING:  # so far it had only a result to tell
         report.status, report.attempts = Status.SUCCESS, 1
     report.undo, report.undo_error = status, error
-    if error is None:
-        x.undone.append(node.name)
-    else:
+    if error is not None:
         x.undo_errors[node.name] = error
+        return
+    x.undo_errors.pop(node.name, None)
+    if again:
+        x.undone = [name for name in x.undone if name != node.name]
+    x.undone.append(node.name)
 
 
 def late(x: Execution, call: Call, outcome: Outcome) -> Program[None]:
-    """A call that had been given up has landed, and nobody waits for it any more."""
-    _record(x, call, outcome)
-    node = call.node
-    if outcome[1] is None and not call.shielded and node.compensation is not None and x.undoes:
-        # Its undo came before its effect.
-        if node.name in x.undone:
-            x.undone.remove(node.name)
-        yield from undo_one(x, node)
+    """A call that had been given up has landed after the end of its run."""
+    x.forget(call)
+    if _record(x, call, outcome):
+        # Its undo, if it had one, came before its effect.
+        yield from undo_one(x, call.node)
