@@ -77,11 +77,15 @@ def rehearse(
     the slate is clean: everything that was done is done as a whole, or undone.
 
     `world` answers False, or raises AssertionError, where it is not. `reset` is called before each run, for a world that
-    does not stay clean once it is dirty. The faults are those of `Fault`; an undo that fails
-    cannot leave the world clean, so there the run must end as compensation_failed and held. `run twice` runs the whole
-    workflow twice with one idempotency key, and the second must be a replay.
+    does not stay clean once it is dirty. The faults are those of `Fault`. An undo that fails cannot leave the world clean:
+    there the run must end as compensation_failed and held. `run twice` runs the whole workflow twice with one idempotency
+    key, and the second must be a replay. A step that its `when=` skips has nothing to rehearse.
 
-    Raises AssertionError where a fault did not strike at its step: then the rehearsal would prove nothing.
+        def test_checkout_leaves_no_mess():
+            rehearse(checkout, {"order": 7}, world=books.balance, reset=books.clear).assert_clean()
+
+    Raises AssertionError where a fault did not strike at its step, as when the workflow fails without any: then the
+    rehearsal would prove nothing.
     """
     scenes: list[Scene] = []
     plan = workflow.freeze()
@@ -90,11 +94,11 @@ def rehearse(
             if reset is not None:
                 reset()
             if fault is Fault.UNDO_FAILS:
-                scene = _undo_fails(workflow, values, node.name, seed)
+                scene = _undo_fails(workflow, values, node.name, reset, seed)
             else:
                 simulated = simulate(workflow, values, seed=seed, faults={node.name: fault})
-                _fired(simulated, node.name, fault)
-                scene = _judged(node.name, fault, simulated.run, world)
+                fired = _fired(simulated, node.name, fault)
+                scene = _judged(node.name, fault, simulated.run, world) if fired else None
             if scene is not None:
                 scenes.append(scene)
     if reset is not None:
@@ -103,10 +107,13 @@ def rehearse(
     return Rehearsal(workflow.name, scenes)
 
 
-def _fired(simulated: Simulation, step: str, fault: Fault) -> None:
-    report = simulated.run.steps[step]
-    if report.status is not Status.SKIPPED and (step, fault) not in simulated.fired:
-        raise AssertionError(f"the fault {fault.value!r} never struck at step {step!r}: {simulated.run.explain()}")
+def _fired(simulated: Simulation, step: str, fault: Fault) -> bool:
+    """Whether the fault struck at its step; False for a step that was skipped, where nothing can."""
+    if (step, fault) in simulated.fired:
+        return True
+    if simulated.run.steps[step].status is Status.SKIPPED:
+        return False
+    raise AssertionError(f"the fault {fault.value!r} never struck at step {step!r}: {simulated.run.explain()}")
 
 
 def _judged(step: str, fault: str, run: Run, world: Callable[[], object]) -> Scene:
@@ -118,18 +125,39 @@ def _judged(step: str, fault: str, run: Run, world: Callable[[], object]) -> Sce
     return Scene(step, fault, clean, run, trouble)
 
 
-def _undo_fails(workflow: Workflow, values: Mapping[str, Any] | None, step: str, seed: int) -> Scene | None:
-    """Fail the undo of `step`: something after it must fail first, so that it is undone at all."""
-    plan = workflow.freeze()
-    node = plan.by_name[step]
-    last = next((other.name for other in reversed(plan.nodes) if other is not node and not other.successors), None)
-    if node.compensation is None or last is None:
+def _undo_fails(
+    workflow: Workflow,
+    values: Mapping[str, Any] | None,
+    step: str,
+    reset: Callable[[], object] | None,
+    seed: int,
+) -> Scene | None:
+    """Fail the undo of `step`, for which another step must fail first, once this one is done. None: no undo, or no such
+    other step."""
+    if workflow.freeze().by_name[step].compensation is None:
         return None
-    simulated = simulate(workflow, values, seed=seed, faults={step: Fault.UNDO_FAILS, last: Fault.FAIL_BEFORE})
-    if (step, Fault.UNDO_FAILS) not in simulated.fired:
-        return None  # the other step failed before this one had done anything
-    held = simulated.run.held and simulated.run.status is Status.COMPENSATION_FAILED
-    return Scene(step, Fault.UNDO_FAILS, held, simulated.run, "" if held else "the run is not held")
+    for culprit in _after(workflow, step):
+        if reset is not None:
+            reset()
+        simulated = simulate(workflow, values, seed=seed, faults={step: Fault.UNDO_FAILS, culprit: Fault.FAIL_BEFORE})
+        if (step, Fault.UNDO_FAILS) in simulated.fired:
+            held = simulated.run.held and simulated.run.status is Status.COMPENSATION_FAILED
+            return Scene(step, Fault.UNDO_FAILS, held, simulated.run, "" if held else "the run is not held")
+    return None
+
+
+def _after(workflow: Workflow, step: str) -> list[str]:
+    """Steps that may fail once `step` is done: its dependants, then all others, the last ones first."""
+    nodes = workflow.freeze().nodes
+    found = {node.index for node in nodes if node.name == step}
+    todo = list(found)
+    while todo:
+        for index in nodes[todo.pop()].successors:
+            if index not in found:
+                found.add(index)
+                todo.append(index)
+    dependants = [node.name for node in reversed(nodes) if node.index in found and node.name != step]
+    return dependants + [node.name for node in reversed(nodes) if node.index not in found]
 
 
 def _twice(workflow: Workflow, values: Mapping[str, Any] | None, world: Callable[[], object], seed: int) -> Scene:

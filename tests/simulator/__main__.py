@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 
-from .model import judged
+from .model import judged_twice
 from .specs import StepSpec, Trial, from_seed, tried
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         first, _, last = word.partition("-")
         for seed in range(int(first), int(last or first) + 1):
             trial = tried(from_seed(seed))
-            broken = judged(trial)
+            broken = judged_twice(trial)
             if not last:
                 print(*told(trial), sep="\n")
             if broken or not last:

@@ -11,6 +11,7 @@ from typing import Any
 from flowcore import (
     CompensationFailed,
     Fatal,
+    IdempotencyHeld,
     RetryAfter,
     RunTimeout,
     Status,
@@ -37,7 +38,16 @@ from flowcore.events import (
 from flowcore.events.records import StepEvent
 from flowcore.testing import Fault
 
-from .specs import ASKED_DELAY, MAX_DELAY, PREDICATE_DELAY, Policy, StepSpec, Trial, UndoSpec
+from .specs import (
+    ASKED_DELAY,
+    MAX_DELAY,
+    PREDICATE_DELAY,
+    Policy,
+    StepSpec,
+    Trial,
+    UndoSpec,
+    second_act,
+)
 
 EPS = 1e-6
 HELP_COMES_WITHIN = 0.1
@@ -75,6 +85,45 @@ class History:
 def judged(trial: Trial) -> list[str]:
     """The promises that this run broke."""
     return [promise for judge in JUDGES for promise in judge(Story(trial))]
+
+
+def judged_twice(trial: Trial) -> list[str]:
+    """The promises that this run broke, or the next one with its key."""
+    before = len(trial.effects)
+    broken = judged(trial)
+    if trial.store is None:
+        return broken
+    run = trial.simulation.run
+    done = {name for name, report in run.steps.items() if report.status is Status.SUCCESS}
+    keys = {effect.step_key for effect in trial.effects}
+    second, refusal = second_act(trial)
+    del trial.effects[before:]
+    if run.status is Status.COMPENSATION_FAILED:
+        if not isinstance(refusal, IdempotencyHeld):
+            broken.append(f"the key is held, yet the next call is not refused but {refusal!r}")
+        return broken
+    if refusal is not None:
+        return [*broken, f"after {run.status} the next call is refused: {refusal!r}"]
+    again = second.simulation.run
+    if run.status is Status.SUCCESS:
+        if not again.replayed or again.results != run.results or second.effects or again.id != run.id:
+            broken.append("a success is replayed, and nothing is done again")
+    elif run.status is Status.INCOMPLETE:
+        repeated = {effect.step for effect in second.effects if effect.what == "do"} & done
+        undone = [effect.step for effect in second.effects if effect.what == "undo"]
+        if repeated or undone or again.id != run.id or again.status not in {Status.SUCCESS, Status.INCOMPLETE}:
+            broken.append(f"past its pivot a run goes on: repeated {repeated}, undone {undone}, {again!r}")
+        if again.status is Status.SUCCESS and any(
+            report.status not in {Status.SUCCESS, Status.SKIPPED} for report in again.steps.values()
+        ):
+            broken.append("a run that went on is a success with steps unrun")
+    else:
+        if again.replayed or again.id == run.id:
+            broken.append(f"after {run.status} the next call starts afresh")
+        if keys & {effect.step_key for effect in second.effects}:
+            broken.append("a run afresh has step_keys of its own")
+        broken += [f"second act: {promise}" for promise in judged(second)]
+    return broken
 
 
 class Story:
@@ -124,9 +173,7 @@ class Story:
                 if part is None or part.finished is not None:
                     self.malformed.append(f"an attempt of {name} starts outside of it")
                     return
-                self._expect(
-                    event.attempt == len(part.attempts) + 1, f"attempt {event.attempt} of {name} out of turn"
-                )
+                self._expect(event.attempt == len(part.attempts) + 1, f"attempt {event.attempt} of {name} out of turn")
                 if attempt is not None:
                     self._expect(attempt.finished is not None, f"an attempt of {name} starts inside another")
                     self._expect(attempt.backoff is not None, f"an attempt of {name} starts without a backoff")
@@ -234,6 +281,8 @@ def well_formed(s: Story) -> Iterator[str]:
                 yield f"{name} starts and never ends"
         if history.done is not None and not history.done.index < history.done.end < s.ended_at:
             yield f"{name} is told outside of its run"
+        if any(part.index < s.ended_at < part.end for part in history.undos):
+            yield f"the run ends while {name} is being undone"
     for event in s.events[s.ended_at + 1 :]:
         if not isinstance(event, StepLandedLate | CompensationStarted | CompensationFinished) and not (
             isinstance(event, AttemptStarted | AttemptFinished | BackoffStarted) and event.undo
@@ -261,6 +310,15 @@ def dependencies_first(s: Story) -> Iterator[str]:
                 over = len(s.events)
             if any(begin <= over for begin in begins):
                 yield f"{name} begins before its dependency {dependency} is done"
+    for name, step in s.steps.items():
+        asked = [call for call in s.calls if call.step == name and call.what == "when"]
+        did = [call for call in s.calls if call.step == name and call.what == "do"]
+        if len(asked) > (step.when is not None) or (did and step.when is not None and not asked):
+            yield f"{name} is asked whether to run {len(asked)} times"
+        if step.when in {"no", "raises"} and did:
+            yield f"{name} runs, though its when= said {step.when}"
+        if s.histories[name].skipped is not None and step.when != "no":
+            yield f"{name} is skipped, though its when= said {step.when}"
     for effect in s.trial.effects:
         if effect.what in {"do", "when"}:
             for name, value in effect.seen.items():
@@ -344,6 +402,8 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         yield f"{name} claims {finish.attempts} attempts, there were {len(part.attempts)}"
     until = start.at + step.step_timeout if undo is None and step.step_timeout is not None else None
     backed_off = 0.0
+    if not part.attempts:
+        return
     for attempt, following in zip(part.attempts, [*part.attempts[1:], None], strict=True):
         began, ended = attempt.started, attempt.finished
         if ended is None:
@@ -356,6 +416,8 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         took = ended.at - began.at
         if abs(ended.duration - took) > EPS or took < -EPS:
             yield f"{name}: an attempt took {took}, told as {ended.duration}"
+        if began.max_attempts != policy.attempts or ended.max_attempts != policy.attempts:
+            yield f"{name}: {policy.attempts} attempts are allowed, told as {began.max_attempts}"
         # what came of it
         if ended.outcome is Status.TIMEOUT:
             if not isinstance(error, StepTimeout | RunTimeout):
@@ -681,25 +743,22 @@ def late_landings(s: Story) -> Iterator[str]:
     """Whatever comes back after it was given up is told, once."""
     for name, history in s.histories.items():
         for what in ("do", "undo"):
-            given_up = [c for c in s.calls if c.step == name and c.what == what and c.given_up is not None]
+            kinds = {what, "await"} if what == "do" else {what}
+            given_up = [c for c in s.calls if c.step == name and c.what in kinds and c.given_up is not None]
             told = [event for _, event in history.late if event.undo is (what == "undo")]
             numbers = [event.attempt for event in told]
             for event in told:
                 fits = [c for c in given_up if c.attempt == event.attempt and c.ended is not None]
                 if not fits:
                     yield f"{name}: told to land late, but it did not"
-                elif not any(
-                    (event.outcome is Status.SUCCESS) is not c.failed and event.late >= -EPS for c in fits
-                ):
+                elif not any((event.outcome is Status.SUCCESS) is not c.failed and event.late >= -EPS for c in fits):
                     yield f"{name}: told to land late with {event.outcome}"
             if len(told) > len(given_up):
                 yield f"{what} {name}: landed late {len(given_up)} times at most, told {numbers}"
             last = max((c.attempt for c in s.calls if c.step == name and c.what == what), default=0)
             for call in given_up:
                 # An attempt that another one waited for is part of the step, and not late.
-                awaited = call.attempt < last or (
-                    what == "do" and s.run.steps[name].status is Status.SUCCESS
-                )
+                awaited = call.attempt < last or (what == "do" and s.run.steps[name].status is Status.SUCCESS)
                 awaited = awaited or (what == "undo" and s.run.steps[name].undo is Status.SUCCESS)
                 if call.ended is not None and not awaited and call.attempt not in numbers and s.spec.grace > 0:
                     pauses = [e for e in s.events if isinstance(e, BackoffStarted) and e.step == name]

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from flowcore import Backoff, Context, Fatal, Retry, RetryAfter, Workflow
+from hypothesis import strategies as st
+
+from flowcore import Backoff, Context, Fatal, IdempotencyError, Retry, RetryAfter, Workflow
 from flowcore.stores import MemoryStore
 from flowcore.testing import Fault, Simulation, simulate
 
@@ -41,6 +43,22 @@ class Seeded:
 
     def chance(self, percent: int) -> bool:
         return self._random.random() * 100 < percent
+
+
+class Drawn:
+    """Choices taken by Hypothesis: pass it the `draw` of a composite strategy."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+        self._draw = draw
+
+    def integer(self, low: int, high: int) -> int:
+        return self._draw(st.integers(low, high))
+
+    def choice(self, options: Sequence[T]) -> T:
+        return options[self._draw(st.integers(0, len(options) - 1))]
+
+    def chance(self, percent: int) -> bool:
+        return self._draw(st.integers(0, 99)) >= 100 - percent  # shrinks to no
 
 
 @dataclass(frozen=True)
@@ -361,3 +379,22 @@ def tried(spec: Spec, **options: Any) -> Trial:
     }
     simulation = simulate(workflow, **(chosen | options))
     return Trial(spec, simulation, effects, workflow, store)
+
+
+def second_act(trial: Trial) -> tuple[Trial, BaseException | None]:
+    """The same workflow and key once more, when nothing goes wrong from outside; with what refused it."""
+    effects: list[Effect] = trial.effects
+    before = len(effects)
+    spec = replace(trial.spec, seed=trial.spec.seed + 1, faults=(), cancel_at=None)
+    try:
+        simulation = simulate(
+            trial.workflow,
+            seed=spec.seed,
+            max_workers=spec.max_workers,
+            grace=spec.grace,
+            store=trial.store,
+            idempotency_key=spec.key,
+        )
+    except IdempotencyError as refusal:
+        return replace(trial, effects=effects[before:]), refusal
+    return Trial(spec, simulation, effects[before:], trial.workflow, trial.store), None

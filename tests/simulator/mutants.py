@@ -1,0 +1,348 @@
+"""Protocols that break a promise each, made from the real one: what the simulation must find.
+
+A mutant replaces one piece of the source of a `flowcore._protocol` module. The code objects of the changed module are
+put into the functions of the live one, so that everybody who has imported them runs the mutant.
+"""
+
+import importlib
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MUTANTS", "Mutant", "applied", "swapped"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+def M(name: str, module: str, old: str, new: str) -> Mutant:
+    return Mutant(name, f"flowcore.{'' if module == 'retry' else '_protocol.'}{module}", old, new)
+
+
+MUTANTS = (
+    # what is undone, and in which order
+    M("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
+    M("drop the last undo", "undo", "while x.to_undo:", "while len(x.to_undo) > 1:"),
+    M("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
+    M("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "tell_landed(x)"),
+    M(
+        "parallel undo in definition order",
+        "execution",
+        "for index in reversed(self.plan.nodes)",
+        "for index in self.plan.nodes",
+    ),
+    M(
+        "parallel undo does not wait for dependants",
+        "execution",
+        "[len(node.successors) for node in self.plan.nodes]",
+        "[min(1, len(node.successors)) for node in self.plan.nodes]",
+    ),
+    M(
+        "steps of unknown outcome are not undone",
+        "steps",
+        "(end.status is not Status.FAILURE or node.undo_attempted)",
+        "node.undo_attempted",
+    ),
+    M(
+        "steps that raised are always undone",
+        "steps",
+        "(end.status is not Status.FAILURE or node.undo_attempted)",
+        "True",
+    ),
+    M(
+        "undo=attempted is ignored",
+        "steps",
+        "(end.status is not Status.FAILURE or node.undo_attempted)",
+        "end.status is not Status.FAILURE",
+    ),
+    M(
+        "done steps are not undone",
+        "execution",
+        "if node.compensation is not None:\n                self.to_undo.append(node)\n            return self._after",
+        "if node.compensation is None:\n                self.to_undo.append(node)\n            return self._after",
+    ),
+    M(
+        "a step that landed late is not undone",
+        "undo",
+        "if outcome[1] is None and not call.shielded",
+        "if outcome[1] is not None and not call.shielded",
+    ),
+    M(
+        "a failed undo ends the undoing",
+        "undo",
+        "        x.undo_errors[node.name] = error",
+        "        x.undo_errors[node.name] = error\n        x.to_undo.clear()",
+    ),
+    M(
+        "a failed undo counts as done",
+        "undo",
+        "    if error is None:\n        x.undone.append",
+        "    if True:\n        x.undone.append",
+    ),
+    M(
+        "an undo is tried once",
+        "undo",
+        "undo.fn, undo.retry, undo.timeout, told, undo=True",
+        "undo.fn, None, undo.timeout, told, undo=True",
+    ),
+    M(
+        "an undo has no timeout",
+        "undo",
+        "undo.fn, undo.retry, undo.timeout, told, undo=True",
+        "undo.fn, undo.retry, None, told, undo=True",
+    ),
+    M("the wrong trigger", "undo", 'x.failed_step or "cancelled"', "node.name"),
+    M("undos all have number one", "execution", "self.undo_order += 1", "self.undo_order = 1"),
+    M("undo is cancelled with its run", "steps", "return x.stopped and not undo", "return x.stopped"),
+    M("an undo has a deadline", "steps", "(x.deadline is not None and not undo)", "x.deadline is not None"),
+    # what starts
+    M(
+        "start after a failure",
+        "execution",
+        "        if not self.stopped:\n            counts, ready",
+        "        if True:\n            counts, ready",
+    ),
+    M(
+        "start before the last dependency",
+        "execution",
+        "                if not self.counts[index]:\n                    ready.append(index)\n                    if freed",
+        "x",
+    ),
+    M("a sibling in backoff tries again after a failure", "steps", "return x.stopped and not undo", "return False"),
+    M(
+        "last come, first started",
+        "execution",
+        "return self.plan.nodes[self.ready.popleft()]",
+        "return self.plan.nodes[self.ready.pop()]",
+    ),
+    M("max_parallel is ignored", "execution", "if not self.ready or self.running >= self.limit:", "if not self.ready:"),
+    M("nobody helps", "steps", "if x.ready and not x.waking and x.wants_help():", "if False:"),
+    M("skipped steps are run", "steps", "return None if answer else End(Status.SKIPPED, None, None, 0)", "return None"),
+    M(
+        "when= is turned around",
+        "steps",
+        "return None if answer else End(Status.SKIPPED, None, None, 0)",
+        "return None if not answer else End(Status.SKIPPED, None, None, 0)",
+    ),
+    M(
+        "dependants of a skipped step never run",
+        "execution",
+        "            return self._after(node, freed)\n\n    def _after",
+        "            self.running -= 1\n\n    def _after",
+    ),
+    M("on_failure=cancel is ignored", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = False"),
+    M("siblings are always cancelled", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = True"),
+    # attempts
+    M("one attempt too few", "steps", "pause = retry.after(number,", "pause = retry.after(number + 1,"),
+    M("one attempt too many", "steps", "pause = retry.after(number,", "pause = retry.after(number - 1,"),
+    M("attempts are told wrong", "steps", "allowed = 1 if retry is None else retry.attempts", "allowed = 1"),
+    M("Fatal is tried again", "retry", "isinstance(error, Fatal) or", "isinstance(error, ZeroDivisionError) or"),
+    M(
+        "RetryAfter is ignored",
+        "retry",
+        "if isinstance(error, RetryAfter):",
+        "if isinstance(error, ZeroDivisionError):",
+    ),
+    M("max_elapsed is ignored", "retry", "elapsed + pause.delay > self.max_elapsed", "False"),
+    M(
+        "max_delay is ignored",
+        "retry",
+        "return min(self.initial * self.factor ** (n - 1), self.max_delay)",
+        "return self.initial * self.factor ** (n - 1)",
+    ),
+    M("on= is ignored", "retry", "if isinstance(error, on) else None", "if isinstance(error, object) else None"),
+    M("the backoff does not grow", "retry", "self.factor ** (n - 1)", "self.factor ** 0"),
+    M(
+        "no jitter",
+        "retry",
+        "self.bound(n) * random() if self.jitter else self.bound(n)",
+        "self.bound(n) * 1.5 if self.jitter else self.bound(n)",
+    ),
+    M(
+        "the number of attempts is told wrong",
+        "steps",
+        "return End(Status.SUCCESS, value, None, number)",
+        "return End(Status.SUCCESS, value, None, 1)",
+    ),
+    M(
+        "elapsed time is forgotten",
+        "steps",
+        "elapsed = 0.0 if started is None else settings.clock() - started",
+        "elapsed = 0.0",
+    ),
+    M("no waiting between attempts", "steps", "if pause.delay and x.context.get(waits, True):", "if False:"),
+    M(
+        "two attempts at once",
+        "steps",
+        "landed = error.call.landed or (yield Landing(error.call, settings.grace))",
+        "landed = (None, Exception())",
+    ),
+    M(
+        "what landed in time is thrown away",
+        "steps",
+        "                return End(Status.SUCCESS, landed[0], None, number)",
+        "                return End(status, None, failure, number)",
+    ),
+    M(
+        "cancelled counts as done",
+        "steps",
+        'return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")',
+        'return Status.SUCCESS, StepCancelled(f"{what} was cancelled while it ran.")',
+    ),
+    M(
+        "a cancelled step is tried again",
+        "steps",
+        "retry is not None and status is not Status.CANCELLED and (undo or not x.stopped)",
+        "retry is not None",
+    ),
+    M(
+        "step_timeout is ignored",
+        "steps",
+        "until = None if step_timeout is None or started is None else started + step_timeout",
+        "until = None",
+    ),
+    M(
+        "the deadline is ignored",
+        "steps",
+        '(x.deadline, "deadline") if x.deadline is not None and not undo else None',
+        '(now + 1e6, "deadline")',
+    ),
+    M(
+        "the longest limit counts",
+        "steps",
+        "moment, name = min(limit for limit in limits",
+        "moment, name = max(limit for limit in limits",
+    ),
+    M("SystemExit is an ordinary failure", "steps", "if isinstance(error, Exception) or undo:", "if True:"),
+    M(
+        "CancelledError out of a step cancels its run",
+        "steps",
+        "return Status.FAILURE, cancelled",
+        "return Status.CANCELLED, error",
+    ),
+    # how it ends
+    M(
+        "success with steps unrun",
+        "execution",
+        "            if not self.stopped:\n                self.finished = Status.SUCCESS\n            return not self.stopped",
+        "            self.finished = Status.SUCCESS\n            return True",
+    ),
+    M("held is forgotten", "run", "held=status is Status.COMPENSATION_FAILED", "held=False"),
+    M("the pivot is ignored", "steps", "x.past_pivot = True", "x.past_pivot = False"),
+    M(
+        "the last error is raised, not the first",
+        "execution",
+        "        if first:\n            self.undone",
+        "        self.error, self.failed_step = error, step\n        if first:\n            self.undone",
+    ),
+    M(
+        "the end of the run is not told",
+        "run",
+        "    if told is not None:\n        tell.run_finished(x, told, status, error)",
+        "    if told is None:\n        tell.run_finished(x, told, status, error)",
+    ),
+    M(
+        "the end of a step is not told",
+        "steps",
+        "        tell.step_finished(x, node, told, end.status",
+        "        end.error is None and tell.step_finished(x, node, told, end.status",
+    ),
+    M(
+        "the end of an attempt is told as a failure",
+        "steps",
+        "number, allowed, Status.SUCCESS, None, undo=undo",
+        "number, allowed, Status.FAILURE, None, undo=undo",
+    ),
+    M(
+        "late landings are not told",
+        "undo",
+        "    tell.landed_late(x, call",
+        "    x.parked and tell.landed_late(x, call",
+    ),
+    M(
+        "the finish is not stored",
+        "run",
+        '    if x.claimed:\n        yield Ask("finish", _record(x, finished))',
+        '    if x.parked:\n        yield Ask("finish", _record(x, finished))',
+    ),
+    M(
+        "the key's generation does not rise",
+        "run",
+        "x.generation, x.fence = claimed.generation, claimed.fence",
+        "x.generation, x.fence = 0, claimed.fence",
+    ),
+    M(
+        "done steps are done again past the pivot",
+        "run",
+        "report.status in {Status.SUCCESS, Status.SKIPPED}",
+        "report.status in {Status.SKIPPED}",
+    ),
+    M("an undo has its step's key", "execution", '"undo" if undo else "do"', '"do"'),
+    M("two steps have one key", "execution", 'step, "undo" if undo', '"", "undo" if undo'),
+)
+
+
+def source_of(module: types.ModuleType) -> str:
+    assert module.__file__ is not None
+    return Path(module.__file__).read_text(encoding="utf-8")
+
+
+def functions(module: types.ModuleType) -> dict[str, types.FunctionType]:
+    """The functions and methods that a module defines, by qualified name; setters of properties not among them."""
+    found: dict[str, types.FunctionType] = {}
+    todo: list[Any] = list(vars(module).values())
+    while todo:
+        one = todo.pop()
+        one = one.fget if isinstance(one, property) else getattr(one, "__func__", one)
+        if isinstance(one, types.FunctionType) and one.__module__ == module.__name__:
+            found[one.__qualname__] = one
+        elif isinstance(one, type) and one.__module__ == module.__name__:
+            todo.extend(vars(one).values())
+    return found
+
+
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield const
+            yield from codes(const)
+
+
+@contextmanager
+def swapped(module: types.ModuleType, code: types.CodeType) -> Iterator[None]:
+    """Run the functions of `module` with the bodies that `code`, another version of the module, has for them."""
+    live = functions(module)
+    mine: dict[str, types.CodeType] = {}
+    for one in codes(code):
+        mine.setdefault(one.co_qualname, one)  # a property's getter comes before its setter
+    before = {name: function.__code__ for name, function in live.items()}
+    try:
+        for name, function in live.items():
+            if name in mine:
+                function.__code__ = mine[name]
+        yield
+    finally:
+        for name, function in live.items():
+            function.__code__ = before[name]
+
+
+@contextmanager
+def applied(mutant: Mutant) -> Iterator[None]:
+    """Run as the mutant."""
+    module = importlib.import_module(mutant.module)
+    source = source_of(module)
+    count = source.count(mutant.old)
+    assert count == 1, (
+        f"{mutant.name}: {mutant.old!r} is {count} times in {mutant.module}: adapt the mutant to its new source"
+    )
+    assert module.__file__ is not None
+    with swapped(module, compile(source.replace(mutant.old, mutant.new), module.__file__, "exec")):
+        yield

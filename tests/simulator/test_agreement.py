@@ -1,0 +1,250 @@
+"""Threads, asyncio and the simulator agree on a corpus of 200 made-up workflows.
+
+Of each step: the same events in the same order, the same result and undo. Of the whole: the same partial order; and the
+identical total order for chains and where one step runs at a time. Where steps run beside each other, what fails does so
+after all else is over: else it would be a matter of luck what had run by then.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from flowcore import AsyncEngine, Context, Engine, Run, Workflow
+from flowcore.events import Event
+from flowcore.testing import Fault, no_waiting, simulate
+
+from .specs import Draw, Effect, Policy, Seeded, Spec, StepSpec, UndoSpec, built
+
+CORPUS = 200
+TIMEOUT = 0.02
+KINDS = ("chain", "one at a time", "all goes well", "the last one fails")
+DRIVERS = ("threads", "asyncio", "coroutines")
+TOTAL = {"chain", "one at a time"}
+
+
+# -- the corpus --------------------------------------------------------------------------------------------------------
+
+
+def _script(draw: Draw, *, fails: bool | None) -> tuple[tuple[str, ...], Policy]:
+    """What a step does: goes well, perhaps after retries, or fails for good (None: either)."""
+    words = ("value", "other", "later")
+    attempts = draw.integer(1, 3)
+    backoff, delay = draw.choice((("none", 0.0), ("fixed", 0.5), ("growing", 0.25)))
+    policy = Policy(attempts, backoff, delay, "any")
+    if draw.chance(20) if fails is None else fails:
+        last = draw.choice(("value", "other", "fatal", "cancel", "exit"))
+        bad = tuple(draw.choice(words) for _ in range(draw.integer(0, attempts - 1)))
+        return (*bad, last), policy
+    return (*(draw.choice(words) for _ in range(draw.integer(0, attempts - 1))), "ok"), policy
+
+
+def corpus(number: int) -> tuple[str, Spec]:
+    """One of the 200: its kind, and what it is like."""
+    kind = KINDS[number % len(KINDS)]
+    draw = Seeded(number)
+    steps: list[StepSpec] = []
+    count = draw.integer(2, 7)
+    for index in range(count):
+        names = [step.name for step in steps]
+        last = index == count - 1 and kind == "the last one fails"
+        depends = names[-1:] if kind == "chain" else names if last else [name for name in names if draw.chance(35)]
+        script, policy = _script(draw, fails=last if kind not in TOTAL else None)
+        when = draw.choice(("yes", "no", "raises")) if draw.chance(15) and not last else None
+        undo = None
+        if draw.chance(80):
+            undone = draw.choice((("ok",), ("ok",), ("value", "ok"), ("value",)))
+            undo = UndoSpec(undone, Policy(draw.integer(1, 2)))
+        steps.append(
+            StepSpec(
+                chr(ord("a") + index),
+                tuple(depends),
+                script,
+                policy,
+                60.0 if draw.chance(20) else None,
+                60.0 if draw.chance(10) else None,
+                "no" if when == "raises" and kind not in TOTAL else when,
+                undo,
+                draw.choice((True, False)) if draw.chance(20) else None,
+                draw.chance(5) and kind in TOTAL,
+            )
+        )
+    faults: tuple[tuple[str, Fault], ...] = ()
+    hangs = [step for step in steps if step.when is None and step.undo is not None]
+    if kind in TOTAL and hangs and draw.chance(20):
+        chosen = draw.choice(hangs)
+        steps[steps.index(chosen)] = replace(chosen, timeout=TIMEOUT, script=("ok",))
+        faults = ((chosen.name, Fault.TIMEOUT),)
+    return kind, Spec(
+        number,
+        tuple(steps),
+        600.0 if draw.chance(20) else None,
+        "wait" if kind not in TOTAL else draw.choice(("wait", "cancel")),
+        draw.choice(("done", "attempted")),
+        draw.chance(30),
+        1 if kind == "one at a time" else None,
+        faults=faults,
+    )
+
+
+# -- the drivers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Told:
+    events: list[Event] = field(default_factory=list[Event])
+    effects: list[Effect] = field(default_factory=list[Effect])
+    run: Run | None = None
+    """None where a BaseException was raised instead"""
+
+
+def made_real(spec: Spec, effects: list[Effect], *, coroutines: bool) -> Workflow:
+    """The workflow, whose late steps really are late and whose functions are coroutine functions if they should be."""
+    wf = built(spec, effects)
+    late = {name for name, _ in spec.faults}
+    for step in wf.steps:
+        if step.name in late:
+            step.fn = _late(step.fn)
+        elif coroutines:
+            step.fn = _suspending(step.fn)
+        if coroutines and step.compensation is not None:
+            step.compensation = replace(step.compensation, fn=_suspending(step.compensation.fn))
+        if coroutines and step.when is not None:
+            step.when = _suspending(step.when)
+    return wf
+
+
+def _late(fn: Any) -> Any:
+    @functools.wraps(fn)
+    def late(ctx: Context) -> Any:
+        while not ctx.cancelled:
+            time.sleep(0.001)
+        return fn(ctx)
+
+    return late
+
+
+def _suspending(fn: Any) -> Any:
+    @functools.wraps(fn)
+    async def suspending(ctx: Context) -> Any:
+        await asyncio.sleep(0)
+        return fn(ctx)
+
+    return suspending
+
+
+def driven(driver: str, spec: Spec, *, watched: bool = True) -> Told:
+    told = Told()
+    hooks = [told.events.append] if watched else []
+    wf = made_real(spec, told.effects, coroutines=driver == "coroutines")
+    try:
+        if driver == "threads":
+            with Engine(hooks=hooks) as engine:
+                told.run = engine.run(wf, check=False)
+        else:
+
+            async def main() -> Run:
+                async with AsyncEngine(hooks=hooks) as engine:
+                    return await engine.run(wf, check=False)
+
+            told.run = asyncio.run(main())
+    except SystemExit:
+        assert any("exit" in step.script for step in spec.steps)
+    return told
+
+
+def simulated(spec: Spec) -> Told:
+    told = Told()
+    simulation = simulate(built(spec, told.effects), seed=spec.seed, faults=dict(spec.faults))
+    told.events, told.run = simulation.events, simulation.run
+    return told
+
+
+# -- what must agree ---------------------------------------------------------------------------------------------------
+
+FACTS = ("step", "attempt", "max_attempts", "attempts", "undo", "outcome", "reason", "depends_on", "trigger")
+
+
+def fact(event: Any) -> tuple[Any, ...]:
+    """What an event says, apart from times and ids."""
+    error = getattr(event, "error", None)
+    said = [str(getattr(event, name)) for name in FACTS if hasattr(event, name)]
+    skipped = sorted(getattr(event, "skipped", ()))  # those that ran beside each other were skipped in any order
+    return type(event).__name__, *said, *skipped, type(error).__name__, getattr(event, "delay", None)
+
+
+def facts(events: Sequence[Event], step: str | None = None) -> list[tuple[Any, ...]]:
+    """What was told of a step (None: of everything), in order."""
+    foreign = {"WorkflowRegistered", "RunSubmitted"}
+    return [
+        fact(event)
+        for event in events
+        if type(event).__name__ not in foreign and (step is None or getattr(event, "step", None) == step)
+    ]
+
+
+def reports(run: Run) -> dict[str, Any]:
+    return {name: (r.status, r.attempts, r.undo, r.landed_late) for name, r in run.steps.items()}
+
+
+def order_broken(spec: Spec, events: Sequence[Event]) -> Iterator[str]:
+    """Where the partial order that every driver must keep is broken: do after what it depends on, undo before."""
+    index: dict[tuple[str, str], int] = {}
+    for number, event in enumerate(events):
+        index.setdefault((type(event).__name__, getattr(event, "step", "")), number)
+    for step in spec.steps:
+        for other in step.depends_on:
+            over = index.get(("StepFinished", other), index.get(("StepSkipped", other)))
+            if ("StepReady", step.name) in index and (over is None or over > index["StepReady", step.name]):
+                yield f"{step.name} before {other}"
+            first, then = index.get(("CompensationFinished", step.name)), index.get(("CompensationStarted", other))
+            if first is not None and then is not None and first > then:
+                yield f"{other} is undone before {step.name}"
+    last = max((number for (kind, _), number in index.items() if kind == "StepFinished"), default=0)
+    if any(kind == "CompensationStarted" and number < last for (kind, _), number in index.items()):
+        yield "undone before all was over"
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_drivers_agree(driver: str, kind: str) -> None:
+    numbers = [number for number in range(CORPUS) if KINDS[number % len(KINDS)] == kind]
+    with no_waiting():
+        for number in numbers:
+            _, spec = corpus(number)
+            here = f"workflow {number} of the corpus ({kind}), {driver}"
+            expected, told = simulated(spec), driven(driver, spec)
+            alone = driven(driver, spec, watched=False)
+            assert expected.run is not None
+            for step in spec.steps:
+                assert facts(told.events, step.name) == facts(expected.events, step.name), f"{here}: step {step.name}"
+            for one in (expected, told):
+                assert not list(order_broken(spec, one.events)), here
+            if kind in TOTAL:
+                assert facts(told.events) == facts(expected.events), here
+            else:
+                assert sorted(map(str, facts(told.events))) == sorted(map(str, facts(expected.events))), here
+            for one in (told, alone):
+                effects = [(e.what, e.step, e.attempt, e.did) for e in one.effects]
+                wanted = [(e.what, e.step, e.attempt, e.did) for e in expected.effects]
+                assert effects == wanted if kind in TOTAL else sorted(effects) == sorted(wanted), here
+                if one.run is None:
+                    continue
+                assert (one.run.status, one.run.failed_step) == (expected.run.status, expected.run.failed_step), here
+                assert type(one.run.error) is type(expected.run.error), here
+                assert (one.run.results, one.run.held) == (expected.run.results, expected.run.held), here
+                assert set(one.run.undone) == set(expected.run.undone), here
+                assert reports(one.run) == reports(expected.run), here
+                if kind in TOTAL:
+                    assert one.run.undone == expected.run.undone, here
+
+
+def test_the_corpus_meets_what_can_go_wrong() -> None:
+    statuses = [simulated(corpus(number)[1]).run for number in range(CORPUS)]
+    seen = {str(run.status) for run in statuses if run is not None}
+    assert seen == {"success", "failure", "compensated", "compensation_failed", "incomplete"}
+    assert sum(bool(corpus(number)[1].faults) for number in range(CORPUS)) > 8

@@ -1,0 +1,36 @@
+"""That the simulation can fail: protocols that break a promise each, every one of which a few hundred seeds must find."""
+
+import pytest
+
+from .model import judged_twice
+from .mutants import MUTANTS, Mutant, applied
+from .specs import from_seed, tried
+
+SEEDS = 600
+
+
+def found_by(seeds: int) -> int | None:
+    """The first of so many seeds that finds a promise broken."""
+    for seed in range(seeds):
+        try:
+            if judged_twice(tried(from_seed(seed))):
+                return seed
+        except Exception:  # a mutant may break anything
+            return seed
+    return None
+
+
+def test_there_are_enough_mutants() -> None:
+    assert len(MUTANTS) >= 25
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")  # a mutant may forget one
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_is_caught(mutant: Mutant) -> None:
+    with applied(mutant):
+        assert found_by(SEEDS) is not None, f"nobody notices: {mutant.name}"
+
+
+def test_without_a_mutant_nothing_is_found() -> None:
+    assert found_by(SEEDS) is None
