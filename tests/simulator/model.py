@@ -219,13 +219,13 @@ class Story:
     def failed_whens(self) -> list[Any]:
         return [call for call in self.calls if call.what == "when" and call.failed and call.given_up is None]
 
-    def stopped_at(self) -> float | None:
-        """The first moment at which nothing new may start any more."""
-        moments = [part.finished.at for _, part in self.failures()]
+    def stopped_at(self, without: str | None = None) -> float | None:
+        """The first moment at which nothing new may start any more; `without`: leaving one step's own failure aside."""
+        moments = [part.finished.at for name, part in self.failures() if name != without]
         moments += [call.ended for call in self.failed_whens() if call.ended is not None]
         if self.trial.simulation.cancelled is not None:
             moments.append(self.trial.simulation.cancelled)
-        if self.run.failed_step is not None and isinstance(_cause(self.run.error), RunTimeout):
+        if self.run.failed_step not in {None, without} and isinstance(_cause(self.run.error), RunTimeout):
             assert self.deadline is not None
             moments.append(max(self.deadline, self.began))
         return min(moments, default=None)
@@ -248,6 +248,17 @@ class Story:
             if step.undo is not None and (outcome is Status.SUCCESS or outcome in UNKNOWN or attempted):
                 names.append(name)
         return names
+
+    def undos_by_the_end(self) -> list[Part]:
+        """The undo of each undone step that counts: the last one that ended before its run."""
+        ended = [[part for part in h.undos if 0 <= part.end < self.ended_at] for h in self.histories.values()]
+        return [parts[-1] for parts in ended if parts]
+
+    def landings(self, name: str) -> list[Any]:
+        """The calls of a step that came back with a result after they had been given up: its effect stands."""
+        what = "await" if self.steps[name].form == "answers" else "do"  # the function alone has done nothing yet
+        mine = [c for c in self.calls if c.step == name and c.what == what and not c.failed]
+        return [c for c in mine if c.given_up is not None and c.ended is not None]
 
     def ancestors(self, name: str) -> set[str]:
         found: set[str] = set()
@@ -454,12 +465,14 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             resumed = landed if waited and landed is not None else ended.at + s.spec.grace
             if may and waited and call is not None and not call.failed:
                 may = must = False
-                in_time = landed < ended.at + s.spec.grace - EPS and (stopped is None or stopped > landed + EPS)
+                others = s.stopped_at(without=step.name) if undo is None else None
+                in_time = landed < ended.at + s.spec.grace - EPS and (others is None or others > landed + EPS)
                 if finish.outcome is not Status.SUCCESS and in_time:
                     yield f"{name}: landed with a result while it was waited for, but ended as {finish.outcome}"
             elif not waited:
                 may = must = False
-        if stopped is not None and resumed >= stopped - EPS:
+        others = s.stopped_at(without=step.name) if undo is None else None
+        if others is not None and resumed >= others - EPS:
             must = False
         for final in (until, s.deadline if undo is None else None):
             if final is not None and resumed + high >= final - EPS:
@@ -614,7 +627,7 @@ def ending(s: Story) -> Iterator[str]:
     run = s.run
     ended = s.events[s.ended_at] if s.ended_at < len(s.events) else None
     stopped = s.stopped_at()
-    undos = [part for h in s.histories.values() for part in h.undos if 0 <= part.end < s.ended_at]
+    undos = s.undos_by_the_end()
     good = [part for part in undos if part.finished.outcome is Status.SUCCESS]
     if stopped is None:
         expected = Status.SUCCESS
@@ -634,8 +647,8 @@ def ending(s: Story) -> Iterator[str]:
         yield f"the key is {'' if run.held else 'not '}held, though the run is {expected}"
     if (run.error is None) is not (expected is Status.SUCCESS):
         yield f"the run is {expected} with {run.error!r}"
-    names = sorted({part.finished.step: part.end for part in good}.items(), key=lambda pair: pair[1])
-    if list(run.undone) != [name for name, _ in names]:
+    names = [part.finished.step for part in sorted(good, key=lambda part: part.end)]
+    if list(run.undone) != names:
         yield f"undone says {run.undone}, it was {names}"
     if expected is Status.SUCCESS:
         for name, history in s.histories.items():
@@ -653,7 +666,7 @@ def _error(s: Story) -> Iterator[str]:
     if (run.status is Status.COMPENSATION_FAILED and not base) is not isinstance(run.error, CompensationFailed):
         yield f"the run is {run.status} with {run.error!r}"
     if isinstance(run.error, CompensationFailed):
-        bad = {name for name, report in run.steps.items() if report.undo_error is not None}
+        bad = {part.finished.step for part in s.undos_by_the_end() if part.finished.outcome is not Status.SUCCESS}
         if set(run.error.failures) != bad or run.error.run is not run:
             yield f"CompensationFailed tells of {set(run.error.failures)}, it was {bad}"
     failures = s.failures()
@@ -699,8 +712,7 @@ def undoing(s: Story) -> Iterator[str]:
     if sorted(undone) != sorted(expected):
         yield f"{sorted(expected)} had to be undone, {sorted(undone)} were"
     for name, history in s.histories.items():
-        landings = [c for c in s.calls if c.step == name and c.what == "do" and c.given_up is not None and not c.failed]
-        landings = [c for c in landings if c.ended is not None]
+        landings = s.landings(name)
         begins = [c.began for c in s.calls if c.step == name and c.what == "undo" and c.attempt == 1]
         again = sum(begins[0] <= c.ended + EPS for c in landings) if begins else 0
         if len(history.undos) > 1 + again:
@@ -751,7 +763,12 @@ def late_landings(s: Story) -> Iterator[str]:
                 fits = [c for c in given_up if c.attempt == event.attempt and c.ended is not None]
                 if not fits:
                     yield f"{name}: told to land late, but it did not"
-                elif not any((event.outcome is Status.SUCCESS) is not c.failed and event.late >= -EPS for c in fits):
+                    continue
+                if not any(abs(event.late - (c.ended - c.given_up)) < EPS for c in fits):
+                    yield f"{name}: landed {fits[0].ended - fits[0].given_up} s late, told as {event.late}"
+                if s.steps[name].form != "answers" and not any(
+                    (event.outcome is Status.SUCCESS) is not c.failed for c in fits
+                ):
                     yield f"{name}: told to land late with {event.outcome}"
             if len(told) > len(given_up):
                 yield f"{what} {name}: landed late {len(given_up)} times at most, told {numbers}"

@@ -32,13 +32,8 @@ MUTANTS = (
     M("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
     M("drop the last undo", "undo", "while x.to_undo:", "while len(x.to_undo) > 1:"),
     M("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
-    M("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "tell_landed(x)"),
-    M(
-        "parallel undo in definition order",
-        "execution",
-        "for index in reversed(self.plan.nodes)",
-        "for index in self.plan.nodes",
-    ),
+    M("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "collect_landed(x)"),
+    M("parallel undo in definition order", "execution", "if not node.successors])", "])"),
     M(
         "parallel undo does not wait for dependants",
         "execution",
@@ -72,20 +67,20 @@ MUTANTS = (
     M(
         "a step that landed late is not undone",
         "undo",
-        "if outcome[1] is None and not call.shielded",
-        "if outcome[1] is not None and not call.shielded",
+        "return effect and call.node",
+        "return not effect and call.node",
     ),
     M(
         "a failed undo ends the undoing",
         "undo",
-        "        x.undo_errors[node.name] = error",
-        "        x.undo_errors[node.name] = error\n        x.to_undo.clear()",
+        "        x.undo_errors[node.name] = error\n        return",
+        "        x.undo_errors[node.name] = error\n        x.to_undo.clear()\n        return",
     ),
     M(
         "a failed undo counts as done",
         "undo",
-        "    if error is None:\n        x.undone.append",
-        "    if True:\n        x.undone.append",
+        "    if error is not None:\n        x.undo_errors[node.name] = error\n        return\n",
+        "",
     ),
     M(
         "an undo is tried once",
@@ -113,17 +108,17 @@ MUTANTS = (
     M(
         "start before the last dependency",
         "execution",
-        "                if not self.counts[index]:\n                    ready.append(index)\n                    if freed",
-        "x",
+        "                counts[index] -= 1\n                if not counts[index]:",
+        "                counts[index] -= 1\n                if counts[index] >= 0:",
     ),
     M("a sibling in backoff tries again after a failure", "steps", "return x.stopped and not undo", "return False"),
     M(
         "last come, first started",
         "execution",
-        "return self.plan.nodes[self.ready.popleft()]",
-        "return self.plan.nodes[self.ready.pop()]",
+        "                return self.plan.nodes[ready.popleft()]",
+        "                return self.plan.nodes[ready.pop()]",
     ),
-    M("max_parallel is ignored", "execution", "if not self.ready or self.running >= self.limit:", "if not self.ready:"),
+    M("max_parallel is ignored", "execution", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
     M("nobody helps", "steps", "if x.ready and not x.waking and x.wants_help():", "if False:"),
     M("skipped steps are run", "steps", "return None if answer else End(Status.SKIPPED, None, None, 0)", "return None"),
     M(
@@ -146,10 +141,16 @@ MUTANTS = (
     M("attempts are told wrong", "steps", "allowed = 1 if retry is None else retry.attempts", "allowed = 1"),
     M("Fatal is tried again", "retry", "isinstance(error, Fatal) or", "isinstance(error, ZeroDivisionError) or"),
     M(
+        "RetryAfter is fatal",
+        "retry",
+        "if isinstance(error, RetryAfter):\n",
+        "if isinstance(error, ZeroDivisionError):\n",
+    ),
+    M(
         "RetryAfter is ignored",
         "retry",
-        "if isinstance(error, RetryAfter):",
-        "if isinstance(error, ZeroDivisionError):",
+        'return Pause(seconds(max(0, error.seconds), "RetryAfter(seconds)"), "retry_after")',
+        "return self._policy(attempt, random)",
     ),
     M("max_elapsed is ignored", "retry", "elapsed + pause.delay > self.max_elapsed", "False"),
     M(
@@ -228,6 +229,7 @@ MUTANTS = (
         "return Status.FAILURE, cancelled",
         "return Status.CANCELLED, error",
     ),
+    M("a retry that is due is not made", "steps", "if pause is None or (", "if pause is not None or ("),
     # how it ends
     M(
         "success with steps unrun",
