@@ -285,7 +285,7 @@ class _Simulator:
         self.calls.append(trace)
         fault = self._fault(call)
         takes = self._random.random()
-        if fault in {Fault.TIMEOUT, Fault.STUCK}:
+        if fault is Fault.TIMEOUT or fault is Fault.STUCK:
             limit = call.timeout if call.timeout is not None else 0.0
             takes = limit + self._random.random() * self._settings.grace * 0.9 if fault is Fault.TIMEOUT else _FOREVER
             self._after(limit, partial(self._strike_out, call, fault))
@@ -308,7 +308,7 @@ class _Simulator:
         return fault
 
     def _performed(self, call: Call, fault: Fault | None) -> Outcome:
-        if fault in {Fault.FAIL_BEFORE, Fault.UNDO_FAILS}:
+        if fault is Fault.FAIL_BEFORE or fault is Fault.UNDO_FAILS:
             self.fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
         try:

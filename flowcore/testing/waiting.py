@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from ..retry import waits
@@ -11,7 +11,7 @@ __all__ = ["no_waiting"]
 
 
 @contextmanager
-def no_waiting() -> Iterator[None]:
+def no_waiting() -> Generator[None]:
     """Runs begun inside retry at once, whatever their backoff says; all else, events included, is as ever.
 
     Works by a context variable: other threads and tasks are not affected, except those begun from here.

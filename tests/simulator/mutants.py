@@ -23,272 +23,272 @@ class Mutant:
     new: str
 
 
-def M(name: str, module: str, old: str, new: str) -> Mutant:
+def m(name: str, module: str, old: str, new: str) -> Mutant:
     return Mutant(name, f"flowcore.{'' if module == 'retry' else '_protocol.'}{module}", old, new)
 
 
 MUTANTS = (
     # what is undone, and in which order
-    M("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
-    M("drop the last undo", "undo", "while x.to_undo:", "while len(x.to_undo) > 1:"),
-    M("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
-    M("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "collect_landed(x)"),
-    M("parallel undo in definition order", "execution", "if not node.successors])", "])"),
-    M(
+    m("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
+    m("drop the last undo", "undo", "while x.to_undo:", "while len(x.to_undo) > 1:"),
+    m("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
+    m("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "collect_landed(x)"),
+    m("parallel undo in definition order", "execution", "if not node.successors])", "])"),
+    m(
         "parallel undo does not wait for dependants",
         "execution",
         "[len(node.successors) for node in self.plan.nodes]",
         "[min(1, len(node.successors)) for node in self.plan.nodes]",
     ),
-    M(
+    m(
         "steps of unknown outcome are not undone",
         "steps",
         "(end.status is not Status.FAILURE or node.undo_attempted)",
         "node.undo_attempted",
     ),
-    M(
+    m(
         "steps that raised are always undone",
         "steps",
         "(end.status is not Status.FAILURE or node.undo_attempted)",
         "True",
     ),
-    M(
+    m(
         "undo=attempted is ignored",
         "steps",
         "(end.status is not Status.FAILURE or node.undo_attempted)",
         "end.status is not Status.FAILURE",
     ),
-    M(
+    m(
         "done steps are not undone",
         "execution",
         "if node.compensation is not None:\n                self.to_undo.append(node)\n            return self._after",
         "if node.compensation is None:\n                self.to_undo.append(node)\n            return self._after",
     ),
-    M(
+    m(
         "a step that landed late is not undone",
         "undo",
         "return effect and call.node",
         "return not effect and call.node",
     ),
-    M(
+    m(
         "a failed undo ends the undoing",
         "undo",
         "        x.undo_errors[node.name] = error\n        return",
         "        x.undo_errors[node.name] = error\n        x.to_undo.clear()\n        return",
     ),
-    M(
+    m(
         "a failed undo counts as done",
         "undo",
         "    if error is not None:\n        x.undo_errors[node.name] = error\n        return\n",
         "",
     ),
-    M(
+    m(
         "an undo is tried once",
         "undo",
         "undo.fn, undo.retry, undo.timeout, told, undo=True",
         "undo.fn, None, undo.timeout, told, undo=True",
     ),
-    M(
+    m(
         "an undo has no timeout",
         "undo",
         "undo.fn, undo.retry, undo.timeout, told, undo=True",
         "undo.fn, undo.retry, None, told, undo=True",
     ),
-    M("the wrong trigger", "undo", 'x.failed_step or "cancelled"', "node.name"),
-    M("undos all have number one", "execution", "self.undo_order += 1", "self.undo_order = 1"),
-    M("undo is cancelled with its run", "steps", "return x.stopped and not undo", "return x.stopped"),
-    M("an undo has a deadline", "steps", "(x.deadline is not None and not undo)", "x.deadline is not None"),
+    m("the wrong trigger", "undo", 'x.failed_step or "cancelled"', "node.name"),
+    m("undos all have number one", "execution", "self.undo_order += 1", "self.undo_order = 1"),
+    m("undo is cancelled with its run", "steps", "return x.stopped and not undo", "return x.stopped"),
+    m("an undo has a deadline", "steps", "(x.deadline is not None and not undo)", "x.deadline is not None"),
     # what starts
-    M(
+    m(
         "start after a failure",
         "execution",
         "        if not self.stopped:\n            counts, ready",
         "        if True:\n            counts, ready",
     ),
-    M(
+    m(
         "start before the last dependency",
         "execution",
         "                counts[index] -= 1\n                if not counts[index]:",
         "                counts[index] -= 1\n                if counts[index] >= 0:",
     ),
-    M("a sibling in backoff tries again after a failure", "steps", "return x.stopped and not undo", "return False"),
-    M(
+    m("a sibling in backoff tries again after a failure", "steps", "return x.stopped and not undo", "return False"),
+    m(
         "last come, first started",
         "execution",
         "                return self.plan.nodes[ready.popleft()]",
         "                return self.plan.nodes[ready.pop()]",
     ),
-    M("max_parallel is ignored", "execution", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
-    M("nobody helps", "steps", "if x.ready and not x.waking and x.wants_help():", "if False:"),
-    M("skipped steps are run", "steps", "return None if answer else End(Status.SKIPPED, None, None, 0)", "return None"),
-    M(
+    m("max_parallel is ignored", "execution", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
+    m("nobody helps", "steps", "if x.ready and not x.waking and x.wants_help():", "if False:"),
+    m("skipped steps are run", "steps", "return None if answer else End(Status.SKIPPED, None, None, 0)", "return None"),
+    m(
         "when= is turned around",
         "steps",
         "return None if answer else End(Status.SKIPPED, None, None, 0)",
         "return None if not answer else End(Status.SKIPPED, None, None, 0)",
     ),
-    M(
+    m(
         "dependants of a skipped step never run",
         "execution",
         "            return self._after(node, freed)\n\n    def _after",
         "            self.running -= 1\n\n    def _after",
     ),
-    M("on_failure=cancel is ignored", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = False"),
-    M("siblings are always cancelled", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = True"),
+    m("on_failure=cancel is ignored", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = False"),
+    m("siblings are always cancelled", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = True"),
     # attempts
-    M("one attempt too few", "steps", "pause = retry.after(number,", "pause = retry.after(number + 1,"),
-    M("one attempt too many", "steps", "pause = retry.after(number,", "pause = retry.after(number - 1,"),
-    M("attempts are told wrong", "steps", "allowed = 1 if retry is None else retry.attempts", "allowed = 1"),
-    M("Fatal is tried again", "retry", "isinstance(error, Fatal) or", "isinstance(error, ZeroDivisionError) or"),
-    M(
+    m("one attempt too few", "steps", "pause = retry.after(number,", "pause = retry.after(number + 1,"),
+    m("one attempt too many", "steps", "pause = retry.after(number,", "pause = retry.after(number - 1,"),
+    m("attempts are told wrong", "steps", "allowed = 1 if retry is None else retry.attempts", "allowed = 1"),
+    m("Fatal is tried again", "retry", "isinstance(error, Fatal) or", "isinstance(error, ZeroDivisionError) or"),
+    m(
         "RetryAfter is fatal",
         "retry",
         "if isinstance(error, RetryAfter):\n",
         "if isinstance(error, ZeroDivisionError):\n",
     ),
-    M(
+    m(
         "RetryAfter is ignored",
         "retry",
         'return Pause(seconds(max(0, error.seconds), "RetryAfter(seconds)"), "retry_after")',
         "return self._policy(attempt, random)",
     ),
-    M("max_elapsed is ignored", "retry", "elapsed + pause.delay > self.max_elapsed", "False"),
-    M(
+    m("max_elapsed is ignored", "retry", "elapsed + pause.delay > self.max_elapsed", "False"),
+    m(
         "max_delay is ignored",
         "retry",
         "return min(self.initial * self.factor ** (n - 1), self.max_delay)",
         "return self.initial * self.factor ** (n - 1)",
     ),
-    M("on= is ignored", "retry", "if isinstance(error, on) else None", "if isinstance(error, object) else None"),
-    M("the backoff does not grow", "retry", "self.factor ** (n - 1)", "self.factor ** 0"),
-    M(
+    m("on= is ignored", "retry", "if isinstance(error, on) else None", "if isinstance(error, object) else None"),
+    m("the backoff does not grow", "retry", "self.factor ** (n - 1)", "self.factor ** 0"),
+    m(
         "no jitter",
         "retry",
         "self.bound(n) * random() if self.jitter else self.bound(n)",
         "self.bound(n) * 1.5 if self.jitter else self.bound(n)",
     ),
-    M(
+    m(
         "the number of attempts is told wrong",
         "steps",
         "return End(Status.SUCCESS, value, None, number)",
         "return End(Status.SUCCESS, value, None, 1)",
     ),
-    M(
+    m(
         "elapsed time is forgotten",
         "steps",
         "elapsed = 0.0 if started is None else settings.clock() - started",
         "elapsed = 0.0",
     ),
-    M("no waiting between attempts", "steps", "if pause.delay and x.context.get(waits, True):", "if False:"),
-    M(
+    m("no waiting between attempts", "steps", "if pause.delay and x.context.get(waits, True):", "if False:"),
+    m(
         "two attempts at once",
         "steps",
         "landed = error.call.landed or (yield Landing(error.call, settings.grace))",
         "landed = (None, Exception())",
     ),
-    M(
+    m(
         "what landed in time is thrown away",
         "steps",
         "                return End(Status.SUCCESS, landed[0], None, number)",
         "                return End(status, None, failure, number)",
     ),
-    M(
+    m(
         "cancelled counts as done",
         "steps",
         'return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")',
         'return Status.SUCCESS, StepCancelled(f"{what} was cancelled while it ran.")',
     ),
-    M(
+    m(
         "a cancelled step is tried again",
         "steps",
         "retry is not None and status is not Status.CANCELLED and (undo or not x.stopped)",
         "retry is not None",
     ),
-    M(
+    m(
         "step_timeout is ignored",
         "steps",
         "until = None if step_timeout is None or started is None else started + step_timeout",
         "until = None",
     ),
-    M(
+    m(
         "the deadline is ignored",
         "steps",
         '(x.deadline, "deadline") if x.deadline is not None and not undo else None',
         '(now + 1e6, "deadline")',
     ),
-    M(
+    m(
         "the longest limit counts",
         "steps",
         "moment, name = min(limit for limit in limits",
         "moment, name = max(limit for limit in limits",
     ),
-    M("SystemExit is an ordinary failure", "steps", "if isinstance(error, Exception) or undo:", "if True:"),
-    M(
+    m("SystemExit is an ordinary failure", "steps", "if isinstance(error, Exception) or undo:", "if True:"),
+    m(
         "CancelledError out of a step cancels its run",
         "steps",
         "return Status.FAILURE, cancelled",
         "return Status.CANCELLED, error",
     ),
-    M("a retry that is due is not made", "steps", "if pause is None or (", "if pause is not None or ("),
+    m("a retry that is due is not made", "steps", "if pause is None or (", "if pause is not None or ("),
     # how it ends
-    M(
+    m(
         "success with steps unrun",
         "execution",
         "            if not self.stopped:\n                self.finished = Status.SUCCESS\n            return not self.stopped",
         "            self.finished = Status.SUCCESS\n            return True",
     ),
-    M("held is forgotten", "run", "held=status is Status.COMPENSATION_FAILED", "held=False"),
-    M("the pivot is ignored", "steps", "x.past_pivot = True", "x.past_pivot = False"),
-    M(
+    m("held is forgotten", "run", "held=status is Status.COMPENSATION_FAILED", "held=False"),
+    m("the pivot is ignored", "steps", "x.past_pivot = True", "x.past_pivot = False"),
+    m(
         "the last error is raised, not the first",
         "execution",
         "        if first:\n            self.undone",
         "        self.error, self.failed_step = error, step\n        if first:\n            self.undone",
     ),
-    M(
+    m(
         "the end of the run is not told",
         "run",
         "    if told is not None:\n        tell.run_finished(x, told, status, error)",
         "    if told is None:\n        tell.run_finished(x, told, status, error)",
     ),
-    M(
+    m(
         "the end of a step is not told",
         "steps",
         "        tell.step_finished(x, node, told, end.status",
         "        end.error is None and tell.step_finished(x, node, told, end.status",
     ),
-    M(
+    m(
         "the end of an attempt is told as a failure",
         "steps",
         "number, allowed, Status.SUCCESS, None, undo=undo",
         "number, allowed, Status.FAILURE, None, undo=undo",
     ),
-    M(
+    m(
         "late landings are not told",
         "undo",
         "    tell.landed_late(x, call",
         "    x.parked and tell.landed_late(x, call",
     ),
-    M(
+    m(
         "the finish is not stored",
         "run",
         '    if x.claimed:\n        yield Ask("finish", _record(x, finished))',
         '    if x.parked:\n        yield Ask("finish", _record(x, finished))',
     ),
-    M(
+    m(
         "the key's generation does not rise",
         "run",
         "x.generation, x.fence = claimed.generation, claimed.fence",
         "x.generation, x.fence = 0, claimed.fence",
     ),
-    M(
+    m(
         "done steps are done again past the pivot",
         "run",
         "report.status in {Status.SUCCESS, Status.SKIPPED}",
         "report.status in {Status.SKIPPED}",
     ),
-    M("an undo has its step's key", "execution", '"undo" if undo else "do"', '"do"'),
-    M("two steps have one key", "execution", 'step, "undo" if undo', '"", "undo" if undo'),
+    m("an undo has its step's key", "execution", '"undo" if undo else "do"', '"do"'),
+    m("two steps have one key", "execution", 'step, "undo" if undo', '"", "undo" if undo'),
 )
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from flowcore import AsyncEngine, Context, Engine, Retry, Workflow
@@ -23,8 +24,8 @@ WARM = 5
 
 def rss() -> float:
     """Resident memory of this process, in MB."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def workflows(kind: str) -> list[Workflow]:

@@ -52,13 +52,14 @@ class Drawn:
         self._draw = draw
 
     def integer(self, low: int, high: int) -> int:
-        return self._draw(st.integers(low, high))
+        number: int = self._draw(st.integers(low, high))
+        return number
 
     def choice(self, options: Sequence[T]) -> T:
-        return options[self._draw(st.integers(0, len(options) - 1))]
+        return options[self.integer(0, len(options) - 1)]
 
     def chance(self, percent: int) -> bool:
-        return self._draw(st.integers(0, 99)) >= 100 - percent  # shrinks to no
+        return self.integer(0, 99) >= 100 - percent  # shrinks to no
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,8 @@ def drawn(draw: Draw, seed: int) -> Spec:
     steps: list[StepSpec] = []
     for index in range(count):
         names = [step.name for step in steps]
-        if density == 100:
-            depends = tuple(names[-1:])  # a chain
-        else:
-            depends = tuple(name for name in names if draw.chance(density))
+        chain = density == 100
+        depends = tuple(names[-1:]) if chain else tuple(name for name in names if draw.chance(density))
         steps.append(
             StepSpec(
                 chr(ord("a") + index),

@@ -1,0 +1,215 @@
+"""Mutation testing of flowcore._protocol: `python -m tests.simulator.mutate [module ...] [--jobs N] [--every N]`.
+
+Not part of the normal test run. Makes every mutant that a few small changes of the source give (comparisons turned,
+conditions negated, constants moved, statements left out, ...), one at a time, and lets the simulation judge it: first a
+few hundred seeds in a forked process, then, for the few that survive, the tests of tests/core and tests/simulator. Ends
+with what survived and the share that was killed.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import mutants
+from .test_mutants import found_by
+
+MODULES = ("states", "run", "steps", "undo", "execution", "tell", "sprint")
+SEEDS = 400
+PATIENCE = 40
+"""seconds for the seeds: a mutant that hangs is caught"""
+TESTS_PATIENCE = 300
+
+
+@dataclass
+class Mutation:
+    module: str
+    line: int
+    what: str
+    tree: ast.Module
+
+
+SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
+    """What may become of a node, in words; None: the statement is left out."""
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in SWAPS:
+            new = copy.copy(node)
+            new.ops = [SWAPS[type(op)]()]
+            yield f"{type(op).__name__} -> {type(new.ops[0]).__name__}", new
+        case ast.BinOp() | ast.BoolOp() if type(node.op) in SWAPS:
+            other: Any = copy.copy(node)
+            other.op = SWAPS[type(node.op)]()
+            yield f"{type(node.op).__name__} -> {type(other.op).__name__}", other
+        case ast.AugAssign() if type(node.op) in SWAPS:
+            changed = copy.copy(node)
+            changed.op = SWAPS[type(node.op)]()
+            yield f"{type(node.op).__name__}= -> {type(changed.op).__name__}=", changed
+        case ast.UnaryOp(op=ast.Not()):
+            yield "not left out", node.operand
+        case ast.If() | ast.While() | ast.IfExp():
+            turned: Any = copy.copy(node)
+            turned.test = ast.UnaryOp(ast.Not(), node.test)
+            yield f"{type(node).__name__.lower()} negated", turned
+        case ast.Constant(value=bool() as truth):
+            yield f"{truth} -> {not truth}", ast.Constant(not truth)
+        case ast.Constant(value=int() | float() as number):
+            yield f"{number} -> {number + 1}", ast.Constant(number + 1)
+        case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant | ast.Tuple):
+            yield "return None", ast.Return(ast.Constant(None))
+        case ast.Assign() | ast.AugAssign() | ast.Raise() | ast.Continue():
+            yield f"{type(node).__name__.lower()} left out", None
+        case ast.Expr(value=ast.Call() | ast.Yield() | ast.YieldFrom()):
+            yield "statement left out", None
+        case _:
+            pass
+
+
+def skipped(node: ast.AST) -> bool:
+    """What is no behaviour: imports, annotations, declarations and words for people."""
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr | ast.AnnAssign | ast.ClassDef | ast.Assert):
+        return True
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def mutations(module: str) -> Iterator[Mutation]:
+    """Every mutant of a module, one change each, inside its functions."""
+    live: Any = importlib.import_module(f"flowcore._protocol.{module}")
+    source = mutants.source_of(live)
+
+    def inside(tree: ast.AST, path: tuple[Any, ...], *, function: bool) -> Iterator[tuple[tuple[Any, ...], ast.AST]]:
+        for name, value in ast.iter_fields(tree):
+            many = value if isinstance(value, list) else [value]
+            for index, child in enumerate(many):
+                if not isinstance(child, ast.AST) or name in {"decorator_list", "returns", "annotation"}:
+                    continue
+                if name == "args" and not isinstance(tree, ast.Call):  # a function's parameters
+                    continue
+                if skipped(child) and not isinstance(child, ast.ClassDef):
+                    continue
+                here = (*path, (name, index if isinstance(value, list) else None))
+                is_function = function or isinstance(child, ast.FunctionDef)
+                if function:
+                    yield here, child
+                yield from inside(child, here, function=is_function)
+
+    base = ast.parse(source)
+    for path, node in list(inside(base, (), function=False)):
+        for what, _ in list(changes(node)):
+            tree = copy.deepcopy(base)
+            parent: Any = tree
+            for name, index in path[:-1]:
+                parent = getattr(parent, name) if index is None else getattr(parent, name)[index]
+            name, index = path[-1]
+            target = getattr(parent, name) if index is None else getattr(parent, name)[index]
+            new = next(made for said, made in changes(target) if said == what)
+            filled = ast.copy_location(ast.Pass(), target) if new is None else ast.copy_location(new, target)
+            if index is None:
+                setattr(parent, name, filled)
+            else:
+                getattr(parent, name)[index] = filled
+            yield Mutation(module, getattr(node, "lineno", 0), what, ast.fix_missing_locations(tree))
+
+
+def in_a_fork(act: Any, patience: float) -> int:
+    """The exit status of `act()` in a forked process; 99 where it takes too long."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        status = 98
+        with contextlib.suppress(BaseException):
+            status = act()
+        os._exit(status)
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return 99
+
+
+def killed(mutation: Mutation, tests: list[str]) -> str | None:
+    """Who noticed the mutant; None: nobody."""
+    module: Any = importlib.import_module(f"flowcore._protocol.{mutation.module}")
+    code = compile(mutation.tree, str(module.__file__), "exec")
+
+    def seeds() -> int:
+        with mutants.swapped(module, code):
+            return 1 if found_by(SEEDS) is not None else 0
+
+    def suite() -> int:
+        import pytest
+
+        with mutants.swapped(module, code):
+            return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]))
+
+    if in_a_fork(seeds, PATIENCE):
+        return "seeds"
+    return "tests" if tests and in_a_fork(suite, TESTS_PATIENCE) else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("modules", nargs="*", default=list(MODULES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--every", type=int, default=1, help="only every so many mutants")
+    parser.add_argument("--seeds-only", action="store_true")
+    options = parser.parse_args()
+    here = Path(__file__).parent
+    tests = (
+        []
+        if options.seeds_only
+        else [str(here.parent / "core"), str(here / "test_agreement.py"), str(here / "test_testing.py")]
+    )
+    if found_by(SEEDS) is not None:
+        sys.exit("the seeds find something without any mutant: mend that first")
+    todo = [mutation for module in options.modules for mutation in mutations(module)][:: options.every]
+    print(f"{len(todo)} mutants", flush=True)
+    count: dict[str | None, int] = {}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutation, by in zip(todo, pool.map(lambda one: killed(one, tests), todo), strict=True):
+            count[by] = count.get(by, 0) + 1
+            if by is None:
+                print(f"survived: {mutation.module}.py:{mutation.line}: {mutation.what}", flush=True)
+    dead = len(todo) - count.get(None, 0)
+    print(
+        f"{dead} of {len(todo)} killed, {dead / len(todo):.1%}; by seeds {count.get('seeds', 0)}, by tests {count.get('tests', 0)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
