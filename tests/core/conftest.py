@@ -210,6 +210,15 @@ class Gate(threading.Event):
         """As a step: wait until it is opened."""
         self.wait()
 
+    def then(self, other: "Gate") -> Callable[[Context], None]:
+        """A step that opens this gate, then waits at the other one."""
+
+        def step(ctx: Context) -> None:
+            self.set()
+            other.wait()
+
+        return step
+
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:

@@ -1,6 +1,5 @@
 """Ctrl-C in the thread that called Engine.run (semantics 8), at every moment at which Python may deliver it."""
 
-import contextlib
 import dis
 import gc
 import itertools
@@ -15,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 import flowcore
-from flowcore import Context, Engine, IdempotencyHeld, Status, Workflow
+from flowcore import Backoff, Context, Engine, IdempotencyHeld, Retry, Status, Workflow
+from flowcore.events import BackoffStarted
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Gate, Ledger, notes, until
@@ -41,7 +41,7 @@ class Strike:
         self._left = moment
         self._last: tuple[FrameType, int] | None = None
 
-    def __enter__(self) -> "Strike":
+    def __enter__(self) -> Self:
         gc.disable()  # finalizers that happen to run here are not what is tested
         sys.settrace(self._called)
         return self
@@ -121,6 +121,7 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
     fails: bool, key: str | None, hooks: tuple[Any, ...]
 ) -> None:
     problems: list[str] = []
+    moment = 0
     for moment in itertools.count(1):
         ledger, store = Ledger(), MemoryStore()
         engine, wf, raised = Engine(store=store, hooks=hooks), saga(ledger, fails=fails), None
@@ -128,7 +129,7 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
         try:
             with strike:
                 engine.run(wf, idempotency_key=key)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - judged below
             raised = error
         if not strike.struck:
             engine.close()
@@ -145,15 +146,17 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
 @pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
 def test_a_second_ctrl_c_at_any_moment_leaves_the_key_free_or_held(key: str | None, hooks: tuple[Any, ...]) -> None:
     problems: list[str] = []
+    moment = 0
     for moment in itertools.count(1):
         ledger, store = Ledger(), MemoryStore()
         engine, wf, raised = Engine(store=store, hooks=hooks), saga(ledger, fails=False), None
         strike = Strike(moment)
 
         def first(ctx: Context, strike: Strike = strike) -> None:
-            with contextlib.ExitStack() as stack:
-                stack.callback(strike.__enter__)
+            try:
                 signal.raise_signal(signal.SIGINT)
+            finally:
+                strike.__enter__()  # from here on, moments count
 
         wf.add_step("first", first, depends_on="c")
         try:
@@ -161,7 +164,7 @@ def test_a_second_ctrl_c_at_any_moment_leaves_the_key_free_or_held(key: str | No
                 engine.run(wf, idempotency_key=key)
             finally:
                 strike.__exit__()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - judged below
             raised = error
         if not strike.struck:
             engine.close()
@@ -193,7 +196,7 @@ def test_real_signals_at_random_moments_of_many_small_runs() -> None:
         number = 0
         for _ in range(60):
             delay = chance.uniform(0, 0.002)
-            killer = threading.Thread(target=lambda delay=delay: [time.sleep(delay), signal.pthread_kill(main, signal.SIGINT)])
+            killer = threading.Timer(delay, signal.pthread_kill, (main, signal.SIGINT))
             try:
                 killer.start()
                 while True:
@@ -240,9 +243,6 @@ def test_ctrl_c_while_the_caller_waits_gives_running_steps_grace(ledger: Ledger,
 
 
 def test_ctrl_c_during_a_backoff_ends_the_run(ledger: Ledger) -> None:
-    from flowcore import Backoff, Retry
-    from flowcore.events import BackoffStarted
-
     wf = Workflow("w")
     ledger.add(wf, "a")
     ledger.add(wf, "b", depends_on="a", raises=ValueError("b"), retry=Retry(2, Backoff.fixed(3600)))
@@ -321,23 +321,24 @@ def test_other_threads_leave_sigint_alone(ledger: Ledger) -> None:
 
 def process(code: str, *signals: tuple[str, float]) -> "subprocess.CompletedProcess[str]":
     """Run `code`; send a SIGINT whenever one of the lines awaited has been printed, after so many seconds."""
-    child = subprocess.Popen(
+    seen: list[str] = []
+    with subprocess.Popen(
         [sys.executable, "-u", "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(flowcore.__file__).parent.parent,
-    )
-    assert child.stdout is not None
-    seen: list[str] = []
-    for line, pause in signals:
-        while not seen or seen[-1].strip() != line:
-            read = child.stdout.readline()
-            assert read, (seen, child.communicate(timeout=PATIENCE)[1])
-            seen.append(read)
-        time.sleep(pause)
-        child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=PATIENCE)
+    ) as child:
+        try:
+            for line, pause in signals:
+                while not seen or seen[-1].strip() != line:
+                    seen.append(child.stdout.readline())
+                    assert seen[-1], (seen, child.communicate(timeout=PATIENCE)[1])
+                time.sleep(pause)
+                child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=PATIENCE)
+        finally:
+            child.kill()
     return subprocess.CompletedProcess([], child.returncode, "".join(seen) + out, err)
 
 

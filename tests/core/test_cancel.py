@@ -1,0 +1,541 @@
+"""Cancelling (semantics 8): engine.cancel, futures, tasks at every await, closing engines."""
+
+import asyncio
+import threading
+from concurrent.futures import CancelledError, as_completed
+from typing import Any
+
+import pytest
+
+from flowcore import (
+    AsyncEngine,
+    Backoff,
+    CompensationFailed,
+    Context,
+    Engine,
+    FlowcoreError,
+    Retry,
+    Status,
+    StepCancelled,
+    Workflow,
+)
+from flowcore.events import BackoffStarted, RunFinished, StepLandedLate
+from flowcore.stores import MemoryStore
+
+from .conftest import PATIENCE, Gate, Ledger, Live, MakeLive, notes, of_type, run_async, until, until_async
+
+# -- engine.cancel -----------------------------------------------------------------------------------------------------
+
+
+def begin(one: Live, wf: Workflow, at: Gate, **request: Any) -> tuple[Any, str]:
+    """Start a run of which some step opens `at`; answers its future and its id."""
+    ids: list[str] = []
+    wf.steps[0].fn = tell_id(wf.steps[0].fn, ids)
+    future = one.start(wf, **request)
+    at.wait()
+    return future, ids[0]
+
+
+def tell_id(fn: Any, ids: list[str]) -> Any:
+    def told(ctx: Context) -> Any:
+        ids.append(ctx.run_id)
+        return fn(ctx)
+
+    return told
+
+
+def test_cancel_lets_a_step_that_heeds_it_end_and_undoes_what_was_done(live: MakeLive, ledger: Ledger) -> None:
+    one, wf, began = live(), Workflow("w"), Gate()
+
+    def slow(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "slow", depends_on="a", first=slow)
+    ledger.add(wf, "never", depends_on="slow")
+    future, run_id = begin(one, wf, began)
+    assert one.engine.cancel(run_id) is True
+    with pytest.raises(StepCancelled, match=f"run {run_id} was cancelled by engine.cancel") as caught:
+        future.result(PATIENCE)
+    assert ledger == ["a", "slow", "-slow", "-a"]
+    assert "was cancelled; undone: 'slow', 'a'" in notes(caught.value)
+
+
+def test_cancel_waits_for_a_step_that_does_not_heed_it_at_most_grace(
+    live: MakeLive, ledger: Ledger, gate: Gate
+) -> None:
+    events: list[Any] = []
+    one, wf, began = live(grace=0.02, hooks=[events.append]), Workflow("w"), Gate()
+    ledger.add(wf, "deaf", first=began.then(gate))
+    future, run_id = begin(one, wf, began)
+    assert one.engine.cancel(run_id)
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    (finished,) = of_type(events, RunFinished)
+    assert (finished.outcome, finished.undone) == (Status.COMPENSATED, ("deaf",))
+    assert ledger == ["-deaf"]
+    gate.set()
+    until(lambda: ledger == ["-deaf", "deaf", "-deaf"])
+    until(lambda: of_type(events, StepLandedLate))
+
+
+def test_cancel_ends_a_backoff_at_once(live: MakeLive, ledger: Ledger) -> None:
+    waits, wf = Gate(), Workflow("w")
+    one = live(hooks=[lambda event: waits.set() if type(event) is BackoffStarted else None])
+    ledger.add(wf, "a", raises=ValueError("a"), retry=Retry(2, Backoff.fixed(3600)))
+    future, run_id = begin(one, wf, waits)
+    until(lambda: one.engine.cancel(run_id))
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert ledger == ["a"]
+
+
+def test_cancel_answers_false_for_a_run_it_does_not_know_or_that_is_over(live: MakeLive, ledger: Ledger) -> None:
+    one = live()
+    assert one.engine.cancel("no such run") is False
+    run = one.run(ledger.chain("a"))
+    assert one.engine.cancel(run.id) is False
+
+
+def test_cancelling_twice_changes_nothing(live: MakeLive, ledger: Ledger) -> None:
+    one, wf, began = live(), Workflow("w"), Gate()
+
+    def slow(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "slow", first=slow)
+    future, run_id = begin(one, wf, began)
+    assert one.engine.cancel(run_id)
+    one.engine.cancel(run_id)
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert ledger == ["slow", "-slow"]
+
+
+def test_undo_is_shielded_from_cancellation(live: MakeLive, ledger: Ledger) -> None:
+    one, wf, undoing, cancelled = live(grace=0.01), Workflow("w"), Gate(), Gate()
+
+    def undo(ctx: Context) -> None:
+        undoing.set()
+        cancelled.wait()
+        assert not ctx.cancelled
+        ledger.append("-a")
+
+    a = wf.add_step("a", lambda ctx: 1)
+    a.compensate(retry=Retry(2, Backoff.fixed(0.001)))(undo)
+    wf.add_step("b", lambda ctx: 1 / 0, depends_on=a)
+    future, run_id = begin(one, wf, undoing, check=False)
+    one.engine.cancel(run_id)
+    cancelled.set()
+    run = future.result(PATIENCE)
+    assert (run.status, ledger) == (Status.COMPENSATED, ["-a"])
+
+
+def test_cancel_from_inside_a_step_ends_the_run(live: MakeLive, ledger: Ledger) -> None:
+    one, wf = live(), Workflow("w")
+    ledger.add(wf, "a")
+
+    def suicide(ctx: Context) -> None:
+        assert one.engine.cancel(ctx.run_id)
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "b", depends_on="a", first=suicide)
+    ledger.add(wf, "c", depends_on="b")
+    with pytest.raises(StepCancelled):
+        one.run(wf)
+    assert ledger == ["a", "b", "-b", "-a"]
+
+
+def test_a_cancelled_key_is_free_again(live: MakeLive, ledger: Ledger) -> None:
+    one, wf, began = live(), Workflow("w"), Gate()
+    once = threading.Event()
+
+    def slow(ctx: Context) -> None:
+        began.set()
+        if not once.is_set():
+            once.set()
+            until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "slow", first=slow)
+    future, run_id = begin(one, wf, began, idempotency_key="k")
+    one.engine.cancel(run_id)
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert one.run(wf, idempotency_key="k").status is Status.SUCCESS
+
+
+# -- futures -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_future_can_be_cancelled_before_its_run_begins_and_then_nothing_happens(ledger: Ledger, gate: Gate) -> None:
+    with Engine(max_workers=1) as engine:
+        blocker = Workflow("blocker")
+        began = Gate()
+        blocker.add_step("a", began.then(gate))
+        first = engine.submit(blocker)
+        began.wait()
+        second = engine.submit(ledger.chain("a"))
+        assert second.cancel()
+        gate.set()
+        assert first.result(PATIENCE).status is Status.SUCCESS
+        with pytest.raises(CancelledError):
+            second.result(PATIENCE)
+    assert ledger == []
+    assert not engine._live
+
+
+def test_a_future_cannot_be_cancelled_once_its_run_has_begun(gate: Gate) -> None:
+    with Engine() as engine:
+        wf, began = Workflow("w"), Gate()
+        wf.add_step("a", began.then(gate))
+        future = engine.submit(wf)
+        began.wait()
+        assert future.cancel() is False
+        gate.set()
+        assert future.result(PATIENCE).status is Status.SUCCESS
+
+
+def test_a_future_raises_what_run_raises(ledger: Ledger) -> None:
+    with Engine() as engine:
+        with pytest.raises(ValueError, match="a failed"):
+            engine.submit(ledger.chain("a!")).result(PATIENCE)
+        assert engine.submit(ledger.chain("a!"), check=False).result(PATIENCE).status is Status.FAILURE
+        base = Workflow("base")
+        base.add_step("a", lambda ctx: (_ for _ in ()).throw(SystemExit(3)))
+        with pytest.raises(SystemExit):
+            engine.submit(base, check=False).result(PATIENCE)
+
+
+def test_submit_works_with_callbacks_and_as_completed(ledger: Ledger) -> None:
+    wf = Workflow("w")
+    wf.add_step("a", lambda ctx: ctx["n"])
+    with Engine(max_workers=4) as engine:
+        futures = [engine.submit(wf, {"n": n}) for n in range(20)]
+        assert sorted(future.result()["a"] for future in as_completed(futures, PATIENCE)) == list(range(20))
+
+
+# -- closing -----------------------------------------------------------------------------------------------------------
+
+
+def test_close_waits_for_runs_in_flight_and_refuses_new_ones(ledger: Ledger) -> None:
+    engine = Engine()
+    futures = [engine.submit(ledger.chain("a", "b")) for _ in range(10)]
+    engine.close()
+    assert all(future.done() and future.result().status is Status.SUCCESS for future in futures)
+    for refused in (engine.run, engine.submit):
+        with pytest.raises(FlowcoreError, match="this engine is closed: it starts no more runs"):
+            refused(ledger.chain("a"))
+    engine.close()  # twice is fine
+
+
+def test_close_with_a_timeout_cancels_what_is_left_and_undoes_it(live: MakeLive, ledger: Ledger) -> None:
+    one, wf, began = live(), Workflow("w"), Gate()
+
+    def slow(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "slow", depends_on="a", first=slow)
+    future = one.start(wf)
+    began.wait()
+    one.close(0.01)
+    with pytest.raises(StepCancelled, match="was cancelled: its engine was closed"):
+        future.result(PATIENCE)
+    assert ledger == ["a", "slow", "-slow", "-a"]
+
+
+def test_close_leaves_no_threads_behind(ledger: Ledger) -> None:
+    before = threading.active_count()
+    with Engine() as engine:
+        wf = Workflow("wide")
+        for number in range(8):
+            ledger.add(wf, str(number), timeout=60, retry=Retry(2, Backoff.fixed(0.001)))
+        for _ in range(3):
+            engine.submit(wf).result(PATIENCE)
+    assert threading.active_count() == before
+
+
+def test_an_engine_cannot_be_closed_by_one_of_its_own_steps() -> None:
+    with Engine() as engine:
+        wf = Workflow("w")
+        wf.add_step("a", lambda ctx: engine.close())
+        with pytest.raises(FlowcoreError, match="cannot be closed by one of its own steps"):
+            engine.submit(wf).result(PATIENCE)
+
+
+def test_an_asyncengine_refuses_runs_once_it_is_closed(ledger: Ledger) -> None:
+    async def main() -> None:
+        engine = AsyncEngine()
+        await engine.run(ledger.chain("a"))
+        await engine.aclose()
+        with pytest.raises(FlowcoreError, match="this engine is closed"):
+            await engine.run(ledger.chain("a"))
+
+    run_async(main)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+def awaiting_saga(ledger: Ledger, *, fails: bool, sync: bool) -> Workflow:
+    """Async steps and undos that suspend several times, two of them at once; `sync`: one runs on a thread."""
+    wf = Workflow("saga")
+
+    def add(name: str, *, awaits: int, **options: Any) -> None:
+        async def do(ctx: Context) -> str:
+            for _ in range(awaits):
+                await asyncio.sleep(0)
+            ledger.append(name)
+            return name
+
+        async def undo(ctx: Context) -> None:
+            await asyncio.sleep(0)
+            ledger.append(f"-{name}")
+            await asyncio.sleep(0)
+
+        wf.add_step(name, do, compensate=undo, **options)
+
+    add("a", awaits=2)
+    add("b", awaits=1, depends_on="a")
+    add("c", awaits=3, depends_on="a", timeout=60)
+    if sync:
+        ledger.add(wf, "sync", depends_on=["b", "c"])
+    add("d", awaits=2, depends_on=["b", "c", *(["sync"] if sync else [])], retry=2)
+    if fails:
+        wf.add_step("fails", _fails, depends_on="d")
+    return wf
+
+
+async def _fails(ctx: Context) -> None:
+    raise ZeroDivisionError
+
+
+async def cancelled_at(moment: int, *, fails: bool, sync: bool, key: str | None, times: int) -> bool:
+    """Cancel a run's task after so many iterations of the loop; answers whether that was before its end."""
+    ledger, store = Ledger(), MemoryStore()
+    async with AsyncEngine(store=store) as engine:
+        task = asyncio.ensure_future(engine.run(awaiting_saga(ledger, fails=fails, sync=sync), idempotency_key=key))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        alive = not task.done()
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        raised = None
+        try:
+            await task
+        except (asyncio.CancelledError, ZeroDivisionError) as error:
+            raised = error
+        if alive:
+            assert isinstance(raised, asyncio.CancelledError), (moment, raised)
+            assert not +ledger.standing, (moment, ledger)
+        assert min(ledger.standing.values(), default=0) >= -1, (moment, ledger)
+        assert not [record for record in store.list_runs() if record.status == Status.RUNNING], moment
+        assert not engine._live, moment
+    assert asyncio.all_tasks() == {asyncio.current_task()}, moment
+    return alive
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["async steps", "a sync step too"])
+@pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
+@pytest.mark.parametrize("key", [None, "k"], ids=["no key", "a key"])
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+def test_a_task_cancelled_after_any_number_of_loop_iterations_undoes_everything(
+    sync: bool, fails: bool, key: str | None, times: int
+) -> None:
+    alive = [
+        asyncio.run(cancelled_at(moment, fails=fails, sync=sync, key=key, times=times), debug=True)
+        for moment in range(50)
+    ]
+    assert sum(alive) >= 8
+    assert sync or not alive[-1]
+
+
+def test_cancelling_the_callers_task_raises_cancellederror_with_the_story(ledger: Ledger) -> None:
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def slow(ctx: Context) -> None:
+            began.set()
+            await asyncio.sleep(3600)
+
+        wf = Workflow("w")
+        ledger.add(wf, "a")
+        wf.add_step("slow", slow, depends_on="a", compensate=lambda ctx: ledger.append("-slow"))
+        task = asyncio.ensure_future(AsyncEngine().run(wf, check=False))
+        await began.wait()
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert "undone: 'slow', 'a'" in notes(caught.value)
+        assert ledger == ["a", "-slow", "-a"]
+
+    run_async(main)
+
+
+def test_a_failed_undo_after_a_cancellation_is_the_cancellations_cause_or_note(ledger: Ledger) -> None:
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def slow(ctx: Context) -> None:
+            began.set()
+            await asyncio.sleep(3600)
+
+        wf, store = Workflow("w"), MemoryStore()
+        ledger.add(wf, "a", undo_raises=LookupError("a stays"))
+        wf.add_step("slow", slow, depends_on="a")
+        task = asyncio.ensure_future(AsyncEngine(store=store).run(wf, idempotency_key="k"))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        cause = caught.value.__cause__
+        assert isinstance(cause, CompensationFailed) or "could not undo 'a'" in notes(caught.value)
+        assert store.list_runs(status="held")
+
+    run_async(main)
+
+
+def test_undo_goes_on_however_often_the_task_is_cancelled() -> None:
+    async def main() -> None:
+        undoing, release, done = asyncio.Event(), asyncio.Event(), list[str]()
+
+        async def undo(ctx: Context) -> None:
+            undoing.set()
+            await release.wait()
+            done.append("undone")
+
+        wf = Workflow("w")
+        wf.add_step("a", lambda ctx: 1, compensate=undo)
+        wf.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+        task = asyncio.ensure_future(AsyncEngine().run(wf))
+        await undoing.wait()
+        for _ in range(5):
+            task.cancel()
+            await asyncio.sleep(0.001)
+        assert not task.done()
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert done == ["undone"]
+
+    run_async(main)
+
+
+def test_an_async_step_may_clean_up_when_it_is_cancelled(ledger: Ledger) -> None:
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def slow(ctx: Context) -> None:
+            began.set()
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(0.001)
+                ledger.append("cleaned up")
+
+        wf = Workflow("w")
+        wf.add_step("slow", slow, compensate=lambda ctx: ledger.append("-slow"))
+        task = asyncio.ensure_future(AsyncEngine().run(wf))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ledger == ["cleaned up", "-slow"]
+
+    run_async(main)
+
+
+def test_one_failing_run_in_a_taskgroup_cancels_the_others_which_undo(ledger: Ledger) -> None:
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def slow(ctx: Context) -> None:
+            began.set()
+            await asyncio.sleep(3600)
+
+        wf = Workflow("slow")
+        ledger.add(wf, "a")
+        wf.add_step("slow", slow, depends_on="a")
+        engine = AsyncEngine()
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - a group is a block
+            async with asyncio.TaskGroup() as group:
+                group.create_task(engine.run(wf))
+                await began.wait()
+                group.create_task(engine.run(ledger.chain("x!")))
+        assert [str(error) for error in caught.value.exceptions] == ["x failed"]
+        assert ledger == ["a", "x", "-a"]
+
+    run_async(main)
+
+
+def test_a_step_that_cancels_its_own_run_by_a_bare_cancellederror_fails_a_taskgroup_loudly(ledger: Ledger) -> None:
+    async def main() -> None:
+        wf = Workflow("bare")
+        ledger.add(wf, "a", raises=asyncio.CancelledError())
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(AsyncEngine().run(wf))
+        assert isinstance(caught.value.exceptions[0], StepCancelled)
+
+    run_async(main)
+
+
+def test_a_submitted_task_can_be_cancelled_before_it_starts(ledger: Ledger) -> None:
+    async def main() -> None:
+        engine = AsyncEngine()
+        task = engine.submit(ledger.chain("a"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ledger == []
+        await engine.aclose()
+
+    run_async(main)
+
+
+def test_asyncengine_cancel_works_from_another_thread(ledger: Ledger) -> None:
+    async def main() -> None:
+        ids: list[str] = []
+
+        async def slow(ctx: Context) -> None:
+            ids.append(ctx.run_id)
+            await asyncio.sleep(3600)
+
+        wf = Workflow("w")
+        wf.add_step("slow", slow)
+        engine = AsyncEngine()
+        task = asyncio.ensure_future(engine.run(wf))
+        await until_async(lambda: ids)
+        assert await asyncio.to_thread(engine.cancel, ids[0])
+        with pytest.raises(StepCancelled):
+            await task
+
+    run_async(main)
+
+
+def test_a_loop_that_shuts_down_cancels_runs_in_flight_and_they_undo(ledger: Ledger) -> None:
+    async def slow(ctx: Context) -> None:
+        await asyncio.sleep(3600)
+
+    async def main() -> None:
+        wf = Workflow("w")
+        ledger.add(wf, "a")
+        wf.add_step("slow", slow, depends_on="a")
+        engine = AsyncEngine()
+        engine.submit(wf)
+        await until_async(lambda: "a" in ledger)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())  # cancels what is left, and waits for it
+    assert ledger == ["a", "-a"]
+
+
+def test_one_asyncengine_serves_several_loops(ledger: Ledger) -> None:
+    engine = AsyncEngine()
+    for _ in range(3):
+        assert asyncio.run(engine.run(ledger.chain("a", "b"))).status is Status.SUCCESS
+    asyncio.run(engine.aclose())
