@@ -251,8 +251,7 @@ class AsyncDriver:
     async def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code; answers _GONE if it was given up and another task goes on."""
         if self.x.interrupted and not call.shielded:
-            call.landed = (None, StepCancelled())  # it never began
-            return None, GivenUp(call, timed_out=False)
+            return None, GivenUp(call, timed_out=False, over=True)  # it never began
         if not call.is_async:
             return await self._on_a_thread(call)
         try:
@@ -292,8 +291,7 @@ class AsyncDriver:
         elif timed_out is None and isinstance(error, asyncio.CancelledError) and self.x.interrupted:
             timed_out = False
         if timed_out is not None and isinstance(error, asyncio.CancelledError):
-            call.landed = result
-            return None, GivenUp(call, timed_out=timed_out)
+            return None, GivenUp(call, timed_out=timed_out, over=True)
         return result
 
     def _cancel_call(self, call: Call, late: bool) -> None:
@@ -318,7 +316,7 @@ class AsyncDriver:
 
         def job() -> None:
             if self._threaded.get(call) is not gate:  # given up before it had a thread
-                call.landed = (None, StepCancelled())
+                self._tell(partial(self._thread_done, call, (None, StepCancelled())))
                 return
             self._tell(arm)
             try:
@@ -486,7 +484,13 @@ class AsyncEngine(EngineBase):
         Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
         shielded from further cancellations, and CancelledError is raised again.
         """
-        return await self._drive(self._execution(workflow, values, idempotency_key, wait, deadline), check=check)
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        begun = None
+        if may_sprint(x):
+            begun = sprint(x)
+            if begun is None and not x.ready and x.succeed():
+                return x.as_run(Status.SUCCESS)
+        return await self._drive(x, begun, check=check)
 
     def submit(
         self,
@@ -501,14 +505,9 @@ class AsyncEngine(EngineBase):
         """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises."""
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
         self._tell_submitted(x)
-        return asyncio.get_running_loop().create_task(self._drive(x, check=check))
+        return asyncio.get_running_loop().create_task(self._drive(x, None, check=check))
 
-    async def _drive(self, x: Execution, *, check: bool) -> Run:
-        begun = None
-        if may_sprint(x):
-            begun = sprint(x)
-            if begun is None and not x.ready and x.succeed():
-                return x.as_run(Status.SUCCESS)
+    async def _drive(self, x: Execution, begun: Begun | None, *, check: bool) -> Run:
         driver = AsyncDriver(x, begun, self._pool, self._tasks)
         self._live.add(driver)
         try:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ._protocol.execution import Execution, Settings
-from .errors import DefinitionError, FlowcoreError, IdempotencyError, shown
+from .errors import AsyncStepInSyncEngine, DefinitionError, FlowcoreError, IdempotencyError, shown
 from .events import Hook, Hooks, RunSubmitted, WorkflowRegistered
 from .retry import Duration, seconds
 from .run import Run
@@ -85,7 +85,12 @@ class EngineBase:
         """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
-        x = Execution(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
+        plan = workflow.freeze()
+        if plan.has_async is not None and not self._settings.runs_async:
+            raise AsyncStepInSyncEngine(
+                f"step {shown(plan.has_async)} of workflow {shown(workflow.name)} is async: run it on AsyncEngine."
+            )
+        x = Execution(self._settings, workflow, plan, values, contextvars.copy_context())
         if idempotency_key is not None or workflow.idempotency_key is not None:
             x.key = _key(workflow, x.values, idempotency_key)
         if wait is not None:

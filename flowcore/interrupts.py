@@ -11,9 +11,13 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["CtrlC", "guard"]
+
+_SIGINT: Final = int(signal.SIGINT)
+# signal.signal turns numbers into enums and back, at the price of a small run; this is the function behind it.
+_set_handler: Final[Callable[[int, Any], Any]] = vars(signal)["_signal"].signal
 
 
 class CtrlC:
@@ -48,7 +52,7 @@ class CtrlC:
 
     def restore(self) -> None:
         """Give SIGINT back."""
-        signal.signal(signal.SIGINT, self.before)
+        _set_handler(_SIGINT, self.before)
 
 
 def guard(ring: Callable[[], None]) -> CtrlC | None:
@@ -56,7 +60,7 @@ def guard(ring: Callable[[], None]) -> CtrlC | None:
     if threading.current_thread() is not threading.main_thread():
         return None
     mine = CtrlC(ring)
-    mine.before = signal.signal(signal.SIGINT, mine)
+    mine.before = _set_handler(_SIGINT, mine)
     if mine.before is not signal.default_int_handler and not isinstance(mine.before, CtrlC):
         mine.restore()  # asking first would cost one call more, each time
         return None

@@ -34,12 +34,14 @@ class Node:
         "compensation",
         "dependencies",
         "fn",
+        "follows",
         "index",
         "is_async",
         "name",
         "plain",
         "predecessors",
         "retry",
+        "sprints",
         "step",
         "step_timeout",
         "successors",
@@ -72,6 +74,10 @@ class Node:
             and not step.pivot
             and (step.retry is None or step.retry.max_elapsed is None)
         )
+        # Whether it can be part of a sprint: on threads, on asyncio.
+        self.sprints = (self.plain and not self.is_async, self.plain and self.is_async)
+        # The only step that waits for this one, if it waits for nothing else: nothing to count there.
+        self.follows: Node | None = None
         self.undo_attempted = (step.undo or undo) == "attempted"
 
     @property
@@ -96,6 +102,8 @@ class Plan:
                 successors[index].append(node.index)
         for node in self.nodes:
             node.successors = tuple(successors[node.index])
+            if len(node.successors) == 1 and len(self.nodes[node.successors[0]].predecessors) == 1:
+                node.follows = self.nodes[node.successors[0]]
             node.dependencies = tuple(self.nodes[index].name for index in node.predecessors)
         _refuse_cycle(self.nodes)
         self.indegrees = [len(node.predecessors) for node in self.nodes]

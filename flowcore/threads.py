@@ -13,9 +13,7 @@ from typing import Any, Final, Self
 
 from ._protocol.effects import (
     HELP,
-    QUIET,
     RESUME,
-    SHIELD,
     WAIT,
     Ask,
     Call,
@@ -29,11 +27,11 @@ from ._protocol.effects import (
 )
 from ._protocol.execution import Execution
 from ._protocol.run import helper, rescue, run
-from ._protocol.sprint import Begun, may_sprint, sprint
+from ._protocol.sprint import may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
 from .engine import EngineBase, outcome
-from .errors import AsyncStepInSyncEngine, FlowcoreError, StepCancelled, shown
+from .errors import FlowcoreError, StepCancelled
 from .events import Hook
 from .interrupts import CtrlC, guard
 from .retry import Duration, seconds
@@ -72,15 +70,11 @@ class Driver:
     """(lock) it was resumed before it waited"""
     _stuck = 0
     """calls that were given up and are not over"""
-    _wants_quiet = False
-    """(lock) the main program waits until nothing else of the run goes on"""
-    _busy = 0
-    """(lock) threads of the pool that advance a program"""
 
     def __init__(
         self,
         x: Execution,
-        begun: Begun | None,
+        main: Program[Run],
         pool: Workers,
         timers: Timers,
         on_over: Callable[[Driver], None],
@@ -89,7 +83,7 @@ class Driver:
         self.on_over = on_over
         self._pool = pool
         self._timers = timers
-        self._main = run(x, begun)
+        self._main = main
         self._lock = threading.Lock()
         # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
@@ -98,19 +92,19 @@ class Driver:
 
     def run_here(self) -> None:
         """Drive the run to its end, the calling thread taking part."""
-        if self.x.observed or self.x.settings.store.durable:
-            self._ctrl_c = guard(self._ring)
         try:
-            try:
-                self._advance(self._main, None, here=True)
-                if not self.over:
-                    self._serve()
-            except KeyboardInterrupt as error:
-                self.rescue(error)
+            ctrl_c = self._ctrl_c = guard(self._ring)
+        except KeyboardInterrupt as error:
+            self.cancel(error)
+            ctrl_c = self._ctrl_c = guard(self._ring)
+        try:
+            self._advance(self._main, None, here=True)
+            if not self.over:
+                self._serve()
         finally:
-            if self._ctrl_c is not None:
-                self._ctrl_c.restore()
-        if self._ctrl_c is not None and self._ctrl_c.unseen:
+            if ctrl_c is not None:
+                ctrl_c.restore()
+        if ctrl_c is not None and ctrl_c.unseen:
             raise KeyboardInterrupt from self.error
 
     def _serve(self) -> None:
@@ -128,23 +122,6 @@ class Driver:
             if letter is not None:
                 self._advance(*letter, here=True)
 
-    def rescue(self, error: KeyboardInterrupt) -> None:
-        """Ctrl-C struck this thread outside of user code, in a run that was not worth guarding: whatever it was doing is
-        lost. Put a new main program in place of the old one, which ends the run from what is known; if that is struck
-        too, the person insists, and nothing more is undone."""
-        while True:
-            self._main, self._main_parked, self._main_due = rescue(self.x, error, self.x.at), False, False
-            try:
-                self._advance(self._main, None, here=True)
-                if not self.over:
-                    self._serve()
-            except KeyboardInterrupt:
-                self.x.undo_stopped = True
-            else:
-                break
-        if self.error is not error:
-            raise error from self.error
-
     def _ring(self) -> None:
         """Ctrl-C outside of user code, in the signal handler: SimpleQueue.put may be called there."""
         if self._mailbox is not None:
@@ -153,7 +130,8 @@ class Driver:
     def _interrupted(self) -> None:
         """Act on a Ctrl-C that came while the main thread was not in user code."""
         assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
-        if self.cancel(KeyboardInterrupt()):
+        failed_already = self.x.stopped
+        if self.cancel(KeyboardInterrupt()) and not failed_already:
             self._ctrl_c.raised = self._ctrl_c.count
         elif self._ctrl_c.count > 1:
             self.x.undo_stopped = True
@@ -195,7 +173,6 @@ class Driver:
                 elif guarded:
                     answer = self._call_here(as_call(effect, context.copy()))
                 else:
-                    self.x.at = effect
                     try:
                         answer = (context.copy().run(effect.node.fn, effect), None)
                     except BaseException as error:  # noqa: BLE001 - the program judges it
@@ -204,7 +181,6 @@ class Driver:
                 if here and effect.timeout is None:
                     answer = self._call_here(effect)
                 elif here:
-                    self.x.at = effect
                     self._elsewhere(program, effect)
                     return
                 else:
@@ -213,12 +189,6 @@ class Driver:
                         return
             elif type(effect) is Ask:
                 answer = self._ask(effect)
-            elif effect is QUIET:
-                answer = None
-                with self._lock:
-                    self._wants_quiet = bool(self._busy or self._parked)
-                    if self._wants_quiet:
-                        return
             elif effect is WAIT:
                 with self._lock:
                     if not self._main_due:
@@ -236,24 +206,15 @@ class Driver:
                 answer = effect.call.landed
             else:
                 answer = None
-                if effect is SHIELD:
-                    guarded = self._shield(here=here) or guarded
-                elif effect is HELP:
+                if effect is HELP:
                     self._post(helper(self.x), None, help=True)
                 elif effect is RESUME:
                     self._resume_main()
                 elif type(effect) is Stop:
                     self.stop(effect)
 
-    def _shield(self, *, here: bool) -> bool:
-        """Undoing begins: from now on a first Ctrl-C waits until it is done."""
-        if here and self._ctrl_c is None:
-            self._ctrl_c = guard(self._ring)
-        return self._ctrl_c is not None
-
     def _call_here(self, call: Call) -> Outcome:
         """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
-        self.x.at = call
         ctrl_c = self._ctrl_c
         try:
             if ctrl_c is None:
@@ -272,8 +233,7 @@ class Driver:
         """Run user code on this thread of the pool; answers _GONE if it was given up meanwhile."""
         self._parked[call] = program
         if self.x.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
-            call.landed = (None, StepCancelled())  # it waited for a thread and never began
-            return None, GivenUp(call, timed_out=False)
+            return None, GivenUp(call, timed_out=False, over=True)  # it waited for a thread and never began
         timer = None
         if call.timeout is not None:
             timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
@@ -367,21 +327,7 @@ class Driver:
             # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
             # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
             beyond = not help and (self._stuck > 0 or self.x.stopped)
-            self._pool.put(partial(self._advance_there, program, answer), first=not help, beyond=beyond)
-
-    def _advance_there(self, program: Program[Any], answer: Any) -> None:
-        """Advance on this thread of the pool."""
-        with self._lock:
-            self._busy += 1
-        try:
-            self._advance(program, answer)
-        finally:
-            with self._lock:
-                self._busy -= 1
-                quiet = self._wants_quiet and not self._busy and not self._parked
-                self._wants_quiet = self._wants_quiet and not quiet
-            if quiet:
-                self._post(self._main, None)
+            self._pool.put(partial(self._advance, program, answer), first=not help, beyond=beyond)
 
     def _end(self, result: Run | None, error: BaseException | None) -> None:
         self.result, self.error = result, error if result is None else result.error
@@ -442,19 +388,23 @@ class Engine(EngineBase):
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
-        begun = None
-        if may_sprint(x):
+        sprints, begun = may_sprint(x), None
+        try:
             self._live[x] = None
-            try:
+            if sprints:
                 begun = sprint(x)
-            except KeyboardInterrupt as error:
-                driver = self._driver(x, None)
-                driver.rescue(error)
-                return outcome(driver.result, driver.error, check=check)
-            if begun is None and not x.ready and x.succeed():
-                del self._live[x]
-                return x.as_run(Status.SUCCESS)
-        driver = self._driver(x, begun)
+                if begun is None and not x.ready and x.succeed():
+                    del self._live[x]
+                    return x.as_run(Status.SUCCESS)
+            driver = self._driver(x, run(x, begun))
+        except KeyboardInterrupt as error:
+            if not sprints or x.finished is not None:  # nothing has begun, or all is over
+                self._live.pop(x, None)
+                raise
+            driver = self._driver(x, rescue(x, error))
+        except BaseException:
+            self._live.pop(x, None)
+            raise
         driver.run_here()
         return outcome(driver.result, driver.error, check=check)
 
@@ -472,7 +422,8 @@ class Engine(EngineBase):
 
         `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
         """
-        driver = self._driver(self._execution(workflow, values, idempotency_key, wait, deadline), None)
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        driver = self._driver(x, run(x))
         future: Future[Run] = Future()
 
         def over(_: Driver) -> None:
@@ -495,12 +446,8 @@ class Engine(EngineBase):
         self._pool.put(begin)
         return future
 
-    def _driver(self, x: Execution, begun: Begun | None) -> Driver:
-        if x.plan.has_async is not None:
-            raise AsyncStepInSyncEngine(
-                f"step {shown(x.plan.has_async)} of workflow {shown(x.workflow.name)} is async: run it on AsyncEngine."
-            )
-        driver = Driver(x, begun, self._pool, self._timers, self._over)
+    def _driver(self, x: Execution, main: Program[Run]) -> Driver:
+        driver = Driver(x, main, self._pool, self._timers, self._over)
         self._live[x] = driver
         return driver
 
@@ -530,7 +477,7 @@ class Engine(EngineBase):
         """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
         runs: list[Run] = []
         for x in self._recoverable():
-            driver = self._driver(x, None)
+            driver = self._driver(x, run(x))
             driver.run_here()
             if driver.result is not None:
                 runs.append(driver.result)

@@ -15,7 +15,6 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | Hand | lets a helper carry on with a node | None |
 | WAIT | waits until a program of this run yields RESUME | None |
 | RESUME | resumes the program that waits, or will wait next | None |
-| QUIET | waits until no other program of this run goes on | None |
 | SHIELD | from now on keeps cancellations away from the program: undoing begins | None |
 | Stop | cuts sleeps short; with `cancel` also interrupts the calls that run | None |
 """
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HELP",
-    "QUIET",
     "RESUME",
     "SHIELD",
     "WAIT",
@@ -70,7 +68,6 @@ class Signal:
 HELP: Final = Signal("HELP")
 WAIT: Final = Signal("WAIT")
 RESUME: Final = Signal("RESUME")
-QUIET: Final = Signal("QUIET")
 SHIELD: Final = Signal("SHIELD")
 
 Outcome = tuple[Any, "BaseException | GivenUp | None"]
@@ -78,29 +75,35 @@ Outcome = tuple[Any, "BaseException | GivenUp | None"]
 
 
 class GivenUp:
-    """A call that nobody waits for any more: not over in time (`timed_out`), or cancelled because the run stops."""
+    """A call that nobody waits for any more: not over in time (`timed_out`), or cancelled because the run stops. `over`:
+    it never began, or has ended without a result; nothing will come of it."""
 
-    __slots__ = ("call", "timed_out")
+    __slots__ = ("call", "over", "timed_out")
 
-    def __init__(self, call: Call, *, timed_out: bool) -> None:
+    def __init__(self, call: Call, *, timed_out: bool, over: bool = False) -> None:
         self.call = call
         self.timed_out = timed_out
+        self.over = over
 
 
 class Call:
     """Run `fn(ctx)` in `context`.
 
-    `timeout`: seconds, or None. `shielded`: an undo, which no cancellation of the run touches. A call that is given up
+    `timeout`: seconds, or None. `shielded`: an undo, which no cancellation of the run touches. `asks`: a predicate, which
+    has no effect to undo. A call that is given up
     goes on in its thread or task; what comes of it is the answer of a Landing, or the subject of a `late` program.
     """
 
     __slots__ = (
+        "after_undo",
+        "asks",
         "context",
         "ctx",
         "fn",
         "given_up",
         "is_async",
         "landed",
+        "landed_at",
         "node",
         "shielded",
         "timeout",
@@ -115,6 +118,7 @@ class Call:
         timeout: float | None,
         is_async: bool,
         shielded: bool = False,
+        asks: bool = False,
     ) -> None:
         self.node = node
         self.fn = fn
@@ -123,8 +127,11 @@ class Call:
         self.timeout = timeout
         self.is_async = is_async
         self.shielded = shielded
+        self.asks = asks
         self.given_up = 0.0  # monotonic seconds at which it was
         self.landed: Outcome | None = None  # what came of a call after it was given up; see Execution.landed
+        self.landed_at = 0.0
+        self.after_undo = False  # whether its node was being undone, or was undone, when it landed
 
     def abandon(self) -> None:
         """Nobody waits for it any more: tell the user code, if it looks."""

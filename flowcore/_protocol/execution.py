@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from ..context import Context, initial
+from ..context import initial
 from ..errors import NoResult, RunParked, StepCancelled, shown
 from ..events import Event, Hooks
 from ..plan import Node, Plan
@@ -122,6 +122,8 @@ class Execution:
     """(lock) calls that were given up and may not have landed"""
     undoing: set[int] | None = None
     """(lock) in a parallel undo: the nodes to undo"""
+    undo_begun: set[str]
+    """(lock) steps whose undo has begun; only once the run has stopped"""
     undo_order = 0
     undo_stopped = False
     """somebody insists: start no further undo"""
@@ -130,8 +132,8 @@ class Execution:
     undo_errors: dict[str, Exception]
     """of the undos that failed, by step; only once the run has stopped"""
     finished: Status | None = None
-    at: Context | Call | None = None
-    """the last call that the caller's thread began"""
+    at: Node | None = None
+    """the last node that the caller's thread began to run, or to undo"""
     hooks: Hooks = Hooks()
     wanted: frozenset[type[Event]] = frozenset()
     observed = False
@@ -310,7 +312,7 @@ class Execution:
     def _stop(self, error: BaseException, step: str | None) -> bool:
         first = not self.stopped
         if first:
-            self.undone, self.undo_errors = [], {}
+            self.undone, self.undo_errors, self.undo_begun = [], {}, set()
             self.error, self.failed_step = error, step
         elif step is not None and error is not self.error and not isinstance(error, StepCancelled):
             self.other_errors += ((step, error),)
@@ -319,13 +321,14 @@ class Execution:
         self.stopped = True
         return first
 
-    def repair(self, node: Node | None) -> None:
+    def repair(self) -> None:
         """Make the books right after an interrupt struck somewhere in them, when nothing else of the run goes on.
 
-        `node`: the last one begun by the thread that was struck. What is known to have ended is in `results` and in the
-        reports; if `node` is not there, what it did is unknown.
+        What is known to have ended is in `results` and in the reports; if the last node that the thread which was struck
+        had begun is not there, what it did is unknown.
         """
         with self.lock:
+            node = self.at
             ended = {name: self.plan.by_name[name] for name in self.results}
             known = [*ended.values(), *(other for other in self.to_undo if other.name not in ended)]
             if node is not None and node not in known and node.name not in self.reports:
@@ -367,7 +370,8 @@ class Execution:
             outcome[0].close()  # nobody will await it, so it never began
             outcome = (None, StepCancelled())
         with self.lock:
-            call.landed = outcome
+            call.landed, call.landed_at = outcome, self.settings.clock()
+            call.after_undo = self.stopped and call.node.name in self.undo_begun
             return self.finished is not None
 
     def end(self, status: Status) -> bool:
@@ -379,11 +383,10 @@ class Execution:
             return True
 
     def give_up(self, call: Call) -> None:
-        """Remember a call that was given up, if it has not landed already."""
-        call.given_up = self.settings.clock()
+        """Remember a call that was given up; it may have landed already."""
         with self.lock:
-            if call.landed is None:
-                self.abandoned += (call,)
+            call.given_up = self.settings.clock()
+            self.abandoned += (call,)
 
     def forget(self, call: Call) -> None:
         """The call has landed, and what came of it is known."""
@@ -397,9 +400,10 @@ class Execution:
         """Whether what this run did is, or was, undone."""
         return self.stopped and not self.past_pivot and not self.parked
 
-    def next_undo(self) -> int:
-        """The number of the undo that is about to start, from 1."""
+    def begin_undo(self, node: Node) -> int:
+        """The undo of `node` is about to start; answers its number, from 1."""
         with self.lock:
+            self.undo_begun.add(node.name)
             self.undo_order += 1
             return self.undo_order
 

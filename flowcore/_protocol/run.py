@@ -10,7 +10,6 @@ import hashlib
 import json
 from typing import Any, Final
 
-from ..context import Context
 from ..errors import (
     CompensationFailed,
     IdempotencyError,
@@ -28,7 +27,7 @@ from ..run import Run
 from ..status import Status
 from ..stores.base import Busy, Claim, Claimed, Finished, Held, Mismatch, RunRecord
 from . import tell
-from .effects import QUIET, RESUME, WAIT, Ask, Call, Program, Sleep, Stop
+from .effects import RESUME, WAIT, Ask, Program, Sleep
 from .execution import Execution
 from .sprint import Begun
 from .states import outcome
@@ -71,14 +70,10 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
     return finished
 
 
-def rescue(x: Execution, error: BaseException, at: Context | Call | None) -> Program[Run]:
-    """The main program's replacement after an interrupt struck in the middle of its bookkeeping, or of a helper's that
-    the same thread advanced. `at`: the last call that thread began."""
+def rescue(x: Execution, error: BaseException) -> Program[Run]:
+    """The main program of a run whose sprint an interrupt struck in the middle of its bookkeeping."""
     x.interrupt(error)
-    yield Stop(cancel=True)
-    yield QUIET
-    ctx = at.ctx if isinstance(at, Call) else at
-    x.repair(None if ctx is None else x.plan.by_name[ctx.step])
+    x.repair()
     return (yield from _fail(x, None))
 
 

@@ -48,12 +48,15 @@ def sprint(x: Execution) -> Begun | None:
     ready = x.ready
     if len(ready) != 1 or x.stopped:
         return None
-    nodes, counts, results = x.plan.nodes, x.counts, x.results
-    copy, is_async = x.context.copy, x.settings.runs_async
-    node = nodes[ready.popleft()]
+    nodes, counts, results, is_async = x.plan.nodes, x.counts, x.results, x.settings.runs_async
+    copy, new = x.context.copy, object.__new__
+    node: Node | None = nodes[ready.popleft()]
     x.running = 1
-    while node.plain and node.is_async is is_async and not x.stopped:
-        x.at = ctx = Context(x, node)
+    while node is not None and node.sprints[is_async] and not x.stopped:
+        x.at = node
+        ctx = new(Context)  # Context(x, node), less the call of its __init__
+        ctx._run = x
+        ctx.node = node
         context = copy()
         try:
             if is_async:
@@ -73,22 +76,21 @@ def sprint(x: Execution) -> Begun | None:
         results[node.name] = value
         if node.compensation is not None:
             x.to_undo.append(node)
+        if node.follows is not None:
+            node = node.follows
+            continue
         following = None
         for index in node.successors:
-            left = counts[index] - 1
-            counts[index] = left
-            if not left:
+            counts[index] -= 1
+            if not counts[index]:
                 if following is None:
                     following = nodes[index]
                 else:
                     ready.append(index)
-        if following is None:
-            break
         node = following
-        if ready:
-            return Begun(node)
-    else:
-        if not x.stopped:
-            return Begun(node)
+        if node is not None and ready:
+            break
+    if node is not None and not x.stopped:
+        return Begun(node)
     x.running = 0
     return None

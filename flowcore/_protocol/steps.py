@@ -81,20 +81,26 @@ def _go_on(x: Execution, node: Node, begun: Begun) -> Program[Node | None]:
 
 def _step(x: Execution, node: Node) -> Program[End]:
     """All of a step that somebody watches, or that has limits, or that may be skipped."""
-    if x.deadline is not None and x.settings.clock() >= x.deadline:
-        late = RunTimeout(f"run {x.run_id} of {shown(x.workflow.name)} did not finish before its deadline.")
-        return End(Status.FAILURE, None, late, 0)
-    if node.when is not None:
-        end = yield from _asked(x, node)
-        if end is not None:
-            return end
-        if x.stopped:
+    end = _overdue(x)
+    if node.when is not None and end is None:
+        end = (yield from _asked(x, node)) or _overdue(x)
+        if x.stopped and (end is None or end.error is None):
             return End(Status.PENDING, None, None, 0)
+    if end is not None:
+        return end
     told = tell.step_started(x, node) if x.observed else None
     end = yield from safely(attempts(x, node, node.fn, node.retry, node.timeout, told))
     if told is not None:
         tell.step_finished(x, node, told, end.status, end.attempts, end.error)
     return end
+
+
+def _overdue(x: Execution) -> End | None:
+    """The End of a step that does not start any more because the run's deadline has passed."""
+    if x.deadline is None or x.settings.clock() < x.deadline:
+        return None
+    late = RunTimeout(f"run {x.run_id} of {shown(x.workflow.name)} did not finish before its deadline.")
+    return End(Status.FAILURE, None, late, 0)
 
 
 def safely(program: Program[End]) -> Program[End]:
@@ -154,10 +160,10 @@ def _failed(x: Execution, node: Node, end: End) -> Program[None]:
 def _asked(x: Execution, node: Node) -> Program[End | None]:
     """Ask the step's `when=`; answers None for go, or the End of a step that is skipped or whose predicate failed."""
     assert node.when is not None  # noqa: S101 - the caller has looked
-    call = Call(node, node.when, Context(x, node), x.context.copy(), None, is_async(node.when))
-    answer, error = yield call
+    ctx, asynchronous = Context(x, node), is_async(node.when)
+    answer, error = yield Call(node, node.when, ctx, x.context.copy(), None, asynchronous, asks=True)
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from _awaited(x, node, call.ctx, answer, None, undo=False)
+        answer, error = yield from _awaited(x, node, ctx, answer, None, undo=False, asks=True)
     if error is None:
         return None if answer else End(Status.SKIPPED, None, None, 0)
     status, failure = _judged(x, node, error, None, undo=False)
@@ -215,7 +221,7 @@ def attempts(
         status, failure = _judged(x, node, error, limit, undo=undo)
         if told is not None and outer is not None:
             tell.attempt_finished(x, node, outer, told, number, allowed, status, failure, undo=undo)
-        if isinstance(error, GivenUp):
+        if isinstance(error, GivenUp) and not error.over:
             x.give_up(error.call)
         pause = None
         if retry is not None and status is not Status.CANCELLED and (undo or not x.stopped):
@@ -223,7 +229,7 @@ def attempts(
             pause = retry.after(number, failure, elapsed, settings.random)
         if pause is None or (status is Status.TIMEOUT and limit is not None and limit.name != "timeout"):
             return End(status, None, failure, number)
-        if isinstance(error, GivenUp):
+        if isinstance(error, GivenUp) and not error.over:
             # A second attempt beside the first could do the work twice: wait for the first to land.
             landed = error.call.landed or (yield Landing(error.call, settings.grace))
             if outer is not None:
@@ -318,7 +324,7 @@ def _paused(
 
 
 def _awaited(
-    x: Execution, node: Node, ctx: Context, coroutine: Any, timeout: float | None, *, undo: bool
+    x: Execution, node: Node, ctx: Context, coroutine: Any, timeout: float | None, *, undo: bool, asks: bool = False
 ) -> Program[Outcome]:
     """A plain function answered with a coroutine, as `lambda ctx: fetch(ctx)` does: await it where that can be done."""
     if not x.settings.runs_async:
@@ -330,5 +336,5 @@ def _awaited(
     def same(_: Context) -> Any:
         return coroutine
 
-    answer: Outcome = yield Call(node, same, ctx, x.context.copy(), timeout, True, undo)
+    answer: Outcome = yield Call(node, same, ctx, x.context.copy(), timeout, True, undo, asks)
     return answer

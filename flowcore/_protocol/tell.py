@@ -272,7 +272,7 @@ def undo_finished(
 def landed_late(x: Execution, call: Call, outcome: Status, error: BaseException | None) -> None:
     if StepLandedLate in x.wanted:
         at = x.settings.clock()
-        name, attempt, late = call.node.name, call.ctx.attempt, at - call.given_up
+        name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.landed_at - call.given_up)
         event = StepLandedLate(
             x.workflow.name, x.run_id, at, x.state, name, attempt, call.shielded, outcome, error, late
         )

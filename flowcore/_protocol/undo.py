@@ -42,7 +42,7 @@ def undo_all(x: Execution) -> Program[None]:
 def undo_rest(x: Execution) -> Program[None]:
     """Undo what is left, one by one; what has landed meanwhile, after its own undo had begun, is undone again."""
     collect_landed(x)
-    while x.to_undo:
+    while x.undoes and x.to_undo:
         yield from undo_one(x, x.to_undo.pop())
         collect_landed(x)
 
@@ -70,12 +70,14 @@ def collect_landed(x: Execution) -> None:
     for call in x.abandoned:
         if call.landed is not None:
             x.forget(call)
-            if _record(x, call, call.landed) and x.report(call.node).undo is not None:
+            if _record(x, call, call.landed) and call.after_undo:
                 x.to_undo.append(call.node)
 
 
 def _record(x: Execution, call: Call, outcome: Outcome) -> bool:
     """Record a call that landed late; answers whether it had an effect that is to be undone."""
+    if call.asks:
+        return False
     value, error = outcome
     effect = error is None and not call.shielded
     if effect:
@@ -90,7 +92,7 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     """Undo one step, with the undo's own retries and timeout."""
     undo = node.compensation
     assert undo is not None  # noqa: S101 - only nodes with an undo get here
-    order, trigger = x.next_undo(), x.failed_step or "cancelled"
+    order, trigger = x.begin_undo(node), x.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
     told = tell.undo_started(x, node, order, trigger, allowed) if x.observed else None
     if x.undo_stopped:
@@ -120,13 +122,13 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     if report.status is Status.PENDING:  # so far it had only a result to tell
         report.status, report.attempts = Status.SUCCESS, 1
     report.undo, report.undo_error = status, error
-    if error is not None:
-        x.undo_errors[node.name] = error
-        return
-    x.undo_errors.pop(node.name, None)
     if again:
         x.undone = [name for name in x.undone if name != node.name]
-    x.undone.append(node.name)
+        x.undo_errors.pop(node.name, None)
+    if error is None:
+        x.undone.append(node.name)
+    else:
+        x.undo_errors[node.name] = error
 
 
 def late(x: Execution, call: Call, outcome: Outcome) -> Program[None]:

@@ -276,8 +276,7 @@ class _Simulator:
     def _call(self, program: Program[Any], call: Call) -> None:
         """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
         if self.x.interrupted and not call.shielded:
-            call.landed = (None, StepCancelled())  # it never began
-            self._advance(program, (None, GivenUp(call, timed_out=False)))
+            self._advance(program, (None, GivenUp(call, timed_out=False, over=True)))  # it never began
             return
         self._running[call] = program
         trace = SimulatedCall(call.node.name, _what(call), call.ctx.attempt, self.now, len(self.events))
