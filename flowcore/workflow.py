@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from . import pictures
+from .advice import advice
 from .context import Context
 from .errors import DefinitionError, DuplicateStep, FlowcoreError, UnknownDependency, shown
 from .plan import Plan
@@ -324,6 +325,13 @@ class Workflow:
         Runs do not wait for layers: a step starts as soon as its own dependencies are done.
         """
         return self.plan().layers()
+
+    def check(self) -> list[str]:
+        """What a careful colleague would say of this definition: sentences that name a step and a remedy, or none.
+
+        Raises UnknownDependency or DependencyCycle where it cannot run at all.
+        """
+        return advice(self.plan(), self.deadline)
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
