@@ -42,6 +42,7 @@ from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger
 from .retry import Backoff, Retry
 from .run import Run, StepReport
 from .status import Status
+from .stores import MemoryStore
 from .threads import Engine
 from .workflow import Step, Workflow
 
@@ -68,6 +69,7 @@ __all__ = [
     "LeaseLost",
     "Logger",
     "LoggingHook",
+    "MemoryStore",
     "NoResult",
     "NotSerializable",
     "PrintLogger",

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .base import RunRecord, Store
 from .memory import MemoryStore
+from .redis import AsyncRedisStore, RedisStore
 
-__all__ = ["MemoryStore", "RunRecord", "Store"]
+__all__ = ["AsyncRedisStore", "MemoryStore", "RedisStore", "RunRecord", "Store"]

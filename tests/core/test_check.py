@@ -24,10 +24,9 @@ def test_an_effect_that_a_later_failure_leaves_standing_is_told() -> None:
     wf = Workflow("trip")
     wf.add_step("book", nothing)
     wf.add_step("pay", nothing, depends_on="book")
-    assert wf.check() == [
-        "step 'book' has no undo, and 'pay' after it can fail: if it has an effect, "
-        "say how to undo it with @book.compensate."
-    ]
+    (said,) = wf.check()
+    assert said.startswith("step 'book' has no undo, and 'pay' after it can fail")
+    assert "@book.compensate" in said
 
 
 def test_a_sync_step_with_a_timeout_is_told_that_its_thread_goes_on() -> None:
