@@ -49,14 +49,14 @@ class Cost(NamedTuple):
 
 
 FIGURES = {
-    ("W1", "Engine"): Cost(45, 2576, 7),
-    ("W1", "AsyncEngine"): Cost(56, 5192, 7),
-    ("W3", "Engine"): Cost(1177, 9600, 7),
-    ("W3", "AsyncEngine"): Cost(1305, 18180, 8),
-    ("W5", "Engine"): Cost(360, 9336, 43),
-    ("W5", "AsyncEngine"): Cost(380, 13470, 38),
-    ("W6", "Engine"): Cost(107, 7272, 26),
-    ("W6", "AsyncEngine"): Cost(109, 11090, 23),
+    ("W1", "Engine"): Cost(45, 2600, 0),
+    ("W1", "AsyncEngine"): Cost(55, 4944, 0),
+    ("W3", "Engine"): Cost(1579, 9896, 10),
+    ("W3", "AsyncEngine"): Cost(1305, 17996, 0),
+    ("W5", "Engine"): Cost(404, 9923, 41),
+    ("W5", "AsyncEngine"): Cost(423, 14450, 33),
+    ("W6", "Engine"): Cost(115, 7448, 25),
+    ("W6", "AsyncEngine"): Cost(109, 10979, 19),
 }
 """`python -m tests.test_hot_path` prints them anew"""
 
