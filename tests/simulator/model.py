@@ -6,7 +6,7 @@ the run, the effects and the simulator's own list of calls only where they agree
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowcore import (
@@ -47,6 +47,7 @@ from .specs import (
     Trial,
     UndoSpec,
     second_act,
+    tried,
 )
 
 EPS = 1e-6
@@ -124,6 +125,29 @@ def judged_twice(trial: Trial) -> list[str]:
             broken.append("a run afresh has step_keys of its own")
         broken += [f"second act: {promise}" for promise in judged(second)]
     return broken
+
+
+def differs_alone(trial: Trial) -> list[str]:
+    """What is different where nobody watches: nothing may be."""
+    alone = tried(trial.spec, observed=False)
+    broken: list[str] = []
+    if alone.simulation.events or list(alone.simulation.journal):
+        broken.append("there are events, though nobody watches")
+    pairs = itertools.zip_longest(trial.simulation.calls, alone.simulation.calls)
+    for one, other in pairs:
+        if one is None or other is None or replace(one, told_before=0) != replace(other, told_before=0):
+            return [*broken, f"{other} where nobody watches, else {one}"]
+    if _summary(trial) != _summary(alone):
+        broken.append(f"{_summary(alone)} where nobody watches, else {_summary(trial)}")
+    return broken
+
+
+def _summary(trial: Trial) -> list[Any]:
+    run = trial.simulation.run
+    steps = {name: (r.status, r.attempts, r.undo, r.landed_late) for name, r in run.steps.items()}
+    effects = [(e.what, e.step, e.attempt, e.did, e.seen, repr(e.error)) for e in trial.effects]
+    error = type(run.error), str(run.error)
+    return [run.id, run.status, run.undone, run.held, run.failed_step, error, steps, run.results, effects]
 
 
 class Story:

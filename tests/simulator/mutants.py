@@ -30,7 +30,7 @@ def m(name: str, module: str, old: str, new: str) -> Mutant:
 MUTANTS = (
     # what is undone, and in which order
     m("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
-    m("drop the last undo", "undo", "while x.to_undo:", "while len(x.to_undo) > 1:"),
+    m("drop the last undo", "undo", "while x.undoes and x.to_undo:", "while x.undoes and len(x.to_undo) > 1:"),
     m("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
     m("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "collect_landed(x)"),
     m("parallel undo in definition order", "execution", "if not node.successors])", "])"),
@@ -73,14 +73,14 @@ MUTANTS = (
     m(
         "a failed undo ends the undoing",
         "undo",
-        "        x.undo_errors[node.name] = error\n        return",
-        "        x.undo_errors[node.name] = error\n        x.to_undo.clear()\n        return",
+        "        x.undo_errors[node.name] = error",
+        "        x.undo_errors[node.name] = error\n        x.to_undo.clear()",
     ),
     m(
         "a failed undo counts as done",
         "undo",
-        "    if error is not None:\n        x.undo_errors[node.name] = error\n        return\n",
-        "",
+        "    if error is None:\n        x.undone.append",
+        "    if True:\n        x.undone.append",
     ),
     m(
         "an undo is tried once",
@@ -292,6 +292,9 @@ MUTANTS = (
 )
 
 
+TABLES = (bool, int, float, str, tuple, frozenset, dict)
+
+
 def source_of(module: types.ModuleType) -> str:
     assert module.__file__ is not None
     return Path(module.__file__).read_text(encoding="utf-8")
@@ -320,8 +323,13 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @contextmanager
 def swapped(module: types.ModuleType, code: types.CodeType) -> Iterator[None]:
-    """Run the functions of `module` with the bodies that `code`, another version of the module, has for them."""
+    """Run the functions of `module` with the bodies that `code`, another version of the module, has for them, and with
+    its tables."""
     live = functions(module)
+    other: dict[str, Any] = {"__name__": module.__name__, "__package__": module.__package__}
+    exec(code, other)
+    tables = {name: value for name, value in vars(module).items() if isinstance(value, TABLES)}
+    tables = {name: value for name, value in tables.items() if not name.startswith("__") and name in other}
     mine: dict[str, types.CodeType] = {}
     for one in codes(code):
         mine.setdefault(one.co_qualname, one)  # a property's getter comes before its setter
@@ -330,8 +338,10 @@ def swapped(module: types.ModuleType, code: types.CodeType) -> Iterator[None]:
         for name, function in live.items():
             if name in mine:
                 function.__code__ = mine[name]
+        vars(module).update({name: other[name] for name in tables})
         yield
     finally:
+        vars(module).update(tables)
         for name, function in live.items():
             function.__code__ = before[name]
 
