@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import inspect
 import itertools
 import random
 from collections.abc import Callable, Mapping
@@ -319,6 +320,8 @@ class _Simulator:
         except BaseException as error:  # noqa: BLE001 - the program judges it
             return None, error
         if fault is Fault.FAIL_AFTER:
+            if inspect.iscoroutine(value):
+                value.close()  # of a plain function that answered with one
             self.fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
         return value, None
