@@ -50,16 +50,24 @@ class Drive:
         if self.kind == "coroutines":
             make_async(workflow)
 
-        async def main() -> Run:
-            async with AsyncEngine(**options) as engine:
-                return await engine.run(workflow, values, **request)
+        runs, errors = list[Run](), list[BaseException]()
 
-        return asyncio.run(main())
+        async def main() -> None:
+            try:
+                async with AsyncEngine(**options) as engine:
+                    runs.append(await engine.run(workflow, values, **request))
+            except BaseException as error:  # noqa: BLE001 - asyncio.run cannot raise an exception without a repr
+                errors.append(error)
+
+        asyncio.run(main())
+        if errors:
+            raise errors[0]
+        return runs[0]
 
 
 def make_async(workflow: Workflow) -> None:
     """Make coroutine functions of a workflow's plain ones, each of which really suspends."""
-    if workflow._frozen:
+    if not isinstance(workflow, Workflow) or workflow._frozen:
         return
     for step in workflow.steps:
         step.fn = _suspending(step.fn)

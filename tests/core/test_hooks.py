@@ -1,0 +1,563 @@
+"""Hooks (semantics 27): they are told everything in good order, and can neither break nor steer a run."""
+
+import asyncio
+import contextvars
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from flowcore import (
+    SKIP_RUN,
+    AsyncEngine,
+    Backoff,
+    Context,
+    Engine,
+    Logger,
+    Retry,
+    Run,
+    Status,
+    Workflow,
+)
+from flowcore.events import (
+    AttemptFinished,
+    AttemptStarted,
+    CompensationFinished,
+    CompensationStarted,
+    Event,
+    HookFailed,
+    Hooks,
+    RunFinished,
+    RunRequested,
+    RunStarted,
+    RunSubmitted,
+    StepFinished,
+    StepReady,
+    StepSkipped,
+    StepStarted,
+    WorkflowRegistered,
+)
+from flowcore.events.records import EVENTS
+from flowcore.stores import MemoryStore
+
+from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, kinds, of_type, until
+
+PAIRS: list[tuple[type[Any], type[Any]]] = [
+    (RunStarted, RunFinished),
+    (StepStarted, StepFinished),
+    (AttemptStarted, AttemptFinished),
+    (CompensationStarted, CompensationFinished),
+]
+
+
+def identity(event: Any) -> tuple[Any, ...]:
+    """What a start event and its finish event have in common."""
+    names = ("run_id", "step", "attempt", "undo", "order")
+    return tuple(getattr(event, name, None) for name in names)
+
+
+def check_well_formed(events: list[Any]) -> None:
+    """Every start has one finish, later and inside of its own surroundings; times never go back."""
+    for started, finished in PAIRS:
+        opened = Counter(map(identity, of_type(events, started)))
+        closed = Counter(map(identity, of_type(events, finished)))
+        assert opened == closed, (started.__name__, opened - closed, closed - opened)
+        for event in of_type(events, started):
+            (end,) = [other for other in of_type(events, finished) if identity(other) == identity(event)]
+            assert events.index(event) < events.index(end)
+            assert event.at <= end.at
+            assert abs(end.duration - (end.at - event.at)) < 0.05
+    for run in of_type(events, RunFinished):
+        of_run = kinds([event for event in events if event.run_id == run.run_id])
+        assert set(of_run[of_run.index("RunFinished") + 1 :]) <= {"StepLandedLate", "HookFailed"}
+    states = {id(event.state) for event in events if event.run_id}
+    assert len(states) == len({event.run_id for event in events if event.run_id})
+
+
+# -- what is told ------------------------------------------------------------------------------------------------------
+
+
+def test_the_events_of_a_run_that_succeeds(drive: Drive, ledger: Ledger) -> None:
+    events: list[Any] = []
+    run = drive(ledger.chain("a", "b"), hooks=[events.append])
+    assert kinds(events) == [
+        "WorkflowRegistered",
+        "RunRequested",
+        "RunStarted",
+        "StepReady",
+        *("StepStarted", "AttemptStarted", "AttemptFinished"),
+        *("StepFinished", "StepReady"),
+        *("StepStarted", "AttemptStarted", "AttemptFinished"),
+        *("StepFinished", "RunFinished"),
+    ]
+    check_well_formed(events)
+    assert {event.run_id for event in events[1:]} == {run.id}
+    assert events[0].steps == ("a", "b")
+    started = of_type(events, StepStarted)[1]
+    assert (started.step, started.depends_on, started.max_attempts, started.waited >= 0) == ("b", ("a",), 1, True)
+    assert started.function.endswith("Ledger.add.<locals>.do")
+    finished = of_type(events, RunFinished)[0]
+    assert (finished.outcome, finished.error, finished.skipped, finished.undone) == (Status.SUCCESS, None, (), ())
+
+
+def test_the_events_of_a_run_that_is_undone(drive: Drive, ledger: Ledger) -> None:
+    events: list[Any] = []
+    run = drive(ledger.chain("a", "b!"), hooks=[events.append], check=False)
+    assert kinds(events)[7:] == [
+        *("StepFinished", "StepReady"),
+        *("StepStarted", "AttemptStarted", "AttemptFinished", "StepFinished"),
+        *("CompensationStarted", "AttemptStarted", "AttemptFinished", "CompensationFinished"),
+        "RunFinished",
+    ]
+    check_well_formed(events)
+    finished = of_type(events, RunFinished)[0]
+    assert (finished.outcome, finished.error, finished.undone) == (Status.COMPENSATED, run.error, ("a",))
+    failed = of_type(events, StepFinished)[1]
+    assert (failed.outcome, failed.error, failed.attempts) == (Status.FAILURE, run.error, 1)
+
+
+def test_a_skipped_step_is_told_with_what_it_depends_on_and_starts_nothing(drive: Drive, ledger: Ledger) -> None:
+    events: list[Any] = []
+    wf = Workflow("skip")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", when=lambda ctx: False)
+    ledger.add(wf, "c", depends_on="b")
+    drive(wf, hooks=[events.append])
+    (skipped,) = of_type(events, StepSkipped)
+    assert (skipped.step, skipped.depends_on) == ("b", ("a",))
+    assert [event.step for event in of_type(events, StepStarted)] == ["a", "c"]
+    assert of_type(events, RunFinished)[0].skipped == ("b",)
+    check_well_formed(events)
+
+
+def stories(ledger: Ledger) -> dict[str, Workflow]:
+    """Workflows that end in every way that there is."""
+    made: dict[str, Workflow] = {
+        "success": ledger.chain("a", "b", "c"),
+        "failure": ledger.chain("a!"),
+        "compensated": ledger.chain("a", "b", "c!"),
+        "attempted": ledger.chain("a", "b!", undo="attempted"),
+        "empty": Workflow("empty"),
+    }
+    stuck = made["stuck undo"] = Workflow("stuck undo")
+    ledger.add(stuck, "a", undo_raises=ValueError("stuck"))
+    ledger.add(stuck, "b", depends_on="a", raises=LookupError("b"), retry=Retry(2, Backoff.fixed(0.001)))
+    for name, error in (("exit", SystemExit(1)), ("ctrl-c", KeyboardInterrupt()), ("generator", GeneratorExit())):
+        wf = made[name] = Workflow(name)
+        ledger.add(wf, "a")
+        ledger.add(wf, "b", depends_on="a", raises=error)
+    undo_exits = made["undo exits"] = Workflow("undo exits", parallel_undo=True)
+    ledger.add(undo_exits, "a", undo_raises=KeyboardInterrupt())
+    ledger.add(undo_exits, "b", undo_raises=SystemExit())
+    ledger.add(undo_exits, "c", depends_on=["a", "b"], raises=ValueError())
+    made["deadline"] = ledger.chain("a", "b", deadline=0)
+    when = made["when raises"] = Workflow("when raises")
+    ledger.add(when, "a")
+    ledger.add(when, "b", depends_on="a", when=lambda ctx: 1 / 0)
+    pivot = made["pivot"] = Workflow("pivot")
+    ledger.add(pivot, "a", pivot=True)
+    ledger.add(pivot, "b", depends_on="a", raises=ValueError())
+    cancel = made["cancel siblings"] = Workflow("cancel siblings", on_failure="cancel")
+    for name in "abc":
+        ledger.add(cancel, name, raises=ValueError(name))
+    return made
+
+
+@pytest.mark.parametrize("story", stories(Ledger()))
+def test_every_start_has_its_finish_whatever_happens(drive: Drive, ledger: Ledger, story: str) -> None:
+    events: list[Any] = []
+    try:
+        drive(stories(ledger)[story], hooks=[events.append], check=False, idempotency_key="k")
+    except BaseException as error:  # noqa: BLE001 - judged here
+        assert story in {"exit", "ctrl-c", "generator"}, repr(error)  # noqa: PT017 - the point
+    check_well_formed(events)
+    assert kinds(events)[-1] == "RunFinished"
+
+
+def test_every_start_has_its_finish_when_steps_time_out_and_land_late(live: MakeLive, gate: Gate) -> None:
+    events: list[Any] = []
+    wf = Workflow("late")
+    wf.add_step("a", gate, timeout=0.01, retry=3, compensate=lambda ctx: None)
+    live(hooks=[events.append], grace=0.01).run(wf, check=False)
+    check_well_formed(events)
+    gate.set()
+    until(lambda: [event for event in events if type(event).__name__ == "StepLandedLate"])
+
+
+def test_every_start_has_its_finish_when_the_run_is_cancelled(live: MakeLive) -> None:
+    events: list[Any] = []
+    one, wf, began, ids = live(hooks=[events.append]), Workflow("cancelled"), Gate(), list[str]()
+
+    def slow(ctx: Context) -> None:
+        ids.append(ctx.run_id)
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    wf.add_step("slow", slow, compensate=lambda ctx: None)
+    future = one.start(wf, check=False)
+    began.wait()
+    one.engine.cancel(ids[0])
+    assert future.result(PATIENCE).status is Status.COMPENSATED
+    check_well_formed(events)
+
+
+def test_submit_is_told_on_the_callers_thread_before_the_request(ledger: Ledger) -> None:
+    events: list[Any] = []
+    with Engine(hooks=[events.append]) as engine:
+        engine.submit(ledger.chain("a"), idempotency_key="k").result(PATIENCE)
+    assert kinds(events)[:3] == ["WorkflowRegistered", "RunSubmitted", "RunRequested"]
+    (submitted, requested) = of_type(events, RunSubmitted, RunRequested)
+    assert (submitted.key, requested.key, requested.submitted) == ("k", "k", True)
+    assert submitted.run_id == requested.run_id
+
+
+def test_a_workflow_is_registered_once_per_engine(ledger: Ledger) -> None:
+    events: list[Any] = []
+    wf = ledger.chain("a")
+    with Engine(hooks=[events.append], workflows=[wf]) as engine:
+        assert kinds(events) == ["WorkflowRegistered"]
+        engine.run(wf)
+        engine.run(wf)
+    assert len(of_type(events, WorkflowRegistered)) == 1
+
+
+def test_the_carrier_filled_at_the_request_is_kept_and_comes_back(drive: Drive, ledger: Ledger) -> None:
+    def fills(event: Any) -> None:
+        if type(event) is RunRequested:
+            event.carrier["traceparent"] = "00-1"
+
+    store, wf, events = MemoryStore(), ledger.chain("a"), list[Any]()
+    first = drive(wf, store=store, idempotency_key="k", hooks=[fills, events.append])
+    second = drive(wf, store=store, idempotency_key="k", hooks=[fills, events.append])
+    assert first.carrier == second.carrier == {"traceparent": "00-1"}
+    assert of_type(events, RunStarted)[0].carrier == {"traceparent": "00-1"}
+    assert [event.original for event in events if hasattr(event, "original")] == [{"traceparent": "00-1"}]
+
+
+def test_an_event_nobody_wants_is_not_built(drive: Drive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    for kind in EVENTS:
+        made = kind.__init__
+
+        def init(self: Any, *args: Any, made: Any = made, **kwargs: Any) -> None:
+            built.append(type(self).__name__)
+            made(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "__init__", init)
+
+    class OnlyFinished(Logger):
+        def run_failed(self, event: RunFinished) -> None:
+            assert event.outcome is Status.COMPENSATED
+
+    drive(ledger.chain("a", "b!"), check=False, hooks=[OnlyFinished()])
+    assert built == ["RunFinished"]
+    built.clear()
+    drive(ledger.chain("a", "b!"), check=False, hooks=[Logger(), Logger()])
+    drive(ledger.chain("a", "b!"), check=False)
+    assert built == []
+
+
+def test_a_logger_that_overrides_nothing_counts_as_no_hook() -> None:
+    class Nothing(Logger):
+        """Listens to nothing."""
+
+    assert not Hooks([Logger(), Nothing()])
+    assert Hooks([Logger()]).wanted == frozenset()
+    assert Hooks([print]).wanted == EVENTS
+
+
+def test_a_hook_may_say_what_it_wants(drive: Drive, ledger: Ledger) -> None:
+    class Picky:
+        wants = frozenset({StepReady, int})  # what is no event is ignored
+
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def __call__(self, event: Any) -> None:
+            self.seen.append(event)
+
+    hook = Picky()
+    drive(ledger.chain("a", "b"), hooks=[hook])
+    assert kinds(hook.seen) == ["StepReady", "StepReady"]
+
+
+# -- what hooks cannot do ----------------------------------------------------------------------------------------------
+
+
+class Boom(Exception):
+    """What hooks raise here."""
+
+
+class BadScope:
+    """A scope that does everything wrong."""
+
+    def __init__(self, *, enter: BaseException | None = None, leave: BaseException | None = None) -> None:
+        self.enter, self.leave = enter, leave
+
+    def __enter__(self) -> None:
+        if self.enter is not None:
+            raise self.enter
+
+    def __exit__(self, *_: object) -> bool:
+        if self.leave is not None:
+            raise self.leave
+        return True  # "I have handled the exception"
+
+
+def raising(error: BaseException) -> Any:
+    def hook(event: Event) -> None:
+        raise error
+
+    return hook
+
+
+BAD_HOOKS: dict[str, Any] = {
+    "raises": raising(Boom()),
+    "raises KeyboardInterrupt": raising(KeyboardInterrupt()),
+    "raises StopIteration": raising(StopIteration()),
+    "raises CancelledError": raising(asyncio.CancelledError()),
+    "answers nonsense": lambda event: 42,
+    "answers True": lambda event: True,
+    "answers SKIP_RUN to everything": lambda event: SKIP_RUN,
+    "swallows in __exit__": lambda event: BadScope(),
+    "raises in __enter__": lambda event: BadScope(enter=Boom()),
+    "raises in __exit__": lambda event: BadScope(leave=Boom()),
+    "raises SystemExit in __exit__": lambda event: BadScope(leave=SystemExit()),
+    "answers a class": lambda event: BadScope,
+    "takes no argument": lambda: None,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_HOOKS)
+@pytest.mark.parametrize("story", ["success", "compensated", "stuck undo", "exit", "pivot"])
+def test_no_hook_changes_what_a_run_does(drive: Drive, story: str, bad: str, caplog: pytest.LogCaptureFixture) -> None:
+    def outcome(*hooks: Any) -> tuple[Any, ...]:
+        ledger, run = Ledger(), None
+        try:
+            run = drive(stories(ledger)[story], hooks=hooks, check=False)
+        except BaseException as error:  # noqa: BLE001 - judged here
+            return ledger, type(error)
+        return list(ledger), run.status, run.results, type(run.error), run.undone
+
+    events: list[Any] = []
+    assert outcome(BAD_HOOKS[bad], events.append) == outcome()
+    check_well_formed(events)
+
+
+def test_a_hook_that_raises_is_logged_once_and_told_to_the_others_each_time(
+    drive: Drive, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Any] = []
+    with caplog.at_level(logging.ERROR, "flowcore"):
+        run = drive(ledger.chain("a"), hooks=[raising(Boom("x")), events.append])
+    (logged,) = caplog.records
+    assert "raising.<locals>.hook raised on" in logged.getMessage()
+    assert "further errors of this hook are only counted" in logged.getMessage()
+    assert isinstance(logged.exc_info[1], Boom)
+    failures = of_type(events, HookFailed)
+    assert len(failures) == len(events) - len(failures)
+    assert {(type(failure.error), failure.hook.endswith("hook")) for failure in failures} == {(Boom, True)}
+    assert failures[-1].run_id == run.id
+
+
+def test_a_hook_that_raises_on_hookfailed_too_is_not_told_for_ever(drive: Drive, ledger: Ledger) -> None:
+    calls: list[Any] = []
+
+    def bad(event: Any) -> None:
+        calls.append(event)
+        raise Boom
+
+    drive(ledger.chain("a"), hooks=[bad, bad])
+    assert len(calls) < 100
+
+
+def test_a_step_may_raise_through_a_contextmanager_scope_without_blaming_the_hook(
+    drive: Drive, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+
+    @contextmanager
+    def scope(event: Any) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            seen.append((type(event).__name__, str(error)))
+            raise
+
+    starts = tuple(started for started, _ in PAIRS)
+    drive(
+        ledger.chain("a", "b!"), hooks=[lambda event: scope(event) if isinstance(event, starts) else None], check=False
+    )
+    assert seen == [("AttemptStarted", "b failed"), ("StepStarted", "b failed"), ("RunStarted", "b failed")]
+    assert not caplog.records
+
+
+def test_skip_run_ends_the_hook_for_this_run_and_no_other(ledger: Ledger) -> None:
+    seen: list[Any] = []
+    others: list[Any] = []
+
+    def picky(event: Any) -> object:
+        seen.append(event)
+        return SKIP_RUN if type(event) is RunStarted and event.key == "skip" else None
+
+    with Engine(hooks=[picky, others.append]) as engine:
+        engine.run(ledger.chain("a"), idempotency_key="skip")
+        assert kinds(seen) == ["WorkflowRegistered", "RunRequested", "RunStarted"]
+        assert kinds(others)[-1] == "RunFinished"
+        seen.clear()
+        engine.run(ledger.chain("a"), idempotency_key="tell")
+        assert kinds(seen)[-1] == "RunFinished"
+
+
+def test_if_every_hook_skips_a_run_nothing_more_is_built_for_it(drive: Drive, ledger: Ledger) -> None:
+    seen: list[Any] = []
+
+    def skips(event: Any) -> object:
+        seen.append(event)
+        return SKIP_RUN
+
+    run = drive(ledger.chain("a", "b!"), hooks=[skips, skips], check=False)
+    assert run.status is Status.COMPENSATED
+    assert kinds(seen)[-1] == "RunStarted"
+
+
+# -- scopes ------------------------------------------------------------------------------------------------------------
+
+place = contextvars.ContextVar[tuple[str, ...]]("place", default=())
+
+
+class Scopes:
+    """A hook whose scopes say in a contextvar where one is, and in a list when they are entered and left."""
+
+    def __init__(self, log: list[Any], name: str = "") -> None:
+        self.log = log
+        self.name = name
+
+    def __call__(self, event: Any) -> Any:
+        where = (type(event).__name__.removesuffix("Started"), getattr(event, "step", ""))
+        if not any(isinstance(event, started) for started, _ in PAIRS):
+            return None
+        return self.scope(":".join(filter(None, (self.name, *where))))
+
+    @contextmanager
+    def scope(self, what: str) -> Iterator[None]:
+        self.log.append(f"+{what}")
+        token = place.set((*place.get(), what))
+        try:
+            yield
+        finally:
+            place.reset(token)  # raises in any other contextvars.Context than the one it was set in
+            self.log.append(f"-{what}")
+
+
+def test_a_scope_is_current_in_user_code_and_left_in_reverse_order(drive: Drive) -> None:
+    log: list[Any] = []
+    wf = Workflow("scopes")
+    wf.add_step("a", lambda ctx: log.append(place.get()), compensate=lambda ctx: log.append(place.get()))
+    wf.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+    drive(wf, hooks=[Scopes(log)], check=False)
+    assert log == [
+        *("+Run", "+Step:a", "+Attempt:a"),
+        ("Run", "Step:a", "Attempt:a"),
+        *("-Attempt:a", "-Step:a", "+Step:b", "+Attempt:b", "-Attempt:b", "-Step:b"),
+        *("+Compensation:a", "+Attempt:a"),
+        ("Run", "Compensation:a", "Attempt:a"),
+        *("-Attempt:a", "-Compensation:a", "-Run"),
+    ]
+    assert place.get() == ()
+
+
+def test_the_scopes_of_several_hooks_are_left_in_reverse_order(drive: Drive) -> None:
+    log: list[Any] = []
+    wf = Workflow("scopes")
+    wf.add_step("a", lambda ctx: None)
+    drive(wf, hooks=[Scopes(log, name) for name in "123"])
+    names = [entry for entry in log if "Step" in entry]
+    assert names == ["+1:Step:a", "+2:Step:a", "+3:Step:a", "-3:Step:a", "-2:Step:a", "-1:Step:a"]
+
+
+def test_scopes_of_parallel_steps_do_not_mix(live: MakeLive) -> None:
+    log: list[Any] = []
+    seen: dict[str, Any] = {}
+    wf = Workflow("parallel")
+
+    def step(ctx: Context) -> None:
+        seen[ctx.step] = place.get()
+
+    for number in range(20):
+        wf.add_step(str(number), step, timeout=60 if number % 2 else None)
+    live(hooks=[Scopes(log)]).run(wf)
+    assert seen == {str(n): ("Run", f"Step:{n}", f"Attempt:{n}") for n in range(20)}
+    assert Counter(entry[0] for entry in log) == {"+": 41, "-": 41}
+
+
+def test_a_finish_event_comes_while_its_scope_is_still_entered(drive: Drive) -> None:
+    log: list[Any] = []
+
+    def sees(event: Any) -> None:
+        if isinstance(event, (AttemptFinished, StepFinished, RunFinished)):
+            log.append((type(event).__name__, place.get()))
+
+    wf = Workflow("finish")
+    wf.add_step("a", lambda ctx: None)
+    drive(wf, hooks=[Scopes([]), sees])
+    assert log == [
+        ("AttemptFinished", ("Run", "Step:a", "Attempt:a")),
+        ("StepFinished", ("Run", "Step:a")),
+        ("RunFinished", ("Run",)),
+    ]
+
+
+def test_the_scope_is_current_in_a_step_with_a_timeout_in_a_retry_and_in_an_awaited_coroutine(drive: Drive) -> None:
+    seen: list[Any] = []
+
+    def step(ctx: Context) -> None:
+        seen.append(place.get()[-1])
+        if ctx.attempt == 1:
+            raise ValueError
+
+    wf = Workflow("everywhere")
+    wf.add_step("a", step, timeout=60, retry=2)
+    drive(wf, hooks=[Scopes([])])
+    assert seen == ["Attempt:a", "Attempt:a"]
+
+
+def test_a_coroutine_answered_by_a_plain_function_runs_in_the_scope_of_its_attempt() -> None:
+    seen: list[Any] = []
+
+    async def fetch(ctx: Context) -> str:
+        seen.append(place.get())
+        await asyncio.sleep(0)
+        seen.append(place.get())
+        return "fetched"
+
+    wf = Workflow("lambda")
+    wf.add_step("a", lambda ctx: fetch(ctx))  # noqa: PLW0108 - the point: this is no coroutine function
+    run: Run = asyncio.run(AsyncEngine(hooks=[Scopes([])]).run(wf))
+    assert run["a"] == "fetched"
+    assert seen == [("Run", "Step:a", "Attempt:a")] * 2
+
+
+def test_scopes_are_left_when_a_run_is_cancelled() -> None:
+    log: list[Any] = []
+
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def slow(ctx: Context) -> None:
+            began.set()
+            await asyncio.sleep(3600)
+
+        wf = Workflow("cancelled")
+        wf.add_step("slow", slow)
+        task = asyncio.ensure_future(AsyncEngine(hooks=[Scopes(log)]).run(wf))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert log == ["+Run", "+Step:slow", "+Attempt:slow", "-Attempt:slow", "-Step:slow", "-Run"]
