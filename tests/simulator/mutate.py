@@ -167,6 +167,13 @@ def in_a_fork(act: Any, patience: float) -> int:
     return 99
 
 
+def suite(tests: list[str]) -> int:
+    """The exit status of the test run."""
+    import pytest
+
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]))
+
+
 def killed(mutation: Mutation, clean: list[int], tests: list[str]) -> str | None:
     """Who noticed the mutant: the seeds, which are `clean` without it, or the tests; None: nobody."""
     module: Any = importlib.import_module(f"flowcore._protocol.{mutation.module}")
@@ -176,15 +183,13 @@ def killed(mutation: Mutation, clean: list[int], tests: list[str]) -> str | None
         with mutants.swapped(module, code):
             return 1 if found_by(clean) is not None else 0
 
-    def suite() -> int:
-        import pytest
-
+    def all_tests() -> int:
         with mutants.swapped(module, code):
-            return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]))
+            return suite(tests)
 
     if in_a_fork(seeds, PATIENCE):
         return "seeds"
-    return "tests" if tests and in_a_fork(suite, TESTS_PATIENCE) else None
+    return "tests" if tests and in_a_fork(all_tests, TESTS_PATIENCE) else None
 
 
 def main() -> None:
@@ -202,6 +207,8 @@ def main() -> None:
     )
     clean = [seed for seed in range(SEEDS) if found_by([seed]) is None]
     print(f"{SEEDS - len(clean)} of {SEEDS} seeds find something without any mutant, and are left out", flush=True)
+    if tests and in_a_fork(lambda: suite(tests), TESTS_PATIENCE):
+        raise SystemExit("the tests fail without any mutant: mend that first")
     todo = [mutation for module in options.modules for mutation in mutations(module)][:: options.every]
     print(f"{len(todo)} mutants", flush=True)
     count: dict[str | None, int] = {}

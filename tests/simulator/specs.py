@@ -176,21 +176,21 @@ def _script(draw: Draw, percent: int) -> tuple[str, ...]:
         return ("ok",)
     bad = ("value", "value", "value", "other", "fatal", "later", "cancel", "exit")
     fails = tuple(draw.choice(bad) for _ in range(draw.integer(1, 3)))
-    return (*fails, "ok") if draw.chance(55) else fails
+    return (*fails, "ok") if draw.chance(70) else fails
 
 
 def _undo(draw: Draw) -> UndoSpec:
     script: tuple[str, ...] = ("ok",)
-    if draw.chance(15):
+    if draw.chance(20):
         fails = tuple(draw.choice(("value", "value", "other", "exit")) for _ in range(draw.integer(1, 2)))
         script = (*fails, "ok") if draw.chance(50) else fails
-    return UndoSpec(script, _policy(draw, 25), draw.choice((0.3, 0.7)) if draw.chance(10) else None)
+    return UndoSpec(script, _policy(draw, 40), draw.choice((0.3, 0.7)) if draw.chance(10) else None)
 
 
 def drawn(draw: Draw, seed: int) -> Spec:
     """A workflow of one to seven steps."""
     count = draw.integer(1, 7)
-    trouble = draw.choice((5, 15, 15, 30))
+    trouble = draw.choice((5, 20, 35, 60))
     density = draw.choice((15, 35, 70, 100))
     pivot = draw.integer(0, count - 1) if draw.chance(12) else None
     steps: list[StepSpec] = []
@@ -203,7 +203,7 @@ def drawn(draw: Draw, seed: int) -> Spec:
                 chr(ord("a") + index),
                 depends,
                 _script(draw, trouble),
-                _policy(draw, 40),
+                _policy(draw, 60),
                 draw.choice((0.2, 0.6, 0.9)) if draw.chance(12) else None,
                 draw.choice((0.5, 1.5, 3.0)) if draw.chance(8) else None,
                 draw.choice(("yes", "yes", "no", "raises")) if draw.chance(15) else None,

@@ -118,7 +118,7 @@ def test_an_effect_that_retries_repeat_is_found() -> None:
 def test_the_table_has_a_row_for_each_step_and_a_column_for_each_fault() -> None:
     books = Books()
     table = str(rehearse(trip(books, undo="done"), world=books.all_or_nothing, reset=books.reset)).splitlines()
-    widths = [8, 26, 24, 11, 32, 22, 12, 9]
+    widths = [8, 25, 24, 11, 32, 21, 12, 9]
     rows = [
         ["", *(str(fault) for fault in Fault), "run twice"],
         ["flight", "ok", "DIRTY", "ok", "ok", "ok", "ok", "-"],
