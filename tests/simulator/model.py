@@ -357,7 +357,7 @@ def dependencies_first(s: Story) -> Iterator[str]:
     for effect in s.trial.effects:
         if effect.what in {"do", "when"}:
             for name, value in effect.seen.items():
-                if s.histories[name].skipped is None and not (value or "").startswith(name):
+                if s.histories[name].skipped is None and not str(value or "").startswith(name):
                     yield f"{effect.step} does not see the result of {name}"
                 if s.histories[name].skipped is not None and value is not None:
                     yield f"{effect.step} sees a result of {name}, which was skipped"
@@ -483,14 +483,16 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             final = [moment for moment in (until, s.deadline if undo is None else None) if moment is not None]
             if final and ended.at >= min(final) - EPS:
                 may = must = False
-            call = _call(s, step.name, what, number, began.at)
+            call = _given_up(s, step, what, number, ended.at)
+            # Of a function that only answers with a coroutine, nothing has been done when it lands.
+            result = call is not None and not call.failed and not (call.what == "do" and step.form == "answers")
             landed = None if call is None else call.ended
             waited = landed is not None and landed <= ended.at + s.spec.grace + EPS
             resumed = landed if waited and landed is not None else ended.at + s.spec.grace
             due = must
             if waited and landed is not None and landed > ended.at + s.spec.grace - EPS:
                 must = False  # at the very moment at which the grace was over
-            if may and waited and call is not None and not call.failed:
+            if may and waited and result:
                 may = must = False
                 others = s.stopped_at(without=step.name) if undo is None else None
                 in_time = landed < ended.at + s.spec.grace - EPS and (others is None or others > landed + EPS)
@@ -528,9 +530,11 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         yield f"{name}: took {finish.at - start.at}, told as {finish.duration}"
 
 
-def _call(s: Story, name: str, what: str, attempt: int, began: float) -> Any:
-    found = [c for c in s.calls if (c.step, c.what, c.attempt) == (name, what, attempt) and abs(c.began - began) < EPS]
-    return found[-1] if found else None
+def _given_up(s: Story, step: StepSpec, what: str, attempt: int, moment: float) -> Any:
+    """The call of an attempt that was given up at a moment."""
+    kinds = {what, "await"} if what == "do" else {what}
+    mine = [c for c in s.calls if (c.step, c.attempt) == (step.name, attempt) and c.what in kinds]
+    return next((c for c in mine if c.given_up is not None and abs(c.given_up - moment) < EPS), None)
 
 
 def _as_scripted(s: Story, step: StepSpec, undo: UndoSpec | None, number: int, ended: Any) -> Iterator[str]:

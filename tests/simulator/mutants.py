@@ -183,8 +183,8 @@ MUTANTS = (
     m(
         "two attempts at once",
         "steps",
-        "landed = error.call.landed or (yield Landing(error.call, settings.grace))",
-        "landed = (None, Exception())",
+        "            landed = error.call.landed\n",
+        "            landed = (None, Exception())\n",
     ),
     m(
         "what landed in time is thrown away",

@@ -18,7 +18,7 @@ ASKED_DELAY = 0.75
 """seconds that RetryAfter asks for"""
 PREDICATE_DELAY = 0.25
 """seconds that a predicate answers with"""
-MAX_DELAY = 3.0
+MAX_DELAY = 1.5
 
 
 class Draw(Protocol):
@@ -192,7 +192,7 @@ def drawn(draw: Draw, seed: int) -> Spec:
     count = draw.integer(1, 7)
     trouble = draw.choice((5, 20, 35, 60))
     density = draw.choice((15, 35, 70, 100))
-    pivot = draw.integer(0, count - 1) if draw.chance(12) else None
+    pivot = draw.integer(0, count - 1) if draw.chance(20) else None
     steps: list[StepSpec] = []
     for index in range(count):
         names = [step.name for step in steps]
@@ -229,7 +229,7 @@ def drawn(draw: Draw, seed: int) -> Spec:
         draw.choice((0.0, 0.5, 5.0)),
         draw.integer(0, 40) / 10 if draw.chance(15) else None,
         faults,
-        "the-key" if draw.chance(15) else None,
+        "the-key" if draw.chance(25) else None,
     )
     # A step may be defined before those it depends on.
     return replace(spec, steps=spec.steps[::-1]) if draw.chance(15) else spec
