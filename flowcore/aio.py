@@ -367,7 +367,7 @@ class AsyncDriver:
             gate.open(result)
         elif over:
             # Only what must be undone needs a task: the loop may be about to close.
-            program = late(self.x, call, result)
+            program = late(self.x, call)
             try:
                 effect = next(program)
             except StopIteration:

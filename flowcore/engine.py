@@ -85,7 +85,12 @@ class EngineBase:
         """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
-        plan = workflow.freeze()
+        try:
+            plan = workflow.freeze()
+        except AttributeError:
+            if isinstance(workflow, Workflow):
+                raise
+            raise DefinitionError(f"what an engine runs must be a workflow, not {shown(workflow)}.") from None
         if plan.has_async is not None and not self._settings.runs_async:
             raise AsyncStepInSyncEngine(
                 f"step {shown(plan.has_async)} of workflow {shown(workflow.name)} is async: run it on AsyncEngine."

@@ -153,13 +153,13 @@ class Retry:
         return pause
 
     def _asked(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
-        on: Any = self.on
-        if isinstance(on, type | tuple) and not isinstance(error, RetryAfter):
+        on = self.on
+        if not isinstance(error, RetryAfter) and isinstance(on, type | tuple):
             return self._policy(attempt, random) if isinstance(error, on) else None
         try:
             if isinstance(error, RetryAfter):
                 return Pause(seconds(max(0, error.seconds), "RetryAfter(seconds)"), "retry_after")
-            answer = on(error)
+            answer = cast("Predicate", on)(error)
             if answer is True or answer is False:
                 return self._policy(attempt, random) if answer else None
             return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")

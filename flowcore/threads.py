@@ -203,7 +203,7 @@ class Driver:
             elif type(effect) is Landing:
                 if not self._await_landing(program, effect):
                     return
-                answer = effect.call.landed
+                answer = None
             else:
                 answer = None
                 if effect is HELP:
@@ -271,10 +271,11 @@ class Driver:
         """A call that was given up is over, on this thread."""
         self._stuck -= 1
         over = self.x.landed(call, outcome)
-        for waiting in [other for other in list(self._parked) if type(other) is Landing and other.call is call]:
-            self._wake(waiting, outcome)
-        if over:
-            self._advance(late(self.x, call, call.landed or outcome), None)
+        waiting = [other for other in list(self._parked) if type(other) is Landing and other.call is call]
+        for landing in waiting:
+            self._wake(landing, None)
+        if over and not waiting:
+            self._advance(late(self.x, call), None)
 
     def _await_landing(self, program: Program[Any], landing: Landing) -> bool:
         """Park until the call lands; True: it has, go on at once."""

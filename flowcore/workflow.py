@@ -155,7 +155,7 @@ class Workflow:
         self.on_failure = _one_of(on_failure, ("wait", "cancel"), "on_failure=")
         self.undo = _one_of(undo, ("done", "attempted"), "undo=")
         self.parallel_undo = parallel_undo
-        if max_parallel is not None and (not isinstance(max_parallel, int) or max_parallel < 1):
+        if max_parallel is not None and (type(max_parallel) is not int or max_parallel < 1):
             raise DefinitionError(f"max_parallel= must be a whole number from 1 up, not {shown(max_parallel)}.")
         self.max_parallel = max_parallel
         self._steps: dict[str, Step[Any]] = {}

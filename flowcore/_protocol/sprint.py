@@ -9,6 +9,7 @@ step that slips past them counts as begun before.
 from __future__ import annotations
 
 from types import CoroutineType
+from typing import Any, cast
 
 from ..context import Context
 from ..plan import Node
@@ -27,7 +28,7 @@ class Begun:
         self,
         node: Node,
         ctx: Context | None = None,
-        value: object = None,
+        value: Any = None,
         error: BaseException | None = None,
         suspended: Suspended | None = None,
     ) -> None:
@@ -55,7 +56,7 @@ def sprint(x: Execution) -> Begun | None:
     while node is not None and node.sprints[is_async] and not x.stopped:
         x.at = node
         ctx = new(Context)  # Context(x, node), less the call of its __init__
-        ctx._run = x
+        ctx._run = x  # pyright: ignore[reportPrivateUsage]
         ctx.node = node
         context = copy()
         try:
@@ -72,7 +73,7 @@ def sprint(x: Execution) -> Begun | None:
         except BaseException as error:  # noqa: BLE001 - the main program judges it
             return Begun(node, ctx, None, error)
         if type(value) is CoroutineType:
-            return Begun(node, ctx, value)
+            return Begun(node, ctx, cast("Any", value))
         results[node.name] = value
         if node.compensation is not None:
             x.to_undo.append(node)

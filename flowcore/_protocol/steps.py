@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio.exceptions
+import contextvars
 from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, NamedTuple
@@ -163,7 +164,7 @@ def _asked(x: Execution, node: Node) -> Program[End | None]:
     ctx, asynchronous = Context(x, node), is_async(node.when)
     answer, error = yield Call(node, node.when, ctx, x.context.copy(), None, asynchronous, asks=True)
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from _awaited(x, node, ctx, answer, None, undo=False, asks=True)
+        answer, error = yield from _awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
     if error is None:
         return None if answer else End(Status.SKIPPED, None, None, 0)
     status, failure = _judged(x, node, error, None, undo=False)
@@ -200,7 +201,7 @@ def attempts(
         limit = _limit(x, timeout, until, undo=undo) if timed else None
         if begun is not None:
             ctx, value, error = begun
-            begun = None
+            begun, context = None, x.context.copy()
         else:
             ctx = AttemptContext(x, node, number, None if limit is None else limit.moment, undo=undo)
             if outer is None:
@@ -212,7 +213,7 @@ def attempts(
             value, error = yield Call(node, fn, ctx, context, seconds, coroutine, undo)
         if error is None and isinstance(value, CoroutineType):
             left = None if limit is None else max(0.0, limit.moment - settings.clock())
-            value, error = yield from _awaited(x, node, ctx, value, left, undo=undo)
+            value, error = yield from _awaited(x, node, ctx, value, context, left, undo=undo)
         if error is None:
             if told is not None and outer is not None:
                 tell.attempt_finished(x, node, outer, told, number, allowed, Status.SUCCESS, None, undo=undo)
@@ -231,7 +232,9 @@ def attempts(
             return End(status, None, failure, number)
         if isinstance(error, GivenUp) and not error.over:
             # A second attempt beside the first could do the work twice: wait for the first to land.
-            landed = error.call.landed or (yield Landing(error.call, settings.grace))
+            if error.call.landed is None:
+                yield Landing(error.call, settings.grace)
+            landed = error.call.landed
             if outer is not None:
                 outer.ended = settings.clock()
             if landed is None:
@@ -324,7 +327,15 @@ def _paused(
 
 
 def _awaited(
-    x: Execution, node: Node, ctx: Context, coroutine: Any, timeout: float | None, *, undo: bool, asks: bool = False
+    x: Execution,
+    node: Node,
+    ctx: Context,
+    coroutine: Any,
+    context: contextvars.Context,
+    timeout: float | None,
+    *,
+    undo: bool,
+    asks: bool = False,
 ) -> Program[Outcome]:
     """A plain function answered with a coroutine, as `lambda ctx: fetch(ctx)` does: await it where that can be done."""
     if not x.settings.runs_async:
@@ -336,5 +347,7 @@ def _awaited(
     def same(_: Context) -> Any:
         return coroutine
 
-    answer: Outcome = yield Call(node, same, ctx, x.context.copy(), timeout, True, undo, asks)
+    answer: Outcome = yield Call(node, same, ctx, context, timeout, True, undo, asks)
+    if isinstance(answer[1], GivenUp) and answer[1].over:
+        coroutine.close()  # it may never have begun
     return answer

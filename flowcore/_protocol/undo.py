@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import Final
+from typing import Any, Final
 
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, shown
@@ -102,9 +102,9 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
         ctx = AttemptContext(x, node, 1, None, undo=True)
         value, failure = yield Call(node, undo.fn, ctx, x.context.copy(), None, node.undo_is_async, shielded=True)
         end = _UNDONE
-        if failure is not None or type(value) is CoroutineType:
-            first = (ctx, value, failure)
-            end = yield from safely(attempts(x, node, undo.fn, undo.retry, None, None, undo=True, begun=first))
+        if failure is not None or isinstance(value, CoroutineType):
+            begun: tuple[AttemptContext, Any, Any] = (ctx, value, failure)
+            end = yield from safely(attempts(x, node, undo.fn, undo.retry, None, None, undo=True, begun=begun))
     else:
         end = yield from safely(attempts(x, node, undo.fn, undo.retry, undo.timeout, told, undo=True))
     error = end.error
@@ -131,9 +131,9 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
         x.undo_errors[node.name] = error
 
 
-def late(x: Execution, call: Call, outcome: Outcome) -> Program[None]:
+def late(x: Execution, call: Call) -> Program[None]:
     """A call that had been given up has landed after the end of its run."""
     x.forget(call)
-    if _record(x, call, outcome):
+    if call.landed is not None and _record(x, call, call.landed):
         # Its undo, if it had one, came before its effect.
         yield from undo_one(x, call.node)

@@ -342,8 +342,8 @@ class _Simulator:
         trace.ended, trace.failed = self.now, outcome[1] is not None
         if program is not None:
             self._advance(program, outcome)
-        elif self.x.landed(call, outcome):
-            self._advance(late(self.x, call, outcome), None)
+        elif self.x.landed(call, outcome) and call not in self._landings:
+            self._advance(late(self.x, call), None)
         else:
             self._landing_over(call, outcome)
 
