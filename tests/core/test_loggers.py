@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -141,8 +142,6 @@ def test_every_event_has_a_method_on_logger_which_does_nothing(drive: Drive, led
 
 
 def test_a_scope_answered_by_a_method_is_entered(drive: Drive, ledger: Ledger) -> None:
-    from contextlib import contextmanager
-
     entered: list[str] = []
 
     class Scoped(Logger):

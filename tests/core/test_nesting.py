@@ -1,0 +1,116 @@
+"""Runs inside of runs (semantics 9)."""
+
+import asyncio
+import threading
+
+import pytest
+
+from flowcore import AsyncEngine, Context, Engine, IdempotencyInProgress, Status, Workflow
+from flowcore.stores import MemoryStore
+
+from .conftest import PATIENCE, Ledger, run_async
+
+
+def inner(*, limited: bool = False) -> Workflow:
+    """Steps side by side, with a limit or without: those with one need a thread of the pool."""
+    wf = Workflow("inner")
+    for name in "abc":
+        wf.add_step(name, lambda ctx: ctx.step, timeout=PATIENCE if limited else None)
+    wf.add_step("d", lambda ctx: ctx["a"] + ctx["b"] + ctx["c"], depends_on=["a", "b", "c"])
+    return wf
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["plain", "with timeouts"])
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("submitted", [False, True], ids=["run", "submit"])
+def test_a_step_may_run_the_engine_it_runs_on(workers: int, limited: bool, submitted: bool) -> None:
+    nested, outer = inner(limited=limited), Workflow("outer")
+    with Engine(max_workers=workers) as engine:
+        for number in range(4):
+            outer.add_step(str(number), lambda ctx: engine.run(nested)["d"])
+        run = engine.submit(outer).result(PATIENCE) if submitted else engine.run(outer)
+    assert set(run.results.values()) == {"abc"}
+
+
+def test_nesting_goes_deep() -> None:
+    with Engine(max_workers=2) as engine:
+
+        def nest(ctx: Context) -> int:
+            depth = ctx["depth"]
+            return 1 + (engine.run(wf, {"depth": depth - 1})["nest"] if depth else 0)
+
+        wf = Workflow("deep")
+        wf.add_step("nest", nest, timeout=PATIENCE)
+        assert engine.submit(wf, {"depth": 20}).result(PATIENCE)["nest"] == 21
+
+
+def test_the_same_key_from_inside_is_in_progress() -> None:
+    store = MemoryStore()
+    with Engine(store=store) as engine:
+        wf = Workflow("w")
+        wf.add_step("a", lambda ctx: engine.run(wf, idempotency_key="k"))
+        with pytest.raises(IdempotencyInProgress):
+            engine.run(wf, idempotency_key="k")
+        assert [record.status for record in store.list_runs()] == [Status.FAILURE]
+
+
+def test_a_nested_failure_undoes_both_runs_inner_first(ledger: Ledger) -> None:
+    failing, outer = ledger.chain("x", "y!"), Workflow("outer")
+    ledger.add(outer, "a")
+    with Engine(max_workers=1) as engine:
+        ledger.add(outer, "b", depends_on="a", first=lambda ctx: engine.run(failing))
+        with pytest.raises(ValueError, match="y failed"):
+            engine.run(outer)
+    assert ledger == ["a", "x", "y", "-x", "-a"]
+
+
+def test_an_undo_may_run_the_engine(ledger: Ledger) -> None:
+    refund, outer = ledger.chain("refund"), Workflow("outer")
+    with Engine(max_workers=1) as engine:
+        outer.add_step("a", lambda ctx: 1, compensate=lambda ctx: engine.run(refund))
+        outer.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+        assert engine.submit(outer, check=False).result(PATIENCE).status is Status.COMPENSATED
+    assert ledger == ["refund"]
+
+
+def test_the_nested_runs_steps_run_in_the_thread_that_waits_for_them() -> None:
+    threads: list[threading.Thread] = []
+    nested, outer = Workflow("nested"), Workflow("outer")
+    nested.add_step("a", lambda ctx: threads.append(threading.current_thread()))
+    with Engine() as engine:
+
+        def nest(ctx: Context) -> None:
+            threads.append(threading.current_thread())
+            engine.run(nested)
+
+        outer.add_step("nest", nest)
+        engine.submit(outer).result(PATIENCE)
+    assert len(threads) == 2
+    assert threads[0] is threads[1]
+
+
+def test_an_async_step_may_run_its_engine_and_gather_several() -> None:
+    async def main() -> None:
+        nested, outer = inner(), Workflow("outer")
+        async with AsyncEngine(max_workers=1) as engine:
+
+            async def nest(ctx: Context) -> list[str]:
+                return [run["d"] for run in await asyncio.gather(*(engine.run(nested) for _ in range(3)))]
+
+            outer.add_step("one", nest)
+            outer.add_step("two", nest)
+            run = await engine.run(outer)
+        assert run["one"] == run["two"] == ["abc"] * 3
+
+    run_async(main)
+
+
+def test_a_sync_step_of_asyncengine_may_run_a_loop_or_an_engine_of_its_own() -> None:
+    async def main() -> None:
+        outer, nested = Workflow("outer"), inner()
+        outer.add_step("loop", lambda ctx: asyncio.run(AsyncEngine().run(nested))["d"])
+        outer.add_step("threads", lambda ctx: Engine().run(nested)["d"])
+        run = await AsyncEngine().run(outer)
+        assert set(run.results.values()) == {"abc"}
+
+    run_async(main)
