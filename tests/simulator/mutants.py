@@ -164,7 +164,7 @@ MUTANTS = (
     m(
         "no jitter",
         "retry",
-        "self.bound(n) * random() if self.jitter else self.bound(n)",
+        "self.bound(n) * (random or some_random)() if self.jitter else self.bound(n)",
         "self.bound(n) * 1.5 if self.jitter else self.bound(n)",
     ),
     m(

@@ -171,7 +171,9 @@ def suite(tests: list[str]) -> int:
     """The exit status of the test run."""
     import pytest
 
-    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]))
+    # Hypothesis is imported already, of which pytest warns while it is being configured.
+    quiet = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-o", "filterwarnings=default"]
+    return int(pytest.main([*quiet, *tests]))
 
 
 def killed(mutation: Mutation, clean: list[int], tests: list[str]) -> str | None:
