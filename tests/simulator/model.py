@@ -487,15 +487,16 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             # Of a function that only answers with a coroutine, nothing has been done when it lands.
             result = call is not None and not call.failed and not (call.what == "do" and step.form == "answers")
             landed = None if call is None else call.ended
-            waited = landed is not None and landed <= ended.at + s.spec.grace + EPS
-            resumed = landed if waited and landed is not None else ended.at + s.spec.grace
+            patience = min([ended.at + s.spec.grace, *final])
+            waited = landed is not None and landed <= patience + EPS
+            resumed = landed if waited and landed is not None else patience
             due = must
-            if waited and landed is not None and landed > ended.at + s.spec.grace - EPS:
-                must = False  # at the very moment at which the grace was over
+            if waited and landed is not None and landed > patience - EPS:
+                must = False  # at the very moment at which the patience was over
             if may and waited and result:
                 may = must = False
                 others = s.stopped_at(without=step.name) if undo is None else None
-                in_time = landed < ended.at + s.spec.grace - EPS and (others is None or others > landed + EPS)
+                in_time = landed < patience - EPS and (others is None or others > landed + EPS)
                 if finish.outcome is not Status.SUCCESS and in_time and due:
                     yield f"{name}: landed with a result while it was waited for, but ended as {finish.outcome}"
             elif not waited:
@@ -524,6 +525,9 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             yield f"{name}: nothing followed its backoff"
         else:
             backed_off += max(0.0, finish.at - pause.at)
+    for moment in (until, s.deadline if undo is None else None):
+        if moment is not None and finish.at > max(moment, start.at) + EPS:
+            yield f"{name}: over at {finish.at}, its step_timeout or deadline was {moment}"
     if abs(finish.backoff - backed_off) > EPS:
         yield f"{name}: backed off for {backed_off}, told as {finish.backoff}"
     if abs(finish.duration - (finish.at - start.at)) > EPS:
