@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextvars
 import os
-import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from ._protocol.execution import Execution, Settings
 from .errors import AsyncStepInSyncEngine, DefinitionError, FlowcoreError, IdempotencyError, shown
 from .events import Hook, Hooks, RunSubmitted, WorkflowRegistered
-from .retry import Duration, seconds
+from .retry import Duration, seconds, some_random
 from .run import Run
 from .stores.base import Store
 from .stores.memory import MemoryStore
@@ -66,7 +65,7 @@ class EngineBase:
             caller_shares=not runs_async,
             clock=time.monotonic,
             wall=time.time,
-            random=random.random,
+            random=some_random,
             new_id=new_id,
         )
         self.workflows = tuple(workflows)

@@ -6,7 +6,6 @@ all the rest of a small run.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -88,7 +87,7 @@ class Node:
 class Plan:
     """All nodes in definition order, plus what is the same for every run of the workflow. Immutable."""
 
-    __slots__ = ("by_name", "graph", "has_async", "indegrees", "nodes", "pivoted", "ready")
+    __slots__ = ("_graph", "by_name", "has_async", "indegrees", "nodes", "pivoted", "ready")
 
     def __init__(self, steps: Mapping[str, Step[Any]], undo: str) -> None:
         order = {name: index for index, name in enumerate(steps)}
@@ -110,7 +109,14 @@ class Plan:
         self.ready = tuple(node.index for node in self.nodes if not node.predecessors)
         self.has_async = next((node.name for node in self.nodes if node.is_async or node.undo_is_async), None)
         self.pivoted = any(node.step.pivot for node in self.nodes)
-        self.graph = _fingerprint(self.nodes)
+        self._graph: str | None = None
+
+    @property
+    def graph(self) -> str:
+        """A fingerprint of what must not change while a run of this workflow is stored."""
+        if self._graph is None:
+            self._graph = _fingerprint(self.nodes)
+        return self._graph
 
     def layers(self) -> list[list[Step[Any]]]:
         """Steps that could run at the same time, layer after layer; within one, in definition order."""
@@ -157,7 +163,9 @@ def _refuse_cycle(nodes: tuple[Node, ...]) -> None:
 
 
 def _fingerprint(nodes: tuple[Node, ...]) -> str:
-    """What must not change while a run of this workflow is stored: names, edges, presence of undo and pivot."""
+    """Of names, edges, presence of undo and pivot; not of code, retries or timeouts."""
+    import hashlib
+
     digest = hashlib.sha256()
     for node in nodes:
         parts = (node.name, *sorted(node.dependencies), str(node.compensation is not None), str(node.step.pivot))

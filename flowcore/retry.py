@@ -6,21 +6,22 @@
 from __future__ import annotations
 
 import math
-import random as _random
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 from .errors import DefinitionError, Fatal, RetryAfter, said, shown
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 __all__ = ["Backoff", "Duration", "Pause", "Retry", "seconds"]
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 waits: Final[ContextVar[bool]] = ContextVar("flowcore_waits", default=True)
 """whether runs begun in this context wait between attempts; `flowcore.testing.no_waiting` says no"""
-Duration = float | timedelta
+Duration: TypeAlias = "float | timedelta"
 """Seconds, or a timedelta."""
 Predicate = Callable[[BaseException], bool | float]
 """Asked about a failed attempt's error: False = give up, True = retry by the backoff, a number = retry after that many
@@ -29,10 +30,18 @@ seconds."""
 
 def seconds(value: Duration, what: str) -> float:
     """`value` as float seconds; `what` names it in the DefinitionError raised for a negative, NaN or foreign one."""
-    number = value.total_seconds() if isinstance(value, timedelta) else value
+    # Not isinstance: importing datetime costs more than this module.
+    number: Any = value.total_seconds() if hasattr(value, "total_seconds") else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
         raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {shown(value)}.")
     return float(number)
+
+
+def some_random() -> float:
+    """random.random, imported when the first jitter wants it."""
+    from random import random
+
+    return random()  # noqa: S311 - it spreads retries, it keeps no secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +91,9 @@ class Backoff:
         except OverflowError:
             return self.max_delay if self.initial else 0.0
 
-    def delay(self, n: int, random: Callable[[], float] = _random.random) -> float:
-        """Seconds to wait before the n-th retry (1 = the first). `random` returns a float in [0, 1)."""
-        return self.bound(n) * random() if self.jitter else self.bound(n)
+    def delay(self, n: int, random: Callable[[], float] | None = None) -> float:
+        """Seconds to wait before the n-th retry (1 = the first). `random` returns a float in [0, 1); None: random.random."""
+        return self.bound(n) * (random or some_random)() if self.jitter else self.bound(n)
 
 
 class Pause(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -46,7 +47,6 @@ __all__ = ["Engine"]
 _GONE: Final = object()  # the call was given up while this thread was in it: somebody else goes on with the program
 
 Letter = tuple[Program[Any], Any]
-_RANG: Final[Letter | None] = None  # Ctrl-C, or the run is over: look for yourself
 Parked = Call | Sleep | Landing
 
 
@@ -60,10 +60,11 @@ class Driver:
     over = False
     result: Run | None = None
     error: BaseException | None = None
-    _mailbox: SimpleQueue[Letter | None] | None = None
+    _bell: SimpleQueue[None] | None = None
+    """what the caller's thread waits at while it has nothing to do; may be rung in a signal handler"""
     _ctrl_c: CtrlC | None = None
     _caller_idle = False
-    """(lock) the caller's thread waits for a letter"""
+    """(lock) the caller's thread waits at the bell"""
     _main_parked = False
     """(lock) the main program waits to be resumed"""
     _main_due = False
@@ -85,6 +86,7 @@ class Driver:
         self._timers = timers
         self._main = main
         self._lock = threading.Lock()
+        self._letters: deque[Letter] = deque()  # (lock) programs to go on with, and their answers
         # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
 
@@ -104,28 +106,29 @@ class Driver:
         finally:
             if ctrl_c is not None:
                 ctrl_c.restore()
-        if ctrl_c is not None and ctrl_c.unseen:
+        if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
             raise KeyboardInterrupt from self.error
 
     def _serve(self) -> None:
         """Do for the run what there is to do until it is over."""
         with self._lock:
-            mailbox = self._mailbox = self._mailbox or SimpleQueue()
+            bell = self._bell = SimpleQueue()
         while not self.over:
             if self._ctrl_c is not None and self._ctrl_c.unseen:
                 self._interrupted()
             with self._lock:
-                self._caller_idle = True
-            letter = mailbox.get()
-            with self._lock:
-                self._caller_idle = False
+                letter = self._letters.popleft() if self._letters else None
+                self._caller_idle = letter is None
             if letter is not None:
                 self._advance(*letter, here=True)
+            else:
+                bell.get()
+                self._caller_idle = False
 
     def _ring(self) -> None:
-        """Ctrl-C outside of user code, in the signal handler: SimpleQueue.put may be called there."""
-        if self._mailbox is not None:
-            self._mailbox.put(_RANG)
+        """Ctrl-C outside of user code, in the signal handler."""
+        if self._bell is not None:
+            self._bell.put(None)
 
     def _interrupted(self) -> None:
         """Act on a Ctrl-C that came while the main thread was not in user code."""
@@ -319,24 +322,33 @@ class Driver:
             self._post(self._main, None)
 
     def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - what it is
-        """Let somebody advance `program`: the caller's thread if it has nothing to do, else one of the pool's."""
+        """Let somebody advance `program`: the caller's thread if it has nothing to do, else one of the pool's, or the
+        caller's once it has nothing else to do: the pool may be full of threads that wait for this very run."""
         with self._lock:
+            self._letters.append((program, answer))
             to_caller, self._caller_idle = self._caller_idle, False
-        if to_caller and self._mailbox is not None:
-            self._mailbox.put((program, answer))
+        if to_caller and self._bell is not None:
+            self._bell.put(None)
         else:
             # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
             # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
             beyond = not help and (self._stuck > 0 or self.x.stopped)
-            self._pool.put(partial(self._advance, program, answer), first=not help, beyond=beyond)
+            self._pool.put(self._advance_there, first=not help, beyond=beyond)
+
+    def _advance_there(self) -> None:
+        """Advance what waits, if anything still does, on this thread of the pool."""
+        with self._lock:
+            letter = self._letters.popleft() if self._letters else None
+        if letter is not None:
+            self._advance(*letter)
 
     def _end(self, result: Run | None, error: BaseException | None) -> None:
         self.result, self.error = result, error if result is None else result.error
         with self._lock:
             self.over = True
         self.on_over(self)
-        if self._mailbox is not None:
-            self._mailbox.put(_RANG)
+        if self._bell is not None:
+            self._bell.put(None)
 
 
 class Engine(EngineBase):
@@ -517,5 +529,6 @@ def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], 
         x.park()
         if driver is not None:
             driver.stop(Stop(cancel=False))
-    pool.close(grace)
+    # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
+    pool.close(0.0 if threading.main_thread().is_alive() else grace)
     timers.close()

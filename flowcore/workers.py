@@ -79,7 +79,7 @@ class Workers:
                 worker.inbox.put(None)
             self._idle.clear()
         until = None if timeout is None else time.monotonic() + timeout
-        for thread in threads:
+        for thread in threads if timeout != 0 else ():
             if thread is not threading.current_thread():
                 thread.join(None if until is None else max(0.0, until - time.monotonic()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -462,6 +461,8 @@ class Execution:
 
 def step_key(workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
     """What `ctx.step_key` is: the same for every attempt and takeover, another for the undo and for a run afresh."""
+    import hashlib
+
     digest = hashlib.sha256()
     for part in (workflow, key, str(generation), step, "undo" if undo else "do"):
         data = part.encode("utf-8", "surrogatepass")

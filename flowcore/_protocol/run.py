@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from typing import Any, Final
 
 from ..errors import (
@@ -217,6 +215,8 @@ def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> Idempote
 
 def _fingerprint(x: Execution) -> str:
     """What tells one use of a key from another: the workflow's name and its initial values, as canonical JSON."""
+    import hashlib  # with a key only: imports that many a run never needs
+
     values: dict[Any, Any] = x.values
     if x.workflow.fingerprint is not None:
         said_by_user = x.workflow.fingerprint(values)
@@ -231,6 +231,8 @@ def _fingerprint(x: Execution) -> str:
 
 
 def _canonical(values: dict[Any, Any], workflow: str) -> str:
+    import json
+
     problem = next((f"the key {shown(key)} is not a string" for key in values if not isinstance(key, str)), None)
     if problem is None:
         try:
@@ -244,6 +246,8 @@ def _canonical(values: dict[Any, Any], workflow: str) -> str:
 
 
 def _culprit(values: dict[Any, Any]) -> str:
+    import json
+
     for key, value in values.items():
         try:
             json.dumps(value, sort_keys=True, allow_nan=False)

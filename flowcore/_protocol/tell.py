@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
+from typing import Any
 
 from ..events import (
     AttemptFinished,
@@ -41,16 +42,16 @@ __all__ = ["Told"]
 class Told:
     """A start that was told: when, with which scopes, and the context that these are entered in."""
 
-    __slots__ = ("at", "backoff", "context", "ended", "event", "scopes", "waited")
+    waited = 0.0
+    backoff = 0.0
+    ended = 0.0
+    """when the latest of its attempts ended; hooks that take their time are not part of the step"""
+    event: Event | None = None
+    scopes: list[Scope] | None = None
 
-    def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
+    def __init__(self, at: float, context: contextvars.Context) -> None:
         self.at = at
         self.context = context
-        self.waited = waited
-        self.backoff = 0.0
-        self.ended = 0.0  # when the latest of its attempts ended; hooks that take their time are not part of the step
-        self.event: Event | None = None
-        self.scopes: list[Scope] | None = None
 
     def enter(self, hooks: Hooks, event: Event, leaving: list[Hook] | None = None) -> None:
         self.event = event
@@ -137,8 +138,10 @@ def step_skipped(x: Execution, node: Node) -> None:
 
 
 def step_started(x: Execution, node: Node) -> Told:
-    at = x.settings.clock()
-    told = Told(at, x.context.copy(), max(0.0, at - x.ready_at.get(node.index, at)))
+    at, ready_at = x.settings.clock(), x.ready_at.get(node.index)
+    told = Told(at, x.context.copy())
+    if ready_at is not None and ready_at < at:
+        told.waited = at - ready_at
     if StepStarted in x.wanted:
         event = StepStarted(
             x.workflow.name,
@@ -151,7 +154,7 @@ def step_started(x: Execution, node: Node) -> Told:
             node.max_attempts,
             function_name(node.fn),
         )
-        told.enter(x.hooks, event)
+        told.scopes, told.event = x.hooks.enter(event, told.context), event
     return told
 
 
@@ -159,8 +162,9 @@ def step_finished(
     x: Execution, node: Node, told: Told, outcome: Status, attempts: int, error: BaseException | None
 ) -> None:
     at = told.ended or x.settings.clock()
+    duration = at - told.at
     report = x.report(node)
-    report.waited, report.ran, report.backed_off = told.waited, at - told.at - told.backoff, told.backoff
+    report.waited, report.ran, report.backed_off = told.waited, duration - told.backoff, told.backoff
     if StepFinished in x.wanted:
         event = StepFinished(
             x.workflow.name,
@@ -169,7 +173,7 @@ def step_finished(
             x.state,
             node.name,
             outcome,
-            at - told.at,
+            duration,
             attempts,
             told.waited,
             told.backoff,
@@ -177,14 +181,16 @@ def step_finished(
             node.dependencies,
         )
         x.hooks.emit(event, told.context)
-    told.exit(x.hooks, error)
+    if told.scopes is not None:
+        told.exit(x.hooks, error)
 
 
 def attempt_started(x: Execution, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
+    if AttemptStarted not in x.wanted:  # nothing will be entered: the outer context is its own
+        return outer if number == 1 else Told(x.settings.clock(), outer.context)
     told = Told(x.settings.clock() if number > 1 else outer.at, outer.context.copy())
-    if AttemptStarted in x.wanted:
-        event = AttemptStarted(x.workflow.name, x.run_id, told.at, x.state, node.name, number, allowed, undo)
-        told.enter(x.hooks, event)
+    event = AttemptStarted(x.workflow.name, x.run_id, told.at, x.state, node.name, number, allowed, undo)
+    told.scopes, told.event = x.hooks.enter(event, told.context), event
     return told
 
 
@@ -206,7 +212,8 @@ def attempt_finished(
             x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, outcome, at - told.at, error
         )
         x.hooks.emit(event, told.context)
-    told.exit(x.hooks, error)
+    if told.scopes is not None and told is not outer:
+        told.exit(x.hooks, error)
 
 
 def backoff_started(
@@ -279,7 +286,9 @@ def landed_late(x: Execution, call: Call, outcome: Status, error: BaseException 
         x.hooks.emit(event, x.context.copy())
 
 
-def function_name(fn: object) -> str:
+def function_name(fn: Any) -> str:
     """`module.qualname` of a step's function, for telemetry."""
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{name}"
+    try:
+        return f"{fn.__module__}.{fn.__qualname__}"
+    except AttributeError:  # an instance that can be called
+        return f"{type(fn).__module__}.{type(fn).__qualname__}"

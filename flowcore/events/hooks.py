@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from types import MethodType
 from typing import Any, Final, Protocol, cast
 
 from .records import EVENTS, Event, HookFailed
@@ -16,14 +17,16 @@ SKIP_RUN: Final = object()
 """A hook's answer to RunStarted: tell me nothing more of this run."""
 
 Scope = AbstractContextManager[object]
+Call = Callable[[Any], Any]
 
 
 class Hook(Protocol):
     """Anything that can be called with an event: `events.append`, `print`, a function with `match event:`.
 
-    May have `wants`, a frozenset of event types; without it, every event comes. A hook is called on whichever thread
-    or task drives the run, so it must be thread-safe. It can neither break nor steer a run: what it raises is logged
-    once and counted.
+    May have `wants`, a frozenset of event types; without it, every event comes. May have `handlers`, a mapping from
+    event types to functions that are called in its place, for those who count each call. A hook is called on whichever
+    thread or task drives the run, so it must be thread-safe. It can neither break nor steer a run: what it raises is
+    logged once and counted.
     """
 
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None: ...
@@ -39,22 +42,26 @@ class Hooks:
     Immutable apart from the once-only logging of errors; safe for all threads.
     """
 
-    __slots__ = ("_by_type", "_failed", "hooks", "wanted")
+    __slots__ = ("_failed", "_without", "hooks", "listeners", "wanted")
 
     def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None) -> None:
         self.hooks: tuple[Hook, ...] = tuple(hook for hook in hooks if wants(hook))
         self.wanted: frozenset[type[Event]] = frozenset().union(*map(wants, self.hooks))
-        self._by_type = {kind: tuple(hook for hook in self.hooks if kind in wants(hook)) for kind in self.wanted}
+        self.listeners: dict[type[Event], tuple[tuple[Hook, Call], ...]] = {
+            kind: tuple((hook, _handler(hook, kind)) for hook in self.hooks if kind in wants(hook))
+            for kind in self.wanted
+        }
         self._failed: set[str] = set() if _failed is None else _failed
+        self._without: dict[tuple[int, ...], Hooks] = {}
 
     def __bool__(self) -> bool:
         return bool(self.hooks)
 
     def emit(self, event: Event, context: contextvars.Context) -> None:
         """Tell everybody who wants it, inside `context`."""
-        for hook in self._by_type.get(type(event), ()):
+        for hook, call in self.listeners.get(type(event), ()):
             try:
-                context.run(hook, event)
+                context.run(call, event)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
                 self._blame(hook, error, event, context)
 
@@ -66,14 +73,17 @@ class Hooks:
         Hooks that answer SKIP_RUN are added to `leaving`.
         """
         entered: list[Scope] | None = None
-        for hook in self._by_type.get(type(event), ()):
+        for hook, call in self.listeners.get(type(event), ()):
             try:
-                answer = context.run(hook, event)
+                answer = context.run(call, event)
                 if answer is None:
                     continue
-                if isinstance(answer, AbstractContextManager):
+                if hasattr(answer, "__enter__") and hasattr(answer, "__exit__"):
                     context.run(answer.__enter__)
-                    entered = [*entered, answer] if entered else [answer]
+                    if entered is None:
+                        entered = [answer]
+                    else:
+                        entered.append(answer)
                 elif answer is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
@@ -82,7 +92,14 @@ class Hooks:
 
     def without(self, leaving: list[Hook]) -> Hooks:
         """The same hooks less those in `leaving`."""
-        return Hooks((hook for hook in self.hooks if hook not in leaving), self._failed) if leaving else self
+        if not leaving:
+            return self
+        which = tuple(index for index, hook in enumerate(self.hooks) if any(hook is other for other in leaving))
+        left = self._without.get(which)
+        if left is None:
+            kept = (hook for index, hook in enumerate(self.hooks) if index not in which)
+            left = self._without[which] = Hooks(kept, self._failed)
+        return left
 
     def exit(
         self, scopes: list[Scope], context: contextvars.Context, started: Event, error: BaseException | None
@@ -114,6 +131,15 @@ class Hooks:
 def wants(hook: Hook) -> frozenset[type[Event]]:
     """The event types that this hook wants."""
     return cast("frozenset[type[Event]]", getattr(hook, "wants", EVENTS)) & EVENTS
+
+
+def _handler(hook: Hook, kind: type[Event]) -> Call:
+    """What to call with events of `kind`."""
+    handlers: object = getattr(hook, "handlers", None)
+    if isinstance(handlers, Mapping) and kind in handlers:
+        return cast("Call", handlers[kind])
+    method: object = getattr(hook, "__call__", None)  # noqa: B004 - an instance is called slower than its method
+    return method if isinstance(method, MethodType) else hook
 
 
 def hook_name(hook: object) -> str:

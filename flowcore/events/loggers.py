@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import logging
 import sys
 from collections.abc import Mapping
@@ -227,7 +226,9 @@ class LoggingHook(Logger):
         }
         if self._json:
             known = {name: value for name, value in ids.items() if value is not None}
-            text = json_module.dumps({"event": type(event).__name__, "message": text.strip(), **known})
+            from json import dumps
+
+            text = dumps({"event": type(event).__name__, "message": text.strip(), **known})
         self._logger.log(level, "%s", text, extra=ids)
 
 

@@ -198,15 +198,23 @@ def test_real_signals_at_random_moments_of_many_small_runs() -> None:
     with Engine(store=store) as engine:
         number = 0
         for _ in range(60):
-            delay = chance.uniform(0, 0.002)
-            killer = threading.Timer(delay, signal.pthread_kill, (main, signal.SIGINT))
+            seen = threading.Event()
+
+            def kill(seen: threading.Event = seen, delay: float = chance.uniform(0, 0.002)) -> None:
+                # Python drops a KeyboardInterrupt that strikes in a finalizer, of other tests' garbage for one.
+                time.sleep(delay)
+                signal.pthread_kill(main, signal.SIGINT)
+                while not seen.wait(2):
+                    signal.pthread_kill(main, signal.SIGINT)
+
+            killer = threading.Thread(target=kill)
             try:
                 killer.start()
                 while True:
                     number += 1
                     engine.run(wf, {"n": number}, idempotency_key=f"k{number}" if number % 2 else None)
             except KeyboardInterrupt:
-                pass
+                seen.set()
             killer.join()
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             assert not [record for record in store.list_runs() if record.status == Status.RUNNING]
