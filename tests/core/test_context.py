@@ -86,6 +86,16 @@ def test_the_context_is_a_mutable_mapping(drive: Drive) -> None:
     look(drive, step)
 
 
+def test_keys_may_be_anything_that_a_dict_takes(drive: Drive) -> None:
+    def step(ctx: Context) -> None:
+        ctx[7] = "seven"
+        assert (ctx[7], ctx.get(8), 7 in ctx, 8 in ctx) == ("seven", None, True, False)
+        with pytest.raises(KeyError, match="8"):
+            ctx[8]
+
+    look(drive, step)
+
+
 def test_values_may_be_changed_while_they_are_iterated_over(drive: Drive) -> None:
     def step(ctx: Context) -> None:
         for key in ctx:

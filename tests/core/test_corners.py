@@ -1,0 +1,365 @@
+"""Rare moments: what lands at the wrong time, what stops in between, what an engine leaves behind."""
+
+import asyncio
+import contextlib
+import threading
+from typing import Any
+
+import pytest
+
+import flowcore._protocol.sprint as sprinting
+from flowcore import (
+    AsyncEngine,
+    Backoff,
+    Context,
+    Engine,
+    FlowcoreError,
+    NotSerializable,
+    Retry,
+    RunParked,
+    Status,
+    StepCancelled,
+    StoreUnavailable,
+    Workflow,
+)
+from flowcore._protocol.states import _first_match
+from flowcore.events import StepFinished, StepLandedLate, StepStarted
+from flowcore.stores import MemoryStore
+from flowcore.threads import _leave
+
+from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, of_type, run_async, until
+
+# -- landing -----------------------------------------------------------------------------------------------------------
+
+
+def landed(engine: Any) -> bool:
+    """Whether a call that was given up has come back, in some run of the engine."""
+    runs = [getattr(run, "x", run) for run in list(engine._live)]
+    return any(call.landed is not None for x in runs for call in x.abandoned)
+
+
+@pytest.mark.parametrize("undoable", [False, True])
+def test_a_step_that_lands_between_its_timeout_and_the_end_is_recorded_before_the_end(
+    ledger: Ledger, gate: Gate, undoable: bool
+) -> None:
+    events: list[Any] = []
+    engines: list[Engine] = []
+
+    def sees(event: Any) -> None:
+        events.append(event)
+        if type(event) is StepFinished and event.outcome is Status.TIMEOUT:
+            gate.set()
+            until(lambda: landed(engines[0]))
+
+    wf = Workflow("w")
+    ledger.add(wf, "slow", first=gate, timeout=0.01, undoable=undoable)
+    with Engine(hooks=[sees]) as engine:
+        engines.append(engine)
+        run = engine.run(wf, check=False)
+    assert run.steps["slow"].landed_late is Status.SUCCESS
+    assert type(events[-1]).__name__ == "RunFinished"
+    assert len(of_type(events, StepLandedLate)) == 1
+    assert ledger == (["slow", "-slow"] if undoable else ["slow"])
+
+
+def test_a_step_that_lands_after_its_undo_but_before_the_end_is_undone_again_before_the_end(
+    live: MakeLive, ledger: Ledger, gate: Gate
+) -> None:
+    one, wf = live(grace=0.01), Workflow("w")
+
+    def undo(ctx: Context) -> None:
+        gate.set()
+        until(lambda: landed(one.engine))
+        ledger.append("-a")
+
+    wf.add_step("a", lambda ctx: ledger.append("a"), compensate=undo)
+    ledger.add(wf, "slow", depends_on="a", first=gate, timeout=0.01)
+    run = one.run(wf, check=False)
+    assert ledger == ["a", "-slow", "slow", "-a", "-slow"]
+    assert (run.undone, run.status) == (("a", "slow"), Status.COMPENSATED)
+
+
+def test_a_predicate_that_lands_late_is_nobodys_business(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
+    events: list[Any] = []
+    one, wf, began, ids = live(grace=0.01, hooks=[events.append]), Workflow("w"), Gate(), list[str]()
+
+    def when(ctx: Context) -> bool:
+        ids.append(ctx.run_id)
+        began.set()
+        gate.wait()
+        return True
+
+    ledger.add(wf, "a", when=when)
+    future = one.start(wf, check=False)
+    began.wait()
+    one.engine.cancel(ids[0])
+    with contextlib.suppress(StepCancelled):
+        future.result(PATIENCE)
+    gate.set()
+    one.close()
+    assert ledger == []
+    assert not of_type(events, StepLandedLate, StepStarted)
+
+
+def test_a_coroutine_that_a_function_answers_after_it_was_given_up_is_closed(gate: Gate) -> None:
+    async def fetch() -> None:
+        pass
+
+    def slow(ctx: Context) -> Any:
+        gate.wait()
+        return fetch()
+
+    async def main() -> None:
+        wf = Workflow("w")
+        wf.add_step("slow", slow, timeout=0.01)
+        async with AsyncEngine(grace=0.01) as engine:
+            run = await engine.run(wf, check=False)
+            assert run.steps["slow"].status is Status.TIMEOUT
+            gate.set()
+
+    run_async(main)  # an unawaited coroutine would be a warning, and that an error
+
+
+# -- stopping in between -----------------------------------------------------------------------------------------------
+
+
+def test_a_step_whose_predicate_answers_after_the_run_has_failed_does_not_start(live: MakeLive, ledger: Ledger) -> None:
+    failed, asked, wf = Gate(), Gate(), Workflow("w")
+
+    def when(ctx: Context) -> bool:
+        asked.set()
+        failed.wait()
+        threading.Event().wait(0.01)  # StepFinished is told a moment before the failure is known to all
+        return True
+
+    def sees(event: Any) -> None:
+        if type(event) is StepFinished:
+            failed.set()
+
+    ledger.add(wf, "asks", when=when)
+    wf.add_step("fails", lambda ctx: [asked.wait(), 1 / 0])
+    run = live(hooks=[sees]).run(wf, check=False)
+    assert (ledger, run.steps["asks"].status) == ([], Status.PENDING)
+
+
+def test_an_engine_that_is_left_finishes_current_steps_and_parks_the_rest(ledger: Ledger, gate: Gate) -> None:
+    # What the interpreter's exit does; the process would be gone afterwards.
+    store, began, wf = MemoryStore(), Gate(), Workflow("w")
+    ledger.add(wf, "a", first=began.then(gate))
+    ledger.add(wf, "b", depends_on="a")
+    engine = Engine(store=store)
+    future = engine.submit(wf, idempotency_key="k")
+    began.wait()
+    _leave(engine._pool, engine._timers, engine._live, 0.0)
+    gate.set()
+    with pytest.raises(RunParked):
+        future.result(PATIENCE)
+    assert ledger == ["a"]
+    assert [record.status for record in store.unfinished()] == [Status.PARKED]
+    with Engine(store=store) as later:
+        run = later.run(wf, idempotency_key="k")
+    assert (run.status, ledger) == (Status.SUCCESS, ["a", "b"])
+
+
+def test_an_engine_that_is_left_does_not_touch_a_run_that_fails_already(ledger: Ledger, gate: Gate) -> None:
+    undoing, wf = Gate(), Workflow("w")
+    ledger.add(wf, "a")
+    wf.add_step("b", lambda ctx: 1, depends_on="a", compensate=undoing.then(gate))
+    wf.add_step("c", lambda ctx: 1 / 0, depends_on="b")
+    engine = Engine()
+    future = engine.submit(wf, check=False)
+    undoing.wait()
+    _leave(engine._pool, engine._timers, engine._live, 0.0)
+    gate.set()
+    assert future.result(PATIENCE).undone == ("b", "a")
+
+
+@pytest.mark.parametrize("moment", range(1, 12))
+def test_ctrl_c_between_the_steps_of_a_run_that_nobody_watches(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    left = moment
+
+    class Struck(Context):
+        """A context during whose making Ctrl-C strikes."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(sprinting, "Context", Struck)
+    with Engine() as engine:
+        wf = ledger.chain("a", "b", "c", "d!")
+        with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
+            engine.run(wf)
+    assert isinstance(caught.value, KeyboardInterrupt) == (left <= 0)
+    assert set(+ledger.standing) <= {"d"}
+
+
+def test_closing_the_coroutine_of_a_run_closes_the_step_it_is_in(ledger: Ledger) -> None:
+    async def slow(ctx: Context) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ledger.append("closed")
+
+    async def main() -> None:
+        wf = Workflow("w")
+        wf.add_step("slow", slow)
+        coroutine: Any = AsyncEngine().run(wf)
+        coroutine.send(None)
+        coroutine.close()
+        assert ledger == ["closed"]
+
+    asyncio.run(main())
+
+
+# -- what users hand in ------------------------------------------------------------------------------------------------
+
+
+class Broken(Backoff):
+    """A backoff with a bug."""
+
+    def delay(self, n: int, random: Any = None) -> float:
+        raise LookupError("a bug of mine")
+
+
+def test_a_bug_in_what_the_user_handed_in_fails_the_step_and_everything_is_undone(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("w")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", raises=ValueError("b"), retry=Retry(2, Broken(1.0, 1.0, 1.0, jitter=False)))
+    run = drive(wf, idempotency_key="k", check=False)
+    assert (run.status, ledger) == (Status.COMPENSATED, ["a", "b", "-a"])
+    assert isinstance(run.error, LookupError | ValueError)
+
+
+def test_a_bug_in_the_backoff_of_an_undo_fails_the_undo(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("w")
+    a = wf.add_step("a", lambda ctx: 1)
+    a.compensate(retry=Retry(2, Broken(1.0, 1.0, 1.0, jitter=False)))(lambda ctx: 1 / 0)
+    wf.add_step("b", lambda ctx: 1 / 0, depends_on=a)
+    assert drive(wf, check=False).status is Status.COMPENSATION_FAILED
+
+
+def test_values_that_have_json_only_now_and_then_are_refused(drive: Drive) -> None:
+    class Values(dict[str, Any]):
+        asked = 0
+
+        def items(self) -> Any:
+            Values.asked += 1
+            if Values.asked == 1:
+                raise ValueError("not today")
+            return super().items()
+
+    with pytest.raises(NotSerializable, match="the whole has none \\(ValueError: not today\\)"):
+        drive(Workflow("w"), {"moody": Values(a=1)}, idempotency_key="k")
+
+
+class Durable(MemoryStore):
+    """A store to which every transition is worth writing down, and which may block."""
+
+    durable = True
+    blocks = True
+
+
+def test_a_durable_store_is_told_of_runs_without_a_key(drive: Drive, ledger: Ledger) -> None:
+    store = Durable()
+    run = drive(ledger.chain("a", "b"), {"odd": object()}, store=store)
+    (record,) = store.list_runs()
+    assert (record.key, record.run_id, record.status) == (run.id, run.id, Status.SUCCESS)
+    drive(ledger.chain("a", "b!"), store=store, check=False)
+    assert [record.status for record in store.list_runs()] == [Status.SUCCESS, Status.COMPENSATED]
+
+
+def test_an_error_of_the_store_at_the_claim_is_raised_and_nothing_runs(drive: Drive, ledger: Ledger) -> None:
+    class Away(Durable):
+        def claim(self, claim: Any, /) -> Any:
+            raise StoreUnavailable
+
+    events: list[Any] = []
+    with pytest.raises(StoreUnavailable, match="The store does not answer"):
+        drive(ledger.chain("a"), store=Away(), hooks=[events.append])
+    assert ledger == []
+    assert type(events[-1]).__name__ == "RunRefused"
+
+
+def test_a_clock_that_stands_still_gives_durations_of_zero(ledger: Ledger) -> None:
+    events: list[Any] = []
+    with Engine(hooks=[events.append]) as engine:
+        engine._settings.clock = lambda: 42.0
+        engine.run(ledger.chain("a", "b!"), check=False)
+    assert {event.at for event in events[1:]} == {42.0}
+    assert {event.duration for event in events if hasattr(event, "duration")} == {0.0}
+    assert {event.waited for event in of_type(events, StepStarted)} == {0.0}
+
+
+def test_a_hook_that_wants_little_is_told_little_about_retries(drive: Drive, ledger: Ledger) -> None:
+    class Few:
+        wants = frozenset({StepStarted})
+
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def __call__(self, event: Any) -> None:
+            self.seen.append(event)
+
+    hook, wf = Few(), Workflow("w")
+    ledger.add(wf, "a", raises=ValueError("a"), retry=Retry(2, Backoff.fixed(0.001)))
+    run = drive(wf, hooks=[hook], check=False)
+    assert [type(event) for event in hook.seen] == [StepStarted]
+    assert run.steps["a"].backed_off >= 0.001
+
+
+def test_facts_that_fit_no_row_of_the_table_are_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        _first_match(("?",) * 5)  # type: ignore[arg-type,unused-ignore]  # the point
+
+
+def test_no_store_verb_is_called_on_the_loop_if_it_may_block(ledger: Ledger) -> None:
+    threads: list[threading.Thread] = []
+
+    class Watched(Durable):
+        def claim(self, claim: Any, /) -> Any:
+            threads.append(threading.current_thread())
+            return super().claim(claim)
+
+        def finish(self, record: Any, /) -> None:
+            threads.append(threading.current_thread())
+            super().finish(record)
+
+    async def main() -> None:
+        await AsyncEngine(store=Watched()).run(ledger.chain("a"))
+        assert len(threads) == 2
+        assert threading.current_thread() not in threads
+
+    run_async(main)
+
+
+def test_a_store_with_async_verbs_works_in_asyncengine_and_is_refused_by_engine(ledger: Ledger) -> None:
+    class Async:
+        name, durable, blocks = "async", True, True
+
+        def __init__(self) -> None:
+            self.inner = MemoryStore()
+
+        async def claim(self, claim: Any, /) -> Any:
+            await asyncio.sleep(0)
+            return self.inner.claim(claim)
+
+        async def finish(self, record: Any, /) -> None:
+            await asyncio.sleep(0)
+            self.inner.finish(record)
+
+    store: Any = Async()
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store)
+        first = await engine.run(ledger.chain("a"), idempotency_key="k")
+        assert (await engine.run(ledger.chain("a"), idempotency_key="k")).id == first.id
+
+    run_async(main)
+    with pytest.raises(FlowcoreError, match="AsyncEngine"):
+        Engine(store=store)
