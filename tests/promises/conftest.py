@@ -1,0 +1,5 @@
+"""The drivers, ledgers and gates of tests/core."""
+
+from tests.core.conftest import drive, gate, ledger, live
+
+__all__ = ["drive", "gate", "ledger", "live"]
