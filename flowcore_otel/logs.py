@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from opentelemetry import _logs as logs, trace
 from opentelemetry.util.types import AttributeValue
@@ -22,10 +22,12 @@ class LogEvents:
     `OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN=logs` leaves the span events out.
     """
 
-    __slots__ = ("_logger", "_on_spans")
+    __slots__ = ("_enabled", "_logger", "_on_spans")
 
     def __init__(self, provider: logs.LoggerProvider | None = None) -> None:
         self._logger = logs.get_logger(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
+        # Not in every version of the API; asked each time, because a provider may be set later.
+        self._enabled: Callable[[], bool] = getattr(self._logger, "enabled", lambda: True)
         opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}
         self._on_spans = "logs" not in opted or "logs/dup" in opted
 
@@ -38,6 +40,8 @@ class LogEvents:
         severity: logs.SeverityNumber = logs.SeverityNumber.INFO,
     ) -> None:
         """One event, in the context of `span`, `at` nanoseconds since the epoch."""
+        if not self._enabled():
+            return
         self._logger.emit(
             timestamp=at,
             context=trace.set_span_in_context(span),

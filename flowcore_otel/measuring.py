@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowcore.events import (
@@ -57,7 +57,11 @@ class MeasuringHook:
         self._known = series.known
         self._exemplars = exemplars
         self._max_series = max_series
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+        self._waits = series.known[names.WAIT_DURATION]
+        self._attempts = series.known[names.ATTEMPT_DURATION]
+        self._steps = series.known[names.STEP_DURATION]
+        self._ready = series.known[names.STEPS_READY]
+        self.handlers: Mapping[type[Event], Callable[[Any], None]] = {
             WorkflowRegistered: self._workflow_registered,
             RunSubmitted: self._remember_caller,
             IdempotencyHit: self._idempotency_hit,
@@ -75,14 +79,14 @@ class MeasuringHook:
             LeaseLost: self._lease_lost,
             HookFailed: self._hook_failed,
         }
-        self.wants = frozenset(self._handlers)
+        self.wants = frozenset(self.handlers)
         self._to(names.BUILD_INFO, names.SCOPE_VERSION)(1)
 
     def __call__(self, event: Event, /) -> None:
-        self._handlers[type(event)](event)
+        self.handlers[type(event)](event)
 
     def _to(self, metric: Metric, *labels: str) -> Write:
-        write = self._known.get((metric, labels))
+        write = self._known[metric].get(labels)
         return write or self._series.new(metric, labels, self._max_series, type(self).__name__)
 
     def _exemplar(
@@ -156,30 +160,34 @@ class MeasuringHook:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _step_ready(self, event: StepReady) -> None:
-        run: _Run = event.state[self]
-        run.ready.add(event.step)
-        self._to(names.STEPS_READY, event.workflow)(1)
+    # What every step comes through looks its series up itself: a call less is a tenth of what it costs.
 
-    def _no_longer_ready(self, event: StepSkipped | StepStarted) -> None:
-        run: _Run = event.state[self]
-        if event.step in run.ready:
-            run.ready.remove(event.step)
-            self._to(names.STEPS_READY, event.workflow)(-1)
+    def _step_ready(self, event: StepReady) -> None:
+        flow, ready = event.workflow, event.state[self].ready
+        ready.add(event.step)
+        (self._ready.get((flow,)) or self._to(names.STEPS_READY, flow))(1)
 
     def _step_skipped(self, event: StepSkipped) -> None:
-        self._no_longer_ready(event)
+        ready: set[str] = event.state[self].ready
+        if event.step in ready:
+            ready.remove(event.step)
+            self._to(names.STEPS_READY, event.workflow)(-1)
 
     def _step_started(self, event: StepStarted) -> None:
-        self._no_longer_ready(event)
-        self._to(names.WAIT_DURATION, event.workflow, event.step)(event.waited)
+        flow, step = event.workflow, event.step
+        ready: set[str] = event.state[self].ready
+        if step in ready:
+            ready.remove(step)
+            (self._ready.get((flow,)) or self._to(names.STEPS_READY, flow))(-1)
+        (self._waits.get((flow, step)) or self._to(names.WAIT_DURATION, flow, step))(event.waited)
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if event.undo:
             return
         flow, step, outcome = event.workflow, event.step, event.outcome
-        exemplar = self._exemplar(event, step, attempt=True)
-        self._to(names.ATTEMPT_DURATION, flow, step, outcome)(event.duration, exemplar)
+        exemplar = self._exemplar(event, step, attempt=True) if self._exemplars else None
+        write = self._attempts.get((flow, step, outcome)) or self._to(names.ATTEMPT_DURATION, flow, step, outcome)
+        write(event.duration, exemplar)
         if outcome != _SUCCESS:
             self._to(names.STEP_ERRORS, flow, step, error_type(event.error, outcome))(1, exemplar)
 
@@ -189,8 +197,10 @@ class MeasuringHook:
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
     def _step_finished(self, event: StepFinished) -> None:
-        exemplar = self._exemplar(event, event.step)
-        self._to(names.STEP_DURATION, event.workflow, event.step, event.outcome)(event.duration, exemplar)
+        flow, step, outcome = event.workflow, event.step, event.outcome
+        exemplar = self._exemplar(event, step) if self._exemplars else None
+        write = self._steps.get((flow, step, outcome)) or self._to(names.STEP_DURATION, flow, step, outcome)
+        write(event.duration, exemplar)
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
         exemplar = self._exemplar(event, event.step, undo=event.undo)

@@ -28,7 +28,7 @@ class Series(ABC):
     """All time series of one destination; hooks with the same destination share it. Thread-safe."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[Metric, tuple[str, ...]], Write] = {}
+        self.known: dict[Metric, dict[tuple[str, ...], Write]] = {metric: {} for metric in names.METRICS}
         """the series so far, by the labels they were asked for with"""
         self._lock = threading.RLock()
         self._seen: dict[str, set[tuple[str, ...]]] = {"workflow": set(), "step": set(), "error_type": set()}
@@ -49,11 +49,12 @@ class Series(ABC):
                 | self._cap(fitting, "error_type", ("error_type",), MAX_ERROR_TYPES)
             )
             values = tuple(fitting.values())
-            write = self.known.get((metric, values))
+            known = self.known[metric]
+            write = known.get(values)
             if write is None:
-                write = self.known[metric, values] = self.make(metric, values)
+                write = known[values] = self.make(metric, values)
             if not capped:  # else each look-up comes here again: the cache keeps nothing without limit
-                self.known[metric, labels] = write
+                known[labels] = write
         if capped:
             self.new(names.CAPPED, (hook,), max_pairs, hook)(1, None)
         return write

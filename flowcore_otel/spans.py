@@ -17,6 +17,7 @@ from .timing import CriticalPath
 __all__ = ["Scope", "Suppressed", "Trace", "Work", "links"]
 
 _LINKED: Final = 16  # dependencies that a step links to
+_EMPTY: Final = otel.Context()
 
 
 class Scope:
@@ -55,28 +56,31 @@ class Work:
     span would need.
     """
 
-    __slots__ = ("attempt", "attempt_at", "attempt_ended", "backoff", "ended", "finished", "span", "started", "told")
+    finished: StepFinished | None = None
+    ended = 0.0
+    attempt: Span | None = None
+    """the latest one, of those that have spans"""
+    attempt_at = 0.0
+    attempt_ended = 0.0
+    backoff: BackoffStarted | None = None
+    told: BaseException | None = None
+    """recorded by the latest attempt's span"""
 
     def __init__(self, span: Span | None = None, started: StepStarted | None = None) -> None:
         self.span = span
         self.started = started
-        self.finished: StepFinished | None = None
-        self.ended = 0.0
-        self.attempt: Span | None = None  # the latest one, of those that have spans
-        self.attempt_at = self.attempt_ended = 0.0
-        self.backoff: BackoffStarted | None = None
-        self.told: BaseException | None = None  # recorded by the latest attempt's span
 
 
 class Trace:
     """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
 
-    __slots__ = ("at", "caller", "path", "request", "span", "started_at", "steps", "told", "undos", "wall")
+    __slots__ = ("at", "caller", "context", "path", "request", "span", "started_at", "steps", "told", "undos", "wall")
 
     def __init__(self) -> None:
         self.request: Span | None = None
         self.caller: Span = trace.INVALID_SPAN
         self.span: Span = trace.INVALID_SPAN
+        self.context: otel.Context = _EMPTY  # with `span` in it
         self.at = self.started_at = 0.0
         self.wall = 0
         self.steps: dict[str, Work] = {}
@@ -101,6 +105,9 @@ class Trace:
 
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
         """Links to the dependencies that ended last."""
+        if len(depends_on) == 1:
+            only = self.steps.get(depends_on[0])
+            return links(names.LINK_DEPENDS_ON, only.span) if only is not None else []
         works = [self.steps[name] for name in depends_on if name in self.steps]
         if len(works) > 1:
             works.sort(key=lambda work: work.ended)
@@ -115,6 +122,10 @@ class Trace:
 
 def links(kind: str, *spans: Span | None) -> list[Link]:
     """Links to those of `spans` that have a trace to look at."""
-    attributes = {names.LINK_TYPE: kind}
-    contexts = [span.get_span_context() for span in spans if span is not None]
-    return [Link(context, attributes) for context in contexts if context.is_valid and context.trace_flags.sampled]
+    made: list[Link] = []
+    for span in spans:
+        if span is not None:
+            context = span.get_span_context()
+            if context.trace_flags.sampled and context.is_valid:
+                made.append(Link(context, {names.LINK_TYPE: kind}))
+    return made

@@ -91,7 +91,7 @@ class TracingHook:
         self._step_events = step_events
         self._key_hash = key_hash
         self._carriers = TraceContextTextMapPropagator()
-        self._handlers: dict[type[Event], Callable[[Any], object]] = {
+        self.handlers: Mapping[type[Event], Callable[[Any], object]] = {
             RunSubmitted: self._run_submitted,
             RunRequested: self._run_requested,
             IdempotencyHit: self._idempotency_hit,
@@ -110,10 +110,10 @@ class TracingHook:
             CompensationFinished: self._compensation_finished,
             MaintenanceStarted: self._maintenance_started,
         }
-        self.wants = frozenset(self._handlers)
+        self.wants = frozenset(self.handlers)
 
     def __call__(self, event: Event, /) -> object:
-        return self._handlers[type(event)](event)
+        return self.handlers[type(event)](event)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,8 @@ class TracingHook:
             attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
         name = title(names.RUN, event.workflow)
         run.span = self._tracer.start_span(name, context, kind, attributes, linked, start_time=run.wall)
-        self._carriers.inject(event.carrier, trace.set_span_in_context(run.span))
+        run.context = trace.set_span_in_context(run.span)
+        self._carriers.inject(event.carrier, run.context)
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         run: Trace = event.state[self]
@@ -176,7 +177,7 @@ class TracingHook:
         if not run.span.is_recording():
             # Current once, in the run's own context, which ends with it; or user spans would be sampled as new roots.
             if run.span.get_span_context().is_valid:  # without an SDK, the caller's trace goes on instead
-                otel.attach(trace.set_span_in_context(run.span))
+                otel.attach(run.context)
             return SKIP_RUN
         attributes: Attributes = {names.RUN_ID: event.run_id}
         if event.interrupted_run_id is not None:
@@ -240,10 +241,11 @@ class TracingHook:
         return Scope(span)
 
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
-        about = _about(event.workflow, event.step, event.function, event.max_attempts, event.depends_on)
+        depends_on = event.depends_on
+        name, about = _about(event.workflow, event.step, event.function, event.max_attempts, depends_on)
         attributes = {**about, names.STEP_WAIT: event.waited}
-        linked = run.waited_for(event.depends_on) if event.depends_on else ()
-        return self._child(run.span, title(names.STEP, event.step), run.ns(event.at), attributes, linked)
+        linked = run.waited_for(depends_on) if depends_on else None
+        return self._tracer.start_span(name, run.context, SpanKind.INTERNAL, attributes, linked, run.ns(event.at))
 
     def _late_span(self, run: Trace, work: Work) -> None:
         """Give a step past max_step_spans its span after all."""
@@ -255,11 +257,14 @@ class TracingHook:
         work = run.steps[event.step]
         work.ended = event.at
         run.path.add(event.step, event.duration, event.depends_on)
-        if work.span is None and event.outcome == _SUCCESS:
-            work.finished = event
-        else:
+        if event.outcome != _SUCCESS or work.backoff is not None or event.attempts > 1:
             self._late_span(run, work)
             self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
+        elif work.span is None:
+            work.finished = event
+        else:  # what most steps come through
+            work.span.set_attribute(names.STEP_OUTCOME, _SUCCESS)
+            work.span.end(run.ns(event.at))
 
     def _finish(
         self, run: Trace, work: Work, event: StepFinished | CompensationFinished, attributes: Attributes
@@ -347,7 +352,7 @@ class TracingHook:
             self._late_span(run, step)
             self._finish(run, step, step.finished, {names.STEP_OUTCOME: str(step.finished.outcome)})
             step.finished = None
-        attributes = _about(event.workflow, event.step, event.function, event.max_attempts).copy()
+        attributes = _about(event.workflow, event.step, event.function, event.max_attempts)[1].copy()
         attributes[names.COMPENSATION_ORDER] = event.order
         attributes[names.COMPENSATION_TRIGGER] = fit(event.trigger)
         linked = links(names.LINK_COMPENSATES, step.span if step is not None else None)
@@ -400,7 +405,10 @@ class TracingHook:
 
 
 @lru_cache(maxsize=1024)  # the same for every run, and asked for on each step
-def _about(workflow: str, step: str, function: str, max_attempts: int, depends_on: tuple[str, ...] = ()) -> Attributes:
+def _about(
+    workflow: str, step: str, function: str, max_attempts: int, depends_on: tuple[str, ...] = ()
+) -> tuple[str, Attributes]:
+    """The name of a step's span and those of its attributes that are known beforehand."""
     attributes: Attributes = {
         names.WORKFLOW_NAME: fit(workflow),
         names.STEP_NAME: fit(step),
@@ -410,7 +418,7 @@ def _about(workflow: str, step: str, function: str, max_attempts: int, depends_o
     if depends_on:
         attributes[names.STEP_DEPENDS_ON] = _listed(depends_on)
         attributes[names.STEP_DEPENDS_ON_COUNT] = len(depends_on)
-    return attributes
+    return title(names.STEP, step), attributes
 
 
 def _listed(steps: Sequence[str]) -> list[str]:
