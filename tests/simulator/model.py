@@ -637,8 +637,18 @@ def statuses(s: Story) -> Iterator[str]:
         for one, other in itertools.pairwise(path):
             if other not in states.STEP[one]:
                 yield f"{name}: no step goes from {one} to {other}"
+        if history.done is not None and history.done.finished is not None:
+            over = history.done.finished
+            for told, expected_seconds in (
+                (report.waited, history.done.started.waited),
+                (report.ran, over.duration - over.backoff),
+                (report.backed_off, over.backoff),
+            ):
+                if told is None or abs(told - expected_seconds) > EPS or told < -EPS:
+                    yield f"{name}: the report tells {told} s, it was {expected_seconds}"
         has_result = name in s.run.results
-        landed = any(not event.undo and event.outcome is Status.SUCCESS for _, event in history.late)
+        in_time = [event for index, event in history.late if index < s.ended_at]
+        landed = any(not event.undo and event.outcome is Status.SUCCESS for event in in_time)
         if has_result is not (path[-1] is Status.SUCCESS) and not (has_result and landed):
             yield f"{name}: a result is of a step that is done, but it is {path[-1]}"
         if has_result and not str(s.run.results[name]).startswith(name):
