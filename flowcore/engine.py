@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextvars
+import inspect
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from ._protocol.execution import Execution, Settings
 from .errors import AsyncStepInSyncEngine, DefinitionError, FlowcoreError, IdempotencyError, shown
 from .events import Hook, Hooks, RunSubmitted, WorkflowRegistered
+from .events.process import with_process_hooks
 from .retry import Duration, seconds, some_random
 from .run import Run
 from .stores.base import Store
@@ -50,6 +52,10 @@ class EngineBase:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise DefinitionError(f"max_workers= must be a whole number from 1 up, not {shown(max_workers)}.")
         self.store: Store = MemoryStore() if store is None else store
+        if not runs_async and inspect.iscoroutinefunction(getattr(store, "claim", None)):
+            raise FlowcoreError(
+                f"{type(store).__name__} is an async store: use it with AsyncEngine, or its sync sibling here."
+            )
         self.max_workers = workers
         self.lease = seconds(lease, "lease=")
         self.recover_every = None if recover_every is None else seconds(recover_every, "recover_every=")
@@ -58,7 +64,7 @@ class EngineBase:
         self._registered: set[Workflow] = set()
         self._settings = Settings(
             store=self.store,
-            hooks=Hooks(hooks),
+            hooks=Hooks(with_process_hooks(hooks)),
             grace=seconds(grace, "grace="),
             parallel=workers,
             runs_async=runs_async,

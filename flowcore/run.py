@@ -103,12 +103,23 @@ class Run:
     def __getitem__(self, step: str) -> Any: ...
     def __getitem__(self, step: Any) -> Any:
         """The result of a step, or of the step of that name; raises NoResult saying why there is none."""
-        name = step if isinstance(step, str) else step.name
+        name = step if isinstance(step, str) else self._name_of(step)
         try:
             return self.results[name]
         except KeyError:
             known = name in self._plan.by_name
             raise no_result(name, self._report(name) if known else None, self.workflow) from None
+
+    def _name_of(self, step: Any) -> str:
+        node = self._plan.by_name.get(getattr(step, "name", ""))
+        if node is not None and node.step is step:
+            return node.name
+        # A step of an included workflow means its copy, if there is one copy of it.
+        copies = {(node.step.aliases or {}).get(step) for node in self._plan.nodes} - {None}
+        name = copies.pop() if len(copies) == 1 else None
+        if name is None:
+            raise NoResult(f"{shown(step)} is not a step of workflow {shown(self.workflow)}.")
+        return name
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {shown(self.workflow)}: {self.status}>"

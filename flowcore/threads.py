@@ -121,6 +121,10 @@ class Driver:
                 self._caller_idle = letter is None
             if letter is not None:
                 self._advance(*letter, here=True)
+            elif self.x.working and self.x.ready and (node := self.x.take()) is not None:
+                # Help was asked for, but no thread of the pool has come yet.
+                self._caller_idle = False
+                self._advance(helper(self.x, node), None, here=True)
             else:
                 bell.get()
                 self._caller_idle = False

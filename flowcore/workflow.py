@@ -269,6 +269,9 @@ class Workflow:
             aliases[step] = copy.name
             aliases.update({inner: prefix + outer for inner, outer in (step.aliases or {}).items()})
         for copy in copies.values():
+            if copy.name in self._steps:
+                raise DuplicateStep(f"workflow {shown(self.name)} already has a step {shown(copy.name)}.")
+        for copy in copies.values():
             self._register(copy)
         return copies
 

@@ -103,6 +103,8 @@ class Execution:
     main_waits = False
     """(lock) the main program has nothing to do but wait for the others"""
     past_pivot = False
+    working = False
+    """the claim is made and the steps may run"""
 
     # the failure
     stopped = False

@@ -31,7 +31,7 @@ from .sprint import Begun
 from .states import outcome
 from .steps import work
 from .tell import Told
-from .undo import undo_all, undo_rest, work_undo
+from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 
 __all__ = ["helper", "rescue", "run"]
 
@@ -55,16 +55,21 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
             return earlier
     if x.observed:
         told = tell.run_started(x)
+    x.working = True
     yield from work(x, x.take() if begun is None else begun.node, main=True, begun=begun)
     if x.running and not x.idle(waits=True):
         yield WAIT
     if not x.succeed():
         return (yield from _fail(x, told))
     finished = x.as_run(Status.SUCCESS)
+    failure = None
     if x.claimed:
-        yield Ask("finish", _record(x, finished))
+        _, failure = yield Ask("finish", _record(x, finished))
     if told is not None:
         tell.run_finished(x, told, Status.SUCCESS, None)
+    if failure is not None:
+        _annotate(failure, f"{_NOTE}run {x.run_id} succeeded, but the store could not be told: its key stays taken.")
+        raise failure
     return finished
 
 
@@ -79,6 +84,8 @@ def _fail(x: Execution, told: Told | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
     if x.undoes:
         yield from undo_all(x)
+    elif x.past_pivot:
+        yield from wait_for_abandoned(x)  # the next call attempts it again, and must not do so beside it
     while True:
         undone, undo_failed = bool(x.undone), bool(x.undo_errors)
         status = outcome(parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed)
@@ -90,7 +97,9 @@ def _fail(x: Execution, told: Told | None) -> Program[Run]:
     if isinstance(error, CompensationFailed):
         error.run = finished
     if x.claimed or x.key is not None or status in _TO_DECIDE:
-        yield Ask("finish", _record(x, finished))
+        _, failure = yield Ask("finish", _record(x, finished))
+        if failure is not None:
+            error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
     if told is not None:
         tell.run_finished(x, told, status, error)
     return finished

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio.exceptions
 import contextvars
+import math
 from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, NamedTuple
@@ -40,14 +41,14 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
     plain = not x.observed and x.deadline is None
     done = x.done
     while node is not None:
+        if hands_over and _needs_a_helper(x, node) and (begun is None or begun.ctx is None):
+            yield Hand(node)  # before help for the next ones: ties go in definition order
+            return
         if x.ready and not x.waking and x.wants_help():
             yield HELP
         if begun is not None and begun.ctx is not None:
             node, begun = (yield from _go_on(x, node, begun)), None
             continue
-        if hands_over and _needs_a_helper(x, node):
-            yield Hand(node)
-            return
         if plain and node.plain:
             ctx = Context(x, node)
             value, error = yield ctx
@@ -233,18 +234,22 @@ def attempts(
         if isinstance(error, GivenUp) and not error.over:
             # A second attempt beside the first could do the work twice: wait for the first to land.
             if error.call.landed is None:
-                yield Landing(error.call, settings.grace)
+                yield Landing(error.call, _patience(x, until, undo=undo))
             landed = error.call.landed
             if outer is not None:
                 outer.ended = settings.clock()
-            if landed is None:
-                return End(status, None, failure, number)
-            x.forget(error.call)
-            if landed[1] is None:
+            if landed is not None and landed[1] is None:
+                x.forget(error.call)
                 return End(Status.SUCCESS, landed[0], None, number)
+            if retry is not None and started is not None:  # time has passed since it was asked
+                pause = retry.after(number, failure, settings.clock() - started, settings.random)
+            if landed is None or pause is None:
+                return End(status, None, failure, number)
         over = yield from _paused(x, node, outer, number, allowed, pause, failure, until, undo=undo)
         if over:
             return End(status, None, failure, number)
+        if isinstance(error, GivenUp):
+            x.forget(error.call)
 
 
 class Limit(NamedTuple):
@@ -266,6 +271,17 @@ def _limit(x: Execution, timeout: float | None, until: float | None, *, undo: bo
     ]
     moment, name = min(limit for limit in limits if limit is not None)
     return Limit(moment, name, max(0.0, moment - now))
+
+
+def _left(x: Execution, until: float | None, *, undo: bool) -> float:
+    """Seconds until the step's or the run's limit."""
+    limits = [limit for limit in (until, None if undo else x.deadline) if limit is not None]
+    return min(limits) - x.settings.clock() if limits else math.inf
+
+
+def _patience(x: Execution, until: float | None, *, undo: bool) -> float:
+    """Seconds to wait for a call that was given up to land."""
+    return max(0.0, min(x.settings.grace, _left(x, until, undo=undo)))
 
 
 def _judged(
@@ -312,8 +328,9 @@ def _paused(
     undo: bool,
 ) -> Program[bool]:
     """Wait between two attempts. Answers True where no further attempt is to be made."""
-    last = until if undo or x.deadline is None else min(x.deadline, x.deadline if until is None else until)
-    if last is not None and x.settings.clock() + pause.delay >= last:
+    if x.stopped and not undo:
+        return True
+    if pause.delay >= _left(x, until, undo=undo):
         return True
     began = 0.0
     if outer is not None:

@@ -14,7 +14,7 @@ from .effects import HELP, SHIELD, WAIT, Call, Landing, Outcome, Program
 from .execution import Execution
 from .steps import End, attempts, safely
 
-__all__ = ["collect_landed", "late", "undo_all", "undo_rest", "work_undo"]
+__all__ = ["collect_landed", "late", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
 
 
 _UNDONE: Final = End(Status.SUCCESS, None, None, 1)
@@ -29,7 +29,7 @@ def undo_all(x: Execution) -> Program[None]:
     if not x.to_undo:
         return
     yield SHIELD
-    yield from _wait_for_abandoned(x)
+    yield from wait_for_abandoned(x)
     if x.workflow.parallel_undo:
         x.begin_parallel_undo()
         yield from work_undo(x, x.take())
@@ -56,7 +56,7 @@ def work_undo(x: Execution, node: Node | None) -> Program[None]:
         node = x.undo_ended(node)
 
 
-def _wait_for_abandoned(x: Execution) -> Program[None]:
+def wait_for_abandoned(x: Execution) -> Program[None]:
     """Wait for calls that were given up, at most the grace in all."""
     until = x.settings.clock() + x.settings.grace if x.abandoned else 0.0
     for call in x.abandoned:

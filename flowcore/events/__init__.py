@@ -32,6 +32,8 @@ Events marked * are start events: a hook may answer them with a context manager,
 context that user code then runs in and exited after the matching finish event, in reverse order. Each start event has
 its finish event on every path. An event that no hook wants is not built.
 
+An engine tells its own hooks, and those of the process (`add_process_hook`) whose like it has not.
+
 All durations are monotonic seconds. Events are read-only by contract.
 """
 
@@ -39,6 +41,7 @@ from __future__ import annotations
 
 from .hooks import SKIP_RUN, Hook, Hooks
 from .loggers import Logger, LoggingHook, PrintLogger
+from .process import add_process_hook, remove_process_hook
 from .records import (
     AttemptFinished,
     AttemptStarted,
@@ -95,4 +98,6 @@ __all__ = [
     "StepSkipped",
     "StepStarted",
     "WorkflowRegistered",
+    "add_process_hook",
+    "remove_process_hook",
 ]

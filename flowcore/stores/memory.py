@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from ..errors import DefinitionError, RunNotFound, StoreError, shown
+from ..errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, shown
 from ..retry import Duration, seconds
 from ..status import Status
 from .base import Busy, Claim, ClaimAnswer, Claimed, Finished, Held, Mismatch, RunRecord
@@ -70,6 +70,8 @@ class MemoryStore:
             if claim.attached == record.run_id and claim.key in self._ended:
                 return Finished(record, age)
             if record.status in _RELEASED and not record.held:
+                if claim.attached is not None:  # to a run that others have come after: theirs is the outcome by now
+                    return Finished(record, age)
                 return self._begin(claim, record.generation + 1, record.fence + 1)
             if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
                 return Mismatch(record.run_id, record.carrier, age, record.workflow)
@@ -90,6 +92,11 @@ class MemoryStore:
                 owned = replace(record, status=Status.RUNNING, fence=record.fence + 1)
                 self._records[claim.key] = owned
                 return Claimed(owned.generation, owned.fence, record)
+            if record.status != Status.RUNNING:
+                raise CorruptRecord(
+                    f"the record of key {shown(claim.key)} has the status {shown(record.status)}, which means nothing: "
+                    f"look at it with store.list_runs(), or give the key up with store.release({shown(claim.key)})."
+                )
             if claim.waits:
                 self._watched.add(record.run_id)
             return Busy(record.run_id, record.carrier, age, _RETRY_AFTER)
