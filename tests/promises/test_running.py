@@ -1,12 +1,105 @@
 """What the tests of tests/core leave to be said about running, failing and keys."""
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
 
-from flowcore import Context, Engine, IdempotencyError, IdempotencyHeld, PrintLogger, Status, Workflow
+from flowcore import (
+    AsyncEngine,
+    Backoff,
+    Context,
+    Engine,
+    IdempotencyError,
+    IdempotencyHeld,
+    NoResult,
+    PrintLogger,
+    Retry,
+    Status,
+    Workflow,
+)
 from flowcore.stores import MemoryStore
-from tests.core.conftest import PATIENCE, Drive, Gate, Ledger, until
+from tests.core.conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, run_async, until
+
+
+def test_async_steps_that_become_ready_together_begin_in_definition_order() -> None:
+    async def main() -> None:
+        wf, begun = Workflow("ties"), list[str]()
+
+        async def step(ctx: Context) -> None:
+            begun.append(ctx.step)
+            await asyncio.sleep(0)
+
+        wf.add_step("first", step)
+        for name in "cabd":
+            wf.add_step(name, step, depends_on="first")
+        await AsyncEngine().run(wf)
+        assert begun == ["first", "c", "a", "b", "d"]
+
+    run_async(main)
+
+
+def test_the_thread_that_waits_in_run_works_on_what_is_ready() -> None:
+    # All workers are taken by others, so that nobody but the caller is there for `beside`, while `flaky` waits.
+    blocked, taken, release = Workflow("blocked"), Gate(), Gate()
+    blocked.add_step("a", taken.then(release))
+    wf, done = Workflow("w"), list[str]()
+
+    def flaky(ctx: Context) -> None:
+        done.append(f"flaky {ctx.attempt}")
+        if ctx.attempt == 1:
+            raise ValueError
+
+    wf.add_step("flaky", flaky, retry=Retry(2, Backoff.fixed(0.05)))
+    wf.add_step("beside", lambda ctx: done.append("beside"))
+    with Engine(max_workers=2) as engine:
+        others = [engine.submit(blocked) for _ in range(2)]
+        taken.wait()
+        try:
+            engine.run(wf)
+        finally:
+            release.set()
+        assert all(other.result(PATIENCE).status is Status.SUCCESS for other in others)
+    assert done == ["flaky 1", "beside", "flaky 2"]
+
+
+def test_run_has_no_result_of_a_step_of_another_workflow(drive: Drive, ledger: Ledger) -> None:
+    foreign = Workflow("other").add_step("a", lambda ctx: "theirs")
+    run = drive(ledger.chain("a"))
+    with pytest.raises(NoResult, match="<Step 'a'> is not a step of workflow 'chain'"):
+        run[foreign]
+
+
+def test_a_wait_for_a_late_attempt_counts_towards_max_elapsed(live: MakeLive) -> None:
+    wf, begun = Workflow("elapsed"), list[int]()
+
+    def slow(ctx: Context) -> None:
+        begun.append(ctx.attempt)
+        until(lambda: ctx.cancelled)
+        threading.Event().wait(0.05)  # longer than max_elapsed
+        raise ValueError
+
+    wf.add_step("slow", slow, timeout=0.005, retry=Retry(5, max_elapsed=0.03))
+    assert live().run(wf, check=False).steps["slow"].status is Status.TIMEOUT
+    assert begun == [1]
+
+
+def test_past_the_pivot_no_call_attempts_a_step_beside_its_late_attempt(live: MakeLive) -> None:
+    wf, one = Workflow("late"), live()
+    alone = threading.Lock()
+
+    def slow(ctx: Context) -> None:
+        assert alone.acquire(blocking=False), "two attempts at once"
+        until(lambda: ctx.cancelled)
+        threading.Event().wait(0.02)
+        alone.release()
+
+    wf.add_step("pivot", lambda ctx: None, pivot=True)
+    wf.add_step("slow", slow, depends_on="pivot", timeout=0.005)
+    for _ in range(3):
+        run = one.run(wf, idempotency_key="k", check=False)
+        assert (run.status, run.steps["slow"].status) == (Status.INCOMPLETE, Status.TIMEOUT)
 
 
 def test_what_a_failed_attempt_wrote_stays(drive: Drive) -> None:
