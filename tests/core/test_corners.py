@@ -23,11 +23,11 @@ from flowcore import (
     Workflow,
 )
 from flowcore._protocol.states import _first_match
-from flowcore.events import StepFinished, StepLandedLate, StepStarted
+from flowcore.events import AttemptFinished, StepFinished, StepLandedLate, StepStarted
 from flowcore.stores import MemoryStore
 from flowcore.threads import _leave
 
-from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, of_type, run_async, until
+from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, run_async, until
 
 # -- landing -----------------------------------------------------------------------------------------------------------
 
@@ -77,6 +77,22 @@ def test_a_step_that_lands_after_its_undo_but_before_the_end_is_undone_again_bef
     run = one.run(wf, check=False)
     assert ledger == ["a", "-slow", "slow", "-a", "-slow"]
     assert (run.undone, run.status) == (("a", "slow"), Status.COMPENSATED)
+
+
+def test_an_attempt_that_has_landed_before_the_next_one_is_thought_of_is_the_steps_result(gate: Gate) -> None:
+    engines: list[Engine] = []
+
+    def sees(event: Any) -> None:
+        if type(event) is AttemptFinished and event.outcome is Status.TIMEOUT:
+            gate.set()
+            until(lambda: all(driver._stuck == 0 for driver in engines[0]._live.values() if driver is not None))
+            threading.Event().wait(0.005)
+
+    wf = Workflow("w")
+    wf.add_step("slow", lambda ctx: [gate.wait(), ctx.attempt][1], timeout=0.01, retry=3)
+    with Engine(hooks=[sees]) as engine:
+        engines.append(engine)
+        assert engine.run(wf)["slow"] == 1
 
 
 def test_a_predicate_that_lands_late_is_nobodys_business(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
@@ -197,6 +213,21 @@ def test_ctrl_c_between_the_steps_of_a_run_that_nobody_watches(
             engine.run(wf)
     assert isinstance(caught.value, KeyboardInterrupt) == (left <= 0)
     assert set(+ledger.standing) <= {"d"}
+
+
+def test_ctrl_c_before_the_first_step_of_a_run_that_nobody_watches(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Struck(Context):
+        def __setattr__(self, name: str, value: Any) -> None:
+            value.at = None  # as if it had struck a moment earlier
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sprinting, "Context", Struck)
+    with Engine() as engine, pytest.raises(KeyboardInterrupt) as caught:
+        engine.run(ledger.chain("a"))
+    assert ledger == []
+    assert "was cancelled; nothing was undone" in notes(caught.value)
 
 
 def test_closing_the_coroutine_of_a_run_closes_the_step_it_is_in(ledger: Ledger) -> None:
