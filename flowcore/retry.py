@@ -31,7 +31,8 @@ seconds."""
 def seconds(value: Duration, what: str) -> float:
     """`value` as float seconds; `what` names it in the DefinitionError raised for a negative, NaN or foreign one."""
     # Not isinstance: importing datetime costs more than this module.
-    number: Any = value.total_seconds() if hasattr(value, "total_seconds") else value
+    given: Any = value
+    number: Any = given.total_seconds() if hasattr(given, "total_seconds") else given
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
         raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {shown(value)}.")
     return float(number)

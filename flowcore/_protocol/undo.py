@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, shown
@@ -100,10 +100,11 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     elif told is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
         # Nobody watches and no clock is needed: its first attempt, as a plain step's, is a call and no more.
         ctx = AttemptContext(x, node, 1, None, undo=True)
+        value: Any
         value, failure = yield Call(node, undo.fn, ctx, x.context.copy(), None, node.undo_is_async, shielded=True)
         end = _UNDONE
-        if failure is not None or isinstance(value, CoroutineType):
-            begun: tuple[AttemptContext, Any, Any] = (ctx, value, failure)
+        if failure is not None or type(value) is CoroutineType:
+            begun = (ctx, cast("object", value), failure)
             end = yield from safely(attempts(x, node, undo.fn, undo.retry, None, None, undo=True, begun=begun))
     else:
         end = yield from safely(attempts(x, node, undo.fn, undo.retry, undo.timeout, told, undo=True))
