@@ -1,0 +1,54 @@
+"""`FlowcoreInstrumentor`: what `opentelemetry-instrument` needs to watch the workflows of an unmodified program."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from flowcore.events import Hook, add_process_hook, remove_process_hook
+
+from .metrics import MetricsHook
+from .tracing import TracingHook
+
+if TYPE_CHECKING:
+
+    class BaseInstrumentor:
+        """What is used of it, so that type checkers need no extra."""
+
+        def instrument(self, **kwargs: Any) -> Any: ...
+        def uninstrument(self, **kwargs: Any) -> Any: ...
+
+else:
+    try:
+        from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+    except ModuleNotFoundError:
+        raise ImportError(
+            "FlowcoreInstrumentor needs opentelemetry-instrumentation: pip install 'flowcore[instrumentation]'"
+        ) from None
+
+__all__ = ["FlowcoreInstrumentor"]
+
+
+class FlowcoreInstrumentor(BaseInstrumentor):
+    """Gives every engine of the process a TracingHook and a MetricsHook, unless it has one of its own.
+
+    `instrument(tracer_provider=, meter_provider=, logger_provider=)`: the global ones unless given; a second call warns
+    and does nothing. It must come before the engines are made, and `uninstrument()` leaves those alone that have been.
+    Needs the extra `instrumentation`.
+    """
+
+    _hooks: tuple[Hook, ...] = ()
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ("flowcore",)
+
+    def _instrument(self, **kwargs: Any) -> None:
+        tracing = TracingHook(kwargs.get("tracer_provider"), logger_provider=kwargs.get("logger_provider"))
+        self._hooks = (tracing, MetricsHook(kwargs.get("meter_provider")))
+        for hook in self._hooks:
+            add_process_hook(hook)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        for hook in self._hooks:
+            remove_process_hook(hook)
+        self._hooks = ()
