@@ -40,7 +40,7 @@ class FlowcoreInstrumentor(BaseInstrumentor):
     _hooks: tuple[Hook, ...] = ()
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        return ("flowcore",)
+        return ()  # it comes with what it instruments
 
     def _instrument(self, **kwargs: Any) -> None:
         tracing = TracingHook(kwargs.get("tracer_provider"), logger_provider=kwargs.get("logger_provider"))
