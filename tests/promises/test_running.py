@@ -16,6 +16,7 @@ from flowcore import (
     NoResult,
     PrintLogger,
     Retry,
+    RunTimeout,
     Status,
     Workflow,
 )
@@ -181,3 +182,54 @@ def test_an_attached_caller_gets_the_failed_undo_and_the_next_one_is_refused(led
         with pytest.raises(IdempotencyHeld):
             engine.run(wf, idempotency_key="k", wait=PATIENCE)
     assert ledger == ["a", "b", "-a"]
+
+
+def test_a_deadline_counts_from_the_call_the_wait_for_a_thread_included(ledger: Ledger) -> None:
+    blocked, taken, release = Workflow("blocked"), Gate(), Gate()
+    blocked.add_step("a", taken.then(release))
+    with Engine(max_workers=1) as engine:
+        first = engine.submit(blocked)
+        taken.wait()
+        queued = engine.submit(ledger.chain("a"), deadline=0.01, check=False)
+        threading.Event().wait(0.03)
+        release.set()
+        assert isinstance(queued.result(PATIENCE).error, RunTimeout)
+        assert first.result(PATIENCE).status is Status.SUCCESS
+    assert ledger == []
+
+
+def test_a_call_that_goes_on_past_the_pivot_has_the_whole_deadline_again(drive: Drive, ledger: Ledger) -> None:
+    store, wf, tries = MemoryStore(), Workflow("half", deadline=0.2), list[int]()
+
+    def ship(ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        if len(tries) == 1:
+            raise ValueError("no lorry")
+
+    ledger.add(wf, "pay", pivot=True)
+    wf.add_step("ship", ship, depends_on="pay")
+    assert drive(wf, store=store, idempotency_key="k", check=False).status is Status.INCOMPLETE
+    threading.Event().wait(0.25)
+    assert drive(wf, store=store, idempotency_key="k").status is Status.SUCCESS
+
+
+def test_a_caller_that_waits_for_a_run_goes_on_with_it_where_it_ends_incomplete(live: MakeLive, gate: Gate) -> None:
+    one, wf, began, tries = live(), Workflow("half"), Gate(), list[str]()
+
+    def ship(ctx: Context) -> str:
+        tries.append(ctx.run_id)
+        began.set()
+        gate.wait()
+        if len(tries) == 1:
+            raise ValueError("no lorry")
+        return "shipped"
+
+    wf.add_step("pay", lambda ctx: None, pivot=True)
+    wf.add_step("ship", ship, depends_on="pay")
+    first = one.start(wf, idempotency_key="k", check=False)
+    began.wait()
+    second = one.start(wf, idempotency_key="k", wait=PATIENCE)
+    until(lambda: one.engine.store._watched)
+    gate.set()
+    assert (first.result(PATIENCE).status, second.result(PATIENCE)["ship"]) == (Status.INCOMPLETE, "shipped")
+    assert tries == [first.result().id] * 2
