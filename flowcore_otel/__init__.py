@@ -1,6 +1,7 @@
 """Telemetry for flowcore: hooks that turn its events into OpenTelemetry spans and metrics, and Prometheus metrics.
 
-`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`. No hook sets up a provider,
+`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`; `LogContext` puts the ids of
+run, step and attempt on log records; `trace_id` and `original_trace_id` lead from a Run to its trace. No hook sets up a provider,
 an exporter or a logger: that is the application's.
 """
 
@@ -11,18 +12,23 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .carriers import original_trace_id, trace_id
+    from .correlation import LogContext
     from .metrics import MetricsHook
     from .prometheus import PrometheusHook
     from .tracing import TracingHook
 
-__all__ = ["MetricsHook", "PrometheusHook", "TracingHook"]
+__all__ = ["LogContext", "MetricsHook", "PrometheusHook", "TracingHook", "original_trace_id", "trace_id"]
 
 # public name -> (module, what it needs, the extra that brings it)
 _OTEL = ("opentelemetry-api", "otel")
 _HOMES = {
+    "LogContext": ("correlation", *_OTEL),
     "MetricsHook": ("metrics", *_OTEL),
     "PrometheusHook": ("prometheus", "prometheus-client", "prometheus"),
     "TracingHook": ("tracing", *_OTEL),
+    "original_trace_id": ("carriers", *_OTEL),
+    "trace_id": ("carriers", *_OTEL),
 }
 
 
@@ -35,7 +41,7 @@ if find_spec("opentelemetry") is None and find_spec("prometheus_client") is None
 
 
 def __getattr__(name: str) -> object:
-    """Import a hook when it is first asked for, so that each works without the others' extras."""
+    """Import a name when it is first asked for, so that each works without the others' extras."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, needed, extra = _HOMES[name]
