@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,17 @@ class _PrometheusSeries(Series):
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
         return self._children[metric](*labels)
+
+    def forked(self) -> None:
+        super().forked()
+        # Counters go on: in multiprocess mode prometheus_client starts a child's at 0, else each process has its own.
+        for metric in names.METRICS:
+            if metric.kind == "updown":
+                for add in self.known[metric].values():
+                    gauge: Gauge = getattr(add, "__self__")  # noqa: B009 - `add` is the bound method of a Gauge
+                    gauge.set(0)
+        for set_ in self.known[names.OLDEST_START].values():
+            set_(math.inf)
 
 
 def _registered(metric: Metric, registry: CollectorRegistry) -> Callable[..., Write]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
@@ -34,6 +37,8 @@ class Series(ABC):
         self._seen: dict[str, set[tuple[str, ...]]] = {"workflow": set(), "step": set(), "error_type": set()}
         self._warned: set[str] = set()
         self._in_flight: dict[str, dict[str, float]] = {}  # workflow -> run id -> start, in order of starting
+        _watch_forks()
+        _all.add(self)
 
     @abstractmethod
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
@@ -75,6 +80,11 @@ class Series(ABC):
             _log.warning("metrics: more than %d values for the label %s, the rest become %s", limit, label, names.OTHER)
         return True
 
+    def forked(self) -> None:
+        """This is a child process now: the runs in flight are its parent's, whose threads may have held the lock."""
+        self._lock = threading.RLock()
+        self._in_flight.clear()
+
     # -- runs in flight ------------------------------------------------------------------------------------------------
 
     def started(self, workflow: str, run_id: str, wall: float) -> None:
@@ -97,3 +107,17 @@ class Series(ABC):
         """The same of every workflow with runs in flight."""
         with self._lock:
             return [(fit(workflow), next(iter(runs.values()))) for workflow, runs in self._in_flight.items()]
+
+
+_all: Final[weakref.WeakSet[Series]] = weakref.WeakSet()
+
+
+@functools.cache  # once is enough, and it cannot be undone
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forked)
+
+
+def _forked() -> None:
+    for series in list(_all):
+        series.forked()

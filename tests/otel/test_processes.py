@@ -1,0 +1,151 @@
+"""Several processes: prometheus_client's multiprocess mode, with real forked workers, and what a fork leaves behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+# A parent that forks while a run of its own is in flight, as a preforking server might. The workers report over pipes.
+SERVER = """
+import os, sys, threading, time
+from flowcore import Engine, Workflow
+from flowcore_otel import PrometheusHook
+from prometheus_client import CollectorRegistry, REGISTRY, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+hook = PrometheusHook()
+go_on, started = threading.Event(), threading.Event()
+orders, slow = Workflow("orders"), Workflow("slow")
+orders.add_step("charge", lambda ctx: None)
+orders.add_step("ship", lambda ctx: None, depends_on="charge")
+slow.add_step("wait", lambda ctx: (started.set(), go_on.wait(30)))
+
+def show(title):
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    print("#", title)
+    print(generate_latest(registry).decode(), flush=True)
+
+def worker(runs, stay):
+    ready, told = os.pipe()
+    mine, leave = os.pipe()
+    pid = os.fork()
+    if pid:
+        return pid, ready, leave
+    try:
+        started.clear()
+        engine = Engine(hooks=[hook])
+        for _ in range(runs):
+            engine.run(orders)
+        if stay:
+            future = engine.submit(slow)
+            started.wait(30)
+        os.write(told, b"!")
+        os.read(mine, 1)
+    finally:
+        os._exit(0)
+
+engine = Engine(hooks=[hook])
+engine.run(orders)
+future = engine.submit(slow)
+assert started.wait(30)
+workers = [worker(2, False), worker(3, False), worker(0, True)]
+for pid, ready, leave in workers:
+    assert os.read(ready, 1) == b"!"
+show("with two runs in flight")
+for pid, ready, leave in workers:
+    os.write(leave, b"!")
+    os.waitpid(pid, 0)
+    mark_process_dead(pid)
+go_on.set()
+future.result()
+show("after all")
+"""
+
+
+def scrapes(output: str) -> list[dict[tuple[str, frozenset[tuple[str, str]]], float]]:
+    texts = ["".join(part.splitlines(keepends=True)[1:]) for part in output.split("# with ")[1:]]
+    assert len(texts) == 1
+    return [
+        {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        for text in texts[0].split("# after all\n")
+    ]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, frozenset[tuple[str, str]]], float]]:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path_factory.mktemp("metrics"))}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER], env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return scrapes(done.stdout)
+
+
+def test_counts_are_sums_over_all_workers(seen) -> None:
+    for scrape in seen:
+        runs = frozenset({("workflow", "orders"), ("outcome", "success")})
+        assert scrape["flowcore_run_duration_seconds_count", runs] == 1 + 2 + 3
+        steps = frozenset({("workflow", "orders"), ("step", "ship"), ("outcome", "success")})
+        assert scrape["flowcore_step_duration_seconds_count", steps] == 1 + 2 + 3
+
+
+def test_runs_in_flight_are_those_of_living_processes_each_counted_once(seen) -> None:
+    # The parent's run was in flight when it forked: it is no run of its children.
+    slow = frozenset({("workflow", "slow")})
+    assert [scrape["flowcore_runs_active", slow] for scrape in seen] == [2, 0]
+    assert [scrape["flowcore_steps_ready", slow] for scrape in seen] == [0, 0]
+
+
+def test_the_oldest_start_is_never_the_epoch(seen) -> None:
+    during, after = (
+        [scrape["flowcore_run_oldest_start_timestamp_seconds", frozenset({("workflow", flow)})] for scrape in seen]
+        for flow in ("slow", "orders")
+    )
+    assert during[0] > 1e9
+    assert during[1] == float("inf")
+    assert after == [float("inf")] * 2
+
+
+def test_what_is_always_1_is_1(seen) -> None:
+    for scrape in seen:
+        assert scrape["flowcore_workflow_info", frozenset({("workflow", "orders"), ("steps", "2")})] == 1
+        (build,) = (value for (name, _), value in scrape.items() if name == "flowcore_build_info")
+        assert build == 1
+
+
+def test_a_child_that_shows_its_own_registry_begins_without_its_parents_runs(tmp_path: Path) -> None:
+    code = (
+        SERVER.split("def show", maxsplit=1)[0]
+        + """
+engine = Engine(hooks=[hook])
+future = engine.submit(slow)
+assert started.wait(30)
+
+def value(name):
+    return REGISTRY.get_sample_value(name, {"workflow": "slow"})
+
+assert value("flowcore_runs_active") == 1
+pid = os.fork()
+if not pid:
+    print(value("flowcore_runs_active"), value("flowcore_run_oldest_start_timestamp_seconds"), flush=True)
+    Engine(hooks=[hook]).run(orders)
+    print(value("flowcore_runs_active"), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+go_on.set()
+future.result()
+print(value("flowcore_runs_active"), flush=True)
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    assert (done.stdout, done.stderr) == ("0.0 inf\n0.0\n0.0\n", "")
