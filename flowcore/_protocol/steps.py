@@ -241,9 +241,7 @@ def attempts(
             if landed is not None and landed[1] is None:
                 x.forget(error.call)
                 return End(Status.SUCCESS, landed[0], None, number)
-            if retry is not None and started is not None:  # time has passed since it was asked
-                pause = retry.after(number, failure, settings.clock() - started, settings.random)
-            if landed is None or pause is None:
+            if landed is None or _too_late(x, retry, pause, started):
                 return End(status, None, failure, number)
         over = yield from _paused(x, node, outer, number, allowed, pause, failure, until, undo=undo)
         if over:
@@ -271,6 +269,13 @@ def _limit(x: Execution, timeout: float | None, until: float | None, *, undo: bo
     ]
     moment, name = min(limit for limit in limits if limit is not None)
     return Limit(moment, name, max(0.0, moment - now))
+
+
+def _too_late(x: Execution, retry: Retry | None, pause: Pause, started: float | None) -> bool:
+    """Whether the retries' time is up, now that some has passed since they were decided."""
+    if retry is None or retry.max_elapsed is None or started is None:
+        return False
+    return x.settings.clock() - started + pause.delay > retry.max_elapsed
 
 
 def _left(x: Execution, until: float | None, *, undo: bool) -> float:

@@ -106,6 +106,19 @@ def test_an_error_of_the_store_at_the_end_is_not_dropped(drive: Drive, ledger: L
         drive(wf, store=Broken(), idempotency_key="k")
 
 
+def test_an_error_of_the_store_after_a_failure_is_a_note_on_it(drive: Drive, ledger: Ledger) -> None:
+    """Go: the errors of SetStep and Finish were thrown away."""
+
+    class Broken(MemoryStore):
+        def finish(self, record: Any, /) -> None:
+            raise StoreError("the disk is full")
+
+    wf = ledger.chain("a", "b!")
+    with pytest.raises(ValueError, match="b") as caught:
+        drive(wf, store=Broken(), idempotency_key="k")
+    assert "the store could not be told, so the key stays taken: StoreError: the disk is full" in caught.value.__notes__
+
+
 def test_a_failed_undo_does_not_release_the_key(drive: Drive, ledger: Ledger) -> None:
     """Go: the next call with the key ran on top of what the failed undo had left."""
     store, wf = MemoryStore(), Workflow("w")
