@@ -1,18 +1,108 @@
-"""For tests: a trace as text that can be compared with a golden one."""
+"""For tests: what telemetry says, captured in memory, and a trace as text that can be compared with a golden one.
+
+`capture()` needs opentelemetry-sdk and prometheus-client. As a pytest fixture:
+
+    @pytest.fixture
+    def telemetry():
+        with flowcore_otel.testing.capture() as captured:
+            yield captured
+
+    def test_a_declined_card_gives_the_seat_back(telemetry):
+        Engine(hooks=telemetry.hooks).run(trip, check=False)
+        assert telemetry.tree() == golden
+        assert telemetry.metric("flowcore_compensations_total", workflow="trip", step="book", outcome="success") == 1
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import SpanKind, StatusCode
+
+from flowcore.events import Hook
 
 from . import names
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from prometheus_client import CollectorRegistry
 
-__all__ = ["span_tree"]
+__all__ = ["Captured", "capture", "span_tree"]
+
+
+class Captured:
+    """The telemetry of engines that have `hooks`: spans, log events and metrics, in memory. See `capture`."""
+
+    def __init__(self, tracer_provider: TracerProvider, logs: Any, spans: Any, records: Any) -> None:
+        from prometheus_client import CollectorRegistry
+
+        from .prometheus import PrometheusHook
+        from .tracing import TracingHook
+
+        self.tracer_provider = tracer_provider
+        """for spans of the test's own, or of instrumented clients"""
+        self.registry: CollectorRegistry = CollectorRegistry()
+        self.hooks: tuple[Hook, ...] = (
+            TracingHook(tracer_provider, logger_provider=logs),
+            PrometheusHook(self.registry),
+        )
+        """for `Engine(hooks=...)`"""
+        self._spans = spans
+        self._records = records
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """The spans that have ended so far, in order of ending."""
+        return list(self._spans.get_finished_spans())
+
+    def span(self, name: str) -> ReadableSpan:
+        """The one span of that name; raises LookupError where there is none, or more than one."""
+        found = [span for span in self.spans if span.name == name]
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} spans have the name {name!r}; there are:\n{self.tree() or 'none'}")
+        return found[0]
+
+    def tree(self) -> str:
+        """The spans as text: see `span_tree`."""
+        return span_tree(self.spans)
+
+    @property
+    def log_events(self) -> list[ReadableLogRecord]:
+        """What TracingHook told through the OpenTelemetry logs API."""
+        return list(self._records.get_finished_logs())
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The value of one sample, by its name in Prometheus and all its labels; None where there is none."""
+        return self.registry.get_sample_value(name, labels)
+
+    def clear(self) -> None:
+        """Forget spans and log events; metrics go on."""
+        self._spans.clear()
+        self._records.clear()
+
+
+@contextmanager
+def capture() -> Generator[Captured, None, None]:
+    """Capture telemetry for the length of a `with` block; touches nothing global."""
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    in_memory: Any = InMemoryLogRecordExporter  # which the SDK gives no types
+    spans, records = InMemorySpanExporter(), in_memory()
+    tracer_provider, logger_provider = TracerProvider(), LoggerProvider()
+    tracer_provider.add_span_processor(SimpleSpanProcessor(spans))
+    logger_provider.add_log_record_processor(SimpleLogRecordProcessor(records))
+    try:
+        yield Captured(tracer_provider, logger_provider, spans, records)
+    finally:
+        tracer_provider.shutdown()
+        logger_provider.shutdown()
 
 
 def span_tree(spans: Iterable[ReadableSpan]) -> str:
