@@ -1,0 +1,69 @@
+"""The catalogue as Markdown, for documents: `python -m flowcore_otel.tables` writes TELEMETRY.md beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from . import names
+
+__all__ = ["DOCUMENT", "document", "metrics", "spans"]
+
+DOCUMENT: Final = Path(__file__).with_name("TELEMETRY.md")
+
+_UNITS: Final = {"s": "seconds"}
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _meanings(head: str, meanings: Mapping[str, str]) -> str:
+    return _table((head, "meaning"), ((f"`{name}`", meaning) for name, meaning in meanings.items()))
+
+
+def spans() -> str:
+    """Spans, their attributes, and log events: three tables."""
+    named = {f"{action} {{…}}": meaning for action, meaning in names.SPANS.items()}
+    return "\n\n".join(
+        (_meanings("span", named), _meanings("attribute", names.ATTRIBUTES), _meanings("log event", names.LOG_EVENTS))
+    )
+
+
+def metrics() -> str:
+    """Metrics under both of their names, and their labels under both of theirs: two tables."""
+    rows = (
+        (
+            f"`{metric.prometheus}`",
+            f"`{metric.name}`",
+            metric.kind,
+            _UNITS.get(metric.unit, metric.unit.strip("{}")),
+            ", ".join(f"`{label}`" for label in metric.labels),
+            metric.help,
+        )
+        for metric in names.METRICS
+    )
+    labels = ((f"`{label}`", f"`{attribute}`") for label, attribute in names.LABELS.items())
+    return "\n\n".join(
+        (
+            _table(("in Prometheus", "in OpenTelemetry", "type", "unit", "labels", "meaning"), rows),
+            _table(("label in Prometheus", "attribute in OpenTelemetry"), labels),
+            f"Buckets of histograms, in seconds: {', '.join(f'{bound:g}' for bound in names.BUCKETS)}.",
+        )
+    )
+
+
+def document() -> str:
+    """All of it."""
+    about = (
+        "Every span, attribute, log event and metric of flowcore_otel, from `flowcore_otel/names.py`. "
+        "Written by `python -m flowcore_otel.tables`."
+    )
+    return f"# Telemetry\n\n{about}\n\n## Spans and log events\n\n{spans()}\n\n## Metrics\n\n{metrics()}\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(), encoding="utf-8")
