@@ -490,6 +490,8 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             patience = min([ended.at + s.spec.grace, *final])
             waited = landed is not None and landed <= patience + EPS
             resumed = landed if waited and landed is not None else patience
+            later, surely, _, high, _ = _allowed(policy, number, error, resumed - start.at)  # max_elapsed goes on
+            may, must = may and later, must and surely
             due = must
             if waited and landed is not None and landed > patience - EPS:
                 must = False  # at the very moment at which the patience was over

@@ -32,7 +32,7 @@ MUTANTS = (
     m("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
     m("drop the last undo", "undo", "while x.undoes and x.to_undo:", "while x.undoes and len(x.to_undo) > 1:"),
     m("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
-    m("undo before what was given up has landed", "undo", "yield from _wait_for_abandoned(x)", "collect_landed(x)"),
+    m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(x)", "collect_landed(x)"),
     m("parallel undo in definition order", "execution", "if not node.successors])", "])"),
     m(
         "parallel undo does not wait for dependants",
@@ -199,12 +199,6 @@ MUTANTS = (
         'return Status.SUCCESS, StepCancelled(f"{what} was cancelled while it ran.")',
     ),
     m(
-        "a cancelled step is tried again",
-        "steps",
-        "retry is not None and status is not Status.CANCELLED and (undo or not x.stopped)",
-        "retry is not None",
-    ),
-    m(
         "step_timeout is ignored",
         "steps",
         "until = None if step_timeout is None or started is None else started + step_timeout",
@@ -272,8 +266,8 @@ MUTANTS = (
     m(
         "the finish is not stored",
         "run",
-        '    if x.claimed:\n        yield Ask("finish", _record(x, finished))',
-        '    if x.parked:\n        yield Ask("finish", _record(x, finished))',
+        "    if x.claimed:\n        _, failure = yield Ask(",
+        "    if x.parked:\n        _, failure = yield Ask(",
     ),
     m(
         "the key's generation does not rise",
