@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel, trace
 from opentelemetry._logs import LoggerProvider
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -54,6 +54,7 @@ from .text import error_type, fit, hashed, message, title
 __all__ = ["TracingHook"]
 
 _LISTED: Final = 64  # step names in one attribute
+_NO_LINKS: Final[Sequence[Link]] = ()
 _SUCCESS: Final = "success"
 _REFUSALS: Final = {
     "in_progress": "another run with this key is still going on",
@@ -128,10 +129,13 @@ class TracingHook:
         run.request = span
 
     def _run_requested(self, event: RunRequested) -> None:
-        run: Trace = event.state.setdefault(self, Trace())
-        event.state.setdefault(TRACE, run)
+        state = event.state
+        run: Trace | None = state.get(self)
+        if run is None:
+            run = state[self] = Trace()
+        state.setdefault(TRACE, run)
         run.at, run.wall = event.at, int(event.wall * 1e9)
-        context, kind, linked = None, SpanKind.INTERNAL, list[Link]()
+        context, kind, linked = None, SpanKind.INTERNAL, _NO_LINKS
         if event.submitted:  # nobody waits for it here: a trace of its own, linked to the one that asked for it
             context = trace.set_span_in_context(trace.INVALID_SPAN)
             kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, run.request)
@@ -144,7 +148,7 @@ class TracingHook:
         name = title(names.RUN, event.workflow)
         run.span = self._tracer.start_span(name, context, kind, attributes, linked, start_time=run.wall)
         run.context = trace.set_span_in_context(run.span)
-        self._carriers.inject(event.carrier, run.context)
+        _store(run.span.get_span_context(), event.carrier)
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         run: Trace = event.state[self]
@@ -294,11 +298,13 @@ class TracingHook:
     # -- attempts, of steps and of undos -------------------------------------------------------------------------------
 
     def _attempt_started(self, event: AttemptStarted) -> object:
+        if event.max_attempts == 1:
+            return None
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
         self._end_backoff(run, work, event.at)
         work.attempt_at = event.at
-        if event.max_attempts == 1 or work.span is None:
+        if work.span is None:
             return None
         return Scope(self._open_attempt(run, work, work.span, event))
 
@@ -402,6 +408,14 @@ class TracingHook:
             return trace.get_current_span(self._carriers.extract(carrier, otel.Context()))
         except Exception:  # noqa: BLE001 - a foreign record may hold anything
             return trace.INVALID_SPAN
+
+
+def _store(span: SpanContext, carrier: dict[str, str]) -> None:
+    """What TraceContextTextMapPropagator.inject does, without a detour over a context."""
+    if span.is_valid:
+        carrier["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+        if span.trace_state:
+            carrier["tracestate"] = span.trace_state.to_header()
 
 
 @lru_cache(maxsize=1024)  # the same for every run, and asked for on each step
