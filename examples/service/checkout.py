@@ -1,8 +1,8 @@
 """The checkout saga: reserve the goods, charge the card, ship the parcel, tell the customer.
 
 Every effect is made under `ctx.step_key`, which stays the same over all attempts: a charge that landed although its
-reply was lost is not made again. `charge` and `ship` are undone even if they *raised* (`undo="attempted"`), for the
-same reason: an attempt that got no answer may have landed all the same, so their undos look at what is really there.
+reply was lost is not made again. Steps are undone even if they *raised* (`undo="attempted"`), for the same reason: an
+attempt that got no answer may have landed all the same, so the undos look at what is really there.
 """
 
 from flowcore import Backoff, Context, Retry, Workflow
@@ -18,13 +18,14 @@ def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier) -> Workflow:
     """The workflow of one order; initial values: ref, sku, quantity, cents, card, address."""
     wf = Workflow("checkout")
 
-    @wf.step
+    @wf.step(undo="attempted")
     def reserve(ctx: Context) -> None:
         ledger.reserve(ctx.step_key, ctx["ref"], ctx["sku"], ctx["quantity"], ctx["cents"])
 
     @reserve.compensate
     def release(ctx: Context) -> None:
-        ledger.release(ctx.step_key, ctx["ref"], ctx["sku"], ctx["quantity"])
+        if ledger.is_reserved(ctx["ref"]):
+            ledger.release(ctx.step_key, ctx["ref"], ctx["sku"], ctx["quantity"])
 
     @wf.step(depends_on=reserve, retry=PATIENCE, timeout=10.0, undo="attempted")
     def charge(ctx: Context) -> str:

@@ -106,6 +106,12 @@ class Ledger:
                     (effect, ref, sku, quantity),
                 )
 
+    def is_reserved(self, ref: str) -> bool:
+        """Whether goods of this order are off the shelf."""
+        with self._lock:
+            (taken,) = self._db.execute("SELECT total(quantity) FROM stock WHERE ref = ?", (ref,)).fetchone()
+            return bool(taken < 0)
+
     # -- money ---------------------------------------------------------------------------------------------------------
 
     def charge(self, effect: str, ref: str, cents: int) -> None:

@@ -162,6 +162,8 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
         story.say(f"  {title:<37}{' · '.join(f'{value} {count}' for value, count in counts.items())}")
 
     outcomes = Counter(outcome(answer) for answer in answers)
+    # Who found the shelf empty was refused, and undone all the same: the undo looked, and found nothing to put back.
+    outcomes["compensated"] += sum(answer.status == 410 for answer in answers)
     told = {
         "done": runs.get("success", 0),
         "compensated": runs.get("compensated", 0),
