@@ -33,6 +33,9 @@ from .benchmarks.work import ASYNC, SYNC
 FLOWCORE = str(Path(flowcore.__file__).parent)
 RUNS = 20
 MARGIN = 1.1
+SWAYS = {"garbage": 2, "peak": 1400}
+"""The garbage of a run on threads depends on who comes when; and whether the blocks of its two deques come from CPython's
+free list, and count for nothing, on what ran before."""
 SLACK = 0.8
 """A path that costs less than this part of its figure needs a new figure."""
 
@@ -51,12 +54,12 @@ class Cost(NamedTuple):
 FIGURES = {
     ("W1", "Engine"): Cost(45, 2600, 0),
     ("W1", "AsyncEngine"): Cost(55, 4944, 0),
-    ("W3", "Engine"): Cost(1579, 9896, 10),
+    ("W3", "Engine"): Cost(1585, 11488, 12),
     ("W3", "AsyncEngine"): Cost(1305, 17996, 0),
-    ("W5", "Engine"): Cost(404, 9923, 41),
-    ("W5", "AsyncEngine"): Cost(423, 14450, 33),
-    ("W6", "Engine"): Cost(115, 7448, 25),
-    ("W6", "AsyncEngine"): Cost(109, 10979, 19),
+    ("W5", "Engine"): Cost(404, 10707, 42),
+    ("W5", "AsyncEngine"): Cost(425, 14450, 33),
+    ("W6", "Engine"): Cost(121, 8544, 26),
+    ("W6", "AsyncEngine"): Cost(117, 11051, 19),
 }
 """`python -m tests.test_hot_path` prints them anew"""
 
@@ -207,8 +210,7 @@ def clock_reads(engine: Engine | AsyncEngine, runs: Runs) -> float:
 
 def judge(cost: Cost, figure: Cost, *, ratchet: bool = sys.version_info[:2] == (3, 11)) -> None:
     for name, now, then in zip(Cost._fields, cost, figure, strict=True):
-        # The garbage of a run on threads depends on who comes when: two objects more are none.
-        assert now <= then * MARGIN + 2 * (name == "garbage"), f"{name} per run: {now:g}, was {then:g}"
+        assert now <= then * MARGIN + SWAYS.get(name, 0), f"{name} per run: {now:g}, was {then:g}"
     if ratchet:
         assert cost.calls >= figure.calls * SLACK, f"lighter than its figure: commit {cost.calls:g} calls"
         assert cost.peak >= figure.peak * SLACK, f"lighter than its figure: commit {cost.peak:g} bytes"
