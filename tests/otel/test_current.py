@@ -46,6 +46,11 @@ def expect_nested(spans: Spans, *, under: str = "step book") -> None:
     assert client.context.trace_id == spans["run trip"].context.trace_id
 
 
+async def run_async(spans: Spans, wf: Workflow) -> None:
+    async with AsyncEngine(hooks=[TracingHook(spans.provider)]) as engine:
+        await engine.run(wf)
+
+
 def test_in_an_async_step(spans: Spans, query: Callable[[], None]) -> None:
     wf = Workflow("trip")
 
@@ -54,7 +59,7 @@ def test_in_an_async_step(spans: Spans, query: Callable[[], None]) -> None:
         await asyncio.sleep(0)
         query()
 
-    asyncio.run(AsyncEngine(hooks=[TracingHook(spans.provider)]).run(wf))
+    asyncio.run(run_async(spans, wf))
     expect_nested(spans)
 
 
@@ -68,7 +73,7 @@ def test_in_a_task_that_an_async_step_starts(spans: Spans, query: Callable[[], N
 
         await asyncio.create_task(later())
 
-    asyncio.run(AsyncEngine(hooks=[TracingHook(spans.provider)]).run(wf))
+    asyncio.run(run_async(spans, wf))
     expect_nested(spans)
 
 
@@ -83,7 +88,7 @@ def test_in_a_sync_step(spans: Spans, query: Callable[[], None]) -> None:
 def test_in_a_sync_step_of_an_async_engine(spans: Spans, query: Callable[[], None]) -> None:
     wf = Workflow("trip")
     wf.add_step("book", lambda ctx: query())
-    asyncio.run(AsyncEngine(hooks=[TracingHook(spans.provider)]).run(wf))
+    asyncio.run(run_async(spans, wf))
     expect_nested(spans)
 
 

@@ -83,7 +83,12 @@ def test_one_that_is_removed_hears_nothing_of_later_engines(everywhere: Counting
     remove_process_hook(everywhere)
     remove_process_hook(everywhere)
     Engine().run(wf)
-    asyncio.run(AsyncEngine().run(wf))
+    asyncio.run(run_async(wf))
     assert everywhere.runs == 0
     early.run(wf)
     assert everywhere.runs == 1
+
+
+async def run_async(wf: Workflow) -> None:
+    async with AsyncEngine() as engine:
+        await engine.run(wf)
