@@ -8,6 +8,7 @@ import pytest
 from flowcore import (
     Backoff,
     Context,
+    Engine,
     NoResult,
     Retry,
     Status,
@@ -232,3 +233,21 @@ def test_a_step_may_raise_stopiteration(drive: Drive) -> None:
     else:
         with pytest.raises(StopIteration):
             drive(wf)
+
+
+def test_help_that_comes_after_the_failure_starts_nothing(ledger: Ledger, gate: Gate) -> None:
+    with Engine(max_workers=2) as engine:
+        blocker, wf = Workflow("blocker"), Workflow("w")
+        began = [Gate(), Gate()]
+        for number in range(2):
+            blocker.add_step(str(number), began[number].then(gate))
+        busy = engine.submit(blocker)  # all threads of the pool, so that help has to wait
+        for one in began:
+            one.wait()
+        ledger.add(wf, "fails", raises=ValueError("first"), undoable=False)
+        ledger.add(wf, "sibling")
+        with pytest.raises(ValueError, match="first"):
+            engine.run(wf)
+        gate.set()
+        busy.result(PATIENCE)
+    assert ledger == ["fails"]
