@@ -3,6 +3,7 @@
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from flowcore import (
 )
 from flowcore.events import IdempotencyHit, RunRefused
 from flowcore.stores import MemoryStore
-from flowcore.stores.base import Finished, RunRecord
+from flowcore.stores.base import Busy, Claim, Claimed, Finished, RunRecord
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, kinds, of_type, until
 
@@ -263,6 +264,26 @@ def test_wait_adopts_a_failure_too_and_never_starts_a_new_run(live: MakeLive, le
         with pytest.raises(ValueError, match="declined"):
             future.result(PATIENCE)
     assert ledger == ["a"]
+
+
+def test_a_waiter_that_looks_away_while_another_run_comes_and_goes_adopts_the_latest_outcome() -> None:
+    store = MemoryStore()
+
+    def claim(run_id: str, attached: str | None = None) -> Any:
+        return store.claim(Claim("k", run_id, "w", "f", "g", {}, attached=attached, waits=attached is not None))
+
+    def end(run_id: str) -> None:
+        (record,) = store.list_runs()
+        store.finish(replace(record, run_id=run_id, status=Status.COMPENSATED))
+
+    assert isinstance(claim("first"), Claimed)
+    assert isinstance(claim("waiter", attached="first"), Busy)
+    end("first")
+    assert isinstance(claim("second"), Claimed)
+    end("second")
+    answer = claim("waiter", attached="first")
+    assert isinstance(answer, Finished)
+    assert answer.record.run_id == "second"
 
 
 def test_wait_that_runs_out_is_refused(live: MakeLive, gate: Gate) -> None:

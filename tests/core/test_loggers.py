@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flowcore import Backoff, Context, Engine, Logger, LoggingHook, PrintLogger, Retry, Workflow
-from flowcore.events import StepFinished, StepStarted
+from flowcore import Backoff, Context, Engine, Logger, LoggingHook, PrintLogger, Retry, Status, Workflow
+from flowcore.events import CompensationFinished, LeaseLost, RunStarted, StepFinished, StepReady, StepStarted
 from flowcore.events.records import EVENTS
 from flowcore.stores import MemoryStore
 
@@ -83,6 +83,19 @@ def test_printlogger_says_why_a_run_did_not_start(ledger: Ledger) -> None:
     first, second = out.getvalue().splitlines()
     assert first == "run chain not started: idempotency key replayed"
     assert second.startswith("run chain refused: NotSerializable: a run of workflow 'chain' with an idempotency key")
+
+
+def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledger) -> None:
+    out = io.StringIO()
+    logger = PrintLogger(out)
+    about = ("trip", "1" * 32, 0.0, {})
+    logger(RunStarted(*about, None, 0.0, {}, 2, "2" * 32, {}))
+    logger(LeaseLost(*about))
+    logger(CompensationFinished(*about, "pay", 1, "ship", Status.SUCCESS, 0.5, 1, 0.0, None))
+    logger(StepReady(*about, "pay"))
+    assert out.getvalue() == (
+        "run trip goes on after a crash\nrun trip was taken over by another owner\n  undid pay in 500 ms\n"
+    )
 
 
 def test_printlogger_tells_of_late_landings(live: MakeLive, gate: Gate) -> None:

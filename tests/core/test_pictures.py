@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowcore import Context, DuplicateStep, Retry, Workflow
+from flowcore import Context, DuplicateStep, NoResult, Retry, Workflow
 
 from .conftest import Drive, Ledger
 
@@ -140,6 +140,19 @@ def test_an_included_step_keeps_its_undo_and_its_workflows_undo_rule(drive: Driv
     outer.include(inner, prefix="in.")
     run = drive(outer, check=False)
     assert run.undone == ("in.b", "in.a")
+
+
+def test_a_run_answers_for_the_included_steps_as_its_functions_do(drive: Drive, ledger: Ledger) -> None:
+    inner, outer = ledger.chain("a"), Workflow("outer")
+    outer.include(inner, prefix="in.")
+    run = drive(outer)
+    assert run[inner.steps[0]] == run["in.a"] == "a"
+    twice = Workflow("twice")
+    twice.include(inner, prefix="1.")
+    twice.include(inner, prefix="2.")
+    for foreign in (inner.steps[0], ledger.chain("a").steps[0]):
+        with pytest.raises(NoResult, match="<Step 'a'> is not a step of workflow 'twice'"):
+            drive(twice)[foreign]
 
 
 def test_the_same_workflow_is_included_twice_and_each_copy_uses_its_own_steps(drive: Drive, ledger: Ledger) -> None:

@@ -34,6 +34,12 @@ def test_jitter_is_full_and_drawn_from_the_given_random() -> None:
     assert [backoff.delay(2, shares.__next__) for _ in range(3)] == [0, 4, 8]
 
 
+def test_without_a_random_of_ones_own_jitter_is_drawn_anyhow() -> None:
+    drawn = {Backoff.exponential(8).delay(1) for _ in range(10)}
+    assert len(drawn) > 1
+    assert all(0 <= wait < 8 for wait in drawn)
+
+
 @given(
     n=st.integers(1, 10**9),
     delay=st.floats(0, 1e308),

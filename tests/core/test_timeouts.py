@@ -195,6 +195,42 @@ def test_an_attempt_that_does_not_land_within_grace_is_the_last(live: MakeLive, 
     assert tries == [1]
 
 
+def test_waiting_for_a_landing_counts_for_max_elapsed(live: MakeLive) -> None:
+    tries: list[int] = []
+
+    def slow(ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        time.sleep(0.08)
+        raise ValueError("late")
+
+    wf = Workflow("elapsed")
+    wf.add_step("a", slow, timeout=SOON, retry=Retry(3, max_elapsed=0.05))
+    with pytest.raises(StepTimeout):
+        live().run(wf)
+    assert tries == [1]
+
+
+def test_an_attempt_that_lands_after_the_run_has_failed_is_the_last(live: MakeLive) -> None:
+    given_up, failed, wf, tries = Gate(), Gate(), Workflow("sibling"), list[int]()
+
+    def slow(ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        until(lambda: ctx.cancelled)
+        given_up.set()
+        failed.wait()
+        time.sleep(SOON)  # StepFinished is told a moment before the failure is known to all
+        raise ValueError("late")
+
+    def sees(event: Any) -> None:
+        if type(event) is StepFinished and event.step == "fails":
+            failed.set()
+
+    wf.add_step("slow", slow, timeout=SOON, retry=3)
+    wf.add_step("fails", lambda ctx: [given_up.wait(), 1 / 0])
+    run = live(hooks=[sees]).run(wf, check=False)
+    assert (tries, run.failed_step, run.steps["slow"].status) == ([1], "fails", Status.TIMEOUT)
+
+
 def test_attempts_share_the_step_timeout_and_inner_limits_are_the_smaller(live: MakeLive, gate: Gate) -> None:
     events: list[Any] = []
     wf = Workflow("whole")
