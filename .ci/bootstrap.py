@@ -192,7 +192,7 @@ class PipSettings:
             own = [Path.home() / ".pip/pip.conf", config / "pip/pip.conf"]
             mac = [base / "Library/Application Support/pip/pip.conf" for base in (Path("/"), Path.home())]
             self._files.read([*everywhere, *mac, *own, *([chosen] if chosen else [])], encoding="utf-8")
-        self.index = self._get("index-url") or "https://pypi.org/simple"
+        self.index = self._get("index-url") or ""
         self.certificates = (
             self._get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
         )
@@ -218,6 +218,8 @@ class Links(html.parser.HTMLParser):
 
 def fetch_pip(settings: PipSettings, into: Path) -> Path:
     """Download the newest pip that runs on this Python, and check it against the hash its index gives."""
+    if not settings.index:
+        raise LookupError("no package index is configured: PIP_INDEX_URL names one")
     page = settings.index.rstrip("/") + "/pip/"
     links = Links()
     links.feed(read(page, settings).decode("utf-8"))

@@ -331,6 +331,15 @@ def test_the_index_may_ask_for_a_password(
     assert index.authorization == "Basic " + base64.b64encode(b"me:se@cret").decode()
 
 
+def test_without_a_configured_index_the_sentence_says_so(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    with pytest.raises(LookupError, match="no package index is configured: PIP_INDEX_URL names one"):
+        bootstrap.fetch_pip(bootstrap.PipSettings(), tmp_path)
+
+
 def test_pip_settings_come_from_files_and_the_environment_wins(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
