@@ -7,8 +7,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -45,6 +46,7 @@ from .workflow import Workflow
 __all__ = ["Engine"]
 
 _GONE: Final = object()  # the call was given up while this thread was in it: somebody else goes on with the program
+_LOOK: Final = 0.5  # seconds between two looks for a Ctrl-C, while the main thread waits
 
 Letter = tuple[Program[Any], Any]
 Parked = Call | Sleep | Landing
@@ -126,7 +128,9 @@ class Driver:
                 self._caller_idle = False
                 self._advance(helper(self.x, node), None, here=True)
             else:
-                bell.get()
+                # A signal that comes just before the wait does not end it, and Python looks for it only after.
+                with suppress(Empty):
+                    bell.get(timeout=None if self._ctrl_c is None else _LOOK)
                 self._caller_idle = False
 
     def _ring(self) -> None:
