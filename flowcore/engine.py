@@ -116,7 +116,7 @@ class EngineBase:
     def _recoverable(self) -> Iterator[Execution]:
         """The runs of `workflows` that are to be gone on with, and that nobody goes on with."""
         known = {workflow.name: workflow for workflow in self.workflows}
-        for record in self.store.unfinished():
+        for record in self.store.unfinished(known):
             workflow = known.get(record.workflow)
             if workflow is not None:
                 x = self._execution(workflow, record.values, record.key, None, None)

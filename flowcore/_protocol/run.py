@@ -15,7 +15,6 @@ from ..errors import (
     IdempotencyInProgress,
     IdempotencyMismatch,
     NotSerializable,
-    RunFailed,
     said,
     shown,
 )
@@ -23,7 +22,7 @@ from ..plan import Node
 from ..retry import Backoff
 from ..run import Run
 from ..status import Status
-from ..stores.base import Busy, Claim, Claimed, Finished, Held, Mismatch, RunRecord
+from ..stores.base import Busy, Claim, Claimed, Ending, Finished, Held, Mismatch, RunRecord
 from . import tell
 from .effects import RESUME, WAIT, Ask, Program, Sleep
 from .execution import Execution
@@ -64,7 +63,7 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
     finished = x.as_run(Status.SUCCESS)
     failure = None
     if x.claimed:
-        _, failure = yield Ask("finish", _record(x, finished))
+        _, failure = yield Ask("finish", Ending(_record(x, finished)))
     if told is not None:
         tell.run_finished(x, told, Status.SUCCESS, None)
     if failure is not None:
@@ -97,7 +96,7 @@ def _fail(x: Execution, told: Told | None) -> Program[Run]:
     if isinstance(error, CompensationFailed):
         error.run = finished
     if x.claimed or x.key is not None or status in _TO_DECIDE:
-        _, failure = yield Ask("finish", _record(x, finished))
+        _, failure = yield Ask("finish", Ending(_record(x, finished)))
         if failure is not None:
             error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
     if told is not None:
@@ -174,22 +173,8 @@ def _replay(x: Execution, record: RunRecord) -> Run:
     x.run_id = record.run_id
     replay = Run(x, record.workflow, record.status, dict(record.results), record.steps, x.plan)
     replay.replayed, replay.held, replay.carrier = True, record.held, record.carrier
-    replay.error, replay.failed_step, replay.undone = _error_of(record), record.failed_step, record.undone
+    replay.error, replay.failed_step, replay.undone = record.error, record.failed_step, record.undone
     return replay
-
-
-def _error_of(record: RunRecord) -> BaseException | None:
-    """What failed the run of a record: the exception itself where this process still has it, else what is known of it."""
-    if record.error is not None or record.error_type is None:
-        return record.error
-    where = f" at step {shown(record.failed_step)}" if record.failed_step is not None else ""
-    return RunFailed(
-        f"run {record.run_id} of {shown(record.workflow)} failed{where}: {record.error_type}: {record.error_message}",
-        run=record.run_id,
-        step=record.failed_step,
-        error_type=record.error_type,
-        error_message=record.error_message,
-    )
 
 
 def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
@@ -335,7 +320,5 @@ def _record(x: Execution, finished: Run) -> RunRecord:
         undone=finished.undone,
         failed_step=x.failed_step,
         error=finished.error,
-        error_type=None if finished.error is None else type(finished.error).__name__,
-        error_message="" if finished.error is None else said(finished.error),
         carrier=x.carrier,
     )

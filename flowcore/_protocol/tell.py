@@ -153,6 +153,7 @@ def step_started(x: Execution, node: Node) -> Told:
             node.dependencies,
             node.max_attempts,
             function_name(node.fn),
+            {},
         )
         told.scopes, told.event = x.hooks.enter(event, told.context), event
     return told

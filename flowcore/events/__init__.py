@@ -5,17 +5,18 @@ that lives as long as the run in this process, shared by all its events, for hoo
 
 | event | when | what else it carries |
 |---|---|---|
+| EngineStarted | an engine is made (no run) | workers |
 | WorkflowRegistered | an engine first meets a workflow (no run: `workflow`, `at`) | steps |
 | RunSubmitted | `engine.submit`, on the caller's thread | key |
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted |
 | IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error |
 | RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted |
-| RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held |
+| RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
 | RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
 | StepReady | a step's dependencies are done | step |
 | StepSkipped | `when=` said no | step, depends_on |
-| StepStarted * | before the first attempt | step, waited, depends_on, max_attempts, function |
+| StepStarted * | before the first attempt | step, waited, depends_on, max_attempts, function, carrier |
 | AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
 | AttemptFinished | after it | step, attempt, undo, outcome, duration, error |
 | BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |
@@ -26,6 +27,8 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | LeaseLost | another owner runs on | |
 | MaintenanceStarted * | before a heartbeat, a poll, a recovery round (no run) | kind |
 | MaintenanceFinished | after it | kind, duration, error |
+| StoreCalled | a verb of the store has answered | store, operation, outcome, duration, error |
+| StoreSurveyed | a recovery round has counted what waits (no run) | counts |
 | HookFailed | a hook raised (told to the other hooks) | hook, error |
 
 Events marked * are start events: a hook may answer them with a context manager, the *scope*, which is entered in the
@@ -48,6 +51,7 @@ from .records import (
     BackoffStarted,
     CompensationFinished,
     CompensationStarted,
+    EngineStarted,
     Event,
     HookFailed,
     IdempotencyHit,
@@ -65,6 +69,8 @@ from .records import (
     StepReady,
     StepSkipped,
     StepStarted,
+    StoreCalled,
+    StoreSurveyed,
     WorkflowRegistered,
 )
 
@@ -75,6 +81,7 @@ __all__ = [
     "BackoffStarted",
     "CompensationFinished",
     "CompensationStarted",
+    "EngineStarted",
     "Event",
     "Hook",
     "HookFailed",
@@ -97,6 +104,8 @@ __all__ = [
     "StepReady",
     "StepSkipped",
     "StepStarted",
+    "StoreCalled",
+    "StoreSurveyed",
     "WorkflowRegistered",
     "add_process_hook",
     "remove_process_hook",

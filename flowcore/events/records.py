@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -103,6 +103,8 @@ class RunRecovered(Event):
     verified: tuple[str, ...]
     undone: tuple[str, ...]
     held: tuple[str, ...]
+    carriers: Mapping[str, Mapping[str, str]]
+    """what was stored with the steps that had ended, by name"""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +141,8 @@ class StepStarted(StepEvent):
     max_attempts: int
     function: str
     """qualified name of the step's function"""
+    carrier: dict[str, str]
+    """empty: a hook may put trace context in; a durable store keeps it with the step's end"""
 
 
 @dataclass(slots=True, eq=False)
@@ -251,6 +255,38 @@ class MaintenanceFinished(Event):
     kind: str
     duration: float
     error: BaseException | None
+
+
+@dataclass(slots=True, eq=False)
+class StoreCalled(Event):
+    """A verb of the store has answered. Heartbeats and recovery rounds have no run: `workflow` and `run_id` are empty."""
+
+    store: str
+    """the store's name: memory, sqlite, redis, or a third party's"""
+    operation: str
+    """the verb: claim, checkpoint, renew, finish, withdraw, find, unfinished or list_runs"""
+    outcome: Status
+    """success or failure"""
+    duration: float
+    error: BaseException | None
+
+
+@dataclass(slots=True, eq=False)
+class StoreSurveyed(Event):
+    """A recovery round has counted the runs that wait for somebody; no run."""
+
+    counts: Mapping[tuple[str, str], int]
+    """(workflow, status) -> how many; status is held, parked, incomplete or expired. All of the engine's workflows and all
+    four are in it."""
+
+
+@dataclass(slots=True, eq=False)
+class EngineStarted(Event):
+    """An engine was made; no run."""
+
+    workers: Callable[[], tuple[int, int]]
+    """answers how many of its threads are busy now, and how many of them are stuck in calls that were given up; (0, 0)
+    once the engine is gone. For gauges that ask when they are read."""
 
 
 @dataclass(slots=True, eq=False)

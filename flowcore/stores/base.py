@@ -1,18 +1,75 @@
 """What a store is asked and what it answers. Protocols and records only: no store derives from anything here.
 
-One record per run, found by its key; a run without a key uses its run id as key.
+One record per run, found by its key; a run without a key uses its run id as key. An engine's verbs, in the order of a
+run, each one atomic:
+
+| verb | when | answers |
+|---|---|---|
+| claim(Claim) | before anything else | Claimed, or why not: Finished, Busy, Mismatch, Held |
+| checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, or Lost |
+| renew(leases, seconds) | on a durable store, every third of a lease, for all runs of an engine at once | for each, whether it is still ours |
+| finish(Ending) | at the end | None, or Lost |
+| withdraw(Claim) | where a claim's answer never came | None |
+| find(key) | after Lost, to learn what the new owner made of it | the record, or None |
+| unfinished(workflows) | to recover | the records that nobody goes on with |
+
+All of them may be sent twice, and late: a client that heard no answer asks again, and a network may deliver the first
+copy after the second. So a claim that is repeated by the owner it made finds its own, whatever else a verb says carries
+the owner's fence, and each field it writes a number that only rises within the run (`seq`): the highest wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..run import StepReport
 from ..status import Status
 
-__all__ = ["Busy", "Claim", "ClaimAnswer", "Claimed", "Finished", "Held", "Mismatch", "RunRecord", "Store"]
+__all__ = [
+    "RELEASED",
+    "TO_GO_ON",
+    "Busy",
+    "Checkpoint",
+    "Claim",
+    "ClaimAnswer",
+    "Claimed",
+    "Ending",
+    "Finished",
+    "Held",
+    "Lease",
+    "Lost",
+    "Mismatch",
+    "RunRecord",
+    "StepRecord",
+    "Store",
+    "Write",
+]
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What is known of one step. `report.status` is RUNNING from the start of an attempt to the step's end."""
+
+    seq: int
+    """rises with every change of anything in the run; also the order in which steps ended"""
+    report: StepReport
+    has_result: bool = False
+    result: Any = None
+    effect: bool = False
+    """it did something, or may have: to be undone should the run fail"""
+    carrier: Mapping[str, str] = field(default_factory=dict[str, str])
+    """trace context of the step, or whatever else hooks stored with it"""
+
+
+@dataclass(slots=True)
+class Write:
+    """The latest write to a key of the context."""
+
+    seq: int
+    value: Any = None
+    deleted: bool = False
 
 
 @dataclass(slots=True)
@@ -26,31 +83,48 @@ class RunRecord:
     graph: str
     status: Status = Status.RUNNING
     held: bool = False
+    undoing: bool = False
+    """the run has failed for good: from here on it is only undone"""
+    decision: str | None = None
+    """what an operator has decided on: "resume" or "undo", to be carried out by the next owner"""
     generation: int = 0
     """rises each time a failed run releases the key"""
     fence: int = 0
     """rises with each owner"""
+    seq: int = 0
+    """the highest of its fields"""
     started: float = 0.0
     """seconds since the epoch, by the store's clock"""
     finished: float | None = None
+    expires: float | None = None
+    """when its owner's lease ends, in seconds since the epoch by the store's clock; None: nobody owns it"""
     results: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """of the steps that are done, in order of completion"""
     values: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
     """the context's values"""
     steps: Mapping[str, StepReport] = field(default_factory=dict[str, StepReport])
+    """of the steps with more to tell than a result; on durable stores of all that have begun"""
+    effects: tuple[str, ...] = ()
+    """the steps to undo should it fail, in order of completion; those in flight come last"""
+    carriers: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+    """by step"""
     undone: tuple[str, ...] = ()
     failed_step: str | None = None
     error: BaseException | None = None
-    """what failed it, where this process still has it"""
-    error_type: str | None = None
-    error_message: str = ""
+    """what failed it: the exception itself where this process still has it, else a RunFailed that tells of it"""
     carrier: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(slots=True)
 class Claim:
-    """Please let me run this. `fingerprint`: None where nobody called, but a run is gone on with. `attached`: the run id of a run this caller waits for; if that one has ended meanwhile its
-    outcome is the answer, whatever it is. `waits`: whether the caller will come back so."""
+    """Please let me run this.
+
+    `run_id` is drawn anew for each claim and names it: the same claim again, from whom it made the owner, is granted
+    again. `fingerprint`: None where nobody called, but a run is gone on with. `values`: the initial ones. `lease`:
+    seconds until others may take the run over, unless it is renewed. `begins`: steps whose start is recorded with a
+    fresh claim. `attached`: the run id of a run this caller waits for; if that one has ended meanwhile its outcome is the
+    answer, whatever it is. `waits`: whether the caller will come back so.
+    """
 
     key: str
     run_id: str
@@ -58,17 +132,22 @@ class Claim:
     fingerprint: str | None
     graph: str
     carrier: Mapping[str, str]
+    values: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
+    lease: float = float("inf")
+    begins: tuple[str, ...] = ()
     attached: str | None = None
     waits: bool = False
 
 
 @dataclass(slots=True)
 class Claimed:
-    """The run is yours. `record` is given where it goes on with what an earlier owner had done."""
+    """The run is yours. `record` is given where it goes on with what an earlier owner had done: its status, its
+    expiry and its decision are those from before this claim. `age`: seconds since the run began."""
 
     generation: int
     fence: int
     record: RunRecord | None = None
+    age: float = 0.0
 
 
 @dataclass(slots=True)
@@ -112,11 +191,56 @@ class Held:
 ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held
 
 
+@dataclass(slots=True)
+class Checkpoint:
+    """What has changed in a run of ours. It renews the lease as well."""
+
+    key: str
+    run_id: str
+    fence: int
+    lease: float
+    steps: Mapping[str, StepRecord] = field(default_factory=dict[str, StepRecord])
+    writes: Mapping[str, Write] = field(default_factory=dict[str, Write])
+    undoing: bool = False
+    failed_step: str | None = None
+    error: BaseException | None = None
+    """with `undoing`: what failed the run"""
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a run of ours ended. A durable store has most of `record` from its checkpoints: of it, it takes what is not
+    of single steps (status, held, undone, failed_step, error), and `changes`. Fence 0 in `record`: its store was never
+    asked for a claim."""
+
+    record: RunRecord
+    changes: Checkpoint | None = None
+
+
+@dataclass(slots=True)
+class Lease:
+    """A run of ours that goes on."""
+
+    key: str
+    run_id: str
+    fence: int
+
+
+@dataclass(slots=True)
+class Lost:
+    """The run is not ours any more, and nothing was written: another owner has it, or has had it. `gone`: the store has
+    lost the record."""
+
+    gone: bool = False
+
+
 class Store(Protocol):
-    """What an engine needs of a store; thread-safe. Every verb may raise a StoreError.
+    """What an engine needs of a store; thread-safe. Every verb may raise a StoreError; StoreUnavailable means that the
+    same may be asked again. An async store has the same verbs as coroutines, and may be asked from several loops.
 
     `name`: one word for labels. `durable`: whether runs survive their process, so that every transition is worth
-    writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is False, runs without a key are never told to the store unless something is left to decide.
+    writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is False, runs without a key
+    are never told to the store unless something is left to decide.
     """
 
     name: str
@@ -124,7 +248,26 @@ class Store(Protocol):
     blocks: bool
 
     def claim(self, claim: Claim, /) -> ClaimAnswer: ...
-    def finish(self, record: RunRecord, /) -> None: ...
-    def release(self, key: str, /) -> None: ...
-    def unfinished(self) -> list[RunRecord]: ...
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None: ...
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]: ...
+    def finish(self, ending: Ending, /) -> Lost | None: ...
+    def withdraw(self, claim: Claim, /) -> None: ...
+    def find(self, key: str, /) -> RunRecord | None: ...
+    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]: ...
+    def get_run(self, run_id: str, /) -> RunRecord: ...
+    def list_runs(
+        self, *, status: str | None = None, workflow: str | None = None, older_than: Any = None
+    ) -> list[RunRecord]: ...
+    def release(self, key: str, /, *, force: bool = False) -> None: ...
+    def hold(self, key: str, /) -> None: ...
+    def resume(self, key: str, /) -> None: ...
+    def undo(self, key: str, /) -> None: ...
+    def gc(self) -> int: ...
+    def doctor(self) -> dict[str, str]: ...
     def close(self) -> None: ...
+
+
+RELEASED: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
+"""outcomes after which the key is free again: everything was undone, so the next call starts afresh"""
+TO_GO_ON: Final = frozenset({Status.INCOMPLETE, Status.PARKED})
+"""outcomes after which the next call goes on with the same run"""

@@ -8,22 +8,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Final
 
 from ..errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, shown
 from ..retry import Duration, seconds
 from ..status import Status
-from .base import Busy, Claim, ClaimAnswer, Claimed, Finished, Held, Mismatch, RunRecord
+from .base import (
+    RELEASED,
+    TO_GO_ON,
+    Busy,
+    Claim,
+    ClaimAnswer,
+    Claimed,
+    Ending,
+    Finished,
+    Held,
+    Mismatch,
+    RunRecord,
+)
 
 __all__ = ["MemoryStore"]
 
 _WEEK: Final = 7 * 24 * 3600.0
-_RELEASED: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
-"""outcomes after which the key is free again: everything was undone, so the next call starts afresh"""
-_TO_GO_ON: Final = frozenset({Status.INCOMPLETE, Status.PARKED})
-"""outcomes after which the next call goes on with the same run"""
 _RETRY_AFTER: Final = 0.05  # seconds; there is nothing to know how long a stranger's run takes
 
 
@@ -69,7 +77,7 @@ class MemoryStore:
             age = self._clock() - self._started[claim.key]
             if claim.attached == record.run_id and claim.key in self._ended:
                 return Finished(record, age)
-            if record.status in _RELEASED and not record.held:
+            if record.status in RELEASED and not record.held:
                 if claim.attached is not None:  # to a run that others have come after: theirs is the outcome by now
                     return Finished(record, age)
                 return self._begin(claim, record.generation + 1, record.fence + 1)
@@ -83,7 +91,7 @@ class MemoryStore:
                 )
             if record.status == Status.SUCCESS:
                 return Finished(record, age)
-            if record.status in _TO_GO_ON:
+            if record.status in TO_GO_ON:
                 if record.graph != claim.graph:
                     raise StoreError(
                         f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
@@ -117,9 +125,10 @@ class MemoryStore:
         self._started[claim.key] = self._clock()
         return Claimed(generation, fence)
 
-    def finish(self, record: RunRecord, /) -> None:
+    def finish(self, ending: Ending, /) -> None:
         """Write down how a run ended; ignored where another owner has taken it over since. Fence 0: the owner was
         interrupted before it heard that its claim succeeded."""
+        record = ending.record
         with self._lock:
             known = self._records.get(record.key)
             if known is not None and (known.run_id != record.run_id or record.fence not in {known.fence, 0}):
@@ -131,15 +140,19 @@ class MemoryStore:
             self._watched.discard(record.run_id)
             self._records[record.key] = record
             self._started.setdefault(record.key, self._clock())
-            if not record.held and record.status not in _TO_GO_ON:
+            if not record.held and record.status not in TO_GO_ON:
                 self._ended[record.key] = self._clock()
                 self._ended.move_to_end(record.key)
             self._forget_old()
 
-    def unfinished(self) -> list[RunRecord]:
-        """The runs to go on with that nobody goes on with."""
+    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
+        """The runs of these workflows to go on with that nobody goes on with."""
         with self._lock:
-            return [record for record in self._records.values() if record.status in _TO_GO_ON and not record.held]
+            return [
+                record
+                for record in self._records.values()
+                if record.status in TO_GO_ON and not record.held and record.workflow in workflows
+            ]
 
     def _forget_old(self) -> None:
         oldest = self._clock() - self.retention

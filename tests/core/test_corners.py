@@ -171,7 +171,7 @@ def test_an_engine_that_is_left_finishes_current_steps_and_parks_the_rest(ledger
     with pytest.raises(RunParked):
         future.result(PATIENCE)
     assert ledger == ["a"]
-    assert [record.status for record in store.unfinished()] == [Status.PARKED]
+    assert [record.status for record in store.unfinished({wf.name})] == [Status.PARKED]
     with Engine(store=store) as later:
         run = later.run(wf, idempotency_key="k")
     assert (run.status, ledger) == (Status.SUCCESS, ["a", "b"])

@@ -21,6 +21,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.stores import MemoryStore
+from flowcore.stores.base import Ending
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, run_async, until
 
@@ -87,8 +88,8 @@ def test_a_stale_run_cannot_flip_anothers_claim(ledger: Ledger, gate: Gate) -> N
         future = engine.submit(wf, idempotency_key="k")
         began.wait()
         (mine,) = store.list_runs()
-        store.finish(replace(mine, run_id="0" * 32, status=Status.SUCCESS))  # a stranger says that it is done
-        store.finish(replace(mine, fence=mine.fence - 2, status=Status.SUCCESS))  # so does an earlier owner
+        store.finish(Ending(replace(mine, run_id="0" * 32, status=Status.SUCCESS)))  # a stranger says that it is done
+        store.finish(Ending(replace(mine, fence=mine.fence - 2, status=Status.SUCCESS)))  # so does an earlier owner
         assert [record.status for record in store.list_runs()] == [Status.RUNNING]
         gate.set()
         future.result(PATIENCE)

@@ -23,7 +23,7 @@ from flowcore import (
 )
 from flowcore.events import IdempotencyHit, RunRefused
 from flowcore.stores import MemoryStore
-from flowcore.stores.base import Busy, Claim, Claimed, Finished, RunRecord
+from flowcore.stores.base import Busy, Claim, Claimed, Ending, Finished, RunRecord
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, kinds, of_type, until
 
@@ -274,7 +274,7 @@ def test_a_waiter_that_looks_away_while_another_run_comes_and_goes_adopts_the_la
 
     def end(run_id: str) -> None:
         (record,) = store.list_runs()
-        store.finish(replace(record, run_id=run_id, status=Status.COMPENSATED))
+        store.finish(Ending(replace(record, run_id=run_id, status=Status.COMPENSATED)))
 
     assert isinstance(claim("first"), Claimed)
     assert isinstance(claim("waiter", attached="first"), Busy)
@@ -325,10 +325,13 @@ def test_an_adopted_failure_of_which_only_text_is_left_is_runfailed(drive: Drive
     class Elsewhere(MemoryStore):
         def claim(self, claim: Any, /) -> Any:
             record = RunRecord("k", "1" * 32, "chain", claim.fingerprint, claim.graph, status=Status.COMPENSATED)
-            record.failed_step, record.error_type, record.error_message = "a", "ValueError", "declined"
+            record.failed_step = "a"
+            record.error = RunFailed(
+                "of 'chain' failed", run="1" * 32, step="a", error_type="ValueError", error_message="declined"
+            )
             return Finished(record, 1.0)
 
-    with pytest.raises(RunFailed, match="of 'chain' failed at step 'a': ValueError: declined") as caught:
+    with pytest.raises(RunFailed, match="of 'chain' failed") as caught:
         drive(ledger.chain("a"), store=Elsewhere(), idempotency_key="k")
     error = caught.value
     assert (error.run, error.step, error.error_type, error.message) == ("1" * 32, "a", "ValueError", "declined")
