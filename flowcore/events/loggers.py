@@ -16,6 +16,7 @@ from .records import (
     BackoffStarted,
     CompensationFinished,
     CompensationStarted,
+    EngineStarted,
     Event,
     HookFailed,
     IdempotencyHit,
@@ -33,6 +34,8 @@ from .records import (
     StepReady,
     StepSkipped,
     StepStarted,
+    StoreCalled,
+    StoreSurveyed,
     WorkflowRegistered,
 )
 
@@ -48,6 +51,7 @@ class Logger:
     wants: frozenset[type[Event]] = frozenset()
 
     METHODS: ClassVar[Mapping[type[Event], tuple[str, ...]]] = {
+        EngineStarted: ("engine_started",),
         WorkflowRegistered: ("workflow_registered",),
         RunSubmitted: ("run_submitted",),
         RunRequested: ("run_requested",),
@@ -69,6 +73,8 @@ class Logger:
         LeaseLost: ("lease_lost",),
         MaintenanceStarted: ("maintenance_started",),
         MaintenanceFinished: ("maintenance_finished",),
+        StoreCalled: ("store_called",),
+        StoreSurveyed: ("store_surveyed",),
         HookFailed: ("hook_failed",),
     }
     """event type -> the method it is told to; of two, the second hears every outcome but success"""
@@ -87,6 +93,7 @@ class Logger:
         name = names[0] if len(names) == 1 or event.outcome == Status.SUCCESS else names[1]
         return cast("object", getattr(self, name)(event))
 
+    def engine_started(self, event: EngineStarted) -> Any: ...
     def workflow_registered(self, event: WorkflowRegistered) -> Any: ...
     def run_submitted(self, event: RunSubmitted) -> Any: ...
     def run_requested(self, event: RunRequested) -> Any: ...
@@ -112,6 +119,8 @@ class Logger:
     def lease_lost(self, event: LeaseLost) -> Any: ...
     def maintenance_started(self, event: MaintenanceStarted) -> Any: ...
     def maintenance_finished(self, event: MaintenanceFinished) -> Any: ...
+    def store_called(self, event: StoreCalled) -> Any: ...
+    def store_surveyed(self, event: StoreSurveyed) -> Any: ...
     def hook_failed(self, event: HookFailed) -> Any: ...
 
 
