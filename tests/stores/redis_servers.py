@@ -180,10 +180,10 @@ class RedisServer:
 def _answers(client: Any) -> bool:
     try:
         return bool(client.ping())
-    except redis.ConnectionError:  # not there yet; it includes BusyLoadingError
-        return False
     except redis.AuthenticationError:  # it is there, and wants a password
         return True
+    except redis.ConnectionError:  # not there yet, or still loading
+        return False
 
 
 class RedisClusterServers:
@@ -197,6 +197,16 @@ class RedisClusterServers:
     def url(self) -> str:
         """For redis.RedisCluster.from_url()."""
         return self.nodes[0].url
+
+    @contextlib.contextmanager
+    def client(self, **options: Any) -> Iterator[Any]:
+        """A client of the cluster. Its own close() leaves connections open, which the warnings of a test would mind."""
+        client = redis.RedisCluster.from_url(self.url, **options)
+        try:
+            yield client
+        finally:
+            client.disconnect_connection_pools()
+            client.close()
 
     def start(self) -> Self:
         """Start all three; returns once they agree that every slot is served."""

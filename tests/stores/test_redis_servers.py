@@ -65,7 +65,7 @@ def test_a_missing_server_fails_in_ci_and_is_skipped_at_home(monkeypatch: pytest
 
 
 def test_the_cluster_serves_every_slot_and_moves_them(redis_cluster: RedisClusterServers) -> None:
-    with redis.RedisCluster.from_url(redis_cluster.url) as client:
+    with redis_cluster.client() as client:
         client.set("{moves}k", "v")
         slot = client.keyslot("{moves}")
         first = redis_cluster.owner(slot)
