@@ -9,6 +9,7 @@ from flowcore.events import (
     AttemptFinished,
     BackoffStarted,
     CompensationFinished,
+    EngineStarted,
     Event,
     HookFailed,
     IdempotencyHit,
@@ -22,6 +23,8 @@ from flowcore.events import (
     StepReady,
     StepSkipped,
     StepStarted,
+    StoreCalled,
+    StoreSurveyed,
     WorkflowRegistered,
 )
 
@@ -62,6 +65,7 @@ class MeasuringHook:
         self._steps = series.known[names.STEP_DURATION]
         self._ready = series.known[names.STEPS_READY]
         self.handlers: Mapping[type[Event], Callable[[Any], None]] = {
+            EngineStarted: self._engine_started,
             WorkflowRegistered: self._workflow_registered,
             RunSubmitted: self._remember_caller,
             IdempotencyHit: self._idempotency_hit,
@@ -77,6 +81,8 @@ class MeasuringHook:
             BackoffStarted: self._backoff_started,
             CompensationFinished: self._compensation_finished,
             LeaseLost: self._lease_lost,
+            StoreCalled: self._store_called,
+            StoreSurveyed: self._store_surveyed,
             HookFailed: self._hook_failed,
         }
         self.wants = frozenset(self.handlers)
@@ -100,6 +106,22 @@ class MeasuringHook:
     def _remember_caller(self, event: Event) -> None:
         if self._exemplars and CALLER not in event.state:
             event.state[CALLER] = of_caller()
+
+    # -- engines and stores --------------------------------------------------------------------------------------------
+
+    def _engine_started(self, event: EngineStarted) -> None:
+        self._series.add_engine(event.workers)
+
+    def _store_called(self, event: StoreCalled) -> None:
+        self._to(names.STORE_DURATION, event.store, event.operation, event.outcome)(event.duration)
+
+    def _store_surveyed(self, event: StoreSurveyed) -> None:
+        totals: dict[Write, int] = {}  # past the limit, workflows share a series
+        for (flow, status), count in event.counts.items():
+            write = self._to(names.STORE_RUNS, flow, status)
+            totals[write] = totals.get(write, 0) + count
+        for write, total in totals.items():
+            write(total)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
@@ -11,7 +12,7 @@ from opentelemetry.util.types import Attributes
 from . import names
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import Series, Write
+from .series import Series, Write, one_for_each
 
 __all__ = ["MetricsHook"]
 
@@ -19,12 +20,13 @@ __all__ = ["MetricsHook"]
 class _MeterSeries(Series):
     """The series of one meter provider."""
 
-    def __init__(self, provider: metrics.MeterProvider | None) -> None:
+    def __init__(self, provider: metrics.MeterProvider) -> None:
         super().__init__()
         meter = metrics.get_meter(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
-        oldest = names.OLDEST_START
-        meter.create_observable_gauge(oldest.name, [self._oldest_starts], oldest.unit, oldest.help)
-        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric is not oldest}
+        asked = {names.OLDEST_START: self._oldest_starts, names.WORKERS: self._workers}
+        for metric, answer in asked.items():
+            meter.create_observable_gauge(metric.name, [answer], metric.unit, metric.help)
+        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric not in asked}
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
         record = self._records.get(metric)
@@ -38,6 +40,10 @@ class _MeterSeries(Series):
     def _oldest_starts(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
         # The SDK refuses the +Inf that Prometheus shows of an idle workflow; here it has no point at all.
         return [metrics.Observation(start, {names.WORKFLOW_NAME: flow}) for flow, start in self.oldest_starts()]
+
+    def _workers(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        label = names.LABELS["state"]
+        return [metrics.Observation(number, {label: state}) for state, number in self.workers().items()]
 
 
 _Record = Callable[[float, Attributes], None]
@@ -57,7 +63,7 @@ def _record_of(metric: Metric, meter: metrics.Meter) -> _Record:
             return meter.create_counter(metric.name, metric.unit, metric.help).add
         case "histogram":
             return meter.create_histogram(
-                metric.name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=names.BUCKETS
+                metric.name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=metric.buckets
             ).record
         case "updown":
             return meter.create_up_down_counter(metric.name, metric.unit, metric.help).add
@@ -65,12 +71,16 @@ def _record_of(metric: Metric, meter: metrics.Meter) -> _Record:
             return meter.create_gauge(metric.name, metric.unit, metric.help).set
 
 
+_of: Final = one_for_each(_MeterSeries)
+
+
 class MetricsHook(MeasuringHook):
     """Turns the events of runs into the metrics of the catalogue (`flowcore_otel.names`), through `meter_provider`.
 
-    The global provider unless given. The same numbers as PrometheusHook's: use one of the two, or both to compare.
+    The global provider unless given; hooks on the same one share its metrics. The same numbers as PrometheusHook's: use
+    one of the two, or both to compare.
     Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
     """
 
     def __init__(self, meter_provider: metrics.MeterProvider | None = None, *, max_series: int = 2000) -> None:
-        super().__init__(_MeterSeries(meter_provider), exemplars=False, max_series=max_series)
+        super().__init__(_of(meter_provider or metrics.get_meter_provider()), exemplars=False, max_series=max_series)

@@ -142,8 +142,10 @@ class Metric:
     labels: tuple[str, ...]
     """in Prometheus; LABELS has their OpenTelemetry names"""
     help: str
-    multiprocess: Literal["livesum", "livemin", "max"] = "livesum"
+    multiprocess: Literal["livesum", "livemin", "livemostrecent", "max"] = "livesum"
     """how prometheus_client merges a gauge of several processes"""
+    buckets: tuple[float, ...] = ()
+    """of a histogram: upper bounds in seconds"""
 
     @property
     def prometheus(self) -> str:
@@ -160,6 +162,10 @@ LABELS: Final = {
     "error_type": ERROR_TYPE,
     "decision": "flowcore.decision",
     "hook": "flowcore.hook",
+    "store": "flowcore.store.name",
+    "operation": "flowcore.store.operation",
+    "status": "flowcore.run.status",
+    "state": "flowcore.worker.state",
     "steps": "flowcore.workflow.steps",
     "version": "flowcore.version",
 }
@@ -172,30 +178,61 @@ OTHER_ERROR: Final = "_OTHER"
 """the semantic conventions' word for an error of no known type"""
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
-"""upper bounds in seconds"""
+"""of whatever runs and steps do: upper bounds in seconds"""
+
+STORE_BUCKETS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1, 2.5, 5, 10),
+)
+"""of what stores do: the same"""
 
 RUN_OUTCOMES: Final = ("success", "failure", "compensated", "compensation_failed", "incomplete", "parked", "lost")
 COMPENSATION_OUTCOMES: Final = ("success", "failure", "timeout")
 IDEMPOTENCY_OUTCOMES: Final = ("replayed", "adopted", "in_progress", "mismatch", "held")
 RECOVERY_DECISIONS: Final = ("forward", "undo", "hold")
+WORKER_STATES: Final = ("busy", "abandoned")
 
 _OF_RUN = ("workflow", "outcome")
 _OF_STEP = ("workflow", "step")
 _ENDED = ("workflow", "step", "outcome")
 
-RUN_DURATION: Final = Metric("flowcore.run.duration", "histogram", "s", _OF_RUN, "Seconds that runs took.")
+RUN_DURATION: Final = Metric(
+    "flowcore.run.duration", "histogram", "s", _OF_RUN, "Seconds that runs took.", buckets=BUCKETS
+)
 RUNS_ACTIVE: Final = Metric("flowcore.runs.active", "updown", "{run}", ("workflow",), "Runs in flight.")
 STEP_DURATION: Final = Metric(
-    "flowcore.step.duration", "histogram", "s", _ENDED, "Seconds that steps took, attempts and backoffs included."
+    "flowcore.step.duration",
+    "histogram",
+    "s",
+    _ENDED,
+    "Seconds that steps took, attempts and backoffs included.",
+    buckets=BUCKETS,
 )
 ATTEMPT_DURATION: Final = Metric(
-    "flowcore.step.attempt.duration", "histogram", "s", _ENDED, "Seconds that single attempts of steps took."
+    "flowcore.step.attempt.duration",
+    "histogram",
+    "s",
+    _ENDED,
+    "Seconds that single attempts of steps took.",
+    buckets=BUCKETS,
 )
 WAIT_DURATION: Final = Metric(
-    "flowcore.step.wait.duration", "histogram", "s", _OF_STEP, "Seconds that steps were ready before they started."
+    "flowcore.step.wait.duration",
+    "histogram",
+    "s",
+    _OF_STEP,
+    "Seconds that steps were ready before they started.",
+    buckets=BUCKETS,
 )
 STEPS_READY: Final = Metric(
     "flowcore.steps.ready", "updown", "{step}", ("workflow",), "Steps that are ready and have not started."
+)
+WORKERS: Final = Metric(
+    "flowcore.workers",
+    "gauge",
+    "{worker}",
+    ("state",),
+    "Threads of engines: busy with what is waited for, or abandoned in calls that were given up.",
 )
 STEP_RETRIES: Final = Metric(
     "flowcore.step.retries", "counter", "{retry}", _OF_STEP, "Failed attempts of steps that were followed by another."
@@ -213,6 +250,7 @@ COMPENSATION_DURATION: Final = Metric(
     "s",
     _ENDED,
     "Seconds that undos took, attempts and backoffs included.",
+    buckets=BUCKETS,
 )
 IDEMPOTENCY_HITS: Final = Metric(
     "flowcore.idempotency.hits", "counter", "{hit}", _OF_RUN, "Requests that met an earlier run with their key."
@@ -222,6 +260,22 @@ RUN_RECOVERIES: Final = Metric(
 )
 LEASE_LOST: Final = Metric(
     "flowcore.lease.lost", "counter", "{lease}", ("workflow",), "Runs that another owner took over from this process."
+)
+STORE_DURATION: Final = Metric(
+    "flowcore.store.operation.duration",
+    "histogram",
+    "s",
+    ("store", "operation", "outcome"),
+    "Seconds that stores took to answer.",
+    buckets=STORE_BUCKETS,
+)
+STORE_RUNS: Final = Metric(
+    "flowcore.store.runs",
+    "gauge",
+    "{run}",
+    ("workflow", "status"),
+    "Runs that wait for somebody, when last counted: held, parked, incomplete or expired.",
+    "livemostrecent",
 )
 LAST_SUCCESS: Final = Metric(
     "flowcore.run.last_success.timestamp", "gauge", "s", ("workflow",), "When a run last succeeded.", "max"
@@ -252,6 +306,7 @@ METRICS: Final = (
     ATTEMPT_DURATION,
     WAIT_DURATION,
     STEPS_READY,
+    WORKERS,
     STEP_RETRIES,
     STEP_ERRORS,
     LATE_LANDINGS,
@@ -260,6 +315,8 @@ METRICS: Final = (
     IDEMPOTENCY_HITS,
     RUN_RECOVERIES,
     LEASE_LOST,
+    STORE_DURATION,
+    STORE_RUNS,
     LAST_SUCCESS,
     OLDEST_START,
     HOOK_ERRORS,

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-import threading
-import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.values import MutexValue, ValueClass
 
 from . import names
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import Series, Write
+from .series import Series, Write, one_for_each
 
 __all__ = ["PrometheusHook"]
+
+
+_WRITES: Final = {"counter": "inc", "updown": "inc", "histogram": "observe", "gauge": "set"}
+"""the method that writes to a series"""
+_MULTIPROCESS: Final = ValueClass is not MutexValue
+"""whether prometheus_client keeps its values in files, for other processes to sum up"""
 
 
 class _PrometheusSeries(Series):
@@ -23,14 +30,17 @@ class _PrometheusSeries(Series):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
-        self._children = {metric: _registered(metric, registry) for metric in names.METRICS}
+        written = [metric for metric in names.METRICS if metric is not names.WORKERS]
+        self._metrics = {metric: _registered(metric, registry) for metric in written}
+        registry.register(_Workers(self))
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
-        return self._children[metric](*labels)
+        child: Write = getattr(self._metrics[metric].labels(*labels), _WRITES[metric.kind])
+        return child
 
     def forked(self) -> None:
         super().forked()
-        # Counters go on: in multiprocess mode prometheus_client starts a child's at 0, else each process has its own.
+        # Counters go on: each process has its own. In multiprocess mode prometheus_client starts all of a child's at 0.
         for metric in names.METRICS:
             if metric.kind == "updown":
                 for add in self.known[metric].values():
@@ -38,10 +48,29 @@ class _PrometheusSeries(Series):
                     gauge.set(0)
         for set_ in self.known[names.OLDEST_START].values():
             set_(math.inf)
+        if not _MULTIPROCESS:  # where nobody may have counted for this process
+            self.known[names.STORE_RUNS].clear()
+            self._metrics[names.STORE_RUNS].clear()
 
 
-def _registered(metric: Metric, registry: CollectorRegistry) -> Callable[..., Write]:
-    """A metric of prometheus_client: from labels to the function that writes to that series."""
+class _Workers(Collector):
+    """Asks the engines how many of their threads are busy, whenever somebody scrapes."""
+
+    def __init__(self, series: Series) -> None:
+        self._series = series
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        metric = names.WORKERS
+        family = GaugeMetricFamily(metric.prometheus, metric.help, labels=metric.labels)
+        for state, number in self._series.workers().items():
+            family.add_metric([state], number)
+        return [family]
+
+    describe = collect
+
+
+def _registered(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    """The metric of prometheus_client."""
     about: dict[str, Any] = {
         "name": metric.prometheus,
         "documentation": metric.help,
@@ -51,29 +80,14 @@ def _registered(metric: Metric, registry: CollectorRegistry) -> Callable[..., Wr
     }
     match metric.kind:
         case "counter":
-            counter = Counter(**about)
-            return lambda *labels: counter.labels(*labels).inc
+            return Counter(**about)
         case "histogram":
-            histogram = Histogram(**about, buckets=names.BUCKETS)
-            return lambda *labels: histogram.labels(*labels).observe
-        case "updown":
-            updown = Gauge(**about, multiprocess_mode=metric.multiprocess)
-            return lambda *labels: updown.labels(*labels).inc
+            return Histogram(**about, buckets=metric.buckets)
         case _:
-            gauge = Gauge(**about, multiprocess_mode=metric.multiprocess)
-            return lambda *labels: gauge.labels(*labels).set
+            return Gauge(**about, multiprocess_mode=metric.multiprocess)
 
 
-_by_registry: weakref.WeakKeyDictionary[CollectorRegistry, _PrometheusSeries] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-def _of(registry: CollectorRegistry) -> _PrometheusSeries:
-    with _lock:
-        series = _by_registry.get(registry)
-        if series is None:
-            series = _by_registry[registry] = _PrometheusSeries(registry)
-        return series
+_of: Final = one_for_each(_PrometheusSeries)
 
 
 class PrometheusHook(MeasuringHook):
@@ -81,9 +95,10 @@ class PrometheusHook(MeasuringHook):
 
     Expose them with what prometheus_client has for it: `start_http_server`, `make_asgi_app`, `make_wsgi_app`. Hooks on
     the same registry share its metrics. `exemplars`: where a span is sampled, give its ids with run, step and attempt
-    durations and with counters; only scrapes in the OpenMetrics format show them, and prometheus_client drops them in
-    multiprocess mode. `max_series`: how many steps get series of their own, over all workflows; the rest share one,
-    `step="_other"`, and `flowcore_telemetry_capped_total` counts what went there.
+    durations and with counters; only scrapes in the OpenMetrics format show them. `max_series`: how many steps get
+    series of their own, over all workflows; the rest share one, `step="_other"`, and `flowcore_telemetry_capped_total`
+    counts what went there. In multiprocess mode prometheus_client drops exemplars, and what is only known when it is
+    asked for: `flowcore_workers`.
 
     Safe for any number of runs, engines and threads at once. Needs prometheus-client only.
     """

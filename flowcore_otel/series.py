@@ -10,18 +10,21 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from . import names
 from .names import Metric
 from .text import fit
 
-__all__ = ["MAX_ERROR_TYPES", "MAX_WORKFLOWS", "Series", "Write"]
+__all__ = ["MAX_ERROR_TYPES", "MAX_WORKFLOWS", "Series", "Workers", "Write", "one_for_each"]
 
 _log = logging.getLogger("flowcore")
 
 MAX_WORKFLOWS: Final = 200
 MAX_ERROR_TYPES: Final = 50
+
+Workers = Callable[[], tuple[int, int] | None]
+"""one engine's threads: busy ones, and how many of these are stuck in calls that were given up; None: it is gone"""
 
 Write = Callable[..., object]
 """writes an amount to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
@@ -37,6 +40,7 @@ class Series(ABC):
         self._seen: dict[str, set[tuple[str, ...]]] = {"workflow": set(), "step": set(), "error_type": set()}
         self._warned: set[str] = set()
         self._in_flight: dict[str, dict[str, float]] = {}  # workflow -> run id -> start, in order of starting
+        self._engines: list[Workers] = []
         _watch_forks()
         _all.add(self)
 
@@ -81,9 +85,10 @@ class Series(ABC):
         return True
 
     def forked(self) -> None:
-        """This is a child process now: the runs in flight are its parent's, whose threads may have held the lock."""
+        """This is a child process now: runs in flight and threads are its parent's, one of which may have held the lock."""
         self._lock = threading.RLock()
         self._in_flight.clear()
+        self._engines.clear()
 
     # -- runs in flight ------------------------------------------------------------------------------------------------
 
@@ -107,6 +112,40 @@ class Series(ABC):
         """The same of every workflow with runs in flight."""
         with self._lock:
             return [(fit(workflow), next(iter(runs.values()))) for workflow, runs in self._in_flight.items()]
+
+    # -- engines -------------------------------------------------------------------------------------------------------
+
+    def add_engine(self, workers: Workers) -> None:
+        """There is one more engine whose threads count; those that are gone are forgotten."""
+        with self._lock:
+            self._engines = [engine for engine in self._engines if engine() is not None] + [workers]
+
+    def workers(self) -> dict[str, int]:
+        """How many threads of all engines are in which state."""
+        with self._lock:
+            engines = list(self._engines)
+        told = [numbers for engine in engines if (numbers := engine()) is not None]
+        abandoned = sum(stuck for _, stuck in told)
+        return {"busy": sum(busy for busy, _ in told) - abandoned, "abandoned": abandoned}
+
+
+D = TypeVar("D")
+S = TypeVar("S", bound=Series)
+
+
+def one_for_each(make: Callable[[D], S]) -> Callable[[D], S]:
+    """`make`, which is called once for each destination: whoever comes later shares what it made."""
+    made: weakref.WeakKeyDictionary[D, S] = weakref.WeakKeyDictionary()
+    lock = threading.Lock()
+
+    def find(destination: D) -> S:
+        with lock:
+            series = made.get(destination)
+            if series is None:
+                series = made[destination] = make(destination)
+            return series
+
+    return find
 
 
 _all: Final[weakref.WeakSet[Series]] = weakref.WeakSet()

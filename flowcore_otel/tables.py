@@ -51,8 +51,18 @@ def metrics() -> str:
         (
             _table(("in Prometheus", "in OpenTelemetry", "type", "unit", "labels", "meaning"), rows),
             _table(("label in Prometheus", "attribute in OpenTelemetry"), labels),
-            f"Buckets of histograms, in seconds: {', '.join(f'{bound:g}' for bound in names.BUCKETS)}.",
+            _buckets(),
         )
+    )
+
+
+def _buckets() -> str:
+    def listed(buckets: tuple[float, ...]) -> str:
+        return ", ".join(f"{bound:g}" for bound in buckets)
+
+    return (
+        f"Buckets of histograms, in seconds: {listed(names.BUCKETS)}; "
+        f"of `{names.STORE_DURATION.name}`: {listed(names.STORE_BUCKETS)}."
     )
 
 

@@ -127,17 +127,27 @@ def test_a_child_that_shows_its_own_registry_begins_without_its_parents_runs(tmp
     code = (
         SERVER.split("def show", maxsplit=1)[0]
         + """
+from flowcore.events import EngineStarted, StoreSurveyed
+
 engine = Engine(hooks=[hook])
 future = engine.submit(slow)
 assert started.wait(30)
+hook(EngineStarted("", "", 1.0, {}, lambda: (1, 0)))
+hook(StoreSurveyed("", "", 1.0, {}, {("slow", "held"): 1}))
 
-def value(name):
-    return REGISTRY.get_sample_value(name, {"workflow": "slow"})
+def value(name, **labels):
+    return REGISTRY.get_sample_value(name, labels or {"workflow": "slow"})
+
+def store_and_threads():
+    held = value("flowcore_store_runs", workflow="slow", status="held")
+    return held, value("flowcore_workers", state="busy") > 0
 
 assert value("flowcore_runs_active") == 1
+assert store_and_threads() == (1.0, True)
 pid = os.fork()
 if not pid:
     print(value("flowcore_runs_active"), value("flowcore_run_oldest_start_timestamp_seconds"), flush=True)
+    print(*store_and_threads(), flush=True)
     Engine(hooks=[hook]).run(orders)
     print(value("flowcore_runs_active"), flush=True)
     os._exit(0)
@@ -148,4 +158,4 @@ print(value("flowcore_runs_active"), flush=True)
 """
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
-    assert (done.stdout, done.stderr) == ("0.0 inf\n0.0\n0.0\n", "")
+    assert (done.stdout, done.stderr) == ("0.0 inf\nNone False\n0.0\n0.0\n", "")
