@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from opentelemetry import context as otel, trace
-from opentelemetry.trace import Link, Span
+from opentelemetry.trace import Link, Span, SpanContext
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from flowcore.events import BackoffStarted, StepFinished, StepStarted
 
@@ -14,7 +15,7 @@ from . import names
 from .exemplars import Exemplar, exemplar
 from .timing import CriticalPath
 
-__all__ = ["Scope", "Suppressed", "Trace", "Work", "links"]
+__all__ = ["Scope", "Suppressed", "Trace", "Work", "links", "store", "stored"]
 
 _LINKED: Final = 16  # dependencies that a step links to
 _EMPTY: Final = otel.Context()
@@ -74,7 +75,10 @@ class Work:
 class Trace:
     """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
 
-    __slots__ = ("at", "caller", "context", "path", "request", "span", "started_at", "steps", "told", "undos", "wall")
+    __slots__ = (
+        *("at", "before", "caller", "context", "interrupted", "path", "request", "span", "started_at", "steps"),
+        *("told", "undos", "wall"),
+    )
 
     def __init__(self) -> None:
         self.request: Span | None = None
@@ -83,6 +87,8 @@ class Trace:
         self.context: otel.Context = _EMPTY  # with `span` in it
         self.at = self.started_at = 0.0
         self.wall = 0
+        self.interrupted: Sequence[Link] = ()  # to the run that this one goes on with
+        self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
         self.steps: dict[str, Work] = {}
         self.undos: dict[str, Work] = {}
         self.told: list[BaseException] = []  # recorded by the spans of steps and undos
@@ -106,12 +112,23 @@ class Trace:
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
         """Links to the dependencies that ended last."""
         if len(depends_on) == 1:
-            only = self.steps.get(depends_on[0])
-            return links(names.LINK_DEPENDS_ON, only.span) if only is not None else []
-        works = [self.steps[name] for name in depends_on if name in self.steps]
-        if len(works) > 1:
-            works.sort(key=lambda work: work.ended)
-        return links(names.LINK_DEPENDS_ON, *[work.span for work in works if work.span is not None][-_LINKED:])
+            return self.links_to(names.LINK_DEPENDS_ON, depends_on[0])
+        # Those that ended before a takeover come first, in whatever order; skipped ones have no span.
+        ended = {name: self.steps[name].ended if name in self.steps else 0.0 for name in depends_on}
+        traced = [name for name in sorted(depends_on, key=ended.__getitem__) if self.has_span(name)]
+        return [link for name in traced[-_LINKED:] for link in self.links_to(names.LINK_DEPENDS_ON, name)]
+
+    def has_span(self, step: str) -> bool:
+        """Whether a step has a span, here or in the run that this one goes on with."""
+        work = self.steps.get(step)
+        return step in self.before if work is None else work.span is not None
+
+    def links_to(self, kind: str, step: str) -> list[Link]:
+        """A link to a step's span, here or in the run that this one goes on with, if it has one."""
+        work = self.steps.get(step)
+        if work is not None:
+            return links(kind, work.span)
+        return links(kind, stored(self.before[step])) if step in self.before else []
 
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """See `exemplars.Traced`."""
@@ -129,3 +146,22 @@ def links(kind: str, *spans: Span | None) -> list[Link]:
             if context.trace_flags.sampled and context.is_valid:
                 made.append(Link(context, {names.LINK_TYPE: kind}))
     return made
+
+
+_CARRIERS: Final = TraceContextTextMapPropagator()
+
+
+def store(span: SpanContext, carrier: dict[str, str]) -> None:
+    """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context."""
+    if span.is_valid:
+        carrier["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+        if span.trace_state:
+            carrier["tracestate"] = span.trace_state.to_header()
+
+
+def stored(carrier: Mapping[str, str]) -> Span:
+    """The span whose context a carrier has; invalid where there is none or it makes no sense."""
+    try:
+        return trace.get_current_span(_CARRIERS.extract(carrier, otel.Context()))
+    except Exception:  # noqa: BLE001 - a foreign record may hold anything
+        return trace.INVALID_SPAN

@@ -19,8 +19,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel, trace
 from opentelemetry._logs import LoggerProvider
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from flowcore.events import (
@@ -48,7 +47,7 @@ from flowcore.events import (
 from . import names
 from .exemplars import TRACE
 from .logs import LogEvents
-from .spans import Scope, Suppressed, Trace, Work, links
+from .spans import Scope, Suppressed, Trace, Work, links, store, stored
 from .text import error_type, fit, hashed, message, title
 
 __all__ = ["TracingHook"]
@@ -91,7 +90,6 @@ class TracingHook:
         self._max_step_spans = max_step_spans
         self._step_events = step_events
         self._key_hash = key_hash
-        self._carriers = TraceContextTextMapPropagator()
         self.handlers: Mapping[type[Event], Callable[[Any], object]] = {
             RunSubmitted: self._run_submitted,
             RunRequested: self._run_requested,
@@ -136,9 +134,10 @@ class TracingHook:
         state.setdefault(TRACE, run)
         run.at, run.wall = event.at, int(event.wall * 1e9)
         context, kind, linked = None, SpanKind.INTERNAL, _NO_LINKS
-        if event.submitted:  # nobody waits for it here: a trace of its own, linked to the one that asked for it
+        if event.submitted or event.recovering:  # nobody waits for it here: a trace of its own
             context = trace.set_span_in_context(trace.INVALID_SPAN)
-            kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, run.request)
+            if event.submitted:  # linked to the one that asked for it
+                kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, run.request)
         else:
             run.caller = trace.get_current_span()
         attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow)}
@@ -148,11 +147,11 @@ class TracingHook:
         name = title(names.RUN, event.workflow)
         run.span = self._tracer.start_span(name, context, kind, attributes, linked, start_time=run.wall)
         run.context = trace.set_span_in_context(run.span)
-        _store(run.span.get_span_context(), event.carrier)
+        store(run.span.get_span_context(), event.carrier)
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         run: Trace = event.state[self]
-        span, original = run.span, self._stored(event.original)
+        span, original = run.span, stored(event.original)
         span.update_name(title(names.IDEMPOTENCY_HIT, event.workflow))
         attributes: Attributes = {
             names.IDEMPOTENCY_OUTCOME: event.outcome,
@@ -185,10 +184,11 @@ class TracingHook:
             return SKIP_RUN
         attributes: Attributes = {names.RUN_ID: event.run_id}
         if event.interrupted_run_id is not None:
-            interrupted = self._stored(event.interrupted)
+            interrupted = stored(event.interrupted)
             attributes[names.INTERRUPTED_RUN_ID] = fit(event.interrupted_run_id)
             attributes[names.INTERRUPTED_RUN_SAMPLED] = interrupted.get_span_context().trace_flags.sampled
-            for link in links(names.LINK_INTERRUPTED_RUN, interrupted):
+            run.interrupted = links(names.LINK_INTERRUPTED_RUN, interrupted)
+            for link in run.interrupted:
                 run.span.add_link(link.context, link.attributes)
         run.span.set_attributes(attributes)
         attributes[names.WORKFLOW_NAME] = fit(event.workflow)
@@ -205,7 +205,9 @@ class TracingHook:
             names.RECOVERY_HELD: event.held,
         }
         attributes: Attributes = {name: _listed(steps) for name, steps in found.items() if steps}
-        span = self._child(run.span, title(names.RECOVER, event.workflow), run.ns(run.started_at), attributes)
+        run.before = event.carriers
+        name = title(names.RECOVER, event.workflow)
+        span = self._child(run.span, name, run.ns(run.started_at), attributes, run.interrupted)
         span.end(run.ns(event.at))
 
     def _run_finished(self, event: RunFinished) -> None:
@@ -239,6 +241,7 @@ class TracingHook:
             return None
         span = self._step_span(run, event)
         run.steps[event.step] = Work(span)
+        store(span.get_span_context(), event.carrier)
         if self._step_events:
             attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
@@ -361,7 +364,7 @@ class TracingHook:
         attributes = _about(event.workflow, event.step, event.function, event.max_attempts)[1].copy()
         attributes[names.COMPENSATION_ORDER] = event.order
         attributes[names.COMPENSATION_TRIGGER] = fit(event.trigger)
-        linked = links(names.LINK_COMPENSATES, step.span if step is not None else None)
+        linked = run.links_to(names.LINK_COMPENSATES, event.step)
         name = title(names.COMPENSATE, event.step)
         span = self._child(run.span, name, run.ns(event.at), attributes, linked)
         run.undos[event.step] = Work(span)
@@ -401,21 +404,6 @@ class TracingHook:
             span.set_attributes(attributes)
         finally:
             span.end(end)
-
-    def _stored(self, carrier: Mapping[str, str]) -> Span:
-        """The span whose context was stored with a run; invalid where there is none or it makes no sense."""
-        try:
-            return trace.get_current_span(self._carriers.extract(carrier, otel.Context()))
-        except Exception:  # noqa: BLE001 - a foreign record may hold anything
-            return trace.INVALID_SPAN
-
-
-def _store(span: SpanContext, carrier: dict[str, str]) -> None:
-    """What TraceContextTextMapPropagator.inject does, without a detour over a context."""
-    if span.is_valid:
-        carrier["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
-        if span.trace_state:
-            carrier["tracestate"] = span.trace_state.to_header()
 
 
 @lru_cache(maxsize=1024)  # the same for every run, and asked for on each step

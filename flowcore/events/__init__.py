@@ -8,7 +8,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | EngineStarted | an engine is made (no run) | workers |
 | WorkflowRegistered | an engine first meets a workflow (no run: `workflow`, `at`) | steps |
 | RunSubmitted | `engine.submit`, on the caller's thread | key |
-| RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted |
+| RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error |
 | RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted |
@@ -16,7 +16,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
 | StepReady | a step's dependencies are done | step |
 | StepSkipped | `when=` said no | step, depends_on |
-| StepStarted * | before the first attempt | step, waited, depends_on, max_attempts, function, carrier |
+| StepStarted * | before the first attempt; hooks may fill `carrier` | step, waited, depends_on, max_attempts, function, carrier |
 | AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
 | AttemptFinished | after it | step, attempt, undo, outcome, duration, error |
 | BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |

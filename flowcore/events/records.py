@@ -53,6 +53,8 @@ class RunRequested(Event):
     """empty: a hook may put trace context in; it is stored with the run's record"""
     submitted: bool
     """whether it came through `submit`, so that this is another thread or task than the caller's"""
+    recovering: bool = False
+    """whether nobody asks for it: the engine goes on with a run that another process has left"""
 
 
 @dataclass(slots=True, eq=False)
@@ -284,9 +286,9 @@ class StoreSurveyed(Event):
 class EngineStarted(Event):
     """An engine was made; no run."""
 
-    workers: Callable[[], tuple[int, int]]
-    """answers how many of its threads are busy now, and how many of them are stuck in calls that were given up; (0, 0)
-    once the engine is gone. For gauges that ask when they are read."""
+    workers: Callable[[], tuple[int, int] | None]
+    """answers how many of its threads are busy now, and how many of them are stuck in calls that were given up; None once
+    the engine is gone. For gauges that ask when they are read."""
 
 
 @dataclass(slots=True, eq=False)
