@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from flowcore import DefinitionError, Engine, IdempotencyHeld, RunNotFound, Status, StoreError, Workflow
+from flowcore import DefinitionError, Engine, IdempotencyHeld, RunFailed, RunNotFound, Status, StoreError, Workflow
 from flowcore.stores import MemoryStore
+from flowcore.stores.base import Busy, Claim, Claimed, Ending, Finished, Lost, RunRecord
 
 from .conftest import PATIENCE, Gate, Ledger
 
@@ -118,9 +119,85 @@ def test_a_record_says_what_an_operator_wants_to_know(clock: Clock, run: Any) ->
     assert (record.key, record.workflow, record.status, record.held) == ("k", "chain", Status.SUCCESS, False)
     assert (record.results, record.started, record.finished) == ({"a": "a"}, 1_700_000_000.0, 1_700_000_000.0)
     failed = store.get_run(run(store, "f", fail=True).id)
-    assert (failed.status, failed.failed_step, failed.error_type) == (Status.FAILURE, "a", "ValueError")
-    assert failed.error_message == "a failed"
-    assert failed.error is None  # it would keep every frame alive
+    assert (failed.status, failed.failed_step) == (Status.FAILURE, "a")
+
+
+def test_what_failed_a_run_is_kept_as_text_for_the_exception_would_keep_every_frame_alive(run: Any) -> None:
+    store = MemoryStore()
+    done = run(store, "f", fail=True)
+    record = store.get_run(done.id)
+    for error in (record.error, record.steps["a"].error):
+        assert isinstance(error, RunFailed)
+        assert (error.run, error.step, error.error_type, error.message) == (done.id, "a", "ValueError", "a failed")
+        assert str(error) == f"run {done.id} failed at step 'a': ValueError: a failed"
+        assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+    assert isinstance(done.steps["a"].error, ValueError)  # the caller's own are as they were
+
+
+def test_what_failed_a_run_is_kept_as_it_is_for_those_who_wait(clock: Clock) -> None:
+    store = MemoryStore(clock=clock)
+    error = ValueError("no")
+    waits = Claim("k", "other", "w", "f", "g", {}, waits=True)
+    mine = store.claim(Claim("k", "mine", "w", "f", "g", {}))
+    assert isinstance(mine, Claimed)
+    assert isinstance(store.claim(waits), Busy)
+    failed = RunRecord("k", "mine", "w", "f", "g", Status.FAILURE, fence=mine.fence, failed_step="a", error=error)
+    store.finish(Ending(failed))
+    waits.attached = "mine"
+    answer = store.claim(waits)
+    assert isinstance(answer, Finished)
+    assert answer.record.error is error
+
+
+def test_results_and_values_stay_the_live_objects_that_they_are(ledger: Ledger) -> None:
+    store, alive = MemoryStore(), object()
+    wf = Workflow("w")
+    wf.add_step("a", lambda ctx: ctx.setdefault("here", alive))
+    with Engine(store=store) as engine:
+        run = engine.run(wf, idempotency_key="k")
+    record = store.get_run(run.id)
+    assert record.results["a"] is record.values["here"] is alive
+
+
+def test_a_lease_is_over_when_the_stores_clock_says_so_and_an_engines_own_never(clock: Clock) -> None:
+    store = MemoryStore(clock=clock, wall=lambda: 1_700_000_000.0)
+    store.claim(Claim("engine", "1", "w", "f", "g", {}))
+    store.claim(Claim("leased", "2", "w", "f", "g", {}, lease=30.0))
+    assert store.find("leased").expires == 1_700_000_030.0
+    assert store.find("engine").expires == float("inf")
+    clock.now += 29.0
+    busy = store.claim(Claim("leased", "3", "w", "f", "g", {}))
+    assert isinstance(busy, Busy)
+    assert busy.retry_after == 1.0
+    clock.now += 1.0
+    assert isinstance(store.claim(Claim("leased", "3", "w", "f", "g", {})), Claimed)
+    clock.now += 1e9
+    busy = store.claim(Claim("engine", "3", "w", "f", "g", {}))
+    assert isinstance(busy, Busy)
+    assert busy.retry_after == 0.05  # nobody knows how long a run without a limit takes
+
+
+def test_an_owner_that_never_heard_of_its_claim_may_still_end_its_run() -> None:
+    store = MemoryStore()
+    claimed = store.claim(Claim("k", "1", "w", "f", "g", {}))
+    assert isinstance(claimed, Claimed)
+    assert store.finish(Ending(RunRecord("k", "1", "w", "f", "g", Status.INCOMPLETE, fence=0))) is None
+    assert store.find("k").status == Status.INCOMPLETE
+    again = store.claim(Claim("k", "2", "w", "f", "g", {}))
+    assert isinstance(again, Claimed)
+    assert again.fence > claimed.fence
+    # But not once another owner goes on with it.
+    assert store.finish(Ending(RunRecord("k", "1", "w", "f", "g", Status.FAILURE, fence=0))) == Lost()
+    assert store.find("k").status == Status.RUNNING
+
+
+def test_a_run_that_was_never_claimed_may_be_told_at_its_end_and_gone_on_with() -> None:
+    store = MemoryStore()
+    ended = RunRecord("1", "1", "w", None, "g", Status.INCOMPLETE, results={"a": 1}, effects=("a",))
+    assert store.finish(Ending(ended)) is None
+    answer = store.claim(Claim("1", "2", "w", None, "g", {}))
+    assert isinstance(answer, Claimed)
+    assert (answer.fence, answer.record.run_id, answer.record.results) == (1, "1", {"a": 1})
 
 
 def test_get_run_says_that_there_is_no_such_run() -> None:

@@ -1,0 +1,151 @@
+"""A run as MemoryStore keeps it: live objects, told as a whole at its end, or in pieces by checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import RunFailed, said, shown
+from ..run import StepReport
+from ..status import Status
+from .base import TO_GO_ON, Checkpoint, RunRecord, StepRecord, Write
+
+__all__ = ["LiveRun"]
+
+
+class LiveRun:
+    """A record, and what the store alone knows of its run. Used under the store's lock."""
+
+    __slots__ = ("_steps", "_writes", "before", "expires", "owner", "record", "started")
+
+    def __init__(self, record: RunRecord, owner: str, started: float, expires: float) -> None:
+        self.record = record
+        self.owner = owner
+        """run id of the claim that made the owner"""
+        self.started = started
+        """this, and `expires`: by the store's own clock, which nobody sets back"""
+        self.expires = expires
+        self.before: RunRecord | None = None
+        """the record as the present owner found it, where it did not begin the run"""
+        self._steps: dict[str, StepRecord] | None = None  # what checkpoints told; wins over what `record` says
+        self._writes: dict[str, Write] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to go on with."""
+        return self.record.status != Status.RUNNING and self.record.status not in TO_GO_ON
+
+    def expired(self, now: float) -> bool:
+        """Whether it is running, and its owner's lease is over."""
+        return self.record.status == Status.RUNNING and self.expires <= now
+
+    def counts_as(self, status: str, now: float) -> bool:
+        """Whether an operator who asks for this status means this run too."""
+        if status == "held":
+            return self.record.held
+        return self.expired(now) if status == "expired" else self.record.status == status
+
+    def note(self, checkpoint: Checkpoint) -> None:
+        """Take over what a checkpoint tells; of each field, the highest number wins."""
+        record = self.record
+        if checkpoint.steps:
+            self._steps = {} if self._steps is None else self._steps
+            _update(self._steps, checkpoint.steps)
+        if checkpoint.writes:
+            self._writes = {} if self._writes is None else self._writes
+            _update(self._writes, checkpoint.writes)
+        told: tuple[StepRecord | Write, ...] = (*checkpoint.steps.values(), *checkpoint.writes.values())
+        record.seq = max((record.seq, *(one.seq for one in told)))
+        record.undoing = record.undoing or checkpoint.undoing
+        if checkpoint.failed_step is not None:
+            record.failed_step = checkpoint.failed_step
+        if checkpoint.error is not None:
+            record.error = checkpoint.error
+
+    def end(self, end: RunRecord, finished: float, *, watched: bool) -> None:
+        """Take over how the run ended; its errors as they are only if somebody waits for them."""
+        known = self.record
+        if self._steps is None and self._writes is None:  # it was never told in pieces
+            known.results, known.values, known.steps = end.results, end.values, end.steps
+            known.effects, known.carriers = end.effects, end.carriers
+        else:
+            known = self.record = self.seen()
+            self._steps = self._writes = None
+        known.status, known.held, known.undone, known.finished = end.status, end.held, end.undone, finished
+        known.decision = known.expires = self.before = None
+        if end.undoing:
+            known.undoing = True
+        if end.error is not None or known.error is not None:
+            known.failed_step, known.error = end.failed_step, end.error
+            if not watched:
+                _forget_frames(known)
+
+    def seen(self) -> RunRecord:
+        """The record for others to see: while the run goes on, one of their own."""
+        record = self.record
+        if self._steps is None and self._writes is None:
+            return replace(record) if record.status == Status.RUNNING else record
+        told = sorted((self._steps or {}).items(), key=lambda step: step[1].seq)
+        names = {name for name, _ in told}
+        ended = [name for name, step in told if step.effect and step.report.status != Status.RUNNING]
+        in_flight = [name for name, step in told if step.effect and step.report.status == Status.RUNNING]
+        writes = self._writes or {}
+        return replace(
+            record,
+            results=_without(record.results, names) | {name: step.result for name, step in told if step.has_result},
+            values=_without(record.values, writes)
+            | {key: write.value for key, write in writes.items() if not write.deleted},
+            steps={**record.steps, **{name: step.report for name, step in told}},
+            effects=(*(name for name in record.effects if name not in names), *ended, *in_flight),
+            carriers=_without(record.carriers, names) | {name: step.carrier for name, step in told if step.carrier},
+        )
+
+    def as_found(self) -> RunRecord | None:
+        """What the owner was told when it took the run over, with all that has come to it since."""
+        before = self.before
+        return None if before is None else replace(self.seen(), status=before.status, expires=before.expires)
+
+
+def _update(known: dict[str, Any], told: Mapping[str, StepRecord | Write]) -> None:
+    for name, one in told.items():
+        if name not in known or known[name].seq < one.seq:
+            known[name] = one
+
+
+def _without(old: Mapping[str, Any], names: Any) -> dict[str, Any]:
+    return {name: value for name, value in old.items() if name not in names}
+
+
+def _forget_frames(record: RunRecord) -> None:
+    """Keep the errors of a run as text: an exception holds on to every frame it came through, and to all in them."""
+    if record.error is not None:
+        record.error = _as_text(record.error, record.run_id, record.failed_step)
+    record.steps = {name: _report_as_text(report, record.run_id, name) for name, report in record.steps.items()}
+
+
+def _report_as_text(report: StepReport, run_id: str, step: str) -> StepReport:
+    error, undo_error = report.error, report.undo_error
+    if error is None and undo_error is None:
+        return report
+    return replace(
+        report,
+        error=None if error is None else _as_text(error, run_id, step),
+        undo_error=None if undo_error is None else _as_text(undo_error, run_id, step),
+    )
+
+
+def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
+    if isinstance(error, RunFailed):
+        kind, message, traceback_text = error.error_type, error.message, error.traceback_text
+    else:
+        kind, message, traceback_text = type(error).__name__, said(error), ""
+    where = "" if step is None else f" at step {shown(step)}"
+    return RunFailed(
+        f"run {run_id} failed{where}: {kind}: {message}",
+        run=run_id,
+        step=step,
+        error_type=kind,
+        error_message=message,
+        traceback_text=traceback_text,
+    )
