@@ -1,0 +1,286 @@
+"""From the texts that a durable store keeps back to a record. `encoding.py` says what is in them.
+
+Whatever is not of that form was not written by flowcore: the record is refused as a whole, and nothing of it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn, cast
+
+from ..errors import CorruptRecord, RunFailed, said, shown
+from ..run import StepReport
+from ..status import Status
+from .base import RunRecord, StepRecord, Write
+
+__all__ = ["LARGEST", "SCHEMA", "STEP", "WRITE", "decode", "json_value", "number"]
+
+SCHEMA: Final = 1
+STEP: Final = "s:"
+WRITE: Final = "w:"
+LARGEST: Final = 2**53 - 1
+"""of all numbers: more, a double such as Lua's cannot tell apart"""
+
+_DIGITS: Final = len(str(LARGEST))
+_RUN: Final = frozenset(
+    {"running", "success", "failure", "compensated", "compensation_failed", "incomplete", "parked"},
+)
+_STEP: Final = frozenset(
+    {"pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown"},
+)
+_UNDO: Final = frozenset({"running", "success", "failure", "timeout"})
+_LANDING: Final = frozenset({"success", "failure"})
+_DECISION: Final = frozenset({"resume", "undo"})
+_HEAD: Final = frozenset(
+    {
+        *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status", "held", "undoing"),
+        *("decision", "before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
+        *("values", "carrier", "undone", "failed_step", "error"),
+    }
+)
+_TIMES: Final = ("waited", "ran", "backed_off")
+_IN_A_STEP: Final = frozenset(
+    {"status", "attempts", "result", "effect", "carrier", *_TIMES, "error", "undo", "undo_error", "landed_late"}
+)
+
+Fields = Mapping[str, Any]
+Loads = Callable[[str], Any]
+
+
+class _Foreign(ValueError):
+    """Why something in a record cannot be flowcore's."""
+
+
+def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
+    """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
+
+    Raises CorruptRecord, naming the key, for anything that flowcore has not written.
+    """
+    try:
+        record = _head(key, fields)
+        told = {field: text for field, text in fields.items() if field not in _HEAD}
+        _add_steps(record, told, loads)
+        _add_values(record, told, fields, loads)
+    except _Foreign as error:
+        raise CorruptRecord(
+            f"the record of key {shown(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
+            f"hand, or give the key up with store.release({shown(key)}, force=True)."
+        ) from error
+    return record
+
+
+def _head(key: str, fields: Fields) -> RunRecord:
+    schema = number(fields, "schema")
+    if schema > SCHEMA:
+        raise _Foreign(f"its schema is {schema}, and this version of flowcore knows {SCHEMA}, so take a newer one")
+    if schema != SCHEMA:
+        raise _Foreign(f"its schema is {schema}")
+    if _text(fields, "key") != key:
+        raise _Foreign(f"its key is {shown(fields['key'])}")
+    _text(fields, "owner")
+    record = RunRecord(
+        key,
+        _text(fields, "run_id"),
+        _text(fields, "workflow"),
+        _text(fields, "fingerprint") if "fingerprint" in fields else None,
+        _text(fields, "graph"),
+        status=_status(_RUN, fields.get("status"), "status"),
+        held=_flag(fields, "held"),
+        undoing=_flag(fields, "undoing"),
+        decision=_one_of(_DECISION, fields["decision"], "decision") if "decision" in fields else None,
+        generation=number(fields, "generation"),
+        fence=number(fields, "fence"),
+        started=number(fields, "started") / 1e6,
+        finished=number(fields, "finished") / 1e6 if "finished" in fields else None,
+        expires=number(fields, "expires") / 1e6 if "expires" in fields else None,
+        carrier=_strings(_json(fields, "carrier", {}), "carrier"),
+    )
+    if "before_status" in fields:
+        _status(_RUN, fields["before_status"], "before_status")
+    if "before_expires" in fields:
+        number(fields, "before_expires")
+    if (step := _json(fields, "failed_step", None)) is not None:
+        record.failed_step = _string(step, "failed_step")
+    if (error := _json(fields, "error", None)) is not None:
+        where = "" if step is None else f" at step {shown(step)}"
+        record.error = _failure(error, record, record.failed_step, f"failed{where}")
+    if (undone := _json(fields, "undone", None)) is not None:
+        record.undone = tuple(_string(name, "undone") for name in _list(undone, "undone"))
+    return record
+
+
+def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
+    steps = [(field[2:], _step(field, text, record, loads)) for field, text in told.items() if field.startswith(STEP)]
+    steps.sort(key=lambda step: step[1].seq)
+    ended = [(name, step) for name, step in steps if step.report.status is not Status.RUNNING]
+    in_flight = [name for name, step in steps if step.report.status is Status.RUNNING]
+    record.seq = steps[-1][1].seq if steps else 0
+    record.steps = {name: step.report for name, step in steps}
+    record.carriers = {name: step.carrier for name, step in steps if step.carrier}
+    record.results = {
+        name: step.result for name, step in ended if step.has_result and step.report.status is Status.SUCCESS
+    }
+    record.effects = (*(name for name, step in ended if step.effect), *in_flight)
+    if not record.undone:  # it is told as a whole at the end only
+        record.undone = tuple(name for name, step in ended if step.report.undo is Status.SUCCESS)
+
+
+def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads) -> None:
+    initial = _strings(_json(fields, "values", {}), "values")
+    values = {key: _loaded(text, "values", loads) for key, text in initial.items()}
+    writes = [(field, _write(field, text, loads)) for field, text in told.items() if not field.startswith(STEP)]
+    writes.sort(key=lambda write: write[1].seq)
+    for field, write in writes:
+        record.seq = max(record.seq, write.seq)
+        if write.deleted:
+            values.pop(field[2:], None)
+        else:
+            values[field[2:]] = write.value
+    record.values = values
+
+
+def _step(field: str, text: object, record: RunRecord, loads: Loads) -> StepRecord:
+    seq, known = _numbered(text, field)
+    name, attempts, effect = field[2:], known.get("attempts"), known.get("effect", False)
+    if not _IN_A_STEP.issuperset(known) or type(effect) is not bool:
+        raise _Foreign(f"its field {shown(field)} has something in it that is not known of steps")
+    if type(attempts) is not int or not 0 <= attempts <= LARGEST:
+        raise _Foreign(f"its field {shown(field)} tells of {shown(attempts)} attempts")
+    report = StepReport(_status(_STEP, known.get("status"), field), attempts)
+    for time in _TIMES:
+        if time in known:
+            setattr(report, time, _seconds(known[time], field))
+    if "error" in known:
+        report.error = _failure(known["error"], record, name, f"failed at step {shown(name)}")
+    if "undo" in known:
+        report.undo = _status(_UNDO, known["undo"], field)
+    if "undo_error" in known:
+        report.undo_error = _failure(known["undo_error"], record, name, f"could not undo step {shown(name)}")
+    if "landed_late" in known:
+        report.landed_late = _status(_LANDING, known["landed_late"], field)
+    carrier = _strings(known.get("carrier", {}), field)
+    if "result" not in known:
+        return StepRecord(seq, report, effect=effect, carrier=carrier)
+    return StepRecord(seq, report, True, _loaded(known["result"], field, loads), effect, carrier)
+
+
+def _write(field: str, text: object, loads: Loads) -> Write:
+    if not field.startswith(WRITE):
+        raise _Foreign(f"it has a field {shown(field)}")
+    seq, known = _numbered(text, field)
+    if not known:
+        return Write(seq, deleted=True)
+    if known.keys() != {"value"}:
+        raise _Foreign(f"its field {shown(field)} has something in it that is not known of writes")
+    return Write(seq, _loaded(known["value"], field, loads))
+
+
+def _failure(known: object, record: RunRecord, step: str | None, what: str) -> RunFailed:
+    told = _strings(known, "error")
+    if told.keys() != {"type", "message", "traceback"}:
+        raise _Foreign("an error in it has not just type, message and traceback")
+    return RunFailed(
+        f"run {record.run_id} of {shown(record.workflow)} {what}: {told['type']}: {told['message']}",
+        run=record.run_id,
+        step=step,
+        error_type=told["type"],
+        error_message=told["message"],
+        traceback_text=told["traceback"],
+    )
+
+
+def _loaded(text: object, field: str, loads: Loads) -> Any:
+    given = _string(text, field)
+    try:
+        return loads(given)
+    except Exception as error:
+        why = f"{type(error).__name__}: {said(error, 200)}"
+        raise _Foreign(f"the store's codec cannot read what is in its field {shown(field)} ({why})") from error
+
+
+# -- the smallest parts: each as it must be, or _Foreign ---------------------------------------------------------------
+
+
+def number(fields: Fields, name: str) -> int:
+    """The whole number from 0 up in a field; raises ValueError, saying what is there instead."""
+    value = fields.get(name)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise _Foreign(f"its {name} is {'missing' if value is None else shown(value)}")
+    return value
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+json_value: Final[Callable[[str], Any]] = json.JSONDecoder(parse_constant=_no_constant).decode
+"""What a text of strict JSON means; raises ValueError."""
+
+
+def _parsed(text: str, field: str) -> Any:
+    try:
+        return json_value(text)
+    except (ValueError, RecursionError) as error:
+        raise _Foreign(f"its field {shown(field)} is not JSON ({said(error, 200)})") from error
+
+
+def _json(fields: Fields, name: str, default: object) -> Any:
+    return _parsed(_text(fields, name), name) if name in fields else default
+
+
+def _numbered(text: object, field: str) -> tuple[int, dict[str, Any]]:
+    seq, _, known = _string(text, field).partition(" ")
+    return number({field: seq}, field), _dict(_parsed(known, field), field)
+
+
+def _text(fields: Fields, name: str) -> str:
+    return _string(fields.get(name), name)
+
+
+def _string(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise _Foreign(f"its field {shown(field)} is {'missing' if value is None else shown(value)}")
+    return value
+
+
+def _dict(value: object, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Foreign(f"its field {shown(field)} has {shown(value)} in it")
+    return cast("dict[str, Any]", value)
+
+
+def _list(value: object, field: str) -> list[object]:
+    if not isinstance(value, list):
+        raise _Foreign(f"its field {shown(field)} has {shown(value)} in it")
+    return cast("list[object]", value)
+
+
+def _strings(value: object, field: str) -> dict[str, str]:
+    return {key: _string(text, field) for key, text in _dict(value, field).items()}
+
+
+def _flag(fields: Fields, name: str) -> bool:
+    value = number(fields, name) if name in fields else 0
+    if value > 1:
+        raise _Foreign(f"its {name} is {value}")
+    return bool(value)
+
+
+def _one_of(known: frozenset[str], value: object, field: str) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise _Foreign(f"its field {shown(field)} says {shown(value)}, which means nothing")
+    return value
+
+
+def _status(known: frozenset[str], value: object, field: str) -> Status:
+    return Status(_one_of(known, value, field))
+
+
+def _seconds(value: object, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise _Foreign(f"its field {shown(field)} tells of {shown(value)} seconds")
+    return float(value)

@@ -1,0 +1,239 @@
+"""In which form durable stores keep a run: a flat mapping of texts, the same on SQLite and on Redis.
+
+| field | what | who writes it |
+|---|---|---|
+| schema | of this table: 1 | the claim that begins the run |
+| key, run_id, workflow, graph, fingerprint (missing: None) | as in RunRecord | the same |
+| values (missing: {}) | JSON, of each initial value the codec's text | the same |
+| carrier (missing: {}) | JSON | the same |
+| owner | run_id of the claim that made the present owner | every claim that is granted |
+| before_status, before_expires | as the present owner found them | a claim that takes the run over |
+| status; held and undoing (0 or 1; missing: 0) | as in RunRecord | |
+| decision (missing: None) | resume or undo | an operator; the next owner's first word takes it away |
+| generation, fence | whole numbers | claims, and operators |
+| started; finished and expires (missing: None) | microseconds since the epoch, by the store's clock | |
+| undone (missing: as the steps tell) | JSON | finish |
+| failed_step, error (missing: None) | JSON; of an error its type, message and traceback | checkpoint, finish |
+| s: + name of a step | seq, a space, and the step as JSON; in it, of its result the codec's text | the same |
+| w: + key of the context | seq, a space, and JSON; in it, of the value the codec's text; {}: deleted | the same |
+
+A number is written in decimal digits. The seq stands in front of the JSON so that a store, in SQL or Lua, can compare
+two texts of one field without parsing them. All JSON is ASCII.
+"""
+
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from ..errors import DefinitionError, NotSerializable, RunFailed, said, shown
+from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
+from .decoding import LARGEST, SCHEMA, STEP, WRITE, decode, json_value, number
+
+__all__ = ["LARGEST", "MIB", "STEP", "WRITE", "Codec", "Encoding", "microseconds", "number"]
+
+MIB: Final = 1024 * 1024
+_CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
+_MESSAGE: Final = 1024  # characters of an error's message that are kept
+_TRACEBACK: Final = 16 * 1024  # of its traceback: the last ones
+_TIMES: Final = ("waited", "ran", "backed_off")
+
+_json_text: Final[Callable[[object], str]] = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+def microseconds(seconds: float) -> int:
+    """Seconds as durable stores count them; of leases and retentions at most a century."""
+    return round(min(seconds, _CENTURY) * 1e6)
+
+
+class Codec(Protocol):
+    """Values to texts and back; it may encrypt. What it raises is told as NotSerializable, or as CorruptRecord."""
+
+    def dumps(self, value: Any, /) -> str: ...
+    def loads(self, text: str, /) -> Any: ...
+
+
+class _Json:
+    """Strict JSON, so that tuples come back as lists, and the keys of a dict as strings."""
+
+    def dumps(self, value: Any, /) -> str:
+        return _json_text(value)
+
+    def loads(self, text: str, /) -> Any:
+        return json_value(text)
+
+
+class Encoding:
+    """Runs to texts and back. As thread-safe as its codec.
+
+    `codec` (None: strict JSON) is for what users put into a run: results, and values of the context. The text of each
+    takes at most `max_value_bytes`. All that encodes raises NotSerializable, before any I/O.
+    """
+
+    def __init__(self, codec: Codec | None = None, max_value_bytes: int = MIB) -> None:
+        if codec is not None and not all(callable(getattr(codec, verb, None)) for verb in ("dumps", "loads")):
+            raise DefinitionError(f"codec= must have the methods dumps(value) and loads(text), unlike {shown(codec)}.")
+        if isinstance(max_value_bytes, bool) or not isinstance(max_value_bytes, int) or max_value_bytes < 1:
+            raise DefinitionError(f"max_value_bytes= must be a whole number from 1 up, not {shown(max_value_bytes)}.")
+        self._codec: Codec = _Json() if codec is None else codec
+        self._most = max_value_bytes
+
+    def decode(self, key: str, fields: Mapping[str, Any]) -> RunRecord:
+        """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
+
+        Raises CorruptRecord, naming the key, for anything that flowcore has not written.
+        """
+        return decode(key, fields, self._codec.loads)
+
+    def encode_claim(self, claim: Claim) -> dict[str, str]:
+        """A fresh run: all that the store does not count itself (generation, fence and times)."""
+        fields = {
+            "schema": str(SCHEMA),
+            "key": claim.key,
+            "run_id": claim.run_id,
+            "owner": claim.run_id,
+            "workflow": claim.workflow,
+            "graph": claim.graph,
+            "status": "running",
+        }
+        if claim.fingerprint is not None:
+            fields["fingerprint"] = claim.fingerprint
+        if claim.values:
+            fields["values"] = self.encode_values(claim.values, claim.run_id)
+        if carrier := _texts_only(claim.carrier):
+            fields["carrier"] = _json_text(carrier)
+        for name in claim.begins:
+            fields[STEP + name] = '1 {"status":"running","attempts":1}'
+        return _of_unicode(fields, claim.run_id)
+
+    def encode_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """What a checkpoint changes: its steps and writes; undoing, failed_step and error where they are given."""
+        run_id = checkpoint.run_id
+        fields = {STEP + name: self.encode_step(name, step, run_id) for name, step in checkpoint.steps.items()}
+        for key, write in checkpoint.writes.items():
+            fields[WRITE + _string_key(key, run_id)] = self.encode_write(key, write, run_id)
+        if checkpoint.undoing:
+            fields["undoing"] = "1"
+        if checkpoint.failed_step is not None:
+            fields["failed_step"] = _json_text(checkpoint.failed_step)
+        if checkpoint.error is not None:
+            fields["error"] = _json_text(_told(checkpoint.error))
+        return _of_unicode(fields, run_id)
+
+    def encode_ending(self, ending: Ending) -> dict[str, str]:
+        """What the end of a run changes: what its last checkpoint does, status, held, undone, failed_step and error."""
+        record = ending.record
+        fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
+        fields["status"], fields["held"] = str(record.status), str(int(record.held))
+        if record.undoing:
+            fields["undoing"] = "1"
+        fields["undone"] = _json_text(record.undone)
+        fields["failed_step"] = _json_text(record.failed_step)
+        fields["error"] = _json_text(None if record.error is None else _told(record.error))
+        return fields
+
+    def encode_step(self, name: str, step: StepRecord, run_id: str) -> str:
+        """The text of one step."""
+        report = step.report
+        known: dict[str, Any] = {"status": report.status, "attempts": report.attempts}
+        if step.has_result:
+            known["result"] = self._dumped(step.result, "the result of step", name, run_id)
+        if step.effect:
+            known["effect"] = True
+        if carrier := _texts_only(step.carrier):
+            known["carrier"] = carrier
+        for time in _TIMES:
+            if (seconds := getattr(report, time)) is not None:
+                known[time] = seconds
+        if report.error is not None:
+            known["error"] = _told(report.error)
+        if report.undo is not None:
+            known["undo"] = report.undo
+        if report.undo_error is not None:
+            known["undo_error"] = _told(report.undo_error)
+        if report.landed_late is not None:
+            known["landed_late"] = report.landed_late
+        return f"{step.seq} {_json_text(known)}"
+
+    def encode_write(self, key: str, write: Write, run_id: str) -> str:
+        """The text of one write to the context."""
+        known = {} if write.deleted else {"value": self._dumped(write.value, "the value of", key, run_id)}
+        return f"{write.seq} {_json_text(known)}"
+
+    def encode_values(self, values: Mapping[Any, Any], run_id: str) -> str:
+        """The text of the context's initial values."""
+        return _json_text(
+            {
+                _string_key(key, run_id): self._dumped(value, "the initial value of", key, run_id)
+                for key, value in values.items()
+            }
+        )
+
+    def _dumped(self, value: object, what: str, name: str, run_id: str) -> str:
+        try:
+            text = self._codec.dumps(value)
+        except Exception as error:
+            raise NotSerializable(
+                f"{what} {shown(name)} in run {run_id} cannot be stored ({type(error).__name__}: {said(error, 200)}): "
+                "keep to what JSON knows, or give the store a codec= that knows more."
+            ) from error
+        if not isinstance(text, str):
+            raise NotSerializable(
+                f"{what} {shown(name)} in run {run_id} cannot be stored: dumps() of the store's codec= must answer with a "
+                f"str, not with a {type(text).__name__}."
+            )
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        if size > self._most:
+            raise NotSerializable(
+                f"{what} {shown(name)} in run {run_id} takes {size:,} bytes, and this store keeps at most {self._most:,}: "
+                "store where it is instead, or make the store with a larger max_value_bytes=."
+            )
+        return text
+
+
+def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
+    """The same fields, if all of them are text as the world knows it. What is JSON always is."""
+    for name, text in fields.items():
+        if not (name.isascii() and text.isascii()):
+            try:
+                name.encode()
+                text.encode()
+            except UnicodeEncodeError:
+                what = {STEP: "the step name", WRITE: "the context key"}.get(name[:2], f"its {name},")
+                raise NotSerializable(
+                    f"run {shown(run_id)} cannot be stored: {what} {shown(name[2:] if ':' in name[:2] else text)} holds half "
+                    "a surrogate pair, which no store can keep: choose another."
+                ) from None
+    return fields
+
+
+def _string_key(key: object, run_id: str) -> str:
+    if not isinstance(key, str):
+        raise NotSerializable(
+            f"the context key {shown(key)} in run {run_id} cannot be stored: a durable store keeps values under strings, "
+            "so use a string."
+        )
+    return key
+
+
+def _texts_only(carrier: Mapping[Any, Any]) -> dict[str, str]:
+    """What hooks gave, less what is no text: a hook must not make a run fail."""
+    return {key: text for key, text in carrier.items() if isinstance(key, str) and isinstance(text, str)}
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    """An error as text."""
+    if isinstance(error, RunFailed) and error.error_type:  # which only tells of another one
+        return {"type": error.error_type, "message": error.message, "traceback": error.traceback_text}
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as failure:  # noqa: BLE001 - an exception may be anything
+        text = f"(its traceback cannot be told: {type(failure).__name__})"
+    if len(text) > _TRACEBACK:
+        text = "…" + text[-_TRACEBACK:]
+    return {"type": type(error).__name__, "message": said(error, _MESSAGE), "traceback": text}
