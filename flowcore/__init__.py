@@ -39,6 +39,7 @@ from .errors import (
     UnknownDependency,
 )
 from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger
+from .landing import Landed, NotLanded
 from .retry import Backoff, Retry
 from .run import Run, StepReport
 from .status import Status
@@ -66,11 +67,13 @@ __all__ = [
     "IdempotencyHeld",
     "IdempotencyInProgress",
     "IdempotencyMismatch",
+    "Landed",
     "LeaseLost",
     "Logger",
     "LoggingHook",
     "MemoryStore",
     "NoResult",
+    "NotLanded",
     "NotSerializable",
     "PrintLogger",
     "Retry",

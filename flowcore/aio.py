@@ -7,10 +7,12 @@ import contextvars
 import inspect
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from ._protocol.durable import lose
 from ._protocol.effects import (
     HELP,
     RESUME,
@@ -34,8 +36,8 @@ from ._protocol.run import helper, run
 from ._protocol.sprint import Begun, may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
-from .engine import EngineBase, outcome
-from .errors import StepCancelled
+from .engine import EngineBase, log, outcome
+from .errors import FlowcoreError, StepCancelled, said
 from .events import Hook
 from .retry import Duration, seconds
 from .run import Run
@@ -153,7 +155,7 @@ class AsyncDriver:
         """Stop the run because of `error`; False if it was stopping already, or is over. In the loop's thread only."""
         if not self.x.interrupt(error):
             return False
-        self._stop(Stop(cancel=True))
+        self.stop(Stop(cancel=True))
         return True
 
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
@@ -233,7 +235,7 @@ class AsyncDriver:
                 elif effect is RESUME:
                     self._resume_main()
                 elif type(effect) is Stop:
-                    self._stop(effect)
+                    self.stop(effect)
 
     def _spawn(self, program: Program[Any], answer: Any) -> asyncio.Task[None]:
         """Advance `program` in a task of its own."""
@@ -352,6 +354,7 @@ class AsyncDriver:
         gate = self._threaded.pop(call, None)
         if gate is not None:
             call.abandon()
+            self._pool.given_up()
             self._stragglers[call] = straggler = self.loop.create_future()
             self._tasks.add(straggler)
             straggler.add_done_callback(self._tasks.discard)
@@ -361,6 +364,7 @@ class AsyncDriver:
         """A call that was given up is over."""
         over = self.x.landed(call, result)
         if (straggler := self._stragglers.pop(call, None)) is not None:
+            self._pool.given_up(-1)
             straggler.set_result(None)
         gate = self._landings.pop(call, None)
         if gate is not None:
@@ -396,7 +400,7 @@ class AsyncDriver:
             except Exception as error:  # noqa: BLE001 - see above
                 gate.open((None, error))
 
-        task = self.loop.create_task(asked(), context=self.x.context.copy())
+        task = self.loop.create_task(asked(), context=ask.context or self.x.context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         result: Outcome = await gate.wait()
@@ -422,7 +426,7 @@ class AsyncDriver:
         self._landings.pop(call, None)
         return landed
 
-    def _stop(self, stop: Stop) -> None:
+    def stop(self, stop: Stop) -> None:
         for sleep, gate in list(self._sleeping.items()):
             if not sleep.shielded:
                 gate.open(None)
@@ -467,6 +471,9 @@ class AsyncEngine(EngineBase):
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: set[AsyncDriver] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._tell_started(self._pool)
+        self._leases = self._keep_leases(partial(_lose, self._live))
+        self._recovery: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         weakref.finalize(self, self._pool.close, self._settings.grace)
 
     async def run(
@@ -508,15 +515,23 @@ class AsyncEngine(EngineBase):
         return asyncio.get_running_loop().create_task(self._drive(x, None, check=check))
 
     async def _drive(self, x: Execution, begun: Begun | None, *, check: bool) -> Run:
+        if self.recover_every is not None:
+            self._recover_often(self.recover_every)
+        driver = await self._driven(x, begun)
+        if driver.cancelled is not None and driver.error is not driver.cancelled:
+            raise driver.cancelled from driver.error
+        return outcome(driver.result, driver.error, check=check)
+
+    async def _driven(self, x: Execution, begun: Begun | None) -> AsyncDriver:
         driver = AsyncDriver(x, begun, self._pool, self._tasks)
         self._live.add(driver)
         try:
             await driver.run_here()
         finally:
             self._live.discard(driver)
-        if driver.cancelled is not None and driver.error is not driver.cancelled:
-            raise driver.cancelled from driver.error
-        return outcome(driver.result, driver.error, check=check)
+            if x.claimed and self._leases is not None:
+                self._leases.leave(x)
+        return driver
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread: as `Engine.cancel`."""
@@ -528,23 +543,38 @@ class AsyncEngine(EngineBase):
         return False
 
     async def recover(self) -> list[Run]:
-        """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
-        runs: list[Run] = []
-        for x in self._recoverable():
-            driver = AsyncDriver(x, None, self._pool, self._tasks)
-            self._live.add(driver)
-            try:
-                await driver.run_here()
-            finally:
-                self._live.discard(driver)
-            if driver.result is not None:
-                runs.append(driver.result)
-        return runs
+        """Go on with the runs of `workflows` that nobody goes on with: as `Engine.recover`."""
+        with self._round() as context:
+            names = [workflow.name for workflow in self.workflows]
+            records = await self._asked(partial(self.store.unfinished, names), context)
+            if self._surveys:
+                held = await self._asked(partial(self.store.list_runs, status="held"), context)
+                self._tell_survey(records, held, context)
+        drivers = await asyncio.gather(*(asyncio.create_task(self._recovered(x)) for x in self._recoverable(records)))
+        return [driver.result for driver in drivers if driver.result is not None]
+
+    async def _recovered(self, x: Execution) -> AsyncDriver:
+        return await self._driven(x, None)
+
+    async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
+        """Ask the store outside of any run."""
+        if inspect.iscoroutinefunction(getattr(verb, "func", verb)):
+            return await asyncio.get_running_loop().create_task(verb(), context=context)
+        return await asyncio.to_thread(context.run, verb)
+
+    def _recover_often(self, every: float) -> None:
+        """See to it that somebody does so on this loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._recovery:
+            self._recovery[loop] = loop.create_task(_recover_often(weakref.ref(self), every))
+            self._recovery[loop].add_done_callback(lambda _: self._recovery.pop(loop, None))
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - after it, runs are cancelled
         """Start no more runs and wait for those on this loop; after `timeout` seconds, cancel them (None: never)."""
         self._closed = True
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        if (recovery := self._recovery.get(loop)) is not None:
+            recovery.cancel()
         drivers = [driver for driver in self._live if driver.loop is loop]
         callers = {driver.caller for driver in drivers if driver.caller is not None and driver.caller is not me}
         if callers:
@@ -559,6 +589,8 @@ class AsyncEngine(EngineBase):
         until = loop.time() + self._settings.grace
         while (late := [task for task in self._tasks if task.get_loop() is loop]) and loop.time() < until:
             await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        if self._leases is not None:
+            self._leases.close()
         self._pool.close(0)
 
     async def __aenter__(self) -> Self:
@@ -568,3 +600,26 @@ class AsyncEngine(EngineBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _lose(live: set[AsyncDriver], x: Execution) -> None:
+    """The store says that somebody else has the run: start and undo nothing more of it. On the heartbeat's thread."""
+    lose(x)
+    for driver in list(live):
+        if driver.x is x:
+            with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+                driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+
+
+async def _recover_often(reference: weakref.ref[AsyncEngine], every: float) -> None:
+    """Every so many seconds, go on with what nobody goes on with, until the engine is closed or forgotten."""
+    while True:
+        await asyncio.sleep(every)
+        engine = reference()
+        if engine is None:
+            return
+        try:
+            await engine.recover()
+        except FlowcoreError as error:
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
+        del engine

@@ -7,25 +7,43 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 from ._protocol.execution import Execution, Settings
 from .errors import AsyncStepInSyncEngine, DefinitionError, FlowcoreError, IdempotencyError, shown
-from .events import Hook, Hooks, RunSubmitted, WorkflowRegistered
+from .events import (
+    EngineStarted,
+    Hook,
+    Hooks,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    RunSubmitted,
+    StoreSurveyed,
+    WorkflowRegistered,
+)
 from .events.process import with_process_hooks
+from .leases import Leases
 from .retry import Duration, seconds, some_random
 from .run import Run
-from .stores.base import Store
+from .status import Status
+from .stores.base import RunRecord, Store
 from .stores.memory import MemoryStore
+from .workers import Workers
 from .workflow import Workflow
 
-__all__ = ["EngineBase", "outcome"]
+__all__ = ["EngineBase", "log", "outcome"]
 
 DEFAULT_WORKERS = 32
+_WAITING: Final = ("held", "parked", "incomplete", "expired")
+"""what a run may wait for somebody as; the last: its owner's lease has run out"""
+log = logging.getLogger("flowcore")
 
 
 def new_id() -> str:
@@ -73,6 +91,7 @@ class EngineBase:
             wall=time.time,
             random=some_random,
             new_id=new_id,
+            lease=self.lease,
         )
         self.workflows = tuple(workflows)
         for workflow in self.workflows:
@@ -106,22 +125,78 @@ class EngineBase:
         if wait is not None:
             x.wait = seconds(wait, "wait=")
         if deadline is not None:
-            x.deadline = self._settings.clock() + seconds(deadline, "deadline=")
+            x.allowed = seconds(deadline, "deadline=")
         elif workflow.deadline is not None:
-            x.deadline = self._settings.clock() + workflow.deadline
+            x.allowed = workflow.deadline
         if workflow not in self._registered:
             self._register(workflow)
         return x
 
-    def _recoverable(self) -> Iterator[Execution]:
-        """The runs of `workflows` that are to be gone on with, and that nobody goes on with."""
+    def _recoverable(self, records: Iterable[RunRecord]) -> Iterator[Execution]:
+        """The runs of `workflows` among those that are to be gone on with."""
         known = {workflow.name: workflow for workflow in self.workflows}
-        for record in self.store.unfinished(known):
+        for record in records:
             workflow = known.get(record.workflow)
-            if workflow is not None:
-                x = self._execution(workflow, record.values, record.key, None, None)
-                x.recovering = True
+            if workflow is not None and not self._closed:
+                x = self._execution(workflow, None, record.key, None, None)
+                x.recovering = record.run_id
                 yield x
+
+    def _keep_leases(self, on_lost: Callable[[Execution], None]) -> Leases | None:
+        """Who keeps the leases of this engine's runs; None where its store gives none."""
+        if not self.store.durable:
+            return None
+        leases = Leases(self.store, self.lease, self._settings.hooks, on_lost)
+        self._settings.owns = leases.join
+        return leases
+
+    # -- telling the hooks what no run tells ---------------------------------------------------------------------------
+
+    def _tell_started(self, pool: Workers) -> None:
+        if EngineStarted in self._settings.hooks.wanted:
+            reference = weakref.ref(pool)
+
+            def counts() -> tuple[int, int] | None:
+                pool = reference()
+                return None if pool is None else pool.counts()
+
+            event = EngineStarted("", "", self._settings.clock(), {}, counts)
+            self._settings.hooks.emit(event, contextvars.copy_context())
+
+    @contextmanager
+    def _round(self) -> Iterator[contextvars.Context]:
+        """A round of recovery, told to the hooks, and the context for what it asks of the store."""
+        hooks, clock = self._settings.hooks, self._settings.clock
+        context, began, error = contextvars.copy_context(), clock(), None
+        event = MaintenanceStarted("", "", began, {}, "recover")
+        scopes = hooks.enter(event, context)
+        try:
+            yield context
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            now = clock()
+            if MaintenanceFinished in hooks.wanted:
+                hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error), context)
+            if scopes is not None:
+                hooks.exit(scopes, context, event, error)
+
+    @property
+    def _surveys(self) -> bool:
+        """Whether anybody wants to know what waits."""
+        return StoreSurveyed in self._settings.hooks.wanted
+
+    def _tell_survey(
+        self, unfinished: Iterable[RunRecord], held: Iterable[RunRecord], context: contextvars.Context
+    ) -> None:
+        counts = {(workflow.name, status): 0 for workflow in self.workflows for status in _WAITING}
+        for record in (*unfinished, *held):
+            status = "held" if record.held else "expired" if record.status is Status.RUNNING else str(record.status)
+            if (record.workflow, status) in counts:
+                counts[record.workflow, status] += 1
+        event = StoreSurveyed("", "", self._settings.clock(), {}, counts)
+        self._settings.hooks.emit(event, context)
 
     def _register(self, workflow: Workflow) -> None:
         with self._lock:

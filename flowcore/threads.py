@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
 
+from ._protocol.durable import lose
 from ._protocol.effects import (
     HELP,
     RESUME,
@@ -32,8 +33,8 @@ from ._protocol.run import helper, rescue, run
 from ._protocol.sprint import may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
-from .engine import EngineBase, outcome
-from .errors import FlowcoreError, StepCancelled
+from .engine import EngineBase, log, outcome
+from .errors import FlowcoreError, StepCancelled, said
 from .events import Hook
 from .interrupts import CtrlC, guard
 from .retry import Duration, seconds
@@ -276,11 +277,13 @@ class Driver:
         if program is not None:
             call.abandon()
             self._stuck += 1
+            self._pool.given_up()
             self._post(program, (None, GivenUp(call, timed_out=timed_out)))
 
     def _land(self, call: Call, outcome: Outcome) -> None:
         """A call that was given up is over, on this thread."""
         self._stuck -= 1
+        self._pool.given_up(-1)
         over = self.x.landed(call, outcome)
         waiting = [other for other in list(self._parked) if type(other) is Landing and other.call is call]
         for landing in waiting:
@@ -310,8 +313,12 @@ class Driver:
             self._post(program, answer)
 
     def _ask(self, ask: Ask) -> Outcome:
+        store = self.x.settings.store
+        verb = getattr(store, ask.verb)
         try:
-            return getattr(self.x.settings.store, ask.verb)(ask.argument), None
+            if not store.blocks:
+                return verb(ask.argument), None
+            return (ask.context or self.x.context.copy()).run(verb, ask.argument), None
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
 
@@ -383,9 +390,20 @@ class Engine(EngineBase):
         super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=False)
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
+        self._tell_started(self._pool)
         self._live: dict[Execution, Driver | None] = {}  # None: it sprints
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
+        self._leases = self._keep_leases(partial(_lose, self._live))
+        self._recovery: threading.Event | None = None
+        if self.recover_every is not None:
+            self._recovery = threading.Event()
+            threading.Thread(
+                target=_recover_often,
+                args=(weakref.ref(self), self._recovery, self.recover_every),
+                name="flowcore-recovery",
+                daemon=True,
+            ).start()
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
         weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
 
@@ -474,6 +492,8 @@ class Engine(EngineBase):
 
     def _over(self, driver: Driver) -> None:
         self._live.pop(driver.x, None)
+        if driver.x.claimed and self._leases is not None:
+            self._leases.leave(driver.x)
         if self._closing:
             with self._quiet:
                 self._quiet.notify_all()
@@ -495,14 +515,30 @@ class Engine(EngineBase):
         return stopping
 
     def recover(self) -> list[Run]:
-        """Go on with the runs of `workflows` that nobody goes on with; answers them, failed or not."""
-        runs: list[Run] = []
-        for x in self._recoverable():
-            driver = self._driver(x, run(x))
-            driver.run_here()
-            if driver.result is not None:
-                runs.append(driver.result)
-        return runs
+        """Go on with the runs of `workflows` that nobody goes on with: crashed, parked, past their pivot, or released by
+        an operator. Answers those that it went on with, failed or not; raises nothing of theirs, but StoreError where the
+        store cannot tell which there are.
+        """
+        with self._round() as context:
+            records = context.run(self.store.unfinished, [workflow.name for workflow in self.workflows])
+            if self._surveys:
+                self._tell_survey(records, context.run(partial(self.store.list_runs, status="held")), context)
+        drivers = [self._driver(x, run(x)) for x in self._recoverable(records)]
+        if self._pool.owns_current_thread():  # a step of ours: the pool may be full of those who wait for it
+            for driver in drivers:
+                driver.run_here()
+        else:
+            over = threading.Semaphore(0)
+            for driver in drivers:
+                driver.on_over = partial(self._recovered, over)
+                self._pool.put(driver.begin)
+            for _ in drivers:
+                over.acquire()
+        return [driver.result for driver in drivers if driver.result is not None]
+
+    def _recovered(self, over: threading.Semaphore, driver: Driver) -> None:
+        self._over(driver)
+        over.release()
 
     def close(self, timeout: Duration | None = None) -> None:
         """Start no more runs and wait for those in flight; after `timeout` seconds, cancel them (None: never).
@@ -512,6 +548,8 @@ class Engine(EngineBase):
         limit = None if timeout is None else seconds(timeout, "close(timeout=)")
         if self._pool.owns_current_thread():
             raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
+        if self._recovery is not None:
+            self._recovery.set()
         with self._quiet:
             self._closed = self._closing = True
             self._quiet.wait_for(lambda: not self._live, limit)
@@ -520,6 +558,8 @@ class Engine(EngineBase):
         with self._quiet:
             self._quiet.wait_for(lambda: not self._live)
         self._timers.close()
+        if self._leases is not None:
+            self._leases.close()
         self._pool.close(self._settings.grace)
 
     def __enter__(self) -> Self:
@@ -529,6 +569,27 @@ class Engine(EngineBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _lose(live: dict[Execution, Driver | None], x: Execution) -> None:
+    """The store says that somebody else has the run: start and undo nothing more of it."""
+    lose(x)
+    driver = live.get(x)
+    if driver is not None:
+        driver.stop(Stop(cancel=True))
+
+
+def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, every: float) -> None:
+    """Every so many seconds, go on with what nobody goes on with, until the engine is closed or forgotten."""
+    while not closed.wait(every):
+        engine = reference()
+        if engine is None:
+            return
+        try:
+            engine.recover()
+        except FlowcoreError as error:
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
+        del engine
 
 
 def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], grace: float) -> None:

@@ -31,12 +31,22 @@ class Workers:
         self._threads: set[_Worker] = set()
         self._numbers = itertools.count(1)
         self._closed = False
+        self._stuck = 0
 
     @property
     def busy(self) -> int:
         """Threads running a job now."""
         with self._lock:
             return len(self._threads) - len(self._idle)
+
+    def given_up(self, by: int = 1) -> None:
+        """The job of one of the threads was given up; -1: it is over now."""
+        with self._lock:
+            self._stuck += by
+
+    def counts(self) -> tuple[int, int]:
+        """Threads running a job, and how many of them are stuck in one that was given up."""
+        return self.busy, self._stuck
 
     def owns_current_thread(self) -> bool:
         """Whether the calling thread is one of the pool's."""

@@ -166,13 +166,14 @@ class Sleep:
 
 
 class Ask:
-    """Call `verb` of the store with one argument."""
+    """Call `verb` of the store with one argument, in `context`, or in the run's own where None."""
 
-    __slots__ = ("argument", "verb")
+    __slots__ = ("argument", "context", "verb")
 
-    def __init__(self, verb: str, argument: object) -> None:
+    def __init__(self, verb: str, argument: object, context: contextvars.Context | None = None) -> None:
         self.verb = verb
         self.argument = argument
+        self.context = context
 
 
 class Hand:

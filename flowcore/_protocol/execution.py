@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -10,12 +11,13 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ..context import initial
-from ..errors import NoResult, RunParked, StepCancelled, shown
+from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, shown
 from ..events import Event, Hooks
 from ..plan import Node, Plan
 from ..run import Run, StepReport, no_result
 from ..status import Status
 from ..workflow import Step, Workflow
+from .changes import Changes
 from .effects import Call, Outcome
 
 if TYPE_CHECKING:
@@ -27,15 +29,19 @@ __all__ = ["Execution", "Settings", "step_key"]
 class Settings:
     """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
     float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
-    run. `caller_shares`: whether the caller's own thread or task takes steps while others run too."""
+    run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
+    durable store; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
 
     __slots__ = (
         "caller_shares",
         "clock",
+        "durable",
         "grace",
         "hooks",
+        "lease",
         "new_id",
         "observed",
+        "owns",
         "parallel",
         "random",
         "runs_async",
@@ -56,8 +62,13 @@ class Settings:
         wall: Callable[[], float],
         random: Callable[[], float],
         new_id: Callable[[], str],
+        lease: float = math.inf,
+        owns: Callable[[Execution], None] | None = None,
     ) -> None:
         self.store = store
+        self.durable = store.durable
+        self.lease = lease if store.durable else math.inf
+        self.owns = owns
         self.hooks = hooks
         self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
         self.grace = grace
@@ -81,11 +92,13 @@ class Execution:
     """the idempotency key"""
     wait: float | None = None
     """seconds to wait for another run that has the key"""
+    allowed: float | None = None
+    """seconds from the first claim to the deadline; None: no limit"""
     deadline: float | None = None
-    """monotonic; None: no limit"""
+    """monotonic; known once the run is claimed"""
     submitted = False
-    recovering = False
-    """nobody called: it goes on with a run of which the store knows the values"""
+    recovering: str | None = None
+    """nobody called: it goes on with this run, of which the store knows the values"""
 
     # the claim
     claimed = False
@@ -94,6 +107,14 @@ class Execution:
     fence = 1
     carrier: Mapping[str, str] = {}
     _run_id: str | None = None
+    interrupted_carrier: Mapping[str, str] | None = None
+    """after a takeover: the carrier of the owner that went before"""
+
+    # the durable store
+    changes: Changes | None = None
+    """(lock) what the store has still to be told; None where it need not be told of single steps"""
+    lease_until: float = math.inf
+    """monotonic; until then nobody else may take the run over"""
 
     # the ready queue
     running = 0
@@ -113,6 +134,12 @@ class Execution:
     """the run was cancelled: calls should end early"""
     parked = False
     """(lock) to be gone on with by somebody else: start nothing, undo nothing"""
+    lost = False
+    """(lock) somebody else has it: start nothing, undo nothing"""
+    held = False
+    """parked until an operator has decided"""
+    leaving: BaseException | None = None
+    """(lock) why it is left to others"""
     error: BaseException | None = None
     """(lock) what failed the run"""
     failed_step: str | None = None
@@ -159,6 +186,10 @@ class Execution:
         self.context = context
         if settings.observed:
             self.hooks, self.wanted, self.observed = settings.hooks, settings.hooks.wanted, True
+            self.state, self.ready_at = {}, {}
+        if settings.durable:
+            self.changes, self.observed = Changes(), True  # its record tells times
+            self.left = len(plan.nodes)  # (lock) nodes that are not over
             self.state, self.ready_at = {}, {}
         self.lock = threading.Lock()
         self.limit = settings.parallel  # steps of this run at a time
@@ -212,7 +243,12 @@ class Execution:
         return no_result(step, report or StepReport(), self.workflow.name)
 
     def step_key(self, step: str, *, undo: bool) -> str:
-        return step_key(self.workflow.name, self.key or self.run_id, self.generation, step, undo=undo)
+        return step_key(self.workflow.name, self.stored_key, self.generation, step, undo=undo)
+
+    @property
+    def stored_key(self) -> str:
+        """The key of the run's record: its idempotency key, or else its id."""
+        return self.key if self.key is not None else self.run_id
 
     def report(self, node: Node) -> StepReport:
         """The report of a step that has more to tell than a result."""
@@ -266,6 +302,63 @@ class Execution:
         self.running -= 1
         return None
 
+    def settle(self, node: Node, value: object, *, skipped: bool) -> tuple[list[int], Node | None, bool]:
+        """`node` has its result, or was skipped, and a store must be told before anything that waited for it may start.
+
+        Answers which nodes it frees, the one that this worker goes on with (perhaps one of them), and whether this is
+        left to the checkpoint that the whole run ends with, or begins to undo with.
+        """
+        assert self.changes is not None  # noqa: S101 - the callers have looked
+        with self.lock:
+            if not skipped:
+                self.results[node.name] = value
+                if node.compensation is not None:
+                    self.to_undo.append(node)
+            effect = not skipped and node.compensation is not None
+            self.changes.step(node.name, self.report(node), self.results, effect=effect)
+            self.left -= 1
+            if self.stopped or not self.left:
+                return [], None, self.running == 1
+            freed: list[int] = []
+            for index in node.successors:
+                self.counts[index] -= 1
+                if not self.counts[index]:
+                    freed.append(index)
+            # This worker's place is still its own.
+            first = self.ready.popleft() if self.ready else freed.pop(0) if freed else None
+            return freed, None if first is None else self.plan.nodes[first], False
+
+    def release(self, freed: list[int], after: Node | None) -> tuple[list[Node] | None, Node | None]:
+        """The store knows: what was freed may start, and this worker goes on with `after`, unless the run has stopped."""
+        with self.lock:
+            if not self.stopped:
+                self.ready.extend(freed)
+                nodes = [self.plan.nodes[index] for index in freed]
+                if after is not None and after.index not in self.ready_at:
+                    nodes.insert(0, after)
+                now = self.settings.clock()
+                self.ready_at.update((node.index, now) for node in nodes)
+                if after is None and self.ready:
+                    after = self.plan.nodes[self.ready.popleft()]
+                if after is None:
+                    self.running -= 1
+                return nodes, after
+        self.not_begun(after, known=True)
+        self.put_back()
+        return None, None
+
+    def not_begun(self, node: Node | None, *, known: bool) -> None:
+        """The run has stopped before `node` began. Its start was to be told to the store; `known`: and was."""
+        assert self.changes is not None  # noqa: S101 - the callers have looked
+        with self.lock:
+            if node is None or node.name not in self.changes.begun:
+                return
+            self.changes.begun.discard(node.name)
+            if known:
+                self.changes.not_begun(node.name)
+            else:
+                self.changes.steps.pop(node.name, None)
+
     def put_back(self) -> None:
         """A node that was taken does not start after all."""
         with self.lock:
@@ -275,10 +368,8 @@ class Execution:
         """Go on with a run whose steps in `over` (names) have ended, under an earlier owner, as they should."""
         nodes = self.plan.nodes
         with self.lock:
+            self.left = len(nodes) - len(over)
             self.past_pivot = any(node.step.pivot and node.name in over for node in nodes)
-            self.to_undo.extend(
-                self.plan.by_name[name] for name in self.results if self.plan.by_name[name].compensation
-            )
             self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
             self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 
@@ -286,9 +377,18 @@ class Execution:
         """`node` has failed, and with it the run; `effect`: it must be undone. Answers whether this was the first."""
         with self.lock:
             self.running -= 1
-            if effect and node.compensation is not None:
+            effect = effect and node.compensation is not None
+            if effect:
                 self.to_undo.append(node)
+            if self.changes is not None:
+                self.changes.step(node.name, self.report(node), self.results, effect=effect)
             return self._stop(error, node.name)
+
+    def fail(self, error: BaseException, step: str) -> bool:
+        """The run fails because of `step`, which is done and has left its place. Answers whether this was the first."""
+        with self.lock:
+            self.running -= 1
+            return self._stop(error, step)
 
     def interrupt(self, error: BaseException, step: str | None = None) -> bool:
         """Cancel the run because of `error` (out of `step`, if one raised it).
@@ -303,12 +403,48 @@ class Execution:
             self._stop(error, step)
             return True
 
-    def park(self) -> None:
-        """Leave the run to whoever goes on with it: start no further step, undo nothing."""
+    def park(self, error: RunParked | None = None) -> None:
+        """Leave the run to whoever goes on with it: start no further step, undo nothing. With an `error`, which says what
+        keeps it from going on, also while it is being undone."""
         with self.lock:
-            if not self.stopped and self.finished is None:
-                self.parked = True
-                self._stop(RunParked(f"run {self._run_id or ''} is parked: its engine was left."), None)
+            if self.finished is not None or self.left_to_others or (self.stopped and error is None):
+                return
+            self.parked = True
+            self._leave(error or RunParked(f"run {self._run_id or ''} is parked: its engine was left."))
+
+    def hold(self, error: BaseException) -> None:
+        """Leave the run to an operator: start nothing, undo nothing."""
+        with self.lock:
+            self.parked = self.held = True
+            self._leave(error)
+
+    def lose(self, error: BaseException) -> bool:
+        """Somebody else has the run. Answers whether that is news."""
+        with self.lock:
+            if self.lost or self.finished is not None:
+                return False
+            self.lost = self.interrupted = True
+            self._leave(error)
+            return True
+
+    def fail_after_all(self, error: BaseException) -> None:
+        """The store cannot be told of a run that has done all its steps: it has not succeeded."""
+        with self.lock:
+            self.finished = None
+            self.parked, self.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)
+            if self.left_to_others:
+                self._leave(error)
+            else:
+                self._stop(error, next(reversed(self.results), None))
+
+    def _leave(self, error: BaseException) -> None:
+        self.leaving = error
+        self._stop(error, None)
+
+    @property
+    def left_to_others(self) -> bool:
+        """Whether this process starts and undoes nothing more of the run, whatever is left to do."""
+        return self.parked or self.lost
 
     def _stop(self, error: BaseException, step: str | None) -> bool:
         first = not self.stopped
@@ -399,7 +535,31 @@ class Execution:
     @property
     def undoes(self) -> bool:
         """Whether what this run did is, or was, undone."""
-        return self.stopped and not self.past_pivot and not self.parked
+        return self.stopped and not self.past_pivot and not self.parked and not self.lost
+
+    def undo_on(
+        self,
+        error: BaseException,
+        step: str | None,
+        to_undo: list[Node],
+        undone: list[str],
+        undo_errors: dict[str, Exception],
+    ) -> None:
+        """Go on with a run that an earlier owner undid in part, or that is to be undone, because of `error`."""
+        with self.lock:
+            self._stop(error, step)
+            self.to_undo = to_undo
+            self.undone, self.undo_errors = undone, undo_errors
+            self.undo_begun.update(undone, undo_errors)
+            self.undo_order = len(self.undo_begun)
+
+    def undo_over(self, node: Node) -> bool:
+        """The undo of `node` has ended, as its report says. Answers whether the store must know before the next one."""
+        if self.changes is None:
+            return False
+        with self.lock:
+            self.changes.step(node.name, self.report(node), self.results, effect=True)
+            return bool(self.to_undo) or self.undoing is not None
 
     def begin_undo(self, node: Node) -> int:
         """The undo of `node` is about to start; answers its number, from 1."""
@@ -420,7 +580,10 @@ class Execution:
     def undo_ended(self, node: Node) -> Node | None:
         """`node` is undone, or could not be: either way, go on with what it depended on."""
         with self.lock:
-            self._free_before(node.index)
+            if self.undoes:
+                self._free_before(node.index)
+            else:
+                self.ready.clear()
             if self.ready:
                 return self.plan.nodes[self.ready.popleft()]
             self.running -= 1

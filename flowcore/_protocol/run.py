@@ -1,34 +1,24 @@
 """A run from request to outcome: claim it, work its steps, undo them if one failed, tell the store."""
 
-# What callers without a type checker hand in is checked when it arrives.
-# pyright: reportUnnecessaryIsInstance=false
-
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Final
+from typing import Final
 
-from ..errors import (
-    CompensationFailed,
-    IdempotencyError,
-    IdempotencyHeld,
-    IdempotencyInProgress,
-    IdempotencyMismatch,
-    NotSerializable,
-    said,
-    shown,
-)
+from ..errors import CompensationFailed, LeaseLost, NotSerializable, said, shown
 from ..plan import Node
-from ..retry import Backoff
 from ..run import Run
 from ..status import Status
-from ..stores.base import Busy, Claim, Claimed, Ending, Finished, Held, Mismatch, RunRecord
+from ..stores.base import RunRecord
 from . import tell
-from .effects import RESUME, WAIT, Ask, Program, Sleep
+from .claim import adopt, claim
+from .durable import finish, parked
+from .effects import RESUME, WAIT, Program
 from .execution import Execution
 from .sprint import Begun
 from .states import outcome
 from .steps import work
+from .takeover import restore, take_over
 from .tell import Told
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 
@@ -36,8 +26,6 @@ __all__ = ["helper", "rescue", "run"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
 """outcomes worth a record even where nobody gave the run a key"""
-_POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
-"""how often a caller with `wait=` asks after the run that has its key"""
 
 
 def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
@@ -45,15 +33,25 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
 
     Answers the Run, failed or not; raises only where there is no run of its own.
     """
-    told = None
+    told: Told | None = None
+    earlier: RunRecord | None = None
     if x.observed:
         tell.requested(x)
-    if x.key is not None or x.settings.store.durable:
-        earlier = yield from _claim(x)
-        if earlier is not None:
-            return earlier
+    if x.key is not None or x.settings.durable:
+        found = yield from claim(x)
+        if isinstance(found, Run):
+            return found
+        earlier = found
+    elif x.allowed is not None:
+        x.deadline = x.settings.clock() + x.allowed
+    if earlier is not None:
+        restore(x, earlier)
     if x.observed:
         told = tell.run_started(x)
+    if earlier is not None:
+        yield from take_over(x, earlier)
+    if told is not None:
+        tell.first_ready(x)
     x.working = True
     yield from work(x, x.take() if begun is None else begun.node, main=True, begun=begun)
     if x.running and not x.idle(waits=True):
@@ -63,7 +61,10 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
     finished = x.as_run(Status.SUCCESS)
     failure = None
     if x.claimed:
-        _, failure = yield Ask("finish", Ending(_record(x, finished)))
+        failure = yield from finish(x, _record(x, finished))
+        if failure is not None and x.changes is not None:
+            _reopen(x, failure)
+            return (yield from _fail(x, told))
     if told is not None:
         tell.run_finished(x, told, Status.SUCCESS, None)
     if failure is not None:
@@ -85,23 +86,48 @@ def _fail(x: Execution, told: Told | None) -> Program[Run]:
         yield from undo_all(x)
     elif x.past_pivot:
         yield from wait_for_abandoned(x)  # the next call attempts it again, and must not do so beside it
-    while True:
-        undone, undo_failed = bool(x.undone), bool(x.undo_errors)
-        status = outcome(parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed)
-        if x.end(status):
-            break
+    while not x.end(_outcome(x)):
         yield from undo_rest(x)
+    finished, failure = _failed(x), None
+    if x.claimed or x.key is not None or finished.status in _TO_DECIDE:
+        failure = yield from finish(x, _record(x, finished))
+    if failure is not None and x.changes is not None and not x.left_to_others:
+        _reopen(x, failure)
+        x.end(_outcome(x))
+        finished = _failed(x)
+    elif failure is not None and finished.error is not None:
+        finished.error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
+    if told is not None:
+        tell.run_finished(x, told, finished.status, finished.error)
+    if finished.status is Status.LOST:
+        finished = (yield from adopt(x)) or finished
+    return finished
+
+
+def _outcome(x: Execution) -> Status:
+    undone, undo_failed = bool(x.undone), bool(x.undo_errors)
+    return outcome(
+        lost=x.lost, parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed
+    )
+
+
+def _failed(x: Execution) -> Run:
+    """The Run of one that has ended, with what its caller gets to see raised."""
+    status = _outcome(x)
     error = _final_error(x, status)
-    finished = x.as_run(status, error, held=status is Status.COMPENSATION_FAILED)
+    finished = x.as_run(status, error, held=x.held or status is Status.COMPENSATION_FAILED)
     if isinstance(error, CompensationFailed):
         error.run = finished
-    if x.claimed or x.key is not None or status in _TO_DECIDE:
-        _, failure = yield Ask("finish", Ending(_record(x, finished)))
-        if failure is not None:
-            error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
-    if told is not None:
-        tell.run_finished(x, told, status, error)
     return finished
+
+
+def _reopen(x: Execution, failure: BaseException) -> None:
+    """A durable store could not be told of the end, so it has not come."""
+    if isinstance(failure, LeaseLost):
+        tell.lease_lost(x)
+    elif not isinstance(failure, NotSerializable):
+        failure = parked(x, f"its store could not be told how it ended: {_brief(failure)}", failure)
+    x.fail_after_all(failure)
 
 
 def helper(x: Execution, node: Node | None = None) -> Program[None]:
@@ -112,144 +138,6 @@ def helper(x: Execution, node: Node | None = None) -> Program[None]:
         yield RESUME
 
 
-# -- the claim ---------------------------------------------------------------------------------------------------------
-
-
-def _claim(x: Execution) -> Program[Run | None]:
-    """Claim the run's key. Answers None if the run is ours, else the earlier run whose outcome is ours too."""
-    key = x.key if x.key is not None else x.run_id
-    try:
-        x.fingerprint = None if x.recovering else _fingerprint(x)
-    except Exception as error:
-        tell.refused(x, error)
-        raise
-    claim = Claim(key, x.run_id, x.workflow.name, x.fingerprint, x.plan.graph, x.carrier, waits=x.wait is not None)
-    until = None if x.wait is None else x.settings.clock() + x.wait
-    polls = 0
-    while True:
-        answer, failure = yield Ask("claim", claim)
-        if failure is not None:
-            tell.refused(x, failure)
-            raise failure
-        match answer:
-            case Claimed():
-                _own(x, answer)
-                return None
-            case Finished():
-                record = answer.record
-                adopted = claim.attached == record.run_id
-                tell.hit(x, "adopted" if adopted else "replayed", record.run_id, record.carrier, answer.age)
-                return _replay(x, record)
-            case Busy() if until is not None and x.settings.clock() < until:
-                claim.attached = answer.run_id
-                polls += 1
-                left = until - x.settings.clock()
-                yield Sleep(max(0.0, min(_POLL.delay(polls), left)))
-                if x.error is not None:  # cancelled while it waited for another run
-                    tell.refused(x, x.error)
-                    raise x.error
-            case _:
-                raise _refusal(x, key, answer)
-
-
-def _own(x: Execution, claimed: Claimed) -> None:
-    x.claimed = True
-    x.generation, x.fence = claimed.generation, claimed.fence
-    record = claimed.record
-    if record is None:
-        return
-    x.fingerprint = record.fingerprint
-    # Going on with what an earlier owner had done: those steps count as ended.
-    x.run_id = record.run_id
-    x.carrier = record.carrier
-    x.values.update(record.values)
-    over = {name for name, report in record.steps.items() if report.status in {Status.SUCCESS, Status.SKIPPED}}
-    x.results.update(record.results)
-    x.reports.update((name, report) for name, report in record.steps.items() if name in over)
-    x.restore(over)
-
-
-def _replay(x: Execution, record: RunRecord) -> Run:
-    x.run_id = record.run_id
-    replay = Run(x, record.workflow, record.status, dict(record.results), record.steps, x.plan)
-    replay.replayed, replay.held, replay.carrier = True, record.held, record.carrier
-    replay.error, replay.failed_step, replay.undone = record.error, record.failed_step, record.undone
-    return replay
-
-
-def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
-    """The error for a key that cannot be had, told to the hooks."""
-    what = f"idempotency key {shown(key)} of workflow {shown(x.workflow.name)}"
-    word: str
-    error: IdempotencyError
-    match answer:
-        case Busy():
-            word = "in_progress"
-            error = IdempotencyInProgress(
-                f"{what} is in use by run {answer.run_id}, which is still going on: "
-                f"ask again in {answer.retry_after:g} s, or pass wait= to get its outcome.",
-                retry_after=answer.retry_after,
-                run_id=answer.run_id,
-            )
-        case Mismatch():
-            word = "mismatch"
-            other = (
-                "other initial values" if answer.workflow == x.workflow.name else f"workflow {shown(answer.workflow)}"
-            )
-            error = IdempotencyMismatch(f"{what} was used before with {other}: use a key of its own for each request.")
-        case _:
-            word = "held"
-            error = IdempotencyHeld(
-                f"{what} is held since run {answer.run_id}, which could not be undone: "
-                f"put it right by hand, then engine.store.release({shown(key)}) frees the key."
-            )
-    tell.hit(x, word, answer.run_id, answer.carrier, answer.age)
-    return error
-
-
-def _fingerprint(x: Execution) -> str:
-    """What tells one use of a key from another: the workflow's name and its initial values, as canonical JSON."""
-    import hashlib  # with a key only: imports that many a run never needs
-
-    values: dict[Any, Any] = x.values
-    if x.workflow.fingerprint is not None:
-        said_by_user = x.workflow.fingerprint(values)
-        if not isinstance(said_by_user, str):
-            raise NotSerializable(f"fingerprint= of workflow {shown(x.workflow.name)} must answer with a string.")
-        text = said_by_user
-    elif x.key is None:
-        return ""
-    else:
-        text = _canonical(values, x.workflow.name)
-    return hashlib.sha256(f"{x.workflow.name}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _canonical(values: dict[Any, Any], workflow: str) -> str:
-    import json
-
-    problem = next((f"the key {shown(key)} is not a string" for key in values if not isinstance(key, str)), None)
-    if problem is None:
-        try:
-            return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            problem = f"{_culprit(values)} has none ({type(error).__name__}: {said(error, 100)})"
-    raise NotSerializable(
-        f"a run of workflow {shown(workflow)} with an idempotency key needs initial values with a JSON form, "
-        f"but {problem}: pass Workflow(fingerprint=) to say what makes two requests the same."
-    )
-
-
-def _culprit(values: dict[Any, Any]) -> str:
-    import json
-
-    for key, value in values.items():
-        try:
-            json.dumps(value, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            return f"the value of {shown(key)}"
-    return "the whole"
-
-
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +145,8 @@ def _final_error(x: Execution, status: Status) -> BaseException:
     """What the caller gets: the step's own error with a note, or CompensationFailed caused by it."""
     cause = x.error
     assert cause is not None  # noqa: S101 - a run stops only with an error
+    if x.leaving is not None and isinstance(cause, Exception):
+        return x.leaving
     note, undo_errors = _note(x, status), x.undo_errors
     if undo_errors and isinstance(cause, Exception):
         failed = CompensationFailed(
@@ -305,7 +195,7 @@ def _brief(error: BaseException) -> str:
 
 def _record(x: Execution, finished: Run) -> RunRecord:
     return RunRecord(
-        x.key if x.key is not None else x.run_id,
+        x.stored_key,
         x.run_id,
         x.workflow.name,
         x.fingerprint,
@@ -318,7 +208,8 @@ def _record(x: Execution, finished: Run) -> RunRecord:
         values=x.values,
         steps=finished.steps,
         undone=finished.undone,
+        effects=(*(node.name for node in x.to_undo), *(x.undo_errors if x.stopped else ())),
         failed_step=x.failed_step,
-        error=finished.error,
+        error=finished.error if x.leaving is None else None if x.error is x.leaving else x.error,
         carrier=x.carrier,
     )

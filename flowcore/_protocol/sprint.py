@@ -41,7 +41,7 @@ class Begun:
 
 def may_sprint(x: Execution) -> bool:
     """Whether nobody watches this run, and no store has to be asked or told."""
-    return x.key is None and not x.observed and x.deadline is None and not x.settings.store.durable
+    return x.key is None and not x.observed and x.allowed is None and not x.settings.durable
 
 
 def sprint(x: Execution) -> Begun | None:

@@ -53,14 +53,15 @@ RUN: Final[Mapping[Status, frozenset[Status]]] = {
     Status.LOST: frozenset(),
 }
 
-# (parked, failed, past its pivot, something was undone, an undo failed) -> outcome. None stands for either.
+# (lost, parked, failed, past its pivot, something was undone, an undo failed) -> outcome. None stands for either.
 _OUTCOMES: Final = (
-    ((True, None, None, None, None), Status.PARKED),
-    ((False, False, None, None, None), Status.SUCCESS),
-    ((False, True, True, None, None), Status.INCOMPLETE),
-    ((False, True, False, None, True), Status.COMPENSATION_FAILED),
-    ((False, True, False, True, False), Status.COMPENSATED),
-    ((False, True, False, False, False), Status.FAILURE),
+    ((True, None, None, None, None, None), Status.LOST),
+    ((False, True, None, None, None, None), Status.PARKED),
+    ((False, False, False, None, None, None), Status.SUCCESS),
+    ((False, False, True, True, None, None), Status.INCOMPLETE),
+    ((False, False, True, False, None, True), Status.COMPENSATION_FAILED),
+    ((False, False, True, False, True, False), Status.COMPENSATED),
+    ((False, False, True, False, False, False), Status.FAILURE),
 )
 
 
@@ -71,9 +72,9 @@ def _first_match(facts: tuple[bool, ...]) -> Status:
     raise AssertionError(facts)
 
 
-_BY_FACTS: Final = {facts: _first_match(facts) for facts in itertools.product((False, True), repeat=5)}
+_BY_FACTS: Final = {facts: _first_match(facts) for facts in itertools.product((False, True), repeat=6)}
 
 
-def outcome(*, parked: bool, failed: bool, past_pivot: bool, undone: bool, undo_failed: bool) -> Status:
+def outcome(*, lost: bool, parked: bool, failed: bool, past_pivot: bool, undone: bool, undo_failed: bool) -> Status:
     """How a run that has nothing left to do ended."""
-    return _BY_FACTS[parked, failed, past_pivot, undone, undo_failed]
+    return _BY_FACTS[lost, parked, failed, past_pivot, undone, undo_failed]

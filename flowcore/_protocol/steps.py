@@ -10,17 +10,17 @@ from types import CoroutineType
 from typing import Any, NamedTuple
 
 from ..context import AttemptContext, Context
-from ..errors import AsyncStepInSyncEngine, RunTimeout, StepCancelled, StepTimeout, shown
+from ..errors import AsyncStepInSyncEngine, NotSerializable, RunTimeout, StepCancelled, StepTimeout, shown
 from ..plan import Node, is_async
 from ..retry import Pause, Retry, waits
 from ..status import Status
-from . import tell
+from . import durable, tell
 from .effects import HELP, Call, GivenUp, Hand, Landing, Outcome, Program, Sleep, Stop
 from .execution import Execution
 from .sprint import Begun
 from .tell import Told
 
-__all__ = ["End", "attempts", "safely", "work"]
+__all__ = ["End", "attempts", "awaited", "safely", "work"]
 
 
 class End:
@@ -64,7 +64,10 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
         if end.status is Status.PENDING:  # the run stopped before it began
             x.put_back()
             return
-        node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end)
+        if x.changes is not None:
+            node = yield from _recorded(x, node, end)
+        else:
+            node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end)
 
 
 def _go_on(x: Execution, node: Node, begun: Begun) -> Program[Node | None]:
@@ -90,11 +93,24 @@ def _step(x: Execution, node: Node) -> Program[End]:
             return End(Status.PENDING, None, None, 0)
     if end is not None:
         return end
+    if x.changes is not None:
+        end = yield from _begun(x, node)
+        if end is not None:
+            return end
     told = tell.step_started(x, node) if x.observed else None
     end = yield from safely(attempts(x, node, node.fn, node.retry, node.timeout, told))
     if told is not None:
         tell.step_finished(x, node, told, end.status, end.attempts, end.error)
     return end
+
+
+def _begun(x: Execution, node: Node) -> Program[End | None]:
+    """Have the store know that the step starts; answers the End of one that must not."""
+    try:
+        begins = yield from durable.begin(x, node, 1)
+    except NotSerializable as error:  # what its when= wrote
+        return End(Status.FAILURE, None, error, 0)
+    return None if begins else End(Status.PENDING, None, None, 0)
 
 
 def _overdue(x: Execution) -> End | None:
@@ -142,6 +158,20 @@ def _skipped(x: Execution, node: Node) -> Node | None:
     return after
 
 
+def _recorded(x: Execution, node: Node, end: End) -> Program[Node | None]:
+    """The step is done or was skipped: have the store know, then go on."""
+    report = x.report(node)
+    report.status, report.attempts = end.status, end.attempts
+    if end.status is Status.SKIPPED:
+        tell.step_skipped(x, node)
+    elif node.step.pivot:
+        x.past_pivot = True
+    after, failure = yield from durable.ended(x, node, end.value, skipped=end.status is Status.SKIPPED)
+    if failure is not None:  # its result cannot be stored; what it did stands, and is undone with the rest
+        yield from _stopped(x, x.fail(failure, node.name))
+    return after
+
+
 def _failed(x: Execution, node: Node, end: End) -> Program[None]:
     """The step failed for good, and its run with it."""
     report = x.report(node)
@@ -151,12 +181,19 @@ def _failed(x: Execution, node: Node, end: End) -> Program[None]:
         # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
         x.interrupt(error, node.name)
     first = x.failed(node, error, effect=end.attempts > 0 and (end.status is not Status.FAILURE or node.undo_attempted))
+    yield from _stopped(x, first)
+
+
+def _stopped(x: Execution, first: bool) -> Program[None]:
+    """A step has failed and left its place; `first`: with it, the run has."""
     if x.interrupted:
         yield Stop(cancel=True)
     elif first:
         cancel = x.workflow.on_failure == "cancel"
         x.interrupted = x.interrupted or cancel
         yield Stop(cancel=cancel)
+    if x.changes is not None and not x.idle():  # what goes on may take its time; whoever takes over then must not go on
+        yield from durable.flush(x)
 
 
 def _asked(x: Execution, node: Node) -> Program[End | None]:
@@ -165,7 +202,7 @@ def _asked(x: Execution, node: Node) -> Program[End | None]:
     ctx, asynchronous = Context(x, node), is_async(node.when)
     answer, error = yield Call(node, node.when, ctx, x.context.copy(), None, asynchronous, asks=True)
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from _awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
+        answer, error = yield from awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
     if error is None:
         return None if answer else End(Status.SKIPPED, None, None, 0)
     status, failure = _judged(x, node, error, None, undo=False)
@@ -214,7 +251,7 @@ def attempts(
             value, error = yield Call(node, fn, ctx, context, seconds, coroutine, undo)
         if error is None and isinstance(value, CoroutineType):
             left = None if limit is None else max(0.0, limit.moment - settings.clock())
-            value, error = yield from _awaited(x, node, ctx, value, context, left, undo=undo)
+            value, error = yield from awaited(x, node, ctx, value, context, left, undo=undo)
         if error is None:
             if told is not None and outer is not None:
                 tell.attempt_finished(x, node, outer, told, number, allowed, Status.SUCCESS, None, undo=undo)
@@ -342,13 +379,15 @@ def _paused(
         began = tell.backoff_started(x, node, outer, number, allowed, pause, failure, undo=undo)
     if pause.delay and x.context.get(waits, True):
         yield Sleep(pause.delay, shielded=undo)
+    if x.changes is not None and not undo and not x.stopped:
+        yield from durable.begin(x, node, number + 1)
     if outer is not None:
         outer.ended = x.settings.clock()
         outer.backoff += outer.ended - began
     return x.stopped and not undo
 
 
-def _awaited(
+def awaited(
     x: Execution,
     node: Node,
     ctx: Context,

@@ -19,7 +19,11 @@ from ..events import (
     Event,
     Hooks,
     IdempotencyHit,
+    LeaseLost,
+    MaintenanceFinished,
+    MaintenanceStarted,
     RunFinished,
+    RunRecovered,
     RunRefused,
     RunRequested,
     RunStarted,
@@ -28,6 +32,7 @@ from ..events import (
     StepReady,
     StepSkipped,
     StepStarted,
+    StoreCalled,
 )
 from ..events.hooks import Hook, Scope
 from ..plan import Node
@@ -66,7 +71,17 @@ def requested(x: Execution) -> None:
     if RunRequested in x.wanted:
         carrier: dict[str, str] = {}
         at, wall = x.settings.clock(), x.settings.wall()
-        event = RunRequested(x.workflow.name, x.run_id, at, x.state, x.key, wall, carrier, x.submitted)
+        event = RunRequested(
+            x.workflow.name,
+            x.run_id,
+            at,
+            x.state,
+            x.key,
+            wall,
+            carrier,
+            x.submitted,
+            x.recovering is not None,
+        )
         x.hooks.emit(event, x.context)
         x.carrier = carrier
 
@@ -91,16 +106,61 @@ def run_started(x: Execution) -> Told:
     if RunStarted in x.wanted:
         leaving: list[Hook] = []
         event = RunStarted(
-            x.workflow.name, x.run_id, told.at, x.state, x.key, x.settings.wall(), x.carrier, x.fence, None, {}
+            x.workflow.name,
+            x.run_id,
+            told.at,
+            x.state,
+            x.key,
+            x.settings.wall(),
+            x.carrier,
+            x.fence,
+            None if x.interrupted_carrier is None else x.run_id,
+            x.interrupted_carrier or {},
         )
         told.enter(x.hooks, event, leaving)
         if leaving:
             x.hooks = x.hooks.without(leaving)
             x.wanted = x.hooks.wanted
-            x.observed = bool(x.wanted)
-    x.ready_at.update(dict.fromkeys(x.ready, told.at))
-    steps_ready(x, [x.plan.nodes[index] for index in x.ready])
+            x.observed = bool(x.wanted) or x.changes is not None
     return told
+
+
+def first_ready(x: Execution) -> None:
+    x.ready_at.update(dict.fromkeys(x.ready, x.settings.clock()))
+    steps_ready(x, [x.plan.nodes[index] for index in x.ready])
+
+
+def recovered(x: Execution, event: RunRecovered) -> None:
+    if RunRecovered in x.wanted:
+        x.hooks.emit(event, x.context)
+
+
+def lease_lost(x: Execution) -> None:
+    if LeaseLost in x.wanted:
+        event = LeaseLost(x.workflow.name, x.run_id, x.settings.clock(), x.state)
+        x.hooks.emit(event, x.context.copy())
+
+
+def store_called(x: Execution, verb: str, began: float, error: BaseException | None) -> None:
+    if StoreCalled in x.wanted:
+        at, name = x.settings.clock(), x.settings.store.name
+        outcome = Status.SUCCESS if error is None else Status.FAILURE
+        event = StoreCalled(x.workflow.name, x.run_id, at, x.state, name, verb, outcome, at - began, error)
+        x.hooks.emit(event, x.context.copy())
+
+
+def maintenance_started(x: Execution, kind: str) -> Told:
+    told = Told(x.settings.clock(), x.context.copy())
+    if MaintenanceStarted in x.wanted:
+        told.enter(x.hooks, MaintenanceStarted("", "", told.at, x.state, kind))
+    return told
+
+
+def maintenance_finished(x: Execution, told: Told, kind: str, error: BaseException | None) -> None:
+    if MaintenanceFinished in x.wanted:
+        at = x.settings.clock()
+        x.hooks.emit(MaintenanceFinished("", "", at, x.state, kind, at - told.at, error), told.context)
+    told.exit(x.hooks, error)
 
 
 def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException | None) -> None:
@@ -156,6 +216,8 @@ def step_started(x: Execution, node: Node) -> Told:
             {},
         )
         told.scopes, told.event = x.hooks.enter(event, told.context), event
+        if x.changes is not None and event.carrier:
+            x.changes.carriers[node.name] = event.carrier
     return told
 
 

@@ -9,7 +9,7 @@ from ..context import AttemptContext
 from ..errors import UndoInterrupted, shown
 from ..plan import Node
 from ..status import Status
-from . import tell
+from . import durable, tell
 from .effects import HELP, SHIELD, WAIT, Call, Landing, Outcome, Program
 from .execution import Execution
 from .steps import End, attempts, safely
@@ -29,6 +29,8 @@ def undo_all(x: Execution) -> Program[None]:
     if not x.to_undo:
         return
     yield SHIELD
+    if x.changes is not None and not (yield from durable.flush(x)):  # from here on it is only undone
+        return
     yield from wait_for_abandoned(x)
     if x.workflow.parallel_undo:
         x.begin_parallel_undo()
@@ -52,7 +54,8 @@ def work_undo(x: Execution, node: Node | None) -> Program[None]:
     while node is not None:
         if x.ready and x.wants_help():
             yield HELP
-        yield from undo_one(x, node)
+        if x.undoes:
+            yield from undo_one(x, node)
         node = x.undo_ended(node)
 
 
@@ -92,6 +95,8 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     """Undo one step, with the undo's own retries and timeout."""
     undo = node.compensation
     assert undo is not None  # noqa: S101 - only nodes with an undo get here
+    if x.changes is not None and x.finished is None and not (yield from durable.still_ours(x)):
+        return
     order, trigger = x.begin_undo(node), x.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
     told = tell.undo_started(x, node, order, trigger, allowed) if x.observed else None
@@ -130,6 +135,8 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
         x.undone.append(node.name)
     else:
         x.undo_errors[node.name] = error
+    if x.undo_over(node):
+        yield from durable.flush(x)
 
 
 def late(x: Execution, call: Call) -> Program[None]:

@@ -162,7 +162,9 @@ class _Simulator:
         self.x: Execution
         self._runner: asyncio.Runner | None = None  # made when an async step wants it: a loop costs more than a run
         self._random = random.Random(seed)  # noqa: S311 - a seed that replays is the point
-        ids = random.Random(seed)  # noqa: S311 - its own, so that asking for an id changes nothing else
+        # Its own, so that asking for an id changes nothing else; a store would take the id of an earlier owner for its own.
+        known = [(record.run_id, record.fence) for record in store.list_runs()]
+        ids = random.Random(f"{seed} {known}")  # noqa: S311 - see above
         self._agenda: list[tuple[float, float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._settings = Settings(
@@ -198,7 +200,7 @@ class _Simulator:
         self.x = Execution(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
         self.x.key = key
         limit = workflow.deadline if deadline is None else deadline
-        self.x.deadline = None if limit is None else self.now + limit
+        self.x.allowed = limit
         self._main = run(self.x)
         began = self.now
         if cancel_at is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Run, Step, Workflow
-from flowcore.events import Event
+from flowcore.events import EngineStarted, Event, StoreCalled
 
 PATIENCE = 20.0
 """seconds after which a test that waits gives up: never reached unless something is broken"""
@@ -266,8 +266,8 @@ def notes(error: BaseException) -> str:
 
 
 def kinds(events: Iterable[Event]) -> list[str]:
-    """The names of the events' types, in order."""
-    return [type(event).__name__ for event in events]
+    """The names of the events' types, in order, less those of engines and stores, which are no part of a run's story."""
+    return [type(event).__name__ for event in events if not isinstance(event, (EngineStarted, StoreCalled))]
 
 
 def of_type(events: Iterable[Any], *types: type[Any]) -> list[Any]:

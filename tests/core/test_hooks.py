@@ -94,8 +94,8 @@ def test_the_events_of_a_run_that_succeeds(drive: Drive, ledger: Ledger) -> None
         *("StepFinished", "RunFinished"),
     ]
     check_well_formed(events)
-    assert {event.run_id for event in events[1:]} == {run.id}
-    assert events[0].steps == ("a", "b")
+    assert {event.run_id for event in events[2:]} == {run.id}
+    assert events[1].steps == ("a", "b")
     started = of_type(events, StepStarted)[1]
     assert (started.step, started.depends_on, started.max_attempts, started.waited >= 0) == ("b", ("a",), 1, True)
     assert started.function.endswith("Ledger.add.<locals>.do")

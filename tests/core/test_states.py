@@ -14,10 +14,13 @@ from .conftest import Drive, Ledger
 
 
 def test_every_combination_of_facts_has_exactly_one_outcome() -> None:
-    names = ("parked", "failed", "past_pivot", "undone", "undo_failed")
-    for facts in itertools.product([False, True], repeat=5):
+    names = ("lost", "parked", "failed", "past_pivot", "undone", "undo_failed")
+    for facts in itertools.product([False, True], repeat=6):
         status = outcome(**dict(zip(names, facts, strict=True)))
-        parked, failed, past_pivot, undone, undo_failed = facts
+        lost, parked, failed, past_pivot, undone, undo_failed = facts
+        assert (status is Status.LOST) == lost
+        if lost:
+            continue
         assert (status is Status.SUCCESS) == (not parked and not failed)
         assert (status is Status.PARKED) == parked
         if failed and not parked and not past_pivot:

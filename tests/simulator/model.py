@@ -34,6 +34,7 @@ from flowcore.events import (
     StepReady,
     StepSkipped,
     StepStarted,
+    StoreCalled,
 )
 from flowcore.events.records import StepEvent
 from flowcore.testing import Fault
@@ -305,7 +306,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 def well_formed(s: Story) -> Iterator[str]:
     """Each start has exactly one end, all is nested, and time never goes back."""
     yield from s.malformed
-    kinds = [type(event) for event in s.events]
+    kinds = [type(event) for event in s.events if not isinstance(event, StoreCalled)]
     if kinds[:2] != [RunRequested, RunStarted] or kinds.count(RunRequested) + kinds.count(RunStarted) != 2:
         yield "a run begins with RunRequested and RunStarted"
     if kinds.count(RunFinished) != 1:
@@ -319,7 +320,7 @@ def well_formed(s: Story) -> Iterator[str]:
         if any(part.index < s.ended_at < part.end for part in history.undos):
             yield f"the run ends while {name} is being undone"
     for event in s.events[s.ended_at + 1 :]:
-        if not isinstance(event, StepLandedLate | CompensationStarted | CompensationFinished) and not (
+        if not isinstance(event, StepLandedLate | CompensationStarted | CompensationFinished | StoreCalled) and not (
             isinstance(event, AttemptStarted | AttemptFinished | BackoffStarted) and event.undo
         ):
             yield f"{type(event).__name__} after the end of the run"

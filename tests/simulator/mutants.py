@@ -231,8 +231,13 @@ MUTANTS = (
         "            if not self.stopped:\n                self.finished = Status.SUCCESS\n            return not self.stopped",
         "            self.finished = Status.SUCCESS\n            return True",
     ),
-    m("held is forgotten", "run", "held=status is Status.COMPENSATION_FAILED", "held=False"),
-    m("the pivot is ignored", "steps", "x.past_pivot = True", "x.past_pivot = False"),
+    m("held is forgotten", "run", "held=x.held or status is Status.COMPENSATION_FAILED", "held=False"),
+    m(
+        "the pivot is ignored",
+        "steps",
+        "        x.past_pivot = True\n    freed",
+        "        x.past_pivot = False\n    freed",
+    ),
     m(
         "the last error is raised, not the first",
         "execution",
@@ -242,8 +247,8 @@ MUTANTS = (
     m(
         "the end of the run is not told",
         "run",
-        "    if told is not None:\n        tell.run_finished(x, told, status, error)",
-        "    if told is None:\n        tell.run_finished(x, told, status, error)",
+        "    if told is not None:\n        tell.run_finished(x, told, finished.status",
+        "    if told is None:\n        tell.run_finished(x, told, finished.status",
     ),
     m(
         "the end of a step is not told",
@@ -266,20 +271,20 @@ MUTANTS = (
     m(
         "the finish is not stored",
         "run",
-        "    if x.claimed:\n        _, failure = yield Ask(",
-        "    if x.parked:\n        _, failure = yield Ask(",
+        "    if x.claimed:\n        failure =",
+        "    if x.parked:\n        failure =",
     ),
     m(
         "the key's generation does not rise",
-        "run",
+        "claim",
         "x.generation, x.fence = claimed.generation, claimed.fence",
         "x.generation, x.fence = 0, claimed.fence",
     ),
     m(
         "done steps are done again past the pivot",
-        "run",
-        "report.status in {Status.SUCCESS, Status.SKIPPED}",
-        "report.status in {Status.SKIPPED}",
+        "takeover",
+        "_OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
+        "_OVER: Final = frozenset({Status.SKIPPED})",
     ),
     m("an undo has its step's key", "execution", '"undo" if undo else "do"', '"do"'),
     m("two steps have one key", "execution", 'step, "undo" if undo', '"", "undo" if undo'),

@@ -179,7 +179,7 @@ def fact(event: Any) -> tuple[Any, ...]:
 
 def facts(events: Sequence[Event], step: str | None = None) -> list[tuple[Any, ...]]:
     """What was told of a step (None: of everything), in order."""
-    foreign = {"WorkflowRegistered", "RunSubmitted"}
+    foreign = {"EngineStarted", "WorkflowRegistered", "RunSubmitted"}
     return [
         fact(event)
         for event in events

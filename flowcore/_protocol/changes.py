@@ -1,0 +1,75 @@
+"""What a durable store has still to be told of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from ..run import StepReport
+from ..status import Status
+from ..stores.base import StepRecord, Write
+
+__all__ = ["Changes"]
+
+
+class Changes:
+    """What has changed in a run since its store was told, in the order of `seq`. Read and written under the run's lock.
+
+    A step's own writes go with the checkpoint that tells of the step's end: whoever else took them along could die with
+    them, after the step was recorded as done.
+    """
+
+    __slots__ = ("begun", "carriers", "seq", "steps", "unstorable", "writes")
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.steps: dict[str, StepRecord] = {}
+        self.writes: dict[str, dict[Any, Write]] = {}  # by the step that wrote
+        self.begun: set[str] = set()  # steps whose start the store knows, and that have not begun here
+        self.carriers: dict[str, dict[str, str]] = {}  # what hooks gave for a step
+        self.unstorable: set[str] = set()  # steps whose results, or writes, the store cannot keep
+
+    def wrote(self, step: str, key: Any, value: Any) -> None:
+        """`step` has set a key of the context."""
+        self.seq += 1
+        self.writes.setdefault(step, {})[key] = Write(self.seq, value)
+
+    def deleted(self, step: str, key: Any) -> None:
+        """`step` has deleted a key of the context."""
+        self.seq += 1
+        self.writes.setdefault(step, {})[key] = Write(self.seq, deleted=True)
+
+    def begins(self, step: str, attempt: int) -> None:
+        """An attempt of `step` is about to start."""
+        self.seq += 1
+        self.steps[step] = StepRecord(self.seq, StepReport(Status.RUNNING, attempt))
+
+    def not_begun(self, step: str) -> None:
+        """The start of `step` was told too early: it never came."""
+        self.seq += 1
+        self.steps[step] = StepRecord(self.seq, StepReport())
+
+    def step(self, step: str, report: StepReport, results: dict[str, Any], *, effect: bool) -> None:
+        """`step`, or its undo, has ended as `report` says."""
+        self.seq += 1
+        kept = step in results and step not in self.unstorable
+        result = results[step] if kept else None
+        self.steps[step] = StepRecord(self.seq, report, kept, result, effect, self.carriers.get(step, {}))
+
+    def cannot_keep(self, step: str) -> None:
+        """The store refused what `step` returned or wrote: forget that, but not that the step ended."""
+        self.unstorable.add(step)
+        self.writes.pop(step, None)
+        if (record := self.steps.get(step)) is not None:
+            record.has_result, record.result = False, None
+
+    def take(self, steps: Collection[str] | None = None) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
+        """Take out what is to be told of `steps` (None: of all), the latest of each."""
+        names = list(self.steps.keys() | self.writes.keys()) if steps is None else steps
+        records = {name: self.steps.pop(name) for name in names if name in self.steps}
+        writes: dict[Any, Write] = {}
+        for name in names:
+            for key, write in self.writes.pop(name, {}).items():
+                if key not in writes or writes[key].seq < write.seq:
+                    writes[key] = write
+        return records, writes
