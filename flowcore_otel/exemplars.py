@@ -24,6 +24,11 @@ Exemplar = dict[str, str]
 class Traced(Protocol):
     """The spans of a run."""
 
+    @property
+    def sampled(self) -> bool:
+        """Whether there will be a trace to look at."""
+        ...
+
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """Of the run, of a step or of its undo, or of the latest attempt of these; None if it is not sampled."""
         ...

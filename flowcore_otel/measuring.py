@@ -30,24 +30,14 @@ from flowcore.events import (
 
 from . import names
 from .exemplars import CALLER, TRACE, Exemplar, Traced, of_caller
+from .inflight import Going, Write
 from .names import Metric
-from .series import Series, Write
+from .series import Series
 from .text import error_type
 
 __all__ = ["MeasuringHook"]
 
 _SUCCESS = "success"
-
-
-class _Run:
-    """What is kept of one run until it ends."""
-
-    __slots__ = ("at", "ready", "wall")
-
-    def __init__(self, event: RunStarted) -> None:
-        self.at = event.at
-        self.wall = event.wall
-        self.ready: set[str] = set()
 
 
 class MeasuringHook:
@@ -60,10 +50,6 @@ class MeasuringHook:
         self._known = series.known
         self._exemplars = exemplars
         self._max_series = max_series
-        self._waits = series.known[names.WAIT_DURATION]
-        self._attempts = series.known[names.ATTEMPT_DURATION]
-        self._steps = series.known[names.STEP_DURATION]
-        self._ready = series.known[names.STEPS_READY]
         self.handlers: Mapping[type[Event], Callable[[Any], None]] = {
             EngineStarted: self._engine_started,
             WorkflowRegistered: self._workflow_registered,
@@ -95,13 +81,22 @@ class MeasuringHook:
         write = self._known[metric].get(labels)
         return write or self._series.new(metric, labels, self._max_series, type(self).__name__)
 
-    def _exemplar(
-        self, event: Event, step: str | None = None, *, undo: bool = False, attempt: bool = False
-    ) -> Exemplar | None:
+    def _of_step(
+        self, cache: dict[str, Write], metric: Metric, workflow: str, step: str, outcome: str | None = None
+    ) -> Write:
+        """A series of one step, and from now on in `cache`, unless it is past a limit and stands in for others too."""
+        labels = (workflow, step) if outcome is None else (workflow, step, outcome)
+        write = self._to(metric, *labels)
+        if labels in self._known[metric]:
+            cache[step] = write
+        return write
+
+    def _exemplar(self, event: Event) -> Exemplar | None:
+        """Of a run that may not have started here."""
         if not self._exemplars:
             return None
         run: Traced | None = event.state.get(TRACE)
-        return event.state.get(CALLER) if run is None else run.exemplar(step, undo=undo, attempt=attempt)
+        return event.state.get(CALLER) if run is None else run.exemplar(None)
 
     def _remember_caller(self, event: Event) -> None:
         if self._exemplars and CALLER not in event.state:
@@ -129,9 +124,8 @@ class MeasuringHook:
         # rate() and increase() miss the step from no sample to 1: the first failure would go unseen.
         flow = event.workflow
         self._to(names.WORKFLOW_INFO, flow, str(len(event.steps)))(1)
-        self._to(names.OLDEST_START, flow)(self._series.oldest(flow))
-        for metric in (names.RUNS_ACTIVE, names.STEPS_READY, names.LEASE_LOST):
-            self._to(metric, flow)
+        self._series.flow(flow)
+        self._to(names.LEASE_LOST, flow)
         for metric, values in (
             (names.RUN_DURATION, names.RUN_OUTCOMES),
             (names.IDEMPOTENCY_HITS, names.IDEMPOTENCY_OUTCOMES),
@@ -152,25 +146,23 @@ class MeasuringHook:
         self._to(names.IDEMPOTENCY_HITS, event.workflow, event.outcome)(1, self._exemplar(event))
 
     def _run_started(self, event: RunStarted) -> None:
-        flow = event.workflow
-        self._remember_caller(event)
-        event.state[self] = _Run(event)
-        self._to(names.RUNS_ACTIVE, flow)(1)
-        self._series.started(flow, event.run_id, event.wall)
-        self._to(names.OLDEST_START, flow)(self._series.oldest(flow))
+        run = event.state[self] = self._series.flow(event.workflow).begin(event.at, event.wall)
+        if self._exemplars:
+            traced: Traced | None = event.state.get(TRACE)
+            if traced is None:
+                self._remember_caller(event)
+                run.caller = event.state[CALLER]
+            elif traced.sampled:
+                run.traced = traced
 
     def _run_recovered(self, event: RunRecovered) -> None:
         self._to(names.RUN_RECOVERIES, event.workflow, event.decision)(1, self._exemplar(event))
 
     def _run_finished(self, event: RunFinished) -> None:
         flow = event.workflow
-        run: _Run = event.state.pop(self)
-        self._to(names.RUNS_ACTIVE, flow)(-1)
-        self._series.finished(flow, event.run_id)
-        self._to(names.OLDEST_START, flow)(self._series.oldest(flow))
-        if run.ready:  # the run failed before they could start
-            self._to(names.STEPS_READY, flow)(-len(run.ready))
-        self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, self._exemplar(event))
+        run: Going = event.state[self]
+        run.flow.end(run)
+        self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, run.exemplar())
         if event.outcome == _SUCCESS:
             self._to(names.LAST_SUCCESS, flow)(run.wall + event.at - run.at)
 
@@ -182,54 +174,59 @@ class MeasuringHook:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    # What every step comes through looks its series up itself: a call less is a tenth of what it costs.
-
     def _step_ready(self, event: StepReady) -> None:
-        flow, ready = event.workflow, event.state[self].ready
-        ready.add(event.step)
-        (self._ready.get((flow,)) or self._to(names.STEPS_READY, flow))(1)
+        run: Going = event.state[self]
+        run.ready.add(event.step)
 
     def _step_skipped(self, event: StepSkipped) -> None:
-        ready: set[str] = event.state[self].ready
-        if event.step in ready:
-            ready.remove(event.step)
-            self._to(names.STEPS_READY, event.workflow)(-1)
+        run: Going = event.state[self]
+        run.ready.discard(event.step)
 
     def _step_started(self, event: StepStarted) -> None:
-        flow, step = event.workflow, event.step
-        ready: set[str] = event.state[self].ready
-        if step in ready:
-            ready.remove(step)
-            (self._ready.get((flow,)) or self._to(names.STEPS_READY, flow))(-1)
-        (self._waits.get((flow, step)) or self._to(names.WAIT_DURATION, flow, step))(event.waited)
+        run: Going = event.state[self]
+        step, waits = event.step, run.flow.waits
+        run.ready.discard(step)
+        (waits.get(step) or self._of_step(waits, names.WAIT_DURATION, event.workflow, step))(event.waited)
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if event.undo:
             return
+        run: Going = event.state[self]
         flow, step, outcome = event.workflow, event.step, event.outcome
-        exemplar = self._exemplar(event, step, attempt=True) if self._exemplars else None
-        write = self._attempts.get((flow, step, outcome)) or self._to(names.ATTEMPT_DURATION, flow, step, outcome)
-        write(event.duration, exemplar)
-        if outcome != _SUCCESS:
+        exemplar = run.caller if run.traced is None else run.traced.exemplar(step, attempt=True)
+        if outcome == _SUCCESS:
+            known = run.flow.attempts
+            write = known.get(step) or self._of_step(known, names.ATTEMPT_DURATION, flow, step, outcome)
+            write(event.duration, exemplar)
+        else:
+            self._to(names.ATTEMPT_DURATION, flow, step, outcome)(event.duration, exemplar)
             self._to(names.STEP_ERRORS, flow, step, error_type(event.error, outcome))(1, exemplar)
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         if not event.undo:
-            exemplar = self._exemplar(event, event.step, attempt=True)
+            run: Going = event.state[self]
+            exemplar = run.exemplar(event.step, attempt=True)
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
     def _step_finished(self, event: StepFinished) -> None:
+        run: Going = event.state[self]
         flow, step, outcome = event.workflow, event.step, event.outcome
-        exemplar = self._exemplar(event, step) if self._exemplars else None
-        write = self._steps.get((flow, step, outcome)) or self._to(names.STEP_DURATION, flow, step, outcome)
+        exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
+        known = run.flow.steps
+        if outcome == _SUCCESS:
+            write = known.get(step) or self._of_step(known, names.STEP_DURATION, flow, step, outcome)
+        else:
+            write = self._to(names.STEP_DURATION, flow, step, outcome)
         write(event.duration, exemplar)
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
-        exemplar = self._exemplar(event, event.step, undo=event.undo)
+        run: Going = event.state[self]
+        exemplar = run.exemplar(event.step, undo=event.undo)
         self._to(names.LATE_LANDINGS, event.workflow, event.step)(1, exemplar)
 
     def _compensation_finished(self, event: CompensationFinished) -> None:
+        run: Going = event.state[self]
         flow, step, outcome = event.workflow, event.step, event.outcome
-        exemplar = self._exemplar(event, step, undo=True)
+        exemplar = run.exemplar(step, undo=True)
         self._to(names.COMPENSATIONS, flow, step, outcome)(1, exemplar)
         self._to(names.COMPENSATION_DURATION, flow, step, outcome)(event.duration, exemplar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -10,9 +11,10 @@ from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
 
 from . import names
+from .inflight import ASKED, Write
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import Series, Write, one_for_each
+from .series import Series, one_for_each
 
 __all__ = ["MetricsHook"]
 
@@ -23,34 +25,29 @@ class _MeterSeries(Series):
     def __init__(self, provider: metrics.MeterProvider) -> None:
         super().__init__()
         meter = metrics.get_meter(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
-        asked = {names.OLDEST_START: self._oldest_starts, names.WORKERS: self._workers}
-        for metric, answer in asked.items():
-            meter.create_observable_gauge(metric.name, [answer], metric.unit, metric.help)
-        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric not in asked}
+        for metric in ASKED:
+            updown = metric.kind == "updown"
+            create = meter.create_observable_up_down_counter if updown else meter.create_observable_gauge
+            create(metric.name, [partial(self._observe, metric)], metric.unit, metric.help)
+        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric not in ASKED}
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
-        record = self._records.get(metric)
-        if record is None:
-            return _observed
-        attributes = {names.LABELS[label]: value for label, value in zip(metric.labels, labels, strict=True)}
-        if metric.kind in {"counter", "updown"}:
+        record, attributes = self._records[metric], _attributes(metric, labels)
+        if metric.kind == "counter":
             record(0, attributes)
         return partial(_write, record, attributes)
 
-    def _oldest_starts(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+    def _observe(self, metric: Metric, _: metrics.CallbackOptions) -> list[metrics.Observation]:
         # The SDK refuses the +Inf that Prometheus shows of an idle workflow; here it has no point at all.
-        return [metrics.Observation(start, {names.WORKFLOW_NAME: flow}) for flow, start in self.oldest_starts()]
-
-    def _workers(self, _: metrics.CallbackOptions) -> list[metrics.Observation]:
-        label = names.LABELS["state"]
-        return [metrics.Observation(number, {label: state}) for state, number in self.workers().items()]
+        asked = [(labels, value) for labels, value in self.ask(metric) if math.isfinite(value)]
+        return [metrics.Observation(value, _attributes(metric, labels)) for labels, value in asked]
 
 
 _Record = Callable[[float, Attributes], None]
 
 
-def _observed(_amount: float) -> None:
-    """Written nowhere: it is read when somebody asks for it."""
+def _attributes(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
+    return {names.LABELS[label]: value for label, value in zip(metric.labels, labels, strict=True)}
 
 
 def _write(record: _Record, attributes: Attributes, amount: float, _exemplar: object = None) -> None:
@@ -65,8 +62,6 @@ def _record_of(metric: Metric, meter: metrics.Meter) -> _Record:
             return meter.create_histogram(
                 metric.name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=metric.buckets
             ).record
-        case "updown":
-            return meter.create_up_down_counter(metric.name, metric.unit, metric.help).add
         case _:
             return meter.create_gauge(metric.name, metric.unit, metric.help).set
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -12,17 +12,17 @@ from prometheus_client.registry import Collector
 from prometheus_client.values import MutexValue, ValueClass
 
 from . import names
+from .inflight import ASKED, Flow, Going, Write
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import Series, Write, one_for_each
+from .series import Series, one_for_each
 
 __all__ = ["PrometheusHook"]
 
-
-_WRITES: Final = {"counter": "inc", "updown": "inc", "histogram": "observe", "gauge": "set"}
+_WRITES: Final = {"counter": "inc", "histogram": "observe", "gauge": "set"}
 """the method that writes to a series"""
 _MULTIPROCESS: Final = ValueClass is not MutexValue
-"""whether prometheus_client keeps its values in files, for other processes to sum up"""
+"""whether prometheus_client keeps its values in files, for whichever process is scraped to sum up"""
 
 
 class _PrometheusSeries(Series):
@@ -30,43 +30,91 @@ class _PrometheusSeries(Series):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
-        written = [metric for metric in names.METRICS if metric is not names.WORKERS]
-        self._metrics = {metric: _registered(metric, registry) for metric in written}
-        registry.register(_Workers(self))
+        asked = (names.WORKERS,) if _MULTIPROCESS else ASKED
+        registry.register(_Asked(self, asked))
+        self._metrics = {metric: _registered(metric, registry) for metric in names.METRICS if metric not in asked}
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
         child: Write = getattr(self._metrics[metric].labels(*labels), _WRITES[metric.kind])
         return child
 
+    def make_flow(self, label: str) -> Flow:
+        return _Told(label, self._metrics) if _MULTIPROCESS else super().make_flow(label)
+
     def forked(self) -> None:
         super().forked()
         # Counters go on: each process has its own. In multiprocess mode prometheus_client starts all of a child's at 0.
-        for metric in names.METRICS:
-            if metric.kind == "updown":
-                for add in self.known[metric].values():
-                    gauge: Gauge = getattr(add, "__self__")  # noqa: B009 - `add` is the bound method of a Gauge
-                    gauge.set(0)
-        for set_ in self.known[names.OLDEST_START].values():
-            set_(math.inf)
         if not _MULTIPROCESS:  # where nobody may have counted for this process
             self.known[names.STORE_RUNS].clear()
             self._metrics[names.STORE_RUNS].clear()
 
 
-class _Workers(Collector):
-    """Asks the engines how many of their threads are busy, whenever somebody scrapes."""
+class _Asked(Collector):
+    """The gauges that ask what is going on, whenever somebody scrapes."""
 
-    def __init__(self, series: Series) -> None:
+    def __init__(self, series: Series, metrics: Iterable[Metric]) -> None:
         self._series = series
+        self._asked = tuple(metrics)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        metric = names.WORKERS
-        family = GaugeMetricFamily(metric.prometheus, metric.help, labels=metric.labels)
-        for state, number in self._series.workers().items():
-            family.add_metric([state], number)
-        return [family]
+        for metric in self._asked:
+            family = GaugeMetricFamily(metric.prometheus, metric.help, labels=metric.labels, unit=_unit(metric))
+            for labels, value in self._series.ask(metric):
+                family.add_metric(labels, value)
+            yield family
 
     describe = collect
+
+
+class _Told(Flow):
+    """In multiprocess mode nobody can ask what is going on in another process: it is written down as it changes."""
+
+    __slots__ = ("_active", "_oldest", "_ready")
+
+    def __init__(self, label: str, metrics: Mapping[Metric, Any]) -> None:
+        super().__init__(label)
+        self._active: Gauge = metrics[names.RUNS_ACTIVE].labels(label)
+        self._ready: Gauge = metrics[names.STEPS_READY].labels(label)
+        self._oldest: Gauge = metrics[names.OLDEST_START].labels(label)
+        self._oldest.set(math.inf)
+
+    def begin(self, at: float, wall: float) -> Going:
+        run = super().begin(at, wall)
+        run.ready = _Counted(self._ready)
+        self._active.inc()
+        self._oldest.set(self.oldest())
+        return run
+
+    def end(self, run: Going) -> None:
+        super().end(run)
+        self._ready.dec(len(run.ready))
+        self._active.dec()
+        self._oldest.set(self.oldest())
+
+    def forget(self) -> None:
+        super().forget()
+        self._oldest.set(math.inf)
+
+
+class _Counted(set[str]):
+    """Steps that are ready, counted by a gauge."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        super().__init__()
+        self._gauge = gauge
+
+    def add(self, step: str) -> None:
+        super().add(step)
+        self._gauge.inc()
+
+    def discard(self, step: object) -> None:
+        if step in self:
+            super().discard(step)
+            self._gauge.dec()
+
+
+def _unit(metric: Metric) -> str:
+    return "seconds" if metric.unit == "s" else ""
 
 
 def _registered(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
@@ -75,7 +123,7 @@ def _registered(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge 
         "name": metric.prometheus,
         "documentation": metric.help,
         "labelnames": metric.labels,
-        "unit": "seconds" if metric.unit == "s" else "",
+        "unit": _unit(metric),
         "registry": registry,
     }
     match metric.kind:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import threading
 import weakref
@@ -13,21 +12,16 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from . import names
+from .inflight import Engines, Flow, Workers, Write
 from .names import Metric
 from .text import fit
 
-__all__ = ["MAX_ERROR_TYPES", "MAX_WORKFLOWS", "Series", "Workers", "Write", "one_for_each"]
+__all__ = ["MAX_ERROR_TYPES", "MAX_WORKFLOWS", "Series", "one_for_each"]
 
 _log = logging.getLogger("flowcore")
 
 MAX_WORKFLOWS: Final = 200
 MAX_ERROR_TYPES: Final = 50
-
-Workers = Callable[[], tuple[int, int] | None]
-"""one engine's threads: busy ones, and how many of these are stuck in calls that were given up; None: it is gone"""
-
-Write = Callable[..., object]
-"""writes an amount to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
 
 class Series(ABC):
@@ -39,8 +33,8 @@ class Series(ABC):
         self._lock = threading.RLock()
         self._seen: dict[str, set[tuple[str, ...]]] = {"workflow": set(), "step": set(), "error_type": set()}
         self._warned: set[str] = set()
-        self._in_flight: dict[str, dict[str, float]] = {}  # workflow -> run id -> start, in order of starting
-        self._engines: list[Workers] = []
+        self._flows: dict[str, Flow] = {}  # by label, and by the names they were asked for with
+        self._engines = Engines()
         _watch_forks()
         _all.add(self)
 
@@ -87,46 +81,45 @@ class Series(ABC):
     def forked(self) -> None:
         """This is a child process now: runs in flight and threads are its parent's, one of which may have held the lock."""
         self._lock = threading.RLock()
-        self._in_flight.clear()
-        self._engines.clear()
+        self._engines = Engines()
+        for flow in self._flows.values():
+            flow.forget()
 
-    # -- runs in flight ------------------------------------------------------------------------------------------------
+    # -- what is going on ----------------------------------------------------------------------------------------------
 
-    def started(self, workflow: str, run_id: str, wall: float) -> None:
+    def flow(self, workflow: str) -> Flow:
+        """The workflow of that name, or past the limit what stands for all others."""
+        return self._flows.get(workflow) or self._new_flow(workflow)
+
+    def _new_flow(self, workflow: str) -> Flow:
         with self._lock:
-            self._in_flight.setdefault(workflow, {})[run_id] = wall
+            labels = {"workflow": fit(workflow)}
+            capped = self._cap(labels, "workflow", ("workflow",), MAX_WORKFLOWS)
+            label = labels["workflow"]
+            flow = self._flows.get(label)
+            if flow is None:
+                flow = self._flows[label] = self.make_flow(label)
+            if not capped:
+                self._flows[workflow] = flow
+            return flow
 
-    def finished(self, workflow: str, run_id: str) -> None:
-        with self._lock:
-            runs = self._in_flight.get(workflow, {})
-            runs.pop(run_id, None)
-            if not runs:
-                self._in_flight.pop(workflow, None)
-
-    def oldest(self, workflow: str) -> float:
-        """When the oldest run in flight started, in seconds since the epoch; +Inf when there is none."""
-        with self._lock:
-            return next(iter(self._in_flight.get(workflow, {}).values()), math.inf)
-
-    def oldest_starts(self) -> list[tuple[str, float]]:
-        """The same of every workflow with runs in flight."""
-        with self._lock:
-            return [(fit(workflow), next(iter(runs.values()))) for workflow, runs in self._in_flight.items()]
-
-    # -- engines -------------------------------------------------------------------------------------------------------
+    def make_flow(self, label: str) -> Flow:
+        """What keeps the runs in flight of one workflow."""
+        return Flow(label)
 
     def add_engine(self, workers: Workers) -> None:
-        """There is one more engine whose threads count; those that are gone are forgotten."""
-        with self._lock:
-            self._engines = [engine for engine in self._engines if engine() is not None] + [workers]
+        """There is one more engine whose threads count."""
+        self._engines.add(workers)
 
-    def workers(self) -> dict[str, int]:
-        """How many threads of all engines are in which state."""
+    def ask(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
+        """The values of one of the ASKED, now, with their labels."""
+        if metric is names.WORKERS:
+            return [((state,), number) for state, number in self._engines.threads().items()]
         with self._lock:
-            engines = list(self._engines)
-        told = [numbers for engine in engines if (numbers := engine()) is not None]
-        abandoned = sum(stuck for _, stuck in told)
-        return {"busy": sum(busy for busy, _ in told) - abandoned, "abandoned": abandoned}
+            flows = {flow.label: flow for flow in self._flows.values()}
+        values = {names.RUNS_ACTIVE: Flow.active, names.STEPS_READY: Flow.ready, names.OLDEST_START: Flow.oldest}
+        value: Callable[[Flow], float] = values[metric]
+        return [((label,), value(flow)) for label, flow in flows.items()]
 
 
 D = TypeVar("D")

@@ -130,6 +130,12 @@ class Trace:
             return links(kind, work.span)
         return links(kind, stored(self.before[step])) if step in self.before else []
 
+    @property
+    def sampled(self) -> bool:
+        """See `exemplars.Traced`."""
+        context = self.span.get_span_context()
+        return context.trace_flags.sampled and context.is_valid
+
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """See `exemplars.Traced`."""
         work = (self.undos if undo else self.steps).get(step) if step is not None else None

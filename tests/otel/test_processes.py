@@ -20,10 +20,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 hook = PrometheusHook()
 go_on, started = threading.Event(), threading.Event()
-orders, slow = Workflow("orders"), Workflow("slow")
+orders, slow = Workflow("orders"), Workflow("slow", max_parallel=1)
 orders.add_step("charge", lambda ctx: None)
 orders.add_step("ship", lambda ctx: None, depends_on="charge")
 slow.add_step("wait", lambda ctx: (started.set(), go_on.wait(30)))
+slow.add_step("ready", lambda ctx: None)
 
 def show(title):
     registry = CollectorRegistry()
@@ -103,7 +104,7 @@ def test_runs_in_flight_are_those_of_living_processes_each_counted_once(seen) ->
     # The parent's run was in flight when it forked: it is no run of its children.
     slow = frozenset({("workflow", "slow")})
     assert [scrape["flowcore_runs_active", slow] for scrape in seen] == [2, 0]
-    assert [scrape["flowcore_steps_ready", slow] for scrape in seen] == [0, 0]
+    assert [scrape["flowcore_steps_ready", slow] for scrape in seen] == [2, 0]
 
 
 def test_the_oldest_start_is_never_the_epoch(seen) -> None:
@@ -158,4 +159,52 @@ print(value("flowcore_runs_active"), flush=True)
 """
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
-    assert (done.stdout, done.stderr) == ("0.0 inf\nNone False\n0.0\n0.0\n", "")
+    assert (done.stdout, done.stderr) == ("0 inf\nNone False\n0\n0\n", "")
+
+
+def test_a_child_that_exports_metrics_begins_without_its_parents_runs() -> None:
+    code = (
+        SERVER.split("def show", maxsplit=1)[0].replace("hook = PrometheusHook()", "")
+        + """
+from flowcore_otel import MetricsHook
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+reader = InMemoryMetricReader()
+hook = MetricsHook(MeterProvider([reader]))
+
+def show(who):
+    (resource,) = reader.get_metrics_data().resource_metrics
+    points = {
+        (metric.name, point.attributes.get("flowcore.workflow.name")): point.value
+        for metric in resource.scope_metrics[0].metrics
+        for point in metric.data.data_points
+        if hasattr(point, "value")
+    }
+    oldest = "flowcore.run.oldest_start.timestamp", "slow"
+    print(who, points["flowcore.runs.active", "slow"], points["flowcore.steps.ready", "slow"], oldest in points)
+    sys.stdout.flush()
+
+engine = Engine(hooks=[hook])
+future = engine.submit(slow)
+assert started.wait(30)
+show("parent")
+pid = os.fork()
+if not pid:
+    show("child")
+    os._exit(0)
+os.waitpid(pid, 0)
+show("parent")
+go_on.set()
+future.result()
+show("parent")
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "parent 1 1 True",
+        "child 0 0 False",
+        "parent 1 1 True",
+        "parent 0 0 False",
+    ]

@@ -160,14 +160,17 @@ def test_steps_that_a_failure_kept_from_starting_do_not_stay_ready(
     make_driver: MakeDriver, registry: CollectorRegistry
 ) -> None:
     wf = Workflow("trip", max_parallel=1)
+    waiting: list[float | None] = []
 
     def fail(ctx: Context) -> None:
+        waiting.append(registry.get_sample_value("flowcore_steps_ready", {"workflow": "trip"}))
         raise ValueError("declined")
 
     for number in range(5):
         wf.add_step(f"s{number}", fail)
     with pytest.raises(ValueError, match="declined"):
         make_driver(PrometheusHook(registry)).run(wf)
+    assert waiting == [4]
     assert scrape(registry).value("flowcore_steps_ready", workflow="trip") == 0
 
 
