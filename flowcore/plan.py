@@ -47,6 +47,7 @@ class Node:
         "timeout",
         "undo_attempted",
         "undo_is_async",
+        "verify_is_async",
         "when",
     )
 
@@ -65,6 +66,7 @@ class Node:
         self.when = step.when
         self.compensation: Compensation | None = step.compensation
         self.undo_is_async = step.compensation is not None and is_async(step.compensation.fn)
+        self.verify_is_async = step.verify is not None and is_async(step.verify)
         # Plain: its first attempt needs no clock and no question asked before it.
         self.plain = (
             step.when is None
@@ -107,7 +109,9 @@ class Plan:
         _refuse_cycle(self.nodes)
         self.indegrees = [len(node.predecessors) for node in self.nodes]
         self.ready = tuple(node.index for node in self.nodes if not node.predecessors)
-        self.has_async = next((node.name for node in self.nodes if node.is_async or node.undo_is_async), None)
+        self.has_async = next(
+            (node.name for node in self.nodes if node.is_async or node.undo_is_async or node.verify_is_async), None
+        )
         self.pivoted = any(node.step.pivot for node in self.nodes)
         self._graph: str | None = None
 

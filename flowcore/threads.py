@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
@@ -391,6 +392,7 @@ class Engine(EngineBase):
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
+        self._process = os.getpid()
         self._live: dict[Execution, Driver | None] = {}  # None: it sprints
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
@@ -550,6 +552,8 @@ class Engine(EngineBase):
             raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
         if self._recovery is not None:
             self._recovery.set()
+        if self._process != os.getpid():  # a fork: the runs in flight are the parent's
+            self._live.clear()
         with self._quiet:
             self._closed = self._closing = True
             self._quiet.wait_for(lambda: not self._live, limit)

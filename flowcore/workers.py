@@ -57,6 +57,11 @@ class Workers:
         already begun; `beyond` gives it a thread beyond the limit: for what must not wait for a place that may never
         be free again."""
         with self._lock:
+            if self._threads and not next(iter(self._threads)).is_alive():
+                # Threads leave before they end: this is the child of a fork, where the parent's are not.
+                self._threads.clear()
+                self._idle.clear()
+                self._backlog.clear()
             if self._idle:
                 self._idle.pop().inbox.put(job)
             elif beyond or len(self._threads) < self.limit:
@@ -129,6 +134,9 @@ class Timers:
         timer = Timer(callback)
         moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
         with self._changed:
+            if self._thread is not None and not self._thread.is_alive():  # the child of a fork: the parent has its own
+                self._thread = None
+                self._heap.clear()
             heapq.heappush(self._heap, (moment, next(self._numbers), timer))
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._watch, name=self._name, daemon=True)

@@ -177,8 +177,8 @@ def _refusal(x: Execution, key: str, answer: Busy | Mismatch | Held) -> Idempote
         case _:
             word = "held"
             error = IdempotencyHeld(
-                f"{what} is held since run {answer.run_id}, which could not be undone: "
-                f"put it right by hand, then engine.store.release({shown(key)}) frees the key."
+                f"{what} is held since run {answer.run_id}: see what it left with engine.store.find({shown(key)}), then "
+                f"engine.store.resume({shown(key)}) lets it go on, and engine.store.release({shown(key)}) frees the key."
             )
     tell.hit(x, word, answer.run_id, answer.carrier, answer.age)
     return error

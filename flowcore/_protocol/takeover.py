@@ -6,6 +6,7 @@ What is known to be done stays done. What was in flight may have happened or not
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import CoroutineType
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from ..context import Context
 from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, said, shown
 from ..events import RunRecovered
 from ..landing import Landed, NotLanded
-from ..plan import Node, is_async
+from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from ..stores.base import RunRecord
@@ -71,6 +72,8 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not x.past_pivot]
     undoing = record.undoing or record.decision == "undo" or bool(to_undo)
     if held:
+        for node in crashed:
+            x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         x.hold(_held(x, held[0]))
     elif undoing:
         x.past_pivot = False  # undoing has begun, or an operator has decided on it
@@ -124,8 +127,8 @@ def _undo(x: Execution, record: RunRecord, open_ones: list[Node], crashed: Node 
         if name in x.plan.by_name and name not in x.reports:
             x.reports[name] = report
     for node in open_ones:
-        if (report := x.report(node)).status is Status.RUNNING:
-            report.status = Status.UNKNOWN
+        if x.report(node).status is Status.RUNNING:
+            x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
     due = [x.plan.by_name[name] for name in record.effects if name in x.plan.by_name]
     due = [node for node in due if node in open_ones or _is_over(x, node) or x.report(node).status is Status.FAILURE]
     due += [node for node in x.to_undo if node not in due]
@@ -172,7 +175,7 @@ def _verified(x: Execution, node: Node) -> Program[Any]:
     fn = node.step.verify
     assert fn is not None  # noqa: S101 - the caller has looked
     ctx = Context(x, node)
-    answer, error = yield Call(node, fn, ctx, x.context.copy(), None, is_async(fn), asks=True)
+    answer, error = yield Call(node, fn, ctx, x.context.copy(), None, node.verify_is_async, asks=True)
     if error is None and isinstance(answer, CoroutineType):
         answer, error = yield from awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
     if error is None and not (answer is None or answer is NotLanded or isinstance(answer, (Landed, NotLanded))):

@@ -1,0 +1,51 @@
+"""A process that forks after its engines have begun: parent and child go on, each with threads of its own."""
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from flowcore import Engine, Status, Workflow
+
+from .conftest import PATIENCE, Ledger
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """The exit status of a forked child that does `work`."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_an_engine_goes_on_in_the_child_of_a_fork(ledger: Ledger) -> None:
+    wf = Workflow("forked")
+    wf.add_step("a", lambda ctx: "a", timeout=PATIENCE)
+    with Engine() as engine:
+        assert engine.submit(wf).result(PATIENCE).status is Status.SUCCESS  # its threads and its clock have begun
+
+        def child() -> None:
+            assert engine.submit(wf).result(PATIENCE).status is Status.SUCCESS
+            assert engine.run(wf).status is Status.SUCCESS
+            engine.close()
+
+        assert in_a_child(child) == 0
+        assert engine.run(wf).status is Status.SUCCESS
+
+
+def test_a_child_does_not_wait_for_its_parents_runs_to_close() -> None:
+    began, end, wf = threading.Event(), threading.Event(), Workflow("busy")
+    wf.add_step("a", lambda ctx: (began.set(), end.wait(PATIENCE)))
+    with Engine() as engine:
+        future = engine.submit(wf)
+        began.wait(PATIENCE)
+        assert in_a_child(lambda: engine.close(timeout=0)) == 0
+        end.set()
+        assert future.result(PATIENCE).status is Status.SUCCESS
