@@ -17,7 +17,7 @@ def in_a_child(work: Callable[[], None]) -> int:
     if child == 0:
         try:
             work()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent is told
             traceback.print_exc()
             os._exit(1)
         sys.stdout.flush()
