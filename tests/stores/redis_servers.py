@@ -132,7 +132,9 @@ class RedisServer:
             self._process = subprocess.Popen([*command, *self._arguments], stdout=log, stderr=subprocess.STDOUT)
         with self.client() as client:
             until(lambda: not self.alive or _answers(client), "redis-server starting")
-        assert self.alive, f"redis-server did not start: {self.log.read_text(errors='replace')[-2000:]}"
+        if not self.alive:
+            self.close()
+            raise AssertionError(f"redis-server did not start: {self.log.read_text(errors='replace')[-2000:]}")
         return self
 
     def stop(self) -> None:

@@ -1,0 +1,95 @@
+"""What redis-py raises, as flowcore tells it. It goes by names, so that it needs no redis to be installed."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..errors import CorruptRecord, StoreError, StoreUnavailable, said, shown
+
+__all__ = ["is_forbidden", "is_unknown_script", "translated"]
+
+_CODES: Final = {
+    "AuthenticationError": "NOAUTH",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "AuthorizationError": "NOAUTH",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "NoPermissionError": "NOPERM",
+    "NoScriptError": "NOSCRIPT",
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "TryAgainError": "TRYAGAIN",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    # These come last: others derive from them.
+    "ClusterDownError": "CLUSTERDOWN",
+    "ClusterError": "CLUSTERDOWN",
+    "RedisClusterException": "CLUSTERDOWN",
+    "ConnectionError": "UNREACHABLE",
+    "TimeoutError": "UNREACHABLE",
+}
+"""redis-py's class -> the server's word, which redis-py takes out of the message"""
+
+_UNAVAILABLE: Final = {
+    "UNREACHABLE": "Redis does not answer",
+    "LOADING": "Redis is still loading its data",
+    "READONLY": "this Redis is a read-only replica, and the store needs the primary",
+    "MASTERDOWN": "this Redis is a replica that has lost its primary",
+    "CLUSTERDOWN": "the Redis cluster is down",
+    "TRYAGAIN": "the Redis cluster is moving this key's slot",
+    "MOVED": "the Redis cluster has moved this key's slot",
+    "ASK": "the Redis cluster is moving this key's slot",
+    "OOM": "Redis is out of memory: raise its maxmemory or take something out of it",
+    "MISCONF": "Redis cannot write to its disk, and takes no changes until it can",
+    "NOREPLICAS": "Redis has fewer replicas than it wants, and takes no changes until it has",
+    "BUSY": "Redis is busy with another script",
+}
+
+# Redis 6 puts what a script's command was refused with inside of a sentence of its own.
+_WORD: Final = re.compile(r"^([A-Z]{2,})\b|: -([A-Z]{2,})\b")
+
+
+def is_unknown_script(reply: object) -> bool:
+    """Whether the server has to be shown the script itself."""
+    return isinstance(reply, Exception) and _code(reply) == "NOSCRIPT"
+
+
+def is_forbidden(reply: object) -> bool:
+    """Whether the server refuses the command as such: to this user, or to everybody."""
+    return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in said(reply).lower())
+
+
+def translated(error: Exception, key: str = "") -> Exception:
+    """The StoreError for an exception of the client, raised while it was asked about `key`; one that is not of Redis, as
+    it is."""
+    code = _code(error)
+    text = f"({type(error).__name__}: {said(error, 200)})"
+    if code in _UNAVAILABLE:
+        return StoreUnavailable(f"{_UNAVAILABLE[code]} {text}; to ask again is safe.")
+    if code == "NOPERM":
+        return StoreError(
+            f"Redis does not let this user do what the store needs {text}: see RedisStore for the ACL rules."
+        )
+    if code in {"NOAUTH", "WRONGPASS"}:
+        return StoreError(f"Redis wants to know who is asking {text}: give the client a username and password.")
+    if code == "WRONGTYPE":
+        return CorruptRecord(
+            f"a Redis key that belongs to the record of key {shown(key)}, or to its index, is of another type {text}: nothing "
+            "was changed; find out who else writes under the store's prefix."
+        )
+    if code is not None:
+        return StoreError(f"Redis refused what the store asked {text}.")
+    return error
+
+
+def _code(error: Exception) -> str | None:
+    """The word by which Redis calls an error; None for one that is not of Redis."""
+    if isinstance(error, OSError):  # asyncio's and the socket's own, where redis-py lets them through
+        return "UNREACHABLE"
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "redis"}
+    if not names:
+        return None
+    known = next((code for name, code in _CODES.items() if name in names), None)
+    found = None if known is not None else _WORD.search(said(error))
+    return known or (found and (found[1] or found[2])) or "ERR"
