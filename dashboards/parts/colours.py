@@ -1,0 +1,57 @@
+"""One colour, one meaning, on every panel of every dashboard."""
+
+from typing import Final
+
+__all__ = [
+    "FAILED",
+    "HELD",
+    "NEUTRAL",
+    "OF_HITS",
+    "OF_RUNS",
+    "OF_STATUSES",
+    "OF_UNDOS",
+    "REPLAYED",
+    "SUCCESS",
+    "UNDONE",
+    "WAITING",
+    "WORKING",
+]
+
+SUCCESS: Final = "#73BF69"
+"""green: it went well"""
+FAILED: Final = "#F2495C"
+"""red: it failed"""
+UNDONE: Final = "#B877D9"
+"""purple: it failed, and was cleanly undone"""
+REPLAYED: Final = "#5794F2"
+"""blue: answered from an earlier run"""
+WAITING: Final = "#FF9830"
+"""orange: not done yet, or to be looked at"""
+HELD: Final = "#C4162A"
+"""dark red: a person must decide"""
+WORKING: Final = "#56A3A6"
+"""teal: time spent on the work itself"""
+NEUTRAL: Final = "#8E8E9A"
+"""grey: neither good nor bad"""
+
+_PALE_BLUE: Final = "#8AB8FF"
+_YELLOW: Final = "#FADE2A"
+
+OF_RUNS: Final = {
+    "success": SUCCESS,
+    "compensated": UNDONE,
+    "failure": FAILED,
+    "compensation_failed": HELD,
+    "incomplete": WAITING,
+    "parked": _YELLOW,
+    "lost": NEUTRAL,
+}
+OF_HITS: Final = {
+    "replayed": REPLAYED,
+    "adopted": _PALE_BLUE,
+    "in_progress": _YELLOW,
+    "mismatch": WAITING,
+    "held": HELD,
+}
+OF_UNDOS: Final = {"success": UNDONE, "failure": HELD, "timeout": FAILED}
+OF_STATUSES: Final = {"held": HELD, "parked": _YELLOW, "incomplete": WAITING, "expired": FAILED}

@@ -1,0 +1,125 @@
+"""PromQL from the catalogue: metric and label names come from `flowcore_otel.names` and from nowhere else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from flowcore_otel import names
+from flowcore_otel.names import Metric
+
+__all__ = ["BAD", "NEEDS_A_PERSON", "OF_THE_TARGET", "OTLP", "PROMETHEUS", "WAITING", "Source"]
+
+BAD: Final = "failure|compensation_failed|parked|lost"
+"""outcomes of runs that use up the error budget: the workflow did not do what it was asked to, nor cleanly undo it"""
+
+NEEDS_A_PERSON: Final = "held|parked|expired"
+"""statuses of runs in a store that somebody should look at"""
+
+WAITING: Final = "held|parked|incomplete|expired"
+"""statuses of runs in a store that are not going on by themselves"""
+
+OF_THE_TARGET: Final = ("up", "scrape_samples_scraped", "scrape_duration_seconds")
+"""series that Prometheus itself writes about each target it scrapes"""
+
+_TEMPLATED: Final = ("job", "instance", "workflow")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the metrics came to Prometheus, which decides the names of their labels."""
+
+    name: str
+    scraped: bool
+    """whether Prometheus scrapes the process itself, and so has `up` and its like"""
+    templated: bool = True
+    """whether selectors leave the choice of job, instance and workflow to a dashboard's variables"""
+
+    def label(self, label: str) -> str:
+        """A label of the catalogue as it is called here; what is no label of ours (job, instance, le) stays."""
+        if self.scraped or label not in names.LABELS:
+            return label
+        return names.LABELS[label].replace(".", "_")
+
+    def legend(self, template: str) -> str:
+        """`{{workflow}} p95` with the labels as they are called here."""
+        return re.sub(r"\{\{(\w+)\}\}", lambda found: f"{{{{{self.label(found[1])}}}}}", template)
+
+    def by(self, *labels: str) -> str:
+        return f"by ({', '.join(map(self.label, labels))})"
+
+    def select(self, metric: Metric, part: str = "", **matchers: str) -> str:
+        """A selector. `part`: count, sum or bucket of a histogram. `matchers`: label="value", or "a|b" for any of
+        several, or "!=value".
+
+        Raises ValueError for a part or a label that the metric does not have.
+        """
+        if (metric.kind == "histogram") != (part in {"count", "sum", "bucket"}):
+            raise ValueError(f"{metric.name} is a {metric.kind} and has no part {part!r}.")
+        unknown = set(matchers) - set(metric.labels)
+        if unknown:
+            raise ValueError(f"{metric.name} has no label {', '.join(sorted(unknown))}.")
+        chosen = [
+            f'{self.label(label)}=~"${label}"' for label in _TEMPLATED if self.templated and self._has(metric, label)
+        ]
+        chosen += [_matcher(self.label(label), value) for label, value in matchers.items()]
+        name = f"{metric.prometheus}_{part}" if part else metric.prometheus
+        return f"{name}{{{', '.join(chosen)}}}" if chosen else name
+
+    @staticmethod
+    def _has(metric: Metric, label: str) -> bool:
+        return label in {"job", "instance"} or label in metric.labels
+
+    def of_target(self, name: str) -> str:
+        """One of the series about targets."""
+        if name not in OF_THE_TARGET:
+            raise ValueError(f"{name} is none of {', '.join(OF_THE_TARGET)}.")
+        return f'{name}{{job=~"$job", instance=~"$instance"}}'
+
+    def rate(self, metric: Metric, part: str = "", *, by: tuple[str, ...] = (), **matchers: str) -> str:
+        """Per second, over what Grafana thinks is right for the width of the panel."""
+        return self._sum(f"rate({self.select(metric, part, **matchers)}[$__rate_interval])", by)
+
+    def increase(
+        self,
+        metric: Metric,
+        part: str = "",
+        *,
+        window: str = "$__range",
+        by: tuple[str, ...] = (),
+        **matchers: str,
+    ) -> str:
+        """How much came in the window; by default in the whole range that the dashboard shows."""
+        return self._sum(f"increase({self.select(metric, part, **matchers)}[{window}])", by)
+
+    def _sum(self, rates: str, by: tuple[str, ...]) -> str:
+        return f"sum {self.by(*by)} ({rates})" if by else f"sum({rates})"
+
+    def quantile(
+        self, q: float, metric: Metric, *, by: tuple[str, ...] = (), over: str = "rate", **matchers: str
+    ) -> str:
+        """`over`: "rate" for a line over time, "range" for one number about all of it."""
+        buckets = self.rate if over == "rate" else self.increase
+        return f"histogram_quantile({q:g}, {buckets(metric, 'bucket', by=(*by, 'le'), **matchers)})"
+
+    def mean(self, metric: Metric, *, by: tuple[str, ...] = (), over: str = "rate", **matchers: str) -> str:
+        of = self.rate if over == "rate" else self.increase
+        return f"{of(metric, 'sum', by=by, **matchers)} / {of(metric, 'count', by=by, **matchers)}"
+
+    def stored(self, status: str, *, by: tuple[str, ...] = ("workflow", "status")) -> str:
+        """Runs in the store by status. Every process counts the same store, so the largest count is the count."""
+        return f"max {self.by('job', *by)} ({self.select(names.STORE_RUNS, status=status)})"
+
+
+def _matcher(label: str, value: str) -> str:
+    negated = value.startswith("!=")
+    value = value.removeprefix("!=")
+    operator = {(False, False): "=", (False, True): "=~", (True, False): "!=", (True, True): "!~"}
+    return f'{label}{operator[negated, "|" in value]}"{value}"'
+
+
+PROMETHEUS: Final = Source("prometheus", scraped=True)
+"""PrometheusHook, scraped"""
+OTLP: Final = Source("otlp", scraped=False)
+"""MetricsHook, sent with OTLP"""

@@ -1,0 +1,188 @@
+"""The store, and what keeps runs alive: latency, errors, leases, takeovers; and what telemetry itself costs."""
+
+from __future__ import annotations
+
+from flowcore_otel import names
+
+from . import colours, common
+from .panels import Json, Panel, Section, dashboard, heatmap, lines, stat, steps, target
+from .queries import WAITING, Source
+
+__all__ = ["store"]
+
+
+def store(q: Source) -> Json:
+    return dashboard(
+        "flowcore-store",
+        "flowcore: store and survival",
+        "Whether the store is quick and answers, whether runs survive their processes, and what telemetry costs.",
+        [_answering(q), _surviving(q), _telemetry(q)],
+        common.variables(q),
+        common.versions(q),
+    )
+
+
+def _answering(q: Source) -> Section:
+    took = names.STORE_DURATION
+    failed = q.increase(took, "count", outcome="!=success")
+    return Section(
+        "Does the store answer, and is it quick?",
+        [
+            stat(
+                (0, 0, 7, 8),
+                "Operations that went well",
+                "Of the operations on the store in the time shown.",
+                f"1 - ({failed} or vector(0)) / ({q.increase(took, 'count')} > 0)",
+                unit="percentunit",
+                thresholds=steps(colours.FAILED, (0.99, colours.WAITING), (0.999, colours.SUCCESS)),
+                filled=True,
+                decimals=2,
+                empty="No store was used in this time.",
+            ),
+            lines(
+                (7, 0, 17, 8),
+                "How long operations take (p99)",
+                "One in a hundred takes longer. A claim is made once a run, a checkpoint at every transition of a durable one.",
+                target(
+                    q.quantile(0.99, took, by=("store", "operation")),
+                    q.legend("{{store}} {{operation}}"),
+                    exemplar=True,
+                ),
+                unit="s",
+                calcs=["mean", "max"],
+                right=True,
+                empty="No store was used in this time.",
+            ),
+            lines(
+                (0, 8, 8, 7),
+                "Operations per second",
+                "What is asked of the store.",
+                target(f"{q.rate(took, 'count', by=('store', 'operation'))} > 0", q.legend("{{store}} {{operation}}")),
+                unit="ops",
+                stacked=True,
+                empty="No store was used in this time.",
+            ),
+            lines(
+                (8, 8, 8, 7),
+                "Operations that failed",
+                "The store could not be reached, or had no good answer. Runs that it does not come back for are parked.",
+                target(
+                    f"{q.rate(took, 'count', by=('store', 'operation', 'outcome'), outcome='!=success')} > 0",
+                    q.legend("{{store}} {{operation}}: {{outcome}}"),
+                ),
+                unit="ops",
+                color={"mode": "fixed", "fixedColor": colours.FAILED},
+                stacked=True,
+                empty="The store answered every time.",
+            ),
+            heatmap(
+                (16, 8, 8, 7),
+                "All operations, by how long they took",
+                "Bright: many took that long.",
+                q.increase(took, "bucket", window="$__rate_interval", by=("le",)),
+                empty="No store was used in this time.",
+            ),
+        ],
+    )
+
+
+def _surviving(q: Source) -> Section:
+    return Section(
+        "Do runs survive?",
+        [
+            common.takeovers(q, (0, 0, 8, 7)),
+            common.leases_lost(q, (8, 0, 8, 7)),
+            common.oldest_run(q, (16, 0, 8, 7)),
+            lines(
+                (0, 7, 12, 7),
+                "Runs that are not going on by themselves",
+                "As counted in the store by the recovery loop. Held ones need a person; expired ones a process that "
+                "recovers.",
+                target(
+                    f"sum {q.by('status')} ({q.stored(WAITING)})",
+                    q.legend("{{status}}"),
+                ),
+                unit="none",
+                coloured=colours.OF_STATUSES,
+                empty="No process counts the runs in its store: give one engine recover_every=.",
+            ),
+            lines(
+                (12, 7, 12, 7),
+                "Workers",
+                "Abandoned ones are stuck in calls that were given up: they come back when the calls do.",
+                target(f"sum {q.by('state')} ({q.select(names.WORKERS)})", q.legend("{{state}}")),
+                unit="none",
+                coloured={"busy": colours.WORKING, "abandoned": colours.FAILED},
+                empty="No process reports workers.",
+            ),
+        ],
+    )
+
+
+def _telemetry(q: Source) -> Section:
+    return Section(
+        "What does telemetry cost?",
+        [
+            *_costs(q),
+            lines(
+                (15, 0, 9, 7) if HOOK_DURATION else (0, 0, 24, 7),
+                "What hooks could not do",
+                "Errors that hooks raised (they change nothing for a run), and measurements that went to the series _other "
+                "because there were too many.",
+                target(f"{q.rate(names.HOOK_ERRORS, by=('hook',))} > 0", q.legend("{{hook}}: errors")),
+                target(f"{q.rate(names.CAPPED, by=('hook',))} > 0", q.legend("{{hook}}: capped")),
+                unit="ops",
+                empty="No hook raised, and no series was capped.",
+            ),
+            *(_scrapes(q) if q.scraped else ()),
+        ],
+    )
+
+
+# Until the catalogue has it, there is nothing to draw.
+HOOK_DURATION = next((metric for metric in names.METRICS if metric.name == "flowcore.hook.duration"), None)
+
+
+def _costs(q: Source) -> list[Panel]:
+    if HOOK_DURATION is None:
+        return []
+    return [
+        stat(
+            (0, 0, 6, 7),
+            "Hooks, for each step",
+            "The time that all hooks took together, divided by the steps that ended.",
+            f"{q.increase(HOOK_DURATION)} / ({q.increase(names.STEP_DURATION, 'count')} > 0)",
+            unit="s",
+            thresholds=steps(colours.SUCCESS, (0.001, colours.WAITING), (0.01, colours.FAILED)),
+            empty="No step ended in this time.",
+        ),
+        lines(
+            (6, 0, 9, 7),
+            "Time spent in hooks",
+            "Seconds per second; 1 is a whole core.",
+            target(f"{q.rate(HOOK_DURATION, by=('hook',))} > 0", q.legend("{{hook}}")),
+            unit="percentunit",
+            empty="No hook took any time.",
+        ),
+    ]
+
+
+def _scrapes(q: Source) -> list[Panel]:
+    return [
+        lines(
+            (0, 7, 12, 6),
+            "Samples in a scrape",
+            "How many series each process exposes.",
+            target(q.of_target("scrape_samples_scraped"), "{{instance}}"),
+            unit="short",
+            empty="Nothing was scraped.",
+        ),
+        lines(
+            (12, 7, 12, 6),
+            "How long a scrape takes",
+            "Scraping does not stop runs, but a slow one says that there are too many series.",
+            target(q.of_target("scrape_duration_seconds"), "{{instance}}"),
+            unit="s",
+            empty="Nothing was scraped.",
+        ),
+    ]

@@ -1,0 +1,25 @@
+"""What these tests share: the folder's scripts, imported as they import each other, and the dashboards as committed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = ROOT / "dashboards"
+BOARDS = ("overview", "workflow", "store")
+
+sys.path.insert(0, str(DASHBOARDS))
+
+
+def board(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((DASHBOARDS / f"{name}.json").read_text("utf-8"))
+    return loaded
+
+
+@pytest.fixture(params=BOARDS)
+def committed(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each of the dashboards, a fresh copy."""
+    return board(request.param)

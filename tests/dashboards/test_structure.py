@@ -1,0 +1,268 @@
+"""The dashboards are valid classic Grafana JSON, up to date, and laid out without gaps or overlaps."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import build
+import pytest
+from parts.queries import OTLP, PROMETHEUS
+
+from flowcore_otel import names
+
+from .conftest import BOARDS, DASHBOARDS, board
+from .grafana_types import faults
+from .linter import panels, queries, targets, variables
+from .promql import labels_used, selectors
+
+Json = dict[str, Any]
+
+
+def _first(of: Json, kind: str) -> Json:
+    return next(panel for panel in of["panels"] if panel["type"] == kind)
+
+
+def _defaults(of: Json, kind: str) -> Json:
+    found: Json = _first(of, kind)["fieldConfig"]["defaults"]
+    return found
+
+
+# what is planted -> how
+PLANTED: dict[str, Callable[[Json], object]] = {
+    # misspelt keys, at each depth
+    "dashboard key": lambda of: of.update(graphTooltips=1),
+    "panel key": lambda of: _first(of, "stat").update(desciption="?"),
+    "gridPos key": lambda of: _first(of, "stat")["gridPos"].update(width=3),
+    "target key": lambda of: _first(of, "stat")["targets"][0].update(expression="up"),
+    "option key": lambda of: _first(of, "timeseries")["options"]["legend"].update(position="right"),
+    "default key": lambda of: _defaults(of, "stat").update(units="s"),
+    "custom key": lambda of: _defaults(of, "timeseries")["custom"].update(lineWith=2),
+    "threshold key": lambda of: _defaults(of, "stat")["thresholds"]["steps"][0].update(colour="red"),
+    "variable key": lambda of: of["templating"]["list"][1].update(allvalue=".+"),
+    "annotation key": lambda of: of["annotations"]["list"][0].update(iconColour="red"),
+    "link key": lambda of: of["links"][0].update(tag="flowcore"),
+    "transformation key": lambda of: _first(of, "table")["transformations"][0].update(name="merge"),
+    "override property": lambda of: _first(of, "timeseries")["fieldConfig"]["overrides"][0]["properties"].append(
+        {"id": "colour", "value": {}}
+    ),
+    "custom override property": lambda of: _first(of, "timeseries")["fieldConfig"]["overrides"][0]["properties"].append(
+        {"id": "custom.lineStile", "value": {}}
+    ),
+    # wrong types
+    "a string for a number": lambda of: of.update(schemaVersion="41"),
+    "a fraction for a whole number": lambda of: _first(of, "stat")["gridPos"].update(w=6.5),
+    "a number for a string": lambda of: _first(of, "stat").update(title=7),
+    "a string for a boolean": lambda of: of.update(editable="false"),
+    "a boolean for a number": lambda of: _defaults(of, "gauge").update(max=True),
+    "an object for a list": lambda of: _first(of, "stat").update(targets={}),
+    "a string for an object": lambda of: _first(of, "stat").update(gridPos="0,0,6,6"),
+    "no options": lambda of: _first(of, "gauge").pop("options"),
+    # values that enums do not have
+    "legend mode": lambda of: _first(of, "timeseries")["options"]["legend"].update(displayMode="rows"),
+    "stat colour mode": lambda of: _first(of, "stat")["options"].update(colorMode="foreground"),
+    "stacking mode": lambda of: _defaults(of, "timeseries")["custom"]["stacking"].update(mode="stacked"),
+    "thresholds mode": lambda of: _defaults(of, "stat")["thresholds"].update(mode="relative"),
+    "colour mode": lambda of: _defaults(of, "stat")["color"].update(mode="threshold"),
+    "query format": lambda of: _first(of, "stat")["targets"][0].update(format="series"),
+    "variable refresh": lambda of: of["templating"]["list"][1].update(refresh=3),
+    "cursor sync": lambda of: of.update(graphTooltip=9),
+    "panel type": lambda of: _first(of, "stat").update(type="bigstat"),
+    "override value": lambda of: _first(of, "timeseries")["fieldConfig"]["overrides"][0]["properties"].append(
+        {"id": "custom.drawStyle", "value": "dots"}
+    ),
+}
+
+
+def test_grafanas_types_have_nothing_against_them(committed: Json) -> None:
+    assert faults(committed) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found(name: str) -> None:
+    broken = board("overview")
+    PLANTED[name](broken)
+    assert faults(broken) != []
+
+
+def test_the_committed_files_are_what_build_writes() -> None:
+    for name, content in build.files(PROMETHEUS, build.LINKS).items():
+        assert (DASHBOARDS / name).read_text("utf-8") == content, f"{name} is out of date: run make dashboards"
+
+
+def test_check_tells_stale_files_from_fresh_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*options: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["build.py", f"--out={tmp_path}", *options])
+        return build.main(), capsys.readouterr().out
+
+    assert run("--check")[0] == 1
+    assert not list(tmp_path.iterdir())
+    code, said = run()
+    assert (code, said.count("written")) == (0, len(build.files(PROMETHEUS, build.LINKS)))
+    assert run("--check") == (0, "")
+    (tmp_path / "store.json").write_text("{}", "utf-8")
+    assert run("--check") == (1, "store.json: not up to date\n")
+
+
+def test_it_is_classic_json_that_file_provisioning_takes(committed: Json) -> None:
+    assert committed["id"] is None
+    assert committed["schemaVersion"] == 41
+    assert committed["editable"] is False
+    assert "__inputs" not in committed
+    assert "dashboard" not in committed
+    assert "spec" not in committed
+    assert re.fullmatch(r"[a-z-]{1,40}", committed["uid"])
+
+
+def test_no_two_dashboards_share_a_uid_or_a_title() -> None:
+    boards = [board(name) for name in BOARDS]
+    assert len({one["uid"] for one in boards}) == len({one["title"] for one in boards}) == len(boards)
+
+
+def test_panel_ids_are_unique(committed: Json) -> None:
+    ids = [panel["id"] for panel in committed["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_panels_neither_overlap_nor_leave_gaps_on_the_grid_of_24(committed: Json) -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in committed["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert (x, y) not in taken, f"{panel['title']} lies on {taken[x, y]}"
+                taken[x, y] = panel["title"]
+    height = max(y for _, y in taken) + 1
+    assert len(taken) == 24 * height
+
+
+def test_what_matters_most_is_the_largest_number(committed: Json) -> None:
+    stats = [panel for panel in panels(committed) if panel["type"] in {"stat", "gauge"}]
+    areas = [panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in stats]
+    assert stats[0]["title"] in {"Runs that went well", "Operations that went well"}
+    assert areas[0] > max(areas[1:], default=0)
+
+
+def test_bars_start_at_nothing(committed: Json) -> None:
+    for panel in panels(committed):
+        if panel["type"] in {"gauge", "bargauge", "barchart"}:
+            assert panel["fieldConfig"]["defaults"]["min"] == 0
+
+
+def test_tables_of_three_columns_have_room(committed: Json) -> None:
+    for panel in panels(committed):
+        if panel["type"] == "table" and len(panel["transformations"][-1]["options"]["renameByName"]) >= 3:
+            assert panel["gridPos"]["w"] >= 7
+
+
+def test_every_panel_that_may_be_empty_says_what_that_means(committed: Json) -> None:
+    for panel, target in targets(committed):
+        if not re.search(r"vector\(0\)|round\(sum\(|sum\(flowcore_runs_active", target["expr"]):
+            assert panel["fieldConfig"]["defaults"].get("noValue", "").endswith("."), panel["title"]
+
+
+def test_quantiles_of_runs_and_steps_have_exemplars(committed: Json) -> None:
+    for panel, target in targets(committed):
+        if "histogram_quantile" in target["expr"] and target["range"] and "compensation" not in target["expr"]:
+            aside = panel["title"] == "The store"
+            assert target["exemplar"] or aside, panel["title"]
+
+
+def test_dashboards_link_to_each_other_and_panels_to_traces(committed: Json) -> None:
+    (link,) = committed["links"]
+    assert (link["type"], link["tags"]) == ("dashboards", committed["tags"])
+    urls = [
+        one["url"]
+        for panel in panels(committed)
+        for one in panel.get("fieldConfig", {}).get("defaults", {}).get("links", [])
+    ]
+    boards = {board(name)["uid"] for name in BOARDS}
+    assert {found[1] for url in urls if (found := re.match(r"/d/([\w-]+)\?", url))} <= boards
+    if committed["uid"] != "flowcore-store":
+        assert any("/explore?" in url for url in urls)
+
+
+def test_links_to_traces_name_real_attributes() -> None:
+    text = json.dumps([board(name) for name in BOARDS])
+    named = set(re.findall(r"span\.(flowcore(?:\.|%2E)[\w.]+)", text))
+    assert named
+    assert named <= set(names.ATTRIBUTES)
+
+
+def test_every_selector_is_chosen_by_workflow_where_its_metric_has_one(committed: Json) -> None:
+    has = {metric.prometheus for metric in names.METRICS if "workflow" in metric.labels}
+    for panel, target in queries(committed):
+        for found in selectors(target["expr"]):
+            metric = re.sub(r"_(bucket|sum|count)$", "", found.metric)
+            if metric in has:
+                assert found.matchers["workflow"] == ("=~", "$workflow"), panel["title"]
+
+
+def test_no_query_asks_for_a_label_that_its_metrics_do_not_have(committed: Json) -> None:
+    outside = {"job", "instance", "le"}
+    by_name = {metric.prometheus: metric for metric in names.METRICS}
+    for panel, target in queries(committed):
+        metrics = {re.sub(r"_(bucket|sum|count)$", "", found.metric) for found in selectors(target["expr"])}
+        known = {label for name in metrics & set(by_name) for label in by_name[name].labels}
+        assert labels_used(target["expr"]) <= known | outside, panel["title"]
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= known | outside, panel["title"]
+
+
+def test_the_variables_are_what_the_contract_says(committed: Json) -> None:
+    assert [one["name"] for one in variables(committed)] == ["datasource", "job", "instance", "workflow", "traces"]
+
+
+# -- the variant for metrics that came by OTLP -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["overview.json", "workflow.json", "store.json"])
+def test_the_variant_for_otlp_is_as_valid_and_uses_its_labels(name: str) -> None:
+    of = build.dashboards(OTLP)[name]
+    assert faults(json.loads(json.dumps(of))) == []
+    allowed = {names.LABELS[label].replace(".", "_") for label in names.LABELS} | {"job", "instance", "le"}
+    for panel, target in queries(of):
+        assert labels_used(target["expr"]) <= allowed, panel["title"]
+        assert {found.metric for found in selectors(target["expr"])}.isdisjoint({"up", "scrape_samples_scraped"})
+
+
+def test_the_variant_for_otlp_differs_in_labels_only() -> None:
+    def bare(of: Json) -> set[str]:
+        exprs = [target["expr"] for _, target in targets(of)]
+        for label, attribute in names.LABELS.items():
+            exprs = [re.sub(rf"\b{attribute.replace('.', '_')}\b", label, expr) for expr in exprs]
+        return set(exprs)
+
+    for name in build.dashboards(OTLP):
+        ours, theirs = bare(build.dashboards(PROMETHEUS)[name]), bare(build.dashboards(OTLP)[name])
+        own = {expr for expr in ours | theirs if re.search(r"\bup\b|scrape_|count\(flowcore_build_info", expr)}
+        assert ours - own == theirs - own
+
+
+PLAIN = dataclasses.replace(PROMETHEUS, templated=False)
+
+# -- queries.py --------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_that_a_metric_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"flowcore\.lease\.lost has no label outcome"):
+        PROMETHEUS.select(names.LEASE_LOST, outcome="held")
+
+
+@pytest.mark.parametrize(("metric", "part"), [(names.RUN_DURATION, ""), (names.LEASE_LOST, "count")])
+def test_a_part_that_a_metric_does_not_have_is_refused(metric: names.Metric, part: str) -> None:
+    with pytest.raises(ValueError, match="has no part"):
+        PROMETHEUS.select(metric, part)
+
+
+@pytest.mark.parametrize(
+    ("value", "matcher"),
+    [("a", 'outcome="a"'), ("a|b", 'outcome=~"a|b"'), ("!=a", 'outcome!="a"'), ("!=a|b", 'outcome!~"a|b"')],
+)
+def test_matchers_say_one_of_or_none_of(value: str, matcher: str) -> None:
+    selector = PLAIN.select(names.IDEMPOTENCY_HITS, outcome=value)
+    assert selector == f"flowcore_idempotency_hits_total{{{matcher}}}"
