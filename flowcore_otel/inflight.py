@@ -30,10 +30,11 @@ ASKED: Final[tuple[Metric, ...]] = (names.RUNS_ACTIVE, names.STEPS_READY, names.
 class Going:
     """One run in flight, as one hook sees it."""
 
-    __slots__ = ("at", "caller", "flow", "ready", "traced", "wall")
+    __slots__ = ("at", "attempts", "caller", "flow", "ready", "steps", "traced", "waits", "wall")
 
     def __init__(self, flow: Flow, at: float, wall: float, ready: set[str]) -> None:
         self.flow = flow
+        self.waits, self.attempts, self.steps = flow.waits, flow.attempts, flow.steps  # asked for on every step
         self.at = at
         self.wall = wall
         """seconds since the epoch at the moment `at`"""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+from flowcore import Status
 from flowcore.events import (
     AttemptFinished,
     BackoffStarted,
@@ -37,7 +38,7 @@ from .text import error_type
 
 __all__ = ["MeasuringHook"]
 
-_SUCCESS = "success"
+_SUCCESS: Final = Status.SUCCESS
 
 
 class MeasuringHook:
@@ -163,7 +164,7 @@ class MeasuringHook:
         run: Going = event.state[self]
         run.flow.end(run)
         self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, run.exemplar())
-        if event.outcome == _SUCCESS:
+        if event.outcome is _SUCCESS:
             self._to(names.LAST_SUCCESS, flow)(run.wall + event.at - run.at)
 
     def _lease_lost(self, event: LeaseLost) -> None:
@@ -184,22 +185,23 @@ class MeasuringHook:
 
     def _step_started(self, event: StepStarted) -> None:
         run: Going = event.state[self]
-        step, waits = event.step, run.flow.waits
+        step = event.step
         run.ready.discard(step)
-        (waits.get(step) or self._of_step(waits, names.WAIT_DURATION, event.workflow, step))(event.waited)
+        write = run.waits.get(step) or self._of_step(run.waits, names.WAIT_DURATION, event.workflow, step)
+        write(event.waited)
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if event.undo:
             return
         run: Going = event.state[self]
-        flow, step, outcome = event.workflow, event.step, event.outcome
+        step, metric = event.step, names.ATTEMPT_DURATION
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step, attempt=True)
-        if outcome == _SUCCESS:
-            known = run.flow.attempts
-            write = known.get(step) or self._of_step(known, names.ATTEMPT_DURATION, flow, step, outcome)
+        if event.outcome is _SUCCESS:
+            write = run.attempts.get(step) or self._of_step(run.attempts, metric, event.workflow, step, _SUCCESS)
             write(event.duration, exemplar)
         else:
-            self._to(names.ATTEMPT_DURATION, flow, step, outcome)(event.duration, exemplar)
+            flow, outcome = event.workflow, event.outcome
+            self._to(metric, flow, step, outcome)(event.duration, exemplar)
             self._to(names.STEP_ERRORS, flow, step, error_type(event.error, outcome))(1, exemplar)
 
     def _backoff_started(self, event: BackoffStarted) -> None:
@@ -210,13 +212,12 @@ class MeasuringHook:
 
     def _step_finished(self, event: StepFinished) -> None:
         run: Going = event.state[self]
-        flow, step, outcome = event.workflow, event.step, event.outcome
+        step, metric = event.step, names.STEP_DURATION
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
-        known = run.flow.steps
-        if outcome == _SUCCESS:
-            write = known.get(step) or self._of_step(known, names.STEP_DURATION, flow, step, outcome)
+        if event.outcome is _SUCCESS:
+            write = run.steps.get(step) or self._of_step(run.steps, metric, event.workflow, step, _SUCCESS)
         else:
-            write = self._to(names.STEP_DURATION, flow, step, outcome)
+            write = self._to(metric, event.workflow, step, event.outcome)
         write(event.duration, exemplar)
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
