@@ -23,6 +23,13 @@ D = TypeVar("D")
 _MISSING: Final = object()
 
 
+class Writes(Protocol):
+    """Who is told of writes, where a durable store is to know of them."""
+
+    def wrote(self, step: str, key: Any, value: Any) -> None: ...
+    def deleted(self, step: str, key: Any) -> None: ...
+
+
 class RunView(Protocol):
     """What a Context needs of the run behind it."""
 
@@ -40,6 +47,8 @@ class RunView(Protocol):
     def lock(self) -> threading.Lock: ...
     @property
     def results(self) -> dict[str, Any]: ...
+    @property
+    def changes(self) -> Writes | None: ...
     def step_meant(self, key: object, by: str) -> str | None: ...
     def no_result(self, step: str) -> NoResult: ...
     def unknown(self, key: object) -> KeyError: ...
@@ -148,38 +157,56 @@ class Context(MutableMapping[Any, Any]):
                 f"ctx[step] is read-only: step {shown(str(key.name))} gives its result by returning it."
             )
         with self._run.lock:
-            self._run.values[key] = value
+            self._set(key, value)
 
     def __delitem__(self, key: Any) -> None:
         with self._run.lock:
-            del self._run.values[key]
+            self._remove(key)
+
+    def _set(self, key: Any, value: Any) -> None:
+        self._run.values[key] = value
+        if self._run.changes is not None:
+            self._run.changes.wrote(self.step, key, value)
+
+    def _remove(self, key: Any) -> Any:
+        value = self._run.values.pop(key)
+        if self._run.changes is not None:
+            self._run.changes.deleted(self.step, key)
+        return value
 
     # MutableMapping builds these from several calls; under the lock each is one.
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
         """Remove a key and answer its value, or `default`; atomic."""
         with self._run.lock:
-            return self._run.values.pop(key) if default is _MISSING else self._run.values.pop(key, default)
+            return default if default is not _MISSING and key not in self._run.values else self._remove(key)
 
     def popitem(self) -> tuple[Any, Any]:
         """Remove and answer some (key, value); atomic."""
         with self._run.lock:
-            return self._run.values.popitem()
+            key = next(reversed(self._run.values), _MISSING)
+            if key is _MISSING:
+                raise KeyError("popitem(): the context is empty")
+            return key, self._remove(key)
 
     def clear(self) -> None:
         """Remove every key; atomic."""
         with self._run.lock:
-            self._run.values.clear()
+            for key in list(self._run.values):
+                self._remove(key)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """The value of a key, set to `default` first where it is missing; atomic."""
         with self._run.lock:
-            return self._run.values.setdefault(key, default)
+            if key not in self._run.values:
+                self._set(key, default)
+            return self._run.values[key]
 
     def update(self, other: Any = (), /, **kwargs: Any) -> None:
         """Set several keys; atomic."""
         new = dict(other, **kwargs)
         with self._run.lock:
-            self._run.values.update(new)
+            for key, value in new.items():
+                self._set(key, value)
 
     # Two attempts are never the same; a Mapping would compare all values.
     def __eq__(self, other: object) -> bool:

@@ -70,6 +70,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.events.loggers": {"json"},
     "flowcore.plan": {"hashlib"},
     "flowcore.retry": {"random"},
+    "flowcore.stores": {"flowcore.stores.redis", "flowcore.stores.sqlite"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis": {"redis"},
     # wf.run() reaches for an engine: the one place where a definition knows what is above it.

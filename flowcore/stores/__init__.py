@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .base import RunRecord, Store
 from .memory import MemoryStore
-from .redis import AsyncRedisStore, RedisStore
 
-__all__ = ["AsyncRedisStore", "MemoryStore", "RedisStore", "RunRecord", "Store"]
+if TYPE_CHECKING:
+    from .redis import AsyncRedisStore, RedisStore
+    from .sqlite import SQLiteStore
+
+__all__ = ["AsyncRedisStore", "MemoryStore", "RedisStore", "RunRecord", "SQLiteStore", "Store"]
+
+
+def __getattr__(name: str) -> Any:
+    # The durable ones need modules that are slow to import, and few processes need more than one of them.
+    if name == "SQLiteStore":
+        from .sqlite import SQLiteStore
+
+        return SQLiteStore
+    if name in {"AsyncRedisStore", "RedisStore"}:
+        from . import redis
+
+        return getattr(redis, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
