@@ -59,6 +59,7 @@ def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
     Raises CorruptRecord, naming the key, for anything that flowcore has not written.
     """
     try:
+        _refuse_bytes(fields)
         record = _head(key, fields)
         told = {field: text for field, text in fields.items() if field not in _HEAD}
         _add_steps(record, told, loads)
@@ -69,6 +70,17 @@ def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
             f"hand, or give the key up with store.release({shown(key)}, force=True)."
         ) from error
     return record
+
+
+def _refuse_bytes(fields: Fields) -> None:
+    """What was no UTF-8 comes as halves of surrogate pairs; what flowcore writes has none, since JSON escapes them."""
+    for field, text in fields.items():
+        if isinstance(text, str) and not (field.isascii() and text.isascii()):
+            try:
+                field.encode()
+                text.encode()
+            except UnicodeEncodeError:
+                raise _Foreign(f"its field {shown(field)} is not UTF-8") from None
 
 
 def _head(key: str, fields: Fields) -> RunRecord:

@@ -497,6 +497,9 @@ WRONG = {
     "held twice": ("held", "2"),
     "digits of another script": ("fence", "\u0667"),
     "a fence that is true": ("fence", True),
+    "bytes read as text": ("workflow", b"\xff".decode(errors="surrogateescape")),
+    "bytes in JSON": ("w:a", '2 {"value":"\\"\udcff\\""}'),
+    "bytes in a name": ("s:\udcff", STEP % ""),
 }
 
 
