@@ -1,0 +1,244 @@
+"""The rules: judged by promtool, tested for firing and for silence, and each with a section in the runbook."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import build
+import pytest
+import yaml
+from parts.alerts import Links
+from parts.queries import OTLP, PROMETHEUS, Source
+
+from flowcore import Engine, Workflow
+from flowcore.stores import MemoryStore
+from flowcore_otel import names
+
+from .conftest import DASHBOARDS
+from .promql import labels_used, selectors
+from .servers import program
+
+Json = dict[str, Any]
+
+RULES = DASHBOARDS / "rules"
+TESTS = sorted((RULES / "tests").glob("*.yml"))
+RUNBOOK = (DASHBOARDS / "RUNBOOK.md").read_text("utf-8")
+SECTIONS = dict(re.findall(r"^## (Flowcore\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
+
+RECORDED = {
+    rule["record"]: rule
+    for group in yaml.safe_load((RULES / "recording.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
+}
+ALERTS: list[Json] = [
+    rule for group in yaml.safe_load((RULES / "alerts.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
+]
+NAMES = sorted({rule["alert"] for rule in ALERTS})
+CASES: list[Json] = [case for path in TESTS for case in yaml.safe_load(path.read_text("utf-8"))["tests"]]
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [program("promtool"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+# -- promtool's judgement ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [PROMETHEUS, OTLP], ids=["prometheus", "otlp"])
+def test_promtool_finds_the_rules_in_order(source: Source, tmp_path: Path) -> None:
+    for name, content in build.files(source, build.LINKS).items():
+        if name.startswith("rules/"):
+            (tmp_path / Path(name).name).write_text(content, "utf-8")
+    done = promtool("check", "rules", "--lint=all", "--lint-fatal", *sorted(tmp_path.iterdir()))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_promtools_unit_tests_pass(path: Path) -> None:
+    done = promtool("test", "rules", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "tests"),
+    [
+        ("> 14.4 * 0.005", "> 14.5 * 0.005", "burn"),
+        ('status="expired"', 'status="parked"', "runs"),
+        ("#flowcorenosuccess", "#flowcoresuccess", "runs"),
+        ("unless flowcore_hook_errors_total offset 15m", "> 1e9", "rest"),
+    ],
+)
+def test_a_changed_rule_fails_its_unit_tests(old: str, new: str, tests: str, tmp_path: Path) -> None:
+    """Not all of it, but a sample: every threshold, time and label was changed once, by hand."""
+    alerts = (RULES / "alerts.yml").read_text("utf-8")
+    assert old in alerts
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "alerts.yml").write_text(alerts.replace(old, new), "utf-8")
+    (tmp_path / "recording.yml").write_bytes((RULES / "recording.yml").read_bytes())
+    copy = tmp_path / "tests" / f"{tests}.yml"
+    copy.write_bytes((RULES / "tests" / copy.name).read_bytes())
+    assert promtool("test", "rules", copy).returncode == 1
+
+
+# -- that the unit tests leave nothing out -----------------------------------------------------------------------------
+
+
+def _expectations(name: str) -> list[tuple[str, list[Json]]]:
+    """(test, what it expects of the alert), for each time it looks."""
+    return [
+        (case["name"], one.get("exp_alerts", []))
+        for case in CASES
+        for one in case.get("alert_rule_test", [])
+        if one["alertname"] == name
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_alert_is_tested_for_firing_resolving_and_silence(name: str) -> None:
+    expected = _expectations(name)
+    fires = [i for i, (_, alerts) in enumerate(expected) if alerts]
+    assert fires
+    first = expected[fires[0]][0]
+    told = [bool(alerts) for case, alerts in expected if case == first]
+    assert told[0] is False or name == "FlowcoreAbsent", "silent until it has lasted long enough"
+    resolving = [case for i, (case, _) in enumerate(expected[:-1]) if expected[i][1] and expected[i + 1] == (case, [])]
+    assert resolving, "it resolves"
+    silent = {case for case, alerts in expected if not alerts} - {case for case, alerts in expected if alerts}
+    for quiet in (
+        "never run anything",
+        "idle now",
+        "set back by a restart",
+        *(() if name == "FlowcoreAbsent" else ("no data",)),
+    ):
+        assert any(quiet in case for case in silent), quiet
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"FlowcoreAbsent"}))
+def test_several_instances_make_one_alert(name: str) -> None:
+    firing = {case for case, alerts in _expectations(name) if alerts}
+    instances = max(
+        len(set(re.findall(r'instance="(\w+)"', " ".join(series["series"] for series in case["input_series"]))))
+        for case in CASES
+        if case["name"] in firing
+    )
+    assert instances >= 2 or name in {"FlowcoreStoreSlow", "FlowcoreSeriesCapped", "FlowcoreErrorBudgetBurn"}
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"] + rule["labels"].get("long", ""))
+def test_expected_alerts_are_written_out_in_full(rule: Json) -> None:
+    firing = [
+        alert
+        for _, alerts in _expectations(rule["alert"])
+        for alert in alerts
+        if rule["labels"].items() <= alert["exp_labels"].items()
+    ]
+    assert firing
+    for alert in firing:
+        assert set(alert["exp_annotations"]) == set(rule["annotations"])
+
+
+@pytest.mark.parametrize("record", RECORDED)
+def test_each_recorded_series_has_a_test_of_its_value(record: str) -> None:
+    tested = [one for case in CASES for one in case.get("promql_expr_test", []) if record in one["expr"]]
+    assert any(one["exp_samples"] for one in tested)
+
+
+# -- what rules are made of --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"] + rule["labels"].get("long", ""))
+def test_each_alert_says_how_bad_it_is_and_where_to_read_on(rule: Json) -> None:
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+    base, _, section = rule["annotations"]["runbook_url"].partition("#")
+    assert base == build.LINKS.runbook
+    assert section == rule["alert"].lower()
+    assert rule["alert"] in SECTIONS
+    uid = re.match(rf"{build.LINKS.grafana}/d/(flowcore-\w+)(\?|$)", rule["annotations"]["dashboard_url"])
+    assert uid
+    assert uid[1] in {board["uid"] for board in build.dashboards(PROMETHEUS).values()}
+
+
+def test_no_alert_is_about_an_instance_or_a_kind_of_error() -> None:
+    for rule in ALERTS:
+        assert "error_type" not in rule["expr"]
+        assert "$labels.instance" not in str(rule["annotations"])
+
+
+def test_every_recorded_series_serves_an_alert_and_is_named_for_what_it_is() -> None:
+    asked = {found.metric for rule in ALERTS for found in selectors(rule["expr"])}
+    for record, rule in RECORDED.items():
+        assert re.fullmatch(r"job_workflow:flowcore_\w+:\w+", record)
+        assert record in asked
+        assert labels_used(rule["expr"]) <= {"job", "workflow", "outcome"}
+
+
+def test_the_objective_is_set_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parts.alerts.OBJECTIVE", 0.99)
+    text = str(build.rules(PROMETHEUS, build.LINKS))
+    assert "> 14.4 * 0.01" in text
+    assert "0.005" not in text
+    assert "99.0%" in text
+
+
+def test_links_can_lead_elsewhere() -> None:
+    text = str(build.rules(PROMETHEUS, Links("https://wiki.test/flowcore", "https://grafana.test")))
+    assert "https://wiki.test/flowcore#flowcorerunsheld" in text
+    assert "https://grafana.test/d/flowcore-store" in text
+    assert "localhost" not in text
+
+
+def test_the_variant_for_otlp_uses_its_labels_and_asks_for_no_targets() -> None:
+    allowed = {names.LABELS[label].replace(".", "_") for label in names.LABELS} | {"job", "instance", "le", "workflow"}
+    for content in build.rules(OTLP, build.LINKS).values():
+        for rule in (rule for group in content["groups"] for rule in group["rules"]):
+            assert "up" not in {found.metric for found in selectors(rule["expr"])}
+            assert labels_used(rule["expr"]) <= allowed
+            assert not re.search(r"\$labels\.(workflow|step|store|hook)\b", str(rule.get("annotations")))
+
+
+# -- the runbook -------------------------------------------------------------------------------------------------------
+
+
+def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
+    assert sorted(SECTIONS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_section_says_what_to_look_at_what_to_type_and_when_it_is_over(name: str) -> None:
+    for heading in ("**Means**: ", "**Look at**: ", "**Type**:", "**Over when**: "):
+        assert SECTIONS[name].count(heading) == 1
+
+
+def test_the_panels_that_the_runbook_names_are_on_the_dashboards() -> None:
+    titles = {panel["title"] for board in build.dashboards(PROMETHEUS).values() for panel in board["panels"]}
+    named = {title.replace("\n", " ") for title in re.findall(r"(?<!\*)\*([A-Z][^*]+?)\*(?!\*)", RUNBOOK)}
+    for title in named - {"Status → Targets", "New version"}:
+        assert any(one.startswith(title) for one in titles), title
+
+
+def test_the_verbs_that_the_runbook_types_are_there() -> None:
+    for verb in set(re.findall(r"\bstore\.(\w+)\(", RUNBOOK)):
+        assert callable(getattr(MemoryStore, verb))
+    for verb in set(re.findall(r"\bengine\.(\w+)\(", RUNBOOK)):
+        assert callable(getattr(Engine, verb))
+
+
+def test_what_the_runbook_types_runs_as_it_stands() -> None:
+    """On a store with a run that is held because its undo failed."""
+    wf = Workflow("trip")
+    booked = wf.add_step("book", lambda ctx: "seat", compensate=lambda ctx: 1 / 0)
+    wf.add_step("pay", lambda ctx: 1 / 0, depends_on=booked)
+    with Engine() as engine:
+        run = engine.run(wf, idempotency_key="T-1", check=False)
+        assert run.held
+        blocks = re.findall(r"^```python\n(.*?)^```", RUNBOOK, re.MULTILINE | re.DOTALL)
+        assert len(blocks) >= 5
+        namespace: Json = {"store": engine.store, "engine": engine}
+        for block in blocks:
+            ast.parse(block)
+            code = block.replace("the run's id", run.id)
+            if "import redis" not in code:
+                exec(compile(code, "RUNBOOK.md", "exec"), namespace)
