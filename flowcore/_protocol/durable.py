@@ -18,7 +18,7 @@ from ..plan import Node
 from ..retry import Backoff
 from ..stores.base import Checkpoint, Ending, Lost, RunRecord
 from . import tell
-from .effects import Ask, Program, Sleep
+from .effects import Ask, Program, Sleep, Stop
 from .execution import Execution
 
 __all__ = ["AGAIN", "ask", "begin", "ended", "finish", "flush", "lose", "parked", "still_ours"]
@@ -56,7 +56,9 @@ def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
     failure = yield from _checkpoint(x, (node.name,))
     if isinstance(failure, NotSerializable):
         raise failure
-    return failure is None and not x.left_to_others
+    if failure is None and x.stopped and attempt == 1:  # the run failed while its store was told
+        x.not_begun(node)
+    return failure is None and not x.stopped
 
 
 def ended(x: Execution, node: Node, value: object, *, skipped: bool) -> Program[tuple[Node | None, Exception | None]]:
@@ -74,7 +76,10 @@ def ended(x: Execution, node: Node, value: object, *, skipped: bool) -> Program[
         told = (node.name,) if after is None else (node.name, after.name)
         failure = yield from _checkpoint(x, told)
         if isinstance(failure, NotSerializable):
-            x.not_begun(after, known=False)
+            if after is not None:
+                with x.lock:
+                    x.changes.steps.pop(after.name, None)
+                    x.changes.begun.discard(after.name)
             return None, failure
     released, after = x.release(freed, after)
     tell.steps_ready(x, released)
@@ -109,7 +114,7 @@ def finish(x: Execution, record: RunRecord) -> Program[BaseException | None]:
         return failure
     with x.lock:
         steps, writes = x.changes.take()
-    changes = Checkpoint(record.key, record.run_id, record.fence, x.settings.lease, steps, writes)
+    changes = Checkpoint(record.key, record.run_id, record.fence, x.settings.lease, steps, writes, record.undoing)
     answer, failure = yield from _insist(x, "finish", Ending(record, changes))
     if failure is not None:
         _put_back(x, changes, failure)
@@ -122,18 +127,24 @@ def _checkpoint(x: Execution, steps: Collection[str] | None) -> Program[BaseExce
     assert x.changes is not None  # noqa: S101 - the callers have looked
     with x.lock:
         records, writes = x.changes.take(steps)
-        undoing = x.undoes
+        # A pivot that is still running may succeed, and then nothing is undone.
+        undoing = x.failing and not (x.plan.pivoted and x.running)
         checkpoint = Checkpoint(x.stored_key, x.run_id, x.fence, x.settings.lease, records, writes, undoing)
         if undoing:
             checkpoint.failed_step, checkpoint.error = x.failed_step, x.error
     answer, failure = yield from _insist(x, "checkpoint", checkpoint)
+    while failure is None and answer is None and x.settings.clock() >= x.lease_until:
+        # It was written in time, but this process heard of it too late: somebody else may have the run by now.
+        empty = Checkpoint(x.stored_key, x.run_id, x.fence, x.settings.lease)
+        answer, failure = yield from _insist(x, "checkpoint", empty)
+    if failure is not None:
+        _put_back(x, checkpoint, failure)
     if isinstance(answer, Lost):
-        return lose(x, gone=answer.gone)
-    if failure is None:
-        return None
-    _put_back(x, checkpoint, failure)
-    if not isinstance(failure, NotSerializable):
+        failure = lose(x, gone=answer.gone)
+    elif failure is not None and not isinstance(failure, NotSerializable):
         x.park(parked(x, f"its store could not be told what it did: {said(failure, 200)}", failure))
+    if x.left_to_others:
+        yield Stop(cancel=x.lost)
     return failure
 
 

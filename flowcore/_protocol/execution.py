@@ -343,21 +343,17 @@ class Execution:
                 if after is None:
                     self.running -= 1
                 return nodes, after
-        self.not_begun(after, known=True)
+        if after is not None and after.when is None:
+            self.not_begun(after)
         self.put_back()
         return None, None
 
-    def not_begun(self, node: Node | None, *, known: bool) -> None:
-        """The run has stopped before `node` began. Its start was to be told to the store; `known`: and was."""
+    def not_begun(self, node: Node) -> None:
+        """The run has stopped before `node` began, whose start the store was told."""
         assert self.changes is not None  # noqa: S101 - the callers have looked
         with self.lock:
-            if node is None or node.name not in self.changes.begun:
-                return
             self.changes.begun.discard(node.name)
-            if known:
-                self.changes.not_begun(node.name)
-            else:
-                self.changes.steps.pop(node.name, None)
+            self.changes.not_begun(node.name)
 
     def put_back(self) -> None:
         """A node that was taken does not start after all."""
@@ -533,8 +529,13 @@ class Execution:
     # -- undoing -------------------------------------------------------------------------------------------------------
 
     @property
+    def failing(self) -> bool:
+        """Whether it has failed so that what it did is to be undone, here or by others."""
+        return self.stopped and not self.past_pivot and self.error is not self.leaving
+
+    @property
     def undoes(self) -> bool:
-        """Whether what this run did is, or was, undone."""
+        """Whether what this run did is, or was, undone here."""
         return self.stopped and not self.past_pivot and not self.parked and not self.lost
 
     def undo_on(

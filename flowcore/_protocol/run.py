@@ -202,6 +202,7 @@ def _record(x: Execution, finished: Run) -> RunRecord:
         x.plan.graph,
         status=finished.status,
         held=finished.held,
+        undoing=x.failing,
         generation=x.generation,
         fence=x.fence if x.claimed else 0,  # 0: the claim's answer never came
         results=x.results,

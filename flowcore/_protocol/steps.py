@@ -398,6 +398,8 @@ def _paused(
         began = tell.backoff_started(x, node, outer, number, allowed, pause, failure, undo=undo)
     if pause.delay and x.context.get(waits, True):
         yield Sleep(pause.delay, shielded=undo)
+    if x.changes is not None and undo and x.finished is None and not (yield from durable.still_ours(x)):
+        return True
     if x.changes is not None and not undo and not x.stopped:
         yield from durable.begin(x, node, number + 1)
     if outer is not None:

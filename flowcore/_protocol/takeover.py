@@ -56,8 +56,10 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
     ]
     landed: list[Node] = []
     lacking: list[Node] = []
+    unclear: BaseException | None = None
     for node in in_doubt:
-        answer = None if node.step.verify is None else (yield from _verified(x, node))
+        answer, error = (None, None) if node.step.verify is None else (yield from _verified(x, node))
+        unclear = unclear or error
         if isinstance(answer, Landed):
             landed.append(node)
             _land(x, node, answer.result, record.steps[node.name])
@@ -70,14 +72,16 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not x.past_pivot]
-    undoing = record.undoing or record.decision == "undo" or bool(to_undo)
-    if held:
+    undoing = record.undoing or record.decision == "undo" or (bool(to_undo) and not held)
+    if undoing:
+        x.past_pivot = False  # undoing has begun, or an operator has decided on it
+        _undo(x, record, open_ones, lacking, to_undo)
+    if unclear is not None:
+        x.park(durable.parked(x, f"because {said(unclear, 300)}", unclear))
+    elif held:
         for node in crashed:
             x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         x.hold(_held(x, held[0]))
-    elif undoing:
-        x.past_pivot = False  # undoing has begun, or an operator has decided on it
-        _undo(x, record, open_ones, to_undo[0] if to_undo else None)
     event = RunRecovered(
         x.workflow.name,
         x.run_id,
@@ -114,27 +118,30 @@ def _land(x: Execution, node: Node, result: object, before: StepReport) -> None:
             x.changes.step(node.name, report, x.results, effect=effect)
 
 
-def _undo(x: Execution, record: RunRecord, open_ones: list[Node], crashed: Node | None) -> None:
+def _undo(x: Execution, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
     """Go on undoing, or begin to, because of what failed the run, an operator's decision, or a crash in `crashed`."""
     again = record.decision is not None
-    undone = [name for name in x.plan.by_name if _undo_of(record, name) is Status.SUCCESS]
+    known = x.plan.by_name
+    undone = [name for name in record.undone if name in known]
+    undone += [name for name in record.steps if name not in undone and _undo_of(record, name) is Status.SUCCESS]
     failed = {
         name: _as_exception(record.steps[name].undo_error, name)
-        for name in x.plan.by_name
+        for name in record.steps
         if _undo_of(record, name) in {Status.FAILURE, Status.TIMEOUT} and not again
     }
     for name, report in record.steps.items():
-        if name in x.plan.by_name and name not in x.reports:
+        if name in known and name not in x.reports:
             x.reports[name] = report
-    for node in open_ones:
+    for node in (*open_ones, *lacking):
         if x.report(node).status is Status.RUNNING:
-            x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
-    due = [x.plan.by_name[name] for name in record.effects if name in x.plan.by_name]
+            status = Status.CANCELLED if node in lacking else Status.UNKNOWN
+            x.reports[node.name] = replace(record.steps[node.name], status=status)
+    due = [known[name] for name in record.effects if name in known]
     due = [node for node in due if node in open_ones or _is_over(x, node) or x.report(node).status is Status.FAILURE]
     due += [node for node in x.to_undo if node not in due]
     x.undo_on(
         record.error if record.error is not None else _crash(x, crashed),
-        record.failed_step if crashed is None else crashed.name,
+        record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],
         undone,
         failed,
@@ -150,14 +157,14 @@ def _as_exception(error: BaseException | None, step: str) -> Exception:
     return error if isinstance(error, Exception) else FlowcoreError(f"the undo of step {shown(step)} failed earlier.")
 
 
-def _crash(x: Execution, crashed: Node | None) -> RunFailed:
+def _crash(x: Execution, crashed: list[Node]) -> RunFailed:
     """What failed a run that did not fail by itself."""
     what = f"run {x.run_id} of {shown(x.workflow.name)}"
-    if crashed is None:
+    if not crashed:
         why = f"{what} is undone because an operator decided so."
         return RunFailed(why, run=x.run_id, error_type="operator", error_message=why)
-    why = f"{what} was interrupted while step {shown(crashed.name)} was in flight, which has on_crash='undo'."
-    return RunFailed(why, run=x.run_id, step=crashed.name, error_type="crash", error_message=why)
+    why = f"{what} was interrupted while step {shown(crashed[0].name)} was in flight, which has on_crash='undo'."
+    return RunFailed(why, run=x.run_id, step=crashed[0].name, error_type="crash", error_message=why)
 
 
 def _held(x: Execution, node: Node) -> IdempotencyHeld:
@@ -169,21 +176,22 @@ def _held(x: Execution, node: Node) -> IdempotencyHeld:
     )
 
 
-def _verified(x: Execution, node: Node) -> Program[Any]:
-    """What the step's `verify=` answers: Landed, NotLanded, or None. One that raises parks the run: guessing is what it is
-    there to prevent."""
+def _verified(x: Execution, node: Node) -> Program[tuple[Any, BaseException | None]]:
+    """What the step's `verify=` answers: Landed, NotLanded, or None; or why it could not tell. Then the run is parked:
+    guessing is what it is there to prevent."""
     fn = node.step.verify
     assert fn is not None  # noqa: S101 - the caller has looked
     ctx = Context(x, node)
     answer, error = yield Call(node, fn, ctx, x.context.copy(), None, node.verify_is_async, asks=True)
     if error is None and isinstance(answer, CoroutineType):
         answer, error = yield from awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
-    if error is None and not (answer is None or answer is NotLanded or isinstance(answer, (Landed, NotLanded))):
-        error = FlowcoreError(f"it answered with {shown(answer)} instead of Landed(result), NotLanded or None")
     if isinstance(error, GivenUp):  # the run was cancelled meanwhile
-        return None
+        return None, None
+    what = f"verify= of step {shown(node.name)}"
     if error is not None:
-        why = f"because verify= of step {shown(node.name)} could not tell: {type(error).__name__}: {said(error, 200)}"
-        x.park(durable.parked(x, why, error))
-        return None
-    return answer
+        unclear = FlowcoreError(f"{what} could not tell: {type(error).__name__}: {said(error, 200)}")
+        unclear.__cause__ = error
+        return None, unclear
+    if answer is None or answer is NotLanded or isinstance(answer, (Landed, NotLanded)):
+        return answer, None
+    return None, FlowcoreError(f"{what} answered with {shown(answer)} instead of Landed(result), NotLanded or None")

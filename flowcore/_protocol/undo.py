@@ -123,6 +123,8 @@ def undo_one(x: Execution, node: Node) -> Program[None]:
     status = Status.FAILURE if end.status is Status.CANCELLED else end.status
     if told is not None:
         tell.undo_finished(x, node, told, order, trigger, status, end.attempts, error)
+    if error is not None and x.left_to_others and x.finished is None:  # whoever has the run now undoes this step
+        return
     report = x.report(node)
     again = report.undo is not None  # it landed after its first undo
     if report.status is Status.PENDING:  # so far it had only a result to tell
