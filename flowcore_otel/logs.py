@@ -22,12 +22,13 @@ class LogEvents:
     `OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN=logs` leaves the span events out.
     """
 
-    __slots__ = ("_enabled", "_logger", "_on_spans")
+    __slots__ = ("_logger", "_on_spans", "enabled")
 
     def __init__(self, provider: logs.LoggerProvider | None = None) -> None:
         self._logger = logs.get_logger(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
         # Not in every version of the API; asked each time, because a provider may be set later.
-        self._enabled: Callable[[], bool] = getattr(self._logger, "enabled", lambda: True)
+        self.enabled: Callable[[], bool] = getattr(self._logger, "enabled", lambda: True)
+        """whether anybody would hear of it"""
         opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}
         self._on_spans = "logs" not in opted or "logs/dup" in opted
 
@@ -40,7 +41,7 @@ class LogEvents:
         severity: logs.SeverityNumber = logs.SeverityNumber.INFO,
     ) -> None:
         """One event, in the context of `span`, `at` nanoseconds since the epoch."""
-        if not self._enabled():
+        if not self.enabled():
             return
         self._logger.emit(
             timestamp=at,

@@ -13,7 +13,7 @@ from flowcore.events import BackoffStarted, StepFinished, StepStarted
 
 from . import names
 from .exemplars import Exemplar, exemplar
-from .timing import CriticalPath
+from .timing import Ended
 
 __all__ = ["Scope", "Suppressed", "Trace", "Work", "links", "store", "stored"]
 
@@ -24,13 +24,13 @@ _EMPTY: Final = otel.Context()
 class Scope:
     """Makes a span current for as long as it is entered."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_token", "span")
 
-    def __init__(self, span: Span) -> None:
-        self._span = span
+    def __init__(self, span: Span | None) -> None:
+        self.span = span
 
     def __enter__(self) -> None:
-        self._token = otel.attach(trace.set_span_in_context(self._span))
+        self._token = otel.attach(trace.set_span_in_context(self.span or trace.INVALID_SPAN))
 
     def __exit__(self, *_: object) -> None:
         otel.detach(self._token)
@@ -50,33 +50,47 @@ class Suppressed:
         otel.detach(self._token)
 
 
-class Work:
+class Tries:
+    """The attempts of a step, or an undo, that may have several."""
+
+    __slots__ = ("attempt", "backoff", "ended", "started", "told")
+
+    def __init__(self) -> None:
+        self.attempt: Span | None = None
+        """the latest one, of those that have spans"""
+        self.started = self.ended = 0.0
+        """when the latest one was"""
+        self.backoff: BackoffStarted | None = None
+        """that goes on"""
+        self.told: BaseException | None = None
+        """recorded by the latest attempt's span"""
+
+
+class Work(Scope):
     """A step, or an undo, while it runs and after.
 
     Without a span it is a step past max_step_spans of which nothing has gone wrong so far; it keeps the events that a
     span would need.
     """
 
-    finished: StepFinished | None = None
-    ended = 0.0
-    attempt: Span | None = None
-    """the latest one, of those that have spans"""
-    attempt_at = 0.0
-    attempt_ended = 0.0
-    backoff: BackoffStarted | None = None
-    told: BaseException | None = None
-    """recorded by the latest attempt's span"""
+    __slots__ = ("ended", "exemplar", "finished", "started", "tries")
 
-    def __init__(self, span: Span | None = None, started: StepStarted | None = None) -> None:
+    def __init__(self, span: Span | None, started: StepStarted | None = None) -> None:
         self.span = span
         self.started = started
+        self.finished: StepFinished | None = None
+        self.ended = 0.0
+        self.tries: Tries | None = None
+        """None before its first attempt, and where its definition allows one only"""
+        self.exemplar: Exemplar | None = None
+        """of its span, once it was asked for"""
 
 
 class Trace:
     """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
 
     __slots__ = (
-        *("at", "before", "caller", "context", "interrupted", "path", "request", "span", "started_at", "steps"),
+        *("at", "before", "caller", "context", "ended", "interrupted", "request", "span", "started_at", "steps"),
         *("told", "undos", "wall"),
     )
 
@@ -92,7 +106,7 @@ class Trace:
         self.steps: dict[str, Work] = {}
         self.undos: dict[str, Work] = {}
         self.told: list[BaseException] = []  # recorded by the spans of steps and undos
-        self.path = CriticalPath()
+        self.ended: list[Ended] = []
 
     def ns(self, at: float) -> int:
         """Wall-clock nanoseconds of a monotonic moment: spans stay in order even when the wall clock jumps."""
@@ -101,7 +115,7 @@ class Trace:
     def of(self, step: str, *, undo: bool) -> Work:
         return (self.undos if undo else self.steps)[step]
 
-    def was_told(self, error: BaseException | None) -> bool:
+    def was_told(self, error: BaseException) -> bool:
         """Whether the span of a step or an undo has recorded `error`, or each error of the group that it is."""
         if any(error is other for other in self.told):
             return True
@@ -112,7 +126,11 @@ class Trace:
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
         """Links to the dependencies that ended last."""
         if len(depends_on) == 1:
-            return self.links_to(names.LINK_DEPENDS_ON, depends_on[0])
+            work = self.steps.get(depends_on[0])
+            if work is None or work.span is None:
+                return self.links_to(names.LINK_DEPENDS_ON, depends_on[0])
+            context = work.span.get_span_context()  # the most common case, and what most of the rest comes to
+            return [Link(context, {names.LINK_TYPE: names.LINK_DEPENDS_ON})] if _sampled(context) else []
         # Those that ended before a takeover come first, in whatever order; skipped ones have no span.
         ended = {name: self.steps[name].ended if name in self.steps else 0.0 for name in depends_on}
         traced = [name for name in sorted(depends_on, key=ended.__getitem__) if self.has_span(name)]
@@ -133,14 +151,18 @@ class Trace:
     @property
     def sampled(self) -> bool:
         """See `exemplars.Traced`."""
-        context = self.span.get_span_context()
-        return context.trace_flags.sampled and context.is_valid
+        return _sampled(self.span.get_span_context())
 
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """See `exemplars.Traced`."""
         work = (self.undos if undo else self.steps).get(step) if step is not None else None
-        span = (work.attempt if attempt else None) or work.span if work is not None else None
-        return exemplar((span or self.span).get_span_context())
+        if work is None or work.span is None:
+            return exemplar(self.span.get_span_context())
+        if attempt and work.tries is not None and work.tries.attempt is not None:
+            return exemplar(work.tries.attempt.get_span_context())
+        if work.exemplar is None:
+            work.exemplar = exemplar(work.span.get_span_context())
+        return work.exemplar
 
 
 def links(kind: str, *spans: Span | None) -> list[Link]:
@@ -149,9 +171,13 @@ def links(kind: str, *spans: Span | None) -> list[Link]:
     for span in spans:
         if span is not None:
             context = span.get_span_context()
-            if context.trace_flags.sampled and context.is_valid:
+            if _sampled(context):
                 made.append(Link(context, {names.LINK_TYPE: kind}))
     return made
+
+
+def _sampled(span: SpanContext) -> bool:
+    return span.is_valid and span.trace_flags.sampled
 
 
 _CARRIERS: Final = TraceContextTextMapPropagator()
@@ -160,7 +186,8 @@ _CARRIERS: Final = TraceContextTextMapPropagator()
 def store(span: SpanContext, carrier: dict[str, str]) -> None:
     """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context."""
     if span.is_valid:
-        carrier["traceparent"] = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+        # A format of old, because it is the fastest.
+        carrier["traceparent"] = "00-%032x-%016x-%02x" % (span.trace_id, span.span_id, span.trace_flags)  # noqa: UP031
         if span.trace_state:
             carrier["tracestate"] = span.trace_state.to_header()
 

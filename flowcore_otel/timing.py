@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["CriticalPath"]
+__all__ = ["CriticalPath", "Ended"]
+
+Ended = tuple[str, float | None, Sequence[str]]
+"""a step that has ended, the seconds it took (None: it was skipped), and what it depends on"""
 
 
 class CriticalPath:
     """The chain of dependent steps that took longest: what has to get faster for the run to get faster.
 
-    Is told of each step when it ends; dependencies always end before their dependants.
+    `ended`: the run's steps in an order in which dependencies come before their dependants.
     """
 
-    __slots__ = ("_chains", "_through", "total")
+    __slots__ = ("_chains", "seconds", "steps", "total")
 
-    def __init__(self) -> None:
-        self._chains: dict[str, tuple[float, float, str | None]] = {}  # seconds up to its end, own ones, predecessor
-        self._through: dict[str, str] = {}  # skipped step -> the step that the chain through it comes from
-        self.total = 0.0
-        """seconds spent in all steps"""
+    def __init__(self, ended: Iterable[Ended]) -> None:
+        chains: dict[str, tuple[float, float, str | None]] = {}  # seconds up to its end, own ones, predecessor
+        through: dict[str, str] = {}  # skipped step -> the step that the chain through it comes from
+        last, most, total = None, 0.0, 0.0
+        for step, seconds, depends_on in ended:
+            before, longest = None, 0.0
+            for dependency in depends_on:
+                name = through.get(dependency, dependency) if through else dependency
+                chain = chains.get(name)
+                if chain is not None and (before is None or chain[0] > longest):
+                    before, longest = name, chain[0]
+            if seconds is not None:
+                whole = longest + seconds
+                chains[step] = (whole, seconds, before)
+                total += seconds
+                if last is None or whole > most:
+                    last, most = step, whole
+            elif before is not None:  # what depends on it still comes after what it depends on
+                through[step] = before
+        self._chains = chains
+        self.seconds = most
+        """spent on the chain"""
+        self.total = total
+        """spent in all steps"""
+        self.steps: list[str] = []
+        """the chain, in order"""
+        while last is not None:
+            self.steps.append(last)
+            last = chains[last][2]
+        self.steps.reverse()
 
-    def add(self, step: str, seconds: float, depends_on: Iterable[str]) -> None:
-        before, longest = self._longest(depends_on)
-        self._chains[step] = (longest + seconds, seconds, before)
-        self.total += seconds
-
-    def skip(self, step: str, depends_on: Iterable[str]) -> None:
-        """A step that was skipped took no time; what depends on it still comes after what it depends on."""
-        before, _ = self._longest(depends_on)
-        if before is not None:
-            self._through[step] = before
-
-    def _longest(self, depends_on: Iterable[str]) -> tuple[str | None, float]:
-        before, longest = None, 0.0
-        for dependency in depends_on:
-            name = self._through.get(dependency, dependency)
-            chain = self._chains.get(name)
-            if chain is not None and (before is None or chain[0] > longest):
-                before, longest = name, chain[0]
-        return before, longest
-
-    @property
-    def seconds(self) -> float:
-        return max((chain[0] for chain in self._chains.values()), default=0.0)
-
-    def steps(self) -> list[str]:
-        """The chain, in order."""
-        chains = self._chains
-        path: list[str] = []
-        step = max(chains, key=lambda name: chains[name][0], default=None)
-        while step is not None:
-            path.append(step)
-            step = chains[step][2]
-        path.reverse()
-        return path
-
-    def longest_of(self, path: list[str], limit: int) -> list[str]:
+    def longest(self, limit: int) -> list[str]:
         """The `limit` longest steps of the chain, in its order."""
-        if len(path) <= limit:
-            return path
-        kept = set(sorted(path, key=lambda name: -self._chains[name][1])[:limit])
-        return [name for name in path if name in kept]
+        if len(self.steps) <= limit:
+            return self.steps
+        kept = set(sorted(self.steps, key=lambda step: -self._chains[step][1])[:limit])
+        return [step for step in self.steps if step in kept]

@@ -22,6 +22,7 @@ from opentelemetry._logs import LoggerProvider
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
+from flowcore import Status
 from flowcore.events import (
     SKIP_RUN,
     AttemptFinished,
@@ -47,14 +48,15 @@ from flowcore.events import (
 from . import names
 from .exemplars import TRACE
 from .logs import LogEvents
-from .spans import Scope, Suppressed, Trace, Work, links, store, stored
+from .spans import Scope, Suppressed, Trace, Tries, Work, links, store, stored
 from .text import error_type, fit, hashed, message, title
+from .timing import CriticalPath
 
 __all__ = ["TracingHook"]
 
 _LISTED: Final = 64  # step names in one attribute
 _NO_LINKS: Final[Sequence[Link]] = ()
-_SUCCESS: Final = "success"
+_SUCCESS: Final = Status.SUCCESS
 _REFUSALS: Final = {
     "in_progress": "another run with this key is still going on",
     "mismatch": "the key was used before with another workflow or other values",
@@ -182,17 +184,18 @@ class TracingHook:
             if run.span.get_span_context().is_valid:  # without an SDK, the caller's trace goes on instead
                 otel.attach(run.context)
             return SKIP_RUN
-        attributes: Attributes = {names.RUN_ID: event.run_id}
+        interrupted: Attributes = {}
         if event.interrupted_run_id is not None:
-            interrupted = stored(event.interrupted)
-            attributes[names.INTERRUPTED_RUN_ID] = fit(event.interrupted_run_id)
-            attributes[names.INTERRUPTED_RUN_SAMPLED] = interrupted.get_span_context().trace_flags.sampled
-            run.interrupted = links(names.LINK_INTERRUPTED_RUN, interrupted)
+            before = stored(event.interrupted)
+            interrupted[names.INTERRUPTED_RUN_ID] = fit(event.interrupted_run_id)
+            interrupted[names.INTERRUPTED_RUN_SAMPLED] = before.get_span_context().trace_flags.sampled
+            run.span.set_attributes(interrupted)
+            run.interrupted = links(names.LINK_INTERRUPTED_RUN, before)
             for link in run.interrupted:
                 run.span.add_link(link.context, link.attributes)
-        run.span.set_attributes(attributes)
-        attributes[names.WORKFLOW_NAME] = fit(event.workflow)
-        self._logs.emit(names.RUN_STARTED, run.span, run.ns(event.at), attributes)
+        if self._logs.enabled():
+            evidence = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: event.run_id, **interrupted}
+            self._logs.emit(names.RUN_STARTED, run.span, run.ns(event.at), evidence)
         return Scope(run.span)
 
     def _run_recovered(self, event: RunRecovered) -> None:
@@ -212,47 +215,53 @@ class TracingHook:
 
     def _run_finished(self, event: RunFinished) -> None:
         run: Trace = event.state[self]
-        path = run.path.steps()
+        path = CriticalPath(run.ended)
         attributes: Attributes = {
+            names.RUN_ID: event.run_id,
             names.RUN_OUTCOME: str(event.outcome),
-            names.RUN_CRITICAL_PATH: _listed(run.path.longest_of(path, _LISTED)),
-            names.RUN_CRITICAL_PATH_LENGTH: len(path),
-            names.RUN_CRITICAL_PATH_SECONDS: run.path.seconds,
+            names.RUN_CRITICAL_PATH: _listed(tuple(path.longest(_LISTED))),
+            names.RUN_CRITICAL_PATH_LENGTH: len(path.steps),
+            names.RUN_CRITICAL_PATH_SECONDS: path.seconds,
         }
         if event.duration > 0:
-            attributes[names.RUN_PARALLELISM] = run.path.total / event.duration
+            attributes[names.RUN_PARALLELISM] = path.total / event.duration
         if event.skipped:
             attributes[names.RUN_SKIPPED] = _listed(event.skipped)
-        if untraced := sum(work.span is None for work in run.steps.values()):
-            attributes[names.RUN_UNTRACED_STEPS] = untraced
-        self._end(run, run.span, event, attributes, told=run.was_told(event.error))
+        if len(run.steps) > self._max_step_spans:
+            attributes[names.RUN_UNTRACED_STEPS] = sum(work.span is None for work in run.steps.values())
+        told = event.error is not None and run.was_told(event.error)
+        self._end(run, run.span, event, attributes, told=told)
         run.told.clear()  # their tracebacks lead back to here
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _step_skipped(self, event: StepSkipped) -> None:
         run: Trace = event.state[self]
-        run.path.skip(event.step, event.depends_on)
+        run.ended.append((event.step, None, event.depends_on))
 
     def _step_started(self, event: StepStarted) -> object:
         run: Trace = event.state[self]
-        if len(run.steps) >= self._max_step_spans:
-            run.steps[event.step] = Work(started=event)
+        steps = run.steps
+        if len(steps) >= self._max_step_spans:
+            steps[event.step] = Work(None, event)
             return None
         span = self._step_span(run, event)
-        run.steps[event.step] = Work(span)
-        store(span.get_span_context(), event.carrier)
-        if self._step_events:
+        work = steps[event.step] = Work(span)
+        if event.carrier is not None:
+            store(span.get_span_context(), event.carrier)
+        if self._step_events and self._logs.enabled():
             attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
-        return Scope(span)
+        return work
 
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
         name, about = _about(event.workflow, event.step, event.function, event.max_attempts, depends_on)
-        attributes = {**about, names.STEP_WAIT: event.waited}
+        attributes = about.copy()
+        attributes[names.STEP_WAIT] = event.waited
         linked = run.waited_for(depends_on) if depends_on else None
-        return self._tracer.start_span(name, run.context, SpanKind.INTERNAL, attributes, linked, run.ns(event.at))
+        start = run.wall + int((event.at - run.at) * 1e9)
+        return self._tracer.start_span(name, run.context, SpanKind.INTERNAL, attributes, linked, start)
 
     def _late_span(self, run: Trace, work: Work) -> None:
         """Give a step past max_step_spans its span after all."""
@@ -263,15 +272,15 @@ class TracingHook:
         run: Trace = event.state[self]
         work = run.steps[event.step]
         work.ended = event.at
-        run.path.add(event.step, event.duration, event.depends_on)
-        if event.outcome != _SUCCESS or work.backoff is not None or event.attempts > 1:
+        run.ended.append((event.step, event.duration, event.depends_on))
+        if event.outcome is not _SUCCESS or event.attempts > 1:
             self._late_span(run, work)
             self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
         elif work.span is None:
             work.finished = event
         else:  # what most steps come through
-            work.span.set_attribute(names.STEP_OUTCOME, _SUCCESS)
-            work.span.end(run.ns(event.at))
+            work.span.set_attribute(names.STEP_OUTCOME, "success")
+            work.span.end(run.wall + int((event.at - run.at) * 1e9))
 
     def _finish(
         self, run: Trace, work: Work, event: StepFinished | CompensationFinished, attributes: Attributes
@@ -280,10 +289,11 @@ class TracingHook:
         if event.attempts > 1:
             attributes[names.STEP_ATTEMPT] = event.attempts
             attributes[names.STEP_BACKOFF] = event.backoff
-        self._end(run, work.span or trace.INVALID_SPAN, event, attributes, told=event.error is work.told)
+        told = None if work.tries is None else work.tries.told
+        self._end(run, work.span or trace.INVALID_SPAN, event, attributes, told=event.error is told)
         if event.error is not None:
             run.told.append(event.error)
-            work.told = None
+            work.tries = None  # the error's traceback leads back to here
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
         run: Trace = event.state[self]
@@ -305,43 +315,51 @@ class TracingHook:
             return None
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
+        if work.tries is None:
+            work.tries = Tries()
         self._end_backoff(run, work, event.at)
-        work.attempt_at = event.at
+        work.tries.started = event.at
         if work.span is None:
             return None
-        return Scope(self._open_attempt(run, work, work.span, event))
+        return Scope(self._open_attempt(run, work.tries, work.span, event))
 
-    def _open_attempt(self, run: Trace, work: Work, parent: Span, event: AttemptStarted | AttemptFinished) -> Span:
+    def _open_attempt(self, run: Trace, tries: Tries, parent: Span, event: AttemptStarted | AttemptFinished) -> Span:
         attributes: Attributes = {
             names.STEP_NAME: fit(event.step),
             names.STEP_ATTEMPT: event.attempt,
             names.STEP_MAX_ATTEMPTS: event.max_attempts,
         }
-        work.attempt = self._child(parent, title(names.ATTEMPT, event.step), run.ns(work.attempt_at), attributes)
-        return work.attempt
+        tries.attempt = self._child(parent, title(names.ATTEMPT, event.step), run.ns(tries.started), attributes)
+        return tries.attempt
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if event.max_attempts == 1:
             return  # the step's span tells it all
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
-        work.attempt_ended = event.at
+        tries = work.tries = work.tries or Tries()
+        tries.ended = event.at
         if work.span is None:
-            if event.outcome == _SUCCESS:
+            if event.outcome is _SUCCESS:
                 return
             self._late_span(run, work)
-            self._open_attempt(run, work, work.span or trace.INVALID_SPAN, event)
-        work.told = event.error
+            self._open_attempt(run, tries, work.span or trace.INVALID_SPAN, event)
+        tries.told = event.error
         outcome = names.COMPENSATION_OUTCOME if event.undo else names.STEP_OUTCOME
-        self._end(run, work.attempt or trace.INVALID_SPAN, event, {outcome: str(event.outcome)})
+        self._end(run, tries.attempt or trace.INVALID_SPAN, event, {outcome: str(event.outcome)})
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         run: Trace = event.state[self]
-        run.of(event.step, undo=event.undo).backoff = event
+        tries = run.of(event.step, undo=event.undo).tries
+        if tries is not None:
+            tries.backoff = event
 
     def _end_backoff(self, run: Trace, work: Work, at: float) -> None:
-        planned, work.backoff = work.backoff, None
-        if planned is None or work.span is None:
+        tries = work.tries
+        if tries is None or tries.backoff is None:
+            return
+        planned, tries.backoff = tries.backoff, None
+        if work.span is None:
             return
         attributes: Attributes = {
             names.STEP_NAME: fit(planned.step),
@@ -349,7 +367,7 @@ class TracingHook:
             names.BACKOFF_DELAY: planned.delay,
             names.BACKOFF_REASON: planned.reason,
         }
-        span = self._child(work.span, title(names.BACKOFF, planned.step), run.ns(work.attempt_ended), attributes)
+        span = self._child(work.span, title(names.BACKOFF, planned.step), run.ns(tries.ended), attributes)
         span.end(run.ns(at))
 
     # -- undos ---------------------------------------------------------------------------------------------------------
@@ -396,7 +414,7 @@ class TracingHook:
         end, error = run.ns(event.at), event.error
         outcome = "failure" if isinstance(event, RunRefused) else event.outcome
         try:
-            if outcome != _SUCCESS:
+            if outcome is not _SUCCESS:
                 attributes[names.ERROR_TYPE] = error_type(error, outcome)
                 span.set_status(StatusCode.ERROR, outcome if error is None else message(error))
                 if error is not None and not told:
@@ -423,5 +441,6 @@ def _about(
     return title(names.STEP, step), attributes
 
 
-def _listed(steps: Sequence[str]) -> list[str]:
-    return [fit(step) for step in steps[:_LISTED]]
+@lru_cache(maxsize=1024)  # the same
+def _listed(steps: tuple[str, ...]) -> Sequence[str]:
+    return tuple(fit(step) for step in steps[:_LISTED])

@@ -143,8 +143,9 @@ class StepStarted(StepEvent):
     max_attempts: int
     function: str
     """qualified name of the step's function"""
-    carrier: dict[str, str]
-    """empty: a hook may put trace context in; a durable store keeps it with the step's end"""
+    carrier: dict[str, str] | None
+    """empty: a hook may put trace context in, which the durable store keeps with the step; None where there is no such
+    store"""
 
 
 @dataclass(slots=True, eq=False)
