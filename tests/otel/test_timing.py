@@ -3,10 +3,9 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from flowcore_otel.timing import CriticalPath
+from flowcore_otel.timing import CriticalPath, Ended
 
 SECONDS = st.floats(0, 10, allow_nan=False)
-Ended = tuple[str, float | None, list[str]]
 
 
 @st.composite
@@ -34,14 +33,9 @@ def all_chains(steps: list[Ended]) -> dict[tuple[str, ...], float]:
 
 @given(workflows())
 def test_it_is_the_longest_of_all_chains(steps: list[Ended]) -> None:
-    path = CriticalPath()
-    for name, seconds, depends_on in steps:
-        if seconds is None:
-            path.skip(name, depends_on)
-        else:
-            path.add(name, seconds, depends_on)
+    path = CriticalPath(steps)
     chains = all_chains(steps)
-    chain = tuple(path.steps())
+    chain = tuple(path.steps)
     assert chain in chains or not chain
     assert path.seconds == pytest.approx(max(chains.values(), default=0.0))
     assert chains.get(chain, 0.0) == pytest.approx(path.seconds)
@@ -49,13 +43,13 @@ def test_it_is_the_longest_of_all_chains(steps: list[Ended]) -> None:
 
 
 def test_of_a_long_chain_the_longest_steps_are_shown_in_order() -> None:
-    path = CriticalPath()
-    for number in range(100):
-        path.add(f"s{number}", 1.0 + (number in {3, 50}), [f"s{number - 1}"] if number else [])
-    assert path.longest_of(path.steps(), 2) == ["s3", "s50"]
-    assert len(path.steps()) == 100
+    path = CriticalPath(
+        (f"s{number}", 1.0 + (number in {3, 50}), [f"s{number - 1}"] if number else []) for number in range(100)
+    )
+    assert path.longest(2) == ["s3", "s50"]
+    assert len(path.steps) == 100
 
 
 def test_a_run_without_steps_has_an_empty_path() -> None:
-    path = CriticalPath()
-    assert (path.steps(), path.seconds, path.total) == ([], 0.0, 0.0)
+    path = CriticalPath([])
+    assert (path.steps, path.seconds, path.total) == ([], 0.0, 0.0)
