@@ -6,12 +6,16 @@ It prints each span that has ended, as `name trace span parent`. STORE is `sqlit
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
+import redis
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from flowcore import Context, Engine, Workflow
+from flowcore.stores import RedisStore, SQLiteStore
 from flowcore_otel import TracingHook
 
 LEASE = 0.6
@@ -42,17 +46,15 @@ def trip(*, dies: bool, on_crash: Literal["retry", "undo", "hold"] = "retry") ->
     return wf
 
 
-def open_store(where: str) -> Any:
+@contextmanager
+def open_store(where: str) -> Iterator[Any]:
     """The durable store at that place."""
     if where.startswith("sqlite:"):
-        from flowcore.stores import SQLiteStore
-
-        return SQLiteStore(where.removeprefix("sqlite:"), durability="normal")
-    import redis
-
-    from flowcore.stores import RedisStore
-
-    return RedisStore(redis.Redis.from_url(where), prefix="flowcore-otel")
+        with closing(SQLiteStore(where.removeprefix("sqlite:"), durability="normal")) as store:
+            yield store
+    else:
+        with redis.Redis.from_url(where) as client:
+            yield RedisStore(client, prefix="flowcore-otel")
 
 
 class Printed(SpanExporter):
@@ -68,8 +70,9 @@ class Printed(SpanExporter):
 def main(where: str) -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(Printed()))
-    engine = Engine(store=open_store(where), hooks=[TracingHook(provider)], lease=LEASE)
-    engine.run(trip(dies=True), idempotency_key=KEY)
+    with open_store(where) as store:
+        engine = Engine(store=store, hooks=[TracingHook(provider)], lease=LEASE)
+        engine.run(trip(dies=True), idempotency_key=KEY)
 
 
 if __name__ == "__main__":

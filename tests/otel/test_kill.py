@@ -4,8 +4,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -51,11 +52,11 @@ def dead(request: pytest.FixtureRequest, tmp_path: Path) -> Dead:
 class Survivor:
     """An engine of this process on the store of the dead one."""
 
-    def __init__(self, dead: Dead, spans: Spans, workflow: Workflow) -> None:
+    def __init__(self, store: Any, spans: Spans, workflow: Workflow) -> None:
         self.registry = CollectorRegistry()
-        self.store = open_store(dead.store)
+        self.store = store
         hooks = [TracingHook(spans.provider), PrometheusHook(self.registry)]
-        self.engine = Engine(store=self.store, hooks=hooks, lease=LEASE, workflows=[workflow])
+        self.engine = Engine(store=store, hooks=hooks, lease=LEASE, workflows=[workflow])
         self.workflow = workflow
 
     def value(self, metric: names.Metric, suffix: str = "", **labels: str) -> float | None:
@@ -69,15 +70,16 @@ Survive = Callable[[Literal["retry", "undo", "hold"]], Survivor]
 @pytest.fixture
 def survive(dead: Dead, spans: Spans) -> Iterator[Survive]:
     made: list[Survivor] = []
+    stack = ExitStack()
 
     def make(on_crash: Literal["retry", "undo", "hold"]) -> Survivor:
-        made.append(Survivor(dead, spans, trip(dies=False, on_crash=on_crash)))
+        made.append(Survivor(stack.enter_context(open_store(dead.store)), spans, trip(dies=False, on_crash=on_crash)))
         return made[-1]
 
-    yield make
-    for survivor in made:
-        survivor.engine.close()
-        survivor.store.close()
+    with stack:
+        yield make
+        for survivor in made:
+            survivor.engine.close()
 
 
 def links(span: ReadableSpan) -> list[tuple[str, str]]:
