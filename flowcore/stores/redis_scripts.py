@@ -166,7 +166,7 @@ end
 local function free(h, now, retention)  -- the next claim begins afresh
   file_ended(h, now, retention)
   redis.call('HSET', KEYS[1], 'status', 'failure', 'held', '0', 'finished', digits(now),
-    'fence', digits(math.max(count(h.fence) + 1, now)))
+    'fence', digits(count(h.fence) + 1))
   redis.call('HDEL', KEYS[1], 'expires', 'decision', 'before_status', 'before_expires')
 end
 """
@@ -204,13 +204,21 @@ local function begin(generation, above)
   return {'begun', digits(now), 'generation', digits(generation), 'fence', fence, 'started', digits(now)}
 end
 
+local function granted(word, fence)  -- the record, and the fence of its owner
+  local answer = told(word, now, KEYS[1])
+  answer[#answer + 1] = 'granted'
+  answer[#answer + 1] = fence
+  return answer
+end
+
 if not h then return begin(0, 0) end
 
 if h.owner == ARGV[1] then  -- the same claim again
   if h.stage ~= 'owned' then return told('finished', now, KEYS[1]) end
   redis.call('ZADD', KEYS[2], expires, member(KEYS[1], h))
   redis.call('HSET', KEYS[1], 'expires', expires)
-  return told(h.before_status and 'taken' or 'begun', now, KEYS[1], not h.before_status and h)
+  if not h.before_status then return told('begun', now, KEYS[1], h) end
+  return granted('again', h.fence)
 end
 
 local attached = ARGV[4] ~= '' and string.sub(ARGV[4], 2)
@@ -232,16 +240,18 @@ if h.stage == 'owned' and h.ends > now then return told('busy', now, KEYS[1], h)
 -- Nobody goes on with it.
 if h.graph ~= ARGV[3] then return told('graph', now, KEYS[1], h) end
 if ARGV[6] ~= h.fence then return told('look', now, KEYS[1]) end
+local fence = digits(math.max(count(h.fence) + 1, now))
+local answer = granted('taken', fence)
 file_open(h, expires)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'status', 'running', 'expires', expires, 'before_status', h.status,
-  'fence', digits(math.max(count(h.fence) + 1, now)))
+  'fence', fence)
 if h.expires then
   redis.call('HSET', KEYS[1], 'before_expires', h.expires)
   redis.call('HDEL', KEYS[1], 'finished')
 else
   redis.call('HDEL', KEYS[1], 'before_expires', 'finished')
 end
-return told('taken', now, KEYS[1])
+return answer
 """,
 )
 
@@ -419,7 +429,7 @@ redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'held', hold and '1' or '0')
 if not hold then redis.call('HSET', KEYS[1], 'decision', ARGV[1]) end
 if h.stage == 'owned' then  -- its owner, should it come back, finds itself shut out
-  redis.call('HSET', KEYS[1], 'status', 'parked', 'fence', digits(math.max(count(h.fence) + 1, now)))
+  redis.call('HSET', KEYS[1], 'status', 'parked', 'fence', digits(count(h.fence) + 1))
 elseif not hold and h.stage == 'over' then
   redis.call('HSET', KEYS[1], 'status', 'parked')
 end

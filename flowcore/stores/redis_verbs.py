@@ -123,13 +123,13 @@ class Verbs:
         fields = answer.fields
         if answer.word == "begun":
             return Claimed(int(fields["generation"]), int(fields["fence"]), None, answer.age)
-        if answer.word == "taken":
-            fence = int(fields["fence"])
-            # It is told as it was before.
-            fields["status"] = fields["before_status"]
-            fields.pop("expires", None)
-            if "before_expires" in fields:
-                fields["expires"] = fields["before_expires"]
+        if answer.word in {"taken", "again"}:
+            fence = int(fields.pop("granted"))
+            if answer.word == "again":  # it is told as it was before
+                fields["status"] = fields["before_status"]
+                fields.pop("expires", None)
+                if "before_expires" in fields:
+                    fields["expires"] = fields["before_expires"]
             record = self._encoding.decode(claim.key, fields)
             return Claimed(record.generation, fence, record, answer.age)
         record = self._encoding.decode(claim.key, fields)

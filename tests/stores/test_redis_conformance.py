@@ -1,0 +1,88 @@
+"""Both Redis stores keep the contract, with every kind of client."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import pytest
+import redis
+import redis.asyncio
+
+from flowcore.stores import AsyncRedisStore, RedisStore
+from flowcore.testing.conformance import StoreConformance
+from tests.stores.redis_servers import RedisClusterServers, redis_cluster, redis_url
+
+__all__ = ["redis_cluster", "redis_url"]  # fixtures
+
+
+class Conformance(StoreConformance):
+    """Stores with a prefix of their own for each test, and whatever their clients leave behind."""
+
+    examples = 15
+    options: ClassVar[dict[str, Any]] = {}
+    asynchronous = False
+
+    @pytest.fixture(autouse=True)
+    def _clients(self, redis_url: str) -> Iterator[None]:
+        self.prefix = f"conformance-{uuid4().hex}"
+        with contextlib.ExitStack() as self.stack:
+            self.connect(redis_url)
+            yield
+            with redis.Redis.from_url(redis_url) as client:
+                for key in client.scan_iter(f"{{{self.prefix}:*", count=1000):
+                    client.delete(key)
+
+    def connect(self, url: str) -> None:
+        """Make the client of this test."""
+        if self.asynchronous:
+            self.client: Any = redis.asyncio.Redis.from_url(url, **self.options)
+        else:
+            self.client = self.stack.enter_context(redis.Redis.from_url(url, **self.options))
+
+    def make_store(self, **options: Any) -> Any:
+        kind = AsyncRedisStore if self.asynchronous else RedisStore
+        return kind(self.client, prefix=self.prefix, **options)
+
+    def open_again(self, store: Any) -> Any:
+        return self.make_store()
+
+    def make_forgetful_store(self, retention: float) -> Any:
+        return self.make_store(retention=retention)
+
+
+class TestRedisStore(Conformance): ...
+
+
+class TestAsyncRedisStore(Conformance):
+    asynchronous = True
+
+
+class TestOtherAnswers(Conformance):
+    """A client whose own view of answers the store must not depend on."""
+
+    options: ClassVar[dict[str, Any]] = {"protocol": 3, "decode_responses": True, "encoding": "latin-1"}
+    examples = 5
+
+
+class TestAsyncOtherAnswers(TestOtherAnswers):
+    asynchronous = True
+
+
+class TestRedisCluster(Conformance):
+    examples = 5
+
+    @pytest.fixture(autouse=True)
+    def _clients(self, redis_cluster: RedisClusterServers) -> Iterator[None]:
+        self.prefix = f"conformance-{uuid4().hex}"
+        with contextlib.ExitStack() as self.stack:
+            self.client: Any = (
+                redis.asyncio.RedisCluster.from_url(redis_cluster.url)
+                if self.asynchronous
+                else self.stack.enter_context(redis_cluster.client())
+            )
+            yield
+
+
+class TestAsyncRedisCluster(TestRedisCluster):
+    asynchronous = True
