@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from ..errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, shown
 from ..retry import Duration, seconds
@@ -43,7 +43,8 @@ _log = logging.getLogger("flowcore")
 
 class SQLiteStore:
     """Runs in the SQLite file `path`, which is made, for its owner only, where there is none. Thread-safe; any number of
-    processes of one machine may have a store of the same file, and a process may fork.
+    processes of one machine may have a store of the same file, and a process may fork. One at a time writes: others wait
+    up to five seconds for it, then StoreUnavailable is raised, which engines take for a reason to ask again.
 
     `durability`: with "full" a step's end is on the disk before anything that follows from it begins, and survives a power
     cut. With "normal" the disk is not waited for: the death of any process costs nothing, a power cut the last moments.
@@ -62,7 +63,7 @@ class SQLiteStore:
         self,
         path: str | os.PathLike[str],
         *,
-        durability: str = "full",
+        durability: Literal["full", "normal"] = "full",
         retention: Duration = _WEEK,
         codec: Codec | None = None,
         max_value_bytes: int = MIB,

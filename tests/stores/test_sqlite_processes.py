@@ -270,6 +270,7 @@ for number in range(20):
         assert isinstance(store.claim(claim(f"c{number}", key=f"c{number}")), Claimed)
         if os.fork() == 0:  # and so on
             assert isinstance(store.claim(claim(f"g{number}", key=f"g{number}")), Claimed)
+            assert store.find(f"c{number}").run_id == f"c{number}"
             os._exit(0)
         _, status = os.wait()
         os._exit(os.waitstatus_to_exitcode(status))
