@@ -39,6 +39,7 @@ from .context import Context
 from .engine import EngineBase, log, outcome
 from .errors import FlowcoreError, StepCancelled, said
 from .events import Hook
+from .forks import in_children
 from .retry import Duration, seconds
 from .run import Run
 from .status import Status
@@ -474,7 +475,15 @@ class AsyncEngine(EngineBase):
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live))
         self._recovery: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        in_children(self, AsyncEngine._after_fork)
         weakref.finalize(self, self._pool.close, self._settings.grace)
+
+    def _after_fork(self) -> None:
+        """In a child: the runs in flight are the parent's, and so are its loops."""
+        super()._after_fork()
+        self._live.clear()
+        self._tasks.clear()
+        self._recovery.clear()
 
     async def run(
         self,

@@ -98,6 +98,10 @@ class EngineBase:
             workflow.freeze()
             self._register(workflow)
 
+    def _after_fork(self) -> None:
+        """In a child of a fork: other threads may have held what this one is to hold."""
+        self._lock = threading.Lock()
+
     def _execution(
         self,
         workflow: Workflow,

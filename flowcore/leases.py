@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .errors import said
 from .events import Hooks, MaintenanceFinished, MaintenanceStarted, StoreCalled
+from .forks import in_children
 from .status import Status
 from .stores.base import Lease
 
@@ -45,14 +45,17 @@ class Leases:
         self._runs: dict[Execution, Lease] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._process = os.getpid()
+        in_children(self, Leases._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the parent keeps its own runs, and its thread is not here."""
+        self._changed = threading.Condition()
+        self._runs.clear()
+        self._thread = None
 
     def join(self, x: Execution) -> None:
         """Keep the lease of `x`, which has just been claimed."""
         with self._changed:
-            if self._process != os.getpid():  # a fork: the parent keeps its own runs, and its thread is not here
-                self._process, self._thread = os.getpid(), None
-                self._runs.clear()
             self._runs[x] = Lease(x.stored_key, x.run_id, x.fence)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._beat, name="flowcore-leases", daemon=True)

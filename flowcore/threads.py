@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import deque
@@ -37,6 +36,7 @@ from .context import Context
 from .engine import EngineBase, log, outcome
 from .errors import FlowcoreError, StepCancelled, said
 from .events import Hook
+from .forks import in_children
 from .interrupts import CtrlC, guard
 from .retry import Duration, seconds
 from .run import Run
@@ -392,7 +392,6 @@ class Engine(EngineBase):
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
-        self._process = os.getpid()
         self._live: dict[Execution, Driver | None] = {}  # None: it sprints
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
@@ -407,7 +406,14 @@ class Engine(EngineBase):
                 daemon=True,
             ).start()
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
+        in_children(self, Engine._after_fork)
         weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
+
+    def _after_fork(self) -> None:
+        """In a child: the runs in flight are the parent's."""
+        super()._after_fork()
+        self._quiet = threading.Condition()
+        self._live.clear()
 
     def run(
         self,
@@ -552,8 +558,6 @@ class Engine(EngineBase):
             raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
         if self._recovery is not None:
             self._recovery.set()
-        if self._process != os.getpid():  # a fork: the runs in flight are the parent's
-            self._live.clear()
         with self._quiet:
             self._closed = self._closing = True
             self._quiet.wait_for(lambda: not self._live, limit)

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from .forks import in_children
+
 __all__ = ["Timers", "Workers"]
 
 Job = Callable[[], None]
@@ -31,6 +33,15 @@ class Workers:
         self._threads: set[_Worker] = set()
         self._numbers = itertools.count(1)
         self._closed = False
+        self._stuck = 0
+        in_children(self, Workers._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the threads and their jobs are the parent's."""
+        self._lock = threading.Lock()
+        self._threads.clear()
+        self._idle.clear()
+        self._backlog.clear()
         self._stuck = 0
 
     @property
@@ -57,11 +68,6 @@ class Workers:
         already begun; `beyond` gives it a thread beyond the limit: for what must not wait for a place that may never
         be free again."""
         with self._lock:
-            if self._threads and not next(iter(self._threads)).is_alive():
-                # Threads leave before they end: this is the child of a fork, where the parent's are not.
-                self._threads.clear()
-                self._idle.clear()
-                self._backlog.clear()
             if self._idle:
                 self._idle.pop().inbox.put(job)
             elif beyond or len(self._threads) < self.limit:
@@ -128,15 +134,19 @@ class Timers:
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
+        in_children(self, Timers._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the thread and its timers are the parent's."""
+        self._changed = threading.Condition()
+        self._thread = None
+        self._heap.clear()
 
     def after(self, seconds: float, callback: Job) -> Timer:
         """Call `callback` once, unless the timer that is answered is cancelled before."""
         timer = Timer(callback)
         moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
         with self._changed:
-            if self._thread is not None and not self._thread.is_alive():  # the child of a fork: the parent has its own
-                self._thread = None
-                self._heap.clear()
             heapq.heappush(self._heap, (moment, next(self._numbers), timer))
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._watch, name=self._name, daemon=True)

@@ -34,12 +34,13 @@ PARTS: dict[str, str] = {
     "stores": "errors status retry run",
     "landing": "",
     "_protocol": "errors status retry context run plan workflow events stores.base landing",
-    "leases": "errors status events stores.base",
-    "workers": "",
+    "forks": "",
+    "leases": "errors status events stores.base forks",
+    "workers": "forks",
     "interrupts": "",
     "engine": "errors status retry run workflow events stores _protocol leases workers",
-    "threads": "errors status retry context run workflow events stores.base _protocol engine workers interrupts",
-    "aio": "errors status retry context run workflow events stores.base _protocol engine workers",
+    "threads": "errors status retry context run workflow events stores.base _protocol engine workers interrupts forks",
+    "aio": "errors status retry context run workflow events stores.base _protocol engine workers forks",
     "testing": "errors status retry context run workflow events stores _protocol",
 }
 """what each module or subpackage of flowcore may import of flowcore when it is imported; flowcore itself: all of them"""

@@ -1,0 +1,29 @@
+"""What the child of a fork must not inherit: threads that are not there, and locks that they held."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+__all__ = ["in_children"]
+
+T = TypeVar("T")
+
+_known: Final[weakref.WeakKeyDictionary[Any, Callable[[Any], None]]] = weakref.WeakKeyDictionary()
+_registered: Final[list[bool]] = []
+
+
+def in_children(one: T, renew: Callable[[T], None]) -> None:
+    """Have `renew(one)` called in each child that forks from this process, before anything else there. `one` is held
+    weakly, so `renew` must not be a method bound to it."""
+    if not _registered and hasattr(os, "register_at_fork"):
+        _registered.append(True)
+        os.register_at_fork(after_in_child=_renew)
+    _known[one] = renew
+
+
+def _renew() -> None:
+    for one, renew in list(_known.items()):
+        renew(one)
