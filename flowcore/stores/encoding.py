@@ -41,7 +41,6 @@ MIB: Final = 1024 * 1024
 _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
 _MESSAGE: Final = 1024  # characters of an error's message that are kept
 _TRACEBACK: Final = 16 * 1024  # of its traceback: the last ones
-_TIMES: Final = ("waited", "ran", "backed_off")
 
 _json_text: Final[Callable[[object], str]] = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
@@ -139,26 +138,30 @@ class Encoding:
 
     def encode_step(self, name: str, step: StepRecord, run_id: str) -> str:
         """The text of one step."""
+        # Put together by hand: most steps have little to tell, and a JSON encoder takes longer to set out than to do this.
         report = step.report
-        known: dict[str, Any] = {"status": report.status, "attempts": report.attempts}
+        text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
-            known["result"] = self._dumped(step.result, "the result of step", name, run_id)
+            text += f',"result":{_json_text(self._dumped(step.result, "the result of step", name, run_id))}'
         if step.effect:
-            known["effect"] = True
-        if carrier := _texts_only(step.carrier):
-            known["carrier"] = carrier
-        for time in _TIMES:
-            if (seconds := getattr(report, time)) is not None:
-                known[time] = seconds
+            text += ',"effect":true'
+        if step.carrier and (carrier := _texts_only(step.carrier)):
+            text += f',"carrier":{_json_text(carrier)}'
+        if report.waited is not None:
+            text += f',"waited":{report.waited!r}'
+        if report.ran is not None:
+            text += f',"ran":{report.ran!r}'
+        if report.backed_off is not None:
+            text += f',"backed_off":{report.backed_off!r}'
         if report.error is not None:
-            known["error"] = _told(report.error)
+            text += f',"error":{_json_text(_told(report.error))}'
         if report.undo is not None:
-            known["undo"] = report.undo
+            text += f',"undo":"{report.undo}"'
         if report.undo_error is not None:
-            known["undo_error"] = _told(report.undo_error)
+            text += f',"undo_error":{_json_text(_told(report.undo_error))}'
         if report.landed_late is not None:
-            known["landed_late"] = report.landed_late
-        return f"{step.seq} {_json_text(known)}"
+            text += f',"landed_late":"{report.landed_late}"'
+        return text + "}"
 
     def encode_write(self, key: str, write: Write, run_id: str) -> str:
         """The text of one write to the context."""
