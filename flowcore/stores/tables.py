@@ -40,6 +40,7 @@ _COLUMNS: Final = (
     *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status", "held", "undoing", "decision"),
     *("before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
 )
+_IN_RUNS: Final = frozenset(_COLUMNS)
 _NUMBERED: Final = (STEP, WRITE)
 _NOTHING: Final = frozenset({"null", "[]"})  # the same as no row
 
@@ -138,7 +139,7 @@ def whole(db: sqlite3.Connection, number: int, head: Mapping[str, Any]) -> dict[
 
 def add(db: sqlite3.Connection, texts: Mapping[str, str], **counted: int) -> int:
     """A new run. Answers its row number; its other fields are still to be put."""
-    columns = {name: text for name, text in texts.items() if name in _COLUMNS} | counted
+    columns = {name: text for name, text in texts.items() if name in _IN_RUNS} | counted
     marks = ", ".join("?" * len(columns))
     sql = f"INSERT INTO runs ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - the words above
     number: Any = db.execute(sql, tuple(columns.values())).lastrowid
@@ -147,7 +148,7 @@ def add(db: sqlite3.Connection, texts: Mapping[str, str], **counted: int) -> int
 
 def put(db: sqlite3.Connection, number: int, texts: Mapping[str, str]) -> int:
     """Write those fields of a run that have rows of their own. Answers how many these are."""
-    rows = [(number, name, text) for name, text in texts.items() if name not in _COLUMNS and text not in _NOTHING]
+    rows = [(number, name, text) for name, text in texts.items() if name not in _IN_RUNS and text not in _NOTHING]
     for row in rows:
         db.execute(_RAISE if row[1].startswith(_NUMBERED) else _PUT, row)
     return len(rows)
