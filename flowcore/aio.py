@@ -454,7 +454,8 @@ class AsyncEngine(EngineBase):
     """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
 
     The arguments are those of `Engine`. May be made outside of a loop and used on several; each run belongs to the loop
-    it was started on. Any store will do: sync ones that may block are called on a thread.
+    it was started on. Any store will do: sync ones that may block are called on a thread. `recover_every` begins, on a
+    loop, with `async with`, with the first run or with `recover()`.
     """
 
     def __init__(
@@ -524,8 +525,7 @@ class AsyncEngine(EngineBase):
         return asyncio.get_running_loop().create_task(self._drive(x, None, check=check))
 
     async def _drive(self, x: Execution, begun: Begun | None, *, check: bool) -> Run:
-        if self.recover_every is not None:
-            self._recover_often(self.recover_every)
+        self._recover_often()
         driver = await self._driven(x, begun)
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
@@ -553,6 +553,7 @@ class AsyncEngine(EngineBase):
 
     async def recover(self) -> list[Run]:
         """Go on with the runs of `workflows` that nobody goes on with: as `Engine.recover`."""
+        self._recover_often()
         with self._round() as context:
             names = [workflow.name for workflow in self.workflows]
             records = await self._asked(partial(self.store.unfinished, names), context)
@@ -571,11 +572,11 @@ class AsyncEngine(EngineBase):
             return await asyncio.get_running_loop().create_task(verb(), context=context)
         return await asyncio.to_thread(context.run, verb)
 
-    def _recover_often(self, every: float) -> None:
-        """See to it that somebody does so on this loop."""
+    def _recover_often(self) -> None:
+        """See to it that somebody does so on this loop, where `recover_every` was given."""
         loop = asyncio.get_running_loop()
-        if loop not in self._recovery:
-            self._recovery[loop] = loop.create_task(_recover_often(weakref.ref(self), every))
+        if self.recover_every is not None and loop not in self._recovery:
+            self._recovery[loop] = loop.create_task(_recover_often(weakref.ref(self), self.recover_every))
             self._recovery[loop].add_done_callback(lambda _: self._recovery.pop(loop, None))
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - after it, runs are cancelled
@@ -603,6 +604,7 @@ class AsyncEngine(EngineBase):
         self._pool.close(0)
 
     async def __aenter__(self) -> Self:
+        self._recover_often()
         return self
 
     async def __aexit__(

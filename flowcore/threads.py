@@ -108,6 +108,7 @@ class Driver:
             if not self.over:
                 self._serve()
         finally:
+            self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
             if ctrl_c is not None:
                 ctrl_c.restore()
         if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):

@@ -124,8 +124,6 @@ def _own(x: Execution, wanted: Claim, claimed: Claimed, sent: float) -> RunRecor
         if claimed.record is None:
             x.changes.begun.update(wanted.begins)
             x.changes.seq = len(wanted.begins)
-        if x.settings.owns is not None:
-            x.settings.owns(x)
     return claimed.record
 
 

@@ -47,6 +47,7 @@ def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
     assert x.changes is not None  # noqa: S101 - the callers have looked
     with x.lock:
         known = attempt == 1 and node.name in x.changes.begun
+        doubtful = x.in_doubt.pop(node.name, None)
         if known:
             x.changes.begun.discard(node.name)
         else:
@@ -56,7 +57,10 @@ def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
     failure = yield from _checkpoint(x, (node.name,))
     if isinstance(failure, NotSerializable):
         raise failure
-    if failure is None and x.stopped and attempt == 1:  # the run failed while its store was told
+    if x.stopped and doubtful is not None:
+        with x.lock:
+            x.in_doubt[node.name] = doubtful
+    elif x.stopped and failure is None and attempt == 1:  # the run failed while its store was told
         x.not_begun(node)
     return failure is None and not x.stopped
 

@@ -7,6 +7,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,8 @@ class Execution:
     # the durable store
     changes: Changes | None = None
     """(lock) what the store has still to be told; None where it need not be told of single steps"""
+    in_doubt: dict[str, StepReport] = {}
+    """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
     lease_until: float = math.inf
     """monotonic; until then nobody else may take the run over"""
 
@@ -475,10 +478,9 @@ class Execution:
     def idle(self, *, waits: bool = False) -> bool:
         """Whether no step is running; else, with `waits`, the main program is noted as waiting for that."""
         with self.lock:
-            if self.running:
-                self.main_waits = waits
-                return False
-            return True
+            if self.running and waits:
+                self.main_waits = True
+            return not self.running
 
     def succeed(self) -> bool:
         """End as a success, unless the run has stopped: from now on it cannot be cancelled any more."""
@@ -561,6 +563,18 @@ class Execution:
         with self.lock:
             self.changes.step(node.name, self.report(node), self.results, effect=True)
             return bool(self.to_undo) or self.undoing is not None
+
+    def undo_doubtful(self) -> None:
+        """What was in flight when an earlier owner died, and was not attempted again, may have happened: undo it too."""
+        with self.lock:
+            for name, report in self.in_doubt.items():
+                node = self.plan.by_name[name]
+                self.reports[name] = replace(report, status=Status.UNKNOWN)
+                if node.compensation is not None:
+                    self.to_undo.append(node)
+                if self.changes is not None:
+                    effect = node.compensation is not None
+                    self.changes.step(name, self.reports[name], self.results, effect=effect)
 
     def begin_undo(self, node: Node) -> int:
         """The undo of `node` is about to start; answers its number, from 1."""

@@ -46,6 +46,8 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
         x.deadline = x.settings.clock() + x.allowed
     if earlier is not None:
         restore(x, earlier)
+    if x.changes is not None and x.settings.owns is not None:
+        x.settings.owns(x)
     if x.observed:
         told = tell.run_started(x)
     if earlier is not None:
@@ -83,13 +85,14 @@ def rescue(x: Execution, error: BaseException) -> Program[Run]:
 def _fail(x: Execution, told: Told | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
     if x.undoes:
+        x.undo_doubtful()
         yield from undo_all(x)
     elif x.past_pivot:
         yield from wait_for_abandoned(x)  # the next call attempts it again, and must not do so beside it
     while not x.end(_outcome(x)):
         yield from undo_rest(x)
     finished, failure = _failed(x), None
-    if x.claimed or x.key is not None or finished.status in _TO_DECIDE:
+    if finished.status is not Status.LOST and (x.claimed or x.key is not None or finished.status in _TO_DECIDE):
         failure = yield from finish(x, _record(x, finished))
     if failure is not None and x.changes is not None and not x.left_to_others:
         _reopen(x, failure)

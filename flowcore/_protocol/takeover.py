@@ -33,7 +33,8 @@ _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, St
 def restore(x: Execution, record: RunRecord) -> None:
     """Put back what the record tells."""
     x.run_id, x.fingerprint = record.run_id, record.fingerprint
-    x.carrier = x.interrupted_carrier = record.carrier
+    x.interrupted_carrier = record.carrier
+    x.carrier = x.carrier or record.carrier
     x.values.clear()
     x.values.update(record.values)
     known = x.plan.by_name
@@ -82,6 +83,8 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
         for node in crashed:
             x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         x.hold(_held(x, held[0]))
+    elif not undoing:
+        x.in_doubt = {node.name: record.steps[node.name] for node in crashed}
     event = RunRecovered(
         x.workflow.name,
         x.run_id,
