@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Final
 
-from .redis_errors import is_forbidden, translated
+from .redis_errors import is_forbidden, refuse
 
 __all__ = ["Everywhere", "examine", "risks"]
 
@@ -30,7 +30,7 @@ def examine() -> Generator[Any, list[Any], dict[str, str]]:
     syncs = [_setting(one) for one in (yield from _asked("CONFIG", "GET", "appendfsync"))]
     (time,) = yield [("EVAL", _TIME, 0)]
     if isinstance(time, Exception) and not is_forbidden(time):
-        raise translated(time) from time
+        refuse(time)
     return {
         "store": "redis",
         "version": _together(info.get("redis_version") for info in infos),
@@ -62,7 +62,7 @@ def _asked(*command: str) -> Generator[Any, list[Any], list[Any]]:
     replies = yield Everywhere(*command)
     for reply in replies:
         if isinstance(reply, Exception) and not is_forbidden(reply):
-            raise translated(reply) from reply
+            refuse(reply)
     return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NoReturn
 
 from ..errors import CorruptRecord, StoreError, StoreUnavailable, said, shown
 
-__all__ = ["is_forbidden", "is_unknown_script", "translated"]
+__all__ = ["is_forbidden", "is_unknown_script", "refuse"]
 
 _CODES: Final = {
     "AuthenticationError": "NOAUTH",
@@ -38,7 +38,6 @@ _UNAVAILABLE: Final = {
     "MASTERDOWN": "this Redis is a replica that has lost its primary",
     "CLUSTERDOWN": "the Redis cluster is down",
     "TRYAGAIN": "the Redis cluster is moving this key's slot",
-    "MOVED": "the Redis cluster has moved this key's slot",
     "ASK": "the Redis cluster is moving this key's slot",
     "OOM": "Redis is out of memory: raise its maxmemory or take something out of it",
     "MISCONF": "Redis cannot write to its disk, and takes no changes until it can",
@@ -46,8 +45,16 @@ _UNAVAILABLE: Final = {
     "BUSY": "Redis is busy with another script",
 }
 
-# Redis 6 puts what a script's command was refused with inside of a sentence of its own.
-_WORD: Final = re.compile(r"^([A-Z]{2,})\b|: -([A-Z]{2,})\b")
+_REFUSED: Final = {
+    "NOPERM": "Redis does not let this user do what the store needs {}: RedisStore lists the ACL rules.",
+    "NOAUTH": "Redis wants to know who is asking {}: give the client the right username and password.",
+    "MOVED": "this Redis is one of a cluster {}: give the store a client of the kind RedisCluster.",
+}
+
+# Redis 6 wraps what it refuses a script's command with in a sentence of its own.
+_WORD: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})\b")
+_FORBIDDEN: Final = ("can't run this command", "can't access", "ACL failure in script")
+"""what Redis 6, 7 and 8 say where a script's command is not permitted, without a word before it"""
 
 
 def is_unknown_script(reply: object) -> bool:
@@ -60,27 +67,20 @@ def is_forbidden(reply: object) -> bool:
     return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in said(reply).lower())
 
 
-def translated(error: Exception, key: str = "") -> Exception:
-    """The StoreError for an exception of the client, raised while it was asked about `key`; one that is not of Redis, as
-    it is."""
+def refuse(error: Exception, key: str = "") -> NoReturn:
+    """Raise the StoreError for what the client raised when it was asked about `key`; what is not of Redis, as it is."""
     code = _code(error)
-    text = f"({type(error).__name__}: {said(error, 200)})"
+    if code is None:
+        raise error
+    what = f"({type(error).__name__}: {said(error, 200)})"
     if code in _UNAVAILABLE:
-        return StoreUnavailable(f"{_UNAVAILABLE[code]} {text}; to ask again is safe.")
-    if code == "NOPERM":
-        return StoreError(
-            f"Redis does not let this user do what the store needs {text}: see RedisStore for the ACL rules."
-        )
-    if code in {"NOAUTH", "WRONGPASS"}:
-        return StoreError(f"Redis wants to know who is asking {text}: give the client a username and password.")
+        raise StoreUnavailable(f"{_UNAVAILABLE[code]} {what}; to ask again is safe.") from error
     if code == "WRONGTYPE":
-        return CorruptRecord(
-            f"a Redis key that belongs to the record of key {shown(key)}, or to its index, is of another type {text}: nothing "
+        raise CorruptRecord(
+            f"a Redis key that belongs to the record of key {shown(key)}, or to its index, is of another type {what}: nothing "
             "was changed; find out who else writes under the store's prefix."
-        )
-    if code is not None:
-        return StoreError(f"Redis refused what the store asked {text}.")
-    return error
+        ) from error
+    raise StoreError(_REFUSED.get(code, "Redis refused what the store asked {}.").format(what)) from error
 
 
 def _code(error: Exception) -> str | None:
@@ -91,5 +91,10 @@ def _code(error: Exception) -> str | None:
     if not names:
         return None
     known = next((code for name, code in _CODES.items() if name in names), None)
-    found = None if known is not None else _WORD.search(said(error))
-    return known or (found and (found[1] or found[2])) or "ERR"
+    if known is not None:
+        return known
+    text = said(error)
+    if any(words in text for words in _FORBIDDEN):
+        return "NOPERM"
+    word = _WORD.search(text)
+    return "ERR" if word is None else word[1]

@@ -32,7 +32,7 @@ from .base import (
     RunRecord,
 )
 from .encoding import Codec, Encoding, microseconds
-from .redis_errors import is_unknown_script, translated
+from .redis_errors import is_unknown_script, refuse
 from .redis_scripts import Script
 
 __all__ = ["Asked", "Command", "Verbs"]
@@ -236,10 +236,12 @@ class Verbs:
         replies = yield from self._run_all(redis_scripts.LOCATE, calls)
         for prefix, reply in zip(self._prefixes, replies, strict=True):
             for sha in reply:
-                (found,) = (yield from self._run_all(redis_scripts.READ, [([prefix + b"run:" + sha], [""])]))[0]
-                answer = self._told(found, run_id)
+                run = prefix + b"run:" + sha
+                (found,) = (yield from self._run_all(redis_scripts.READ, [([run], [""])]))[0]
+                key = _key_of(found, run)
+                answer = self._told(found, key)
                 if answer.fields.get("run_id") == run_id:
-                    return self._encoding.decode(answer.fields.get("key", ""), answer.fields)
+                    return self._encoding.decode(key, answer.fields)
         raise RunNotFound(
             f"this store has no run {shown(run_id)}: it is unknown, or was forgotten after its retention."
         )
@@ -345,12 +347,13 @@ class Verbs:
         replies = yield from self._run_all(redis_scripts.READ, calls)
         for page, reply in zip(pages, replies, strict=True):
             for entry, one in zip(page, reply, strict=True):
+                key = _key_of(one, entry.run)
                 try:
-                    answer = self._told(one, entry.run.decode())
+                    answer = self._told(one, key)
                     if answer.word == "missing":
                         gone.append(entry)
                     else:
-                        found.append((answer, self._encoding.decode(answer.fields.get("key", ""), answer.fields)))
+                        found.append((answer, self._encoding.decode(key, answer.fields)))
                 except CorruptRecord as error:
                     if not skip:
                         raise
@@ -385,9 +388,9 @@ class Verbs:
 
     def _run_key(self, key: str) -> tuple[int, bytes]:
         """The shard of a key, and the Redis key of its record."""
-        sha = hashlib.sha256(_bytes(key)).hexdigest()
+        sha = _sha(_bytes(key))
         shard = int(sha[:8], 16) % self._shards
-        return shard, self._prefixes[shard] + b"run:" + sha.encode()
+        return shard, self._prefixes[shard] + b"run:" + sha
 
     def _keys(self, key: str) -> tuple[bytes, bytes, bytes, bytes]:
         shard, run = self._run_key(key)
@@ -412,7 +415,7 @@ class Verbs:
                 replies[index] = reply
         for reply in replies:
             if isinstance(reply, Exception):
-                raise translated(reply, key) from reply
+                refuse(reply, key)
         return replies
 
     def _told(self, reply: list[bytes], key: str) -> _Answer:
@@ -430,6 +433,16 @@ class Verbs:
                 key, f"it has the status {shown(fields['status'])}, but is not held, or a number at its limit"
             )
         return _Answer(word, int(now), fields)
+
+
+def _key_of(reply: list[bytes], run: bytes) -> str:
+    """The key that a record says it is of, if it is: else the Redis key of the record."""
+    key = dict(zip(reply[2::2], reply[3::2], strict=True)).get(b"key", b"")
+    return (key if _sha(key) == run[-64:] else run).decode(errors="replace")
+
+
+def _sha(key: bytes) -> bytes:
+    return hashlib.sha256(key).hexdigest().encode()
 
 
 def _corrupt(key: str, why: str) -> CorruptRecord:

@@ -182,7 +182,7 @@ class RedisServer:
 def _answers(client: Any) -> bool:
     try:
         return bool(client.ping())
-    except redis.AuthenticationError:  # it is there, and wants a password
+    except (redis.AuthenticationError, redis.ResponseError):  # it is there: it wants a password, or its primary
         return True
     except redis.ConnectionError:  # not there yet, or still loading
         return False

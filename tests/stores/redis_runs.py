@@ -1,0 +1,68 @@
+"""Runs for the tests of the Redis stores: claims, checkpoints and endings as an engine sends them."""
+
+import itertools
+from typing import Any
+
+from flowcore import StepReport
+from flowcore.stores.base import Checkpoint, Claim, Claimed, Ending, Lease, RunRecord, StepRecord, Write
+
+__all__ = ["LONG", "a_checkpoint", "a_claim", "a_lease", "an_ending", "begin", "everything", "records"]
+
+LONG = 600.0
+"""seconds: a lease that outlasts every test"""
+_numbers = itertools.count(1)
+
+
+def a_claim(key: str = "k", **changes: Any) -> Claim:
+    """A claim by a new run."""
+    values: dict[str, Any] = {
+        "run_id": f"{next(_numbers):032x}",
+        "workflow": "trip",
+        "fingerprint": "f",
+        "graph": "g",
+        "carrier": {"traceparent": "00-1-2-01"},
+        "values": {"seat": "12A"},
+        "lease": LONG,
+        "begins": ("book",),
+    }
+    return Claim(key, **{**values, **changes})
+
+
+def begin(store: Any, key: str = "k", **changes: Any) -> tuple[Claim, int]:
+    """A claim that was granted, and its fence."""
+    claim = a_claim(key, **changes)
+    answer = store.claim(claim)
+    assert isinstance(answer, Claimed), answer
+    return claim, answer.fence
+
+
+def a_checkpoint(claim: Claim, fence: int, seq: int = 2, lease: float = LONG, **changes: Any) -> Checkpoint:
+    """`book` is done, `pay` has begun, and the context has a receipt."""
+    steps = {
+        "book": StepRecord(seq, StepReport("success", 1), True, {"seat": seq}, True, {"traceparent": "00"}),
+        "pay": StepRecord(seq + 1, StepReport("running", 1)),
+    }
+    writes = {"receipt": Write(seq + 2, f"R-{seq}"), "draft": Write(seq + 3, deleted=True)}
+    return Checkpoint(claim.key, claim.run_id, fence, lease, **{"steps": steps, "writes": writes, **changes})
+
+
+def an_ending(claim: Claim, fence: int, status: str = "success", *, held: bool = False, changes: Any = None) -> Ending:
+    """The end of a run."""
+    record = RunRecord(
+        claim.key, claim.run_id, claim.workflow, claim.fingerprint, claim.graph, status, held, fence=fence
+    )
+    return Ending(record, changes)
+
+
+def a_lease(claim: Claim, fence: int) -> Lease:
+    return Lease(claim.key, claim.run_id, fence)
+
+
+def records(client: Any, prefix: str = "flowcore") -> list[bytes]:
+    """The Redis keys of all records of a store."""
+    return sorted(client.scan_iter(f"{{{prefix}:*}}:run:*", count=1000))
+
+
+def everything(client: Any) -> dict[bytes, tuple[bytes, int]]:
+    """All that a server has: its keys, their contents, and whether they will be forgotten (1) or not (-1)."""
+    return {key: (client.dump(key), min(client.pttl(key), 1)) for key in client.scan_iter(count=1000)}
