@@ -1,5 +1,6 @@
 # Needs python3 (3.11 or newer) and nothing else: each target makes the environment it runs in.
 #   make demo                    make test PYTHON=python3.12
+#   make demo KILL=1             make demo STORE=sqlite:PATH (or redis: one of its own, or redis://HOST:PORT)
 
 PYTHON ?= python3
 ENV    := .venv/bin/python
@@ -15,8 +16,8 @@ help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
 		printf '%-13s%s\n' "$$target" "$$what"; done
 
-demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running)
-	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve)
+demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle)
+	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(STORE),--store='$(STORE)')
 
 test: lint types  ## lint, check types, run the tests with coverage
 	$(ENV) -m pytest --cov

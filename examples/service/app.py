@@ -1,6 +1,6 @@
 """A checkout service: `POST /orders` with an `Idempotency-Key`, `GET /metrics` for Prometheus.
 
-    python examples/service/app.py --port 8000
+    python examples/service/app.py --port 8000 --store sqlite:runs.db
 
 Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
 
@@ -11,9 +11,11 @@ Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
     410  sold out
     422  the key was used for another order
     502  the gateway or the carrier gave up on us       (what had been done was undone)
+    503  the store does not answer                      (ask again with the same key: the order goes on from there)
 
-Runs are kept in memory: told to stop, the service finishes what it has begun, but a killed one forgets the orders in
-flight and the answers it gave. A durable store is what carries them over.
+Told to stop, the service finishes what it has begun. Killed, it forgets the orders in flight, and the answers it gave,
+where its runs are kept in memory (the default). With `--store sqlite:PATH` or a Redis they outlive it: within one and a
+half times the lease another process of it, or the next one, has gone on with each order from where it stood.
 
 Spans are written to a file of JSON lines, and sent on with OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.
 """
@@ -41,13 +43,28 @@ from pydantic import BaseModel, Field
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from checkout import Declined, NoAnswer, SoldOut, checkout
-from flowcore import AsyncEngine, IdempotencyHeld, IdempotencyInProgress, IdempotencyMismatch, Run
+from checkout import checkout
+from flowcore import (
+    AsyncEngine,
+    Hook,
+    IdempotencyHeld,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    LeaseLost,
+    Run,
+    RunFailed,
+    RunParked,
+    StoreUnavailable,
+)
 from flowcore_otel import PrometheusHook, TracingHook
 from ledger import Ledger
-from partners import Carrier, Gateway
+from partners import HANG, Carrier, Gateway
+from stores import known, opened
 
 OPENING_STOCK = {"mug": 500, "shirt": 400, "lamp": 200, "poster": 12}
+LEASE = 10.0  # seconds
+SOON = 2.0  # seconds, at most, until a client may ask again: a lease may be long, an order hardly is
+FAILURES = {"Declined": (402, "declined"), "SoldOut": (410, "sold-out"), "NoAnswer": (502, "no-answer")}
 
 
 class Order(BaseModel):
@@ -60,21 +77,36 @@ class Order(BaseModel):
     address: str = Field(examples=["home"])
 
 
-def create_app(ledger_path: Path, provider: TracerProvider | None = None) -> FastAPI:
-    """The service on the books in `ledger_path`; spans go to `provider`, by default nowhere."""
+def create_app(
+    ledger_path: Path,
+    provider: TracerProvider | None = None,
+    *,
+    store: str = "memory",
+    lease: float = LEASE,
+    hang: float = HANG,
+) -> FastAPI:
+    """The service on the books in `ledger_path`; spans go to `provider`, by default nowhere.
+
+    `store`: where its runs are kept (see stores.py). `lease`: seconds after which others may take over the runs of a
+    service that has died. `hang`: seconds for which partners that hang do so.
+    """
     provider = provider or TracerProvider()
     registry = CollectorRegistry()
     ledger = Ledger(ledger_path)
     for sku, quantity in OPENING_STOCK.items():
         ledger.deliver(sku, quantity)
-    workflow = checkout(ledger, Gateway(ledger), Carrier(ledger))
-    engine = AsyncEngine(hooks=[TracingHook(provider), PrometheusHook(registry)], workflows=[workflow])
+    workflow = checkout(ledger, Gateway(ledger, hang), Carrier(ledger, hang))
+    hooks: list[Hook] = [TracingHook(provider), PrometheusHook(registry)]
     tracer = provider.get_tracer("checkout-service")
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await engine.aclose()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with (
+            opened(store) as runs,
+            AsyncEngine(store=runs, hooks=hooks, lease=lease, workflows=[workflow], recover_every=lease / 4) as engine,
+        ):
+            app.state.engine = engine
+            yield
         ledger.close()
         provider.shutdown()  # writes the last spans
 
@@ -87,15 +119,15 @@ def create_app(ledger_path: Path, provider: TracerProvider | None = None) -> Fas
     ) -> JSONResponse:
         if not idempotency_key:
             return problem(400, "no-key", "Send an Idempotency-Key header: one order, one key.")
+        engine: AsyncEngine = request.app.state.engine
         caller = propagate.extract(request.headers)
         with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
             values = {"ref": idempotency_key, **order.model_dump()}
             return answer(await engine.run(workflow, values, idempotency_key=idempotency_key, check=False))
 
     @app.exception_handler(IdempotencyInProgress)
-    async def in_progress(_: Request, error: IdempotencyInProgress) -> JSONResponse:
-        wait = str(max(1, math.ceil(error.retry_after)))
-        return problem(409, "in-progress", "This order is being worked on.", headers={"Retry-After": wait})
+    async def overlap(_: Request, error: IdempotencyInProgress) -> JSONResponse:
+        return in_progress(error.retry_after)
 
     @app.exception_handler(IdempotencyMismatch)
     async def mismatch(_: Request, __: IdempotencyMismatch) -> JSONResponse:
@@ -104,6 +136,10 @@ def create_app(ledger_path: Path, provider: TracerProvider | None = None) -> Fas
     @app.exception_handler(IdempotencyHeld)
     async def held(_: Request, __: IdempotencyHeld) -> JSONResponse:
         return problem(409, "held", "This order could not be undone; a person is looking into it.")
+
+    @app.exception_handler(StoreUnavailable)
+    async def unavailable(_: Request, __: StoreUnavailable) -> JSONResponse:
+        return out_of_order()
 
     return app
 
@@ -114,14 +150,28 @@ def answer(run: Run) -> JSONResponse:
         case None:
             receipt = {"run": run.id, "payment": run["charge"], "parcel": run["ship"], "message": run["notify"]}
             return JSONResponse(receipt, 201, {"Idempotent-Replayed": "true"} if run.replayed else None)
-        case Declined() as error:
-            return problem(402, "declined", str(error), run=run.id)
-        case SoldOut() as error:
-            return problem(410, "sold-out", str(error), run=run.id)
-        case NoAnswer() as error:
-            return problem(502, "no-answer", str(error), run=run.id)
+        case LeaseLost():
+            return in_progress(SOON)
+        case RunParked():
+            return out_of_order()
+        case RunFailed() as error:  # a process that has died met with it, and left its name
+            name, detail = error.error_type, error.message
         case error:
-            raise error
+            name, detail = type(error).__name__, str(error)
+    if name not in FAILURES:
+        raise run.error
+    status, kind = FAILURES[name]
+    return problem(status, kind, detail, run=run.id)
+
+
+def in_progress(retry_after: float) -> JSONResponse:
+    wait = str(max(1, math.ceil(min(retry_after, SOON))))
+    return problem(409, "in-progress", "This order is being worked on.", headers={"Retry-After": wait})
+
+
+def out_of_order() -> JSONResponse:
+    detail = "Our own books cannot be reached: ask again with the same key, and the order goes on from where it stands."
+    return problem(503, "out-of-order", detail, headers={"Retry-After": str(math.ceil(SOON))})
 
 
 def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
@@ -174,6 +224,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
     parser.add_argument("--ledger", type=Path, default=Path("ledger.db"), help="default: ledger.db")
     parser.add_argument("--spans", type=Path, default=Path("spans.jsonl"), help="default: spans.jsonl")
+    parser.add_argument("--store", type=known, default="memory", help="memory (default), sqlite:PATH or redis://...")
+    parser.add_argument("--lease", type=float, default=LEASE, help=f"seconds (default: {LEASE:g})")
+    parser.add_argument("--hang", type=float, default=HANG, help=f"seconds that some partners hang (default: {HANG:g})")
     options = parser.parse_args()
 
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer would take 40 ms more.
@@ -183,7 +236,8 @@ def main() -> None:
         listener.bind(("127.0.0.1", options.port))
     except (OSError, OverflowError) as error:
         sys.exit(f"Port {options.port} cannot be had ({error}): choose another, or 0 for a free one.")
-    app = create_app(options.ledger, tracing(options.spans))
+    provider = tracing(options.spans)
+    app = create_app(options.ledger, provider, store=options.store, lease=options.lease, hang=options.hang)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75))
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     listener.listen(128)

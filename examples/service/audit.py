@@ -55,7 +55,7 @@ class Audit:
 def audit(path: Path) -> Audit:
     """Go through the books in `path`, which nobody should be writing to."""
     books = Audit()
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with _reading(path) as db:
         for ref, what, sku, quantity, cents in db.execute(
             "SELECT ref, what, sku, quantity, cents FROM orders ORDER BY rowid"
         ):
@@ -71,6 +71,20 @@ def audit(path: Path) -> Audit:
         if delivered != books.shelf[sku] + gone:
             books.faults.append(f"{sku}: {delivered} delivered, but {books.shelf[sku]} left and {gone} shipped")
     return books
+
+
+def history(path: Path, ref: str) -> tuple[str, ...]:
+    """What was done for one order, in words, the oldest entry first; also while others write."""
+    entries = "SELECT at, {0}, rowid, what FROM {1} WHERE ref = :ref"
+    tables = " UNION ALL ".join(entries.format(*one) for one in enumerate(("orders", "payments", "stock")))
+    with _reading(path) as db:
+        rows = db.execute(f"{tables} ORDER BY 1, 2, 3", {"ref": ref}).fetchall()
+    # That its goods are reserved and released says the same as that it is placed and cancelled.
+    return tuple(what for _, _, _, what in rows if what not in {"placed", "cancelled"})
+
+
+def _reading(path: Path) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True))
 
 
 def _enter_order(order: Order, what: str, sku: str, quantity: int, cents: int) -> None:

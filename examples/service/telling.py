@@ -143,23 +143,15 @@ def _money(cents: int) -> str:
 
 def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spans: list[Span]) -> None:
     story.chapter("A scrape of /metrics")
-
-    def by(name: str, label: str) -> dict[str, int]:
-        found: Counter[str] = Counter()
-        for sample in samples:
-            if sample.name == name:
-                found[sample.labels[label]] += int(sample.value)
-        return +found
-
-    runs = by("flowcore_run_duration_seconds_count", "outcome")
-    hits = by("flowcore_idempotency_hits_total", "outcome")
-    for title, counts in {
+    runs = counts(samples, "flowcore_run_duration_seconds_count", "outcome")
+    hits = counts(samples, "flowcore_idempotency_hits_total", "outcome")
+    for title, found in {
         "flowcore_run_duration_seconds_count": runs,
-        "flowcore_step_retries_total": by("flowcore_step_retries_total", "step"),
-        "flowcore_compensations_total": by("flowcore_compensations_total", "step"),
+        "flowcore_step_retries_total": counts(samples, "flowcore_step_retries_total", "step"),
+        "flowcore_compensations_total": counts(samples, "flowcore_compensations_total", "step"),
         "flowcore_idempotency_hits_total": hits,
     }.items():
-        story.say(f"  {title:<37}{' · '.join(f'{value} {count}' for value, count in counts.items())}")
+        story.say(f"  {title:<37}{listed(found)}")
 
     outcomes = Counter(outcome(answer) for answer in answers)
     # Who found the shelf empty was refused, and undone all the same: the undo looked, and found nothing to put back.
@@ -173,7 +165,8 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
         f"{name}: {count} scraped, {outcomes[name]} told" for name, count in told.items() if count != outcomes[name]
     ]
     wrong += [
-        f"hook {hook} raised {n} times: see the log" for hook, n in by("flowcore_hook_errors_total", "hook").items()
+        f"hook {hook} raised {n} times: see the log"
+        for hook, n in counts(samples, "flowcore_hook_errors_total", "hook").items()
     ]
     story.check(not wrong, "its counts are the clients' counts: done, compensated, replayed; no hook raised", wrong)
     traces = {span.trace for span in spans}
@@ -186,10 +179,26 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
     story.check(holds=False, text="no exemplar leads to a trace")
 
 
+def counts(samples: list[Sample], name: str, label: str) -> dict[str, int]:
+    """The sums of a counter by one of its labels, without zeros."""
+    found: Counter[str] = Counter()
+    for sample in samples:
+        if sample.name == name:
+            found[sample.labels[label]] += int(sample.value)
+    return +found
+
+
+def listed(counts: dict[str, int]) -> str:
+    return " · ".join(f"{value} {count}" for value, count in counts.items())
+
+
 def tell_where_next(story: Story, service: Service, replayed: Answer, *, serve: bool) -> None:
     story.chapter("Where to go next")
     if not serve:
         story.say("  make demo SERVE=1               keeps the service running: /docs, /metrics, a curl that replays")
+        story.say(
+            "  make demo KILL=1                kills it in the middle (STORE=sqlite:PATH, redis or redis://HOST:PORT)"
+        )
         story.say("  examples/service/checkout.py    the saga that you have just seen, in 50 lines")
         story.say("  examples/*.py                   one idea each;  README.md  the first ten lines")
         return

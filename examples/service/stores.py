@@ -1,0 +1,61 @@
+"""Where the service keeps its runs, as one word of a command line says it.
+
+memory                    they end with the process
+sqlite:PATH               in a file, for any number of processes on this machine
+redis://HOST:PORT/NUMBER  in a Redis, for any number of machines (rediss:// for TLS, unix:// for a socket)
+"""
+
+from argparse import ArgumentTypeError
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+
+from flowcore.stores import AsyncRedisStore, MemoryStore, RedisStore, SQLiteStore
+
+REDIS = ("redis://", "rediss://", "unix://")
+PATIENCE = 5.0  # seconds: a Redis that hangs must not hang its callers for ever
+
+
+def known(where: str) -> str:
+    """`where`, if it names a store: a type for argparse."""
+    if where == "memory" or where.startswith(REDIS) or (where.startswith("sqlite:") and where != "sqlite:"):
+        return where
+    raise ArgumentTypeError(f"{where!r} names no store: memory, sqlite:PATH and redis://HOST:PORT/NUMBER do")
+
+
+@asynccontextmanager
+async def opened(where: str) -> AsyncIterator[MemoryStore | SQLiteStore | RedisStore | AsyncRedisStore]:
+    """The store for an AsyncEngine. It calls the verbs of SQLiteStore in a thread, so that the loop never waits for a disk."""
+    if where == "memory":
+        yield MemoryStore()
+    elif where.startswith(REDIS):
+        async with redis.asyncio.Redis.from_url(where, socket_timeout=PATIENCE) as client:
+            yield AsyncRedisStore(client)
+    else:
+        with looked_into(where) as store:
+            yield store
+
+
+@contextmanager
+def looked_into(where: str) -> Iterator[SQLiteStore | RedisStore]:
+    """The same store for whoever wants to look into it, or to decide on a held order; not for `memory`."""
+    if where.startswith(REDIS):
+        with redis.Redis.from_url(where, socket_timeout=PATIENCE) as client:
+            yield RedisStore(client)
+    else:
+        store = SQLiteStore(where.removeprefix("sqlite:"))
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def spoken(where: str) -> str:
+    """`where` as it may be printed: without the password that a Redis address may carry."""
+    if not where.startswith(REDIS):
+        return where
+    parts = urlsplit(where)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
