@@ -15,7 +15,7 @@ from ..run import StepReport
 from ..status import Status
 from .base import RunRecord, StepRecord, Write
 
-__all__ = ["LARGEST", "SCHEMA", "STEP", "WRITE", "decode", "json_value", "number"]
+__all__ = ["ENDINGS", "LARGEST", "SCHEMA", "STEP", "WRITE", "decode", "json_value", "number"]
 
 SCHEMA: Final = 1
 STEP: Final = "s:"
@@ -23,10 +23,13 @@ WRITE: Final = "w:"
 LARGEST: Final = 2**53 - 1
 """of all numbers: more, a double such as Lua's cannot tell apart"""
 
-_DIGITS: Final = len(str(LARGEST))
-_RUN: Final = frozenset(
-    {"running", "success", "failure", "compensated", "compensation_failed", "incomplete", "parked"},
+ENDINGS: Final = frozenset(
+    {"success", "failure", "compensated", "compensation_failed", "incomplete", "parked"},
 )
+"""what a run's owner may leave it as"""
+
+_DIGITS: Final = len(str(LARGEST))
+_RUN: Final = ENDINGS | {"running"}
 _STEP: Final = frozenset(
     {"pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown"},
 )
@@ -125,7 +128,8 @@ def _head(key: str, fields: Fields) -> RunRecord:
 
 def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
     steps = [(field[2:], _step(field, text, record, loads)) for field, text in told.items() if field.startswith(STEP)]
-    steps.sort(key=lambda step: step[1].seq)
+    # Those that a claim begins have the same seq: their order is that of their names, whatever the store's is.
+    steps.sort(key=lambda step: (step[1].seq, step[0]))
     ended = [(name, step) for name, step in steps if step.report.status is not Status.RUNNING]
     in_flight = [name for name, step in steps if step.report.status is Status.RUNNING]
     record.seq = steps[-1][1].seq if steps else 0

@@ -31,9 +31,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from ..errors import DefinitionError, NotSerializable, RunFailed, said, shown
+from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, said, shown
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
-from .decoding import LARGEST, SCHEMA, STEP, WRITE, decode, json_value, number
+from .decoding import ENDINGS, LARGEST, SCHEMA, STEP, WRITE, decode, json_value, number
 
 __all__ = ["LARGEST", "MIB", "STEP", "WRITE", "Codec", "Encoding", "microseconds", "number"]
 
@@ -127,6 +127,10 @@ class Encoding:
     def encode_ending(self, ending: Ending) -> dict[str, str]:
         """What the end of a run changes: what its last checkpoint does, status, held, undone, failed_step and error."""
         record = ending.record
+        if record.status not in ENDINGS:
+            raise StoreError(
+                f"run {record.run_id} cannot end as {shown(str(record.status))}: no store would know what to do next."
+            )
         fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
         if record.undoing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sqlite3
@@ -248,15 +249,13 @@ class SQLiteStore:
 
     def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
         """The heads of at most 1,000 runs of these workflows that nobody goes on with, the oldest first."""
-        now, heads = self._now(), list[dict[str, Any]]()
 
-        def read(db: sqlite3.Connection) -> None:
-            for row in db.execute(tables.UNFINISHED, (now, now)):
-                head = tables.head(row)
-                if head.get("workflow") in workflows and len(heads) < _AT_ONCE:
-                    heads.append(head)
+        def read(db: sqlite3.Connection) -> list[dict[str, Any]]:
+            now = self._now()  # not before: it may have waited, and an owner may have renewed its lease meanwhile
+            heads = map(tables.head, db.execute(tables.UNFINISHED, (now, now)))
+            return list(itertools.islice((head for head in heads if head.get("workflow") in workflows), _AT_ONCE))
 
-        self._database.read(read)
+        heads = self._database.read(read)
         return [record for head in heads if (record := self._readable(head)) is not None]
 
     def _readable(self, head: dict[str, Any]) -> RunRecord | None:

@@ -77,10 +77,11 @@ SCHEMA: Final = (
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - the words above
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 OWNED: Final = "SELECT id, run_id, fence, status FROM runs WHERE key = ?"
-# A lease that ends later than it is long: the clock was set back, and nobody knows how its owner is. A claim sees to it.
+# A lease that ends a second later than it is long: the clock was set back, and nobody knows how its owner is. A claim
+# sees to it.
 UNFINISHED: Final = (
     f"{HEAD} WHERE forget IS NULL AND held = 0 AND (status IN ('incomplete', 'parked') OR status = 'running' AND "
-    "(coalesce(expires, 0) <= ? OR expires - lease > ?)) ORDER BY started, id"
+    "(coalesce(expires, 0) <= ? OR expires - lease - 1000000 > ?)) ORDER BY started, id"
 )
 RETIRE: Final = "UPDATE runs SET key = NULL, forget = 0 WHERE key = ?"
 TAKE_OVER: Final = (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from flowcore import CorruptRecord, DefinitionError, NotSerializable, RunFailed, Status, StepReport
+from flowcore import CorruptRecord, DefinitionError, NotSerializable, RunFailed, Status, StepReport, StoreError
 from flowcore.stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from flowcore.stores.encoding import LARGEST, MIB, Encoding, microseconds
 
@@ -98,6 +98,12 @@ def test_results_come_in_order_of_completion_and_steps_in_flight_are_the_last_to
     assert record.seq == 9
 
 
+def test_steps_that_begin_with_the_claim_come_in_the_same_order_whatever_the_store_does() -> None:
+    fields = stored(claim=Claim("k", "r", "w", None, "g", {}, begins=("b", "c", "a")))
+    for mixed in (fields, dict(reversed(fields.items())), dict(sorted(fields.items()))):
+        assert ENCODING.decode("k", mixed).effects == ("a", "b", "c")
+
+
 def test_a_report_keeps_all_that_it_tells() -> None:
     report = StepReport(
         Status.TIMEOUT,
@@ -177,9 +183,7 @@ def test_an_ending_replaces_what_checkpoints_said_of_the_run() -> None:
     assert record.results["last"] == 3
 
 
-@pytest.mark.parametrize(
-    "status", ["running", "success", "failure", "compensated", "compensation_failed", "incomplete", "parked"]
-)
+@pytest.mark.parametrize("status", ["success", "failure", "compensated", "compensation_failed", "incomplete", "parked"])
 def test_every_status_of_a_run_comes_back(status: str) -> None:
     ended = RunRecord(
         "order-1", "run1", "w", None, "", status=Status(status), held=True, failed_step="a", error=OSError()
@@ -187,6 +191,13 @@ def test_every_status_of_a_run_comes_back(status: str) -> None:
     record = ENCODING.decode("order-1", stored(Ending(ended)))
     assert (record.status, record.held, record.failed_step) == (status, True, "a")
     assert isinstance(record.status, Status)
+
+
+@pytest.mark.parametrize("status", ["running", "lost", "pending", "surprise"])
+def test_a_run_cannot_end_in_any_other_way(status: Any) -> None:
+    ended = RunRecord("order-1", "run1", "w", None, "", status=status)
+    with pytest.raises(StoreError, match=f"run run1 cannot end as '{status}'"):
+        ENCODING.encode_ending(Ending(ended))
 
 
 JSON = st.recursive(

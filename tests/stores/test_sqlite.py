@@ -534,6 +534,20 @@ def test_a_clock_set_back_costs_at_most_one_lease(store: SQLiteStore, clock: Clo
     assert taken.fence == owner.fence + 1  # it never falls
 
 
+def test_a_lease_that_is_renewed_while_recovery_looks_is_no_clock_set_back(
+    store: SQLiteStore, path: Path, clock: Clock
+) -> None:
+    owner = granted(store)
+    with closing(SQLiteStore(path, durability="normal", wall=lambda: clock.now + 0.5)) as other:
+
+        def late() -> float:
+            assert other.renew([Lease("k", "r1", owner.fence)], LEASE) == [True]
+            return clock.now
+
+        with closing(SQLiteStore(path, durability="normal", wall=late)) as looking:
+            assert looking.unfinished(["w"]) == []
+
+
 def test_a_clock_set_back_does_not_cost_an_owner_its_run(store: SQLiteStore, clock: Clock) -> None:
     owner = granted(store)
     clock.now -= 3600
