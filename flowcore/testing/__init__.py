@@ -5,9 +5,11 @@ Nothing here is needed to run workflows, and nothing in flowcore imports it.
 
 from __future__ import annotations
 
+from .acts import Fault
 from .journal import Journal
+from .network import SimulatedStore
 from .rehearsal import Rehearsal, rehearse
-from .simulator import Fault, Simulation, simulate
+from .simulator import Simulation, simulate
 from .waiting import no_waiting
 
-__all__ = ["Fault", "Journal", "Rehearsal", "Simulation", "no_waiting", "rehearse", "simulate"]
+__all__ = ["Fault", "Journal", "Rehearsal", "SimulatedStore", "Simulation", "no_waiting", "rehearse", "simulate"]

@@ -11,7 +11,8 @@ from ..run import Run
 from ..status import Status
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
-from .simulator import Fault, Simulation, simulate
+from .acts import CRASHES, Fault
+from .simulator import Simulation, simulate
 
 __all__ = ["Rehearsal", "Scene", "rehearse"]
 
@@ -77,8 +78,10 @@ def rehearse(
     the slate is clean: everything that was done is done as a whole, or undone.
 
     `world` answers False, or raises AssertionError, where it is not. `reset` is called before each run, for a world that
-    does not stay clean once it is dirty. The faults are those of `Fault`. An undo that fails cannot leave the world clean:
-    there the run must end as compensation_failed and held. `run twice` runs the whole workflow twice with one idempotency
+    does not stay clean once it is dirty. The faults are those of `Fault`. After a crash another process takes the run over
+    and ends it, on a durable store in memory; the dead one's functions are not called again. An undo that fails cannot leave
+    the world clean: there the run must end as compensation_failed and held. Nor can a crash in a step with
+    `on_crash="hold"`, which asks you to look: there the run must be held. `run twice` runs the whole workflow twice with one idempotency
     key, and the second must be a replay. A step that its `when=` skips has nothing to rehearse.
 
         def test_checkout_leaves_no_mess():
@@ -99,6 +102,8 @@ def rehearse(
                 simulated = simulate(workflow, values, seed=seed, faults={node.name: fault})
                 fired = _fired(simulated, node.name, fault)
                 scene = _judged(node.name, fault, simulated.run, world) if fired else None
+                if scene is not None and fault in CRASHES and simulated.run.held and node.step.on_crash == "hold":
+                    scene = Scene(node.name, fault, clean=True, run=simulated.run)
             if scene is not None:
                 scenes.append(scene)
     if reset is not None:

@@ -2,88 +2,27 @@
 
 The programs are the ones that `Engine` and `AsyncEngine` drive. Here a step's function runs in an instant, and the time
 it is said to have taken is drawn; so are the order of what happens at one moment, and when helpers come. A thousand
-schedules of a workflow take a second, and a seed replays the one that failed.
+schedules of a workflow take a second, and a seed replays the one that failed. Processes die, and others go on with
+their runs, in the same virtual time.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import heapq
-import inspect
-import itertools
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import partial
 from typing import Any
 
-from .._protocol.effects import (
-    HELP,
-    RESUME,
-    WAIT,
-    Ask,
-    Call,
-    GivenUp,
-    Hand,
-    Landing,
-    Outcome,
-    Program,
-    Sleep,
-    Stop,
-    as_call,
-)
-from .._protocol.execution import Execution, Settings
-from .._protocol.run import helper, run
-from .._protocol.undo import late
-from ..context import Context
-from ..errors import DefinitionError, StepCancelled, shown
-from ..events import Event, Hooks
+from ..errors import DefinitionError, shown
+from ..events import Event
 from ..run import Run
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
+from .acts import CRASHES, Fault, SimulatedCall
 from .journal import Journal
+from .network import SimulatedStore
+from .story import Story, play
 
 __all__ = ["Fault", "SimulatedCall", "Simulation", "simulate"]
-
-_FOREVER = 1e9  # virtual seconds that no workflow is still running after
-_ENDLESS = 1_000_000  # moments after which a run that has not ended never will
-
-
-class Fault(StrEnum):
-    """What goes wrong with every attempt of a step."""
-
-    FAIL_BEFORE = "fails before its effect"
-    FAIL_AFTER = "fails after its effect"
-    TIMEOUT = "times out"
-    """its effect happens, but too late: right after its limit, or after any limit its run may have"""
-    STUCK = "times out and never comes back"
-    CANCEL = "run cancelled in it"
-    UNDO_FAILS = "undo fails"
-
-
-class Injected(Exception):
-    """The failure that a fault injected."""
-
-
-@dataclass(slots=True)
-class SimulatedCall:
-    """One call of user code, as the driver made it, whatever was told of it. Moments are those of the events' `at`."""
-
-    step: str
-    what: str
-    """do, undo, when, or await: the rest of a plain function that answered with a coroutine"""
-    attempt: int
-    began: float
-    told_before: int
-    """events told before it began"""
-    ended: float | None = None
-    """when it came back; None: never"""
-    given_up: float | None = None
-    """when everybody stopped waiting for it; None: it was waited for"""
-    failed: bool = False
-    """whether it came back with an error"""
 
 
 @dataclass(slots=True)
@@ -115,6 +54,7 @@ def simulate(
     cancel_at: float | None = None,
     max_workers: int = 32,
     grace: float = 5.0,
+    lease: float = 30.0,
     store: MemoryStore | None = None,
     idempotency_key: str | None = None,
     deadline: float | None = None,
@@ -128,272 +68,53 @@ def simulate(
     raised; refused claims are raised as by an engine. `observed=False` runs without any hook, as an engine without hooks
     would: no events and no journal, all else the same.
 
-    Raises DefinitionError for a fault at a step that the workflow does not have.
+    A crash wants a durable store: a SimulatedStore, of its own unless you pass one. When the dead process's `lease` is
+    over, another one takes the run over, and the answer is what that one got; `events` and `journal` tell of both.
+
+    Raises DefinitionError for a fault at a step that the workflow does not have, and for a crash without a durable store.
     """
     known = workflow.freeze().by_name
-    for name in faults or ():
+    faults = dict(faults or {})
+    for name in faults:
         if name not in known:
             raise DefinitionError(f"faults= names {shown(name)}, which is not a step of {shown(workflow.name)}.")
-    driver = _Simulator(seed, dict(faults or {}), max_workers, grace, store or MemoryStore(), observed)
-    try:
-        return driver.simulate(workflow, values, idempotency_key, deadline, cancel_at)
-    finally:
-        driver.close()
-
-
-class _Simulator:
-    def __init__(
-        self,
-        seed: int,
-        faults: dict[str, Fault],
-        max_workers: int,
-        grace: float,
-        store: MemoryStore,
-        observed: bool,
-    ) -> None:
-        self.now = 1_000.0  # an engine's clock does not begin at zero either
-        self.seed = seed
-        self.faults = faults
-        self.fired: list[tuple[str, Fault]] = []
-        self.events: list[Event] = []
-        self.journal = Journal()
-        self.calls: list[SimulatedCall] = []
-        self._traces: dict[Call, SimulatedCall] = {}
-        self.x: Execution
-        self._runner: asyncio.Runner | None = None  # made when an async step wants it: a loop costs more than a run
-        self._random = random.Random(seed)  # noqa: S311 - a seed that replays is the point
-        # Its own, so that asking for an id changes nothing else; a store would take the id of an earlier owner for its own.
-        known = [(record.run_id, record.fence) for record in store.list_runs()]
-        ids = random.Random(f"{seed} {known}")  # noqa: S311 - see above
-        self._agenda: list[tuple[float, float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self._settings = Settings(
-            store=store,
-            hooks=Hooks([self.events.append, self.journal] if observed else []),
-            grace=grace,
-            parallel=max_workers,
-            runs_async=True,
-            caller_shares=self._random.random() < 0.5,  # threads do, asyncio does not
-            clock=lambda: self.now,
-            wall=lambda: self.now,
-            random=self._random.random,
-            new_id=lambda: f"{ids.getrandbits(128):032x}",
+    crashes = not CRASHES.isdisjoint(faults.values())
+    if store is not None and crashes and not store.durable:
+        raise DefinitionError(
+            f"only a durable store survives a crash, and {shown(store)} is none: pass SimulatedStore()."
         )
-        self._running: dict[Call, Program[Any]] = {}
-        self._sleeping: dict[Sleep, Program[Any]] = {}
-        self._landings: dict[Call, Program[Any]] = {}
-        self._main: Program[Run]
-        self._main_parked = False
-        self._result: Run | None = None
-        self._refusal: BaseException | None = None
-        self._ended = 0.0
-        self._cancelled: float | None = None
-
-    def simulate(
-        self,
-        workflow: Workflow,
-        values: Mapping[str, Any] | None,
-        key: str | None,
-        deadline: float | None,
-        cancel_at: float | None,
-    ) -> Simulation:
-        self.x = Execution(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
-        self.x.key = key
-        limit = workflow.deadline if deadline is None else deadline
-        self.x.allowed = limit
-        self._main = run(self.x)
-        began = self.now
-        if cancel_at is not None:
-            self._after(cancel_at, self._cancel)
-        self._after(0.0, partial(self._advance, self._main, None))
-        for _ in range(_ENDLESS):
-            if not self._agenda:
-                break
-            self.now, _, _, act = heapq.heappop(self._agenda)
-            act()
-        if self._refusal is not None:
-            raise self._refusal
-        if self._result is None or self._agenda:
-            raise AssertionError(f"the run of {shown(workflow.name)} never ended; replay with seed={self.seed}")
-        took = self._ended - began
-        return Simulation(
-            self._result, self.events, self.journal, self.seed, self.fired, began, took, self._cancelled, self.calls
-        )
-
-    def close(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-
-    def _after(self, seconds: float, act: Callable[[], None]) -> None:
-        # What happens at one moment happens in an order that the seed draws.
-        heapq.heappush(self._agenda, (self.now + seconds, self._random.random(), next(self._numbers), act))
-
-    def _soon(self, program: Program[Any], answer: Any) -> None:
-        self._after(0.0, partial(self._advance, program, answer))
-
-    def _advance(self, program: Program[Any], answer: Any) -> None:
-        while True:
-            try:
-                effect = program.send(answer)
-            except StopIteration as stop:
-                if program is self._main:
-                    self._result, self._ended = stop.value, self.now
-                return None
-            except BaseException as error:  # noqa: BLE001 - a refused claim
-                self._refusal = error
-                return None
-            answer = None
-            if type(effect) is Context:
-                return self._call(program, as_call(effect, self.x.context.copy()))
-            if type(effect) is Call:
-                return self._call(program, effect)
-            if type(effect) is Ask:
-                answer = self._ask(effect)
-            elif type(effect) is Sleep:
-                if not self.x.stopped or effect.shielded:
-                    self._sleeping[effect] = program
-                    self._after(effect.seconds, partial(self._wake, effect))
-                    return None
-            elif type(effect) is Landing:
-                if effect.call.landed is None:
-                    self._landings[effect.call] = program
-                    self._after(effect.seconds, partial(self._landing_over, effect.call, None))
-                    return None
-                answer = effect.call.landed
-            elif effect is WAIT:
-                self._main_parked = True
-                return None
-            elif effect is RESUME:
-                if self._main_parked:
-                    self._main_parked = False
-                    self._soon(self._main, None)
-            elif effect is HELP:
-                self._after(self._random.random() * 0.1, partial(self._advance, helper(self.x), None))
-            elif type(effect) is Hand:
-                self._soon(helper(self.x, effect.node), None)
-            elif type(effect) is Stop:
-                self._stop(effect)
-
-    # -- user code -----------------------------------------------------------------------------------------------------
-
-    def _call(self, program: Program[Any], call: Call) -> None:
-        """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
-        if self.x.interrupted and not call.shielded:
-            self._advance(program, (None, GivenUp(call, timed_out=False, over=True)))  # it never began
-            return
-        self._running[call] = program
-        trace = SimulatedCall(call.node.name, _what(call), call.ctx.attempt, self.now, len(self.events))
-        self._traces[call] = trace
-        self.calls.append(trace)
-        fault = self._fault(call)
-        takes = self._random.random()
-        if fault is Fault.TIMEOUT or fault is Fault.STUCK:
-            limit = call.timeout if call.timeout is not None else 0.0
-            takes = limit + self._random.random() * self._settings.grace * 0.9 if fault is Fault.TIMEOUT else _FOREVER
-            self._after(limit, partial(self._strike_out, call, fault))
-        elif call.timeout is not None:
-            self._after(call.timeout, partial(self._give_up, call, timed_out=True))
-        if fault is Fault.CANCEL:
-            self._after(takes * self._random.random(), partial(self._strike_run, call, fault))
-        if fault is Fault.STUCK:
-            return
-        if self._random.random() < 0.5 and fault is not Fault.TIMEOUT:
-            outcome = self._performed(call, fault)
-            self._after(takes, lambda: self._over(call, outcome))
-        else:
-            self._after(takes, lambda: self._over(call, self._performed(call, fault)))
-
-    def _fault(self, call: Call) -> Fault | None:
-        fault = self.faults.get(call.node.name)
-        if fault is None or call.shielded is not (fault is Fault.UNDO_FAILS) or call.fn is call.node.when:
-            return None
-        return fault
-
-    def _performed(self, call: Call, fault: Fault | None) -> Outcome:
-        if fault is Fault.FAIL_BEFORE or fault is Fault.UNDO_FAILS:
-            self.fired.append((call.node.name, fault))
-            return None, Injected(f"{call.node.name} {fault}")
-        try:
-            if call.is_async:
-                self._runner = self._runner or asyncio.Runner()
-                value = self._runner.run(call.context.run(call.fn, call.ctx), context=call.context)
-            else:
-                value = call.context.run(call.fn, call.ctx)
-        except BaseException as error:  # noqa: BLE001 - the program judges it
-            return None, error
-        if fault is Fault.FAIL_AFTER:
-            if inspect.iscoroutine(value):
-                value.close()  # of a plain function that answered with one
-            self.fired.append((call.node.name, fault))
-            return None, Injected(f"{call.node.name} {fault}")
-        return value, None
-
-    def _strike_out(self, call: Call, fault: Fault) -> None:
-        if call in self._running:
-            self.fired.append((call.node.name, fault))
-            self._give_up(call, timed_out=True)
-
-    def _strike_run(self, call: Call, fault: Fault) -> None:
-        if call in self._running:
-            self.fired.append((call.node.name, fault))
-            self._cancel()
-
-    def _over(self, call: Call, outcome: Outcome) -> None:
-        program = self._running.pop(call, None)
-        trace = self._traces[call]
-        trace.ended, trace.failed = self.now, outcome[1] is not None
-        if program is not None:
-            self._advance(program, outcome)
-        elif self.x.landed(call, outcome) and call not in self._landings:
-            self._advance(late(self.x, call), None)
-        else:
-            self._landing_over(call, outcome)
-
-    def _give_up(self, call: Call, *, timed_out: bool) -> None:
-        program = self._running.pop(call, None)
-        if program is not None:
-            self._traces[call].given_up = self.now
-            call.abandon()
-            self._advance(program, (None, GivenUp(call, timed_out=timed_out)))
-
-    def _landing_over(self, call: Call, outcome: Outcome | None) -> None:
-        program = self._landings.pop(call, None)
-        if program is not None:
-            self._advance(program, outcome)
-
-    # -- the other effects ---------------------------------------------------------------------------------------------
-
-    def _ask(self, ask: Ask) -> Outcome:
-        try:
-            return getattr(self._settings.store, ask.verb)(ask.argument), None
-        except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
-            return None, error
-
-    def _wake(self, sleep: Sleep) -> None:
-        program = self._sleeping.pop(sleep, None)
-        if program is not None:
-            self._soon(program, None)
-
-    def _cancel(self) -> None:
-        if self.x.interrupt(StepCancelled("the run was cancelled by the simulation.")):
-            self._cancelled = self.now
-            self._stop(Stop(cancel=True))
-
-    def _stop(self, stop: Stop) -> None:
-        for sleep in list(self._sleeping):
-            if not sleep.shielded:
-                self._wake(sleep)
-        for call in list(self._running) if stop.cancel else ():
-            if not call.shielded:
-                # A coroutine stops when it is told to; a thread has its grace, and may end in time.
-                heeds = self._random.random() < 0.5
-                wait = 0.0 if heeds else self._settings.grace
-                self._after(wait, partial(self._give_up, call, timed_out=False))
+    story = play(
+        workflow,
+        values,
+        seed=seed,
+        store=store or (SimulatedStore() if crashes else MemoryStore()),
+        faults=faults,
+        key=idempotency_key,
+        cancel_at=cancel_at,
+        deadline=deadline,
+        max_workers=max_workers,
+        grace=grace,
+        lease=lease,
+        observed=observed,
+    )
+    return _told(story)
 
 
-def _what(call: Call) -> str:
-    if call.fn is call.node.fn:
-        return "do"
-    if call.fn is call.node.when:
-        return "when"
-    return "undo" if call.node.compensation is not None and call.fn is call.node.compensation.fn else "await"
+def _told(story: Story) -> Simulation:
+    acts = story.acts
+    last = acts[-1]
+    if last.refusal is not None:
+        raise last.refusal
+    assert last.run is not None  # noqa: S101 - nobody comes after a run that is over, and the last one to come does not die
+    assert last.ended is not None  # noqa: S101 - see above
+    return Simulation(
+        last.run,
+        acts[0].events if len(acts) == 1 else sorted((e for act in acts for e in act.events), key=lambda e: e.at),
+        story.journal,
+        story.seed,
+        story.fired,
+        story.began,
+        last.ended - story.began,
+        acts[0].cancelled,
+        story.calls,
+    )

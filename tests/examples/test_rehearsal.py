@@ -1,5 +1,6 @@
 """The checkout saga rehearsed: every step with everything that can go wrong there, and the books looked at each time."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from audit import audit
 from checkout import checkout
-from flowcore.testing import Rehearsal, rehearse
+from flowcore.testing import Fault, Rehearsal, rehearse
 from ledger import Ledger
 from partners import Carrier, Gateway
 
@@ -19,6 +20,15 @@ class Forgetful(Gateway):
 
     def refund(self, ref: str, *, moody: bool, idempotency_key: str) -> int:
         return 0
+
+
+class Keyless(Gateway):
+    """The other one: it charges whoever asks, though it was asked under this key before."""
+
+    calls = itertools.count()
+
+    def charge(self, ref: str, card: str, cents: int, *, idempotency_key: str) -> str:
+        return super().charge(ref, card, cents, idempotency_key=f"{idempotency_key} {next(self.calls)}")
 
 
 @pytest.fixture
@@ -55,3 +65,9 @@ def test_the_rehearsal_finds_a_refund_that_never_comes(rehearsed: Callable[[type
     assert "was charged 1200 cents, but neither shipped nor refunded" in rehearsal.dirty[0].trouble
     with pytest.raises(AssertionError, match="left the world dirty"):
         rehearsal.assert_clean()
+
+
+def test_the_rehearsal_finds_what_only_a_crash_brings_to_light(rehearsed: Callable[[type[Gateway]], Rehearsal]) -> None:
+    rehearsal = rehearsed(Keyless)
+    assert [(scene.step, scene.fault) for scene in rehearsal.dirty] == [("charge", Fault.CRASH_AFTER)]
+    assert "was charged again while its first charge stood" in rehearsal.dirty[0].trouble

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from hypothesis import strategies as st
 
-from flowcore import Backoff, Context, Fatal, IdempotencyError, Retry, RetryAfter, Workflow
+from flowcore import Backoff, Context, Fatal, IdempotencyError, Landed, NotLanded, Retry, RetryAfter, Workflow
 from flowcore.stores import MemoryStore
 from flowcore.testing import Fault, Simulation, simulate
 
@@ -126,6 +126,9 @@ class StepSpec:
     attempted: bool | None = None
     pivot: bool = False
     form: str = "plain"
+    on_crash: Any = "retry"
+    verify: str | None = None
+    """truth, none (it never knows) or raises (the first time, then truth)"""
 
     def does(self, attempt: int) -> str:
         return self.script[min(attempt, len(self.script)) - 1]
@@ -147,6 +150,8 @@ class Spec:
     cancel_at: float | None = None
     faults: tuple[tuple[str, Fault], ...] = ()
     key: str | None = None
+    writes: bool = False
+    """whether steps write into the context"""
 
     def step(self, name: str) -> StepSpec:
         return next(step for step in self.steps if step.name == name)
@@ -244,7 +249,7 @@ def from_seed(seed: int) -> Spec:
 
 @dataclass
 class Effect:
-    """One time that user code was there: `what` is do, undo or when; `did` a word of the script."""
+    """One time that user code was there: `what` is do, undo, when or verify; `did` a word of the script."""
 
     what: str
     step: str
@@ -256,6 +261,12 @@ class Effect:
     """the ctx.error that it saw"""
     seen: dict[str, Any]
     """the results of other steps, and its own, that it saw"""
+    fence: int
+    run_id: str
+    values: dict[str, Any]
+    """the context's values that it saw"""
+    wrote: dict[str, Any] = field(default_factory=dict[str, Any])
+    """the values that it set; None: deleted"""
 
 
 @dataclass
@@ -308,21 +319,29 @@ def built(spec: Spec, effects: list[Effect]) -> Workflow:
             when=None if step.when is None else _when(step, effects),
             undo=None if step.attempted is None else "attempted" if step.attempted else "done",
             pivot=step.pivot,
+            on_crash=step.on_crash,
+            verify=None if step.verify is None else _verify(step, effects),
         )
         if step.undo is not None:
             made.compensate(retry=step.undo.policy.retry(), timeout=step.undo.timeout)(_undoing(step, effects))
     return wf
 
 
-def _noted(effects: list[Effect], what: str, ctx: Context, did: str, names: Sequence[str]) -> None:
+def _noted(effects: list[Effect], what: str, ctx: Context, did: str, names: Sequence[str]) -> Effect:
     seen = {name: ctx.get(name) for name in names}
-    effects.append(Effect(what, ctx.step, ctx.attempt, did, ctx.step_key, ctx.deadline, ctx.error, seen))
+    effect = Effect(
+        what, ctx.step, ctx.attempt, did, ctx.step_key, ctx.deadline, ctx.error, seen, ctx.fence, ctx.run_id, dict(ctx)
+    )
+    effects.append(effect)
+    return effect
 
 
 def _do(spec: Spec, step: StepSpec, effects: list[Effect]) -> Callable[[Context], Any]:
     def do(ctx: Context) -> Any:
         did = step.does(ctx.attempt)
-        _noted(effects, "do", ctx, did, step.depends_on)
+        effect = _noted(effects, "do", ctx, did, step.depends_on)
+        if spec.writes:
+            _write(spec, ctx, effect)
         error = trouble(did, step.name)
         if error is not None:
             raise error
@@ -335,6 +354,37 @@ def _do(spec: Spec, step: StepSpec, effects: list[Effect]) -> Callable[[Context]
         return async_do(ctx)
 
     return {"plain": do, "async": async_do, "answers": answers}[step.form]
+
+
+def _write(spec: Spec, ctx: Context, effect: Effect) -> None:
+    """Set a key of its own, one that all share, and set or delete a third."""
+    said = f"{ctx.step}{ctx.attempt}@{ctx.fence}"
+    ctx[f"of {ctx.step}"] = ctx["shared"] = said
+    effect.wrote = {f"of {ctx.step}": said, "shared": said}
+    if ord(ctx.step) % 2:
+        ctx["flag"] = said
+        effect.wrote["flag"] = said
+    else:
+        ctx.pop("flag", None)
+        effect.wrote["flag"] = None
+
+
+def _verify(step: StepSpec, effects: list[Effect]) -> Callable[[Context], Any]:
+    """Tells the truth, or that it cannot tell, or raises the first time it is asked."""
+
+    def verify(ctx: Context) -> Any:
+        asked = any(effect.what == "verify" and effect.step == step.name for effect in effects)
+        done = [e for e in effects if e.what == "do" and e.did == "ok" and e.step_key == ctx.step_key]
+        did = "none" if step.verify == "none" else "raises" if step.verify == "raises" and not asked else "truth"
+        did = "landed" if did == "truth" and done else "not landed" if did == "truth" else did
+        _noted(effects, "verify", ctx, did, ())
+        if did == "raises":
+            raise ValueError(f"{step.name}: verify")
+        if did == "none":
+            return None
+        return Landed(f"{step.name}{done[0].attempt}") if did == "landed" else NotLanded
+
+    return verify
 
 
 def _when(step: StepSpec, effects: list[Effect]) -> Callable[[Context], bool]:

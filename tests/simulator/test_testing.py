@@ -15,15 +15,19 @@ from flowcore import (
     DefinitionError,
     Engine,
     IdempotencyHeld,
+    Landed,
+    NotLanded,
     Retry,
+    RunFailed,
     Status,
     StepCancelled,
     StepTimeout,
     Workflow,
 )
-from flowcore.events import BackoffStarted
+from flowcore.events import BackoffStarted, RunStarted
 from flowcore.stores import MemoryStore
-from flowcore.testing import Fault, Journal, no_waiting, rehearse, simulate
+from flowcore.testing import Fault, Journal, SimulatedStore, no_waiting, rehearse, simulate
+from flowcore.testing.acts import CRASHES
 
 
 class Books(Counter[str]):
@@ -112,19 +116,19 @@ def test_an_effect_that_retries_repeat_is_found() -> None:
 
     wf.add_step("flight", book, retry=3, compensate=cancel)
     rehearsal = rehearse(wf, world=lambda: books["flight"] in {0, 1}, reset=books.reset)
-    assert {scene.fault for scene in rehearsal.dirty} == {Fault.FAIL_AFTER}
+    assert {scene.fault for scene in rehearsal.dirty} == {Fault.FAIL_AFTER, Fault.CRASH_AFTER}
 
 
 def test_the_table_has_a_row_for_each_step_and_a_column_for_each_fault() -> None:
     books = Books()
     table = str(rehearse(trip(books, undo="done"), world=books.all_or_nothing, reset=books.reset)).splitlines()
-    widths = [8, 25, 24, 11, 32, 21, 12, 9]
+    widths = [8, 25, 24, 11, 32, 21, 12, 27, 26, 9]
     rows = [
         ["", *(str(fault) for fault in Fault), "run twice"],
-        ["flight", "ok", "DIRTY", "ok", "ok", "ok", "ok", "-"],
-        ["hotel", "ok", "DIRTY", "ok", "ok", "ok", "ok", "-"],
-        ["car", "ok", "DIRTY", "ok", "ok", "ok", "-", "-"],
-        ["(all)", "-", "-", "-", "-", "-", "-", "ok"],
+        ["flight", "ok", "DIRTY", "ok", "ok", "ok", "ok", "ok", "ok", "-"],
+        ["hotel", "ok", "DIRTY", "ok", "ok", "ok", "ok", "ok", "ok", "-"],
+        ["car", "ok", "DIRTY", "ok", "ok", "ok", "-", "ok", "ok", "-"],
+        ["(all)", "-", "-", "-", "-", "-", "-", "-", "-", "ok"],
     ]
     assert table == ["".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -171,6 +175,59 @@ def test_a_skipped_step_has_nothing_to_rehearse() -> None:
     wf.add_step("a", lambda ctx: None, when=lambda ctx: False)
     rehearsal = rehearse(wf, world=lambda: True)
     assert [scene.step for scene in rehearsal.scenes] == ["(all)"]
+
+
+def payment(books: Books, **options: Any) -> Workflow:
+    """A payment without ctx.step_key, so that a second attempt pays a second time."""
+    wf = Workflow("payment")
+
+    def pay(ctx: Context) -> str:
+        books["paid"] += 1
+        return "paid"
+
+    wf.add_step("pay", pay, **options)
+    wf.add_step("ship", lambda ctx: ctx["pay"], depends_on="pay")
+    return wf
+
+
+def test_an_effect_that_a_takeover_repeats_is_found() -> None:
+    books = Books()
+    rehearsal = rehearse(payment(books), world=lambda: books["paid"] <= 1, reset=books.reset)
+    assert {(scene.step, scene.fault) for scene in rehearsal.dirty} == {("pay", Fault.CRASH_AFTER)}
+    scenes = {(scene.step, scene.fault): scene for scene in rehearsal.scenes}
+    assert all(scenes[step, fault].run.status is Status.SUCCESS for step in ("pay", "ship") for fault in CRASHES)
+
+
+def test_a_verify_that_looks_mends_that() -> None:
+    books = Books()
+
+    def verify(ctx: Context) -> Any:
+        return Landed("paid") if books["paid"] else NotLanded
+
+    rehearsal = rehearse(payment(books, verify=verify), world=lambda: books["paid"] <= 1, reset=books.reset)
+    rehearsal.assert_clean()
+
+
+def test_a_crash_in_a_step_that_asks_an_operator_must_hold_the_run() -> None:
+    books = Books()
+    wf = payment(books, on_crash="hold")
+    rehearsal = rehearse(wf, world=lambda: books["paid"] <= 1, reset=books.reset)
+    held = {(scene.step, scene.fault) for scene in rehearsal.scenes if scene.run.held}
+    assert held == {("pay", Fault.CRASH_BEFORE), ("pay", Fault.CRASH_AFTER)}
+    rehearsal.assert_clean()
+
+
+def test_a_crash_in_a_step_to_be_undone_leaves_the_world_as_it_was() -> None:
+    books = Books()
+
+    def back(ctx: Context) -> None:
+        books["paid"] = 0
+
+    wf = payment(books, on_crash="undo", compensate=back)
+    rehearsal = rehearse(wf, world=lambda: books["paid"] <= 1, reset=books.reset)
+    scene = next(s for s in rehearsal.scenes if (s.step, s.fault) == ("pay", Fault.CRASH_AFTER))
+    assert (scene.clean, scene.run.status, scene.run.undone) == (True, Status.COMPENSATED, ("pay",))
+    assert isinstance(scene.run.error, RunFailed)
 
 
 def test_a_failed_undo_must_hold_the_key() -> None:
@@ -270,6 +327,48 @@ def test_a_store_and_a_key_make_simulations_one_run() -> None:
 def test_a_fault_at_an_unknown_step_is_refused() -> None:
     with pytest.raises(DefinitionError, match="faults= names 'x', which is not a step of 'branches'"):
         simulate(two_branches(), faults={"x": Fault.FAIL_BEFORE})
+
+
+def test_a_simulated_crash_is_followed_by_a_takeover() -> None:
+    books = Books()
+    simulation = simulate(payment(books), faults={"pay": Fault.CRASH_BEFORE}, lease=20.0)
+    assert simulation.fired == [("pay", Fault.CRASH_BEFORE)]
+    assert (simulation.run.status, books["paid"]) == (Status.SUCCESS, 1)
+    assert simulation.journal == ["do pay", "do ship", "run success"]
+    starts = [event for event in simulation.events if isinstance(event, RunStarted)]
+    assert [(event.fence, event.interrupted_run_id) for event in starts] == [(1, None), (2, simulation.run.id)]
+    assert 20 < simulation.took < 30  # the dead process's lease had to end
+    assert [(call.process, call.step, call.performed is not None) for call in simulation.calls] == [
+        (0, "pay", False),
+        (1, "pay", True),
+        (1, "ship", True),
+    ]
+
+
+def test_a_simulated_crash_in_async_code_is_one_too() -> None:
+    done: list[str] = []
+
+    async def pay(ctx: Context) -> None:
+        await asyncio.sleep(0)
+        done.append(ctx.step)
+
+    for fn in (pay, lambda ctx: pay(ctx)):  # noqa: PLW0108 - a plain function that answers with a coroutine
+        wf = Workflow("async payment")
+        wf.add_step("pay", fn)
+        for fault, times in ((Fault.CRASH_BEFORE, 1), (Fault.CRASH_AFTER, 2)):
+            done.clear()
+            assert simulate(wf, faults={"pay": fault}).run.status is Status.SUCCESS
+            assert done == ["pay"] * times
+
+
+def test_a_crash_wants_a_durable_store() -> None:
+    faults = {"a": Fault.CRASH_BEFORE}
+    with pytest.raises(DefinitionError, match=r"only a durable store survives a crash.*pass SimulatedStore\(\)"):
+        simulate(two_branches(), faults=faults, store=MemoryStore())
+    store = SimulatedStore()
+    run = simulate(two_branches(), faults=faults, store=store, idempotency_key="k").run
+    assert store.find("k").status is Status.SUCCESS
+    assert simulate(two_branches(), store=store, idempotency_key="k").run.id == run.id
 
 
 def test_a_simulation_without_hooks_has_neither_events_nor_journal() -> None:

@@ -1,0 +1,240 @@
+"""A durable store that a simulation can have, and the way to it, on which requests and answers are late, lost or doubled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .._protocol.effects import Outcome
+from ..errors import RunFailed, StoreUnavailable, said
+from ..run import StepReport
+from ..stores.base import Checkpoint, Claim, ClaimAnswer, Claimed, Ending, Finished, Lost, RunRecord, StepRecord
+from ..stores.memory import MemoryStore
+from .world import VirtualClock, World
+
+__all__ = ["Network", "SimulatedStore", "StoreCall", "Weather"]
+
+
+class SimulatedStore(MemoryStore):
+    """A durable store for tests: what it was told survives a simulated crash, and nothing else does.
+
+    It lives in memory, and by default its clock is that of the simulations it is used in. Of errors it keeps only what can
+    be written down, as stores do that outlive a process; the results of steps and the values of the context it keeps as
+    they are.
+    """
+
+    name = "simulated"
+    durable = True
+
+    def __init__(self, *, clock: Callable[[], float] | None = None) -> None:
+        self.clock = clock or VirtualClock()
+        super().__init__(clock=self.clock, wall=self.clock)
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        """See Store."""
+        answer = super().claim(claim)
+        if isinstance(answer, Claimed | Finished) and answer.record is not None:
+            answer.record = _copied(answer.record)
+        return answer
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        """See Store."""
+        return super().checkpoint(_written(checkpoint))
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        """See Store."""
+        return super().finish(_ended(ending))
+
+    def find(self, key: str, /) -> RunRecord | None:
+        """See Store."""
+        record = super().find(key)
+        return None if record is None else _copied(record)
+
+    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
+        """See Store."""
+        return [_copied(record) for record in super().unfinished(workflows)]
+
+
+def _copied(record: RunRecord) -> RunRecord:
+    steps = {name: replace(report) for name, report in record.steps.items()}
+    return replace(record, steps=steps, results=dict(record.results), values=dict(record.values))
+
+
+def _ended(ending: Ending) -> Ending:
+    record = ending.record
+    error = None if record.error is None else _as_text(record.error, record.run_id, record.failed_step)
+    steps = {name: _report(report, record.run_id, name) for name, report in record.steps.items()}
+    return Ending(
+        replace(_copied(record), steps=steps, error=error),
+        None if ending.changes is None else _written(ending.changes),
+    )
+
+
+def _written(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint as it goes over the wire: what happens to the run afterwards does not change it."""
+    error, run_id = checkpoint.error, checkpoint.run_id
+    return replace(
+        checkpoint,
+        steps={name: _step(record, run_id, name) for name, record in checkpoint.steps.items()},
+        writes={key: replace(write) for key, write in checkpoint.writes.items()},
+        error=None if error is None else _as_text(error, run_id, checkpoint.failed_step),
+    )
+
+
+def _step(record: StepRecord, run_id: str, name: str) -> StepRecord:
+    return replace(record, report=_report(record.report, run_id, name))
+
+
+def _report(report: StepReport, run_id: str, name: str) -> StepReport:
+    error, undo_error = report.error, report.undo_error
+    return replace(
+        report,
+        error=None if error is None else _as_text(error, run_id, name),
+        undo_error=None if undo_error is None else _as_text(undo_error, run_id, name),
+    )
+
+
+def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
+    if isinstance(error, RunFailed):
+        return error
+    kind, message = type(error).__name__, said(error)
+    return RunFailed(f"{kind}: {message}", run=run_id, step=step, error_type=kind, error_message=message)
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How bad the way to the store is."""
+
+    latency: float = 0.0
+    """a request takes at most so many seconds, and so does an answer"""
+    lost: float = 0.0
+    """the share of the requests that are lost; and of the answers"""
+    doubled: float = 0.0
+    """the share of the requests of which a second copy arrives later"""
+    patience: float = 0.1
+    """seconds after which who asks gives up on an answer"""
+    outages: tuple[tuple[float, float], ...] = ()
+    """when nothing gets through: from, until, in seconds since the simulation began"""
+
+    @property
+    def fine(self) -> bool:
+        """Whether an answer comes at once, always."""
+        return not (self.latency or self.lost or self.doubled or self.outages)
+
+
+@dataclass(slots=True)
+class StoreCall:
+    """One request as it arrived at the store, or got lost."""
+
+    process: int
+    verb: str
+    argument: Any = field(repr=False)
+    sent: float
+    applied: float | None = None
+    """when the store did what was asked; None: it never arrived"""
+    answer: Any = None
+    heard: bool = False
+    """whether who asked got the answer"""
+    copy: bool = False
+    """whether it is a late second copy of an earlier request"""
+
+
+class Network:
+    """Between the processes and their store."""
+
+    def __init__(self, world: World, store: MemoryStore, weather: Weather, late: float) -> None:
+        self._world = world
+        self.store = store
+        self._weather = weather
+        self._late = late  # seconds after which a second copy has arrived
+        self.log: list[StoreCall] = []
+        """all requests in the order in which they arrived, or were lost"""
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether nothing is late or lost."""
+        return self._weather.fine
+
+    def ask(self, process: int, verb: str, argument: Any) -> Outcome:
+        """Ask the store; it answers at once."""
+        argument = _on_the_wire(argument) if self.store.durable else argument
+        call = StoreCall(process, verb, argument, self._world.now)
+        outcome = self._apply(call)
+        call.heard = True
+        return outcome
+
+    def send(
+        self,
+        process: int,
+        verb: str,
+        argument: Any,
+        hear: Callable[[float, Outcome], None],
+        applied: Callable[[], None] | None = None,
+    ) -> None:
+        """Send a request. `hear(seconds, outcome)` is called when the answer leaves the store, or will never come: the
+        sender hears it so many seconds later. `applied`: called once the store has done it, which then is certain."""
+        world, weather = self._world, self._weather
+        call = StoreCall(process, verb, _on_the_wire(argument), world.now)
+        there, back = weather.latency * world.random.random(), weather.latency * world.random.random()
+        certain = applied is not None
+        if not certain and weather.lost and world.random.random() < weather.lost:
+            self._lose(call, hear)
+            return
+        if weather.doubled and world.random.random() < weather.doubled:
+            world.after(there + self._late * world.random.random(), lambda: self._again(call))
+        reply_lost = bool(weather.lost) and world.random.random() < weather.lost
+
+        def arrives() -> None:
+            if self._is_out() and not certain:
+                self._lose(call, hear)
+                return
+            outcome = self._apply(call)
+            if applied is not None:
+                applied()
+            if reply_lost:
+                hear(weather.patience, (None, StoreUnavailable("no answer came.")))
+            else:
+                call.heard = True
+                hear(back, outcome)
+
+        world.after(there, arrives)
+
+    def _lose(self, call: StoreCall, hear: Callable[[float, Outcome], None]) -> None:
+        self.log.append(call)
+        hear(self._weather.patience, (None, StoreUnavailable("the store does not answer.")))
+
+    def _again(self, call: StoreCall) -> None:
+        if not self._is_out():
+            self._apply(replace(call, copy=True))
+
+    def _is_out(self) -> bool:
+        passed = self._world.now - self._world.began
+        return any(begins <= passed < ends for begins, ends in self._weather.outages)
+
+    def _apply(self, call: StoreCall) -> Outcome:
+        call.applied = self._world.now
+        verb = getattr(self.store, call.verb)
+        try:
+            answer = verb(*call.argument) if call.verb == "renew" else verb(call.argument)
+        except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
+            call.answer = error
+            self.log.append(call)
+            return None, error
+        call.answer = answer
+        if isinstance(answer, Claimed) and answer.record is not None:
+            call.answer = replace(answer, record=_copied(answer.record))  # who asked goes on with the other one
+        self.log.append(call)
+        return answer, None
+
+
+def _on_the_wire(argument: Any) -> Any:
+    match argument:
+        case Checkpoint():
+            return _written(argument)
+        case Ending():
+            return _ended(argument)
+        case Claim():
+            return replace(argument, values=dict(argument.values))
+        case _:
+            return argument

@@ -1,0 +1,422 @@
+"""One process of a simulation: the third driver, which may also stop for a while, or for good, in the middle of anything."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import math
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from .._protocol.durable import lose
+from .._protocol.effects import (
+    HELP,
+    RESUME,
+    WAIT,
+    Ask,
+    Call,
+    GivenUp,
+    Hand,
+    Landing,
+    Outcome,
+    Program,
+    Sleep,
+    Stop,
+    as_call,
+)
+from .._protocol.execution import Execution, Settings
+from .._protocol.run import helper, run
+from .._protocol.undo import late
+from ..context import Context
+from ..errors import StepCancelled
+from ..events import Hooks
+from ..run import Run
+from ..stores.base import Lease
+from ..workflow import Workflow
+from .acts import CRASHES, Act, Caller, Fault, Injected, SimulatedCall
+from .journal import Journal
+from .network import Network
+from .world import World
+
+__all__ = ["Process"]
+
+_FOREVER = 1e9  # virtual seconds that no workflow is still running after
+_BEATS = 3  # renewals in the time of a lease, as an engine has them
+
+
+class Process:
+    """Drives the programs of one run in virtual time."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        number: int,
+        caller: Caller,
+        faults: Mapping[str, Fault],
+        fired: list[tuple[str, Fault]],
+        calls: list[SimulatedCall],
+        journal: Journal | None,
+        *,
+        max_workers: int,
+        grace: float,
+        lease: float,
+        ids: random.Random,
+        on_idle: Callable[[], None],
+    ) -> None:
+        self.world = world
+        self.act = Act(caller, world.now)
+        self.x: Execution
+        self._network = network
+        self._number = number
+        self._halt = caller.halt
+        self._faults = faults
+        self._fired = fired
+        self._calls = calls
+        self._on_idle = on_idle
+        self._traces: dict[Call, SimulatedCall] = {}
+        self._running: dict[Call, Program[Any]] = {}
+        self._sleeping: dict[Sleep, Program[Any]] = {}
+        self._landings: dict[Call, Program[Any]] = {}
+        self._main: Program[Run]
+        self._main_parked = False
+        self._coroutines: list[Any] = []  # which nobody may ever await
+        self._asks = 0
+        self._called = 0
+        self._due = 0  # what will happen to it, or may; its heartbeat not counted
+        self._thaws = 0.0  # nothing of it goes on before that moment
+        self._settings = Settings(
+            store=network.store,
+            hooks=Hooks([self.act.events.append, journal] if journal is not None else []),
+            grace=grace,
+            parallel=max_workers,
+            runs_async=True,
+            caller_shares=world.random.random() < 0.5,  # threads do, asyncio does not
+            clock=world.clock,
+            wall=world.clock,
+            random=world.random.random,
+            new_id=lambda: f"{ids.getrandbits(128):032x}",
+            lease=lease,
+            owns=self._owns,
+        )
+
+    def begin(
+        self, workflow: Workflow, values: Mapping[str, Any] | None, key: str | None, deadline: float | None
+    ) -> None:
+        """Want the run."""
+        x = self.x = Execution(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
+        x.key, x.wait = key, self.act.caller.wait
+        x.allowed = workflow.deadline if deadline is None else deadline
+        self._main = run(x)
+        if self.act.caller.recovers:
+            self._after(0.0, self._look_for_work)
+        else:
+            self._after(0.0, partial(self._advance, self._main, None))
+
+    def _look_for_work(self) -> None:
+        """Ask for runs to go on with, as an engine's recover() does."""
+
+        def found(outcome: Outcome) -> None:
+            records, failure = outcome
+            if failure is not None or not records:
+                self._over(None, failure if isinstance(failure, BaseException) else None)
+                return
+            self.x.key, self.x.recovering = records[0].key, records[0].run_id
+            self._advance(self._main, None)
+
+        self._send("unfinished", [self.x.workflow.name], found)
+
+    def close(self) -> None:
+        for coroutine in self._coroutines:
+            coroutine.close()
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._due += 1
+        self.world.after(seconds, partial(self._unless_halted, act))
+
+    def _unless_halted(self, act: Callable[[], None]) -> None:
+        self._due -= 1
+        if self._thaws <= self.world.now:
+            act()
+        elif self._thaws < math.inf:
+            self._after(self._thaws - self.world.now, act)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it is neither over nor dead, and nothing of it will ever happen."""
+        return self.act.ended is None and self._thaws < math.inf and not self._due
+
+    def _soon(self, program: Program[Any], answer: Any) -> None:
+        self._after(0.0, partial(self._advance, program, answer))
+
+    def _stops(self, seconds: float) -> None:
+        """Nothing of this process goes on for so long."""
+        if self.act.halted is None and self.act.ended is None:
+            self.act.halted = self.world.now
+            self._thaws = self.world.now + seconds
+            self._on_idle()
+
+    def _over(self, result: Run | None, refusal: BaseException | None) -> None:
+        act = self.act
+        act.run, act.refusal, act.ended = result, refusal, self.world.now
+        if act.halted is None:
+            self._on_idle()
+
+    # -- the programs --------------------------------------------------------------------------------------------------
+
+    def _advance(self, program: Program[Any], answer: Any) -> None:
+        while True:
+            try:
+                effect = program.send(answer)
+            except StopIteration as stop:
+                if program is self._main:
+                    self._over(stop.value, None)
+                return None
+            except BaseException as error:
+                if program is not self._main:
+                    raise
+                self._over(None, error)  # a refused claim
+                return None
+            answer = None
+            if type(effect) is Context:
+                return self._call(program, as_call(effect, self.x.context.copy()))
+            if type(effect) is Call:
+                return self._call(program, effect)
+            if type(effect) is Ask:
+                if not self._network.answers_at_once or self._halts("store", self._asks + 1):
+                    return self._ask(program, effect)
+                self._asks += 1
+                answer = self._network.ask(self._number, effect.verb, effect.argument)
+            elif type(effect) is Sleep:
+                if not self.x.stopped or effect.shielded:
+                    self._sleeping[effect] = program
+                    self._after(effect.seconds, partial(self._wake, effect))
+                    return None
+            elif type(effect) is Landing:
+                if effect.call.landed is None:
+                    self._landings[effect.call] = program
+                    self._after(effect.seconds, partial(self._landing_over, effect.call, None))
+                    return None
+                answer = effect.call.landed
+            elif effect is WAIT:
+                self._main_parked = True
+                return None
+            elif effect is RESUME:
+                if self._main_parked:
+                    self._main_parked = False
+                    self._soon(self._main, None)
+            elif effect is HELP:
+                self._after(self.world.random.random() * 0.1, partial(self._advance, helper(self.x), None))
+            elif type(effect) is Hand:
+                self._soon(helper(self.x, effect.node), None)
+            elif type(effect) is Stop:
+                self._stop(effect)
+
+    # -- user code -----------------------------------------------------------------------------------------------------
+
+    def _call(self, program: Program[Any], call: Call) -> None:
+        """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
+        if self.x.interrupted and not call.shielded:
+            self._advance(program, (None, GivenUp(call, timed_out=False, over=True)))  # it never began
+            return
+        self._running[call] = program
+        trace = self._traces[call] = SimulatedCall(
+            call.node.name,
+            _what(call),
+            call.ctx.attempt,
+            self.world.now,
+            len(self.act.events),
+            process=self._number,
+            fence=self.x.fence,
+            stored_before=len(self._network.log),
+        )
+        self._calls.append(trace)
+        self._called += 1
+        fault = self._fault(call)
+        halt = self._halt if self._halts("call", self._called) else None
+        takes = self.world.random.random()
+        if fault is Fault.CRASH_BEFORE or fault is Fault.CRASH_AFTER:
+            if fault is Fault.CRASH_AFTER:
+                self._performed(call, fault)
+            self._fired.append((call.node.name, fault))
+            self._stops(math.inf)
+            return
+        if fault is Fault.TIMEOUT or fault is Fault.STUCK:
+            limit = call.timeout if call.timeout is not None else 0.0
+            takes = limit + self._random() * self._settings.grace * 0.9 if fault is Fault.TIMEOUT else _FOREVER
+            self._after(limit, partial(self._strike_out, call, fault))
+        elif call.timeout is not None:
+            self._after(call.timeout, partial(self._give_up, call, timed_out=True))
+        if fault is Fault.CANCEL:
+            self._after(takes * self._random(), partial(self._strike_run, call, fault))
+        if halt is not None:
+            self._after(takes * self._random(), partial(self._stops, halt.seconds))
+        if fault is Fault.STUCK:
+            return
+        if self._random() < 0.5 and fault is not Fault.TIMEOUT if halt is None else halt.done:
+            outcome = self._performed(call, fault)
+            self._after(takes, lambda: self._ends(call, outcome))
+        else:
+            self._after(takes, lambda: self._ends(call, self._performed(call, fault)))
+
+    def _random(self) -> float:
+        return self.world.random.random()
+
+    def _halts(self, at: str, number: int) -> bool:
+        halt = self._halt
+        return halt is not None and halt.at == at and halt.number == number
+
+    def _fault(self, call: Call) -> Fault | None:
+        fault = self._faults.get(call.node.name)
+        if fault is None or call.asks or call.shielded is not (fault is Fault.UNDO_FAILS):
+            return None
+        if fault in CRASHES and (call.node.name, fault) in self._fired:
+            return None
+        return fault
+
+    def _performed(self, call: Call, fault: Fault | None) -> Outcome:
+        if fault is Fault.FAIL_BEFORE or fault is Fault.UNDO_FAILS:
+            self._fired.append((call.node.name, fault))
+            return None, Injected(f"{call.node.name} {fault}")
+        self._traces[call].performed = self.world.now
+        try:
+            if call.is_async:
+                value = self.world.runner.run(call.context.run(call.fn, call.ctx), context=call.context)
+            else:
+                value = call.context.run(call.fn, call.ctx)
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            return None, error
+        if inspect.iscoroutine(value):  # of a plain function that answered with one
+            self._coroutines.append(value)
+            if fault is Fault.CRASH_AFTER:
+                self.world.runner.run(value, context=call.context)
+        if fault is Fault.FAIL_AFTER:
+            self._fired.append((call.node.name, fault))
+            return None, Injected(f"{call.node.name} {fault}")
+        return value, None
+
+    def _strike_out(self, call: Call, fault: Fault) -> None:
+        if call in self._running:
+            self._fired.append((call.node.name, fault))
+            self._give_up(call, timed_out=True)
+
+    def _strike_run(self, call: Call, fault: Fault) -> None:
+        if call in self._running:
+            self._fired.append((call.node.name, fault))
+            self.cancel()
+
+    def _ends(self, call: Call, outcome: Outcome) -> None:
+        program = self._running.pop(call, None)
+        trace = self._traces[call]
+        trace.ended, trace.failed = self.world.now, outcome[1] is not None
+        if program is not None:
+            self._advance(program, outcome)
+        elif self.x.landed(call, outcome) and call not in self._landings:
+            self._advance(late(self.x, call), None)
+        else:
+            self._landing_over(call, outcome)
+
+    def _give_up(self, call: Call, *, timed_out: bool) -> None:
+        program = self._running.pop(call, None)
+        if program is not None:
+            self._traces[call].given_up = self.world.now
+            call.abandon()
+            self._advance(program, (None, GivenUp(call, timed_out=timed_out)))
+
+    def _landing_over(self, call: Call, outcome: Outcome | None) -> None:
+        program = self._landings.pop(call, None)
+        if program is not None:
+            self._advance(program, outcome)
+
+    # -- the store -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, program: Program[Any], ask: Ask) -> None:
+        """Ask the store; the program goes on once its answer is here."""
+        self._asks += 1
+        halt = self._halt if self._halts("store", self._asks) else None
+        hear = partial(self._advance, program)
+        if halt is None:
+            self._send(ask.verb, ask.argument, hear)
+        elif halt.done:
+            self._send(ask.verb, ask.argument, hear, partial(self._stops, halt.seconds))
+        else:
+            self._after(0.0, partial(self._send, ask.verb, ask.argument, hear))
+            self._stops(halt.seconds)
+
+    def _send(
+        self, verb: str, argument: Any, hear: Callable[[Outcome], None], applied: Callable[[], None] | None = None
+    ) -> None:
+        def answered(seconds: float, outcome: Outcome) -> None:
+            self._due -= 1
+            self._after(seconds, partial(hear, outcome))
+
+        self._due += 1
+        self._network.send(self._number, verb, argument, answered, applied)
+
+    def _owns(self, x: Execution) -> None:
+        """The run has been claimed: keep its lease, as an engine's heartbeat does."""
+        if self.act.caller.beats and self._settings.lease < math.inf:
+            self._beat_later(Lease(x.stored_key, x.run_id, x.fence))
+
+    def _beat_later(self, lease: Lease) -> None:
+        self._after(self._settings.lease / _BEATS, partial(self._beat, lease))
+        self._due -= 1
+
+    def _beat(self, lease: Lease) -> None:
+        self._due += 1
+        if self.act.ended is not None or self.hangs:
+            return
+        sent, seconds = self.world.now, self._settings.lease
+
+        def heard(outcome: Outcome) -> None:
+            answer, failure = outcome
+            if failure is None and answer[0]:
+                self.x.lease_until = max(self.x.lease_until, sent + seconds)
+            elif failure is None and self.act.ended is None:
+                lose(self.x)
+                self._stop(Stop(cancel=True))
+
+        self._send("renew", ([lease], seconds), heard)
+        self._beat_later(lease)
+
+    # -- the other effects ---------------------------------------------------------------------------------------------
+
+    def _wake(self, sleep: Sleep) -> None:
+        program = self._sleeping.pop(sleep, None)
+        if program is not None:
+            self._soon(program, None)
+
+    def cancel_after(self, seconds: float) -> None:
+        """Cancel the run so many seconds from now."""
+        self._after(seconds, self.cancel)
+
+    def cancel(self) -> None:
+        if self.x.interrupt(StepCancelled("the run was cancelled by the simulation.")):
+            self.act.cancelled = self.world.now
+            self._stop(Stop(cancel=True))
+
+    def _stop(self, stop: Stop) -> None:
+        for sleep in list(self._sleeping):
+            if not sleep.shielded:
+                self._wake(sleep)
+        for call in list(self._running) if stop.cancel else ():
+            if not call.shielded:
+                # A coroutine stops when it is told to; a thread has its grace, and may end in time.
+                heeds = self._random() < 0.5
+                wait = 0.0 if heeds else self._settings.grace
+                self._after(wait, partial(self._give_up, call, timed_out=False))
+
+
+def _what(call: Call) -> str:
+    node = call.node
+    if call.fn is node.fn:
+        return "do"
+    if call.fn is node.when:
+        return "when"
+    if call.fn is node.step.verify:
+        return "verify"
+    return "undo" if node.compensation is not None and call.fn is node.compensation.fn else "await"

@@ -1,0 +1,135 @@
+"""A run and everybody who wants it: processes that come one after the other, or beside each other, until it is over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from ..errors import shown
+from ..status import Status
+from ..stores.memory import MemoryStore
+from ..workflow import Workflow
+from .acts import Act, Caller, Fault, SimulatedCall
+from .journal import Journal
+from .network import Network, StoreCall, Weather
+from .process import Process
+from .world import VirtualClock, World
+
+__all__ = ["Story", "play"]
+
+_LATER: Final = 1.1
+"""leases after which somebody looks what has become of the run"""
+_AGAIN: Final = 6
+"""callers that come by themselves, one after the other, while the run is not over"""
+_LEFT: Final = frozenset({Status.RUNNING, Status.PARKED})
+"""what a run is that somebody has left in the middle"""
+_FINE: Final = Weather()
+_ONE: Final = (Caller(),)
+
+
+@dataclass(slots=True)
+class Story:
+    """All that happened to a run."""
+
+    seed: int
+    began: float
+    journal: Journal
+    acts: list[Act] = field(default_factory=list[Act])
+    """what each process did, in the order in which they came"""
+    calls: list[SimulatedCall] = field(default_factory=list[SimulatedCall], repr=False)
+    """every call of user code, in order"""
+    stored: list[StoreCall] = field(default_factory=list[StoreCall], repr=False)
+    """every request to the store, in order of arrival"""
+    fired: list[tuple[str, Fault]] = field(default_factory=list[tuple[str, Fault]])
+    """the injected faults, by step, as they struck"""
+    key: str = ""
+    """under which the store keeps the run"""
+
+
+def play(
+    workflow: Workflow,
+    values: Mapping[str, Any] | None = None,
+    *,
+    seed: int,
+    store: MemoryStore,
+    callers: Sequence[Caller] = _ONE,
+    weather: Weather = _FINE,
+    faults: Mapping[str, Fault] | None = None,
+    key: str | None = None,
+    cancel_at: float | None = None,
+    deadline: float | None = None,
+    max_workers: int = 32,
+    grace: float = 5.0,
+    lease: float = 30.0,
+    observed: bool = True,
+) -> Story:
+    """Let the `callers` come, and others after them for as long as the run is not over; the same arguments, the same story.
+
+    `cancel_at`: when the first caller cancels the run.
+    """
+    clock = getattr(store, "clock", None)
+    world = World(seed, clock if isinstance(clock, VirtualClock) else VirtualClock())
+    story = Story(seed, world.now, Journal())
+    # Ids of their own, so that asking for one changes nothing else; a store would take the id of an earlier owner for its own.
+    known = [(record.run_id, record.fence) for record in store.list_runs()]
+    network = Network(world, store, weather, 2 * min(lease, 1e6))
+    story.stored = network.log
+
+    def come(number: int) -> None:
+        caller = callers[number] if number < len(callers) else Caller(recovers=key is None)
+        process = Process(
+            world,
+            network,
+            number,
+            caller,
+            dict(faults or {}),
+            story.fired,
+            story.calls,
+            story.journal if observed else None,
+            max_workers=max_workers,
+            grace=grace,
+            lease=lease,
+            ids=random.Random(f"{seed} {known} {number}"),  # noqa: S311 - a seed that replays is the point
+            on_idle=partial(idle, number),
+        )
+        story.acts.append(process.act)
+        process.begin(workflow, values, key, deadline)
+        processes.append(process)
+        if number == 0 and cancel_at is not None:
+            process.cancel_after(cancel_at)
+        expect(number + 1, beside=True)
+
+    def expect(number: int, *, beside: bool) -> None:
+        if number < len(callers) and callers[number].beside is beside:
+            world.after(callers[number].after, partial(come, number))
+
+    def idle(number: int) -> None:
+        """A process is over, or has stopped."""
+        expect(number + 1, beside=False)
+        if number + 1 >= len(callers) and store.durable:
+            world.after(lease * _LATER, partial(look, number + 1))
+
+    def look(number: int) -> None:
+        """Somebody looks whether the run is over, and wants it if it is not."""
+        record = store.find(processes[0].x.stored_key)
+        if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > world.now:
+            world.after(lease * _LATER, partial(look, number))
+            return
+        left = key is not None if record is None else record.status in _LEFT and not record.held
+        if left and number < len(callers) + _AGAIN:
+            come(number)
+
+    processes: list[Process] = []
+    world.after(callers[0].after, partial(come, 0))
+    try:
+        if not world.run() or any(process.hangs for process in processes):
+            raise AssertionError(f"the run of {shown(workflow.name)} never ended; replay with seed={seed}")
+    finally:
+        world.close()
+        for process in processes:
+            process.close()
+    story.key = processes[0].x.stored_key
+    return story
