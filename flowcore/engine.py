@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from ._protocol.execution import Execution, Settings
+from ._protocol.execution import Execution
+from ._protocol.settings import Settings
 from .errors import AsyncStepInSyncEngine, DefinitionError, FlowcoreError, IdempotencyError, shown
 from .events import (
     EngineStarted,

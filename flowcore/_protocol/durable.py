@@ -47,7 +47,7 @@ def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
     assert x.changes is not None  # noqa: S101 - the callers have looked
     with x.lock:
         known = attempt == 1 and node.name in x.changes.begun
-        doubtful = x.in_doubt.pop(node.name, None)
+        doubtful = None if x.in_doubt is None else x.in_doubt.pop(node.name, None)
         if known:
             x.changes.begun.discard(node.name)
         else:
@@ -57,7 +57,7 @@ def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
     failure = yield from _checkpoint(x, (node.name,))
     if isinstance(failure, NotSerializable):
         raise failure
-    if x.stopped and doubtful is not None:
+    if x.stopped and x.in_doubt is not None and doubtful is not None:
         with x.lock:
             x.in_doubt[node.name] = doubtful
     elif x.stopped and failure is None and attempt == 1:  # the run failed while its store was told

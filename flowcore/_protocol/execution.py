@@ -6,10 +6,10 @@ import contextvars
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..context import initial
 from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, shown
@@ -20,66 +20,9 @@ from ..status import Status
 from ..workflow import Step, Workflow
 from .changes import Changes
 from .effects import Call, Outcome
+from .settings import Settings
 
-if TYPE_CHECKING:
-    from ..stores.base import Store
-
-__all__ = ["Execution", "Settings", "step_key"]
-
-
-class Settings:
-    """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
-    float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
-    run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
-    durable store; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
-
-    __slots__ = (
-        "caller_shares",
-        "clock",
-        "durable",
-        "grace",
-        "hooks",
-        "lease",
-        "new_id",
-        "observed",
-        "owns",
-        "parallel",
-        "random",
-        "runs_async",
-        "store",
-        "wall",
-    )
-
-    def __init__(
-        self,
-        *,
-        store: Store,
-        hooks: Hooks,
-        grace: float,
-        parallel: int,
-        runs_async: bool,
-        caller_shares: bool,
-        clock: Callable[[], float],
-        wall: Callable[[], float],
-        random: Callable[[], float],
-        new_id: Callable[[], str],
-        lease: float = math.inf,
-        owns: Callable[[Execution], None] | None = None,
-    ) -> None:
-        self.store = store
-        self.durable = store.durable
-        self.lease = lease if store.durable else math.inf
-        self.owns = owns
-        self.hooks = hooks
-        self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
-        self.grace = grace
-        self.parallel = parallel
-        self.runs_async = runs_async
-        self.caller_shares = caller_shares
-        self.clock = clock
-        self.wall = wall
-        self.random = random
-        self.new_id = new_id
+__all__ = ["Execution", "step_key"]
 
 
 class Execution:
@@ -114,7 +57,7 @@ class Execution:
     # the durable store
     changes: Changes | None = None
     """(lock) what the store has still to be told; None where it need not be told of single steps"""
-    in_doubt: dict[str, StepReport] = {}
+    in_doubt: dict[str, StepReport] | None = None
     """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
     lease_until: float = math.inf
     """monotonic; until then nobody else may take the run over"""
@@ -567,7 +510,7 @@ class Execution:
     def undo_doubtful(self) -> None:
         """What was in flight when an earlier owner died, and was not attempted again, may have happened: undo it too."""
         with self.lock:
-            for name, report in self.in_doubt.items():
+            for name, report in (self.in_doubt or {}).items():
                 node = self.plan.by_name[name]
                 self.reports[name] = replace(report, status=Status.UNKNOWN)
                 if node.compensation is not None:

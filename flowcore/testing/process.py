@@ -26,8 +26,9 @@ from .._protocol.effects import (
     Stop,
     as_call,
 )
-from .._protocol.execution import Execution, Settings
+from .._protocol.execution import Execution
 from .._protocol.run import helper, run
+from .._protocol.settings import Settings
 from .._protocol.undo import late
 from ..context import Context
 from ..errors import StepCancelled
