@@ -134,7 +134,7 @@ class RedisStore:
                 return [client.execute_command(*wanted[0], **_RAW)]
             with client.pipeline(transaction=False) as pipeline:
                 for command in wanted:
-                    pipeline.execute_command(*command, **_RAW)
+                    pipeline.execute_command(*command, **_RAW, **_node(client, command))
                 replies: list[Any] = pipeline.execute(raise_on_error=False)
                 return replies
         except Exception as error:  # noqa: BLE001 - the verb looks at it
@@ -263,6 +263,11 @@ def _primaries(client: Any) -> list[dict[str, Any]]:
     if not hasattr(client, "get_primaries"):
         return [{}]
     return [{"target_nodes": node} for node in client.get_primaries()]
+
+
+def _node(client: Any, command: Command) -> dict[str, Any]:
+    """Of a cluster, the option that names the node of a script's first key: the pipeline would ask a server for it."""
+    return {"target_nodes": client.get_node_from_key(command[3])} if hasattr(client, "get_node_from_key") else {}
 
 
 def _failed(wanted: list[Command] | Everywhere, error: Exception) -> list[Any]:

@@ -1,13 +1,13 @@
 """A TCP proxy between a client and its server, for what networks do: replies that never come, and how often they are asked.
 
-`Proxy(server.port)` forwards whatever comes. It counts the bursts of requests, which for clients that wait for each
-reply are round trips.
+`Proxy(server.port)` forwards whatever comes, and counts round trips.
 """
 
 import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 __all__ = ["Proxy"]
@@ -20,8 +20,8 @@ class Proxy:
         self._server = "127.0.0.1", port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.requests: list[bytes] = []
-        """what clients sent, a burst at a time"""
+        self.round_trips = 0
+        """how often a client has sent something, at first or after a reply"""
         self._lose: bytes | None = None
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -70,30 +70,33 @@ class Proxy:
                 client.close()
                 continue
             self._open |= {client, server}
-            losing = threading.Event()
+            both = _Connection(client, server)
             for one in (
-                threading.Thread(target=self._ask, args=(client, server, losing), daemon=True),
-                threading.Thread(target=self._answer, args=(client, server, losing), daemon=True),
+                threading.Thread(target=self._ask, args=(both,), daemon=True),
+                threading.Thread(target=self._answer, args=(both,), daemon=True),
             ):
                 self._threads.append(one)
                 one.start()
 
-    def _ask(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
-        for burst in self._received(client):
-            self.requests.append(burst)
+    def _ask(self, both: "_Connection") -> None:
+        for burst in self._received(both.client):
+            if not both.asking:
+                both.asking = True
+                self.round_trips += 1
             if self._lose is not None and self._lose in burst:
-                losing.set()
-            server.sendall(burst)
-        self._end(server)
+                both.losing = True
+            both.server.sendall(burst)
+        self._end(both.server)
 
-    def _answer(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
-        for burst in self._received(server):
-            if losing.is_set():
+    def _answer(self, both: "_Connection") -> None:
+        for burst in self._received(both.server):
+            if both.losing:
                 self._lose = None
                 break
-            client.sendall(burst)
-        self._end(client)
-        self._end(server)
+            both.asking = False
+            both.client.sendall(burst)
+        self._end(both.client)
+        self._end(both.server)
 
     def _received(self, one: socket.socket) -> Iterator[bytes]:
         while True:
@@ -110,3 +113,13 @@ class Proxy:
         with contextlib.suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
         one.close()
+
+
+@dataclass
+class _Connection:
+    client: socket.socket
+    server: socket.socket
+    asking: bool = False
+    """the client has spoken last"""
+    losing: bool = False
+    """the next reply is to be lost"""

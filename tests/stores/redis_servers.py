@@ -79,11 +79,17 @@ class RedisServer:
 
     `appendonly`: None for no persistence, else when its file is synced: "always", "everysec" or "no". What it keeps
     lies in `directory` and is found again by `start` after `stop`, `kill` or a crash. `arguments`: more of the
-    command line, such as "--maxmemory", "10mb".
+    command line, such as "--maxmemory", "10mb"; `config`: a file with more.
     """
 
     def __init__(
-        self, directory: Path, *, port: int | None = None, appendonly: str | None = None, arguments: Sequence[str] = ()
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        appendonly: str | None = None,
+        arguments: Sequence[str] = (),
+        config: Path | None = None,
     ) -> None:
         self.directory = directory
         self.port = free_port() if port == 0 else port
@@ -92,6 +98,7 @@ class RedisServer:
         self.socket = None if self._sockets is None else self._sockets / "redis.sock"
         self._appendonly = appendonly
         self._arguments = arguments
+        self._config = [] if config is None else [str(config)]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -120,7 +127,7 @@ class RedisServer:
         """Start it; returns once it answers and has loaded what it kept."""
         assert not self.alive, "already started"
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [redis_binary(), "--save", "", "--dir", str(self.directory), "--daemonize", "no"]
+        command = [redis_binary(), *self._config, "--save", "", "--dir", str(self.directory), "--daemonize", "no"]
         if self.socket is not None:
             self.socket.unlink(missing_ok=True)  # of a server that was killed
             command += ["--port", "0", "--unixsocket", str(self.socket)]

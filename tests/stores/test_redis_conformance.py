@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 import redis
 import redis.asyncio
+from redis._parsers import _AsyncRESP3Parser, _RESP3Parser
 
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.testing.conformance import StoreConformance
@@ -59,14 +60,20 @@ class TestAsyncRedisStore(Conformance):
 
 
 class TestOtherAnswers(Conformance):
-    """A client whose own view of answers the store must not depend on."""
+    """A client whose own view of answers the store must not depend on, without hiredis."""
 
-    options: ClassVar[dict[str, Any]] = {"protocol": 3, "decode_responses": True, "encoding": "latin-1"}
+    options: ClassVar[dict[str, Any]] = {
+        "protocol": 3,
+        "decode_responses": True,
+        "encoding": "latin-1",
+        "parser_class": _RESP3Parser,
+    }
     examples = 5
 
 
 class TestAsyncOtherAnswers(TestOtherAnswers):
     asynchronous = True
+    options: ClassVar[dict[str, Any]] = {**TestOtherAnswers.options, "parser_class": _AsyncRESP3Parser}
 
 
 class TestRedisCluster(Conformance):
