@@ -87,7 +87,7 @@ def test_results_come_in_order_of_completion_and_steps_in_flight_are_the_last_to
         "flying": StepRecord(3, StepReport(Status.RUNNING, 2)),
         "early": done(4, "e", effect=True, carrier={"traceparent": "00-2"}),
         "nothing to undo": done(5, None),
-        "failed": StepRecord(6, StepReport(Status.FAILURE, 3), effect=True),
+        "failed": StepRecord(6, StepReport(Status.FAILURE, 3), has_result=True, result="no use", effect=True),
         "skipped": StepRecord(7, StepReport(Status.SKIPPED)),
     }
     record = ENCODING.decode("order-1", stored(checkpoint(steps)))
@@ -125,14 +125,15 @@ def test_a_report_keeps_all_that_it_tells() -> None:
 
 def test_writes_are_applied_to_the_initial_values_the_later_ones_last() -> None:
     writes = {
+        "newer": Write(6, 2),
         "new": Write(5, {"a": 1}),
         "card": Write(3, deleted=True),
         "amounts": Write(4, None),
         "gone": Write(2, deleted=True),
     }
     record = ENCODING.decode("order-1", stored(checkpoint(writes=writes)))
-    assert list(record.values.items()) == [("amounts", None), ("new", {"a": 1})]
-    assert record.seq == 5
+    assert list(record.values.items()) == [("amounts", None), ("new", {"a": 1}), ("newer", 2)]
+    assert record.seq == 6
 
 
 def test_an_error_comes_back_as_run_failed_with_its_type_message_and_traceback() -> None:
@@ -153,9 +154,10 @@ def test_an_error_of_an_error_tells_of_the_first_one() -> None:
 
 
 def test_long_messages_and_tracebacks_are_clipped() -> None:
-    error = raised(ValueError("x" * 100_000))
+    error = raised(ValueError("x" * 100_000 + "!"))
     back = ENCODING.decode("order-1", stored(checkpoint(error=error))).error
     assert (len(back.message), len(back.traceback_text)) == (1025, 16 * 1024 + 1)
+    assert back.traceback_text.endswith("xxx!\n")  # its end says most
     assert back.step is None
     assert str(back).startswith("run run1 of 'checkout' failed: ValueError: xxx")
 

@@ -492,6 +492,11 @@ def test_a_row_of_nobody_in_a_record_is_refused(parked: SQLiteStore, path: Path)
         parked.find("k")
 
 
+def test_a_row_cannot_speak_for_the_head_of_a_record(parked: SQLiteStore, path: Path) -> None:
+    sql(path, "INSERT INTO fields VALUES (1, 'status', 'success')")
+    assert parked.find("k").status == Status.PARKED
+
+
 def test_a_status_that_means_nothing_makes_nobody_an_owner(store: SQLiteStore, path: Path) -> None:
     owner = granted(store)
     sql(path, "UPDATE runs SET status = 'paused'")
@@ -505,6 +510,14 @@ def test_a_status_that_means_nothing_makes_nobody_an_owner(store: SQLiteStore, p
         store.claim(claim(run_id="r2"))
     sql(path, "UPDATE runs SET status = 'paused'")
     assert dump(path) == before
+
+
+def test_at_most_a_thousand_runs_are_told_to_recover_the_oldest_first(store: SQLiteStore, clock: Clock) -> None:
+    for number in range(1005):
+        clock.now += 1
+        granted(store, key=f"k{number}", run_id=f"r{number}", lease=0.0)
+    assert [record.key for record in store.unfinished(["v", "w"])] == [f"k{number}" for number in range(1000)]
+    assert store.unfinished(["v"]) == store.unfinished([]) == []
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
