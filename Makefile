@@ -6,11 +6,14 @@ PYTHON ?= python3
 ENV    := .venv/bin/python
 DEMO   := .venv-demo/bin/python
 
+# Where Prometheus and Alertmanager are unpacked, if they are not on PATH.
+SERVERS := $(CURDIR)/.venv/servers/usr/bin
+
 # The environments are complete; a caller's own paths would only slip other code into them.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types format bench clean venv venv-demo
+.PHONY: help demo test lint types format bench dashboards clean venv venv-demo servers
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -19,8 +22,8 @@ help:  ## list these targets
 demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle)
 	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(STORE),--store='$(STORE)')
 
-test: lint types  ## lint, check types, run the tests with coverage
-	$(ENV) -m pytest --cov
+test: lint types servers  ## lint, check types, run the tests with coverage
+	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov
 	@report=$$($(ENV) -m coverage report --include='flowcore/_protocol/*' --fail-under=100) \
 		|| { echo "$$report"; echo 'Every branch of flowcore/_protocol must be covered.'; exit 1; }
 
@@ -39,6 +42,10 @@ format: venv  ## let ruff fix and format
 bench: venv  ## run the benchmarks
 	$(ENV) -m tests.benchmarks
 
+dashboards: venv servers  ## rebuild the dashboards, their rules and their pictures
+	$(ENV) dashboards/build.py
+	PATH="$(SERVERS):$$PATH" $(ENV) -m tests.dashboards.pictures
+
 clean:  ## remove environments, caches and build output
 	rm -rf .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -48,6 +55,9 @@ venv:
 
 venv-demo:
 	@$(call make-env,.venv-demo,demo)
+
+servers: venv
+	@.ci/servers .venv/servers
 
 # Isolated (-I): the script sees the standard library alone, whatever the caller has set.
 make-env = $(PYTHON) -ISc '' 2>/dev/null \

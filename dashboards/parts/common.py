@@ -68,7 +68,7 @@ def runs_by_outcome(q: Source, at: Place) -> Panel:
         "Runs per second, by outcome",
         "Every run that ended. Green went well; purple failed and was cleanly undone; what is red or yellow uses up the "
         "error budget.",
-        target(f"{q.rate(names.RUN_DURATION, 'count', by=('outcome',))} > 0", q.legend("{{outcome}}"), exemplar=True),
+        target(f"{q.rate(names.RUN_DURATION, 'count', by=('outcome',))} > 0", q.legend("{{outcome}}")),
         unit="ops",
         coloured=colours.OF_RUNS,
         stacked=True,

@@ -268,7 +268,8 @@ def _failing(q: Source) -> Section:
             table(
                 (18, 0, 6, 8),
                 "Errors",
-                "Failed attempts in the time shown, by what was raised; many of them were retried.",
+                "Failed attempts in the time shown, by what was raised; many of them were retried. The first of a kind since the "
+                "process started is not among them: Prometheus does not see a series come into being.",
                 {q.label("error_type"): "Error"},
                 {"Count": (f"topk(10, round({q.increase(names.STEP_ERRORS, by=('error_type',))})) > 0", "none")},
                 sort="Count",

@@ -444,7 +444,9 @@ def _joined(labels: Mapping[str, str], headings: Sequence[str]) -> list[Json]:
     return [{"id": "merge", "options": {}}, {"id": "organize", "options": organised}]
 
 
-def heatmap(at: tuple[int, int, int, int], title: str, description: str, query: str, **more: Any) -> Panel:
+def heatmap(
+    at: tuple[int, int, int, int], title: str, description: str, query: str, *, exemplar: bool = True, **more: Any
+) -> Panel:
     """How many, by how long it took, over time. The query gives buckets by `le`."""
     options = {
         "calculate": False,
@@ -471,7 +473,7 @@ def heatmap(at: tuple[int, int, int, int], title: str, description: str, query: 
         at,
         title,
         description,
-        [target(query, "{{le}}", kind="heatmap", exemplar=True)],
+        [target(query, "{{le}}", kind="heatmap", exemplar=exemplar)],
         options=options,
         unit="short",
         custom={

@@ -181,7 +181,8 @@ def _retrying(q: Source) -> Section:
             table(
                 (15, 0, 9, 8),
                 "Errors of attempts",
-                "What was raised, and where; in the time shown.",
+                "What was raised, and where, in the time shown. The first of a kind since the process started is not among "
+                "them: Prometheus does not see a series come into being.",
                 {q.label("step"): "Step", q.label("error_type"): "Error"},
                 {"Count": (f"round({q.increase(names.STEP_ERRORS, by=('step', 'error_type'))}) > 0", "none")},
                 sort="Count",

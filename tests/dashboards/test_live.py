@@ -1,0 +1,382 @@
+"""The proof: a real Prometheus scrapes the checkout service and a back office in trouble; every query of every
+dashboard is executed, every rule is worked out, and what comes of it is what the load implies."""
+
+from __future__ import annotations
+
+import re
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import build
+import pytest
+import yaml
+from parts.queries import OTLP, PROMETHEUS
+
+from flowcore_otel import names
+
+from .conftest import BOARDS, DASHBOARDS, board
+from .linter import panels, targets, variables
+from .load import OUTDATED, PAUSED, TAKEN_FORWARD, TAKEN_HELD, TAKEN_UNDONE, Told, load
+from .prometheus import EVERY, Prometheus
+from .servers import program
+
+Json = dict[str, Any]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills and pauses processes by signal")
+
+# Rules for people have windows of minutes to days; here they have seconds, so that all can be seen within one test.
+SHORTENED = {
+    "5m": "5s",
+    "10m": "8s",
+    "15m": "15s",
+    "30m": "8s",
+    "1h": "15s",
+    "2h": "15s",
+    "6h": "20s",
+    "1d": "30s",
+    "3d": "30s",
+}
+OTLP_LABELS = {
+    ours: named for ours, attribute in names.LABELS.items() if (named := attribute.replace(".", "_")) != ours
+}
+NOT_LIVE = {"FlowcoreAbsent": "one Prometheus cannot have flowcore and not have it"}
+"""alerts that only promtool sees, and why"""
+
+
+def shortened(text: str) -> str:
+    """Rules in which minutes, hours and days are seconds; names of series stay."""
+    text = re.sub(r"\[(\d+[mhd])\]", lambda found: f"[{SHORTENED[found[1]]}]", text)
+    text = re.sub(r"offset (\d+[mhd])", lambda found: f"offset {SHORTENED[found[1]]}", text)
+    text = re.sub(r"\b(for|interval): \d+[mhd]", rf"\1: {EVERY}s", text)
+    return text.replace("> 3600", "> 3")
+
+
+@dataclass
+class Live:
+    prometheus: Prometheus
+    told: Told
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> int:
+        return round(self.ended - self.began)
+
+    def series(self, expr: str) -> list[tuple[dict[str, str], float]]:
+        """The value of each series at the end of the load."""
+        return self.prometheus.series(expr, self.ended)
+
+    def value(self, expr: str) -> float:
+        """The value of the one series there is."""
+        ((_, value),) = self.series(expr)
+        return value
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    binary = program("prometheus")
+    folder = tmp_path_factory.mktemp("live")
+    rules = []
+    for name, content in build.files(PROMETHEUS, build.LINKS).items():
+        if name.startswith("rules/"):
+            rules.append(folder / Path(name).name)
+            rules[-1].write_text(shortened(content), "utf-8")
+    with (
+        Prometheus(binary, folder / "prometheus", rules, otlp_labels=OTLP_LABELS, assets=DASHBOARDS) as prometheus,
+        load(folder, prometheus) as told,
+    ):
+        yield Live(prometheus, told, prometheus.began, prometheus.looked)
+
+
+# -- what Grafana does with a query ------------------------------------------------------------------------------------
+
+
+def filled_in(expr: str, seconds: int, chosen: dict[str, str] | None = None) -> str:
+    """The query with Grafana's variables in it: `$__rate_interval` is four scrapes, or the step and one scrape. The data
+    source says that every second scrape may be missed, on a busy machine."""
+    step = max(EVERY, seconds // 300)
+    values = {
+        "__rate_interval": f"{max(step + 2 * EVERY, 8 * EVERY)}s",
+        "__range": f"{seconds}s",
+        "__interval": f"{step}s",
+        "job": ".+",
+        "instance": ".+",
+        "workflow": ".+",
+    } | (chosen or {})
+    return re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda found: values[found[1] or found[2]], expr)
+
+
+def several(*values: str) -> str:
+    """A variable of which several values are chosen, as Grafana writes them into a regular expression."""
+    escaped = [re.sub(r"([\\^$*+?.()|{}\[\]/])", r"\\\\\1", value) for value in values]
+    return f"({'|'.join(escaped)})" if len(escaped) > 1 else escaped[0]
+
+
+def executed(live: Live, target: Json, chosen: dict[str, str] | None = None) -> list[Json]:
+    """The series that a target gets, as Grafana would ask for them."""
+    expr = filled_in(target["expr"], live.seconds, chosen)
+    if target["instant"]:
+        found: list[Json] = live.prometheus.ask("query", query=expr, time=live.ended)["result"]
+        return found
+    ranged: list[Json] = live.prometheus.ask("query_range", query=expr, start=live.began, end=live.ended, step=EVERY)[
+        "result"
+    ]
+    return ranged
+
+
+Targets = list[tuple[Json, Json]]
+
+
+def of_each(queries: Targets) -> pytest.MarkDecorator:
+    """A test for each query, which gets its panel and the target."""
+    names_of = [f"{panel['title']}-{target['refId']}" for panel, target in queries]
+    return pytest.mark.parametrize(("panel", "target"), queries, ids=names_of)
+
+
+ALL_TARGETS: Targets = [one for name in BOARDS for one in targets(board(name))]
+OTLP_TARGETS: Targets = [one for of in build.dashboards(OTLP).values() for one in targets(of)]
+WITH_EXEMPLARS: Targets = [(panel, target) for panel, target in ALL_TARGETS if target["exemplar"]]
+
+
+@of_each(ALL_TARGETS)
+def test_every_query_has_data(live: Live, panel: Json, target: Json) -> None:
+    found = executed(live, target, {"job": "shop"})
+    assert found, f"{panel['title']}: {target['expr']}"
+    for one in found:
+        assert one.get("values") or one["value"]
+
+
+@of_each(ALL_TARGETS)
+def test_every_query_runs_with_some_of_each_variable_chosen(live: Live, panel: Json, target: Json) -> None:
+    instances = sorted({one["instance"] for one, _ in live.series('flowcore_build_info{job="shop"}')})
+    chosen = {
+        "job": several("shop", "another (job)"),
+        "instance": several(*instances),
+        "workflow": several("checkout", "returns", "a+b"),
+    }
+    executed(live, target, chosen)
+    executed(live, target)
+
+
+@of_each(OTLP_TARGETS)
+def test_every_query_of_the_variant_for_otlp_has_data(live: Live, panel: Json, target: Json) -> None:
+    """From the same numbers under the labels that they have when they come by OTLP."""
+    assert executed(live, target, {"job": "shop-otlp"}), f"{panel['title']}: {target['expr']}"
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_variable_has_values(live: Live, name: str) -> None:
+    wanted = {"job": "shop", "instance": "127.0.0.1:", "workflow": "checkout"}
+    for variable in variables(board(name), "query"):
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+        assert query
+        selector = filled_in(query[1], live.seconds)
+        found = live.prometheus.ask(f"label/{query[2]}/values", **{"match[]": selector, "start": live.began})
+        assert any(value.startswith(wanted[variable["name"]]) for value in found), variable["name"]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_version_is_marked_when_it_comes(live: Live, name: str) -> None:
+    for annotation in board(name)["annotations"]["list"]:
+        expr = filled_in(annotation["expr"], live.seconds, {"job": "shop"})
+        data = live.prometheus.ask("query_range", query=expr, start=live.began, end=live.ended, step=EVERY)
+        assert [one["metric"] for one in data["result"]] == [{"version": names.SCOPE_VERSION}]
+
+
+# -- headline numbers --------------------------------------------------------------------------------------------------
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole
+
+
+BAD = ("failure", "compensation_failed", "parked", "lost")
+
+Expected = Callable[[Told], float]
+
+# (dashboard, panel) -> the value that the load implies, the workflow chosen
+HEADLINES: dict[tuple[str, str], tuple[Expected, str]] = {
+    ("overview", "Runs that went well"): (
+        lambda told: 1 - _share(sum(told.outcomes[name] for name in BAD), told.runs.total()),
+        ".+",
+    ),
+    ("overview", "Error budget burn, last hour"): (
+        lambda told: _share(sum(told.outcomes[name] for name in BAD), told.runs.total()) / 0.005,
+        ".+",
+    ),
+    ("overview", "Need a person"): (lambda told: told.by_trouble["returns"]["held"] + TAKEN_HELD + OUTDATED, ".+"),
+    ("overview", "Targets down"): (lambda _: 1, ".+"),
+    ("overview", "Answered without running again"): (
+        lambda told: _share(
+            told.hits["replayed"] + told.hits["adopted"],
+            told.hits["replayed"] + told.hits["adopted"] + told.runs.total(),
+        ),
+        ".+",
+    ),
+    ("workflow", "Runs that went well"): (lambda _: 1.0, "checkout"),
+    ("workflow", "Runs"): (
+        lambda told: sum(not a.replayed and a.status in {201, 402, 410, 502} for a in told.orders),
+        "checkout",
+    ),
+    ("workflow", "In flight"): (lambda _: 0, "checkout"),
+}
+
+
+@pytest.mark.parametrize(("name", "title"), HEADLINES)
+def test_headline_numbers_are_what_the_load_implies(live: Live, name: str, title: str) -> None:
+    expected, workflow = HEADLINES[name, title]
+    (panel,) = [one for one in panels(board(name)) if one["title"] == title]
+    found = executed(live, panel["targets"][0], {"job": "shop", "workflow": workflow})
+    ((_, value),) = [one.get("value") or one["values"][-1] for one in found]
+    # increase() draws the slope out to the ends of its window, which is 20 times the time between scrapes or more.
+    assert float(value) == pytest.approx(expected(live.told), rel=0.1, abs=0.005), title
+
+
+def test_every_number_that_stands_large_is_compared() -> None:
+    large = {
+        (name, panel["title"]) for name in BOARDS for panel in panels(board(name)) if panel["type"] in {"stat", "gauge"}
+    }
+    times = {
+        ("workflow", "p95 of runs"),
+        ("workflow", "Since the last success"),
+        ("store", "Operations that went well"),
+        ("store", "Hooks, for each step"),
+    }  # how long things take, and how often heartbeats were sent, is not implied by the load
+    assert large - times == set(HEADLINES)
+
+
+def _sums(live: Live, metric: str, label: str) -> dict[str, int]:
+    found = live.series(f'sum by ({label}) ({metric}{{job="shop"}}) > 0')
+    return {labels[label]: round(value) for labels, value in found}
+
+
+def test_counts_are_what_the_callers_were_told(live: Live) -> None:
+    """The counters themselves, and so exactly."""
+    told = live.told
+    count = 'flowcore_run_duration_seconds_count{job="shop", workflow!="queue"}'  # which nobody waited for
+    found = live.series(f"sum by (workflow, outcome) ({count}) > 0")
+    assert {(labels["workflow"], labels["outcome"]): value for labels, value in found} == dict(told.runs)
+    assert _sums(live, "flowcore_idempotency_hits_total", "outcome") == dict(told.hits)
+    assert live.value('sum(flowcore_step_retries_total{job="shop"})') == told.retries
+    recovered = {
+        "forward": TAKEN_FORWARD + PAUSED + told.by_trouble["pivot"]["incomplete"],
+        "undo": TAKEN_UNDONE,
+        "hold": TAKEN_HELD,
+    }
+    assert _sums(live, "flowcore_run_recoveries_total", "decision") == recovered
+    assert live.value('sum(flowcore_lease_lost_total{job="shop"})') == PAUSED
+    assert _sums(live, "flowcore_hook_errors_total", "hook") == {"grumpy": told.by_trouble["failures"]["failure"]}
+    assert _sums(live, "flowcore_step_late_landings_total", "step") == {"read": told.by_trouble["time_outs"]["failure"]}
+
+
+def test_panels_show_the_troubles_that_there_were(live: Live) -> None:
+    """(dashboard, panel) -> legends that must be among its series."""
+    shown = {
+        ("overview", "Runs that are not going on by themselves"): {"held", "expired"},
+        ("overview", "Errors"): {"ConnectionError", "LookupError", "partners.Declined"},
+        ("overview", "Undos per second"): {"success", "failure"},
+        ("overview", "Requests that met an earlier run with their key"): set(live.told.hits),
+        ("overview", "Runs per second, by outcome"): set(live.told.outcomes),
+        ("store", "Takeovers"): {"forward", "undo", "hold"},
+        ("store", "Workers"): {"busy", "abandoned"},
+        ("store", "Operations that failed"): {"claim", "failure"},
+    }
+    for (name, title), wanted in shown.items():
+        (panel,) = [one for one in panels(board(name)) if one["title"] == title]
+        found = [one for target in panel["targets"] for one in executed(live, target, {"job": "shop"})]
+        values = {value for one in found for value in one["metric"].values()}
+        assert wanted <= values | {value.rpartition(".")[0] + "." + value.rpartition(".")[2] for value in values}, (
+            title,
+            values,
+        )
+
+
+# -- exemplars ---------------------------------------------------------------------------------------------------------
+
+
+@of_each(WITH_EXEMPLARS)
+def test_every_query_that_asks_for_exemplars_gets_some(live: Live, panel: Json, target: Json) -> None:
+    """As Grafana asks for them: with the panel's own query."""
+    expr = filled_in(target["expr"], live.seconds, {"job": "shop"})
+    found = live.prometheus.ask("query_exemplars", query=expr, start=live.began, end=live.ended)
+    labels = [exemplar["labels"] for series in found for exemplar in series["exemplars"]]
+    assert labels, panel["title"]
+    for one in labels:
+        assert re.fullmatch(r"[0-9a-f]{32}", one["trace_id"])
+        assert re.fullmatch(r"[0-9a-f]{16}", one["span_id"])
+
+
+def test_an_exemplar_of_the_service_is_a_span_that_it_wrote(live: Live) -> None:
+    spans = (live.prometheus.log.parents[1] / "spans.jsonl").read_text("utf-8")
+    found = live.prometheus.ask(
+        "query_exemplars",
+        query='flowcore_run_duration_seconds_bucket{job="shop", workflow="checkout", outcome="compensated"}',
+        start=live.began,
+        end=live.ended,
+    )
+    traces = {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+    assert traces
+    assert all(trace in spans for trace in traces)
+
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_is_healthy(live: Live) -> None:
+    rules = [rule for group in live.prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["health"] for rule in rules} == {"ok"}
+
+
+def test_every_recording_rule_has_data(live: Live) -> None:
+    for group in build.rules(PROMETHEUS, build.LINKS)["rules/recording.yml"]["groups"]:
+        for rule in group["rules"]:
+            found = {
+                labels["workflow"] for labels, _ in live.series(f'last_over_time({rule["record"]}{{job="shop"}}[5m])')
+            }
+            assert "checkout" in found, rule["record"]
+
+
+ALERTS: list[Json] = [
+    rule for group in build.rules(PROMETHEUS, build.LINKS)["rules/alerts.yml"]["groups"] for rule in group["rules"]
+]
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"] + rule["labels"].get("long", ""))
+def test_every_alert_fires_when_it_should(live: Live, rule: Json) -> None:
+    """With shortened windows: that a real Prometheus makes an alert of real metrics. promtool sees to the rest."""
+    name = rule["alert"]
+    if name in NOT_LIVE:
+        pytest.skip(NOT_LIVE[name])
+    chosen = ", ".join(
+        f'{label}="{rule["labels"][label]}"' for label in ("severity", "long") if label in rule["labels"]
+    )
+    fired = live.series(
+        f'count by (job) (last_over_time(ALERTS{{alertname="{name}", alertstate="firing", job="shop", {chosen}}}[5m]))'
+    )
+    assert fired, name
+
+
+def test_the_service_that_only_declines_cards_burns_no_budget(live: Live) -> None:
+    burnt = 'last_over_time(ALERTS{alertname="FlowcoreErrorBudgetBurn", workflow="checkout", job="shop"}[5m])'
+    assert live.series(burnt) == []
+
+
+def test_the_runbook_is_where_the_alerts_say(live: Live) -> None:
+    """Prometheus serves it, as compose.yaml sets it up."""
+    for rule in ALERTS:
+        path, _, section = urllib.parse.urlsplit(rule["annotations"]["runbook_url"])[2:5]
+        text = live.prometheus.get(path)
+        assert re.search(rf"^## {section}$", text, re.MULTILINE | re.IGNORECASE)
+
+
+def test_rules_are_shortened_in_time_only() -> None:
+    for name in ("recording", "alerts"):
+        text = (DASHBOARDS / "rules" / f"{name}.yml").read_text("utf-8")
+        before, after = yaml.safe_load(text), yaml.safe_load(shortened(text))
+        for one, other in zip(before["groups"], after["groups"], strict=True):
+            assert [set(rule) for rule in one["rules"]] == [set(rule) for rule in other["rules"]]
+            assert [rule.get("record") for rule in one["rules"]] == [rule.get("record") for rule in other["rules"]]
