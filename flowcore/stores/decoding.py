@@ -128,8 +128,7 @@ def _head(key: str, fields: Fields) -> RunRecord:
 
 def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
     steps = [(field[2:], _step(field, text, record, loads)) for field, text in told.items() if field.startswith(STEP)]
-    # Those that a claim begins have the same seq: their order is that of their names, whatever the store's is.
-    steps.sort(key=lambda step: (step[1].seq, step[0]))
+    steps.sort(key=lambda step: step[1].seq)
     ended = [(name, step) for name, step in steps if step.report.status is not Status.RUNNING]
     in_flight = [name for name, step in steps if step.report.status is Status.RUNNING]
     record.seq = steps[-1][1].seq if steps else 0

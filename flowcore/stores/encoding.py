@@ -106,8 +106,8 @@ class Encoding:
             fields["values"] = self.encode_values(claim.values, claim.run_id)
         if carrier := _texts_only(claim.carrier):
             fields["carrier"] = _json_text(carrier)
-        for name in claim.begins:
-            fields[STEP + name] = '1 {"status":"running","attempts":1}'
+        for seq, name in enumerate(claim.begins, 1):
+            fields[STEP + name] = f'{seq} {{"status":"running","attempts":1}}'
         return _of_unicode(fields, claim.run_id)
 
     def encode_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
