@@ -178,7 +178,8 @@ def _put_back(x: Execution, checkpoint: Checkpoint, failure: BaseException) -> N
             if isinstance(failure, NotSerializable):
                 x.changes.cannot_keep(name)
         if not isinstance(failure, NotSerializable):
-            x.changes.writes[""] = dict(checkpoint.writes)
+            pending = x.changes.writes.setdefault("", {})
+            pending.update({k: w for k, w in checkpoint.writes.items() if k not in pending or pending[k].seq < w.seq})
 
 
 def lose(x: Execution, *, gone: bool = False) -> LeaseLost:

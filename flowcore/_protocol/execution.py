@@ -302,7 +302,7 @@ class Execution:
             self.changes.not_begun(node.name)
 
     def put_back(self) -> None:
-        """A node that was taken does not start after all."""
+        """A node that was taken does not start after all, or has failed."""
         with self.lock:
             self.running -= 1
 
@@ -316,9 +316,9 @@ class Execution:
             self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 
     def failed(self, node: Node, error: BaseException, *, effect: bool) -> bool:
-        """`node` has failed, and with it the run; `effect`: it must be undone. Answers whether this was the first."""
+        """`node` has failed, and with it the run; `effect`: it must be undone. Answers whether this was the first. Its place
+        is given up later: the run must not end before its store knows."""
         with self.lock:
-            self.running -= 1
             effect = effect and node.compensation is not None
             if effect:
                 self.to_undo.append(node)
@@ -327,9 +327,8 @@ class Execution:
             return self._stop(error, node.name)
 
     def fail(self, error: BaseException, step: str) -> bool:
-        """The run fails because of `step`, which is done and has left its place. Answers whether this was the first."""
+        """The run fails because of `step`, which is done. Answers whether this was the first failure."""
         with self.lock:
-            self.running -= 1
             return self._stop(error, step)
 
     def interrupt(self, error: BaseException, step: str | None = None) -> bool:
@@ -506,6 +505,13 @@ class Execution:
         with self.lock:
             self.changes.step(node.name, self.report(node), self.results, effect=True)
             return bool(self.to_undo) or self.undoing is not None
+
+    def doubt_settled(self, node: Node, *, effect: bool) -> None:
+        """A run that is undone has decided on what was in flight when an earlier owner died."""
+        with self.lock:
+            if self.changes is not None:
+                effect = effect and node.compensation is not None
+                self.changes.step(node.name, self.report(node), self.results, effect=effect)
 
     def undo_doubtful(self) -> None:
         """What was in flight when an earlier owner died, and was not attempted again, may have happened: undo it too."""

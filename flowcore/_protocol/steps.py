@@ -201,15 +201,18 @@ def _failed(x: Execution, node: Node, end: End) -> Program[None]:
 
 
 def _stopped(x: Execution, first: bool) -> Program[None]:
-    """A step has failed and left its place; `first`: with it, the run has."""
+    """A step has failed and leaves its place; `first`: with it, the run has failed."""
     if x.interrupted:
         yield Stop(cancel=True)
     elif first:
         cancel = x.workflow.on_failure == "cancel"
         x.interrupted = x.interrupted or cancel
         yield Stop(cancel=cancel)
-    if x.changes is not None and not x.idle():  # what goes on may take its time; whoever takes over then must not go on
+    if (
+        x.changes is not None and x.running > 1
+    ):  # what goes on may take its time; whoever takes over then must not go on
         yield from durable.flush(x)
+    x.put_back()
 
 
 def _asked(x: Execution, node: Node) -> Program[End | None]:

@@ -139,6 +139,7 @@ def _undo(x: Execution, record: RunRecord, open_ones: list[Node], lacking: list[
         if x.report(node).status is Status.RUNNING:
             status = Status.CANCELLED if node in lacking else Status.UNKNOWN
             x.reports[node.name] = replace(record.steps[node.name], status=status)
+            x.doubt_settled(node, effect=node in open_ones)
     due = [known[name] for name in record.effects if name in known]
     due = [node for node in due if node in open_ones or _is_over(x, node) or x.report(node).status is Status.FAILURE]
     due += [node for node in x.to_undo if node not in due]

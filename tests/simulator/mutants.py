@@ -253,8 +253,8 @@ MUTANTS = (
     m(
         "the end of a step is not told",
         "steps",
-        "        tell.step_finished(x, node, told, end.status",
-        "        end.error is None and tell.step_finished(x, node, told, end.status",
+        "    if told is not None:\n        tell.step_finished(x, node, told, end.status",
+        "    if told is not None and end.error is None:\n        tell.step_finished(x, node, told, end.status",
     ),
     m(
         "the end of an attempt is told as a failure",
