@@ -6,6 +6,7 @@ is what the client answered, or the exception that it raised. No I/O here: it is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
@@ -77,7 +78,7 @@ class _Entry:
 
 
 class Verbs:
-    """The verbs of a Redis store as generators. Without state, but for the one thing that it says only once."""
+    """The verbs of a Redis store as generators. What it remembers of its server is that it has looked at it once."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Verbs:
         # The first "}" of a key ends what decides on its slot: a prefix must bring none.
         safe = prefix.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
         self._prefixes = [f"{{{safe}:{shard}}}:".encode() for shard in range(shards)]
-        self._entered = False
+        self._entered = self._examined = False
 
     # -- for engines ---------------------------------------------------------------------------------------------------
 
@@ -382,9 +383,12 @@ class Verbs:
                 "it would not find its own runs, so keep to one number, or choose another prefix=."
             )
         self._entered = True
-        risks = redis_doctor.risks((yield from self.doctor()))
-        if risks:
-            _log.warning("this Redis can lose what runs have done: %s", "; ".join(risks))
+        if not self._examined:
+            self._examined = True  # by now: other claims may be on their way
+            with contextlib.suppress(StoreError):  # whatever it is, it must not keep runs from running
+                told = yield from self.doctor()
+                if risks := redis_doctor.risks(told):
+                    _log.warning("this Redis can lose what runs have done: %s.", "; ".join(risks))
 
     def _run_key(self, key: str) -> tuple[int, bytes]:
         """The shard of a key, and the Redis key of its record."""

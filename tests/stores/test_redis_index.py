@@ -1,0 +1,220 @@
+"""What a Redis store leaves in the server: every key ends some day or is bounded, and the index agrees with the records."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+
+from flowcore import RunNotFound
+from flowcore.stores import RedisStore
+from flowcore.stores.base import Claimed, Finished
+from tests.stores.redis_runs import LONG, a_checkpoint, a_claim, a_lease, an_ending, begin, records
+from tests.stores.redis_servers import redis_url, until
+
+__all__ = ["redis_url"]  # a fixture
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Any]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def prefix() -> str:
+    return uuid4().hex
+
+
+def keys(client: Any, prefix: str) -> dict[str, int]:
+    """What is there under a prefix: the part after the shard, without the sha256, and milliseconds until it ends."""
+    found = client.scan_iter(f"{{{prefix}:*", count=1000)
+    return {key.decode().partition("}:")[2].partition(":")[0]: client.pttl(key) for key in found}
+
+
+def test_a_run_in_progress_is_never_forgotten(client: Any, prefix: str) -> None:
+    begin(RedisStore(client, prefix=prefix, shards=1))
+    assert keys(client, prefix) == {"run": -1, "open": -1, "ids": -1, "shards": -1}
+
+
+def test_all_but_the_number_of_shards_ends_with_the_retention(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1, retention=100)
+    for number in range(3):
+        claim, fence = begin(store, f"key {number}")
+        assert store.finish(an_ending(claim, fence, ["success", "failure", "compensated"][number])) is None
+    left = keys(client, prefix)
+    assert left.keys() == {"run", "ended", "ids", "shards"}
+    assert 99_000 < left["run"] <= 100_000
+    assert 100_000 < left["ended"] <= 3_700_000
+    assert 100_000 < left["ids"] <= 3_700_000
+    assert left["shards"] == -1
+
+
+@pytest.mark.parametrize("status", ["parked", "incomplete", "held"])
+def test_what_is_to_be_gone_on_with_never_ends(client: Any, prefix: str, status: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1, retention=100)
+    claim, fence = begin(store, "ended")
+    assert store.finish(an_ending(claim, fence)) is None
+    claim, fence = begin(store)
+    held = status == "held"
+    assert store.finish(an_ending(claim, fence, "compensation_failed" if held else status, held=held)) is None
+    left = keys(client, prefix)
+    assert left["open"] == left["ids"] == -1
+    (mine,) = (run for run in records(client, prefix) if client.hget(run, "key") == b"k")
+    assert client.pttl(mine) == -1
+    store.release("k")
+    assert client.pttl(mine) > 0
+    store.hold("k")
+    assert client.pttl(mine) == -1
+
+
+def test_keys_that_are_used_again_and_again_leave_nothing_behind(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    for _ in range(20):
+        claim, fence = begin(store)
+        assert store.finish(an_ending(claim, fence, "failure")) is None
+    claim, fence = begin(store)
+    assert len(records(client, prefix)) == 1
+    assert client.zcard(f"{{{prefix}:0}}:open") == 1
+    assert client.exists(f"{{{prefix}:0}}:ended") == 0
+    assert client.hlen(f"{{{prefix}:0}}:ids") == 1
+    assert store.find("k").generation == 20
+
+
+def test_runs_sweep_up_behind_those_that_redis_has_forgotten(client: Any, prefix: str) -> None:
+    soon = RedisStore(client, prefix=prefix, shards=1, retention=0.001)
+    for number in range(30):
+        claim, fence = begin(soon, f"key {number}")
+        assert soon.finish(an_ending(claim, fence)) is None
+    until(lambda: not records(client, prefix), "Redis forgetting them")
+    store = RedisStore(client, prefix=prefix, shards=1)
+    for number in range(8):
+        begin(store, f"new {number}")
+    assert client.zcard(f"{{{prefix}:0}}:ended") == 0
+    assert client.hlen(f"{{{prefix}:0}}:ids") == 8
+
+
+def test_gc_takes_what_redis_has_forgotten_or_thrown_away_out_of_the_index(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=2)
+    for number in range(50):
+        claim, fence = begin(store, f"key {number}")
+        if number % 2:
+            assert store.finish(an_ending(claim, fence)) is None
+    for run in records(client, prefix)[:20]:
+        client.delete(run)
+    assert store.gc() == 30
+    assert sum(client.zcard(f"{{{prefix}:{shard}}}:{name}") for shard in (0, 1) for name in ("open", "ended")) == 30
+    assert sum(client.hlen(f"{{{prefix}:{shard}}}:ids") for shard in (0, 1)) == 30
+    assert store.gc() == 30
+
+
+def test_a_retention_of_a_moment_still_answers_the_ending_that_is_sent_twice(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, retention=0)
+    claim, fence = begin(store)
+    assert store.finish(an_ending(claim, fence)) is None
+    until(lambda: store.find("k") is None, "the run being forgotten")
+    with pytest.raises(RunNotFound):
+        store.get_run(claim.run_id)
+    assert isinstance(store.claim(a_claim()), Claimed)
+
+
+def park(store: RedisStore, number: int, workflow: str) -> None:
+    """Leave so many runs of a workflow to be gone on with."""
+    for one in range(number):
+        claim, fence = begin(store, f"{workflow} {one}", workflow=workflow)
+        assert store.finish(an_ending(claim, fence, "parked")) is None
+
+
+def test_more_runs_than_a_page_are_all_found(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    park(store, 1100, "trip")
+    claim, fence = begin(store)
+    assert store.finish(an_ending(claim, fence)) is None
+    assert len(store.list_runs()) == 1101
+    assert len(store.list_runs(status="parked")) == 1100
+    assert [record.key for record in store.list_runs(status="success")] == ["k"]
+    assert [record.key for record in store.unfinished(["trip"])] == [f"trip {number}" for number in range(1000)]
+    assert store.gc() == 1101
+
+
+def test_runs_of_other_workflows_do_not_hide_those_that_are_asked_for(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    park(store, 1050, "other")
+    park(store, 3, "mine")
+    assert [record.key for record in store.unfinished(["mine", "none"])] == ["mine 0", "mine 1", "mine 2"]
+    assert store.unfinished([]) == []
+
+
+def test_runs_that_are_not_left_are_not_looked_at(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    claim, fence = begin(store, "held")
+    assert store.finish(an_ending(claim, fence, "compensation_failed", held=True)) is None
+    claim, fence = begin(store, "running")
+    assert store.unfinished(["trip"]) == []
+    assert store.renew([a_lease(claim, fence)], 0) == [True]
+    assert [record.key for record in store.unfinished(["trip"])] == ["running"]
+    assert store.renew([a_lease(claim, fence)], LONG) == [True]
+    assert store.unfinished(["trip"]) == []
+    assert store.checkpoint(a_checkpoint(claim, fence, lease=0)) is None
+    assert [record.key for record in store.unfinished(["trip"])] == ["running"]
+
+
+def test_an_entry_without_its_record_is_taken_out_by_whoever_comes_across_it(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    park(store, 3, "trip")
+    client.delete(records(client, prefix)[0])
+    assert len(store.unfinished(["trip"])) == 2
+    assert client.zcard(f"{{{prefix}:0}}:open") == 2
+    assert client.hlen(f"{{{prefix}:0}}:ids") == 2
+
+
+@pytest.mark.parametrize("key", ["", "k", " ", "k ", "K", "\x00", "\n", "é", "e\u0301", "x" * 1_000_000, "{a}", "🙂"])
+def test_keys_are_taken_literally(client: Any, prefix: str, key: str) -> None:
+    store = RedisStore(client, prefix=prefix)
+    others = [other for other in ("k", "k ", " ", "é", "e\u0301", "\x00\x00") if other != key]
+    for other in others:
+        begin(store, other)
+    claim, fence = begin(store, key)
+    assert store.find(key).key == key
+    assert store.finish(an_ending(claim, fence)) is None
+    assert isinstance(store.claim(a_claim(key)), Finished)
+    assert len(store.list_runs()) == len(others) + 1
+
+
+def test_a_name_that_is_no_text_is_simply_not_there(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix)
+    assert store.find("\ud800") is None
+    assert store.unfinished(["\ud800"]) == []
+    with pytest.raises(RunNotFound):
+        store.get_run("\ud800")
+    with pytest.raises(RunNotFound):
+        store.release("\ud800")
+
+
+def test_numbers_stay_whole_up_to_the_largest_that_lua_can_tell_apart(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix)
+    claim, _ = begin(store)
+    (run,) = records(client, prefix)
+    largest = 2**53 - 3
+    client.hset(run, "fence", largest)
+    assert store.checkpoint(a_checkpoint(claim, largest, 2**53 - 10)) is None
+    assert store.finish(an_ending(claim, largest, "parked")) is None
+    taken = store.claim(a_claim())
+    assert isinstance(taken, Claimed)
+    assert taken.fence == largest + 1
+    assert taken.record.seq == 2**53 - 7
+    assert client.hget(run, "fence") == str(largest + 1).encode()
+
+
+def test_a_run_with_ten_thousand_steps_fits(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix)
+    claim, fence = begin(store, begins=[f"step {number}" for number in range(10_000)])
+    step = a_checkpoint(claim, fence, 20_000).steps["book"]
+    steps = {f"step {number}": step for number in range(10_000)}
+    assert store.checkpoint(a_checkpoint(claim, fence, steps=steps, writes={})) is None
+    assert len(store.find("k").results) == 10_000
+    assert store.finish(an_ending(claim, fence, "parked", changes=a_checkpoint(claim, fence, 9))) is None
+    taken = store.claim(a_claim())
+    assert isinstance(taken, Claimed)
+    assert len(taken.record.results) == 10_000
