@@ -217,4 +217,4 @@ def test_a_run_with_ten_thousand_steps_fits(client: Any, prefix: str) -> None:
     assert store.finish(an_ending(claim, fence, "parked", changes=a_checkpoint(claim, fence, 9))) is None
     taken = store.claim(a_claim())
     assert isinstance(taken, Claimed)
-    assert len(taken.record.results) == 10_000
+    assert len(taken.record.results) == 10_001
