@@ -72,12 +72,13 @@ class LiveRun:
         else:
             known = self.record = self.seen()
             self._steps = self._writes = None
-        known.status, known.held, known.undone, known.finished = end.status, end.held, end.undone, finished
+        known.status, known.held, known.undone, known.failed_step = end.status, end.held, end.undone, end.failed_step
+        known.finished = finished
         known.decision = known.expires = self.before = None
         if end.undoing:
             known.undoing = True
         if end.error is not None or known.error is not None:
-            known.failed_step, known.error = end.failed_step, end.error
+            known.error = end.error
             if not watched:
                 _forget_frames(known)
 
@@ -88,16 +89,18 @@ class LiveRun:
             return replace(record) if record.status == Status.RUNNING else record
         told = sorted((self._steps or {}).items(), key=lambda step: step[1].seq)
         names = {name for name, _ in told}
-        ended = [name for name, step in told if step.effect and step.report.status != Status.RUNNING]
-        in_flight = [name for name, step in told if step.effect and step.report.status == Status.RUNNING]
+        steps = {**record.steps, **{name: step.report for name, step in told}}
+        effects = [name for name in record.effects if name not in names]
+        effects += [name for name, step in told if step.effect or step.report.status == Status.RUNNING]
+        effects.sort(key=lambda name: name in steps and steps[name].status == Status.RUNNING)  # in flight: the last
         writes = self._writes or {}
         return replace(
             record,
             results=_without(record.results, names) | {name: step.result for name, step in told if step.has_result},
             values=_without(record.values, writes)
             | {key: write.value for key, write in writes.items() if not write.deleted},
-            steps={**record.steps, **{name: step.report for name, step in told}},
-            effects=(*(name for name in record.effects if name not in names), *ended, *in_flight),
+            steps=steps,
+            effects=tuple(effects),
             carriers=_without(record.carriers, names) | {name: step.carrier for name, step in told if step.carrier},
         )
 

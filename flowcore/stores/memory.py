@@ -132,8 +132,9 @@ class MemoryStore:
             carrier=dict(claim.carrier),
         )
         if claim.begins:
-            record.seq = 1
+            record.seq = len(claim.begins)
             record.steps = {name: StepReport(Status.RUNNING, 1) for name in claim.begins}
+            record.effects = claim.begins
         self._runs[claim.key] = LiveRun(record, claim.run_id, now, now + claim.lease)
         return Claimed(generation, fence)
 

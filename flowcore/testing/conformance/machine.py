@@ -1,0 +1,360 @@
+"""A state machine for Hypothesis: makes histories up, with copies that come late, and compares the store with the model."""
+# ruff: noqa: S101, PT017 - these are tests; what is raised is compared with what the model says
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,  # pyright: ignore[reportUnknownVariableType]
+)
+
+from ...errors import RunNotFound, StoreError
+from ...run import StepReport
+from ...status import Status
+from ...stores.base import Checkpoint, Claim, Claimed, Ending, Finished, Lease, RunRecord, StepRecord, Write
+from .model import Known, Model, snapshot
+from .rules import broken
+from .suite import LONG, SHORT, Suite, new_id
+
+__all__ = ["MadeUpHistories"]
+
+KEYS = ("one", "one", "one", "two")
+SOME: list[Any] = [None, 0, "text", [1, {"a": []}], {}]
+VALUES = st.sampled_from(SOME)
+REPORTS = (
+    StepReport(Status.RUNNING, 1),
+    StepReport(Status.SUCCESS, 1),
+    StepReport(Status.SUCCESS, 2, undo=Status.SUCCESS),
+    StepReport(Status.FAILURE, 3, error=ValueError("no")),
+    StepReport(Status.SKIPPED),
+)
+NO_RESULT = st.just(value=False)  # `numbered` says which have one
+STEPS: Any = st.dictionaries(
+    st.sampled_from("abc"),
+    st.builds(StepRecord, st.just(0), st.sampled_from(REPORTS), NO_RESULT, VALUES, st.booleans(), st.just({"e": "f"})),
+    max_size=2,
+)
+WRITES: Any = st.dictionaries(st.sampled_from("xy"), st.builds(Write, st.just(0), VALUES, st.booleans()), max_size=2)
+ENDS = (
+    Status.SUCCESS,
+    Status.FAILURE,
+    Status.COMPENSATED,
+    Status.PARKED,
+    Status.INCOMPLETE,
+    Status.COMPENSATION_FAILED,
+)
+WHEN = st.sampled_from(["at once", "at once", "later"])
+
+
+def one_of(many: list[Any], which: float) -> Any:
+    """The last one, mostly, or one that is long past."""
+    return many[-1] if which > 0.5 else many[int(which * 2 * (len(many) - 1))]
+
+
+WHICH = st.sampled_from([1.0, 1.0, 1.0, 0.0, 0.2, 0.4, 0.5])
+
+
+class Histories(RuleBasedStateMachine):
+    """One store, one model, two keys, and all the messages that were ever made, to be sent again."""
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__()
+        self.suite, self.store, self.model = suite, suite.store, Model()
+        self.workflow, self.prefix = f"workflow-{new_id()}", new_id()
+        self.claims: list[Claim] = []
+        self.owners: list[tuple[Lease, Known]] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.endings: list[Ending] = []
+
+    # -- claims --------------------------------------------------------------------------------------------------------
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        fingerprint=st.sampled_from(["f", "f", "f", "f", "other", None]),
+        graph=st.sampled_from(["g", "g", "g", "g", "other"]),
+        carrier=st.sampled_from(["c", "d", None]),
+        begins=st.sampled_from([(), ("a",), ("c", "b")]),
+        attached=st.sampled_from([None, None, None, "the present run", "an older run"]),
+    )
+    def claim(
+        self,
+        key: str,
+        fingerprint: str | None,
+        graph: str,
+        carrier: str | None,
+        begins: tuple[str, ...],
+        attached: str | None,
+    ) -> None:
+        """Somebody wants to run something."""
+        key = self.prefix + key
+        if attached == "the present run":
+            known = self.model.runs.get(key)
+            attached = None if known is None else known.run_id
+        carried = {} if carrier is None else {"by": carrier}
+        asked = Claim(key, new_id(), self.workflow, fingerprint, graph, carried, {"x": 0}, LONG, begins, attached)
+        self.claims.append(asked)
+        self.ask(asked)
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=WHICH)
+    def claim_again(self, which: float) -> None:
+        """Somebody has heard no answer, or the network repeats itself."""
+        self.ask(one_of(self.claims, which))
+
+    def ask(self, claim: Claim) -> None:
+        """Send a claim, and compare the answer."""
+        known = self.model.runs.get(claim.key)
+        again = known is not None and known.owner is claim
+        if known is not None and known.claim is claim and not again and known.to_go_on:
+            return  # the very first owner comes back after another: its claim is too old for any rule
+        last = 0 if known is None else known.fence
+        before = None if known is None else known.record()
+        expected = self.model.claim(claim)
+        try:
+            answer: Any = self.store.claim(claim)
+        except StoreError as error:
+            answer = error
+        assert isinstance(answer, expected), differs(f"claim is answered with {answer}, not {expected.__name__}")
+        known = self.model.runs[claim.key]
+        if isinstance(answer, Finished):
+            compare(known, answer.record)
+        if isinstance(answer, Claimed):
+            assert answer.generation == known.generation, differs(
+                f"generation {answer.generation}, not {known.generation}"
+            )
+            assert answer.fence == last if again else answer.fence > last, differs(f"fence {answer.fence} after {last}")
+            known.fence = answer.fence
+            if known.before is None:
+                assert answer.record is None, differs(f"{answer}, though nothing had begun")
+            else:
+                assert answer.record is not None, differs(f"{answer}, though it goes on with a run")
+                assert before is not None, differs("unreachable")
+                before.status = known.before
+                compare(known, answer.record, before, but="fence" if again else "")
+            self.owners.append((Lease(claim.key, known.run_id, answer.fence), known))
+
+    # -- owners --------------------------------------------------------------------------------------------------------
+
+    def numbered(
+        self, known: Known, steps: dict[str, StepRecord], writes: dict[str, Write], behind: int
+    ) -> tuple[dict[str, StepRecord], dict[str, Write]]:
+        """With the next numbers of the run, or with earlier ones, as of a message that was long on its way."""
+        seq = max(3, known.pieces.seq + 1 - behind)
+        numbers = {name: seq + at for at, name in enumerate((*steps, *writes))}
+        done = {name: step.report.status == Status.SUCCESS for name, step in steps.items()}
+        return (
+            {
+                name: replace(
+                    step, seq=numbers[name], has_result=done[name], result=step.result if done[name] else None
+                )
+                for name, step in steps.items()
+            },
+            {key: replace(write, seq=numbers[key]) for key, write in writes.items()},
+        )
+
+    @precondition(lambda self: bool(self.owners))
+    @rule(
+        which=WHICH,
+        steps=STEPS,
+        writes=WRITES,
+        behind=st.sampled_from([0, 0, 0, 1, 3]),
+        undoing=st.sampled_from([False, False, False, True]),
+        when=WHEN,
+    )
+    def checkpoint(
+        self,
+        which: float,
+        steps: dict[str, StepRecord],
+        writes: dict[str, Write],
+        behind: int,
+        undoing: bool,
+        when: str,
+    ) -> None:
+        """An owner has something to tell."""
+        lease, known = one_of(self.owners, which)
+        steps, writes = self.numbered(known, steps, writes, behind)
+        told = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes, undoing)
+        if undoing:
+            told.failed_step, told.error = "a", ValueError("no")
+        self.checkpoints.append(told)
+        if when == "at once":
+            self.answers("checkpoint", told)
+
+    @precondition(lambda self: bool(self.checkpoints))
+    @rule(which=WHICH)
+    def checkpoint_again(self, which: float) -> None:
+        """A checkpoint comes late, or twice."""
+        self.answers("checkpoint", one_of(self.checkpoints, which))
+
+    @precondition(lambda self: bool(self.owners))
+    @rule(which=WHICH, lease=st.sampled_from([LONG, SHORT, SHORT]))
+    def renew(self, which: float, lease: float) -> None:
+        """A heartbeat, or the last one for a while."""
+        mine, _ = one_of(self.owners, which)
+        expected = [self.model.renew(mine), False]
+        seen = self.store.renew([mine, Lease(self.prefix + "nobody", "nobody", 1)], lease)
+        assert seen == expected, differs(f"renew answered {seen}, not {expected}")
+        if expected[0] and lease == SHORT:
+            self.model.expire(mine.key)
+            self.suite.until(lambda: self.lists("expired", mine.key), "time-passes", f"{mine.key} did not expire")
+
+    @precondition(lambda self: bool(self.owners))
+    @rule(which=WHICH, status=st.sampled_from(ENDS), steps=STEPS, writes=WRITES, failed=st.booleans(), when=WHEN)
+    def finish(
+        self,
+        which: float,
+        status: Status,
+        steps: dict[str, StepRecord],
+        writes: dict[str, Write],
+        failed: bool,
+        when: str,
+    ) -> None:
+        """An owner ends its run."""
+        lease, known = one_of(self.owners, which)
+        steps, writes = self.numbered(known, steps, writes, 0)
+        changes = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes) if steps or writes else None
+        record = replace(known.record(), fence=lease.fence, run_id=lease.run_id, status=status, undoing=False)
+        record.held = status == Status.COMPENSATION_FAILED
+        record.undone = ("c",) if failed else ()
+        record.failed_step, record.error = ("b", ValueError("b")) if failed else (None, None)
+        self.endings.append(Ending(record, changes))
+        if when == "at once":
+            self.answers("finish", self.endings[-1])
+
+    @precondition(lambda self: bool(self.endings))
+    @rule(which=WHICH)
+    def finish_again(self, which: float) -> None:
+        """An ending comes late, or twice."""
+        self.answers("finish", one_of(self.endings, which))
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=WHICH)
+    def withdraw(self, which: float) -> None:
+        """Somebody never heard the answer to a claim."""
+        claim = one_of(self.claims, which)
+        known = self.model.runs.get(claim.key)
+        if known is None or not (known.owner is known.claim is claim and known.before is not None):  # as in `ask`
+            self.answers("withdraw", claim)
+
+    def answers(self, verb: str, argument: Any) -> None:
+        """The store must answer as the model does."""
+        expected, seen = getattr(self.model, verb)(argument), getattr(self.store, verb)(argument)
+        assert seen == expected, differs(f"{verb} answered {seen}, not {expected}, to {argument}")
+        if verb == "withdraw":
+            self.learn(argument.key)
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    @rule(key=st.sampled_from(KEYS), force=st.booleans())
+    def release(self, key: str, force: bool) -> None:
+        """An operator gives a key up."""
+        key = self.prefix + key
+        self.does(key, self.model.release(key, force=force), "release", lambda: self.store.release(key, force=force))
+
+    @rule(key=st.sampled_from(KEYS), verb=st.sampled_from(["hold", "resume", "undo", "resume", "undo"]))
+    def decide(self, key: str, verb: str) -> None:
+        """An operator decides."""
+        key = self.prefix + key
+        expected = self.model.hold(key) if verb == "hold" else self.model.decide(key, verb)
+        self.does(key, expected, verb, lambda: getattr(self.store, verb)(key))
+
+    def does(self, key: str, expected: type[StoreError] | None, what: str, act: Callable[[], None]) -> None:
+        """The store must refuse what the model refuses, and nothing else."""
+        try:
+            act()
+        except StoreError as error:
+            assert expected is not None, differs(f"{what} was refused: {error}")
+            assert isinstance(error, RunNotFound) == (expected is RunNotFound), differs(f"{what} raised {error!r}")
+        else:
+            assert expected is None, differs(f"{what} was done, and should raise {expected}")
+        self.learn(key)
+
+    def learn(self, key: str) -> None:
+        """Some verbs raise the fence: the model learns by how much."""
+        known, record = self.model.runs.get(key), self.store.find(key)
+        if known is not None and record is not None:
+            assert record.fence >= known.fence, differs(f"the fence is {record.fence}, {known.fence} at least was due")
+            known.fence = record.fence
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def lists(self, status: str | None, key: str) -> bool:
+        """Whether the store lists this key so."""
+        return any(one.key == key for one in self.store.list_runs(status=status, workflow=self.workflow))
+
+    @rule(status=st.sampled_from([None, "held", "expired", *ENDS, Status.RUNNING]))
+    def look(self, status: str | None) -> None:
+        """Somebody wants to know, and somebody to recover."""
+        fits: dict[str | None, Callable[[Known], bool]] = {
+            None: lambda _: True,
+            "held": lambda known: known.held,
+            "expired": lambda known: known.running and not known.live,
+        }
+
+        def in_status(known: Known) -> bool:
+            return known.status == status
+
+        fit = fits.get(status, in_status)
+        expected = {key for key, known in self.model.runs.items() if fit(known)}
+        seen = {record.key for record in self.store.list_runs(status=status, workflow=self.workflow)}
+        assert seen == expected, differs(f"list_runs(status={status!r}) lists {seen}, not {expected}")
+        expected = {key for key, known in self.model.runs.items() if known.to_go_on and not known.held}
+        seen = {record.key for record in self.store.unfinished([self.workflow])}
+        assert seen == expected, differs(f"unfinished lists {seen}, not {expected}")
+
+    @invariant()
+    def is_as_the_model_says(self) -> None:
+        """Under each key."""
+        for key in {self.prefix + key for key in KEYS}:
+            known, record = self.model.runs.get(key), self.store.find(key)
+            assert (known is None) == (record is None), differs(f"find({key!r}) is {record}, not {known}")
+            if known is not None and record is not None:
+                compare(known, record)
+
+
+def differs(detail: str) -> str:
+    """The message: the store does otherwise than the model."""
+    return broken("model", detail)
+
+
+def compare(known: Known, record: RunRecord, expected: RunRecord | None = None, but: str = "") -> None:
+    """The record must say what the model knows (or what is `expected`), as far as the contract says what it must say."""
+    wanted, seen = snapshot(known.record() if expected is None else expected), snapshot(record)
+    left_open = {"started", "finished", "expires", but}
+    if not known.undone or wanted["status"] == Status.RUNNING:  # else a store may have it from the steps
+        left_open.add("undone")
+    if known.held or known.status not in {Status.RUNNING, Status.PARKED, Status.INCOMPLETE}:
+        left_open.add("decision")
+    for name in sorted(wanted.keys() - left_open):
+        assert seen[name] == wanted[name], differs(f"{name} is {seen[name]!r}, not {wanted[name]!r}")
+    if expected is None:
+        assert (record.expires is not None) == known.running, differs(f"{known.status}, expires is {record.expires}")
+        if known.running or known.is_finished:
+            assert (record.finished is None) == known.running, differs(f"{known.status}, finished is {record.finished}")
+
+
+class MadeUpHistories(Suite):
+    """Hypothesis looks for a history after which the store and the model differ, and tells the shortest it finds."""
+
+    def test_no_history_makes_the_store_differ_from_the_model(self) -> None:
+        machine: Any = lambda: Histories(self)  # noqa: E731 - Hypothesis types say a class
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=self.examples,
+                stateful_step_count=40,
+                deadline=None,
+                phases=(Phase.generate, Phase.shrink),
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+                database=None,
+                report_multiple_bugs=False,
+            ),
+        )

@@ -1,0 +1,326 @@
+"""The store contract once more, as a small model: one dict, no clock, no locks. The state machine compares a store with it,
+and the suite's own owners use its parts to know what a record must say. It shares no code with any store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ...errors import RunFailed, RunNotFound, StoreError, said
+from ...run import StepReport
+from ...status import Status
+from ...stores.base import (
+    Busy,
+    Checkpoint,
+    Claim,
+    Claimed,
+    Ending,
+    Finished,
+    Held,
+    Lease,
+    Lost,
+    Mismatch,
+    RunRecord,
+    StepRecord,
+    Write,
+)
+
+__all__ = ["Known", "Model", "Pieces", "snapshot"]
+
+FREE: Final = (Status.FAILURE, Status.COMPENSATED)
+UNDONE_YET: Final = (Status.INCOMPLETE, Status.PARKED)
+
+
+class Pieces:
+    """What was told of a run step by step and key by key: the highest seq of each."""
+
+    def __init__(self, values: Mapping[str, Any] = {}) -> None:
+        self.initial = dict(values)
+        self.steps: dict[str, StepRecord] = {}
+        self.writes: dict[str, Write] = {}
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Pieces:
+        """As they must have been for this record to come about."""
+        pieces = cls(record.values)
+        names = sorted(record.steps, key=[*record.results, *record.effects, *record.steps].index)
+        for seq, name in enumerate(names):
+            known = name in record.results
+            carrier = record.carriers.get(name, {})
+            effect = name in record.effects
+            step = StepRecord(seq, record.steps[name], known, record.results.get(name), effect, carrier)
+            pieces.steps[name] = step
+        return pieces
+
+    def take(self, steps: Mapping[str, StepRecord], writes: Mapping[str, Write]) -> None:
+        """Add what is newer."""
+        for name, step in steps.items():
+            if name not in self.steps or step.seq > self.steps[name].seq:
+                self.steps[name] = step
+        for key, write in writes.items():
+            if key not in self.writes or write.seq > self.writes[key].seq:
+                self.writes[key] = write
+
+    def _in_order(self) -> list[tuple[str, StepRecord]]:
+        return sorted(self.steps.items(), key=lambda step: step[1].seq)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return {name: step.result for name, step in self._in_order() if step.has_result}
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        running = [name for name, step in self._in_order() if step.report.status == "running"]
+        return (*(name for name, step in self._in_order() if step.effect and name not in running), *running)
+
+    @property
+    def reports(self) -> dict[str, StepReport]:
+        return {name: step.report for name, step in self.steps.items()}
+
+    @property
+    def carriers(self) -> dict[str, Mapping[str, str]]:
+        return {name: step.carrier for name, step in self.steps.items() if step.carrier}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        values = dict(self.initial)
+        for key, write in self.writes.items():
+            values.pop(key, None)
+            if not write.deleted:
+                values[key] = write.value
+        return values
+
+    @property
+    def seq(self) -> int:
+        told: list[StepRecord | Write] = [*self.steps.values(), *self.writes.values()]
+        return max([one.seq for one in told], default=0)
+
+
+def snapshot(record: RunRecord) -> dict[str, Any]:
+    """All that a record says, in a form that can be compared: errors by what they say, order where it matters."""
+    seen = {name: getattr(record, name) for name in _PLAIN}
+    seen["results"] = list(record.results.items())
+    seen["values"] = dict(record.values)
+    seen["carrier"] = dict(record.carrier)
+    seen["carriers"] = {name: dict(carrier) for name, carrier in record.carriers.items() if carrier}
+    seen["error"] = _in_words(record.error)
+    seen["steps"] = {name: _report(report) for name, report in record.steps.items()}
+    for name in ("effects", "undone"):
+        seen[name] = tuple(getattr(record, name))
+    return seen
+
+
+_PLAIN: Final = (
+    *("key", "run_id", "workflow", "fingerprint", "graph", "status", "held", "undoing", "decision", "generation"),
+    *("fence", "seq", "started", "finished", "expires", "failed_step"),
+)
+
+
+def _report(report: StepReport) -> tuple[Any, ...]:
+    times = (report.waited, report.ran, report.backed_off)
+    errors = (_in_words(report.error), _in_words(report.undo_error))
+    return (report.status, report.attempts, *times, *errors, report.undo, report.landed_late)
+
+
+def _in_words(error: BaseException | None) -> tuple[str, str] | None:
+    if isinstance(error, RunFailed):
+        return error.error_type, error.message
+    return None if error is None else (type(error).__name__, said(error))
+
+
+@dataclass
+class Known:
+    """What the model knows under one key."""
+
+    claim: Claim
+    """that began the run"""
+    generation: int
+    pieces: Pieces
+    owner: Claim
+    fence: int = 0
+    live: bool = True
+    status: Status = Status.RUNNING
+    before: Status | None = None
+    """the status that the owner found, where it took the run over"""
+    held: bool = False
+    undoing: bool = False
+    decision: str | None = None
+    failed_step: str | None = None
+    error: BaseException | None = None
+    undone: tuple[str, ...] = ()
+    """as its last owner told at the end"""
+    is_finished: bool = False
+
+    @property
+    def run_id(self) -> str:
+        return self.claim.run_id
+
+    @property
+    def running(self) -> bool:
+        return self.status == Status.RUNNING
+
+    @property
+    def to_go_on(self) -> bool:
+        return self.status in UNDONE_YET or (self.running and not self.live)
+
+    def record(self) -> RunRecord:
+        """As a store must show it, but for the times."""
+        claim, pieces = self.claim, self.pieces
+        return RunRecord(
+            claim.key,
+            claim.run_id,
+            claim.workflow,
+            claim.fingerprint,
+            claim.graph,
+            status=self.status,
+            held=self.held,
+            undoing=self.undoing,
+            decision=self.decision,
+            generation=self.generation,
+            fence=self.fence,
+            seq=pieces.seq,
+            results=pieces.results,
+            values=pieces.values,
+            steps=pieces.reports,
+            effects=pieces.effects,
+            carriers=pieces.carriers,
+            undone=self.undone,
+            failed_step=self.failed_step,
+            error=self.error,
+            carrier=claim.carrier,
+        )
+
+
+@dataclass
+class Model:
+    """What a store must answer. Its verbs answer the class that the store's answer must be of, or the error's class."""
+
+    runs: dict[str, Known] = field(default_factory=dict[str, Known])
+
+    def claim(self, claim: Claim) -> type[Any]:
+        """Afterwards whoever asks the store too enters the fence that it gave."""
+        known = self.runs.get(claim.key)
+        if known is None:
+            return self._begin(claim, 0)
+        if known.owner is claim:
+            known.live = known.live or known.running
+            return Claimed if known.running else Finished
+        over = not known.running and known.status not in UNDONE_YET
+        if claim.attached == known.run_id and (over or known.held):
+            return Finished
+        if known.status in FREE and not known.held:
+            return Finished if claim.attached is not None else self._begin(claim, known.generation + 1)
+        if claim.fingerprint is not None and claim.fingerprint != known.claim.fingerprint:
+            return Mismatch
+        if known.held:
+            return Held
+        if known.status == Status.SUCCESS:
+            return Finished
+        if not known.to_go_on:
+            return Busy
+        if claim.graph != known.claim.graph:
+            return StoreError
+        known.before, known.owner = known.status, claim
+        known.status, known.live, known.is_finished, known.undone = Status.RUNNING, True, False, ()
+        return Claimed
+
+    def _begin(self, claim: Claim, generation: int) -> type[Claimed]:
+        known = self.runs[claim.key] = Known(claim, generation, Pieces(claim.values), claim)
+        begun = enumerate(claim.begins, 1)
+        known.pieces.take({name: StepRecord(seq, StepReport(Status.RUNNING, 1)) for seq, name in begun}, {})
+        return Claimed
+
+    def _refused(self, key: str, run_id: str, fence: int) -> Lost | None:
+        known = self.runs.get(key)
+        if known is None:
+            return Lost(gone=True)
+        return None if (known.run_id, known.fence) == (run_id, fence) else Lost()
+
+    def checkpoint(self, told: Checkpoint) -> Lost | None:
+        lost = self._refused(told.key, told.run_id, told.fence)
+        if lost is None and (known := self.runs[told.key]).running:
+            self._take(known, told)
+            known.live, known.decision = True, None
+        return lost
+
+    def _take(self, known: Known, told: Checkpoint) -> None:
+        known.pieces.take(told.steps, told.writes)
+        known.undoing = known.undoing or told.undoing
+        known.failed_step = told.failed_step if told.failed_step is not None else known.failed_step
+        known.error = told.error if told.error is not None else known.error
+
+    def renew(self, lease: Lease) -> bool:
+        known = self.runs.get(lease.key)
+        if known is None or self._refused(lease.key, lease.run_id, lease.fence) is not None or not known.running:
+            return False
+        known.live = True
+        return True
+
+    def finish(self, ending: Ending) -> Lost | None:
+        end = ending.record
+        lost = self._refused(end.key, end.run_id, end.fence)
+        if lost is None and (known := self.runs[end.key]).running:
+            if ending.changes is not None:
+                self._take(known, ending.changes)
+            known.status, known.held, known.undone = end.status, end.held, end.undone
+            known.failed_step, known.error = end.failed_step, end.error
+            known.decision, known.is_finished = None, True
+        return lost
+
+    def withdraw(self, claim: Claim) -> None:
+        known = self.runs.get(claim.key)
+        if known is None or known.owner is not claim or not known.running:
+            return
+        if known.before is None:
+            self._free(known)
+        else:
+            known.live = False
+
+    def expire(self, key: str) -> None:
+        """The lease of a running run has run out."""
+        self.runs[key].live = False
+
+    def release(self, key: str, *, force: bool) -> type[StoreError] | None:
+        refusal = self._not_idle(key)
+        if refusal is None or (force and refusal is StoreError):
+            self._free(self.runs[key])
+            return None
+        return refusal
+
+    def hold(self, key: str) -> type[StoreError] | None:
+        refusal = self._not_idle(key)
+        if refusal is None:
+            self._stop(self.runs[key])
+            self.runs[key].held = True
+        return refusal
+
+    def decide(self, key: str, decision: str) -> type[StoreError] | None:
+        refusal = self._not_idle(key)
+        if refusal is not None:
+            return refusal
+        known = self.runs[key]
+        if not (known.held or known.to_go_on):
+            return StoreError
+        self._stop(known)
+        known.held, known.decision = False, decision
+        if known.status not in UNDONE_YET:
+            known.status = Status.PARKED
+        return None
+
+    def _not_idle(self, key: str) -> type[StoreError] | None:
+        known = self.runs.get(key)
+        if known is None:
+            return RunNotFound
+        return StoreError if known.running and known.live else None
+
+    def _stop(self, known: Known) -> None:
+        known.decision, known.undone = None, ()
+        if known.running:
+            known.status = Status.PARKED
+            known.fence += 1
+
+    def _free(self, known: Known) -> None:
+        known.status, known.held, known.decision, known.is_finished = Status.FAILURE, False, None, True
+        known.undone = ()
+        known.fence += 1

@@ -1,0 +1,367 @@
+"""Tests of what an owner tells: checkpoint, renew, finish and withdraw."""
+# ruff: noqa: S101 - these are tests
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ...run import StepReport
+from ...status import Status
+from ...stores.base import Busy, Checkpoint, Claimed, Finished, Lease, Lost, StepRecord, Write
+from .model import snapshot
+from .rules import broken
+from .suite import LONG, SHORT, Suite, done, gone, in_flight, wrote
+
+__all__ = ["WriteRules"]
+
+ENDS = ("success", "failure", "compensated", "compensation_failed", "incomplete", "parked")
+
+
+class WriteRules(Suite):
+    """An owner and its run."""
+
+    # -- checkpoint ----------------------------------------------------------------------------------------------------
+
+    def test_a_checkpoint_is_recorded(self) -> None:
+        owner = self.begin(begins=("a",))
+        owner.tells(
+            {"a": done({"seat": 7}, carrier={"traceparent": "00-a"}), "b": in_flight(2)},
+            {"x": wrote([1, 2]), "new": wrote(None)},
+        )
+        record = self.record()
+        assert dict(record.results) == {"a": {"seat": 7}}, broken("results", record.results)
+        assert dict(record.values) == {"x": [1, 2], "y": "two", "new": None}, broken("values", record.values)
+        reports = {name: (report.status, report.attempts) for name, report in record.steps.items()}
+        assert reports == {"a": (Status.SUCCESS, 1), "b": (Status.RUNNING, 2)}, broken("steps", reports)
+        assert tuple(record.effects) == ("a", "b"), broken("effects", record.effects)
+        assert record.carriers["a"] == {"traceparent": "00-a"}, broken("carriers", record.carriers)
+        assert record.seq == owner.seq, broken("seq", f"{record.seq}, though {owner.seq} was told")
+        assert record.status == Status.RUNNING, broken("checkpoint-renews", f"the run is {record.status}")
+
+    def test_the_next_owner_is_told_all_of_it(self) -> None:
+        old = self.begin(begins=("a",))
+        old.tells({"a": done(1), "b": in_flight()}, {"x": wrote(2), "y": gone()})
+        self.expire(old)
+        record = self.take_over().answer.record
+        assert record is not None, broken("claim-takeover")
+        seen = (dict(record.results), dict(record.values), tuple(record.effects), record.seq)
+        assert seen == ({"a": 1}, {"x": 2}, ("a", "b"), old.seq), broken("claim-takeover", seen)
+
+    def test_results_come_in_the_order_in_which_steps_ended(self) -> None:
+        owner = self.begin(begins=("a",))
+        owner.tells({"b": in_flight(), "c": in_flight()}, {})
+        owner.tells({"c": done(3)})
+        owner.tells({"a": done(1, effect=False)})
+        owner.ends(Status.INCOMPLETE, {"b": done(2)})
+        seen = (list(self.record().results.items()), tuple(self.record().effects))
+        assert seen[0] == [("c", 3), ("a", 1), ("b", 2)], broken("results", seen[0])
+        assert seen[1] == ("c", "b"), broken("effects", seen[1])
+
+    def test_results_come_in_the_order_of_seq_whatever_the_order_they_were_told_in(self) -> None:
+        owner = self.begin()
+        first, second, third = (owner.says({name: done(name)}) for name in "abc")
+        for told in (third, first, second):
+            assert self.store.checkpoint(told) is None, broken("lost", told)
+        assert list(self.record().results) == ["a", "b", "c"], broken("results", self.record().results)
+        assert tuple(self.record().effects) == ("a", "b", "c"), broken("effects", self.record().effects)
+
+    def test_steps_in_flight_come_last_among_the_effects(self) -> None:
+        owner = self.begin()
+        owner.tells({"a": in_flight(), "b": done("B"), "c": done("C", effect=False)})
+        owner.tells({"d": done("D")})
+        assert tuple(self.record().effects) == ("b", "d", "a"), broken("effects", self.record().effects)
+
+    def test_of_each_step_the_highest_number_stays(self) -> None:
+        owner = self.begin()
+        late, new = owner.says({"a": in_flight()}), owner.says({"a": done("new")})
+        assert self.store.checkpoint(new) is None, broken("lost", new)
+        with self.unchanged("highest-seq-wins", but_lease=True):
+            assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
+
+    def test_of_each_key_the_highest_number_stays(self) -> None:
+        owner = self.begin()
+        late, new = (
+            owner.says(writes={"x": wrote("late"), "y": gone()}),
+            owner.says(writes={"x": gone(), "y": wrote("new")}),
+        )
+        assert self.store.checkpoint(new) is None, broken("lost", new)
+        with self.unchanged("highest-seq-wins", but_lease=True):
+            assert self.store.checkpoint(late) is None, broken("highest-seq-wins", "a late copy is no error")
+        assert dict(self.record().values) == {"y": "new"}, broken("highest-seq-wins", self.record().values)
+
+    def test_each_field_has_a_number_of_its_own(self) -> None:
+        owner = self.begin()
+        owner.tells({"a": done("new")}, {"x": wrote("new")})
+        late = Checkpoint(owner.key, owner.run_id, owner.fence, LONG)
+        late.steps = {"a": StepRecord(1, StepReport(Status.RUNNING, 1)), "b": replace(done("b"), seq=1)}
+        late.writes = {"x": Write(1, "late"), "z": Write(1, "z")}
+        owner.tells({"c": done("c")})
+        assert self.store.checkpoint(late) is None, broken("lost", late)
+        record = self.record()
+        assert dict(record.results) == {"b": "b", "a": "new", "c": "c"}, broken("highest-seq-wins", record.results)
+        expected = {"x": "new", "y": "two", "z": "z"}
+        assert dict(record.values) == expected, broken("highest-seq-wins", record.values)
+
+    def test_an_equal_number_changes_nothing(self) -> None:
+        owner = self.begin()
+        told = owner.tells({"a": done("first")}, {"x": wrote("first")})
+        again = replace(
+            told,
+            steps={name: replace(step, result="second") for name, step in told.steps.items()},
+            writes={key: replace(write, value="second") for key, write in told.writes.items()},
+        )
+        with self.unchanged("highest-seq-wins", but_lease=True):
+            assert self.store.checkpoint(again) is None, broken("highest-seq-wins", "a late copy is no error")
+
+    def test_the_numbers_go_on_over_a_takeover(self) -> None:
+        old = self.begin()
+        old.tells({"a": done(1)}, {"x": wrote(1)})
+        self.expire(old)
+        new = self.take_over()
+        assert new.seq == old.seq, broken("seq", f"the new owner is told {new.seq}, the old one had told {old.seq}")
+        new.tells({"b": done(2)}, {"x": wrote(2)})
+        record = self.record()
+        assert list(record.results) == ["a", "b"], broken("results", record.results)
+        assert record.values["x"] == 2, broken("values", record.values)
+
+    def test_a_deleted_key_may_be_written_again(self) -> None:
+        owner = self.begin()
+        owner.tells(writes={"x": gone(), "y": gone()})
+        assert dict(self.record().values) == {}, broken("values", self.record().values)
+        owner.tells(writes={"x": wrote("back")})
+        assert dict(self.record().values) == {"x": "back"}, broken("values", self.record().values)
+
+    def test_a_step_that_failed_has_no_result(self) -> None:
+        owner = self.begin()
+        owner.tells({"a": done("A")})
+        report = StepReport(Status.TIMEOUT, 3, waited=0.25, ran=1.5, backed_off=0.5, error=ValueError("too late"))
+        owner.tells({"b": StepRecord(0, report, effect=True)})
+        record = self.record()
+        assert dict(record.results) == {"a": "A"}, broken("results", record.results)
+        assert tuple(record.effects) == ("a", "b"), broken("effects", record.effects)
+        seen = snapshot(record)["steps"]["b"]
+        assert seen == ("timeout", 3, 0.25, 1.5, 0.5, ("ValueError", "too late"), None, None, None), broken(
+            "steps", seen
+        )
+
+    def test_an_undone_step_is_no_effect_any_more(self) -> None:
+        owner = self.begin()
+        owner.tells({"a": done("A"), "b": done("B")})
+        failed = StepReport(Status.SUCCESS, 1, undo=Status.FAILURE, undo_error=ValueError("no"))
+        undone = StepReport(Status.SUCCESS, 1, undo=Status.SUCCESS)
+        owner.tells({"b": StepRecord(0, undone, True, "B"), "a": StepRecord(0, failed, True, "A", effect=True)})
+        seen = snapshot(self.record())
+        assert seen["effects"] == ("a",), broken("effects", seen["effects"])
+        assert dict(seen["results"]) == {"a": "A", "b": "B"}, broken("results", seen["results"])
+        expected = ("success", 1, None, None, None, None, ("ValueError", "no"), "failure", None)
+        assert seen["steps"]["a"] == expected, broken("steps", seen["steps"]["a"])
+
+    def test_a_checkpoint_renews_the_lease_also_one_that_is_over(self) -> None:
+        owner = self.begin(lease=SHORT)
+        self.expired(self.key)
+        owner.tells()
+        self.refused(Busy, "checkpoint-renews")
+        owner.tells(lease=SHORT)
+        self.expired(self.key)
+
+    def test_undoing_stays_and_so_does_what_failed(self) -> None:
+        owner = self.begin()
+        owner.tells(undoing=True, failed_step="a", error=ValueError("no"))
+        for _ in range(2):
+            record = self.record()
+            assert record.undoing, broken("undoing-stays")
+            seen = (record.failed_step, snapshot(record)["error"])
+            assert seen == ("a", ("ValueError", "no")), broken("undoing-stays", seen)
+            owner.tells({"b": done()})
+        self.expire(owner)
+        taken = self.take_over().answer.record
+        assert taken is not None, broken("claim-takeover")
+        assert taken.undoing, broken("undoing-stays", "the next owner is not told of it")
+
+    # -- not ours ------------------------------------------------------------------------------------------------------
+
+    def test_who_was_taken_over_is_told_so(self) -> None:
+        old = self.begin()
+        self.expire(old)
+        new = self.take_over()
+        with self.unchanged():
+            assert self.store.checkpoint(old.says({"a": done()})) == Lost(), broken("lost", "after a takeover")
+            assert self.store.finish(old.ending(Status.SUCCESS)) == Lost(), broken("lost", "after a takeover")
+            assert self.store.renew([old.lease], LONG) == [False], broken("renew", "after a takeover")
+        assert self.store.renew([new.lease], LONG) == [True], broken("renew", "of the new owner")
+
+    @pytest.mark.parametrize("wrong", ["fence below", "fence above", "run id"])
+    def test_a_stranger_is_told_that_it_is_not_his(self, wrong: str) -> None:
+        self.begin().ends(Status.FAILURE)
+        owner = self.begin()
+        told, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
+        match wrong:
+            case "run id":
+                told.run_id = ending.record.run_id = "another"
+            case _:
+                told.fence = ending.record.fence = owner.fence + (1 if wrong == "fence above" else -1)
+        with self.unchanged():
+            assert self.store.checkpoint(told) == Lost(), broken("lost", f"a checkpoint with a wrong {wrong}")
+            assert self.store.finish(ending) == Lost(), broken("lost", f"an ending with a wrong {wrong}")
+            assert self.store.renew([Lease(told.key, told.run_id, told.fence)], SHORT) == [False], broken(
+                "renew", wrong
+            )
+
+    def test_where_there_is_no_record_it_is_gone(self) -> None:
+        owner = self.begin()
+        told, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
+        told.key = ending.record.key = self.key + "-gone"
+        assert self.store.checkpoint(told) == Lost(gone=True), broken("lost", "without a record")
+        assert self.store.finish(ending) == Lost(gone=True), broken("lost", "without a record")
+        assert self.store.renew([Lease(told.key, told.run_id, told.fence)], LONG) == [False], broken("renew", "nothing")
+        assert self.store.find(told.key) is None, broken("nothing-is-written", "a record came from nothing")
+
+    # -- renew ---------------------------------------------------------------------------------------------------------
+
+    def test_renew_answers_for_each_lease_in_order(self) -> None:
+        mine, ended, lost = self.begin(), self.begin(self.key + "-ended"), self.begin(self.key + "-lost")
+        ended.ends(Status.SUCCESS)
+        self.expire(lost)
+        self.take_over(lost.key)
+        leases = [lost.lease, mine.lease, ended.lease, Lease(self.key + "-no", "no", 1), replace(mine.lease, fence=-1)]
+        seen = self.store.renew(leases, LONG)
+        assert seen == [False, True, False, False, False], broken("renew", seen)
+        assert self.store.renew([], LONG) == [], broken("renew", "no leases at all")
+
+    def test_renew_renews_also_a_lease_that_is_over(self) -> None:
+        owner = self.begin(lease=SHORT)
+        self.expired(self.key)
+        assert self.store.renew([owner.lease], LONG) == [True], broken("renew", "a lease that is over")
+        self.refused(Busy, "renew")
+        expires = self.record().expires
+        assert expires is not None, broken("renew", "expires is None")
+        assert expires - self.record().started > LONG - 1, broken("renew", f"the lease ends at {expires}")
+
+    def test_renew_changes_nothing_else(self) -> None:
+        owner = self.begin()
+        owner.tells({"a": done()}, {"x": gone()})
+        with self.unchanged(but_lease=True):
+            self.store.renew([owner.lease], 2 * LONG)
+
+    # -- finish --------------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("status", ENDS)
+    def test_an_ending_is_recorded(self, status: str) -> None:
+        owner = self.begin(begins=("a",))
+        owner.tells({"a": done("A")})
+        held = status == Status.COMPENSATION_FAILED
+        failed: dict[str, Any] = {}
+        if status != Status.SUCCESS:
+            failed = {"failed_step": "b", "error": ValueError("no"), "undone": ("a",)}
+        owner.ends(Status(status), {"b": done("B", carrier={"c": "d"})}, {"x": wrote(2)}, held=held, **failed)
+        record = self.record()
+        seen = (record.status, record.held, record.failed_step, tuple(record.undone))
+        assert seen == (status, held, failed.get("failed_step"), failed.get("undone", ())), broken("finish", seen)
+        assert record.expires is None, broken("finish", f"its lease still ends at {record.expires}")
+        assert record.finished is not None, broken("finish", "it has not finished")
+        assert record.finished >= record.started, broken("finish", f"{record.started} to {record.finished}")
+        assert snapshot(record)["error"] == (("ValueError", "no") if failed else None), broken("errors", record.error)
+        changes = (dict(record.results), record.values["x"], record.carriers.get("b"), record.seq)
+        assert changes == ({"a": "A", "b": "B"}, 2, {"c": "d"}, owner.seq), broken("finish", changes)
+
+    @pytest.mark.parametrize("status", ENDS)
+    @pytest.mark.parametrize("again", ["success", "failure", "parked"])
+    def test_a_second_ending_is_a_late_copy(self, status: str, again: str) -> None:
+        owner = self.begin()
+        ending = owner.ends(Status(status), held=status == Status.COMPENSATION_FAILED)
+        with self.unchanged("late-after-the-end"):
+            assert self.store.finish(ending) is None, broken("late-after-the-end", "the same ending again")
+            other = owner.ending(Status(again), {"z": done()}, {"x": gone()})
+            assert self.store.finish(other) is None, broken("late-after-the-end", "another ending")
+            assert self.store.checkpoint(owner.says({"z": done()})) is None, broken(
+                "late-after-the-end", "a checkpoint"
+            )
+            assert self.store.renew([owner.lease], LONG) == [False], broken("renew", "a run that is over")
+
+    def test_an_owner_whose_lease_is_over_may_still_finish(self) -> None:
+        owner = self.begin(lease=SHORT)
+        self.expired(self.key)
+        assert self.store.finish(owner.ending(Status.SUCCESS)) is None, broken("finish-late")
+        assert self.record().status == Status.SUCCESS, broken("finish-late", self.record().status)
+
+    def test_changes_of_an_ending_go_by_their_numbers_too(self) -> None:
+        owner = self.begin()
+        late = owner.ending(Status.INCOMPLETE, {"a": in_flight()}, {"x": wrote("late")})
+        owner.tells({"a": done("new")}, {"x": wrote("new")})
+        assert self.store.finish(late) is None, broken("lost", "an ending")
+        record = self.record()
+        seen = (record.status, dict(record.results), record.values["x"])
+        assert seen == (Status.INCOMPLETE, {"a": "new"}, "new"), broken("highest-seq-wins", seen)
+
+    # -- withdraw ------------------------------------------------------------------------------------------------------
+
+    def test_a_withdrawn_claim_releases_the_key(self) -> None:
+        owner = self.begin(begins=("a",))
+        self.store.withdraw(owner.claim)
+        record = self.record()
+        seen = (record.status, record.held, record.expires, record.finished is not None)
+        assert seen == (Status.FAILURE, False, None, True), broken("withdraw-begun", seen)
+        with self.unchanged():
+            self.store.withdraw(owner.claim)
+            assert self.store.checkpoint(owner.says({"a": done()})) == Lost(), broken("withdraw-begun", "to its owner")
+            assert isinstance(self.store.claim(owner.claim), Finished), broken("claim-again-after-the-end", "withdrawn")
+        again = self.begin()
+        assert again.answer.generation == 1, broken("withdraw-begun", again.answer)
+        assert again.fence > max(owner.fence, record.fence), broken("fence-rises", again.answer)
+
+    @pytest.mark.parametrize("decision", [None, "resume", "undo"])
+    def test_a_withdrawn_takeover_leaves_the_run_to_others(self, decision: str | None) -> None:
+        self.begin().ends(Status.PARKED, {"a": done("A")})
+        if decision is not None:
+            getattr(self.store, decision)(self.key)
+        taken = self.take_over()
+        self.store.withdraw(taken.claim)
+        assert self.is_listed(taken), broken("withdraw-takeover", "unfinished does not list it")
+        with self.unchanged("withdraw-takeover", but_lease=True):
+            self.store.withdraw(taken.claim)
+        new = self.take_over()
+        record = new.answer.record
+        assert record is not None, broken("claim-takeover", new.answer)
+        assert record.decision == decision, broken(
+            "decision-is-heard", f"{record.decision}, after a withdrawn takeover"
+        )
+        assert dict(record.results) == {"a": "A"}, broken("withdraw-takeover", record.results)
+        assert new.fence > taken.fence, broken("fence-rises", new.answer)
+
+    @pytest.mark.parametrize("status", ENDS)
+    def test_a_withdrawal_after_the_end_changes_nothing(self, status: str) -> None:
+        owner = self.begin()
+        owner.ends(Status(status), held=status == Status.COMPENSATION_FAILED)
+        with self.unchanged("withdraw-other"):
+            self.store.withdraw(owner.claim)
+
+    def test_a_withdrawal_of_what_was_not_granted_changes_nothing(self) -> None:
+        self.begin()
+        refused = self.request()
+        with self.unchanged("withdraw-other"):
+            assert isinstance(self.store.claim(refused), Busy), broken("claim-busy")
+            self.store.withdraw(refused)
+        self.store.withdraw(self.request(self.key + "-never"))
+        assert self.store.find(self.key + "-never") is None, broken("withdraw-other", "a record came from nothing")
+
+    def test_a_withdrawal_by_who_was_taken_over_changes_nothing(self) -> None:
+        old = self.begin()
+        self.expire(old)
+        self.take_over()
+        with self.unchanged("withdraw-other"):
+            self.store.withdraw(old.claim)
+
+    def test_records_of_a_run_that_goes_on_do_not_change_by_themselves(self) -> None:
+        owner = self.begin()
+        found = [self.record()]
+        owner.tells({"a": done()})
+        found.append(self.record())
+        before = [snapshot(record) for record in found]
+        owner.tells({"b": done()}, {"x": gone()}, undoing=True)
+        owner.ends(Status.FAILURE, failed_step="b")
+        assert isinstance(self.store.claim(self.request()), Claimed), broken("claim-after-release")
+        for record, then in zip(found, before, strict=True):
+            self.same(snapshot(record), then, "records-are-copies")
