@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import RunFailed, said, shown
 from ..run import StepReport
 from ..status import Status
-from .base import TO_GO_ON, Checkpoint, RunRecord, StepRecord, Write
+from .base import TO_GO_ON, Checkpoint, Ending, RunRecord, StepRecord, Write
 
 __all__ = ["LiveRun"]
 
@@ -63,13 +63,15 @@ class LiveRun:
         if checkpoint.error is not None:
             record.error = checkpoint.error
 
-    def end(self, end: RunRecord, finished: float, *, watched: bool) -> None:
+    def end(self, ending: Ending, finished: float, *, watched: bool) -> None:
         """Take over how the run ended; its errors as they are only if somebody waits for them."""
-        known = self.record
-        if self._steps is None and self._writes is None:  # it was never told in pieces
+        known, end = self.record, ending.record
+        if ending.changes is not None:
+            self.note(ending.changes)
+        elif self._steps is None and self._writes is None:  # it was never told in pieces
             known.results, known.values, known.steps = end.results, end.values, end.steps
             known.effects, known.carriers = end.effects, end.carriers
-        else:
+        if self._steps is not None or self._writes is not None:
             known = self.record = self.seen()
             self._steps = self._writes = None
         known.status, known.held, known.undone, known.failed_step = end.status, end.held, end.undone, end.failed_step

@@ -202,9 +202,7 @@ class MemoryStore:
                 return Lost()
             if known.status != Status.RUNNING:  # a late copy
                 return None
-            if ending.changes is not None:
-                kept.note(ending.changes)
-            kept.end(end, self._wall(), watched=end.run_id in self._watched)
+            kept.end(ending, self._wall(), watched=end.run_id in self._watched)
             self._watched.discard(end.run_id)
             if not end.held and end.status not in TO_GO_ON:
                 self._ended[end.key] = now

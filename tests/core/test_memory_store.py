@@ -10,7 +10,7 @@ import pytest
 
 from flowcore import DefinitionError, Engine, IdempotencyHeld, RunFailed, RunNotFound, Status, StoreError, Workflow
 from flowcore.stores import MemoryStore
-from flowcore.stores.base import Busy, Claim, Claimed, Ending, Finished, Lost, RunRecord
+from flowcore.stores.base import Busy, Checkpoint, Claim, Claimed, Ending, Finished, Lost, RunRecord
 
 from .conftest import PATIENCE, Gate, Ledger
 
@@ -198,6 +198,17 @@ def test_a_run_that_was_never_claimed_may_be_told_at_its_end_and_gone_on_with() 
     answer = store.claim(Claim("1", "2", "w", None, "g", {}))
     assert isinstance(answer, Claimed)
     assert (answer.fence, answer.record.run_id, answer.record.results) == (1, "1", {"a": 1})
+
+
+def test_an_ending_with_changes_tells_those_and_no_more() -> None:
+    store = MemoryStore()
+    claimed = store.claim(Claim("k", "1", "w", "f", "g", {}, {"x": 1}, begins=("a",)))
+    assert isinstance(claimed, Claimed)
+    ended = RunRecord("k", "1", "w", "f", "g", Status.PARKED, fence=claimed.fence)
+    store.finish(Ending(ended, Checkpoint("k", "1", claimed.fence, 1.0)))
+    record = store.find("k")
+    assert (record.status, record.values, record.effects) == (Status.PARKED, {"x": 1}, ("a",))
+    assert record.steps["a"].status == Status.RUNNING
 
 
 def test_get_run_says_that_there_is_no_such_run() -> None:
