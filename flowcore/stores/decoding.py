@@ -138,8 +138,6 @@ def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
         name: step.result for name, step in ended if step.has_result and step.report.status is Status.SUCCESS
     }
     record.effects = (*(name for name, step in ended if step.effect), *in_flight)
-    if not record.undone:  # it is told as a whole at the end only
-        record.undone = tuple(name for name, step in ended if step.report.undo is Status.SUCCESS)
 
 
 def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads) -> None:

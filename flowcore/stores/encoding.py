@@ -12,7 +12,7 @@
 | decision (missing: None) | resume or undo | an operator; the next owner's first word takes it away |
 | generation, fence | whole numbers | claims, and operators |
 | started; finished and expires (missing: None) | microseconds since the epoch, by the store's clock | |
-| undone (missing: as the steps tell) | JSON | finish |
+| undone (missing: none) | JSON | finish |
 | failed_step, error (missing: None) | JSON; of an error its type, message and traceback | checkpoint, finish |
 | s: + name of a step | seq, a space, and the step as JSON; in it, of its result the codec's text | the same |
 | w: + key of the context | seq, a space, and JSON; in it, of the value the codec's text; {}: deleted | the same |

@@ -112,9 +112,10 @@ class SQLiteStore:
                 return _Over(tables.whole(db, number, head), age)
             as_found = None
             if record.run_id != claim.run_id:
-                before = {"status": head.get("before_status"), "expires": head.get("before_expires")}
-                found_then = {name: value for name, value in (head | before).items() if value is not None}
-                as_found = self._encoding.decode(claim.key, tables.whole(db, number, found_then))
+                fields = tables.whole(db, number, head)
+                fields |= {name: fields.get(f"before_{name}") for name in ("status", "expires")}
+                known = {name: value for name, value in fields.items() if value is not None}
+                as_found = self._encoding.decode(claim.key, known)
             db.execute(tables.RENEW, (*tables.until(now, claim.lease), claim.key, record.run_id, record.fence))
             return Claimed(record.generation, record.fence, as_found, age)
         over = status != Status.RUNNING and status not in TO_GO_ON
@@ -133,7 +134,7 @@ class SQLiteStore:
             return _Over(tables.whole(db, number, head), age)
         left = head.get("expires", now) - now
         if status in TO_GO_ON or (status == Status.RUNNING and left <= 0):
-            return self._take_over(db, claim, now, number, head, age)
+            return self._take_over(db, claim, now, found, age)
         if status != Status.RUNNING:
             raise CorruptRecord(
                 f"the record of key {shown(claim.key)} has the status {shown(str(status))}, but is not held: look at it with "
@@ -154,8 +155,9 @@ class SQLiteStore:
         return Claimed(generation, fence)
 
     def _take_over(
-        self, db: sqlite3.Connection, claim: Claim, now: int, number: int, head: dict[str, Any], age: float
+        self, db: sqlite3.Connection, claim: Claim, now: int, found: tuple[int, int, dict[str, Any]], age: float
     ) -> Claimed:
+        number, _, head = found
         # All of it is read before any of it is changed: what cannot be read stays as it is.
         record = self._encoding.decode(claim.key, tables.whole(db, number, head))
         if record.graph != claim.graph:
