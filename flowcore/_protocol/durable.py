@@ -53,7 +53,10 @@ def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
         else:
             x.changes.begins(node.name, attempt)
     if known:
-        return (yield from still_ours(x))
+        ours = yield from still_ours(x)
+        if ours and x.stopped:
+            x.not_begun(node)
+        return ours and not x.stopped
     failure = yield from _checkpoint(x, (node.name,))
     if isinstance(failure, NotSerializable):
         raise failure
@@ -71,7 +74,7 @@ def ended(x: Execution, node: Node, value: object, *, skipped: bool) -> Program[
     Answers the node to go on with, and why the run must fail though the step has not: its result cannot be stored.
     """
     assert x.changes is not None  # noqa: S101 - the callers have looked
-    freed, after, final = x.settle(node, value, skipped=skipped)
+    after, final = x.settle(node, value, skipped=skipped)
     if not final:
         if after is not None and after.when is None:
             with x.lock:
@@ -85,7 +88,7 @@ def ended(x: Execution, node: Node, value: object, *, skipped: bool) -> Program[
                     x.changes.steps.pop(after.name, None)
                     x.changes.begun.discard(after.name)
             return None, failure
-    released, after = x.release(freed, after)
+    released, after = x.release(node, after)
     tell.steps_ready(x, released)
     return after, None
 
@@ -163,7 +166,7 @@ def _insist(x: Execution, verb: str, argument: object) -> Program[Answer]:
             return answer, None
         now = x.settings.clock()
         left = x.lease_until - now - x.settings.lease * _MARGIN
-        if not isinstance(failure, StoreUnavailable) or left <= 0 or x.left_to_others:
+        if not isinstance(failure, StoreUnavailable) or left <= 0 or x.lost:
             return None, failure
         tries += 1
         yield Sleep(min(AGAIN.delay(tries), left), shielded=True)

@@ -248,11 +248,11 @@ class Execution:
         self.running -= 1
         return None
 
-    def settle(self, node: Node, value: object, *, skipped: bool) -> tuple[list[int], Node | None, bool]:
+    def settle(self, node: Node, value: object, *, skipped: bool) -> tuple[Node | None, bool]:
         """`node` has its result, or was skipped, and a store must be told before anything that waited for it may start.
 
-        Answers which nodes it frees, the one that this worker goes on with (perhaps one of them), and whether this is
-        left to the checkpoint that the whole run ends with, or begins to undo with.
+        Answers the node that this worker goes on with (perhaps one that waited for nothing else), and whether the telling
+        is left to the checkpoint that the whole run ends with, or begins to undo with.
         """
         assert self.changes is not None  # noqa: S101 - the callers have looked
         with self.lock:
@@ -264,31 +264,32 @@ class Execution:
             self.changes.step(node.name, self.report(node), self.results, effect=effect)
             self.left -= 1
             if self.stopped or not self.left:
-                return [], None, self.running == 1
-            freed: list[int] = []
-            for index in node.successors:
-                self.counts[index] -= 1
-                if not self.counts[index]:
-                    freed.append(index)
-            # This worker's place is still its own.
-            first = self.ready.popleft() if self.ready else freed.pop(0) if freed else None
-            return freed, None if first is None else self.plan.nodes[first], False
+                return None, self.running == 1
+            if self.ready:  # this worker's place is still its own
+                return self.plan.nodes[self.ready.popleft()], False
+            # Of all else that these wait for, the store knows.
+            freed = (index for index in node.successors if self.counts[index] == 1)
+            first = next(freed, None)
+            return None if first is None else self.plan.nodes[first], False
 
-    def release(self, freed: list[int], after: Node | None) -> tuple[list[Node] | None, Node | None]:
-        """The store knows: what was freed may start, and this worker goes on with `after`, unless the run has stopped."""
+    def release(self, node: Node, after: Node | None) -> tuple[list[Node] | None, Node | None]:
+        """The store knows that `node` is over: what waited for it may start, and this worker goes on with `after`, unless
+        the run has stopped. Answers what has become ready, and what to go on with."""
         with self.lock:
             if not self.stopped:
-                self.ready.extend(freed)
-                nodes = [self.plan.nodes[index] for index in freed]
-                if after is not None and after.index not in self.ready_at:
-                    nodes.insert(0, after)
+                freed: list[Node] = []
+                for index in node.successors:
+                    self.counts[index] -= 1
+                    if not self.counts[index]:
+                        freed.append(self.plan.nodes[index])
+                self.ready.extend(other.index for other in freed if other is not after)
                 now = self.settings.clock()
-                self.ready_at.update((node.index, now) for node in nodes)
+                self.ready_at.update((other.index, now) for other in freed)
                 if after is None and self.ready:
                     after = self.plan.nodes[self.ready.popleft()]
                 if after is None:
                     self.running -= 1
-                return nodes, after
+                return freed, after
         if after is not None and after.when is None:
             self.not_begun(after)
         self.put_back()
@@ -311,7 +312,9 @@ class Execution:
         nodes = self.plan.nodes
         with self.lock:
             self.left = len(nodes) - len(over)
-            self.past_pivot = any(node.step.pivot and node.name in over for node in nodes)
+            self.past_pivot = any(
+                node.step.pivot and node.name in over and self.report(node).status is Status.SUCCESS for node in nodes
+            )
             self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
             self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 
