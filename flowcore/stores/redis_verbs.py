@@ -76,6 +76,11 @@ class _Entry:
     member: bytes
     run: bytes
 
+    def is_of(self, record: RunRecord) -> bool:
+        """Whether it stands for this run: another may have come to its key."""
+        run_id = _bytes(record.run_id)
+        return self.member[64:] == b"%d:%b%b" % (len(run_id), run_id, _bytes(record.workflow))
+
 
 class Verbs:
     """The verbs of a Redis store as generators. What it remembers of its server is that it has looked at it once."""
@@ -351,10 +356,11 @@ class Verbs:
                 key = _key_of(one, entry.run)
                 try:
                     answer = self._told(one, key)
-                    if answer.word == "missing":
-                        gone.append(entry)
+                    record = None if answer.word == "missing" else self._encoding.decode(key, answer.fields)
+                    if record is not None and entry.is_of(record):
+                        found.append((answer, record))
                     else:
-                        found.append((answer, self._encoding.decode(key, answer.fields)))
+                        gone.append(entry)
                 except CorruptRecord as error:
                     if not skip:
                         raise

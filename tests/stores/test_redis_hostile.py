@@ -146,6 +146,33 @@ def test_an_owner_either_writes_or_is_told_that_the_record_is_corrupt(client: An
                     assert not refused or field in {b"fence", b"held"}, (field, garbage, number)
 
 
+@pytest.mark.parametrize(
+    ("field", "garbage"),
+    [
+        *(
+            (b"s:book", text)
+            for text in (b"", b"{}", b"x {}", b"-1 {}", b"1e3 {}", b"99999999999999999 {}", b"\xff {}")
+        ),
+        *((b"w:receipt", text) for text in (b"", b"null", b" {}")),
+        *((b"schema", text) for text in (b"2", b"", b"1.0", None)),
+        *((name, b"nonsense") for name in (b"status", b"generation", b"started", b"expires", b"held", b"fence")),
+        *((name, None) for name in (b"status", b"owner", b"workflow", b"graph", b"generation", b"started", b"run_id")),
+        (b"fence", b"9007199254740991"),
+    ],
+)
+def test_an_owner_writes_nothing_into_a_record_that_it_cannot_count_on(
+    client: Any, field: bytes, garbage: bytes | None
+) -> None:
+    left = Left(client, "running")
+    told = a_checkpoint(left.claim, left.fence, 9)
+    for verb in (
+        lambda: left.store.checkpoint(told),
+        lambda: left.store.finish(an_ending(left.claim, left.fence, changes=told)),
+    ):
+        left.put(field, garbage)
+        assert left.refuses(verb)
+
+
 def test_unfinished_leaves_out_what_cannot_be_read_and_logs_it(client: Any, caplog: pytest.LogCaptureFixture) -> None:
     left = Left(client, "expired")
     other, fence = begin(left.store, "another")
@@ -199,6 +226,16 @@ def test_a_corrupt_record_is_given_up_by_force_only(client: Any, garbage: dict[s
     left.store.release(KEY, force=True)
     assert left.store.find(KEY) is None
     assert left.store.list_runs() == []
+    begin(left.store, KEY)
+
+
+def test_a_failed_undo_that_is_not_held_means_nothing_to_a_claim(client: Any) -> None:
+    left = Left(client, "success")
+    left.put(b"status", b"compensation_failed")
+    for attached in (None, "another run"):
+        with pytest.raises(CorruptRecord, match="has the status 'compensation_failed', but is not held"):
+            left.store.claim(a_claim(KEY, attached=attached))
+    left.store.release(KEY)
     begin(left.store, KEY)
 
 

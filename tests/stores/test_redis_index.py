@@ -69,6 +69,15 @@ def test_what_is_to_be_gone_on_with_never_ends(client: Any, prefix: str, status:
     assert client.pttl(mine) == -1
 
 
+def test_what_an_operator_holds_is_no_longer_counted_among_the_ended(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    claim, fence = begin(store)
+    assert store.finish(an_ending(claim, fence)) is None
+    store.hold("k")
+    assert keys(client, prefix) == {"run": -1, "open": -1, "ids": -1, "shards": -1}
+    assert store.get_run(claim.run_id).held
+
+
 def test_keys_that_are_used_again_and_again_leave_nothing_behind(client: Any, prefix: str) -> None:
     store = RedisStore(client, prefix=prefix, shards=1)
     for _ in range(20):
@@ -107,6 +116,21 @@ def test_gc_takes_what_redis_has_forgotten_or_thrown_away_out_of_the_index(clien
     assert sum(client.zcard(f"{{{prefix}:{shard}}}:{name}") for shard in (0, 1) for name in ("open", "ended")) == 30
     assert sum(client.hlen(f"{{{prefix}:{shard}}}:ids") for shard in (0, 1)) == 30
     assert store.gc() == 30
+
+
+@pytest.mark.parametrize("look", ["gc", "list_runs", "unfinished"])
+def test_the_entries_of_a_run_that_another_has_replaced_are_taken_out_of_the_index(
+    client: Any, prefix: str, look: str
+) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    begin(store, lease=0)
+    client.delete(*records(client, prefix))
+    claim, _ = begin(store, lease=0)
+    assert client.zcard(f"{{{prefix}:0}}:open") == 2
+    seen = getattr(store, look)(*([["trip"]] if look == "unfinished" else []))
+    assert seen == 1 or [record.run_id for record in seen] == [claim.run_id]
+    assert client.zcard(f"{{{prefix}:0}}:open") == client.hlen(f"{{{prefix}:0}}:ids") == 1
+    assert store.get_run(claim.run_id).key == "k"
 
 
 def test_a_retention_of_a_moment_still_answers_the_ending_that_is_sent_twice(client: Any, prefix: str) -> None:
