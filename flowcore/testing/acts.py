@@ -61,6 +61,8 @@ class Caller:
     """nobody calls: it looks for a run that nobody goes on with"""
     wait: float | None = None
     """as the argument of an engine's `run`"""
+    decides: str | None = None
+    """an operator, who wants nothing run: which verb of the store to call for the key, resume, undo, hold or release"""
     halt: Halt | None = None
     beats: bool = True
     """whether it has a heartbeat; without one, the lease runs out in the middle of long work"""

@@ -122,7 +122,7 @@ class Process:
         def found(outcome: Outcome) -> None:
             records, failure = outcome
             if failure is not None or not records:
-                self._over(None, failure if isinstance(failure, BaseException) else None)
+                self.over(None, failure if isinstance(failure, BaseException) else None)
                 return
             self.x.key, self.x.recovering = records[0].key, records[0].run_id
             self._advance(self._main, None)
@@ -161,11 +161,11 @@ class Process:
             self._thaws = self.world.now + seconds
             self._on_idle()
 
-    def _over(self, result: Run | None, refusal: BaseException | None) -> None:
+    def over(self, result: Run | None, refusal: BaseException | None) -> None:
+        """This is what it got, and it wants no more."""
         act = self.act
         act.run, act.refusal, act.ended = result, refusal, self.world.now
-        if act.halted is None:
-            self._on_idle()
+        self._on_idle()
 
     # -- the programs --------------------------------------------------------------------------------------------------
 
@@ -175,12 +175,12 @@ class Process:
                 effect = program.send(answer)
             except StopIteration as stop:
                 if program is self._main:
-                    self._over(stop.value, None)
+                    self.over(stop.value, None)
                 return None
             except BaseException as error:
                 if program is not self._main:
                     raise
-                self._over(None, error)  # a refused claim
+                self.over(None, error)  # a refused claim
                 return None
             answer = None
             if type(effect) is Context:

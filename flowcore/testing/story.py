@@ -66,7 +66,8 @@ def play(
     lease: float = 30.0,
     observed: bool = True,
 ) -> Story:
-    """Let the `callers` come, and others after them for as long as the run is not over; the same arguments, the same story.
+    """Let the `callers` come, and others after them, in fine weather, for as long as the run is not over; the same
+    arguments, the same story.
 
     `cancel_at`: when the first caller cancels the run.
     """
@@ -96,8 +97,11 @@ def play(
             on_idle=partial(idle, number),
         )
         story.acts.append(process.act)
-        process.begin(workflow, values, key, deadline)
         processes.append(process)
+        if caller.decides is not None:
+            process.over(None, network.decide(number, caller.decides, processes[0].x.stored_key))
+        else:
+            process.begin(workflow, values, key, deadline)
         if number == 0 and cancel_at is not None:
             process.cancel_after(cancel_at)
         expect(number + 1, beside=True)
@@ -107,21 +111,25 @@ def play(
             world.after(callers[number].after, partial(come, number))
 
     def idle(number: int) -> None:
-        """A process is over, or has stopped."""
-        expect(number + 1, beside=False)
-        if number + 1 >= len(callers) and store.durable:
-            world.after(lease * _LATER, partial(look, number + 1))
+        """A process has stopped, or is over, or both, one after the other."""
+        if number not in seen:
+            seen.add(number)
+            expect(number + 1, beside=False)
+        if len(story.acts) >= len(callers) and store.durable:
+            world.after(lease * _LATER, look)
 
-    def look(number: int) -> None:
+    def look() -> None:
         """Somebody looks whether the run is over, and wants it if it is not."""
         record = store.find(processes[0].x.stored_key)
         if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > world.now:
-            world.after(lease * _LATER, partial(look, number))
+            world.after(lease * _LATER, look)
             return
         left = key is not None if record is None else record.status in _LEFT and not record.held
-        if left and number < len(callers) + _AGAIN:
-            come(number)
+        if left and len(story.acts) < len(callers) + _AGAIN:
+            network.clears_up()
+            come(len(story.acts))
 
+    seen: set[int] = set()
     processes: list[Process] = []
     world.after(callers[0].after, partial(come, 0))
     try:

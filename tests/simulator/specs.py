@@ -364,8 +364,8 @@ def _write(spec: Spec, ctx: Context, effect: Effect) -> None:
     if ord(ctx.step) % 2:
         ctx["flag"] = said
         effect.wrote["flag"] = said
-    else:
-        ctx.pop("flag", None)
+    elif "flag" in ctx:
+        del ctx["flag"]
         effect.wrote["flag"] = None
 
 
