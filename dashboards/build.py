@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 from parts.alerts import Links, alerting
+from parts.fields import Json
 from parts.overview import overview
-from parts.panels import Json
 from parts.queries import OTLP, PROMETHEUS, Source
 from parts.recording import recording
 from parts.store import store

@@ -6,6 +6,7 @@ __all__ = [
     "FAILED",
     "HELD",
     "NEUTRAL",
+    "OF_DECISIONS",
     "OF_HITS",
     "OF_RUNS",
     "OF_STATUSES",
@@ -54,4 +55,5 @@ OF_HITS: Final = {
     "held": HELD,
 }
 OF_UNDOS: Final = {"success": UNDONE, "failure": HELD, "timeout": FAILED}
+OF_DECISIONS: Final = {"forward": SUCCESS, "undo": UNDONE, "hold": HELD}
 OF_STATUSES: Final = {"held": HELD, "parked": _YELLOW, "incomplete": WAITING, "expired": FAILED}

@@ -7,7 +7,9 @@ from typing import Final
 from flowcore_otel import names
 
 from . import colours
-from .panels import Panel, lines, target, to_traces, to_workflow
+from .boards import to_traces, to_workflow
+from .fields import Panel, target
+from .panels import lines
 from .queries import BAD, NEEDS_A_PERSON, Source
 
 __all__ = [
@@ -68,7 +70,12 @@ def runs_by_outcome(q: Source, at: Place) -> Panel:
         "Runs per second, by outcome",
         "Every run that ended. Green went well; purple failed and was cleanly undone; what is red or yellow uses up the "
         "error budget.",
-        target(f"{q.rate(names.RUN_DURATION, 'count', by=('outcome',))} > 0", q.legend("{{outcome}}")),
+        *(
+            target(
+                f"{q.rate(names.RUN_DURATION, 'count', by=('outcome',), outcome=outcome)} > 0", q.legend("{{outcome}}")
+            )
+            for outcome in ("success", "!=success")  # what went well comes first, and lies below
+        ),
         unit="ops",
         coloured=colours.OF_RUNS,
         stacked=True,
@@ -77,19 +84,20 @@ def runs_by_outcome(q: Source, at: Place) -> Panel:
     )
 
 
-def takeovers(q: Source, at: Place) -> Panel:
+def takeovers(q: Source, at: Place, by: tuple[str, ...] = ("decision",)) -> Panel:
     return lines(
         at,
         "Takeovers",
         "Runs that were taken over because their process had died or hung: gone on with, undone, or held for a person.",
         target(
-            f"{q.rate(names.RUN_RECOVERIES, by=('workflow', 'decision'))} > 0",
-            q.legend("{{workflow}}: {{decision}}"),
+            f"{q.rate(names.RUN_RECOVERIES, by=by)} > 0",
+            q.legend(": ".join(f"{{{{{label}}}}}" for label in by)),
             exemplar=True,
         ),
         unit="ops",
+        coloured=colours.OF_DECISIONS,
         empty="No takeovers: no process died with a run in its hands.",
-        links=[to_workflow(q)],
+        links=[to_workflow(q)] if "workflow" in by else [],
     )
 
 

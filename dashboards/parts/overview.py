@@ -5,22 +5,9 @@ from __future__ import annotations
 from flowcore_otel import names
 
 from . import colours, common
-from .panels import (
-    Json,
-    Panel,
-    Section,
-    bar_gauge,
-    dashboard,
-    gauge,
-    lines,
-    stat,
-    steps,
-    table,
-    target,
-    text,
-    to_traces,
-    to_workflow,
-)
+from .boards import Section, dashboard, to_traces, to_workflow
+from .fields import Json, Panel, steps, target
+from .panels import bar_gauge, gauge, lines, stat, table, text
 from .queries import BAD, WAITING, Source
 
 __all__ = ["overview"]
@@ -138,6 +125,7 @@ def _waiting(q: Source) -> Section:
                     )
                 },
                 sort="Runs",
+                coloured={"Status": colours.OF_STATUSES},
                 empty="Nothing is held, parked, incomplete or expired: no run waits for anybody.",
             ),
             text(
@@ -168,10 +156,11 @@ def _slow(q: Source) -> Section:
                         q.legend(f"{{{{workflow}}}} p{of * 100:.0f}"),
                         exemplar=True,
                     )
-                    for of in (0.5, 0.95, 0.99)
+                    for of in (0.95, 0.5, 0.99)
                 ),
                 unit="s",
                 quantiles=True,
+                log=True,
                 empty="No run ended in this time.",
                 links=[to_workflow(q), to_traces("Traces of runs over a second", slow)],
             ),
@@ -227,6 +216,7 @@ def _slow(q: Source) -> Section:
                 "p95 of runs by instance. One line above the others: look at that machine. All of them: at what they share.",
                 target(q.quantile(0.95, run, by=("instance",)), "{{instance}}", exemplar=True),
                 unit="s",
+                log=True,
                 empty="No run ended in this time.",
             ),
         ],
@@ -249,6 +239,7 @@ def _failing(q: Source) -> Section:
                     exemplar=True,
                 ),
                 unit="s",
+                log=True,
                 coloured=colours.OF_RUNS,
                 empty="No run failed in this time.",
                 links=[common.failed_traces()],
@@ -258,11 +249,11 @@ def _failing(q: Source) -> Section:
                 "Runs that were undone",
                 "The share of each workflow's runs that failed and was cleanly undone: declined cards, sold-out goods. It "
                 "does not use up the error budget.",
-                target(f"{undone} / ({runs} > 0)", q.legend("{{workflow}}"), kind="instant"),
+                target(f"sort_desc({undone} / ({runs} > 0) > 0)", q.legend("{{workflow}}"), kind="instant"),
                 unit="percentunit",
                 colour=colours.UNDONE,
                 max=1,
-                empty="No run ended in this time.",
+                empty="No run had to be undone.",
                 links=[to_workflow(q)],
             ),
             table(

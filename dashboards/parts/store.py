@@ -5,7 +5,9 @@ from __future__ import annotations
 from flowcore_otel import names
 
 from . import colours, common
-from .panels import Json, Panel, Section, dashboard, heatmap, lines, stat, steps, target
+from .boards import Section, dashboard
+from .fields import Json, Panel, steps, target
+from .panels import heatmap, lines, stat
 from .queries import WAITING, Source
 
 __all__ = ["store"]
@@ -45,6 +47,7 @@ def _answering(q: Source) -> Section:
                 "One in a hundred takes longer. A claim is made once a run, a checkpoint at every transition of a durable one.",
                 target(q.quantile(0.99, took, by=("store", "operation")), q.legend("{{store}} {{operation}}")),
                 unit="s",
+                log=True,
                 calcs=["mean", "max"],
                 right=True,
                 empty="No store was used in this time.",
@@ -87,7 +90,7 @@ def _surviving(q: Source) -> Section:
     return Section(
         "Do runs survive?",
         [
-            common.takeovers(q, (0, 0, 8, 7)),
+            common.takeovers(q, (0, 0, 8, 7), by=("workflow", "decision")),
             common.leases_lost(q, (8, 0, 8, 7)),
             common.oldest_run(q, (16, 0, 8, 7)),
             lines(

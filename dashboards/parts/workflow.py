@@ -5,20 +5,9 @@ from __future__ import annotations
 from flowcore_otel import names
 
 from . import colours, common
-from .panels import (
-    Json,
-    Section,
-    bar_gauge,
-    bars,
-    dashboard,
-    heatmap,
-    lines,
-    stat,
-    steps,
-    table,
-    target,
-    to_traces,
-)
+from .boards import Section, dashboard, to_traces
+from .fields import Json, steps, target
+from .panels import bar_gauge, bars, heatmap, lines, stat, table
 from .queries import Source
 
 __all__ = ["workflow"]
@@ -105,7 +94,7 @@ def _steps(q: Source) -> Section:
         "Which step takes the time?",
         [
             bars(
-                (0, 0, 12, 9),
+                (0, 0, 12, 7),
                 "Where a step's time goes, on average",
                 "For each step: the seconds it was ready and waited for a worker, worked, and backed off between attempts. "
                 "Long waits want more workers; long backoffs want a look at what fails.",
@@ -119,7 +108,7 @@ def _steps(q: Source) -> Section:
                 empty="No step ended in this time.",
             ),
             bar_gauge(
-                (12, 0, 12, 9),
+                (12, 0, 12, 7),
                 "Critical steps: share of the runs' time",
                 "The seconds spent in each step for each second of a run, backoffs included. A step near 100 % is on the "
                 "critical path of nearly every run; shares of parallel steps add up to more. The exact path of one run "
@@ -132,17 +121,18 @@ def _steps(q: Source) -> Section:
                 links=[to_traces("Traces of runs with slow steps", slow)],
             ),
             lines(
-                (0, 9, 12, 8),
+                (0, 7, 12, 8),
                 "p95 of steps",
                 "One in twenty takes longer, attempts and backoffs included. The dots are single steps: each leads to its "
                 "trace.",
                 target(q.quantile(0.95, step, by=by), q.legend("{{step}}"), exemplar=True),
                 unit="s",
+                log=True,
                 empty="No step ended in this time.",
                 links=[to_traces("Traces of runs with slow steps", slow)],
             ),
             heatmap(
-                (12, 9, 12, 8),
+                (12, 7, 12, 8),
                 "How long runs take",
                 "Bright: many runs took that long. Two bands are two kinds of runs.",
                 q.increase(run, "bucket", window="$__rate_interval", by=("le",)),
@@ -189,7 +179,7 @@ def _retrying(q: Source) -> Section:
                 empty="No attempt failed.",
             ),
             lines(
-                (0, 8, 24, 5),
+                (0, 8, 24, 4),
                 "Late landings",
                 "Attempts that came back after they had been given up. Each one did something that nobody waited for: is its "
                 "timeout too short?",
@@ -224,6 +214,7 @@ def _undoing(q: Source) -> Section:
                 {q.label("step"): "Step", q.label("outcome"): "Outcome"},
                 {"Undos": (f"round({q.increase(names.COMPENSATIONS, by=by)}) > 0", "none")},
                 sort="Undos",
+                coloured={"Outcome": colours.OF_UNDOS},
                 empty="Nothing had to be undone.",
             ),
             lines(

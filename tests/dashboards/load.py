@@ -138,7 +138,12 @@ class Told:
         return sum(RETRIED.get(answer.line.kind, 0) for answer in ran) + 2 * self.by_trouble["retries"]["success"]
 
 
+ALWAYS = ("good", "retries", "fan_out", "duplicates")
+AT_FIRST = ("returns", "failures", "pivot")
+"""troubles by when they happen"""
+
 WORKFLOWS = {
+    "good": "returns",
     "returns": "returns",
     "failures": "newsletter",
     "retries": "stock-feed",
@@ -168,23 +173,26 @@ def load(folder: Path, observer: Observer, slices: int = 1, pause: float = 0.0) 
         alive = [f"127.0.0.1:{service.port}", office.target, sleeper.target]
         observer.watch([*alive, victim.target])
 
-        ordering = threading.Thread(target=_order, args=(service.port, told, slices, pause))
+        turns = threading.Semaphore(1)
+        ordering = threading.Thread(target=_order, args=(service.port, told, slices, turns))
         ordering.start()
         for trouble in ("queue", "time_outs"):
             told.note(trouble, office.do(trouble))
         victim.do("hang")
         victim.process.kill()  # in the middle of it; the office takes over when the leases end
         # Twice at least: Prometheus sees a counter rise, but not come into being.
-        for _ in range(max(2, slices)):
-            for trouble in ("returns", "failures", "retries", "fan_out", "pivot", "duplicates"):
+        for number in range(max(2, slices)):
+            for trouble in (*ALWAYS, *(AT_FIRST if number < 2 else ())):
                 told.note(trouble, office.do(trouble))
             observer.look(alive)
+            turns.release()
             time.sleep(pause)
         _redis_goes_away(redis, office, told, lambda: observer.look(alive))
         sleeper.do("hang")
         observer.look(alive)
         os.kill(sleeper.process.pid, signal.SIGSTOP)
-        time.sleep(2 * LEASE)  # meanwhile the office takes over
+        time.sleep(LEASE)
+        office.do("taken_over")
         os.kill(sleeper.process.pid, signal.SIGCONT)
         sleeper.do("wake")
         told.note("the_rest", office.do("the_rest"))
@@ -208,13 +216,13 @@ def _redis_goes_away(redis: RedisServer, office: Process, told: Told, look: Call
     told.note("claims", office.do("claims"))
 
 
-def _order(port: int, told: Told, slices: int, pause: float) -> None:
+def _order(port: int, told: Told, slices: int, turns: threading.Semaphore) -> None:
+    """Send the orders, a slice whenever it is its turn."""
     lines = read_orders(SERVICE / "orders.jsonl")
     size = -(-len(lines) // slices)
     for start in range(0, len(lines), size):
-        part = _by_itself(lines, start, start + size)
-        told.orders += replay(port, part)
-        time.sleep(pause)
+        turns.acquire()
+        told.orders += replay(port, _by_itself(lines, start, start + size))
 
 
 def _by_itself(lines: list[Line], start: int, end: int) -> list[Line]:

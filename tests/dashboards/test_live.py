@@ -14,7 +14,9 @@ from typing import Any
 import build
 import pytest
 import yaml
+from drawing.asking import Asking, filled_in
 from parts.queries import OTLP, PROMETHEUS
+from render import COLUMN, GAP, LINE, render
 
 from flowcore_otel import names
 
@@ -62,9 +64,10 @@ class Live:
     began: float
     ended: float
 
-    @property
-    def seconds(self) -> int:
-        return round(self.ended - self.began)
+    def expr(self, expr: str, chosen: dict[str, str] | None = None) -> str:
+        """A query with Grafana's variables filled in. The data source says that a scrape is made every two seconds, so
+        that on a busy machine one may be missed."""
+        return filled_in(expr, seconds=self.ended - self.began, step=EVERY, scrape=2 * EVERY, chosen=chosen or {})
 
     def series(self, expr: str) -> list[tuple[dict[str, str], float]]:
         """The value of each series at the end of the load."""
@@ -95,21 +98,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 # -- what Grafana does with a query ------------------------------------------------------------------------------------
 
 
-def filled_in(expr: str, seconds: int, chosen: dict[str, str] | None = None) -> str:
-    """The query with Grafana's variables in it: `$__rate_interval` is four scrapes, or the step and one scrape. The data
-    source says that every second scrape may be missed, on a busy machine."""
-    step = max(EVERY, seconds // 300)
-    values = {
-        "__rate_interval": f"{max(step + 2 * EVERY, 8 * EVERY)}s",
-        "__range": f"{seconds}s",
-        "__interval": f"{step}s",
-        "job": ".+",
-        "instance": ".+",
-        "workflow": ".+",
-    } | (chosen or {})
-    return re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda found: values[found[1] or found[2]], expr)
-
-
 def several(*values: str) -> str:
     """A variable of which several values are chosen, as Grafana writes them into a regular expression."""
     escaped = [re.sub(r"([\\^$*+?.()|{}\[\]/])", r"\\\\\1", value) for value in values]
@@ -118,7 +106,7 @@ def several(*values: str) -> str:
 
 def executed(live: Live, target: Json, chosen: dict[str, str] | None = None) -> list[Json]:
     """The series that a target gets, as Grafana would ask for them."""
-    expr = filled_in(target["expr"], live.seconds, chosen)
+    expr = live.expr(target["expr"], chosen)
     if target["instant"]:
         found: list[Json] = live.prometheus.ask("query", query=expr, time=live.ended)["result"]
         return found
@@ -174,7 +162,7 @@ def test_every_variable_has_values(live: Live, name: str) -> None:
     for variable in variables(board(name), "query"):
         query = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
         assert query
-        selector = filled_in(query[1], live.seconds)
+        selector = live.expr(query[1])
         found = live.prometheus.ask(f"label/{query[2]}/values", **{"match[]": selector, "start": live.began})
         assert any(value.startswith(wanted[variable["name"]]) for value in found), variable["name"]
 
@@ -182,7 +170,7 @@ def test_every_variable_has_values(live: Live, name: str) -> None:
 @pytest.mark.parametrize("name", BOARDS)
 def test_the_version_is_marked_when_it_comes(live: Live, name: str) -> None:
     for annotation in board(name)["annotations"]["list"]:
-        expr = filled_in(annotation["expr"], live.seconds, {"job": "shop"})
+        expr = live.expr(annotation["expr"], {"job": "shop"})
         data = live.prometheus.ask("query_range", query=expr, start=live.began, end=live.ended, step=EVERY)
         assert [one["metric"] for one in data["result"]] == [{"version": names.SCOPE_VERSION}]
 
@@ -301,7 +289,7 @@ def test_panels_show_the_troubles_that_there_were(live: Live) -> None:
 @of_each(WITH_EXEMPLARS)
 def test_every_query_that_asks_for_exemplars_gets_some(live: Live, panel: Json, target: Json) -> None:
     """As Grafana asks for them: with the panel's own query."""
-    expr = filled_in(target["expr"], live.seconds, {"job": "shop"})
+    expr = live.expr(target["expr"], {"job": "shop"})
     found = live.prometheus.ask("query_exemplars", query=expr, start=live.began, end=live.ended)
     labels = [exemplar["labels"] for series in found for exemplar in series["exemplars"]]
     assert labels, panel["title"]
@@ -321,6 +309,23 @@ def test_an_exemplar_of_the_service_is_a_span_that_it_wrote(live: Live) -> None:
     traces = {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
     assert traces
     assert all(trace in spans for trace in traces)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["overview", "workflow"])  # which have panels of all kinds between them
+def test_a_dashboard_is_drawn_with_all_its_panels(live: Live, name: str) -> None:
+    of = board(name)
+    asking = Asking(live.prometheus.url, live.began, live.ended, 2 * EVERY, {"job": "shop"})
+    picture = render(of, asking).convert("RGB")
+    assert picture.width == 24 * COLUMN + 2 * GAP
+    for panel in of["panels"]:
+        at = panel["gridPos"]
+        box = (at["x"] * COLUMN, at["y"] * LINE, (at["x"] + at["w"]) * COLUMN, (at["y"] + at["h"]) * LINE)
+        drawn = picture.crop(box).getcolors(1 << 20)
+        assert drawn is not None
+        assert len(drawn) >= 4, f"{panel['title']} is blank"
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from flowcore.stores import RedisStore, SQLiteStore
 from flowcore_otel import PrometheusHook, TracingHook
 
 LEASE = 1.0
-RECOVER_EVERY = 0.25
+RECOVER_EVERY = 0.5
 MAX_SERIES = 32  # of which the workflows below take all but a few
 LONG = 6.0  # seconds of what takes too long
 
@@ -255,6 +255,9 @@ class Office:
         key, stuck = self.key(), {"refused": True, "stuck": True}
         return fine + undone + Counter([self.run(RETURNS, stuck, key), self.run(RETURNS, stuck, key)])
 
+    def do_good(self) -> Counter[str]:
+        return self.many(30, RETURNS, {"refused": False, "stuck": False})
+
     def do_failures(self) -> Counter[str]:
         return self.many(12, NEWSLETTER)
 
@@ -319,6 +322,12 @@ class Office:
         slow.add_step("more", lambda _: None, depends_on="work")
         self.later.append(self.remote.submit(slow, idempotency_key=self.key()))
         begun.wait(10)
+        return Counter()
+
+    def do_taken_over(self) -> Counter[str]:
+        """Nothing: waits until the runs of the others have been taken over and have ended."""
+        while self.engine.store.list_runs(workflow="transfer", status="running"):
+            time.sleep(0.02)
         return Counter()
 
     def do_the_rest(self) -> Counter[str]:

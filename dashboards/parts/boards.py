@@ -1,0 +1,174 @@
+"""Dashboards as Grafana's classic JSON has them: variables, annotations, links, and panels laid out in sections."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote
+
+from .fields import DATASOURCE, Json, Panel
+from .queries import Source
+
+__all__ = ["Section", "dashboard", "to_traces", "to_workflow"]
+
+TAG: Final = "flowcore"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A row of a dashboard: a question, and the panels that answer it."""
+
+    title: str
+    panels: Sequence[Panel] = field(default_factory=list[Panel])
+
+
+def _variable(name: str, label: str, query: str, *, multi: bool) -> Json:
+    everything = {"selected": True, "text": ["All"], "value": ["$__all"]}
+    variable = {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": dict(DATASOURCE),
+        "query": {"query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery", "qryType": 1},
+        "refresh": 2,
+        "regex": "",
+        "sort": 1,
+        "hide": 0,
+        "skipUrlSync": False,
+        "multi": multi,
+        "includeAll": multi,
+        "options": [],
+        "current": everything if multi else {},
+    }
+    return variable | ({"allValue": ".+"} if multi else {})
+
+
+def _variables(variables: Mapping[str, tuple[str, str, bool]]) -> list[Json]:
+    datasource = {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "refresh": 1,
+        "regex": "",
+        "hide": 0,
+        "skipUrlSync": False,
+        "multi": False,
+        "includeAll": False,
+        "options": [],
+        "current": {},
+    }
+    traces = {
+        "name": "traces",
+        "label": "uid of the data source with the traces",
+        "type": "constant",
+        "query": "tempo",
+        "hide": 2,
+        "skipUrlSync": True,
+    }
+    listed = [_variable(name, label, query, multi=multi) for name, (label, query, multi) in variables.items()]
+    return [datasource, *listed, traces]
+
+
+def dashboard(
+    uid: str,
+    title: str,
+    description: str,
+    sections: Sequence[Section],
+    variables: Mapping[str, tuple[str, str, bool]],
+    annotations: Mapping[str, tuple[str, str, str]],
+) -> Json:
+    """A dashboard. `variables`: name -> (label, query, whether several may be chosen). `annotations`: name -> (query,
+    title, colour)."""
+    drawn: list[Json] = []
+    top = 0
+    for section in sections:
+        head = {
+            "type": "row",
+            "title": section.title,
+            "collapsed": False,
+            "panels": [],
+            "gridPos": {"x": 0, "y": top, "w": 24, "h": 1},
+        }
+        drawn.append(head)
+        top += 1
+        for panel in section.panels:
+            x, y, w, h = panel.at
+            drawn.append({**panel.content, "gridPos": {"x": x, "y": top + y, "w": w, "h": h}})
+        top += max(panel.at[1] + panel.at[3] for panel in section.panels)
+    return {
+        "id": None,
+        "uid": uid,
+        "title": title,
+        "description": description,
+        "tags": [TAG],
+        "schemaVersion": 41,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "fiscalYearStartMonth": 0,
+        "timezone": "browser",
+        "time": {"from": "now-1h", "to": "now"},
+        "refresh": "30s",
+        "timepicker": {},
+        "liveNow": False,
+        "links": [_to_the_others()],
+        "templating": {"list": _variables(variables)},
+        "annotations": {"list": [_annotation(name, *about) for name, about in annotations.items()]},
+        "panels": [{"id": number, **panel} for number, panel in enumerate(drawn, start=1)],
+    }
+
+
+def _to_the_others() -> Json:
+    return {
+        "title": "flowcore",
+        "type": "dashboards",
+        "tags": [TAG],
+        "icon": "external link",
+        "tooltip": "",
+        "url": "",
+        "asDropdown": False,
+        "targetBlank": False,
+        "includeVars": True,
+        "keepTime": True,
+    }
+
+
+def _annotation(name: str, expr: str, title: str, colour: str) -> Json:
+    return {
+        "name": name,
+        "datasource": dict(DATASOURCE),
+        "enable": True,
+        "hide": False,
+        "iconColor": colour,
+        "expr": expr,
+        "titleFormat": title,
+    }
+
+
+# -- ways from a panel to elsewhere ------------------------------------------------------------------------------------
+
+
+def to_workflow(q: Source) -> Json:
+    """From a series with a workflow to the dashboard about it."""
+    workflow = f"${{__field.labels.{q.label('workflow')}}}"
+    url = f"/d/flowcore-workflow?var-datasource=${{datasource}}&var-workflow={workflow}&${{__url_time_range}}"
+    return {"title": "This workflow, in detail", "url": url, "targetBlank": False}
+
+
+def to_traces(title: str, trace_ql: str) -> Json:
+    """From a panel to the traces behind it, in Explore."""
+    query = {
+        "refId": "A",
+        "datasource": {"type": "tempo", "uid": "${traces}"},
+        "queryType": "traceql",
+        "query": trace_ql,
+    }
+    pane = {"datasource": "${traces}", "queries": [query], "range": {"from": "${__from}", "to": "${__to}"}}
+    text = json.dumps({"flowcore": pane}, separators=(",", ":"))
+    # Variables must reach Grafana as they are; it fills them in before the address is opened.
+    panes = "".join(part if part.startswith("${") else quote(part) for part in re.split(r"(\$\{[\w:.]+\})", text))
+    return {"title": title, "url": f"/explore?schemaVersion=1&panes={panes}", "targetBlank": True}
