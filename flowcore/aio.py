@@ -561,6 +561,9 @@ class AsyncEngine(EngineBase):
                 held = await self._asked(partial(self.store.list_runs, status="held"), context)
                 self._tell_survey(records, held, context)
         drivers = await asyncio.gather(*(asyncio.create_task(self._recovered(x)) for x in self._recoverable(records)))
+        for driver in drivers:
+            if driver.result is None:
+                self._warn_unrecovered(driver.x, driver.error)
         return [driver.result for driver in drivers if driver.result is not None]
 
     async def _recovered(self, x: Execution) -> AsyncDriver:

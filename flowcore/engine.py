@@ -18,7 +18,16 @@ from typing import Any, Final
 
 from ._protocol.execution import Execution
 from ._protocol.settings import Settings
-from .errors import AsyncStepInSyncEngine, DefinitionError, FlowcoreError, IdempotencyError, shown
+from .errors import (
+    AsyncStepInSyncEngine,
+    DefinitionError,
+    FlowcoreError,
+    IdempotencyError,
+    RunNotFound,
+    StoreError,
+    said,
+    shown,
+)
 from .events import (
     EngineStarted,
     Hook,
@@ -81,6 +90,7 @@ class EngineBase:
         self._closed = False
         self._lock = threading.Lock()
         self._registered: set[Workflow] = set()
+        self._warned: set[str | None] = set()  # runs that cannot be recovered
         self._settings = Settings(
             store=self.store,
             hooks=Hooks(with_process_hooks(hooks)),
@@ -146,6 +156,12 @@ class EngineBase:
                 x = self._execution(workflow, None, record.key, None, None)
                 x.recovering = record.run_id
                 yield x
+
+    def _warn_unrecovered(self, x: Execution, error: BaseException | None) -> None:
+        """Say, once, why a run could not be gone on with: nobody else hears of it."""
+        if isinstance(error, StoreError) and not isinstance(error, RunNotFound) and x.recovering not in self._warned:
+            self._warned.add(x.recovering)
+            log.warning("run %s could not be recovered: %s", x.recovering, said(error))
 
     def _keep_leases(self, on_lost: Callable[[Execution], None]) -> Leases | None:
         """Who keeps the leases of this engine's runs; None where its store gives none."""

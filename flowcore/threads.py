@@ -543,6 +543,9 @@ class Engine(EngineBase):
                 self._pool.put(driver.begin)
             for _ in drivers:
                 over.acquire()
+        for driver in drivers:
+            if driver.result is None:
+                self._warn_unrecovered(driver.x, driver.error)
         return [driver.result for driver in drivers if driver.result is not None]
 
     def _recovered(self, over: threading.Semaphore, driver: Driver) -> None:

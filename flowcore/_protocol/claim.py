@@ -12,6 +12,7 @@ from ..errors import (
     IdempotencyHeld,
     IdempotencyInProgress,
     IdempotencyMismatch,
+    LeaseLost,
     NotSerializable,
     RunNotFound,
     StoreUnavailable,
@@ -72,6 +73,14 @@ def claim(x: Execution) -> Program[Run | RunRecord | None]:
                 raise gone
             case Claimed():
                 return _own(x, wanted, answer, sent)
+            case _ if x.recovering is not None:  # somebody else was quicker; nobody has asked for an answer
+                over = LeaseLost(
+                    f"run {x.recovering} is over by now, or somebody else goes on with it.", run_id=x.recovering
+                )
+                tell.refused(x, over)
+                raise over
+            case Finished(record=record) if record.status in TO_GO_ON:  # held meanwhile
+                raise _refusal(x, wanted.key, Held(record.run_id, record.carrier, answer.age))
             case Finished():
                 record = answer.record
                 adopted = wanted.attached == record.run_id

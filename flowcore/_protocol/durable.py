@@ -133,6 +133,8 @@ def _checkpoint(x: Execution, steps: Collection[str] | None) -> Program[BaseExce
     store from knowing stops the run."""
     assert x.changes is not None  # noqa: S101 - the callers have looked
     with x.lock:
+        if steps is None and x.running > 1:  # what others write goes with their own ends
+            steps = (*x.changes.steps, "")
         records, writes = x.changes.take(steps)
         # A pivot that is still running may succeed, and then nothing is undone.
         undoing = x.failing and not (x.plan.pivoted and x.running)

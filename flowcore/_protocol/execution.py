@@ -57,6 +57,8 @@ class Execution:
     # the durable store
     changes: Changes | None = None
     """(lock) what the store has still to be told; None where it need not be told of single steps"""
+    was_in_doubt: frozenset[str] = frozenset()
+    """after a takeover: steps that were in flight, so that an earlier attempt may have had its effect"""
     in_doubt: dict[str, StepReport] | None = None
     """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
     lease_until: float = math.inf
@@ -359,8 +361,9 @@ class Execution:
     def hold(self, error: BaseException) -> None:
         """Leave the run to an operator: start nothing, undo nothing."""
         with self.lock:
-            self.parked = self.held = True
-            self._leave(error)
+            if not self.lost:
+                self.parked = self.held = True
+                self._leave(error)
 
     def lose(self, error: BaseException) -> bool:
         """Somebody else has the run. Answers whether that is news."""
@@ -516,9 +519,16 @@ class Execution:
                 effect = effect and node.compensation is not None
                 self.changes.step(node.name, self.report(node), self.results, effect=effect)
 
-    def undo_doubtful(self) -> None:
-        """What was in flight when an earlier owner died, and was not attempted again, may have happened: undo it too."""
+    def settle_doubts(self) -> None:
+        """The run has stopped. What was told to begin and has not will not; and what was in flight when an earlier owner
+        died, and was not attempted again, may have happened: it is undone too."""
         with self.lock:
+            if self.changes is not None:
+                for name in self.changes.begun:
+                    self.changes.not_begun(name)
+                self.changes.begun.clear()
+            if not self.undoes:
+                return
             for name, report in (self.in_doubt or {}).items():
                 node = self.plan.by_name[name]
                 self.reports[name] = replace(report, status=Status.UNKNOWN)

@@ -84,8 +84,8 @@ def rescue(x: Execution, error: BaseException) -> Program[Run]:
 
 def _fail(x: Execution, told: Told | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
+    x.settle_doubts()
     if x.undoes:
-        x.undo_doubtful()
         yield from undo_all(x)
     elif x.past_pivot:
         yield from wait_for_abandoned(x)  # the next call attempts it again, and must not do so beside it
@@ -94,7 +94,7 @@ def _fail(x: Execution, told: Told | None) -> Program[Run]:
     finished, failure = _failed(x), None
     if finished.status is not Status.LOST and (x.claimed or x.key is not None or finished.status in _TO_DECIDE):
         failure = yield from finish(x, _record(x, finished))
-    if failure is not None and x.changes is not None and not x.left_to_others:
+    if failure is not None and x.changes is not None and (isinstance(failure, LeaseLost) or not x.left_to_others):
         _reopen(x, failure)
         x.end(_outcome(x))
         finished = _failed(x)

@@ -196,7 +196,8 @@ def _failed(x: Execution, node: Node, end: End) -> Program[None]:
     if end.status is Status.CANCELLED and not isinstance(error, StepCancelled):
         # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
         x.interrupt(error, node.name)
-    first = x.failed(node, error, effect=end.attempts > 0 and (end.status is not Status.FAILURE or node.undo_attempted))
+    raised = end.status is Status.FAILURE and not node.undo_attempted and node.name not in x.was_in_doubt
+    first = x.failed(node, error, effect=end.attempts > 0 and not raised)
     yield from _stopped(x, first)
 
 

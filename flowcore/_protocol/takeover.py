@@ -73,7 +73,8 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not x.past_pivot]
-    undoing = record.undoing or record.decision == "undo" or (bool(to_undo) and not held)
+    undoing = record.undoing or record.decision == "undo" or (bool(to_undo) and not held and unclear is None)
+    x.was_in_doubt = frozenset(node.name for node in open_ones)
     if undoing:
         x.past_pivot = False  # undoing has begun, or an operator has decided on it
         _undo(x, record, open_ones, lacking, to_undo)
@@ -90,7 +91,7 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
         x.run_id,
         x.settings.clock(),
         x.state if x.observed else {},
-        "hold" if held else "undo" if undoing else "forward",
+        "hold" if held and unclear is None else "undo" if undoing else "forward",
         tuple(node.name for node in x.plan.nodes if _is_over(x, node) and node not in landed),
         () if held or undoing else tuple(node.name for node in in_doubt if node not in landed),
         tuple(node.name for node in landed),
@@ -141,7 +142,14 @@ def _undo(x: Execution, record: RunRecord, open_ones: list[Node], lacking: list[
             x.reports[node.name] = replace(record.steps[node.name], status=status)
             x.doubt_settled(node, effect=node in open_ones)
     due = [known[name] for name in record.effects if name in known]
-    due = [node for node in due if node in open_ones or _is_over(x, node) or x.report(node).status is Status.FAILURE]
+    due = [
+        node
+        for node in due
+        if node in open_ones
+        or _is_over(x, node)
+        or x.report(node).status is Status.FAILURE
+        or _undo_of(record, node.name) is not None
+    ]
     due += [node for node in x.to_undo if node not in due]
     x.undo_on(
         record.error if record.error is not None else _crash(x, crashed),

@@ -43,20 +43,20 @@ MUTANTS = (
     m(
         "steps of unknown outcome are not undone",
         "steps",
-        "(end.status is not Status.FAILURE or node.undo_attempted)",
-        "node.undo_attempted",
+        "raised = end.status is Status.FAILURE and not node.undo_attempted",
+        "raised = not node.undo_attempted",
     ),
     m(
         "steps that raised are always undone",
         "steps",
-        "(end.status is not Status.FAILURE or node.undo_attempted)",
-        "True",
+        "raised = end.status is Status.FAILURE and not node.undo_attempted",
+        "raised = False",
     ),
     m(
         "undo=attempted is ignored",
         "steps",
-        "(end.status is not Status.FAILURE or node.undo_attempted)",
-        "end.status is not Status.FAILURE",
+        "raised = end.status is Status.FAILURE and not node.undo_attempted",
+        "raised = end.status is Status.FAILURE",
     ),
     m(
         "done steps are not undone",
