@@ -6,7 +6,7 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from flowcore import Engine, Status, Workflow
+from flowcore import Context, Engine, Status, Workflow
 
 from .conftest import PATIENCE, Ledger
 
@@ -42,7 +42,12 @@ def test_an_engine_goes_on_in_the_child_of_a_fork(ledger: Ledger) -> None:
 
 def test_a_child_does_not_wait_for_its_parents_runs_to_close() -> None:
     began, end, wf = threading.Event(), threading.Event(), Workflow("busy")
-    wf.add_step("a", lambda ctx: (began.set(), end.wait(PATIENCE)))
+
+    def busy(_: Context) -> None:
+        began.set()
+        end.wait(PATIENCE)
+
+    wf.add_step("a", busy)
     with Engine() as engine:
         future = engine.submit(wf)
         began.wait(PATIENCE)
