@@ -9,7 +9,7 @@ import redis
 
 from flowcore import RunNotFound
 from flowcore.stores import RedisStore
-from flowcore.stores.base import Claimed, Finished
+from flowcore.stores.base import Claimed, Finished, Lost
 from tests.stores.redis_runs import LONG, a_checkpoint, a_claim, a_lease, an_ending, begin, records
 from tests.stores.redis_servers import redis_url, until
 
@@ -242,3 +242,21 @@ def test_a_run_with_ten_thousand_steps_fits(client: Any, prefix: str) -> None:
     taken = store.claim(a_claim())
     assert isinstance(taken, Claimed)
     assert len(taken.record.results) == 10_001
+
+
+def test_a_run_that_seems_to_have_begun_in_the_future_is_of_no_age(client: Any, prefix: str) -> None:
+    # Somebody has set the server's clock back.
+    store = RedisStore(client, prefix=prefix)
+    claim, _ = begin(store)
+    client.hset(records(client, prefix)[0], "started", 2**52)
+    assert store.claim(claim).age == store.claim(a_claim()).age == 0.0
+
+
+def test_an_ending_without_a_fence_is_taken_from_who_began_the_run_and_nobody_else(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix)
+    claim, _ = begin(store)
+    assert store.finish(an_ending(a_claim(), 0)) == Lost()
+    assert store.finish(an_ending(claim, 0, "parked")) is None
+    assert isinstance(store.claim(a_claim()), Claimed)
+    assert store.finish(an_ending(claim, 0)) == Lost()
+    assert store.finish(an_ending(a_claim("another"), 0)) == Lost(gone=True)
