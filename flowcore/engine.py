@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -185,7 +185,7 @@ class EngineBase:
             self._settings.hooks.emit(event, contextvars.copy_context())
 
     @contextmanager
-    def _round(self) -> Iterator[contextvars.Context]:
+    def _round(self) -> Generator[contextvars.Context, None, None]:
         """A round of recovery, told to the hooks, and the context for what it asks of the store."""
         hooks, clock = self._settings.hooks, self._settings.clock
         context, began, error = contextvars.copy_context(), clock(), None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..context import Context
 from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, said, shown
@@ -63,7 +63,7 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
         unclear = unclear or error
         if isinstance(answer, Landed):
             landed.append(node)
-            _land(x, node, answer.result, record.steps[node.name])
+            _land(x, node, cast("Landed[Any]", answer).result, record.steps[node.name])
         elif answer is not None:
             lacking.append(node)
     if landed:
@@ -204,6 +204,8 @@ def _verified(x: Execution, node: Node) -> Program[tuple[Any, BaseException | No
         unclear = FlowcoreError(f"{what} could not tell: {type(error).__name__}: {said(error, 200)}")
         unclear.__cause__ = error
         return None, unclear
-    if answer is None or answer is NotLanded or isinstance(answer, (Landed, NotLanded)):
+    if isinstance(answer, Landed):
+        return cast("Landed[Any]", answer), None
+    if answer is None or answer is NotLanded or isinstance(answer, NotLanded):
         return answer, None
     return None, FlowcoreError(f"{what} answered with {shown(answer)} instead of Landed(result), NotLanded or None")
