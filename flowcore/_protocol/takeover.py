@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import CoroutineType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from ..context import Context
 from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, said, shown
@@ -25,6 +25,8 @@ from .steps import awaited
 
 __all__ = ["restore", "take_over"]
 
+Answer = Landed[Any] | NotLanded | type[NotLanded] | None
+"""what `verify=` may answer"""
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps of which nobody knows whether they had their effect"""
@@ -59,11 +61,14 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
     lacking: list[Node] = []
     unclear: BaseException | None = None
     for node in in_doubt:
-        answer, error = (None, None) if node.step.verify is None else (yield from _verified(x, node))
+        answer: Answer = None
+        error: BaseException | None = None
+        if node.step.verify is not None:
+            answer, error = yield from _verified(x, node)
         unclear = unclear or error
         if isinstance(answer, Landed):
             landed.append(node)
-            _land(x, node, cast("Landed[Any]", answer).result, record.steps[node.name])
+            _land(x, node, answer.result, record.steps[node.name])
         elif answer is not None:
             lacking.append(node)
     if landed:
@@ -188,7 +193,7 @@ def _held(x: Execution, node: Node) -> IdempotencyHeld:
     )
 
 
-def _verified(x: Execution, node: Node) -> Program[tuple[Any, BaseException | None]]:
+def _verified(x: Execution, node: Node) -> Program[tuple[Answer, BaseException | None]]:
     """What the step's `verify=` answers: Landed, NotLanded, or None; or why it could not tell. Then the run is parked:
     guessing is what it is there to prevent."""
     fn = node.step.verify
@@ -204,8 +209,6 @@ def _verified(x: Execution, node: Node) -> Program[tuple[Any, BaseException | No
         unclear = FlowcoreError(f"{what} could not tell: {type(error).__name__}: {said(error, 200)}")
         unclear.__cause__ = error
         return None, unclear
-    if isinstance(answer, Landed):
-        return cast("Landed[Any]", answer), None
-    if answer is None or answer is NotLanded or isinstance(answer, NotLanded):
+    if answer is None or answer is NotLanded or type(answer) in {Landed, NotLanded}:
         return answer, None
     return None, FlowcoreError(f"{what} answered with {shown(answer)} instead of Landed(result), NotLanded or None")
