@@ -1,0 +1,532 @@
+"""What is promised of a run that crashes, is taken over, loses touch with its store, or is fought over: an oracle.
+
+`judged_tale(tale)` answers the promises that were broken, in words. It believes the requests that reached the store, the
+simulator's own list of calls, and the effects that user code wrote down; and the events and the runs only where these agree.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from flowcore import (
+    CompensationFailed,
+    IdempotencyHeld,
+    IdempotencyInProgress,
+    LeaseLost as LeaseLostError,
+    Run,
+    RunFailed,
+    RunNotFound,
+    RunParked,
+    Status,
+    StepCancelled,
+    StoreError,
+    StoreUnavailable,
+)
+from flowcore.events import (
+    AttemptFinished,
+    AttemptStarted,
+    CompensationFinished,
+    CompensationStarted,
+    LeaseLost,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    RunFinished,
+    RunRecovered,
+    RunRequested,
+    RunStarted,
+    StepFinished,
+    StepLandedLate,
+    StepStarted,
+    StoreCalled,
+)
+from flowcore.stores.base import Claimed
+from flowcore.testing.acts import Act, Fault, SimulatedCall
+
+from .chronicle import OVER, Chronicle, Done, Grant, KeptRun, Known
+from .crashes import Tale
+
+IN_DOUBT = {Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED}
+RELEASED = {Status.FAILURE, Status.COMPENSATED}
+PAIRS = (
+    (RunStarted, RunFinished),
+    (StepStarted, StepFinished),
+    (AttemptStarted, AttemptFinished),
+    (CompensationStarted, CompensationFinished),
+    (MaintenanceStarted, MaintenanceFinished),
+)
+
+
+def judged_tale(tale: Tale) -> list[str]:
+    """The promises that were broken in this tale."""
+    chronicle = Chronicle(tale)
+    return [promise for judge in JUDGES for promise in judge(chronicle)]
+
+
+def ownership(c: Chronicle) -> Iterator[str]:
+    """One owner at a time: the fence only rises, and nothing is accepted of an earlier owner."""
+    yield from c.broken
+    for before, after in itertools.pairwise(c.runs):
+        if after.generation != before.generation + 1:
+            yield f"generation {after.generation} follows {before.generation}"
+
+
+def starts(c: Chronicle) -> Iterator[str]:
+    """Nothing begins that the store does not allow: not of one who has lost the run, not before what it depends on is
+    known to be done, not unless its own start is known, not once the run is undone, and never twice what is done."""
+    for call in c.story.calls:
+        run = c.run_of(call.fence)
+        if run is None:
+            yield f"{call} is of nobody's run"
+            continue
+        known = run.before(call.stored_before)
+        if call.what in {"do", "undo"}:
+            if known.fence != call.fence:
+                yield f"process {call.process} begins to {call.what} {call.step}, though fence {known.fence} has been granted"
+            elif known.status is not Status.RUNNING and not _lands_late(c, call):
+                yield f"process {call.process} begins to {call.what} {call.step}, though the run is {known.status}"
+        if call.what in {"do", "when"}:
+            for name in c.steps[call.step].depends_on:
+                if known.status_of(name) not in OVER:
+                    yield f"{call.what} {call.step} begins, though the store has {name} as {known.status_of(name)}"
+        if call.what == "do":
+            yield from _may_do(call, known)
+        elif call.what == "undo" and not _lands_late(c, call):
+            yield from _may_undo(c, run, call, known)
+
+
+def _lands_late(c: Chronicle, call: SimulatedCall) -> bool:
+    """Whether a step that is undone has come back after it was given up: then it is undone again, even after the end."""
+    events = c.story.acts[call.process].events
+    late = [event for event in events if isinstance(event, StepLandedLate) and not event.undo]
+    return call.what == "undo" and any(event.step == call.step for event in late)
+
+
+def _may_do(call: SimulatedCall, known: Known) -> Iterator[str]:
+    own = known.steps.get(call.step)
+    if own is None or own.report.status is not Status.RUNNING or own.report.attempts != call.attempt:
+        told = "nothing" if own is None else f"{own.report.status}, attempt {own.report.attempts}"
+        yield f"do {call.step} (attempt {call.attempt}) begins in process {call.process}, and the store has {told} of it"
+    if known.undoing:
+        yield f"do {call.step} begins, though the run is being undone"
+
+
+def _may_undo(c: Chronicle, run: KeptRun, call: SimulatedCall, known: Known) -> Iterator[str]:
+    if not known.undoing:
+        yield f"undo {call.step} begins, and the store does not know that the run is being undone"
+    if known.status_of(call.step) in {Status.PENDING, Status.SKIPPED}:
+        yield f"undo {call.step} begins, though the store has it as {known.status_of(call.step)}"
+    decided = bool({"resume", "undo"} & set(run.decisions))  # then what could not be undone is tried once more
+    if known.undo_of(call.step) is not None and not (decided and known.undo_of(call.step) is not Status.SUCCESS):
+        yield f"undo {call.step} begins in process {call.process}, though it is known to be undone: {known.undo_of(call.step)}"
+    begun = next((state for state in run.states if state.undoing), known)  # from then on nothing turns it round
+    past_pivot = any(step.pivot and begun.status_of(step.name) is Status.SUCCESS for step in c.spec.steps)
+    if past_pivot and "undo" not in run.decisions:
+        yield f"undo {call.step} begins past the pivot"
+    ended = [e for e in c.story.acts[call.process].events[: call.told_before] if isinstance(e, CompensationFinished)]
+    for event in ended if not c.spec.parallel_undo else ():
+        if event.step != call.step and known.undo_of(event.step) is None:
+            yield f"undo {call.step} begins, and the store does not know that {event.step} is undone"
+
+
+def undo_order(c: Chronicle) -> Iterator[str]:
+    """What was in flight at a crash is undone first; then what is done, the last one first, over all takeovers."""
+    for run in c.runs:
+        calls = [call for call in c.story.calls if call.fence in run.fences() and call.what == "undo"]
+        firsts: dict[str, SimulatedCall] = {}
+        for call in calls:
+            if not _lands_late(c, call):
+                firsts.setdefault(call.step, call)
+        if c.spec.parallel_undo:
+            yield from _parallel_order(c, run, firsts)
+            continue
+        if run.decisions:
+            continue  # what could not be undone is tried again, in the order in which that failed
+        places = {name: _place(c, run, call) for name, call in firsts.items()}
+        for (one, first), (other, second) in itertools.pairwise(places.items()):
+            if first < second:
+                yield f"{one} is undone before {other}, which was done after it: {first}, {second}"
+
+
+def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
+    """When a step ended, as the run counts; what was in flight at a takeover comes after all that is known to be done."""
+    known = run.before(call.stored_before)
+    for grant in run.grants:
+        if (
+            grant.fence <= call.fence
+            and _said(c, call.step, grant.fence) == "landed"
+            and c.decision(grant.fence) == "undo"
+        ):
+            known = run.before(grant.position)  # as it was found
+            break
+    if known.status_of(call.step) in {Status.RUNNING, Status.UNKNOWN}:
+        return float("inf")
+    return known.steps[call.step].seq if call.step in known.steps else 0
+
+
+def _said(c: Chronicle, step: str, fence: int) -> str | None:
+    """What verify= of a step answered an owner."""
+    return next(
+        (
+            done.effect.did
+            for done in c.done
+            if (done.effect.what, done.effect.step, done.effect.fence) == ("verify", step, fence)
+        ),
+        None,
+    )
+
+
+def _parallel_order(c: Chronicle, run: KeptRun, firsts: dict[str, SimulatedCall]) -> Iterator[str]:
+    for name, call in firsts.items():
+        known = run.before(call.stored_before)
+        for other in firsts:
+            said = {_said(c, other, fence) for fence in run.fences() if fence <= call.fence}
+            if name in _ancestors(c, other) and known.undo_of(other) is None and "not landed" not in said:
+                yield f"{name} is undone before its dependant {other}"
+
+
+def _ancestors(c: Chronicle, name: str) -> set[str]:
+    found: set[str] = set()
+    todo = list(c.steps[name].depends_on)
+    while todo:
+        one = todo.pop()
+        if one not in found:
+            found.add(one)
+            todo.extend(c.steps[one].depends_on)
+    return found
+
+
+def endings(c: Chronicle) -> Iterator[str]:
+    """A run ends as what it says: all done, or all undone, or held; and it does end."""
+    for run in c.runs:
+        end = run.now
+        if (
+            "hold" in run.decisions
+            or "release" in run.decisions
+            or run.withdrawn
+            or not (run.grants[-1].heard or c.story.acts[run.grants[-1].process].ended is None)
+        ):
+            continue  # a late copy of a claim, whose sender has gone on without
+        if run is not c.runs[-1] and end.status not in RELEASED:
+            yield f"a new run has begun, though the last one is {end.status}"
+        if end.status is Status.SUCCESS:
+            for name in c.steps:
+                if end.status_of(name) not in OVER:
+                    yield f"the run is a success, though {name} is {end.status_of(name)}"
+            if any(done.effect.what == "undo" for done in c.of(run)):
+                yield "the run is a success, though something was undone"
+        elif end.status in RELEASED:
+            yield from _released(c, run)
+        elif end.status is Status.COMPENSATION_FAILED:
+            if not end.held:
+                yield "an undo failed, and the key is not held"
+            if all(end.undo_of(name) in {None, Status.SUCCESS} for name in c.steps):
+                yield "the run is compensation_failed, though no undo failed"
+        elif end.status is Status.INCOMPLETE:
+            if not any(step.pivot and end.status_of(step.name) is Status.SUCCESS for step in c.spec.steps):
+                yield "the run is incomplete, though it is not past its pivot"
+            if any(done.effect.what == "undo" for done in c.of(run)) and "undo" not in run.decisions:
+                yield "something was undone past the pivot"
+        elif not (end.status is Status.PARKED and end.held):
+            yield f"the run is stuck: {end.status}"
+
+
+def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
+    """Nothing stands of a run that was undone."""
+    end = run.now
+    done = [one for one in c.of(run) if not one.stale]
+    for name, step in c.steps.items():
+        if step.undo is None:
+            continue
+        record = end.steps.get(name)
+        asked = [one.effect.did for one in c.of(run) if one.effect.what == "verify" and one.effect.step == name]
+        effect = record is not None and record.effect and asked[-1:] != ["not landed"]
+        if record is not None and effect and record.report.undo is not Status.SUCCESS:
+            yield f"the run is {end.status}, though {name} may have had its effect and is not undone"
+        mine = [(index, one.effect) for index, one in enumerate(done) if one.effect.step == name]
+        last = max((index for index, effect in mine if effect.what == "do" and effect.did == "ok"), default=-1)
+        undone = max((index for index, effect in mine if effect.what == "undo" and effect.did == "ok"), default=-2)
+        if (name, Fault.FAIL_AFTER) in c.spec.faults:
+            continue  # it raised: to be undone only where its record says so
+        if last >= 0 and undone < last and not _known_not_to_have_landed(c, run, name, done, last):
+            yield f"the run is {end.status}, though the effect of {name} stands"
+    undone = any(end.undo_of(name) is Status.SUCCESS for name in c.steps)
+    if (end.status is Status.COMPENSATED) is not undone:
+        yield f"the run is {end.status}, and {'something' if undone else 'nothing'} was undone"
+
+
+def _known_not_to_have_landed(c: Chronicle, run: KeptRun, name: str, done: list[Done], last: int) -> bool:
+    """Whether `verify=` was asked before that effect came, by a process that slept meanwhile."""
+    return any(one.effect.what == "verify" and one.effect.step == name for one in done[:last])
+
+
+def callers(c: Chronicle) -> Iterator[str]:
+    """Each caller learns what became of the run, or why it cannot know."""
+    for number, act in enumerate(c.story.acts):
+        who = f"process {number}"
+        if act.refusal is not None:
+            kinds: tuple[type[Exception], ...] = (
+                IdempotencyHeld,
+                IdempotencyInProgress,
+                StoreUnavailable,
+                StepCancelled,
+                RunNotFound,
+            )
+            if act.caller.decides is not None:
+                kinds = (StoreError,)
+            elif act.caller.recovers:
+                kinds = (*kinds, LeaseLostError)
+            if not isinstance(act.refusal, kinds):
+                yield f"{who} is refused with {act.refusal!r}"
+            continue
+        if act.ended is None and act.halted is None:
+            yield f"{who} never ends"
+        if act.run is None:
+            continue
+        # A late copy of a claim may have begun a second run under the first one's id.
+        fences = {event.fence for event in act.events if isinstance(event, RunStarted)}
+        mine = [run for run in c.runs if run.run_id == act.run.id]
+        run = next((run for run in mine if fences & run.fences()), mine[-1] if mine else None)
+        if run is None:
+            yield f"{who} got a run that the store does not know"
+            continue
+        yield from _answer(who, act, act.run, run)
+
+
+def claims(c: Chronicle) -> Iterator[str]:
+    """Nobody begins a run that nobody has called for; and who gives up asking for one gives it back."""
+    for number, act in enumerate(c.story.acts):
+        fresh = [event for event in act.events if isinstance(event, RunStarted) and event.interrupted_run_id is None]
+        if act.caller.recovers and fresh:
+            yield f"process {number} recovers, and begins a run afresh"
+        verbs = [call.verb for call in c.story.stored if call.process == number and not call.copy]
+        if isinstance(act.refusal, StoreUnavailable) and "claim" in verbs and "withdraw" not in verbs:
+            yield f"process {number} gives up asking for the run, and does not give it back"
+
+
+def patience(c: Chronicle) -> Iterator[str]:
+    """A store that does not answer is asked again until the lease is about to end; only then the run is parked."""
+    for number, act in enumerate(c.story.acts):
+        run = act.run
+        if run is None or act.ended is None or run.status is not Status.PARKED or run.error is None:
+            continue
+        if not isinstance(run.error.__cause__, StoreUnavailable):
+            continue
+        mine = [call for call in c.story.stored if call.process == number and not call.copy]
+        good = [call.sent for call in mine if call.heard and call.verb in {"claim", "checkpoint", "finish"}]
+        good = [sent for sent in good if sent + c.tale.plot.lease < act.ended]
+        asked = [call for call in mine if call.verb == "claim"]  # counted from the first of those that got no answer
+        good += [call.sent for call in asked if call.heard and len(asked) == 1]
+        if good and act.ended < max(good) + c.tale.plot.lease * 5 / 6 - 1e-6:
+            yield f"process {number} parks at {act.ended}, its lease was renewed at {max(good)}"
+
+
+def _answer(who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
+    statuses = {known.status for known in run.states}
+    if got.error is not None and not isinstance(got.error, Exception):
+        pass  # a SystemExit is raised, whatever else
+    elif got.status is Status.LOST:
+        if not isinstance(got.error, LeaseLostError) or got.error.run_id != run.run_id:
+            yield f"{who} has lost the run, and is told {got.error!r}"
+    elif got.status is Status.PARKED:
+        if not isinstance(got.error, IdempotencyHeld if got.held else RunParked):
+            yield f"{who} has parked the run, and is told {got.error!r}"
+    elif got.status not in statuses:
+        yield f"{who} is told {got.status}, the store was never told so: {statuses}"
+    if got.status is Status.SUCCESS:
+        results = {name: record.result for name, record in run.now.steps.items() if record.has_result}
+        if got.results != results:
+            yield f"{who} got the results {got.results}, the store has {results}"
+    lost = sum(isinstance(event, LeaseLost) for event in act.events)
+    if lost > 1 or (got.status is Status.LOST and not lost):
+        yield f"{who} is told {lost} times that its lease is lost"
+    mine = {grant.fence: grant for grant in run.grants if grant.heard}
+    started = [event for event in act.events if isinstance(event, RunStarted)]
+    grant = mine.get(started[0].fence) if started else None
+    if grant is not None and grant.record is not None and grant.record.undoing:
+        cause = got.error.__cause__ if isinstance(got.error, CompensationFailed) else got.error
+        if got.status in RELEASED | {Status.COMPENSATION_FAILED} and not isinstance(cause, RunFailed):
+            yield f"{who} has finished the undo of a run that failed elsewhere, and is told {cause!r}"
+        known = grant.record.error
+        kinds = {"CompensationFailed"} | ({known.error_type} if isinstance(known, RunFailed) else set())
+        if isinstance(known, RunFailed) and isinstance(cause, RunFailed) and cause.error_type not in kinds:
+            yield f"{who} says that {cause.error_type} failed the run, it was {known.error_type}"
+        if got.status in RELEASED and got.failed_step != grant.record.failed_step:
+            yield f"{who} says that {got.failed_step} failed the run, it was {grant.record.failed_step}"
+
+
+def takeovers(c: Chronicle) -> Iterator[str]:
+    """Who takes a run over decides as promised: verify= first, then on_crash=, and never forward again once undoing."""
+    for run in c.runs:
+        for grant in run.grants:
+            if grant.record is not None and grant.heard:
+                yield from _takeover(c, run, grant)
+
+
+def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
+    record, act = grant.record, c.story.acts[grant.process]
+    assert record is not None
+    told = [event for event in act.events if isinstance(event, RunRecovered)]
+    mine = [done.effect for done in c.done if done.effect.fence == grant.fence]
+    said = {effect.step: effect.did for effect in mine if effect.what == "verify"}
+    if max(Counter(effect.step for effect in mine if effect.what == "verify").values(), default=0) > 1:
+        yield f"process {grant.process} asks a verify= twice"
+    in_doubt = [
+        name
+        for name in c.steps
+        if name in record.steps and record.steps[name].status in IN_DOUBT and record.steps[name].undo is None
+    ]
+    if not told:
+        if any(effect.what in {"do", "undo", "when"} for effect in mine):
+            yield f"process {grant.process} goes on without saying so"
+        return
+    event = told[0]
+    if act.cancelled is not None and act.cancelled <= event.at:
+        return
+    if any(isinstance(other, LeaseLost) and other.at <= event.at for other in act.events):
+        return  # it did not wait for the answers
+    for name in in_doubt:
+        if c.steps[name].verify is not None and name not in said:
+            yield f"verify= of {name} was not asked"
+    landed = [name for name in in_doubt if said.get(name) == "landed"]
+    lacking = [name for name in in_doubt if said.get(name) == "not landed"]
+    crashed = [n for n in in_doubt if n not in landed + lacking and record.steps[n].status is Status.RUNNING]
+    over = {name for name, report in record.steps.items() if report.status in OVER} | set(landed)
+    done = {name for name, report in record.steps.items() if report.status is Status.SUCCESS} | set(landed)
+    past_pivot = any(step.pivot and step.name in done for step in c.spec.steps)
+    ask = crashed if record.decision is None else []  # an operator has decided already
+    held = [name for name in ask if c.steps[name].on_crash == "hold"]
+    undo = [name for name in ask if c.steps[name].on_crash == "undo" and not past_pivot]
+    undo_all = record.undoing or undo or record.decision == "undo"
+    decision = "hold" if held else "undo" if undo_all else "forward"
+    facts = {
+        "decision": decision,
+        "verified": landed,
+        "held": held,
+        "skipped": [name for name in c.steps if name in over and name not in landed],
+        "retried": [name for name in in_doubt if name not in landed] if decision == "forward" else [],
+    }
+    raised = [name for name in in_doubt if said.get(name) == "raises"]  # nothing is decided before it knows
+    for name, expected in facts.items() if not raised else ():
+        got = getattr(event, name)
+        if (list(got) if isinstance(got, tuple) else got) != expected:
+            yield f"process {grant.process} recovers with {name} {got}, it should be {expected}"
+    went_on = [effect for effect in mine if effect.what in {"do", "undo"}]
+    if (held or raised) and went_on:
+        yield f"process {grant.process} goes on with {went_on[0].step}, though {held or raised} is for others to decide"
+    if decision == "undo" and any(effect.what == "do" for effect in mine):
+        yield f"process {grant.process} goes forward, though the run is being undone"
+    for name in landed:
+        if any(effect.what == "do" and effect.step == name for effect in mine):
+            yield f"{name} has landed, and is done again"
+
+
+def results_and_keys(c: Chronicle) -> Iterator[str]:
+    """One step, one key, whoever the owner is; another one for a run afresh. And steps see the results before them."""
+    seen: dict[str, tuple[int, str, bool]] = {}
+    for done in c.done:
+        effect = done.effect
+        run = c.run_of(effect.fence)
+        assert run is not None
+        mine = (run.generation, effect.step, effect.what == "undo")
+        if seen.setdefault(effect.step_key, mine) != mine:
+            yield f"{mine} and {seen[effect.step_key]} have the same step_key"
+        known = run.before(done.call.stored_before)
+        if effect.what in {"do", "when"}:
+            for name, value in effect.seen.items():
+                record = known.steps.get(name)
+                if record is not None and value != (record.result if record.has_result else None):
+                    yield f"{effect.step} sees {value!r} as the result of {name}, it is {record.result!r}"
+    if len(seen) != len(set(seen.values())):
+        yield "a step has two step_keys in one run"
+
+
+def values(c: Chronicle) -> Iterator[str]:
+    """What steps that are done have written survives a takeover, and of each key the latest write."""
+    for run in c.runs:
+        mine = [done for done in c.of(run) if done.effect.what == "do" and done.effect.wrote]
+        for grant in run.grants:
+            if grant.record is None:
+                continue
+            known = run.before(grant.position)
+            made = [done for done in mine if (done.call.performed or 0.0) < grant.at]
+            if any(done.stale for done in made):
+                continue  # by one who was the owner no more: its writes went nowhere
+            for key in {key for done in made for key in done.effect.wrote}:
+                writes = [done for done in made if key in done.effect.wrote]
+                sure = [i for i, one in enumerate(writes) if _recorded(c, run, known, one)]
+                allowed = [one.effect.wrote[key] for one in writes[sure[-1] if sure else 0 :]]
+                allowed += [] if sure else [None]
+                if grant.record.values.get(key) not in allowed:
+                    yield f"process {grant.process} finds {grant.record.values.get(key)!r} under {key!r}, not {allowed}"
+
+
+def context(c: Chronicle) -> Iterator[str]:
+    """An owner begins with the context that it was given, and sees each of its own writes at once."""
+    now: dict[int, dict[str, Any]] = {}
+    for run in c.runs:
+        for grant in run.grants:
+            now[grant.fence] = dict(grant.record.values) if grant.record is not None else {}
+    for done in c.done:
+        effect, known = done.effect, now[done.effect.fence]
+        if effect.values != known:
+            yield f"{effect.what} {effect.step} sees {effect.values}, the context is {known}"
+        known.update({key: value for key, value in effect.wrote.items() if value is not None})
+        for key, value in effect.wrote.items():
+            if value is None:
+                known.pop(key, None)
+
+
+def _recorded(c: Chronicle, run: KeptRun, known: Known, one: Done) -> bool:
+    """Whether the end of the step that this effect belongs to was recorded by the owner that made the effect."""
+    step, fence = one.effect.step, one.effect.fence
+    first = next((state for state in run.states if state.status_of(step) is Status.SUCCESS), None)
+    return (
+        first is not None
+        and first.position < known.position
+        and first.fence == fence
+        and _said(c, step, fence) != "landed"
+    )
+
+
+def told(c: Chronicle) -> Iterator[str]:
+    """Each start has its end, unless the process has died; and a process starts a step once."""
+    for number, act in enumerate(c.story.acts):
+        kinds = Counter(type(event) for event in act.events)
+        for start, finish in PAIRS:
+            if kinds[finish] > kinds[start] or (act.ended is not None and kinds[finish] != kinds[start]):
+                yield f"process {number}: {kinds[start]} {start.__name__}, {kinds[finish]} {finish.__name__}"
+        if kinds[RunRequested] > 1 or kinds[RunStarted] > 1 or kinds[RunRecovered] > 1:
+            yield f"process {number} begins more than once: {kinds}"
+        begun = Counter(event.step for event in act.events if isinstance(event, StepStarted))
+        if begun and max(begun.values()) > 1:
+            yield f"process {number} starts a step twice: {begun}"
+        # What has ended is told when the store has been asked about it, with the moment at which it ended.
+        for before, after in itertools.pairwise(e for e in act.events if not isinstance(e, StoreCalled | LeaseLost)):
+            if after.at < before.at - 1e-6:
+                yield f"process {number}: time goes back from {before} to {after}"
+        if (
+            any(isinstance(call.answer, Claimed) and call.answer.record for call in c.story.stored)
+            and kinds[RunStarted]
+        ):
+            started = next(event for event in act.events if isinstance(event, RunStarted))
+            run = c.run_of(started.fence)
+            grants = [] if run is None else [grant for grant in run.grants if grant.fence == started.fence]
+            if grants and (grants[0].record is None) is not (started.interrupted_run_id is None):
+                yield f"process {number} does not say whom it has taken the run from"
+
+
+JUDGES = (
+    ownership,
+    starts,
+    undo_order,
+    endings,
+    callers,
+    claims,
+    patience,
+    takeovers,
+    results_and_keys,
+    values,
+    context,
+    told,
+)

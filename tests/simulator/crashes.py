@@ -1,0 +1,211 @@
+"""Made-up stories of crashes: who comes when, where it dies or falls asleep, and how bad the way to the store is.
+
+`python -m tests.simulator.crashes 4711` tells what happened in one of them; `0-1000` looks for broken promises in many.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flowcore import Workflow
+from flowcore.testing.acts import Caller, Halt
+from flowcore.testing.network import SimulatedStore, StoreCall, Weather
+from flowcore.testing.story import Story, play
+
+from .specs import Draw, Effect, Seeded, Spec, StepSpec, built, drawn
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A workflow, who wants it run, and what befalls them."""
+
+    spec: Spec
+    lease: float
+    callers: tuple[Caller, ...]
+    weather: Weather
+
+
+@dataclass
+class Tale:
+    """A plot, played."""
+
+    plot: Plot
+    story: Story
+    effects: list[Effect] = field(repr=False)
+    workflow: Workflow = field(repr=False)
+    store: SimulatedStore = field(repr=False)
+
+    @property
+    def spec(self) -> Spec:
+        return self.plot.spec
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+
+def _step(draw: Draw, step: StepSpec) -> StepSpec:
+    return replace(
+        step,
+        on_crash=draw.choice(("retry", "retry", "retry", "retry", "undo", "hold")),
+        verify=draw.choice(("truth", "truth", "none", "raises")) if draw.chance(30) else None,
+    )
+
+
+def _halt(draw: Draw, lease: float) -> Halt | None:
+    if not draw.chance(75):
+        return None
+    at = draw.choice(("store", "call"))
+    seconds = lease * draw.choice((0.3, 1.2, 1.6, 3.0)) if draw.chance(35) else float("inf")
+    return Halt(at, draw.integer(1, draw.choice((4, 8, 16))), draw.chance(50), seconds)
+
+
+def _caller(draw: Draw, lease: float, key: str | None, number: int) -> Caller:
+    return Caller(
+        after=lease * draw.choice((0.1, 1.1, 1.1, 1.5, 2.5)) if number else 0.0,
+        beside=number > 0 and draw.chance(15),
+        recovers=number > 0 and (key is None or draw.chance(30)),
+        wait=lease * 3 if draw.chance(20) else None,
+        decides=draw.choice(("resume", "undo", "hold", "release")) if number and draw.chance(10) else None,
+        halt=_halt(draw, lease),
+        beats=draw.chance(90),
+    )
+
+
+def _weather(draw: Draw, lease: float) -> Weather:
+    if draw.chance(40):
+        return Weather()
+    outages: tuple[tuple[float, float], ...] = ()
+    if draw.chance(30):
+        begins = draw.integer(0, 40) / 10
+        outages = ((begins, begins + lease * draw.choice((0.1, 0.5, 1.3, 3.0))),)
+    return Weather(
+        draw.choice((0.01, 0.1, 0.4)),
+        draw.choice((0.0, 0.0, 0.05, 0.2)),
+        draw.choice((0.0, 0.0, 0.1)),
+        draw.choice((0.05, 0.5)),
+        outages,
+    )
+
+
+def plotted(draw: Draw, seed: int) -> Plot:
+    """A workflow of one to seven steps, and one to four processes that come in turn or beside each other."""
+    spec = drawn(draw, seed)
+    key = "the-key" if draw.chance(80) else None
+    spec = replace(
+        spec,
+        steps=tuple(_step(draw, step) for step in spec.steps),
+        key=key,
+        writes=draw.chance(50),
+        cancel_at=spec.cancel_at if draw.chance(30) else None,
+        faults=spec.faults if draw.chance(30) else (),
+        grace=draw.choice((0.5, 5.0)),
+    )
+    lease = draw.choice((2.0, 6.0, 30.0))
+    callers = tuple(_caller(draw, lease, key, number) for number in range(draw.integer(1, 4)))
+    return Plot(spec, lease, callers, _weather(draw, lease))
+
+
+def from_seed(seed: int) -> Plot:
+    return plotted(Seeded(seed), seed)
+
+
+# -- playing -----------------------------------------------------------------------------------------------------------
+
+
+def played(plot: Plot) -> Tale:
+    """What comes of a plot."""
+    effects: list[Effect] = []
+    spec = plot.spec
+    workflow, store = built(spec, effects), SimulatedStore()
+    story = play(
+        workflow,
+        seed=spec.seed,
+        store=store,
+        callers=plot.callers,
+        weather=plot.weather,
+        faults=dict(spec.faults),
+        key=spec.key,
+        cancel_at=spec.cancel_at,
+        max_workers=spec.max_workers,
+        grace=spec.grace,
+        lease=plot.lease,
+    )
+    return Tale(plot, story, effects, workflow, store)
+
+
+# -- telling -----------------------------------------------------------------------------------------------------------
+
+
+def _unlike(one: Any, plain: Any, less: tuple[str, ...] = ()) -> str:
+    said = {name: getattr(one, name) for name in type(one).__dataclass_fields__ if name not in less}
+    return ", ".join(f"{k}={v!r}" for k, v in said.items() if v != getattr(plain, k))
+
+
+def _stored(call: StoreCall) -> str:
+    argument: Any = call.argument
+    changes = getattr(argument, "changes", argument)
+    steps = getattr(changes, "steps", None) or {}
+    told = ", ".join(
+        f"{name} {step.report.status}{step.report.attempts}{'/' + step.report.undo if step.report.undo else ''} ({step.seq})"
+        for name, step in steps.items()
+    )
+    words = [told, "undoing" if getattr(changes, "undoing", False) else ""]
+    if call.verb == "finish":
+        words.append(f"{argument.record.status}{' held' if argument.record.held else ''}")
+    answer: Any = call.answer
+    said = "lost" if call.applied is None else f"{answer!r:.110}" + ("" if call.heard else " (unheard)")
+    return f"{call.verb} [{'; '.join(filter(None, words))}] -> {said}{' COPY' if call.copy else ''}"
+
+
+def told(tale: Tale) -> Iterator[str]:
+    """The story, line by line, in order of time."""
+    plot, story = tale.plot, tale.story
+    for step in plot.spec.steps:
+        yield f"step {step.name}: " + _unlike(step, StepSpec(step.name))
+    yield _unlike(plot.spec, Spec(-1, ()), ("steps",))
+    yield f"lease={plot.lease} {plot.weather}"
+    lines: list[tuple[float, int, str]] = []
+    for number, act in enumerate(story.acts):
+        yield f"process {number}: {_unlike(act.caller, Caller())}"
+        lines.append((act.began, number, "comes"))
+        for event in act.events:
+            names = ("step", "attempt", "undo", "outcome", "operation", "decision", "error")
+            words = " ".join(f"{name}={getattr(event, name)!s:.90}" for name in names if hasattr(event, name))
+            lines.append((event.at, number, f"{type(event).__name__} {words}"))
+        if act.halted is not None:
+            lines.append((act.halted, number, "STOPS"))
+        if act.ended is not None:
+            lines.append((act.ended, number, f"is over: {act.run!r} {act.refusal!r:.200}"))
+    for position, stored in enumerate(story.stored):
+        at = stored.sent if stored.applied is None else stored.applied
+        lines.append((at, stored.process, f"  store {position}: {_stored(stored)}"))
+    for call in story.calls:
+        end = "never" if call.ended is None else f"{call.ended - story.began:.3f}"
+        words = f"{call.what} {call.step} {call.attempt} -> {end}{', failed' if call.failed else ''}"
+        words += "" if call.performed is None else f", performed {call.performed - story.began:.3f}"
+        lines.append(
+            (call.began, call.process, f"    call {words}; fence {call.fence}, after store {call.stored_before}")
+        )
+    for at, number, line in sorted(lines, key=lambda line: line[0]):
+        yield f"{at - story.began:8.3f} {number} {line}"
+    record = tale.store.find(story.key)
+    yield f"in the end: {record}"
+
+
+def main() -> None:
+    from .crash_model import judged_tale
+
+    for word in sys.argv[1:]:
+        first, _, last = word.partition("-")
+        for seed in range(int(first), int(last or first) + 1):
+            tale = played(from_seed(seed))
+            broken = judged_tale(tale)
+            if not last:
+                print(*told(tale), sep="\n")
+            if broken or not last:
+                print(f"seed {seed}: ", "; ".join(broken) or "all promises kept")
+
+
+if __name__ == "__main__":
+    main()

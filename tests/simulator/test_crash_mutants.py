@@ -1,0 +1,39 @@
+"""That the stories of crashes can find something: protocols that break a promise each, every one of which they must find."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from .crash_model import judged_tale
+from .crash_mutants import MUTANTS
+from .crashes import from_seed, played
+from .mutants import Mutant, applied
+
+SEEDS = 1500
+
+
+def found_by(seeds: Iterable[int]) -> int | None:
+    """The first of these seeds whose story breaks a promise."""
+    for seed in seeds:
+        try:
+            if judged_tale(played(from_seed(seed))):
+                return seed
+        except Exception:  # noqa: BLE001 - a mutant may break anything
+            return seed
+    return None
+
+
+def test_there_are_enough_mutants_of_durable_runs() -> None:
+    assert len(MUTANTS) >= 25
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")  # a mutant may forget one
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_of_durable_runs_is_caught(mutant: Mutant) -> None:
+    with applied(mutant):
+        assert found_by(range(SEEDS)) is not None, f"nobody notices: {mutant.name}"
+
+
+def test_without_a_mutant_no_story_breaks_a_promise() -> None:
+    assert found_by(range(SEEDS)) is None
