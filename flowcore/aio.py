@@ -37,7 +37,7 @@ from ._protocol.sprint import Begun, may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
 from .engine import EngineBase, log, outcome
-from .errors import FlowcoreError, StepCancelled, said
+from .errors import FlowcoreError, StepCancelled, StoreError, said
 from .events import Hook
 from .forks import in_children
 from .retry import Duration, seconds
@@ -562,8 +562,8 @@ class AsyncEngine(EngineBase):
                 self._tell_survey(records, held, context)
         drivers = await asyncio.gather(*(asyncio.create_task(self._recovered(x)) for x in self._recoverable(records)))
         for driver in drivers:
-            if driver.result is None:
-                self._warn_unrecovered(driver.x, driver.error)
+            if driver.result is None and isinstance(driver.error, StoreError):
+                self._warn_unrecovered(driver.x.recovering, said(driver.error))
         return [driver.result for driver in drivers if driver.result is not None]
 
     async def _recovered(self, x: Execution) -> AsyncDriver:

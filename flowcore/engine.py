@@ -23,9 +23,6 @@ from .errors import (
     DefinitionError,
     FlowcoreError,
     IdempotencyError,
-    RunNotFound,
-    StoreError,
-    said,
     shown,
 )
 from .events import (
@@ -152,16 +149,18 @@ class EngineBase:
         known = {workflow.name: workflow for workflow in self.workflows}
         for record in records:
             workflow = known.get(record.workflow)
-            if workflow is not None and not self._closed:
+            if workflow is not None and record.graph != workflow.freeze().graph:
+                self._warn_unrecovered(record.run_id, "it began with another definition of its steps")
+            elif workflow is not None and not self._closed:
                 x = self._execution(workflow, None, record.key, None, None)
                 x.recovering = record.run_id
                 yield x
 
-    def _warn_unrecovered(self, x: Execution, error: BaseException | None) -> None:
+    def _warn_unrecovered(self, run_id: str | None, why: str) -> None:
         """Say, once, why a run could not be gone on with: nobody else hears of it."""
-        if isinstance(error, StoreError) and not isinstance(error, RunNotFound) and x.recovering not in self._warned:
-            self._warned.add(x.recovering)
-            log.warning("run %s could not be recovered: %s", x.recovering, said(error))
+        if run_id not in self._warned:
+            self._warned.add(run_id)
+            log.warning("run %s cannot be recovered: %s", run_id, why)
 
     def _keep_leases(self, on_lost: Callable[[Execution], None]) -> Leases | None:
         """Who keeps the leases of this engine's runs; None where its store gives none."""

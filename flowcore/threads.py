@@ -34,7 +34,7 @@ from ._protocol.sprint import may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
 from .engine import EngineBase, log, outcome
-from .errors import FlowcoreError, StepCancelled, said
+from .errors import FlowcoreError, StepCancelled, StoreError, said
 from .events import Hook
 from .forks import in_children
 from .interrupts import CtrlC, guard
@@ -544,8 +544,8 @@ class Engine(EngineBase):
             for _ in drivers:
                 over.acquire()
         for driver in drivers:
-            if driver.result is None:
-                self._warn_unrecovered(driver.x, driver.error)
+            if driver.result is None and isinstance(driver.error, StoreError):
+                self._warn_unrecovered(driver.x.recovering, said(driver.error))
         return [driver.result for driver in drivers if driver.result is not None]
 
     def _recovered(self, over: threading.Semaphore, driver: Driver) -> None:
