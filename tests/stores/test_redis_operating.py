@@ -46,19 +46,21 @@ def test_the_doctor_of_a_safe_server_has_nothing_to_warn_of(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "persistence"),
+    ("settings", "persistence"),
     [
-        (["--appendonly", "yes"], "aof (everysec)"),
-        (["--save", "60 1"], "rdb"),
-        (["--save", "60 1", "--appendonly", "yes", "--appendfsync", "no"], "aof (no) and rdb"),
-        ([], "none"),
+        ({"appendonly": "yes"}, "aof (everysec)"),
+        ({"save": "60 1"}, "rdb"),
+        ({"save": "60 1", "appendonly": "yes", "appendfsync": "no"}, "aof (no) and rdb"),
+        ({}, "none"),
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_the_doctor_tells_what_is_kept_on_disk(
-    start_redis: StartRedis, arguments: list[str], persistence: str, protocol: int
+    start_redis: StartRedis, settings: dict[str, str], persistence: str, protocol: int
 ) -> None:
-    with start_redis(arguments=arguments).client(protocol=protocol) as client:
+    with start_redis().client(protocol=protocol) as client:
+        for name, value in settings.items():
+            client.config_set(name, value)
         assert RedisStore(client).doctor()["persistence"] == persistence
 
 
