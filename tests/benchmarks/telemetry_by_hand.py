@@ -1,13 +1,19 @@
 """What people write to watch their steps without hooks: spans in the steps themselves, counters and histograms there.
 
 The same engine runs the steps, with nobody listening, so that what is compared is one way of telling with the other.
-The spans have what TracingHook gives them: parent, attributes, link, being current inside user code; the measurements are
-those of PrometheusHook, into children that were looked up once.
+
+By hand too, the spans have all that TracingHook gives to a run that goes well: parents, the same attributes with true
+values (waits, the run's id, its critical path and parallelism), the links, and being current inside user code; and a step
+that fails would say so. Not done by hand: retries, undos, limits, storing the context for other processes, and hooks for
+others. The measurements are those that PrometheusHook makes of a run that goes well, or of a step that fails, into
+children that were looked up once; by hand its three gauges are written as runs and steps come and go.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -28,19 +34,22 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
 
 
 class ByHand(Subject):
-    """A silent engine. `around` is entered and left around each run, and answers what `step` needs."""
+    """A silent engine. `begin` and `end` stand around each run; what the first answers comes to the steps as "watch"."""
 
     def __init__(self) -> None:
         self._engine: Any = AsyncEngine() if self.is_async else Engine()
 
+    @abstractmethod
     def step(self, step: Step) -> Callable[[Any], Any]:
-        raise NotImplementedError
+        """The step's function, and what watches it."""
 
+    @abstractmethod
     def begin(self) -> Any:
-        raise NotImplementedError
+        """A run starts: answers what its steps need to know."""
 
+    @abstractmethod
     def end(self, watch: Any) -> None:
-        raise NotImplementedError
+        """The run has ended."""
 
     def prepare(self, work: Work) -> Run:
         wf = Workflow("benchmark")
@@ -64,14 +73,31 @@ class ByHand(Subject):
 class _Trace:
     """One run's spans."""
 
-    __slots__ = ("context", "ready", "span", "spans", "token")
+    __slots__ = ("context", "ready", "span", "spans", "started", "token", "took")
 
     def __init__(self, span: trace.Span) -> None:
         self.span = span
         self.context = trace.set_span_in_context(span)
         self.token = otel.attach(self.context)
         self.spans: dict[str, trace.Span] = {}
-        self.ready = time.monotonic()
+        self.took: list[tuple[str, float, tuple[str, ...]]] = []
+        self.started = self.ready = time.monotonic()
+
+    def longest(self) -> tuple[list[str], float, float]:
+        """The chain of steps that took longest, its seconds, and those of all steps."""
+        chains: dict[str, tuple[float, str | None]] = {}
+        total, last = 0.0, None
+        for name, seconds, after in self.took:
+            before = max(after, key=lambda other: chains[other][0]) if after else None
+            chains[name] = (seconds + (chains[before][0] if before is not None else 0.0), before)
+            total += seconds
+            if last is None or chains[name][0] > chains[last][0]:
+                last = name
+        whole, path = chains[last][0] if last is not None else 0.0, list[str]()
+        while last is not None:
+            path.append(last)
+            last = chains[last][1]
+        return path[::-1], whole, total
 
 
 class Spans(ByHand):
@@ -90,14 +116,15 @@ class Spans(ByHand):
 
     def end(self, watch: _Trace) -> None:
         if watch.span.is_recording():
+            path, seconds, total = watch.longest()
             watch.span.set_attributes(
                 {
-                    "flowcore.run.id": "0" * 32,
+                    "flowcore.run.id": os.urandom(16).hex(),
                     "flowcore.run.outcome": "success",
-                    "flowcore.run.critical_path": list(watch.spans),
-                    "flowcore.run.critical_path.length": len(watch.spans),
-                    "flowcore.run.critical_path.seconds": 0.001,
-                    "flowcore.run.parallelism": 1.0,
+                    "flowcore.run.critical_path": path,
+                    "flowcore.run.critical_path.length": len(path),
+                    "flowcore.run.critical_path.seconds": seconds,
+                    "flowcore.run.parallelism": total / (time.monotonic() - watch.started),
                 }
             )
         otel.detach(watch.token)
@@ -114,38 +141,50 @@ class Spans(ByHand):
         if step.after:
             about |= {"flowcore.step.depends_on": list(step.after), "flowcore.step.depends_on.count": len(step.after)}
 
-        def open_(watch: _Trace) -> trace.Span:
+        def open_(watch: _Trace) -> tuple[trace.Span, float, Any]:
             links = [
                 Link(watch.spans[other].get_span_context(), {"flowcore.link.type": "depends_on"})
                 for other in step.after
             ]
-            attributes = {**about, "flowcore.step.wait": time.monotonic() - watch.ready}
+            started = time.monotonic()
+            attributes = {**about, "flowcore.step.wait": started - watch.ready}
             span = watch.spans[name] = tracer.start_span(title, watch.context, attributes=attributes, links=links)
-            return span
+            return span, started, otel.attach(trace.set_span_in_context(span))
 
-        def close(watch: _Trace, span: trace.Span, token: Any) -> None:
+        def close(watch: _Trace, span: trace.Span, started: float, token: Any, outcome: str = "success") -> None:
             otel.detach(token)
-            span.set_attribute("flowcore.step.outcome", "success")
+            span.set_attribute("flowcore.step.outcome", outcome)
             span.end()
             watch.ready = time.monotonic()
+            watch.took.append((name, watch.ready - started, step.after))
+
+        def fail(watch: _Trace, span: trace.Span, started: float, token: Any, error: Exception) -> None:
+            span.record_exception(error)
+            span.set_status(trace.StatusCode.ERROR, str(error))
+            span.set_attribute("error.type", type(error).__qualname__)
+            close(watch, span, started, token, "failure")
 
         async def traced_async(ctx: Any) -> Any:
             watch = ctx["watch"]
-            span = open_(watch)
-            token = otel.attach(trace.set_span_in_context(span))
+            span, started, token = open_(watch)
             try:
-                return await fn(ctx)
-            finally:
-                close(watch, span, token)
+                value = await fn(ctx)
+            except Exception as error:
+                fail(watch, span, started, token, error)
+                raise
+            close(watch, span, started, token)
+            return value
 
         def traced(ctx: Any) -> Any:
             watch = ctx["watch"]
-            span = open_(watch)
-            token = otel.attach(trace.set_span_in_context(span))
+            span, started, token = open_(watch)
             try:
-                return fn(ctx)
-            finally:
-                close(watch, span, token)
+                value = fn(ctx)
+            except Exception as error:
+                fail(watch, span, started, token, error)
+                raise
+            close(watch, span, started, token)
+            return value
 
         return traced_async if self.is_async else traced
 
@@ -182,14 +221,20 @@ class _Measures:
 
         waits, attempts, whole = histogram("w", of_step), histogram("a", ended), histogram("s", ended)
         self.wait = {step.name: waits.labels("benchmark", step.name).observe for step in steps}
-        self.attempt = {step.name: attempts.labels("benchmark", step.name, "success").observe for step in steps}
-        self.step = {step.name: whole.labels("benchmark", step.name, "success").observe for step in steps}
+        self.attempt, self.step = (
+            {
+                (step.name, outcome): ended.labels("benchmark", step.name, outcome).observe
+                for step in steps
+                for outcome in ("success", "failure")
+            }
+            for ended in (attempts, whole)
+        )
         self.run = histogram("r", ["workflow", "outcome"]).labels("benchmark", "success").observe
         self.ready = Gauge("ready", "ready", ["workflow"], registry=registry).labels("benchmark").inc
         self.active = Gauge("active", "active", ["workflow"], registry=registry).labels("benchmark").inc
         self.last = Gauge("last", "last", ["workflow"], registry=registry).labels("benchmark").set
         self.oldest = Gauge("oldest", "oldest", ["workflow"], registry=registry).labels("benchmark").set
-        Counter("errors", "errors", of_step, registry=registry)
+        self.errors = Counter("errors", "errors", [*of_step, "error_type"], registry=registry)
 
 
 class _Watch:
@@ -231,7 +276,7 @@ def measured(*, is_async: bool, exemplars: bool) -> type[ByHand]:
         def step(self, step: Step) -> Callable[[Any], Any]:
             fn, ready = step.fn, self.measures.ready
             wait = self.measures.wait[step.name]
-            attempt, whole = self.measures.attempt[step.name], self.measures.step[step.name]
+            attempt, whole = (of[step.name, "success"] for of in (self.measures.attempt, self.measures.step))
 
             def leave(watch: _Watch, started: float) -> None:
                 ended = watch.ready = time.monotonic()
@@ -239,23 +284,35 @@ def measured(*, is_async: bool, exemplars: bool) -> type[ByHand]:
                 whole(ended - started, watch.exemplar)
                 ready(1)
 
+            def fail(watch: _Watch, started: float, error: Exception) -> None:
+                took, measures = time.monotonic() - started, self.measures
+                measures.attempt[step.name, "failure"](took, watch.exemplar)
+                measures.step[step.name, "failure"](took, watch.exemplar)
+                measures.errors.labels("benchmark", step.name, type(error).__qualname__).inc(1, watch.exemplar)
+
             async def measured_async(ctx: Any) -> Any:
                 watch, started = ctx["watch"], time.monotonic()
                 ready(-1)
                 wait(started - watch.ready)
                 try:
-                    return await fn(ctx)
-                finally:
-                    leave(watch, started)
+                    value = await fn(ctx)
+                except Exception as error:
+                    fail(watch, started, error)
+                    raise
+                leave(watch, started)
+                return value
 
             def measured(ctx: Any) -> Any:
                 watch, started = ctx["watch"], time.monotonic()
                 ready(-1)
                 wait(started - watch.ready)
                 try:
-                    return fn(ctx)
-                finally:
-                    leave(watch, started)
+                    value = fn(ctx)
+                except Exception as error:
+                    fail(watch, started, error)
+                    raise
+                leave(watch, started)
+                return value
 
             return measured_async if is_async else measured
 
