@@ -71,9 +71,6 @@ class LiveRun:
         elif self._steps is None and self._writes is None:  # it was never told in pieces
             known.results, known.values, known.steps = end.results, end.values, end.steps
             known.effects, known.carriers = end.effects, end.carriers
-        if self._steps is not None or self._writes is not None:
-            known = self.record = self.seen()
-            self._steps = self._writes = None
         known.status, known.held, known.undone, known.failed_step = end.status, end.held, end.undone, end.failed_step
         known.finished = finished
         known.decision = known.expires = self.before = None
@@ -82,7 +79,7 @@ class LiveRun:
         if end.error is not None or known.error is not None:
             known.error = end.error
             if not watched:
-                _forget_frames(known)
+                self._forget_frames()
 
     def seen(self) -> RunRecord:
         """The record for others to see: while the run goes on, one of their own."""
@@ -106,6 +103,18 @@ class LiveRun:
             carriers=_without(record.carriers, names) | {name: step.carrier for name, step in told if step.carrier},
         )
 
+    def _forget_frames(self) -> None:
+        """Keep the errors of a run as text: an exception holds on to every frame it came through, and to all in them."""
+        record = self.record
+        if record.error is not None:
+            record.error = _as_text(record.error, record.run_id, record.failed_step)
+        record.steps = {name: _report_as_text(report, record.run_id, name) for name, report in record.steps.items()}
+        if self._steps is not None:
+            self._steps = {
+                name: replace(step, report=_report_as_text(step.report, record.run_id, name))
+                for name, step in self._steps.items()
+            }
+
     def as_found(self) -> RunRecord | None:
         """What the owner was told when it took the run over, with all that has come to it since."""
         before = self.before
@@ -120,13 +129,6 @@ def _update(known: dict[str, Any], told: Mapping[str, StepRecord | Write]) -> No
 
 def _without(old: Mapping[str, Any], names: Any) -> dict[str, Any]:
     return {name: value for name, value in old.items() if name not in names}
-
-
-def _forget_frames(record: RunRecord) -> None:
-    """Keep the errors of a run as text: an exception holds on to every frame it came through, and to all in them."""
-    if record.error is not None:
-        record.error = _as_text(record.error, record.run_id, record.failed_step)
-    record.steps = {name: _report_as_text(report, record.run_id, name) for name, report in record.steps.items()}
 
 
 def _report_as_text(report: StepReport, run_id: str, step: str) -> StepReport:
