@@ -74,6 +74,8 @@ LAZY: dict[str, set[str]] = {
     "flowcore.stores": {"flowcore.stores.redis", "flowcore.stores.sqlite"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis": {"redis"},
+    # pytest and hypothesis, which nobody needs who does not write a store.
+    "flowcore.testing": {"flowcore.testing.conformance"},
     # wf.run() reaches for an engine: the one place where a definition knows what is above it.
     "flowcore.workflow": {"flowcore.events", "flowcore.stores.memory", "flowcore.threads"},
 }

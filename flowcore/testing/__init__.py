@@ -1,9 +1,12 @@
 """For tests of your own workflows: simulated time and faults, a rehearsal of everything that can go wrong, a journal.
+And for those who write a store: the suite that it must pass.
 
 Nothing here is needed to run workflows, and nothing in flowcore imports it.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .acts import Fault
 from .journal import Journal
@@ -12,4 +15,30 @@ from .rehearsal import Rehearsal, rehearse
 from .simulator import Simulation, simulate
 from .waiting import no_waiting
 
-__all__ = ["Fault", "Journal", "Rehearsal", "SimulatedStore", "Simulation", "no_waiting", "rehearse", "simulate"]
+if TYPE_CHECKING:
+    from .conformance import StoreConformance
+
+__all__ = [
+    "Fault",
+    "Journal",
+    "Rehearsal",
+    "SimulatedStore",
+    "Simulation",
+    "StoreConformance",
+    "no_waiting",
+    "rehearse",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the suite for stores when it is asked for: it needs pytest and hypothesis."""
+    if name != "StoreConformance":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .conformance import StoreConformance
+    except ModuleNotFoundError as missing:
+        if missing.name not in {"pytest", "hypothesis"}:
+            raise
+        raise ImportError("StoreConformance needs pytest and hypothesis: pip install pytest hypothesis.") from None
+    return StoreConformance

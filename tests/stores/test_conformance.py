@@ -1,14 +1,70 @@
-"""Every store passes the suite that third parties prove theirs with."""
+"""MemoryStore keeps the contract, by the real clock and by one that is told to go on, and so does what is asynchronous.
 
+The durable stores have files of their own for it.
+"""
+
+import inspect
 from typing import Any
 
+import pytest
+
 from flowcore.stores import MemoryStore
-from flowcore.testing.conformance import StoreConformance
+from flowcore.testing import StoreConformance
 
 
 class TestMemoryStore(StoreConformance):
+    examples = 100
+
     def make_store(self) -> MemoryStore:
         return MemoryStore()
 
-    def make_forgetful_store(self, retention: float) -> Any:
+    def make_forgetful_store(self, retention: float) -> MemoryStore:
         return MemoryStore(retention=retention)
+
+
+class TestMemoryStoreByAClockOfItsOwn(StoreConformance):
+    """Nothing is waited for."""
+
+    @pytest.fixture(autouse=True)
+    def _time(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def make_store(self, **options: Any) -> MemoryStore:
+        return MemoryStore(clock=lambda: self.now, wall=lambda: self.now, **options)
+
+    def make_forgetful_store(self, retention: float) -> MemoryStore:
+        return self.make_store(retention=retention)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def _as_coroutine(name: str) -> Any:
+    async def verb(self: Any, *args: Any, **options: Any) -> Any:
+        return getattr(self.store, name)(*args, **options)
+
+    return verb
+
+
+class AsyncMemoryStore:
+    """MemoryStore, every verb of it a coroutine."""
+
+    name, durable, blocks = "memory", False, False
+
+    def __init__(self, **options: Any) -> None:
+        self.store = MemoryStore(**options)
+
+
+for verb, function in inspect.getmembers(MemoryStore, inspect.isfunction):
+    if not verb.startswith("_"):
+        setattr(AsyncMemoryStore, verb, _as_coroutine(function.__name__))
+
+
+class TestAnAsyncStore(StoreConformance):
+    examples = 5
+
+    def make_store(self) -> AsyncMemoryStore:
+        return AsyncMemoryStore()
+
+    def make_forgetful_store(self, retention: float) -> AsyncMemoryStore:
+        return AsyncMemoryStore(retention=retention)

@@ -21,19 +21,21 @@ flowcore does.
 
 from __future__ import annotations
 
-from .claims import ClaimRules
-from .contents import ContentRules
-from .late import LateCopies
-from .machine import MadeUpHistories
-from .operators import OperatorRules
-from .races import Races
-from .writes import WriteRules
+from . import claims, contents, late, machine, operators, races, writes
 
 __all__ = ["StoreConformance"]
 
 
 # pytest runs the tests of the last class first: the plainest ones.
-class StoreConformance(MadeUpHistories, Races, ContentRules, LateCopies, OperatorRules, WriteRules, ClaimRules):
+class StoreConformance(
+    machine.MadeUpHistories,
+    races.Races,
+    contents.ContentRules,
+    late.LateCopies,
+    operators.OperatorRules,
+    writes.WriteRules,
+    claims.ClaimRules,
+):
     """The tests of a store, to be inherited from by a class whose name begins with Test.
 
     Define `make_store(self)`. See the docstring of `flowcore.testing.conformance` for what else may be defined.

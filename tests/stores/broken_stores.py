@@ -1,0 +1,662 @@
+"""Stores that break one rule each, and a test class for each of them: test_conformance_catches.py runs those, and wants
+them to fail."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from flowcore import RunNotFound, Status
+from flowcore.stores import MemoryStore
+from flowcore.stores.base import (
+    TO_GO_ON,
+    Busy,
+    Checkpoint,
+    Claim,
+    ClaimAnswer,
+    Claimed,
+    Ending,
+    Finished,
+    Held,
+    Lease,
+    Lost,
+    RunRecord,
+)
+from flowcore.testing.conformance import StoreConformance
+
+
+class Broken(MemoryStore):
+    """MemoryStore, but for one rule."""
+
+    rule: ClassVar[str] = ""
+    """that a failure must name; a space between two: either"""
+
+    def kept(self, key: str) -> Any:
+        return self._runs.get(key)
+
+
+class TakesARepeatedClaimForAnother(Broken):
+    """The defect of the Go original: a lost answer leaves the key stuck."""
+
+    rule = "claim-again"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        return super().claim(claim if kept is None else replace(claim, run_id=claim.run_id + "'"))
+
+
+class BeginsAgainForALateClaim(Broken):
+    rule = "claim-again-after-the-end"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.owner == claim.run_id and kept.record.status != Status.RUNNING:
+            kept.owner = ""
+        return super().claim(claim)
+
+
+class RepeatsATakeoverWithoutItsRecord(Broken):
+    rule = "claim-again"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        again = kept is not None and kept.owner == claim.run_id
+        answer = super().claim(claim)
+        if again and isinstance(answer, Claimed):
+            answer.record = None
+        return answer
+
+
+class RepeatsATakeoverAsRunning(Broken):
+    rule = "claim-again"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        again = kept is not None and kept.owner == claim.run_id
+        answer = super().claim(claim)
+        if again and isinstance(answer, Claimed) and answer.record is not None:
+            answer.record.status = Status.RUNNING
+        return answer
+
+
+class HasLeasesThatNeverEnd(Broken):
+    """The defect of the Go original: a hard crash leaves the key stuck."""
+
+    rule = "time-passes"
+
+    def list_runs(self, **query: Any) -> list[RunRecord]:
+        self._never()
+        return super().list_runs(**query)
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        self._never()
+        return super().claim(claim)
+
+    def _never(self) -> None:
+        for kept in self._runs.values():
+            kept.expires = float("inf")
+
+
+class TakesOverWhatIsLeased(Broken):
+    rule = "claim-busy"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.owner != claim.run_id and claim.attached is not None:
+            kept.expires = 0.0
+        return super().claim(claim)
+
+
+class TakesOverOtherDefinitions(Broken):
+    rule = "claim-other-graph"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        to_go_on = kept is not None and not kept.over
+        return super().claim(replace(claim, graph=kept.record.graph) if to_go_on else claim)
+
+
+class LooksAtTheStateBeforeTheFingerprint(Broken):
+    rule = "claim-mismatch"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.record.status == Status.SUCCESS:
+            claim = replace(claim, fingerprint=None)
+        return super().claim(claim)
+
+
+class AsksForAFingerprintWhereThereIsNone(Broken):
+    rule = "claim-mismatch claim-takeover"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        known = self.kept(claim.key) is not None
+        return super().claim(replace(claim, fingerprint=claim.fingerprint or "none") if known else claim)
+
+
+class RemembersTheFingerprintAfterRelease(Broken):
+    rule = "claim-after-release"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.record.status == Status.FAILURE and not kept.record.held:
+            claim = replace(claim, fingerprint=kept.record.fingerprint)
+        return super().claim(claim)
+
+
+class ForgetsThatAKeyIsHeld(Broken):
+    """The defect of the Go original: a failed undo still releases the key."""
+
+    rule = "claim-held"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        answer = super().claim(claim)
+        return self._begin(claim, self._clock(), 1, 99) if isinstance(answer, Held) else answer
+
+
+class RunsAgainAfterSuccess(Broken):
+    rule = "claim-success"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        mine = kept is not None and claim.run_id == kept.owner
+        answer = super().claim(claim)
+        if isinstance(answer, Finished) and answer.record.status == Status.SUCCESS and not mine and not claim.attached:
+            self.kept(claim.key).record.status = Status.FAILURE
+            return super().claim(claim)
+        return answer
+
+
+class ReplaysWithoutResults(Broken):
+    """The defect of the Go original: a completed key returns no results."""
+
+    rule = "claim-attached claim-success"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        answer = super().claim(claim)
+        return Finished(replace(answer.record, results={}), answer.age) if isinstance(answer, Finished) else answer
+
+
+class BeginsARunForWhoOnlyWaits(Broken):
+    rule = "claim-attached-to-an-older-run"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.record.run_id != claim.attached:
+            claim = replace(claim, attached=None)
+        return super().claim(claim)
+
+
+class ForgetsWhoWaits(Broken):
+    rule = "claim-attached"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(claim, attached=None))
+
+
+class TellsToAskAgainAtOnce(Broken):
+    rule = "claim-busy"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        answer = super().claim(claim)
+        return replace(answer, retry_after=0.0) if isinstance(answer, Busy) else answer
+
+
+class KeepsTheFenceAtATakeover(Broken):
+    rule = "fence-rises"
+
+    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
+        answer = super()._take_over(kept, claim, now)
+        kept.record.fence -= 1
+        return replace(answer, fence=answer.fence - 1)
+
+
+class BeginsEachGenerationAtFenceOne(Broken):
+    rule = "fence-rises"
+
+    def _begin(self, claim: Claim, now: float, generation: int, fence: int) -> Claimed:
+        return super()._begin(claim, now, generation, 1)
+
+
+class KeepsTheGeneration(Broken):
+    rule = "claim-after-release"
+
+    def _begin(self, claim: Claim, now: float, generation: int, fence: int) -> Claimed:
+        return super()._begin(claim, now, 0, fence)
+
+
+class GivesATakenRunANewId(Broken):
+    rule = "claim-takeover claim-attached"
+
+    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
+        answer = super()._take_over(kept, claim, now)
+        kept.record.run_id = claim.run_id
+        assert answer.record is not None
+        return replace(answer, record=replace(answer.record, run_id=claim.run_id))
+
+
+class LeavesATakenRunFinished(Broken):
+    rule = "claim-takeover"
+
+    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
+        finished = kept.record.finished
+        answer = super()._take_over(kept, claim, now)
+        kept.record.finished = finished
+        return answer
+
+
+class ForgetsADecisionBeforeItIsHeard(Broken):
+    rule = "decision-is-heard"
+
+    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
+        answer = super()._take_over(kept, claim, now)
+        kept.record.decision = None
+        return answer
+
+
+class NeverForgetsADecision(Broken):
+    rule = "decision-is-heard"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        kept = self.kept(checkpoint.key)
+        decision = None if kept is None else kept.record.decision
+        answer = super().checkpoint(checkpoint)
+        if kept is not None:
+            kept.record.decision = decision
+        return answer
+
+
+class TakesCheckpointsFromAnOldOwner(Broken):
+    """The defect of the Go original: writes are not owner-checked."""
+
+    rule = "lost late-copies"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        kept = self.kept(checkpoint.key)
+        if kept is not None and kept.record.run_id == checkpoint.run_id:
+            checkpoint = replace(checkpoint, fence=kept.record.fence)
+        return super().checkpoint(checkpoint)
+
+
+class TakesEndingsFromAnOldOwner(Broken):
+    """The defect of the Go original: a stale run flips another's claim."""
+
+    rule = "lost late-copies"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        kept = self.kept(ending.record.key)
+        if kept is not None and kept.record.run_id == ending.record.run_id:
+            ending = replace(ending, record=replace(ending.record, fence=kept.record.fence))
+        return super().finish(ending)
+
+
+class TakesEndingsFromAnotherRun(Broken):
+    rule = "lost"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        kept = self.kept(ending.record.key)
+        if kept is not None:
+            ending = replace(ending, record=replace(ending.record, run_id=kept.record.run_id))
+        return super().finish(ending)
+
+
+class NeverSaysThatARecordIsGone(Broken):
+    rule = "lost"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        answer = super().checkpoint(checkpoint)
+        return answer and Lost()
+
+
+class MakesARecordAtTheEndWhereThereIsNone(Broken):
+    rule = "lost"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        if self.kept(ending.record.key) is None:
+            ending = replace(ending, record=replace(ending.record, fence=0))
+        return super().finish(ending)
+
+
+class LetsTheLastWriteWin(Broken):
+    rule = "highest-seq-wins late-copies"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        kept = self.kept(checkpoint.key)
+        if kept is not None and kept.record.fence == checkpoint.fence:
+            for told, known in ((checkpoint.steps, kept._steps), (checkpoint.writes, kept._writes)):
+                for name in told:
+                    (known or {}).pop(name, None)
+        return super().checkpoint(checkpoint)
+
+
+class CountsCheckpointsInsteadOfFields(Broken):
+    rule = "results highest-seq-wins"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        kept = self.kept(checkpoint.key)
+        fields: list[Any] = [*checkpoint.steps.values(), *checkpoint.writes.values()]
+        told = max([field.seq for field in fields], default=0)
+        if kept is not None and told <= kept.record.seq:
+            checkpoint = replace(checkpoint, steps={}, writes={})
+        return super().checkpoint(checkpoint)
+
+
+class WritesAfterTheEnd(Broken):
+    rule = "late-copies late-after-the-end"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        answer = super().checkpoint(checkpoint)
+        kept = self.kept(checkpoint.key)
+        if answer is None and kept.record.status != Status.RUNNING:
+            kept.note(checkpoint)
+        return answer
+
+
+class FinishesTwice(Broken):
+    rule = "late-copies late-after-the-end"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        kept = self.kept(ending.record.key)
+        if kept is not None and kept.record.run_id == ending.record.run_id and kept.record.fence == ending.record.fence:
+            kept.record.status = Status.RUNNING
+        return super().finish(ending)
+
+
+class IsShockedByALateCheckpoint(Broken):
+    rule = "late-copies late-after-the-end"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        kept = self.kept(checkpoint.key)
+        over = kept is not None and kept.record.status != Status.RUNNING
+        return Lost() if over else super().checkpoint(checkpoint)
+
+
+class IgnoresTheLastChanges(Broken):
+    """The defect of the Go original: SetStep errors are dropped."""
+
+    rule = "results finish"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        if ending.changes is None:
+            return super().finish(ending)
+        return super().finish(Ending(ending.record, replace(ending.changes, steps={}, writes={})))
+
+
+class KeepsTheLeaseAfterTheEnd(Broken):
+    rule = "finish"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        answer = super().finish(ending)
+        if answer is None:
+            kept = self.kept(ending.record.key)
+            kept.record.expires = self._wall()
+        return answer
+
+
+class LetsNobodyFinishLate(Broken):
+    rule = "finish-late lost"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        kept = self.kept(ending.record.key)
+        return Lost() if kept is not None and kept.expired(self._clock()) else super().finish(ending)
+
+
+class LeavesTheLeaseToHeartbeats(Broken):
+    rule = "checkpoint-renews"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        kept = self.kept(checkpoint.key)
+        expires = None if kept is None else kept.expires
+        answer = super().checkpoint(checkpoint)
+        if kept is not None:
+            kept.expires = expires
+        return answer
+
+
+class TurnsBackFromUndoing(Broken):
+    rule = "undoing-stays"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        answer = super().checkpoint(checkpoint)
+        if answer is None:
+            self.kept(checkpoint.key).record.undoing = checkpoint.undoing
+        return answer
+
+
+class RenewsWhateverItIsAsked(Broken):
+    rule = "renew lost late-copies"
+
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
+        super().renew(leases, lease)
+        return [True for _ in leases]
+
+
+class DoesNotRenewWhatHasEnded(Broken):
+    rule = "renew"
+
+    def _renewed(self, one: Lease, lease: float) -> bool:
+        kept = self.kept(one.key)
+        return not (kept is not None and kept.expired(self._clock())) and super()._renewed(one, lease)
+
+
+class WithdrawsByForgetting(Broken):
+    rule = "withdraw-begun find"
+
+    def withdraw(self, claim: Claim, /) -> None:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.owner == claim.run_id and kept.before is None:
+            self._runs.pop(claim.key)
+
+
+class WithdrawsFromAnybody(Broken):
+    rule = "withdraw-other late-copies"
+
+    def withdraw(self, claim: Claim, /) -> None:
+        if (kept := self.kept(claim.key)) is not None:
+            super().withdraw(replace(claim, run_id=kept.owner))
+
+
+class WithdrawsWhatHasEnded(Broken):
+    rule = "withdraw-other nothing-is-written"
+
+    def withdraw(self, claim: Claim, /) -> None:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.owner == claim.run_id:
+            self._free(kept)
+
+
+class WithdrawsARunThatSomebodyElseBegan(Broken):
+    rule = "withdraw-takeover"
+
+    def withdraw(self, claim: Claim, /) -> None:
+        if (kept := self.kept(claim.key)) is not None:
+            kept.before = None
+        super().withdraw(claim)
+
+
+class ListsResultsAsTheyCome(Broken):
+    rule = "results"
+
+    def find(self, key: str, /) -> RunRecord | None:
+        record, kept = super().find(key), self.kept(key)
+        if record is not None and kept._steps:
+            record.results = {name: record.results[name] for name in kept._steps if name in record.results}
+        return record
+
+
+class ForgetsThatAKeyWasDeleted(Broken):
+    rule = "claim-takeover values"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+        writes = {key: write for key, write in checkpoint.writes.items() if not write.deleted}
+        return super().checkpoint(replace(checkpoint, writes=writes))
+
+
+class ForgetsWhatIsInFlight(Broken):
+    rule = "effects"
+
+    def find(self, key: str, /) -> RunRecord | None:
+        record = super().find(key)
+        if record is not None:
+            steps = record.steps
+            effects = [name for name in record.effects if steps[name].status != Status.RUNNING]
+            record = replace(record, effects=tuple(effects))
+        return record
+
+
+class CountsInDoubles(Broken):
+    """As Lua does."""
+
+    rule = "values-round-trip"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(claim, values={key: self.counted(value) for key, value in claim.values.items()}))
+
+    def counted(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.counted(one) for one in value]
+        return int(float(value)) if type(value) is int else value
+
+
+class TakesEmptyListsForEmptyDicts(CountsInDoubles):
+    """As Lua does too."""
+
+    def counted(self, value: Any) -> Any:
+        return {} if value == [] else [self.counted(one) for one in value] if isinstance(value, list) else value
+
+
+class TrimsKeys(Broken):
+    """The defect of the Go original: trimming merges the keys "a" and "a "."""
+
+    rule = "keys-are-literal"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(claim, key=claim.key.strip()))
+
+    def find(self, key: str, /) -> RunRecord | None:
+        return super().find(key.strip())
+
+
+class HandsOutItsOwnRecords(Broken):
+    rule = "records-are-copies"
+
+    def find(self, key: str, /) -> RunRecord | None:
+        kept = self.kept(key)
+        live = kept is not None and kept._steps is None and kept._writes is None
+        return kept.record if live else super().find(key)
+
+
+class FindsRunsThatOthersHaveReplaced(Broken):
+    rule = "get-run claim-after-release"
+
+    def get_run(self, run_id: str, /) -> RunRecord:
+        try:
+            return super().get_run(run_id)
+        except RunNotFound:
+            return next((kept.record for kept in self._runs.values()), RunRecord("", run_id, "", None, ""))
+
+
+class ListsHeldRunsAsUnfinished(Broken):
+    rule = "unfinished"
+
+    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
+        held = [kept.seen() for kept in self._runs.values() if kept.record.held and kept.record.workflow in workflows]
+        return super().unfinished(workflows) + held
+
+
+class ForgetsToListExpiredRuns(Broken):
+    rule = "unfinished withdraw-takeover"
+
+    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
+        return [record for record in super().unfinished(workflows) if record.status in TO_GO_ON]
+
+
+class ListsEverybodysRuns(Broken):
+    rule = "list-runs"
+
+    def list_runs(self, *, status: Any = None, workflow: Any = None, older_than: Any = None) -> list[RunRecord]:
+        return super().list_runs(status=status, older_than=older_than)
+
+
+class ReleasesWhatIsRunning(Broken):
+    rule = "not-while-running"
+
+    def release(self, key: str, /, *, force: bool = False) -> None:
+        super().release(key, force=True)
+
+
+class ReleasesWithoutTellingTheOwner(Broken):
+    rule = "release withdraw-begun"
+
+    def _free(self, kept: Any) -> None:
+        super()._free(kept)
+        kept.record.fence -= 1
+
+
+class LetsAnOldOwnerWriteIntoAHeldRun(Broken):
+    rule = "operators-fence hold"
+
+    def _stop(self, kept: Any, *, held: bool, decision: str | None = None) -> None:
+        kept.record = replace(kept.record, held=held, decision=decision)
+
+
+class DecidesOnWhatIsOver(Broken):
+    rule = "decide"
+
+    def _decide(self, key: str, decision: str) -> None:
+        kept = self._idle(key)
+        if kept.over:
+            kept.record.held = True
+        super()._decide(key, decision)
+
+
+class ForgetsHeldRuns(Broken):
+    rule = "retention"
+
+    def finish(self, ending: Ending, /) -> Lost | None:
+        answer = super().finish(ending)
+        self._ended[ending.record.key] = self._clock()
+        return answer
+
+
+class NeverForgets(Broken):
+    """The defect of the Go original: no TTL anywhere."""
+
+    rule = "retention"
+
+    def _forget_old(self, now: float) -> None:
+        pass
+
+
+class HasNoLock(Broken):
+    """The defect of any store that asks first and writes then."""
+
+    rule = "claim-by-many"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        if self.kept(claim.key) is None:
+            time.sleep(0.001)
+            return self._begin(claim, self._clock(), 0, 1)
+        return super().claim(claim)
+
+
+BROKEN = {name: one for name, one in vars().items() if isinstance(one, type) and issubclass(one, Broken) and one.rule}
+
+
+def suite_of(store: type[Broken]) -> type[StoreConformance]:
+    """The test class of a broken store."""
+
+    class Suite(StoreConformance):
+        examples = 100
+        _patience = 1.0
+
+        def make_store(self) -> Any:
+            return store()
+
+        def make_forgetful_store(self, retention: float) -> Any:
+            return store(retention=retention)
+
+    return Suite
+
+
+globals().update({f"Test{name}": suite_of(one) for name, one in BROKEN.items()})

@@ -1,0 +1,112 @@
+"""The suite for stores can fail: each of many broken stores is caught, by the rule that it breaks."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowcore.testing import StoreConformance
+from flowcore.testing.conformance.rules import RULES
+from tests.stores import broken_stores
+from tests.stores.broken_stores import BROKEN
+
+SUITE = Path(sys.modules[StoreConformance.__module__].__file__).parent
+
+
+class Listener:
+    """Remembers the first failure of a pytest run, and what passed."""
+
+    def __init__(self) -> None:
+        self.message, self.passed = "", 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.passed += report.when == "call" and report.passed
+        if report.failed and not self.message:
+            self.message = report.longreprtext
+
+
+def run(node: str, *arguments: str) -> Listener:
+    """Run tests with a pytest of their own, up to the first failure."""
+    listener = Listener()
+    options = ["-x", "-q", "--noconftest", "-c", os.devnull, "--import-mode=importlib", "-W", "error"]
+    options += ["-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:cov"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main([node, *options, *arguments], plugins=[listener])
+    return listener
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_store_is_caught_by_the_rule_it_breaks(name: str) -> None:
+    found = run(f"{broken_stores.__file__}::Test{name}").message
+    assert found, f"{name} passed the suite"
+    assert any(f"[{rule}]" in found for rule in BROKEN[name].rule.split()), found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TakesARepeatedClaimForAnother",
+        "RemembersTheFingerprintAfterRelease",
+        "BeginsEachGenerationAtFenceOne",
+        "GivesATakenRunANewId",
+        "RenewsWhateverItIsAsked",
+        "WritesAfterTheEnd",
+        "IgnoresTheLastChanges",
+    ],
+)
+def test_the_state_machine_alone_catches_it_too(name: str) -> None:
+    found = run(f"{broken_stores.__file__}::Test{name}", "-k", "no_history")
+    assert "[model]" in found.message
+    assert "state = Histories" in found.message  # the history that led there
+
+
+def test_every_rule_is_tested_and_every_tested_rule_is_written_down() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in SUITE.glob("*.py") if file.name != "rules.py"]
+    named = {rule for text in texts for rule in re.findall(r'"([a-z]+(?:-[a-z]+)*)"', text)}
+    assert set(RULES) <= named
+    tested = r'(?:broken|refuses|unchanged)\(\s*"([^"]*)"|self\.refused\(\w+, "([^"]*)"|, "([a-z-]+)"\)$'
+    used = {rule for text in texts for found in re.findall(tested, text, re.MULTILINE) for rule in found if rule}
+    assert {rule for rule in used if "-" in rule} <= set(RULES)
+
+
+def test_three_lines_are_enough(tmp_path: Path) -> None:
+    mine = tmp_path / "test_mine.py"
+    mine.write_text(
+        """
+from flowcore.stores import MemoryStore
+from flowcore.testing import StoreConformance
+
+class TestMyStore(StoreConformance):
+    def make_store(self):
+        return MemoryStore()
+"""
+    )
+    found = run(str(mine))
+    assert found.message == ""
+    assert found.passed > 300
+
+
+def test_a_test_class_without_a_store_is_told_what_is_missing(tmp_path: Path) -> None:
+    mine = tmp_path / "test_nothing.py"
+    mine.write_text("from flowcore.testing import StoreConformance\nclass TestMyStore(StoreConformance): ...\n")
+    assert "TestMyStore must define make_store(self), which answers the store to test." in run(str(mine)).message
+
+
+@pytest.mark.parametrize("missing", ["pytest", "hypothesis"])
+def test_without_pytest_or_hypothesis_only_the_suite_is_missing(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from flowcore.testing import simulate, StoreConformance"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "ImportError: StoreConformance needs pytest and hypothesis: pip install pytest hypothesis."
+
+
+def test_an_unknown_name_of_flowcore_testing_is_an_attribute_error() -> None:
+    import flowcore.testing as module
+
+    with pytest.raises(AttributeError, match=r"module 'flowcore\.testing' has no attribute 'nothing'"):
+        _ = module.nothing
