@@ -158,8 +158,10 @@ def _checkpoint(x: Execution, steps: Collection[str] | None) -> Program[BaseExce
 
 
 def _insist(x: Execution, verb: str, argument: object) -> Program[Answer]:
-    """Ask the store until it answers, or the lease is about to end."""
-    tries = 0
+    """Ask the store until it answers, or the lease is about to end; for at most a lease, should it be renewed all the
+    time by a store that cannot write."""
+    tries, margin = 0, x.settings.lease * _MARGIN
+    until = x.settings.clock() + x.settings.lease
     while True:
         sent = x.settings.clock()
         answer, failure = yield from ask(x, verb, argument)
@@ -167,7 +169,7 @@ def _insist(x: Execution, verb: str, argument: object) -> Program[Answer]:
             x.lease_until = max(x.lease_until, sent + x.settings.lease)
             return answer, None
         now = x.settings.clock()
-        left = x.lease_until - now - x.settings.lease * _MARGIN
+        left = min(x.lease_until, until) - now - margin
         if not isinstance(failure, StoreUnavailable) or left <= 0 or x.lost:
             return None, failure
         tries += 1

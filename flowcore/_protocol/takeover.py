@@ -90,7 +90,7 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
             x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         x.hold(_held(x, held[0]))
     elif not undoing:
-        x.in_doubt = {node.name: record.steps[node.name] for node in crashed}
+        x.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
     event = RunRecovered(
         x.workflow.name,
         x.run_id,
