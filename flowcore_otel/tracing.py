@@ -56,6 +56,8 @@ __all__ = ["TracingHook"]
 
 _LISTED: Final = 64  # step names in one attribute
 _NO_LINKS: Final[Sequence[Link]] = ()
+_CALLERS_CONTEXT: Final = "flowcore_otel.context"
+"""in a run's state: the context in which it was asked for, before any TracingHook made its span current"""
 _SUCCESS: Final = Status.SUCCESS
 _REFUSALS: Final = {
     "in_progress": "another run with this key is still going on",
@@ -135,21 +137,27 @@ class TracingHook:
             run = state[self] = Trace()
         state.setdefault(TRACE, run)
         run.at, run.wall = event.at, int(event.wall * 1e9)
-        context, kind, linked = None, SpanKind.INTERNAL, _NO_LINKS
+        context: otel.Context = state.setdefault(_CALLERS_CONTEXT, otel.get_current())
+        kind, linked = SpanKind.INTERNAL, _NO_LINKS
         if event.submitted or event.recovering:  # nobody waits for it here: a trace of its own
-            context = trace.set_span_in_context(trace.INVALID_SPAN)
+            context = trace.set_span_in_context(trace.INVALID_SPAN, context)
             if event.submitted:  # linked to the one that asked for it
                 kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, run.request)
         else:
-            run.caller = trace.get_current_span()
+            run.caller = trace.get_current_span(context)
         attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow)}
         key_hash = self._key_hash(event.key) if event.key is not None and self._key_hash is not None else None
         if key_hash is not None:
             attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
         name = title(names.RUN, event.workflow)
         run.span = self._tracer.start_span(name, context, kind, attributes, linked, start_time=run.wall)
-        run.context = trace.set_span_in_context(run.span)
-        store(run.span.get_span_context(), event.carrier)
+        run.context = trace.set_span_in_context(run.span, context)
+        span = run.span.get_span_context()
+        store(span, event.carrier)
+        if span.is_valid:  # without an SDK, the caller's trace goes on instead
+            # Current from here on, for the claim too, in the run's own context, which ends with it. Of a run that is not
+            # sampled as well, or user spans would be sampled as new roots.
+            otel.attach(run.context)
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         run: Trace = event.state[self]
@@ -175,14 +183,11 @@ class TracingHook:
         run: Trace = event.state[self]
         self._end(run, run.span, event, {})
 
-    def _run_started(self, event: RunStarted) -> object:
+    def _run_started(self, event: RunStarted) -> object | None:
         run: Trace = event.state[self]
         run.started_at = event.at
         run.caller.set_attribute(names.RUN_ID, event.run_id)
         if not run.span.is_recording():
-            # Current once, in the run's own context, which ends with it; or user spans would be sampled as new roots.
-            if run.span.get_span_context().is_valid:  # without an SDK, the caller's trace goes on instead
-                otel.attach(run.context)
             return SKIP_RUN
         interrupted: Attributes = {}
         if event.interrupted_run_id is not None:
@@ -196,7 +201,7 @@ class TracingHook:
         if self._logs.enabled():
             evidence = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: event.run_id, **interrupted}
             self._logs.emit(names.RUN_STARTED, run.span, run.ns(event.at), evidence)
-        return Scope(run.span)
+        return None
 
     def _run_recovered(self, event: RunRecovered) -> None:
         run: Trace = event.state[self]

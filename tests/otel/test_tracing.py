@@ -3,6 +3,7 @@
 import itertools
 import logging
 import threading
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -429,8 +430,9 @@ def test_hostile_names_and_errors_are_clipped_and_encodable(driver: Driver, span
 )
 def test_a_malformed_stored_context_fails_nothing(spans: Spans, carrier: Any) -> None:
     hook, state = TracingHook(spans.provider), {}
-    hook(RunRequested("trip", "r2", 1.0, state, "k", 1e9, {}, submitted=False))
-    hook(IdempotencyHit("trip", "r2", 1.5, state, "k", "replayed", "r1", carrier, None))
+    context = copy_context()  # as a run has one of its own
+    context.run(hook, RunRequested("trip", "r2", 1.0, state, "k", 1e9, {}, submitted=False))
+    context.run(hook, IdempotencyHit("trip", "r2", 1.5, state, "k", "replayed", "r1", carrier, None))
     hit = spans["idempotency hit trip"]
     assert hit.links == ()
     assert hit.attributes["flowcore.original_run.sampled"] is False
