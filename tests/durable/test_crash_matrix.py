@@ -162,6 +162,7 @@ def matrix(request: pytest.FixtureRequest, place: Callable[[str], Place], nurser
         for name in (ASYNC if how == "async call" else SAGAS)
     ],
     indirect=["matrix"],
+    scope="module",  # all sagas of a matrix share it
 )
 def test_after_every_crash_the_ledger_is_right(matrix: Matrix, name: str) -> None:
     assert not matrix.wrong[name]
