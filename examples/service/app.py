@@ -13,6 +13,9 @@ Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
     502  the gateway or the carrier gave up on us       (what had been done was undone)
     503  the store does not answer                      (ask again with the same key: the order goes on from there)
 
+An answer to an order that has run says where to look: `traceresponse` (W3C Trace Context) is the trace of this very
+request, and a replay's `Original-Trace-Id` that of the request which did the work.
+
 Told to stop, the service finishes what it has begun. Killed, it forgets the orders in flight, and the answers it gave,
 where its runs are kept in memory (the default). With `--store sqlite:PATH` or a Redis they outlive it: within one and a
 half times the lease another process of it, or the next one, has gone on with each order from where it stood.
@@ -56,7 +59,7 @@ from flowcore import (
     RunParked,
     StoreUnavailable,
 )
-from flowcore_otel import PrometheusHook, TracingHook
+from flowcore_otel import PrometheusHook, TracingHook, original_trace_id
 from ledger import Ledger
 from partners import HANG, Carrier, Gateway
 from stores import known, opened
@@ -123,7 +126,10 @@ def create_app(
         caller = propagate.extract(request.headers)
         with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
             values = {"ref": idempotency_key, **order.model_dump()}
-            return answer(await engine.run(workflow, values, idempotency_key=idempotency_key, check=False))
+            run = await engine.run(workflow, values, idempotency_key=idempotency_key, check=False)
+            answered = answer(run)
+            answered.headers.update(traced(run))
+            return answered
 
     @app.exception_handler(IdempotencyInProgress)
     async def overlap(_: Request, error: IdempotencyInProgress) -> JSONResponse:
@@ -162,6 +168,14 @@ def answer(run: Run) -> JSONResponse:
         raise run.error
     status, kind = FAILURES[name]
     return problem(status, kind, detail, run=run.id)
+
+
+def traced(run: Run) -> dict[str, str]:
+    """Headers that lead from an answer to its trace, which is the current one, and from a replay to the original's."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    found = {"traceresponse": headers.get("traceparent"), "Original-Trace-Id": original_trace_id(run)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def in_progress(retry_after: float) -> JSONResponse:

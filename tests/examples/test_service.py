@@ -216,6 +216,21 @@ def test_order_joins_its_callers_trace(ledger: Path) -> None:
     assert {f"{span.context.trace_id:032x}" for span in spans.values() if span.context} == {trace}
 
 
+def test_answers_lead_to_their_traces_and_replays_to_the_one_in_which_the_work_was_done(ledger: Path) -> None:
+    answers: list[httpx.Response] = []
+    traces = [uuid.uuid4().hex, uuid.uuid4().hex]
+
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        first, second = ({"traceparent": f"00-{trace}-00f067aa0ba902b7-01"} for trace in traces)
+        answers.extend([await post("k", headers=first), await post("k", headers=second)])
+
+    with_service(ledger, talk)
+
+    assert [answer.headers["traceresponse"].split("-")[1] for answer in answers] == traces
+    assert [answer.headers.get("Idempotent-Replayed") for answer in answers] == [None, "true"]
+    assert [answer.headers.get("Original-Trace-Id") for answer in answers] == [None, traces[0]]
+
+
 # -- many clients ------------------------------------------------------------------------------------------------------
 
 
