@@ -180,6 +180,16 @@ def test_a_second_ctrl_c_at_any_moment_leaves_the_key_free_or_held(key: str | No
     assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
 
 
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """No tracer in this thread: coverage's takes a lock of its own, which an interrupt in its midst leaves taken."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
+
+
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see kill()
 def test_real_signals_at_random_moments_of_many_small_runs() -> None:
     """After each Ctrl-C every run has either succeeded or been undone, and no key is stuck."""
