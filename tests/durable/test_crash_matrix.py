@@ -25,6 +25,9 @@ LEASE: Final = 0.5
 CONCURRENT: Final = frozenset({"fan_out", "parallel_undo", "failed_branch"})
 """sagas whose steps run at the same time: not every run comes to the same points, and each dies alone"""
 ASYNC: Final = ("success", "compensated", "parallel_undo", "past_pivot", "slow")
+MATRICES: Final = tuple(
+    (kind, how) for kind in ("sqlite", "redis") for how in ("call", "recover", "call twice", "async call")
+)
 TOGETHER: Final = 16
 """runs that die in one process"""
 SECOND: Final = 14
@@ -156,10 +159,9 @@ def matrix(request: pytest.FixtureRequest, place: Callable[[str], Place], nurser
 @pytest.mark.parametrize(
     ("matrix", "name"),
     [
-        pytest.param((kind, how), name, id=f"{kind}, {how}, {name}")
-        for kind in ("sqlite", "redis")
-        for how in ("call", "recover", "call twice", "async call")
-        for name in (ASYNC if how == "async call" else SAGAS)
+        pytest.param(which, name, id=f"{', '.join(which)}, {name}")
+        for which in MATRICES
+        for name in (ASYNC if which[1] == "async call" else SAGAS)
     ],
     indirect=["matrix"],
     scope="module",  # all sagas of a matrix share it
