@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +25,6 @@ LEASE: Final = 0.5
 CONCURRENT: Final = frozenset({"fan_out", "parallel_undo", "failed_branch"})
 """sagas whose steps run at the same time: not every run comes to the same points, and each dies alone"""
 ASYNC: Final = ("success", "compensated", "parallel_undo", "past_pivot", "slow")
-MATRICES: Final = tuple(
-    (kind, how) for kind in ("sqlite", "redis") for how in ("call", "recover", "call twice", "async call")
-)
 TOGETHER: Final = 16
 """runs that die in one process"""
 SECOND: Final = 14
@@ -149,25 +146,31 @@ class Matrix:
 
 
 @pytest.fixture(scope="module")
-def matrix(request: pytest.FixtureRequest, place: Callable[[str], Place], nursery: Nursery) -> Matrix:
-    kind, how = request.param
-    one = Matrix(place(kind), how, nursery)
-    one.run()
-    return one
+def matrix(place: Callable[[str], Place], nursery: Nursery) -> Callable[[str, str], Matrix]:
+    """Crashes, once, all that there is."""
+
+    @cache
+    def crashed(kind: str, how: str) -> Matrix:
+        one = Matrix(place(kind), how, nursery)
+        one.run()
+        return one
+
+    return crashed
 
 
 @pytest.mark.parametrize(
-    ("matrix", "name"),
+    ("kind", "how", "name"),
     [
-        pytest.param(which, name, id=f"{', '.join(which)}, {name}")
-        for which in MATRICES
-        for name in (ASYNC if which[1] == "async call" else SAGAS)
+        pytest.param(kind, how, name, id=f"{kind}, {how}, {name}")
+        for kind in ("sqlite", "redis")
+        for how in ("call", "recover", "call twice", "async call")
+        for name in (ASYNC if how == "async call" else SAGAS)
     ],
-    indirect=["matrix"],
-    scope="module",  # all sagas of a matrix share it
 )
-def test_after_every_crash_the_ledger_is_right(matrix: Matrix, name: str) -> None:
-    assert not matrix.wrong[name]
+def test_after_every_crash_the_ledger_is_right(
+    matrix: Callable[[str, str], Matrix], kind: str, how: str, name: str
+) -> None:
+    assert not matrix(kind, how).wrong[name]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
