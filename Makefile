@@ -13,7 +13,7 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types format bench dashboards clean venv venv-demo servers
+.PHONY: help demo test lint types format bench storm dashboards clean venv venv-demo servers
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -38,6 +38,9 @@ types: venv  ## mypy and pyright, both strict
 format: venv  ## let ruff fix and format
 	$(ENV) -m ruff check --fix
 	$(ENV) -m ruff format
+
+storm: venv  ## kill, freeze and cut off processes and servers until 100,000 durable runs are over
+	$(ENV) -m tests.durable.storm
 
 bench: venv  ## run the benchmarks
 	$(ENV) -m tests.benchmarks

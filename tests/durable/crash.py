@@ -74,7 +74,7 @@ def run_jobs(place: Place, jobs: Sequence[Job], lease: float, asynchronous: bool
                 Ledger(place.ledger),
                 fuse,
                 beaten=lambda: fuse.seen["after renew"] > 0,
-                broken=True,
+                broken=lambda: True,
                 asynchronous=asynchronous,
             )
             store = Watched(real, Journal(place.journal), fuse)

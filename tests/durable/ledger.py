@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ class Effect(NamedTuple):
     fence: int
     run_id: str
     pid: int
+    thread: int
     at: float
 
 
@@ -41,6 +43,7 @@ class Word(NamedTuple):
     """steps that it knows to be done, from now on"""
     undone: list[str]
     pid: int
+    thread: int
     sent: float
     heard: float
 
@@ -60,9 +63,8 @@ class Ledger:
 
     def did(self, ctx: Any, what: str) -> None:
         """Note the effect of a step."""
-        self.write(
-            Effect(ctx["key"], ctx.step, ctx.step_key, what, ctx.fence, ctx.run_id, os.getpid(), time.monotonic())
-        )
+        whose = ctx["key"], ctx.step, ctx.step_key, what, ctx.fence, ctx.run_id
+        self.write(Effect(*whose, os.getpid(), threading.get_ident(), time.monotonic()))
 
 
 class Journal(Ledger):
@@ -70,17 +72,17 @@ class Journal(Ledger):
 
     def accepted(self, verb: str, argument: Any, answer: Any, sent: float) -> None:
         """Note a verb's good answer."""
-        heard, pid = time.monotonic(), os.getpid()
+        when = os.getpid(), threading.get_ident(), sent, time.monotonic()
         if verb == "claim":
             run_id = argument.run_id if answer.record is None else answer.record.run_id
-            self.write(Word(argument.key, verb, run_id, answer.fence, [], [], pid, sent, heard))
+            self.write(Word(argument.key, verb, run_id, answer.fence, [], [], *when))
             return
         checkpoint = argument if verb == "checkpoint" else argument.changes
         steps = {} if checkpoint is None else checkpoint.steps
         whose = argument if verb == "checkpoint" else argument.record
         done = [name for name, step in steps.items() if step.report.status == "success"]
         undone = [name for name, step in steps.items() if step.report.undo == "success"]
-        self.write(Word(whose.key, verb, whose.run_id, whose.fence, done, undone, pid, sent, heard))
+        self.write(Word(whose.key, verb, whose.run_id, whose.fence, done, undone, *when))
 
 
 def effects_of(path: str | Path) -> dict[str, list[Effect]]:

@@ -20,8 +20,8 @@ class Boom(Exception):
 class World:
     """What steps act on: each effect is a line in the ledger, and `point` is told just before and just after it.
 
-    `beaten`: whether the heartbeat has been, for which a slow step waits. `broken`: something is out of order that will be
-    repaired one day. `asynchronous`: steps are coroutines.
+    `beaten`: whether the heartbeat has been, for which a slow step waits. `broken`: whether something is out of order
+    that will be repaired one day. `asynchronous`: steps are coroutines.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class World:
         point: Callable[[str], None] = lambda label: None,
         *,
         beaten: Callable[[], bool] = lambda: True,
-        broken: bool = False,
+        broken: Callable[[], bool] = lambda: False,
         asynchronous: bool = False,
     ) -> None:
         self._ledger = ledger
@@ -69,7 +69,7 @@ class World:
         self.undo(ctx)
 
     def while_broken(self, ctx: Any) -> str:
-        if self.broken:
+        if self.broken():
             self.fail(ctx)
         return self.do(ctx)
 
@@ -80,7 +80,7 @@ class World:
         return result
 
     def undo_while_broken(self, ctx: Any) -> None:
-        if self.broken:
+        if self.broken():
             self._point(f"before undo {ctx.step}")
             self._ledger.did(ctx, "failed undo")
             raise Boom(ctx.step)

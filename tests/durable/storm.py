@@ -1,0 +1,225 @@
+"""A storm: processes that run the same 200 keys are killed, frozen and cut off from their store, which is killed too.
+
+`python -m tests.durable.storm [--runs N] [--seconds N] [--store redis|sqlite]` goes on, era after era, each with new
+servers and keys, until so many runs are over, and looks after each era whether all that is promised was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from flowcore import Engine
+from tests.durable.audit import audit
+from tests.durable.crash import Place
+from tests.durable.ledger import Effect, Journal, Ledger, effects_of, words_of
+from tests.durable.nursery import Nursery
+from tests.durable.proxy import Weather, run_proxy
+from tests.durable.sagas import World
+from tests.durable.stormy import KEYS, LEASE, Post, saga_of, work
+from tests.durable.watched import Watched
+from tests.stores.redis_servers import RedisServer, free_port
+
+__all__ = ["Figures", "Storm"]
+
+PROCESSES: Final = 8
+WEATHER: Final = Weather(lose=0.01, delay=0.02, half_close=0.005, seconds=LEASE / 2)
+
+
+@dataclass
+class Figures:
+    """What a storm was like. `wrong`: what should not have been."""
+
+    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{number:,} {what}" for what, number in self.counts.items())
+        return f"{self.seconds:.0f} s: {told}; {len(self.wrong)} violations"
+
+
+class Storm:
+    """One era. `kind`: redis (which is killed too, and heard of through a bad network by half of the processes) or
+    sqlite."""
+
+    def __init__(self, kind: str, folder: Path, nursery: Nursery, seed: int) -> None:
+        self.kind = kind
+        self.nursery = nursery
+        self.random = random.Random(seed)
+        self.figures = Figures()
+        self.folder = folder
+        self.server = RedisServer(folder / "redis", port=0, appendonly="always") if kind == "redis" else None
+        self.proxy = free_port() if kind == "redis" else 0
+        self.workers: dict[int, int] = {}
+        self.frozen: dict[int, float] = {}  # until when
+        self.freezes: list[tuple[int, float, float]] = []
+        self.board = folder / "board"
+        self.board.write_bytes(bytes(4 * KEYS))
+
+    def place(self, *, direct: bool) -> Place:
+        address = str(self.folder / "runs.db")
+        if self.server is not None:
+            address = self.server.url if direct else f"redis://127.0.0.1:{self.proxy}/0"
+        return Place(self.kind, address, "storm", str(self.folder / "ledger"), str(self.folder / "journal"))
+
+    def rage(self, seconds: float) -> Figures:
+        """Have the storm for so many seconds, then calm, then look what is left."""
+        began = time.monotonic()
+        with self.server or contextlib.nullcontext(), self._network():
+            for number in range(PROCESSES):
+                self._start(number)
+            self._spoil(began + seconds)
+            for pid in list(self.workers):
+                self._kill(pid, again=False)
+            self.figures.seconds = time.monotonic() - began
+            with self.place(direct=True).store() as store:
+                self._calm(store)
+                self._audit(store)
+        return self.figures
+
+    @contextlib.contextmanager
+    def _network(self) -> Iterator[None]:
+        pid = self.nursery.start(run_proxy, self.server.port, self.proxy, WEATHER) if self.server is not None else None
+        yield
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self._await(pid)
+
+    def _await(self, pid: int) -> int:
+        while True:
+            gone, code = self.nursery.ended()
+            if gone == pid:
+                return code
+
+    # -- faults --------------------------------------------------------------------------------------------------------
+
+    def _start(self, number: int) -> None:
+        post = Post(self.place(direct=number % 2 == 0), str(self.board), asynchronous=number % 4 == 3)
+        self.workers[self.nursery.start(work, post, self.random.random())] = number
+
+    def _spoil(self, until: float) -> None:
+        next_kill = next_freeze = time.monotonic()
+        next_restart = time.monotonic() + 1.0
+        while (now := time.monotonic()) < until:
+            for pid, thaws in list(self.frozen.items()):
+                if now >= thaws:
+                    del self.frozen[pid]
+                    os.kill(pid, signal.SIGCONT)
+            awake = [pid for pid in self.workers if pid not in self.frozen]
+            if now >= next_kill and awake:
+                self._kill(self.random.choice(awake), again=True)
+                next_kill = now + self.random.uniform(0.05, 0.3)
+            elif now >= next_freeze and len(awake) > PROCESSES / 2:
+                self._freeze(self.random.choice(awake))
+                next_freeze = now + self.random.uniform(0.2, 0.8)
+            elif now >= next_restart and self.server is not None:
+                self.server.kill()
+                time.sleep(self.random.uniform(0.0, LEASE * 0.7))
+                self.server.start()
+                self.figures.counts["restarts of redis"] += 1
+                next_restart = time.monotonic() + self.random.uniform(1.0, 4.0)
+            time.sleep(0.005)
+
+    def _freeze(self, pid: int) -> None:
+        before = time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        self.freezes.append((pid, before, time.monotonic() + 0.01))
+        self.frozen[pid] = time.monotonic() + LEASE * self.random.uniform(1.1, 2.0)
+        self.figures.counts["freezes"] += 1
+
+    def _kill(self, pid: int, *, again: bool) -> None:
+        number = self.workers.pop(pid)
+        self.frozen.pop(pid, None)
+        os.kill(pid, signal.SIGKILL)
+        code = self._await(pid)
+        if code != -signal.SIGKILL:
+            self.figures.wrong.append(f"a process ended with exit code {code}")
+        if again:
+            self.figures.counts["kills"] += 1
+            self._start(number)
+
+    # -- afterwards ----------------------------------------------------------------------------------------------------
+
+    def _calm(self, store: Any) -> None:
+        """Whatever is not over is gone on with, with no operator, within one and a half leases."""
+        world = World(Ledger(str(self.folder / "ledger")))
+        watched = Watched(store, Journal(str(self.folder / "journal")))
+        until = time.monotonic() + 20 * LEASE
+        with Engine(store=watched, lease=30.0, workflows=saga_of(world).values()) as engine:
+            time.sleep(LEASE)
+            while engine.recover() or self._open(store):
+                if time.monotonic() > until:
+                    self.figures.wrong += (f"{key} does not end" for key in self._open(store))
+                    return
+
+    @staticmethod
+    def _open(store: Any) -> list[str]:
+        return [
+            record.key
+            for status in ("running", "parked", "incomplete")
+            for record in store.list_runs(status=status)
+            if not record.held
+        ]
+
+    def _audit(self, store: Any) -> None:
+        effects, words = effects_of(self.folder / "ledger"), words_of(self.folder / "journal")
+        workflows = saga_of(World(Ledger(str(self.folder / "ledger"))))
+        counts = self.figures.counts
+        for key in sorted(effects.keys() | words.keys()):
+            record = store.find(key)
+            did, said = effects.get(key, []), words.get(key, [])
+            wf = workflows[int(key.partition(".")[0]) % len(workflows)]
+            found = audit(did, said, record, wf, self._was_frozen)
+            self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
+            runs = {word.run_id for word in said}
+            counts["keyed runs"] += len(runs)
+            counts["owners"] += len({(word.run_id, word.fence) for word in said if word.verb == "claim"})
+            counts["effects"] += len(did)
+            counts["effects twice"] += len(did) - len({effect.step_key for effect in did})
+            counts[f"ended {'held' if record is None or record.held else record.status}"] += 1
+
+    def _was_frozen(self, effect: Effect, since: float) -> bool:
+        frozen = any(pid == effect.pid and since <= to and begins <= effect.at for pid, begins, to in self.freezes)
+        self.figures.counts["effects of zombies"] += frozen
+        return frozen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.durable.storm", description=__doc__)
+    parser.add_argument("--runs", type=int, default=100_000, help="keyed runs, of all eras")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of an era")
+    parser.add_argument("--store", choices=["redis", "sqlite", "both"], default="both")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
+    arguments = parser.parse_args()
+    wrong = 0
+    for kind in ("redis", "sqlite") if arguments.store == "both" else (arguments.store,):
+        total, era = Figures(), arguments.seed
+        while total.counts["keyed runs"] < arguments.runs:
+            with tempfile.TemporaryDirectory() as folder, Nursery() as nursery:
+                figures = Storm(kind, Path(folder), nursery, era).rage(arguments.seconds)
+            total.seconds += figures.seconds
+            total.counts += figures.counts
+            total.wrong += figures.wrong
+            print(f"{kind}, seed {era}: {figures}", flush=True)
+            for one in figures.wrong[:20]:
+                print(f"  {one}", flush=True)
+            era += 1
+        print(f"{kind}, all: {total}", flush=True)
+        wrong += len(total.wrong)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
