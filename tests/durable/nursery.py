@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, Final, Self
@@ -33,7 +33,7 @@ class Nursery:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=_ROOT)
         theirs.close()
         self._pipe: Connection[Any, Any] = mine
-        self._ended: list[tuple[int, int]] = []
+        self._codes: dict[int, int] = {}  # of those that have ended, and that nobody has asked after
 
     def start(self, target: Callable[..., None], *args: Any) -> int:
         """Call a function of some module in a process of its own; answers its pid."""
@@ -42,23 +42,34 @@ class Nursery:
             pid, code = self._pipe.recv()
             if code is None:
                 return int(pid)
-            self._ended.append((pid, code))
+            self._codes[pid] = code
 
-    def ended(self) -> tuple[int, int]:
-        """Wait for a process to end; answers its pid, and its exit code, or minus the signal that killed it."""
-        return self._ended.pop(0) if self._ended else self._pipe.recv()
+    def wait(self, pids: Collection[int]) -> tuple[int, int]:
+        """Wait for one of these processes to end; answers its pid, and its exit code, or minus the signal that killed it."""
+        while True:
+            for pid in pids:
+                if pid in self._codes:
+                    return pid, self._codes.pop(pid)
+            pid, code = self._pipe.recv()
+            self._codes[pid] = code
 
     def call(self, target: Callable[..., None], calls: Iterable[tuple[Any, ...]], *, at_once: int = 4) -> list[int]:
         """Call a function with each of these arguments, each in its own process, a few at a time; answers the exit codes."""
-        codes: dict[int, int] = {}
-        pids: list[int] = []
+        codes: dict[int, int | None] = {}
+        running: set[int] = set()
         for args in calls:
-            if len(pids) - len(codes) >= at_once:
-                codes.update([self.ended()])
-            pids.append(self.start(target, *args))
-        while len(codes) < len(pids):
-            codes.update([self.ended()])
-        return [codes[pid] for pid in pids]
+            if len(running) >= at_once:
+                self._collect(running, codes)
+            pid = self.start(target, *args)
+            running.add(pid)
+            codes[pid] = None
+        while running:
+            self._collect(running, codes)
+        return [code for code in codes.values() if code is not None]
+
+    def _collect(self, running: set[int], codes: dict[int, int | None]) -> None:
+        pid, codes[pid] = self.wait(running)
+        running.remove(pid)
 
     def close(self) -> None:
         self._pipe.close()

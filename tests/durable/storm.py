@@ -95,13 +95,7 @@ class Storm:
         yield
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-            self._await(pid)
-
-    def _await(self, pid: int) -> int:
-        while True:
-            gone, code = self.nursery.ended()
-            if gone == pid:
-                return code
+            self.nursery.wait([pid])
 
     # -- faults --------------------------------------------------------------------------------------------------------
 
@@ -143,7 +137,7 @@ class Storm:
         number = self.workers.pop(pid)
         self.frozen.pop(pid, None)
         os.kill(pid, signal.SIGKILL)
-        code = self._await(pid)
+        _, code = self.nursery.wait([pid])
         if code != -signal.SIGKILL:
             self.figures.wrong.append(f"a process ended with exit code {code}")
         if again:
