@@ -114,7 +114,7 @@ def cost(engine_type: type[Engine | AsyncEngine], workload: str, hooks: tuple[Ho
             threading.setprofile(None)
     finally:
         threading.setprofile(None)
-    with untraced(), runs_of(engine_type, workload, hooks) as (runs, _):
+    with untraced(), frozen_heap(), runs_of(engine_type, workload, hooks) as (runs, _):
         return Cost(calls, peak(runs), garbage(runs), reads)
 
 
@@ -129,6 +129,17 @@ def untraced() -> Iterator[None]:
     finally:
         threading.settrace(thread_trace)
         sys.settrace(trace)
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Without what the tests before have left in memory: the garbage collector need not go through it each time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Calls:
@@ -208,10 +219,10 @@ def clock_reads(engine: Engine | AsyncEngine, runs: Runs) -> float:
     return number / RUNS
 
 
-def judge(cost: Cost, figure: Cost, *, ratchet: bool = sys.version_info[:2] == (3, 11)) -> None:
+def judge(cost: Cost, figure: Cost, *, ratchet: bool = True) -> None:
     for name, now, then in zip(Cost._fields, cost, figure, strict=True):
         assert now <= then * MARGIN + SWAYS.get(name, 0), f"{name} per run: {now:g}, was {then:g}"
-    if ratchet:
+    if ratchet and sys.version_info[:2] == (3, 11):
         assert cost.calls >= figure.calls * SLACK, f"lighter than its figure: commit {cost.calls:g} calls"
         assert cost.peak >= figure.peak * SLACK, f"lighter than its figure: commit {cost.peak:g} bytes"
 
@@ -226,7 +237,8 @@ class Listening(Logger):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("workload", WORKS)
 def test_a_run_costs_no_more_than_its_figure(engine, workload):
-    judge(cost(engine, workload), FIGURES[workload, engine.__name__])
+    steady = (workload, engine) != ("W3", Engine)  # on threads, a fan holds as much as who comes when
+    judge(cost(engine, workload), FIGURES[workload, engine.__name__], ratchet=steady)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
