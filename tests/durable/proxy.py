@@ -30,7 +30,7 @@ class Weather:
 
 @dataclass
 class Proxy:
-    """Forwards to `target`, a port of this machine. `lose_reply_to` has it lose the reply to the next call of a script."""
+    """Forwards to `target`, a port of this machine."""
 
     target: int
     port: int = 0
@@ -38,15 +38,18 @@ class Proxy:
     losses: int = 0
 
     def __post_init__(self) -> None:
-        self._needle: bytes | None = None
+        self._to_lose: dict[
+            bytes, list[float]
+        ] = {}  # by a script's name: how many of its calls pass before, how many do not
         self._closed = False
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def lose_reply_to(self, script: Script) -> None:
-        self._needle = script.sha.encode()
+    def lose_reply_to(self, script: Script, *, after: int = 0, times: float = 1) -> None:
+        """Lose the replies to so many calls of a script, after so many that are answered."""
+        self._to_lose[script.sha.encode()] = [after, times]
 
     def close(self) -> None:
         self._closed = True
@@ -89,9 +92,14 @@ class Proxy:
         server.close()
 
     def _spoil(self, request: bytes, client: socket.socket, lost: threading.Event) -> None:
-        if self._needle is not None and self._needle in request:
-            self._needle = None
-            lost.set()
+        for script, left in list(self._to_lose.items()):
+            if script in request:
+                passes = left[0] > 0
+                left[0 if passes else 1] -= 1
+                if left[1] <= 0:
+                    del self._to_lose[script]
+                if not passes:
+                    lost.set()
         weather, dice = self.weather, random.random()
         if dice < weather.lose:
             lost.set()

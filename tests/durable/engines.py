@@ -1,0 +1,55 @@
+"""A run in an engine of either kind, and how its call ended; and many cases at once, where a test mostly waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final
+
+from flowcore import AsyncEngine, Engine, Run, Workflow
+
+__all__ = ["DRIVERS", "STORES", "all_at_once", "recovering", "run"]
+
+DRIVERS: Final = ("threads", "asyncio")
+STORES: Final = ("sqlite", "redis")
+
+
+def run(driver: str, store: Any, wf: Workflow, key: str, lease: float, *, check: bool = False, **request: Any) -> Run:
+    """Run a saga in an engine of its own. `driver`: threads or asyncio; `store`: of the kind that it takes."""
+    request |= {"idempotency_key": key, "check": check}
+    if driver == "threads":
+        with Engine(store=store, lease=lease) as engine:
+            return engine.run(wf, {"key": key}, **request)
+
+    async def main() -> Run:
+        async with AsyncEngine(store=store, lease=lease) as engine:
+            return await engine.run(wf, {"key": key}, **request)
+
+    return asyncio.run(main())
+
+
+@contextmanager
+def recovering(store: Any, wf: Workflow, every: float, lease: float = 30.0) -> Iterator[None]:
+    """Meanwhile an engine goes on with whatever nobody goes on with, and nobody asks it to."""
+    with Engine(store=store, lease=lease, workflows=[wf], recover_every=every):
+        yield
+
+
+def all_at_once(test: Callable[..., None], cases: Iterable[tuple[Any, ...]]) -> None:
+    """Have a test for each of these cases, in threads of their own; they take as long as the longest of them."""
+    errors: list[Exception] = []
+
+    def one(case: tuple[Any, ...]) -> None:
+        try:
+            test(*case)
+        except Exception as error:  # noqa: BLE001 - all are raised below
+            error.add_note(f"case: {case}")
+            errors.append(error)
+
+    cases = list(cases)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        list(pool.map(one, cases))
+    if errors:
+        raise ExceptionGroup("some cases went wrong", errors)
