@@ -52,19 +52,20 @@ class Database:
         self._full = full
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None
         self._process = os.getpid()
         self._closed = False
         self._forking = False
         self._create()
         with self._lock:
-            self._connection = self._opened()
+            self._connect()
         _survive_forks(self)
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """All of `work`, or nothing, with nobody else writing."""
         return self._transaction("BEGIN IMMEDIATE", work)
 
-    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """`work` on what was there at one moment."""
         return self._transaction("BEGIN", work)
 
@@ -74,22 +75,23 @@ class Database:
             self._closed = True
             self._disconnect()
 
-    def _transaction(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _transaction(self, begin: str, work: Callable[[sqlite3.Cursor], T]) -> T:
         with self._lock:
-            connection = self._connected()
+            cursor = self._connected()
             try:
-                connection.execute(begin)
-                answer = work(connection)
-                connection.execute("COMMIT")
+                cursor.execute(begin)
+                answer = work(cursor)
+                cursor.execute("COMMIT")
             except BaseException as error:
                 with contextlib.suppress(sqlite3.Error):  # what it has to tell, `error` has told
-                    connection.rollback()
+                    cursor.connection.rollback()
                 if isinstance(error, sqlite3.Error | UnicodeEncodeError):
                     raise self._in_words(error) from error
                 raise
         return answer
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self) -> sqlite3.Cursor:
+        """What to ask. One cursor serves all transactions: to make one takes as long as a small statement."""
         if self._closed:
             raise StoreError(f"this SQLiteStore of {self.path} is closed: make another one.")
         if self._process != os.getpid() and self._connection is not None:
@@ -97,20 +99,25 @@ class Database:
                 f"this SQLiteStore of {self.path} was opened by process {self._process}, which then forked in a way that "
                 "Python was not told of: make the store in the process that uses it."
             )
-        if self._connection is None:
-            self._connection = self._opened()
-            self._process = os.getpid()
-        elif self._connection.in_transaction:  # an interrupt came in the middle of a rollback
+        if self._connection is None or self._cursor is None:
+            return self._connect()
+        if self._connection.in_transaction:  # an interrupt came in the middle of a rollback
             with contextlib.suppress(sqlite3.Error):
                 self._connection.rollback()
-        return self._connection
+        return self._cursor
+
+    def _connect(self) -> sqlite3.Cursor:
+        self._connection = self._opened()
+        self._cursor = self._connection.cursor()
+        self._process = os.getpid()
+        return self._cursor
 
     def facts(self) -> dict[str, str]:
         """What is to be known of the file. Reads all of it."""
 
-        def ask(connection: sqlite3.Connection) -> list[str]:
+        def ask(db: sqlite3.Cursor) -> list[str]:
             questions = ("quick_check(1)", "journal_mode", "synchronous")
-            return [str(connection.execute(f"PRAGMA {question}").fetchone()[0]) for question in questions]
+            return [str(db.execute(f"PRAGMA {question}").fetchone()[0]) for question in questions]
 
         damage, journal, synchronous = self.read(ask)
         status, disk = Path(self.path).stat(), shutil.disk_usage(Path(self.path).parent)
@@ -224,7 +231,7 @@ class Database:
             self._lock.release()
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._cursor = self._connection, None, None
         if connection is not None and self._process == os.getpid():
             connection.close()
         elif connection is not None:

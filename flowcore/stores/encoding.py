@@ -135,9 +135,9 @@ class Encoding:
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
         if record.undoing:
             fields["undoing"] = "1"
-        fields["undone"] = _json_text(record.undone)
-        fields["failed_step"] = _json_text(record.failed_step)
-        fields["error"] = _json_text(None if record.error is None else _told(record.error))
+        fields["undone"] = _json_text(record.undone) if record.undone else "[]"
+        fields["failed_step"] = "null" if record.failed_step is None else _json_text(record.failed_step)
+        fields["error"] = "null" if record.error is None else _json_text(_told(record.error))
         return fields
 
     def encode_step(self, name: str, step: StepRecord, run_id: str) -> str:

@@ -97,7 +97,7 @@ class SQLiteStore:
             return Finished(self._encoding.decode(claim.key, answer.fields), answer.age)
         return answer
 
-    def _claim(self, db: sqlite3.Connection, claim: Claim, texts: dict[str, str]) -> ClaimAnswer | _Over:
+    def _claim(self, db: sqlite3.Cursor, claim: Claim, texts: dict[str, str]) -> ClaimAnswer | _Over:
         now = self._now()
         self._forget_some(db, now)
         found = tables.found(db, claim.key, now)
@@ -146,7 +146,7 @@ class SQLiteStore:
         return Busy(record.run_id, record.carrier, age, max(_SOON, left / 1e6))
 
     def _begin(
-        self, db: sqlite3.Connection, claim: Claim, texts: dict[str, str], now: int, *, generation: int, fence: int
+        self, db: sqlite3.Cursor, claim: Claim, texts: dict[str, str], now: int, *, generation: int, fence: int
     ) -> Claimed:
         db.execute(tables.RETIRE, (claim.key,))
         expires, lease = tables.until(now, claim.lease)
@@ -155,7 +155,7 @@ class SQLiteStore:
         return Claimed(generation, fence)
 
     def _take_over(
-        self, db: sqlite3.Connection, claim: Claim, now: int, found: tuple[int, int, dict[str, Any]], age: float
+        self, db: sqlite3.Cursor, claim: Claim, now: int, found: tuple[int, int, dict[str, Any]], age: float
     ) -> Claimed:
         number, _, head = found
         # All of it is read before any of it is changed: what cannot be read stays as it is.
@@ -173,7 +173,7 @@ class SQLiteStore:
         """Write down what has changed in a run of ours, and renew its lease."""
         texts = self._encoding.encode_checkpoint(checkpoint)
 
-        def write(db: sqlite3.Connection) -> Lost | None:
+        def write(db: sqlite3.Cursor) -> Lost | None:
             number, refused = self._ours(db, checkpoint.key, checkpoint.run_id, checkpoint.fence)
             if number is not None:
                 now = self._now()
@@ -190,7 +190,7 @@ class SQLiteStore:
         record, texts = ending.record, self._encoding.encode_ending(ending)
         kept = record.held or record.status in TO_GO_ON
 
-        def write(db: sqlite3.Connection) -> Lost | None:
+        def write(db: sqlite3.Cursor) -> Lost | None:
             number, refused = self._ours(db, record.key, record.run_id, record.fence)
             if number is not None:
                 now = self._now()
@@ -205,7 +205,7 @@ class SQLiteStore:
 
         return self._database.write(write)
 
-    def _ours(self, db: sqlite3.Connection, key: str, run_id: str, fence: int) -> tuple[int | None, Lost | None]:
+    def _ours(self, db: sqlite3.Cursor, key: str, run_id: str, fence: int) -> tuple[int | None, Lost | None]:
         """The row of a run that is ours and goes on; else None, and Lost unless it is ours but over: a late copy."""
         row = db.execute(tables.OWNED, (key,)).fetchone()
         if row is None:
@@ -220,7 +220,7 @@ class SQLiteStore:
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
         """Extend these leases from now on; for each, whether it is still ours."""
 
-        def write(db: sqlite3.Connection) -> list[bool]:
+        def write(db: sqlite3.Cursor) -> list[bool]:
             until = tables.until(self._now(), lease)
             return [db.execute(tables.RENEW, (*until, one.key, one.run_id, one.fence)).rowcount == 1 for one in leases]
 
@@ -229,7 +229,7 @@ class SQLiteStore:
     def withdraw(self, claim: Claim, /) -> None:
         """Take a claim back whose answer was never heard, if it was granted."""
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Cursor) -> None:
             now = self._now()
             found = tables.found(db, claim.key, now)
             if found is None or found[2].get("owner") != claim.run_id:
@@ -247,12 +247,12 @@ class SQLiteStore:
 
     def find(self, key: str, /) -> RunRecord | None:
         """The record of a key, or None."""
-        return self._stored(f"{tables.HEAD} WHERE key = ? AND {tables.KEPT}", key, self._now())
+        return self._stored(tables.FIND, key, self._now())
 
     def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
         """The heads of at most 1,000 runs of these workflows that nobody goes on with, the oldest first."""
 
-        def read(db: sqlite3.Connection) -> list[dict[str, Any]]:
+        def read(db: sqlite3.Cursor) -> list[dict[str, Any]]:
             now = self._now()  # not before: it may have waited, and an owner may have renewed its lease meanwhile
             heads = map(tables.head, db.execute(tables.UNFINISHED, (now, now)))
             return list(itertools.islice((head for head in heads if head.get("workflow") in workflows), _AT_ONCE))
@@ -272,7 +272,7 @@ class SQLiteStore:
             return None
 
     def _stored(self, sql: str, *values: Any) -> RunRecord | None:
-        def read(db: sqlite3.Connection) -> dict[str, Any] | None:
+        def read(db: sqlite3.Cursor) -> dict[str, Any] | None:
             row = db.execute(sql, values).fetchone()
             return None if row is None else tables.whole(db, row[0], tables.head(row))
 
@@ -325,7 +325,7 @@ class SQLiteStore:
         its own any more.
         """
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Cursor) -> None:
             now = self._now()
             number, _ = self._known(db, key, now, "cancel it first, or release it with force=True", running=force)
             db.execute(tables.RELEASE, (now, self._forget_at(now), number))
@@ -341,7 +341,7 @@ class SQLiteStore:
         """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
         StoreError for a run in progress."""
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Cursor) -> None:
             number, record = self._known(db, key, self._now())
             status = Status.PARKED if record.status == Status.RUNNING else record.status
             db.execute(tables.STOP, (str(status), 1, None, number))
@@ -358,7 +358,7 @@ class SQLiteStore:
         self._decide(key, "undo")
 
     def _decide(self, key: str, decision: str) -> None:
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Cursor) -> None:
             number, record = self._known(db, key, self._now())
             goes_on = record.status in TO_GO_ON
             if not (goes_on or record.held or record.status == Status.RUNNING):
@@ -371,7 +371,7 @@ class SQLiteStore:
         self._database.write(write)
 
     def _known(
-        self, db: sqlite3.Connection, key: str, now: int, way_out: str = "cancel it first", *, running: bool = False
+        self, db: sqlite3.Cursor, key: str, now: int, way_out: str = "cancel it first", *, running: bool = False
     ) -> tuple[int, RunRecord]:
         """The row and the head of a key that nobody works on just now, or may be worked on (`running`)."""
         found = tables.found(db, key, now)
@@ -421,7 +421,7 @@ class SQLiteStore:
     def _forget_at(self, now: int) -> int:
         return now + microseconds(self.retention)
 
-    def _forget_some(self, db: sqlite3.Connection, now: int) -> bool:
+    def _forget_some(self, db: sqlite3.Cursor, now: int) -> bool:
         self._written = 0
         return tables.forget(db, now, _BITE)
 

@@ -16,10 +16,14 @@ __all__ = [
     "CHECKPOINT",
     "CLEAR",
     "EXPIRE",
+    "FIND",
     "FINISH",
+    "FORGOTTEN",
     "HEAD",
     "KEPT",
     "OWNED",
+    "PUT",
+    "RAISE",
     "RELEASE",
     "RENEW",
     "RETIRE",
@@ -41,7 +45,7 @@ _COLUMNS: Final = (
     *("before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
 )
 _IN_RUNS: Final = frozenset(_COLUMNS)
-_NUMBERED: Final = (STEP, WRITE)
+_NUMBERED: Final = frozenset({STEP, WRITE})
 _NOTHING: Final = frozenset({"null", "[]"})  # the same as no row
 
 SCHEMA: Final = (
@@ -76,6 +80,7 @@ SCHEMA: Final = (
 )
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - the words above
 KEPT: Final = "(forget IS NULL OR forget > ?)"
+FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"
 OWNED: Final = "SELECT id, run_id, fence, status FROM runs WHERE key = ?"
 # A lease that ends a second later than it is long: the clock was set back, and nobody knows how its owner is. A claim
 # sees to it.
@@ -106,13 +111,13 @@ STOP: Final = (
     "forget = NULL WHERE id = ?"
 )
 CLEAR: Final = "DELETE FROM fields WHERE run = ? AND name IN ('undone', 'failed_step', 'error')"
-_PUT: Final = "INSERT OR REPLACE INTO fields VALUES (?, ?, ?)"
+PUT: Final = "INSERT OR REPLACE INTO fields VALUES (?, ?, ?)"
 # Of a step or a write the text with the higher number in front wins: CAST reads that number, and stops behind it.
-_RAISE: Final = (
+RAISE: Final = (
     "INSERT INTO fields VALUES (?, ?, ?) ON CONFLICT (run, name) DO UPDATE SET text = excluded.text "
     "WHERE CAST(excluded.text AS INTEGER) > CAST(text AS INTEGER)"
 )
-_FORGOTTEN: Final = "SELECT id FROM runs WHERE forget <= ? ORDER BY forget LIMIT 1"
+FORGOTTEN: Final = "SELECT id FROM runs WHERE forget <= ? ORDER BY forget LIMIT 1"
 _FORGET: Final = "DELETE FROM fields WHERE run = ? AND name IN (SELECT name FROM fields WHERE run = ? LIMIT ?)"
 
 
@@ -122,9 +127,9 @@ def until(now: int, lease: float) -> tuple[int, int]:
     return now + length, length
 
 
-def found(db: sqlite3.Connection, key: str, now: int) -> tuple[int, int, dict[str, Any]] | None:
+def found(db: sqlite3.Cursor, key: str, now: int) -> tuple[int, int, dict[str, Any]] | None:
     """The row number of a key, the length of its lease, and its head."""
-    row = db.execute(f"{HEAD} WHERE key = ? AND {KEPT}", (key, now)).fetchone()
+    row = db.execute(FIND, (key, now)).fetchone()
     return None if row is None else (row[0], row[1] if isinstance(row[1], int) else 0, head(row))
 
 
@@ -133,12 +138,12 @@ def head(row: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value for name, value in zip(_COLUMNS, row[2:], strict=True) if value is not None}
 
 
-def whole(db: sqlite3.Connection, number: int, head: Mapping[str, Any]) -> dict[str, Any]:
+def whole(db: sqlite3.Cursor, number: int, head: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of a run."""
     return {**dict(db.execute("SELECT name, text FROM fields WHERE run = ?", (number,))), **head}
 
 
-def add(db: sqlite3.Connection, texts: Mapping[str, str], **counted: int) -> int:
+def add(db: sqlite3.Cursor, texts: Mapping[str, str], **counted: int) -> int:
     """A new run. Answers its row number; its other fields are still to be put."""
     columns = {name: text for name, text in texts.items() if name in _IN_RUNS} | counted
     marks = ", ".join("?" * len(columns))
@@ -147,19 +152,25 @@ def add(db: sqlite3.Connection, texts: Mapping[str, str], **counted: int) -> int
     return int(number)
 
 
-def put(db: sqlite3.Connection, number: int, texts: Mapping[str, str]) -> int:
+def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
     """Write those fields of a run that have rows of their own. Answers how many these are."""
-    rows = [(number, name, text) for name, text in texts.items() if name not in _IN_RUNS and text not in _NOTHING]
-    for row in rows:
-        db.execute(_RAISE if row[1].startswith(_NUMBERED) else _PUT, row)
-    return len(rows)
+    rows = 0
+    for name, text in texts.items():
+        if name[:2] in _NUMBERED:
+            db.execute(RAISE, (number, name, text))
+        elif name in _IN_RUNS or text in _NOTHING:
+            continue
+        else:
+            db.execute(PUT, (number, name, text))
+        rows += 1
+    return rows
 
 
-def forget(db: sqlite3.Connection, now: int, most: int) -> bool:
+def forget(db: sqlite3.Cursor, now: int, most: int) -> bool:
     """Forget runs that are past their retention, but at most so many rows; whether there may be more. Large ones go bit by
     bit: nobody finds what is left of them."""
     while most > 0:
-        run = db.execute(_FORGOTTEN, (now,)).fetchone()
+        run = db.execute(FORGOTTEN, (now,)).fetchone()
         if run is None:
             return False
         most -= db.execute(_FORGET, (*run, *run, most)).rowcount

@@ -363,8 +363,8 @@ def test_a_file_without_its_tables_is_refused(store: SQLiteStore, path: Path) ->
     assert store.list_runs() == []
 
 
-class Interrupted(sqlite3.Connection):
-    """A connection whose user is interrupted right after its n-th statement, as Ctrl-C may do."""
+class Interrupted(sqlite3.Cursor):
+    """A cursor whose user is interrupted right after its n-th statement, as Ctrl-C may do."""
 
     left = -1
 
@@ -376,18 +376,23 @@ class Interrupted(sqlite3.Connection):
         return answer
 
 
+class WithInterrupts(sqlite3.Connection):
+    def cursor(self, *_: Any) -> Any:
+        return super().cursor(Interrupted)
+
+
 def test_an_interrupt_after_any_statement_leaves_all_of_a_verb_or_nothing(
     store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = granted(store)
     connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Interrupted, **options))
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=WithInterrupts, **options))
     with closing(SQLiteStore(path, durability="normal", wall=store._wall)) as struck:
         monkeypatch.undo()
         kept = list[bool]()
         for statement in itertools.count(1):
             before, told = dump(path), checkpoint(owner, seq=2 * statement)
-            struck._database._connection.left = statement
+            struck._database._cursor.left = statement
             try:
                 struck.checkpoint(told)
             except KeyboardInterrupt:
@@ -707,7 +712,7 @@ def test_a_checkpoint_costs_as_much_in_a_long_run_with_large_values_as_in_a_shor
 
     log = Path(f"{store.path}-wal")
     store._database.read(lambda db: db.execute("PRAGMA wal_autocheckpoint = 0"))
-    store._database.read(lambda db: db.set_progress_handler(count, 1))
+    store._database.read(lambda db: db.connection.set_progress_handler(count, 1))
     for number in range(2000):
         steps.append(0)
         told = {f"s{number}": done(2 * number + 2), f"s{number + 1}": StepRecord(2 * number + 3, StepReport())}
