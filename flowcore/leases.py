@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Leases"]
 
 _BEATS: Final = 3
-"""renewals in the time of a lease: two may fail"""
+"""renewals in the time of a lease"""
+_AGAIN: Final = 12
+"""tries in the time of a lease once one has failed: so an outage of half a lease costs no run, whenever it begins"""
 _log = logging.getLogger("flowcore")
 
 
@@ -74,20 +76,19 @@ class Leases:
 
     def _beat(self) -> None:
         with asyncio.Runner() as loop:
-            idle = 0
+            idle, renewed = 0, True
             while True:
                 with self._changed:
-                    self._changed.wait(self._lease / _BEATS)
+                    self._changed.wait(self._lease / (_BEATS if renewed else _AGAIN))
                     idle = 0 if self._runs else idle + 1
                     if idle > _BEATS or self._closed:
                         self._thread = None
                         return
                     runs = dict(self._runs)
-                if runs:
-                    self._renew(runs, loop)
+                renewed = not runs or self._renew(runs, loop)
 
-    def _renew(self, runs: dict[Execution, Lease], loop: asyncio.Runner) -> None:
-        """Renew these leases, once."""
+    def _renew(self, runs: dict[Execution, Lease], loop: asyncio.Runner) -> bool:
+        """Renew these leases, once; False: the store did not answer."""
         context, at = contextvars.Context(), time.monotonic()
         event = MaintenanceStarted("", "", at, {}, "heartbeat")
         scopes = self._hooks.enter(event, context)
@@ -112,6 +113,7 @@ class Leases:
             self._hooks.emit(MaintenanceFinished("", "", now, {}, "heartbeat", now - at, failure), context)
         if scopes is not None:
             self._hooks.exit(scopes, context, event, failure)
+        return failure is None
 
     def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[bool]:
         renew = self._store.renew
