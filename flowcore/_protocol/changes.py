@@ -60,8 +60,8 @@ class Changes:
         """The store refused what `step` returned or wrote: forget that, but not that the step ended."""
         self.unstorable.add(step)
         self.writes.pop(step, None)
-        if (record := self.steps.get(step)) is not None:
-            record.has_result, record.result = False, None
+        record = self.steps[step]
+        record.has_result, record.result = False, None
 
     def take(self, steps: Collection[str] | None = None) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
         """Take out what is to be told of `steps` (None: of all), the latest of each."""

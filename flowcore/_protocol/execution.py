@@ -514,29 +514,29 @@ class Execution:
 
     def doubt_settled(self, node: Node, *, effect: bool) -> None:
         """A run that is undone has decided on what was in flight when an earlier owner died."""
+        assert self.changes is not None  # noqa: S101 - other stores never tell of a step that it runs
         with self.lock:
-            if self.changes is not None:
-                effect = effect and node.compensation is not None
-                self.changes.step(node.name, self.report(node), self.results, effect=effect)
+            effect = effect and node.compensation is not None
+            self.changes.step(node.name, self.report(node), self.results, effect=effect)
 
     def settle_doubts(self) -> None:
         """The run has stopped. What was told to begin and has not will not; and what was in flight when an earlier owner
         died, and was not attempted again, may have happened: it is undone too."""
+        if self.changes is None:
+            return
         with self.lock:
-            if self.changes is not None:
-                for name in self.changes.begun:
-                    self.changes.not_begun(name)
-                self.changes.begun.clear()
+            for name in self.changes.begun:
+                self.changes.not_begun(name)
+            self.changes.begun.clear()
             if not self.undoes:
                 return
             for name, report in (self.in_doubt or {}).items():
                 node = self.plan.by_name[name]
                 self.reports[name] = replace(report, status=Status.UNKNOWN)
-                if node.compensation is not None:
+                effect = node.compensation is not None
+                if effect:
                     self.to_undo.append(node)
-                if self.changes is not None:
-                    effect = node.compensation is not None
-                    self.changes.step(name, self.reports[name], self.results, effect=effect)
+                self.changes.step(name, self.reports[name], self.results, effect=effect)
 
     def begin_undo(self, node: Node) -> int:
         """The undo of `node` is about to start; answers its number, from 1."""

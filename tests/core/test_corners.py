@@ -177,6 +177,31 @@ def test_an_engine_that_is_left_finishes_current_steps_and_parks_the_rest(ledger
     assert (run.status, ledger) == (Status.SUCCESS, ["a", "b"])
 
 
+def test_a_step_that_was_stopped_as_its_engine_was_left_is_undone_once_after_it_was_done_again(
+    ledger: Ledger, gate: Gate
+) -> None:
+    store, began, wf = MemoryStore(), Gate(), Workflow("w")
+
+    def leaves(ctx: Context) -> None:
+        if not began.is_set():
+            began.then(gate)(ctx)
+            raise SystemExit
+
+    ledger.add(wf, "a", first=leaves)
+    ledger.add(wf, "b", depends_on="a", raises=ValueError("b"))
+    engine = Engine(store=store)
+    future = engine.submit(wf, idempotency_key="k")
+    began.wait()
+    _leave(engine._pool, engine._timers, engine._live, 0.0)
+    gate.set()
+    with pytest.raises(RunParked):
+        future.result(PATIENCE)
+    assert [record.status for record in store.unfinished({wf.name})] == [Status.PARKED]
+    with Engine(store=store) as later:
+        run = later.run(wf, idempotency_key="k", check=False)
+    assert (run.status, ledger) == (Status.COMPENSATED, ["a", "b", "-a"])
+
+
 def test_an_engine_that_is_left_does_not_touch_a_run_that_fails_already(ledger: Ledger, gate: Gate) -> None:
     undoing, wf = Gate(), Workflow("w")
     ledger.add(wf, "a")
