@@ -2,10 +2,10 @@
 
 import pytest
 
-from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Status, StoreError, Workflow
+from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Landed, Status, StoreError, Workflow
 from flowcore.stores import MemoryStore
 
-from .conftest import Drive, Ledger, notes, run_async
+from .conftest import Drive, Gate, Ledger, MakeLive, notes, run_async
 
 
 def pivoted(ledger: Ledger, failures: int = 1) -> Workflow:
@@ -83,6 +83,17 @@ def test_going_on_keeps_values_skipped_steps_and_step_keys(drive: Drive, ledger:
     assert run["last"] == "by a"
     assert (run.steps["skipped"].status, ledger) == (Status.SKIPPED, ["a", "pivot"])
     assert len(set(keys)) == 1
+
+
+def test_going_on_asks_verify_about_a_step_that_timed_out(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
+    wf = Workflow("asks")
+    ledger.add(wf, "pay", pivot=True)
+    ledger.add(wf, "ship", depends_on="pay", first=gate, timeout=0.01, verify=lambda ctx: Landed("on its way"))
+    one = live(store=MemoryStore(), grace=0.01)
+    first = one.run(wf, idempotency_key="k", check=False)
+    assert (first.status, first.steps["ship"].status) == (Status.INCOMPLETE, Status.TIMEOUT)
+    second = one.run(wf, idempotency_key="k")
+    assert (second.status, second["ship"], ledger) == (Status.SUCCESS, "on its way", ["pay"])
 
 
 def test_going_on_with_other_values_is_refused(drive: Drive, ledger: Ledger) -> None:

@@ -1,0 +1,176 @@
+"""Rare moments of durable runs: what is lost, cancelled or refused just while something else goes on."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from flowcore import (
+    Backoff,
+    Context,
+    Engine,
+    FlowcoreError,
+    LeaseLost,
+    NotSerializable,
+    Retry,
+    Run,
+    Status,
+    StepCancelled,
+    Workflow,
+)
+from flowcore.events import LeaseLost as LeaseLostEvent, RunRecovered, StepStarted
+from flowcore.stores.base import Lost
+from tests.durable.test_programs import Moody, silent
+
+from .conftest import PATIENCE, Gate, Ledger, MakeLive, of_type, until
+
+# -- a run that another process was in the middle of -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def interrupted(
+    store: Moody, workflow: Workflow, in_flight: Callable[[], bool], hooks: Iterable[Any] = ()
+) -> Iterator[None]:
+    """A run of `workflow` under the key "k" whose owner, as far as anybody can tell, died while its steps were running."""
+    store.moods = silent("renew")
+    with Engine(store=store, lease=0.1, hooks=hooks) as owner:
+        future: Future[Run] = owner.submit(workflow, idempotency_key="k")
+        until(in_flight)
+        until(lambda: store.list_runs(status="expired"))
+        yield
+        with contextlib.suppress(FlowcoreError):
+            future.result(PATIENCE)
+
+
+def stalls(ledger: Ledger, gate: Gate) -> Callable[[Context], None]:
+    """What a step does whose first owner never hears that it is over."""
+
+    def step(ctx: Context) -> None:
+        if ctx.fence == 1:
+            ledger.append(f"{ctx.step} begins")
+            gate.wait()
+
+    return step
+
+
+def test_a_run_that_is_lost_while_verify_is_asked_is_not_held(ledger: Ledger, gate: Gate) -> None:
+    store, wf = Moody(), Workflow("w")
+
+    def verify(ctx: Context) -> None:
+        store.moods = lambda verb, argument: [False] if verb == "renew" else None
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "a", first=stalls(ledger, gate), verify=verify)
+    ledger.add(wf, "b", first=stalls(ledger, gate), on_crash="hold")
+    with interrupted(store, wf, lambda: len(ledger) == 2), Engine(store=store, lease=0.1) as engine:
+        with pytest.raises(LeaseLost):
+            engine.run(wf, idempotency_key="k")
+        assert not store.find("k").held
+        gate.set()
+    assert not [entry for entry in ledger if entry.startswith("-")]
+
+
+def test_a_run_that_is_cancelled_while_verify_is_asked_undoes_what_may_have_happened(
+    live: MakeLive, ledger: Ledger, gate: Gate
+) -> None:
+    store, wf, asked = Moody(), Workflow("w"), Gate()
+
+    def verify(ctx: Context) -> None:
+        asked.set()
+        gate.wait()
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate), verify=verify)
+    with interrupted(store, wf, lambda: len(ledger) == 2):
+        one = live(store=store, grace=0.01)
+        future = one.start(wf, idempotency_key="k")
+        asked.wait()
+        assert one.engine.cancel(store.find("k").run_id)
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
+        assert ledger == ["a", "b begins", "-b", "-a"]
+        assert store.find("k").status is Status.COMPENSATED
+        gate.set()
+
+
+# -- a run that is lost, or cannot be kept, on the way -----------------------------------------------------------------
+
+
+def test_an_undo_that_waits_for_its_next_attempt_makes_none_once_its_run_is_lost(live: MakeLive) -> None:
+    store, wf, undos = Moody(), Workflow("w"), list[int]()
+
+    def undo(ctx: Context) -> None:
+        undos.append(ctx.attempt)
+        store.moods = lambda verb, argument: [False] if verb == "renew" else None
+        raise ConnectionError
+
+    step = wf.add_step("a", lambda ctx: 1)
+    step.compensate(retry=Retry(2, Backoff.fixed(0.3)))(undo)
+    wf.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+    with pytest.raises(LeaseLost):
+        live(store=store, lease=0.1).run(wf, idempotency_key="k")
+    assert undos == [1]
+
+
+def test_a_result_that_cannot_be_stored_fails_the_run_while_another_step_still_runs(
+    live: MakeLive, ledger: Ledger
+) -> None:
+    store, wf, began, refused = Moody(), Workflow("w"), Gate(), Gate()
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "checkpoint" and "b" in argument.steps and argument.steps["b"].has_result:
+            refused.set()
+            raise NotSerializable("the result of step 'b' cannot be stored")
+
+    store.moods = mood
+    ledger.add(wf, "a", first=began.then(refused))
+    ledger.add(wf, "b", first=began)
+    ledger.add(wf, "c", depends_on=["a", "b"])
+    with pytest.raises(NotSerializable, match="the result of step 'b' cannot be stored"):
+        live(store=store).run(wf, idempotency_key="k")
+    assert sorted(ledger) == ["-a", "-b", "a", "b"]
+    assert store.find("k").status is Status.COMPENSATED
+
+
+@pytest.mark.parametrize("parallel_undo", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_who_loses_the_run_while_waiting_for_a_late_step_undoes_nothing(
+    live: MakeLive, ledger: Ledger, gate: Gate, parallel_undo: bool, told: bool
+) -> None:
+    store, wf, events = Moody(), Workflow("w", parallel_undo=parallel_undo), list[Any]()
+    store.moods = silent("renew")
+    ledger.add(wf, "a")
+    ledger.add(wf, "slow", depends_on="a", first=gate, timeout=0.01)
+    future = live(store=store, lease=0.1, hooks=[events.append]).start(wf, idempotency_key="k")
+    until(lambda: (record := store.find("k")) is not None and record.undoing)
+    if told:
+        store.moods = lambda verb, argument: [False] if verb == "renew" else None
+        until(lambda: of_type(events, LeaseLostEvent))
+    else:
+        until(lambda: store.list_runs(status="expired"))
+        store.moods = lambda verb, argument: Lost() if verb == "checkpoint" else None
+    gate.set()
+    with pytest.raises(LeaseLost):
+        future.result(PATIENCE)
+    assert ledger == ["a", "slow"]
+
+
+# -- what hooks give the run to carry ----------------------------------------------------------------------------------
+
+
+def test_what_a_hook_gave_a_step_to_carry_is_told_to_the_next_owner(ledger: Ledger, gate: Gate) -> None:
+    store, wf, events = Moody(), Workflow("w"), list[Any]()
+
+    def gives(event: Any) -> None:
+        if type(event) is StepStarted:
+            event.carrier["trace"] = f"of {event.step}"
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate))
+    with interrupted(store, wf, lambda: len(ledger) == 2, hooks=[gives]):
+        with Engine(store=store, hooks=[events.append]) as engine:
+            assert engine.run(wf, idempotency_key="k").status is Status.SUCCESS
+        gate.set()
+    assert of_type(events, RunRecovered)[0].carriers == {"a": {"trace": "of a"}}
