@@ -161,8 +161,7 @@ class Verbs:
         fields = self._encoding.encode_checkpoint(checkpoint)
         head = (checkpoint.run_id, checkpoint.fence, microseconds(checkpoint.lease))
         keys = self._keys(checkpoint.key)[:2]
-        answer = yield from self._run(redis_scripts.CHECKPOINT, checkpoint.key, keys, *head, *_flat(fields))
-        return _lost(answer)
+        return (yield from self._write(redis_scripts.CHECKPOINT, checkpoint.key, keys, head, fields))
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[bool]]:
         """Renew these leases for `lease` seconds from now, all in one round trip a node; tells for each whether the run is
@@ -195,8 +194,7 @@ class Verbs:
         kept = record.held or record.status in TO_GO_ON
         head = (record.run_id, record.fence, "" if kept else self._retention, int(record.held))
         keys = self._keys(record.key)
-        answer = yield from self._run(redis_scripts.FINISH, record.key, keys, *head, *_flat(fields))
-        return _lost(answer)
+        return (yield from self._write(redis_scripts.FINISH, record.key, keys, head, fields))
 
     def withdraw(self, claim: Claim, /) -> Asked[None]:
         """Undo a claim whose answer never came, should it have been granted."""
@@ -409,8 +407,26 @@ class Verbs:
 
     def _run(self, script: Script, key: str, keys: Sequence[bytes], *arguments: Part) -> Asked[_Answer]:
         """Run a script on the record of `key`."""
-        (reply,) = yield from self._run_all(script, [(keys, arguments)], key)
+        reply = yield from self._reply(script, key, (len(keys), *keys, *map(_bytes, arguments)))
         return self._told(reply, key)
+
+    def _write(
+        self, script: Script, key: str, keys: Sequence[bytes], head: Sequence[Part], fields: dict[str, str]
+    ) -> Asked[Lost | None]:
+        """Run the script of an owner's verb."""
+        texts = [text.encode() for field in fields.items() for text in field]
+        reply = yield from self._reply(script, key, (len(keys), *keys, *map(_bytes, head), *texts))
+        return None if reply[0] == b"done" else Lost(gone=self._told(reply, key).word == "missing")
+
+    def _reply(self, script: Script, key: str, tail: Command) -> Asked[list[bytes]]:
+        """What a script answers; the script itself is sent where the server does not know it yet."""
+        (reply,) = yield [("EVALSHA", script.sha, *tail)]
+        if is_unknown_script(reply):
+            (reply,) = yield [("EVAL", script.text, *tail)]
+        if isinstance(reply, Exception):
+            refuse(reply, key)
+        told: list[bytes] = reply
+        return told
 
     def _run_all(self, script: Script, calls: Sequence[Call], key: str = "") -> Asked[list[Any]]:
         """Run a script several times, in one round trip a node; another one where the server does not know it yet."""
@@ -460,10 +476,6 @@ def _corrupt(key: str, why: str) -> CorruptRecord:
         f"the record of key {shown(key)} is not as flowcore wrote it: {why}. It was left as it is: put it right by hand, "
         f"or give the key up with store.release({shown(key)}, force=True)."
     )
-
-
-def _lost(answer: _Answer) -> Lost | None:
-    return None if answer.word == "done" else Lost(gone=answer.word == "missing")
 
 
 def _expired(record: RunRecord, now: int) -> bool:
