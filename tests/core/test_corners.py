@@ -19,7 +19,7 @@ from flowcore import (
     RunParked,
     Status,
     StepCancelled,
-    StoreUnavailable,
+    StoreError,
     Workflow,
 )
 from flowcore._protocol.states import _first_match
@@ -333,10 +333,10 @@ def test_a_durable_store_is_told_of_runs_without_a_key(drive: Drive, ledger: Led
 def test_an_error_of_the_store_at_the_claim_is_raised_and_nothing_runs(drive: Drive, ledger: Ledger) -> None:
     class Away(Durable):
         def claim(self, claim: Any, /) -> Any:
-            raise StoreUnavailable
+            raise StoreError("no entry")
 
     events: list[Any] = []
-    with pytest.raises(StoreUnavailable, match="The store does not answer"):
+    with pytest.raises(StoreError, match="no entry"):
         drive(ledger.chain("a"), store=Away(), hooks=[events.append])
     assert ledger == []
     assert type(events[-1]).__name__ == "RunRefused"
