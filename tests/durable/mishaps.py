@@ -1,0 +1,118 @@
+"""Processes that meet with something awkward in the middle of a run, and what their callers then heard."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowcore import FlowcoreError
+from tests.durable.crash import Place
+from tests.durable.engines import run
+from tests.durable.ledger import Journal, Ledger
+from tests.durable.sagas import World, saga
+from tests.durable.watched import Watched
+
+__all__ = ["Heard", "Part", "awaken", "heard", "play"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process that runs a saga. `mishap`: what happens to it, once, when it comes to `at`:
+
+    - frozen: it is stopped, as by SIGSTOP, until it is sent SIGCONT
+    - gil: a call of C does not let go of the interpreter's lock until it is awoken
+    - killed: kill -9
+    """
+
+    place: Place
+    driver: str
+    saga: str
+    key: str
+    lease: float
+    at: str
+    mishap: str
+    wait: float | None = None
+
+    @property
+    def bell(self) -> str:
+        """A pipe that a process waits at, with a name of its own."""
+        return f"{self.place.ledger}.{self.driver}.{self.key}.bell"
+
+    @property
+    def outcomes(self) -> str:
+        return f"{self.place.ledger}.heard"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a caller heard: the status of its run, or what was raised."""
+
+    key: str
+    said: str
+    run_id: str
+    replayed: bool
+    message: str
+
+
+def play(part: Part) -> None:
+    """What the process does."""
+    met: list[str] = []
+
+    def point(label: str) -> None:
+        if label == part.at and not met:
+            met.append(label)
+            _MISHAPS[part.mishap](part)
+
+    if part.mishap == "gil":
+        os.mkfifo(part.bell)
+    wf = saga(part.saga, World(Ledger(part.place.ledger), point))
+    with part.place.store(asynchronous=part.driver == "asyncio") as real:
+        store = Watched(real, Journal(part.place.journal), point)
+        try:
+            ended = run(part.driver, store, wf, part.key, part.lease, check=True, wait=part.wait)
+            told: list[Any] = [part.key, str(ended.status), ended.id, ended.replayed, ""]
+        except FlowcoreError as error:
+            told = [part.key, type(error).__name__, _run_of(error), False, str(error)]
+    Ledger(part.outcomes).write(told)
+
+
+def heard(place: Place) -> dict[str, Heard]:
+    """What callers have heard by now, by key."""
+    path = Path(f"{place.ledger}.heard")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {key: Heard(key, *more) for key, *more in map(json.loads, lines)}
+
+
+def awaken(part: Part, pid: int) -> None:
+    """End the mishap."""
+    if part.mishap == "frozen":
+        os.kill(pid, signal.SIGCONT)
+    else:
+        os.close(os.open(part.bell, os.O_WRONLY))
+
+
+def _run_of(error: Any) -> str:
+    return str(getattr(error, "run_id", None) or getattr(error, "run", None))
+
+
+def _freeze(part: Part) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0)
+
+
+def _hold_the_gil(part: Part) -> None:
+    ctypes.PyDLL(None).open(part.bell.encode(), os.O_RDONLY)  # returns once somebody opens the other end
+
+
+def _die(part: Part) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_MISHAPS: dict[str, Callable[[Part], None]] = {"frozen": _freeze, "gil": _hold_the_gil, "killed": _die}
