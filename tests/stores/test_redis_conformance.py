@@ -30,6 +30,7 @@ class Conformance(StoreConformance):
         with contextlib.ExitStack() as self.stack:
             self.connect(redis_url)
             yield
+            del self.client  # pytest keeps this object for as long as it runs
             with redis.Redis.from_url(redis_url) as client:
                 for key in client.scan_iter(f"{{{self.prefix}:*", count=1000):
                     client.delete(key)
@@ -89,6 +90,7 @@ class TestRedisCluster(Conformance):
                 else self.stack.enter_context(redis_cluster.client())
             )
             yield
+            del self.client
 
 
 class TestAsyncRedisCluster(TestRedisCluster):

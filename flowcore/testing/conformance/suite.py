@@ -292,6 +292,8 @@ class Suite:
                 closed.append(asked.raw)
         for asked in self._asked:
             asked.leave()
+        for name in ("store", "other", "_asked"):  # pytest keeps this object for as long as it runs
+            vars(self).pop(name, None)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
