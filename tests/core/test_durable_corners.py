@@ -149,8 +149,8 @@ def test_who_loses_the_run_while_waiting_for_a_late_step_undoes_nothing(
         store.moods = lambda verb, argument: [False] if verb == "renew" else None
         until(lambda: of_type(events, LeaseLostEvent))
     else:
+        store.moods = lambda verb, argument: Lost() if verb == "checkpoint" else silent("renew")(verb, argument)
         until(lambda: store.list_runs(status="expired"))
-        store.moods = lambda verb, argument: Lost() if verb == "checkpoint" else None
     gate.set()
     with pytest.raises(LeaseLost):
         future.result(PATIENCE)
