@@ -38,10 +38,11 @@ class Place:
 
     @contextmanager
     def store(self, *, asynchronous: bool = False, **options: Any) -> Iterator[Any]:
-        """A store of this process's own; `asynchronous`: of the kind that AsyncEngine likes best."""
+        """A store of this process's own; `asynchronous`: of the kind that AsyncEngine likes best. `options`: of SQLiteStore,
+        or of the client of Redis."""
         if self.kind == "sqlite":
             # The death of a process loses nothing that SQLite had accepted, whether or not it waits for the disk.
-            store = SQLiteStore(self.address, durability="normal")
+            store = SQLiteStore(self.address, durability="normal", **options)
             yield store
             store.close()
         elif asynchronous:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from flowcore import AsyncEngine, Engine, Run, Workflow
+from tests.stores.redis_servers import until
 
-__all__ = ["DRIVERS", "STORES", "all_at_once", "recovering", "run"]
+__all__ = ["DRIVERS", "STORES", "all_at_once", "recover_until", "recovering", "run"]
 
 DRIVERS: Final = ("threads", "asyncio")
 STORES: Final = ("sqlite", "redis")
@@ -30,10 +31,24 @@ def run(driver: str, store: Any, wf: Workflow, key: str, lease: float, *, check:
     return asyncio.run(main())
 
 
+def recover_until(driver: str, store: Any, wf: Workflow, every: float, condition: Callable[[], Any]) -> None:
+    """Have an engine go on, by itself, with whatever nobody goes on with, until a condition holds."""
+    if driver == "threads":
+        with Engine(store=store, workflows=[wf], recover_every=every):
+            until(condition, "the recovery")
+        return
+
+    async def main() -> None:
+        async with AsyncEngine(store=store, workflows=[wf], recover_every=every):
+            await asyncio.to_thread(until, condition, "the recovery")
+
+    asyncio.run(main())
+
+
 @contextmanager
-def recovering(store: Any, wf: Workflow, every: float, lease: float = 30.0) -> Iterator[None]:
+def recovering(store: Any, wf: Workflow, every: float) -> Iterator[None]:
     """Meanwhile an engine goes on with whatever nobody goes on with, and nobody asks it to."""
-    with Engine(store=store, lease=lease, workflows=[wf], recover_every=every):
+    with Engine(store=store, workflows=[wf], recover_every=every):
         yield
 
 

@@ -7,19 +7,21 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flowcore import FlowcoreError
 from tests.durable.crash import Place
-from tests.durable.engines import run
+from tests.durable.engines import recover_until, run
 from tests.durable.ledger import Journal, Ledger
 from tests.durable.sagas import World, saga
 from tests.durable.watched import Watched
 
-__all__ = ["Heard", "Part", "awaken", "heard", "play"]
+__all__ = ["Heard", "Part", "awaken", "heard", "play", "take_over"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Part:
 
     - frozen: it is stopped, as by SIGSTOP, until it is sent SIGCONT
     - gil: a call of C does not let go of the interpreter's lock until it is awoken
+    - waits: its step waits until it is awoken
     - killed: kill -9
+
+    `skew`: by how many seconds its clock is wrong.
     """
 
     place: Place
@@ -36,14 +41,24 @@ class Part:
     saga: str
     key: str
     lease: float
-    at: str
-    mishap: str
+    at: str = ""
+    mishap: str = ""
     wait: float | None = None
+    skew: float = 0.0
 
     @property
     def bell(self) -> str:
         """A pipe that a process waits at, with a name of its own."""
         return f"{self.place.ledger}.{self.driver}.{self.key}.bell"
+
+    @contextmanager
+    def store(self) -> Iterator[Any]:
+        """The store, watched, as a process with such a clock sees it."""
+        right = time.time
+        time.time = lambda: right() + self.skew
+        options = {"wall": time.time} if self.place.kind == "sqlite" else {}
+        with self.place.store(asynchronous=self.driver == "asyncio", **options) as store:
+            yield store
 
     @property
     def outcomes(self) -> str:
@@ -70,10 +85,10 @@ def play(part: Part) -> None:
             met.append(label)
             _MISHAPS[part.mishap](part)
 
-    if part.mishap == "gil":
+    if part.mishap in {"gil", "waits"}:
         os.mkfifo(part.bell)
     wf = saga(part.saga, World(Ledger(part.place.ledger), point))
-    with part.place.store(asynchronous=part.driver == "asyncio") as real:
+    with part.store() as real:
         store = Watched(real, Journal(part.place.journal), point)
         try:
             ended = run(part.driver, store, wf, part.key, part.lease, check=True, wait=part.wait)
@@ -81,6 +96,20 @@ def play(part: Part) -> None:
         except FlowcoreError as error:
             told = [part.key, type(error).__name__, _run_of(error), False, str(error)]
     Ledger(part.outcomes).write(told)
+
+
+def take_over(part: Part) -> None:
+    """What a process does that looks for runs which nobody goes on with, until the run is over."""
+    wf = saga(part.saga, World(Ledger(part.place.ledger)))
+    with part.store() as real, part.place.store() as near:
+        store = Watched(real, Journal(part.place.journal))
+        over = partial(_is_over, near, part.key)
+        recover_until(part.driver, store, wf, part.lease / 10, over)
+
+
+def _is_over(store: Any, key: str) -> bool:
+    record = store.find(key)
+    return record is not None and record.status in {"success", "compensated"}
 
 
 def heard(place: Place) -> dict[str, Heard]:
@@ -111,8 +140,12 @@ def _hold_the_gil(part: Part) -> None:
     ctypes.PyDLL(None).open(part.bell.encode(), os.O_RDONLY)  # returns once somebody opens the other end
 
 
+def _wait(part: Part) -> None:
+    os.close(os.open(part.bell, os.O_RDONLY))
+
+
 def _die(part: Part) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-_MISHAPS: dict[str, Callable[[Part], None]] = {"frozen": _freeze, "gil": _hold_the_gil, "killed": _die}
+_MISHAPS: dict[str, Callable[[Part], None]] = {"frozen": _freeze, "gil": _hold_the_gil, "waits": _wait, "killed": _die}

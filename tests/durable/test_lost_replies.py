@@ -1,6 +1,5 @@
 """Redis does what it is asked, and the reply is lost on its way: the run ends right, and each effect is there once."""
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,18 +11,18 @@ import redis.asyncio.retry
 import redis.retry
 from redis.backoff import NoBackoff
 
-from flowcore import AsyncEngine, Engine, StoreUnavailable
+from flowcore import StoreUnavailable
 from flowcore.stores import redis_scripts
 from flowcore.stores.base import Claim, Claimed
 from flowcore.stores.redis_scripts import CHECKPOINT, CLAIM, DECIDE, DUE, FINISH, RELEASE, RENEW, WITHDRAW, Script
 from tests.durable.audit import audit
 from tests.durable.crash import Place
-from tests.durable.engines import DRIVERS, run
+from tests.durable.engines import DRIVERS, recover_until, run
 from tests.durable.ledger import Journal, Ledger, effects_of, words_of
 from tests.durable.proxy import Proxy
 from tests.durable.sagas import World, saga
 from tests.durable.watched import Fuse, Watched
-from tests.stores.redis_servers import RedisServer, until
+from tests.stores.redis_servers import RedisServer
 
 VERBS = {"claim": CLAIM, "checkpoint": CHECKPOINT, "finish": FINISH}
 LEASE = 5.0
@@ -129,19 +128,8 @@ def test_recovery_goes_on_by_itself_after_lost_replies(far: Place, proxy: Proxy,
         proxy.lose_reply_to(CLAIM)
         proxy.lose_reply_to(FINISH)
 
-        async def recovers(store: Any) -> None:
-            async with AsyncEngine(store=store, workflows=[wf], recover_every=0.02):
-                await asyncio.to_thread(until, succeeded, "the recovery")
-
-        def succeeded() -> bool:
-            return near.find("k").status == "success"
-
         with far.store(asynchronous=driver == "asyncio", **resending(driver, 0)) as store:
-            if driver == "asyncio":
-                asyncio.run(recovers(store))
-            else:
-                with Engine(store=store, workflows=[wf], recover_every=0.02):
-                    until(succeeded, "the recovery")
+            recover_until(driver, store, wf, 0.02, lambda: near.find("k").status == "success")
     assert proxy.losses == 3
     assert [effect.step for effect in effects_of(far.ledger)["k"]] == ["a", "b", "c"]
 
