@@ -32,7 +32,7 @@ from ._protocol.effects import (
     as_call,
 )
 from ._protocol.execution import Execution
-from ._protocol.run import helper, run
+from ._protocol.run import at_once, helper, run
 from ._protocol.sprint import Begun, may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
@@ -148,6 +148,11 @@ class AsyncDriver:
         """Drive the run to its end in the calling task."""
         caller = self.caller = asyncio.current_task()
         self._cancels = caller.cancelling() if caller is not None else 0
+        if self.x.observed and may_sprint(self.x):
+            self.result, begun = at_once(self.x)
+            if self.result is not None:
+                return
+            self._main = run(self.x, begun)
         await self._advance(self._main, None)
 
     # -- from outside of the programs ----------------------------------------------------------------------------------
@@ -503,7 +508,7 @@ class AsyncEngine(EngineBase):
         """
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
         begun = None
-        if may_sprint(x):
+        if may_sprint(x) and not x.observed:
             begun = sprint(x)
             if begun is None and not x.ready and x.succeed():
                 return x.as_run(Status.SUCCESS)

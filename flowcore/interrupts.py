@@ -27,10 +27,10 @@ class CtrlC:
     everything is undone. Else `ring` is called, which must be safe in a signal handler.
     """
 
-    __slots__ = ("_ring", "before", "count", "in_step", "in_undo", "raised")
+    __slots__ = ("before", "count", "in_step", "in_undo", "raised", "ring")
 
     def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+        self.ring = ring
         self.before: Any = signal.default_int_handler
         self.in_step = False
         self.in_undo = False
@@ -43,7 +43,7 @@ class CtrlC:
         if self.in_step or (self.in_undo and self.count > 1):
             self.raised += 1
             raise KeyboardInterrupt
-        self._ring()
+        self.ring()
 
     @property
     def unseen(self) -> bool:

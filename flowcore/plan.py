@@ -16,7 +16,7 @@ from .errors import DependencyCycle, UnknownDependency, shown
 if TYPE_CHECKING:
     from .workflow import Compensation, Step
 
-__all__ = ["Node", "Plan", "is_async"]
+__all__ = ["Node", "Plan", "function_name", "is_async"]
 
 _CYCLE_SHOWN = 20  # names of a cycle's path that fit in a message
 
@@ -24,6 +24,14 @@ _CYCLE_SHOWN = 20  # names of a cycle's path that fit in a message
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether calling `fn` gives a coroutine."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def function_name(fn: Any) -> str:
+    """`module.qualname` of a step's function, for telemetry."""
+    try:
+        return f"{fn.__module__}.{fn.__qualname__}"
+    except AttributeError:  # an instance that can be called
+        return f"{type(fn).__module__}.{type(fn).__qualname__}"
 
 
 class Node:
@@ -34,8 +42,10 @@ class Node:
         "dependencies",
         "fn",
         "follows",
+        "function",
         "index",
         "is_async",
+        "max_attempts",
         "name",
         "plain",
         "predecessors",
@@ -56,11 +66,13 @@ class Node:
         self.step = step
         self.name = step.name
         self.fn: Callable[..., Any] = step.fn
+        self.function = function_name(step.fn)
         self.is_async = is_async(step.fn)
         self.predecessors = predecessors
         self.successors: tuple[int, ...] = ()
         self.dependencies: tuple[str, ...] = ()
         self.retry = step.retry
+        self.max_attempts = 1 if step.retry is None else step.retry.attempts
         self.timeout = step.timeout
         self.step_timeout = step.step_timeout
         self.when = step.when
@@ -80,10 +92,6 @@ class Node:
         # The only step that waits for this one, if it waits for nothing else: nothing to count there.
         self.follows: Node | None = None
         self.undo_attempted = (step.undo or undo) == "attempted"
-
-    @property
-    def max_attempts(self) -> int:
-        return self.retry.attempts if self.retry else 1
 
 
 class Plan:

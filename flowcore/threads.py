@@ -29,7 +29,7 @@ from ._protocol.effects import (
     as_call,
 )
 from ._protocol.execution import Execution
-from ._protocol.run import helper, rescue, run
+from ._protocol.run import at_once, helper, rescue, run
 from ._protocol.sprint import may_sprint, sprint
 from ._protocol.undo import late
 from .context import Context
@@ -96,10 +96,14 @@ class Driver:
 
     # -- in the caller's thread ----------------------------------------------------------------------------------------
 
-    def run_here(self) -> None:
-        """Drive the run to its end, the calling thread taking part."""
+    def run_here(self, ctrl_c: CtrlC | None = None) -> None:
+        """Drive the run to its end, the calling thread taking part; with a `ctrl_c` that has guarded it so far."""
         try:
-            ctrl_c = self._ctrl_c = guard(self._ring)
+            if ctrl_c is None:
+                ctrl_c = guard(self._ring)
+            else:
+                ctrl_c.ring = self._ring
+            self._ctrl_c = ctrl_c
         except KeyboardInterrupt as error:
             self.cancel(error)
             ctrl_c = self._ctrl_c = guard(self._ring)
@@ -437,6 +441,8 @@ class Engine(EngineBase):
         """
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
         sprints, begun = may_sprint(x), None
+        if sprints and x.observed:
+            return self._run_watched(x, check=check)
         try:
             self._live[x] = None
             if sprints:
@@ -455,6 +461,27 @@ class Engine(EngineBase):
             raise
         driver.run_here()
         return outcome(driver.result, driver.error, check=check)
+
+    def _run_watched(self, x: Execution, *, check: bool) -> Run:
+        """A run that somebody watches and that may sprint. A Ctrl-C must not strike among its hooks."""
+        finished = None
+        self._live[x] = None
+        ctrl_c = guard(_look_later)
+        try:
+            finished, begun = at_once(x, ctrl_c)
+            main = run(x, begun)
+        except KeyboardInterrupt as error:  # out of a signal handler of the user's own
+            main = rescue(x, error)
+        if x.finished is None:
+            driver = self._driver(x, main)
+            driver.run_here(ctrl_c)
+            return outcome(driver.result, driver.error, check=check)
+        del self._live[x]
+        if ctrl_c is not None:
+            ctrl_c.restore()
+        if finished is None or (ctrl_c is not None and ctrl_c.count):
+            raise KeyboardInterrupt
+        return finished
 
     def submit(
         self,
@@ -602,6 +629,10 @@ def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, ever
         except FlowcoreError as error:
             log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
         del engine
+
+
+def _look_later() -> None:
+    """A Ctrl-C is looked for before each step."""
 
 
 def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], grace: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from opentelemetry import context as otel, trace
-from opentelemetry.trace import Link, Span, SpanContext
+from opentelemetry.trace import Link, Span, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from flowcore.events import BackoffStarted, StepFinished, StepStarted
@@ -73,17 +73,13 @@ class Work(Scope):
     span would need.
     """
 
-    __slots__ = ("ended", "exemplar", "finished", "started", "tries")
-
-    def __init__(self, span: Span | None, started: StepStarted | None = None) -> None:
-        self.span = span
-        self.started = started
-        self.finished: StepFinished | None = None
-        self.ended = 0.0
-        self.tries: Tries | None = None
-        """None before its first attempt, and where its definition allows one only"""
-        self.exemplar: Exemplar | None = None
-        """of its span, once it was asked for"""
+    started: StepStarted | None = None
+    finished: StepFinished | None = None
+    ended = 0.0
+    tries: Tries | None = None
+    """None before its first attempt, and where its definition allows one only"""
+    exemplar: Exemplar | None = None
+    """of its span, once it was asked for"""
 
 
 class Trace:
@@ -130,7 +126,9 @@ class Trace:
             if work is None or work.span is None:
                 return self.links_to(names.LINK_DEPENDS_ON, depends_on[0])
             context = work.span.get_span_context()  # the most common case, and what most of the rest comes to
-            return [Link(context, {names.LINK_TYPE: names.LINK_DEPENDS_ON})] if _sampled(context) else []
+            if not (context.trace_flags & TraceFlags.SAMPLED and context.is_valid):
+                return []
+            return [Link(context, {names.LINK_TYPE: names.LINK_DEPENDS_ON})]
         # Those that ended before a takeover come first, in whatever order; skipped ones have no span.
         ended = {name: self.steps[name].ended if name in self.steps else 0.0 for name in depends_on}
         traced = [name for name in sorted(depends_on, key=ended.__getitem__) if self.has_span(name)]

@@ -79,6 +79,7 @@ class TracingHook:
     """
 
     wants: frozenset[type[Event]]
+    lone_attempts = False
 
     def __init__(
         self,
@@ -248,7 +249,8 @@ class TracingHook:
         run: Trace = event.state[self]
         steps = run.steps
         if len(steps) >= self._max_step_spans:
-            steps[event.step] = Work(None, event)
+            work = steps[event.step] = Work(None)
+            work.started = event
             return None
         span = self._step_span(run, event)
         work = steps[event.step] = Work(span)
@@ -316,8 +318,6 @@ class TracingHook:
     # -- attempts, of steps and of undos -------------------------------------------------------------------------------
 
     def _attempt_started(self, event: AttemptStarted) -> object:
-        if event.max_attempts == 1:
-            return None
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
         if work.tries is None:
@@ -338,8 +338,6 @@ class TracingHook:
         return tries.attempt
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
-        if event.max_attempts == 1:
-            return  # the step's span tells it all
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
         tries = work.tries = work.tries or Tries()

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from ..context import AttemptContext, Context
 
@@ -40,6 +40,7 @@ __all__ = [
     "Effect",
     "GivenUp",
     "Hand",
+    "Interrupts",
     "Landing",
     "Outcome",
     "Program",
@@ -143,6 +144,14 @@ def as_call(ctx: Context, context: contextvars.Context) -> Call:
     """The Call that a bare Context stands for, in a contextvars context of its own."""
     node = ctx.node
     return Call(node, node.fn, ctx, context, None, node.is_async)
+
+
+class Interrupts(Protocol):
+    """What a Ctrl-C comes to while a sprint runs in the main thread: it is raised `in_step`, and else counted."""
+
+    in_step: bool
+    count: int
+    raised: int
 
 
 class Landing:

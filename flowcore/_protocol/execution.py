@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from types import CoroutineType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..context import initial
 from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, shown
@@ -21,6 +21,9 @@ from ..workflow import Step, Workflow
 from .changes import Changes
 from .effects import Call, Outcome
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .tell import Told
 
 __all__ = ["Execution", "step_key"]
 
@@ -114,6 +117,8 @@ class Execution:
     wanted: frozenset[type[Event]] = frozenset()
     observed = False
     """whether anybody wants to know times"""
+    told: Told | None = None
+    """what was told of the run's start"""
     state: dict[Any, Any]
     """for hooks: shared by all events of this run in this process; only where it is observed"""
     ready_at: dict[int, float]

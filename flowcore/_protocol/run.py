@@ -13,16 +13,17 @@ from ..stores.base import RunRecord
 from . import tell
 from .claim import adopt, claim
 from .durable import finish, parked
-from .effects import RESUME, WAIT, Program
+from .effects import RESUME, WAIT, Interrupts, Program
 from .execution import Execution
-from .sprint import Begun
+from .sprint import Begun, sprint
 from .states import outcome
 from .steps import work
 from .takeover import restore, take_over
 from .tell import Told
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
+from .watched import sprint_watched
 
-__all__ = ["helper", "rescue", "run"]
+__all__ = ["at_once", "helper", "rescue", "run"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
 """outcomes worth a record even where nobody gave the run a key"""
@@ -33,9 +34,10 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
 
     Answers the Run, failed or not; raises only where there is no run of its own.
     """
-    told: Told | None = None
     earlier: RunRecord | None = None
-    if x.observed:
+    told = x.told
+    starts = x.observed and told is None  # else `at_once` has told of it
+    if starts:
         tell.requested(x)
     if x.key is not None or x.settings.durable:
         found = yield from claim(x)
@@ -48,11 +50,11 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
         restore(x, earlier)
     if x.changes is not None and x.settings.owns is not None:
         x.settings.owns(x)
-    if x.observed:
+    if starts:
         told = tell.run_started(x)
     if earlier is not None:
         yield from take_over(x, earlier)
-    if told is not None:
+    if starts:
         tell.first_ready(x)
     x.working = True
     yield from work(x, x.take() if begun is None else begun.node, main=True, begun=begun)
@@ -75,11 +77,29 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
     return finished
 
 
+def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | None, Begun | None]:
+    """A run that may sprint, without a program and a driver: all of it, or how far it has come."""
+    if x.observed:
+        tell.requested(x)
+        x.told = tell.run_started(x)
+    if x.observed:  # still
+        tell.first_ready(x)
+        begun = sprint_watched(x, interrupts)
+    else:
+        begun = sprint(x, interrupts)
+    if begun is not None or x.ready or not x.succeed():
+        return None, begun
+    finished = x.as_run(Status.SUCCESS)
+    if x.told is not None:
+        tell.run_finished(x, x.told, Status.SUCCESS, None)
+    return finished, None
+
+
 def rescue(x: Execution, error: BaseException) -> Program[Run]:
     """The main program of a run whose sprint an interrupt struck in the middle of its bookkeeping."""
     x.interrupt(error)
     x.repair()
-    return (yield from _fail(x, None))
+    return (yield from _fail(x, x.told))
 
 
 def _fail(x: Execution, told: Told | None) -> Program[Run]:

@@ -9,12 +9,15 @@ step that slips past them counts as begun before.
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..context import Context
 from ..plan import Node
-from .effects import Suspended
+from .effects import Interrupts, Suspended
 from .execution import Execution
+
+if TYPE_CHECKING:
+    from .tell import Told
 
 __all__ = ["Begun", "may_sprint", "sprint"]
 
@@ -22,7 +25,7 @@ __all__ = ["Begun", "may_sprint", "sprint"]
 class Begun:
     """Where a sprint stopped: at `node`, taken. With a `ctx` its first attempt was made, or is `suspended`."""
 
-    __slots__ = ("ctx", "error", "node", "suspended", "value")
+    __slots__ = ("ctx", "error", "node", "outer", "suspended", "told", "value")
 
     def __init__(
         self,
@@ -31,20 +34,24 @@ class Begun:
         value: Any = None,
         error: BaseException | None = None,
         suspended: Suspended | None = None,
+        outer: Told | None = None,
+        told: Told | None = None,
     ) -> None:
         self.node = node
         self.ctx = ctx
         self.value = value
         self.error = error
         self.suspended = suspended
+        self.outer = outer  # what was told of the step
+        self.told = told  # and of its first attempt
 
 
 def may_sprint(x: Execution) -> bool:
-    """Whether nobody watches this run, and no store has to be asked or told."""
-    return x.key is None and not x.observed and x.allowed is None and not x.settings.durable
+    """Whether no store has to be asked or told of this run, and no limit kept."""
+    return x.key is None and x.allowed is None and not x.settings.durable
 
 
-def sprint(x: Execution) -> Begun | None:
+def sprint(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
     """Run plain steps while there is exactly one to run. None: the run is over, or stopped, or more than one is ready."""
     ready = x.ready
     if len(ready) != 1 or x.stopped:
@@ -54,6 +61,10 @@ def sprint(x: Execution) -> Begun | None:
     node: Node | None = nodes[ready.popleft()]
     x.running = 1
     while node is not None and node.sprints[is_async] and not x.stopped:
+        if interrupts is not None and interrupts.count > interrupts.raised:
+            interrupts.raised = interrupts.count
+            x.interrupt(KeyboardInterrupt())
+            break
         x.at = node
         ctx = new(Context)  # Context(x, node), less the call of its __init__
         ctx._run = x  # pyright: ignore[reportPrivateUsage]
@@ -68,8 +79,14 @@ def sprint(x: Execution) -> Begun | None:
                     value = stop.value
                 else:
                     return Begun(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
-            else:
+            elif interrupts is None:
                 value = context.run(node.fn, ctx)
+            else:
+                try:
+                    interrupts.in_step = True
+                    value = context.run(node.fn, ctx)
+                finally:
+                    interrupts.in_step = False
         except BaseException as error:  # noqa: BLE001 - the main program judges it
             return Begun(node, ctx, None, error)
         if type(value) is CoroutineType:

@@ -92,8 +92,10 @@ def _go_on(x: Execution, node: Node, begun: Begun) -> Program[Node | None]:
     value, error = begun.value, begun.error
     if begun.suspended is not None:
         value, error = yield begun.suspended
-    first = (begun.ctx, value, error)
-    end = yield from safely(attempts(x, node, node.fn, node.retry, None, None, begun=first))
+    made, step = (begun.ctx, value, error), begun.outer
+    end = yield from safely(attempts(x, node, node.fn, node.retry, None, step, begun=made, first=begun.told))
+    if step is not None:
+        tell.step_finished(x, node, step, end.status, end.attempts, end.error)
     if end.error is not None:
         yield from _failed(x, node, end)
         return None

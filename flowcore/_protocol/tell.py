@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from typing import Any
 
 from ..events import (
     AttemptFinished,
@@ -35,7 +34,7 @@ from ..events import (
     StoreCalled,
 )
 from ..events.hooks import Hook, Scope
-from ..plan import Node
+from ..plan import Node, function_name
 from ..retry import Pause
 from ..status import Status
 from .effects import Call
@@ -212,8 +211,8 @@ def step_started(x: Execution, node: Node) -> Told:
             told.waited,
             node.dependencies,
             node.max_attempts,
-            function_name(node.fn),
-            {},
+            node.function,
+            None if x.changes is None else {},
         )
         told.scopes, told.event = x.hooks.enter(event, told.context), event
         if x.changes is not None and event.carrier:
@@ -249,11 +248,12 @@ def step_finished(
 
 
 def attempt_started(x: Execution, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
-    if AttemptStarted not in x.wanted:  # nothing will be entered: the outer context is its own
+    hooks = x.hooks if allowed > 1 else x.hooks.lone
+    if AttemptStarted not in hooks.wanted:  # nothing will be entered: the outer context is its own
         return outer if number == 1 else Told(x.settings.clock(), outer.context)
     told = Told(x.settings.clock() if number > 1 else outer.at, outer.context.copy())
     event = AttemptStarted(x.workflow.name, x.run_id, told.at, x.state, node.name, number, allowed, undo)
-    told.scopes, told.event = x.hooks.enter(event, told.context), event
+    told.scopes, told.event = hooks.enter(event, told.context), event
     return told
 
 
@@ -270,11 +270,12 @@ def attempt_finished(
     undo: bool,
 ) -> None:
     at = outer.ended = x.settings.clock()
-    if AttemptFinished in x.wanted:
+    hooks = x.hooks if allowed > 1 else x.hooks.lone
+    if AttemptFinished in hooks.wanted:
         event = AttemptFinished(
             x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, outcome, at - told.at, error
         )
-        x.hooks.emit(event, told.context)
+        hooks.emit(event, told.context)
     if told.scopes is not None and told is not outer:
         told.exit(x.hooks, error)
 
@@ -347,11 +348,3 @@ def landed_late(x: Execution, call: Call, outcome: Status, error: BaseException 
             x.workflow.name, x.run_id, at, x.state, name, attempt, call.shielded, outcome, error, late
         )
         x.hooks.emit(event, x.context.copy())
-
-
-def function_name(fn: Any) -> str:
-    """`module.qualname` of a step's function, for telemetry."""
-    try:
-        return f"{fn.__module__}.{fn.__qualname__}"
-    except AttributeError:  # an instance that can be called
-        return f"{type(fn).__module__}.{type(fn).__qualname__}"

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any, Final, Protocol, cast
 
-from .records import EVENTS, Event, HookFailed
+from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed
 
 __all__ = ["SKIP_RUN", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
@@ -17,16 +17,17 @@ SKIP_RUN: Final = object()
 """A hook's answer to RunStarted: tell me nothing more of this run."""
 
 Scope = AbstractContextManager[object]
-Call = Callable[[Any], Any]
+Call = Callable[..., Any]
 
 
 class Hook(Protocol):
     """Anything that can be called with an event: `events.append`, `print`, a function with `match event:`.
 
-    May have `wants`, a frozenset of event types; without it, every event comes. May have `handlers`, a mapping from
-    event types to functions that are called in its place, for those who count each call. A hook is called on whichever
-    thread or task drives the run, so it must be thread-safe. It can neither break nor steer a run: what it raises is
-    logged once and counted.
+    May have `wants`, a frozenset of event types; without it, every event comes. May have
+    `lone_attempts = False`: then AttemptStarted and AttemptFinished come only where the definition allows several
+    attempts. May have `handlers`, a mapping from event types to functions that are called in its place, for those who
+    count each call. A hook is called on whichever thread or task drives the run, so it must be thread-safe. It can
+    neither break nor steer a run: what it raises is logged once and counted.
     """
 
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None: ...
@@ -39,20 +40,23 @@ class Hooks:
     """The hooks of one engine, or of one run of it: who wants which event.
 
     `wanted` is the set of event types worth building; empty where there is no hook, so that nothing is paid for.
-    Immutable apart from the once-only logging of errors; safe for all threads.
+    `listeners`: for each of them, the hooks, and what to call with it. `lone`: the same for the attempts of what may be
+    attempted once only. Immutable apart from the once-only logging of errors; safe for all threads.
     """
 
-    __slots__ = ("_failed", "_without", "hooks", "listeners", "wanted")
+    __slots__ = ("_failed", "_without", "hooks", "listeners", "lone", "wanted")
 
-    def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None) -> None:
-        self.hooks: tuple[Hook, ...] = tuple(hook for hook in hooks if wants(hook))
-        self.wanted: frozenset[type[Event]] = frozenset().union(*map(wants, self.hooks))
+    def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None, *, _lone: bool = False) -> None:
+        told = [(hook, _wants_of_lone(hook) if _lone else wants(hook)) for hook in hooks if wants(hook)]
+        self.hooks: tuple[Hook, ...] = tuple(hook for hook, _ in told)
+        self.wanted: frozenset[type[Event]] = frozenset().union(*(kinds for _, kinds in told))
         self.listeners: dict[type[Event], tuple[tuple[Hook, Call], ...]] = {
-            kind: tuple((hook, _handler(hook, kind)) for hook in self.hooks if kind in wants(hook))
-            for kind in self.wanted
+            kind: tuple((hook, _handler(hook, kind)) for hook, kinds in told if kind in kinds) for kind in self.wanted
         }
         self._failed: set[str] = set() if _failed is None else _failed
         self._without: dict[tuple[int, ...], Hooks] = {}
+        differ = not _lone and any(kinds != _wants_of_lone(hook) for hook, kinds in told)
+        self.lone: Hooks = Hooks(self.hooks, self._failed, _lone=True) if differ else self
 
     def __bool__(self) -> bool:
         return bool(self.hooks)
@@ -63,7 +67,7 @@ class Hooks:
             try:
                 context.run(call, event)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self._blame(hook, error, event, context)
+                self.blame(hook, error, event, context)
 
     def enter(
         self, event: Event, context: contextvars.Context, leaving: list[Hook] | None = None
@@ -72,28 +76,34 @@ class Hooks:
 
         Hooks that answer SKIP_RUN are added to `leaving`.
         """
-        entered: list[Scope] | None = None
+        scopes: list[Scope] | None = None
         for hook, call in self.listeners.get(type(event), ()):
             try:
                 answer = context.run(call, event)
-                if answer is None:
-                    continue
-                if hasattr(answer, "__enter__") and hasattr(answer, "__exit__"):
-                    context.run(answer.__enter__)
-                    if entered is None:
-                        entered = [answer]
-                    else:
-                        entered.append(answer)
-                elif answer is SKIP_RUN and leaving is not None:
+                if answer is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
+                elif answer is not None:
+                    scopes = self.entered(answer, context, scopes)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self._blame(hook, error, event, context)
-        return entered
+                self.blame(hook, error, event, context)
+        return scopes
+
+    def entered(self, answer: Any, context: contextvars.Context, scopes: list[Scope] | None) -> list[Scope] | None:
+        """Enter what a hook has answered to a start event, if that is a scope; answers `scopes`, with it."""
+        if not _is_scope(answer):
+            return scopes
+        context.run(answer.__enter__)
+        if scopes is None:
+            return [answer]
+        scopes.append(answer)
+        return scopes
 
     def without(self, leaving: list[Hook]) -> Hooks:
         """The same hooks less those in `leaving`."""
         if not leaving:
             return self
+        if len(leaving) == len(self.hooks):
+            return _NOBODY
         which = tuple(index for index, hook in enumerate(self.hooks) if any(hook is other for other in leaving))
         left = self._without.get(which)
         if left is None:
@@ -112,9 +122,10 @@ class Hooks:
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
                 # A @contextmanager scope lets the step's own error pass through it; that is not its failure.
                 if failure is not error:
-                    self._blame(scope, failure, started, context)
+                    self.blame(scope, failure, started, context)
 
-    def _blame(self, culprit: object, error: BaseException, event: Event, context: contextvars.Context) -> None:
+    def blame(self, culprit: object, error: BaseException, event: Event, context: contextvars.Context) -> None:
+        """A hook, or a scope of one, has raised: log that, the first time, and tell the others."""
         name = hook_name(culprit)
         if name not in self._failed:
             self._failed.add(name)
@@ -133,6 +144,11 @@ def wants(hook: Hook) -> frozenset[type[Event]]:
     return cast("frozenset[type[Event]]", getattr(hook, "wants", EVENTS)) & EVENTS
 
 
+def _wants_of_lone(hook: Hook) -> frozenset[type[Event]]:
+    """Which of these it wants of what may be attempted once only."""
+    return wants(hook) if getattr(hook, "lone_attempts", True) else wants(hook) - {AttemptStarted, AttemptFinished}
+
+
 def _handler(hook: Hook, kind: type[Event]) -> Call:
     """What to call with events of `kind`."""
     handlers: object = getattr(hook, "handlers", None)
@@ -140,6 +156,13 @@ def _handler(hook: Hook, kind: type[Event]) -> Call:
         return cast("Call", handlers[kind])
     method: object = getattr(hook, "__call__", None)  # noqa: B004 - an instance is called slower than its method
     return method if isinstance(method, MethodType) else hook
+
+
+_NOBODY: Final = Hooks()
+
+
+def _is_scope(answer: object) -> bool:
+    return hasattr(answer, "__enter__") and hasattr(answer, "__exit__")
 
 
 def hook_name(hook: object) -> str:

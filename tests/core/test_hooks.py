@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import logging
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -561,3 +562,99 @@ def test_scopes_are_left_when_a_run_is_cancelled() -> None:
 
     asyncio.run(main())
     assert log == ["+Run", "+Step:slow", "+Attempt:slow", "-Attempt:slow", "-Step:slow", "-Run"]
+
+
+# -- what being told costs ---------------------------------------------------------------------------------------------
+
+
+def test_a_hook_may_do_without_the_attempts_of_what_is_attempted_once(drive: Drive, ledger: Ledger) -> None:
+    class Sees(list[Any]):
+        lone_attempts = False
+        __call__ = list.append
+
+    wf = Workflow("trip")
+    ledger.add(wf, "once")
+    ledger.add(wf, "twice", depends_on="once", retry=2)
+    ledger.add(wf, "fails", depends_on="twice", raises=ValueError("no"))
+    sees, everything = Sees(), list[Any]()
+    drive(wf, hooks=[sees, everything.append], check=False)
+    attempts = (AttemptStarted, AttemptFinished)
+    seen = [(type(event).__name__, event.step) for event in sees if isinstance(event, attempts)]
+    assert seen == [("AttemptStarted", "twice"), ("AttemptFinished", "twice")]
+    assert len([event for event in everything if isinstance(event, attempts)]) == 2 * 5
+    assert kinds([event for event in everything if event not in sees]) == ["AttemptStarted", "AttemptFinished"] * 4
+    check_well_formed(everything)
+
+
+def test_a_step_that_is_freed_among_others_is_told_ready_like_them(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("fan")
+    first = ledger.add(wf, "first")
+    before = ledger.add(wf, "before", depends_on=first)
+    many = [ledger.add(wf, f"s{number}", depends_on=before) for number in range(3)]
+    ledger.add(wf, "last", depends_on=many)
+    events: list[Any] = []
+    drive(wf, hooks=[events.append])
+    check_well_formed(events)
+    ready = {event.step: event for event in of_type(events, StepReady)}
+    assert list(ready) == ["first", "before", "s0", "s1", "s2", "last"]
+    for started in of_type(events, StepStarted):
+        assert started.waited == pytest.approx(started.at - ready[started.step].at)
+
+
+# -- beginnings of runs that need no driver ------------------------------------------------------------------------------
+
+
+def test_steps_that_never_wait_are_told_like_any_other() -> None:
+    async def at_once(ctx: Context) -> str:
+        return ctx.step
+
+    wf = Workflow("quick")
+    wf.add_step("a", at_once)
+    wf.add_step("b", at_once, depends_on="a")
+    wf.add_step("c", at_once, depends_on=("a", "b"))
+    events: list[Any] = []
+    run = asyncio.run(AsyncEngine(hooks=[events.append]).run(wf))
+    assert run.results == {"a": "a", "b": "b", "c": "c"}
+    check_well_formed(events)
+    assert [event.step for event in of_type(events, StepReady)] == ["a", "b", "c"]
+    assert [report.ran is not None for report in run.steps.values()] == [True] * 3
+
+
+def test_a_hook_that_cancels_the_run_between_two_steps_stops_it_there(ledger: Ledger) -> None:
+    events: list[Any] = []
+
+    def cancels(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, StepFinished):
+            engine.cancel(event.run_id)
+
+    with Engine(hooks=[cancels]) as engine:
+        run = engine.run(ledger.chain("a", "b"), check=False)
+    assert ledger == ["a", "-a"]
+    assert run.status is Status.COMPENSATED
+    check_well_formed(events)
+
+
+@pytest.mark.parametrize(
+    ("moment", "answer"),
+    [
+        *((moment, None) for moment in (RunRequested, RunStarted, StepStarted, StepFinished, RunFinished)),
+        *((moment, SKIP_RUN) for moment in (RunRequested, RunStarted)),
+    ],
+)
+def test_a_ctrl_c_among_the_hooks_waits_for_the_steps(ledger: Ledger, moment: type[Event], answer: object) -> None:
+    events: list[Any] = []
+
+    def struck(event: Any) -> object:
+        events.append(event)
+        if type(event) is moment:
+            signal.raise_signal(signal.SIGINT)
+            events.append("and on")
+        return answer if isinstance(event, RunStarted) else None
+
+    with Engine(hooks=[struck]) as engine, pytest.raises(KeyboardInterrupt):
+        engine.run(ledger.chain("a", "b"))
+    assert ledger in ([], ["a", "-a"], ["a", "b"])
+    if answer is None:
+        check_well_formed([event for event in events if event != "and on"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,136 @@
+"""The beginning of a run that somebody watches: what `sprint` does for one that nobody does, and telling the hooks of it.
+
+It says what `tell` says, in the same order and contexts. That it needs no program, and no Told for each step, is what
+makes being watched cheap.
+"""
+
+from __future__ import annotations
+
+from types import CoroutineType
+from typing import Any, cast
+
+from ..context import Context
+from ..events import AttemptFinished, AttemptStarted, StepFinished, StepReady, StepStarted
+from ..run import StepReport
+from ..status import Status
+from . import tell
+from .effects import Interrupts, Suspended
+from .execution import Execution
+from .sprint import Begun
+from .tell import Told
+
+__all__ = ["sprint_watched"]
+
+
+def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
+    """Run plain steps while there is exactly one to run. Answers as `sprint` does."""
+    ready = x.ready
+    if len(ready) != 1 or x.stopped:
+        return None
+    nodes, counts, results, is_async = x.plan.nodes, x.counts, x.results, x.settings.runs_async
+    hooks, clock, copy, new = x.hooks, x.settings.clock, x.context.copy, object.__new__
+    workflow, run_id, state, reports, success = x.workflow.name, x.run_id, x.state, x.reports, Status.SUCCESS
+    emit, enter = hooks.emit, hooks.enter
+    wanted = x.wanted
+    tells_start, tells_end, tells_ready = StepStarted in wanted, StepFinished in wanted, StepReady in wanted
+    node = nodes[ready.popleft()]
+    ready_at = x.ready_at[node.index]
+    x.running = 1
+    while node.sprints[is_async] and not x.stopped:
+        if interrupts is not None and interrupts.count > interrupts.raised:
+            interrupts.raised = interrupts.count
+            x.interrupt(KeyboardInterrupt())
+            break
+        x.at = node
+        name, allowed, at = node.name, node.max_attempts, clock()
+        waited = at - ready_at if at > ready_at else 0.0
+        outer = inner = copy()
+        start = first = outer_scopes = inner_scopes = None
+        if tells_start:
+            start = StepStarted(
+                workflow, run_id, at, state, name, waited, node.dependencies, allowed, node.function, None
+            )
+            outer_scopes = enter(start, outer)
+        attempts = hooks if allowed > 1 else hooks.lone
+        if AttemptStarted in attempts.wanted:
+            inner = outer.copy()
+            first = AttemptStarted(workflow, run_id, at, state, name, 1, allowed, False)
+            inner_scopes = attempts.enter(first, inner)
+        ctx = new(Context)  # Context(x, node), less the call of its __init__
+        ctx._run = x  # pyright: ignore[reportPrivateUsage]
+        ctx.node = node
+        context = inner.copy()
+        value: Any = None
+        failure: BaseException | None = None
+        suspended = None
+        try:
+            if is_async:
+                coroutine = context.run(node.fn, ctx)
+                try:
+                    waiting = context.run(coroutine.send, None)
+                except StopIteration as stop:
+                    value = stop.value
+                else:
+                    suspended = Suspended(ctx, context, coroutine, waiting)
+            elif interrupts is None:
+                value = context.run(node.fn, ctx)
+            else:
+                try:
+                    interrupts.in_step = True
+                    value = context.run(node.fn, ctx)
+                finally:
+                    interrupts.in_step = False
+        except BaseException as error:  # noqa: BLE001 - the main program judges it
+            failure = error
+        if failure is not None or suspended is not None or type(value) is CoroutineType:
+            told = inner_told = Told(at, outer)
+            told.waited, told.event, told.scopes = waited, start, outer_scopes
+            if first is not None:
+                inner_told = Told(at, inner)
+                inner_told.event, inner_told.scopes = first, inner_scopes
+            return Begun(node, ctx, cast("Any", value), failure, suspended, told, inner_told)
+        end = clock()
+        duration = end - at
+        if AttemptFinished in attempts.wanted:
+            attempts.emit(
+                AttemptFinished(workflow, run_id, end, state, name, 1, allowed, False, success, duration, None), inner
+            )
+        if inner_scopes is not None and first is not None:
+            hooks.exit(inner_scopes, inner, first, None)
+        reports[name] = StepReport(success, 1, waited, duration, 0.0)
+        if tells_end:
+            emit(
+                StepFinished(
+                    workflow, run_id, end, state, name, success, duration, 1, waited, 0.0, None, node.dependencies
+                ),
+                outer,
+            )
+        if outer_scopes is not None and start is not None:
+            hooks.exit(outer_scopes, outer, start, None)
+        results[name] = value
+        if node.compensation is not None:
+            x.to_undo.append(node)
+        following = node.follows
+        if following is None:
+            for index in node.successors:
+                counts[index] -= 1
+                if not counts[index]:
+                    if following is None:
+                        following = nodes[index]
+                    else:
+                        ready.append(index)
+        if following is None:
+            x.running = 0
+            return None
+        node = following
+        ready_at = x.ready_at[node.index] = end
+        if tells_ready:
+            emit(StepReady(workflow, run_id, end, state, node.name), copy())
+        if ready:
+            x.ready_at.update(dict.fromkeys(ready, end))
+            tell.steps_ready(x, [nodes[index] for index in ready])
+            break
+    if not x.stopped:
+        return Begun(node)
+    x.running = 0
+    return None
