@@ -13,6 +13,7 @@ from flowcore.events import (
     EngineStarted,
     Event,
     HookFailed,
+    HooksMeasured,
     IdempotencyHit,
     LeaseLost,
     RunFinished,
@@ -71,6 +72,7 @@ class MeasuringHook:
             StoreCalled: self._store_called,
             StoreSurveyed: self._store_surveyed,
             HookFailed: self._hook_failed,
+            HooksMeasured: self._hooks_measured,
         }
         self.wants = frozenset(self.handlers)
         self._to(names.BUILD_INFO, names.SCOPE_VERSION)(1)
@@ -172,6 +174,10 @@ class MeasuringHook:
 
     def _hook_failed(self, event: HookFailed) -> None:
         self._to(names.HOOK_ERRORS, event.hook)(1, self._exemplar(event))
+
+    def _hooks_measured(self, event: HooksMeasured) -> None:
+        for hook, seconds in event.seconds.items():
+            self._to(names.HOOK_DURATION, hook)(seconds)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 

@@ -289,6 +289,9 @@ OLDEST_START: Final = Metric(
     "livemin",
 )
 HOOK_ERRORS: Final = Metric("flowcore.hook.errors", "counter", "{error}", ("hook",), "Errors raised by hooks.")
+HOOK_DURATION: Final = Metric(
+    "flowcore.hook.duration", "counter", "s", ("hook",), "Seconds spent in hooks; of many runs, an estimate."
+)
 CAPPED: Final = Metric(
     "flowcore.telemetry.capped", "counter", "{measurement}", ("hook",), "Measurements that went to the series _other."
 )
@@ -320,6 +323,7 @@ METRICS: Final = (
     LAST_SUCCESS,
     OLDEST_START,
     HOOK_ERRORS,
+    HOOK_DURATION,
     CAPPED,
     WORKFLOW_INFO,
     BUILD_INFO,

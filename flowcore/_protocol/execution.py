@@ -138,7 +138,8 @@ class Execution:
         self.values: dict[Any, Any] = {} if values is None else initial(values)
         self.context = context
         if settings.observed:
-            self.hooks, self.wanted, self.observed = settings.hooks, settings.hooks.wanted, True
+            self.hooks, self.observed = settings.hooks.of_run(settings.clock), True
+            self.wanted = self.hooks.wanted
             self.state, self.ready_at = {}, {}
         if settings.durable:
             self.changes, self.observed = Changes(), True  # its record tells times

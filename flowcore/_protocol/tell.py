@@ -17,6 +17,7 @@ from ..events import (
     CompensationStarted,
     Event,
     Hooks,
+    HooksMeasured,
     IdempotencyHit,
     LeaseLost,
     MaintenanceFinished,
@@ -93,11 +94,21 @@ def hit(x: Execution, outcome: str, run_id: str, carrier: Mapping[str, str], age
             ),
             x.context,
         )
+    _measured(x)
 
 
 def refused(x: Execution, error: BaseException) -> None:
     if RunRefused in x.wanted:
         x.hooks.emit(RunRefused(x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key, error), x.context)
+    _measured(x)
+
+
+def _measured(x: Execution) -> None:
+    """After the last event: how long the hooks took, of some runs."""
+    spent = x.hooks.spent
+    if spent is not None and HooksMeasured in x.wanted:
+        event = HooksMeasured(x.workflow.name, x.run_id, x.settings.clock(), x.state, spent)
+        x.hooks.emit(event, x.context)
 
 
 def run_started(x: Execution) -> Told:
@@ -179,6 +190,7 @@ def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException
         )
         x.hooks.emit(event, x.context)
     told.exit(x.hooks, error)
+    _measured(x)
 
 
 def steps_ready(x: Execution, nodes: list[Node] | None) -> None:

@@ -30,6 +30,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | StoreCalled | a verb of the store has answered | store, operation, outcome, duration, error |
 | StoreSurveyed | a recovery round has counted what waits (no run) | counts |
 | HookFailed | a hook raised (told to the other hooks) | hook, error |
+| HooksMeasured | after the last event of some runs; to hooks that name it in `wants` | seconds |
 
 Events marked * are start events: a hook may answer them with a context manager, the *scope*, which is entered in the
 context that user code then runs in and exited after the matching finish event, in reverse order. Each start event has
@@ -54,6 +55,7 @@ from .records import (
     EngineStarted,
     Event,
     HookFailed,
+    HooksMeasured,
     IdempotencyHit,
     LeaseLost,
     MaintenanceFinished,
@@ -86,6 +88,7 @@ __all__ = [
     "Hook",
     "HookFailed",
     "Hooks",
+    "HooksMeasured",
     "IdempotencyHit",
     "LeaseLost",
     "Logger",

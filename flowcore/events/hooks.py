@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any, Final, Protocol, cast
 
-from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed
+from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed, HooksMeasured
 
 __all__ = ["SKIP_RUN", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
@@ -18,12 +19,17 @@ SKIP_RUN: Final = object()
 
 Scope = AbstractContextManager[object]
 Call = Callable[..., Any]
+_UNASKED: Final = EVENTS - {HooksMeasured}
+_EVERY: Final = 64
+"""hooks are measured in one of so many runs, because measuring all would cost more than some hooks do"""
+_PAUSE: Final = 1.0
+"""and again after so many seconds, so that all are where there are few"""
 
 
 class Hook(Protocol):
     """Anything that can be called with an event: `events.append`, `print`, a function with `match event:`.
 
-    May have `wants`, a frozenset of event types; without it, every event comes. May have
+    May have `wants`, a frozenset of event types; without it, every event comes but HooksMeasured. May have
     `lone_attempts = False`: then AttemptStarted and AttemptFinished come only where the definition allows several
     attempts. May have `handlers`, a mapping from event types to functions that are called in its place, for those who
     count each call. A hook is called on whichever thread or task drives the run, so it must be thread-safe. It can
@@ -41,10 +47,14 @@ class Hooks:
 
     `wanted` is the set of event types worth building; empty where there is no hook, so that nothing is paid for.
     `listeners`: for each of them, the hooks, and what to call with it. `lone`: the same for the attempts of what may be
-    attempted once only. Immutable apart from the once-only logging of errors; safe for all threads.
+    attempted once only. Immutable apart from the once-only logging of errors and what measuring counts; safe for all
+    threads.
     """
 
-    __slots__ = ("_failed", "_without", "hooks", "listeners", "lone", "wanted")
+    __slots__ = (
+        *("_failed", "_measured_at", "_runs", "_watch", "_without"),
+        *("hooks", "listeners", "lone", "wanted"),
+    )
 
     def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None, *, _lone: bool = False) -> None:
         told = [(hook, _wants_of_lone(hook) if _lone else wants(hook)) for hook in hooks if wants(hook)]
@@ -55,6 +65,8 @@ class Hooks:
         }
         self._failed: set[str] = set() if _failed is None else _failed
         self._without: dict[tuple[int, ...], Hooks] = {}
+        self._watch: _Stopwatch | None = None
+        self._runs, self._measured_at = 0, -math.inf
         differ = not _lone and any(kinds != _wants_of_lone(hook) for hook, kinds in told)
         self.lone: Hooks = Hooks(self.hooks, self._failed, _lone=True) if differ else self
 
@@ -108,7 +120,8 @@ class Hooks:
         left = self._without.get(which)
         if left is None:
             kept = (hook for index, hook in enumerate(self.hooks) if index not in which)
-            left = self._without[which] = Hooks(kept, self._failed)
+            left = Hooks(kept, self._failed)
+            left = self._without[which] = left if self._watch is None else left._timed(self._watch)
         return left
 
     def exit(
@@ -138,10 +151,80 @@ class Hooks:
         if type(event) is not HookFailed and HookFailed in self.wanted:
             self.emit(HookFailed(event.workflow, event.run_id, event.at, event.state, name, error), context)
 
+    # -- how long hooks take -------------------------------------------------------------------------------------------
+
+    def of_run(self, clock: Callable[[], float]) -> Hooks:
+        """The hooks for one run: these, or now and then, if anybody wants to know, some that measure how long these take,
+        by `clock` (monotonic seconds)."""
+        if HooksMeasured not in self.wanted:
+            return self
+        self._runs += 1
+        now = clock()
+        if self._runs < _EVERY and now - self._measured_at < _PAUSE:
+            return self
+        runs, self._runs, self._measured_at = self._runs, 0, now
+        return self._timed(_Stopwatch(clock, runs))
+
+    def _timed(self, watch: _Stopwatch) -> Hooks:
+        """The same hooks, measured."""
+        twin = Hooks((), self._failed)
+        twin.hooks, twin.wanted, twin._watch = self.hooks, self.wanted, watch
+        twin.listeners = {
+            kind: tuple((hook, watch.timed(hook_name(hook), call)) for hook, call in listening)
+            for kind, listening in self.listeners.items()
+        }
+        twin.lone = twin if self.lone is self else self.lone._timed(watch)
+        return twin
+
+    @property
+    def spent(self) -> Mapping[str, float] | None:
+        """Seconds by hook, where they were measured: over this run, times the runs that it stands for."""
+        watch = self._watch
+        return None if watch is None else {name: seconds * watch.runs for name, seconds in watch.seconds.items()}
+
+
+class _Stopwatch:
+    """Measures how long hooks take over one run, which stands for `runs`."""
+
+    def __init__(self, clock: Callable[[], float], runs: int) -> None:
+        self.clock = clock
+        self.runs = runs
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, call: Call) -> Call:
+        """`call`, measured: whatever it takes is added to what `name` has taken, and a scope that it answers with too."""
+        self.seconds.setdefault(name, 0.0)
+
+        def timed(*args: Any) -> Any:
+            began = self.clock()
+            try:
+                answer = call(*args)
+            finally:
+                took = self.clock() - began  # no call between reading and writing: threads may come between those
+                self.seconds[name] += took
+            return _TimedScope(self, name, answer) if _is_scope(answer) else answer
+
+        return timed
+
+
+class _TimedScope:
+    """A scope that is measured."""
+
+    def __init__(self, watch: _Stopwatch, name: str, scope: Scope) -> None:
+        self.__qualname__ = hook_name(scope)  # it answers for its errors
+        self.__enter = watch.timed(name, scope.__enter__)
+        self.__exit = watch.timed(name, scope.__exit__)
+
+    def __enter__(self) -> object:
+        return self.__enter()
+
+    def __exit__(self, *error: object) -> object:
+        return self.__exit(*error)
+
 
 def wants(hook: Hook) -> frozenset[type[Event]]:
     """The event types that this hook wants."""
-    return cast("frozenset[type[Event]]", getattr(hook, "wants", EVENTS)) & EVENTS
+    return cast("frozenset[type[Event]]", getattr(hook, "wants", _UNASKED)) & EVENTS
 
 
 def _wants_of_lone(hook: Hook) -> frozenset[type[Event]]:

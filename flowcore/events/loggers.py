@@ -19,6 +19,7 @@ from .records import (
     EngineStarted,
     Event,
     HookFailed,
+    HooksMeasured,
     IdempotencyHit,
     LeaseLost,
     MaintenanceFinished,
@@ -76,6 +77,7 @@ class Logger:
         StoreCalled: ("store_called",),
         StoreSurveyed: ("store_surveyed",),
         HookFailed: ("hook_failed",),
+        HooksMeasured: ("hooks_measured",),
     }
     """event type -> the method it is told to; of two, the second hears every outcome but success"""
 
@@ -122,6 +124,7 @@ class Logger:
     def store_called(self, event: StoreCalled) -> Any: ...
     def store_surveyed(self, event: StoreSurveyed) -> Any: ...
     def hook_failed(self, event: HookFailed) -> Any: ...
+    def hooks_measured(self, event: HooksMeasured) -> Any: ...
 
 
 def line(event: Any) -> str | None:

@@ -301,6 +301,15 @@ class HookFailed(Event):
     error: BaseException
 
 
+@dataclass(slots=True, eq=False)
+class HooksMeasured(Event):
+    """A run has ended of which it was measured how long its hooks took. Of many runs few are measured: each stands for
+    those that were not since the one before."""
+
+    seconds: Mapping[str, float]
+    """by hook, as HookFailed names them: what they took, scopes included, times the number of runs it stands for"""
+
+
 EVENTS: Final[frozenset[type[Event]]] = frozenset(
     cls
     for cls in globals().values()

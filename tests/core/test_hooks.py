@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from flowcore.events import (
     Event,
     HookFailed,
     Hooks,
+    HooksMeasured,
     RunFinished,
     RunRequested,
     RunStarted,
@@ -267,7 +269,7 @@ def test_a_logger_that_overrides_nothing_counts_as_no_hook() -> None:
 
     assert not Hooks([Logger(), Nothing()])
     assert Hooks([Logger()]).wanted == frozenset()
-    assert Hooks([print]).wanted == EVENTS
+    assert Hooks([print]).wanted == EVENTS - {HooksMeasured}
 
 
 def test_a_hook_may_say_what_it_wants(drive: Drive, ledger: Ledger) -> None:
@@ -599,6 +601,92 @@ def test_a_step_that_is_freed_among_others_is_told_ready_like_them(drive: Drive,
     assert list(ready) == ["first", "before", "s0", "s1", "s2", "last"]
     for started in of_type(events, StepStarted):
         assert started.waited == pytest.approx(started.at - ready[started.step].at)
+
+
+class Timed:
+    """A hook that takes its time, and asks how much that was."""
+
+    wants = frozenset({RunStarted, StepStarted, HooksMeasured})
+
+    def __init__(self) -> None:
+        self.told: list[HooksMeasured] = []
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        time.sleep(0.004)
+        yield
+        time.sleep(0.002)
+
+    def __call__(self, event: Any) -> Any:
+        if isinstance(event, HooksMeasured):
+            self.told.append(event)
+            return None
+        time.sleep(0.001)
+        return self.scope() if isinstance(event, StepStarted) else None
+
+
+def test_how_long_hooks_take_is_told_to_those_who_ask(live: MakeLive, ledger: Ledger) -> None:
+    timed, others = Timed(), list[Any]()
+    engine = live(hooks=[timed, others.append])
+    run = engine.run(ledger.chain("a", "b!"), check=False)
+    (measured,) = timed.told
+    assert measured.run_id == run.id
+    assert set(measured.seconds) == {"Timed", "list.append"}
+    assert 0.013 <= measured.seconds["Timed"] < 0.1  # the second scope is left by an error
+    assert measured.seconds["list.append"] < 0.013
+    assert not of_type(others, HooksMeasured)
+
+
+def test_where_runs_are_many_one_of_64_is_measured_and_stands_for_the_others() -> None:
+    now = 0.0
+
+    class TakesASecond:
+        wants = frozenset({RunStarted, HooksMeasured})
+
+        def __call__(self, event: Any) -> None:
+            nonlocal now
+            now += 1
+
+    def clock() -> float:
+        return now
+
+    hooks = Hooks([TakesASecond()])
+    told: list[tuple[int, float]] = []
+    for number in range(1, 135):
+        of_run = hooks.of_run(clock)
+        of_run.emit(RunStarted("trip", "1", now, {}, None, 0.0, {}, 1, None, {}), contextvars.copy_context())
+        if of_run.spent is not None:
+            told.append((number, round(next(iter(of_run.spent.values())), 6)))
+        now += -0.99 if number < 130 else 0.5  # the last ones are more than a second apart
+    assert told == [(1, 1), (65, 64), (129, 64), (131, 2), (132, 1), (133, 1), (134, 1)]
+
+
+def test_a_measured_hook_that_raises_is_blamed_under_its_own_name(
+    live: MakeLive, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Scope:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            raise Boom
+
+    class Broken:
+        wants = frozenset({RunStarted, StepStarted, HooksMeasured})
+
+        def __call__(self, event: Any) -> Any:
+            if isinstance(event, RunStarted):
+                raise Boom
+            return Scope()
+
+    failures: list[HookFailed] = []
+
+    def sees(event: Any) -> None:
+        if isinstance(event, HookFailed):
+            failures.append(event)
+
+    with caplog.at_level(logging.CRITICAL, "flowcore"):
+        live(hooks=[Broken(), sees]).run(ledger.chain("a"))
+    assert [failure.hook.split(".")[-1] for failure in failures] == ["Broken", "Scope"]
 
 
 # -- beginnings of runs that need no driver ------------------------------------------------------------------------------

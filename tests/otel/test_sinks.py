@@ -1,5 +1,6 @@
 """Prometheus and OpenTelemetry show the same numbers."""
 
+import time
 from contextvars import copy_context
 from typing import Any
 
@@ -165,3 +166,21 @@ def test_the_oldest_start_is_shown_while_runs_are_in_flight(
     make_driver(PrometheusHook(registry), MetricsHook(MeterProvider([reader]))).run(wf)
     ((one, other),) = seen
     assert one == other
+
+
+def test_seconds_spent_in_hooks_are_counted_by_hook(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
+    reader = InMemoryMetricReader()
+
+    def slow(event: Event) -> None:
+        time.sleep(0.001)
+
+    driver = make_driver(slow, PrometheusHook(registry), MetricsHook(MeterProvider([reader])))
+    driver.run(trip().wf)
+    spent = {
+        str(point.attributes["flowcore.hook"]): point.value
+        for metric, point in points(reader)
+        if metric is names.HOOK_DURATION
+    }
+    assert {name.split(".")[-1] for name in spent} == {"slow", "PrometheusHook", "MetricsHook"}
+    assert spent[slow.__qualname__] > 0.01 > spent["PrometheusHook"] > 0
+    assert compared(reader, registry) > 30
