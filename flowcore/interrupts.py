@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["CtrlC", "guard"]
+__all__ = ["CtrlC", "guard", "restore"]
 
 _SIGINT: Final = int(signal.SIGINT)
 # signal.signal turns numbers into enums and back, at the price of a small run; this is the function behind it.
@@ -24,13 +24,13 @@ class CtrlC:
     """What one run in the main thread makes of SIGINT.
 
     While `in_step` the interrupt is raised in user code. While `in_undo` only a second one is: the first waits until
-    everything is undone. Else `ring` is called, which must be safe in a signal handler.
+    everything is undone. Else it is only counted, and `ring` is called, which must be safe in a signal handler.
     """
 
     __slots__ = ("before", "count", "in_step", "in_undo", "raised", "ring")
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self.ring = ring
+    def __init__(self) -> None:
+        self.ring: Callable[[], None] | None = None
         self.before: Any = signal.default_int_handler
         self.in_step = False
         self.in_undo = False
@@ -43,25 +43,28 @@ class CtrlC:
         if self.in_step or (self.in_undo and self.count > 1):
             self.raised += 1
             raise KeyboardInterrupt
-        self.ring()
+        if self.ring is not None:
+            self.ring()
 
     @property
     def unseen(self) -> bool:
         """Whether there was an interrupt that nobody has acted upon."""
         return self.count > self.raised
 
-    def restore(self) -> None:
-        """Give SIGINT back."""
-        _set_handler(_SIGINT, self.before)
 
-
-def guard(ring: Callable[[], None]) -> CtrlC | None:
+def guard() -> CtrlC | None:
     """Take SIGINT over for a run in the main thread; None elsewhere, or where the user handles it."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    mine = CtrlC(ring)
+    mine = CtrlC()
     mine.before = _set_handler(_SIGINT, mine)
     if mine.before is not signal.default_int_handler and not isinstance(mine.before, CtrlC):
-        mine.restore()  # asking first would cost one call more, each time
+        restore(mine)  # asking first would cost one call more, each time
         return None
     return mine
+
+
+def restore(mine: CtrlC | None) -> None:
+    """Give SIGINT back, if it was taken."""
+    if mine is not None:
+        _set_handler(_SIGINT, mine.before)

@@ -37,7 +37,7 @@ from .engine import EngineBase, log, outcome
 from .errors import FlowcoreError, StepCancelled, StoreError, said
 from .events import Hook
 from .forks import in_children
-from .interrupts import CtrlC, guard
+from .interrupts import CtrlC, guard, restore
 from .retry import Duration, seconds
 from .run import Run
 from .status import Status
@@ -96,25 +96,18 @@ class Driver:
 
     # -- in the caller's thread ----------------------------------------------------------------------------------------
 
-    def run_here(self, ctrl_c: CtrlC | None = None) -> None:
-        """Drive the run to its end, the calling thread taking part; with a `ctrl_c` that has guarded it so far."""
-        try:
-            if ctrl_c is None:
-                ctrl_c = guard(self._ring)
-            else:
-                ctrl_c.ring = self._ring
-            self._ctrl_c = ctrl_c
-        except KeyboardInterrupt as error:
-            self.cancel(error)
-            ctrl_c = self._ctrl_c = guard(self._ring)
+    def run_here(self, ctrl_c: CtrlC | None) -> None:
+        """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
+        self._ctrl_c = ctrl_c
+        if ctrl_c is not None:
+            ctrl_c.ring = self._ring
         try:
             self._advance(self._main, None, here=True)
             if not self.over:
                 self._serve()
         finally:
             self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
-            if ctrl_c is not None:
-                ctrl_c.restore()
+            restore(ctrl_c)
         if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
             raise KeyboardInterrupt from self.error
 
@@ -441,47 +434,33 @@ class Engine(EngineBase):
         """
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
         sprints, begun = may_sprint(x), None
-        if sprints and x.observed:
-            return self._run_watched(x, check=check)
+        ctrl_c: CtrlC | None = None
         try:
             self._live[x] = None
-            if sprints:
+            if sprints and not x.observed:
                 begun = sprint(x)
                 if begun is None and not x.ready and x.succeed():
-                    del self._live[x]
+                    self._forget(x)
                     return x.as_run(Status.SUCCESS)
-            driver = self._driver(x, run(x, begun))
-        except KeyboardInterrupt as error:
-            if not sprints or x.finished is not None:  # nothing has begun, or all is over
-                self._live.pop(x, None)
-                raise
-            driver = self._driver(x, rescue(x, error))
-        except BaseException:
-            self._live.pop(x, None)
-            raise
-        driver.run_here()
-        return outcome(driver.result, driver.error, check=check)
-
-    def _run_watched(self, x: Execution, *, check: bool) -> Run:
-        """A run that somebody watches and that may sprint. A Ctrl-C must not strike among its hooks."""
-        finished = None
-        self._live[x] = None
-        ctrl_c = guard(_look_later)
-        try:
-            finished, begun = at_once(x, ctrl_c)
+            ctrl_c = guard()
+            if sprints and x.observed:
+                finished, begun = at_once(x, ctrl_c)
+                if finished is not None:
+                    self._forget(x)
+                    restore(ctrl_c)
+                    if ctrl_c is not None and ctrl_c.count:
+                        raise KeyboardInterrupt  # noqa: TRY301 - whatever strikes from here on ends the same way
+                    return finished
             main = run(x, begun)
-        except KeyboardInterrupt as error:  # out of a signal handler of the user's own
-            main = rescue(x, error)
-        if x.finished is None:
-            driver = self._driver(x, main)
-            driver.run_here(ctrl_c)
-            return outcome(driver.result, driver.error, check=check)
-        del self._live[x]
-        if ctrl_c is not None:
-            ctrl_c.restore()
-        if finished is None or (ctrl_c is not None and ctrl_c.count):
-            raise KeyboardInterrupt
-        return finished
+        except BaseException as error:
+            if not sprints or x.finished is not None:  # nothing has begun, or all is over
+                self._forget(x)
+                restore(ctrl_c)
+                raise
+            main, ctrl_c = rescue(x, error), ctrl_c or guard()
+        driver = self._driver(x, main)
+        driver.run_here(ctrl_c)
+        return outcome(driver.result, driver.error, check=check)
 
     def submit(
         self,
@@ -527,9 +506,13 @@ class Engine(EngineBase):
         return driver
 
     def _over(self, driver: Driver) -> None:
-        self._live.pop(driver.x, None)
+        self._forget(driver.x)
         if driver.x.claimed and self._leases is not None:
             self._leases.leave(driver.x)
+
+    def _forget(self, x: Execution) -> None:
+        """A run is over, or has not begun after all."""
+        self._live.pop(x, None)
         if self._closing:
             with self._quiet:
                 self._quiet.notify_all()
@@ -562,7 +545,7 @@ class Engine(EngineBase):
         drivers = [self._driver(x, run(x)) for x in self._recoverable(records)]
         if self._pool.owns_current_thread():  # a step of ours: the pool may be full of those who wait for it
             for driver in drivers:
-                driver.run_here()
+                driver.run_here(None)
         else:
             over = threading.Semaphore(0)
             for driver in drivers:
@@ -629,10 +612,6 @@ def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, ever
         except FlowcoreError as error:
             log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
         del engine
-
-
-def _look_later() -> None:
-    """A Ctrl-C is looked for before each step."""
 
 
 def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], grace: float) -> None:

@@ -97,7 +97,6 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             )
         if inner_scopes is not None and first is not None:
             hooks.exit(inner_scopes, inner, first, None)
-        reports[name] = StepReport(success, 1, waited, duration, 0.0)
         if tells_end:
             emit(
                 StepFinished(
@@ -107,9 +106,12 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             )
         if outer_scopes is not None and start is not None:
             hooks.exit(outer_scopes, outer, start, None)
-        results[name] = value
+        results[name] = value  # only then the report: what has one is taken for recorded, see Execution.repair
+        reports[name] = StepReport(success, 1, waited, duration, 0.0)
         if node.compensation is not None:
             x.to_undo.append(node)
+        if x.stopped:
+            break
         following = node.follows
         if following is None:
             for index in node.successors:

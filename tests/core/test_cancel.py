@@ -230,6 +230,22 @@ def test_close_waits_for_runs_in_flight_and_refuses_new_ones(ledger: Ledger) -> 
     engine.close()  # twice is fine
 
 
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
+def test_close_waits_for_a_run_in_another_thread(gate: Gate, hooks: Any) -> None:
+    engine, wf, began = Engine(hooks=hooks), Workflow("w"), Gate()
+    wf.add_step("a", began.then(gate))
+    runs = threading.Thread(target=engine.run, args=(wf,))
+    runs.start()
+    began.wait()
+    closes = threading.Thread(target=engine.close, daemon=True)
+    closes.start()
+    until(lambda: engine._closing)
+    gate.set()
+    runs.join()
+    closes.join(PATIENCE)
+    assert not closes.is_alive()
+
+
 def test_close_with_a_timeout_cancels_what_is_left_and_undoes_it(live: MakeLive, ledger: Ledger) -> None:
     one, wf, began = live(), Workflow("w"), Gate()
 

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -57,6 +58,8 @@ class Strike:
         if self.struck or not frame.f_code.co_filename.startswith(OURS) or frame.f_code.co_name == "__exit__":
             return None
         frame.f_trace_opcodes = True
+        if self._delivers(frame, frame.f_lasti):  # the beginning of a function is no instruction to a tracer
+            self._moment(frame)
         return self._traced
 
     def _traced(self, frame: FrameType, event: str, arg: object) -> Any:
@@ -65,13 +68,16 @@ class Strike:
         if event == "opcode":
             last, self._last = self._last, (frame, frame.f_lasti)
             if last is not None and last[0] is frame and self._delivers(frame, last[1]):
-                self._left -= 1
-                if not self._left:
-                    self.struck = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-                    signal.raise_signal(signal.SIGINT)
+                self._moment(frame)
         elif event != "line":
             self._last = None
         return self._traced
+
+    def _moment(self, frame: FrameType) -> None:
+        self._left -= 1
+        if not self._left:
+            self.struck = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+            signal.raise_signal(signal.SIGINT)
 
     @staticmethod
     def _delivers(frame: FrameType, index: int) -> bool:
@@ -127,7 +133,8 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
     moment = 0
     for moment in itertools.count(1):
         ledger, store = Ledger(), MemoryStore()
-        engine, wf, raised = Engine(store=store, hooks=hooks), saga(ledger, fails=fails), None
+        wf, raised = saga(ledger, fails=fails), None
+        engine = Engine(store=store, hooks=hooks, workflows=[wf])
         strike = Strike(moment)
         try:
             with strike:
@@ -141,7 +148,31 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
         if not isinstance(raised, KeyboardInterrupt):
             found.append(f"raised {raised!r} instead of KeyboardInterrupt")
         problems.extend(f"{strike.struck}: {problem}" for problem in found)
-    assert moment > 50
+    assert moment > 25
+    assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
+
+
+@pytest.mark.parametrize("hooks", [(), ([].append,)], ids=["no hooks", "hooks"])
+def test_a_handler_of_the_users_own_that_raises_at_any_moment_has_undone_what_was_done(hooks: tuple[Any, ...]) -> None:
+    def leaves(number: int, frame: FrameType | None) -> None:
+        raise SystemExit
+
+    problems: list[str] = []
+    moment = 0
+    for moment in itertools.count(1):
+        ledger = Ledger()
+        wf = saga(ledger, fails=False)
+        engine = Engine(hooks=hooks, workflows=[wf])
+        strike = Strike(moment)
+        signal.signal(signal.SIGINT, leaves)
+        with suppress(SystemExit), strike:
+            engine.run(wf)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not strike.struck:
+            engine.close()
+            break
+        problems.extend(f"{strike.struck}: {problem}" for problem in aftermath(MemoryStore(), engine, ledger))
+    assert moment > 25
     assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
 
 

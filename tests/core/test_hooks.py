@@ -595,12 +595,13 @@ def test_a_step_that_is_freed_among_others_is_told_ready_like_them(drive: Drive,
     many = [ledger.add(wf, f"s{number}", depends_on=before) for number in range(3)]
     ledger.add(wf, "last", depends_on=many)
     events: list[Any] = []
-    drive(wf, hooks=[events.append])
+    run = drive(wf, hooks=[events.append])
     check_well_formed(events)
     ready = {event.step: event for event in of_type(events, StepReady)}
     assert list(ready) == ["first", "before", "s0", "s1", "s2", "last"]
     for started in of_type(events, StepStarted):
         assert started.waited == pytest.approx(started.at - ready[started.step].at)
+        assert run.steps[started.step].waited == started.waited
 
 
 class Timed:
@@ -720,6 +721,7 @@ def test_a_hook_that_cancels_the_run_between_two_steps_stops_it_there(ledger: Le
         run = engine.run(ledger.chain("a", "b"), check=False)
     assert ledger == ["a", "-a"]
     assert run.status is Status.COMPENSATED
+    assert [event.step for event in of_type(events, StepReady)] == ["a"]
     check_well_formed(events)
 
 

@@ -9,13 +9,15 @@ import asyncio
 import functools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Run, Workflow
-from flowcore.events import Event
+from flowcore.events import EngineStarted, Event, StoreCalled, WorkflowRegistered
 from flowcore.testing import Fault, no_waiting, simulate
 
 from .specs import Draw, Effect, Policy, Seeded, Spec, StepSpec, UndoSpec, built
@@ -241,6 +243,90 @@ def test_the_drivers_agree(driver: str, kind: str) -> None:
                 assert reports(one.run) == reports(expected.run), here
                 if kind in TOTAL:
                     assert one.run.undone == expected.run.undone, here
+
+
+# -- with and without a short cut --------------------------------------------------------------------------------------
+
+_open: ContextVar[tuple[str, ...]] = ContextVar("open", default=())
+"""the scopes that are open, from the outside in"""
+
+
+class Scribe:
+    """Notes what is told, and what user code does, with the scopes open around it; answers start events with scopes."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[str | None, tuple[Any, ...], tuple[str, ...]]] = []
+        """of which step, what, and the open scopes"""
+
+    def __call__(self, event: Any) -> Any:
+        step = getattr(event, "step", None)
+        if not isinstance(event, (EngineStarted, WorkflowRegistered, StoreCalled)):
+            self.notes.append((step, fact(event), _open.get()))
+        return self.scope(f"{type(event).__name__} {step}") if type(event).__name__.endswith("Started") else None
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        token = _open.set((*_open.get(), name))
+        try:
+            yield
+        finally:
+            self.notes.append((name.split()[1], ("left", name), _open.get()))
+            _open.reset(token)
+
+    def noting(self, fn: Any) -> Any:
+        """`fn`, noted."""
+
+        @functools.wraps(fn)
+        def noted(ctx: Context) -> Any:
+            self.notes.append((ctx.step, ("called", ctx.attempt), _open.get()))
+            return fn(ctx)
+
+        return noted
+
+    def of(self, step: str | None) -> list[Any]:
+        return [what for of, *what in self.notes if of == step]
+
+
+def scribed(driver: str, spec: Spec, key: str | None) -> Scribe:
+    scribe, effects = Scribe(), list[Effect]()
+    wf = made_real(spec, effects, coroutines=driver == "coroutines")
+    for step in wf.steps:
+        step.fn = scribe.noting(step.fn) if driver != "at once" else _at_once(scribe.noting(step.fn))
+    with suppress(SystemExit):
+        if driver == "threads":
+            with Engine(hooks=[scribe]) as engine:
+                engine.run(wf, check=False, idempotency_key=key)
+        else:
+            asyncio.run(AsyncEngine(hooks=[scribe]).run(wf, check=False, idempotency_key=key))
+    return scribe
+
+
+def _at_once(fn: Any) -> Any:
+    @functools.wraps(fn)
+    async def at_once(ctx: Context) -> Any:
+        return fn(ctx)
+
+    return at_once
+
+
+@pytest.mark.parametrize("driver", [*DRIVERS, "at once"])
+def test_runs_that_need_no_driver_are_told_like_those_that_do(driver: str) -> None:
+    """A key or a deadline needs one, and nothing that is told tells them apart: neither events nor scopes nor order."""
+    with no_waiting():
+        for number in range(CORPUS):
+            kind, spec = corpus(number)
+            if driver == "at once" and spec.faults:
+                continue  # a coroutine that never waits is never late
+            alone = scribed(driver, replace(spec, deadline=None), None)
+            with_key = scribed(driver, replace(spec, deadline=None), "k")
+            with_deadline = scribed(driver, replace(spec, deadline=600.0), None)
+            for other in (with_key, with_deadline):
+                if kind in TOTAL:
+                    assert alone.notes == other.notes, f"workflow {number} of the corpus ({kind}), {driver}"
+                for step in (None, *(step.name for step in spec.steps)):
+                    assert alone.of(step) == other.of(step), (
+                        f"workflow {number} of the corpus ({kind}), {driver}: {step}"
+                    )
 
 
 def test_the_corpus_meets_what_can_go_wrong() -> None:
