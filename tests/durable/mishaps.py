@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowcore import FlowcoreError
+from flowcore import AsyncEngine, Engine, FlowcoreError
 from tests.durable.crash import Place
 from tests.durable.engines import recover_until, run
 from tests.durable.ledger import Journal, Ledger
-from tests.durable.sagas import World, saga
+from tests.durable.sagas import Boom, World, saga
 from tests.durable.watched import Watched
 
-__all__ = ["Heard", "Part", "awaken", "heard", "play", "take_over"]
+__all__ = ["Heard", "Part", "awaken", "fork", "heard", "play", "take_over"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Part:
     - gil: a call of C does not let go of the interpreter's lock until it is awoken
     - waits: its step waits until it is awoken
     - killed: kill -9
+    - child returns, child exits, child fails: it forks, and the child comes back from the step in that way
 
     `skew`: by how many seconds its clock is wrong.
     """
@@ -83,7 +87,7 @@ def play(part: Part) -> None:
     def point(label: str) -> None:
         if label == part.at and not met:
             met.append(label)
-            _MISHAPS[part.mishap](part)
+            _MISHAPS.get(part.mishap, _come_back)(part)
 
     if part.mishap in {"gil", "waits"}:
         os.mkfifo(part.bell)
@@ -93,7 +97,7 @@ def play(part: Part) -> None:
         try:
             ended = run(part.driver, store, wf, part.key, part.lease, check=True, wait=part.wait)
             told: list[Any] = [part.key, str(ended.status), ended.id, ended.replayed, ""]
-        except FlowcoreError as error:
+        except (FlowcoreError, Boom) as error:
             told = [part.key, type(error).__name__, _run_of(error), False, str(error)]
     Ledger(part.outcomes).write(told)
 
@@ -105,6 +109,36 @@ def take_over(part: Part) -> None:
         store = Watched(real, Journal(part.place.journal))
         over = partial(_is_over, near, part.key)
         recover_until(part.driver, store, wf, part.lease / 10, over)
+
+
+def fork(part: Part) -> None:
+    """What a process does that forks in the middle of a run: the child uses the same engine for a run of its own, until it
+    is awoken, and the parent goes no further."""
+    os.mkfifo(part.bell)
+    parent = os.getpid()
+
+    def point(label: str) -> None:
+        if label != part.at:
+            return
+        if os.getpid() != parent:
+            _wait(part)
+        elif os.fork():
+            threading.Event().wait()
+        else:
+            go("the child's")
+            os._exit(0)
+
+    wf = saga(part.saga, World(Ledger(part.place.ledger), point))
+    with part.store() as store:
+        engine = (Engine if part.driver == "threads" else AsyncEngine)(store=store, lease=part.lease)
+
+        def go(key: str) -> None:
+            if isinstance(engine, Engine):
+                engine.run(wf, {"key": key}, idempotency_key=key)
+            else:
+                asyncio.run(engine.run(wf, {"key": key}, idempotency_key=key))
+
+        go(part.key)
 
 
 def _is_over(store: Any, key: str) -> bool:
@@ -142,6 +176,17 @@ def _hold_the_gil(part: Part) -> None:
 
 def _wait(part: Part) -> None:
     os.close(os.open(part.bell, os.O_RDONLY))
+
+
+def _come_back(part: Part) -> None:
+    """Fork; the child comes back from the step in one way or another, and the parent waits for what comes of it."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    elif part.mishap == "child exits":
+        sys.exit()
+    elif part.mishap == "child fails":
+        raise Boom(part.at)
 
 
 def _die(part: Part) -> None:

@@ -92,7 +92,7 @@ def main(pipe: Connection[Any, Any]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(rope)
     children: set[int] = set()
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             ready = wait([pipe, bell])
             if bell in ready:
