@@ -125,7 +125,7 @@ def _telemetry(q: Source) -> Section:
         [
             *_costs(q),
             lines(
-                (15, 0, 9, 7) if HOOK_DURATION else (0, 0, 24, 7),
+                (15, 0, 9, 7),
                 "What hooks could not do",
                 "Errors that hooks raised (they change nothing for a run), and measurements that went to the series _other "
                 "because there were too many.",
@@ -139,19 +139,13 @@ def _telemetry(q: Source) -> Section:
     )
 
 
-# Until the catalogue has it, there is nothing to draw.
-HOOK_DURATION = next((metric for metric in names.METRICS if metric.name == "flowcore.hook.duration"), None)
-
-
 def _costs(q: Source) -> list[Panel]:
-    if HOOK_DURATION is None:
-        return []
     return [
         stat(
             (0, 0, 6, 7),
             "Hooks, for each step",
             "The time that all hooks took together, divided by the steps that ended.",
-            f"{q.increase(HOOK_DURATION)} / ({q.increase(names.STEP_DURATION, 'count')} > 0)",
+            f"{q.increase(names.HOOK_DURATION)} / ({q.increase(names.STEP_DURATION, 'count')} > 0)",
             unit="s",
             thresholds=steps(colours.SUCCESS, (0.001, colours.WAITING), (0.01, colours.FAILED)),
             empty="No step ended in this time.",
@@ -160,7 +154,7 @@ def _costs(q: Source) -> list[Panel]:
             (6, 0, 9, 7),
             "Time spent in hooks",
             "Seconds per second; 1 is a whole core.",
-            target(f"{q.rate(HOOK_DURATION, by=('hook',))} > 0", q.legend("{{hook}}")),
+            target(f"{q.rate(names.HOOK_DURATION, by=('hook',))} > 0", q.legend("{{hook}}")),
             unit="percentunit",
             empty="No hook took any time.",
         ),
