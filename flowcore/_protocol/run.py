@@ -78,10 +78,9 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
 
 
 def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | None, Begun | None]:
-    """A run that may sprint, without a program and a driver: all of it, or how far it has come."""
-    if x.observed:
-        tell.requested(x)
-        x.told = tell.run_started(x)
+    """A run that somebody watches and that may sprint, without a program and a driver: all of it, or how far it came."""
+    tell.requested(x)
+    told = x.told = tell.run_started(x)
     if x.observed:  # still
         tell.first_ready(x)
         begun = sprint_watched(x, interrupts)
@@ -90,8 +89,7 @@ def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | N
     if begun is not None or x.ready or not x.succeed():
         return None, begun
     finished = x.as_run(Status.SUCCESS)
-    if x.told is not None:
-        tell.run_finished(x, x.told, Status.SUCCESS, None)
+    tell.run_finished(x, told, Status.SUCCESS, None)
     return finished, None
 
 
