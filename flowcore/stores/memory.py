@@ -94,7 +94,9 @@ class MemoryStore:
             if claim.attached == record.run_id and (record.held or kept.over):
                 return Finished(kept.seen(), age)
             if status in RELEASED and not record.held:
-                if claim.attached is not None:  # to a run that others have come after: theirs is the outcome by now
+                # Attached to a run that others have come after: theirs is the outcome by now. Or it is its own run, which
+                # others have taken over and ended while its first answer was lost.
+                if claim.attached is not None or claim.run_id == record.run_id:
                     return Finished(kept.seen(), age)
                 return self._begin(claim, now, record.generation + 1, record.fence + 1)
             if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:

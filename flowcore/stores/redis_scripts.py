@@ -225,7 +225,8 @@ local attached = ARGV[4] ~= '' and string.sub(ARGV[4], 2)
 local released = (h.status == 'failure' or h.status == 'compensated') and not h.held
 if attached == h.run_id and (h.held or h.stage == 'over') then return told('finished', now, KEYS[1]) end
 if released then
-  if attached then return told('finished', now, KEYS[1]) end
+  -- Others have come after the run that it waits for, or have ended its own, of which it never heard.
+  if attached or h.run_id == ARGV[1] then return told('finished', now, KEYS[1]) end
   if ARGV[6] ~= h.fence then return told('look', now, KEYS[1]) end
   return begin(count(h.generation) + 1, count(h.fence))
 end

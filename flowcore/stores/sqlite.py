@@ -122,7 +122,9 @@ class SQLiteStore:
         if claim.attached == record.run_id and (record.held or over):
             return _Over(tables.whole(db, number, head), age)
         if status in RELEASED and not record.held:
-            if claim.attached is not None:  # to a run that others have come after: theirs is the outcome by now
+            # Attached to a run that others have come after: theirs is the outcome by now. Or it is its own run, which
+            # others have taken over and ended while its first answer was lost.
+            if claim.attached is not None or claim.run_id == record.run_id:
                 return _Over(tables.whole(db, number, head), age)
             fence = max(record.fence + 1, now)
             return self._begin(db, claim, texts, now, generation=record.generation + 1, fence=fence)

@@ -210,7 +210,8 @@ class Model:
         if claim.attached == known.run_id and (over or known.held):
             return Finished
         if known.status in FREE and not known.held:
-            return Finished if claim.attached is not None else self._begin(claim, known.generation + 1)
+            known_to_it = claim.attached is not None or claim.run_id == known.run_id
+            return Finished if known_to_it else self._begin(claim, known.generation + 1)
         if claim.fingerprint is not None and claim.fingerprint != known.claim.fingerprint:
             return Mismatch
         if known.held:

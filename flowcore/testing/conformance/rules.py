@@ -19,8 +19,8 @@ RULES: Final[dict[str, str]] = {
     "claim-again": "The same claim again, from whom it made the owner, gets the same answer (generation, fence, and the "
     "record it went on with, its status and decision as they were before), and the lease is renewed: the first answer may "
     "have been lost.",
-    "claim-again-after-the-end": "The same claim again, once the run is not running any more, is Finished with the record: "
-    "a late copy begins nothing.",
+    "claim-again-after-the-end": "The same claim again, once the run is not running any more, is Finished with the record, "
+    "whoever has ended it: a late copy begins nothing.",
     "claim-attached": "Whoever waits for a run (`attached`) that is over or held is Finished with its record, whatever came "
     "of it; one that is parked or incomplete is gone on with.",
     "claim-attached-to-an-older-run": "Whoever waits for a run that others have come after begins no run of his own: after "
