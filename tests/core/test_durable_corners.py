@@ -16,13 +16,15 @@ from flowcore import (
     NotSerializable,
     Retry,
     Run,
+    RunFailed,
+    RunParked,
     Status,
     StepCancelled,
     Workflow,
 )
 from flowcore.events import LeaseLost as LeaseLostEvent, RunRecovered, StepStarted
 from flowcore.stores.base import Lost
-from tests.durable.test_programs import Moody, silent
+from tests.durable.test_programs import Moody, Strict, silent
 
 from .conftest import PATIENCE, Gate, Ledger, MakeLive, of_type, until
 
@@ -155,6 +157,58 @@ def test_who_loses_the_run_while_waiting_for_a_late_step_undoes_nothing(
     with pytest.raises(LeaseLost):
         future.result(PATIENCE)
     assert ledger == ["a", "slow"]
+
+
+def test_an_undo_that_waited_as_its_run_parked_is_attempted_by_the_next_owner(live: MakeLive, ledger: Ledger) -> None:
+    store, wf = Moody(), Workflow("w")
+
+    def undo(ctx: Context) -> None:
+        ledger.append(f"undo of {ctx.step}, attempt {ctx.attempt}")
+        if len(ledger) == 1:
+            store.moods = silent("renew", "checkpoint")
+            raise ConnectionError
+
+    step = wf.add_step("a", lambda ctx: 1)
+    step.compensate(retry=Retry(2, Backoff.fixed(0.3)))(undo)
+    wf.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+    with pytest.raises(RunParked):
+        live(store=store, lease=0.1).run(wf, idempotency_key="k")
+    assert ledger == ["undo of a, attempt 1"]
+    store.moods = lambda verb, argument: None
+    with pytest.raises(RunFailed):
+        live(store=store).run(wf, idempotency_key="k")
+    assert ledger == ["undo of a, attempt 1", "undo of a, attempt 1"]
+    assert (store.find("k").status, store.find("k").undone) == (Status.COMPENSATED, ("a",))
+
+
+def test_a_run_of_which_one_result_cannot_be_stored_is_told_to_its_end(live: MakeLive, ledger: Ledger) -> None:
+    store, wf = Strict(), Workflow("w")
+    ledger.add(wf, "a", first=lambda ctx: object())
+    ledger.add(wf, "b", depends_on="a")
+    with pytest.raises(NotSerializable, match="the result of step 'a' cannot be stored"):
+        live(store=store).run(wf, idempotency_key="k")
+    assert ledger == ["a", "-a"]
+    assert (store.find("k").status, store.find("k").steps["a"].undo) == (Status.COMPENSATED, Status.SUCCESS)
+
+
+# -- what the next owner finds -----------------------------------------------------------------------------------------
+
+
+def test_a_key_that_was_deleted_is_gone_for_the_next_owner_too(ledger: Ledger, gate: Gate) -> None:
+    store, wf, seen = Moody(), Workflow("w"), list[bool]()
+    ledger.add(wf, "a", first=lambda ctx: ctx.update(key="value"))
+    ledger.add(wf, "b", depends_on="a", first=lambda ctx: ctx.pop("key"))
+
+    def looks(ctx: Context) -> None:
+        stalls(ledger, gate)(ctx)
+        seen.append("key" in ctx)
+
+    ledger.add(wf, "c", depends_on="b", first=looks)
+    with interrupted(store, wf, lambda: len(ledger) == 3):
+        with Engine(store=store) as engine:
+            assert engine.run(wf, idempotency_key="k").status is Status.SUCCESS
+        assert seen == [False]
+        gate.set()
 
 
 # -- what hooks give the run to carry ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from flowcore import (
 from flowcore.stores import MemoryStore
 from flowcore.stores.base import Ending
 
-from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, run_async, until
+from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, run_async, until
 
 
 def test_no_barrier_per_layer(live: MakeLive, gate: Gate) -> None:
@@ -103,8 +103,9 @@ def test_an_error_of_the_store_at_the_end_is_not_dropped(drive: Drive, ledger: L
             raise StoreError("the disk is full")
 
     wf = ledger.chain("a")
-    with pytest.raises(StoreError, match="the disk is full"):
+    with pytest.raises(StoreError, match="the disk is full") as caught:
         drive(wf, store=Broken(), idempotency_key="k")
+    assert "succeeded, but the store could not be told: its key stays taken" in notes(caught.value)
 
 
 def test_an_error_of_the_store_after_a_failure_is_a_note_on_it(drive: Drive, ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ from flowcore import DefinitionError, Engine, IdempotencyHeld, RunFailed, RunNot
 from flowcore.stores import MemoryStore
 from flowcore.stores.base import Busy, Checkpoint, Claim, Claimed, Ending, Finished, Lost, RunRecord
 
-from .conftest import PATIENCE, Gate, Ledger
+from .conftest import PATIENCE, Drive, Gate, Ledger
 
 
 class Clock:
@@ -329,3 +329,10 @@ def test_many_threads_and_few_keys_each_key_has_one_owner_at_a_time(ledger: Ledg
     assert set(ends) <= {"failure", "IdempotencyInProgress"}
     assert ends.count("failure") >= 4
     assert len(store.list_runs()) <= 5
+
+
+def test_a_run_in_memory_has_no_lease_and_needs_no_heartbeat(drive: Drive, ledger: Ledger) -> None:
+    before, during, wf = threading.enumerate(), list[threading.Thread](), Workflow("w")
+    ledger.add(wf, "a", first=lambda ctx: during.extend(threading.enumerate()))
+    drive(wf, idempotency_key="k")
+    assert "flowcore-leases" not in {thread.name for thread in during if thread not in before}

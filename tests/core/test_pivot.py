@@ -1,8 +1,12 @@
 """The pivot (semantics 14): after it nothing is undone, and the next call goes on forward."""
 
+import threading
+from typing import Any
+
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Landed, Status, StoreError, Workflow
+from flowcore.events import StepFinished
 from flowcore.stores import MemoryStore
 
 from .conftest import Drive, Gate, Ledger, MakeLive, notes, run_async
@@ -83,6 +87,25 @@ def test_going_on_keeps_values_skipped_steps_and_step_keys(drive: Drive, ledger:
     assert run["last"] == "by a"
     assert (run.steps["skipped"].status, ledger) == (Status.SKIPPED, ["a", "pivot"])
     assert len(set(keys)) == 1
+
+
+def test_a_run_past_its_pivot_waits_for_what_it_gave_up_which_the_next_call_attempts_again(
+    live: MakeLive, ledger: Ledger, gate: Gate
+) -> None:
+    def sees(event: Any) -> None:
+        if type(event) is StepFinished and event.outcome is Status.TIMEOUT:
+            gate.set()
+
+    def lands(ctx: Context) -> None:
+        gate.wait()
+        threading.Event().wait(0.05)
+
+    wf = Workflow("waits")
+    ledger.add(wf, "pay", pivot=True)
+    ledger.add(wf, "ship", depends_on="pay", first=lands, timeout=0.01)
+    run = live(hooks=[sees]).run(wf, idempotency_key="k", check=False)
+    assert (run.status, ledger) == (Status.INCOMPLETE, ["pay", "ship"])
+    assert run.steps["ship"].landed_late is Status.SUCCESS
 
 
 def test_going_on_asks_verify_about_a_step_that_timed_out(live: MakeLive, ledger: Ledger, gate: Gate) -> None:

@@ -9,17 +9,19 @@ from hypothesis import given, strategies as st
 
 from flowcore import (
     AsyncEngine,
+    Backoff,
     Context,
     DefinitionError,
     DependencyCycle,
     Engine,
+    Retry,
     Run,
     Status,
     UnknownDependency,
     Workflow,
 )
 
-from .conftest import Drive, Gate, Ledger, MakeLive, run_async
+from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, run_async
 
 
 def test_steps_run_after_what_they_depend_on(drive: Drive, ledger: Ledger) -> None:
@@ -131,6 +133,29 @@ def test_a_chain_on_engine_never_leaves_the_callers_thread() -> None:
     with Engine() as engine:
         engine.run(wf)
     assert set(seen) == {threading.current_thread()}
+
+
+def test_the_caller_takes_what_is_ready_while_a_step_backs_off_and_every_worker_is_busy(
+    ledger: Ledger, gate: Gate
+) -> None:
+    def flaky(ctx: Context) -> None:
+        ledger.append(f"attempt {ctx.attempt}")
+        if ctx.attempt == 1:
+            raise ConnectionError
+
+    wf, other, began, both_began = Workflow("w"), Workflow("other"), Gate(), Gate()
+    wf.add_step("flaky", flaky, retry=Retry(2, Backoff.fixed(0.2)))
+    ledger.add(wf, "beside")
+    other.add_step("holds a worker", began.then(gate))
+    other.add_step("holds the other", both_began.then(gate))
+    with Engine(max_workers=2) as engine:
+        future = engine.submit(other)
+        began.wait()
+        both_began.wait()
+        engine.run(wf)
+        gate.set()
+        future.result(PATIENCE)
+    assert ledger == ["attempt 1", "beside", "attempt 2"]
 
 
 def test_a_chain_on_asyncengine_never_leaves_the_callers_task() -> None:
