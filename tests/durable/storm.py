@@ -39,11 +39,12 @@ WEATHER: Final = Weather(lose=0.01, delay=0.02, half_close=0.005, seconds=LEASE 
 
 @dataclass
 class Figures:
-    """What a storm was like. `wrong`: what should not have been."""
+    """What a storm was like. `wrong`: what should not have been; `stories`: all that is known of the keys it was with."""
 
     seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    stories: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         told = ", ".join(f"{number:,} {what}" for what, number in self.counts.items())
@@ -177,6 +178,9 @@ class Storm:
             wf = workflows[int(key.partition(".")[0]) % len(workflows)]
             found = audit(did, said, record, wf, self._was_frozen)
             self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
+            if found:
+                lines = sorted((*did, *said), key=lambda line: line.at if isinstance(line, Effect) else line.heard)
+                self.figures.stories.append("\n".join(map(str, (*lines, record))))
             runs = {word.run_id for word in said}
             counts["keyed runs"] += len(runs)
             counts["owners"] += len({(word.run_id, word.fence) for word in said if word.verb == "claim"})
@@ -207,7 +211,7 @@ def main() -> int:
             total.counts += figures.counts
             total.wrong += figures.wrong
             print(f"{kind}, seed {era}: {figures}", flush=True)
-            for one in figures.wrong[:20]:
+            for one in (*figures.wrong[:20], *figures.stories[:5]):
                 print(f"  {one}", flush=True)
             era += 1
         print(f"{kind}, all: {total}", flush=True)
