@@ -63,6 +63,7 @@ def claim(x: Execution) -> Program[Run | RunRecord | None]:
         sent = x.settings.clock()
         answer, failure = yield from _asked(x, wanted, poll=polls > 0)
         if failure is not None:
+            _refuse_if_cancelled(x)
             tell.refused(x, failure)
             raise failure
         match answer:
@@ -108,7 +109,8 @@ def _asked(x: Execution, wanted: Claim, *, poll: bool) -> Program[durable.Answer
             break
         tries += 1
         yield Sleep(min(durable.AGAIN.delay(tries), left))
-        _refuse_if_cancelled(x)
+        if x.error is not None:  # cancelled meanwhile
+            break
     if isinstance(failure, StoreUnavailable) and x.settings.durable:
         yield from durable.ask(x, "withdraw", wanted)  # should its answer alone have been lost
     if told is not None:

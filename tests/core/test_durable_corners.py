@@ -20,10 +20,20 @@ from flowcore import (
     RunParked,
     Status,
     StepCancelled,
+    StoreUnavailable,
     Workflow,
 )
-from flowcore.events import LeaseLost as LeaseLostEvent, RunRecovered, StepStarted
+from flowcore.events import (
+    LeaseLost as LeaseLostEvent,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    RunRecovered,
+    RunRequested,
+    StepStarted,
+    StoreCalled,
+)
 from flowcore.stores.base import Lost
+from flowcore.testing import SimulatedStore
 from tests.durable.test_programs import Moody, Strict, silent
 
 from .conftest import PATIENCE, Gate, Ledger, MakeLive, of_type, until
@@ -189,6 +199,55 @@ def test_a_run_of_which_one_result_cannot_be_stored_is_told_to_its_end(live: Mak
         live(store=store).run(wf, idempotency_key="k")
     assert ledger == ["a", "-a"]
     assert (store.find("k").status, store.find("k").steps["a"].undo) == (Status.COMPENSATED, Status.SUCCESS)
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_run_that_is_cancelled_while_its_claim_gets_no_answer_has_not_begun_and_never_will(
+    live: MakeLive, ledger: Ledger, granted: bool
+) -> None:
+    store, wf, asked, ids = Moody(), ledger.chain("a"), Gate(), list[str]()
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "claim":
+            if granted:
+                SimulatedStore.claim(store, argument)
+            asked.set()
+            raise StoreUnavailable("gone")
+
+    def sees(event: Any) -> None:
+        if type(event) is RunRequested:
+            ids.append(event.run_id)
+
+    store.moods = mood
+    one = live(store=store, lease=120.0, hooks=[sees])
+    future = one.start(wf, idempotency_key="k")
+    asked.wait()
+    assert one.engine.cancel(ids[0])
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert not store.list_runs(status="running")
+    assert ledger == []
+
+
+def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_told_to_its_end(
+    live: MakeLive, ledger: Ledger, gate: Gate
+) -> None:
+    store, wf, began, events = Moody(), Workflow("w"), Gate(), list[Any]()
+    ledger.add(wf, "a", first=began.then(gate))
+    with Engine(store=store) as owner:
+        owner.submit(wf, idempotency_key="k")
+        began.wait()
+        one = live(store=store, lease=120.0, hooks=[events.append])
+        future = one.start(wf, idempotency_key="k", wait=PATIENCE)
+        until(lambda: of_type(events, MaintenanceFinished))
+        store.moods = silent("claim")
+        until(lambda: [event for event in of_type(events, StoreCalled) if event.error is not None])
+        assert one.engine.cancel(of_type(events, RunRequested)[0].run_id)
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
+        gate.set()
+    assert [event.kind for event in of_type(events, MaintenanceStarted) if event.kind == "poll"]
+    assert len(of_type(events, MaintenanceStarted)) == len(of_type(events, MaintenanceFinished))
 
 
 # -- what the next owner finds -----------------------------------------------------------------------------------------
