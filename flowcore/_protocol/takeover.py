@@ -91,6 +91,9 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
         x.hold(_held(x, held[0]))
     elif not undoing:
         x.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
+        if x.changes is not None:  # should the run stop before they begin again
+            for node in lacking:
+                x.not_begun(node)
     event = RunRecovered(
         x.workflow.name,
         x.run_id,

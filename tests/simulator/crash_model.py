@@ -421,6 +421,20 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
             yield f"{name} has landed, and is done again"
 
 
+def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
+    """The record of a run that is over has no step as still running: none is, and none that never began was."""
+    for run in c.runs:
+        if (
+            run.ended_at is None
+            or run.now.status in {Status.RUNNING, Status.PARKED, Status.INCOMPLETE}
+            or run.decisions
+        ):
+            continue
+        for name in run.now.steps:
+            if run.now.status_of(name) is Status.RUNNING:
+                yield f"the run has ended with {run.now.status}, and the store has {name} as running"
+
+
 def results_and_keys(c: Chronicle) -> Iterator[str]:
     """One step, one key, whoever the owner is; another one for a run afresh. And steps see the results before them."""
     seen: dict[str, tuple[int, str, bool]] = {}
@@ -525,6 +539,7 @@ JUDGES = (
     claims,
     patience,
     takeovers,
+    nothing_left_in_flight,
     results_and_keys,
     values,
     context,

@@ -12,6 +12,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "    return failure is None and not x.stopped\n",
         "    return failure is None\n",
     ),
+    m(
+        "what the run's failure forestalled stays in flight",
+        "durable",
+        "    elif x.stopped and failure is None and attempt == 1:",
+        "    elif False:",
+    ),
     m("a zombie does not look at its clock", "durable", "and x.settings.clock() >= x.lease_until:", "and False:"),
     m("a lease is never over", "durable", "    if x.settings.clock() < x.lease_until:\n", "    if True:\n"),
     m("who has lost the run goes on", "durable", "    if isinstance(answer, Lost):\n", "    if False:\n"),
@@ -52,8 +58,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "dependants start before the store knows",
         "execution",
-        "if self.counts[index] == 1)",
-        "if self.counts[index] >= 1)",
+        "if self.counts[index] == 1:",
+        "if self.counts[index] >= 1:",
     ),
     m(
         "an undo is not told before the next one",
@@ -107,6 +113,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     m("what has landed is done again", "takeover", "        if isinstance(answer, Landed):\n", "        if False:\n"),
     m("what has not landed is undone", "takeover", "            lacking.append(node)\n", "            pass\n"),
+    m(
+        "what has not landed stays in flight",
+        "takeover",
+        "                x.not_begun(node)\n",
+        "                pass\n",
+    ),
     m("verify= is not asked", "takeover", "        if node.step.verify is not None:\n", "        if False:\n"),
     m("on_crash=hold is ignored", "takeover", 'node.step.on_crash == "hold"', 'node.step.on_crash == "never"'),
     m("on_crash=undo is ignored", "takeover", 'node.step.on_crash == "undo"', 'node.step.on_crash == "never"'),
