@@ -1,4 +1,4 @@
-"""What TracingHook keeps of a run between its events, and the scopes that make spans current."""
+"""What TracingHook keeps of a run between its events, and what makes spans current."""
 
 from __future__ import annotations
 
@@ -15,25 +15,10 @@ from . import names
 from .exemplars import Exemplar, exemplar
 from .timing import Ended
 
-__all__ = ["Scope", "Suppressed", "Trace", "Work", "links", "store", "stored"]
+__all__ = ["Suppressed", "Trace", "Work", "links", "make_current", "store", "stored"]
 
 _LINKED: Final = 16  # dependencies that a step links to
 _EMPTY: Final = otel.Context()
-
-
-class Scope:
-    """Makes a span current for as long as it is entered."""
-
-    __slots__ = ("_token", "span")
-
-    def __init__(self, span: Span | None) -> None:
-        self.span = span
-
-    def __enter__(self) -> None:
-        self._token = otel.attach(trace.set_span_in_context(self.span or trace.INVALID_SPAN))
-
-    def __exit__(self, *_: object) -> None:
-        otel.detach(self._token)
 
 
 class Suppressed:
@@ -66,7 +51,7 @@ class Tries:
         """recorded by the latest attempt's span"""
 
 
-class Work(Scope):
+class Work:
     """A step, or an undo, while it runs and after.
 
     Without a span it is a step past max_step_spans of which nothing has gone wrong so far; it keeps the events that a
@@ -80,6 +65,9 @@ class Work(Scope):
     """None before its first attempt, and where its definition allows one only"""
     exemplar: Exemplar | None = None
     """of its span, once it was asked for"""
+
+    def __init__(self, span: Span | None) -> None:
+        self.span = span
 
 
 class Trace:
@@ -161,6 +149,12 @@ class Trace:
         if work.exemplar is None:
             work.exemplar = exemplar(work.span.get_span_context())
         return work.exemplar
+
+
+def make_current(span: Span) -> None:
+    """For user code, and for the rest of what is told of it: the contextvars context that an event is told in is the
+    run's, the step's or the attempt's own, and ends with it."""
+    otel.attach(trace.set_span_in_context(span))
 
 
 def links(kind: str, *spans: Span | None) -> list[Link]:

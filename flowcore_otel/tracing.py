@@ -48,7 +48,7 @@ from flowcore.events import (
 from . import names
 from .exemplars import TRACE
 from .logs import LogEvents
-from .spans import Scope, Suppressed, Trace, Tries, Work, links, store, stored
+from .spans import Suppressed, Trace, Tries, Work, links, make_current, store, stored
 from .text import error_type, fit, hashed, message, title
 from .timing import CriticalPath
 
@@ -245,21 +245,21 @@ class TracingHook:
         run: Trace = event.state[self]
         run.ended.append((event.step, None, event.depends_on))
 
-    def _step_started(self, event: StepStarted) -> object:
+    def _step_started(self, event: StepStarted) -> None:
         run: Trace = event.state[self]
         steps = run.steps
         if len(steps) >= self._max_step_spans:
             work = steps[event.step] = Work(None)
             work.started = event
-            return None
+            return
         span = self._step_span(run, event)
-        work = steps[event.step] = Work(span)
+        steps[event.step] = Work(span)
         if event.carrier is not None:
             store(span.get_span_context(), event.carrier)
         if self._step_events and self._logs.enabled():
             attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
-        return work
+        make_current(span)
 
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
@@ -317,16 +317,15 @@ class TracingHook:
 
     # -- attempts, of steps and of undos -------------------------------------------------------------------------------
 
-    def _attempt_started(self, event: AttemptStarted) -> object:
+    def _attempt_started(self, event: AttemptStarted) -> None:
         run: Trace = event.state[self]
         work = run.of(event.step, undo=event.undo)
         if work.tries is None:
             work.tries = Tries()
         self._end_backoff(run, work, event.at)
         work.tries.started = event.at
-        if work.span is None:
-            return None
-        return Scope(self._open_attempt(run, work.tries, work.span, event))
+        if work.span is not None:
+            make_current(self._open_attempt(run, work.tries, work.span, event))
 
     def _open_attempt(self, run: Trace, tries: Tries, parent: Span, event: AttemptStarted | AttemptFinished) -> Span:
         attributes: Attributes = {
@@ -375,7 +374,7 @@ class TracingHook:
 
     # -- undos ---------------------------------------------------------------------------------------------------------
 
-    def _compensation_started(self, event: CompensationStarted) -> object:
+    def _compensation_started(self, event: CompensationStarted) -> None:
         run: Trace = event.state[self]
         step = run.steps.get(event.step)
         if step is not None and step.finished is not None:
@@ -389,7 +388,7 @@ class TracingHook:
         name = title(names.COMPENSATE, event.step)
         span = self._child(run.span, name, run.ns(event.at), attributes, linked)
         run.undos[event.step] = Work(span)
-        return Scope(span)
+        make_current(span)
 
     def _compensation_finished(self, event: CompensationFinished) -> None:
         run: Trace = event.state[self]
