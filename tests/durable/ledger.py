@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,6 @@ def words_of(path: str | Path) -> dict[str, list[Word]]:
 
 
 def _lines(path: str | Path) -> Iterable[list[Any]]:
-    with Path(path).open("rb") as file:
+    with suppress(FileNotFoundError), Path(path).open("rb") as file:  # nobody has written anything yet
         for line in file:
             yield json.loads(line)
