@@ -290,6 +290,7 @@ def test_a_bug_in_what_the_user_handed_in_fails_the_step_and_everything_is_undon
     run = drive(wf, idempotency_key="k", check=False)
     assert (run.status, ledger) == (Status.COMPENSATED, ["a", "b", "-a"])
     assert isinstance(run.error, LookupError | ValueError)
+    assert run.steps["b"].attempts == 1
 
 
 def test_a_bug_in_the_backoff_of_an_undo_fails_the_undo(drive: Drive, ledger: Ledger) -> None:

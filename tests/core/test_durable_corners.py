@@ -12,6 +12,7 @@ from flowcore import (
     Context,
     Engine,
     FlowcoreError,
+    Landed,
     LeaseLost,
     NotSerializable,
     Retry,
@@ -29,11 +30,14 @@ from flowcore.events import (
     MaintenanceStarted,
     RunRecovered,
     RunRequested,
+    StepLandedLate,
     StepStarted,
     StoreCalled,
 )
 from flowcore.stores.base import Lost
 from flowcore.testing import SimulatedStore
+from flowcore.testing.acts import Caller, Halt
+from flowcore.testing.story import play
 from tests.durable.test_programs import Moody, Strict, silent
 
 from .conftest import PATIENCE, Gate, Ledger, MakeLive, of_type, until
@@ -87,7 +91,7 @@ def test_a_run_that_is_lost_while_verify_is_asked_is_not_held(ledger: Ledger, ga
 def test_a_run_that_is_cancelled_while_verify_is_asked_undoes_what_may_have_happened(
     live: MakeLive, ledger: Ledger, gate: Gate
 ) -> None:
-    store, wf, asked = Moody(), Workflow("w"), Gate()
+    store, wf, asked, events = Moody(), Workflow("w"), Gate(), list[Any]()
 
     def verify(ctx: Context) -> None:
         asked.set()
@@ -96,7 +100,7 @@ def test_a_run_that_is_cancelled_while_verify_is_asked_undoes_what_may_have_happ
     ledger.add(wf, "a")
     ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate), verify=verify)
     with interrupted(store, wf, lambda: len(ledger) == 2):
-        one = live(store=store, grace=0.01)
+        one = live(store=store, grace=0.01, hooks=[events.append])
         future = one.start(wf, idempotency_key="k")
         asked.wait()
         assert one.engine.cancel(store.find("k").run_id)
@@ -105,6 +109,8 @@ def test_a_run_that_is_cancelled_while_verify_is_asked_undoes_what_may_have_happ
         assert ledger == ["a", "b begins", "-b", "-a"]
         assert store.find("k").status is Status.COMPENSATED
         gate.set()
+        one.close()
+    assert not of_type(events, StepLandedLate)  # what it answers then is nobody's business
 
 
 # -- a run that is lost, or cannot be kept, on the way -----------------------------------------------------------------
@@ -270,6 +276,94 @@ def test_a_key_that_was_deleted_is_gone_for_the_next_owner_too(ledger: Ledger, g
         gate.set()
 
 
+def test_a_step_that_was_in_flight_and_raises_when_it_is_attempted_again_is_undone(ledger: Ledger, gate: Gate) -> None:
+    store, wf = Moody(), Workflow("w")
+
+    def again(ctx: Context) -> None:
+        stalls(ledger, gate)(ctx)
+        if ctx.fence > 1:
+            raise FileExistsError
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=again)
+    with interrupted(store, wf, lambda: len(ledger) == 2):
+        with Engine(store=store) as engine, pytest.raises(FileExistsError):
+            engine.run(wf, idempotency_key="k")
+        assert ledger == ["a", "b begins", "-b", "-a"]  # what it found may be its own
+        gate.set()
+
+
+def test_a_step_that_landed_in_a_run_that_is_undone_counts_as_done_and_is_undone(ledger: Ledger, gate: Gate) -> None:
+    store, wf, began = Moody(), Workflow("w"), Gate()
+
+    def slow(ctx: Context) -> None:
+        began.set()
+        gate.wait()
+
+    ledger.add(wf, "slow", first=slow, verify=lambda ctx: Landed("paid"))
+    ledger.add(wf, "fails", first=lambda ctx: [began.wait(), 1 / 0])
+    with interrupted(store, wf, lambda: (record := store.find("k")) is not None and record.undoing):
+        with Engine(store=store) as engine:
+            run = engine.run(wf, idempotency_key="k", check=False)
+        assert (run.status, run.failed_step, ledger) == (Status.COMPENSATED, "fails", ["-slow"])
+        assert (run.steps["slow"].status, run.steps["slow"].undo) == (Status.SUCCESS, Status.SUCCESS)
+        gate.set()
+
+
+def test_a_takeover_tells_what_verify_found_apart_from_what_it_attempts_again(ledger: Ledger, gate: Gate) -> None:
+    store, wf, events = Moody(), Workflow("w"), list[Any]()
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate), verify=lambda ctx: Landed("found"))
+    ledger.add(wf, "c", depends_on="a", first=stalls(ledger, gate))
+    with interrupted(store, wf, lambda: len(ledger) == 3):
+        with Engine(store=store, hooks=[events.append]) as engine:
+            assert engine.run(wf, idempotency_key="k")["b"] == "found"
+        gate.set()
+    (event,) = of_type(events, RunRecovered)
+    assert (event.decision, event.skipped, event.retried, event.verified) == ("forward", ("a",), ("c",), ("b",))
+
+
+def test_why_verify_could_not_tell_is_the_cause_of_parking() -> None:
+    wf, mine = Workflow("w"), ConnectionError("the bank is closed")
+
+    def verify(ctx: Context) -> None:
+        raise mine
+
+    wf.add_step("a", lambda ctx: 1, verify=verify)
+    callers = (Caller(halt=Halt("call", 1, done=True)), Caller(40.0))
+    story = play(wf, seed=1, store=SimulatedStore(), key="k", callers=callers)
+    error = story.acts[1].run.error
+    assert isinstance(error, RunParked)
+    assert error.__cause__.__cause__ is mine
+
+
+# -- how often the store is asked --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked"),
+    [
+        ("a b c", "claim checkpoint checkpoint finish"),
+        ("a b c!", "claim checkpoint checkpoint checkpoint checkpoint finish"),  # it is undone, b is undone
+        ("a!", "claim finish"),
+    ],
+)
+def test_a_chain_asks_its_store_once_for_each_step(live: MakeLive, ledger: Ledger, steps: str, asked: str) -> None:
+    store = Moody()
+    live(store=store).run(ledger.chain(*steps.split()), idempotency_key="k", check=False)
+    assert store.asked == asked.split()
+
+
+def test_a_store_that_is_away_while_a_run_is_undone_is_not_asked_all_the_time(live: MakeLive, ledger: Ledger) -> None:
+    store = Moody()
+    store.moods = silent("checkpoint", "renew", after=1)
+    with pytest.raises(RunParked) as caught:
+        live(store=store, lease=0.5).run(ledger.chain("a", "b!"), idempotency_key="k")
+    assert isinstance(caught.value.__cause__, StoreUnavailable)
+    assert store.asked.count("checkpoint") < 20
+    assert ledger == ["a", "b"]
+
+
 # -- what hooks give the run to carry ----------------------------------------------------------------------------------
 
 
@@ -287,3 +381,19 @@ def test_what_a_hook_gave_a_step_to_carry_is_told_to_the_next_owner(ledger: Ledg
             assert engine.run(wf, idempotency_key="k").status is Status.SUCCESS
         gate.set()
     assert of_type(events, RunRecovered)[0].carriers == {"a": {"trace": "of a"}}
+
+
+def test_what_hooks_gave_a_run_to_carry_stays_with_it_also_where_the_next_owner_has_none(
+    ledger: Ledger, gate: Gate
+) -> None:
+    store, wf = Moody(), Workflow("w")
+
+    def gives(event: Any) -> None:
+        if type(event) is RunRequested:
+            event.carrier["trace"] = "of the first"
+
+    ledger.add(wf, "a", first=stalls(ledger, gate))
+    with interrupted(store, wf, lambda: len(ledger) == 1, hooks=[gives]):
+        with Engine(store=store) as engine:
+            assert engine.run(wf, idempotency_key="k").carrier == {"trace": "of the first"}
+        gate.set()

@@ -209,6 +209,24 @@ def test_a_base_exception_undoes_everything_and_is_raised_itself(
     assert "failed at step 'b' after 1 attempt; undone: 'b', 'a'" in notes(error)
 
 
+def test_a_base_exception_cancels_the_siblings_that_run(ledger: Ledger) -> None:
+    wf, began, seen = Workflow("base"), Gate(), list[bool]()
+
+    def sibling(ctx: Context) -> None:
+        began.set()
+        seen.append(until(lambda: ctx.cancelled))
+
+    def exits(ctx: Context) -> None:
+        began.wait()
+        raise SystemExit
+
+    ledger.add(wf, "sibling", first=sibling)
+    wf.add_step("exits", exits)
+    with Engine() as engine, pytest.raises(SystemExit):
+        engine.run(wf)
+    assert (seen, ledger) == ([True], ["sibling", "-sibling"])
+
+
 def test_a_step_that_raises_cancellederror_itself_has_failed(drive: Drive, ledger: Ledger) -> None:
     mine = asyncio.CancelledError("mine")
     wf = Workflow("bare")

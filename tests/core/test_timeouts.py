@@ -45,7 +45,7 @@ def test_a_sync_step_times_out_on_time_and_is_told(live: MakeLive, gate: Gate) -
         gate.wait()
 
     wf.add_step("slow", slow, timeout=SOON)
-    with pytest.raises(StepTimeout, match="step 'slow' did not finish within its timeout") as caught:
+    with pytest.raises(StepTimeout, match=r"step 'slow' did not finish within its timeout of 0\.02 s") as caught:
         live().run(wf)
     assert isinstance(caught.value, TimeoutError)
     assert "failed at step 'slow' after 1 attempt" in notes(caught.value)
@@ -210,6 +210,21 @@ def test_waiting_for_a_landing_counts_for_max_elapsed(live: MakeLive) -> None:
     assert tries == [1]
 
 
+def test_a_pause_for_which_the_landing_has_left_no_time_is_not_begun(live: MakeLive) -> None:
+    tries: list[int] = []
+
+    def slow(ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        time.sleep(0.3)
+        raise ValueError("late")
+
+    wf = Workflow("elapsed")
+    wf.add_step("a", slow, timeout=SOON, retry=Retry(2, Backoff.fixed(0.3), max_elapsed=0.5))
+    with pytest.raises(StepTimeout):
+        live().run(wf)
+    assert tries == [1]
+
+
 def test_an_attempt_that_lands_after_the_run_has_failed_is_the_last(live: MakeLive) -> None:
     given_up, failed, wf, tries = Gate(), Gate(), Workflow("sibling"), list[int]()
 
@@ -235,7 +250,7 @@ def test_attempts_share_the_step_timeout_and_inner_limits_are_the_smaller(live: 
     events: list[Any] = []
     wf = Workflow("whole")
     wf.add_step("a", gate, timeout=3600, step_timeout=SOON, retry=5)
-    with pytest.raises(StepTimeout, match="did not finish within its step_timeout"):
+    with pytest.raises(StepTimeout, match=r"did not finish within its step_timeout of 0\.02 s"):
         live(hooks=[events.append], grace=SOON).run(wf)
     assert len(of_type(events, AttemptFinished)) == 1
 
