@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import weakref
 from collections import deque
@@ -182,7 +183,7 @@ class Driver:
                     if answer is _GONE:
                         return
                 elif guarded:
-                    answer = self._call_here(as_call(effect, context.copy()))
+                    answer = self._call_here(effect.node.fn, effect, context.copy())
                 else:
                     try:
                         answer = (context.copy().run(effect.node.fn, effect), None)
@@ -190,7 +191,7 @@ class Driver:
                         answer = (None, error)
             elif type(effect) is Call:
                 if here and effect.timeout is None:
-                    answer = self._call_here(effect)
+                    answer = self._call_here(effect.fn, effect.ctx, effect.context, shielded=effect.shielded)
                 elif here:
                     self._elsewhere(program, effect)
                     return
@@ -224,17 +225,19 @@ class Driver:
                 elif type(effect) is Stop:
                     self.stop(effect)
 
-    def _call_here(self, call: Call) -> Outcome:
+    def _call_here(
+        self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
+    ) -> Outcome:
         """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
         ctrl_c = self._ctrl_c
         try:
             if ctrl_c is None:
-                return call.context.run(call.fn, call.ctx), None
+                return context.run(fn, ctx), None
             if ctrl_c.unseen:
                 self._interrupted()
             try:
-                ctrl_c.in_step, ctrl_c.in_undo = not call.shielded, call.shielded
-                return call.context.run(call.fn, call.ctx), None
+                ctrl_c.in_step, ctrl_c.in_undo = not shielded, shielded
+                return context.run(fn, ctx), None
             finally:
                 ctrl_c.in_step = ctrl_c.in_undo = False
         except BaseException as error:  # noqa: BLE001 - the program judges it

@@ -68,7 +68,7 @@ class Changes:
         names = list(self.steps.keys() | self.writes.keys()) if steps is None else steps
         records = {name: self.steps.pop(name) for name in names if name in self.steps}
         writes: dict[Any, Write] = {}
-        for name in names:
+        for name in names if self.writes else ():
             for key, write in self.writes.pop(name, {}).items():
                 if key not in writes or writes[key].seq < write.seq:
                     writes[key] = write

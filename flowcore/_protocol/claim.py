@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import (
@@ -210,13 +212,18 @@ def _fingerprint(x: Execution) -> str:
     return hashlib.sha256(f"{x.workflow.name}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _canonical(values: dict[Any, Any], workflow: str) -> str:
+@functools.cache
+def _canonically() -> Callable[[object], str]:
     import json
 
+    return json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
+def _canonical(values: dict[Any, Any], workflow: str) -> str:
     problem = next((f"the key {shown(key)} is not a string" for key in values if not isinstance(key, str)), None)
     if problem is None:
         try:
-            return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            return _canonically()(values)
         except (TypeError, ValueError, RecursionError) as error:
             problem = f"{_culprit(values)} has none ({type(error).__name__}: {said(error, 100)})"
     raise NotSerializable(

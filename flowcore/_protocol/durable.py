@@ -21,7 +21,7 @@ from . import tell
 from .effects import Ask, Program, Sleep, Stop
 from .execution import Execution
 
-__all__ = ["AGAIN", "ask", "begin", "ended", "finish", "flush", "lose", "parked", "still_ours"]
+__all__ = ["AGAIN", "ask", "begin", "begun_already", "ended", "finish", "flush", "lose", "parked", "still_ours"]
 
 Answer = tuple[Any, BaseException | None]
 """what the store answered, or (None, its error)"""
@@ -37,6 +37,17 @@ def ask(x: Execution, verb: str, argument: object, context: contextvars.Context 
     outcome: Answer = yield Ask(verb, argument, context)
     tell.store_called(x, verb, began, outcome[1])
     return outcome
+
+
+def begun_already(x: Execution, node: Node) -> bool:
+    """Whether the store knows already that `node` begins, and nothing speaks against it: it may, without asking."""
+    changes = x.changes
+    assert changes is not None  # noqa: S101 - the callers have looked
+    if node.name not in changes.begun or x.stopped or x.in_doubt is not None or x.settings.clock() >= x.lease_until:
+        return False
+    with x.lock:
+        changes.begun.discard(node.name)
+    return True
 
 
 def begin(x: Execution, node: Node, attempt: int) -> Program[bool]:
@@ -73,17 +84,11 @@ def ended(x: Execution, node: Node, value: object, *, skipped: bool) -> Program[
 
     Answers the node to go on with, and why the run must fail though the step has not: its result cannot be stored.
     """
-    assert x.changes is not None  # noqa: S101 - the callers have looked
-    after, final = x.settle(node, value, skipped=skipped)
-    if not final:
-        if after is not None and after.when is None:
-            with x.lock:
-                x.changes.begins(after.name, 1)
-                x.changes.begun.add(after.name)
-        told = (node.name,) if after is None else (node.name, after.name)
+    after, told = x.settle(node, value, skipped=skipped)
+    if told is not None:
         failure = yield from _checkpoint(x, told)
         if isinstance(failure, NotSerializable):
-            if after is not None:
+            if after is not None and x.changes is not None:
                 with x.lock:
                     x.changes.steps.pop(after.name, None)
                     x.changes.begun.discard(after.name)
@@ -160,20 +165,22 @@ def _checkpoint(x: Execution, steps: Collection[str] | None) -> Program[BaseExce
 def _insist(x: Execution, verb: str, argument: object) -> Program[Answer]:
     """Ask the store until it answers, or the lease is about to end; for at most a lease, should it be renewed all the
     time by a store that cannot write."""
-    tries, margin = 0, x.settings.lease * _MARGIN
-    until = x.settings.clock() + x.settings.lease
+    clock, lease = x.settings.clock, x.settings.lease
+    began = sent = clock()
+    tries = 0
     while True:
-        sent = x.settings.clock()
-        answer, failure = yield from ask(x, verb, argument)
+        answer, failure = yield Ask(verb, argument)
+        if x.wanted:
+            tell.store_called(x, verb, sent, failure)
         if failure is None:
-            x.lease_until = max(x.lease_until, sent + x.settings.lease)
+            x.lease_until = max(x.lease_until, sent + lease)
             return answer, None
-        now = x.settings.clock()
-        left = min(x.lease_until, until) - now - margin
+        left = min(x.lease_until, began + lease) - clock() - lease * _MARGIN
         if not isinstance(failure, StoreUnavailable) or left <= 0 or x.lost:
             return None, failure
         tries += 1
         yield Sleep(min(AGAIN.delay(tries), left), shielded=True)
+        sent = clock()
 
 
 def _put_back(x: Execution, checkpoint: Checkpoint, failure: BaseException) -> None:

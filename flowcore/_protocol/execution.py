@@ -256,29 +256,38 @@ class Execution:
         self.running -= 1
         return None
 
-    def settle(self, node: Node, value: object, *, skipped: bool) -> tuple[Node | None, bool]:
+    def settle(self, node: Node, value: object, *, skipped: bool) -> tuple[Node | None, tuple[str, ...] | None]:
         """`node` has its result, or was skipped, and a store must be told before anything that waited for it may start.
 
-        Answers the node that this worker goes on with (perhaps one that waited for nothing else), and whether the telling
-        is left to the checkpoint that the whole run ends with, or begins to undo with.
+        Answers the node that this worker goes on with (perhaps one that waited for nothing else), and of which steps the
+        store must be told; None where that is left to the checkpoint that the whole run ends with, or begins to undo with.
         """
-        assert self.changes is not None  # noqa: S101 - the callers have looked
+        changes = self.changes
+        assert changes is not None  # noqa: S101 - the callers have looked
         with self.lock:
+            effect = not skipped and node.compensation is not None
             if not skipped:
                 self.results[node.name] = value
-                if node.compensation is not None:
-                    self.to_undo.append(node)
-            effect = not skipped and node.compensation is not None
-            self.changes.step(node.name, self.report(node), self.results, effect=effect)
+            if effect:
+                self.to_undo.append(node)
+            changes.step(node.name, self.report(node), self.results, effect=effect)
             self.left -= 1
             if self.stopped or not self.left:
-                return None, self.running == 1
+                return None, None if self.running == 1 else (node.name,)
+            after = None
             if self.ready:  # this worker's place is still its own
-                return self.plan.nodes[self.ready.popleft()], False
-            # Of all else that these wait for, the store knows.
-            freed = (index for index in node.successors if self.counts[index] == 1)
-            first = next(freed, None)
-            return None if first is None else self.plan.nodes[first], False
+                after = self.plan.nodes[self.ready.popleft()]
+            else:  # of all else that these wait for, the store knows
+                for index in node.successors:
+                    if self.counts[index] == 1:
+                        after = self.plan.nodes[index]
+                        break
+            if after is None:
+                return None, (node.name,)
+            if after.when is None:
+                changes.begins(after.name, 1)
+                changes.begun.add(after.name)
+            return after, (node.name, after.name)
 
     def release(self, node: Node, after: Node | None) -> tuple[list[Node] | None, Node | None]:
         """The store knows that `node` is over: what waited for it may start, and this worker goes on with `after`, unless
@@ -289,10 +298,10 @@ class Execution:
                 for index in node.successors:
                     self.counts[index] -= 1
                     if not self.counts[index]:
+                        self.ready_at[index] = self.settings.clock()
                         freed.append(self.plan.nodes[index])
-                self.ready.extend(other.index for other in freed if other is not after)
-                now = self.settings.clock()
-                self.ready_at.update((other.index, now) for other in freed)
+                        if freed[-1] is not after:
+                            self.ready.append(index)
                 if after is None and self.ready:
                     after = self.plan.nodes[self.ready.popleft()]
                 if after is None:

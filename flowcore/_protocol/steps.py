@@ -39,8 +39,9 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
     """Run `node`, then whatever is ready after it, until nothing is. `begun`: how far a sprint has come with `node`."""
     hands_over = main and not x.settings.caller_shares
     plain = not x.observed and x.deadline is None
-    watched = x.observed and x.deadline is None and x.changes is None
-    done = x.done
+    watched = x.observed and x.deadline is None
+    quiet = watched and x.changes is not None and not x.wanted
+    done, clock = x.done, x.settings.clock
     while node is not None:
         if hands_over and _needs_a_helper(x, node) and (begun is None or begun.ctx is None):
             yield Hand(node)  # before help for the next ones: ties go in definition order
@@ -57,7 +58,21 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
                 node = done(node, value)
                 continue
             end = yield from safely(attempts(x, node, node.fn, node.retry, None, None, begun=(ctx, value, error)))
-        elif watched and node.plain:
+        elif quiet and node.plain and durable.begun_already(x, node):
+            # The same where only the store listens.
+            at = clock()
+            ctx = Context(x, node)
+            value, error = yield ctx
+            if error is None and type(value) is not CoroutineType:
+                report, ready_at = x.report(node), x.ready_at.get(node.index, at)
+                report.status, report.attempts = Status.SUCCESS, 1
+                report.waited, report.ran, report.backed_off = max(0.0, at - ready_at), clock() - at, 0.0
+                node = yield from _recorded(x, node, value)
+                continue
+            told = Told(at, x.context)
+            end = yield from safely(attempts(x, node, node.fn, node.retry, None, told, begun=(ctx, value, error)))
+            tell.step_finished(x, node, told, end.status, end.attempts, end.error)
+        elif watched and node.plain and (x.changes is None or durable.begun_already(x, node)):
             # What _step and attempts do, less three generators: most watched steps go well at once.
             allowed, told = node.max_attempts, tell.step_started(x, node)
             first = tell.attempt_started(x, node, told, 1, allowed, undo=False)
@@ -66,7 +81,12 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
             if error is None and type(value) is not CoroutineType:
                 tell.attempt_finished(x, node, told, first, 1, allowed, Status.SUCCESS, None, undo=False)
                 tell.step_finished(x, node, told, Status.SUCCESS, 1, None)
-                node = _done(x, node, value, 1)
+                if x.changes is None:
+                    node = _done(x, node, value, 1)
+                else:
+                    report = x.report(node)
+                    report.status, report.attempts = Status.SUCCESS, 1
+                    node = yield from _recorded(x, node, value)
                 continue
             end = yield from safely(
                 attempts(x, node, node.fn, node.retry, None, told, begun=(ctx, value, error), first=first)
@@ -81,7 +101,9 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
             x.put_back()
             return
         if x.changes is not None:
-            node = yield from _recorded(x, node, end)
+            report = x.report(node)
+            report.status, report.attempts = end.status, end.attempts
+            node = yield from _recorded(x, node, end.value, skipped=end.status is Status.SKIPPED)
         else:
             node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end.value, end.attempts)
 
@@ -176,15 +198,13 @@ def _skipped(x: Execution, node: Node) -> Node | None:
     return after
 
 
-def _recorded(x: Execution, node: Node, end: End) -> Program[Node | None]:
-    """The step is done or was skipped: have the store know, then go on."""
-    report = x.report(node)
-    report.status, report.attempts = end.status, end.attempts
-    if end.status is Status.SKIPPED:
+def _recorded(x: Execution, node: Node, value: object, *, skipped: bool = False) -> Program[Node | None]:
+    """The step is done or was skipped, as its report says: have the store know, then go on."""
+    if skipped:
         tell.step_skipped(x, node)
     elif node.step.pivot:
         x.past_pivot = True
-    after, failure = yield from durable.ended(x, node, end.value, skipped=end.status is Status.SKIPPED)
+    after, failure = yield from durable.ended(x, node, value, skipped=skipped)
     if failure is not None:  # its result cannot be stored; what it did stands, and is undone with the rest
         yield from _stopped(x, x.fail(failure, node.name))
     return after
