@@ -31,7 +31,7 @@ PARTS: dict[str, str] = {
     "advice": "errors plan",
     "workflow": "errors retry context plan pictures advice",
     "events": "errors status",
-    "stores": "errors status retry run",
+    "stores": "errors status retry run forks",
     "landing": "",
     "_protocol": "errors status retry context run plan workflow events stores.base landing",
     "forks": "",

@@ -122,7 +122,7 @@ class Encoding:
             fields["failed_step"] = _json_text(checkpoint.failed_step)
         if checkpoint.error is not None:
             fields["error"] = _json_text(_told(checkpoint.error))
-        return _of_unicode(fields, run_id)
+        return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)  # their texts are JSON
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
         """What the end of a run changes: what its last checkpoint does, status, held, undone, failed_step and error."""

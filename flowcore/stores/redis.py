@@ -16,6 +16,7 @@ from ..retry import Duration
 from .encoding import MIB, Codec
 from .redis_clients import another, close
 from .redis_doctor import Everywhere
+from .redis_kept import AsyncKept, Kept
 from .redis_verbs import Asked, Command, Verbs
 
 __all__ = ["AsyncRedisStore", "RedisStore"]
@@ -103,6 +104,7 @@ class RedisStore:
     ) -> None:
         _check(client, "RedisStore", asynchronous=False)
         self._client = client
+        self._kept = Kept(client)
         self._verbs = Verbs("RedisStore", prefix, retention, codec, max_value_bytes, shards)
 
     claim = _blocking(Verbs.claim)
@@ -122,7 +124,8 @@ class RedisStore:
     doctor = _blocking(Verbs.doctor)
 
     def close(self) -> None:
-        """Nothing to close: the client is yours."""
+        """Give back what connections it has just now; the client is yours."""
+        self._kept.close()
 
     def _replies(self, wanted: list[Command] | Everywhere) -> list[Any]:
         """Send commands in one round trip a node; answers with their replies, or with what they failed with."""
@@ -131,7 +134,7 @@ class RedisStore:
             if isinstance(wanted, Everywhere):
                 return [client.execute_command(*wanted.command, **node) for node in _primaries(client)]
             if len(wanted) == 1:
-                return [client.execute_command(*wanted[0], **_RAW)]
+                return [self._kept.execute_command(*wanted[0], **_RAW)]
             with client.pipeline(transaction=False) as pipeline:
                 for command in wanted:
                     pipeline.execute_command(*command, **_RAW, **_node(client, command))
@@ -165,7 +168,7 @@ class AsyncRedisStore:
         _check(client, "AsyncRedisStore", asynchronous=True)
         self._given = client
         self._verbs = Verbs("AsyncRedisStore", prefix, retention, codec, max_value_bytes, shards)
-        self._connected: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[Any]]] = {}
+        self._connected: dict[asyncio.AbstractEventLoop, tuple[AsyncKept, AsyncGenerator[AsyncKept]]] = {}
 
     claim = _awaiting(Verbs.claim)
     checkpoint = _awaiting(Verbs.checkpoint)
@@ -194,7 +197,7 @@ class AsyncRedisStore:
         if elsewhere:
             await asyncio.wait(elsewhere, timeout=_PATIENCE)
 
-    async def _client(self) -> Any:
+    async def _client(self) -> AsyncKept:
         """The client of this loop."""
         loop = asyncio.get_running_loop()
         known = self._connected.get(loop)
@@ -208,25 +211,27 @@ class AsyncRedisStore:
         self._connected[loop] = client, connection
         return client
 
-    async def _connection(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[Any]:
+    async def _connection(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[AsyncKept]:
         """A client, closed after use. A loop that ends well ends what is left of its generators while it still runs."""
-        client = another(self._given)
+        kept = AsyncKept(another(self._given))
         try:
-            yield client
+            yield kept
         finally:
             self._connected.pop(loop, None)
-            await close(client)
+            await kept.close()
+            await close(kept.client)
 
     async def _replies(self, wanted: list[Command] | Everywhere) -> list[Any]:
         """Send commands in one round trip a node; answers with their replies, or with what they failed with."""
-        client = await self._client()
+        kept = await self._client()
+        client = kept.client
         try:
             if isinstance(wanted, Everywhere):
                 if hasattr(client, "initialize"):
                     await client.initialize()
                 return [await client.execute_command(*wanted.command, **node) for node in _primaries(client)]
             if len(wanted) == 1:
-                return [await client.execute_command(*wanted[0], **_RAW)]
+                return [await kept.execute_command(*wanted[0], **_RAW)]
             async with client.pipeline(transaction=False) as pipeline:
                 for command in wanted:
                     pipeline.execute_command(*command, **_RAW)
