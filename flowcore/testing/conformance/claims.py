@@ -127,15 +127,6 @@ class ClaimRules(Suite):
         assert isinstance(again, Finished), broken("claim-again-after-the-end", again)
         assert again.record.run_id == owner.run_id, broken("claim-again-after-the-end", again)
 
-    @pytest.mark.parametrize("state", RELEASED)
-    def test_the_same_claim_again_after_another_owner_has_ended_the_run_is_finished(self, state: str) -> None:
-        lost = self.begin(lease=0.0)  # the answer, and with it the owner
-        self.take_over().ends(state, failed_step="a", error=ValueError("no"))
-        with self.unchanged("claim-again-after-the-end"):
-            again = self.store.claim(lost.claim)
-        assert isinstance(again, Finished), broken("claim-again-after-the-end", again)
-        assert again.record.run_id == lost.run_id, broken("claim-again-after-the-end", again)
-
     def test_the_same_claim_again_after_release_is_finished(self) -> None:
         owner = self.begin()
         self.store.release(self.key, force=True)
@@ -166,6 +157,15 @@ class ClaimRules(Suite):
         first, second = self.bring_to("failure"), self.bring_to(state)
         answer = self.refused(Finished, "claim-attached-to-an-older-run", attached=first.run_id, waits=True)
         assert answer.record.run_id == second.run_id, broken("claim-attached-to-an-older-run", answer)
+
+    @pytest.mark.parametrize("state", RELEASED)
+    def test_the_same_claim_again_after_another_owner_has_ended_the_run_is_finished(self, state: str) -> None:
+        lost = self.begin(lease=0.0)  # the answer, and with it the owner
+        self.take_over().ends(state, failed_step="a", error=ValueError("no"))
+        with self.unchanged("claim-again-after-the-end"):
+            again = self.store.claim(lost.claim)
+        assert isinstance(again, Finished), broken("claim-again-after-the-end", again)
+        assert again.record.run_id == lost.run_id, broken("claim-again-after-the-end", again)
 
     # -- after a failure that was undone -------------------------------------------------------------------------------
 
