@@ -247,7 +247,7 @@ def _asked(x: Execution, node: Node) -> Program[End | None]:
         answer, error = yield from awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
     if error is None:
         return None if answer else End(Status.SKIPPED, None, None, 0)
-    status, failure = _judged(x, node, error, None, undo=False)
+    status, failure = _judged(x, node, error, None, undo=False, asks=True)
     return End(status, None, failure, 0)
 
 
@@ -372,9 +372,10 @@ def _patience(x: Execution, until: float | None, *, undo: bool) -> float:
 
 
 def _judged(
-    x: Execution, node: Node, error: BaseException | GivenUp, limit: Limit | None, *, undo: bool
+    x: Execution, node: Node, error: BaseException | GivenUp, limit: Limit | None, *, undo: bool, asks: bool = False
 ) -> tuple[Status, BaseException]:
-    """What an attempt's end that was not a result means: a status, and the error to tell and to raise."""
+    """What an attempt's end that was not a result means: a status, and the error to tell and to raise. `asks`: it was no
+    attempt, but the step's `when=`."""
     what = f"the undo of step {shown(node.name)}" if undo else f"step {shown(node.name)}"
     if isinstance(error, GivenUp):
         if not error.timed_out:
@@ -390,10 +391,10 @@ def _judged(
         # Nobody cancelled it (the driver says GivenUp then). Bare, it would vanish in a TaskGroup.
         cancelled = StepCancelled(f"{what} raised CancelledError though nobody cancelled it.")
         cancelled.__cause__ = error
-        return Status.FAILURE, cancelled
-    if isinstance(error, Exception) or undo:
+        error = cancelled
+    if undo or (isinstance(error, Exception) and (asks or not x.interrupted)):
         return Status.FAILURE, error
-    return Status.CANCELLED, error
+    return Status.CANCELLED, error  # also of one that was told to end early: nobody knows how far it came
 
 
 def _allowed(node: Node, limit: Limit, *, undo: bool) -> float:

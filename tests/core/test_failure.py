@@ -176,6 +176,23 @@ def test_on_failure_cancel_gives_up_a_sibling_after_grace_and_undoes_it(
     until(lambda: ledger == ["-slow", "slow", "-slow"])  # it landed after its undo, so it was undone again
 
 
+def test_a_sibling_that_raises_after_it_was_cancelled_counts_as_cancelled_and_is_undone(
+    live: MakeLive, ledger: Ledger
+) -> None:
+    wf, began = Workflow("gives way", on_failure="cancel"), Gate()
+
+    def half(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+        raise InterruptedError
+
+    wf.add_step("half", half, compensate=lambda ctx: ledger.append("-half"))
+    wf.add_step("fails", lambda ctx: [began.wait(), 1 / 0])
+    run = live().run(wf, check=False)
+    assert (run.failed_step, run.steps["half"].status, ledger) == ("fails", Status.CANCELLED, ["-half"])
+    assert isinstance(run.steps["half"].error, InterruptedError)
+
+
 def test_on_failure_wait_does_not_cancel(live: MakeLive) -> None:
     wf, began, finished = Workflow("wait"), Gate(), Gate()
     seen: list[bool] = []

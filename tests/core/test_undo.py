@@ -308,7 +308,8 @@ def test_compensationfailed_is_a_group_of_the_undo_errors_caused_by_the_original
     assert [str(one) for one in error.exceptions] == ["no such booking"]
     assert {name: str(one) for name, one in error.failures.items()} == {"b": "no such booking"}
     assert (error.run.status, error.run.error) == (Status.COMPENSATION_FAILED, error)
-    assert "of 'stuck' failed, and undoing 'b' failed too" in str(error)
+    cause = f"ValueError: {error.__cause__}"
+    assert f"of 'stuck' failed ({cause}), and undoing 'b' failed too" in str(error)
     assert "could not undo 'b': LookupError: no such booking" in notes(error)
     assert "failed at step 'c' after 1 attempt; undone: 'a'" in notes(error)
 

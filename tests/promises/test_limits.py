@@ -2,12 +2,11 @@
 
 import inspect
 import threading
-from typing import Literal
 
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Status, StepCancelled, Workflow
-from tests.core.conftest import Drive, Gate, Ledger, MakeLive, until
+from tests.core.conftest import Drive, Gate, Ledger
 
 
 @pytest.mark.parametrize("engine", [Engine, AsyncEngine])
@@ -74,20 +73,3 @@ def test_a_value_changed_in_place_is_the_same_object_for_all(drive: Drive) -> No
     wf.add_step("b", lambda ctx: ctx["seats"], depends_on="a")
     assert drive(wf, values)["b"] is values["seats"]
     assert values == {"seats": ["7A", "7B"]}
-
-
-@pytest.mark.parametrize(("undo", "undone"), [("done", []), ("attempted", ["-half"])])
-def test_a_step_that_raises_when_it_is_cancelled_counts_as_one_that_raised(
-    live: MakeLive, ledger: Ledger, undo: Literal["done", "attempted"], undone: list[str]
-) -> None:
-    wf, began = Workflow("gives way", on_failure="cancel", undo=undo), Gate()
-
-    def half(ctx: Context) -> None:
-        began.set()
-        until(lambda: ctx.cancelled)
-        raise InterruptedError
-
-    wf.add_step("half", half, compensate=lambda ctx: ledger.append("-half"))
-    wf.add_step("fails", lambda ctx: [began.wait(), 1 / 0])
-    run = live().run(wf, check=False)
-    assert (run.steps["half"].status, ledger) == (Status.FAILURE, undone)

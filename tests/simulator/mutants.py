@@ -216,12 +216,17 @@ MUTANTS = (
         "moment, name = min(limit for limit in limits",
         "moment, name = max(limit for limit in limits",
     ),
-    m("SystemExit is an ordinary failure", "steps", "if isinstance(error, Exception) or undo:", "if True:"),
+    m(
+        "SystemExit is an ordinary failure",
+        "steps",
+        "if undo or (isinstance(error, Exception) and (asks or not x.interrupted)):",
+        "if undo or asks or not x.interrupted:",
+    ),
     m(
         "CancelledError out of a step cancels its run",
         "steps",
-        "return Status.FAILURE, cancelled",
-        "return Status.CANCELLED, error",
+        "        error = cancelled\n",
+        "        return Status.CANCELLED, error\n",
     ),
     m("a retry that is due is not made", "steps", "if pause is None or (", "if pause is not None or ("),
     # how it ends
