@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
+from typing import Final
 
+from ..errors import NotSerializable
 from ..events import (
     AttemptFinished,
     AttemptStarted,
@@ -38,10 +40,14 @@ from ..events.hooks import Hook, Scope
 from ..plan import Node, function_name
 from ..retry import Pause
 from ..status import Status
+from ..stores.base import Redefined
 from .effects import Call
 from .execution import Execution
 
 __all__ = ["Told"]
+
+_REFUSALS: Final = (NotSerializable, Redefined)
+"""what a store in good health refuses"""
 
 
 class Told:
@@ -154,7 +160,7 @@ def lease_lost(x: Execution) -> None:
 def store_called(x: Execution, verb: str, began: float, error: BaseException | None) -> None:
     if StoreCalled in x.wanted:
         at, name = x.settings.clock(), x.settings.store.name
-        outcome = Status.SUCCESS if error is None else Status.FAILURE
+        outcome = Status.SUCCESS if error is None or isinstance(error, _REFUSALS) else Status.FAILURE
         event = StoreCalled(x.workflow.name, x.run_id, at, x.state, name, verb, outcome, at - began, error)
         x.hooks.emit(event, x.context.copy())
 

@@ -269,7 +269,7 @@ class StoreCalled(Event):
     operation: str
     """the verb: claim, checkpoint, renew, finish, withdraw, find, unfinished or list_runs"""
     outcome: Status
-    """success or failure"""
+    """success or failure; a store that refuses a value it cannot keep, or a changed definition, works as it should"""
     duration: float
     error: BaseException | None
 

@@ -24,6 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from ..errors import StoreError, shown
 from ..run import StepReport
 from ..status import Status
 
@@ -41,6 +42,7 @@ __all__ = [
     "Lease",
     "Lost",
     "Mismatch",
+    "Redefined",
     "RunRecord",
     "StepRecord",
     "Store",
@@ -232,6 +234,16 @@ class Lost:
     lost the record."""
 
     gone: bool = False
+
+
+class Redefined(StoreError):
+    """A run cannot be gone on with by this definition of its steps: it began with another. Nothing was changed."""
+
+    def __init__(self, record: RunRecord, key: str) -> None:
+        super().__init__(
+            f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
+            f"run it with that one, or give the key up with store.release({shown(key)})."
+        )
 
 
 class Store(Protocol):

@@ -30,6 +30,7 @@ from .base import (
     Lease,
     Lost,
     Mismatch,
+    Redefined,
     RunRecord,
 )
 from .live import LiveRun
@@ -143,10 +144,7 @@ class MemoryStore:
     def _take_over(self, kept: LiveRun, claim: Claim, now: float) -> Claimed:
         record = kept.record
         if record.graph != claim.graph:
-            raise StoreError(
-                f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
-                f"run it with that one, or give the key up with store.release({shown(claim.key)})."
-            )
+            raise Redefined(record, claim.key)
         kept.owner, kept.before = claim.run_id, kept.seen()
         # The decision stays until its new owner shows by a checkpoint or an ending that it has heard of it.
         kept.record = replace(record, status=Status.RUNNING, fence=record.fence + 1, finished=None)

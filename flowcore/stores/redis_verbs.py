@@ -7,6 +7,7 @@ is what the client answered, or the exception that it raised. No I/O here: it is
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from .base import (
     Lease,
     Lost,
     Mismatch,
+    Redefined,
     RunRecord,
 )
 from .encoding import Codec, Encoding, microseconds
@@ -105,6 +107,7 @@ class Verbs:
         safe = prefix.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
         self._prefixes = [f"{{{safe}:{shard}}}:".encode() for shard in range(shards)]
         self._entered = self._examined = False
+        self._keys = functools.lru_cache(_AT_ONCE)(self._keys_of)
 
     # -- for engines ---------------------------------------------------------------------------------------------------
 
@@ -151,15 +154,12 @@ class Verbs:
                 retry_after = _RETRY_AFTER if left > _FOREVER else max(_RETRY_AFTER, left)
                 return Busy(record.run_id, record.carrier, answer.age, retry_after)
             case _:  # "graph"
-                raise StoreError(
-                    f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
-                    f"run it with that one, or give the key up with store.release({shown(claim.key)})."
-                )
+                raise Redefined(record, claim.key)
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Asked[Lost | None]:
         """Note what has changed in a run, and renew its lease."""
         fields = self._encoding.encode_checkpoint(checkpoint)
-        head = (checkpoint.run_id, checkpoint.fence, microseconds(checkpoint.lease))
+        head = (_bytes(checkpoint.run_id), checkpoint.fence, microseconds(checkpoint.lease))
         keys = self._keys(checkpoint.key)[:2]
         return (yield from self._write(redis_scripts.CHECKPOINT, checkpoint.key, keys, head, fields))
 
@@ -192,7 +192,7 @@ class Verbs:
         record = ending.record
         fields = self._encoding.encode_ending(ending)
         kept = record.held or record.status in TO_GO_ON
-        head = (record.run_id, record.fence, "" if kept else self._retention, int(record.held))
+        head = (_bytes(record.run_id), record.fence, b"" if kept else self._retention, int(record.held))
         keys = self._keys(record.key)
         return (yield from self._write(redis_scripts.FINISH, record.key, keys, head, fields))
 
@@ -400,7 +400,7 @@ class Verbs:
         shard = int(sha[:8], 16) % self._shards
         return shard, self._prefixes[shard] + b"run:" + sha
 
-    def _keys(self, key: str) -> tuple[bytes, bytes, bytes, bytes]:
+    def _keys_of(self, key: str) -> tuple[bytes, bytes, bytes, bytes]:
         shard, run = self._run_key(key)
         prefix = self._prefixes[shard]
         return run, prefix + b"open", prefix + b"ended", prefix + b"ids"
@@ -411,11 +411,11 @@ class Verbs:
         return self._told(reply, key)
 
     def _write(
-        self, script: Script, key: str, keys: Sequence[bytes], head: Sequence[Part], fields: dict[str, str]
+        self, script: Script, key: str, keys: Sequence[bytes], head: Sequence[bytes | int], fields: dict[str, str]
     ) -> Asked[Lost | None]:
         """Run the script of an owner's verb."""
         texts = [text.encode() for field in fields.items() for text in field]
-        reply = yield from self._reply(script, key, (len(keys), *keys, *map(_bytes, head), *texts))
+        reply = yield from self._reply(script, key, (len(keys), *keys, *head, *texts))
         return None if reply[0] == b"done" else Lost(gone=self._told(reply, key).word == "missing")
 
     def _reply(self, script: Script, key: str, tail: Command) -> Asked[list[bytes]]:

@@ -28,6 +28,7 @@ from .base import (
     Lease,
     Lost,
     Mismatch,
+    Redefined,
     RunRecord,
 )
 from .database import Database
@@ -163,10 +164,7 @@ class SQLiteStore:
         # All of it is read before any of it is changed: what cannot be read stays as it is.
         record = self._encoding.decode(claim.key, tables.whole(db, number, head))
         if record.graph != claim.graph:
-            raise StoreError(
-                f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
-                f"run it with that one, or give the key up with store.release({shown(claim.key)})."
-            )
+            raise Redefined(record, claim.key)
         fence = max(record.fence + 1, now)
         db.execute(tables.TAKE_OVER, (claim.run_id, fence, *tables.until(now, claim.lease), number))
         return Claimed(record.generation, fence, record, age)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Landed, Status, StoreError, Workflow
-from flowcore.events import StepFinished
+from flowcore.events import StepFinished, StoreCalled
 from flowcore.stores import MemoryStore
 
 from .conftest import Drive, Gate, Ledger, MakeLive, notes, run_async
@@ -133,6 +133,18 @@ def test_a_changed_definition_is_refused_loudly(drive: Drive, ledger: Ledger) ->
     changed.add_step("new", lambda ctx: 1)
     with pytest.raises(StoreError, match="began with another definition of its steps"):
         drive(changed, {"address": "x"}, store=store, idempotency_key="k")
+
+
+def test_a_store_that_refuses_a_changed_definition_has_not_failed(drive: Drive, ledger: Ledger) -> None:
+    store, events = MemoryStore(), list[Any]()
+    drive(pivoted(ledger), {"address": "x"}, store=store, idempotency_key="k", check=False)
+    changed = pivoted(ledger)
+    changed.add_step("new", lambda ctx: 1)
+    with pytest.raises(StoreError):
+        drive(changed, {"address": "x"}, store=store, idempotency_key="k", hooks=[events.append])
+    (called,) = (event for event in events if isinstance(event, StoreCalled))
+    assert (called.operation, called.outcome) == ("claim", Status.SUCCESS)
+    assert "another definition" in str(called.error)
 
 
 def test_an_incomplete_run_may_be_given_up_with_release(drive: Drive, ledger: Ledger) -> None:
