@@ -171,7 +171,8 @@ def _final_error(x: Execution, status: Status) -> BaseException:
     note, undo_errors = _note(x, status), x.undo_errors
     if undo_errors and isinstance(cause, Exception):
         failed = CompensationFailed(
-            f"run {x.run_id} of {shown(x.workflow.name)} failed, and undoing {', '.join(map(shown, undo_errors))} failed too",
+            f"run {x.run_id} of {shown(x.workflow.name)} failed ({_brief(cause)}), and undoing "
+            f"{', '.join(map(shown, undo_errors))} failed too",
             undo_errors,
         )
         failed.__cause__ = cause
