@@ -87,7 +87,7 @@ class Leases:
             idle, renewed = 0, True
             while True:
                 with self._changed:
-                    self._changed.wait(self._lease / (_BEATS if renewed else _AGAIN))
+                    self._changed.wait_for(lambda: self._closed, self._lease / (_BEATS if renewed else _AGAIN))
                     idle = 0 if self._runs else idle + 1
                     if idle > _BEATS or self._closed:
                         self._thread = None
