@@ -1,0 +1,141 @@
+"""Connections that the Redis stores keep for a moment: fewer trips to the pool, and no harm to anybody who shares it."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+import redis.asyncio
+
+from flowcore import AsyncEngine, Context, Engine, Workflow
+from flowcore.stores import AsyncRedisStore, RedisStore
+from tests.stores.redis_runs import a_checkpoint, begin
+from tests.stores.redis_servers import redis_url
+
+__all__ = ["redis_url"]  # a fixture
+
+
+class Pool(redis.ConnectionPool):
+    """Counts how often somebody gets a connection."""
+
+    got = 0
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        self.got += 1
+        return super().get_connection(*args, **options)
+
+
+class AsyncPool(redis.asyncio.ConnectionPool):
+    got = 0
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        type(self).got += 1
+        return await super().get_connection(*args, **options)
+
+
+def chain(length: int = 10) -> Workflow:
+    wf = Workflow("w")
+    for number in range(length):
+        wf.add_step(f"s{number}", lambda ctx: 1, depends_on=f"s{number - 1}" if number else ())
+    return wf
+
+
+def test_a_chain_of_quick_steps_gets_one_connection_and_gives_it_back_when_the_store_closes(redis_url: str) -> None:
+    pool, wf = Pool.from_url(redis_url, max_connections=8), chain()
+    with redis.Redis(connection_pool=pool) as client:
+        store = RedisStore(client, prefix=uuid4().hex)
+        with Engine(store=store) as engine:
+            engine.run(wf)
+            before = pool.got
+            engine.run(wf)
+            assert pool.got - before < 4  # a computer that is busy may take its time between two steps
+            store.close()
+        every = [pool.get_connection() for _ in range(8)]
+        for one in every:
+            pool.release(one)
+    pool.disconnect()
+
+
+def test_an_async_chain_of_quick_steps_gets_one_connection(redis_url: str) -> None:
+    async def both() -> int:
+        pool = AsyncPool.from_url(redis_url)
+        store = AsyncRedisStore(redis.asyncio.Redis(connection_pool=pool), prefix=uuid4().hex)
+        engine, wf = AsyncEngine(store=store), chain()
+        await engine.run(wf)
+        before = AsyncPool.got
+        await engine.run(wf)
+        after = AsyncPool.got
+        await engine.aclose()
+        await store.close()
+        return after - before
+
+    assert asyncio.run(both()) < 4
+
+
+@pytest.mark.parametrize("connections", [1, 7, 8])
+def test_a_step_may_use_all_connections_of_the_client_that_its_store_has_no_need_of(
+    redis_url: str, connections: int
+) -> None:
+    pool = redis.BlockingConnectionPool.from_url(redis_url, max_connections=connections, timeout=5)
+    most = connections - connections // 8
+
+    def all_of_them(ctx: Context) -> int:
+        every = [pool.get_connection() for _ in range(most)]
+        for one in every:
+            pool.release(one)
+        return len(every)
+
+    wf = Workflow("w")
+    wf.add_step("first", all_of_them)
+    wf.add_step("second", all_of_them, depends_on="first")
+    with redis.Redis(connection_pool=pool) as client, Engine(store=RedisStore(client, prefix=uuid4().hex)) as engine:
+        assert engine.run(wf).results == {"first": most, "second": most}
+        engine.store.close()
+    pool.disconnect()
+
+
+def test_a_reply_that_nobody_read_is_never_taken_for_the_next_ones(redis_url: str) -> None:
+    """An interrupt may come when a command has been sent, before its reply is read."""
+
+    class Struck(redis.Redis):
+        strikes = False
+
+        def parse_response(self, *args: Any, **options: Any) -> Any:
+            if Struck.strikes:
+                Struck.strikes = False
+                raise KeyboardInterrupt
+            return super().parse_response(*args, **options)
+
+    # As redis-py's own, of which alone a store keeps connections.
+    Struck.__module__ = redis.Redis.__module__
+    with Struck.from_url(redis_url) as client:
+        store = RedisStore(client, prefix=uuid4().hex)
+        claim, fence = begin(store)
+        assert store.checkpoint(a_checkpoint(claim, fence)) is None
+        Struck.strikes = True
+        with pytest.raises(KeyboardInterrupt):
+            store.checkpoint(a_checkpoint(claim, fence))
+        record = store.find(claim.key)
+        assert record is not None
+        assert record.run_id == claim.run_id
+        store.close()
+
+
+def test_a_client_of_ones_own_making_is_asked_for_nothing_but_commands(redis_url: str) -> None:
+    class Own:
+        """Wraps one, as people do who count or log what is sent."""
+
+        def __init__(self, client: redis.Redis) -> None:
+            self.inner = client
+            self.sent = list[Any]()
+
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            self.sent.append(args[0])
+            return self.inner.execute_command(*args, **options)
+
+    with redis.Redis.from_url(redis_url) as inner:
+        own = Own(inner)
+        with Engine(store=RedisStore(own, prefix=uuid4().hex)) as engine:
+            engine.run(chain(2))
+    assert own.sent.count("EVALSHA") >= 3
