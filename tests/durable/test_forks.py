@@ -18,7 +18,7 @@ from tests.durable.nursery import Nursery
 from tests.durable.sagas import World, saga
 from tests.stores.redis_servers import until
 
-LEASE: Final = 0.5
+LEASE: Final = 0.4
 
 
 @pytest.mark.parametrize("kind", STORES)
