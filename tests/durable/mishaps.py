@@ -125,6 +125,7 @@ def fork(part: Part) -> None:
         elif os.fork():
             threading.Event().wait()
         else:
+            signal.alarm(60)  # its end, should nobody awake it: the nursery does not know of it
             go("the child's")
             os._exit(0)
 
