@@ -22,6 +22,7 @@ from flowcore import (
     StoreError,
     Workflow,
 )
+from flowcore._protocol.execution import Execution
 from flowcore._protocol.states import _first_match
 from flowcore.events import AttemptFinished, StepFinished, StepLandedLate, StepStarted
 from flowcore.stores import MemoryStore
@@ -253,6 +254,35 @@ def test_ctrl_c_before_the_first_step_of_a_run_that_nobody_watches(
         engine.run(ledger.chain("a"))
     assert ledger == []
     assert "was cancelled; nothing was undone" in notes(caught.value)
+
+
+@pytest.mark.parametrize("parallel_undo", [False, True])
+def test_a_step_whose_result_ctrl_c_kept_from_being_noted_is_undone_too(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, parallel_undo: bool
+) -> None:
+    class Struck(dict[str, Any]):
+        """Results, one of which Ctrl-C keeps out."""
+
+        def __setitem__(self, name: str, value: object) -> None:
+            if name == "b":
+                raise KeyboardInterrupt
+            super().__setitem__(name, value)
+
+    def begin(x: Execution, *args: Any) -> None:
+        begins(x, *args)
+        x.results = Struck()
+
+    begins = Execution.__init__
+    monkeypatch.setattr(Execution, "__init__", begin)
+    wf = Workflow("w", parallel_undo=parallel_undo)
+    ledger.add(wf, "a")
+    ledger.add(wf, "no undo", depends_on="a", undoable=False)
+    ledger.add(wf, "b", depends_on="no undo")
+    ledger.add(wf, "c", depends_on="b")
+    with Engine() as engine, pytest.raises(KeyboardInterrupt) as caught:
+        engine.run(wf)
+    assert ledger == ["a", "no undo", "b", "-b", "-a"]
+    assert "failed at step 'b' after 1 attempt; undone: 'b', 'a'" in notes(caught.value)
 
 
 def test_closing_the_coroutine_of_a_run_closes_the_step_it_is_in(ledger: Ledger) -> None:

@@ -21,10 +21,12 @@ from flowcore import (
     RunParked,
     Status,
     StepCancelled,
+    StoreError,
     StoreUnavailable,
     Workflow,
 )
 from flowcore.events import (
+    CompensationStarted,
     LeaseLost as LeaseLostEvent,
     MaintenanceFinished,
     MaintenanceStarted,
@@ -197,10 +199,14 @@ def test_an_undo_that_waited_as_its_run_parked_is_attempted_by_the_next_owner(li
     assert (store.find("k").status, store.find("k").undone) == (Status.COMPENSATED, ("a",))
 
 
-def test_a_run_of_which_one_result_cannot_be_stored_is_told_to_its_end(live: MakeLive, ledger: Ledger) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_run_of_which_one_result_cannot_be_stored_is_told_to_its_end(
+    live: MakeLive, ledger: Ledger, alone: bool
+) -> None:
     store, wf = Strict(), Workflow("w")
     ledger.add(wf, "a", first=lambda ctx: object())
-    ledger.add(wf, "b", depends_on="a")
+    if not alone:
+        ledger.add(wf, "b", depends_on="a")
     with pytest.raises(NotSerializable, match="the result of step 'a' cannot be stored"):
         live(store=store).run(wf, idempotency_key="k")
     assert ledger == ["a", "-a"]
@@ -254,6 +260,21 @@ def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_told_to_its_end(
         gate.set()
     assert [event.kind for event in of_type(events, MaintenanceStarted) if event.kind == "poll"]
     assert len(of_type(events, MaintenanceStarted)) == len(of_type(events, MaintenanceFinished))
+
+
+def test_a_run_whose_store_fails_it_at_its_end_is_not_done_again(live: MakeLive, ledger: Ledger) -> None:
+    store, refusals = Moody(), [StoreError("the disk is full")]
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "finish" and refusals:
+            raise refusals.pop()
+
+    store.moods = mood
+    wf, one = ledger.chain("a", "b"), live(store=store)
+    with pytest.raises(RunParked, match="its store could not be told how it ended: StoreError: the disk is full"):
+        one.run(wf, idempotency_key="k")
+    assert one.run(wf, idempotency_key="k").results == {"a": "a", "b": "b"}
+    assert ledger == ["a", "b"]
 
 
 # -- what the next owner finds -----------------------------------------------------------------------------------------
@@ -335,6 +356,36 @@ def test_why_verify_could_not_tell_is_the_cause_of_parking() -> None:
     error = story.acts[1].run.error
     assert isinstance(error, RunParked)
     assert error.__cause__.__cause__ is mine
+
+
+def test_undos_are_numbered_over_all_takeovers(live: MakeLive, ledger: Ledger) -> None:
+    store, wf, events = Moody(), ledger.chain("a", "b", "c!"), list[Any]()
+    store.moods = silent("checkpoint", "renew", after=3)
+    with pytest.raises(RunParked):
+        live(store=store, lease=0.2).run(wf, idempotency_key="k")
+    store.moods = lambda verb, argument: None
+    with pytest.raises(RunFailed):
+        live(store=store, hooks=[events.append]).run(wf, idempotency_key="k")
+    assert ledger == ["a", "b", "c", "-b", "-a"]
+    assert [(event.step, event.order) for event in of_type(events, CompensationStarted)] == [("a", 2)]
+
+
+def test_hooks_are_told_whether_somebody_called_and_what_the_store_said(ledger: Ledger) -> None:
+    store, wf, events = Moody(), ledger.chain("a", "b"), list[Any]()
+    refusals: list[Exception] = [StoreError("the disk is full")]
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "finish" and refusals:
+            raise refusals.pop()
+
+    store.moods = mood
+    with Engine(store=store, hooks=[events.append], workflows=[wf]) as engine:
+        with pytest.raises(RunParked):
+            engine.run(wf, idempotency_key="k")
+        engine.recover()
+    assert [event.recovering for event in of_type(events, RunRequested)] == [False, True]
+    called = [(event.operation, event.outcome) for event in of_type(events, StoreCalled)]
+    assert called[:3] == [("claim", "success"), ("checkpoint", "success"), ("finish", "failure")]
 
 
 # -- how often the store is asked --------------------------------------------------------------------------------------

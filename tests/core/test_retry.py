@@ -1,14 +1,25 @@
 """Retries (semantics 6): the pure decisions of Retry and Backoff, and how runs follow them."""
 
 import math
+import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from flowcore import Backoff, Context, DefinitionError, Fatal, Retry, RetryAfter, Status, StepCancelled, Workflow
-from flowcore.events import BackoffStarted
+from flowcore import (
+    Backoff,
+    Context,
+    DefinitionError,
+    Fatal,
+    Retry,
+    RetryAfter,
+    Status,
+    StepCancelled,
+    Workflow,
+)
+from flowcore.events import AttemptFinished, BackoffStarted
 from flowcore.retry import Pause
 
 from .conftest import PATIENCE, Drive, Ledger, MakeLive, notes, of_type, until
@@ -295,6 +306,25 @@ def test_max_elapsed_that_is_not_reached_changes_nothing(drive: Drive, ledger: L
     wf = Workflow("elapsed")
     wf.add_step("a", flaky(ledger, 2), retry=Retry(3, max_elapsed=60))
     assert drive(wf)["a"] == 3
+
+
+def test_each_attempt_is_timed_by_itself(drive: Drive) -> None:
+    class Durations(list[float]):
+        wants = frozenset({AttemptFinished})
+
+        def __call__(self, event: AttemptFinished, /) -> None:
+            self.append(event.duration)
+
+    def slow_at_first(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            time.sleep(0.1)
+            raise ConnectionError
+
+    durations, wf = Durations(), Workflow("timed")
+    wf.add_step("a", slow_at_first, retry=2)
+    drive(wf, hooks=[durations])
+    first, second = durations
+    assert second < 0.1 <= first
 
 
 def test_a_backoff_holds_no_thread(live: MakeLive, ledger: Ledger) -> None:

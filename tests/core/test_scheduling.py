@@ -135,6 +135,15 @@ def test_a_chain_on_engine_never_leaves_the_callers_thread() -> None:
     assert set(seen) == {threading.current_thread()}
 
 
+def test_a_fan_behind_a_first_step_runs_side_by_side(live: MakeLive, ledger: Ledger) -> None:
+    wf, one, other = Workflow("fan"), Gate(), Gate()
+    ledger.add(wf, "first")
+    ledger.add(wf, "one", depends_on="first", first=one.then(other))
+    ledger.add(wf, "other", depends_on="first", first=other.then(one))
+    live().run(wf)
+    assert sorted(ledger) == ["first", "one", "other"]
+
+
 def test_the_caller_takes_what_is_ready_while_a_step_backs_off_and_every_worker_is_busy(
     ledger: Ledger, gate: Gate
 ) -> None:
