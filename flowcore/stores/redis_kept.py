@@ -7,6 +7,7 @@ another, for a second at most, and not at all once anything went wrong: an inter
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import deque
@@ -89,50 +90,48 @@ class Kept:
 
 
 class AsyncKept:
-    """The same for a client of redis.asyncio, in its loop only."""
+    """The same for a client of redis.asyncio, in its loop only. That client is the store's own, and so are all connections:
+    half of them are kept, and commands wait for one in turn, as many as there may be."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._spare = _number(client)
+        number = _number(client, 2)
+        self._free = asyncio.Semaphore(number) if number else None
         self._idle: list[_One] = []
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
         """Send a command and answer with its reply."""
-        if self._idle:
-            one = self._idle.pop()
-        elif self._spare <= 0:
+        if self._free is None:
             return await self.client.execute_command(*command, **options)
-        else:
-            self._spare -= 1
-            one = _One(self.client.client())
-        client, well = one.client, False
-        try:
-            now = time.monotonic()
-            if one.until < now:
-                await client.aclose()
-            if client.connection is None:  # it gets itself another
-                one.since = now
-            reply = await client.execute_command(*command, **options)
-            one.used()
-            well = True
-        finally:
-            if not well:
-                await client.aclose()
-            self._idle.append(one)
+        async with self._free:
+            one = self._idle.pop() if self._idle else _One(self.client.client())
+            client, well = one.client, False
+            try:
+                now = time.monotonic()
+                if one.until < now:
+                    await client.aclose()
+                if client.connection is None:  # it gets itself another
+                    one.since = now
+                reply = await client.execute_command(*command, **options)
+                one.used()
+                well = True
+            finally:
+                if not well:
+                    await client.aclose()
+                self._idle.append(one)
         return reply
 
     async def close(self) -> None:
         """Give back what is not in use now."""
         while self._idle:
             await self._idle.pop().client.aclose()
-            self._spare += 1
 
 
-def _number(client: Any) -> int:
-    """How many connections may be kept."""
+def _number(client: Any, share: int = _SHARE) -> int:
+    """How many connections may be kept: of so many that the pool may open, one."""
     pool = getattr(client, "connection_pool", None)
     if pool is None or hasattr(pool, "sentinel_manager") or type(client).__module__.split(".")[0] != "redis":
         return 0
     if pool.connection_kwargs.get("credential_provider") is not None:
         return 0
-    return min(int(pool.max_connections) // _SHARE, _MOST)
+    return min(int(pool.max_connections) // share, _MOST)

@@ -8,7 +8,8 @@ import pytest
 import redis
 import redis.asyncio
 
-from flowcore import AsyncEngine, Context, Engine, Workflow
+from flowcore import AsyncEngine, Context, Engine, Status, Workflow
+from flowcore.events import StoreCalled
 from flowcore.stores import AsyncRedisStore, RedisStore
 from tests.stores.redis_runs import a_checkpoint, begin
 from tests.stores.redis_servers import redis_url
@@ -71,6 +72,21 @@ def test_an_async_chain_of_quick_steps_gets_one_connection(redis_url: str) -> No
         return after - before
 
     assert asyncio.run(both()) < 4
+
+
+def test_more_runs_at_once_than_an_async_client_may_open_connections_wait_in_turn(redis_url: str) -> None:
+    async def many() -> list[Any]:
+        events = list[Any]()
+        store = AsyncRedisStore(redis.asyncio.Redis.from_url(redis_url, max_connections=4), prefix=uuid4().hex)
+        engine, wf = AsyncEngine(store=store, hooks=[events.append]), chain(3)
+        runs = await asyncio.gather(*(engine.run(wf) for _ in range(50)))
+        assert all(run.status is Status.SUCCESS for run in runs)
+        await engine.aclose()
+        await store.close()
+        return events
+
+    events = asyncio.run(many())
+    assert {event.outcome for event in events if isinstance(event, StoreCalled)} == {Status.SUCCESS}
 
 
 @pytest.mark.parametrize("connections", [1, 7, 8])
