@@ -27,6 +27,10 @@ WORKLOADS = {
     "logger": "no_op_logger",
     "import": "import_time",
     "scaling": "scaling",
+    "redis": "durable_redis",
+    "sqlite": "durable_sqlite",
+    "dbos": "durable_dbos",
+    "durable-scaling": "durable_scaling",
 }
 
 

@@ -13,6 +13,9 @@ from .harness import Report, Row
 
 __all__ = ["as_json", "as_text", "summary"]
 
+COUNTED = frozenset({"MiB", "round trips"})
+"""targets that are no ratios"""
+
 
 def as_text(report: Report) -> str:
     head = ("", report.unit, "best", f"× {report.relative}", "target", "")
@@ -52,7 +55,7 @@ def _number(value: float) -> str:
 def _target(row: Row) -> str:
     if row.target is None:
         return ""
-    unit = row.target.reference if row.target.reference == "MiB" else f"× {row.target.reference}"
+    unit = row.target.reference if row.target.reference in COUNTED else f"× {row.target.reference}"
     return f"≤ {row.target.limit:.3g} {unit}"
 
 

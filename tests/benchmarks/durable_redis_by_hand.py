@@ -1,0 +1,163 @@
+"""A durable chain on Redis by hand: the scripts of a RedisStore, each with the same keys and arguments, through the same
+client, and nothing around them.
+
+No errors are looked after, nobody else's run is ever taken over, and no lease is renewed while a step runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from flowcore.stores import redis_scripts
+
+from .durable_work import VALUES, keys
+from .subjects import Run, Subject
+from .work import Work
+
+__all__ = ["AsyncRedisByHand", "RedisByHand"]
+
+LEASE: Final = 30_000_000  # microseconds
+WEEK: Final = 7 * 24 * 3600 * 1000  # milliseconds
+SHARDS: Final = 16
+dumps = json.JSONEncoder(separators=(",", ":")).encode
+
+Script = tuple[str, int, Sequence[Any]]
+"""name, number of keys, keys and arguments"""
+
+
+class Told:
+    """The scripts of one run, in the order in which they are sent."""
+
+    def __init__(self, prefix: str, key: str, graph: str) -> None:
+        sha = hashlib.sha256(key.encode()).hexdigest()
+        self._key, self._graph = key, graph
+        shard = f"{{{prefix}:{int(sha[:8], 16) % SHARDS}}}:"
+        self._keys = f"{shard}run:{sha}", f"{shard}open", f"{shard}ended", f"{shard}ids"
+        self._run_id = os.urandom(16).hex()
+        self._fence = ""
+        self._seq = 1
+
+    def claim(self, first: str) -> Script:
+        fingerprint = hashlib.sha256(f"benchmark\0{json.dumps(VALUES, sort_keys=True)}".encode()).hexdigest()
+        fields = {
+            "schema": "1",
+            "key": self._key,
+            "run_id": self._run_id,
+            "owner": self._run_id,
+            "workflow": "benchmark",
+            "graph": self._graph,
+            "status": "running",
+            "fingerprint": fingerprint,
+            "values": dumps({name: dumps(value) for name, value in VALUES.items()}),
+            f"s:{first}": '1 {"status":"running","attempts":1}',
+        }
+        head = (self._run_id, f"={fingerprint}", self._graph, "", LEASE, "")
+        return redis_scripts.CLAIM.sha, 4, (*self._keys, *head, *flat(fields))
+
+    def claimed(self, reply: list[Any]) -> None:
+        word, _, *fields = (text.decode() for text in reply)
+        if word != "begun":
+            raise AssertionError(f"{self._key} is in use")
+        self._fence = dict(zip(fields[::2], fields[1::2], strict=True))["fence"]
+
+    def checkpoint(self, name: str, result: Any, ran: float, then: str) -> Script:
+        fields = {f"s:{name}": self._ended(result, ran), f"s:{then}": self._begun()}
+        head = (self._run_id, self._fence, LEASE)
+        return redis_scripts.CHECKPOINT.sha, 2, (*self._keys[:2], *head, *flat(fields))
+
+    def finish(self, name: str, result: Any, ran: float) -> Script:
+        fields = {f"s:{name}": self._ended(result, ran), "status": "success", "held": "0"}
+        fields |= {"undone": "[]", "failed_step": "null", "error": "null"}
+        head = (self._run_id, self._fence, WEEK, 0)
+        return redis_scripts.FINISH.sha, 4, (*self._keys, *head, *flat(fields))
+
+    def _ended(self, result: Any, ran: float) -> str:
+        self._seq += 1
+        step = {"status": "success", "attempts": 1, "result": dumps(result)}
+        return f"{self._seq} {dumps(step | {'waited': 0.0, 'ran': ran, 'backed_off': 0.0})}"
+
+    def _begun(self) -> str:
+        self._seq += 1
+        return f'{self._seq} {{"status":"running","attempts":1}}'
+
+
+def flat(fields: dict[str, str]) -> list[str]:
+    return [text for field in fields.items() for text in field]
+
+
+def done(reply: list[bytes]) -> None:
+    if reply[0] != b"done":
+        raise AssertionError("somebody else has the run")
+
+
+def graph_of(work: Work) -> str:
+    return hashlib.sha256(dumps([step.name for step in work.steps]).encode()).hexdigest()
+
+
+class RedisByHand(Subject):
+    name = "Redis by hand"
+    is_async = False
+
+    def __init__(self, client: Any, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._key = keys()
+
+    def prepare(self, work: Work) -> Run:
+        steps, graph = [(step.name, step.fn) for step in work.steps], graph_of(work)
+        for script in (redis_scripts.CLAIM, redis_scripts.CHECKPOINT, redis_scripts.FINISH):
+            self._client.script_load(script.text)
+        return lambda: self._run(steps, graph)
+
+    def _run(self, steps: list[tuple[str, Any]], graph: str) -> dict[str, Any]:
+        told, results, evalsha = Told(self._prefix, self._key(), graph), dict[str, Any](), self._client.evalsha
+        sha, number, rest = told.claim(steps[0][0])
+        told.claimed(evalsha(sha, number, *rest))
+        for place, (name, fn) in enumerate(steps, 1):
+            began = time.monotonic()
+            results[name] = fn(results)
+            ran = time.monotonic() - began
+            last = place == len(steps)
+            sha, number, rest = (
+                told.finish(name, results[name], ran)
+                if last
+                else told.checkpoint(name, results[name], ran, steps[place][0])
+            )
+            done(evalsha(sha, number, *rest))
+        return results
+
+
+class AsyncRedisByHand(Subject):
+    name = "Redis by hand, async"
+    is_async = True
+
+    def __init__(self, client: Any, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._key = keys()
+
+    def prepare(self, work: Work) -> Run:
+        steps, graph = [(step.name, step.fn) for step in work.steps], graph_of(work)
+        return lambda: self._run(steps, graph)
+
+    async def _run(self, steps: list[tuple[str, Any]], graph: str) -> dict[str, Any]:
+        told, results, evalsha = Told(self._prefix, self._key(), graph), dict[str, Any](), self._client.evalsha
+        sha, number, rest = told.claim(steps[0][0])
+        told.claimed(await evalsha(sha, number, *rest))
+        for place, (name, fn) in enumerate(steps, 1):
+            began = time.monotonic()
+            results[name] = await fn(results)
+            ran = time.monotonic() - began
+            last = place == len(steps)
+            sha, number, rest = (
+                told.finish(name, results[name], ran)
+                if last
+                else told.checkpoint(name, results[name], ran, steps[place][0])
+            )
+            done(await evalsha(sha, number, *rest))
+        return results
