@@ -2,8 +2,8 @@
 
 Not part of the normal test run. Makes every mutant that a few small changes of the source give (comparisons turned,
 conditions negated, constants moved, statements left out, ...), one at a time, and lets the simulation judge it: first a
-few hundred seeds in a forked process, then, for the few that survive, the tests of tests/core and tests/simulator. Ends
-with what survived and the share that was killed.
+few hundred seeds, then as many stories of crashes, then, for those that survive, the tests that come by the changed
+lines, the quickest first. Each in a forked process. Ends with what survived and the share that was killed.
 """
 
 import argparse
@@ -11,8 +11,10 @@ import ast
 import contextlib
 import copy
 import importlib
+import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import mutants
-from .test_mutants import found_by
+from . import mutants, test_crash_mutants, test_mutants
 
-MODULES = ("states", "run", "steps", "undo", "execution", "tell", "sprint")
-SEEDS = 400
-PATIENCE = 40
+MODULES = (
+    *("states", "run", "claim", "takeover", "durable", "changes", "steps", "undo", "execution", "sprint", "effects"),
+    *("settings", "tell"),
+)
+SEEDS = 600
+PATIENCE = 25
 """seconds for the seeds: a mutant that hangs is caught"""
+TESTS = (
+    "tests/core",
+    "tests/durable/test_programs.py",
+    "tests/simulator/test_agreement.py",
+    "tests/simulator/test_testing.py",
+)
+SLOW = 3.0
+"""seconds; tests that take longer are left out"""
 TESTS_PATIENCE = 300
 
 
@@ -38,6 +50,8 @@ class Mutation:
     path: tuple[Any, ...]
     """the fields and indices that lead from the module to the node"""
     base: ast.Module
+    lines: range
+    """of the statement that it is a part of, or of the head of a statement that has others in it"""
 
     def tree(self) -> ast.Module:
         """The mutated module."""
@@ -121,7 +135,9 @@ def mutations(module: str) -> Iterator[Mutation]:
     live: Any = importlib.import_module(f"flowcore._protocol.{module}")
     source = mutants.source_of(live)
 
-    def inside(tree: ast.AST, path: tuple[Any, ...], *, function: bool) -> Iterator[tuple[tuple[Any, ...], ast.AST]]:
+    def inside(
+        tree: ast.AST, path: tuple[Any, ...], lines: range, *, function: bool
+    ) -> Iterator[tuple[tuple[Any, ...], ast.AST, range]]:
         for name, value in ast.iter_fields(tree):
             many = value if isinstance(value, list) else [value]
             for index, child in enumerate(many):
@@ -133,14 +149,21 @@ def mutations(module: str) -> Iterator[Mutation]:
                     continue
                 here = (*path, (name, index if isinstance(value, list) else None))
                 is_function = function or isinstance(child, ast.FunctionDef)
+                its = extent(child) if isinstance(child, ast.stmt) else lines
                 if function:
-                    yield here, child
-                yield from inside(child, here, function=is_function)
+                    yield here, child, its
+                yield from inside(child, here, its, function=is_function)
 
     base = ast.parse(source)
-    for path, node in inside(base, (), function=False):
+    for path, node, lines in inside(base, (), range(0), function=False):
         for what, _ in changes(node):
-            yield Mutation(module, getattr(node, "lineno", 0), what, path, base)
+            yield Mutation(module, getattr(node, "lineno", 0), what, path, base, lines)
+
+
+def extent(statement: ast.stmt) -> range:
+    """The lines of a statement, less those of the statements in it."""
+    body: list[ast.stmt] = getattr(statement, "body", [])
+    return range(statement.lineno, max(statement.lineno, body[0].lineno - 1 if body else statement.end_lineno or 0) + 1)
 
 
 def in_a_fork(act: Any, patience: float) -> int:
@@ -167,31 +190,82 @@ def in_a_fork(act: Any, patience: float) -> int:
     return 99
 
 
-def suite(tests: list[str]) -> int:
+def suite(tests: list[str], *options: str, plugins: tuple[object, ...] = ()) -> int:
     """The exit status of the test run."""
     import pytest
 
     # Hypothesis is imported already, of which pytest warns while it is being configured.
-    quiet = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-o", "filterwarnings=default"]
-    return int(pytest.main([*quiet, *tests]))
+    warnings = "filterwarnings=error\nignore:Module already imported"
+    quiet = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-o", warnings]
+    return int(pytest.main([*quiet, "-o", "faulthandler_timeout=30", *options, *tests], plugins=list(plugins)))
 
 
-def killed(mutation: Mutation, clean: list[int], tests: list[str]) -> str | None:
-    """Who noticed the mutant: the seeds, which are `clean` without it, or the tests; None: nobody."""
+class Timed:
+    """How long each test took, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text(json.dumps(self.seconds), encoding="utf-8")
+
+
+def reached() -> dict[tuple[str, int], list[str]]:
+    """The tests that come by each line of a module, the quickest first."""
+    import coverage
+
+    with tempfile.TemporaryDirectory() as folder:
+        times, data = Path(folder, "times"), Path(folder, "coverage")
+
+        def whole() -> int:
+            os.environ["COVERAGE_FILE"] = str(data)
+            return suite(
+                list(TESTS), "--cov=flowcore._protocol", "--cov-context=test", "--cov-report=", plugins=(Timed(times),)
+            )
+
+        if in_a_fork(whole, 1800):
+            raise SystemExit("the tests fail without any mutant: mend that first")
+        seconds: dict[str, float] = json.loads(times.read_text(encoding="utf-8"))
+        known = coverage.CoverageData(str(data))
+        known.read()
+        found: dict[tuple[str, int], list[str]] = {}
+        for file in filter(lambda file: Path(file).parent.name == "_protocol", known.measured_files()):
+            for line, contexts in known.contexts_by_lineno(file).items():
+                tests = {context.partition("|")[0] for context in contexts if context}
+                quick = sorted(
+                    (test for test in tests if seconds.get(test, SLOW) < SLOW), key=lambda test: seconds[test]
+                )
+                found[Path(file).stem, line] = quick
+        return found
+
+
+def killed(
+    mutation: Mutation, clean: list[int], crashes: list[int], reach: dict[tuple[str, int], list[str]] | None
+) -> str | None:
+    """Who noticed the mutant: the seeds, or the stories, which are clean without it, or the tests; None: nobody."""
     module: Any = importlib.import_module(f"flowcore._protocol.{mutation.module}")
     code = compile(mutation.tree(), str(module.__file__), "exec")
+    tests = [test for line in mutation.lines for test in (reach or {}).get((mutation.module, line), ())]
 
-    def seeds() -> int:
-        with mutants.swapped(module, code):
-            return 1 if found_by(clean) is not None else 0
+    def judged(judge: Any) -> bool:
+        def act() -> int:
+            with mutants.swapped(module, code):
+                return 1 if judge() else 0
 
-    def all_tests() -> int:
-        with mutants.swapped(module, code):
-            return suite(tests)
+        return bool(in_a_fork(act, TESTS_PATIENCE if judge is suited else PATIENCE))
 
-    if in_a_fork(seeds, PATIENCE):
+    def suited() -> int:
+        return suite(list(dict.fromkeys(tests)))
+
+    if judged(lambda: test_mutants.found_by(clean) is not None):
         return "seeds"
-    return "tests" if tests and in_a_fork(all_tests, TESTS_PATIENCE) else None
+    if judged(lambda: test_crash_mutants.found_by(crashes) is not None):
+        return "stories"
+    return "tests" if tests and judged(suited) else None
 
 
 def main() -> None:
@@ -199,30 +273,25 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--every", type=int, default=1, help="only every so many mutants")
+    parser.add_argument("--first", type=int, default=0, help="with --every: which one of so many")
     parser.add_argument("--seeds-only", action="store_true")
     options = parser.parse_args()
-    here = Path(__file__).parent
-    tests = (
-        []
-        if options.seeds_only
-        else [str(here.parent / "core"), str(here / "test_agreement.py"), str(here / "test_testing.py")]
-    )
-    clean = [seed for seed in range(SEEDS) if found_by([seed]) is None]
-    print(f"{SEEDS - len(clean)} of {SEEDS} seeds find something without any mutant, and are left out", flush=True)
-    if tests and in_a_fork(lambda: suite(tests), TESTS_PATIENCE):
-        raise SystemExit("the tests fail without any mutant: mend that first")
-    todo = [mutation for module in options.modules for mutation in mutations(module)][:: options.every]
+    clean = [seed for seed in range(SEEDS) if test_mutants.found_by([seed]) is None]
+    crashes = [seed for seed in range(SEEDS) if test_crash_mutants.found_by([seed]) is None]
+    left_out = 2 * SEEDS - len(clean) - len(crashes)
+    print(f"{left_out} of {2 * SEEDS} seeds find something without any mutant, and are left out", flush=True)
+    reach = None if options.seeds_only else reached()
+    todo = [mutation for module in options.modules for mutation in mutations(module)][options.first :: options.every]
     print(f"{len(todo)} mutants", flush=True)
     count: dict[str | None, int] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutation, by in zip(todo, pool.map(lambda one: killed(one, clean, tests), todo), strict=True):
+        for mutation, by in zip(todo, pool.map(lambda one: killed(one, clean, crashes, reach), todo), strict=True):
             count[by] = count.get(by, 0) + 1
             if by is None:
                 print(f"survived: {mutation.module}.py:{mutation.line}: {mutation.what}", flush=True)
     dead = len(todo) - count.get(None, 0)
-    print(
-        f"{dead} of {len(todo)} killed, {dead / len(todo):.1%}; by seeds {count.get('seeds', 0)}, by tests {count.get('tests', 0)}"
-    )
+    by_whom = ", ".join(f"by {whom} {count.get(whom, 0)}" for whom in ("seeds", "stories", "tests"))
+    print(f"{dead} of {len(todo)} killed, {dead / len(todo):.1%}; {by_whom}")
 
 
 if __name__ == "__main__":
