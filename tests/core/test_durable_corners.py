@@ -314,6 +314,22 @@ def test_a_step_that_was_in_flight_and_raises_when_it_is_attempted_again_is_undo
         gate.set()
 
 
+def test_a_step_that_was_in_flight_is_not_asked_again_whether_it_is_wanted(ledger: Ledger, gate: Gate) -> None:
+    store, wf, asked = Moody(), Workflow("w"), list[int]()
+
+    def when(ctx: Context) -> bool:
+        asked.append(ctx.fence)
+        return len(asked) == 1
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate), when=when)
+    with interrupted(store, wf, lambda: len(ledger) == 2):
+        with Engine(store=store) as engine:
+            run = engine.run(wf, idempotency_key="k")
+        assert (run.steps["b"].status, asked, ledger) == (Status.SUCCESS, [1], ["a", "b begins", "b"])
+        gate.set()
+
+
 def test_a_step_that_landed_in_a_run_that_is_undone_counts_as_done_and_is_undone(ledger: Ledger, gate: Gate) -> None:
     store, wf, began = Moody(), Workflow("w"), Gate()
 
