@@ -305,6 +305,8 @@ def attempts(
         status, failure = _judged(x, node, error, limit, undo=undo)
         if told is not None and outer is not None:
             tell.attempt_finished(x, node, outer, told, number, allowed, status, failure, undo=undo)
+        elif outer is not None:  # the first attempt of a step that only the store hears of
+            outer.ended = settings.clock()
         if isinstance(error, GivenUp) and not error.over:
             x.give_up(error.call)
         pause = None
