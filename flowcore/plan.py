@@ -97,7 +97,7 @@ class Node:
 class Plan:
     """All nodes in definition order, plus what is the same for every run of the workflow. Immutable."""
 
-    __slots__ = ("_graph", "by_name", "has_async", "indegrees", "nodes", "pivoted", "ready")
+    __slots__ = ("_graph", "by_name", "conditional", "has_async", "indegrees", "nodes", "pivoted", "ready")
 
     def __init__(self, steps: Mapping[str, Step[Any]], undo: str) -> None:
         order = {name: index for index, name in enumerate(steps)}
@@ -120,6 +120,7 @@ class Plan:
         self.has_async = next(
             (node.name for node in self.nodes if node.is_async or node.undo_is_async or node.verify_is_async), None
         )
+        self.conditional = any(node.when is not None for node in self.nodes)
         self.pivoted = any(node.step.pivot for node in self.nodes)
         self._graph: str | None = None
 

@@ -15,10 +15,13 @@ from . import names
 from .exemplars import Exemplar, Traced
 from .names import Metric
 
-__all__ = ["ASKED", "Engines", "Flow", "Going", "Workers", "Write"]
+__all__ = ["ASKED", "Engines", "Flow", "Going", "Workers", "Write", "Writes"]
 
 Write = Callable[..., object]
 """writes an amount to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
+
+Writes = tuple[Write, Write, Write]
+"""a step that went well: writes what it waited, what its only attempt took, and what all of it took"""
 
 Workers = Callable[[], tuple[int, int] | None]
 """one engine's threads: busy ones, and how many of these are stuck in calls that were given up; None: it is gone"""
@@ -30,16 +33,16 @@ ASKED: Final[tuple[Metric, ...]] = (names.RUNS_ACTIVE, names.STEPS_READY, names.
 class Going:
     """One run in flight, as one hook sees it."""
 
-    __slots__ = ("at", "attempts", "caller", "flow", "ready", "steps", "traced", "waits", "wall")
+    __slots__ = ("at", "caller", "flow", "steps", "traced", "waiting", "wall")
 
-    def __init__(self, flow: Flow, at: float, wall: float, ready: set[str]) -> None:
+    def __init__(self, flow: Flow, at: float, wall: float, waiting: Callable[[], int]) -> None:
         self.flow = flow
-        self.waits, self.attempts, self.steps = flow.waits, flow.attempts, flow.steps  # asked for on every step
+        self.steps = flow.steps  # asked for on every step
         self.at = at
         self.wall = wall
         """seconds since the epoch at the moment `at`"""
-        self.ready = ready
-        """steps that are ready and have not started"""
+        self.waiting = waiting
+        """answers how many steps are ready and have not started"""
         self.traced: Traced | None = None
         """its spans, if they are sampled"""
         self.caller: Exemplar | None = None
@@ -51,25 +54,22 @@ class Going:
 
 
 class Flow:
-    """One workflow: its runs in flight, and those of its series that every step comes through, by step."""
+    """One workflow: its runs in flight, and those of its series that most steps come through, by step."""
 
-    __slots__ = ("attempts", "label", "runs", "steps", "waits")
+    __slots__ = ("label", "runs", "steps")
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.runs: dict[Going, None] = {}  # in order of starting; adding and removing one is atomic
-        self.waits: dict[str, Write] = {}
-        self.attempts: dict[str, Write] = {}
-        """successful ones"""
-        self.steps: dict[str, Write] = {}
-        """the same"""
+        self.steps: dict[str, Writes] = {}
 
-    def begin(self, at: float, wall: float) -> Going:
-        run = Going(self, at, wall, set())
+    def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> Going:
+        run = Going(self, at, wall, waiting)
         self.runs[run] = None
         return run
 
     def end(self, run: Going) -> None:
+        """The run is over; it may be that of another process, which has forked."""
         self.runs.pop(run, None)
 
     def forget(self) -> None:
@@ -80,7 +80,7 @@ class Flow:
         return len(self.runs)
 
     def ready(self) -> int:
-        return sum(len(run.ready) for run in self.runs.copy())
+        return sum(run.waiting() for run in self.runs.copy())
 
     def oldest(self) -> float:
         """When the oldest run in flight started, in seconds since the epoch; +Inf when there is none."""

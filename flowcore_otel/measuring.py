@@ -22,9 +22,6 @@ from flowcore.events import (
     RunSubmitted,
     StepFinished,
     StepLandedLate,
-    StepReady,
-    StepSkipped,
-    StepStarted,
     StoreCalled,
     StoreSurveyed,
     WorkflowRegistered,
@@ -32,7 +29,7 @@ from flowcore.events import (
 
 from . import names
 from .exemplars import CALLER, TRACE, Exemplar, Traced, of_caller
-from .inflight import Going, Write
+from .inflight import Going, Write, Writes
 from .names import Metric
 from .series import Series
 from .text import error_type
@@ -46,6 +43,7 @@ class MeasuringHook:
     """Writes what events tell to the series of one destination."""
 
     wants: frozenset[type[Event]]
+    lone_attempts = False  # what is attempted once only takes as long as its step
 
     def __init__(self, series: Series, *, exemplars: bool, max_series: int) -> None:
         self._series = series
@@ -60,9 +58,6 @@ class MeasuringHook:
             RunStarted: self._run_started,
             RunRecovered: self._run_recovered,
             RunFinished: self._run_finished,
-            StepReady: self._step_ready,
-            StepSkipped: self._step_skipped,
-            StepStarted: self._step_started,
             StepFinished: self._step_finished,
             StepLandedLate: self._step_landed_late,
             AttemptFinished: self._attempt_finished,
@@ -83,16 +78,6 @@ class MeasuringHook:
     def _to(self, metric: Metric, *labels: str) -> Write:
         write = self._known[metric].get(labels)
         return write or self._series.new(metric, labels, self._max_series, type(self).__name__)
-
-    def _of_step(
-        self, cache: dict[str, Write], metric: Metric, workflow: str, step: str, outcome: str | None = None
-    ) -> Write:
-        """A series of one step, and from now on in `cache`, unless it is past a limit and stands in for others too."""
-        labels = (workflow, step) if outcome is None else (workflow, step, outcome)
-        write = self._to(metric, *labels)
-        if labels in self._known[metric]:
-            cache[step] = write
-        return write
 
     def _exemplar(self, event: Event) -> Exemplar | None:
         """Of a run that may not have started here."""
@@ -149,7 +134,7 @@ class MeasuringHook:
         self._to(names.IDEMPOTENCY_HITS, event.workflow, event.outcome)(1, self._exemplar(event))
 
     def _run_started(self, event: RunStarted) -> None:
-        run = event.state[self] = self._series.flow(event.workflow).begin(event.at, event.wall)
+        run = event.state[self] = self._series.flow(event.workflow).begin(event.at, event.wall, event.waiting)
         if self._exemplars:
             traced: Traced | None = event.state.get(TRACE)
             if traced is None:
@@ -181,34 +166,25 @@ class MeasuringHook:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _step_ready(self, event: StepReady) -> None:
-        run: Going = event.state[self]
-        run.ready.add(event.step)
-
-    def _step_skipped(self, event: StepSkipped) -> None:
-        run: Going = event.state[self]
-        run.ready.discard(event.step)
-
-    def _step_started(self, event: StepStarted) -> None:
-        run: Going = event.state[self]
-        step = event.step
-        run.ready.discard(step)
-        write = run.waits.get(step) or self._of_step(run.waits, names.WAIT_DURATION, event.workflow, step)
-        write(event.waited)
-
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if event.undo:
             return
         run: Going = event.state[self]
-        step, metric = event.step, names.ATTEMPT_DURATION
-        exemplar = run.caller if run.traced is None else run.traced.exemplar(step, attempt=True)
-        if event.outcome is _SUCCESS:
-            write = run.attempts.get(step) or self._of_step(run.attempts, metric, event.workflow, step, _SUCCESS)
-            write(event.duration, exemplar)
-        else:
-            flow, outcome = event.workflow, event.outcome
-            self._to(metric, flow, step, outcome)(event.duration, exemplar)
-            self._to(names.STEP_ERRORS, flow, step, error_type(event.error, outcome))(1, exemplar)
+        exemplar = run.exemplar(event.step, attempt=True)
+        self._attempted(event.workflow, event.step, event.outcome, event.duration, event.error, exemplar)
+
+    def _attempted(
+        self,
+        flow: str,
+        step: str,
+        outcome: str,
+        duration: float,
+        error: BaseException | None,
+        exemplar: Exemplar | None,
+    ) -> None:
+        self._to(names.ATTEMPT_DURATION, flow, step, outcome)(duration, exemplar)
+        if outcome is not _SUCCESS:
+            self._to(names.STEP_ERRORS, flow, step, error_type(error, outcome))(1, exemplar)
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         if not event.undo:
@@ -218,13 +194,32 @@ class MeasuringHook:
 
     def _step_finished(self, event: StepFinished) -> None:
         run: Going = event.state[self]
-        step, metric = event.step, names.STEP_DURATION
+        step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
-        if event.outcome is _SUCCESS:
-            write = run.steps.get(step) or self._of_step(run.steps, metric, event.workflow, step, _SUCCESS)
+        if outcome is _SUCCESS:
+            wait, attempt, whole = run.steps.get(step) or self._writes(run, event.workflow, step)
+            wait(event.waited)
+            if event.max_attempts == 1:  # it was all of the step
+                attempt(duration, exemplar)
+            whole(duration, exemplar)
         else:
-            write = self._to(metric, event.workflow, step, event.outcome)
-        write(event.duration, exemplar)
+            flow = event.workflow
+            self._to(names.WAIT_DURATION, flow, step)(event.waited)
+            if event.max_attempts == 1:
+                self._attempted(flow, step, outcome, duration, event.error, exemplar)
+            self._to(names.STEP_DURATION, flow, step, outcome)(duration, exemplar)
+
+    def _writes(self, run: Going, flow: str, step: str) -> Writes:
+        """Of a step that went well; kept from now on, unless its series are past a limit and stand for others too."""
+        of_outcome = (flow, step, _SUCCESS)
+        writes = (
+            self._to(names.WAIT_DURATION, flow, step),
+            self._to(names.ATTEMPT_DURATION, *of_outcome),
+            self._to(names.STEP_DURATION, *of_outcome),
+        )
+        if of_outcome in self._known[names.STEP_DURATION]:
+            run.steps[step] = writes
+        return writes
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
         run: Going = event.state[self]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.values import MutexValue, ValueClass
+
+from flowcore.events import Event, StepReady, StepSkipped, StepStarted
 
 from . import names
 from .inflight import ASKED, Flow, Going, Write
@@ -69,7 +72,7 @@ class _Asked(Collector):
 class _Told(Flow):
     """In multiprocess mode nobody can ask what is going on in another process: it is written down as it changes."""
 
-    __slots__ = ("_active", "_oldest", "_ready")
+    __slots__ = ("_active", "_counted", "_lock", "_oldest", "_ready")
 
     def __init__(self, label: str, metrics: Mapping[Metric, Any]) -> None:
         super().__init__(label)
@@ -77,40 +80,36 @@ class _Told(Flow):
         self._ready: Gauge = metrics[names.STEPS_READY].labels(label)
         self._oldest: Gauge = metrics[names.OLDEST_START].labels(label)
         self._oldest.set(math.inf)
+        self._lock = threading.Lock()
+        self._counted: dict[Going, int] = {}  # (lock) ready steps that the gauge knows of
 
-    def begin(self, at: float, wall: float) -> Going:
-        run = super().begin(at, wall)
-        run.ready = _Counted(self._ready)
+    def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> Going:
+        run = super().begin(at, wall, waiting)
         self._active.inc()
         self._oldest.set(self.oldest())
         return run
 
+    def count(self, run: Going) -> None:
+        """Steps of the run have become ready, or are so no longer."""
+        with self._lock:
+            now = run.waiting() if run in self.runs else 0
+            self._ready.inc(now - self._counted.pop(run, 0))
+            if now:
+                self._counted[run] = now
+
     def end(self, run: Going) -> None:
+        ours = run in self.runs  # and not that of the process that this one was forked from
         super().end(run)
-        self._ready.dec(len(run.ready))
-        self._active.dec()
+        self.count(run)
+        if ours:
+            self._active.dec()
         self._oldest.set(self.oldest())
 
     def forget(self) -> None:
         super().forget()
+        self._lock = threading.Lock()
+        self._counted.clear()
         self._oldest.set(math.inf)
-
-
-class _Counted(set[str]):
-    """Steps that are ready, counted by a gauge."""
-
-    def __init__(self, gauge: Gauge) -> None:
-        super().__init__()
-        self._gauge = gauge
-
-    def add(self, step: str) -> None:
-        super().add(step)
-        self._gauge.inc()
-
-    def discard(self, step: object) -> None:
-        if step in self:
-            super().discard(step)
-            self._gauge.dec()
 
 
 def _unit(metric: Metric) -> str:
@@ -155,3 +154,10 @@ class PrometheusHook(MeasuringHook):
         self, registry: CollectorRegistry = REGISTRY, *, exemplars: bool = True, max_series: int = 2000
     ) -> None:
         super().__init__(_of(registry), exemplars=exemplars, max_series=max_series)
+        if _MULTIPROCESS:
+            self.handlers = {**self.handlers, **dict.fromkeys((StepReady, StepSkipped, StepStarted), self._count)}
+            self.wants = frozenset(self.handlers)
+
+    def _count(self, event: Event) -> None:
+        run: Going = event.state[self]
+        cast("_Told", run.flow).count(run)

@@ -220,6 +220,10 @@ class Execution:
             self.running += 1
             return self.plan.nodes[self.ready.popleft()]
 
+    def waiting(self) -> int:
+        """How many steps are ready and have not started."""
+        return 0 if self.stopped else len(self.ready)  # then it is undos that are ready
+
     def wants_help(self) -> bool:
         """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""
         with self.lock:

@@ -132,6 +132,7 @@ def run_started(x: Execution) -> Told:
             x.fence,
             None if x.interrupted_carrier is None else x.run_id,
             x.interrupted_carrier or {},
+            x.waiting,
         )
         told.enter(x.hooks, event, leaving)
         if leaving:
@@ -143,7 +144,8 @@ def run_started(x: Execution) -> Told:
 
 def first_ready(x: Execution) -> None:
     x.ready_at.update(dict.fromkeys(x.ready, x.settings.clock()))
-    steps_ready(x, [x.plan.nodes[index] for index in x.ready])
+    if StepReady in x.wanted:
+        steps_ready(x, [x.plan.nodes[index] for index in x.ready])
 
 
 def recovered(x: Execution, event: RunRecovered) -> None:
@@ -182,7 +184,9 @@ def maintenance_finished(x: Execution, told: Told, kind: str, error: BaseExcepti
 def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException | None) -> None:
     at = x.settings.clock()
     if RunFinished in x.wanted:
-        skipped = tuple(name for name, report in x.reports.items() if report.status is Status.SKIPPED)
+        skipped: tuple[str, ...] = ()
+        if x.plan.conditional or x.changes is not None:  # in the record, by an earlier definition
+            skipped = tuple(name for name, report in x.reports.items() if report.status is Status.SKIPPED)
         event = RunFinished(
             x.workflow.name,
             x.run_id,
@@ -259,6 +263,7 @@ def step_finished(
             told.backoff,
             error,
             node.dependencies,
+            node.max_attempts,
         )
         x.hooks.emit(event, told.context)
     if told.scopes is not None:

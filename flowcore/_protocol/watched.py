@@ -42,14 +42,12 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             x.interrupt(KeyboardInterrupt())
             break
         x.at = node
-        name, allowed, at = node.name, node.max_attempts, clock()
+        name, depends_on, allowed, at = node.name, node.dependencies, node.max_attempts, clock()
         waited = at - ready_at if at > ready_at else 0.0
         outer = inner = copy()
         start = first = outer_scopes = inner_scopes = None
         if tells_start:
-            start = StepStarted(
-                workflow, run_id, at, state, name, waited, node.dependencies, allowed, node.function, None
-            )
+            start = StepStarted(workflow, run_id, at, state, name, waited, depends_on, allowed, node.function, None)
             outer_scopes = enter(start, outer)
         attempts = hooks if allowed > 1 else hooks.lone
         if AttemptStarted in attempts.wanted:
@@ -100,7 +98,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         if tells_end:
             emit(
                 StepFinished(
-                    workflow, run_id, end, state, name, success, duration, 1, waited, 0.0, None, node.dependencies
+                    workflow, run_id, end, state, name, success, duration, 1, waited, 0.0, None, depends_on, allowed
                 ),
                 outer,
             )

@@ -11,7 +11,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error |
-| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted |
+| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting |
 | RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
 | RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
 | StepReady | a step's dependencies are done | step |
@@ -20,7 +20,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
 | AttemptFinished | after it | step, attempt, undo, outcome, duration, error |
 | BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |
-| StepFinished | after the last attempt | step, outcome, duration, attempts, waited, backoff, error, depends_on |
+| StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on |
 | StepLandedLate | an abandoned attempt came back after all | step, attempt, undo, outcome, error, late |
 | CompensationStarted * | before an undo's first attempt | step, order, trigger, max_attempts, function |
 | CompensationFinished | after its last | step, order, trigger, outcome, duration, attempts, backoff, error |

@@ -92,6 +92,8 @@ class RunStarted(Event):
     """after a takeover: the run (in the dead process) that this one continues"""
     interrupted: Mapping[str, str]
     """its carrier"""
+    waiting: Callable[[], int]
+    """answers how many of its steps are ready now and have not started. For gauges that ask when they are read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -198,6 +200,7 @@ class StepFinished(StepEvent):
     """seconds of `duration` spent waiting between attempts"""
     error: BaseException | None
     depends_on: tuple[str, ...]
+    max_attempts: int
 
 
 @dataclass(slots=True, eq=False)

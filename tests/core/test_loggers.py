@@ -89,7 +89,7 @@ def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledge
     out = io.StringIO()
     logger = PrintLogger(out)
     about = ("trip", "1" * 32, 0.0, {})
-    logger(RunStarted(*about, None, 0.0, {}, 2, "2" * 32, {}))
+    logger(RunStarted(*about, None, 0.0, {}, 2, "2" * 32, {}, int))
     logger(LeaseLost(*about))
     logger(CompensationFinished(*about, "pay", 1, "ship", Status.SUCCESS, 0.5, 1, 0.0, None))
     logger(StepReady(*about, "pay"))

@@ -47,7 +47,7 @@ class Run:
         carrier: dict[str, str] = {}
         run_id = None if interrupted is None else "r1"
         self.tell(RunRequested, at, "T-1", 1e9 + at, carrier, False, recovering)
-        self.tell(RunStarted, at, "T-1", 1e9 + at, carrier, 1, run_id, interrupted or {})
+        self.tell(RunStarted, at, "T-1", 1e9 + at, carrier, 1, run_id, interrupted or {}, int)
         return carrier
 
     def step(self, name: str, at: float, *depends_on: str, ends: bool = True) -> dict[str, str]:
@@ -55,7 +55,7 @@ class Run:
         carrier: dict[str, str] = {}
         self.tell(StepStarted, at, name, 0.0, depends_on, 1, "f", carrier)
         if ends:
-            self.tell(StepFinished, at + 1, name, Status.SUCCESS, 1.0, 1, 0.0, 0.0, None, depends_on)
+            self.tell(StepFinished, at + 1, name, Status.SUCCESS, 1.0, 1, 0.0, 0.0, None, depends_on, 1)
         return carrier
 
     def undo(self, name: str, at: float, order: int) -> None:
