@@ -208,3 +208,36 @@ show("parent")
         "parent 1 1 True",
         "parent 0 0 False",
     ]
+
+
+def test_a_child_that_goes_on_with_its_parents_run_takes_nothing_from_its_gauges(tmp_path: Path) -> None:
+    code = (
+        SERVER.split("def worker", maxsplit=1)[0]
+        + """
+forking, children = Workflow("forking", max_parallel=1), []
+
+def fork(ctx):
+    children.append(os.fork())
+    if children[0]:
+        os.waitpid(children[0], 0)
+
+def look(ctx):
+    if children[0]:
+        show("with a child that is over")
+
+forking.add_step("fork", fork)
+forking.add_step("look", look)
+forking.add_step("last", lambda ctx: None)
+Engine(hooks=[hook]).run(forking)
+if children[0]:
+    show("after all")
+"""
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    of_forking = frozenset({("workflow", "forking")})
+    for name, expected in (("flowcore_runs_active", [1, 0]), ("flowcore_steps_ready", [1, 0])):
+        assert [scrape[name, of_forking] for scrape in scrapes(done.stdout)] == expected
