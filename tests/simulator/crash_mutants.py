@@ -119,6 +119,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "                x.not_begun(node)\n",
         "                pass\n",
     ),
+    m(
+        "what may have happened is asked whether it is wanted",
+        "steps",
+        "if node.when is not None and node.name not in x.was_in_doubt and end is None:",
+        "if node.when is not None and end is None:",
+    ),
     m("verify= is not asked", "takeover", "        if node.step.verify is not None:\n", "        if False:\n"),
     m("on_crash=hold is ignored", "takeover", 'node.step.on_crash == "hold"', 'node.step.on_crash == "never"'),
     m("on_crash=undo is ignored", "takeover", 'node.step.on_crash == "undo"', 'node.step.on_crash == "never"'),
