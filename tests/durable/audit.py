@@ -33,6 +33,7 @@ def audit(
     that time and the effect, so that it may have had it after its lease.
     """
     wrong: list[str] = []
+    effects = _in_time(effects)
     runs = list(dict.fromkeys([word.run_id for word in words] + [effect.run_id for effect in effects]))
     keys: dict[str, str] = {}
     for run_id in runs:
@@ -55,6 +56,16 @@ def audit(
         else:  # it released the key, or nobody could have begun another run
             wrong += (f"{step} of released run {run_id} still stands" for step in _standing(did))
     return wrong
+
+
+def _in_time(effects: Iterable[Effect]) -> list[Effect]:
+    """The same, none earlier than those that were written before it: a process may stand still between looking at the
+    clock and writing."""
+    latest, found = 0.0, list[Effect]()
+    for effect in effects:
+        latest = max(latest, effect.at)
+        found.append(effect._replace(at=latest))
+    return found
 
 
 def _name(effect: Effect) -> str:

@@ -180,7 +180,8 @@ class Storm:
             self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
             if found:
                 lines = sorted((*did, *said), key=lambda line: line.at if isinstance(line, Effect) else line.heard)
-                self.figures.stories.append("\n".join(map(str, (*lines, record))))
+                freezes = [freeze for freeze in self.freezes if any(line.pid == freeze[0] for line in lines)]
+                self.figures.stories.append("\n".join(map(str, (*lines, record, freezes))))
             runs = {word.run_id for word in said}
             counts["keyed runs"] += len(runs)
             counts["owners"] += len({(word.run_id, word.fence) for word in said if word.verb == "claim"})
