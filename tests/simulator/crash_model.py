@@ -89,9 +89,9 @@ def starts(c: Chronicle) -> Iterator[str]:
             for name in c.steps[call.step].depends_on:
                 if known.status_of(name) not in OVER:
                     yield f"{call.what} {call.step} begins, though the store has {name} as {known.status_of(name)}"
-        if call.what == "when" and known.fence == call.fence and known.status_of(call.step) in IN_DOUBT:
-            if _said(c, call.step, call.fence) != "not landed":
-                yield f"{call.step} is asked its when= again, though it was in flight and may have happened"
+        in_doubt = known.fence == call.fence and known.status_of(call.step) in IN_DOUBT
+        if call.what == "when" and in_doubt and _said(c, call.step, call.fence) != "not landed":
+            yield f"{call.step} is asked its when= again, though it was in flight and may have happened"
         if call.what == "do":
             yield from _may_do(call, known)
         elif call.what == "undo" and not _lands_late(c, call):
