@@ -36,7 +36,7 @@ from flowcore.events import (
     StepStarted,
     StoreCalled,
 )
-from flowcore.stores.base import Lost
+from flowcore.stores.base import Lost, RunRecord
 from flowcore.testing import SimulatedStore
 from flowcore.testing.acts import Caller, Halt
 from flowcore.testing.story import play
@@ -402,6 +402,38 @@ def test_hooks_are_told_whether_somebody_called_and_what_the_store_said(ledger: 
     assert [event.recovering for event in of_type(events, RunRequested)] == [False, True]
     called = [(event.operation, event.outcome) for event in of_type(events, StoreCalled)]
     assert called[:3] == [("claim", "success"), ("checkpoint", "success"), ("finish", "failure")]
+
+
+class Sought(Moody):
+    """It also writes down that somebody looks for a run."""
+
+    def find(self, key: str, /) -> RunRecord | None:
+        self.asked.append("find")
+        return super().find(key)
+
+
+def test_who_has_lost_the_run_waits_for_what_the_new_owner_makes_of_it(ledger: Ledger, gate: Gate) -> None:
+    store, wf, finishes = Sought(), Workflow("w"), Gate()
+
+    def second(ctx: Context) -> None:
+        if ctx.fence > 1:
+            finishes.wait()
+
+    ledger.add(wf, "a", first=stalls(ledger, gate))
+    ledger.add(wf, "b", depends_on="a", first=second)
+    store.moods = silent("renew")
+    with Engine(store=store, lease=0.1) as sleepy, Engine(store=store) as quick:
+        loser = sleepy.submit(wf, idempotency_key="k", wait=PATIENCE)
+        until(lambda: ledger)
+        until(lambda: store.list_runs(status="expired"))
+        owner = quick.submit(wf, idempotency_key="k")
+        until(lambda: "a" in ledger)
+        gate.set()
+        until(lambda: store.asked.count("find") > 1)
+        finishes.set()
+        assert loser.result(PATIENCE).results == owner.result(PATIENCE).results == {"a": None, "b": None}
+    assert loser.result().replayed
+    assert ledger == ["a begins", "a", "a", "b"]
 
 
 # -- how often the store is asked --------------------------------------------------------------------------------------
