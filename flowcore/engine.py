@@ -35,6 +35,7 @@ from .events import (
     StoreSurveyed,
     WorkflowRegistered,
 )
+from .events.hooks import hook_name
 from .events.process import with_process_hooks
 from .leases import Leases
 from .retry import Duration, seconds, some_random
@@ -180,7 +181,8 @@ class EngineBase:
                 pool = reference()
                 return None if pool is None else pool.counts()
 
-            event = EngineStarted("", "", self._settings.clock(), {}, counts)
+            names = tuple(map(hook_name, self._settings.hooks.hooks))
+            event = EngineStarted("", "", self._settings.clock(), {}, counts, names)
             self._settings.hooks.emit(event, contextvars.copy_context())
 
     @contextmanager

@@ -71,6 +71,7 @@ class MeasuringHook:
         }
         self.wants = frozenset(self.handlers)
         self._to(names.BUILD_INFO, names.SCOPE_VERSION)(1)
+        self._to(names.CAPPED, type(self).__name__)
 
     def __call__(self, event: Event, /) -> None:
         self.handlers[type(event)](event)
@@ -94,6 +95,9 @@ class MeasuringHook:
 
     def _engine_started(self, event: EngineStarted) -> None:
         self._series.add_engine(event.workers)
+        for hook in event.hooks:  # see _workflow_registered
+            self._to(names.HOOK_ERRORS, hook)
+            self._to(names.HOOK_DURATION, hook)
 
     def _store_called(self, event: StoreCalled) -> None:
         self._to(names.STORE_DURATION, event.store, event.operation, event.outcome)(event.duration)

@@ -5,7 +5,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 
 | event | when | what else it carries |
 |---|---|---|
-| EngineStarted | an engine is made (no run) | workers |
+| EngineStarted | an engine is made (no run) | workers, hooks |
 | WorkflowRegistered | an engine first meets a workflow (no run: `workflow`, `at`) | steps |
 | RunSubmitted | `engine.submit`, on the caller's thread | key |
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |

@@ -293,6 +293,8 @@ class EngineStarted(Event):
     workers: Callable[[], tuple[int, int] | None]
     """answers how many of its threads are busy now, and how many of them are stuck in calls that were given up; None once
     the engine is gone. For gauges that ask when they are read."""
+    hooks: tuple[str, ...]
+    """its hooks, as HookFailed names them"""
 
 
 @dataclass(slots=True, eq=False)

@@ -133,7 +133,7 @@ from flowcore.events import EngineStarted, StoreSurveyed
 engine = Engine(hooks=[hook])
 future = engine.submit(slow)
 assert started.wait(30)
-hook(EngineStarted("", "", 1.0, {}, lambda: (1, 0)))
+hook(EngineStarted("", "", 1.0, {}, lambda: (1, 0), ()))
 hook(StoreSurveyed("", "", 1.0, {}, {("slow", "held"): 1}))
 
 def value(name, **labels):

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 from prometheus_client.samples import Sample
 
-from flowcore import Context, Workflow
+from flowcore import Context, Engine, Workflow
 from flowcore.events import Event, RunStarted
 from flowcore_otel import PrometheusHook, TracingHook, names
 
@@ -78,6 +78,21 @@ def scrape(registry: CollectorRegistry, accept: str = OPEN_METRICS) -> Scrape:
         text = answer.read().decode()
     families = (text_string_to_metric_families if accept == OPEN_METRICS else plain_families)(text)
     return Scrape({(s.name, frozenset(s.labels.items())): s for family in families for s in family.samples})
+
+
+def test_errors_of_hooks_and_capped_series_are_counted_from_zero(registry: CollectorRegistry) -> None:
+    """rate() and increase() miss the step from no sample to 1."""
+
+    def grumpy(event: object) -> None:
+        raise ValueError("again")
+
+    with Engine(hooks=[grumpy, PrometheusHook(registry)]):
+        shown = scrape(registry)
+    hooks = (grumpy.__qualname__, "PrometheusHook")
+    assert [shown.value("flowcore_hook_duration_seconds_total", hook=hook) for hook in hooks] == [0, 0]
+    assert shown.value("flowcore_hook_errors_total", hook="PrometheusHook") == 0
+    assert registry.get_sample_value("flowcore_hook_errors_total", {"hook": grumpy.__qualname__}) is not None
+    assert shown.value("flowcore_telemetry_capped_total", hook="PrometheusHook") == 0
 
 
 def test_the_numbers_of_an_afternoon(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
@@ -279,9 +294,12 @@ def test_errors_of_hooks_are_counted(make_driver: MakeDriver, registry: Collecto
     with caplog.at_level(logging.CRITICAL, "flowcore"):
         driver.run(trip().wf)
         driver.run(trip().wf)
-    (name,) = [dict(labels)["hook"] for sampled, labels in scrape(registry).samples if sampled.endswith("errors_total")]
-    assert name.endswith("Broken")
-    assert scrape(registry).value("flowcore_hook_errors_total", hook=name) == 2
+    errors = {
+        dict(labels)["hook"]: sample.value
+        for (name, labels), sample in scrape(registry).samples.items()
+        if name == "flowcore_hook_errors_total"
+    }
+    assert errors == {Broken.__qualname__: 2, "PrometheusHook": 0}
 
 
 # -- limits and hostile input ------------------------------------------------------------------------------------------

@@ -111,8 +111,8 @@ def test_past_the_limit_the_counts_of_workflows_are_added_up(both: Both, caplog:
 
 def test_threads_are_counted_when_somebody_asks_over_all_engines(both: Both) -> None:
     first: list[tuple[int, int] | None] = [(3, 1)]
-    both.tell(EngineStarted, lambda: first[0])
-    both.tell(EngineStarted, lambda: (2, 0))
+    both.tell(EngineStarted, lambda: first[0], ())
+    both.tell(EngineStarted, lambda: (2, 0), ())
 
     def threads() -> tuple[float | None, float | None]:
         return both.value(names.WORKERS, state="busy"), both.value(names.WORKERS, state="abandoned")
@@ -130,10 +130,10 @@ def test_engines_that_are_gone_are_forgotten(both: Both) -> None:
     def gone() -> None:
         asked.append("gone")
 
-    both.tell(EngineStarted, gone)
-    both.tell(EngineStarted, lambda: (0, 0))
+    both.tell(EngineStarted, gone, ())
+    both.tell(EngineStarted, lambda: (0, 0), ())
     asked.clear()
-    both.tell(EngineStarted, lambda: (0, 0))
+    both.tell(EngineStarted, lambda: (0, 0), ())
     both.value(names.WORKERS, state="busy")
     assert not asked
 
@@ -145,7 +145,7 @@ def test_hooks_on_one_provider_share_its_metrics(make_driver: MakeDriver) -> Non
         make_driver(MetricsHook(provider)).run(trip().wf)
     hooks = [Hooks([MetricsHook(provider)]) for _ in range(2)]
     for each in hooks:
-        each.emit(EngineStarted("", "", 1.0, {}, lambda: (1, 0)), copy_context())
+        each.emit(EngineStarted("", "", 1.0, {}, lambda: (1, 0), ()), copy_context())
     shown = {(metric, *point.attributes.values()): point for metric, point in points(reader)}
     assert shown[names.RUN_DURATION, "trip", "success"].count == 2
     assert shown[names.WORKERS, "busy"].value >= 2
