@@ -1,7 +1,7 @@
 """Rare moments of durable runs: what is lost, cancelled or refused just while something else goes on."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -49,12 +49,17 @@ from .conftest import PATIENCE, Gate, Ledger, MakeLive, of_type, until
 
 @contextlib.contextmanager
 def interrupted(
-    store: Moody, workflow: Workflow, in_flight: Callable[[], bool], hooks: Iterable[Any] = ()
+    store: Moody,
+    workflow: Workflow,
+    in_flight: Callable[[], bool],
+    *,
+    hooks: Iterable[Any] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """A run of `workflow` under the key "k" whose owner, as far as anybody can tell, died while its steps were running."""
     store.moods = silent("renew")
     with Engine(store=store, lease=0.1, hooks=hooks) as owner:
-        future: Future[Run] = owner.submit(workflow, idempotency_key="k")
+        future: Future[Run] = owner.submit(workflow, values, idempotency_key="k")
         until(in_flight)
         until(lambda: store.list_runs(status="expired"))
         yield
@@ -281,19 +286,20 @@ def test_a_run_whose_store_fails_it_at_its_end_is_not_done_again(live: MakeLive,
 
 
 def test_a_key_that_was_deleted_is_gone_for_the_next_owner_too(ledger: Ledger, gate: Gate) -> None:
-    store, wf, seen = Moody(), Workflow("w"), list[bool]()
-    ledger.add(wf, "a", first=lambda ctx: ctx.update(key="value"))
-    ledger.add(wf, "b", depends_on="a", first=lambda ctx: ctx.pop("key"))
+    store, wf, seen = Moody(), Workflow("w"), list[dict[str, Any]]()
+    ledger.add(wf, "a", first=lambda ctx: ctx.update(written="by a"))
+    ledger.add(wf, "b", depends_on="a", first=lambda ctx: [ctx.pop("written"), ctx.pop("initial")])
 
     def looks(ctx: Context) -> None:
         stalls(ledger, gate)(ctx)
-        seen.append("key" in ctx)
+        seen.append(dict(ctx))
 
     ledger.add(wf, "c", depends_on="b", first=looks)
-    with interrupted(store, wf, lambda: len(ledger) == 3):
+    values = {"initial": 1, "left": 2}
+    with interrupted(store, wf, lambda: len(ledger) == 3, values=values):
         with Engine(store=store) as engine:
-            assert engine.run(wf, idempotency_key="k").status is Status.SUCCESS
-        assert seen == [False]
+            assert engine.run(wf, values, idempotency_key="k").status is Status.SUCCESS
+        assert seen == [{"left": 2}]
         gate.set()
 
 
@@ -358,6 +364,7 @@ def test_a_takeover_tells_what_verify_found_apart_from_what_it_attempts_again(le
         gate.set()
     (event,) = of_type(events, RunRecovered)
     assert (event.decision, event.skipped, event.retried, event.verified) == ("forward", ("a",), ("c",), ("b",))
+    assert (event.undone, event.held) == ((), ())
 
 
 def test_why_verify_could_not_tell_is_the_cause_of_parking() -> None:
@@ -466,7 +473,7 @@ def test_a_store_that_is_away_while_a_run_is_undone_is_not_asked_all_the_time(li
 # -- what hooks give the run to carry ----------------------------------------------------------------------------------
 
 
-def test_what_a_hook_gave_a_step_to_carry_is_told_to_the_next_owner(ledger: Ledger, gate: Gate) -> None:
+def test_what_a_hook_gave_a_step_to_carry_is_told_to_the_next_owner_and_kept(ledger: Ledger, gate: Gate) -> None:
     store, wf, events = Moody(), Workflow("w"), list[Any]()
 
     def gives(event: Any) -> None:
@@ -475,11 +482,13 @@ def test_what_a_hook_gave_a_step_to_carry_is_told_to_the_next_owner(ledger: Ledg
 
     ledger.add(wf, "a")
     ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate))
+    ledger.add(wf, "c", depends_on="b", raises=ValueError("c"))
     with interrupted(store, wf, lambda: len(ledger) == 2, hooks=[gives]):
         with Engine(store=store, hooks=[events.append]) as engine:
-            assert engine.run(wf, idempotency_key="k").status is Status.SUCCESS
+            assert engine.run(wf, idempotency_key="k", check=False).undone == ("b", "a")
         gate.set()
     assert of_type(events, RunRecovered)[0].carriers == {"a": {"trace": "of a"}}
+    assert store.find("k").carriers == {"a": {"trace": "of a"}}
 
 
 def test_what_hooks_gave_a_run_to_carry_stays_with_it_also_where_the_next_owner_has_none(

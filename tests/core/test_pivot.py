@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Landed, Status, StoreError, Workflow
+from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Landed, RunFailed, Status, StoreError, Workflow
 from flowcore.events import StepFinished, StoreCalled
 from flowcore.stores import MemoryStore
 
@@ -87,6 +87,16 @@ def test_going_on_keeps_values_skipped_steps_and_step_keys(drive: Drive, ledger:
     assert run["last"] == "by a"
     assert (run.steps["skipped"].status, ledger) == (Status.SKIPPED, ["a", "pivot"])
     assert len(set(keys)) == 1
+
+
+def test_only_an_operator_undoes_a_run_past_its_pivot(drive: Drive, ledger: Ledger) -> None:
+    store, wf = MemoryStore(), pivoted(ledger)
+    drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
+    store.undo("k")
+    with pytest.raises(RunFailed, match="no lorry"):
+        drive(wf, {"address": "x"}, store=store, idempotency_key="k")
+    assert ledger == ["book", "pay", "ship", "-pay", "-book"]
+    assert store.find("k").status is Status.COMPENSATED
 
 
 def test_a_run_past_its_pivot_waits_for_what_it_gave_up_which_the_next_call_attempts_again(
