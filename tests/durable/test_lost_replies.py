@@ -17,12 +17,12 @@ from flowcore.stores.base import Claim, Claimed
 from flowcore.stores.redis_scripts import CHECKPOINT, CLAIM, DECIDE, DUE, FINISH, RELEASE, RENEW, WITHDRAW, Script
 from tests.durable.audit import audit
 from tests.durable.crash import Place
-from tests.durable.engines import DRIVERS, recover_until, run
+from tests.durable.engines import DRIVERS, STORES, recover_until, run
 from tests.durable.ledger import Journal, Ledger, effects_of, words_of
 from tests.durable.proxy import Proxy
 from tests.durable.sagas import World, saga
 from tests.durable.watched import Fuse, Watched
-from tests.stores.redis_servers import RedisServer
+from tests.stores.redis_servers import RedisServer, until
 
 VERBS = {"claim": CLAIM, "checkpoint": CHECKPOINT, "finish": FINISH}
 LEASE = 5.0
@@ -160,3 +160,38 @@ def test_an_operators_word_whose_reply_is_lost_counts_once(
         assert near.find("k").generation == generation
     effects = [f"{effect.what} {effect.step}" for effect in effects_of(far.ledger)["k"]]
     assert effects == ["do a", "do b", "failed undo b", "undo a", *more]
+
+
+class Resends:
+    """A store whose client hears no answer to a claim, and sends it again much later, as redis-py does by itself."""
+
+    def __init__(self, store: Any, meanwhile: Callable[[], None]) -> None:
+        self._store = store
+        self._meanwhile = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def claim(self, claim: Claim) -> Any:
+        assert isinstance(self._store.claim(claim), Claimed)
+        self._meanwhile()
+        return self._store.claim(claim)
+
+
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("name", ["success", "compensated"])
+def test_a_claim_that_is_sent_again_after_others_have_ended_its_run_begins_nothing(
+    place: Callable[[str], Place], kind: str, driver: str, name: str
+) -> None:
+    here = place(kind)
+    wf = saga(name, World(Ledger(here.ledger)))
+    with here.store() as store:
+
+        def others() -> None:
+            until(lambda: store.list_runs(status="expired"), "the end of the lease")
+            assert not run("threads", store, wf, "k", LEASE).replayed
+
+        ended = run(driver, Resends(store, others), wf, "k", 0.05)
+        assert (ended.status, ended.replayed, ended.id) == (name, True, store.find("k").run_id)
+    assert len({effect.fence for effect in effects_of(here.ledger)["k"]}) == 1
