@@ -220,10 +220,6 @@ class Execution:
             self.running += 1
             return self.plan.nodes[self.ready.popleft()]
 
-    def waiting(self) -> int:
-        """How many steps are ready and have not started."""
-        return 0 if self.stopped else len(self.ready)  # then it is undos that are ready
-
     def wants_help(self) -> bool:
         """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""
         with self.lock:
@@ -567,6 +563,7 @@ class Execution:
     def begin_parallel_undo(self) -> None:
         """Fill the ready queue for undoing: a step is ready once all that depended on it are undone."""
         with self.lock:
+            self.ready = deque()  # of undos; hooks go on asking the other one how many steps are ready
             self.undoing = {node.index for node in self.to_undo}
             self.to_undo.clear()
             self.counts = [len(node.successors) for node in self.plan.nodes]

@@ -132,7 +132,7 @@ def run_started(x: Execution) -> Told:
             x.fence,
             None if x.interrupted_carrier is None else x.run_id,
             x.interrupted_carrier or {},
-            x.waiting,
+            x.ready.__len__,
         )
         told.enter(x.hooks, event, leaving)
         if leaving:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import logging
 import signal
 import time
@@ -748,3 +749,40 @@ def test_a_ctrl_c_among_the_hooks_waits_for_the_steps(ledger: Ledger, moment: ty
     if answer is None:
         check_well_formed([event for event in events if event != "and on"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_how_many_steps_wait_can_be_asked_at_any_time_and_undos_are_none_of_them(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("queue", max_parallel=1, parallel_undo=True)
+    for name in ("a", "b", "c"):
+        ledger.add(wf, name)
+    ledger.add(wf, "fails", raises=ValueError("no"))
+    ledger.add(wf, "never")
+    seen: list[tuple[str, int]] = []
+    started: list[RunStarted] = []
+
+    def asks(event: Any) -> None:
+        if isinstance(event, RunStarted):
+            started.append(event)
+        if isinstance(event, (StepStarted, CompensationStarted)):
+            seen.append((event.step, started[0].waiting()))
+
+    drive(wf, hooks=[asks], check=False)
+    assert seen[:4] == [("a", 4), ("b", 3), ("c", 2), ("fails", 1)]
+    assert sorted(seen[4:]) == [("a", 0), ("b", 0), ("c", 0)]
+
+
+def test_a_watched_run_leaves_nothing_to_the_garbage_collector(ledger: Ledger) -> None:
+    def keeps(event: Any) -> None:
+        if isinstance(event, RunStarted):
+            event.state["waiting"] = event.waiting
+
+    with Engine(hooks=[keeps]) as engine:
+        chain = ledger.chain("a", "b")
+        engine.run(chain)
+        gc.collect()
+        gc.disable()
+        try:
+            engine.run(chain)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
