@@ -487,6 +487,8 @@ class AsyncEngine(EngineBase):
     def _after_fork(self) -> None:
         """In a child: the runs in flight are the parent's, and so are its loops."""
         super()._after_fork()
+        for driver in self._live:
+            driver.x.in_child(os.getpid())
         self._live.clear()
         self._tasks.clear()
         self._recovery.clear()

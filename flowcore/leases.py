@@ -6,13 +6,12 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import LeaseLost, said, shown
+from .errors import said
 from .events import Hooks, MaintenanceFinished, MaintenanceStarted, StoreCalled
 from .forks import in_children
 from .status import Status
@@ -51,15 +50,8 @@ class Leases:
         in_children(self, Leases._after_fork)
 
     def _after_fork(self) -> None:
-        """In a child: the parent keeps its own runs, and its thread is not here. A thread that has forked in the middle of
-        a run may come back into it."""
+        """In a child: the parent keeps its own runs, and its thread is not here."""
         self._changed = threading.Condition()
-        for x in self._runs:
-            x.lock = threading.Lock()
-            what = f"process {os.getpid()} was forked in the middle of run {x.run_id} of {shown(x.workflow.name)}"
-            why = f"{what}, which is its parent's: here nothing more of it is started or undone."
-            x.lose(LeaseLost(why, run_id=x.run_id))
-            x.running = min(x.running, 1)  # no thread is here that runs any other step
         self._runs.clear()
         self._thread = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import weakref
 from collections import deque
@@ -414,6 +415,8 @@ class Engine(EngineBase):
         """In a child: the runs in flight are the parent's."""
         super()._after_fork()
         self._quiet = threading.Condition()
+        for x in self._live:
+            x.in_child(os.getpid())
         self._live.clear()
 
     def run(

@@ -389,6 +389,15 @@ class Execution:
             self._leave(error)
             return True
 
+    def in_child(self, process: int) -> None:
+        """This process, a child, was forked in the middle of the run, which is its parent's. The thread that has forked, in a step,
+        may come back into it."""
+        self.lock = threading.Lock()
+        what = f"process {process} was forked in the middle of run {self.run_id} of {shown(self.workflow.name)}"
+        why = f"{what}, which is its parent's: here nothing more of it is started or undone."
+        self.lose(LeaseLost(why, run_id=self.run_id))
+        self.running = min(self.running, 1)  # no thread is here that runs any other step
+
     def fail_after_all(self, error: BaseException) -> None:
         """The store cannot be told of a run that has done all its steps: it has not succeeded."""
         with self.lock:

@@ -5,6 +5,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from flowcore import Context, Engine, Status, Workflow
 
@@ -54,3 +58,46 @@ def test_a_child_does_not_wait_for_its_parents_runs_to_close() -> None:
         assert in_a_child(lambda: engine.close(timeout=0)) == 0
         end.set()
         assert future.result(PATIENCE).status is Status.SUCCESS
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)])
+@pytest.mark.parametrize("fork_in", ["a", "b"])
+@pytest.mark.parametrize("leave", [sys.exit, lambda: None, lambda: 1 / 0])
+def test_a_child_that_comes_back_out_of_a_step_does_nothing_more_of_its_parents_run(
+    leave: Callable[[], None], fork_in: str, hooks: Any, tmp_path: Path
+) -> None:
+    ledger, parent = tmp_path / "ledger", os.getpid()
+
+    def wrote(what: str) -> None:
+        with ledger.open("a") as file:
+            file.write(f"{what} {'parent' if os.getpid() == parent else 'child'}\n")
+
+    def step(name: str) -> Callable[[Context], None]:
+        def do(_: Context) -> None:
+            if name == fork_in:
+                child = os.fork()
+                if child:
+                    os.waitpid(child, 0)
+                else:
+                    leave()
+            if os.getpid() == parent or name != fork_in:
+                wrote(name)
+            if name == "c":
+                raise ZeroDivisionError
+
+        return do
+
+    wf = Workflow("forks")
+    for name, before in (("a", ()), ("b", "a"), ("c", "b")):
+        wf.add_step(name, step(name), depends_on=before, compensate=lambda ctx: wrote(f"-{ctx.step}"))
+    try:
+        with Engine(hooks=hooks) as engine:
+            run = engine.run(wf, check=False)
+    except BaseException:
+        if os.getpid() == parent:
+            raise
+        os._exit(0)
+    if os.getpid() != parent:
+        os._exit(0)
+    assert run.status is Status.COMPENSATED
+    assert ledger.read_text().split("\n")[:-1] == [f"{what} parent" for what in ["a", "b", "c", "-b", "-a"]]
