@@ -26,6 +26,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.events import (
+    BackoffStarted,
     CompensationStarted,
     LeaseLost as LeaseLostEvent,
     MaintenanceFinished,
@@ -282,6 +283,26 @@ def test_a_run_whose_store_fails_it_at_its_end_is_not_done_again(live: MakeLive,
     assert ledger == ["a", "b"]
 
 
+def test_a_step_that_waits_for_its_next_attempt_waits_no_more_once_the_run_is_lost(
+    live: MakeLive, ledger: Ledger
+) -> None:
+    store, wf, waits = Moody(), Workflow("w"), Gate()
+
+    def mood(verb: str, argument: Any) -> Any:
+        return Lost() if verb == "checkpoint" and "a" in argument.steps and waits.is_set() else None
+
+    def sees(event: Any) -> None:
+        if type(event) is BackoffStarted:
+            waits.set()
+
+    store.moods = mood
+    ledger.add(wf, "a", first=waits)
+    ledger.add(wf, "b", raises=ConnectionError(), retry=Retry(2, Backoff.fixed(30)))
+    with pytest.raises(LeaseLost):
+        live(store=store, hooks=[sees]).start(wf, idempotency_key="k").result(PATIENCE)
+    assert ledger == ["b", "a"]
+
+
 # -- what the next owner finds -----------------------------------------------------------------------------------------
 
 
@@ -343,8 +364,8 @@ def test_a_step_that_landed_in_a_run_that_is_undone_counts_as_done_and_is_undone
         began.set()
         gate.wait()
 
-    ledger.add(wf, "slow", first=slow, verify=lambda ctx: Landed("paid"))
     ledger.add(wf, "fails", first=lambda ctx: [began.wait(), 1 / 0])
+    ledger.add(wf, "slow", first=slow, verify=lambda ctx: Landed("paid"))
     with interrupted(store, wf, lambda: (record := store.find("k")) is not None and record.undoing):
         with Engine(store=store) as engine:
             run = engine.run(wf, idempotency_key="k", check=False)
