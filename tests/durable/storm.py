@@ -23,7 +23,7 @@ from typing import Any, Final
 from flowcore import Engine
 from tests.durable.audit import audit
 from tests.durable.crash import Place
-from tests.durable.ledger import Effect, Journal, Ledger, effects_of, words_of
+from tests.durable.ledger import Effect, Journal, Ledger, Word, effects_of, words_of
 from tests.durable.nursery import Nursery
 from tests.durable.proxy import Weather, run_proxy
 from tests.durable.sagas import World
@@ -179,7 +179,8 @@ class Storm:
             found = audit(did, said, record, wf, self._was_frozen)
             self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
             if found:
-                lines = sorted((*did, *said), key=lambda line: line.at if isinstance(line, Effect) else line.heard)
+                lines: list[Effect | Word] = [*did, *said]
+                lines.sort(key=lambda line: line.at if isinstance(line, Effect) else line.heard)
                 freezes = [freeze for freeze in self.freezes if any(line.pid == freeze[0] for line in lines)]
                 self.figures.stories.append("\n".join(map(str, (*lines, record, freezes))))
             runs = {word.run_id for word in said}

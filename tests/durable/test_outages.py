@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -35,20 +36,20 @@ class Away:
     """A place whose store goes away, and comes back as it was."""
 
     def __init__(self, outage: str, place: Place, stack: ExitStack) -> None:
+        self.leave: Callable[[], Any]
+        self.come_back: Callable[[], Any]
         if outage == "sqlite locked":
             self.place = place
             with self.store():
                 file = sqlite3.connect(place.address, check_same_thread=False, isolation_level=None)
             stack.callback(file.close)
-            self.leave, self.come_back = (
-                lambda: file.execute("BEGIN IMMEDIATE"),
-                lambda: file.execute("ROLLBACK"),
-            )
+            self.leave = partial(file.execute, "BEGIN IMMEDIATE")
+            self.come_back = partial(file.execute, "ROLLBACK")
             return
         server = stack.enter_context(RedisServer(Path(place.ledger).parent / "redis", appendonly="always"))
         self.place = replace(place, address=server.url)
-        self.leave: Callable[[], Any] = server.pause if outage == "redis frozen" else server.kill
-        self.come_back: Callable[[], Any] = server.resume if outage == "redis frozen" else server.start
+        self.leave = server.pause if outage == "redis frozen" else server.kill
+        self.come_back = server.resume if outage == "redis frozen" else server.start
 
     @contextmanager
     def store(self, driver: str = "threads") -> Iterator[Any]:
