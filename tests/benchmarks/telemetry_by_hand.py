@@ -4,8 +4,9 @@ The same engine runs the steps, with nobody listening, so that what is compared 
 
 By hand too, the spans have all that TracingHook gives to a run that goes well: parents, the same attributes with true
 values (waits, the run's id, its critical path and parallelism), the links, and being current inside user code; and a step
-that fails would say so. Not done by hand: retries, undos, limits, storing the context for other processes, and hooks for
-others. The measurements are those that PrometheusHook makes of a run that goes well, or of a step that fails, into
+that fails would say so. As with the hook, whether sampled or not, the caller's span is told the run's id, and the trace's
+context is written down for whoever meets the run later. Not done by hand: retries, undos, limits, and hooks for others.
+The measurements are those that PrometheusHook makes of a run that goes well, or of a step that fails, into
 children that were looked up once; by hand its three gauges are written as runs and steps come and go.
 """
 
@@ -73,10 +74,18 @@ class ByHand(Subject):
 class _Trace:
     """One run's spans."""
 
-    __slots__ = ("context", "ready", "span", "spans", "started", "token", "took")
+    __slots__ = ("carrier", "context", "ready", "run_id", "span", "spans", "started", "token", "took")
 
     def __init__(self, span: trace.Span) -> None:
         self.span = span
+        self.run_id = os.urandom(16).hex()
+        trace.get_current_span().set_attribute("flowcore.run.id", self.run_id)
+        self.carrier: dict[str, str] = {}
+        where = span.get_span_context()
+        if where.is_valid:
+            self.carrier["traceparent"] = f"00-{where.trace_id:032x}-{where.span_id:016x}-{where.trace_flags:02x}"
+            if where.trace_state:
+                self.carrier["tracestate"] = where.trace_state.to_header()
         self.context = trace.set_span_in_context(span)
         self.token = otel.attach(self.context)
         self.spans: dict[str, trace.Span] = {}
@@ -119,7 +128,7 @@ class Spans(ByHand):
             path, seconds, total = watch.longest()
             watch.span.set_attributes(
                 {
-                    "flowcore.run.id": os.urandom(16).hex(),
+                    "flowcore.run.id": watch.run_id,
                     "flowcore.run.outcome": "success",
                     "flowcore.run.critical_path": path,
                     "flowcore.run.critical_path.length": len(path),
