@@ -178,8 +178,8 @@ _CARRIERS: Final = TraceContextTextMapPropagator()
 def store(span: SpanContext, carrier: dict[str, str]) -> None:
     """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context."""
     if span.is_valid:
-        # A format of old, because it is the fastest.
-        carrier["traceparent"] = "00-%032x-%016x-%02x" % (span.trace_id, span.span_id, span.trace_flags)  # noqa: UP031
+        ids = span.trace_id.to_bytes(16).hex(), span.span_id.to_bytes(8).hex()  # the fastest way to hex digits
+        carrier["traceparent"] = f"00-{ids[0]}-{ids[1]}-{span.trace_flags:02x}"
         if span.trace_state:
             carrier["tracestate"] = span.trace_state.to_header()
 

@@ -123,7 +123,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             x.running = 0
             return None
         node = following
-        ready_at = x.ready_at[node.index] = end
+        ready_at = end
         if tells_ready:
             emit(StepReady(workflow, run_id, end, state, node.name), copy())
         if ready:
@@ -131,6 +131,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             tell.steps_ready(x, [nodes[index] for index in ready])
             break
     if not x.stopped:
+        x.ready_at[node.index] = ready_at
         return Begun(node)
     x.running = 0
     return None
