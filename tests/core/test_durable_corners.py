@@ -1,6 +1,7 @@
 """Rare moments of durable runs: what is lost, cancelled or refused just while something else goes on."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -203,6 +204,40 @@ def test_an_undo_that_waited_as_its_run_parked_is_attempted_by_the_next_owner(li
         live(store=store).run(wf, idempotency_key="k")
     assert ledger == ["undo of a, attempt 1", "undo of a, attempt 1"]
     assert (store.find("k").status, store.find("k").undone) == (Status.COMPENSATED, ("a",))
+
+
+def test_a_step_whose_when_wrote_what_cannot_be_stored_never_began_and_is_not_undone(
+    live: MakeLive, ledger: Ledger
+) -> None:
+    def when(ctx: Context) -> bool:
+        ctx["thing"] = object()
+        return True
+
+    wf = Workflow("w", undo="attempted")
+    ledger.add(wf, "a", when=when)
+    with pytest.raises(NotSerializable, match="the value of 'thing' cannot be stored"):
+        live(store=Strict()).run(wf, idempotency_key="k")
+    assert ledger == []
+
+
+@pytest.mark.parametrize("hooks", [[], [lambda event: None]], ids=["silent", "watched"])
+def test_a_durable_run_tells_how_long_each_step_took_whether_watched_or_not(
+    live: MakeLive, ledger: Ledger, hooks: list[Any]
+) -> None:
+    def slow(ctx: Context) -> None:
+        time.sleep(0.05)
+        if ctx.attempt == 1 and ctx.step == "retried":
+            raise ConnectionError
+
+    wf = ledger.chain("first")
+    ledger.add(wf, "slow", depends_on="first", first=slow)
+    ledger.add(wf, "retried", depends_on="slow", first=slow, retry=Retry(2, Backoff.fixed(0.05)))
+    run = live(store=Moody(), hooks=hooks).run(wf, idempotency_key="k")
+    for name, ran, backed_off in (("first", 0, 0), ("slow", 0.05, 0), ("retried", 0.1, 0.05)):
+        report = run.steps[name]
+        assert ran <= report.ran < PATIENCE
+        assert backed_off <= report.backed_off < (PATIENCE if backed_off else 1e-9)
+        assert 0 <= report.waited < PATIENCE
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -6,7 +6,7 @@ import pytest
 
 from flowcore import AsyncEngine, AsyncStepInSyncEngine, Context, Engine, NoResult, Status, StepCancelled, Workflow
 
-from .conftest import Drive, Ledger, run_async
+from .conftest import PATIENCE, Drive, Ledger, run_async
 
 
 def test_a_skipped_step_does_not_run_and_its_dependants_do(drive: Drive, ledger: Ledger) -> None:
@@ -111,6 +111,27 @@ def test_a_plain_function_that_answers_with_a_coroutine_is_awaited_by_asyncengin
         wf = Workflow("lambda")
         wf.add_step("a", lambda ctx: 1, when=lambda ctx: never(ctx))  # noqa: PLW0108 - the point
         assert (await AsyncEngine().run(wf)).steps["a"].status is Status.SKIPPED
+
+    run_async(main)
+
+
+def test_a_coroutine_that_a_predicate_answers_with_is_cancelled_with_its_run(ledger: Ledger) -> None:
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def waits() -> bool:
+            began.set()
+            await asyncio.sleep(PATIENCE)
+            return True
+
+        wf = Workflow("lambda")
+        ledger.add(wf, "a", when=lambda ctx: waits())
+        task = asyncio.create_task(AsyncEngine().run(wf))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(task), PATIENCE / 2)
+        assert ledger == []
 
     run_async(main)
 
