@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
