@@ -516,6 +516,15 @@ def test_a_chain_asks_its_store_once_for_each_step(live: MakeLive, ledger: Ledge
     assert store.asked == asked.split()
 
 
+def test_steps_that_wait_for_nobody_ask_no_oftener_than_a_chain(live: MakeLive, ledger: Ledger) -> None:
+    store, wf = Moody(), Workflow("w", max_parallel=1)
+    for name in "abc":
+        ledger.add(wf, name)
+    live(store=store).run(wf, idempotency_key="k")
+    assert store.asked == ["claim", "checkpoint", "checkpoint", "finish"]
+    assert ledger == ["a", "b", "c"]
+
+
 def test_a_store_that_is_away_while_a_run_is_undone_is_not_asked_all_the_time(live: MakeLive, ledger: Ledger) -> None:
     store = Moody()
     store.moods = silent("checkpoint", "renew", after=1)
