@@ -21,7 +21,19 @@ from . import tell
 from .effects import Ask, Program, Sleep, Stop
 from .execution import Execution
 
-__all__ = ["AGAIN", "ask", "begin", "begun_already", "ended", "finish", "flush", "lose", "parked", "still_ours"]
+__all__ = [
+    "AGAIN",
+    "ask",
+    "begin",
+    "begun_already",
+    "ended",
+    "finish",
+    "flush",
+    "heard",
+    "lose",
+    "parked",
+    "still_ours",
+]
 
 Answer = tuple[Any, BaseException | None]
 """what the store answered, or (None, its error)"""
@@ -85,14 +97,37 @@ def ended(x: Execution, node: Node, value: object, *, skipped: bool) -> Program[
     Answers the node to go on with, and why the run must fail though the step has not: its result cannot be stored.
     """
     after, told = x.settle(node, value, skipped=skipped)
-    if told is not None:
-        failure = yield from _checkpoint(x, told)
-        if isinstance(failure, NotSerializable):
-            if after is not None and x.changes is not None:
-                with x.lock:
-                    x.changes.steps.pop(after.name, None)
-                    x.changes.begun.discard(after.name)
-            return None, failure
+    failure = None if told is None else (yield from _checkpoint(x, told))
+    return _freed(x, node, after, failure)
+
+
+def heard(
+    x: Execution,
+    node: Node,
+    after: Node,
+    checkpoint: Checkpoint,
+    sent: float,
+    answer: object,
+    failure: BaseException | None,
+) -> Program[tuple[Node | None, Exception | None]]:
+    """What `ended` does when a store, asked at `sent`, has not simply answered that it knows of `node` and `after`."""
+    if failure is not None:
+        answer, failure = yield from _insist(x, "checkpoint", checkpoint, (sent, failure))
+    failure = yield from _told(x, checkpoint, answer, failure)
+    return _freed(x, node, after, failure)
+
+
+def _freed(
+    x: Execution, node: Node, after: Node | None, failure: BaseException | None
+) -> tuple[Node | None, Exception | None]:
+    """The store was told that `node` is over, or `failure`: what waited for it may go on, unless the run has stopped."""
+    assert x.changes is not None  # noqa: S101 - the callers have looked
+    if isinstance(failure, NotSerializable):
+        if after is not None:
+            with x.lock:
+                x.changes.steps.pop(after.name, None)
+                x.changes.begun.discard(after.name)
+        return None, failure
     released, after = x.release(node, after)
     tell.steps_ready(x, released)
     return after, None
@@ -147,6 +182,13 @@ def _checkpoint(x: Execution, steps: Collection[str] | None) -> Program[BaseExce
         if undoing:
             checkpoint.failed_step, checkpoint.error = x.failed_step, x.error
     answer, failure = yield from _insist(x, "checkpoint", checkpoint)
+    return (yield from _told(x, checkpoint, answer, failure))
+
+
+def _told(
+    x: Execution, checkpoint: Checkpoint, answer: object, failure: BaseException | None
+) -> Program[BaseException | None]:
+    """The store has answered a checkpoint, or has not: what follows for the run."""
     while failure is None and answer is None and x.settings.clock() >= x.lease_until:
         # It was written in time, but this process heard of it too late: somebody else may have the run by now.
         empty = Checkpoint(x.stored_key, x.run_id, x.fence, x.settings.lease)
@@ -162,25 +204,28 @@ def _checkpoint(x: Execution, steps: Collection[str] | None) -> Program[BaseExce
     return failure
 
 
-def _insist(x: Execution, verb: str, argument: object) -> Program[Answer]:
+def _insist(
+    x: Execution, verb: str, argument: object, failed: tuple[float, BaseException] | None = None
+) -> Program[Answer]:
     """Ask the store until it answers, or the lease is about to end; for at most a lease, should it be renewed all the
-    time by a store that cannot write."""
+    time by a store that cannot write. `failed`: when it was first asked, and what came of that."""
     clock, lease = x.settings.clock, x.settings.lease
-    began = sent = clock()
+    began, failure = (clock(), None) if failed is None else failed
     tries = 0
     while True:
+        if failure is not None:
+            left = min(x.lease_until, began + lease) - clock() - lease * _MARGIN
+            if not isinstance(failure, StoreUnavailable) or left <= 0 or x.lost:
+                return None, failure
+            tries += 1
+            yield Sleep(min(AGAIN.delay(tries), left), shielded=True)
+        sent = clock()
         answer, failure = yield Ask(verb, argument)
         if x.wanted:
             tell.store_called(x, verb, sent, failure)
         if failure is None:
             x.lease_until = max(x.lease_until, sent + lease)
             return answer, None
-        left = min(x.lease_until, began + lease) - clock() - lease * _MARGIN
-        if not isinstance(failure, StoreUnavailable) or left <= 0 or x.lost:
-            return None, failure
-        tries += 1
-        yield Sleep(min(AGAIN.delay(tries), left), shielded=True)
-        sent = clock()
 
 
 def _put_back(x: Execution, checkpoint: Checkpoint, failure: BaseException) -> None:

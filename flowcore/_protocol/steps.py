@@ -18,6 +18,7 @@ from . import durable, tell
 from .effects import HELP, Call, GivenUp, Hand, Landing, Outcome, Program, Sleep, Stop
 from .execution import Execution
 from .sprint import Begun
+from .stride import Made, stride
 from .tell import Told
 
 __all__ = ["End", "attempts", "awaited", "safely", "work"]
@@ -59,19 +60,23 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
                 continue
             end = yield from safely(attempts(x, node, node.fn, node.retry, None, None, begun=(ctx, value, error)))
         elif quiet and node.plain and durable.begun_already(x, node):
-            # The same where only the store listens.
-            at = clock()
-            ctx = Context(x, node)
-            value, error = yield ctx
+            made = yield from stride(x, node)
+            if not isinstance(made, Made):
+                recorded, node, failure = made
+                if failure is not None:
+                    yield from _stopped(x, x.fail(failure, recorded.name))
+                continue
+            node, at, ctx, value, error = made
             if error is None and type(value) is not CoroutineType:
-                report, ready_at = x.report(node), x.ready_at.get(node.index, at)
+                report = x.report(node)
                 report.status, report.attempts = Status.SUCCESS, 1
-                report.waited, report.ran, report.backed_off = max(0.0, at - ready_at), clock() - at, 0.0
+                report.waited, report.ran, report.backed_off = at - x.ready_at[node.index], clock() - at, 0.0
                 node = yield from _recorded(x, node, value)
                 continue
-            told = Told(at, x.context)
-            end = yield from safely(attempts(x, node, node.fn, node.retry, None, told, begun=(ctx, value, error)))
-            tell.step_finished(x, node, told, end.status, end.attempts, end.error)
+            outer = Told(at, x.context)
+            outer.waited = at - x.ready_at[node.index]
+            end = yield from safely(attempts(x, node, node.fn, node.retry, None, outer, begun=(ctx, value, error)))
+            tell.step_finished(x, node, outer, end.status, end.attempts, end.error)
         elif watched and node.plain and (x.changes is None or durable.begun_already(x, node)):
             # What _step and attempts do, less three generators: most watched steps go well at once.
             allowed, told = node.max_attempts, tell.step_started(x, node)

@@ -50,6 +50,10 @@ __all__ = [
 ]
 
 
+def _empty() -> dict[Any, Any]:
+    return {}  # dict[str, str]() would take several times as long
+
+
 @dataclass(slots=True)
 class StepRecord:
     """What is known of one step. `report.status` is RUNNING from the start of an attempt to the step's end."""
@@ -61,7 +65,7 @@ class StepRecord:
     result: Any = None
     effect: bool = False
     """it did something, or may have: to be undone should the run fail"""
-    carrier: Mapping[str, str] = field(default_factory=dict[str, str])
+    carrier: Mapping[str, str] = field(default_factory=_empty)
     """trace context of the step, or whatever else hooks stored with it"""
 
 
@@ -100,21 +104,21 @@ class RunRecord:
     finished: float | None = None
     expires: float | None = None
     """when its owner's lease ends, in seconds since the epoch by the store's clock; None: nobody owns it"""
-    results: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    results: Mapping[str, Any] = field(default_factory=_empty)
     """of the steps that are done, in order of completion"""
-    values: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
+    values: Mapping[Any, Any] = field(default_factory=_empty)
     """the context's values"""
-    steps: Mapping[str, StepReport] = field(default_factory=dict[str, StepReport])
+    steps: Mapping[str, StepReport] = field(default_factory=_empty)
     """of the steps with more to tell than a result; on durable stores of all that have begun"""
     effects: tuple[str, ...] = ()
     """the steps to undo should it fail, in order of completion; those in flight come last"""
-    carriers: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+    carriers: Mapping[str, Mapping[str, str]] = field(default_factory=_empty)
     """by step"""
     undone: tuple[str, ...] = ()
     failed_step: str | None = None
     error: BaseException | None = None
     """what failed it: the exception itself where this process still has it, else a RunFailed that tells of it"""
-    carrier: Mapping[str, str] = field(default_factory=dict[str, str])
+    carrier: Mapping[str, str] = field(default_factory=_empty)
 
 
 @dataclass(slots=True)
@@ -134,7 +138,7 @@ class Claim:
     fingerprint: str | None
     graph: str
     carrier: Mapping[str, str]
-    values: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
+    values: Mapping[Any, Any] = field(default_factory=_empty)
     lease: float = float("inf")
     begins: tuple[str, ...] = ()
     attached: str | None = None
@@ -201,8 +205,8 @@ class Checkpoint:
     run_id: str
     fence: int
     lease: float
-    steps: Mapping[str, StepRecord] = field(default_factory=dict[str, StepRecord])
-    writes: Mapping[str, Write] = field(default_factory=dict[str, Write])
+    steps: Mapping[str, StepRecord] = field(default_factory=_empty)
+    writes: Mapping[str, Write] = field(default_factory=_empty)
     undoing: bool = False
     failed_step: str | None = None
     error: BaseException | None = None

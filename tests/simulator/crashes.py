@@ -3,6 +3,7 @@
 `python -m tests.simulator.crashes 4711` tells what happened in one of them; `0-1000` looks for broken promises in many.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -113,8 +114,8 @@ def from_seed(seed: int) -> Plot:
 # -- playing -----------------------------------------------------------------------------------------------------------
 
 
-def played(plot: Plot) -> Tale:
-    """What comes of a plot."""
+def played(plot: Plot, *, observed: bool = True) -> Tale:
+    """What comes of a plot; `observed`: whether the engines have hooks."""
     effects: list[Effect] = []
     spec = plot.spec
     workflow, store = built(spec, effects), SimulatedStore()
@@ -130,8 +131,24 @@ def played(plot: Plot) -> Tale:
         max_workers=spec.max_workers,
         grace=spec.grace,
         lease=plot.lease,
+        observed=observed,
     )
     return Tale(plot, story, effects, workflow, store)
+
+
+def differs_alone(tale: Tale) -> list[str]:
+    """What is different where nobody watches: nothing may be, neither in what is done nor in what the store is told."""
+    alone = played(tale.plot, observed=False)
+    for one, other in itertools.zip_longest(_everything(tale), _everything(alone)):
+        if one != other:
+            return [f"{other} where nobody watches, else {one}"]
+    return []
+
+
+def _everything(tale: Tale) -> Iterator[str]:
+    yield from (repr(replace(call, told_before=0)) for call in tale.story.calls)
+    for asked in tale.story.stored:
+        yield f"{asked!r} {asked.argument!r}"
 
 
 # -- telling -----------------------------------------------------------------------------------------------------------

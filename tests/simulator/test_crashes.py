@@ -22,7 +22,7 @@ from flowcore.testing.story import play
 
 from .crash_model import judged_tale
 from .crash_mutants import MUTANTS
-from .crashes import Plot, Tale, from_seed, played, plotted
+from .crashes import Plot, Tale, differs_alone, from_seed, played, plotted
 from .model import judged_twice
 from .mutants import applied
 from .specs import Drawn, Spec, StepSpec, UndoSpec, from_seed as plain_from_seed, tried
@@ -51,6 +51,12 @@ def prove(seed: int) -> Tale:
 def test_every_promise_holds_through_crashes_and_takeovers(first: int) -> None:
     for seed in range(first, min(first + SLICE, SEEDS)):
         prove(seed)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SLICE))
+def test_a_story_is_the_same_where_nobody_watches_in_every_request_to_the_store(first: int) -> None:
+    for seed in range(first, min(first + SLICE, SEEDS)):
+        assert not differs_alone(played(from_seed(seed))), replay(seed)
 
 
 @st.composite
