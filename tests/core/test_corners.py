@@ -118,7 +118,11 @@ def test_a_predicate_that_lands_late_is_nobodys_business(live: MakeLive, ledger:
     assert not of_type(events, StepLandedLate, StepStarted)
 
 
-def test_a_coroutine_that_a_function_answers_after_it_was_given_up_is_closed(gate: Gate) -> None:
+def test_a_coroutine_that_a_function_answers_after_it_was_given_up_is_closed_and_has_done_nothing(
+    ledger: Ledger, gate: Gate
+) -> None:
+    events: list[Any] = []
+
     async def fetch() -> None:
         pass
 
@@ -128,13 +132,15 @@ def test_a_coroutine_that_a_function_answers_after_it_was_given_up_is_closed(gat
 
     async def main() -> None:
         wf = Workflow("w")
-        wf.add_step("slow", slow, timeout=0.01)
-        async with AsyncEngine(grace=0.01) as engine:
+        wf.add_step("slow", slow, timeout=0.01, compensate=lambda ctx: ledger.append("-slow"))
+        async with AsyncEngine(grace=0.01, hooks=[events.append]) as engine:
             run = await engine.run(wf, check=False)
             assert run.steps["slow"].status is Status.TIMEOUT
             gate.set()
 
     run_async(main)  # an unawaited coroutine would be a warning, and that an error
+    assert [event.outcome for event in of_type(events, StepLandedLate)] == [Status.FAILURE]
+    assert ledger == ["-slow"]
 
 
 # -- stopping in between -----------------------------------------------------------------------------------------------

@@ -386,8 +386,10 @@ def test_a_step_that_was_in_flight_is_not_asked_again_whether_it_is_wanted(ledge
     ledger.add(wf, "a")
     ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate), when=when)
     with interrupted(store, wf, lambda: len(ledger) == 2):
+        store.asked.clear()
         with Engine(store=store) as engine:
             run = engine.run(wf, idempotency_key="k")
+        assert [verb for verb in store.asked if verb != "renew"] == ["claim", "checkpoint", "finish"]
         assert (run.steps["b"].status, asked, ledger) == (Status.SUCCESS, [1], ["a", "b begins", "b"])
         gate.set()
 
