@@ -21,7 +21,7 @@ import pytest
 
 import flowcore
 from flowcore import Backoff, Context, Engine, IdempotencyHeld, Retry, Status, Workflow
-from flowcore.events import BackoffStarted
+from flowcore.events import SKIP_RUN, BackoffStarted, RunStarted
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Gate, Ledger, notes, until
@@ -491,3 +491,25 @@ def test_an_engine_with_runs_in_flight_may_be_forgotten() -> None:
         print("done")
         """)
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+
+
+@pytest.mark.parametrize("answer", [None, SKIP_RUN], ids=["watched", "skipped"])
+def test_ctrl_c_in_a_step_is_raised_in_it_also_where_hooks_listen_or_have_listened(ledger: Ledger, answer: Any) -> None:
+    def struck(ctx: Context) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0)
+        except KeyboardInterrupt:
+            ledger.append("struck")
+            raise
+
+    def listens(event: Any) -> Any:
+        return answer if type(event) is RunStarted else None
+
+    wf = Workflow("w")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=struck)
+    ledger.add(wf, "c", depends_on="b")
+    with Engine(hooks=[listens]) as engine, pytest.raises(KeyboardInterrupt):
+        engine.run(wf)
+    assert ledger == ["a", "struck", "-b", "-a"]
