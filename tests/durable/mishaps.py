@@ -172,7 +172,8 @@ def _run_of(error: Any) -> str:
 
 
 def _freeze(part: Part) -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # All threads are stopped, this one at once: one that os.kill() leaves to another might go on for a moment.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def _hold_the_gil(part: Part) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import product
 from typing import Any, Final
 
@@ -24,8 +24,18 @@ from tests.stores.redis_servers import until
 LEASE: Final = 0.5
 
 
-def expired(store: Any) -> set[str]:
-    return {record.key for record in store.list_runs(status="expired")}
+def stand_still(place: Place, store: Any, keys: Collection[str]) -> None:
+    """Wait until the leases of all these runs are over."""
+
+    def expired() -> set[str]:
+        return {record.key for record in store.list_runs(status="expired")}
+
+    try:
+        until(lambda: expired() == set(keys), "the end of all leases")
+    except AssertionError as error:
+        found = {record.key: (record.status, len(record.steps)) for record in store.list_runs()}
+        error.add_note(f"missing: {set(keys) - expired()}; heard: {heard(place)}; found: {found}")
+        raise
 
 
 def effects_by(place: Place, pid: int) -> int:
@@ -54,7 +64,7 @@ def test_a_zombie_does_nothing_more_and_its_caller_hears_what_the_owner_made_of_
     ]
     pids = {part.key: nursery.start(play, part) for part in parts}
     with here.store() as store:
-        until(lambda: expired(store) == set(pids), "the end of all leases")
+        stand_still(here, store, pids)
         watched = Watched(store, Journal(here.journal))
         world = World(Ledger(here.ledger))
         for part in parts:
@@ -92,7 +102,7 @@ def test_a_zombie_whose_owner_is_still_at_it_loses_the_run_or_waits_for_its_outc
 
     wf = saga("success", World(Ledger(here.ledger), point))
     with here.store() as store, Engine(store=store) as engine:
-        until(lambda: expired(store) == set(pids), "the end of all leases")
+        stand_still(here, store, pids)
         owners = {part.key: engine.submit(wf, {"key": part.key}, idempotency_key=part.key) for part in parts}
         until(lambda: all(effects[-1].fence > effects[0].fence for effects in effects_of(here.ledger).values()), "b")
         before = {key: effects_by(here, pid) for key, pid in pids.items()}
