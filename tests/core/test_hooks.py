@@ -634,8 +634,8 @@ def test_how_long_hooks_take_is_told_to_those_who_ask(live: MakeLive, ledger: Le
     (measured,) = timed.told
     assert measured.run_id == run.id
     assert set(measured.seconds) == {"Timed", "list.append"}
-    assert 0.013 <= measured.seconds["Timed"] < 0.1  # the second scope is left by an error
-    assert measured.seconds["list.append"] < 0.013
+    assert measured.seconds["Timed"] >= 0.013  # the second scope is left by an error
+    assert 0 < measured.seconds["list.append"] < measured.seconds["Timed"]
     assert not of_type(others, HooksMeasured)
 
 
