@@ -572,7 +572,7 @@ class Execution:
     def begin_parallel_undo(self) -> None:
         """Fill the ready queue for undoing: a step is ready once all that depended on it are undone."""
         with self.lock:
-            self.ready = deque()  # of undos; hooks go on asking the other one how many steps are ready
+            self.ready = deque[int]()  # of undos; hooks go on asking the other one how many steps are ready
             self.undoing = {node.index for node in self.to_undo}
             self.to_undo.clear()
             self.counts = [len(node.successors) for node in self.plan.nodes]
