@@ -273,9 +273,9 @@ def test_a_loop_that_was_closed_without_notice_is_forgotten(redis_url: str) -> N
     store = AsyncRedisStore(redis.asyncio.Redis.from_url(redis_url), prefix=uuid4().hex)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(whole_async_run(store, "one"))
-    _, connection = store._connected[loop]
+    kept, connection = store._connected[loop]
     loop.run_until_complete(connection.aclose())  # its sockets, so that nobody warns of them
-    store._connected[loop] = None, connection
+    store._connected[loop] = kept, connection
     loop.close()
     asyncio.run(whole_async_run(store, "two"))
     assert not store._connected

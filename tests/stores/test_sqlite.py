@@ -377,8 +377,8 @@ class Interrupted(sqlite3.Cursor):
 
 
 class WithInterrupts(sqlite3.Connection):
-    def cursor(self, *_: Any) -> Any:
-        return super().cursor(Interrupted)
+    def cursor(self, factory: Any = Interrupted) -> Any:
+        return super().cursor(factory)
 
 
 def test_an_interrupt_after_any_statement_leaves_all_of_a_verb_or_nothing(
