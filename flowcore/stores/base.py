@@ -243,8 +243,9 @@ class Lost:
 class Redefined(StoreError):
     """A run cannot be gone on with by this definition of its steps: it began with another. Nothing was changed."""
 
-    def __init__(self, record: RunRecord, key: str) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, record: RunRecord, key: str) -> Redefined:
+        return cls(
             f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
             f"run it with that one, or give the key up with store.release({shown(key)})."
         )

@@ -144,7 +144,7 @@ class MemoryStore:
     def _take_over(self, kept: LiveRun, claim: Claim, now: float) -> Claimed:
         record = kept.record
         if record.graph != claim.graph:
-            raise Redefined(record, claim.key)
+            raise Redefined.of(record, claim.key)
         kept.owner, kept.before = claim.run_id, kept.seen()
         # The decision stays until its new owner shows by a checkpoint or an ending that it has heard of it.
         kept.record = replace(record, status=Status.RUNNING, fence=record.fence + 1, finished=None)

@@ -154,7 +154,7 @@ class Verbs:
                 retry_after = _RETRY_AFTER if left > _FOREVER else max(_RETRY_AFTER, left)
                 return Busy(record.run_id, record.carrier, answer.age, retry_after)
             case _:  # "graph"
-                raise Redefined(record, claim.key)
+                raise Redefined.of(record, claim.key)
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Asked[Lost | None]:
         """Note what has changed in a run, and renew its lease."""

@@ -164,7 +164,7 @@ class SQLiteStore:
         # All of it is read before any of it is changed: what cannot be read stays as it is.
         record = self._encoding.decode(claim.key, tables.whole(db, number, head))
         if record.graph != claim.graph:
-            raise Redefined(record, claim.key)
+            raise Redefined.of(record, claim.key)
         fence = max(record.fence + 1, now)
         db.execute(tables.TAKE_OVER, (claim.run_id, fence, *tables.until(now, claim.lease), number))
         return Claimed(record.generation, fence, record, age)
