@@ -14,8 +14,10 @@ from flowcore import (
     Context,
     Engine,
     FlowcoreError,
+    LeaseLost,
     NotSerializable,
     Retry,
+    Run,
     RunParked,
     Status,
     StepCancelled,
@@ -207,6 +209,31 @@ def test_a_step_that_was_stopped_as_its_engine_was_left_is_undone_once_after_it_
     with Engine(store=store) as later:
         run = later.run(wf, idempotency_key="k", check=False)
     assert (run.status, ledger) == (Status.COMPENSATED, ["a", "b", "-a"])
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_a_copy_of_a_run_in_a_forked_child_is_left_to_its_parent(ledger: Ledger, kind: str) -> None:
+    # What happens to it there; what a child does nobody could look at here.
+    engine: Any = Engine() if kind == "threads" else AsyncEngine()
+
+    def forks(ctx: Context) -> None:
+        for run in list(engine._live):
+            getattr(run, "x", run).in_child(4711)
+
+    wf = Workflow("w")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=forks)
+    ledger.add(wf, "c", depends_on="b")
+
+    async def on_asyncio() -> Run:
+        run: Run = await engine.run(wf, deadline=60)
+        return run
+
+    with pytest.raises(
+        LeaseLost, match=r"process 4711 was forked in the middle of run .* of 'w', which is its parent's"
+    ):
+        engine.run(wf) if kind == "threads" else run_async(on_asyncio)
+    assert ledger == ["a", "b"]
 
 
 def test_an_engine_that_is_left_does_not_touch_a_run_that_fails_already(ledger: Ledger, gate: Gate) -> None:

@@ -287,17 +287,16 @@ def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_told_to_its_end(
 ) -> None:
     store, wf, began, events, inside = Moody(), Workflow("w"), Gate(), list[Any](), list[Any]()
 
-    @contextlib.contextmanager
-    def scope(event: Any) -> Iterator[None]:
-        inside.append(event)
-        try:
-            yield
-        finally:
-            inside.remove(event)
+    class Scope:
+        def __enter__(self) -> None:
+            inside.append(self)
+
+        def __exit__(self, *_: object) -> None:
+            inside.remove(self)
 
     def listens(event: Any) -> Any:
         events.append(event)
-        return scope(event) if type(event) is MaintenanceStarted else None
+        return Scope() if type(event) is MaintenanceStarted else None
 
     ledger.add(wf, "a", first=began.then(gate))
     with Engine(store=store) as owner:
