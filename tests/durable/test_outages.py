@@ -29,7 +29,8 @@ from tests.stores.redis_servers import RedisServer, redis_binary, until
 
 OUTAGES: Final = ("sqlite locked", "redis killed", "redis frozen")
 CASES: Final = tuple(product(OUTAGES, DRIVERS))
-LEASE: Final = 1.5
+LEASE: Final = 1.8
+SHORT: Final = 0.9
 
 
 class Away:
@@ -56,7 +57,7 @@ class Away:
         options: dict[str, Any] = {}
         if self.place.kind == "redis":
             kind = redis.asyncio.retry.Retry if driver == "asyncio" else redis.retry.Retry
-            options = {"socket_timeout": 0.1, "retry": kind(NoBackoff(), 0)}
+            options = {"socket_timeout": 0.3, "retry": kind(NoBackoff(), 0)}
         with self.place.store(asynchronous=driver == "asyncio", **options) as store:
             yield store
 
@@ -107,7 +108,7 @@ def test_a_run_whose_store_stays_away_parks_and_is_gone_on_with_once_it_is_back(
         wf, journal = there.saga(name, point), Journal(there.place.journal)
         with there.store(driver) as store, there.store() as near, recovering(Watched(near, journal), wf, LEASE / 15):
             with pytest.raises(RunParked, match=r"the next call with its key, or engine.recover\(\), goes on with it"):
-                run(driver, Watched(store, journal), wf, "k", LEASE / 3, check=True)
+                run(driver, Watched(store, journal), wf, "k", SHORT, check=True)
             there.come_back()
             until(lambda: near.find("k").status in {"success", "compensated"}, "its end")
             record = near.find("k")
@@ -156,18 +157,19 @@ def test_a_run_that_nobody_took_over_meanwhile_goes_on_after_an_outage_of_any_le
 ) -> None:
     def one(outage: str, driver: str) -> None:
         there = away(outage)
-        lease = LEASE / 3
+        lease, fuse = SHORT, Fuse("", 0, lambda: None)
 
         def point(label: str) -> None:
             if label == "after do b":
                 there.leave()
                 time.sleep(lease * 1.5)
                 there.come_back()
-                with there.store() as near:
-                    until(lambda: not near.list_runs(status="expired"), "the next heartbeat")
+                before = fuse.seen["after renew"]
+                until(lambda: fuse.seen["after renew"] > before, "the next heartbeat")
 
         with there.store(driver) as store:
-            assert run(driver, store, there.saga("compensated", point), "k", lease).status == "compensated"
+            watched = Watched(store, Journal(there.place.journal), fuse)
+            assert run(driver, watched, there.saga("compensated", point), "k", lease).status == "compensated"
         assert there.effects() == ["do a", "do b", "do c", "undo c", "undo b", "undo a"]
 
     all_at_once(one, CASES)
