@@ -301,6 +301,8 @@ class AsyncDriver:
             timed_out = False
         if timed_out is not None and isinstance(error, asyncio.CancelledError):
             return None, GivenUp(call, timed_out=timed_out, over=True)
+        if timed_out and isinstance(error, Exception):  # what it makes of its cancellation
+            return None, GivenUp(call, timed_out=True, over=True, error=error)
         return result
 
     def _cancel_call(self, call: Call, late: bool) -> None:

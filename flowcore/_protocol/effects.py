@@ -77,14 +77,16 @@ Outcome = tuple[Any, "BaseException | GivenUp | None"]
 
 class GivenUp:
     """A call that nobody waits for any more: not over in time (`timed_out`), or cancelled because the run stops. `over`:
-    it never began, or has ended without a result; nothing will come of it."""
+    it never began, or has ended without a result; nothing will come of it. `error`: what it has then raised, if it was not
+    the cancellation itself."""
 
-    __slots__ = ("call", "over", "timed_out")
+    __slots__ = ("call", "error", "over", "timed_out")
 
-    def __init__(self, call: Call, *, timed_out: bool, over: bool = False) -> None:
+    def __init__(self, call: Call, *, timed_out: bool, over: bool = False, error: BaseException | None = None) -> None:
         self.call = call
         self.timed_out = timed_out
         self.over = over
+        self.error = error
 
 
 class Call:

@@ -388,12 +388,14 @@ def _judged(
         if not error.timed_out:
             return Status.CANCELLED, StepCancelled(f"{what} was cancelled while it ran.")
         if limit is None:  # only a simulation gives up what has no limit
-            return Status.TIMEOUT, StepTimeout(f"{what} did not finish in time.")
-        if limit.name == "deadline":
-            return Status.TIMEOUT, RunTimeout(f"{what} was still running at the deadline of run {x.run_id}.")
-        return Status.TIMEOUT, StepTimeout(
-            f"{what} did not finish within its {limit.name} of {_allowed(node, limit, undo=undo):g} s."
-        )
+            late: StepTimeout | RunTimeout = StepTimeout(f"{what} did not finish in time.")
+        elif limit.name == "deadline":
+            late = RunTimeout(f"{what} was still running at the deadline of run {x.run_id}.")
+        else:
+            allowed = _allowed(node, limit, undo=undo)
+            late = StepTimeout(f"{what} did not finish within its {limit.name} of {allowed:g} s.")
+        late.__cause__ = error.error
+        return Status.TIMEOUT, late
     if isinstance(error, asyncio.exceptions.CancelledError):
         # Nobody cancelled it (the driver says GivenUp then). Bare, it would vanish in a TaskGroup.
         cancelled = StepCancelled(f"{what} raised CancelledError though nobody cancelled it.")

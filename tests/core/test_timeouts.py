@@ -402,6 +402,24 @@ def test_an_async_step_is_cancelled_at_its_timeout() -> None:
     run_async(main)
 
 
+def test_an_async_step_that_makes_its_timeout_an_error_of_its_own_timed_out_and_is_undone(ledger: Ledger) -> None:
+    async def slow(ctx: Context) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise ConnectionError("half sent") from None
+
+    async def main() -> None:
+        wf = Workflow("slow")
+        wf.add_step("slow", slow, timeout=SOON, compensate=lambda ctx: ledger.append("-slow"))
+        with pytest.raises(StepTimeout, match="did not finish within its timeout") as caught:
+            await AsyncEngine().run(wf)
+        assert repr(caught.value.__cause__) == "ConnectionError('half sent')"
+        assert ledger == ["-slow"]
+
+    run_async(main)
+
+
 def test_an_async_step_that_ignores_its_cancellation_is_left_behind_and_lands_late() -> None:
     async def main() -> None:
         release = asyncio.Event()
