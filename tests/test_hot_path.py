@@ -248,7 +248,7 @@ def test_a_logger_that_overrides_nothing_costs_nothing(engine, workload):
     assert logged.calls == silent.calls
     assert logged.clock_reads == silent.clock_reads == 0
     assert logged.garbage == silent.garbage
-    assert logged.peak == pytest.approx(silent.peak, rel=0.02)  # the interpreter's own caches come and go
+    assert logged.peak <= silent.peak + SWAYS["peak"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
