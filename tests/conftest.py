@@ -13,7 +13,7 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
 
 _TESTS: Final = Path(__file__).parent
-MEASURED: Final = [_TESTS / "core", _TESTS / "simulator", _TESTS / "durable"]
+MEASURED: Final = [_TESTS / "core", _TESTS / "durable" / "test_programs.py", _TESTS / "simulator" / "test_crashes.py"]
 """Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""
 
 
