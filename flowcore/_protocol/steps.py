@@ -69,7 +69,6 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
             node, at, ctx, value, error = made
             if error is None and type(value) is not CoroutineType:
                 report = x.report(node)
-                report.status, report.attempts = Status.SUCCESS, 1
                 report.waited, report.ran, report.backed_off = at - x.ready_at[node.index], clock() - at, 0.0
                 node = yield from _recorded(x, node, value)
                 continue
@@ -89,8 +88,6 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
                 if x.changes is None:
                     node = _done(x, node, value, 1)
                 else:
-                    report = x.report(node)
-                    report.status, report.attempts = Status.SUCCESS, 1
                     node = yield from _recorded(x, node, value)
                 continue
             end = yield from safely(
@@ -106,9 +103,7 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
             x.put_back()
             return
         if x.changes is not None:
-            report = x.report(node)
-            report.status, report.attempts = end.status, end.attempts
-            node = yield from _recorded(x, node, end.value, skipped=end.status is Status.SKIPPED)
+            node = yield from _recorded(x, node, end.value, end.attempts, skipped=end.status is Status.SKIPPED)
         else:
             node = _skipped(x, node) if end.status is Status.SKIPPED else _done(x, node, end.value, end.attempts)
 
@@ -203,8 +198,12 @@ def _skipped(x: Execution, node: Node) -> Node | None:
     return after
 
 
-def _recorded(x: Execution, node: Node, value: object, *, skipped: bool = False) -> Program[Node | None]:
-    """The step is done or was skipped, as its report says: have the store know, then go on."""
+def _recorded(
+    x: Execution, node: Node, value: object, attempts: int = 1, *, skipped: bool = False
+) -> Program[Node | None]:
+    """The step is done or was skipped: have the store know, then go on."""
+    report = x.report(node)
+    report.status, report.attempts = Status.SKIPPED if skipped else Status.SUCCESS, attempts
     if skipped:
         tell.step_skipped(x, node)
     elif node.step.pivot:
