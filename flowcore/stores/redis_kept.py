@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
 from typing import Any, Final
@@ -46,13 +47,13 @@ class Kept:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._spare = _number(client)  # how many more may be kept
+        self._spare = threading.Semaphore(_number(client))  # how many more may be kept
         self._idle: deque[_One] = deque()
         in_children(self, Kept._after_fork)
 
     def _after_fork(self) -> None:
         """In a child: the connections are the parent's."""
-        self._spare = _number(self.client)
+        self._spare = threading.Semaphore(_number(self.client))
         self._idle = deque()
 
     def execute_command(self, *command: Any, **options: Any) -> Any:
@@ -61,10 +62,9 @@ class Kept:
         try:
             one = idle.pop()
         except IndexError:
-            if self._spare <= 0:
+            if not self._spare.acquire(blocking=False):
                 return self.client.execute_command(*command, **options)
             one = _One(self.client.client())
-            self._spare -= 1
         client, well = one.client, False
         try:
             now = time.monotonic()
@@ -86,7 +86,7 @@ class Kept:
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().client.close()
-                self._spare += 1
+                self._spare.release()
 
 
 class AsyncKept:
