@@ -79,7 +79,7 @@ class Hooks:
             try:
                 context.run(call, event)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self.blame(hook, error, event, context)
+                self._blame(hook, error, event, context)
 
     def enter(
         self, event: Event, context: contextvars.Context, leaving: list[Hook] | None = None
@@ -94,20 +94,13 @@ class Hooks:
                 answer = context.run(call, event)
                 if answer is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
-                elif answer is not None:
-                    scopes = self.entered(answer, context, scopes)
+                elif answer is not None and _is_scope(answer):
+                    context.run(answer.__enter__)
+                    if scopes is None:
+                        scopes = []
+                    scopes.append(answer)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self.blame(hook, error, event, context)
-        return scopes
-
-    def entered(self, answer: Any, context: contextvars.Context, scopes: list[Scope] | None) -> list[Scope] | None:
-        """Enter what a hook has answered to a start event, if that is a scope; answers `scopes`, with it."""
-        if not _is_scope(answer):
-            return scopes
-        context.run(answer.__enter__)
-        if scopes is None:
-            return [answer]
-        scopes.append(answer)
+                self._blame(hook, error, event, context)
         return scopes
 
     def without(self, leaving: list[Hook]) -> Hooks:
@@ -135,9 +128,9 @@ class Hooks:
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
                 # A @contextmanager scope lets the step's own error pass through it; that is not its failure.
                 if failure is not error:
-                    self.blame(scope, failure, started, context)
+                    self._blame(scope, failure, started, context)
 
-    def blame(self, culprit: object, error: BaseException, event: Event, context: contextvars.Context) -> None:
+    def _blame(self, culprit: object, error: BaseException, event: Event, context: contextvars.Context) -> None:
         """A hook, or a scope of one, has raised: log that, the first time, and tell the others."""
         name = hook_name(culprit)
         if name not in self._failed:
