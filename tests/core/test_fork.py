@@ -1,5 +1,6 @@
 """A process that forks after its engines have begun: parent and child go on, each with threads of its own."""
 
+import asyncio
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import Context, Engine, Status, Workflow
+from flowcore import AsyncEngine, Context, Engine, Status, Workflow
 
 from .conftest import PATIENCE, Ledger
 
@@ -101,3 +102,23 @@ def test_a_child_that_comes_back_out_of_a_step_does_nothing_more_of_its_parents_
         os._exit(0)
     assert run.status is Status.COMPENSATED
     assert ledger.read_text().split("\n")[:-1] == [f"{what} parent" for what in ["a", "b", "c", "-b", "-a"]]
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)])
+def test_a_run_of_an_asyncengine_is_its_parents_too(hooks: Any) -> None:
+    """The child ends here: a loop that was forked is of no use to asyncio."""
+    exits: list[int] = []
+
+    async def forks(ctx: Context) -> None:
+        await asyncio.sleep(0.001)  # from here on its driver is known
+
+        def cancelled_here() -> None:
+            assert ctx.cancelled
+
+        exits.append(in_a_child(cancelled_here))
+        assert not ctx.cancelled
+
+    wf = Workflow("forks")
+    wf.add_step("forks", forks)
+    assert asyncio.run(AsyncEngine(hooks=hooks).run(wf)).status is Status.SUCCESS
+    assert exits == [0]
