@@ -244,11 +244,11 @@ def test_a_run_costs_no_more_than_its_figure(engine, workload):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("workload", ["W1", "W5", "W6"])  # on threads, the fan of W3 depends on who comes when
 def test_a_logger_that_overrides_nothing_costs_nothing(engine, workload):
-    silent, logged = cost(engine, workload), cost(engine, workload, (Logger(),))
+    silent, logged, again = (cost(engine, workload, hooks) for hooks in ((), (Logger(),), ()))
     assert logged.calls == silent.calls
     assert logged.clock_reads == silent.clock_reads == 0
     assert logged.garbage == silent.garbage
-    assert logged.peak <= silent.peak + SWAYS["peak"]
+    assert logged.peak <= max(silent.peak, again.peak) * 1.02  # the interpreter's own caches come and go
 
 
 @pytest.mark.parametrize("engine", ENGINES)
