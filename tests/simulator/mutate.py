@@ -26,7 +26,7 @@ from . import mutants, test_crash_mutants, test_mutants
 
 MODULES = (
     *("states", "run", "claim", "takeover", "durable", "changes", "steps", "undo", "execution", "sprint", "effects"),
-    *("settings", "tell"),
+    *("settings", "tell", "stride", "watched"),
 )
 SEEDS = 600
 PATIENCE = 25
