@@ -80,8 +80,9 @@ def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
 def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | None, Begun | None]:
     """A run that somebody watches and that may sprint, without a program and a driver: all of it, or how far it came."""
     tell.requested(x)
-    told = x.told = tell.run_started(x)
     if x.observed:  # still
+        x.told = tell.run_started(x)
+    if x.observed:
         tell.first_ready(x)
         begun = sprint_watched(x, interrupts)
     else:
@@ -89,7 +90,8 @@ def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | N
     if begun is not None or x.ready or not x.succeed():
         return None, begun
     finished = x.as_run(Status.SUCCESS)
-    tell.run_finished(x, told, Status.SUCCESS, None)
+    if x.told is not None:
+        tell.run_finished(x, x.told, Status.SUCCESS, None)
     return finished, None
 
 

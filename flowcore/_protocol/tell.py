@@ -76,6 +76,7 @@ class Told:
 def requested(x: Execution) -> None:
     if RunRequested in x.wanted:
         carrier: dict[str, str] = {}
+        leaving: list[Hook] = []
         at, wall = x.settings.clock(), x.settings.wall()
         event = RunRequested(
             x.workflow.name,
@@ -88,8 +89,17 @@ def requested(x: Execution) -> None:
             x.submitted,
             x.recovering is not None,
         )
-        x.hooks.emit(event, x.context)
+        x.hooks.emit(event, x.context, leaving)
         x.carrier = carrier
+        if leaving:
+            _skip(x, leaving)
+
+
+def _skip(x: Execution, leaving: list[Hook]) -> None:
+    """These hooks want to hear nothing more of the run."""
+    x.hooks = x.hooks.without(leaving)
+    x.wanted = x.hooks.wanted
+    x.observed = bool(x.wanted) or x.changes is not None
 
 
 def hit(x: Execution, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
@@ -136,9 +146,7 @@ def run_started(x: Execution) -> Told:
         )
         told.enter(x.hooks, event, leaving)
         if leaving:
-            x.hooks = x.hooks.without(leaving)
-            x.wanted = x.hooks.wanted
-            x.observed = bool(x.wanted) or x.changes is not None
+            _skip(x, leaving)
     return told
 
 

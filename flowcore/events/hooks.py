@@ -15,7 +15,7 @@ from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed,
 __all__ = ["SKIP_RUN", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
 SKIP_RUN: Final = object()
-"""A hook's answer to RunStarted: tell me nothing more of this run."""
+"""A hook's answer to RunRequested or RunStarted: tell me nothing more of this run."""
 
 Scope = AbstractContextManager[object]
 Call = Callable[..., Any]
@@ -73,11 +73,12 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self.hooks)
 
-    def emit(self, event: Event, context: contextvars.Context) -> None:
-        """Tell everybody who wants it, inside `context`."""
+    def emit(self, event: Event, context: contextvars.Context, leaving: list[Hook] | None = None) -> None:
+        """Tell everybody who wants it, inside `context`. Hooks that answer SKIP_RUN are added to `leaving`."""
         for hook, call in self.listeners.get(type(event), ()):
             try:
-                context.run(call, event)
+                if context.run(call, event) is SKIP_RUN and leaving is not None:
+                    leaving.append(hook)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
                 self._blame(hook, error, event, context)
 

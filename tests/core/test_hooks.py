@@ -416,6 +416,21 @@ def test_skip_run_ends_the_hook_for_this_run_and_no_other(ledger: Ledger) -> Non
         assert kinds(seen)[-1] == "RunFinished"
 
 
+@pytest.mark.parametrize("key", [None, "O-1"])
+def test_a_run_may_be_skipped_as_soon_as_it_is_asked_for(drive: Drive, ledger: Ledger, key: str | None) -> None:
+    seen: list[Any] = []
+    others: list[Any] = []
+
+    def skips(event: Any) -> object:
+        seen.append(event)
+        return SKIP_RUN if type(event) is RunRequested else None
+
+    run = drive(ledger.chain("a", "b"), hooks=[skips, others.append], idempotency_key=key)
+    assert run.status is Status.SUCCESS
+    assert kinds(seen)[-1] == "RunRequested"
+    check_well_formed(others)
+
+
 def test_if_every_hook_skips_a_run_nothing_more_is_built_for_it(drive: Drive, ledger: Ledger) -> None:
     seen: list[Any] = []
 
@@ -425,7 +440,7 @@ def test_if_every_hook_skips_a_run_nothing_more_is_built_for_it(drive: Drive, le
 
     run = drive(ledger.chain("a", "b!"), hooks=[skips, skips], check=False)
     assert run.status is Status.COMPENSATED
-    assert kinds(seen)[-1] == "RunStarted"
+    assert kinds(seen)[-2:] == ["RunRequested", "RunRequested"]
 
 
 # -- scopes ------------------------------------------------------------------------------------------------------------
