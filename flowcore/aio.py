@@ -127,11 +127,12 @@ class AsyncDriver:
     error: BaseException | None = None
     cancelled: asyncio.CancelledError | None = None
     """what the caller's task was cancelled with"""
-    _cancels = 0
-    """cancellations of the caller's task before this run"""
 
-    def __init__(self, x: Execution, begun: Begun | None, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
+    def __init__(
+        self, x: Execution, begun: Begun | None, cancels: int, pool: Workers, tasks: set[asyncio.Future[Any]]
+    ) -> None:
         self.x = x
+        self._cancels = cancels  # of the caller's task before this run
         self.loop = asyncio.get_running_loop()
         self._pool = pool
         self._main = run(x, begun)
@@ -147,13 +148,7 @@ class AsyncDriver:
 
     async def run_here(self) -> None:
         """Drive the run to its end in the calling task."""
-        caller = self.caller = asyncio.current_task()
-        self._cancels = caller.cancelling() if caller is not None else 0
-        if self.x.observed and may_sprint(self.x):
-            self.result, begun = at_once(self.x)
-            if self.result is not None:
-                return
-            self._main = run(self.x, begun)
+        self.caller = asyncio.current_task()
         await self._advance(self._main, None)
 
     # -- from outside of the programs ----------------------------------------------------------------------------------
@@ -479,7 +474,7 @@ class AsyncEngine(EngineBase):
     ) -> None:
         super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
         self._pool = Workers(self.max_workers, "flowcore-aio")
-        self._live: set[AsyncDriver] = set()
+        self._live: dict[Execution, AsyncDriver | None] = {}  # None: it sprints
         self._tasks: set[asyncio.Future[Any]] = set()
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live))
@@ -490,8 +485,8 @@ class AsyncEngine(EngineBase):
     def _after_fork(self) -> None:
         """In a child: the runs in flight are the parent's, and so are its loops."""
         super()._after_fork()
-        for driver in self._live:
-            driver.x.in_child(os.getpid())
+        for x in self._live:
+            x.in_child(os.getpid())
         self._live.clear()
         self._tasks.clear()
         self._recovery.clear()
@@ -512,12 +507,23 @@ class AsyncEngine(EngineBase):
         shielded from further cancellations, and CancelledError is raised again.
         """
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
-        begun = None
-        if may_sprint(x) and not x.observed:
-            begun = sprint(x)
-            if begun is None and not x.ready and x.succeed():
-                return x.as_run(Status.SUCCESS)
-        return await self._drive(x, begun, check=check)
+        cancels, finished, begun = _cancels(), None, None
+        if may_sprint(x):
+            self._live[x] = None
+            try:
+                if x.observed:
+                    finished, begun = at_once(x)
+                else:
+                    begun = sprint(x)
+                    if begun is None and not x.ready and x.succeed():
+                        finished = x.as_run(Status.SUCCESS)
+            except BaseException:
+                del self._live[x]
+                raise
+            if finished is not None:
+                del self._live[x]
+                return finished
+        return await self._drive(x, begun, cancels, check=check)
 
     def submit(
         self,
@@ -532,33 +538,34 @@ class AsyncEngine(EngineBase):
         """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises."""
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
         self._tell_submitted(x)
-        return asyncio.get_running_loop().create_task(self._drive(x, None, check=check))
+        return asyncio.get_running_loop().create_task(self._drive(x, None, 0, check=check))
 
-    async def _drive(self, x: Execution, begun: Begun | None, *, check: bool) -> Run:
+    async def _drive(self, x: Execution, begun: Begun | None, cancels: int, *, check: bool) -> Run:
         self._recover_often()
-        driver = await self._driven(x, begun)
+        driver = await self._driven(x, begun, cancels)
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
         return outcome(driver.result, driver.error, check=check)
 
-    async def _driven(self, x: Execution, begun: Begun | None) -> AsyncDriver:
-        driver = AsyncDriver(x, begun, self._pool, self._tasks)
-        self._live.add(driver)
+    async def _driven(self, x: Execution, begun: Begun | None, cancels: int) -> AsyncDriver:
+        driver = self._live[x] = AsyncDriver(x, begun, cancels, self._pool, self._tasks)
         try:
             await driver.run_here()
         finally:
-            self._live.discard(driver)
+            self._live.pop(x, None)
             if x.claimed and self._leases is not None:
                 self._leases.leave(x)
         return driver
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread: as `Engine.cancel`."""
-        for driver in list(self._live):
-            if driver.x.has_id(run_id) and driver.x.finished is None:
-                error = StepCancelled(f"run {run_id} was cancelled by engine.cancel().")
-                driver.loop.call_soon_threadsafe(driver.cancel, error)
-                return True
+        for x in list(self._live):
+            if x.has_id(run_id):
+                stopping = x.interrupt(StepCancelled(f"run {run_id} was cancelled by engine.cancel()."))
+                driver = self._live.get(x)
+                if stopping and driver is not None:
+                    driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+                return stopping
         return False
 
     async def recover(self) -> list[Run]:
@@ -577,7 +584,7 @@ class AsyncEngine(EngineBase):
         return [driver.result for driver in drivers if driver.result is not None]
 
     async def _recovered(self, x: Execution) -> AsyncDriver:
-        return await self._driven(x, None)
+        return await self._driven(x, None, _cancels())
 
     async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
         """Ask the store outside of any run."""
@@ -598,7 +605,7 @@ class AsyncEngine(EngineBase):
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
         if (recovery := self._recovery.get(loop)) is not None:
             recovery.cancel()
-        drivers = [driver for driver in self._live if driver.loop is loop]
+        drivers = [driver for driver in self._live.values() if driver is not None and driver.loop is loop]
         callers = {driver.caller for driver in drivers if driver.caller is not None and driver.caller is not me}
         if callers:
             limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
@@ -626,13 +633,19 @@ class AsyncEngine(EngineBase):
         await self.aclose()
 
 
-def _lose(live: set[AsyncDriver], x: Execution) -> None:
+def _cancels() -> int:
+    """How often the current task has been cancelled and has not minded."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _lose(live: dict[Execution, AsyncDriver | None], x: Execution) -> None:
     """The store says that somebody else has the run: start and undo nothing more of it. On the heartbeat's thread."""
     lose(x)
-    for driver in list(live):
-        if driver.x is x:
-            with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
-                driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+    driver = live.get(x)
+    if driver is not None:
+        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
 
 
 async def _recover_often(reference: weakref.ref[AsyncEngine], every: float) -> None:

@@ -148,6 +148,54 @@ def test_cancel_from_inside_a_step_ends_the_run(live: MakeLive, ledger: Ledger) 
     assert ledger == ["a", "b", "-b", "-a"]
 
 
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["silent", "watched"])
+def test_a_step_that_cancels_its_asyncio_run_and_waits_for_nothing_is_its_last(ledger: Ledger, hooks: Any) -> None:
+    wf, engine = Workflow("w"), AsyncEngine(hooks=hooks)
+
+    async def suicide(ctx: Context) -> None:
+        ledger.append("a")
+        assert engine.cancel(ctx.run_id)
+
+    async def undo(ctx: Context) -> None:
+        ledger.append("-a")
+
+    async def never(ctx: Context) -> None:
+        ledger.append("b")
+
+    wf.add_step("a", suicide, compensate=undo)
+    wf.add_step("b", never, depends_on="a")
+
+    async def main() -> None:
+        with pytest.raises(StepCancelled):
+            await engine.run(wf)
+
+    run_async(main)
+    assert ledger == ["a", "-a"]
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["silent", "watched"])
+def test_a_step_that_cancels_its_own_task_cancels_the_run(ledger: Ledger, hooks: Any) -> None:
+    wf, engine = Workflow("w"), AsyncEngine(hooks=hooks)
+
+    async def suicide(ctx: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(3600)
+
+    async def undo(ctx: Context) -> None:
+        ledger.append("-a")
+
+    wf.add_step("a", suicide, compensate=undo)
+
+    async def main() -> None:
+        await engine.run(wf)
+
+    with pytest.raises(asyncio.CancelledError) as caught:
+        run_async(main)
+    assert "was cancelled; undone: 'a'" in notes(caught.value)
+
+
 def test_a_cancelled_key_is_free_again(live: MakeLive, ledger: Ledger) -> None:
     one, wf, began = live(), Workflow("w"), Gate()
     once = threading.Event()
