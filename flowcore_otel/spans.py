@@ -15,10 +15,9 @@ from . import names
 from .exemplars import Exemplar, exemplar
 from .timing import Ended
 
-__all__ = ["Suppressed", "Trace", "Work", "links", "make_current", "store", "stored"]
+__all__ = ["UNTRACED", "Suppressed", "Trace", "Work", "links", "make_current", "store", "stored"]
 
 _LINKED: Final = 16  # dependencies that a step links to
-_EMPTY: Final = otel.Context()
 
 
 class Suppressed:
@@ -74,17 +73,16 @@ class Trace:
     """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
 
     __slots__ = (
-        *("at", "before", "caller", "context", "ended", "interrupted", "request", "span", "started_at", "steps"),
+        *("at", "before", "caller", "context", "ended", "interrupted", "span", "started_at", "steps"),
         *("told", "undos", "wall"),
     )
 
-    def __init__(self) -> None:
-        self.request: Span | None = None
-        self.caller: Span = trace.INVALID_SPAN
-        self.span: Span = trace.INVALID_SPAN
-        self.context: otel.Context = _EMPTY  # with `span` in it
-        self.at = self.started_at = 0.0
-        self.wall = 0
+    def __init__(self, span: Span, context: otel.Context, caller: Span, at: float, wall: int) -> None:
+        self.span = span
+        self.context = context  # with `span` in it
+        self.caller = caller
+        self.at = self.started_at = at  # monotonic seconds, and
+        self.wall = wall  # nanoseconds since the epoch at that moment
         self.interrupted: Sequence[Link] = ()  # to the run that this one goes on with
         self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
         self.steps: dict[str, Work] = {}
@@ -151,6 +149,18 @@ class Trace:
         return work.exemplar
 
 
+class _Untraced:
+    """What stands for the spans of a run that has none."""
+
+    sampled = False
+
+    def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
+        return None
+
+
+UNTRACED: Final = _Untraced()
+
+
 def make_current(span: Span) -> None:
     """For user code, and for the rest of what is told of it: the contextvars context that an event is told in is the
     run's, the step's or the attempt's own, and ends with it."""
@@ -175,13 +185,18 @@ def _sampled(span: SpanContext) -> bool:
 _CARRIERS: Final = TraceContextTextMapPropagator()
 
 
-def store(span: SpanContext, carrier: dict[str, str]) -> None:
-    """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context."""
-    if span.is_valid:
-        ids = span.trace_id.to_bytes(16).hex(), span.span_id.to_bytes(8).hex()  # the fastest way to hex digits
-        carrier["traceparent"] = f"00-{ids[0]}-{ids[1]}-{span.trace_flags:02x}"
-        if span.trace_state:
-            carrier["tracestate"] = span.trace_state.to_header()
+def store(span: SpanContext, carrier: dict[str, str]) -> bool:
+    """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context.
+
+    Answers whether there is one: not without an SDK.
+    """
+    if not span.is_valid:
+        return False
+    ids = span.trace_id.to_bytes(16).hex(), span.span_id.to_bytes(8).hex()  # the fastest way to hex digits
+    carrier["traceparent"] = f"00-{ids[0]}-{ids[1]}-{span.trace_flags:02x}"
+    if span.trace_state:
+        carrier["tracestate"] = span.trace_state.to_header()
+    return True
 
 
 def stored(carrier: Mapping[str, str]) -> Span:

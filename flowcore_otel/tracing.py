@@ -48,7 +48,7 @@ from flowcore.events import (
 from . import names
 from .exemplars import TRACE
 from .logs import LogEvents
-from .spans import Suppressed, Trace, Tries, Work, links, make_current, store, stored
+from .spans import UNTRACED, Suppressed, Trace, Tries, Work, links, make_current, store, stored
 from .text import error_type, fit, hashed, message, title
 from .timing import CriticalPath
 
@@ -128,37 +128,36 @@ class TracingHook:
             title(names.SUBMIT, event.workflow), kind=SpanKind.PRODUCER, attributes=attributes
         )
         span.end()
-        event.state[self] = run = Trace()
-        run.request = span
+        event.state[self, RunSubmitted] = span
 
-    def _run_requested(self, event: RunRequested) -> None:
-        state = event.state
-        run: Trace | None = state.get(self)
-        if run is None:
-            run = state[self] = Trace()
-        state.setdefault(TRACE, run)
-        run.at, run.wall = event.at, int(event.wall * 1e9)
+    def _run_requested(self, event: RunRequested) -> object | None:
+        state, wall = event.state, int(event.wall * 1e9)
         context: otel.Context = state.setdefault(_CALLERS_CONTEXT, otel.get_current())
         kind, linked = SpanKind.INTERNAL, _NO_LINKS
+        caller: Span = trace.INVALID_SPAN
         if event.submitted or event.recovering:  # nobody waits for it here: a trace of its own
-            context = trace.set_span_in_context(trace.INVALID_SPAN, context)
+            context = trace.set_span_in_context(caller, context)
             if event.submitted:  # linked to the one that asked for it
-                kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, run.request)
+                kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, state.get((self, RunSubmitted)))
         else:
-            run.caller = trace.get_current_span(context)
+            caller = trace.get_current_span(context)
         attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow)}
         key_hash = self._key_hash(event.key) if event.key is not None and self._key_hash is not None else None
         if key_hash is not None:
             attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
-        name = title(names.RUN, event.workflow)
-        run.span = self._tracer.start_span(name, context, kind, attributes, linked, start_time=run.wall)
-        run.context = trace.set_span_in_context(run.span, context)
-        span = run.span.get_span_context()
-        store(span, event.carrier)
-        if span.is_valid:  # without an SDK, the caller's trace goes on instead
+        span = self._tracer.start_span(title(names.RUN, event.workflow), context, kind, attributes, linked, wall)
+        context = trace.set_span_in_context(span, context)
+        if store(span.get_span_context(), event.carrier):  # without an SDK, the caller's trace goes on instead
             # Current from here on, for the claim too, in the run's own context, which ends with it. Of a run that is not
             # sampled as well, or user spans would be sampled as new roots.
-            otel.attach(run.context)
+            otel.attach(context)
+        if event.key is None and not span.is_recording():  # it cannot be a replay: there is nothing more to tell
+            caller.set_attribute(names.RUN_ID, event.run_id)
+            state.setdefault(TRACE, UNTRACED)
+            return SKIP_RUN
+        run = state[self] = Trace(span, context, caller, event.at, wall)
+        state.setdefault(TRACE, run)
+        return None
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         run: Trace = event.state[self]

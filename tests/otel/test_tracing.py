@@ -302,6 +302,37 @@ def test_an_unsampled_run_makes_no_spans_and_keeps_user_spans_from_becoming_root
     assert not trace.get_current_span().get_span_context().is_valid
 
 
+class Heard:
+    """Passes on what a hook is told, and keeps the names of it."""
+
+    def __init__(self, hook: TracingHook) -> None:
+        self.wants = hook.wants
+        self.hook = hook
+        self.events: list[str] = []
+
+    def __call__(self, event: Any) -> object:
+        self.events.append(type(event).__name__)
+        return self.hook(event)
+
+
+def test_of_an_unsampled_run_no_event_is_built_but_what_its_caller_must_be_told(
+    make_driver: MakeDriver, spans: Spans
+) -> None:
+    heard = Heard(TracingHook(Spans(ALWAYS_OFF).provider))
+    wf, driver, ids = trip().wf, make_driver(heard), list[str]()
+    for key in (None, "T-1", "T-1"):
+        with spans.span("caller"):
+            ids.append(driver.run(wf, idempotency_key=key).id)
+        heard.events.append("")
+    assert heard.events == [
+        *("RunRequested", ""),
+        *("RunRequested", "RunStarted", ""),
+        *("RunRequested", "IdempotencyHit", ""),
+    ]
+    assert ids[1] == ids[2]
+    assert [span.attributes["flowcore.run.id"] for span in spans.all()] == ids
+
+
 def test_at_half_sampling_there_is_no_orphan_root(make_driver: MakeDriver) -> None:
     spans = Spans(ParentBased(TraceIdRatioBased(0.5)))
     wf = Workflow("trip")
