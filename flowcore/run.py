@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from .errors import NoResult, said, shown
 from .status import Status
@@ -47,6 +47,9 @@ class HasRunId(Protocol):
     def run_id(self) -> str: ...
 
 
+_NO_TIMES: Final = MappingProxyType[str, tuple[float, float]]({})
+
+
 class Run:
     """The outcome of a run. `run[step]` is a step's result; do not change what it holds. Safe to read from any thread."""
 
@@ -71,6 +74,7 @@ class Run:
         results: dict[str, Any],
         reports: Mapping[str, StepReport],
         plan: Plan,
+        times: Mapping[str, tuple[float, float]] = _NO_TIMES,
     ) -> None:
         self._source = source
         self.workflow = workflow
@@ -78,6 +82,7 @@ class Run:
         self.results = results
         """results by step name, in order of completion"""
         self._reports = reports
+        self._times = times  # waited and ran, of steps without a report
         self._plan = plan
 
     @property
@@ -94,8 +99,11 @@ class Run:
         report = self._reports.get(name)
         if report is not None:
             return report
-        # A step that went well at its first attempt, with nobody asking for times, left only its result.
-        return StepReport(Status.SUCCESS, 1) if name in self.results else StepReport()
+        if name not in self.results:
+            return StepReport()
+        # A step that went well at its first attempt left only its result, and its times if anybody asked for them.
+        waited, ran = self._times.get(name, (None, None))
+        return StepReport(Status.SUCCESS, 1, waited, ran, None if ran is None else 0.0)
 
     @overload
     def __getitem__(self, step: Step[R]) -> R: ...

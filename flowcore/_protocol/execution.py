@@ -123,6 +123,8 @@ class Execution:
     """for hooks: shared by all events of this run in this process; only where it is observed"""
     ready_at: dict[int, float]
     """when nodes became ready, in monotonic seconds; only where it is observed"""
+    times: Mapping[str, tuple[float, float]] = {}
+    """seconds waited and ran, by step: what a watched sprint notes instead of reports, which few ask for"""
 
     def __init__(
         self,
@@ -208,6 +210,11 @@ class Execution:
         """The report of a step that has more to tell than a result."""
         report = self.reports.get(node.name)
         return self.reports.setdefault(node.name, StepReport()) if report is None else report
+
+    def write_reports(self) -> None:
+        """Of the steps of which a watched sprint has only noted the times."""
+        for name, (waited, ran) in self.times.items():
+            self.reports[name] = StepReport(Status.SUCCESS, 1, waited, ran, 0.0)
 
     # -- the ready queue -----------------------------------------------------------------------------------------------
 
@@ -616,7 +623,7 @@ class Execution:
 
     def as_run(self, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
         """The run, for its caller."""
-        ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan)
+        ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan, self.times)
         if error is not None:
             ended.results = dict(self.results)  # what lands late is not the caller's any more
             ended.error, ended.held = error, held

@@ -88,6 +88,7 @@ def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | N
     else:
         begun = sprint(x, interrupts)
     if begun is not None or x.ready or not x.succeed():
+        x.write_reports()
         return None, begun
     finished = x.as_run(Status.SUCCESS)
     if x.told is not None:
@@ -98,6 +99,7 @@ def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | N
 def rescue(x: Execution, error: BaseException) -> Program[Run]:
     """The main program of a run whose sprint an interrupt struck in the middle of its bookkeeping."""
     x.interrupt(error)
+    x.write_reports()
     x.repair()
     return (yield from _fail(x, x.told))
 

@@ -6,12 +6,13 @@ makes being watched cheap.
 
 from __future__ import annotations
 
+import contextvars
 from types import CoroutineType
 from typing import Any, cast
 
 from ..context import Context
-from ..events import AttemptFinished, AttemptStarted, StepFinished, StepReady, StepStarted
-from ..run import StepReport
+from ..events import AttemptFinished, AttemptStarted, Event, StepFinished, StepReady, StepStarted
+from ..events.hooks import Scope
 from ..status import Status
 from . import tell
 from .effects import Interrupts, Suspended
@@ -29,10 +30,13 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         return None
     nodes, counts, results, is_async = x.plan.nodes, x.counts, x.results, x.settings.runs_async
     hooks, clock, copy, new = x.hooks, x.settings.clock, x.context.copy, object.__new__
-    workflow, run_id, state, reports, success = x.workflow.name, x.run_id, x.state, x.reports, Status.SUCCESS
+    workflow, run_id, state, success = x.workflow.name, x.run_id, x.state, Status.SUCCESS
+    times: dict[str, tuple[float, float]] = {}
+    x.times = times
     emit, enter = hooks.emit, hooks.enter
     wanted = x.wanted
     tells_start, tells_end, tells_ready = StepStarted in wanted, StepFinished in wanted, StepReady in wanted
+    one, several = ((who, AttemptStarted in who.wanted, AttemptFinished in who.wanted) for who in (hooks.lone, hooks))
     node = nodes[ready.popleft()]
     ready_at = x.ready_at[node.index]
     x.running = 1
@@ -43,14 +47,14 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             break
         x.at = node
         name, depends_on, allowed, at = node.name, node.dependencies, node.max_attempts, clock()
-        waited = at - ready_at if at > ready_at else 0.0
+        waited = at - ready_at
+        attempts, tells_first, tells_last = one if allowed == 1 else several
         outer = inner = copy()
         start = first = outer_scopes = inner_scopes = None
         if tells_start:
             start = StepStarted(workflow, run_id, at, state, name, waited, depends_on, allowed, node.function, None)
             outer_scopes = enter(start, outer)
-        attempts = hooks if allowed > 1 else hooks.lone
-        if AttemptStarted in attempts.wanted:
+        if tells_first:
             inner = outer.copy()
             first = AttemptStarted(workflow, run_id, at, state, name, 1, allowed, False)
             inner_scopes = attempts.enter(first, inner)
@@ -58,9 +62,6 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         ctx._run = x  # pyright: ignore[reportPrivateUsage]
         ctx.node = node
         context = inner.copy()
-        value: Any = None
-        failure: BaseException | None = None
-        suspended = None
         try:
             if is_async:
                 coroutine = context.run(node.fn, ctx)
@@ -69,7 +70,8 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
                 except StopIteration as stop:
                     value = stop.value
                 else:
-                    suspended = Suspended(ctx, context, coroutine, waiting)
+                    begun = Begun(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
+                    return _with_told(begun, at, waited, (outer, start, outer_scopes), (inner, first, inner_scopes))
             elif interrupts is None:
                 value = context.run(node.fn, ctx)
             else:
@@ -79,17 +81,16 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
                 finally:
                     interrupts.in_step = False
         except BaseException as error:  # noqa: BLE001 - the main program judges it
-            failure = error
-        if failure is not None or suspended is not None or type(value) is CoroutineType:
-            told = inner_told = Told(at, outer)
-            told.waited, told.event, told.scopes = waited, start, outer_scopes
-            if first is not None:
-                inner_told = Told(at, inner)
-                inner_told.event, inner_told.scopes = first, inner_scopes
-            return Begun(node, ctx, cast("Any", value), failure, suspended, told, inner_told)
+            # No local variable may hold the error, whose traceback holds this frame.
+            return _with_told(
+                Begun(node, ctx, None, error), at, waited, (outer, start, outer_scopes), (inner, first, inner_scopes)
+            )
+        if type(value) is CoroutineType:
+            begun = Begun(node, ctx, cast("Any", value))
+            return _with_told(begun, at, waited, (outer, start, outer_scopes), (inner, first, inner_scopes))
         end = clock()
         duration = end - at
-        if AttemptFinished in attempts.wanted:
+        if tells_last:
             attempts.emit(
                 AttemptFinished(workflow, run_id, end, state, name, 1, allowed, False, success, duration, None), inner
             )
@@ -104,8 +105,8 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             )
         if outer_scopes is not None and start is not None:
             hooks.exit(outer_scopes, outer, start, None)
-        results[name] = value  # only then the report: what has one is taken for recorded, see Execution.repair
-        reports[name] = StepReport(success, 1, waited, duration, 0.0)
+        results[name] = value  # only then the times: a step that has some is taken for recorded, see Execution.repair
+        times[name] = waited, duration
         if node.compensation is not None:
             x.to_undo.append(node)
         if x.stopped:
@@ -135,3 +136,19 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         return Begun(node)
     x.running = 0
     return None
+
+
+_Start = tuple[contextvars.Context, Event | None, list[Scope] | None]
+"""where it was told, what, and the scopes that came back"""
+
+
+def _with_told(begun: Begun, at: float, waited: float, step: _Start, attempt: _Start) -> Begun:
+    """Where a sprint stopped, with what was told of that step and of its first attempt at `at`."""
+    context, event, scopes = step
+    begun.outer = begun.told = told = Told(at, context)
+    told.waited, told.event, told.scopes = waited, event, scopes
+    context, event, scopes = attempt
+    if event is not None:
+        begun.told = told = Told(at, context)
+        told.event, told.scopes = event, scopes
+    return begun

@@ -223,11 +223,14 @@ def test_an_async_undo_or_callable_object_counts_as_async() -> None:
     assert asyncio.run(AsyncEngine().run(call))["a"] == "fetched"
 
 
-def test_a_plain_function_that_answers_a_coroutine_is_refused_by_engine_in_one_sentence(ledger: Ledger) -> None:
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["silent", "watched"])
+def test_a_plain_function_that_answers_a_coroutine_is_refused_by_engine_in_one_sentence(
+    ledger: Ledger, hooks: Any
+) -> None:
     wf = Workflow("sneaky")
     ledger.add(wf, "a")
     wf.add_step("b", lambda ctx: fetch(ctx), depends_on="a", retry=3)  # noqa: PLW0108 - the point
-    with Engine() as engine, pytest.raises(AsyncStepInSyncEngine) as caught:
+    with Engine(hooks=hooks) as engine, pytest.raises(AsyncStepInSyncEngine) as caught:
         engine.run(wf)
     assert str(caught.value) == "step 'b' answered with a coroutine, which Engine cannot await: run it on AsyncEngine."
     assert ledger == ["a", "-a"]
