@@ -18,6 +18,8 @@ from .timing import Ended
 __all__ = ["UNTRACED", "Suppressed", "Trace", "Work", "links", "make_current", "store", "stored"]
 
 _LINKED: Final = 16  # dependencies that a step links to
+_DEPENDS_ON: Final = {names.LINK_TYPE: names.LINK_DEPENDS_ON}
+_SAMPLED: Final = TraceFlags.SAMPLED
 
 
 class Suppressed:
@@ -73,16 +75,16 @@ class Trace:
     """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
 
     __slots__ = (
-        *("at", "before", "caller", "context", "ended", "interrupted", "span", "started_at", "steps"),
-        *("told", "undos", "wall"),
+        *("before", "caller", "context", "ended", "epoch", "interrupted", "span", "started_at", "steps"),
+        *("told", "undos"),
     )
 
     def __init__(self, span: Span, context: otel.Context, caller: Span, at: float, wall: int) -> None:
         self.span = span
         self.context = context  # with `span` in it
         self.caller = caller
-        self.at = self.started_at = at  # monotonic seconds, and
-        self.wall = wall  # nanoseconds since the epoch at that moment
+        self.epoch = wall - int(at * 1e9)  # wall-clock nanoseconds of the monotonic clock's zero
+        self.started_at = at
         self.interrupted: Sequence[Link] = ()  # to the run that this one goes on with
         self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
         self.steps: dict[str, Work] = {}
@@ -92,7 +94,7 @@ class Trace:
 
     def ns(self, at: float) -> int:
         """Wall-clock nanoseconds of a monotonic moment: spans stay in order even when the wall clock jumps."""
-        return self.wall + int((at - self.at) * 1e9)
+        return self.epoch + int(at * 1e9)
 
     def of(self, step: str, *, undo: bool) -> Work:
         return (self.undos if undo else self.steps)[step]
@@ -111,10 +113,8 @@ class Trace:
             work = self.steps.get(depends_on[0])
             if work is None or work.span is None:
                 return self.links_to(names.LINK_DEPENDS_ON, depends_on[0])
-            context = work.span.get_span_context()  # the most common case, and what most of the rest comes to
-            if not (context.trace_flags & TraceFlags.SAMPLED and context.is_valid):
-                return []
-            return [Link(context, {names.LINK_TYPE: names.LINK_DEPENDS_ON})]
+            context = work.span.get_span_context()  # the most common case
+            return [Link(context, _DEPENDS_ON)] if context.trace_flags & _SAMPLED else []
         # Those that ended before a takeover come first, in whatever order; skipped ones have no span.
         ended = {name: self.steps[name].ended if name in self.steps else 0.0 for name in depends_on}
         traced = [name for name in sorted(depends_on, key=ended.__getitem__) if self.has_span(name)]

@@ -56,6 +56,7 @@ __all__ = ["TracingHook"]
 
 _LISTED: Final = 64  # step names in one attribute
 _NO_LINKS: Final[Sequence[Link]] = ()
+_INTERNAL: Final = SpanKind.INTERNAL
 _CALLERS_CONTEXT: Final = "flowcore_otel.context"
 """in a run's state: the context in which it was asked for, before any TracingHook made its span current"""
 _SUCCESS: Final = Status.SUCCESS
@@ -133,7 +134,7 @@ class TracingHook:
     def _run_requested(self, event: RunRequested) -> object | None:
         state, wall = event.state, int(event.wall * 1e9)
         context: otel.Context = state.setdefault(_CALLERS_CONTEXT, otel.get_current())
-        kind, linked = SpanKind.INTERNAL, _NO_LINKS
+        kind, linked = _INTERNAL, _NO_LINKS
         caller: Span = trace.INVALID_SPAN
         if event.submitted or event.recovering:  # nobody waits for it here: a trace of its own
             context = trace.set_span_in_context(caller, context)
@@ -246,28 +247,28 @@ class TracingHook:
 
     def _step_started(self, event: StepStarted) -> None:
         run: Trace = event.state[self]
-        steps = run.steps
-        if len(steps) >= self._max_step_spans:
-            work = steps[event.step] = Work(None)
+        if len(run.steps) >= self._max_step_spans:
+            work = run.steps[event.step] = Work(None)
             work.started = event
             return
         span = self._step_span(run, event)
-        steps[event.step] = Work(span)
+        run.steps[event.step] = Work(span)
         if event.carrier is not None:
             store(span.get_span_context(), event.carrier)
         if self._step_events and self._logs.enabled():
             attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
-        make_current(span)
+        otel.attach(trace.set_span_in_context(span))  # `make_current`, less a call: most spans come through here
 
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
         name, about = _about(event.workflow, event.step, event.function, event.max_attempts, depends_on)
         attributes = about.copy()
         attributes[names.STEP_WAIT] = event.waited
-        linked = run.waited_for(depends_on) if depends_on else None
-        start = run.wall + int((event.at - run.at) * 1e9)
-        return self._tracer.start_span(name, run.context, SpanKind.INTERNAL, attributes, linked, start)
+        linked = run.waited_for(depends_on) if depends_on else _NO_LINKS
+        return self._tracer.start_span(
+            name, run.context, _INTERNAL, attributes, linked, run.epoch + int(event.at * 1e9)
+        )
 
     def _late_span(self, run: Trace, work: Work) -> None:
         """Give a step past max_step_spans its span after all."""
@@ -279,14 +280,15 @@ class TracingHook:
         work = run.steps[event.step]
         work.ended = event.at
         run.ended.append((event.step, event.duration, event.depends_on))
+        span = work.span
         if event.outcome is not _SUCCESS or event.attempts > 1:
             self._late_span(run, work)
             self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
-        elif work.span is None:
+        elif span is None:
             work.finished = event
         else:  # what most steps come through
-            work.span.set_attribute(names.STEP_OUTCOME, "success")
-            work.span.end(run.wall + int((event.at - run.at) * 1e9))
+            span.set_attribute(names.STEP_OUTCOME, "success")
+            span.end(run.epoch + int(event.at * 1e9))
 
     def _finish(
         self, run: Trace, work: Work, event: StepFinished | CompensationFinished, attributes: Attributes
@@ -400,7 +402,7 @@ class TracingHook:
 
     def _child(self, parent: Span, name: str, start: int, attributes: Attributes, linked: Sequence[Link] = ()) -> Span:
         context = trace.set_span_in_context(parent)
-        return self._tracer.start_span(name, context, SpanKind.INTERNAL, attributes, linked, start)
+        return self._tracer.start_span(name, context, _INTERNAL, attributes, linked, start)
 
     def _end(
         self,
