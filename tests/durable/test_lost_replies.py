@@ -162,6 +162,30 @@ def test_an_operators_word_whose_reply_is_lost_counts_once(
     assert effects == ["do a", "do b", "failed undo b", "undo a", *more]
 
 
+@pytest.mark.parametrize(
+    ("verb", "status", "effects"),
+    [("resume", "success", ["do a", "do b", "do c"]), ("undo", "compensated", ["undo a"])],
+)
+def test_a_run_that_is_held_and_let_go_goes_the_way_that_was_decided_though_both_replies_are_lost(
+    far: Place, proxy: Proxy, verb: str, status: str, effects: list[str]
+) -> None:
+    wf = saga("success", World(Ledger(far.ledger)))
+    claim = Claim("k", "1" * 32, wf.name, None, wf.freeze().graph, {}, {"key": "k"}, lease=0.0, begins=("a",))
+    with far.store() as near, far.store(**resending("threads", 0)) as operators:
+        claimed = near.claim(claim)
+        assert isinstance(claimed, Claimed)  # and then its owner died
+        for word in ("hold", verb):
+            proxy.lose_reply_to(DECIDE)
+            with pytest.raises(StoreUnavailable):
+                getattr(operators, word)("k")
+            assert near.find("k").held == (word == "hold")
+            getattr(operators, word)("k")
+            assert near.find("k").held == (word == "hold")
+        assert near.find("k").fence == claimed.fence + 1
+        recover_until("threads", near, wf, 0.02, lambda: near.find("k").status == status)
+    assert [f"{effect.what} {effect.step}" for effect in effects_of(far.ledger)["k"]] == effects
+
+
 class Resends:
     """A store whose client hears no answer to a claim, and sends it again much later, as redis-py does by itself."""
 
