@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -155,21 +156,32 @@ def test_an_outage_of_half_a_lease_costs_no_owner_its_run(away: Callable[[str], 
 def test_a_run_that_nobody_took_over_meanwhile_goes_on_after_an_outage_of_any_length(
     away: Callable[[str], Away],
 ) -> None:
-    def one(outage: str, driver: str) -> None:
+    """Whichever its store hears first then: the heartbeat, or what has been done."""
+
+    def one(outage: str, driver: str, first: str) -> None:
         there = away(outage)
-        lease, fuse = SHORT, Fuse("", 0, lambda: None)
+        fuse, told = Fuse("", 0, lambda: None), threading.Event()
+
+        def watch(label: str) -> None:
+            fuse(label)
+            if label == "before renew" and first == "checkpoint":
+                told.wait(LEASE * 3)
+            elif label == "after checkpoint" and fuse.seen["back"]:
+                told.set()
 
         def point(label: str) -> None:
             if label == "after do b":
                 there.leave()
-                time.sleep(lease * 1.5)
+                time.sleep(SHORT * 1.5)
                 there.come_back()
-                before = fuse.seen["after renew"]
-                until(lambda: fuse.seen["after renew"] > before, "the next heartbeat")
+                watch("back")
+                if first == "heartbeat":
+                    before = fuse.seen["after renew"]
+                    until(lambda: fuse.seen["after renew"] > before, "the next heartbeat")
 
         with there.store(driver) as store:
-            watched = Watched(store, Journal(there.place.journal), fuse)
-            assert run(driver, watched, there.saga("compensated", point), "k", lease).status == "compensated"
+            watched = Watched(store, Journal(there.place.journal), watch)
+            assert run(driver, watched, there.saga("compensated", point), "k", SHORT).status == "compensated"
         assert there.effects() == ["do a", "do b", "do c", "undo c", "undo b", "undo a"]
 
-    all_at_once(one, CASES)
+    all_at_once(one, [(*case, first) for case in CASES for first in ("heartbeat", "checkpoint")])
