@@ -27,6 +27,7 @@ from .errors import (
 )
 from .events import (
     EngineStarted,
+    Event,
     Hook,
     Hooks,
     MaintenanceFinished,
@@ -37,6 +38,7 @@ from .events import (
 )
 from .events.hooks import hook_name
 from .events.process import with_process_hooks
+from .interrupts import deferred
 from .leases import Leases
 from .retry import Duration, seconds, some_random
 from .run import Run
@@ -182,8 +184,12 @@ class EngineBase:
                 return None if pool is None else pool.counts()
 
             names = tuple(map(hook_name, self._settings.hooks.hooks))
-            event = EngineStarted("", "", self._settings.clock(), {}, counts, names)
-            self._settings.hooks.emit(event, contextvars.copy_context())
+            self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names))
+
+    def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
+        """Everybody hears of it before a Ctrl-C strikes: it would be taken for the failure of whichever hook it strikes."""
+        with deferred():
+            self._settings.hooks.emit(event, context or contextvars.copy_context())
 
     @contextmanager
     def _round(self) -> Generator[contextvars.Context, None, None]:
@@ -191,18 +197,21 @@ class EngineBase:
         hooks, clock = self._settings.hooks, self._settings.clock
         context, began, error = contextvars.copy_context(), clock(), None
         event = MaintenanceStarted("", "", began, {}, "recover")
-        scopes = hooks.enter(event, context)
+        scopes = None
         try:
+            with deferred():
+                scopes = hooks.enter(event, context)
             yield context
         except BaseException as failure:
             error = failure
             raise
         finally:
             now = clock()
-            if MaintenanceFinished in hooks.wanted:
-                hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error), context)
-            if scopes is not None:
-                hooks.exit(scopes, context, event, error)
+            with deferred():
+                if MaintenanceFinished in hooks.wanted:
+                    hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error), context)
+                if scopes is not None:
+                    hooks.exit(scopes, context, event, error)
 
     @property
     def _surveys(self) -> bool:
@@ -217,8 +226,7 @@ class EngineBase:
             status = "held" if record.held else "expired" if record.status is Status.RUNNING else str(record.status)
             if (record.workflow, status) in counts:
                 counts[record.workflow, status] += 1
-        event = StoreSurveyed("", "", self._settings.clock(), {}, counts)
-        self._settings.hooks.emit(event, context)
+        self._tell(StoreSurveyed("", "", self._settings.clock(), {}, counts), context)
 
     def _register(self, workflow: Workflow) -> None:
         with self._lock:
@@ -227,14 +235,14 @@ class EngineBase:
             self._registered.add(workflow)
         if WorkflowRegistered in self._settings.hooks.wanted:
             names = tuple(step.name for step in workflow.steps)
-            event = WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names)
-            self._settings.hooks.emit(event, contextvars.copy_context())
+            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names))
 
     def _tell_submitted(self, x: Execution) -> None:
         x.submitted = True
         if RunSubmitted in x.wanted:
             event = RunSubmitted(x.workflow.name, x.run_id, self._settings.clock(), x.state, x.key)
-            x.hooks.emit(event, contextvars.copy_context())
+            with deferred():
+                x.hooks.emit(event, contextvars.copy_context())
 
 
 def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str | None:

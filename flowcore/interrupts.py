@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["CtrlC", "guard", "restore"]
+__all__ = ["CtrlC", "deferred", "guard", "restore"]
 
 _SIGINT: Final = int(signal.SIGINT)
 # signal.signal turns numbers into enums and back, at the price of a small run; this is the function behind it.
@@ -68,3 +69,15 @@ def restore(mine: CtrlC | None) -> None:
     """Give SIGINT back, if it was taken."""
     if mine is not None:
         _set_handler(_SIGINT, mine.before)
+
+
+@contextmanager
+def deferred() -> Generator[None, None, None]:
+    """A Ctrl-C in the main thread waits until the block is over; an error of the block's own goes first."""
+    mine = guard()
+    try:
+        yield
+    finally:
+        restore(mine)
+    if mine is not None and mine.count:
+        raise KeyboardInterrupt

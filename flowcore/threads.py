@@ -483,6 +483,7 @@ class Engine(EngineBase):
         `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
         """
         x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._tell_submitted(x)
         driver = self._driver(x, run(x))
         future: Future[Run] = Future()
 
@@ -502,7 +503,6 @@ class Engine(EngineBase):
                 self._over(driver)
 
         driver.on_over = over
-        self._tell_submitted(driver.x)
         self._pool.put(begin)
         return future
 

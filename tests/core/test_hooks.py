@@ -30,10 +30,13 @@ from flowcore.events import (
     AttemptStarted,
     CompensationFinished,
     CompensationStarted,
+    EngineStarted,
     Event,
     HookFailed,
     Hooks,
     HooksMeasured,
+    MaintenanceFinished,
+    MaintenanceStarted,
     RunFinished,
     RunRequested,
     RunStarted,
@@ -42,6 +45,7 @@ from flowcore.events import (
     StepReady,
     StepSkipped,
     StepStarted,
+    StoreSurveyed,
     WorkflowRegistered,
 )
 from flowcore.events.records import EVENTS
@@ -767,6 +771,50 @@ def test_a_ctrl_c_among_the_hooks_waits_for_the_steps(ledger: Ledger, moment: ty
     if answer is None:
         check_well_formed([event for event in events if event != "and on"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+OUTSIDE: dict[type[Event], Any] = {
+    EngineStarted: lambda hooks, wf: Engine(hooks=hooks),
+    WorkflowRegistered: lambda hooks, wf: Engine(hooks=hooks).run(wf),
+    RunSubmitted: lambda hooks, wf: Engine(hooks=hooks).submit(wf),
+    MaintenanceStarted: lambda hooks, wf: Engine(hooks=hooks).recover(),
+    StoreSurveyed: lambda hooks, wf: Engine(hooks=hooks, workflows=[wf]).recover(),
+    MaintenanceFinished: lambda hooks, wf: Engine(hooks=hooks).recover(),
+}
+
+
+@pytest.mark.parametrize("moment", OUTSIDE)
+def test_a_ctrl_c_among_hooks_that_are_told_of_no_run_is_raised_once_all_have_heard(
+    ledger: Ledger, moment: type[Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Any] = []
+
+    def struck(event: Any) -> None:
+        if type(event) is moment:
+            signal.raise_signal(signal.SIGINT)
+            heard.append("and on")
+
+    def listens(event: Any) -> None:
+        if type(event) is moment:
+            heard.append(event)
+
+    with pytest.raises(KeyboardInterrupt):
+        OUTSIDE[moment]([struck, listens], ledger.chain("a"))
+    assert [type(what) for what in heard] == [str, moment]
+    assert not caplog.records
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_engine_whose_submit_a_ctrl_c_struck_can_be_closed(ledger: Ledger) -> None:
+    def struck(event: Any) -> None:
+        if isinstance(event, RunSubmitted):
+            signal.raise_signal(signal.SIGINT)
+
+    engine = Engine(hooks=[struck])
+    with pytest.raises(KeyboardInterrupt):
+        engine.submit(ledger.chain("a"))
+    engine.close()
+    assert ledger == []
 
 
 def test_how_many_steps_wait_can_be_asked_at_any_time_and_undos_are_none_of_them(drive: Drive, ledger: Ledger) -> None:
