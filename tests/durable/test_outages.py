@@ -127,30 +127,40 @@ def test_a_run_whose_store_stays_away_parks_and_is_gone_on_with_once_it_is_back(
     all_at_once(one, [(*case, *more) for case in CASES for more in cases])
 
 
+def goes_on_after_half_a_lease(away: Callable[[str], Away], lease: float, outage: str, driver: str) -> None:
+    """A run whose store is away for half a lease. It leaves when it hurts most: just before the lease is renewed; and others
+    look for runs to take over all the time."""
+    there = away(outage)
+    beats = threading.Semaphore(0)
+
+    def watch(label: str) -> None:
+        if label == "after renew":
+            beats.release()
+
+    def point(label: str) -> None:
+        if label == "after do b":
+            assert beats.acquire(timeout=lease)
+            time.sleep(lease * 0.3)
+            there.leave()
+            time.sleep(lease / 2)
+            there.come_back()
+            assert all(
+                beats.acquire(timeout=lease) for _ in range(2)
+            )  # long enough for others to find it, were it lost
+
+    wf, journal = there.saga("success", point), Journal(there.place.journal)
+    with there.store(driver) as store, there.store() as near, recovering(Watched(near, journal), wf, lease / 60):
+        ended = run(driver, Watched(store, journal, watch), wf, "k", lease)
+        record = near.find("k")
+    assert (ended.status, ended.replayed) == ("success", False)
+    assert there.effects() == ["do a", "do b", "do c"]
+    assert {effect.fence for effect in effects_of(there.place.ledger)["k"]} == {record.fence}
+    assert [word.verb for word in words_of(there.place.journal)["k"]].count("claim") == 1
+
+
 def test_an_outage_of_half_a_lease_costs_no_owner_its_run(away: Callable[[str], Away]) -> None:
-    """The issue's thirty seconds, for leases of a minute. It comes when it hurts most: just before the lease is renewed;
-    and others look for runs to take over all the time."""
-
-    def one(outage: str, driver: str) -> None:
-        there = away(outage)
-        fuse = Fuse("", 0, lambda: None)
-
-        def point(label: str) -> None:
-            if label == "after do b":
-                until(lambda: fuse.seen["after renew"], "the first heartbeat")
-                time.sleep(LEASE * 0.3)
-                there.leave()
-                time.sleep(LEASE / 2)
-                there.come_back()
-                time.sleep(LEASE)
-
-        wf = there.saga("success", point)
-        with there.store(driver) as store, there.store() as near, recovering(near, wf, LEASE / 30):
-            ended = run(driver, Watched(store, Journal(there.place.journal), fuse), wf, "k", LEASE)
-        assert (ended.status, ended.replayed) == ("success", False)
-        assert there.effects() == ["do a", "do b", "do c"]
-
-    all_at_once(one, CASES)
+    """long_outages.py has one of thirty seconds."""
+    all_at_once(partial(goes_on_after_half_a_lease, away, LEASE), CASES)
 
 
 def test_a_run_that_nobody_took_over_meanwhile_goes_on_after_an_outage_of_any_length(
