@@ -38,7 +38,7 @@ PARTS: dict[str, str] = {
     "leases": "errors status events stores.base forks",
     "workers": "forks",
     "interrupts": "",
-    "engine": "errors status retry run workflow events stores _protocol leases workers",
+    "engine": "errors status retry run workflow events stores _protocol leases workers interrupts",
     "threads": "errors status retry context run workflow events stores.base _protocol engine workers interrupts forks",
     "aio": "errors status retry context run workflow events stores.base _protocol engine workers forks",
     "testing": "errors status retry context run workflow events stores _protocol",
