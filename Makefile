@@ -23,7 +23,7 @@ demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 ke
 	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(STORE),--store='$(STORE)')
 
 test: lint types servers  ## lint, check types, run the tests with coverage
-	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov
+	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=loadfile
 	@report=$$($(ENV) -m coverage report --fail-under=100) \
 		|| { echo "$$report"; echo 'Every branch of flowcore/_protocol must be covered.'; exit 1; }
 
