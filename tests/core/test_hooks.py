@@ -107,6 +107,10 @@ def test_the_events_of_a_run_that_succeeds(drive: Drive, ledger: Ledger) -> None
     started = of_type(events, StepStarted)[1]
     assert (started.step, started.depends_on, started.max_attempts, started.waited >= 0) == ("b", ("a",), 1, True)
     assert started.function.endswith("Ledger.add.<locals>.do")
+    for ended in of_type(events, StepFinished):
+        assert (ended.outcome, ended.attempts, ended.backoff) == (Status.SUCCESS, 1, 0.0)
+    for report in run.steps.values():
+        assert (report.status, report.attempts, report.backed_off) == (Status.SUCCESS, 1, 0.0)
     finished = of_type(events, RunFinished)[0]
     assert (finished.outcome, finished.error, finished.skipped, finished.undone) == (Status.SUCCESS, None, (), ())
 
@@ -125,6 +129,8 @@ def test_the_events_of_a_run_that_is_undone(drive: Drive, ledger: Ledger) -> Non
     assert (finished.outcome, finished.error, finished.undone) == (Status.COMPENSATED, run.error, ("a",))
     failed = of_type(events, StepFinished)[1]
     assert (failed.outcome, failed.error, failed.attempts) == (Status.FAILURE, run.error, 1)
+    for report in run.steps.values():
+        assert (report.attempts, report.backed_off) == (1, 0.0)
 
 
 def test_a_skipped_step_is_told_with_what_it_depends_on_and_starts_nothing(drive: Drive, ledger: Ledger) -> None:
@@ -537,6 +543,29 @@ def test_a_finish_event_comes_while_its_scope_is_still_entered(drive: Drive) -> 
     ]
 
 
+def test_what_a_scope_leaves_behind_is_seen_inside_of_it_only(drive: Drive) -> None:
+    seen: list[Any] = []
+
+    @contextmanager
+    def leaves(what: str) -> Iterator[None]:
+        place.set((*place.get(), what))
+        yield
+
+    def hook(event: Any) -> Any:
+        if isinstance(event, (StepFinished, RunFinished)):
+            seen.append(place.get())
+        kind = type(event).__name__
+        return leaves(kind) if kind in {"RunStarted", "StepStarted", "AttemptStarted"} else None
+
+    wf = Workflow("leaves")
+    for name in "ab":
+        wf.add_step(name, lambda ctx: seen.append(place.get()), depends_on="a" if name == "b" else ())
+    drive(wf, hooks=[hook])
+    step = [("RunStarted", "StepStarted", "AttemptStarted"), ("RunStarted", "StepStarted")]
+    assert seen == [*step, *step, ("RunStarted",)]
+    assert place.get() == ()
+
+
 def test_the_scope_is_current_in_a_step_with_a_timeout_in_a_retry_and_in_an_awaited_coroutine(drive: Drive) -> None:
     seen: list[Any] = []
 
@@ -771,6 +800,19 @@ def test_a_ctrl_c_among_the_hooks_waits_for_the_steps(ledger: Ledger, moment: ty
     if answer is None:
         check_well_formed([event for event in events if event != "and on"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_ctrl_cs_that_nobody_could_act_upon_yet_count_as_one(ledger: Ledger) -> None:
+    def struck(event: Any) -> None:
+        if isinstance(event, StepFinished) and event.step == "b":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    store = MemoryStore()
+    with Engine(hooks=[struck], store=store) as engine, pytest.raises(KeyboardInterrupt):
+        engine.run(ledger.chain("a", "b", "c"))
+    assert ledger == ["a", "b", "-b", "-a"]
+    assert not [record for record in store.list_runs() if record.held]
 
 
 OUTSIDE: dict[type[Event], Any] = {

@@ -9,6 +9,9 @@ import pytest
 from flowcore import Context, Engine, Status, StepCancelled, Workflow
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Checkpoint, Lost
+from flowcore.testing import SimulatedStore
+from flowcore.testing.acts import Caller
+from flowcore.testing.story import play
 
 from .conftest import Ledger
 
@@ -111,3 +114,12 @@ def test_what_a_step_writes_goes_with_its_end_and_the_chain_goes_on(store: Telli
     with Engine(store=store) as engine:
         assert engine.run(wf)["e"] == "12A"
     assert [list(one.writes) for one in told] == [[], [], ["seat"], []]
+
+
+def test_a_chain_longer_than_its_lease_asks_no_more_often_where_no_step_is(ledger: Ledger) -> None:
+    """Each checkpoint renews the lease, also of who has no heartbeat."""
+    wf = chain(ledger, *"abcdefghij")
+    story = play(wf, seed=1, store=SimulatedStore(), key="k", callers=[Caller(beats=False)], lease=1.0, observed=False)
+    assert story.calls[-1].began - story.began > 4.0
+    assert all(call.ended is not None and call.ended - call.began < 1.0 for call in story.calls)
+    assert [call.verb for call in story.stored] == ["claim", *["checkpoint"] * 9, "finish"]
