@@ -20,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 import flowcore
-from flowcore import Backoff, Context, Engine, IdempotencyHeld, Retry, Status, Workflow
+from flowcore import Backoff, Context, Engine, IdempotencyHeld, Retry, Status, StepCancelled, Workflow
 from flowcore.events import SKIP_RUN, BackoffStarted, RunStarted
 from flowcore.stores import MemoryStore
 
@@ -31,14 +31,19 @@ DELIVERS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
 """The instructions after which CPython looks for signals."""
 
 
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 class Strike:
-    """While entered: sends SIGINT to this thread at the n-th moment at which it could come out of the blue.
+    """While entered: sends SIGINT to this thread, or does `what`, at the n-th moment at which it could come out of the blue.
 
     Those moments are counted, so n goes from 1 up to where `struck` stays empty.
     """
 
-    def __init__(self, moment: int) -> None:
+    def __init__(self, moment: int, what: Callable[[], None] = interrupt) -> None:
         self.struck = ""
+        self._what = what
         self._left = moment
         self._last: tuple[FrameType, int] | None = None
         self._before = sys.gettrace()
@@ -77,7 +82,7 @@ class Strike:
         self._left -= 1
         if not self._left:
             self.struck = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-            signal.raise_signal(signal.SIGINT)
+            self._what()
 
     @staticmethod
     def _delivers(frame: FrameType, index: int) -> bool:
@@ -148,6 +153,33 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
         if not isinstance(raised, KeyboardInterrupt):
             found.append(f"raised {raised!r} instead of KeyboardInterrupt")
         problems.extend(f"{strike.struck}: {problem}" for problem in found)
+    assert moment > 25
+    assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
+def test_a_cancel_from_another_thread_at_any_moment_leaves_nothing_half_done(hooks: tuple[Any, ...]) -> None:
+    problems: list[str] = []
+    moment = 0
+    for moment in itertools.count(1):
+        ledger, store = Ledger(), MemoryStore()
+        engine = Engine(store=store, hooks=hooks)
+
+        def cancel(engine: Engine = engine) -> None:
+            def elsewhere() -> None:
+                for x in list(engine._live):
+                    engine.cancel(x.run_id)
+
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join(0.01)  # it waits for the run's lock where the run has that just now
+
+        strike = Strike(moment, cancel)
+        with suppress(StepCancelled), strike:
+            engine.run(saga(ledger, fails=False))
+        problems.extend(f"{strike.struck}: {problem}" for problem in aftermath(store, engine, ledger))
+        if not strike.struck:
+            break
     assert moment > 25
     assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
 
