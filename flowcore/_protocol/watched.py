@@ -33,9 +33,8 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
     workflow, run_id, state, success = x.workflow.name, x.run_id, x.state, Status.SUCCESS
     times: dict[str, tuple[float, float]] = {}
     x.times = times
-    emit, enter = hooks.emit, hooks.enter
-    wanted = x.wanted
-    tells_start, tells_end, tells_ready = StepStarted in wanted, StepFinished in wanted, StepReady in wanted
+    emit, enter, listeners = hooks.emit, hooks.enter, hooks.listeners
+    starts, ends, tells_ready = listeners.get(StepStarted), listeners.get(StepFinished), StepReady in x.wanted
     one, several = ((who, AttemptStarted in who.wanted, AttemptFinished in who.wanted) for who in (hooks.lone, hooks))
     node = nodes[ready.popleft()]
     ready_at = x.ready_at[node.index]
@@ -51,9 +50,9 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         attempts, tells_first, tells_last = one if allowed == 1 else several
         outer = inner = copy()
         start = first = outer_scopes = inner_scopes = None
-        if tells_start:
+        if starts is not None:
             start = StepStarted(workflow, run_id, at, state, name, waited, depends_on, allowed, node.function, None)
-            outer_scopes = enter(start, outer)
+            outer_scopes = enter(start, outer, None, starts)
         if tells_first:
             inner = outer.copy()
             first = AttemptStarted(workflow, run_id, at, state, name, 1, allowed, False)
@@ -96,13 +95,11 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             )
         if inner_scopes is not None and first is not None:
             hooks.exit(inner_scopes, inner, first, None)
-        if tells_end:
-            emit(
-                StepFinished(
-                    workflow, run_id, end, state, name, success, duration, 1, waited, 0.0, None, depends_on, allowed
-                ),
-                outer,
+        if ends is not None:
+            finish = StepFinished(
+                workflow, run_id, end, state, name, success, duration, 1, waited, 0.0, None, depends_on, allowed
             )
+            emit(finish, outer, None, ends)
         if outer_scopes is not None and start is not None:
             hooks.exit(outer_scopes, outer, start, None)
         results[name] = value  # only then the times: a step that has some is taken for recorded, see Execution.repair

@@ -42,6 +42,10 @@ class Hook(Protocol):
 _log = logging.getLogger("flowcore")
 
 
+Listeners = tuple[tuple[Hook, Call], ...]
+"""hooks, and what to call with an event"""
+
+
 class Hooks:
     """The hooks of one engine, or of one run of it: who wants which event.
 
@@ -60,7 +64,7 @@ class Hooks:
         told = [(hook, _wants_of_lone(hook) if _lone else wants(hook)) for hook in hooks if wants(hook)]
         self.hooks: tuple[Hook, ...] = tuple(hook for hook, _ in told)
         self.wanted: frozenset[type[Event]] = frozenset().union(*(kinds for _, kinds in told))
-        self.listeners: dict[type[Event], tuple[tuple[Hook, Call], ...]] = {
+        self.listeners: dict[type[Event], Listeners] = {
             kind: tuple((hook, _handler(hook, kind)) for hook, kinds in told if kind in kinds) for kind in self.wanted
         }
         self._failed: set[str] = set() if _failed is None else _failed
@@ -73,9 +77,16 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self.hooks)
 
-    def emit(self, event: Event, context: contextvars.Context, leaving: list[Hook] | None = None) -> None:
-        """Tell everybody who wants it, inside `context`. Hooks that answer SKIP_RUN are added to `leaving`."""
-        for hook, call in self.listeners.get(type(event), ()):
+    def emit(
+        self,
+        event: Event,
+        context: contextvars.Context,
+        leaving: list[Hook] | None = None,
+        listeners: Listeners | None = None,
+    ) -> None:
+        """Tell everybody who wants it, inside `context`. Hooks that answer SKIP_RUN are added to `leaving`. `listeners`:
+        those of such events, where the caller knows them already."""
+        for hook, call in listeners or self.listeners.get(type(event), ()):
             try:
                 if context.run(call, event) is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
@@ -83,19 +94,22 @@ class Hooks:
                 self._blame(hook, error, event, context)
 
     def enter(
-        self, event: Event, context: contextvars.Context, leaving: list[Hook] | None = None
+        self,
+        event: Event,
+        context: contextvars.Context,
+        leaving: list[Hook] | None = None,
+        listeners: Listeners | None = None,
     ) -> list[Scope] | None:
-        """Tell a start event and enter the scopes that come back, inside `context`; pass them to `exit`.
-
-        Hooks that answer SKIP_RUN are added to `leaving`.
-        """
+        """Tell a start event, as `emit` does, and enter the scopes that come back, inside `context`; pass them to `exit`."""
         scopes: list[Scope] | None = None
-        for hook, call in self.listeners.get(type(event), ()):
+        for hook, call in listeners or self.listeners.get(type(event), ()):
             try:
                 answer = context.run(call, event)
+                if answer is None:
+                    continue
                 if answer is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
-                elif answer is not None and _is_scope(answer):
+                elif _is_scope(answer):
                     context.run(answer.__enter__)
                     if scopes is None:
                         scopes = []
