@@ -77,7 +77,9 @@ class Database:
 
     def _transaction(self, begin: str, work: Callable[[sqlite3.Cursor], T]) -> T:
         with self._lock:
-            cursor = self._connected()
+            cursor = self._cursor
+            if cursor is None or self._process != os.getpid() or cursor.connection.in_transaction:
+                cursor = self._connected()
             try:
                 cursor.execute(begin)
                 answer = work(cursor)
@@ -91,7 +93,8 @@ class Database:
         return answer
 
     def _connected(self) -> sqlite3.Cursor:
-        """What to ask. One cursor serves all transactions: to make one takes as long as a small statement."""
+        """What to ask, where the cursor of the last time may not do. It mostly does, for to make one takes as long as a small
+        statement."""
         if self._closed:
             raise StoreError(f"this SQLiteStore of {self.path} is closed: make another one.")
         if self._process != os.getpid() and self._connection is not None:

@@ -153,7 +153,7 @@ class SQLiteStore:
     ) -> Claimed:
         db.execute(tables.RETIRE, (claim.key,))
         expires, lease = tables.until(now, claim.lease)
-        number = tables.add(db, texts, generation=generation, fence=fence, started=now, expires=expires, lease=lease)
+        number = tables.add(db, texts, generation, fence, now, expires, lease)
         self._written += tables.put(db, number, texts)
         return Claimed(generation, fence)
 
@@ -171,51 +171,49 @@ class SQLiteStore:
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
         """Write down what has changed in a run of ours, and renew its lease."""
-        texts = self._encoding.encode_checkpoint(checkpoint)
+        texts, lease = self._encoding.encode_checkpoint(checkpoint), microseconds(checkpoint.lease)
+        owner = checkpoint.key, checkpoint.run_id, checkpoint.fence
 
         def write(db: sqlite3.Cursor) -> Lost | None:
-            number, refused = self._ours(db, checkpoint.key, checkpoint.run_id, checkpoint.fence)
-            if number is not None:
-                now = self._now()
-                self._written += tables.put(db, number, texts)
-                db.execute(tables.CHECKPOINT, (*tables.until(now, checkpoint.lease), checkpoint.undoing, number))
-                if self._written >= _BITE:
-                    self._forget_some(db, now)
-            return refused
+            row = db.execute(tables.OWNED, owner).fetchone()
+            if row is None:
+                return self._refused(db, *owner)
+            now = self._now()
+            self._written += tables.put(db, row[0], texts)
+            db.execute(tables.CHECKPOINT, (now + lease, lease, checkpoint.undoing, row[0]))
+            if self._written >= _BITE:
+                self._forget_some(db, now)
+            return None
 
         return self._database.write(write)
 
     def finish(self, ending: Ending, /) -> Lost | None:
         """Write down how a run of ours ended."""
         record, texts = ending.record, self._encoding.encode_ending(ending)
+        owner = record.key, record.run_id, record.fence
         kept = record.held or record.status in TO_GO_ON
 
         def write(db: sqlite3.Cursor) -> Lost | None:
-            number, refused = self._ours(db, record.key, record.run_id, record.fence)
-            if number is not None:
-                now = self._now()
-                db.execute(tables.CLEAR, (number,))
-                self._written += tables.put(db, number, texts)
-                undoing = "undoing" in texts
-                db.execute(
-                    tables.FINISH,
-                    (texts["status"], record.held, undoing, now, None if kept else self._forget_at(now), number),
-                )
-            return refused
+            row = db.execute(tables.OWNED, owner).fetchone()
+            if row is None:
+                return self._refused(db, *owner)
+            now = self._now()
+            db.execute(tables.CLEAR, row)
+            self._written += tables.put(db, row[0], texts)
+            forget = None if kept else self._forget_at(now)
+            db.execute(tables.FINISH, (texts["status"], record.held, "undoing" in texts, now, forget, row[0]))
+            return None
 
         return self._database.write(write)
 
-    def _ours(self, db: sqlite3.Cursor, key: str, run_id: str, fence: int) -> tuple[int | None, Lost | None]:
-        """The row of a run that is ours and goes on; else None, and Lost unless it is ours but over: a late copy."""
-        row = db.execute(tables.OWNED, (key,)).fetchone()
-        if row is None:
-            return None, Lost(gone=True)
-        if row[1:] == (run_id, fence, "running"):
-            return row[0], None
+    def _refused(self, db: sqlite3.Cursor, key: str, run_id: str, fence: int) -> Lost | None:
+        """Of a run that is not ours, or does not go on: Lost, unless it is ours but over, and this is a late copy."""
         found = tables.found(db, key, 0)
-        if found is not None:  # whoever wrote what flowcore does not write is not taken for an owner
-            self._encoding.decode(key, found[2])
-        return None, None if row[1:3] == (run_id, fence) else Lost()
+        if found is None:
+            return Lost(gone=True)
+        # Whoever wrote what flowcore does not write is not taken for an owner.
+        record = self._encoding.decode(key, found[2])
+        return None if (record.run_id, record.fence) == (run_id, fence) else Lost()
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
         """Extend these leases from now on; for each, whether it is still ours."""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .encoding import STEP, WRITE, microseconds
+from .encoding import microseconds
 
 __all__ = [
     "CHECKPOINT",
@@ -45,7 +45,7 @@ _COLUMNS: Final = (
     *("before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
 )
 _IN_RUNS: Final = frozenset(_COLUMNS)
-_NUMBERED: Final = frozenset({STEP, WRITE})
+_BEGUN: Final = ("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status")  # of a fresh run
 _NOTHING: Final = frozenset({"null", "[]"})  # the same as no row
 
 SCHEMA: Final = (
@@ -81,7 +81,7 @@ SCHEMA: Final = (
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - the words above
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"
-OWNED: Final = "SELECT id, run_id, fence, status FROM runs WHERE key = ?"
+OWNED: Final = "SELECT id FROM runs WHERE key = ? AND run_id = ? AND fence = ? AND status = 'running'"
 # A lease that ends a second later than it is long: the clock was set back, and nobody knows how its owner is. A claim
 # sees to it.
 UNFINISHED: Final = (
@@ -118,6 +118,10 @@ RAISE: Final = (
     "WHERE CAST(excluded.text AS INTEGER) > CAST(text AS INTEGER)"
 )
 FORGOTTEN: Final = "SELECT id FROM runs WHERE forget <= ? ORDER BY forget LIMIT 1"
+_ADD: Final = (
+    f"INSERT INTO runs ({', '.join(_BEGUN)}, generation, fence, started, expires, lease) "  # noqa: S608 - the words above
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _FORGET: Final = "DELETE FROM fields WHERE run = ? AND name IN (SELECT name FROM fields WHERE run = ? LIMIT ?)"
 
 
@@ -143,27 +147,26 @@ def whole(db: sqlite3.Cursor, number: int, head: Mapping[str, Any]) -> dict[str,
     return {**dict(db.execute("SELECT name, text FROM fields WHERE run = ?", (number,))), **head}
 
 
-def add(db: sqlite3.Cursor, texts: Mapping[str, str], **counted: int) -> int:
+def add(
+    db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: int, started: int, expires: int, lease: int
+) -> int:
     """A new run. Answers its row number; its other fields are still to be put."""
-    columns = {name: text for name, text in texts.items() if name in _IN_RUNS} | counted
-    marks = ", ".join("?" * len(columns))
-    sql = f"INSERT INTO runs ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - the words above
-    number: Any = db.execute(sql, tuple(columns.values())).lastrowid
+    number: Any = db.execute(_ADD, (*map(texts.get, _BEGUN), generation, fence, started, expires, lease)).lastrowid
     return int(number)
 
 
 def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
     """Write those fields of a run that have rows of their own. Answers how many these are."""
+    raised: list[tuple[int, str, str]] = []
     rows = 0
     for name, text in texts.items():
-        if name[:2] in _NUMBERED:
-            db.execute(RAISE, (number, name, text))
-        elif name in _IN_RUNS or text in _NOTHING:
-            continue
-        else:
+        if name[1] == ":":  # a step's, or a write's
+            raised.append((number, name, text))
+        elif name not in _IN_RUNS and text not in _NOTHING:
             db.execute(PUT, (number, name, text))
-        rows += 1
-    return rows
+            rows += 1
+    db.executemany(RAISE, raised)
+    return rows + len(raised)
 
 
 def forget(db: sqlite3.Cursor, now: int, most: int) -> bool:

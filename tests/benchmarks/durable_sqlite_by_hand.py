@@ -84,20 +84,23 @@ class SQLiteByHand(Subject):
     def _checkpoint(self, key: str, run_id: str, fence: int, texts: dict[str, str]) -> None:
         ask = self._db.execute
         ask("BEGIN IMMEDIATE")
-        row, *owner = ask(tables.OWNED, (key,)).fetchone()
-        if owner != [run_id, fence, "running"]:
-            raise AssertionError(f"{key} belongs to somebody else")
+        row = self._owned(key, run_id, fence)
         for name, text in texts.items():
             ask(tables.RAISE, (row, name, text))
         ask(tables.CHECKPOINT, (int(time.time() * 1e6) + LEASE, LEASE, False, row))
         ask("COMMIT")
 
+    def _owned(self, key: str, run_id: str, fence: int) -> int:
+        row = self._db.execute(tables.OWNED, (key, run_id, fence)).fetchone()
+        if row is None:
+            raise AssertionError(f"{key} belongs to somebody else")
+        number: int = row[0]
+        return number
+
     def _finish(self, key: str, run_id: str, fence: int, texts: dict[str, str]) -> None:
         ask = self._db.execute
         ask("BEGIN IMMEDIATE")
-        row, *owner = ask(tables.OWNED, (key,)).fetchone()
-        if owner != [run_id, fence, "running"]:
-            raise AssertionError(f"{key} belongs to somebody else")
+        row = self._owned(key, run_id, fence)
         now = int(time.time() * 1e6)
         ask(tables.CLEAR, (row,))
         for name, text in texts.items():
