@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .workflow import Step
 
-__all__ = ["Run", "StepReport"]
+__all__ = ["BEGINS", "Run", "StepReport"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() tells one by one
@@ -38,6 +38,10 @@ class StepReport:
     undo_error: BaseException | None = None
     landed_late: Status | None = None
     """how an attempt that had been given up came back after all: success or failure"""
+
+
+BEGINS: Final = StepReport(Status.RUNNING, 1)
+"""of a step whose first attempt is about to start; shared by all of them, so never changed"""
 
 
 class HasRunId(Protocol):

@@ -26,12 +26,16 @@ two texts of one field without parsing them. All JSON is ASCII.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import traceback
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final, Protocol
 
 from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, said, shown
+from ..run import BEGINS
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .decoding import ENDINGS, LARGEST, SCHEMA, STEP, WRITE, decode, json_value, number
 
@@ -42,9 +46,29 @@ _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
 _MESSAGE: Final = 1024  # characters of an error's message that are kept
 _TRACEBACK: Final = 16 * 1024  # of its traceback: the last ones
 
-_json_text: Final[Callable[[object], str]] = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_BEGINS: Final = '{"status":"running","attempts":1}'
 
 
+def _strict_json() -> Callable[[object], str]:
+    """Strict JSON without spaces: what JSONEncoder.encode asks in the end, or that itself where the interpreter has no such
+    thing, or another one. The way there takes as long as a small value does."""
+    encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+
+    def encode(value: object) -> str:
+        return "".join(make({}, encoder.default, quoted, None, ":", ",", False, False, False)(value, 0))
+
+    sample = [{"é": None}, 0.5]
+    with contextlib.suppress(TypeError):
+        if encode(sample) == encoder.encode(sample):
+            return encode
+    return encoder.encode
+
+
+_json_text: Final = _strict_json()
+
+
+@functools.lru_cache(maxsize=64)  # there are few leases, and each checkpoint has one
 def microseconds(seconds: float) -> int:
     """Seconds as durable stores count them; of leases and retentions at most a century."""
     return round(min(seconds, _CENTURY) * 1e6)
@@ -80,6 +104,7 @@ class Encoding:
         if isinstance(max_value_bytes, bool) or not isinstance(max_value_bytes, int) or max_value_bytes < 1:
             raise DefinitionError(f"max_value_bytes= must be a whole number from 1 up, not {shown(max_value_bytes)}.")
         self._codec: Codec = _Json() if codec is None else codec
+        self._dumps = _json_text if codec is None else codec.dumps
         self._most = max_value_bytes
 
     def decode(self, key: str, fields: Mapping[str, Any]) -> RunRecord:
@@ -107,13 +132,16 @@ class Encoding:
         if carrier := _texts_only(claim.carrier):
             fields["carrier"] = _json_text(carrier)
         for seq, name in enumerate(claim.begins, 1):
-            fields[STEP + name] = f'{seq} {{"status":"running","attempts":1}}'
+            fields[STEP + name] = f"{seq} {_BEGINS}"
         return _of_unicode(fields, claim.run_id)
 
     def encode_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
         """What a checkpoint changes: its steps and writes; undoing, failed_step and error where they are given."""
         run_id = checkpoint.run_id
-        fields = {STEP + name: self.encode_step(name, step, run_id) for name, step in checkpoint.steps.items()}
+        fields: dict[str, str] = {}
+        for name, step in checkpoint.steps.items():
+            begins = step.report is BEGINS
+            fields[STEP + name] = f"{step.seq} {_BEGINS}" if begins else self.encode_step(name, step, run_id)
         for key, write in checkpoint.writes.items():
             fields[WRITE + _string_key(key, run_id)] = self.encode_write(key, write, run_id)
         if checkpoint.undoing:
@@ -146,7 +174,7 @@ class Encoding:
         report = step.report
         text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
-            text += f',"result":{_json_text(self._dumped(step.result, "the result of step", name, run_id))}'
+            text += f',"result":{quoted(self._dumped(step.result, "the result of step", name, run_id))}'
         if step.effect:
             text += ',"effect":true'
         if step.carrier and (carrier := _texts_only(step.carrier)):
@@ -183,7 +211,7 @@ class Encoding:
 
     def _dumped(self, value: object, what: str, name: str, run_id: str) -> str:
         try:
-            text = self._codec.dumps(value)
+            text = self._dumps(value)
         except Exception as error:
             raise NotSerializable(
                 f"{what} {shown(name)} in run {run_id} cannot be stored ({type(error).__name__}: {said(error, 200)}): "
@@ -205,6 +233,8 @@ class Encoding:
 
 def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
     """The same fields, if all of them are text as the world knows it. What is JSON always is."""
+    if all(map(str.isascii, fields)) and all(map(str.isascii, fields.values())):
+        return fields
     for name, text in fields.items():
         if not (name.isascii() and text.isascii()):
             try:

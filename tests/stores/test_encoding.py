@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from flowcore import CorruptRecord, DefinitionError, NotSerializable, RunFailed, Status, StepReport, StoreError
+from flowcore.stores import encoding
 from flowcore.stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from flowcore.stores.encoding import LARGEST, MIB, Encoding, microseconds
 
@@ -264,6 +265,16 @@ def test_durations_are_microseconds_and_at_most_a_century() -> None:
     assert microseconds(1.5) == 1_500_000
     assert microseconds(math.inf) == microseconds(1e30) == 100 * 365 * 24 * 3600 * 10**6
     assert microseconds(math.inf) * 2 < LARGEST  # there is room for it from now on
+
+
+def test_json_is_the_same_where_the_interpreter_has_no_encoder_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"card": "C-9", "é": [1, 2.5, None, True, {}], "text": '"'}
+    text = encoding._strict_json()(value)
+    monkeypatch.setattr(json.encoder, "c_make_encoder", None)
+    slowly = encoding._strict_json()
+    assert slowly(value) == text == json.dumps(value, separators=(",", ":"))
+    with pytest.raises(ValueError, match="Out of range float values"):
+        slowly(math.nan)
 
 
 # -- what cannot be stored ---------------------------------------------------------------------------------------------
