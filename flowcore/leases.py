@@ -43,7 +43,8 @@ class Leases:
         self._lease = lease
         self._hooks = hooks
         self._on_lost = on_lost
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._runs: dict[Execution, Lease] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -51,13 +52,14 @@ class Leases:
 
     def _after_fork(self) -> None:
         """In a child: the parent keeps its own runs, and its thread is not here."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._runs.clear()
         self._thread = None
 
     def join(self, x: Execution) -> None:
         """Keep the lease of `x`, which has just been claimed."""
-        with self._changed:
+        with self._lock:
             self._runs[x] = Lease(x.stored_key, x.run_id, x.fence)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._beat, name="flowcore-leases", daemon=True)
@@ -65,7 +67,7 @@ class Leases:
 
     def leave(self, x: Execution) -> None:
         """The run is over."""
-        with self._changed:
+        with self._lock:
             self._runs.pop(x, None)
 
     def close(self) -> None:

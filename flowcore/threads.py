@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from ._protocol.durable import lose
 from ._protocol.effects import (
+    DIRECT,
     HELP,
     RESUME,
     WAIT,
@@ -184,7 +185,7 @@ class Driver:
                     if answer is _GONE:
                         return
                 elif guarded:
-                    answer = self._call_here(effect.node.fn, effect, context.copy())
+                    answer = self.call_here(effect.node.fn, effect, context.copy())
                 else:
                     try:
                         answer = (context.copy().run(effect.node.fn, effect), None)
@@ -192,7 +193,7 @@ class Driver:
                         answer = (None, error)
             elif type(effect) is Call:
                 if here and effect.timeout is None:
-                    answer = self._call_here(effect.fn, effect.ctx, effect.context, shielded=effect.shielded)
+                    answer = self.call_here(effect.fn, effect.ctx, effect.context, shielded=effect.shielded)
                 elif here:
                     self._elsewhere(program, effect)
                     return
@@ -201,7 +202,7 @@ class Driver:
                     if answer is _GONE:
                         return
             elif type(effect) is Ask:
-                answer = self._ask(effect)
+                answer = self.ask_here(effect.verb, effect.argument, effect.context)
             elif effect is WAIT:
                 with self._lock:
                     if not self._main_due:
@@ -223,10 +224,12 @@ class Driver:
                     self._post(helper(self.x), None, help=True)
                 elif effect is RESUME:
                     self._resume_main()
+                elif effect is DIRECT:
+                    answer = self if here else None
                 elif type(effect) is Stop:
                     self.stop(effect)
 
-    def _call_here(
+    def call_here(
         self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
     ) -> Outcome:
         """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
@@ -315,13 +318,16 @@ class Driver:
         if program is not None:
             self._post(program, answer)
 
-    def _ask(self, ask: Ask) -> Outcome:
+    def ask_here(
+        self, verb: str, argument: object, context: contextvars.Context | None = None
+    ) -> tuple[Any, BaseException | None]:
+        """Ask the store on this thread."""
         store = self.x.settings.store
-        verb = getattr(store, ask.verb)
+        asked = getattr(store, verb)
         try:
             if not store.blocks:
-                return verb(ask.argument), None
-            return (ask.context or self.x.context.copy()).run(verb, ask.argument), None
+                return asked(argument), None
+            return (context or self.x.context.copy()).run(asked, argument), None
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ..run import StepReport
+from ..run import BEGINS, StepReport
 from ..status import Status
 from ..stores.base import StepRecord, Write
 
@@ -42,7 +42,7 @@ class Changes:
     def begins(self, step: str, attempt: int) -> None:
         """An attempt of `step` is about to start."""
         self.seq += 1
-        self.steps[step] = StepRecord(self.seq, StepReport(Status.RUNNING, attempt))
+        self.steps[step] = StepRecord(self.seq, BEGINS if attempt == 1 else StepReport(Status.RUNNING, attempt))
 
     def not_begun(self, step: str) -> None:
         """The start of `step` was told too early: it never came."""
@@ -65,6 +65,9 @@ class Changes:
 
     def take(self, steps: Collection[str] | None = None) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
         """Take out what is to be told of `steps` (None: of all), the latest of each."""
+        if steps is None and not self.writes:
+            told, self.steps = self.steps, {}
+            return told, {}
         names = list(self.steps.keys() | self.writes.keys()) if steps is None else steps
         records = {name: self.steps.pop(name) for name in names if name in self.steps}
         writes: dict[Any, Write] = {}

@@ -15,6 +15,7 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | Hand | lets a helper carry on with a node | None |
 | WAIT | waits until a program of this run yields RESUME | None |
 | RESUME | resumes the program that waits, or will wait next | None |
+| DIRECT | looks whether user code and the store may be called without going through the driver each time | a Direct, or None |
 | SHIELD | from now on keeps cancellations away from the program: undoing begins | None |
 | Stop | cuts sleeps short; with `cancel` also interrupts the calls that run | None |
 """
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
     from ..plan import Node
 
 __all__ = [
+    "DIRECT",
     "HELP",
     "RESUME",
     "SHIELD",
     "WAIT",
     "Ask",
     "Call",
+    "Direct",
     "Effect",
     "GivenUp",
     "Hand",
@@ -70,6 +73,7 @@ HELP: Final = Signal("HELP")
 WAIT: Final = Signal("WAIT")
 RESUME: Final = Signal("RESUME")
 SHIELD: Final = Signal("SHIELD")
+DIRECT: Final = Signal("DIRECT")
 
 Outcome = tuple[Any, "BaseException | GivenUp | None"]
 """(value, None) where it went well, else (None, what went wrong)"""
@@ -146,6 +150,14 @@ def as_call(ctx: Context, context: contextvars.Context) -> Call:
     """The Call that a bare Context stands for, in a contextvars context of its own."""
     node = ctx.node
     return Call(node, node.fn, ctx, context, None, node.is_async)
+
+
+class Direct(Protocol):
+    """A driver that performs a call, or asks the store, in the thread that its program is in, and gives neither up: where
+    it would answer anyway before it does anything else, it may as well be called."""
+
+    def call_here(self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context) -> Outcome: ...
+    def ask_here(self, verb: str, argument: object) -> tuple[Any, BaseException | None]: ...
 
 
 class Interrupts(Protocol):

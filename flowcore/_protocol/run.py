@@ -220,23 +220,15 @@ def _brief(error: BaseException) -> str:
 
 
 def _record(x: Execution, finished: Run) -> RunRecord:
-    return RunRecord(
-        x.stored_key,
-        x.run_id,
-        x.workflow.name,
-        x.fingerprint,
-        x.plan.graph,
-        status=finished.status,
-        held=finished.held,
-        undoing=x.failing,
-        generation=x.generation,
-        fence=x.fence if x.claimed else 0,  # 0: the claim's answer never came
-        results=x.results,
-        values=x.values,
-        steps=finished.steps,
-        undone=finished.undone,
-        effects=(*(node.name for node in x.to_undo), *(x.undo_errors if x.stopped else ())),
-        failed_step=x.failed_step,
-        error=finished.error if x.leaving is None else None if x.error is x.leaving else x.error,
-        carrier=x.carrier,
+    """The run as its store is to keep it; a durable one knows of single steps from its checkpoints."""
+    record = RunRecord(
+        x.stored_key, x.run_id, x.workflow.name, x.fingerprint, x.plan.graph, finished.status, finished.held
     )
+    record.undoing, record.undone, record.failed_step = x.failing, finished.undone, x.failed_step
+    record.error = finished.error if x.leaving is None else None if x.error is x.leaving else x.error
+    record.generation, record.carrier = x.generation, x.carrier
+    record.fence = x.fence if x.claimed else 0  # 0: the claim's answer never came
+    if x.changes is None:
+        record.results, record.values, record.steps = x.results, x.values, finished.steps
+        record.effects = (*(node.name for node in x.to_undo), *(x.undo_errors if x.stopped else ()))
+    return record

@@ -66,14 +66,14 @@ def work(x: Execution, node: Node | None, *, main: bool, begun: Begun | None = N
                 if failure is not None:
                     yield from _stopped(x, x.fail(failure, recorded.name))
                 continue
-            node, at, ctx, value, error = made
+            node, at, waited, ctx, value, error = made
             if error is None and type(value) is not CoroutineType:
                 report = x.report(node)
-                report.waited, report.ran, report.backed_off = at - x.ready_at[node.index], clock() - at, 0.0
+                report.waited, report.ran, report.backed_off = waited, clock() - at, 0.0
                 node = yield from _recorded(x, node, value)
                 continue
             outer = Told(at, x.context)
-            outer.waited = at - x.ready_at[node.index]
+            outer.waited = waited
             end = yield from safely(attempts(x, node, node.fn, node.retry, None, outer, begun=(ctx, value, error)))
             tell.step_finished(x, node, outer, end.status, end.attempts, end.error)
         elif watched and node.plain and (x.changes is None or durable.begun_already(x, node)):

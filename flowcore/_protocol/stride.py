@@ -12,21 +12,23 @@ from typing import Any, NamedTuple
 
 from ..context import Context
 from ..plan import Node
-from ..run import StepReport
+from ..run import BEGINS, StepReport
 from ..status import Status
 from ..stores.base import Checkpoint, StepRecord
 from . import durable
-from .effects import Ask, GivenUp, Program
+from .effects import DIRECT, Ask, Direct, GivenUp, Program
 from .execution import Execution
 
 __all__ = ["Made", "stride"]
 
 
 class Made(NamedTuple):
-    """The first attempt of `node`, which began at `at`, was made: `value`, or `error`. The store does not know yet."""
+    """The first attempt of `node`, which began at `at` after it had `waited`, was made: `value`, or `error`. The store does
+    not know yet."""
 
     node: Node
     at: float
+    waited: float
     ctx: Context
     value: Any
     error: BaseException | GivenUp | None
@@ -40,39 +42,44 @@ def stride(x: Execution, node: Node) -> Program[Made | tuple[Node, Node | None, 
     """
     changes, clock, lease, lock = x.changes, x.settings.clock, x.settings.lease, x.lock
     assert changes is not None  # noqa: S101 - the caller has looked
-    key, run_id, fence, ready_at = x.stored_key, x.run_id, x.fence, x.ready_at
+    key, run_id, fence, results, reports = x.stored_key, x.run_id, x.fence, x.results, x.reports
+    copy = x.context.copy
+    # From step to step, the way through the driver would cost as much as all that is done here.
+    direct: Direct | None = yield DIRECT
+    at = clock()
+    waited = at - x.ready_at[node.index]
     while True:
-        at = clock()
         ctx = Context(x, node)
-        value, error = yield ctx
+        value, error = (yield ctx) if direct is None else direct.call_here(node.fn, ctx, copy())
         name, after = node.name, node.follows
-        if error is not None or after is None or not after.plain or type(value) is CoroutineType:
-            return Made(node, at, ctx, value, error)
-        ran, effect = clock() - at, node.compensation is not None
+        if error is not None or type(value) is CoroutineType or not (x.left == 1 if after is None else after.plain):
+            return Made(node, at, waited, ctx, value, error)
+        ended, effect = clock(), node.compensation is not None
         with lock:
             if x.stopped or x.ready or x.running > 1 or changes.steps or changes.writes:
-                return Made(node, at, ctx, value, error)
-            x.results[name] = value
+                return Made(node, at, waited, ctx, value, error)
+            results[name] = value
             if effect:
                 x.to_undo.append(node)
-            report = x.reports[name] = StepReport(Status.SUCCESS, 1, at - ready_at[node.index], ran, 0.0)
+            report = reports[name] = StepReport(Status.SUCCESS, 1, waited, ended - at, 0.0)
             x.left -= 1
-            changes.seq += 2
-            seq = changes.seq
-            changes.begun.add(after.name)
-        begins = StepRecord(seq, StepReport(Status.RUNNING, 1), False, None, False, {})
-        steps = {name: StepRecord(seq - 1, report, True, value, effect, {}), after.name: begins}
-        checkpoint = Checkpoint(key, run_id, fence, lease, steps, {})
-        sent = clock()
-        answer, failure = yield Ask("checkpoint", checkpoint)
+            changes.seq = seq = changes.seq + 2
+            done = StepRecord(seq - 1, report, True, value, effect, {})
+            if after is None:  # the checkpoint that the run ends with tells of its last step
+                changes.steps[name] = done
+                x.running -= 1
+                return node, None, None
+        begins = StepRecord(seq, BEGINS, False, None, False, {})
+        checkpoint = Checkpoint(key, run_id, fence, lease, {name: done, after.name: begins}, {})
+        if direct is None:
+            answer, failure = yield Ask("checkpoint", checkpoint)
+        else:
+            answer, failure = direct.ask_here("checkpoint", checkpoint)
+        at = clock()
         if failure is None and answer is None:
-            x.lease_until = max(x.lease_until, sent + lease)
-            now = clock()
-            with lock:
-                if now < x.lease_until and not x.stopped:
-                    x.counts[after.index] = 0
-                    ready_at[after.index] = now
-                    changes.begun.discard(after.name)
-                    node = after
-                    continue
-        return node, *(yield from durable.heard(x, node, after, checkpoint, sent, answer, failure))
+            x.lease_until = max(x.lease_until, ended + lease)
+            if at < x.lease_until and not x.stopped:
+                node, waited = after, 0.0  # it is ready in the moment in which it starts
+                continue
+        changes.begun.add(after.name)
+        return node, *(yield from durable.heard(x, node, after, checkpoint, ended, answer, failure))

@@ -1,6 +1,8 @@
 """Chains on a durable store that nobody else listens to, which take a shorter way: the same promises hold there."""
 
+import signal
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,37 @@ def test_a_chain_longer_than_its_lease_asks_no_more_often_where_no_step_is(ledge
     assert story.calls[-1].began - story.began > 4.0
     assert all(call.ended is not None and call.ended - call.began < 1.0 for call in story.calls)
     assert [call.verb for call in story.stored] == ["claim", *["checkpoint"] * 9, "finish"]
+
+
+def test_a_ctrl_c_in_a_step_on_the_way_undoes_what_the_chain_has_done(store: Telling, ledger: Ledger) -> None:
+    wf = chain(ledger, "a", "b")
+
+    def interrupted(ctx: Context) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    wf.add_step("c", interrupted, depends_on="b", compensate=lambda ctx: ledger.append("-c"))
+    ledger.add(wf, "d", depends_on="c")
+    with Engine(store=store) as engine, pytest.raises(KeyboardInterrupt):
+        engine.run(wf, idempotency_key="k")
+    assert ledger == ["a", "b", "-c", "-b", "-a"]
+    record = store.find("k")
+    assert record is not None
+    assert (record.status, record.steps["c"].status) == (Status.COMPENSATED, Status.CANCELLED)
+
+
+def test_what_a_step_sets_in_its_context_variables_reaches_no_later_step_on_the_way(store: Telling) -> None:
+    user = ContextVar("user", default="nobody")
+    wf = Workflow("chain")
+
+    @wf.step
+    def a(ctx: Context) -> str:
+        user.set("a")
+        return user.get()
+
+    @wf.step(depends_on=a)
+    def b(ctx: Context) -> str:
+        return user.get()
+
+    user.set("caller")
+    with Engine(store=store) as engine:
+        assert engine.run(wf).results == {"a": "a", "b": "caller"}

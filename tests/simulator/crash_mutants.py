@@ -19,7 +19,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "    elif False:",
     ),
     m("a zombie does not look at its clock", "durable", "and x.settings.clock() >= x.lease_until:", "and False:"),
-    m("a zombie in its stride does not look at its clock", "stride", "if now < x.lease_until and", "if True and"),
+    m("a zombie in its stride does not look at its clock", "stride", "if at < x.lease_until and", "if True and"),
     m(
         "in its stride a run is not told of who has taken it over",
         "stride",
@@ -27,6 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "if failure is None:",
     ),
     m("in its stride a run does not tell of starts", "stride", ", after.name: begins}", "}"),
+    m("in its stride a run does not tell of its last step", "stride", "changes.steps[name] = done", "pass"),
     m(
         "a first step starts though the lease is over",
         "durable",
@@ -40,7 +41,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "starts are not told",
         "changes",
-        "        self.steps[step] = StepRecord(self.seq, StepReport(Status.RUNNING, attempt))",
+        "        self.steps[step] = StepRecord(self.seq, BEGINS if attempt == 1 else StepReport(Status.RUNNING, attempt))",
         "        pass",
     ),
     m(
