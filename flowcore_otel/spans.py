@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from opentelemetry import context as otel, trace
-from opentelemetry.trace import Link, Span, SpanContext, TraceFlags
+from opentelemetry.trace import Link, Span, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from flowcore.events import BackoffStarted, StepFinished, StepStarted
@@ -15,11 +15,9 @@ from . import names
 from .exemplars import Exemplar, exemplar
 from .timing import Ended
 
-__all__ = ["UNTRACED", "Suppressed", "Trace", "Work", "links", "make_current", "store", "stored"]
+__all__ = ["UNTRACED", "Suppressed", "Trace", "Tries", "Untold", "Works", "links", "make_current", "store", "stored"]
 
 _LINKED: Final = 16  # dependencies that a step links to
-_DEPENDS_ON: Final = {names.LINK_TYPE: names.LINK_DEPENDS_ON}
-_SAMPLED: Final = TraceFlags.SAMPLED
 
 
 class Suppressed:
@@ -52,23 +50,25 @@ class Tries:
         """recorded by the latest attempt's span"""
 
 
-class Work:
-    """A step, or an undo, while it runs and after.
+class Works:
+    """The steps of a run, or their undos, while they run and after, by step."""
 
-    Without a span it is a step past max_step_spans of which nothing has gone wrong so far; it keeps the events that a
-    span would need.
-    """
+    __slots__ = ("exemplars", "spans", "tries")
 
-    started: StepStarted | None = None
-    finished: StepFinished | None = None
-    ended = 0.0
-    tries: Tries | None = None
-    """None before its first attempt, and where its definition allows one only"""
-    exemplar: Exemplar | None = None
-    """of its span, once it was asked for"""
+    def __init__(self) -> None:
+        self.spans: dict[str, Span] = {}
+        self.tries: dict[str, Tries] = {}  # of those that may be attempted more than once
+        self.exemplars: dict[str, Exemplar | None] = {}  # of the spans for which one was asked
 
-    def __init__(self, span: Span | None) -> None:
-        self.span = span
+
+class Untold:
+    """A step past max_step_spans of which nothing has gone wrong so far: the events that its span would need."""
+
+    __slots__ = ("finished", "started")
+
+    def __init__(self, started: StepStarted) -> None:
+        self.started = started
+        self.finished: StepFinished | None = None
 
 
 class Trace:
@@ -76,7 +76,7 @@ class Trace:
 
     __slots__ = (
         *("before", "caller", "context", "ended", "epoch", "interrupted", "span", "started_at", "steps"),
-        *("told", "undos"),
+        *("told", "undos", "untold"),
     )
 
     def __init__(self, span: Span, context: otel.Context, caller: Span, at: float, wall: int) -> None:
@@ -87,8 +87,9 @@ class Trace:
         self.started_at = at
         self.interrupted: Sequence[Link] = ()  # to the run that this one goes on with
         self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
-        self.steps: dict[str, Work] = {}
-        self.undos: dict[str, Work] = {}
+        self.steps = Works()
+        self.undos = Works()
+        self.untold: dict[str, Untold] = {}
         self.told: list[BaseException] = []  # recorded by the spans of steps and undos
         self.ended: list[Ended] = []
 
@@ -96,8 +97,8 @@ class Trace:
         """Wall-clock nanoseconds of a monotonic moment: spans stay in order even when the wall clock jumps."""
         return self.epoch + int(at * 1e9)
 
-    def of(self, step: str, *, undo: bool) -> Work:
-        return (self.undos if undo else self.steps)[step]
+    def works(self, *, undo: bool) -> Works:
+        return self.undos if undo else self.steps
 
     def was_told(self, error: BaseException) -> bool:
         """Whether the span of a step or an undo has recorded `error`, or each error of the group that it is."""
@@ -109,28 +110,21 @@ class Trace:
 
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
         """Links to the dependencies that ended last."""
-        if len(depends_on) == 1:
-            work = self.steps.get(depends_on[0])
-            if work is None or work.span is None:
-                return self.links_to(names.LINK_DEPENDS_ON, depends_on[0])
-            context = work.span.get_span_context()  # the most common case
-            return [Link(context, _DEPENDS_ON)] if context.trace_flags & _SAMPLED else []
-        # Those that ended before a takeover come first, in whatever order; skipped ones have no span.
-        ended = {name: self.steps[name].ended if name in self.steps else 0.0 for name in depends_on}
-        traced = [name for name in sorted(depends_on, key=ended.__getitem__) if self.has_span(name)]
-        return [link for name in traced[-_LINKED:] for link in self.links_to(names.LINK_DEPENDS_ON, name)]
-
-    def has_span(self, step: str) -> bool:
-        """Whether a step has a span, here or in the run that this one goes on with."""
-        work = self.steps.get(step)
-        return step in self.before if work is None else work.span is not None
+        # Skipped ones have no span.
+        traced = [name for name in depends_on if name in self.steps.spans or name in self.before]
+        if len(traced) > _LINKED:
+            among = set(traced)
+            latest = (name for name, *_ in reversed(self.ended) if name in among)
+            # Those that ended before a takeover come after all that ended here, in whatever order.
+            traced = list(dict.fromkeys((*latest, *traced)))[:_LINKED]
+        return [link for name in traced for link in self.links_to(names.LINK_DEPENDS_ON, name)]
 
     def links_to(self, kind: str, step: str) -> list[Link]:
         """A link to a step's span, here or in the run that this one goes on with, if it has one."""
-        work = self.steps.get(step)
-        if work is not None:
-            return links(kind, work.span)
-        return links(kind, stored(self.before[step])) if step in self.before else []
+        span = self.steps.spans.get(step)
+        if span is None and step in self.before:
+            span = stored(self.before[step])
+        return links(kind, span)
 
     @property
     def sampled(self) -> bool:
@@ -139,14 +133,15 @@ class Trace:
 
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """See `exemplars.Traced`."""
-        work = (self.undos if undo else self.steps).get(step) if step is not None else None
-        if work is None or work.span is None:
+        works = self.undos if undo else self.steps
+        span = works.spans.get(step) if step is not None else None
+        if step is None or span is None:
             return exemplar(self.span.get_span_context())
-        if attempt and work.tries is not None and work.tries.attempt is not None:
-            return exemplar(work.tries.attempt.get_span_context())
-        if work.exemplar is None:
-            work.exemplar = exemplar(work.span.get_span_context())
-        return work.exemplar
+        if attempt and (tries := works.tries.get(step)) is not None and tries.attempt is not None:
+            return exemplar(tries.attempt.get_span_context())
+        if step not in works.exemplars:
+            works.exemplars[step] = exemplar(span.get_span_context())
+        return works.exemplars[step]
 
 
 class _Untraced:

@@ -21,24 +21,24 @@ class CriticalPath:
     def __init__(self, ended: Iterable[Ended]) -> None:
         chains: dict[str, tuple[float, float, str | None]] = {}  # seconds up to its end, own ones, predecessor
         through: dict[str, str] = {}  # skipped step -> the step that the chain through it comes from
-        last, most, total = None, 0.0, 0.0
+        last, most, total = None, -1.0, 0.0
         for step, seconds, depends_on in ended:
-            before, longest = None, 0.0
+            before, longest = None, -1.0
             for dependency in depends_on:
                 name = through.get(dependency, dependency) if through else dependency
                 chain = chains.get(name)
-                if chain is not None and (before is None or chain[0] > longest):
+                if chain is not None and chain[0] > longest:
                     before, longest = name, chain[0]
             if seconds is not None:
-                whole = longest + seconds
+                whole = seconds if before is None else longest + seconds
                 chains[step] = (whole, seconds, before)
                 total += seconds
-                if last is None or whole > most:
+                if whole > most:
                     last, most = step, whole
             elif before is not None:  # what depends on it still comes after what it depends on
                 through[step] = before
         self._chains = chains
-        self.seconds = most
+        self.seconds = max(most, 0.0)
         """spent on the chain"""
         self.total = total
         """spent in all steps"""

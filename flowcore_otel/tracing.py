@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from opentelemetry import context as otel, trace
 from opentelemetry._logs import LoggerProvider
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
 from flowcore import Status
@@ -48,7 +48,7 @@ from flowcore.events import (
 from . import names
 from .exemplars import TRACE
 from .logs import LogEvents
-from .spans import UNTRACED, Suppressed, Trace, Tries, Work, links, make_current, store, stored
+from .spans import UNTRACED, Suppressed, Trace, Tries, Untold, Works, links, make_current, store, stored
 from .text import error_type, fit, hashed, message, title
 from .timing import CriticalPath
 
@@ -57,6 +57,8 @@ __all__ = ["TracingHook"]
 _LISTED: Final = 64  # step names in one attribute
 _NO_LINKS: Final[Sequence[Link]] = ()
 _INTERNAL: Final = SpanKind.INTERNAL
+_SAMPLED: Final = TraceFlags.SAMPLED
+_DEPENDS_ON: Final = {names.LINK_TYPE: names.LINK_DEPENDS_ON}
 _CALLERS_CONTEXT: Final = "flowcore_otel.context"
 """in a run's state: the context in which it was asked for, before any TracingHook made its span current"""
 _SUCCESS: Final = Status.SUCCESS
@@ -233,8 +235,8 @@ class TracingHook:
             attributes[names.RUN_PARALLELISM] = path.total / event.duration
         if event.skipped:
             attributes[names.RUN_SKIPPED] = _listed(event.skipped)
-        if len(run.steps) > self._max_step_spans:
-            attributes[names.RUN_UNTRACED_STEPS] = sum(work.span is None for work in run.steps.values())
+        if run.untold:
+            attributes[names.RUN_UNTRACED_STEPS] = len(run.untold)
         told = event.error is not None and run.was_told(event.error)
         self._end(run, run.span, event, attributes, told=told)
         run.told.clear()  # their tracebacks lead back to here
@@ -247,12 +249,10 @@ class TracingHook:
 
     def _step_started(self, event: StepStarted) -> None:
         run: Trace = event.state[self]
-        if len(run.steps) >= self._max_step_spans:
-            work = run.steps[event.step] = Work(None)
-            work.started = event
+        if len(run.steps.spans) >= self._max_step_spans:
+            run.untold[event.step] = Untold(event)
             return
         span = self._step_span(run, event)
-        run.steps[event.step] = Work(span)
         if event.carrier is not None:
             store(span.get_span_context(), event.carrier)
         if self._step_events and self._logs.enabled():
@@ -263,45 +263,50 @@ class TracingHook:
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
         name, about = _about(event.workflow, event.step, event.function, event.max_attempts, depends_on)
-        attributes = about.copy()
-        attributes[names.STEP_WAIT] = event.waited
-        linked = run.waited_for(depends_on) if depends_on else _NO_LINKS
-        return self._tracer.start_span(
+        attributes = {**about, names.STEP_WAIT: event.waited}
+        linked = _NO_LINKS
+        if depends_on:
+            before = run.steps.spans.get(depends_on[0])
+            if len(depends_on) > 1 or before is None:
+                linked = run.waited_for(depends_on)
+            elif (context := before.get_span_context()).trace_flags & _SAMPLED:  # what most steps come through
+                linked = (Link(context, _DEPENDS_ON),)
+        span = run.steps.spans[event.step] = self._tracer.start_span(
             name, run.context, _INTERNAL, attributes, linked, run.epoch + int(event.at * 1e9)
         )
+        return span
 
-    def _late_span(self, run: Trace, work: Work) -> None:
+    def _late_span(self, run: Trace, step: str) -> None:
         """Give a step past max_step_spans its span after all."""
-        if work.span is None and work.started is not None:
-            work.span, work.started = self._step_span(run, work.started), None
+        untold = run.untold.pop(step, None)
+        if untold is not None:
+            self._step_span(run, untold.started)
 
     def _step_finished(self, event: StepFinished) -> None:
         run: Trace = event.state[self]
-        work = run.steps[event.step]
-        work.ended = event.at
+        span = run.steps.spans.get(event.step)
         run.ended.append((event.step, event.duration, event.depends_on))
-        span = work.span
         if event.outcome is not _SUCCESS or event.attempts > 1:
-            self._late_span(run, work)
-            self._finish(run, work, event, {names.STEP_OUTCOME: str(event.outcome)})
+            self._late_span(run, event.step)
+            self._finish(run, run.steps, event, {names.STEP_OUTCOME: str(event.outcome)})
         elif span is None:
-            work.finished = event
+            run.untold[event.step].finished = event
         else:  # what most steps come through
             span.set_attribute(names.STEP_OUTCOME, "success")
             span.end(run.epoch + int(event.at * 1e9))
 
     def _finish(
-        self, run: Trace, work: Work, event: StepFinished | CompensationFinished, attributes: Attributes
+        self, run: Trace, works: Works, event: StepFinished | CompensationFinished, attributes: Attributes
     ) -> None:
-        self._end_backoff(run, work, event.at)
+        self._end_backoff(run, works, event.step, event.at)
         if event.attempts > 1:
             attributes[names.STEP_ATTEMPT] = event.attempts
             attributes[names.STEP_BACKOFF] = event.backoff
-        told = None if work.tries is None else work.tries.told
-        self._end(run, work.span or trace.INVALID_SPAN, event, attributes, told=event.error is told)
+        tries = works.tries.pop(event.step, None)  # an error's traceback leads back to here
+        told = None if tries is None else tries.told
+        self._end(run, works.spans[event.step], event, attributes, told=event.error is told)
         if event.error is not None:
             run.told.append(event.error)
-            work.tries = None  # the error's traceback leads back to here
 
     def _step_landed_late(self, event: StepLandedLate) -> None:
         run: Trace = event.state[self]
@@ -313,20 +318,20 @@ class TracingHook:
         }
         if event.error is not None:
             attributes[names.ERROR_TYPE] = error_type(event.error)
-        span = run.of(event.step, undo=event.undo).span or run.span
+        span = run.works(undo=event.undo).spans.get(event.step, run.span)
         self._logs.emit(names.STEP_LANDED_LATE, span, run.ns(event.at), attributes)
 
     # -- attempts, of steps and of undos -------------------------------------------------------------------------------
 
     def _attempt_started(self, event: AttemptStarted) -> None:
         run: Trace = event.state[self]
-        work = run.of(event.step, undo=event.undo)
-        if work.tries is None:
-            work.tries = Tries()
-        self._end_backoff(run, work, event.at)
-        work.tries.started = event.at
-        if work.span is not None:
-            make_current(self._open_attempt(run, work.tries, work.span, event))
+        works = run.works(undo=event.undo)
+        self._end_backoff(run, works, event.step, event.at)
+        tries = works.tries.setdefault(event.step, Tries())
+        tries.started = event.at
+        span = works.spans.get(event.step)
+        if span is not None:
+            make_current(self._open_attempt(run, tries, span, event))
 
     def _open_attempt(self, run: Trace, tries: Tries, parent: Span, event: AttemptStarted | AttemptFinished) -> Span:
         attributes: Attributes = {
@@ -339,30 +344,30 @@ class TracingHook:
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         run: Trace = event.state[self]
-        work = run.of(event.step, undo=event.undo)
-        tries = work.tries = work.tries or Tries()
+        works = run.works(undo=event.undo)
+        tries = works.tries.setdefault(event.step, Tries())
         tries.ended = event.at
-        if work.span is None:
+        if event.step not in works.spans:
             if event.outcome is _SUCCESS:
                 return
-            self._late_span(run, work)
-            self._open_attempt(run, tries, work.span or trace.INVALID_SPAN, event)
+            self._late_span(run, event.step)
+            self._open_attempt(run, tries, works.spans[event.step], event)
         tries.told = event.error
         outcome = names.COMPENSATION_OUTCOME if event.undo else names.STEP_OUTCOME
         self._end(run, tries.attempt or trace.INVALID_SPAN, event, {outcome: str(event.outcome)})
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         run: Trace = event.state[self]
-        tries = run.of(event.step, undo=event.undo).tries
+        tries = run.works(undo=event.undo).tries.get(event.step)
         if tries is not None:
             tries.backoff = event
 
-    def _end_backoff(self, run: Trace, work: Work, at: float) -> None:
-        tries = work.tries
+    def _end_backoff(self, run: Trace, works: Works, step: str, at: float) -> None:
+        tries, parent = works.tries.get(step), works.spans.get(step)
         if tries is None or tries.backoff is None:
             return
         planned, tries.backoff = tries.backoff, None
-        if work.span is None:
+        if parent is None:
             return
         attributes: Attributes = {
             names.STEP_NAME: fit(planned.step),
@@ -370,30 +375,29 @@ class TracingHook:
             names.BACKOFF_DELAY: planned.delay,
             names.BACKOFF_REASON: planned.reason,
         }
-        span = self._child(work.span, title(names.BACKOFF, planned.step), run.ns(tries.ended), attributes)
+        span = self._child(parent, title(names.BACKOFF, planned.step), run.ns(tries.ended), attributes)
         span.end(run.ns(at))
 
     # -- undos ---------------------------------------------------------------------------------------------------------
 
     def _compensation_started(self, event: CompensationStarted) -> None:
         run: Trace = event.state[self]
-        step = run.steps.get(event.step)
-        if step is not None and step.finished is not None:
-            self._late_span(run, step)
-            self._finish(run, step, step.finished, {names.STEP_OUTCOME: str(step.finished.outcome)})
-            step.finished = None
+        untold = run.untold.get(event.step)
+        if untold is not None and untold.finished is not None:
+            self._late_span(run, event.step)
+            self._finish(run, run.steps, untold.finished, {names.STEP_OUTCOME: str(untold.finished.outcome)})
         attributes = _about(event.workflow, event.step, event.function, event.max_attempts)[1].copy()
         attributes[names.COMPENSATION_ORDER] = event.order
         attributes[names.COMPENSATION_TRIGGER] = fit(event.trigger)
         linked = run.links_to(names.LINK_COMPENSATES, event.step)
         name = title(names.COMPENSATE, event.step)
         span = self._child(run.span, name, run.ns(event.at), attributes, linked)
-        run.undos[event.step] = Work(span)
+        run.undos.spans[event.step] = span
         make_current(span)
 
     def _compensation_finished(self, event: CompensationFinished) -> None:
         run: Trace = event.state[self]
-        self._finish(run, run.undos[event.step], event, {names.COMPENSATION_OUTCOME: str(event.outcome)})
+        self._finish(run, run.undos, event, {names.COMPENSATION_OUTCOME: str(event.outcome)})
 
     def _maintenance_started(self, _: MaintenanceStarted) -> object:
         return Suppressed()

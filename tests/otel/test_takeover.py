@@ -86,7 +86,7 @@ def test_a_takeover_leads_to_the_run_that_died(spans: Spans, registry: Collector
         └── run trip → interrupted_run run trip
             ├── recover trip → interrupted_run run trip
             ├── step pay → depends_on step book
-            └── step ship → depends_on step book → depends_on step pay
+            └── step ship → depends_on step pay → depends_on step book
     """)
     second = spans.named("run trip")[1].attributes or {}
     assert second["flowcore.interrupted_run.id"] == "r1"
