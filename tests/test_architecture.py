@@ -39,8 +39,9 @@ PARTS: dict[str, str] = {
     "workers": "forks",
     "interrupts": "",
     "engine": "errors status retry run workflow events stores _protocol leases workers interrupts",
-    "threads": "errors status retry context run workflow events stores.base _protocol engine workers interrupts forks",
-    "aio": "errors status retry context run workflow events stores.base _protocol engine workers forks",
+    "_drivers": "errors context run _protocol workers interrupts",
+    "threads": "errors status retry run workflow events stores.base _protocol _drivers engine workers interrupts forks",
+    "aio": "errors status retry run workflow events _protocol _drivers engine workers forks",
     "testing": "errors status retry context run workflow events stores _protocol",
 }
 """what each module or subpackage of flowcore may import of flowcore when it is imported; flowcore itself: all of them"""
@@ -81,8 +82,8 @@ LAZY: dict[str, set[str]] = {
 }
 """imports inside of functions; all others stand at the top"""
 
-WITHOUT_ALL = {"flowcore._protocol", "flowcore.events.records", "flowcore_otel.names"}
-"""a docstring alone, and two modules of nothing but public names"""
+WITHOUT_ALL = {"flowcore._drivers", "flowcore._protocol", "flowcore.events.records", "flowcore_otel.names"}
+"""two docstrings alone, and two modules of nothing but public names"""
 
 OF_FLOWCORE = {"flowcore", "flowcore.errors", "flowcore.events"}
 """what flowcore_otel may know of flowcore"""
