@@ -36,7 +36,7 @@ from ..events import (
     StepStarted,
     StoreCalled,
 )
-from ..events.hooks import Hook, Scope
+from ..events.hooks import Entered, Hook
 from ..plan import Node, function_name
 from ..retry import Pause
 from ..status import Status
@@ -58,7 +58,7 @@ class Told:
     ended = 0.0
     """when the latest of its attempts ended; hooks that take their time are not part of the step"""
     event: Event | None = None
-    scopes: list[Scope] | None = None
+    scopes: list[Entered] | None = None
 
     def __init__(self, at: float, context: contextvars.Context) -> None:
         self.at = at

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..context import Context
 from ..events import AttemptFinished, AttemptStarted, Event, StepFinished, StepReady, StepStarted
-from ..events.hooks import Scope
+from ..events.hooks import Entered
 from ..status import Status
 from . import tell
 from .effects import Interrupts, Suspended
@@ -135,7 +135,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
     return None
 
 
-_Start = tuple[contextvars.Context, Event | None, list[Scope] | None]
+_Start = tuple[contextvars.Context, Event | None, list[Entered] | None]
 """where it was told, what, and the scopes that came back"""
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed, HooksMeasured
 
-__all__ = ["SKIP_RUN", "Hook", "Hooks", "Scope", "hook_name", "wants"]
+__all__ = ["SKIP_RUN", "Entered", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
 SKIP_RUN: Final = object()
 """A hook's answer to RunRequested or RunStarted: tell me nothing more of this run."""
@@ -44,6 +44,8 @@ _log = logging.getLogger("flowcore")
 
 Listeners = tuple[tuple[Hook, Call], ...]
 """hooks, and what to call with an event"""
+Entered = tuple[Hook, Scope]
+"""a scope, and the hook that it is of"""
 
 
 class Hooks:
@@ -99,9 +101,9 @@ class Hooks:
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
         listeners: Listeners | None = None,
-    ) -> list[Scope] | None:
+    ) -> list[Entered] | None:
         """Tell a start event, as `emit` does, and enter the scopes that come back, inside `context`; pass them to `exit`."""
-        scopes: list[Scope] | None = None
+        scopes: list[Entered] | None = None
         for hook, call in listeners or self.listeners.get(type(event), ()):
             try:
                 answer = context.run(call, event)
@@ -113,7 +115,7 @@ class Hooks:
                     context.run(answer.__enter__)
                     if scopes is None:
                         scopes = []
-                    scopes.append(answer)
+                    scopes.append((hook, answer))
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
                 self._blame(hook, error, event, context)
         return scopes
@@ -133,21 +135,21 @@ class Hooks:
         return left
 
     def exit(
-        self, scopes: list[Scope], context: contextvars.Context, started: Event, error: BaseException | None
+        self, scopes: list[Entered], context: contextvars.Context, started: Event, error: BaseException | None
     ) -> None:
         """Leave `scopes` of the start event in reverse order, inside their context, telling them of `error`."""
         kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
-        for scope in reversed(scopes):
+        for hook, scope in reversed(scopes):
             try:
                 context.run(scope.__exit__, kind, error, trace)
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
                 # A @contextmanager scope lets the step's own error pass through it; that is not its failure.
                 if failure is not error:
-                    self._blame(scope, failure, started, context)
+                    self._blame(hook, failure, started, context)
 
-    def _blame(self, culprit: object, error: BaseException, event: Event, context: contextvars.Context) -> None:
-        """A hook, or a scope of one, has raised: log that, the first time, and tell the others."""
-        name = hook_name(culprit)
+    def _blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
+        """A hook, or a scope of it, has raised: log that, the first time, and tell the others."""
+        name = hook_name(hook)
         if name not in self._failed:
             self._failed.add(name)
             _log.error(
@@ -219,7 +221,6 @@ class _TimedScope:
     """A scope that is measured."""
 
     def __init__(self, watch: _Stopwatch, name: str, scope: Scope) -> None:
-        self.__qualname__ = hook_name(scope)  # it answers for its errors
         self.__enter = watch.timed(name, scope.__enter__)
         self.__exit = watch.timed(name, scope.__exit__)
 

@@ -714,8 +714,9 @@ def test_where_runs_are_many_one_of_64_is_measured_and_stands_for_the_others() -
     assert told == [(1, 1), (65, 64), (129, 64), (131, 2), (132, 1), (133, 1), (134, 1)]
 
 
-def test_a_measured_hook_that_raises_is_blamed_under_its_own_name(
-    live: MakeLive, ledger: Ledger, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_hook_is_blamed_under_its_own_name_for_its_scopes_too(
+    live: MakeLive, ledger: Ledger, caplog: pytest.LogCaptureFixture, measured: bool
 ) -> None:
     class Scope:
         def __enter__(self) -> None: ...
@@ -724,7 +725,7 @@ def test_a_measured_hook_that_raises_is_blamed_under_its_own_name(
             raise Boom
 
     class Broken:
-        wants = frozenset({RunStarted, StepStarted, HooksMeasured})
+        wants = frozenset({RunStarted, StepStarted, *([HooksMeasured] if measured else ())})
 
         def __call__(self, event: Any) -> Any:
             if isinstance(event, RunStarted):
@@ -739,7 +740,7 @@ def test_a_measured_hook_that_raises_is_blamed_under_its_own_name(
 
     with caplog.at_level(logging.CRITICAL, "flowcore"):
         live(hooks=[Broken(), sees]).run(ledger.chain("a"))
-    assert [failure.hook.split(".")[-1] for failure in failures] == ["Broken", "Scope"]
+    assert [failure.hook.split(".")[-1] for failure in failures] == ["Broken", "Broken"]
 
 
 # -- beginnings of runs that need no driver ------------------------------------------------------------------------------
