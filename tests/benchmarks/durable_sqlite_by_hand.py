@@ -85,8 +85,7 @@ class SQLiteByHand(Subject):
         ask = self._db.execute
         ask("BEGIN IMMEDIATE")
         row = self._owned(key, run_id, fence)
-        for name, text in texts.items():
-            ask(tables.RAISE, (row, name, text))
+        self._db.executemany(tables.RAISE, [(row, name, text) for name, text in texts.items()])
         ask(tables.CHECKPOINT, (int(time.time() * 1e6) + LEASE, LEASE, False, row))
         ask("COMMIT")
 
@@ -103,7 +102,6 @@ class SQLiteByHand(Subject):
         row = self._owned(key, run_id, fence)
         now = int(time.time() * 1e6)
         ask(tables.CLEAR, (row,))
-        for name, text in texts.items():
-            ask(tables.RAISE, (row, name, text))
+        self._db.executemany(tables.RAISE, [(row, name, text) for name, text in texts.items()])
         ask(tables.FINISH, ("success", False, False, now, now + WEEK, row))
         ask("COMMIT")
