@@ -77,8 +77,8 @@ def stride(x: Execution, node: Node) -> Program[Made | tuple[Node, Node | None, 
             answer, failure = direct.ask_here("checkpoint", checkpoint)
         at = clock()
         if failure is None and answer is None:
-            x.lease_until = max(x.lease_until, ended + lease)
-            if at < x.lease_until and not x.stopped:
+            until = x.lease_until = max(x.lease_until, ended + lease)
+            if at < until and not x.stopped:
                 node, waited = after, 0.0  # it is ready in the moment in which it starts
                 continue
         changes.begun.add(after.name)

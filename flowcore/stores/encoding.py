@@ -26,7 +26,6 @@ two texts of one field without parsing them. All JSON is ASCII.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import traceback
@@ -51,18 +50,23 @@ _BEGINS: Final = '{"status":"running","attempts":1}'
 
 def _strict_json() -> Callable[[object], str]:
     """Strict JSON without spaces: what JSONEncoder.encode asks in the end, or that itself where the interpreter has no such
-    thing, or another one. The way there takes as long as a small value does."""
+    thing, or another one. The way there takes longer than a small value does."""
     encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
     make: Any = getattr(json.encoder, "c_make_encoder", None)
+    try:
+        parts = make(None, encoder.default, quoted, None, ":", ",", False, False, False)
+        if "".join(parts([{"é": None}, 0.5], 0)) != '[{"\\u00e9":null},0.5]':
+            return encoder.encode
+    except TypeError:
+        return encoder.encode
 
     def encode(value: object) -> str:
-        return "".join(make({}, encoder.default, quoted, None, ":", ",", False, False, False)(value, 0))
+        try:
+            return "".join(parts(value, 0))
+        except RecursionError:
+            return encoder.encode(value)  # which sees whether it goes round in a circle
 
-    sample = [{"é": None}, 0.5]
-    with contextlib.suppress(TypeError):
-        if encode(sample) == encoder.encode(sample):
-            return encode
-    return encoder.encode
+    return encode
 
 
 _json_text: Final = _strict_json()

@@ -19,7 +19,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "    elif False:",
     ),
     m("a zombie does not look at its clock", "durable", "and x.settings.clock() >= x.lease_until:", "and False:"),
-    m("a zombie in its stride does not look at its clock", "stride", "if at < x.lease_until and", "if True and"),
+    m("a zombie in its stride does not look at its clock", "stride", "if at < until and", "if True and"),
     m(
         "in its stride a run is not told of who has taken it over",
         "stride",
