@@ -1,7 +1,8 @@
 """What steps did, and what stores said, written where a kill -9 cannot take it back; and what must be true of it after.
 
-Both journals are files that all processes append to, a line at a time: a line is there or it is not, and the lines of a
-file are in the order in which they were written. Times are `time.monotonic()`, which all processes of a machine share.
+Both journals are files that all processes append to, a line at a time, and in the order in which they were written. A
+kill -9 may cut a line short, where a page of the file ends: such a line is not there, as if the kill had come just before
+it. Each begins with a newline for that, so that the next one is whole. Times are `time.monotonic()`, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Effect", "Journal", "Ledger", "Word", "effects_of", "words_of"]
+__all__ = ["Effect", "Journal", "Ledger", "Word", "effects_of", "lines_of", "words_of"]
 
 
 class Effect(NamedTuple):
@@ -57,7 +58,7 @@ class Ledger:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, line: Iterable[Any]) -> None:
-        os.write(self._file, json.dumps(list(line)).encode() + b"\n")
+        os.write(self._file, b"\n" + json.dumps(list(line)).encode())
 
     def close(self) -> None:
         os.close(self._file)
@@ -89,7 +90,7 @@ class Journal(Ledger):
 def effects_of(path: str | Path) -> dict[str, list[Effect]]:
     """A ledger's lines, by key."""
     by_key: dict[str, list[Effect]] = {}
-    for line in _lines(path):
+    for line in lines_of(path):
         effect = Effect(*line)
         by_key.setdefault(effect.key, []).append(effect)
     return by_key
@@ -98,13 +99,18 @@ def effects_of(path: str | Path) -> dict[str, list[Effect]]:
 def words_of(path: str | Path) -> dict[str, list[Word]]:
     """A journal's lines, by key."""
     by_key: dict[str, list[Word]] = {}
-    for line in _lines(path):
+    for line in lines_of(path):
         word = Word(*line)
         by_key.setdefault(word.key, []).append(word)
     return by_key
 
 
-def _lines(path: str | Path) -> Iterable[list[Any]]:
+def lines_of(path: str | Path) -> Iterable[list[Any]]:
+    """What is written in such a file."""
     with suppress(FileNotFoundError), Path(path).open("rb") as file:  # nobody has written anything yet
-        for line in file:
-            yield json.loads(line)
+        for text in file:
+            try:
+                line: list[Any] = json.loads(text)
+            except ValueError:  # the empty first one, or one that is cut short, or not yet complete
+                continue
+            yield line

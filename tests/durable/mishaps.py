@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import json
 import os
 import signal
 import sys
@@ -14,13 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from flowcore import AsyncEngine, Engine, FlowcoreError
 from tests.durable.crash import Place
 from tests.durable.engines import recover_until, run
-from tests.durable.ledger import Journal, Ledger
+from tests.durable.ledger import Journal, Ledger, lines_of
 from tests.durable.sagas import Boom, World, saga
 from tests.durable.watched import Watched
 
@@ -154,9 +152,7 @@ def _is_over(store: Any, key: str) -> bool:
 
 def heard(place: Place) -> dict[str, Heard]:
     """What callers have heard by now, by key."""
-    path = Path(f"{place.ledger}.heard")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {key: Heard(key, *more) for key, *more in map(json.loads, lines)}
+    return {key: Heard(key, *more) for key, *more in lines_of(f"{place.ledger}.heard")}
 
 
 def awaken(part: Part, pid: int) -> None:

@@ -65,7 +65,7 @@ class Storm:
         self.proxy = free_port() if kind == "redis" else 0
         self.workers: dict[int, int] = {}
         self.frozen: dict[int, float] = {}  # until when
-        self.freezes: list[tuple[int, float, float]] = []
+        self.freezes: list[tuple[int, float, float]] = []  # from when to when
         self.board = folder / "board"
         self.board.write_bytes(bytes(4 * KEYS))
 
@@ -130,8 +130,8 @@ class Storm:
     def _freeze(self, pid: int) -> None:
         before = time.monotonic()
         os.kill(pid, signal.SIGSTOP)
-        self.freezes.append((pid, before, time.monotonic() + 0.01))
         self.frozen[pid] = time.monotonic() + LEASE * self.random.uniform(1.1, 2.0)
+        self.freezes.append((pid, before, self.frozen[pid]))  # where processors are busy, it goes on for a while
         self.figures.counts["freezes"] += 1
 
     def _kill(self, pid: int, *, again: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from flowcore import Status, StepReport
 from flowcore.stores.base import RunRecord
 from tests.durable.audit import audit
-from tests.durable.ledger import Effect, Ledger, Word
+from tests.durable.ledger import Effect, Ledger, Word, effects_of
 from tests.durable.sagas import World, saga
 
 
@@ -62,3 +63,14 @@ def test_the_audit_tells_what_is_wrong(
 ) -> None:
     found = "\n".join(audit(effects, words, record, saga("success", World(Ledger(str(tmp_path / "ledger"))))))
     assert (re.search(wrong, found) is not None) if wrong else not found, found
+
+
+def test_a_line_that_a_kill_has_cut_short_is_not_there_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger, effects = Ledger(str(path)), [did(step, 1, 1.0) for step in "abc"]
+    for effect in effects:
+        ledger.write(effect)
+        if effect.step == "b":
+            os.truncate(path, path.stat().st_size - 20)
+    ledger.close()
+    assert effects_of(path) == {effects[0].key: [effects[0], effects[2]]}

@@ -4,7 +4,6 @@ it, and the ledger of effects is right."""
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from flowcore import AsyncEngine, Engine, IdempotencyHeld, Workflow
 from tests.durable.audit import audit
 from tests.durable.crash import Job, Place, run_jobs, run_torn
-from tests.durable.ledger import Journal, Ledger, effects_of, words_of
+from tests.durable.ledger import Journal, Ledger, effects_of, lines_of, words_of
 from tests.durable.nursery import Nursery
 from tests.durable.sagas import SAGAS, World, saga
 from tests.durable.watched import Watched
@@ -83,10 +82,9 @@ class Matrix:
 
     def over(self) -> list[tuple[str, dict[str, int]]]:
         """Take note of the runs that came to their end, and where they came through."""
-        path = Path(self.outcomes)
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return [json.loads(line) for line in lines]
+        ended = [(name, points) for name, points in lines_of(self.outcomes)]
+        Path(self.outcomes).unlink(missing_ok=True)
+        return ended
 
     def crash(self, jobs: list[Job]) -> None:
         alone = [job for job in jobs if self.asynchronous or job.saga in CONCURRENT or "renew" in job.label]
@@ -178,14 +176,14 @@ def test_a_crash_inside_of_a_call_of_the_store_leaves_all_of_it_or_nothing(
     kind: str, place: Callable[[str], Place], nursery: Nursery
 ) -> None:
     here = place(kind)
-    seen = Path(f"{here.ledger}.outcomes")
-    nursery.call(run_torn, [(here, Job("compensated", "uninjured"), LEASE, str(seen))])
-    ((points,),) = (json.loads(line)[1].values() for line in seen.read_text().splitlines())
+    seen = f"{here.ledger}.outcomes"
+    nursery.call(run_torn, [(here, Job("compensated", "uninjured"), LEASE, seen)])
+    ((points,),) = (line[1].values() for line in lines_of(seen))
     assert points > 20
     first = [Job("compensated", f"run {n}", "", n) for n in range(1, points + 1)]
     second = [Job("compensated", job.key, "", 1 + job.occurrence * 7 % points) for job in first]
     for jobs in (first, second):  # whoever goes on is killed in the same way, somewhere else
-        nursery.call(run_torn, [(here, job, LEASE, str(seen)) for job in jobs])
+        nursery.call(run_torn, [(here, job, LEASE, seen) for job in jobs])
         with here.store() as store:
             until(partial(_all_expired, store), "the end of all leases")
     with here.store() as store, Engine(store=store) as engine:
