@@ -97,10 +97,10 @@ class AsyncEngine(EngineBase):
                     if begun is None and not x.ready and x.succeed():
                         finished = x.as_run(Status.SUCCESS)
             except BaseException:
-                del self._live[x]
+                self._live.pop(x, None)
                 raise
             if finished is not None:
-                del self._live[x]
+                self._live.pop(x, None)
                 return finished
         return await self._drive(x, begun, cancels, check=check)
 
