@@ -263,7 +263,8 @@ class TracingHook:
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
         name, about = _about(event.workflow, event.step, event.function, event.max_attempts, depends_on)
-        attributes = {**about, names.STEP_WAIT: event.waited}
+        attributes = about.copy()
+        attributes[names.STEP_WAIT] = event.waited
         linked = _NO_LINKS
         if depends_on:
             before = run.steps.spans.get(depends_on[0])

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..context import Context
 from ..events import AttemptFinished, AttemptStarted, Event, StepFinished, StepReady, StepStarted
-from ..events.hooks import Entered
+from ..events.hooks import Entered, entered
 from ..status import Status
 from . import tell
 from .effects import Interrupts, Suspended
@@ -33,8 +33,11 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
     workflow, run_id, state, success = x.workflow.name, x.run_id, x.state, Status.SUCCESS
     times: dict[str, tuple[float, float]] = {}
     x.times = times
-    emit, enter, listeners = hooks.emit, hooks.enter, hooks.listeners
-    starts, ends, tells_ready = listeners.get(StepStarted), listeners.get(StepFinished), StepReady in x.wanted
+    starts, ends, tells_ready = (
+        hooks.listeners.get(StepStarted),
+        hooks.listeners.get(StepFinished),
+        StepReady in x.wanted,
+    )
     one, several = ((who, AttemptStarted in who.wanted, AttemptFinished in who.wanted) for who in (hooks.lone, hooks))
     node = nodes[ready.popleft()]
     ready_at = x.ready_at[node.index]
@@ -52,7 +55,13 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         start = first = outer_scopes = inner_scopes = None
         if starts is not None:
             start = StepStarted(workflow, run_id, at, state, name, waited, depends_on, allowed, node.function, None)
-            outer_scopes = enter(start, outer, None, starts)
+            for hook, call in starts:  # hooks.enter, less a call
+                try:
+                    answer = outer.run(call, start)
+                    if answer is not None:
+                        outer_scopes = entered(hook, answer, outer, outer_scopes)
+                except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                    hooks.blame(hook, error, start, outer)
         if tells_first:
             inner = outer.copy()
             first = AttemptStarted(workflow, run_id, at, state, name, 1, allowed, False)
@@ -99,7 +108,11 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             finish = StepFinished(
                 workflow, run_id, end, state, name, success, duration, 1, waited, 0.0, None, depends_on, allowed
             )
-            emit(finish, outer, None, ends)
+            for hook, call in ends:  # hooks.emit, less a call
+                try:
+                    outer.run(call, finish)
+                except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                    hooks.blame(hook, error, finish, outer)
         if outer_scopes is not None and start is not None:
             hooks.exit(outer_scopes, outer, start, None)
         results[name] = value  # only then the times: a step that has some is taken for recorded, see Execution.repair
@@ -123,7 +136,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         node = following
         ready_at = end
         if tells_ready:
-            emit(StepReady(workflow, run_id, end, state, node.name), copy())
+            hooks.emit(StepReady(workflow, run_id, end, state, node.name), copy())
         if ready:
             x.ready_at.update(dict.fromkeys(ready, end))
             tell.steps_ready(x, [nodes[index] for index in ready])

@@ -84,40 +84,32 @@ class Hooks:
         event: Event,
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
-        listeners: Listeners | None = None,
     ) -> None:
-        """Tell everybody who wants it, inside `context`. Hooks that answer SKIP_RUN are added to `leaving`. `listeners`:
-        those of such events, where the caller knows them already."""
-        for hook, call in listeners or self.listeners.get(type(event), ()):
+        """Tell everybody who wants it, inside `context`. Hooks that answer SKIP_RUN are added to `leaving`."""
+        for hook, call in self.listeners.get(type(event), ()):
             try:
                 if context.run(call, event) is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self._blame(hook, error, event, context)
+                self.blame(hook, error, event, context)
 
     def enter(
         self,
         event: Event,
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
-        listeners: Listeners | None = None,
     ) -> list[Entered] | None:
         """Tell a start event, as `emit` does, and enter the scopes that come back, inside `context`; pass them to `exit`."""
         scopes: list[Entered] | None = None
-        for hook, call in listeners or self.listeners.get(type(event), ()):
+        for hook, call in self.listeners.get(type(event), ()):
             try:
                 answer = context.run(call, event)
-                if answer is None:
-                    continue
                 if answer is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
-                elif _is_scope(answer):
-                    context.run(answer.__enter__)
-                    if scopes is None:
-                        scopes = []
-                    scopes.append((hook, answer))
+                elif answer is not None:
+                    scopes = entered(hook, answer, context, scopes)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self._blame(hook, error, event, context)
+                self.blame(hook, error, event, context)
         return scopes
 
     def without(self, leaving: list[Hook]) -> Hooks:
@@ -145,9 +137,9 @@ class Hooks:
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
                 # A @contextmanager scope lets the step's own error pass through it; that is not its failure.
                 if failure is not error:
-                    self._blame(hook, failure, started, context)
+                    self.blame(hook, failure, started, context)
 
-    def _blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
+    def blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
         """A hook, or a scope of it, has raised: log that, the first time, and tell the others."""
         name = hook_name(hook)
         if name not in self._failed:
@@ -251,6 +243,17 @@ def _handler(hook: Hook, kind: type[Event]) -> Call:
 
 
 _NOBODY: Final = Hooks()
+
+
+def entered(
+    hook: Hook, answer: Any, context: contextvars.Context, scopes: list[Entered] | None
+) -> list[Entered] | None:
+    """`scopes`, and what `hook` has answered to a start event, entered inside `context`, if it is a scope."""
+    if _is_scope(answer):
+        context.run(answer.__enter__)
+        scopes = [] if scopes is None else scopes
+        scopes.append((hook, answer))
+    return scopes
 
 
 def _is_scope(answer: object) -> bool:
