@@ -2,12 +2,14 @@
 
 One connection per process, guarded by a lock: SQLite lets one writer in at a time, and threads that wait for a lock are
 woken in turn, while connections that wait for each other poll (measured: 16 threads on a connection each need five times
-as long for a durable commit).
+as long for a durable commit). What threads want written while one is writing, the next one commits all at once: they wait
+for the disk together.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import shutil
@@ -16,9 +18,10 @@ import stat
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from ..errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, shown
 
@@ -27,6 +30,7 @@ __all__ = ["PATIENCE", "Database"]
 T = TypeVar("T")
 PATIENCE: Final = 5.0
 """seconds to wait for another process that is writing"""
+_WRITE: Final = "BEGIN IMMEDIATE"
 _APPLICATION: Final = 0x666C6F77
 """says in the file's header whose it is: "flow" """
 _VERSION: Final = 1
@@ -51,6 +55,7 @@ class Database:
         self._schema = schema
         self._full = full
         self._lock = threading.Lock()
+        self._waiting: deque[_Write] = deque()
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
         self._process = os.getpid()
@@ -62,12 +67,45 @@ class Database:
         _survive_forks(self)
 
     def write(self, work: Callable[[sqlite3.Cursor], T]) -> T:
-        """All of `work`, or nothing, with nobody else writing."""
-        return self._transaction("BEGIN IMMEDIATE", work)
+        """All of `work`, or nothing, with nobody else writing. It may be called on another thread that writes too, in this
+        one's contextvars context, and twice, if what was to be committed with it was refused."""
+        mine = _Write(work)
+        self._waiting.append(mine)
+        try:
+            with self._lock:
+                if not mine.done:
+                    self._write_what_waits(mine)
+        except BaseException:
+            mine.done = True  # nobody may write later what its caller has given up
+            raise
+        return cast("T", mine.answer)
+
+    def _write_what_waits(self, mine: _Write) -> None:
+        """(lock) All in one transaction, or only `mine`, where something of it was refused."""
+        others: list[_Write] = []
+        while self._waiting:
+            one = self._waiting.popleft()
+            if one is not mine and not one.done:
+                others.append(one)
+        if not others or not self._written([mine, *others]):
+            mine.answer = self._transaction(_WRITE, mine.work)
+
+    def _written(self, batch: list[_Write]) -> bool:
+        """(lock) Whether all of these could be written."""
+        try:
+            answers = self._transaction(_WRITE, lambda cursor: [one.perform(cursor) for one in batch])
+        except StoreUnavailable:  # to all of them, as the others will see for themselves
+            raise
+        except Exception:  # noqa: BLE001 - whose it is, each finds out alone
+            return False
+        for one, answer in zip(batch, answers, strict=True):
+            one.answer, one.done = answer, True
+        return True
 
     def read(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """`work` on what was there at one moment."""
-        return self._transaction("BEGIN", work)
+        with self._lock:
+            return self._transaction("BEGIN", work)
 
     def close(self) -> None:
         """Close the file; what comes after raises StoreError."""
@@ -76,20 +114,20 @@ class Database:
             self._disconnect()
 
     def _transaction(self, begin: str, work: Callable[[sqlite3.Cursor], T]) -> T:
-        with self._lock:
-            cursor = self._cursor
-            if cursor is None or self._process != os.getpid() or cursor.connection.in_transaction:
-                cursor = self._connected()
-            try:
-                cursor.execute(begin)
-                answer = work(cursor)
-                cursor.execute("COMMIT")
-            except BaseException as error:
-                with contextlib.suppress(sqlite3.Error):  # what it has to tell, `error` has told
-                    cursor.connection.rollback()
-                if isinstance(error, sqlite3.Error | UnicodeEncodeError):
-                    raise self._in_words(error) from error
-                raise
+        """(lock) All of `work`, or nothing."""
+        cursor = self._cursor
+        if cursor is None or self._process != os.getpid() or cursor.connection.in_transaction:
+            cursor = self._connected()
+        try:
+            cursor.execute(begin)
+            answer = work(cursor)
+            cursor.execute("COMMIT")
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):  # what it has to tell, `error` has told
+                cursor.connection.rollback()
+            if isinstance(error, sqlite3.Error | UnicodeEncodeError):
+                raise self._in_words(error) from error
+            raise
         return answer
 
     def _connected(self) -> sqlite3.Cursor:
@@ -208,7 +246,7 @@ class Database:
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._full else 'NORMAL'}")
         connection.execute(f"PRAGMA fullfsync = {int(self._full)}")  # macOS: a plain fsync stays in the drive's cache
         if empty:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(_WRITE)
             if not version():  # another process may have been quicker
                 for statement in self._schema:
                     connection.execute(statement)
@@ -227,8 +265,10 @@ class Database:
             self._forking = True
             self._disconnect()
 
-    def after_fork(self) -> None:
+    def after_fork(self, *, child: bool) -> None:
         """In parent and child: the next transaction opens the file again."""
+        if child:
+            self._waiting.clear()  # these threads are the parent's
         if self._forking:
             self._forking = False
             self._lock.release()
@@ -263,6 +303,22 @@ class Database:
         return StoreError(f"SQLite refused to work on {self.path}: {type(error).__name__}: {error}.")
 
 
+class _Write:
+    """What a thread wants written, and, once it is, what came of it."""
+
+    __slots__ = ("answer", "context", "done", "work")
+
+    def __init__(self, work: Callable[[sqlite3.Cursor], Any]) -> None:
+        self.work = work
+        self.context = contextvars.copy_context()
+        self.answer: Any = None
+        self.done = False
+
+    def perform(self, cursor: sqlite3.Cursor) -> Any:
+        """On whichever thread; so that spans, say, of what it does stay its own."""
+        return self.context.run(self.work, cursor)
+
+
 # What is no UTF-8 is still read, as halves of surrogate pairs: the decoder refuses it, and can say whose it is.
 _text: Final = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 
@@ -285,7 +341,11 @@ def _survive_forks(database: Database) -> None:
 def _watch_forks() -> None:
     """Once a process, since hooks of this kind cannot be taken back."""
     if hasattr(os, "register_at_fork"):  # else there are no forks
-        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+        os.register_at_fork(
+            before=_before_fork,
+            after_in_parent=functools.partial(_after_fork, child=False),
+            after_in_child=functools.partial(_after_fork, child=True),
+        )
 
 
 def _before_fork() -> None:
@@ -293,6 +353,6 @@ def _before_fork() -> None:
         database.before_fork()
 
 
-def _after_fork() -> None:
+def _after_fork(*, child: bool) -> None:
     for database in list(_databases):
-        database.after_fork()
+        database.after_fork(child=child)

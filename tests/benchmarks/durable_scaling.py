@@ -1,8 +1,9 @@
 """What a durable step costs as runs grow longer and as more of them go on at the same time, and what a run in flight weighs.
 
 Each curve should be flat: a checkpoint tells what has changed, not what the run is. `relative` here is the curve's own
-first point. Memory is measured in processes of their own: `python -m tests.benchmarks.durable_scaling STORE URL RUNS STEPS`
-prints the bytes by which such a process has grown while so many runs wait in their last step.
+first point. SQLite waits for the disk only where it says "full". Memory is measured in processes of their own:
+`python -m tests.benchmarks.durable_scaling STORE URL RUNS STEPS` prints the bytes by which such a process has grown while
+so many runs wait in their last step.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def measure(options: Options) -> Report:
             more = {runs: _at_once(engine, runs) for runs in AT_ONCE}
             report.rows += _curve(f"Engine on {name}, chains of 10", "runs at once", more, rounds)
             engine.engine.close()
+        waits = Durable(SQLiteStore(folder / "waits"))
+        more = {runs: _at_once(waits, runs) for runs in AT_ONCE}
+        report.rows += _curve("Engine on sqlite, full, chains of 10", "runs at once", more, rounds)
+        waits.engine.close()
         if url:
             asynchronous = DurableAsync(_async_store(url))
             more = {runs: _awaited(asynchronous, runs, runner) for runs in AT_ONCE}
