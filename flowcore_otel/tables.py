@@ -1,16 +1,23 @@
-"""The catalogue as Markdown, for documents: `python -m flowcore_otel.tables` writes TELEMETRY.md beside this file."""
+"""The catalogue as Markdown, for documents.
+
+`python -m flowcore_otel.tables README.md` writes TELEMETRY.md beside this file, and the short form into README.md, between
+the lines that `MARKS` are.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from . import names
 
-__all__ = ["DOCUMENT", "document", "metrics", "spans"]
+__all__ = ["DOCUMENT", "MARKS", "document", "metrics", "rewritten", "short", "spans"]
 
 DOCUMENT: Final = Path(__file__).with_name("TELEMETRY.md")
+
+MARKS: Final = "<!-- catalogue -->", "<!-- end of the catalogue -->"
 
 _UNITS: Final = {"s": "seconds"}
 
@@ -27,10 +34,13 @@ def _meanings(head: str, meanings: Mapping[str, str]) -> str:
 
 def spans() -> str:
     """Spans, their attributes, and log events: three tables."""
-    named = {f"{action} {{…}}": meaning for action, meaning in names.SPANS.items()}
     return "\n\n".join(
-        (_meanings("span", named), _meanings("attribute", names.ATTRIBUTES), _meanings("log event", names.LOG_EVENTS))
+        (_named_spans(), _meanings("attribute", names.ATTRIBUTES), _meanings("log event", names.LOG_EVENTS))
     )
+
+
+def _named_spans() -> str:
+    return _meanings("span", {f"{action} {{…}}": meaning for action, meaning in names.SPANS.items()})
 
 
 def metrics() -> str:
@@ -75,5 +85,22 @@ def document() -> str:
     return f"# Telemetry\n\n{about}\n\n## Spans and log events\n\n{spans()}\n\n## Metrics\n\n{metrics()}\n"
 
 
+def short() -> str:
+    """Every span and metric, without attributes, labels and the like: two tables."""
+    rows = ((f"`{metric.prometheus}`", metric.kind, metric.help) for metric in names.METRICS)
+    return f"{_named_spans()}\n\n{_table(('metric', 'type', 'meaning'), rows)}"
+
+
+def rewritten(text: str) -> str:
+    """A document with the short form of today between its marks. Raises ValueError where these are missing."""
+    before, first, rest = text.partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not (first and last):
+        raise ValueError(f"the document lacks the line {MARKS[0]} or, after it, the line {MARKS[1]}.")
+    return f"{before}{first}\n\n{short()}\n\n{last}{after}"
+
+
 if __name__ == "__main__":
     DOCUMENT.write_text(document(), encoding="utf-8")
+    for readme in map(Path, sys.argv[1:]):
+        readme.write_text(rewritten(readme.read_text(encoding="utf-8")), encoding="utf-8")
