@@ -78,9 +78,12 @@ def _is_late(effect: Effect, words: Iterable[Word]) -> bool:
 
 
 def _excused(effect: Effect, words: Iterable[Word], was_frozen: Callable[[Effect, float], bool]) -> bool:
-    """Whether its process had already looked at its lease and was about to call the step: that nobody can prevent."""
+    """Whether its process had already looked at its lease and was about to call the step, or in it: that nobody can
+    prevent."""
     where = (effect.fence, effect.pid, effect.thread)
-    heard = [word.heard for word in words if (word.fence, word.pid, word.thread) == where and word.heard <= effect.at]
+    heard = [
+        word.heard for word in words if (word.fence, word.pid, word.thread) == where and word.heard <= effect.called
+    ]
     return was_frozen(effect, max(heard, default=0.0))
 
 

@@ -2,7 +2,8 @@
 
 Both journals are files that all processes append to, a line at a time, and in the order in which they were written. A
 kill -9 may cut a line short, where a page of the file ends: such a line is not there, as if the kill had come just before
-it. Each begins with a newline for that, so that the next one is whole. Times are `time.monotonic()`, which all processes of a machine share.
+it. Each begins with a newline for that, so that the next one is whole. Times are `time.monotonic()`, which all processes
+of a machine share.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Effect", "Journal", "Ledger", "Word", "effects_of", "lines_of", "words_of"]
+__all__ = ["CALLED", "Effect", "Journal", "Ledger", "Word", "effects_of", "lines_of", "words_of"]
+
+
+CALLED: ContextVar[float] = ContextVar("called")
+"""when the step that is going on was called; set by those that may wait"""
 
 
 class Effect(NamedTuple):
@@ -32,6 +38,8 @@ class Effect(NamedTuple):
     pid: int
     thread: int
     at: float
+    called: float
+    """when the step began, which may have waited since then"""
 
 
 class Word(NamedTuple):
@@ -66,7 +74,8 @@ class Ledger:
     def did(self, ctx: Any, what: str) -> None:
         """Note the effect of a step."""
         whose = ctx["key"], ctx.step, ctx.step_key, what, ctx.fence, ctx.run_id
-        self.write(Effect(*whose, os.getpid(), threading.get_ident(), time.monotonic()))
+        now = time.monotonic()
+        self.write(Effect(*whose, os.getpid(), threading.get_ident(), now, CALLED.get(now)))
 
 
 class Journal(Ledger):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flowcore import Backoff, Landed, NotLanded, Retry, Status, Workflow
-from tests.durable.ledger import Ledger, effects_of
+from tests.durable.ledger import CALLED, Ledger, effects_of
 
 __all__ = ["SAGAS", "Boom", "World", "saga"]
 
@@ -97,6 +97,7 @@ class World:
             return fn
 
         async def step(ctx: Any) -> Any:
+            CALLED.set(time.monotonic())
             await asyncio.sleep(0)
             return fn(ctx)
 

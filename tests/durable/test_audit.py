@@ -17,7 +17,7 @@ from tests.durable.sagas import World, saga
 
 
 def did(step: str, fence: int, at: float, what: str = "do", key: str = "") -> Effect:
-    return Effect("k", step, key or f"{what} {step}", what, fence, "r", fence, 1, at)
+    return Effect("k", step, key or f"{what} {step}", what, fence, "r", fence, 1, at, at)
 
 
 def said(verb: str, fence: int, at: float, *done: str) -> Word:
@@ -63,6 +63,19 @@ def test_the_audit_tells_what_is_wrong(
 ) -> None:
     found = "\n".join(audit(effects, words, record, saga("success", World(Ledger(str(tmp_path / "ledger"))))))
     assert (re.search(wrong, found) is not None) if wrong else not found, found
+
+
+@pytest.mark.parametrize(("called", "excused"), [(2.0, True), (4.6, False)])
+def test_whose_process_froze_in_a_step_that_waits_is_excused_and_who_began_it_afterwards_is_not(
+    called: float, excused: bool, tmp_path: Path
+) -> None:
+    def was_frozen(_: Effect, since: float) -> bool:
+        return since <= 4.3  # from 3.0 to 4.3, while the lease of fence 1 ran out
+
+    words = [*WORDS, said("checkpoint", 1, 4.4)._replace(sent=1.5)]  # heard after that, by the same event loop
+    effects = [A, B, B2, C, did("c", 1, 4.7)._replace(called=called)]
+    found = audit(effects, words, ENDED, saga("success", World(Ledger(str(tmp_path / "ledger")))), was_frozen)
+    assert bool(found) is not excused
 
 
 def test_a_line_that_a_kill_has_cut_short_is_not_there_and_the_next_one_is_whole(tmp_path: Path) -> None:
