@@ -2,14 +2,12 @@
 
 One connection per process, guarded by a lock: SQLite lets one writer in at a time, and threads that wait for a lock are
 woken in turn, while connections that wait for each other poll (measured: 16 threads on a connection each need five times
-as long for a durable commit). What threads want written while one is writing, the next one commits all at once: they wait
-for the disk together.
+as long for a durable commit).
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import os
 import shutil
@@ -18,12 +16,12 @@ import stat
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar
 
 from ..errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, shown
+from .group_commit import GroupCommit
 
 __all__ = ["PATIENCE", "Database"]
 
@@ -55,7 +53,7 @@ class Database:
         self._schema = schema
         self._full = full
         self._lock = threading.Lock()
-        self._waiting: deque[_Write] = deque()
+        self._writers = GroupCommit[sqlite3.Cursor](self._lock)
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
         self._process = os.getpid()
@@ -67,45 +65,13 @@ class Database:
         _survive_forks(self)
 
     def write(self, work: Callable[[sqlite3.Cursor], T]) -> T:
-        """All of `work`, or nothing, with nobody else writing. It may be called on another thread that writes too, in this
-        one's contextvars context, and twice, if what was to be committed with it was refused."""
-        mine = _Write(work)
-        self._waiting.append(mine)
-        try:
-            with self._lock:
-                if not mine.done:
-                    self._write_what_waits(mine)
-        except BaseException:
-            mine.done = True  # nobody may write later what its caller has given up
-            raise
-        return cast("T", mine.answer)
-
-    def _write_what_waits(self, mine: _Write) -> None:
-        """(lock) All in one transaction, or only `mine`, where something of it was refused."""
-        others: list[_Write] = []
-        while self._waiting:
-            one = self._waiting.popleft()
-            if one is not mine and not one.done:
-                others.append(one)
-        if not others or not self._written([mine, *others]):
-            mine.answer = self._transaction(_WRITE, mine.work)
-
-    def _written(self, batch: list[_Write]) -> bool:
-        """(lock) Whether all of these could be written."""
-        try:
-            answers = self._transaction(_WRITE, lambda cursor: [one.perform(cursor) for one in batch])
-        except StoreUnavailable:  # to all of them, as the others will see for themselves
-            raise
-        except Exception:  # noqa: BLE001 - whose it is, each finds out alone
-            return False
-        for one, answer in zip(batch, answers, strict=True):
-            one.answer, one.done = answer, True
-        return True
+        """All of `work`, or nothing, with nobody else writing; see GroupCommit.write."""
+        return self._writers.write(work, self._transaction)
 
     def read(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """`work` on what was there at one moment."""
         with self._lock:
-            return self._transaction("BEGIN", work)
+            return self._transaction(work, "BEGIN")
 
     def close(self) -> None:
         """Close the file; what comes after raises StoreError."""
@@ -113,7 +79,7 @@ class Database:
             self._closed = True
             self._disconnect()
 
-    def _transaction(self, begin: str, work: Callable[[sqlite3.Cursor], T]) -> T:
+    def _transaction(self, work: Callable[[sqlite3.Cursor], T], begin: str = _WRITE) -> T:
         """(lock) All of `work`, or nothing."""
         cursor = self._cursor
         if cursor is None or self._process != os.getpid() or cursor.connection.in_transaction:
@@ -268,7 +234,7 @@ class Database:
     def after_fork(self, *, child: bool) -> None:
         """In parent and child: the next transaction opens the file again."""
         if child:
-            self._waiting.clear()  # these threads are the parent's
+            self._writers.forget()
         if self._forking:
             self._forking = False
             self._lock.release()
@@ -301,22 +267,6 @@ class Database:
         if isinstance(error, UnicodeEncodeError):
             return NotSerializable(f"{shown(error.object)} holds half a surrogate pair, which no store can keep.")
         return StoreError(f"SQLite refused to work on {self.path}: {type(error).__name__}: {error}.")
-
-
-class _Write:
-    """What a thread wants written, and, once it is, what came of it."""
-
-    __slots__ = ("answer", "context", "done", "work")
-
-    def __init__(self, work: Callable[[sqlite3.Cursor], Any]) -> None:
-        self.work = work
-        self.context = contextvars.copy_context()
-        self.answer: Any = None
-        self.done = False
-
-    def perform(self, cursor: sqlite3.Cursor) -> Any:
-        """On whichever thread; so that spans, say, of what it does stay its own."""
-        return self.context.run(self.work, cursor)
 
 
 # What is no UTF-8 is still read, as halves of surrogate pairs: the decoder refuses it, and can say whose it is.

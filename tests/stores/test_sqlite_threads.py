@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from flowcore import NotSerializable, StoreUnavailable
-from flowcore.stores import SQLiteStore, database
+from flowcore.stores import SQLiteStore, database, group_commit
 from flowcore.stores.base import Claim, Claimed
 from flowcore.stores.database import Database
+from flowcore.stores.group_commit import GroupCommit
 
 SCHEMA = ("CREATE TABLE words (word TEXT)",)
 LIMIT = 10.0
@@ -28,6 +29,12 @@ LIMIT = 10.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "words.db"
+
+
+@pytest.fixture(autouse=True)
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits has to be woken."""
+    monkeypatch.setattr(group_commit, "_LOOK", 3600)
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def nobody_gets_in(path: Path, words: Database, threads: ThreadPoolExecutor) -> 
         other.execute("BEGIN IMMEDIATE")
         first = threads.submit(words.write, saying("a"))
         until(words._lock.locked)
-        until(lambda: not words._waiting)
+        until(lambda: not words._writers._waiting)
         yield first
         other.execute("ROLLBACK")
 
@@ -79,7 +86,7 @@ def nobody_gets_in(path: Path, words: Database, threads: ThreadPoolExecutor) -> 
 def queue(words: Database, threads: ThreadPoolExecutor, *works: Callable[[sqlite3.Cursor], Any]) -> list[Future[Any]]:
     """Have so many more threads wait for their turn."""
     futures = [threads.submit(words.write, work) for work in works]
-    until(lambda: len(words._waiting) == len(works))
+    until(lambda: len(words._writers._waiting) == len(works))
     return futures
 
 
@@ -128,7 +135,8 @@ def test_where_the_file_cannot_be_written_each_thread_is_told_and_can_ask_again(
         errors = [future.exception() for future in (first, *others)]
         assert [type(error) for error in errors] == [StoreUnavailable] * 3
         assert len(set(map(id, errors))) == 3  # an exception belongs to one thread
-        assert statements.count("BEGIN IMMEDIATE") == 3  # nobody has waited twice
+        assert all(error is not None and type(error.__cause__) is sqlite3.OperationalError for error in errors)
+        assert statements.count("BEGIN IMMEDIATE") == 2  # nobody has waited twice
         assert said(path) == []
         assert words.write(saying("d")) == "D"
         assert said(path) == ["d"]
@@ -149,27 +157,63 @@ def test_each_writes_in_its_own_context_on_whichever_thread(
 
     with nobody_gets_in(path, words, threads):
         futures = [threads.submit(contextvars.Context().run, write, name) for name in "bcd"]
-        until(lambda: len(words._waiting) == 3)
+        until(lambda: len(words._writers._waiting) == 3)
     names, idents = zip(*(future.result(LIMIT) for future in futures), strict=True)
     assert names == ("b", "c", "d")
     assert len(set(idents)) == 1
 
 
+@pytest.mark.parametrize("place", [0, 1])
 def test_what_an_interrupt_has_ended_is_not_written_by_others(
-    path: Path, words: Database, threads: ThreadPoolExecutor
+    place: int, path: Path, words: Database, threads: ThreadPoolExecutor
 ) -> None:
-    def interrupt() -> None:
-        until(lambda: len(words._waiting) == 1)
+    def interrupt() -> list[Future[str]]:
+        until(lambda: len(words._writers._waiting) == place + 1)
+        behind = [threads.submit(words.write, saying(word)) for word in "bc"[place:]]
+        until(lambda: len(words._writers._waiting) == 3)
         os.kill(os.getpid(), signal.SIGINT)
+        return behind
 
     with nobody_gets_in(path, words, threads) as first:
-        threads.submit(interrupt)
+        before = queue(words, threads, *map(saying, "bc"[:place]))
+        interrupting = threads.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
             words.write(saying("given up"))
-        other = threads.submit(words.write, saying("b"))
-        until(lambda: len(words._waiting) == 2)
-    assert (first.result(LIMIT), other.result(LIMIT)) == ("A", "B")
-    assert said(path) == list("ab")
+    others = [*before, *interrupting.result(LIMIT)]
+    assert [future.result(LIMIT) for future in (first, *others)] == list("ABC")
+    assert said(path) == list("abc")
+
+
+@pytest.mark.parametrize(("moment", "look"), [("_pass_on", 0.1), ("_others", 3600)])
+def test_an_interrupt_of_who_writes_keeps_nobody_waiting(
+    moment: str, look: float, path: Path, words: Database, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "_LOOK", look)
+    struck, method = list[str](), getattr(GroupCommit, moment)
+
+    def strike(self: GroupCommit[Any], *arguments: Any) -> Any:
+        if not struck:
+            struck.append(moment)
+            raise KeyboardInterrupt
+        return method(self, *arguments)
+
+    monkeypatch.setattr(GroupCommit, moment, strike)
+    with nobody_gets_in(path, words, threads) as first:
+        others = queue(words, threads, *map(saying, "bcd"))
+    assert not wait([first, *others], LIMIT).not_done
+    errors = [error for future in (first, *others) if (error := future.exception()) is not None]
+    assert [type(error) for error in errors] == [KeyboardInterrupt]
+    assert words.write(saying("e")) == "E"
+    assert len(said(path)) == (4 if moment == "_others" else 5)
+
+
+def test_however_they_come_each_word_is_written_once(
+    path: Path, words: Database, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "_LOOK", 1e-6)  # they get into each other's way
+    spoken = [f"{number:04}" for number in range(2_000)]
+    assert list(threads.map(lambda word: words.write(saying(word)), spoken)) == spoken
+    assert said(path) == spoken
 
 
 FORK = """
@@ -180,7 +224,7 @@ def begin():  # after the store has shut its file for the fork: the hooks that r
         thread = threading.Thread(target=words.write, args=(lambda db: db.execute("INSERT INTO words VALUES ('parent')"),))
         thread.start()
         writers.append(thread)
-    while len(words._waiting) < 3:
+    while len(words._writers._waiting) < 2:  # the first one leads
         time.sleep(0.001)
 
 writers = []
@@ -189,7 +233,8 @@ from flowcore.stores.database import Database
 words = Database(sys.argv[1], ("CREATE TABLE words (word TEXT)",), full=False)
 child = os.fork()
 if child == 0:
-    words.write(lambda db: db.execute("INSERT INTO words VALUES ('child')"))
+    for number in range(2):
+        words.write(lambda db: db.execute("INSERT INTO words VALUES ('child')"))
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 for thread in writers:
@@ -199,7 +244,7 @@ for thread in writers:
 
 def test_a_child_does_not_write_what_threads_of_its_parent_wait_to_write(path: Path) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORK, path], check=True, timeout=60)
-    assert said(path) == ["child", "parent", "parent", "parent"]
+    assert said(path) == ["child"] * 2 + ["parent"] * 3
 
 
 def test_of_claims_that_are_committed_together_one_gets_the_key(path: Path, threads: ThreadPoolExecutor) -> None:
@@ -211,7 +256,7 @@ def test_of_claims_that_are_committed_together_one_gets_the_key(path: Path, thre
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             answers = [threads.submit(claim, number) for number in range(8)]
-            until(lambda: len(store._database._waiting) == 7)
+            until(lambda: len(store._database._writers._waiting) == 7)
             other.execute("ROLLBACK")
         granted = [type(answer.result(LIMIT)) is Claimed for answer in answers]
         assert granted.count(True) == 1
