@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 from ..errors import CorruptRecord, StoreError, StoreUnavailable, said, shown
 
-__all__ = ["is_forbidden", "is_unknown_script", "refuse"]
+__all__ = ["is_forbidden", "is_reply", "is_unknown_script", "refuse"]
 
 _CODES: Final = {
     "AuthenticationError": "NOAUTH",
@@ -55,6 +55,11 @@ _REFUSED: Final = {
 _WORD: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})\b")
 _FORBIDDEN: Final = ("can't run this command", "can't access", "ACL failure in script")
 """what Redis 6, 7 and 8 say where a script's command is not permitted, without a word before it"""
+
+
+def is_reply(error: BaseException) -> bool:
+    """Whether this is what the server has answered, all of which has been read."""
+    return any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
 
 
 def is_unknown_script(reply: object) -> bool:

@@ -15,6 +15,7 @@ from collections import deque
 from typing import Any, Final
 
 from ..forks import in_children
+from .redis_errors import is_reply
 
 __all__ = ["AsyncKept", "Kept"]
 
@@ -65,7 +66,7 @@ class Kept:
             if not self._spare.acquire(blocking=False):
                 return self.client.execute_command(*command, **options)
             one = _One(self.client.client())
-        client, well = one.client, False
+        client = one.client
         try:
             now = time.monotonic()
             if one.until < now:
@@ -74,10 +75,13 @@ class Kept:
                 client.connection, one.since = client.connection_pool.get_connection(), now
             reply = client.execute_command(*command, **options)
             one.used()
-            well = True
+        except BaseException as error:
+            # The pool would find a reply that nobody has read only if it is there by then.
+            if client.connection is not None and not is_reply(error):
+                client.connection.disconnect()
+            client.close()
+            raise
         finally:
-            if not well:
-                client.close()
             idle.append(one)
         return reply
 
@@ -105,7 +109,7 @@ class AsyncKept:
             return await self.client.execute_command(*command, **options)
         async with self._free:
             one = self._idle.pop() if self._idle else _One(self.client.client())
-            client, well = one.client, False
+            client = one.client
             try:
                 now = time.monotonic()
                 if one.until < now:
@@ -114,10 +118,12 @@ class AsyncKept:
                     one.since = now
                 reply = await client.execute_command(*command, **options)
                 one.used()
-                well = True
+            except BaseException as error:
+                if client.connection is not None and not is_reply(error):  # as above
+                    await client.connection.disconnect(nowait=True)
+                await client.aclose()
+                raise
             finally:
-                if not well:
-                    await client.aclose()
                 self._idle.append(one)
         return reply
 

@@ -11,7 +11,8 @@ import redis.asyncio
 from flowcore import AsyncEngine, Context, Engine, Status, Workflow
 from flowcore.events import StoreCalled
 from flowcore.stores import AsyncRedisStore, RedisStore
-from tests.stores.redis_runs import a_checkpoint, begin
+from flowcore.stores.base import Claimed
+from tests.stores.redis_runs import a_checkpoint, a_claim, begin
 from tests.stores.redis_servers import redis_url
 
 __all__ = ["redis_url"]  # a fixture
@@ -111,31 +112,69 @@ def test_a_step_may_use_all_connections_of_the_client_that_its_store_has_no_need
     pool.disconnect()
 
 
+class Struck(redis.Redis):
+    strikes = False
+
+    def parse_response(self, *args: Any, **options: Any) -> Any:
+        if Struck.strikes:
+            Struck.strikes = False
+            raise KeyboardInterrupt
+        return super().parse_response(*args, **options)
+
+
+class StruckAsync(redis.asyncio.Redis):
+    strikes = False
+
+    async def parse_response(self, *args: Any, **options: Any) -> Any:
+        if StruckAsync.strikes:
+            StruckAsync.strikes = False
+            raise asyncio.CancelledError
+        return await super().parse_response(*args, **options)
+
+
+# As redis-py's own, of which alone a store keeps connections.
+Struck.__module__ = StruckAsync.__module__ = redis.Redis.__module__
+
+
+def pause(url: str) -> None:
+    """What is sent from now on is answered a moment later."""
+    with redis.Redis.from_url(url) as other:
+        other.execute_command("CLIENT", "PAUSE", "200", "ALL")
+
+
 def test_a_reply_that_nobody_read_is_never_taken_for_the_next_ones(redis_url: str) -> None:
-    """An interrupt may come when a command has been sent, before its reply is read."""
-
-    class Struck(redis.Redis):
-        strikes = False
-
-        def parse_response(self, *args: Any, **options: Any) -> Any:
-            if Struck.strikes:
-                Struck.strikes = False
-                raise KeyboardInterrupt
-            return super().parse_response(*args, **options)
-
-    # As redis-py's own, of which alone a store keeps connections.
-    Struck.__module__ = redis.Redis.__module__
+    """An interrupt may come when a command has been sent, before its reply is read, or even there."""
     with Struck.from_url(redis_url) as client:
         store = RedisStore(client, prefix=uuid4().hex)
         claim, fence = begin(store)
         assert store.checkpoint(a_checkpoint(claim, fence)) is None
         Struck.strikes = True
+        pause(redis_url)
         with pytest.raises(KeyboardInterrupt):
             store.checkpoint(a_checkpoint(claim, fence))
         record = store.find(claim.key)
         assert record is not None
         assert record.run_id == claim.run_id
         store.close()
+
+
+def test_a_reply_that_no_task_read_is_never_taken_for_the_next_ones(redis_url: str) -> None:
+    async def strike() -> None:
+        store = AsyncRedisStore(StruckAsync.from_url(redis_url), prefix=uuid4().hex)
+        claim = a_claim("k")
+        assert isinstance(await store.claim(claim), Claimed)
+        await store.withdraw(a_claim("another"))
+        assert await store.find("another") is None  # the scripts are there
+        StruckAsync.strikes = True
+        pause(redis_url)
+        with pytest.raises(asyncio.CancelledError):
+            await store.withdraw(a_claim("another"))
+        record = await store.find("k")
+        assert record is not None
+        assert record.run_id == claim.run_id
+        await store.close()
+
+    asyncio.run(strike())
 
 
 def test_a_client_of_ones_own_making_is_asked_for_nothing_but_commands(redis_url: str) -> None:
