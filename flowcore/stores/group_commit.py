@@ -52,6 +52,7 @@ class GroupCommit(Generic[C]):
         return answer
 
     def _queued(self, work: Callable[[C], T]) -> _Write[C]:
+        """(door) What is going to wait for its turn."""
         mine: _Write[C] = _Write(work)
         self._waiting.append(mine)
         return mine
