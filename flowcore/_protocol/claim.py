@@ -74,6 +74,16 @@ def claim(x: Execution) -> Program[Run | RunRecord | None]:
                 gone = RunNotFound(f"run {x.recovering} is not in the store any more.")
                 tell.refused(x, gone)
                 raise gone
+            case Claimed(record=None, generation=later) if later and x.settings.clock() >= sent + x.settings.lease:
+                # A copy of this claim, whose answer was lost, may have been granted long ago, and its run taken over and
+                # ended by others: two runs must not have one id.
+                yield from durable.ask(x, "withdraw", wanted)
+                late = StoreUnavailable(
+                    f"key {shown(wanted.key)} was granted more than a lease after it was asked for, and has had other runs: "
+                    "the same may be asked again."
+                )
+                tell.refused(x, late)
+                raise late
             case Claimed():
                 return _own(x, wanted, answer, sent)
             case _ if x.recovering is not None:  # somebody else was quicker; nobody has asked for an answer

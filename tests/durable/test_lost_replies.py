@@ -219,3 +219,23 @@ def test_a_claim_that_is_sent_again_after_others_have_ended_its_run_begins_nothi
         ended = run(driver, Resends(store, others), wf, "k", 0.05)
         assert (ended.status, ended.replayed, ended.id) == (name, True, store.find("k").run_id)
     assert len({effect.fence for effect in effects_of(here.ledger)["k"]}) == 1
+
+
+@pytest.mark.parametrize(("kind", "driver"), [("sqlite", "threads"), ("redis", "asyncio")])
+def test_a_claim_that_is_sent_again_after_two_others_have_had_the_key_begins_no_second_run_of_its_id(
+    place: Callable[[str], Place], kind: str, driver: str
+) -> None:
+    here = place(kind)
+    wf = saga("compensated", World(Ledger(here.ledger)))
+    ids: list[str] = []
+    with here.store() as store:
+
+        def others() -> None:
+            until(lambda: store.list_runs(status="expired"), "the end of the lease")
+            ids.extend(run("threads", store, wf, "k", LEASE).id for _ in range(2))
+
+        with pytest.raises(StoreUnavailable, match="key 'k' was granted more than a lease after it was asked for, and"):
+            run(driver, Resends(store, others), wf, "k", 0.05)
+        assert len({effect.run_id for effect in effects_of(here.ledger)["k"]}) == len(set(ids)) == 2
+        last = run(driver, store, wf, "k", LEASE)
+        assert (last.status, last.id in ids) == ("compensated", False)

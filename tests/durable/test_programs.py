@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -291,6 +292,25 @@ def test_a_claim_without_an_answer_is_sent_again_and_then_withdrawn(run: Callabl
     assert store.asked.count("claim") > 1
     assert store.asked[-1] == "withdraw"
     assert done == []
+
+
+def test_a_claim_that_is_granted_a_lease_late_is_taken_back_where_the_key_has_had_other_runs(
+    run: Callable[..., Any], done: list[str]
+) -> None:
+    store, lease = Moody(), 0.05
+    again = partial(run, saga(done, a=fine, b=fails), options={"store": store, "lease": lease}, idempotency_key="k")
+    store.moods = lambda verb, argument: time.sleep(2 * lease) if verb == "claim" else None
+    with pytest.raises(ValueError, match="b"):  # the first run of a key is nobody else's, however late it is granted
+        again()
+    store.asked.clear()
+    with pytest.raises(
+        StoreUnavailable, match="key 'k' was granted more than a lease after it was asked for, and has had"
+    ):
+        again()
+    assert (store.asked, done) == (["claim", "withdraw"], ["a", "b", "-a"])
+    store.moods = lambda verb, argument: None
+    with pytest.raises(ValueError, match="b"):
+        again()
 
 
 # -- a lease that is lost ----------------------------------------------------------------------------------------------
