@@ -25,7 +25,7 @@ demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 ke
 test: lint types servers  ## lint, check types, run the tests with coverage
 	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=loadfile
 	@report=$$($(ENV) -m coverage report --fail-under=100) \
-		|| { echo "$$report"; echo 'Every branch of flowcore/_protocol must be covered.'; exit 1; }
+		|| { echo "$$report"; echo 'Every branch of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
 
 lint: venv  ## ruff: rules and formatting
 	$(ENV) -m ruff check

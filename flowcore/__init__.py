@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .aio import AsyncEngine
+from ._engines.aio import AsyncEngine
+from ._engines.threads import Engine
 from .context import Context
 from .errors import (
     AsyncStepInSyncEngine,
@@ -39,12 +40,11 @@ from .errors import (
     UnknownDependency,
 )
 from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger
-from .landing import Landed, NotLanded
 from .retry import Backoff, Retry
 from .run import Run, StepReport
 from .status import Status
+from .step import Landed, NotLanded
 from .stores import MemoryStore
-from .threads import Engine
 from .workflow import Step, Workflow
 
 __all__ = [

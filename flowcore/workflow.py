@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
-from . import pictures
-from .advice import advice
+from . import describe
 from .context import Context
 from .errors import DefinitionError, DuplicateStep, FlowcoreError, UnknownDependency, shown
+from .lint import advice
 from .plan import Plan
 from .retry import Duration, Retry, seconds
 
@@ -338,15 +338,15 @@ class Workflow:
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
-        return pictures.mermaid(self.plan())
+        return describe.mermaid(self.plan())
 
     def to_dot(self) -> str:
         """The graph in Graphviz's DOT language."""
-        return pictures.dot(self.plan(), self.name)
+        return describe.dot(self.plan(), self.name)
 
     def __repr__(self) -> str:
         try:
-            return pictures.text(self.plan(), self.name)
+            return describe.text(self.plan(), self.name)
         except FlowcoreError as error:
             return f"Workflow {shown(self.name)} · {len(self._steps)} steps · cannot run: {error}"
 
@@ -366,8 +366,8 @@ class Workflow:
         what `Engine.run` raises.
         """
         # The one place where a definition reaches for an engine: the embedded default of the README's first lines.
+        from ._engines.threads import Engine
         from .events import PrintLogger
-        from .threads import Engine
 
         chosen = (PrintLogger(),) if hooks is _PRINTED else hooks
         with Engine(store=self._memory(), hooks=chosen) as engine:

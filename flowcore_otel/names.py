@@ -228,7 +228,7 @@ STEPS_READY: Final = Metric(
     "flowcore.steps.ready", "updown", "{step}", ("workflow",), "Steps that are ready and have not started."
 )
 WORKERS: Final = Metric(
-    "flowcore.workers",
+    "flowcore._engines.workers",
     "gauge",
     "{worker}",
     ("state",),

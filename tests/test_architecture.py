@@ -24,25 +24,20 @@ PARTS: dict[str, str] = {
     "errors": "",
     "status": "",
     "retry": "errors",
+    "step": "",
     "context": "errors",
     "run": "errors status",
     "plan": "errors",
-    "pictures": "errors plan",
-    "advice": "errors plan",
-    "workflow": "errors retry context plan pictures advice",
+    "describe": "errors plan",
+    "lint": "errors plan",
+    "workflow": "errors retry step context plan describe lint",
     "events": "errors status",
     "forks": "",
     "stores": "errors status retry run forks",
-    "landing": "",
-    "_protocol": "errors status retry context run plan workflow events stores.base landing",
-    "leases": "errors status events stores.base forks",
-    "workers": "forks",
-    "interrupts": "",
-    "engine": "errors status retry run workflow events stores _protocol leases workers interrupts",
-    "_drivers": "errors context run _protocol workers interrupts",
-    "threads": "errors status retry run workflow events stores.base _protocol _drivers engine workers interrupts forks",
-    "aio": "errors status retry run workflow events _protocol _drivers engine workers forks",
-    "testing": "errors status retry context run workflow events stores _protocol",
+    "_kernel": "errors status retry context run plan workflow events stores.base _durable",
+    "_durable": "errors status retry context run plan workflow events stores.base step forks _kernel",
+    "_engines": "errors status retry context run workflow events stores _kernel _durable forks",
+    "testing": "errors status retry context run workflow events stores _kernel _durable",
 }
 """what each module or subpackage of flowcore may import of flowcore when it is imported; flowcore itself: all of them"""
 
@@ -60,29 +55,29 @@ FOR_THE_PROTOCOL = frozenset(
 EXCEPTIONS = {
     # The books of a run are shared by the threads that drive it, and the lock that guards them belongs to the books:
     # every driver would have to make the same one. Nothing but Lock is used.
-    ("flowcore._protocol.execution", "threading"): {"Lock"},
+    ("flowcore._kernel.run_state", "threading"): {"Lock"},
 }
 """(module, what it imports) -> the only names of that which it uses"""
 
 LAZY: dict[str, set[str]] = {
     # Slow to import, and needed by few runs.
     "flowcore": {"importlib.metadata"},
-    "flowcore._protocol.execution": {"hashlib"},
-    "flowcore._protocol.claim": {"hashlib", "json"},
+    "flowcore._kernel.run_state": {"hashlib"},
+    "flowcore._durable.claim": {"hashlib", "json"},
     "flowcore.events.loggers": {"json"},
     "flowcore.plan": {"hashlib"},
     "flowcore.retry": {"random"},
     "flowcore.stores": {"flowcore.stores.redis", "flowcore.stores.sqlite"},
     # An extra, asked for when somebody wants it.
-    "flowcore.stores.redis": {"redis"},
+    "flowcore.stores.redis.store": {"redis"},
     # pytest and hypothesis, which nobody needs who does not write a store.
     "flowcore.testing": {"flowcore.testing.conformance"},
     # wf.run() reaches for an engine: the one place where a definition knows what is above it.
-    "flowcore.workflow": {"flowcore.events", "flowcore.stores.memory", "flowcore.threads"},
+    "flowcore.workflow": {"flowcore.events", "flowcore.stores.memory", "flowcore._engines.threads"},
 }
 """imports inside of functions; all others stand at the top"""
 
-WITHOUT_ALL = {"flowcore._drivers", "flowcore._protocol", "flowcore.events.records", "flowcore_otel.names"}
+WITHOUT_ALL = {"flowcore._durable", "flowcore._engines", "flowcore._kernel", "flowcore.events.records", "flowcore_otel.names"}
 """two docstrings alone, and two modules of nothing but public names"""
 
 OF_FLOWCORE = {"flowcore", "flowcore.errors", "flowcore.events"}
@@ -183,7 +178,7 @@ def wrong_directions(modules: Sources, parts: Mapping[str, str] = PARTS) -> Iter
 def impure(modules: Sources) -> Iterator[str]:
     """What the programs need that only drivers may: threads, loops, clocks, chance."""
     for one in imports(modules):
-        if not one.importer.startswith("flowcore._protocol") or one.imported.split(".")[0] in {
+        if not one.importer.startswith("flowcore._kernel") or one.imported.split(".")[0] in {
             "flowcore",
             "__future__",
         }:
@@ -196,7 +191,7 @@ def impure(modules: Sources) -> Iterator[str]:
         elif one.imported not in FOR_THE_PROTOCOL and one.when != "never":
             yield f"{one.importer} imports {one.imported}"
     for name, text in modules.items():
-        if name.startswith("flowcore._protocol"):
+        if name.startswith("flowcore._kernel"):
             for node in ast.walk(parsed(text)):
                 if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
                     yield f"{name}:{node.lineno} is async: programs are for all drivers"
@@ -237,7 +232,7 @@ def dynamic(modules: Sources) -> Iterator[str]:
 
 def redis_elsewhere(modules: Sources) -> Iterator[str]:
     for one in imports(modules):
-        if one.imported.split(".")[0] == "redis" and (one.importer, one.when) != ("flowcore.stores.redis", "later"):
+        if one.imported.split(".")[0] == "redis" and (one.importer, one.when) != ("flowcore.stores.redis.store", "later"):
             yield f"{one.importer} imports {one.imported}"
 
 
@@ -443,15 +438,27 @@ def planted(**texts: str) -> dict[str, str]:
         ("errors", "import flowcore.context", "flowcore.errors imports flowcore.context"),
         ("errors", "class A:\n from .context import Context", "flowcore.errors imports flowcore.context"),
         ("errors", "try:\n from .context import Context\nfinally: pass", "flowcore.errors imports flowcore.context"),
-        ("_protocol__run", "from ..threads import Engine", "flowcore._protocol.run imports flowcore.threads"),
-        ("_protocol__run", "from ..stores import memory", "flowcore._protocol.run imports flowcore.stores.memory"),
-        ("_protocol__run", "from ..stores import RedisStore", "flowcore._protocol.run imports flowcore.stores"),
-        ("threads", "from .aio import AsyncEngine", "flowcore.threads imports flowcore.aio"),
-        ("testing__journal", "from ..threads import Engine", "flowcore.testing.journal imports flowcore.threads"),
+        ("_kernel__run", "from .._engines.threads import Engine", "flowcore._kernel.run imports flowcore._engines.threads"),
+        ("_kernel__run", "from ..stores import memory", "flowcore._kernel.run imports flowcore.stores.memory"),
+        ("_kernel__run", "from ..stores import RedisStore", "flowcore._kernel.run imports flowcore.stores"),
+        ("_engines__threads", "from ..workflow import X\nfrom .aio import AsyncEngine", "flowcore._engines.threads imports flowcore._engines.aio"),
+        (
+            "testing__journal",
+            "from ..threads import Engine",
+            "flowcore.testing.journal imports flowcore._engines.threads",
+        ),
         ("brandnew", "from .errors import Fatal", "flowcore.brandnew is new: say in PARTS what it may import"),
-        ("aio", "import flowcore_otel", "flowcore.aio imports flowcore_otel: flowcore knows nothing of it"),
-        ("aio", "def f():\n from flowcore_otel.names import X", "flowcore.aio imports flowcore_otel.names: flowcore"),
-        ("aio", "def f():\n from . import testing", "flowcore.aio imports flowcore.testing, which is for tests"),
+        ("_engines__aio", "import flowcore_otel", "flowcore._engines.aio imports flowcore_otel: flowcore knows nothing of it"),
+        (
+            "aio",
+            "def f():\n from flowcore_otel.names import X",
+            "flowcore._engines.aio imports flowcore_otel.names: flowcore",
+        ),
+        (
+            "aio",
+            "def f():\n from . import testing",
+            "flowcore._engines.aio imports flowcore.testing, which is for tests",
+        ),
     ],
 )
 def test_a_wrong_direction_is_found(name: str, text: str, found: str) -> None:
@@ -468,17 +475,17 @@ def test_a_right_direction_is_not(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
-        ("_protocol__run", "import time", "flowcore._protocol.run imports time"),
-        ("_protocol__run", "def f():\n import random", "flowcore._protocol.run imports random"),
-        ("_protocol__run", "from time import monotonic", "flowcore._protocol.run imports time"),
-        ("_protocol__run", "import asyncio", "flowcore._protocol.run imports asyncio"),
-        ("_protocol__run", "from asyncio import sleep", "flowcore._protocol.run imports asyncio"),
-        ("_protocol__run", "import threading", "flowcore._protocol.run imports threading"),
-        ("_protocol__execution", "import threading\nthreading.Thread()", "execution uses Thread of threading"),
-        ("_protocol__execution", "from threading import Timer", "execution uses Timer of threading"),
-        ("_protocol__execution", "import threading\nx = threading", "execution uses threading of threading"),
-        ("_protocol__run", "async def f(): ...", "flowcore._protocol.run:1 is async"),
-        ("_protocol__brandnew", "import socket", "flowcore._protocol.brandnew imports socket"),
+        ("_kernel__run", "import time", "flowcore._kernel.run imports time"),
+        ("_kernel__run", "def f():\n import random", "flowcore._kernel.run imports random"),
+        ("_kernel__run", "from time import monotonic", "flowcore._kernel.run imports time"),
+        ("_kernel__run", "import asyncio", "flowcore._kernel.run imports asyncio"),
+        ("_kernel__run", "from asyncio import sleep", "flowcore._kernel.run imports asyncio"),
+        ("_kernel__run", "import threading", "flowcore._kernel.run imports threading"),
+        ("_kernel__run_state", "import threading\nthreading.Thread()", "run_state uses Thread of threading"),
+        ("_kernel__run_state", "from threading import Timer", "run_state uses Timer of threading"),
+        ("_kernel__run_state", "import threading\nx = threading", "run_state uses threading of threading"),
+        ("_kernel__run", "async def f(): ...", "flowcore._kernel.run:1 is async"),
+        ("_kernel__brandnew", "import socket", "flowcore._kernel.brandnew imports socket"),
     ],
 )
 def test_an_impure_program_is_found(name: str, text: str, found: str) -> None:
@@ -486,8 +493,8 @@ def test_an_impure_program_is_found(name: str, text: str, found: str) -> None:
 
 
 def test_a_lock_is_not() -> None:
-    found = impure(planted(_protocol__execution="import threading\nx = threading.Lock()"))
-    assert not [one for one in found if one.startswith("flowcore._protocol.execution")]
+    found = impure(planted(_kernel__run_state="import threading\nx = threading.Lock()"))
+    assert not [one for one in found if one.startswith("flowcore._kernel.run_state")]
 
 
 def test_other_faults_are_found() -> None:
@@ -497,10 +504,13 @@ def test_other_faults_are_found() -> None:
         "LAZY lists random in flowcore.retry, which does not import it inside of a function",
     ]
     hidden = planted(status="x = __import__('redis')", aio="import importlib\nimportlib.import_module('a')")
-    assert set(dynamic(hidden)) == {"flowcore.status:1 imports by a string", "flowcore.aio:2 imports by a string"}
+    assert set(dynamic(hidden)) == {
+        "flowcore.status:1 imports by a string",
+        "flowcore._engines.aio:2 imports by a string",
+    }
     assert list(dynamic(planted(status="from enum import *"))) == ["flowcore.status:1 imports a star"]
     assert list(redis_elsewhere(planted(aio="def f():\n import redis.asyncio"))) == [
-        "flowcore.aio imports redis.asyncio"
+        "flowcore._engines.aio imports redis.asyncio"
     ]
     assert list(redis_elsewhere(planted(stores__redis="import redis"))) == ["flowcore.stores.redis imports redis"]
     assert set(circle(planted(errors="from .status import S", status="from . import errors"))) == {

@@ -33,7 +33,7 @@ from .base import (
     Redefined,
     RunRecord,
 )
-from .live import LiveRun
+from .memory_run import LiveRun
 
 __all__ = ["MemoryStore"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._protocol.effects import Outcome
+from .._kernel.effects import Outcome
 from ..errors import RunFailed, StoreUnavailable, said
 from ..run import StepReport
 from ..stores.base import Checkpoint, Claim, ClaimAnswer, Claimed, Ending, Finished, Lost, RunRecord, StepRecord

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from .._protocol.durable import lose
-from .._protocol.effects import (
+from .._durable.checkpoints import lose
+from .._kernel.effects import (
     HELP,
     RESUME,
     WAIT,
@@ -26,10 +26,10 @@ from .._protocol.effects import (
     Stop,
     as_call,
 )
-from .._protocol.execution import Execution
-from .._protocol.run import helper, run
-from .._protocol.settings import Settings
-from .._protocol.undo import late
+from .._kernel.run import helper, run
+from .._kernel.run_state import Execution
+from .._kernel.settings import Settings
+from .._kernel.undo import late
 from ..context import Context
 from ..errors import StepCancelled
 from ..events import Hooks

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from flowcore.stores import redis_scripts
+from flowcore.stores.redis import scripts
 
 from .durable_work import VALUES, keys
 from .subjects import Run, Subject
@@ -57,7 +57,7 @@ class Told:
             f"s:{first}": '1 {"status":"running","attempts":1}',
         }
         head = (self._run_id, f"={fingerprint}", self._graph, "", LEASE, "")
-        return redis_scripts.CLAIM.sha, 4, (*self._keys, *head, *flat(fields))
+        return scripts.CLAIM.sha, 4, (*self._keys, *head, *flat(fields))
 
     def claimed(self, reply: list[Any]) -> None:
         word, _, *fields = (text.decode() for text in reply)
@@ -68,13 +68,13 @@ class Told:
     def checkpoint(self, name: str, result: Any, ran: float, then: str) -> Script:
         fields = {f"s:{name}": self._ended(result, ran), f"s:{then}": self._begun()}
         head = (self._run_id, self._fence, LEASE)
-        return redis_scripts.CHECKPOINT.sha, 2, (*self._keys[:2], *head, *flat(fields))
+        return scripts.CHECKPOINT.sha, 2, (*self._keys[:2], *head, *flat(fields))
 
     def finish(self, name: str, result: Any, ran: float) -> Script:
         fields = {f"s:{name}": self._ended(result, ran), "status": "success", "held": "0"}
         fields |= {"undone": "[]", "failed_step": "null", "error": "null"}
         head = (self._run_id, self._fence, WEEK, 0)
-        return redis_scripts.FINISH.sha, 4, (*self._keys, *head, *flat(fields))
+        return scripts.FINISH.sha, 4, (*self._keys, *head, *flat(fields))
 
     def _ended(self, result: Any, ran: float) -> str:
         self._seq += 1
@@ -110,7 +110,7 @@ class RedisByHand(Subject):
 
     def prepare(self, work: Work) -> Run:
         steps, graph = [(step.name, step.fn) for step in work.steps], graph_of(work)
-        for script in (redis_scripts.CLAIM, redis_scripts.CHECKPOINT, redis_scripts.FINISH):
+        for script in (scripts.CLAIM, scripts.CHECKPOINT, scripts.FINISH):
             self._client.script_load(script.text)
         return lambda: self._run(steps, graph)
 

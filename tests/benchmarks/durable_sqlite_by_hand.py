@@ -13,7 +13,8 @@ import sqlite3
 import time
 from typing import Any, Final
 
-from flowcore.stores import SQLiteStore, tables
+from flowcore.stores import SQLiteStore
+from flowcore.stores.sqlite import tables
 
 from .durable_work import VALUES, keys
 from .subjects import Run, Subject

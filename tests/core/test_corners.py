@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import flowcore._protocol.sprint as sprinting
+import flowcore._kernel.inline as sprinting
 from flowcore import (
     AsyncEngine,
     Backoff,
@@ -24,11 +24,11 @@ from flowcore import (
     StoreError,
     Workflow,
 )
-from flowcore._protocol.execution import Execution
-from flowcore._protocol.states import _first_match
+from flowcore._engines.threads import _leave
+from flowcore._kernel.outcome import _first_match
+from flowcore._kernel.run_state import Execution
 from flowcore.events import AttemptFinished, StepFinished, StepLandedLate, StepStarted
 from flowcore.stores import MemoryStore
-from flowcore.threads import _leave
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, run_async, until
 

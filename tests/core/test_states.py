@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from flowcore import NoResult, Run, Status, StepReport, Workflow
-from flowcore._protocol.effects import HELP
-from flowcore._protocol.states import RUN, STEP, UNDO, outcome
+from flowcore._kernel.effects import HELP
+from flowcore._kernel.outcome import RUN, STEP, UNDO, outcome
 
 from .conftest import Drive, Ledger
 

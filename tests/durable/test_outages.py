@@ -19,7 +19,7 @@ import redis.retry
 from redis.backoff import NoBackoff
 
 from flowcore import RunParked, StoreUnavailable, Workflow
-from flowcore.stores import database
+from flowcore.stores.sqlite import database
 from tests.durable.audit import audit
 from tests.durable.crash import Place
 from tests.durable.engines import DRIVERS, all_at_once, recovering, run

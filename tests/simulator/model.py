@@ -19,7 +19,7 @@ from flowcore import (
     StepCancelled,
     StepTimeout,
 )
-from flowcore._protocol import states
+from flowcore._kernel import outcome
 from flowcore.events import (
     AttemptFinished,
     AttemptStarted,
@@ -638,7 +638,7 @@ def statuses(s: Story) -> Iterator[str]:
         if report.status is not path[-1] or report.attempts != attempts:
             yield f"{name}: {path[-1]} after {attempts} attempts, told as {report.status} after {report.attempts}"
         for one, other in itertools.pairwise(path):
-            if other not in states.STEP[one]:
+            if other not in outcome.STEP[one]:
                 yield f"{name}: no step goes from {one} to {other}"
         if history.done is not None and history.done.finished is not None:
             over = history.done.finished
@@ -661,7 +661,7 @@ def statuses(s: Story) -> Iterator[str]:
             if part.finished is not None:
                 undo_path += [Status.RUNNING, part.finished.outcome]
         for one, other in itertools.pairwise(undo_path):
-            if other not in states.UNDO.get(one, frozenset()):
+            if other not in outcome.UNDO.get(one, frozenset()):
                 yield f"{name}: no undo goes from {one} to {other}"
         expected = undo_path[-1] if len(undo_path) > 1 else None
         if report.undo is not expected:
@@ -685,7 +685,7 @@ def ending(s: Story) -> Iterator[str]:
         expected = Status.COMPENSATION_FAILED
     else:
         expected = Status.COMPENSATED if undos else Status.FAILURE
-    if run.status is not expected or run.status not in states.RUN[Status.RUNNING]:
+    if run.status is not expected or run.status not in outcome.RUN[Status.RUNNING]:
         yield f"the run should be {expected}, it is {run.status}"
     if ended is None or ended.outcome is not run.status or ended.error is not run.error:
         yield "RunFinished says what the run says"

@@ -1,6 +1,6 @@
 """Protocols that break a promise each, made from the real one: what the simulation must find.
 
-A mutant replaces one piece of the source of a `flowcore._protocol` module. The code objects of the changed module are
+A mutant replaces one piece of the source of a `flowcore._kernel` module. The code objects of the changed module are
 put into the functions of the live one, so that everybody who has imported them runs the mutant.
 """
 

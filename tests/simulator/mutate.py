@@ -1,4 +1,4 @@
-"""Mutation testing of flowcore._protocol: `python -m tests.simulator.mutate [module ...] [--jobs N] [--every N]`.
+"""Mutation testing of flowcore._kernel: `python -m tests.simulator.mutate [module ...] [--jobs N] [--every N]`.
 
 Not part of the normal test run. Makes every mutant that a few small changes of the source give (comparisons turned,
 conditions negated, constants moved, statements left out, ...), one at a time, and lets the simulation judge it: first a
@@ -132,7 +132,7 @@ def skipped(node: ast.AST) -> bool:
 
 def mutations(module: str) -> Iterator[Mutation]:
     """Every mutant of a module, one change each, inside its functions."""
-    live: Any = importlib.import_module(f"flowcore._protocol.{module}")
+    live: Any = importlib.import_module(f"flowcore._kernel.{module}")
     source = mutants.source_of(live)
 
     def inside(
@@ -224,7 +224,7 @@ def reached() -> dict[tuple[str, int], list[str]]:
         def whole() -> int:
             os.environ["COVERAGE_FILE"] = str(data)
             return suite(
-                list(TESTS), "--cov=flowcore._protocol", "--cov-context=test", "--cov-report=", plugins=(Timed(times),)
+                list(TESTS), "--cov=flowcore._kernel", "--cov-context=test", "--cov-report=", plugins=(Timed(times),)
             )
 
         if in_a_fork(whole, 1800):
@@ -247,7 +247,7 @@ def killed(
     mutation: Mutation, clean: list[int], crashes: list[int], reach: dict[tuple[str, int], list[str]] | None
 ) -> str | None:
     """Who noticed the mutant: the seeds, or the stories, which are clean without it, or the tests; None: nobody."""
-    module: Any = importlib.import_module(f"flowcore._protocol.{mutation.module}")
+    module: Any = importlib.import_module(f"flowcore._kernel.{mutation.module}")
     code = compile(mutation.tree(), str(module.__file__), "exec")
     tests = [test for line in mutation.lines for test in (reach or {}).get((mutation.module, line), ())]
 

@@ -20,7 +20,7 @@ from redis.retry import Retry
 from flowcore import CorruptRecord, DefinitionError, StoreError, StoreUnavailable
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.stores.base import Busy, Claimed
-from flowcore.stores.redis_clients import another, close
+from flowcore.stores.redis.clients import another, close
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
 from tests.stores.redis_servers import StartRedis, redis_url, start_redis, until

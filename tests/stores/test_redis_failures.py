@@ -11,8 +11,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from flowcore import CorruptRecord, StoreError, StoreUnavailable
-from flowcore.stores import RedisStore, redis_scripts
+from flowcore.stores import RedisStore
 from flowcore.stores.base import Busy, Claimed, Lost
+from flowcore.stores.redis import scripts
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin, everything, records
 from tests.stores.redis_servers import RedisServer, StartRedis, start_redis, until
@@ -20,7 +21,7 @@ from tests.stores.redis_servers import RedisServer, StartRedis, start_redis, unt
 __all__ = ["start_redis"]  # a fixture
 
 ONCE = Retry(NoBackoff(), 0)
-SCRIPTS = [value for value in vars(redis_scripts).values() if isinstance(value, redis_scripts.Script)]
+SCRIPTS = [value for value in vars(scripts).values() if isinstance(value, scripts.Script)]
 
 
 def client_of(server: RedisServer, **options: Any) -> Any:

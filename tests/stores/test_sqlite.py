@@ -290,7 +290,7 @@ def test_the_doctor_counts_runs_and_looks_at_the_file(store: SQLiteStore, path: 
 
 
 def test_a_file_that_others_write_for_too_long_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowcore.stores.database.PATIENCE", 0.05)
+    monkeypatch.setattr("flowcore.stores.sqlite.database.PATIENCE", 0.05)
     with closing(SQLiteStore(path)) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(

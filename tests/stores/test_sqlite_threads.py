@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from flowcore import NotSerializable, StoreUnavailable
-from flowcore.stores import SQLiteStore, database, group_commit
+from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Claim, Claimed
-from flowcore.stores.database import Database
-from flowcore.stores.group_commit import GroupCommit
+from flowcore.stores.sqlite import database, group_commit
+from flowcore.stores.sqlite.database import Database
+from flowcore.stores.sqlite.group_commit import GroupCommit
 
 SCHEMA = ("CREATE TABLE words (word TEXT)",)
 LIMIT = 10.0
@@ -229,7 +230,7 @@ def begin():  # after the store has shut its file for the fork: the hooks that r
 
 writers = []
 os.register_at_fork(before=begin)
-from flowcore.stores.database import Database
+from flowcore.stores.sqlite.database import Database
 words = Database(sys.argv[1], ("CREATE TABLE words (word TEXT)",), full=False)
 child = os.fork()
 if child == 0:

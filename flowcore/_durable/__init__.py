@@ -1,0 +1,1 @@
+"""Durable runs: the claim, the checkpoints, the lease, and the takeover of a run whose owner is gone."""

@@ -1,0 +1,126 @@
+"""The heartbeat: one thread per engine that keeps the leases of its durable runs from running out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import said
+from ..events import Hooks, MaintenanceFinished, MaintenanceStarted, StoreCalled
+from ..forks import in_children
+from ..status import Status
+from ..stores.base import Lease
+
+if TYPE_CHECKING:
+    from .._kernel.run_state import Execution
+
+__all__ = ["Leases"]
+
+_BEATS: Final = 3
+"""renewals in the time of a lease"""
+_AGAIN: Final = 12
+"""tries in the time of a lease once one has failed: so an outage of half a lease costs no run, whenever it begins"""
+_log = logging.getLogger("flowcore")
+
+
+class Leases:
+    """Renews the leases of the runs that `join` until they `leave`, all in one call of the store, at a third of the
+    lease. It survives whatever the store raises: the runs fence themselves by `lease_until`.
+
+    The thread is started with the first run, and ends when it has had nothing to do for a lease, so that an engine that
+    is forgotten leaves none behind. `on_lost` is told of each run that the store says is not ours any more. A coroutine
+    as the store's `renew` runs in an event loop of the thread's own.
+    """
+
+    def __init__(self, store: Any, lease: float, hooks: Hooks, on_lost: Callable[[Execution], None]) -> None:
+        self._store = store
+        self._lease = lease
+        self._hooks = hooks
+        self._on_lost = on_lost
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._runs: dict[Execution, Lease] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        in_children(self, Leases._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the parent keeps its own runs, and its thread is not here."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._runs.clear()
+        self._thread = None
+
+    def join(self, x: Execution) -> None:
+        """Keep the lease of `x`, which has just been claimed."""
+        with self._lock:
+            self._runs[x] = Lease(x.stored_key, x.run_id, x.fence)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._beat, name="flowcore-leases", daemon=True)
+                self._thread.start()
+
+    def leave(self, x: Execution) -> None:
+        """The run is over."""
+        with self._lock:
+            self._runs.pop(x, None)
+
+    def close(self) -> None:
+        """End the thread now."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _beat(self) -> None:
+        with asyncio.Runner() as loop:
+            idle, renewed = 0, True
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, self._lease / (_BEATS if renewed else _AGAIN))
+                    idle = 0 if self._runs else idle + 1
+                    if idle > _BEATS or self._closed:
+                        self._thread = None
+                        return
+                    runs = dict(self._runs)
+                renewed = not runs or self._renew(runs, loop)
+
+    def _renew(self, runs: dict[Execution, Lease], loop: asyncio.Runner) -> bool:
+        """Renew these leases, once; False: the store did not answer."""
+        context, at = contextvars.Context(), time.monotonic()
+        event = MaintenanceStarted("", "", at, {}, "heartbeat")
+        scopes = self._hooks.enter(event, context)
+        failure = None
+        try:
+            ours = context.run(self._asked, list(runs.values()), loop)
+        except Exception as error:  # noqa: BLE001 - the next beat may have more luck
+            failure = error
+            _log.warning("leases could not be renewed: %s: %s", type(error).__name__, said(error, 200))
+        else:
+            for (x, _), still_ours in zip(runs.items(), ours, strict=True):
+                if still_ours:
+                    x.lease_until = max(x.lease_until, at + self._lease)
+                elif x in self._runs:  # it has not ended meanwhile
+                    self._on_lost(x)
+        now = time.monotonic()
+        outcome = Status.SUCCESS if failure is None else Status.FAILURE
+        if StoreCalled in self._hooks.wanted:
+            called = StoreCalled("", "", now, {}, self._store.name, "renew", outcome, now - at, failure)
+            self._hooks.emit(called, context)
+        if MaintenanceFinished in self._hooks.wanted:
+            self._hooks.emit(MaintenanceFinished("", "", now, {}, "heartbeat", now - at, failure), context)
+        if scopes is not None:
+            self._hooks.exit(scopes, context, event, failure)
+        return failure is None
+
+    def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[bool]:
+        renew = self._store.renew
+        if inspect.iscoroutinefunction(renew):
+            answer: list[bool] = loop.run(renew(leases, self._lease), context=contextvars.copy_context())
+        else:
+            answer = renew(leases, self._lease)
+        return answer

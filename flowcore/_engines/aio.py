@@ -1,0 +1,241 @@
+"""`AsyncEngine`: runs workflows on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from .._durable.checkpoints import lose
+from .._kernel.effects import Stop
+from .._kernel.inline import Begun, may_sprint, sprint
+from .._kernel.run import at_once
+from .._kernel.run_state import Execution
+from ..errors import FlowcoreError, StepCancelled, StoreError, said
+from ..events import Hook
+from ..forks import in_children
+from ..retry import Duration, seconds
+from ..run import Run
+from ..status import Status
+from ..workflow import Workflow
+from .aio_driver import AsyncDriver
+from .base import EngineBase, log, outcome
+from .workers import Workers
+
+__all__ = ["AsyncEngine"]
+
+
+class AsyncEngine(EngineBase):
+    """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
+
+    The arguments are those of `Engine`. May be made outside of a loop and used on several; each run belongs to the loop
+    it was started on. Any store will do: sync ones that may block are called on a thread. `recover_every` begins, on a
+    loop, with `async with`, with the first run or with `recover()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Any = None,
+        hooks: Iterable[Hook] = (),
+        max_workers: int | None = None,
+        lease: Duration = 30.0,
+        grace: Duration = 5.0,
+        workflows: Iterable[Workflow] = (),
+        recover_every: Duration | None = None,
+    ) -> None:
+        super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
+        self._pool = Workers(self.max_workers, "flowcore-aio")
+        self._live: dict[Execution, AsyncDriver | None] = {}  # None: it sprints
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tell_started(self._pool)
+        self._leases = self._keep_leases(partial(_lose, self._live))
+        self._recovery: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        in_children(self, AsyncEngine._after_fork)
+        weakref.finalize(self, self._pool.close, self._settings.grace)
+
+    def _after_fork(self) -> None:
+        """In a child: the runs in flight are the parent's, and so are its loops."""
+        super()._after_fork()
+        for x in self._live:
+            x.in_child(os.getpid())
+        self._live.clear()
+        self._tasks.clear()
+        self._recovery.clear()
+
+    async def run(
+        self,
+        workflow: Workflow,
+        values: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        check: bool = True,
+    ) -> Run:
+        """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
+
+        Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
+        shielded from further cancellations, and CancelledError is raised again.
+        """
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        cancels, finished, begun = _cancels(), None, None
+        if may_sprint(x):
+            self._live[x] = None
+            try:
+                if x.observed:
+                    finished, begun = at_once(x)
+                else:
+                    begun = sprint(x)
+                    if begun is None and not x.ready and x.succeed():
+                        finished = x.as_run(Status.SUCCESS)
+            except BaseException:
+                self._live.pop(x, None)
+                raise
+            if finished is not None:
+                self._live.pop(x, None)
+                return finished
+        return await self._drive(x, begun, cancels, check=check)
+
+    def submit(
+        self,
+        workflow: Workflow,
+        values: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        check: bool = True,
+    ) -> asyncio.Task[Run]:
+        """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises."""
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._tell_submitted(x)
+        return asyncio.get_running_loop().create_task(self._drive(x, None, 0, check=check))
+
+    async def _drive(self, x: Execution, begun: Begun | None, cancels: int, *, check: bool) -> Run:
+        self._recover_often()
+        driver = await self._driven(x, begun, cancels)
+        if driver.cancelled is not None and driver.error is not driver.cancelled:
+            raise driver.cancelled from driver.error
+        return outcome(driver.result, driver.error, check=check)
+
+    async def _driven(self, x: Execution, begun: Begun | None, cancels: int) -> AsyncDriver:
+        driver = self._live[x] = AsyncDriver(x, begun, cancels, self._pool, self._tasks)
+        try:
+            await driver.run_here()
+        finally:
+            self._live.pop(x, None)
+            if x.claimed and self._leases is not None:
+                self._leases.leave(x)
+        return driver
+
+    def cancel(self, run_id: str) -> bool:
+        """Cancel a run of this engine, from any thread: as `Engine.cancel`."""
+        for x in list(self._live):
+            if x.has_id(run_id):
+                stopping = x.interrupt(StepCancelled(f"run {run_id} was cancelled by engine.cancel()."))
+                driver = self._live.get(x)
+                if stopping and driver is not None:
+                    driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+                return stopping
+        return False
+
+    async def recover(self) -> list[Run]:
+        """Go on with the runs of `workflows` that nobody goes on with: as `Engine.recover`."""
+        self._recover_often()
+        with self._round() as context:
+            names = [workflow.name for workflow in self.workflows]
+            records = await self._asked(partial(self.store.unfinished, names), context)
+            if self._surveys:
+                held = await self._asked(partial(self.store.list_runs, status="held"), context)
+                self._tell_survey(records, held, context)
+        drivers = await asyncio.gather(*(asyncio.create_task(self._recovered(x)) for x in self._recoverable(records)))
+        for driver in drivers:
+            if driver.result is None and isinstance(driver.error, StoreError):
+                self._warn_unrecovered(driver.x.recovering, said(driver.error))
+        return [driver.result for driver in drivers if driver.result is not None]
+
+    async def _recovered(self, x: Execution) -> AsyncDriver:
+        return await self._driven(x, None, _cancels())
+
+    async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
+        """Ask the store outside of any run."""
+        if inspect.iscoroutinefunction(getattr(verb, "func", verb)):
+            return await asyncio.get_running_loop().create_task(verb(), context=context)
+        return await asyncio.to_thread(context.run, verb)
+
+    def _recover_often(self) -> None:
+        """See to it that somebody does so on this loop, where `recover_every` was given."""
+        loop = asyncio.get_running_loop()
+        if self.recover_every is not None and loop not in self._recovery:
+            self._recovery[loop] = loop.create_task(_recover_often(weakref.ref(self), self.recover_every))
+            self._recovery[loop].add_done_callback(lambda _: self._recovery.pop(loop, None))
+
+    async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - after it, runs are cancelled
+        """Start no more runs and wait for those on this loop; after `timeout` seconds, cancel them (None: never)."""
+        self._closed = True
+        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        if (recovery := self._recovery.get(loop)) is not None:
+            recovery.cancel()
+        drivers = [driver for driver in self._live.values() if driver is not None and driver.loop is loop]
+        callers = {driver.caller for driver in drivers if driver.caller is not None and driver.caller is not me}
+        if callers:
+            limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
+            _, running = await asyncio.wait(callers, timeout=limit)
+            for driver in drivers:
+                if driver.caller in running:
+                    driver.cancel(StepCancelled(f"run {driver.x.run_id} was cancelled: its engine was closed."))
+            if running:
+                await asyncio.wait(running)
+        # What was given up has its grace to land, and may then have to be undone.
+        until = loop.time() + self._settings.grace
+        while (late := [task for task in self._tasks if task.get_loop() is loop]) and loop.time() < until:
+            await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        if self._leases is not None:
+            self._leases.close()
+        self._pool.close(0)
+
+    async def __aenter__(self) -> Self:
+        self._recover_often()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _cancels() -> int:
+    """How often the current task has been cancelled and has not minded."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _lose(live: dict[Execution, AsyncDriver | None], x: Execution) -> None:
+    """The store says that somebody else has the run: start and undo nothing more of it. On the heartbeat's thread."""
+    lose(x)
+    driver = live.get(x)
+    if driver is not None:
+        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+
+
+async def _recover_often(reference: weakref.ref[AsyncEngine], every: float) -> None:
+    """Every so many seconds, go on with what nobody goes on with, until the engine is closed or forgotten."""
+    while True:
+        await asyncio.sleep(every)
+        engine = reference()
+        if engine is None:
+            return
+        try:
+            await engine.recover()
+        except FlowcoreError as error:
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
+        del engine

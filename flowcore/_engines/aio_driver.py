@@ -1,0 +1,442 @@
+"""The driver that performs the programs' effects on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, Final, cast
+
+from .._kernel.effects import (
+    HELP,
+    RESUME,
+    SHIELD,
+    WAIT,
+    Ask,
+    Call,
+    Effect,
+    GivenUp,
+    Hand,
+    Landing,
+    Outcome,
+    Program,
+    Sleep,
+    Stop,
+    Suspended,
+    as_call,
+)
+from .._kernel.inline import Begun
+from .._kernel.run import helper, run
+from .._kernel.run_state import Execution
+from .._kernel.undo import late
+from ..context import Context
+from ..errors import StepCancelled
+from ..run import Run
+from .workers import Workers
+
+__all__ = ["AsyncDriver"]
+
+_GONE: Final = object()  # the call was given up while this task was in it: another task goes on with the program
+_CLOSED: Final = object()
+_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller goes on without it
+
+
+class InContext:
+    """Awaits a coroutine that has begun, in the current task but in a contextvars context of its own.
+
+    Answers an Outcome: what the coroutine raises does not come out of the await, what is thrown in from outside (a
+    cancellation) goes to the coroutine first.
+    """
+
+    __slots__ = ("_context", "_coroutine", "_waiting")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waiting: Any) -> None:
+        self._coroutine = coroutine
+        self._context = context
+        self._waiting = waiting
+
+    def __await__(self) -> Generator[Any, Any, Outcome]:
+        coroutine, enter, waiting = self._coroutine, self._context.run, self._waiting
+        while True:
+            try:
+                yield waiting
+            except GeneratorExit:
+                enter(coroutine.close)
+                raise
+            except BaseException as thrown:  # noqa: BLE001 - the coroutine's to handle
+                resume: Callable[..., Any] = coroutine.throw
+                value: Any = thrown
+            else:
+                resume, value = coroutine.send, None
+            try:
+                waiting = enter(resume, value)
+            except StopIteration as stop:
+                return stop.value, None
+            except BaseException as error:  # noqa: BLE001 - the program judges it
+                return None, error
+
+
+class Gate:
+    """What a program waits at until somebody opens it with an answer; a cancellation does not get past it."""
+
+    __slots__ = ("_answer", "_driver", "_future")
+
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+        self._answer: Any = _CLOSED
+        self._future: asyncio.Future[None] | None = None
+
+    def open(self, answer: Any) -> None:
+        """Let the program go on; only the first answer counts."""
+        if self._answer is _CLOSED:
+            self._answer = answer
+            if self._future is not None and not self._future.done():
+                self._future.set_result(None)
+
+    async def wait(self) -> Any:
+        while self._answer is _CLOSED:
+            self._future = self._driver.loop.create_future()
+            try:
+                await self._future
+            except asyncio.CancelledError as error:
+                self._driver.cancelled_from_outside(error)
+        return self._answer
+
+
+class AsyncDriver:
+    """Drives the programs of one run on one event loop.
+
+    The main program is advanced by the caller's task, helpers by tasks of their own; whatever a program waits for, its
+    task waits with it. Async user code runs inline in the task that advances its program, sync user code on a thread.
+    """
+
+    result: Run | None = None
+    error: BaseException | None = None
+    cancelled: asyncio.CancelledError | None = None
+    """what the caller's task was cancelled with"""
+
+    def __init__(
+        self, x: Execution, begun: Begun | None, cancels: int, pool: Workers, tasks: set[asyncio.Future[Any]]
+    ) -> None:
+        self.x = x
+        self._cancels = cancels  # of the caller's task before this run
+        self.loop = asyncio.get_running_loop()
+        self._pool = pool
+        self._main = run(x, begun)
+        self.caller: asyncio.Task[Any] | None = None
+        self._main_gate: Gate | None = None
+        self._tasks = tasks  # the engine's: what lands late outlives its run
+        self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
+        self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
+        self._sleeping: dict[Sleep, Gate] = {}
+        self._landings: dict[Call, Gate] = {}
+        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
+        self._cancelled_calls: dict[Call, bool] = {}  # calls whose task we have cancelled; whether for being late
+
+    async def run_here(self) -> None:
+        """Drive the run to its end in the calling task."""
+        self.caller = asyncio.current_task()
+        await self._advance(self._main, None)
+
+    # -- from outside of the programs ----------------------------------------------------------------------------------
+
+    def cancel(self, error: BaseException) -> bool:
+        """Stop the run because of `error`; False if it was stopping already, or is over. In the loop's thread only."""
+        if not self.x.interrupt(error):
+            return False
+        self.stop(Stop(cancel=True))
+        return True
+
+    def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
+        """Somebody cancelled one of the run's tasks: its caller, or a loop that shuts down."""
+        self.cancelled = self.cancelled or error
+        self.cancel(error)
+
+    # -- performing effects --------------------------------------------------------------------------------------------
+
+    async def _advance(self, program: Program[Any], answer: Any) -> None:
+        """Resume `program` and perform what it asks until it ends or is taken over by another task."""
+        send, context = program.send, self.x.context
+        while True:
+            try:
+                effect = send(answer)
+            except StopIteration as stop:
+                if program is self._main:
+                    self.result = stop.value
+                    self.error = stop.value.error
+                return
+            except BaseException as error:  # noqa: BLE001 - a refused claim, for example: the caller's to see
+                self.error = self.error or error
+                self._resume_main()
+                return
+            if type(effect) is Context and effect.node.is_async:
+                # The hot path: a coroutine that never suspends costs no more than its first step.
+                inner = context.copy()
+                try:
+                    coroutine = inner.run(effect.node.fn, effect)
+                    waiting = inner.run(coroutine.send, None)
+                except StopIteration as stop:
+                    answer = (stop.value, None)
+                    continue
+                except BaseException as error:  # noqa: BLE001 - the program judges it
+                    answer = (None, error)
+                    continue
+                call = as_call(effect, inner)
+                answer = await self._suspended(program, call, coroutine, waiting)
+                if answer is _GONE:
+                    return
+            elif type(effect) is Context or type(effect) is Call:
+                any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
+                answer = await self._call(program, cast("Call", any_call))
+                if answer is _GONE:
+                    return
+            elif type(effect) is Suspended:
+                call = as_call(effect.ctx, effect.context)
+                answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
+                if answer is _GONE:
+                    return
+            elif type(effect) is Ask:
+                answer = await self._ask(effect)
+            elif type(effect) is Sleep:
+                answer = None
+                await self._sleep(effect)
+            elif type(effect) is Landing:
+                answer = await self._landing(effect)
+            elif effect is WAIT:
+                answer = None
+                self._main_gate = self._main_gate or Gate(self)
+                await self._main_gate.wait()
+                self._main_gate = None
+                if self.error is not None:
+                    return
+            elif effect is SHIELD and asyncio.current_task() is self.caller:
+                # Undoing in a task of its own, which cancelling the caller does not reach.
+                gate = Gate(self)
+                self._spawn(program, None).add_done_callback(gate.open)
+                await gate.wait()
+                return
+            else:
+                answer = None
+                if effect is HELP:
+                    self._spawn(helper(self.x), None)
+                elif type(effect) is Hand:
+                    self._spawn(helper(self.x, effect.node), None)
+                elif effect is RESUME:
+                    self._resume_main()
+                elif type(effect) is Stop:
+                    self.stop(effect)
+
+    def _spawn(self, program: Program[Any], answer: Any) -> asyncio.Task[None]:
+        """Advance `program` in a task of its own."""
+        task = self.loop.create_task(self._advance(program, answer))
+        self._tasks.add(task)  # the loop holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _resume_main(self) -> None:
+        self._main_gate = self._main_gate or Gate(self)
+        self._main_gate.open(None)
+
+    # -- user code -----------------------------------------------------------------------------------------------------
+
+    async def _call(self, program: Program[Any], call: Call) -> Any:
+        """Run user code; answers _GONE if it was given up and another task goes on."""
+        if self.x.interrupted and not call.shielded:
+            return None, GivenUp(call, timed_out=False, over=True)  # it never began
+        if not call.is_async:
+            return await self._on_a_thread(call)
+        try:
+            coroutine = call.context.run(call.fn, call.ctx)
+            waiting = call.context.run(coroutine.send, None)
+        except StopIteration as stop:
+            return stop.value, None
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            return None, error
+        return await self._suspended(program, call, coroutine, waiting)
+
+    async def _suspended(
+        self, program: Program[Any], call: Call, coroutine: Coroutine[Any, Any, Any], waiting: Any
+    ) -> Any:
+        """Await user code that has begun in this task."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine run by asyncio
+        self._inline[call] = (program, task)
+        timer = None
+        if call.timeout is not None:
+            timer = self.loop.call_later(call.timeout, self._cancel_call, call, True)
+        result: Outcome = await InContext(coroutine, call.context, waiting)
+        if timer is not None:
+            timer.cancel()
+        timed_out = self._cancelled_calls.pop(call, None)
+        if timed_out is not None:
+            task.uncancel()
+        if self._inline.pop(call, None) is None:
+            self._land(call, result)
+            return _GONE
+        error = result[1]
+        if task is self.caller and task.cancelling() > self._cancels and not call.shielded:
+            self.cancelled_from_outside(
+                error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
+            )
+            timed_out = bool(timed_out)
+        elif timed_out is None and isinstance(error, asyncio.CancelledError) and self.x.interrupted:
+            timed_out = False
+        if timed_out is not None and isinstance(error, asyncio.CancelledError):
+            return None, GivenUp(call, timed_out=timed_out, over=True)
+        if timed_out and isinstance(error, Exception):  # what it makes of its cancellation
+            return None, GivenUp(call, timed_out=True, over=True, error=error)
+        return result
+
+    def _cancel_call(self, call: Call, late: bool) -> None:
+        """Cancel async user code: it is late, or its run stops."""
+        if call not in self._inline or call in self._cancelled_calls:
+            return
+        task = self._inline[call][1]
+        self._cancelled_calls[call] = late
+        call.abandon()
+        task.cancel()
+        if task is not self.caller:
+            self.loop.call_later(_POLITE if late else self.x.settings.grace, self._give_up, call)
+
+    def _give_up(self, call: Call) -> None:
+        """Go on without async user code that does not heed its cancellation, in another task."""
+        entry = self._inline.pop(call, None)
+        if entry is not None:
+            self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
+
+    async def _on_a_thread(self, call: Call) -> Outcome:
+        gate = self._threaded[call] = Gate(self)
+
+        def job() -> None:
+            if self._threaded.get(call) is not gate:  # given up before it had a thread
+                self._tell(partial(self._thread_done, call, (None, StepCancelled())))
+                return
+            self._tell(arm)
+            try:
+                result: Outcome = (call.context.run(call.fn, call.ctx), None)
+            except BaseException as error:  # noqa: BLE001 - the program judges it
+                result = (None, error)
+            self._tell(partial(self._thread_done, call, result))
+
+        def arm() -> None:
+            if call.timeout is not None:
+                self.loop.call_later(call.timeout, self._leave_thread, call, True)
+
+        self._pool.put(job, first=True, beyond=call.shielded)
+        result: Outcome = await gate.wait()
+        return result
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop, from a thread; a loop that is closed has nobody left to tell."""
+        try:
+            self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+
+    def _thread_done(self, call: Call, result: Outcome) -> None:
+        gate = self._threaded.pop(call, None)
+        if gate is not None:
+            gate.open(result)
+        else:
+            self._land(call, result)
+
+    def _leave_thread(self, call: Call, late: bool) -> None:
+        gate = self._threaded.pop(call, None)
+        if gate is not None:
+            call.abandon()
+            self._pool.given_up()
+            self._stragglers[call] = straggler = self.loop.create_future()
+            self._tasks.add(straggler)
+            straggler.add_done_callback(self._tasks.discard)
+            gate.open((None, GivenUp(call, timed_out=late)))
+
+    def _land(self, call: Call, result: Outcome) -> None:
+        """A call that was given up is over."""
+        over = self.x.landed(call, result)
+        if (straggler := self._stragglers.pop(call, None)) is not None:
+            self._pool.given_up(-1)
+            straggler.set_result(None)
+        gate = self._landings.pop(call, None)
+        if gate is not None:
+            gate.open(result)
+        elif over:
+            # Only what must be undone needs a task: the loop may be about to close.
+            program = late(self.x, call)
+            try:
+                effect = next(program)
+            except StopIteration:
+                return
+            self._spawn(_resumed(program, effect), None)
+
+    # -- the other effects ---------------------------------------------------------------------------------------------
+
+    async def _ask(self, ask: Ask) -> Outcome:
+        """Ask the store: a sync one that may block on a thread, an async one in a task that nobody cancels."""
+        store = self.x.settings.store
+        verb = getattr(store, ask.verb)
+        if not getattr(store, "blocks", True):
+            try:
+                return verb(ask.argument), None
+            except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
+                return None, error
+        gate = Gate(self)
+
+        async def asked() -> None:
+            try:
+                answer = (
+                    verb(ask.argument) if inspect.iscoroutinefunction(verb) else asyncio.to_thread(verb, ask.argument)
+                )
+                gate.open((await answer, None))
+            except Exception as error:  # noqa: BLE001 - see above
+                gate.open((None, error))
+
+        task = self.loop.create_task(asked(), context=ask.context or self.x.context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        result: Outcome = await gate.wait()
+        return result
+
+    async def _sleep(self, sleep: Sleep) -> None:
+        if self.x.stopped and not sleep.shielded:
+            return
+        gate = self._sleeping[sleep] = Gate(self)
+        timer = self.loop.call_later(sleep.seconds, gate.open, None)
+        await gate.wait()
+        timer.cancel()
+        self._sleeping.pop(sleep, None)
+
+    async def _landing(self, landing: Landing) -> Outcome | None:
+        call = landing.call
+        if call.landed is not None:
+            return call.landed
+        gate = self._landings[call] = Gate(self)
+        timer = self.loop.call_later(landing.seconds, gate.open, None)
+        landed: Outcome | None = await gate.wait()
+        timer.cancel()
+        self._landings.pop(call, None)
+        return landed
+
+    def stop(self, stop: Stop) -> None:
+        for sleep, gate in list(self._sleeping.items()):
+            if not sleep.shielded:
+                gate.open(None)
+        if not stop.cancel:
+            return
+        for call in list(self._inline):
+            if not call.shielded:
+                self._cancel_call(call, False)
+        for call in list(self._threaded):
+            if not call.shielded:
+                self.loop.call_later(self.x.settings.grace, self._leave_thread, call, False)
+
+
+def _resumed(program: Program[Any], effect: Effect) -> Program[None]:
+    """`program`, which has been resumed once and asked for `effect`, from there on."""
+    try:
+        while True:
+            effect = program.send((yield effect))
+    except StopIteration:
+        return

@@ -1,0 +1,268 @@
+"""What `Engine` and `AsyncEngine` have in common: settings, keys, and what is refused before a run begins."""
+
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from .._durable.leases import Leases
+from .._kernel.run_state import Execution
+from .._kernel.settings import Settings
+from ..errors import (
+    AsyncStepInSyncEngine,
+    DefinitionError,
+    FlowcoreError,
+    IdempotencyError,
+    shown,
+)
+from ..events import (
+    EngineStarted,
+    Event,
+    Hook,
+    Hooks,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    RunSubmitted,
+    StoreSurveyed,
+    WorkflowRegistered,
+)
+from ..events.hooks import hook_name
+from ..events.process import with_process_hooks
+from ..retry import Duration, seconds, some_random
+from ..run import Run
+from ..status import Status
+from ..stores.base import RunRecord, Store
+from ..stores.memory import MemoryStore
+from ..workflow import Workflow
+from .interrupts import deferred
+from .workers import Workers
+
+__all__ = ["EngineBase", "log", "outcome"]
+
+DEFAULT_WORKERS = 32
+_WAITING: Final = ("held", "parked", "incomplete", "expired")
+"""what a run may wait for somebody as; the last: its owner's lease has run out"""
+log = logging.getLogger("flowcore")
+
+
+def new_id() -> str:
+    """A run id: 32 hex digits from the operating system, so that neither a fork nor random.seed() repeats one."""
+    return os.urandom(16).hex()
+
+
+class EngineBase:
+    """The part of an engine that knows no threads and no event loop."""
+
+    def __init__(
+        self,
+        store: Any,
+        hooks: Iterable[Hook],
+        max_workers: int | None,
+        lease: Duration,
+        grace: Duration,
+        workflows: Iterable[Workflow],
+        recover_every: Duration | None,
+        *,
+        runs_async: bool,
+    ) -> None:
+        workers = DEFAULT_WORKERS if max_workers is None else max_workers
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise DefinitionError(f"max_workers= must be a whole number from 1 up, not {shown(max_workers)}.")
+        self.store: Store = MemoryStore() if store is None else store
+        if not runs_async and inspect.iscoroutinefunction(getattr(store, "claim", None)):
+            raise FlowcoreError(
+                f"{type(store).__name__} is an async store: use it with AsyncEngine, or its sync sibling here."
+            )
+        self.max_workers = workers
+        self.lease = seconds(lease, "lease=")
+        self.recover_every = None if recover_every is None else seconds(recover_every, "recover_every=")
+        self._closed = False
+        self._lock = threading.Lock()
+        self._registered: set[Workflow] = set()
+        self._warned: set[str | None] = set()  # runs that cannot be recovered
+        self._settings = Settings(
+            store=self.store,
+            hooks=Hooks(with_process_hooks(hooks)),
+            grace=seconds(grace, "grace="),
+            parallel=workers,
+            runs_async=runs_async,
+            caller_shares=not runs_async,
+            clock=time.monotonic,
+            wall=time.time,
+            random=some_random,
+            new_id=new_id,
+            lease=self.lease,
+        )
+        self.workflows = tuple(workflows)
+        for workflow in self.workflows:
+            workflow.freeze()
+            self._register(workflow)
+
+    def _after_fork(self) -> None:
+        """In a child of a fork: other threads may have held what this one is to hold."""
+        self._lock = threading.Lock()
+
+    def _execution(
+        self,
+        workflow: Workflow,
+        values: Mapping[Any, Any] | None,
+        idempotency_key: str | None,
+        wait: Duration | None,
+        deadline: Duration | None,
+    ) -> Execution:
+        """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
+        if self._closed:
+            raise FlowcoreError("this engine is closed: it starts no more runs.")
+        try:
+            plan = workflow.freeze()
+        except AttributeError:
+            if isinstance(workflow, Workflow):
+                raise
+            raise DefinitionError(f"what an engine runs must be a workflow, not {shown(workflow)}.") from None
+        if plan.has_async is not None and not self._settings.runs_async:
+            raise AsyncStepInSyncEngine(
+                f"step {shown(plan.has_async)} of workflow {shown(workflow.name)} is async: run it on AsyncEngine."
+            )
+        x = Execution(self._settings, workflow, plan, values, contextvars.copy_context())
+        if idempotency_key is not None or workflow.idempotency_key is not None:
+            x.key = _key(workflow, x.values, idempotency_key)
+        if wait is not None:
+            x.wait = seconds(wait, "wait=")
+        if deadline is not None:
+            x.allowed = seconds(deadline, "deadline=")
+        elif workflow.deadline is not None:
+            x.allowed = workflow.deadline
+        if workflow not in self._registered:
+            self._register(workflow)
+        return x
+
+    def _recoverable(self, records: Iterable[RunRecord]) -> Iterator[Execution]:
+        """The runs of `workflows` among those that are to be gone on with."""
+        known = {workflow.name: workflow for workflow in self.workflows}
+        for record in records:
+            workflow = known.get(record.workflow)
+            if workflow is not None and record.graph != workflow.freeze().graph:
+                self._warn_unrecovered(record.run_id, "it began with another definition of its steps")
+            elif workflow is not None and not self._closed:
+                x = self._execution(workflow, None, record.key, None, None)
+                x.recovering = record.run_id
+                yield x
+
+    def _warn_unrecovered(self, run_id: str | None, why: str) -> None:
+        """Say, once, why a run could not be gone on with: nobody else hears of it."""
+        if run_id not in self._warned:
+            self._warned.add(run_id)
+            log.warning("run %s cannot be recovered: %s", run_id, why)
+
+    def _keep_leases(self, on_lost: Callable[[Execution], None]) -> Leases | None:
+        """Who keeps the leases of this engine's runs; None where its store gives none."""
+        if not self.store.durable:
+            return None
+        leases = Leases(self.store, self.lease, self._settings.hooks, on_lost)
+        self._settings.owns = leases.join
+        return leases
+
+    # -- telling the hooks what no run tells ---------------------------------------------------------------------------
+
+    def _tell_started(self, pool: Workers) -> None:
+        if EngineStarted in self._settings.hooks.wanted:
+            reference = weakref.ref(pool)
+
+            def counts() -> tuple[int, int] | None:
+                pool = reference()
+                return None if pool is None else pool.counts()
+
+            names = tuple(map(hook_name, self._settings.hooks.hooks))
+            self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names))
+
+    def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
+        """Everybody hears of it before a Ctrl-C strikes: it would be taken for the failure of whichever hook it strikes."""
+        with deferred():
+            self._settings.hooks.emit(event, context or contextvars.copy_context())
+
+    @contextmanager
+    def _round(self) -> Generator[contextvars.Context, None, None]:
+        """A round of recovery, told to the hooks, and the context for what it asks of the store."""
+        hooks, clock = self._settings.hooks, self._settings.clock
+        context, began, error = contextvars.copy_context(), clock(), None
+        event = MaintenanceStarted("", "", began, {}, "recover")
+        scopes = None
+        try:
+            with deferred():
+                scopes = hooks.enter(event, context)
+            yield context
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            now = clock()
+            with deferred():
+                if MaintenanceFinished in hooks.wanted:
+                    hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error), context)
+                if scopes is not None:
+                    hooks.exit(scopes, context, event, error)
+
+    @property
+    def _surveys(self) -> bool:
+        """Whether anybody wants to know what waits."""
+        return StoreSurveyed in self._settings.hooks.wanted
+
+    def _tell_survey(
+        self, unfinished: Iterable[RunRecord], held: Iterable[RunRecord], context: contextvars.Context
+    ) -> None:
+        counts = {(workflow.name, status): 0 for workflow in self.workflows for status in _WAITING}
+        for record in (*unfinished, *held):
+            status = "held" if record.held else "expired" if record.status is Status.RUNNING else str(record.status)
+            if (record.workflow, status) in counts:
+                counts[record.workflow, status] += 1
+        self._tell(StoreSurveyed("", "", self._settings.clock(), {}, counts), context)
+
+    def _register(self, workflow: Workflow) -> None:
+        with self._lock:
+            if workflow in self._registered:
+                return
+            self._registered.add(workflow)
+        if WorkflowRegistered in self._settings.hooks.wanted:
+            names = tuple(step.name for step in workflow.steps)
+            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names))
+
+    def _tell_submitted(self, x: Execution) -> None:
+        x.submitted = True
+        if RunSubmitted in x.wanted:
+            event = RunSubmitted(x.workflow.name, x.run_id, self._settings.clock(), x.state, x.key)
+            with deferred():
+                x.hooks.emit(event, contextvars.copy_context())
+
+
+def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str | None:
+    """The run's idempotency key: the call's own, or the workflow's. Taken literally."""
+    key: Any = given
+    if key is None:
+        default = workflow.idempotency_key
+        key = default(values) if callable(default) else default
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise IdempotencyError(f"an idempotency key must be a string, not {shown(key)}.")
+    if not key:
+        raise IdempotencyError("an idempotency key must not be empty: pass None for a run without one.")
+    return key
+
+
+def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:
+    """Answer a run, or raise what failed it."""
+    if error is not None and (check or result is None or not isinstance(error, Exception)):
+        raise error
+    assert result is not None  # noqa: S101 - a driver ends with one of the two
+    return result

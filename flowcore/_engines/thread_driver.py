@@ -1,0 +1,361 @@
+"""The driver that performs the programs' effects on threads."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from .._kernel.effects import (
+    DIRECT,
+    HELP,
+    RESUME,
+    WAIT,
+    Ask,
+    Call,
+    GivenUp,
+    Landing,
+    Outcome,
+    Program,
+    Sleep,
+    Stop,
+    as_call,
+)
+from .._kernel.run import helper
+from .._kernel.run_state import Execution
+from .._kernel.undo import late
+from ..context import Context
+from ..run import Run
+from .interrupts import CtrlC, restore
+from .workers import Timers, Workers
+
+__all__ = ["Driver"]
+
+_GONE: Final = object()  # the call was given up while this thread was in it: somebody else goes on with the program
+_LOOK: Final = 0.5  # seconds between two looks for a Ctrl-C, while the main thread waits
+
+Letter = tuple[Program[Any], Any]
+Parked = Call | Sleep | Landing
+
+
+class Driver:
+    """Drives the programs of one run on threads.
+
+    A program is advanced by whichever thread has it: the caller's own (in `Engine.run`), or one of the pool's. It parks
+    on a sleep, a wait or a limit without holding a thread, and is posted to one when there is something to go on with.
+    """
+
+    over = False
+    result: Run | None = None
+    error: BaseException | None = None
+    _bell: SimpleQueue[None] | None = None
+    """what the caller's thread waits at while it has nothing to do; may be rung in a signal handler"""
+    _ctrl_c: CtrlC | None = None
+    _caller_idle = False
+    """(lock) the caller's thread waits at the bell"""
+    _main_parked = False
+    """(lock) the main program waits to be resumed"""
+    _main_due = False
+    """(lock) it was resumed before it waited"""
+    _stuck = 0
+    """calls that were given up and are not over"""
+
+    def __init__(
+        self,
+        x: Execution,
+        main: Program[Run],
+        pool: Workers,
+        timers: Timers,
+        on_over: Callable[[Driver], None],
+    ) -> None:
+        self.x = x
+        self.on_over = on_over
+        self._pool = pool
+        self._timers = timers
+        self._main = main
+        self._lock = threading.Lock()
+        self._letters: deque[Letter] = deque()  # (lock) programs to go on with, and their answers
+        # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
+        self._parked: dict[Parked, Program[Any]] = {}
+
+    # -- in the caller's thread ----------------------------------------------------------------------------------------
+
+    def run_here(self, ctrl_c: CtrlC | None) -> None:
+        """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
+        self._ctrl_c = ctrl_c
+        if ctrl_c is not None:
+            ctrl_c.ring = self._ring
+        try:
+            self._advance(self._main, None, here=True)
+            if not self.over:
+                self._serve()
+        finally:
+            self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
+            restore(ctrl_c)
+        if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
+            raise KeyboardInterrupt from self.error
+
+    def _serve(self) -> None:
+        """Do for the run what there is to do until it is over."""
+        with self._lock:
+            bell = self._bell = SimpleQueue()
+        while not self.over:
+            if self._ctrl_c is not None and self._ctrl_c.unseen:
+                self._interrupted()
+            with self._lock:
+                letter = self._letters.popleft() if self._letters else None
+                self._caller_idle = letter is None
+            if letter is not None:
+                self._advance(*letter, here=True)
+            elif self.x.working and self.x.ready and (node := self.x.take()) is not None:
+                # Help was asked for, but no thread of the pool has come yet.
+                self._caller_idle = False
+                self._advance(helper(self.x, node), None, here=True)
+            else:
+                # A signal that comes just before the wait does not end it, and Python looks for it only after.
+                with suppress(Empty):
+                    bell.get(timeout=None if self._ctrl_c is None else _LOOK)
+                self._caller_idle = False
+
+    def _ring(self) -> None:
+        """Ctrl-C outside of user code, in the signal handler."""
+        if self._bell is not None:
+            self._bell.put(None)
+
+    def _interrupted(self) -> None:
+        """Act on a Ctrl-C that came while the main thread was not in user code."""
+        assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
+        failed_already = self.x.stopped
+        if self.cancel(KeyboardInterrupt()) and not failed_already:
+            self._ctrl_c.raised = self._ctrl_c.count
+        elif self._ctrl_c.count > 1:
+            self.x.undo_stopped = True
+
+    # -- from anywhere -------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin here, on one of the pool's threads."""
+        self._advance(self._main, None)
+
+    def cancel(self, error: BaseException) -> bool:
+        """Stop the run because of `error`; False if it was stopping already, or is over."""
+        if not self.x.interrupt(error):
+            return False
+        self.stop(Stop(cancel=True))
+        return True
+
+    # -- performing effects --------------------------------------------------------------------------------------------
+
+    def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
+        """Resume `program` and perform what it asks until it ends, parks, or is taken away; `here`: in the caller's
+        thread."""
+        send, context, guarded = program.send, self.x.context, self._ctrl_c is not None
+        while True:
+            try:
+                effect = send(answer)
+            except StopIteration as stop:
+                if program is self._main:
+                    self._end(stop.value, None)
+                return
+            except BaseException as error:  # noqa: BLE001 - a refused claim, for example: the caller's to see
+                self._end(None, error)
+                return
+            if type(effect) is Context:
+                if not here:
+                    answer = self._call(program, as_call(effect, context.copy()))
+                    if answer is _GONE:
+                        return
+                elif guarded:
+                    answer = self.call_here(effect.node.fn, effect, context.copy())
+                else:
+                    try:
+                        answer = (context.copy().run(effect.node.fn, effect), None)
+                    except BaseException as error:  # noqa: BLE001 - the program judges it
+                        answer = (None, error)
+            elif type(effect) is Call:
+                if here and effect.timeout is None:
+                    answer = self.call_here(effect.fn, effect.ctx, effect.context, shielded=effect.shielded)
+                elif here:
+                    self._elsewhere(program, effect)
+                    return
+                else:
+                    answer = self._call(program, effect)
+                    if answer is _GONE:
+                        return
+            elif type(effect) is Ask:
+                answer = self.ask_here(effect.verb, effect.argument, effect.context)
+            elif effect is WAIT:
+                with self._lock:
+                    if not self._main_due:
+                        self._main_parked = True
+                        return
+                    self._main_due = False
+                answer = None
+            elif type(effect) is Sleep:
+                if not self._sleep(program, effect):
+                    return
+                answer = None
+            elif type(effect) is Landing:
+                if not self._await_landing(program, effect):
+                    return
+                answer = None
+            else:
+                answer = None
+                if effect is HELP:
+                    self._post(helper(self.x), None, help=True)
+                elif effect is RESUME:
+                    self._resume_main()
+                elif effect is DIRECT:
+                    answer = self if here else None
+                elif type(effect) is Stop:
+                    self.stop(effect)
+
+    def call_here(
+        self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
+    ) -> Outcome:
+        """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
+        ctrl_c = self._ctrl_c
+        try:
+            if ctrl_c is None:
+                return context.run(fn, ctx), None
+            if ctrl_c.unseen:
+                self._interrupted()
+            try:
+                ctrl_c.in_step, ctrl_c.in_undo = not shielded, shielded
+                return context.run(fn, ctx), None
+            finally:
+                ctrl_c.in_step = ctrl_c.in_undo = False
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            return None, error
+
+    def _call(self, program: Program[Any], call: Call) -> Any:
+        """Run user code on this thread of the pool; answers _GONE if it was given up meanwhile."""
+        self._parked[call] = program
+        if self.x.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
+            return None, GivenUp(call, timed_out=False, over=True)  # it waited for a thread and never began
+        timer = None
+        if call.timeout is not None:
+            timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
+        try:
+            outcome: Outcome = (call.context.run(call.fn, call.ctx), None)
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            outcome = (None, error)
+        if timer is not None:
+            timer.cancel()
+        if self._parked.pop(call, None) is not None:
+            return outcome
+        self._land(call, outcome)
+        return _GONE
+
+    def _elsewhere(self, program: Program[Any], call: Call) -> None:
+        """A call with a limit may have to be given up, which the caller's thread cannot: it runs on one of the pool's."""
+        # A worker that waits here for a nested run may be the last one; an undo must not wait for a place.
+        beyond = call.shielded or self._pool.owns_current_thread()
+        self._pool.put(partial(self._called_elsewhere, program, call), first=True, beyond=beyond)
+
+    def _called_elsewhere(self, program: Program[Any], call: Call) -> None:
+        outcome = self._call(program, call)
+        if outcome is not _GONE:
+            self._post(program, outcome)
+
+    def _give_up(self, call: Call, *, timed_out: bool) -> None:
+        """Go on without `call`, unless it is over."""
+        program = self._parked.pop(call, None)
+        if program is not None:
+            call.abandon()
+            self._stuck += 1
+            self._pool.given_up()
+            self._post(program, (None, GivenUp(call, timed_out=timed_out)))
+
+    def _land(self, call: Call, outcome: Outcome) -> None:
+        """A call that was given up is over, on this thread."""
+        self._stuck -= 1
+        self._pool.given_up(-1)
+        over = self.x.landed(call, outcome)
+        waiting = [other for other in list(self._parked) if type(other) is Landing and other.call is call]
+        for landing in waiting:
+            self._wake(landing, None)
+        if over and not waiting:
+            self._advance(late(self.x, call), None)
+
+    def _await_landing(self, program: Program[Any], landing: Landing) -> bool:
+        """Park until the call lands; True: it has, go on at once."""
+        self._parked[landing] = program
+        if landing.call.landed is not None and self._parked.pop(landing, None) is not None:
+            return True
+        self._timers.after(landing.seconds, partial(self._wake, landing, None))
+        return False
+
+    def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
+        """Park until the time is up or the run stops; True: go on at once."""
+        self._parked[sleep] = program
+        if self.x.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
+            return True
+        self._timers.after(sleep.seconds, partial(self._wake, sleep, None))
+        return False
+
+    def _wake(self, waiting: Parked, answer: Any) -> None:
+        program = self._parked.pop(waiting, None)
+        if program is not None:
+            self._post(program, answer)
+
+    def ask_here(
+        self, verb: str, argument: object, context: contextvars.Context | None = None
+    ) -> tuple[Any, BaseException | None]:
+        """Ask the store on this thread."""
+        store = self.x.settings.store
+        asked = getattr(store, verb)
+        try:
+            if not store.blocks:
+                return asked(argument), None
+            return (context or self.x.context.copy()).run(asked, argument), None
+        except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
+            return None, error
+
+    def stop(self, stop: Stop) -> None:
+        for waiting in list(self._parked):
+            if type(waiting) is Sleep and not waiting.shielded:
+                self._wake(waiting, None)
+            elif stop.cancel and type(waiting) is Call and not waiting.shielded:
+                self._timers.after(self.x.settings.grace, partial(self._give_up, waiting, timed_out=False))
+
+    def _resume_main(self) -> None:
+        with self._lock:
+            parked, self._main_parked = self._main_parked, False
+            self._main_due = not parked
+        if parked:
+            self._post(self._main, None)
+
+    def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - what it is
+        """Let somebody advance `program`: the caller's thread if it has nothing to do, else one of the pool's, or the
+        caller's once it has nothing else to do: the pool may be full of threads that wait for this very run."""
+        with self._lock:
+            self._letters.append((program, answer))
+            to_caller, self._caller_idle = self._caller_idle, False
+        if to_caller and self._bell is not None:
+            self._bell.put(None)
+        else:
+            # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
+            # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
+            beyond = not help and (self._stuck > 0 or self.x.stopped)
+            self._pool.put(self._advance_there, first=not help, beyond=beyond)
+
+    def _advance_there(self) -> None:
+        """Advance what waits, if anything still does, on this thread of the pool."""
+        with self._lock:
+            letter = self._letters.popleft() if self._letters else None
+        if letter is not None:
+            self._advance(*letter)
+
+    def _end(self, result: Run | None, error: BaseException | None) -> None:
+        self.result, self.error = result, error if result is None else result.error
+        with self._lock:
+            self.over = True
+        self.on_over(self)
+        if self._bell is not None:
+            self._bell.put(None)

@@ -1,0 +1,294 @@
+"""`Engine`: runs workflows on threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from .._durable.checkpoints import lose
+from .._kernel.effects import Program, Stop
+from .._kernel.inline import may_sprint, sprint
+from .._kernel.run import at_once, rescue, run
+from .._kernel.run_state import Execution
+from ..errors import FlowcoreError, StepCancelled, StoreError, said
+from ..events import Hook
+from ..forks import in_children
+from ..retry import Duration, seconds
+from ..run import Run
+from ..status import Status
+from ..stores.base import Store
+from ..workflow import Workflow
+from .base import EngineBase, log, outcome
+from .interrupts import CtrlC, guard, restore
+from .thread_driver import Driver
+from .workers import Timers, Workers
+
+__all__ = ["Engine"]
+
+
+class Engine(EngineBase):
+    """Runs workflows on threads. Silent and in memory unless told otherwise.
+
+    Thread-safe; make one and keep it. Works with or without `with`. `store`: where runs are claimed and kept;
+    `hooks`: told what happens; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
+    `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
+    that was given up before going on without it; `workflows`: what `recover` may go on with; `recover_every`: seconds
+    between two rounds of that.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        hooks: Iterable[Hook] = (),
+        max_workers: int | None = None,
+        lease: Duration = 30.0,
+        grace: Duration = 5.0,
+        workflows: Iterable[Workflow] = (),
+        recover_every: Duration | None = None,
+    ) -> None:
+        super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=False)
+        self._pool = Workers(self.max_workers, "flowcore")
+        self._timers = Timers("flowcore-timers")
+        self._tell_started(self._pool)
+        self._live: dict[Execution, Driver | None] = {}  # None: it sprints
+        self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
+        self._closing = False
+        self._leases = self._keep_leases(partial(_lose, self._live))
+        self._recovery: threading.Event | None = None
+        if self.recover_every is not None:
+            self._recovery = threading.Event()
+            threading.Thread(
+                target=_recover_often,
+                args=(weakref.ref(self), self._recovery, self.recover_every),
+                name="flowcore-recovery",
+                daemon=True,
+            ).start()
+        # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
+        in_children(self, Engine._after_fork)
+        weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
+
+    def _after_fork(self) -> None:
+        """In a child: the runs in flight are the parent's."""
+        super()._after_fork()
+        self._quiet = threading.Condition()
+        for x in self._live:
+            x.in_child(os.getpid())
+        self._live.clear()
+
+    def run(
+        self,
+        workflow: Workflow,
+        values: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        check: bool = True,
+    ) -> Run:
+        """Run a workflow to its end; the calling thread takes part.
+
+        `values`: the initial values of its context. `idempotency_key`: two calls with the same key are one run. `wait`:
+        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take.
+
+        Raises the failed step's own exception, with a note that says which run and step, and what was undone;
+        CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
+        claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
+        """
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        sprints, begun = may_sprint(x), None
+        ctrl_c: CtrlC | None = None
+        try:
+            self._live[x] = None
+            if sprints and not x.observed:
+                begun = sprint(x)
+                if begun is None and not x.ready and x.succeed():
+                    self._forget(x)
+                    return x.as_run(Status.SUCCESS)
+            ctrl_c = guard()
+            if sprints and x.observed:
+                finished, begun = at_once(x, ctrl_c)
+                if finished is not None:
+                    self._forget(x)
+                    restore(ctrl_c)
+                    if ctrl_c is not None and ctrl_c.count:
+                        raise KeyboardInterrupt  # noqa: TRY301 - whatever strikes from here on ends the same way
+                    return finished
+            main = run(x, begun)
+        except BaseException as error:
+            if not sprints or x.finished is not None:  # nothing has begun, or all is over
+                self._forget(x)
+                restore(ctrl_c)
+                raise
+            main, ctrl_c = rescue(x, error), ctrl_c or guard()
+        driver = self._driver(x, main)
+        driver.run_here(ctrl_c)
+        return outcome(driver.result, driver.error, check=check)
+
+    def submit(
+        self,
+        workflow: Workflow,
+        values: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        check: bool = True,
+    ) -> Future[Run]:
+        """Like `run`, on the engine's own threads. The future raises what `run` raises.
+
+        `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
+        """
+        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._tell_submitted(x)
+        driver = self._driver(x, run(x))
+        future: Future[Run] = Future()
+
+        def over(_: Driver) -> None:
+            self._over(driver)
+            try:
+                result = outcome(driver.result, driver.error, check=check)
+            except BaseException as error:  # noqa: BLE001 - the future raises it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        def begin() -> None:
+            if future.set_running_or_notify_cancel():
+                driver.begin()
+            else:
+                self._over(driver)
+
+        driver.on_over = over
+        self._pool.put(begin)
+        return future
+
+    def _driver(self, x: Execution, main: Program[Run]) -> Driver:
+        driver = Driver(x, main, self._pool, self._timers, self._over)
+        self._live[x] = driver
+        return driver
+
+    def _over(self, driver: Driver) -> None:
+        self._forget(driver.x)
+        if driver.x.claimed and self._leases is not None:
+            self._leases.leave(driver.x)
+
+    def _forget(self, x: Execution) -> None:
+        """A run is over, or has not begun after all."""
+        self._live.pop(x, None)
+        if self._closing:
+            with self._quiet:
+                self._quiet.notify_all()
+
+    def cancel(self, run_id: str) -> bool:
+        """Cancel a run of this engine: its running steps get at most `grace`, what it did is undone, and its caller gets
+        StepCancelled. False: this engine runs no such run, or it was ending already."""
+        for x in list(self._live):
+            if x.has_id(run_id):
+                return self._cancel(x, f"run {run_id} was cancelled by engine.cancel().")
+        return False
+
+    def _cancel(self, x: Execution, why: str) -> bool:
+        """Cancel a run, whether it sprints or has a driver."""
+        stopping = x.interrupt(StepCancelled(why))
+        driver = self._live.get(x)
+        if stopping and driver is not None:
+            driver.stop(Stop(cancel=True))
+        return stopping
+
+    def recover(self) -> list[Run]:
+        """Go on with the runs of `workflows` that nobody goes on with: crashed, parked, past their pivot, or released by
+        an operator. Answers those that it went on with, failed or not; raises nothing of theirs, but StoreError where the
+        store cannot tell which there are.
+        """
+        with self._round() as context:
+            records = context.run(self.store.unfinished, [workflow.name for workflow in self.workflows])
+            if self._surveys:
+                self._tell_survey(records, context.run(partial(self.store.list_runs, status="held")), context)
+        drivers = [self._driver(x, run(x)) for x in self._recoverable(records)]
+        if self._pool.owns_current_thread():  # a step of ours: the pool may be full of those who wait for it
+            for driver in drivers:
+                driver.run_here(None)
+        else:
+            over = threading.Semaphore(0)
+            for driver in drivers:
+                driver.on_over = partial(self._recovered, over)
+                self._pool.put(driver.begin)
+            for _ in drivers:
+                over.acquire()
+        for driver in drivers:
+            if driver.result is None and isinstance(driver.error, StoreError):
+                self._warn_unrecovered(driver.x.recovering, said(driver.error))
+        return [driver.result for driver in drivers if driver.result is not None]
+
+    def _recovered(self, over: threading.Semaphore, driver: Driver) -> None:
+        self._over(driver)
+        over.release()
+
+    def close(self, timeout: Duration | None = None) -> None:
+        """Start no more runs and wait for those in flight; after `timeout` seconds, cancel them (None: never).
+
+        Raises FlowcoreError when called by a step of the engine's own, which would wait for itself.
+        """
+        limit = None if timeout is None else seconds(timeout, "close(timeout=)")
+        if self._pool.owns_current_thread():
+            raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
+        if self._recovery is not None:
+            self._recovery.set()
+        with self._quiet:
+            self._closed = self._closing = True
+            self._quiet.wait_for(lambda: not self._live, limit)
+        for x in list(self._live):
+            self._cancel(x, f"run {x.run_id} was cancelled: its engine was closed.")
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._live)
+        self._timers.close()
+        if self._leases is not None:
+            self._leases.close()
+        self._pool.close(self._settings.grace)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _lose(live: dict[Execution, Driver | None], x: Execution) -> None:
+    """The store says that somebody else has the run: start and undo nothing more of it."""
+    lose(x)
+    driver = live.get(x)
+    if driver is not None:
+        driver.stop(Stop(cancel=True))
+
+
+def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, every: float) -> None:
+    """Every so many seconds, go on with what nobody goes on with, until the engine is closed or forgotten."""
+    while not closed.wait(every):
+        engine = reference()
+        if engine is None:
+            return
+        try:
+            engine.recover()
+        except FlowcoreError as error:
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
+        del engine
+
+
+def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], grace: float) -> None:
+    """The engine was forgotten, or the interpreter exits: current steps finish, runs park, threads end."""
+    for x, driver in list(live.items()):
+        x.park()
+        if driver is not None:
+            driver.stop(Stop(cancel=False))
+    # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
+    pool.close(0.0 if threading.main_thread().is_alive() else grace)
+    timers.close()

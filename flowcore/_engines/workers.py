@@ -1,0 +1,197 @@
+"""Threads for engines: a pool whose threads can be given up, and a clock that calls back."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from ..forks import in_children
+
+__all__ = ["Timers", "Workers"]
+
+Job = Callable[[], None]
+
+
+class Workers:
+    """At most `limit` threads, started when first needed, that run jobs in the order they came.
+
+    A thread whose job has been given up goes on until the job returns, and counts as one of the limit until then. The
+    threads are daemons: nothing here keeps an interpreter alive, whoever owns the pool closes it.
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        self.limit = limit
+        self._name = name
+        self._lock = threading.Lock()
+        self._backlog: deque[Job] = deque()  # jobs that found no thread
+        self._idle: list[_Worker] = []  # the one that has just become idle last: its caches are warm
+        self._threads: set[_Worker] = set()
+        self._numbers = itertools.count(1)
+        self._closed = False
+        self._stuck = 0
+        in_children(self, Workers._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the threads and their jobs are the parent's."""
+        self._lock = threading.Lock()
+        self._threads.clear()
+        self._idle.clear()
+        self._backlog.clear()
+        self._stuck = 0
+
+    @property
+    def busy(self) -> int:
+        """Threads running a job now."""
+        with self._lock:
+            return len(self._threads) - len(self._idle)
+
+    def given_up(self, by: int = 1) -> None:
+        """The job of one of the threads was given up; -1: it is over now."""
+        with self._lock:
+            self._stuck += by
+
+    def counts(self) -> tuple[int, int]:
+        """Threads running a job, and how many of them are stuck in one that was given up."""
+        return self.busy, self._stuck
+
+    def owns_current_thread(self) -> bool:
+        """Whether the calling thread is one of the pool's."""
+        return threading.current_thread() in self._threads
+
+    def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> None:
+        """Run `job` on some thread. Where none is free, `first` puts it before the jobs that wait already: for runs
+        already begun; `beyond` gives it a thread beyond the limit: for what must not wait for a place that may never
+        be free again."""
+        with self._lock:
+            if self._idle:
+                self._idle.pop().inbox.put(job)
+            elif beyond or len(self._threads) < self.limit:
+                worker = _Worker(self, f"{self._name}-{next(self._numbers)}", job)
+                self._threads.add(worker)
+                worker.start()
+            elif first:
+                self._backlog.appendleft(job)
+            else:
+                self._backlog.append(job)
+
+    def next_job(self, worker: _Worker) -> Job | None:
+        """What `worker` should do now; None: end. Blocks while there is nothing."""
+        with self._lock:
+            if self._backlog and len(self._threads) <= self.limit:
+                return self._backlog.popleft()
+            if self._closed or len(self._threads) > self.limit:
+                self._threads.discard(worker)
+                return None
+            self._idle.append(worker)
+        return worker.inbox.get()
+
+    def close(self, timeout: float | None) -> None:
+        """End idle threads now and the others after their job; wait for them at most `timeout` seconds (None: for ever)."""
+        with self._lock:
+            self._closed = True
+            threads = list(self._threads)
+            for worker in self._idle:
+                self._threads.discard(worker)
+                worker.inbox.put(None)
+            self._idle.clear()
+        until = None if timeout is None else time.monotonic() + timeout
+        for thread in threads if timeout != 0 else ():
+            if thread is not threading.current_thread():
+                thread.join(None if until is None else max(0.0, until - time.monotonic()))
+
+
+class _Worker(threading.Thread):
+    """One thread of a pool, with an inbox of its own so that a job wakes exactly one."""
+
+    def __init__(self, pool: Workers, name: str, job: Job) -> None:
+        super().__init__(name=name, daemon=True)
+        self.inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._pool = pool
+        self._job: Job | None = job
+
+    def run(self) -> None:
+        job, self._job = self._job, None
+        while job is not None:
+            job()
+            del job  # do not keep a run alive while waiting for the next
+            job = self._pool.next_job(self)
+
+
+class Timers:
+    """Calls back after so many seconds, on a thread of its own that is started when first needed. Callbacks are quick:
+    they hand work over."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        in_children(self, Timers._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the thread and its timers are the parent's."""
+        self._changed = threading.Condition()
+        self._thread = None
+        self._heap.clear()
+
+    def after(self, seconds: float, callback: Job) -> Timer:
+        """Call `callback` once, unless the timer that is answered is cancelled before."""
+        timer = Timer(callback)
+        moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
+        with self._changed:
+            heapq.heappush(self._heap, (moment, next(self._numbers), timer))
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._watch, name=self._name, daemon=True)
+                self._thread.start()
+            elif self._heap[0][2] is timer:
+                self._changed.notify()
+        return timer
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                while self._heap and self._heap[0][2].callback is None:
+                    heapq.heappop(self._heap)
+                now = self._clock()
+                if self._closed:
+                    return
+                if not self._heap:
+                    self._changed.wait()
+                    continue
+                if self._heap[0][0] > now:
+                    self._changed.wait(self._heap[0][0] - now)
+                    continue
+                timer = heapq.heappop(self._heap)[2]
+            timer.fire()
+
+    def close(self) -> None:
+        """Call nobody any more."""
+        with self._changed:
+            self._closed = True
+            self._heap.clear()
+            self._changed.notify()
+
+
+class Timer:
+    """A callback to come; `cancel` makes sure that it does not. Safe from any thread."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Job) -> None:
+        self.callback: Job | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def fire(self) -> None:
+        callback, self.callback = self.callback, None
+        if callback is not None:
+            callback()

@@ -1,0 +1,70 @@
+"""What an engine gives to all its runs, so that the programs need nothing of their own that waits or tells the time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..events import Hooks
+
+if TYPE_CHECKING:
+    from ..stores.base import Store
+    from .run_state import Execution
+
+__all__ = ["Settings"]
+
+
+class Settings:
+    """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
+    float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
+    run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
+    durable store; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
+
+    __slots__ = (
+        "caller_shares",
+        "clock",
+        "durable",
+        "grace",
+        "hooks",
+        "lease",
+        "new_id",
+        "observed",
+        "owns",
+        "parallel",
+        "random",
+        "runs_async",
+        "store",
+        "wall",
+    )
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hooks: Hooks,
+        grace: float,
+        parallel: int,
+        runs_async: bool,
+        caller_shares: bool,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        random: Callable[[], float],
+        new_id: Callable[[], str],
+        lease: float = math.inf,
+        owns: Callable[[Execution], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.durable = store.durable
+        self.lease = lease if store.durable else math.inf
+        self.owns = owns
+        self.hooks = hooks
+        self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
+        self.grace = grace
+        self.parallel = parallel
+        self.runs_async = runs_async
+        self.caller_shares = caller_shares
+        self.clock = clock
+        self.wall = wall
+        self.random = random
+        self.new_id = new_id

@@ -1,0 +1,5 @@
+"""The Redis stores, sync and async."""
+
+from .store import AsyncRedisStore, RedisStore
+
+__all__ = ["AsyncRedisStore", "RedisStore"]

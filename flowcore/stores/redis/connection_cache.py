@@ -1,0 +1,143 @@
+"""Connections that a Redis store keeps for a moment, instead of getting one from its client's pool for each command.
+
+To get one and to give it back takes redis-py a third of the time that a command takes. What the pool does meanwhile is worth
+something all the same: it looks whether the connection is still good. So one is kept only while commands follow close on one
+another, for a second at most, and not at all once anything went wrong: an interrupt may have left a reply unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from typing import Any, Final
+
+from ...forks import in_children
+from .errors import is_reply
+
+__all__ = ["AsyncKept", "Kept"]
+
+_PAUSE: Final = 0.005  # seconds without a command after which the pool has to look again; no server restarts as quickly
+_MOMENT: Final = 1.0  # seconds
+_SHARE: Final = 8  # of so many connections that the pool may open, one may be kept
+_MOST: Final = 32
+
+
+class _One:
+    """A client with a connection of its own, or with none just now. Times are monotonic."""
+
+    __slots__ = ("client", "since", "until")
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.since = self.until = 0.0
+
+    def used(self) -> None:
+        """A command went well."""
+        self.until = min(time.monotonic() + _PAUSE, self.since + _MOMENT)
+
+
+class Kept:
+    """Sends commands as `client` does. Thread-safe.
+
+    It keeps no more than an eighth of what the pool may open, so that whoever else uses the client always finds one; and
+    none of a Sentinel's or a cluster's, nor where passwords change, since those look after each connection themselves.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._spare = threading.Semaphore(_number(client))  # how many more may be kept
+        self._idle: deque[_One] = deque()
+        in_children(self, Kept._after_fork)
+
+    def _after_fork(self) -> None:
+        """In a child: the connections are the parent's."""
+        self._spare = threading.Semaphore(_number(self.client))
+        self._idle = deque()
+
+    def execute_command(self, *command: Any, **options: Any) -> Any:
+        """Send a command and answer with its reply."""
+        idle = self._idle
+        try:
+            one = idle.pop()
+        except IndexError:
+            if not self._spare.acquire(blocking=False):
+                return self.client.execute_command(*command, **options)
+            one = _One(self.client.client())
+        client = one.client
+        try:
+            now = time.monotonic()
+            if one.until < now:
+                client.close()
+            if client.connection is None:
+                client.connection, one.since = client.connection_pool.get_connection(), now
+            reply = client.execute_command(*command, **options)
+            one.used()
+        except BaseException as error:
+            # The pool would find a reply that nobody has read only if it is there by then.
+            if client.connection is not None and not is_reply(error):
+                client.connection.disconnect()
+            client.close()
+            raise
+        finally:
+            idle.append(one)
+        return reply
+
+    def close(self) -> None:
+        """Give back what is not in use now."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().client.close()
+                self._spare.release()
+
+
+class AsyncKept:
+    """The same for a client of redis.asyncio, in its loop only. That client is the store's own, and so are all connections:
+    half of them are kept, and commands wait for one in turn, as many as there may be."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        number = _number(client, 2)
+        self._free = asyncio.Semaphore(number) if number else None
+        self._idle: list[_One] = []
+
+    async def execute_command(self, *command: Any, **options: Any) -> Any:
+        """Send a command and answer with its reply."""
+        if self._free is None:
+            return await self.client.execute_command(*command, **options)
+        async with self._free:
+            one = self._idle.pop() if self._idle else _One(self.client.client())
+            client = one.client
+            try:
+                now = time.monotonic()
+                if one.until < now:
+                    await client.aclose()
+                if client.connection is None:  # it gets itself another
+                    one.since = now
+                reply = await client.execute_command(*command, **options)
+                one.used()
+            except BaseException as error:
+                if client.connection is not None and not is_reply(error):  # as above
+                    await client.connection.disconnect(nowait=True)
+                await client.aclose()
+                raise
+            finally:
+                self._idle.append(one)
+        return reply
+
+    async def close(self) -> None:
+        """Give back what is not in use now."""
+        while self._idle:
+            await self._idle.pop().client.aclose()
+
+
+def _number(client: Any, share: int = _SHARE) -> int:
+    """How many connections may be kept: of so many that the pool may open, one."""
+    pool = getattr(client, "connection_pool", None)
+    if pool is None or hasattr(pool, "sentinel_manager") or type(client).__module__.split(".")[0] != "redis":
+        return 0
+    if pool.connection_kwargs.get("credential_provider") is not None:
+        return 0
+    return min(int(pool.max_connections) // share, _MOST)

@@ -1,0 +1,105 @@
+"""What redis-py raises, as flowcore tells it. It goes by names, so that it needs no redis to be installed."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NoReturn
+
+from ...errors import CorruptRecord, StoreError, StoreUnavailable, said, shown
+
+__all__ = ["is_forbidden", "is_reply", "is_unknown_script", "refuse"]
+
+_CODES: Final = {
+    "AuthenticationError": "NOAUTH",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "AuthorizationError": "NOAUTH",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "NoPermissionError": "NOPERM",
+    "NoScriptError": "NOSCRIPT",
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "TryAgainError": "TRYAGAIN",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    # These come last: others derive from them.
+    "ClusterDownError": "CLUSTERDOWN",
+    "ClusterError": "CLUSTERDOWN",
+    "RedisClusterException": "CLUSTERDOWN",
+    "ConnectionError": "UNREACHABLE",
+    "TimeoutError": "UNREACHABLE",
+}
+"""redis-py's class -> the server's word, which redis-py takes out of the message"""
+
+_UNAVAILABLE: Final = {
+    "UNREACHABLE": "Redis does not answer",
+    "LOADING": "Redis is still loading its data",
+    "READONLY": "this Redis is a read-only replica, and the store needs the primary",
+    "MASTERDOWN": "this Redis is a replica that has lost its primary",
+    "CLUSTERDOWN": "the Redis cluster is down",
+    "TRYAGAIN": "the Redis cluster is moving this key's slot",
+    "ASK": "the Redis cluster is moving this key's slot",
+    "OOM": "Redis is out of memory: raise its maxmemory or take something out of it",
+    "MISCONF": "Redis cannot write to its disk, and takes no changes until it can",
+    "NOREPLICAS": "Redis has fewer replicas than it wants, and takes no changes until it has",
+    "BUSY": "Redis is busy with another script",
+}
+
+_REFUSED: Final = {
+    "NOPERM": "Redis does not let this user do what the store needs {}: RedisStore lists the ACL rules.",
+    "NOAUTH": "Redis wants to know who is asking {}: give the client the right username and password.",
+    "MOVED": "this Redis is one of a cluster {}: give the store a client of the kind RedisCluster.",
+}
+
+# Redis 6 wraps what it refuses a script's command with in a sentence of its own.
+_WORD: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})\b")
+_FORBIDDEN: Final = ("can't run this command", "can't access", "ACL failure in script")
+"""what Redis 6, 7 and 8 say where a script's command is not permitted, without a word before it"""
+
+
+def is_reply(error: BaseException) -> bool:
+    """Whether this is what the server has answered, all of which has been read."""
+    return any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
+
+
+def is_unknown_script(reply: object) -> bool:
+    """Whether the server has to be shown the script itself."""
+    return isinstance(reply, Exception) and _code(reply) == "NOSCRIPT"
+
+
+def is_forbidden(reply: object) -> bool:
+    """Whether the server refuses the command as such: to this user, or to everybody."""
+    return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in said(reply).lower())
+
+
+def refuse(error: Exception, key: str = "") -> NoReturn:
+    """Raise the StoreError for what the client raised when it was asked about `key`; what is not of Redis, as it is."""
+    code = _code(error)
+    if code is None:
+        raise error
+    what = f"({type(error).__name__}: {said(error, 200)})"
+    if code in _UNAVAILABLE:
+        raise StoreUnavailable(f"{_UNAVAILABLE[code]} {what}; to ask again is safe.") from error
+    if code == "WRONGTYPE":
+        raise CorruptRecord(
+            f"a Redis key that belongs to the record of key {shown(key)}, or to its index, is of another type {what}: nothing "
+            "was changed; find out who else writes under the store's prefix."
+        ) from error
+    raise StoreError(_REFUSED.get(code, "Redis refused what the store asked {}.").format(what)) from error
+
+
+def _code(error: Exception) -> str | None:
+    """The word by which Redis calls an error; None for one that is not of Redis."""
+    if isinstance(error, OSError):  # asyncio's and the socket's own, where redis-py lets them through
+        return "UNREACHABLE"
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "redis"}
+    if not names:
+        return None
+    known = next((code for name, code in _CODES.items() if name in names), None)
+    if known is not None:
+        return known
+    text = said(error)
+    if any(words in text for words in _FORBIDDEN):
+        return "NOPERM"
+    word = _WORD.search(text)
+    return "ERR" if word is None else word[1]
