@@ -9,7 +9,7 @@ import threading
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from .errors import DefinitionError, shown
+from .errors import DefinitionError, safe_repr
 
 if TYPE_CHECKING:
     from .errors import NoResult
@@ -154,7 +154,7 @@ class Context(MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str) and self._run.step_meant(key, self.step) is not None:
             raise DefinitionError(
-                f"ctx[step] is read-only: step {shown(str(key.name))} gives its result by returning it."
+                f"ctx[step] is read-only: step {safe_repr(str(key.name))} gives its result by returning it."
             )
         with self._run.lock:
             self._set(key, value)
@@ -217,7 +217,7 @@ class Context(MutableMapping[Any, Any]):
 
     def __repr__(self) -> str:
         # Values may be secrets, and a repr ends up in logs.
-        return f"<Context of step {shown(self.step)}, attempt {self.attempt}, {len(self)} values>"
+        return f"<Context of step {safe_repr(self.step)}, attempt {self.attempt}, {len(self)} values>"
 
 
 class AttemptContext(Context):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .errors import shown
+from .errors import safe_repr
 from .plan import Node, Plan
 
 __all__ = ["dot", "mermaid", "text"]
@@ -16,7 +16,7 @@ _NAME: Final = 60  # characters of a name that a picture shows
 def text(plan: Plan, name: str) -> str:
     """One line per step, grouped by layer, with its retries, limits, undo and dependencies."""
     layers = plan.layers()
-    lines = [f"Workflow {shown(name)} · {_count(len(plan.nodes), 'step')} · {_count(len(layers), 'layer')}"]
+    lines = [f"Workflow {safe_repr(name)} · {_count(len(plan.nodes), 'step')} · {_count(len(layers), 'layer')}"]
     wide = len(str(len(layers)))
     drawn = 0
     for number, layer in enumerate(layers, 1):
@@ -73,7 +73,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _clipped(name: str) -> str:
-    clean = name if name.isprintable() else shown(name)[1:-1]
+    clean = name if name.isprintable() else safe_repr(name)[1:-1]
     clean = clean.encode("utf-8", "backslashreplace").decode("utf-8")
     return clean if len(clean) <= _NAME else clean[:_NAME] + "…"
 

@@ -65,12 +65,12 @@ __all__ = [
     "StoreUnavailable",
     "UndoInterrupted",
     "UnknownDependency",
-    "said",
-    "shown",
+    "safe_repr",
+    "safe_str",
 ]
 
 
-def shown(value: object, limit: int = 80) -> str:
+def safe_repr(value: object, limit: int = 80) -> str:
     """A value from outside, fit for one line of a message: a string quoted, all escaped, clipped to `limit` characters."""
     if isinstance(value, str):
         if len(value) <= limit and value.isascii():
@@ -85,7 +85,7 @@ def shown(value: object, limit: int = 80) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def said(error: BaseException, limit: int = 1024) -> str:
+def safe_str(error: BaseException, limit: int = 1024) -> str:
     """What `str(error)` says, whatever happens in it: a hostile `__str__` must not take a run down."""
     try:
         text = str(error)

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-__all__ = ["in_children"]
+__all__ = ["after_fork_in_child"]
 
 T = TypeVar("T")
 
@@ -15,7 +15,7 @@ _known: Final[weakref.WeakKeyDictionary[Any, Callable[[Any], None]]] = weakref.W
 _registered: Final[list[bool]] = []
 
 
-def in_children(one: T, renew: Callable[[T], None]) -> None:
+def after_fork_in_child(one: T, renew: Callable[[T], None]) -> None:
     """Have `renew(one)` called in each child that forks from this process, before anything else there. `one` is held
     weakly, so `renew` must not be a method bound to it."""
     if not _registered and hasattr(os, "register_at_fork"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .errors import shown
+from .errors import safe_repr
 from .plan import Node, Plan
 
 __all__ = ["advice"]
@@ -44,7 +44,7 @@ def _no_undo(plan: Plan, node: Node, after_pivot: set[int]) -> Iterator[str]:
     if node.compensation is None and node.successors and not node.step.pivot and node.index not in after_pivot:
         after = plan.nodes[node.successors[0]].name
         yield (
-            f"step {shown(node.name)} has no undo, and {shown(after)} after it can fail: if it has an effect, "
+            f"step {safe_repr(node.name)} has no undo, and {safe_repr(after)} after it can fail: if it has an effect, "
             f"say how to undo it with @{node.name}.compensate."
         )
 
@@ -53,7 +53,7 @@ def _sync_with_a_timeout(node: Node) -> Iterator[str]:
     limit = node.timeout if node.timeout is not None else node.step_timeout
     if limit is not None and not node.is_async:
         yield (
-            f"step {shown(node.name)} is sync and has a timeout of {limit:g} s: a thread cannot be stopped, it goes on "
+            f"step {safe_repr(node.name)} is sync and has a timeout of {limit:g} s: a thread cannot be stopped, it goes on "
             f"in the background; look at ctx.cancelled in it now and then, or make it async."
         )
 
@@ -61,7 +61,7 @@ def _sync_with_a_timeout(node: Node) -> Iterator[str]:
 def _no_retries_past_the_pivot(node: Node, after_pivot: set[int]) -> Iterator[str]:
     if node.index in after_pivot and node.retry is None:
         yield (
-            f"step {shown(node.name)} comes after the pivot and is not retried: if it fails, the run stays incomplete "
+            f"step {safe_repr(node.name)} comes after the pivot and is not retried: if it fails, the run stays incomplete "
             f"until somebody calls it again; give it retry=."
         )
 
@@ -77,6 +77,6 @@ def _worst_case(node: Node, deadline: float | None) -> Iterator[str]:
     ):
         if limit is not None and takes > limit:
             yield (
-                f"step {shown(node.name)} may take {takes:g} s at worst ({node.max_attempts} attempts and the waits "
+                f"step {safe_repr(node.name)} may take {takes:g} s at worst ({node.max_attempts} attempts and the waits "
                 f"between them), more than {name} of {limit:g} s: {remedy}."
             )

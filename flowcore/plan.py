@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from .errors import DependencyCycle, UnknownDependency, shown
+from .errors import DependencyCycle, UnknownDependency, safe_repr
 
 if TYPE_CHECKING:
     from .workflow import Compensation, Step
@@ -147,7 +147,7 @@ def _predecessors(step: Step[Any], order: Mapping[str, int]) -> tuple[int, ...]:
     for name in step.depends_on:
         if name not in order:
             raise UnknownDependency(
-                f"step {shown(step.name)} depends on {shown(name)}, which is not a step of this workflow; "
+                f"step {safe_repr(step.name)} depends on {safe_repr(name)}, which is not a step of this workflow; "
                 f"it has {_some(list(order))}."
             )
         indices[order[name]] = None
@@ -155,7 +155,7 @@ def _predecessors(step: Step[Any], order: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _some(names: list[str]) -> str:
-    few = ", ".join(map(shown, names[:_CYCLE_SHOWN]))
+    few = ", ".join(map(safe_repr, names[:_CYCLE_SHOWN]))
     return few + (f" and {len(names) - _CYCLE_SHOWN} more" if len(names) > _CYCLE_SHOWN else "")
 
 
@@ -169,7 +169,7 @@ def _refuse_cycle(nodes: tuple[Node, ...]) -> None:
     except CycleError as error:
         # graphlib lists a cycle with each node before the one that depends on it, the first repeated at the end.
         cycle: list[int] = error.args[1]
-        path = [shown(nodes[index].name) for index in reversed(cycle)]
+        path = [safe_repr(nodes[index].name) for index in reversed(cycle)]
         if len(path) > _CYCLE_SHOWN:
             path = [*path[: _CYCLE_SHOWN - 2], f"… {len(path) - _CYCLE_SHOWN + 1} more …", path[-1]]
         raise DependencyCycle(f"steps depend on each other in a circle: {' -> '.join(path)}.") from None

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
-from .errors import DefinitionError, Fatal, RetryAfter, said, shown
+from .errors import DefinitionError, Fatal, RetryAfter, safe_repr, safe_str
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -34,7 +34,7 @@ def seconds(value: Duration, what: str) -> float:
     given: Any = value
     number: Any = given.total_seconds() if hasattr(given, "total_seconds") else given
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
-        raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {shown(value)}.")
+        raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {safe_repr(value)}.")
     return float(number)
 
 
@@ -75,7 +75,7 @@ class Backoff:
         clients best (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
         """
         if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
-            raise DefinitionError(f"Backoff.exponential(factor=) must be a number from 1 up, not {shown(factor)}.")
+            raise DefinitionError(f"Backoff.exponential(factor=) must be a number from 1 up, not {safe_repr(factor)}.")
         return cls(
             seconds(delay, "Backoff.exponential(delay)"),
             float(factor),
@@ -128,14 +128,18 @@ class Retry:
         max_elapsed: Duration | None = None,
     ) -> None:
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-            raise DefinitionError(f"Retry(attempts) counts the first attempt too: 1 or more, not {shown(attempts)}.")
+            raise DefinitionError(
+                f"Retry(attempts) counts the first attempt too: 1 or more, not {safe_repr(attempts)}."
+            )
         if backoff is not None and not isinstance(backoff, Backoff):
-            raise DefinitionError(f"Retry(backoff=) must be a Backoff, such as Backoff.fixed(1), not {shown(backoff)}.")
+            raise DefinitionError(
+                f"Retry(backoff=) must be a Backoff, such as Backoff.fixed(1), not {safe_repr(backoff)}."
+            )
         types = cast("tuple[Any, ...]", on if isinstance(on, tuple) else (on,))
         for entry in types:
             known = issubclass(entry, BaseException) if isinstance(entry, type) else callable(entry) and entry is on
             if not known:
-                raise DefinitionError(f"Retry(on=) must be exception types or one predicate, not {shown(entry)}.")
+                raise DefinitionError(f"Retry(on=) must be exception types or one predicate, not {safe_repr(entry)}.")
         object.__setattr__(self, "attempts", attempts)
         object.__setattr__(self, "backoff", backoff)
         object.__setattr__(self, "on", on)
@@ -147,7 +151,7 @@ class Retry:
         """What `retry=` of a step means: an int is a number of attempts, None and 1 are no retries."""
         retry = cls(value) if isinstance(value, int) else value
         if retry is not None and not isinstance(retry, Retry):
-            raise DefinitionError(f"retry= must be a number of attempts or a Retry, not {shown(value)}.")
+            raise DefinitionError(f"retry= must be a number of attempts or a Retry, not {safe_repr(value)}.")
         return None if retry is None or retry.attempts == 1 else retry
 
     def after(self, attempt: int, error: BaseException, elapsed: float, random: Callable[[], float]) -> Pause | None:
@@ -175,7 +179,7 @@ class Retry:
             return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")
         except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
             culprit = "its seconds" if isinstance(error, RetryAfter) else "Retry(on=)"
-            why = f"{culprit} raised {type(failure).__name__}: {said(failure)}"
+            why = f"{culprit} raised {type(failure).__name__}: {safe_str(failure)}"
             error.add_note(f"flowcore made no further attempt: {why}")
             return None
 

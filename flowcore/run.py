@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from .errors import NoResult, said, shown
+from .errors import NoResult, safe_repr, safe_str
 from .status import Status
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class StepReport:
     undo: Status | None = None
     """None: not undone; else success, failure or timeout"""
     undo_error: BaseException | None = None
-    landed_late: Status | None = None
+    completed_late: Status | None = None
     """how an attempt that had been given up came back after all: success or failure"""
 
 
@@ -130,15 +130,15 @@ class Run:
         copies = {(node.step.aliases or {}).get(step) for node in self._plan.nodes} - {None}
         name = copies.pop() if len(copies) == 1 else None
         if name is None:
-            raise NoResult(f"{shown(step)} is not a step of workflow {shown(self.workflow)}.")
+            raise NoResult(f"{safe_repr(step)} is not a step of workflow {safe_repr(self.workflow)}.")
         return name
 
     def __repr__(self) -> str:
-        return f"<Run {self.id} of {shown(self.workflow)}: {self.status}>"
+        return f"<Run {self.id} of {safe_repr(self.workflow)}: {self.status}>"
 
     def explain(self) -> str:
         """The story of the run in plain words, one line per step that has something to tell."""
-        lines = [f"Run {self.id} of {shown(self.workflow)}: {self._ending()}"]
+        lines = [f"Run {self.id} of {safe_repr(self.workflow)}: {self._ending()}"]
         steps = self.steps
         for name, report in list(steps.items())[:_LISTED]:
             lines.append(f"  {_clipped(name)}: {_told(report)}")
@@ -149,8 +149,8 @@ class Run:
         return "\n".join(lines)
 
     def _ending(self) -> str:
-        cause = f" at step {shown(self.failed_step)}" if self.failed_step else ""
-        why = f"{cause}: {type(self.error).__name__}: {said(self.error)}" if self.error is not None else ""
+        cause = f" at step {safe_repr(self.failed_step)}" if self.failed_step else ""
+        why = f"{cause}: {type(self.error).__name__}: {safe_str(self.error)}" if self.error is not None else ""
         match self.status:
             case Status.SUCCESS:
                 return "success" + (", replayed from an earlier run with the same key" if self.replayed else "")
@@ -195,7 +195,7 @@ class Run:
 def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
     """The error for asking after a result that is not there."""
     if report is None:
-        return NoResult(f"workflow {shown(workflow)} has no step {shown(name)}.")
+        return NoResult(f"workflow {safe_repr(workflow)} has no step {safe_repr(name)}.")
     match report.status:
         case Status.PENDING:
             why = "has not run"
@@ -208,15 +208,15 @@ def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
         case _:
             why = f"ended as {report.status}: its outcome is unknown"
     error = f" with {type(report.error).__name__}" if report.error is not None else ""
-    return NoResult(f"step {shown(name)} has no result: it {why}{error}.")
+    return NoResult(f"step {safe_repr(name)} has no result: it {why}{error}.")
 
 
 def _error_dict(error: BaseException | None) -> dict[str, str] | None:
-    return None if error is None else {"type": type(error).__name__, "message": said(error)}
+    return None if error is None else {"type": type(error).__name__, "message": safe_str(error)}
 
 
 def _clipped(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 80 else shown(name)
+    return name if name.isprintable() and len(name) <= 80 else safe_repr(name)
 
 
 def _told(report: StepReport) -> str:
@@ -224,16 +224,18 @@ def _told(report: StepReport) -> str:
     if report.attempts > 1:
         parts.append(f"after {report.attempts} attempts")
     if report.error is not None and report.status is not Status.SUCCESS:
-        parts.append(f"with {type(report.error).__name__}: {said(report.error, 200)}")
+        parts.append(f"with {type(report.error).__name__}: {safe_str(report.error, 200)}")
     if report.ran is not None:
         parts.append(f"in {report.ran * 1e3:.1f} ms")
     if report.backed_off:
         parts.append(f"and {report.backed_off * 1e3:.1f} ms between attempts")
     text = " ".join(parts)
-    if report.landed_late is not None:
-        text += f"; it came back later, after it had been given up: {report.landed_late}"
+    if report.completed_late is not None:
+        text += f"; it came back later, after it had been given up: {report.completed_late}"
     if report.undo == Status.SUCCESS:
         text += "; undone"
     elif report.undo is not None:
-        text += f"; its undo FAILED with {type(report.undo_error).__name__}: {said(report.undo_error or Exception())}"
+        text += (
+            f"; its undo FAILED with {type(report.undo_error).__name__}: {safe_str(report.undo_error or Exception())}"
+        )
     return text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypedD
 
 from . import describe
 from .context import Context
-from .errors import DefinitionError, DuplicateStep, FlowcoreError, UnknownDependency, shown
+from .errors import DefinitionError, DuplicateStep, FlowcoreError, UnknownDependency, safe_repr
 from .lint import advice
 from .plan import Plan
 from .retry import Duration, Retry, seconds
@@ -109,17 +109,19 @@ class Step(Generic[R]):
 
     def _undo_by(self, fn: F, retry: int | Retry | None, timeout: Duration | None) -> F:
         if self.workflow is not None:
-            self.workflow._refuse_if_frozen(f"give step {shown(self.name)} an undo")
+            self.workflow._refuse_if_frozen(f"give step {safe_repr(self.name)} an undo")
         if self.compensation is not None:
-            raise DefinitionError(f"step {shown(self.name)} already has an undo.")
+            raise DefinitionError(f"step {safe_repr(self.name)} already has an undo.")
         if not callable(fn):
-            raise DefinitionError(f"the undo of step {shown(self.name)} must be a function of ctx, not {shown(fn)}.")
-        limit = None if timeout is None else seconds(timeout, f"timeout of the undo of step {shown(self.name)}")
+            raise DefinitionError(
+                f"the undo of step {safe_repr(self.name)} must be a function of ctx, not {safe_repr(fn)}."
+            )
+        limit = None if timeout is None else seconds(timeout, f"timeout of the undo of step {safe_repr(self.name)}")
         self.compensation = Compensation(fn, Retry.of(retry), limit)
         return fn
 
     def __repr__(self) -> str:
-        return f"<Step {shown(self.name)}>"
+        return f"<Step {safe_repr(self.name)}>"
 
 
 class Workflow:
@@ -151,12 +153,12 @@ class Workflow:
         self.name = _named(name, "a workflow")
         self.idempotency_key = idempotency_key
         self.fingerprint = fingerprint
-        self.deadline = None if deadline is None else seconds(deadline, f"deadline of workflow {shown(name)}")
+        self.deadline = None if deadline is None else seconds(deadline, f"deadline of workflow {safe_repr(name)}")
         self.on_failure = _one_of(on_failure, ("wait", "cancel"), "on_failure=")
         self.undo = _one_of(undo, ("done", "attempted"), "undo=")
         self.parallel_undo = parallel_undo
         if max_parallel is not None and (type(max_parallel) is not int or max_parallel < 1):
-            raise DefinitionError(f"max_parallel= must be a whole number from 1 up, not {shown(max_parallel)}.")
+            raise DefinitionError(f"max_parallel= must be a whole number from 1 up, not {safe_repr(max_parallel)}.")
         self.max_parallel = max_parallel
         self._steps: dict[str, Step[Any]] = {}
         self._plan: Plan | None = None
@@ -216,9 +218,9 @@ class Workflow:
         if isinstance(fn, Step):
             raise DefinitionError(f"{fn!r} is a step already: use wf.include(), or the plain function.")
         if not callable(fn):
-            raise DefinitionError(f"a step must be a function of ctx, not {shown(fn)}.")
+            raise DefinitionError(f"a step must be a function of ctx, not {safe_repr(fn)}.")
         name = _named(getattr(fn, "__name__", None) if name is None else name, "a step")
-        about = f"of step {shown(name)}"
+        about = f"of step {safe_repr(name)}"
         step: Step[Any] = Step(
             name,
             fn,
@@ -235,7 +237,7 @@ class Workflow:
         )
         for option, function in (("when", when), ("verify", verify)):
             if function is not None and not callable(function):
-                raise DefinitionError(f"{option} {about} must be a function of ctx, not {shown(function)}.")
+                raise DefinitionError(f"{option} {about} must be a function of ctx, not {safe_repr(function)}.")
         if compensate is not None:
             step._undo_by(compensate, None, None)
         return self._register(step)
@@ -270,36 +272,40 @@ class Workflow:
             aliases.update({inner: prefix + outer for inner, outer in (step.aliases or {}).items()})
         for copy in copies.values():
             if copy.name in self._steps:
-                raise DuplicateStep(f"workflow {shown(self.name)} already has a step {shown(copy.name)}.")
+                raise DuplicateStep(f"workflow {safe_repr(self.name)} already has a step {safe_repr(copy.name)}.")
         for copy in copies.values():
             self._register(copy)
         return copies
 
     def _register(self, step: Step[Any]) -> Step[Any]:
         with self._lock:
-            self._refuse_if_frozen(f"add step {shown(step.name)}")
+            self._refuse_if_frozen(f"add step {safe_repr(step.name)}")
             if step.name in self._steps:
-                raise DuplicateStep(f"workflow {shown(self.name)} already has a step {shown(step.name)}.")
+                raise DuplicateStep(f"workflow {safe_repr(self.name)} already has a step {safe_repr(step.name)}.")
             self._steps[step.name] = step
             self._plan = None
         return step
 
     def _refuse_if_frozen(self, what: str) -> None:
         if self._frozen:
-            raise DefinitionError(f"cannot {what}: workflow {shown(self.name)} has run, its definition is frozen.")
+            raise DefinitionError(f"cannot {what}: workflow {safe_repr(self.name)} has run, its definition is frozen.")
 
     def _names(self, depends_on: Step[Any] | str | Iterable[Step[Any] | str], name: str) -> tuple[str, ...]:
         several = (depends_on,) if isinstance(depends_on, Step | str) else depends_on
         if not isinstance(several, Iterable):
-            raise DefinitionError(f"depends_on of step {shown(name)} must be steps or names, not {shown(depends_on)}.")
+            raise DefinitionError(
+                f"depends_on of step {safe_repr(name)} must be steps or names, not {safe_repr(depends_on)}."
+            )
         names: list[str] = []
         for one in several:
             if isinstance(one, Step) and one.workflow is not self:
                 raise UnknownDependency(
-                    f"step {shown(name)} depends on {one!r} of another workflow: use wf.include() to bring it here."
+                    f"step {safe_repr(name)} depends on {one!r} of another workflow: use wf.include() to bring it here."
                 )
             if not isinstance(one, Step | str):
-                raise DefinitionError(f"depends_on of step {shown(name)} must be steps or names, not {shown(one)}.")
+                raise DefinitionError(
+                    f"depends_on of step {safe_repr(name)} must be steps or names, not {safe_repr(one)}."
+                )
             names.append(one.name if isinstance(one, Step) else one)
         return tuple(names)
 
@@ -348,7 +354,7 @@ class Workflow:
         try:
             return describe.text(self.plan(), self.name)
         except FlowcoreError as error:
-            return f"Workflow {shown(self.name)} · {len(self._steps)} steps · cannot run: {error}"
+            return f"Workflow {safe_repr(self.name)} · {len(self._steps)} steps · cannot run: {error}"
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -393,11 +399,11 @@ class _StepDecorator(Protocol):
 
 def _named(name: object, what: str) -> str:
     if not isinstance(name, str) or not name:
-        raise DefinitionError(f"{what} needs a name that is a non-empty string, not {shown(name)}.")
+        raise DefinitionError(f"{what} needs a name that is a non-empty string, not {safe_repr(name)}.")
     return name
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:
     if value not in allowed:
-        raise DefinitionError(f"{what} must be {' or '.join(map(repr, allowed))}, not {shown(value)}.")
+        raise DefinitionError(f"{what} must be {' or '.join(map(repr, allowed))}, not {safe_repr(value)}.")
     return value

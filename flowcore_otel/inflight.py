@@ -15,7 +15,7 @@ from . import names
 from .exemplars import Exemplar, Traced
 from .names import Metric
 
-__all__ = ["ASKED", "Engines", "Flow", "Going", "Workers", "Write", "Writes"]
+__all__ = ["ASKED", "Engines", "InFlightRun", "Workers", "WorkflowSeries", "Write", "Writes"]
 
 Write = Callable[..., object]
 """writes an amount to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
@@ -30,12 +30,12 @@ ASKED: Final[tuple[Metric, ...]] = (names.RUNS_ACTIVE, names.STEPS_READY, names.
 """the gauges that ask"""
 
 
-class Going:
+class InFlightRun:
     """One run in flight, as one hook sees it."""
 
     __slots__ = ("at", "caller", "flow", "steps", "traced", "waiting", "wall")
 
-    def __init__(self, flow: Flow, at: float, wall: float, waiting: Callable[[], int]) -> None:
+    def __init__(self, flow: WorkflowSeries, at: float, wall: float, waiting: Callable[[], int]) -> None:
         self.flow = flow
         self.steps = flow.steps  # asked for on every step
         self.at = at
@@ -53,22 +53,22 @@ class Going:
         return self.caller if self.traced is None else self.traced.exemplar(step, undo=undo, attempt=attempt)
 
 
-class Flow:
+class WorkflowSeries:
     """One workflow: its runs in flight, and those of its series that most steps come through, by step."""
 
     __slots__ = ("label", "runs", "steps")
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.runs: dict[Going, None] = {}  # in order of starting; adding and removing one is atomic
+        self.runs: dict[InFlightRun, None] = {}  # in order of starting; adding and removing one is atomic
         self.steps: dict[str, Writes] = {}
 
-    def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> Going:
-        run = Going(self, at, wall, waiting)
+    def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
+        run = InFlightRun(self, at, wall, waiting)
         self.runs[run] = None
         return run
 
-    def end(self, run: Going) -> None:
+    def end(self, run: InFlightRun) -> None:
         """The run is over; it may be that of another process, which has forked."""
         self.runs.pop(run, None)
 

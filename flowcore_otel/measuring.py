@@ -20,8 +20,8 @@ from flowcore.events import (
     RunRecovered,
     RunStarted,
     RunSubmitted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StoreCalled,
     StoreSurveyed,
     WorkflowRegistered,
@@ -29,7 +29,7 @@ from flowcore.events import (
 
 from . import names
 from .exemplars import CALLER, TRACE, Exemplar, Traced, of_caller
-from .inflight import Going, Write, Writes
+from .inflight import InFlightRun, Write, Writes
 from .names import Metric
 from .series import Series
 from .text import error_type
@@ -59,7 +59,7 @@ class MeasuringHook:
             RunRecovered: self._run_recovered,
             RunFinished: self._run_finished,
             StepFinished: self._step_finished,
-            StepLandedLate: self._step_landed_late,
+            StepCompletedLate: self._step_completed_late,
             AttemptFinished: self._attempt_finished,
             BackoffStarted: self._backoff_started,
             CompensationFinished: self._compensation_finished,
@@ -152,7 +152,7 @@ class MeasuringHook:
 
     def _run_finished(self, event: RunFinished) -> None:
         flow = event.workflow
-        run: Going = event.state[self]
+        run: InFlightRun = event.state[self]
         run.flow.end(run)
         self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, run.exemplar())
         if event.outcome is _SUCCESS:
@@ -173,7 +173,7 @@ class MeasuringHook:
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if event.undo:
             return
-        run: Going = event.state[self]
+        run: InFlightRun = event.state[self]
         exemplar = run.exemplar(event.step, attempt=True)
         self._attempted(event.workflow, event.step, event.outcome, event.duration, event.error, exemplar)
 
@@ -192,12 +192,12 @@ class MeasuringHook:
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         if not event.undo:
-            run: Going = event.state[self]
+            run: InFlightRun = event.state[self]
             exemplar = run.exemplar(event.step, attempt=True)
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
     def _step_finished(self, event: StepFinished) -> None:
-        run: Going = event.state[self]
+        run: InFlightRun = event.state[self]
         step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
         if outcome is _SUCCESS:
@@ -213,7 +213,7 @@ class MeasuringHook:
                 self._attempted(flow, step, outcome, duration, event.error, exemplar)
             self._to(names.STEP_DURATION, flow, step, outcome)(duration, exemplar)
 
-    def _writes(self, run: Going, flow: str, step: str) -> Writes:
+    def _writes(self, run: InFlightRun, flow: str, step: str) -> Writes:
         """Of a step that went well; kept from now on, unless its series are past a limit and stand for others too."""
         of_outcome = (flow, step, _SUCCESS)
         writes = (
@@ -225,13 +225,13 @@ class MeasuringHook:
             run.steps[step] = writes
         return writes
 
-    def _step_landed_late(self, event: StepLandedLate) -> None:
-        run: Going = event.state[self]
+    def _step_completed_late(self, event: StepCompletedLate) -> None:
+        run: InFlightRun = event.state[self]
         exemplar = run.exemplar(event.step, undo=event.undo)
         self._to(names.LATE_LANDINGS, event.workflow, event.step)(1, exemplar)
 
     def _compensation_finished(self, event: CompensationFinished) -> None:
-        run: Going = event.state[self]
+        run: InFlightRun = event.state[self]
         flow, step, outcome = event.workflow, event.step, event.outcome
         exemplar = run.exemplar(step, undo=True)
         self._to(names.COMPENSATIONS, flow, step, outcome)(1, exemplar)

@@ -126,7 +126,7 @@ LINK_INTERRUPTED_RUN: Final = "interrupted_run"
 EXCEPTION: Final = _log_event("exception", "an exception, on the innermost span that failed with it; also a span event")
 RUN_STARTED: Final = _log_event("flowcore.run.started", "a recorded run has started: evidence, should it never end")
 STEP_STARTED: Final = _log_event("flowcore.step.started", "the same of a step, with step_events=True")
-STEP_LANDED_LATE: Final = _log_event("flowcore.step.landed_late", "an attempt that was given up came back after all")
+STEP_LANDED_LATE: Final = _log_event("flowcore.step.completed_late", "an attempt that was given up came back after all")
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: a metric is a key on the hot path
@@ -241,7 +241,7 @@ STEP_ERRORS: Final = Metric(
     "flowcore.step.errors", "counter", "{error}", ("workflow", "step", "error_type"), "Failed attempts of steps."
 )
 LATE_LANDINGS: Final = Metric(
-    "flowcore.step.late_landings", "counter", "{attempt}", _OF_STEP, "Attempts that came back after being given up."
+    "flowcore.step.late_completions", "counter", "{attempt}", _OF_STEP, "Attempts that came back after being given up."
 )
 COMPENSATIONS: Final = Metric("flowcore.compensations", "counter", "{undo}", _ENDED, "Undos of steps.")
 COMPENSATION_DURATION: Final = Metric(

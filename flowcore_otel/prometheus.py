@@ -15,7 +15,7 @@ from prometheus_client.values import MutexValue, ValueClass
 from flowcore.events import Event, StepReady, StepSkipped, StepStarted
 
 from . import names
-from .inflight import ASKED, Flow, Going, Write
+from .inflight import ASKED, InFlightRun, WorkflowSeries, Write
 from .measuring import MeasuringHook
 from .names import Metric
 from .series import Series, one_for_each
@@ -41,7 +41,7 @@ class _PrometheusSeries(Series):
         child: Write = getattr(self._metrics[metric].labels(*labels), _WRITES[metric.kind])
         return child
 
-    def make_flow(self, label: str) -> Flow:
+    def make_flow(self, label: str) -> WorkflowSeries:
         return _Told(label, self._metrics) if _MULTIPROCESS else super().make_flow(label)
 
     def forked(self) -> None:
@@ -69,7 +69,7 @@ class _Asked(Collector):
     describe = collect
 
 
-class _Told(Flow):
+class _Told(WorkflowSeries):
     """In multiprocess mode nobody can ask what is going on in another process: it is written down as it changes."""
 
     __slots__ = ("_active", "_counted", "_lock", "_oldest", "_ready")
@@ -81,15 +81,15 @@ class _Told(Flow):
         self._oldest: Gauge = metrics[names.OLDEST_START].labels(label)
         self._oldest.set(math.inf)
         self._lock = threading.Lock()
-        self._counted: dict[Going, int] = {}  # (lock) ready steps that the gauge knows of
+        self._counted: dict[InFlightRun, int] = {}  # (lock) ready steps that the gauge knows of
 
-    def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> Going:
+    def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
         run = super().begin(at, wall, waiting)
         self._active.inc()
         self._oldest.set(self.oldest())
         return run
 
-    def count(self, run: Going) -> None:
+    def count(self, run: InFlightRun) -> None:
         """Steps of the run have become ready, or are so no longer."""
         with self._lock:
             now = run.waiting() if run in self.runs else 0
@@ -97,7 +97,7 @@ class _Told(Flow):
             if now:
                 self._counted[run] = now
 
-    def end(self, run: Going) -> None:
+    def end(self, run: InFlightRun) -> None:
         ours = run in self.runs  # and not that of the process that this one was forked from
         super().end(run)
         self.count(run)
@@ -159,5 +159,5 @@ class PrometheusHook(MeasuringHook):
             self.wants = frozenset(self.handlers)
 
     def _count(self, event: Event) -> None:
-        run: Going = event.state[self]
+        run: InFlightRun = event.state[self]
         cast("_Told", run.flow).count(run)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from . import names
-from .inflight import Engines, Flow, Workers, Write
+from .inflight import Engines, Workers, WorkflowSeries, Write
 from .names import Metric
 from .text import fit
 
@@ -33,7 +33,7 @@ class Series(ABC):
         self._lock = threading.RLock()
         self._seen: dict[str, set[tuple[str, ...]]] = {"workflow": set(), "step": set(), "error_type": set()}
         self._warned: set[str] = set()
-        self._flows: dict[str, Flow] = {}  # by label, and by the names they were asked for with
+        self._flows: dict[str, WorkflowSeries] = {}  # by label, and by the names they were asked for with
         self._engines = Engines()
         _watch_forks()
         _all.add(self)
@@ -87,11 +87,11 @@ class Series(ABC):
 
     # -- what is going on ----------------------------------------------------------------------------------------------
 
-    def flow(self, workflow: str) -> Flow:
+    def flow(self, workflow: str) -> WorkflowSeries:
         """The workflow of that name, or past the limit what stands for all others."""
         return self._flows.get(workflow) or self._new_flow(workflow)
 
-    def _new_flow(self, workflow: str) -> Flow:
+    def _new_flow(self, workflow: str) -> WorkflowSeries:
         with self._lock:
             labels = {"workflow": fit(workflow)}
             capped = self._cap(labels, "workflow", ("workflow",), MAX_WORKFLOWS)
@@ -103,9 +103,9 @@ class Series(ABC):
                 self._flows[workflow] = flow
             return flow
 
-    def make_flow(self, label: str) -> Flow:
+    def make_flow(self, label: str) -> WorkflowSeries:
         """What keeps the runs in flight of one workflow."""
-        return Flow(label)
+        return WorkflowSeries(label)
 
     def add_engine(self, workers: Workers) -> None:
         """There is one more engine whose threads count."""
@@ -117,8 +117,12 @@ class Series(ABC):
             return [((state,), number) for state, number in self._engines.threads().items()]
         with self._lock:
             flows = {flow.label: flow for flow in self._flows.values()}
-        values = {names.RUNS_ACTIVE: Flow.active, names.STEPS_READY: Flow.ready, names.OLDEST_START: Flow.oldest}
-        value: Callable[[Flow], float] = values[metric]
+        values = {
+            names.RUNS_ACTIVE: WorkflowSeries.active,
+            names.STEPS_READY: WorkflowSeries.ready,
+            names.OLDEST_START: WorkflowSeries.oldest,
+        }
+        value: Callable[[WorkflowSeries], float] = values[metric]
         return [((label,), value(flow)) for label, flow in flows.items()]
 
 

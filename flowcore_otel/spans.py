@@ -15,7 +15,18 @@ from . import names
 from .exemplars import Exemplar, exemplar
 from .timing import Ended
 
-__all__ = ["UNTRACED", "Suppressed", "Trace", "Tries", "Untold", "Works", "links", "make_current", "store", "stored"]
+__all__ = [
+    "UNTRACED",
+    "AttemptSpans",
+    "DeferredSpan",
+    "StepSpans",
+    "Suppressed",
+    "Trace",
+    "links",
+    "make_current",
+    "store",
+    "stored",
+]
 
 _LINKED: Final = 16  # dependencies that a step links to
 
@@ -34,7 +45,7 @@ class Suppressed:
         otel.detach(self._token)
 
 
-class Tries:
+class AttemptSpans:
     """The attempts of a step, or an undo, that may have several."""
 
     __slots__ = ("attempt", "backoff", "ended", "started", "told")
@@ -50,18 +61,18 @@ class Tries:
         """recorded by the latest attempt's span"""
 
 
-class Works:
+class StepSpans:
     """The steps of a run, or their undos, while they run and after, by step."""
 
     __slots__ = ("exemplars", "spans", "tries")
 
     def __init__(self) -> None:
         self.spans: dict[str, Span] = {}
-        self.tries: dict[str, Tries] = {}  # of those that may be attempted more than once
+        self.tries: dict[str, AttemptSpans] = {}  # of those that may be attempted more than once
         self.exemplars: dict[str, Exemplar | None] = {}  # of the spans for which one was asked
 
 
-class Untold:
+class DeferredSpan:
     """A step past max_step_spans of which nothing has gone wrong so far: the events that its span would need."""
 
     __slots__ = ("finished", "started")
@@ -87,9 +98,9 @@ class Trace:
         self.started_at = at
         self.interrupted: Sequence[Link] = ()  # to the run that this one goes on with
         self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
-        self.steps = Works()
-        self.undos = Works()
-        self.untold: dict[str, Untold] = {}
+        self.steps = StepSpans()
+        self.undos = StepSpans()
+        self.untold: dict[str, DeferredSpan] = {}
         self.told: list[BaseException] = []  # recorded by the spans of steps and undos
         self.ended: list[Ended] = []
 
@@ -97,7 +108,7 @@ class Trace:
         """Wall-clock nanoseconds of a monotonic moment: spans stay in order even when the wall clock jumps."""
         return self.epoch + int(at * 1e9)
 
-    def works(self, *, undo: bool) -> Works:
+    def works(self, *, undo: bool) -> StepSpans:
         return self.undos if undo else self.steps
 
     def was_told(self, error: BaseException) -> bool:

@@ -39,8 +39,8 @@ from flowcore.events import (
     RunRequested,
     RunStarted,
     RunSubmitted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepSkipped,
     StepStarted,
 )
@@ -48,7 +48,18 @@ from flowcore.events import (
 from . import names
 from .exemplars import TRACE
 from .logs import LogEvents
-from .spans import UNTRACED, Suppressed, Trace, Tries, Untold, Works, links, make_current, store, stored
+from .spans import (
+    UNTRACED,
+    AttemptSpans,
+    DeferredSpan,
+    StepSpans,
+    Suppressed,
+    Trace,
+    links,
+    make_current,
+    store,
+    stored,
+)
 from .text import error_type, fit, hashed, message, title
 from .timing import CriticalPath
 
@@ -109,7 +120,7 @@ class TracingHook:
             StepSkipped: self._step_skipped,
             StepStarted: self._step_started,
             StepFinished: self._step_finished,
-            StepLandedLate: self._step_landed_late,
+            StepCompletedLate: self._step_completed_late,
             AttemptStarted: self._attempt_started,
             AttemptFinished: self._attempt_finished,
             BackoffStarted: self._backoff_started,
@@ -250,7 +261,7 @@ class TracingHook:
     def _step_started(self, event: StepStarted) -> None:
         run: Trace = event.state[self]
         if len(run.steps.spans) >= self._max_step_spans:
-            run.untold[event.step] = Untold(event)
+            run.untold[event.step] = DeferredSpan(event)
             return
         span = self._step_span(run, event)
         if event.carrier is not None:
@@ -297,7 +308,7 @@ class TracingHook:
             span.end(run.epoch + int(event.at * 1e9))
 
     def _finish(
-        self, run: Trace, works: Works, event: StepFinished | CompensationFinished, attributes: Attributes
+        self, run: Trace, works: StepSpans, event: StepFinished | CompensationFinished, attributes: Attributes
     ) -> None:
         self._end_backoff(run, works, event.step, event.at)
         if event.attempts > 1:
@@ -309,7 +320,7 @@ class TracingHook:
         if event.error is not None:
             run.told.append(event.error)
 
-    def _step_landed_late(self, event: StepLandedLate) -> None:
+    def _step_completed_late(self, event: StepCompletedLate) -> None:
         run: Trace = event.state[self]
         attributes: Attributes = {
             names.STEP_NAME: fit(event.step),
@@ -328,13 +339,15 @@ class TracingHook:
         run: Trace = event.state[self]
         works = run.works(undo=event.undo)
         self._end_backoff(run, works, event.step, event.at)
-        tries = works.tries.setdefault(event.step, Tries())
+        tries = works.tries.setdefault(event.step, AttemptSpans())
         tries.started = event.at
         span = works.spans.get(event.step)
         if span is not None:
             make_current(self._open_attempt(run, tries, span, event))
 
-    def _open_attempt(self, run: Trace, tries: Tries, parent: Span, event: AttemptStarted | AttemptFinished) -> Span:
+    def _open_attempt(
+        self, run: Trace, tries: AttemptSpans, parent: Span, event: AttemptStarted | AttemptFinished
+    ) -> Span:
         attributes: Attributes = {
             names.STEP_NAME: fit(event.step),
             names.STEP_ATTEMPT: event.attempt,
@@ -346,7 +359,7 @@ class TracingHook:
     def _attempt_finished(self, event: AttemptFinished) -> None:
         run: Trace = event.state[self]
         works = run.works(undo=event.undo)
-        tries = works.tries.setdefault(event.step, Tries())
+        tries = works.tries.setdefault(event.step, AttemptSpans())
         tries.ended = event.at
         if event.step not in works.spans:
             if event.outcome is _SUCCESS:
@@ -363,7 +376,7 @@ class TracingHook:
         if tries is not None:
             tries.backoff = event
 
-    def _end_backoff(self, run: Trace, works: Works, step: str, at: float) -> None:
+    def _end_backoff(self, run: Trace, works: StepSpans, step: str, at: float) -> None:
         tries, parent = works.tries.get(step), works.spans.get(step)
         if tries is None or tries.backoff is None:
             return

@@ -77,7 +77,13 @@ LAZY: dict[str, set[str]] = {
 }
 """imports inside of functions; all others stand at the top"""
 
-WITHOUT_ALL = {"flowcore._durable", "flowcore._engines", "flowcore._kernel", "flowcore.events.records", "flowcore_otel.names"}
+WITHOUT_ALL = {
+    "flowcore._durable",
+    "flowcore._engines",
+    "flowcore._kernel",
+    "flowcore.events.records",
+    "flowcore_otel.names",
+}
 """two docstrings alone, and two modules of nothing but public names"""
 
 OF_FLOWCORE = {"flowcore", "flowcore.errors", "flowcore.events"}
@@ -232,7 +238,10 @@ def dynamic(modules: Sources) -> Iterator[str]:
 
 def redis_elsewhere(modules: Sources) -> Iterator[str]:
     for one in imports(modules):
-        if one.imported.split(".")[0] == "redis" and (one.importer, one.when) != ("flowcore.stores.redis.store", "later"):
+        if one.imported.split(".")[0] == "redis" and (one.importer, one.when) != (
+            "flowcore.stores.redis.store",
+            "later",
+        ):
             yield f"{one.importer} imports {one.imported}"
 
 
@@ -438,17 +447,29 @@ def planted(**texts: str) -> dict[str, str]:
         ("errors", "import flowcore.context", "flowcore.errors imports flowcore.context"),
         ("errors", "class A:\n from .context import Context", "flowcore.errors imports flowcore.context"),
         ("errors", "try:\n from .context import Context\nfinally: pass", "flowcore.errors imports flowcore.context"),
-        ("_kernel__run", "from .._engines.threads import Engine", "flowcore._kernel.run imports flowcore._engines.threads"),
+        (
+            "_kernel__run",
+            "from .._engines.threads import Engine",
+            "flowcore._kernel.run imports flowcore._engines.threads",
+        ),
         ("_kernel__run", "from ..stores import memory", "flowcore._kernel.run imports flowcore.stores.memory"),
         ("_kernel__run", "from ..stores import RedisStore", "flowcore._kernel.run imports flowcore.stores"),
-        ("_engines__threads", "from ..workflow import X\nfrom .aio import AsyncEngine", "flowcore._engines.threads imports flowcore._engines.aio"),
+        (
+            "_engines__threads",
+            "from ..workflow import X\nfrom .aio import AsyncEngine",
+            "flowcore._engines.threads imports flowcore._engines.aio",
+        ),
         (
             "testing__journal",
             "from ..threads import Engine",
             "flowcore.testing.journal imports flowcore._engines.threads",
         ),
         ("brandnew", "from .errors import Fatal", "flowcore.brandnew is new: say in PARTS what it may import"),
-        ("_engines__aio", "import flowcore_otel", "flowcore._engines.aio imports flowcore_otel: flowcore knows nothing of it"),
+        (
+            "_engines__aio",
+            "import flowcore_otel",
+            "flowcore._engines.aio imports flowcore_otel: flowcore knows nothing of it",
+        ),
         (
             "aio",
             "def f():\n from flowcore_otel.names import X",

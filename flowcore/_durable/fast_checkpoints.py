@@ -11,7 +11,7 @@ from types import CoroutineType
 from typing import Any, NamedTuple
 
 from .._kernel.effects import DIRECT, Ask, Direct, GivenUp, Program
-from .._kernel.run_state import Execution
+from .._kernel.run_state import RunState
 from ..context import Context
 from ..plan import Node
 from ..run import BEGINS, StepReport
@@ -34,40 +34,40 @@ class Made(NamedTuple):
     error: BaseException | GivenUp | None
 
 
-def stride(x: Execution, node: Node) -> Program[Made | tuple[Node, Node | None, Exception | None]]:
+def stride(run: RunState, node: Node) -> Program[Made | tuple[Node, Node | None, Exception | None]]:
     """Run steps from `node` on, of which the store knows that it begins, and which is taken.
 
     Answers an attempt that is still to be judged or recorded; or else the step that was recorded last, the node to go on
     with, and why the run must fail though that step has not.
     """
-    changes, clock, lease, lock = x.changes, x.settings.clock, x.settings.lease, x.lock
+    changes, clock, lease, lock = run.changes, run.settings.clock, run.settings.lease, run.lock
     assert changes is not None  # noqa: S101 - the caller has looked
-    key, run_id, fence, results, reports = x.stored_key, x.run_id, x.fence, x.results, x.reports
-    copy = x.context.copy
+    key, run_id, fence, results, reports = run.stored_key, run.run_id, run.fence, run.results, run.reports
+    copy = run.context.copy
     # From step to step, the way through the driver would cost as much as all that is done here.
     direct: Direct | None = yield DIRECT
     at = clock()
-    waited = at - x.ready_at[node.index]
+    waited = at - run.ready_at[node.index]
     while True:
-        ctx = Context(x, node)
+        ctx = Context(run, node)
         value, error = (yield ctx) if direct is None else direct.call_here(node.fn, ctx, copy())
         name, after = node.name, node.follows
-        if error is not None or type(value) is CoroutineType or not (x.left == 1 if after is None else after.plain):
+        if error is not None or type(value) is CoroutineType or not (run.left == 1 if after is None else after.plain):
             return Made(node, at, waited, ctx, value, error)
         ended, effect = clock(), node.compensation is not None
         with lock:
-            if x.stopped or x.ready or x.running > 1 or changes.steps or changes.writes:
+            if run.stopped or run.ready or run.running > 1 or changes.steps or changes.writes:
                 return Made(node, at, waited, ctx, value, error)
             results[name] = value
             if effect:
-                x.to_undo.append(node)
+                run.to_undo.append(node)
             report = reports[name] = StepReport(Status.SUCCESS, 1, waited, ended - at, 0.0)
-            x.left -= 1
+            run.left -= 1
             changes.seq = seq = changes.seq + 2
             done = StepRecord(seq - 1, report, True, value, effect, {})
             if after is None:  # the checkpoint that the run ends with tells of its last step
                 changes.steps[name] = done
-                x.running -= 1
+                run.running -= 1
                 return node, None, None
         begins = StepRecord(seq, BEGINS, False, None, False, {})
         checkpoint = Checkpoint(key, run_id, fence, lease, {name: done, after.name: begins}, {})
@@ -77,9 +77,9 @@ def stride(x: Execution, node: Node) -> Program[Made | tuple[Node, Node | None, 
             answer, failure = direct.ask_here("checkpoint", checkpoint)
         at = clock()
         if failure is None and answer is None:
-            until = x.lease_until = max(x.lease_until, ended + lease)
-            if at < until and not x.stopped:
+            until = run.lease_until = max(run.lease_until, ended + lease)
+            if at < until and not run.stopped:
                 node, waited = after, 0.0  # it is ready in the moment in which it starts
                 continue
         changes.begun.add(after.name)
-        return node, *(yield from checkpoints.heard(x, node, after, checkpoint, ended, answer, failure))
+        return node, *(yield from checkpoints.heard(run, node, after, checkpoint, ended, answer, failure))

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import said
+from ..errors import safe_str
 from ..events import Hooks, MaintenanceFinished, MaintenanceStarted, StoreCalled
-from ..forks import in_children
+from ..forks import after_fork_in_child
 from ..status import Status
 from ..stores.base import Lease
 
 if TYPE_CHECKING:
-    from .._kernel.run_state import Execution
+    from .._kernel.run_state import RunState
 
 __all__ = ["Leases"]
 
@@ -38,17 +38,17 @@ class Leases:
     as the store's `renew` runs in an event loop of the thread's own.
     """
 
-    def __init__(self, store: Any, lease: float, hooks: Hooks, on_lost: Callable[[Execution], None]) -> None:
+    def __init__(self, store: Any, lease: float, hooks: Hooks, on_lost: Callable[[RunState], None]) -> None:
         self._store = store
         self._lease = lease
         self._hooks = hooks
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._runs: dict[Execution, Lease] = {}
+        self._runs: dict[RunState, Lease] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
-        in_children(self, Leases._after_fork)
+        after_fork_in_child(self, Leases._after_fork)
 
     def _after_fork(self) -> None:
         """In a child: the parent keeps its own runs, and its thread is not here."""
@@ -57,18 +57,18 @@ class Leases:
         self._runs.clear()
         self._thread = None
 
-    def join(self, x: Execution) -> None:
+    def join(self, run: RunState) -> None:
         """Keep the lease of `x`, which has just been claimed."""
         with self._lock:
-            self._runs[x] = Lease(x.stored_key, x.run_id, x.fence)
+            self._runs[run] = Lease(run.stored_key, run.run_id, run.fence)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._beat, name="flowcore-leases", daemon=True)
                 self._thread.start()
 
-    def leave(self, x: Execution) -> None:
+    def leave(self, run: RunState) -> None:
         """The run is over."""
         with self._lock:
-            self._runs.pop(x, None)
+            self._runs.pop(run, None)
 
     def close(self) -> None:
         """End the thread now."""
@@ -89,7 +89,7 @@ class Leases:
                     runs = dict(self._runs)
                 renewed = not runs or self._renew(runs, loop)
 
-    def _renew(self, runs: dict[Execution, Lease], loop: asyncio.Runner) -> bool:
+    def _renew(self, runs: dict[RunState, Lease], loop: asyncio.Runner) -> bool:
         """Renew these leases, once; False: the store did not answer."""
         context, at = contextvars.Context(), time.monotonic()
         event = MaintenanceStarted("", "", at, {}, "heartbeat")
@@ -99,13 +99,13 @@ class Leases:
             ours = context.run(self._asked, list(runs.values()), loop)
         except Exception as error:  # noqa: BLE001 - the next beat may have more luck
             failure = error
-            _log.warning("leases could not be renewed: %s: %s", type(error).__name__, said(error, 200))
+            _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
         else:
-            for (x, _), still_ours in zip(runs.items(), ours, strict=True):
+            for (run, _), still_ours in zip(runs.items(), ours, strict=True):
                 if still_ours:
-                    x.lease_until = max(x.lease_until, at + self._lease)
-                elif x in self._runs:  # it has not ended meanwhile
-                    self._on_lost(x)
+                    run.lease_until = max(run.lease_until, at + self._lease)
+                elif run in self._runs:  # it has not ended meanwhile
+                    self._on_lost(run)
         now = time.monotonic()
         outcome = Status.SUCCESS if failure is None else Status.FAILURE
         if StoreCalled in self._hooks.wanted:

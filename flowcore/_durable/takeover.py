@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from .._kernel import emit
 from .._kernel.effects import Call, GivenUp, Program
-from .._kernel.run_state import Execution
+from .._kernel.run_state import RunState
 from .._kernel.steps import awaited
 from ..context import Context
-from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, said, shown
+from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
 from ..plan import Node
 from ..run import StepReport
@@ -33,29 +33,29 @@ _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, St
 """steps of which nobody knows whether they had their effect"""
 
 
-def restore(x: Execution, record: RunRecord) -> None:
+def restore(run: RunState, record: RunRecord) -> None:
     """Put back what the record tells."""
-    x.run_id, x.fingerprint = record.run_id, record.fingerprint
-    x.interrupted_carrier = record.carrier
-    x.carrier = x.carrier or record.carrier
-    x.values.clear()
-    x.values.update(record.values)
-    known = x.plan.by_name
+    run.run_id, run.fingerprint = record.run_id, record.fingerprint
+    run.interrupted_carrier = record.carrier
+    run.carrier = run.carrier or record.carrier
+    run.values.clear()
+    run.values.update(record.values)
+    known = run.plan.by_name
     over = {name for name, report in record.steps.items() if report.status in _OVER and name in known}
-    x.results.update((name, result) for name, result in record.results.items() if name in over)
-    x.reports.update((name, report) for name, report in record.steps.items() if name in over)
-    x.to_undo.extend(known[name] for name in record.effects if name in over)
-    if x.changes is not None:
-        x.changes.seq = record.seq
-        x.changes.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
-    x.restore(over)
+    run.results.update((name, result) for name, result in record.results.items() if name in over)
+    run.reports.update((name, report) for name, report in record.steps.items() if name in over)
+    run.to_undo.extend(known[name] for name in record.effects if name in over)
+    if run.changes is not None:
+        run.changes.seq = record.seq
+        run.changes.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
+    run.restore(over)
 
 
-def take_over(x: Execution, record: RunRecord) -> Program[None]:
+def take_over(run: RunState, record: RunRecord) -> Program[None]:
     """Decide on what was in flight, and in which direction to go on."""
     in_doubt = [
         node
-        for node in x.plan.nodes
+        for node in run.plan.nodes
         if (report := record.steps.get(node.name)) is not None and report.status in _IN_DOUBT and report.undo is None
     ]
     landed: list[Node] = []
@@ -65,76 +65,76 @@ def take_over(x: Execution, record: RunRecord) -> Program[None]:
         answer: Answer = None
         error: BaseException | None = None
         if node.step.verify is not None:
-            answer, error = yield from _verified(x, node)
+            answer, error = yield from _verified(run, node)
         unclear = unclear or error
         if isinstance(answer, Landed):
             landed.append(node)
-            _land(x, node, answer.result, record.steps[node.name])
+            _land(run, node, answer.result, record.steps[node.name])
         elif answer is not None:
             lacking.append(node)
     if landed:
-        x.restore({node.name for node in x.plan.nodes if _is_over(x, node)})
+        run.restore({node.name for node in run.plan.nodes if _is_over(run, node)})
     open_ones = [node for node in in_doubt if node not in landed and node not in lacking]
     crashed = [node for node in open_ones if record.steps[node.name].status is Status.RUNNING]
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
-    to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not x.past_pivot]
+    to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not run.past_pivot]
     undoing = record.undoing or record.decision == "undo" or (bool(to_undo) and not held and unclear is None)
-    x.was_in_doubt = frozenset(node.name for node in open_ones)
+    run.was_in_doubt = frozenset(node.name for node in open_ones)
     if undoing:
-        x.past_pivot = False  # undoing has begun, or an operator has decided on it
-        _undo(x, record, open_ones, lacking, to_undo)
+        run.past_pivot = False  # undoing has begun, or an operator has decided on it
+        _undo(run, record, open_ones, lacking, to_undo)
     if unclear is not None:
-        x.park(checkpoints.parked(x, f"because {said(unclear, 300)}", unclear))
+        run.park(checkpoints.parked(run, f"because {safe_str(unclear, 300)}", unclear))
     elif held:
         for node in crashed:
-            x.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
-        x.hold(_held(x, held[0]))
+            run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
+        run.hold(_held(run, held[0]))
     elif not undoing:
-        x.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
-        if x.changes is not None:  # should the run stop before they begin again
+        run.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
+        if run.changes is not None:  # should the run stop before they begin again
             for node in lacking:
-                x.not_begun(node)
+                run.not_begun(node)
     event = RunRecovered(
-        x.workflow.name,
-        x.run_id,
-        x.settings.clock(),
-        x.state if x.observed else {},
+        run.workflow.name,
+        run.run_id,
+        run.settings.clock(),
+        run.state if run.observed else {},
         "hold" if held and unclear is None else "undo" if undoing else "forward",
-        tuple(node.name for node in x.plan.nodes if _is_over(x, node) and node not in landed),
+        tuple(node.name for node in run.plan.nodes if _is_over(run, node) and node not in landed),
         () if held or undoing else tuple(node.name for node in in_doubt if node not in landed),
         tuple(node.name for node in landed),
-        tuple(node.name for node in reversed(x.to_undo)) if undoing and not held else (),
+        tuple(node.name for node in reversed(run.to_undo)) if undoing and not held else (),
         tuple(node.name for node in held),
         record.carriers,
     )
-    emit.recovered(x, event)
-    if landed and x.changes is not None and not x.stopped:
-        yield from checkpoints.flush(x)
+    emit.recovered(run, event)
+    if landed and run.changes is not None and not run.stopped:
+        yield from checkpoints.flush(run)
 
 
-def _is_over(x: Execution, node: Node) -> bool:
-    report = x.reports.get(node.name)
+def _is_over(run: RunState, node: Node) -> bool:
+    report = run.reports.get(node.name)
     return report is not None and report.status in _OVER
 
 
-def _land(x: Execution, node: Node, result: object, before: StepReport) -> None:
+def _land(run: RunState, node: Node, result: object, before: StepReport) -> None:
     """The step is done after all."""
-    report = x.report(node)
+    report = run.report(node)
     report.status, report.attempts = Status.SUCCESS, before.attempts
-    with x.lock:
-        x.results[node.name] = result
+    with run.lock:
+        run.results[node.name] = result
         effect = node.compensation is not None
         if effect:
-            x.to_undo.append(node)
-        if x.changes is not None:
-            x.changes.step(node.name, report, x.results, effect=effect)
+            run.to_undo.append(node)
+        if run.changes is not None:
+            run.changes.step(node.name, report, run.results, effect=effect)
 
 
-def _undo(x: Execution, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
+def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
     """Go on undoing, or begin to, because of what failed the run, an operator's decision, or a crash in `crashed`."""
     again = record.decision is not None
-    known = x.plan.by_name
+    known = run.plan.by_name
     undone = [name for name in record.undone if name in known]
     undone += [name for name in record.steps if name not in undone and _undo_of(record, name) is Status.SUCCESS]
     failed = {
@@ -143,25 +143,25 @@ def _undo(x: Execution, record: RunRecord, open_ones: list[Node], lacking: list[
         if _undo_of(record, name) in {Status.FAILURE, Status.TIMEOUT} and not again
     }
     for name, report in record.steps.items():
-        if name in known and name not in x.reports:
-            x.reports[name] = report
+        if name in known and name not in run.reports:
+            run.reports[name] = report
     for node in (*open_ones, *lacking):
-        if x.report(node).status is Status.RUNNING:
+        if run.report(node).status is Status.RUNNING:
             status = Status.CANCELLED if node in lacking else Status.UNKNOWN
-            x.reports[node.name] = replace(record.steps[node.name], status=status)
-            x.doubt_settled(node, effect=node in open_ones)
+            run.reports[node.name] = replace(record.steps[node.name], status=status)
+            run.doubt_settled(node, effect=node in open_ones)
     due = [known[name] for name in record.effects if name in known]
     due = [
         node
         for node in due
         if node in open_ones
-        or _is_over(x, node)
-        or x.report(node).status is Status.FAILURE
+        or _is_over(run, node)
+        or run.report(node).status is Status.FAILURE
         or _undo_of(record, node.name) is not None
     ]
-    due += [node for node in x.to_undo if node not in due]
-    x.undo_on(
-        record.error if record.error is not None else _crash(x, crashed),
+    due += [node for node in run.to_undo if node not in due]
+    run.undo_on(
+        record.error if record.error is not None else _crash(run, crashed),
         record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],
         undone,
@@ -175,44 +175,46 @@ def _undo_of(record: RunRecord, name: str) -> Status | None:
 
 
 def _as_exception(error: BaseException | None, step: str) -> Exception:
-    return error if isinstance(error, Exception) else FlowcoreError(f"the undo of step {shown(step)} failed earlier.")
+    return (
+        error if isinstance(error, Exception) else FlowcoreError(f"the undo of step {safe_repr(step)} failed earlier.")
+    )
 
 
-def _crash(x: Execution, crashed: list[Node]) -> RunFailed:
+def _crash(run: RunState, crashed: list[Node]) -> RunFailed:
     """What failed a run that did not fail by itself."""
-    what = f"run {x.run_id} of {shown(x.workflow.name)}"
+    what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
     if not crashed:
         why = f"{what} is undone because an operator decided so."
-        return RunFailed(why, run=x.run_id, error_type="operator", error_message=why)
-    why = f"{what} was interrupted while step {shown(crashed[0].name)} was in flight, which has on_crash='undo'."
-    return RunFailed(why, run=x.run_id, step=crashed[0].name, error_type="crash", error_message=why)
+        return RunFailed(why, run=run.run_id, error_type="operator", error_message=why)
+    why = f"{what} was interrupted while step {safe_repr(crashed[0].name)} was in flight, which has on_crash='undo'."
+    return RunFailed(why, run=run.run_id, step=crashed[0].name, error_type="crash", error_message=why)
 
 
-def _held(x: Execution, node: Node) -> IdempotencyHeld:
-    key = shown(x.stored_key)
+def _held(run: RunState, node: Node) -> IdempotencyHeld:
+    key = safe_repr(run.stored_key)
     return IdempotencyHeld(
-        f"run {x.run_id} of {shown(x.workflow.name)} was interrupted while step {shown(node.name)} was in flight, which has "
+        f"run {run.run_id} of {safe_repr(run.workflow.name)} was interrupted while step {safe_repr(node.name)} was in flight, which has "
         f"on_crash='hold': look whether it happened, then engine.store.resume({key}) attempts it again, "
         f"engine.store.undo({key}) undoes the run, and engine.store.release({key}) forgets it."
     )
 
 
-def _verified(x: Execution, node: Node) -> Program[tuple[Answer, BaseException | None]]:
+def _verified(run: RunState, node: Node) -> Program[tuple[Answer, BaseException | None]]:
     """What the step's `verify=` answers: Landed, NotLanded, or None; or why it could not tell. Then the run is parked:
     guessing is what it is there to prevent."""
     fn = node.step.verify
     assert fn is not None  # noqa: S101 - the caller has looked
-    ctx = Context(x, node)
-    answer, error = yield Call(node, fn, ctx, x.context.copy(), None, node.verify_is_async, asks=True)
+    ctx = Context(run, node)
+    answer, error = yield Call(node, fn, ctx, run.context.copy(), None, node.verify_is_async, asks=True)
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from awaited(x, node, ctx, answer, x.context.copy(), None, undo=False, asks=True)
+        answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), None, undo=False, asks=True)
     if isinstance(error, GivenUp):  # the run was cancelled meanwhile
         return None, None
-    what = f"verify= of step {shown(node.name)}"
+    what = f"verify= of step {safe_repr(node.name)}"
     if error is not None:
-        unclear = FlowcoreError(f"{what} could not tell: {type(error).__name__}: {said(error, 200)}")
+        unclear = FlowcoreError(f"{what} could not tell: {type(error).__name__}: {safe_str(error, 200)}")
         unclear.__cause__ = error
         return None, unclear
     if answer is None or answer is NotLanded or type(answer) in {Landed, NotLanded}:
         return answer, None
-    return None, FlowcoreError(f"{what} answered with {shown(answer)} instead of Landed(result), NotLanded or None")
+    return None, FlowcoreError(f"{what} answered with {safe_repr(answer)} instead of Landed(result), NotLanded or None")

@@ -15,12 +15,12 @@ from typing import Any, Self
 
 from .._durable.checkpoints import lose
 from .._kernel.effects import Stop
-from .._kernel.inline import Begun, may_sprint, sprint
-from .._kernel.run import at_once
-from .._kernel.run_state import Execution
-from ..errors import FlowcoreError, StepCancelled, StoreError, said
+from .._kernel.inline import InlineProgress, can_run_inline, run_inline
+from .._kernel.run import run_without_driver
+from .._kernel.run_state import RunState
+from ..errors import FlowcoreError, StepCancelled, StoreError, safe_str
 from ..events import Hook
-from ..forks import in_children
+from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
 from ..status import Status
@@ -53,19 +53,19 @@ class AsyncEngine(EngineBase):
     ) -> None:
         super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
         self._pool = Workers(self.max_workers, "flowcore-aio")
-        self._live: dict[Execution, AsyncDriver | None] = {}  # None: it sprints
+        self._live: dict[RunState, AsyncDriver | None] = {}  # None: it sprints
         self._tasks: set[asyncio.Future[Any]] = set()
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live))
         self._recovery: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
-        in_children(self, AsyncEngine._after_fork)
+        after_fork_in_child(self, AsyncEngine._after_fork)
         weakref.finalize(self, self._pool.close, self._settings.grace)
 
     def _after_fork(self) -> None:
         """In a child: the runs in flight are the parent's, and so are its loops."""
         super()._after_fork()
-        for x in self._live:
-            x.in_child(os.getpid())
+        for run in self._live:
+            run.in_child(os.getpid())
         self._live.clear()
         self._tasks.clear()
         self._recovery.clear()
@@ -85,24 +85,24 @@ class AsyncEngine(EngineBase):
         Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
         shielded from further cancellations, and CancelledError is raised again.
         """
-        x = self._execution(workflow, values, idempotency_key, wait, deadline)
+        run = self._execution(workflow, values, idempotency_key, wait, deadline)
         cancels, finished, begun = _cancels(), None, None
-        if may_sprint(x):
-            self._live[x] = None
+        if can_run_inline(run):
+            self._live[run] = None
             try:
-                if x.observed:
-                    finished, begun = at_once(x)
+                if run.observed:
+                    finished, begun = run_without_driver(run)
                 else:
-                    begun = sprint(x)
-                    if begun is None and not x.ready and x.succeed():
-                        finished = x.as_run(Status.SUCCESS)
+                    begun = run_inline(run)
+                    if begun is None and not run.ready and run.succeed():
+                        finished = run.as_run(Status.SUCCESS)
             except BaseException:
-                self._live.pop(x, None)
+                self._live.pop(run, None)
                 raise
             if finished is not None:
-                self._live.pop(x, None)
+                self._live.pop(run, None)
                 return finished
-        return await self._drive(x, begun, cancels, check=check)
+        return await self._drive(run, begun, cancels, check=check)
 
     def submit(
         self,
@@ -115,33 +115,33 @@ class AsyncEngine(EngineBase):
         check: bool = True,
     ) -> asyncio.Task[Run]:
         """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises."""
-        x = self._execution(workflow, values, idempotency_key, wait, deadline)
-        self._tell_submitted(x)
-        return asyncio.get_running_loop().create_task(self._drive(x, None, 0, check=check))
+        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._tell_submitted(run)
+        return asyncio.get_running_loop().create_task(self._drive(run, None, 0, check=check))
 
-    async def _drive(self, x: Execution, begun: Begun | None, cancels: int, *, check: bool) -> Run:
+    async def _drive(self, run: RunState, begun: InlineProgress | None, cancels: int, *, check: bool) -> Run:
         self._recover_often()
-        driver = await self._driven(x, begun, cancels)
+        driver = await self._driven(run, begun, cancels)
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
         return outcome(driver.result, driver.error, check=check)
 
-    async def _driven(self, x: Execution, begun: Begun | None, cancels: int) -> AsyncDriver:
-        driver = self._live[x] = AsyncDriver(x, begun, cancels, self._pool, self._tasks)
+    async def _driven(self, run: RunState, begun: InlineProgress | None, cancels: int) -> AsyncDriver:
+        driver = self._live[run] = AsyncDriver(run, begun, cancels, self._pool, self._tasks)
         try:
             await driver.run_here()
         finally:
-            self._live.pop(x, None)
-            if x.claimed and self._leases is not None:
-                self._leases.leave(x)
+            self._live.pop(run, None)
+            if run.claimed and self._leases is not None:
+                self._leases.leave(run)
         return driver
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine, from any thread: as `Engine.cancel`."""
-        for x in list(self._live):
-            if x.has_id(run_id):
-                stopping = x.interrupt(StepCancelled(f"run {run_id} was cancelled by engine.cancel()."))
-                driver = self._live.get(x)
+        for run in list(self._live):
+            if run.has_id(run_id):
+                stopping = run.interrupt(StepCancelled(f"run {run_id} was cancelled by engine.cancel()."))
+                driver = self._live.get(run)
                 if stopping and driver is not None:
                     driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
                 return stopping
@@ -156,14 +156,16 @@ class AsyncEngine(EngineBase):
             if self._surveys:
                 held = await self._asked(partial(self.store.list_runs, status="held"), context)
                 self._tell_survey(records, held, context)
-        drivers = await asyncio.gather(*(asyncio.create_task(self._recovered(x)) for x in self._recoverable(records)))
+        drivers = await asyncio.gather(
+            *(asyncio.create_task(self._recovered(run)) for run in self._recoverable(records))
+        )
         for driver in drivers:
             if driver.result is None and isinstance(driver.error, StoreError):
-                self._warn_unrecovered(driver.x.recovering, said(driver.error))
+                self._warn_unrecovered(driver.run.recovering, safe_str(driver.error))
         return [driver.result for driver in drivers if driver.result is not None]
 
-    async def _recovered(self, x: Execution) -> AsyncDriver:
-        return await self._driven(x, None, _cancels())
+    async def _recovered(self, run: RunState) -> AsyncDriver:
+        return await self._driven(run, None, _cancels())
 
     async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
         """Ask the store outside of any run."""
@@ -191,7 +193,7 @@ class AsyncEngine(EngineBase):
             _, running = await asyncio.wait(callers, timeout=limit)
             for driver in drivers:
                 if driver.caller in running:
-                    driver.cancel(StepCancelled(f"run {driver.x.run_id} was cancelled: its engine was closed."))
+                    driver.cancel(StepCancelled(f"run {driver.run.run_id} was cancelled: its engine was closed."))
             if running:
                 await asyncio.wait(running)
         # What was given up has its grace to land, and may then have to be undone.
@@ -218,10 +220,10 @@ def _cancels() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _lose(live: dict[Execution, AsyncDriver | None], x: Execution) -> None:
+def _lose(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
     """The store says that somebody else has the run: start and undo nothing more of it. On the heartbeat's thread."""
-    lose(x)
-    driver = live.get(x)
+    lose(run)
+    driver = live.get(run)
     if driver is not None:
         with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
             driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
@@ -237,5 +239,5 @@ async def _recover_often(reference: weakref.ref[AsyncEngine], every: float) -> N
         try:
             await engine.recover()
         except FlowcoreError as error:
-            log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
         del engine

@@ -10,16 +10,16 @@ from functools import partial
 from typing import Any, Final, cast
 
 from .._kernel.effects import (
-    HELP,
+    REQUEST_WORKER,
     RESUME,
     SHIELD,
     WAIT,
     Ask,
+    AwaitAbandoned,
     Call,
+    Delegate,
     Effect,
     GivenUp,
-    Hand,
-    Landing,
     Outcome,
     Program,
     Sleep,
@@ -27,9 +27,9 @@ from .._kernel.effects import (
     Suspended,
     as_call,
 )
-from .._kernel.inline import Begun
-from .._kernel.run import helper, run
-from .._kernel.run_state import Execution
+from .._kernel.inline import InlineProgress
+from .._kernel.run import execute, helper
+from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
 from ..errors import StepCancelled
@@ -38,7 +38,7 @@ from .workers import Workers
 
 __all__ = ["AsyncDriver"]
 
-_GONE: Final = object()  # the call was given up while this task was in it: another task goes on with the program
+TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task goes on with the program
 _CLOSED: Final = object()
 _POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller goes on without it
 
@@ -118,13 +118,13 @@ class AsyncDriver:
     """what the caller's task was cancelled with"""
 
     def __init__(
-        self, x: Execution, begun: Begun | None, cancels: int, pool: Workers, tasks: set[asyncio.Future[Any]]
+        self, run: RunState, begun: InlineProgress | None, cancels: int, pool: Workers, tasks: set[asyncio.Future[Any]]
     ) -> None:
-        self.x = x
+        self.run = run
         self._cancels = cancels  # of the caller's task before this run
         self.loop = asyncio.get_running_loop()
         self._pool = pool
-        self._main = run(x, begun)
+        self._main = execute(run, begun)
         self.caller: asyncio.Task[Any] | None = None
         self._main_gate: Gate | None = None
         self._tasks = tasks  # the engine's: what lands late outlives its run
@@ -144,7 +144,7 @@ class AsyncDriver:
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over. In the loop's thread only."""
-        if not self.x.interrupt(error):
+        if not self.run.interrupt(error):
             return False
         self.stop(Stop(cancel=True))
         return True
@@ -158,7 +158,7 @@ class AsyncDriver:
 
     async def _advance(self, program: Program[Any], answer: Any) -> None:
         """Resume `program` and perform what it asks until it ends or is taken over by another task."""
-        send, context = program.send, self.x.context
+        send, context = program.send, self.run.context
         while True:
             try:
                 effect = send(answer)
@@ -185,24 +185,24 @@ class AsyncDriver:
                     continue
                 call = as_call(effect, inner)
                 answer = await self._suspended(program, call, coroutine, waiting)
-                if answer is _GONE:
+                if answer is TAKEN_OVER:
                     return
             elif type(effect) is Context or type(effect) is Call:
                 any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
                 answer = await self._call(program, cast("Call", any_call))
-                if answer is _GONE:
+                if answer is TAKEN_OVER:
                     return
             elif type(effect) is Suspended:
                 call = as_call(effect.ctx, effect.context)
                 answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
-                if answer is _GONE:
+                if answer is TAKEN_OVER:
                     return
             elif type(effect) is Ask:
                 answer = await self._ask(effect)
             elif type(effect) is Sleep:
                 answer = None
                 await self._sleep(effect)
-            elif type(effect) is Landing:
+            elif type(effect) is AwaitAbandoned:
                 answer = await self._landing(effect)
             elif effect is WAIT:
                 answer = None
@@ -219,10 +219,10 @@ class AsyncDriver:
                 return
             else:
                 answer = None
-                if effect is HELP:
-                    self._spawn(helper(self.x), None)
-                elif type(effect) is Hand:
-                    self._spawn(helper(self.x, effect.node), None)
+                if effect is REQUEST_WORKER:
+                    self._spawn(helper(self.run), None)
+                elif type(effect) is Delegate:
+                    self._spawn(helper(self.run, effect.node), None)
                 elif effect is RESUME:
                     self._resume_main()
                 elif type(effect) is Stop:
@@ -243,7 +243,7 @@ class AsyncDriver:
 
     async def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code; answers _GONE if it was given up and another task goes on."""
-        if self.x.interrupted and not call.shielded:
+        if self.run.interrupted and not call.shielded:
             return None, GivenUp(call, timed_out=False, over=True)  # it never began
         if not call.is_async:
             return await self._on_a_thread(call)
@@ -274,14 +274,14 @@ class AsyncDriver:
             task.uncancel()
         if self._inline.pop(call, None) is None:
             self._land(call, result)
-            return _GONE
+            return TAKEN_OVER
         error = result[1]
         if task is self.caller and task.cancelling() > self._cancels and not call.shielded:
             self.cancelled_from_outside(
                 error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
             )
             timed_out = bool(timed_out)
-        elif timed_out is None and isinstance(error, asyncio.CancelledError) and self.x.interrupted:
+        elif timed_out is None and isinstance(error, asyncio.CancelledError) and self.run.interrupted:
             timed_out = False
         if timed_out is not None and isinstance(error, asyncio.CancelledError):
             return None, GivenUp(call, timed_out=timed_out, over=True)
@@ -298,7 +298,7 @@ class AsyncDriver:
         call.abandon()
         task.cancel()
         if task is not self.caller:
-            self.loop.call_later(_POLITE if late else self.x.settings.grace, self._give_up, call)
+            self.loop.call_later(_POLITE if late else self.run.settings.grace, self._give_up, call)
 
     def _give_up(self, call: Call) -> None:
         """Go on without async user code that does not heed its cancellation, in another task."""
@@ -355,7 +355,7 @@ class AsyncDriver:
 
     def _land(self, call: Call, result: Outcome) -> None:
         """A call that was given up is over."""
-        over = self.x.landed(call, result)
+        over = self.run.landed(call, result)
         if (straggler := self._stragglers.pop(call, None)) is not None:
             self._pool.given_up(-1)
             straggler.set_result(None)
@@ -364,7 +364,7 @@ class AsyncDriver:
             gate.open(result)
         elif over:
             # Only what must be undone needs a task: the loop may be about to close.
-            program = late(self.x, call)
+            program = late(self.run, call)
             try:
                 effect = next(program)
             except StopIteration:
@@ -375,7 +375,7 @@ class AsyncDriver:
 
     async def _ask(self, ask: Ask) -> Outcome:
         """Ask the store: a sync one that may block on a thread, an async one in a task that nobody cancels."""
-        store = self.x.settings.store
+        store = self.run.settings.store
         verb = getattr(store, ask.verb)
         if not getattr(store, "blocks", True):
             try:
@@ -393,14 +393,14 @@ class AsyncDriver:
             except Exception as error:  # noqa: BLE001 - see above
                 gate.open((None, error))
 
-        task = self.loop.create_task(asked(), context=ask.context or self.x.context.copy())
+        task = self.loop.create_task(asked(), context=ask.context or self.run.context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         result: Outcome = await gate.wait()
         return result
 
     async def _sleep(self, sleep: Sleep) -> None:
-        if self.x.stopped and not sleep.shielded:
+        if self.run.stopped and not sleep.shielded:
             return
         gate = self._sleeping[sleep] = Gate(self)
         timer = self.loop.call_later(sleep.seconds, gate.open, None)
@@ -408,7 +408,7 @@ class AsyncDriver:
         timer.cancel()
         self._sleeping.pop(sleep, None)
 
-    async def _landing(self, landing: Landing) -> Outcome | None:
+    async def _landing(self, landing: AwaitAbandoned) -> Outcome | None:
         call = landing.call
         if call.landed is not None:
             return call.landed
@@ -430,7 +430,7 @@ class AsyncDriver:
                 self._cancel_call(call, False)
         for call in list(self._threaded):
             if not call.shielded:
-                self.loop.call_later(self.x.settings.grace, self._leave_thread, call, False)
+                self.loop.call_later(self.run.settings.grace, self._leave_thread, call, False)
 
 
 def _resumed(program: Program[Any], effect: Effect) -> Program[None]:

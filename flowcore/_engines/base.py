@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from .._durable.leases import Leases
-from .._kernel.run_state import Execution
+from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import (
     AsyncStepInSyncEngine,
     DefinitionError,
     FlowcoreError,
     IdempotencyError,
-    shown,
+    safe_repr,
 )
 from ..events import (
     EngineStarted,
@@ -45,7 +45,7 @@ from ..status import Status
 from ..stores.base import RunRecord, Store
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
-from .interrupts import deferred
+from .interrupts import hold_sigint
 from .workers import Workers
 
 __all__ = ["EngineBase", "log", "outcome"]
@@ -78,7 +78,7 @@ class EngineBase:
     ) -> None:
         workers = DEFAULT_WORKERS if max_workers is None else max_workers
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise DefinitionError(f"max_workers= must be a whole number from 1 up, not {shown(max_workers)}.")
+            raise DefinitionError(f"max_workers= must be a whole number from 1 up, not {safe_repr(max_workers)}.")
         self.store: Store = MemoryStore() if store is None else store
         if not runs_async and inspect.iscoroutinefunction(getattr(store, "claim", None)):
             raise FlowcoreError(
@@ -120,7 +120,7 @@ class EngineBase:
         idempotency_key: str | None,
         wait: Duration | None,
         deadline: Duration | None,
-    ) -> Execution:
+    ) -> RunState:
         """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
@@ -129,25 +129,25 @@ class EngineBase:
         except AttributeError:
             if isinstance(workflow, Workflow):
                 raise
-            raise DefinitionError(f"what an engine runs must be a workflow, not {shown(workflow)}.") from None
+            raise DefinitionError(f"what an engine runs must be a workflow, not {safe_repr(workflow)}.") from None
         if plan.has_async is not None and not self._settings.runs_async:
             raise AsyncStepInSyncEngine(
-                f"step {shown(plan.has_async)} of workflow {shown(workflow.name)} is async: run it on AsyncEngine."
+                f"step {safe_repr(plan.has_async)} of workflow {safe_repr(workflow.name)} is async: run it on AsyncEngine."
             )
-        x = Execution(self._settings, workflow, plan, values, contextvars.copy_context())
+        run = RunState(self._settings, workflow, plan, values, contextvars.copy_context())
         if idempotency_key is not None or workflow.idempotency_key is not None:
-            x.key = _key(workflow, x.values, idempotency_key)
+            run.key = _key(workflow, run.values, idempotency_key)
         if wait is not None:
-            x.wait = seconds(wait, "wait=")
+            run.wait = seconds(wait, "wait=")
         if deadline is not None:
-            x.allowed = seconds(deadline, "deadline=")
+            run.allowed = seconds(deadline, "deadline=")
         elif workflow.deadline is not None:
-            x.allowed = workflow.deadline
+            run.allowed = workflow.deadline
         if workflow not in self._registered:
             self._register(workflow)
-        return x
+        return run
 
-    def _recoverable(self, records: Iterable[RunRecord]) -> Iterator[Execution]:
+    def _recoverable(self, records: Iterable[RunRecord]) -> Iterator[RunState]:
         """The runs of `workflows` among those that are to be gone on with."""
         known = {workflow.name: workflow for workflow in self.workflows}
         for record in records:
@@ -155,9 +155,9 @@ class EngineBase:
             if workflow is not None and record.graph != workflow.freeze().graph:
                 self._warn_unrecovered(record.run_id, "it began with another definition of its steps")
             elif workflow is not None and not self._closed:
-                x = self._execution(workflow, None, record.key, None, None)
-                x.recovering = record.run_id
-                yield x
+                run = self._execution(workflow, None, record.key, None, None)
+                run.recovering = record.run_id
+                yield run
 
     def _warn_unrecovered(self, run_id: str | None, why: str) -> None:
         """Say, once, why a run could not be gone on with: nobody else hears of it."""
@@ -165,7 +165,7 @@ class EngineBase:
             self._warned.add(run_id)
             log.warning("run %s cannot be recovered: %s", run_id, why)
 
-    def _keep_leases(self, on_lost: Callable[[Execution], None]) -> Leases | None:
+    def _keep_leases(self, on_lost: Callable[[RunState], None]) -> Leases | None:
         """Who keeps the leases of this engine's runs; None where its store gives none."""
         if not self.store.durable:
             return None
@@ -188,7 +188,7 @@ class EngineBase:
 
     def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
         """Everybody hears of it before a Ctrl-C strikes: it would be taken for the failure of whichever hook it strikes."""
-        with deferred():
+        with hold_sigint():
             self._settings.hooks.emit(event, context or contextvars.copy_context())
 
     @contextmanager
@@ -199,7 +199,7 @@ class EngineBase:
         event = MaintenanceStarted("", "", began, {}, "recover")
         scopes = None
         try:
-            with deferred():
+            with hold_sigint():
                 scopes = hooks.enter(event, context)
             yield context
         except BaseException as failure:
@@ -207,7 +207,7 @@ class EngineBase:
             raise
         finally:
             now = clock()
-            with deferred():
+            with hold_sigint():
                 if MaintenanceFinished in hooks.wanted:
                     hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error), context)
                 if scopes is not None:
@@ -237,12 +237,12 @@ class EngineBase:
             names = tuple(step.name for step in workflow.steps)
             self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names))
 
-    def _tell_submitted(self, x: Execution) -> None:
-        x.submitted = True
-        if RunSubmitted in x.wanted:
-            event = RunSubmitted(x.workflow.name, x.run_id, self._settings.clock(), x.state, x.key)
-            with deferred():
-                x.hooks.emit(event, contextvars.copy_context())
+    def _tell_submitted(self, run: RunState) -> None:
+        run.submitted = True
+        if RunSubmitted in run.wanted:
+            event = RunSubmitted(run.workflow.name, run.run_id, self._settings.clock(), run.state, run.key)
+            with hold_sigint():
+                run.hooks.emit(event, contextvars.copy_context())
 
 
 def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str | None:
@@ -254,7 +254,7 @@ def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str |
     if key is None:
         return None
     if not isinstance(key, str):
-        raise IdempotencyError(f"an idempotency key must be a string, not {shown(key)}.")
+        raise IdempotencyError(f"an idempotency key must be a string, not {safe_repr(key)}.")
     if not key:
         raise IdempotencyError("an idempotency key must not be empty: pass None for a run without one.")
     return key

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["CtrlC", "deferred", "guard", "restore"]
+__all__ = ["SigintGuard", "guard", "hold_sigint", "restore"]
 
 _SIGINT: Final = int(signal.SIGINT)
 # signal.signal turns numbers into enums and back, at the price of a small run; this is the function behind it.
 _set_handler: Final[Callable[[int, Any], Any]] = vars(signal)["_signal"].signal
 
 
-class CtrlC:
+class SigintGuard:
     """What one run in the main thread makes of SIGINT.
 
     While `in_step` the interrupt is raised in user code. While `in_undo` only a second one is: the first waits until
@@ -53,26 +53,26 @@ class CtrlC:
         return self.count > self.raised
 
 
-def guard() -> CtrlC | None:
+def guard() -> SigintGuard | None:
     """Take SIGINT over for a run in the main thread; None elsewhere, or where the user handles it."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    mine = CtrlC()
+    mine = SigintGuard()
     mine.before = _set_handler(_SIGINT, mine)
-    if mine.before is not signal.default_int_handler and not isinstance(mine.before, CtrlC):
+    if mine.before is not signal.default_int_handler and not isinstance(mine.before, SigintGuard):
         restore(mine)  # asking first would cost one call more, each time
         return None
     return mine
 
 
-def restore(mine: CtrlC | None) -> None:
+def restore(mine: SigintGuard | None) -> None:
     """Give SIGINT back, if it was taken."""
     if mine is not None:
         _set_handler(_SIGINT, mine.before)
 
 
 @contextmanager
-def deferred() -> Generator[None, None, None]:
+def hold_sigint() -> Generator[None, None, None]:
     """A Ctrl-C in the main thread waits until the block is over; an error of the block's own goes first."""
     mine = guard()
     try:

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from .._kernel.effects import (
     DIRECT,
-    HELP,
+    REQUEST_WORKER,
     RESUME,
     WAIT,
     Ask,
+    AwaitAbandoned,
     Call,
     GivenUp,
-    Landing,
     Outcome,
     Program,
     Sleep,
@@ -27,20 +27,22 @@ from .._kernel.effects import (
     as_call,
 )
 from .._kernel.run import helper
-from .._kernel.run_state import Execution
+from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
 from ..run import Run
-from .interrupts import CtrlC, restore
+from .interrupts import SigintGuard, restore
 from .workers import Timers, Workers
 
 __all__ = ["Driver"]
 
-_GONE: Final = object()  # the call was given up while this thread was in it: somebody else goes on with the program
+TAKEN_OVER: Final = (
+    object()
+)  # the call was given up while this thread was in it: somebody else goes on with the program
 _LOOK: Final = 0.5  # seconds between two looks for a Ctrl-C, while the main thread waits
 
-Letter = tuple[Program[Any], Any]
-Parked = Call | Sleep | Landing
+Resumption = tuple[Program[Any], Any]
+Parked = Call | Sleep | AwaitAbandoned
 
 
 class Driver:
@@ -55,7 +57,7 @@ class Driver:
     error: BaseException | None = None
     _bell: SimpleQueue[None] | None = None
     """what the caller's thread waits at while it has nothing to do; may be rung in a signal handler"""
-    _ctrl_c: CtrlC | None = None
+    _ctrl_c: SigintGuard | None = None
     _caller_idle = False
     """(lock) the caller's thread waits at the bell"""
     _main_parked = False
@@ -67,25 +69,25 @@ class Driver:
 
     def __init__(
         self,
-        x: Execution,
+        run: RunState,
         main: Program[Run],
         pool: Workers,
         timers: Timers,
         on_over: Callable[[Driver], None],
     ) -> None:
-        self.x = x
+        self.run = run
         self.on_over = on_over
         self._pool = pool
         self._timers = timers
         self._main = main
         self._lock = threading.Lock()
-        self._letters: deque[Letter] = deque()  # (lock) programs to go on with, and their answers
+        self._letters: deque[Resumption] = deque()  # (lock) programs to go on with, and their answers
         # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
 
     # -- in the caller's thread ----------------------------------------------------------------------------------------
 
-    def run_here(self, ctrl_c: CtrlC | None) -> None:
+    def run_here(self, ctrl_c: SigintGuard | None) -> None:
         """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
         self._ctrl_c = ctrl_c
         if ctrl_c is not None:
@@ -112,10 +114,10 @@ class Driver:
                 self._caller_idle = letter is None
             if letter is not None:
                 self._advance(*letter, here=True)
-            elif self.x.working and self.x.ready and (node := self.x.take()) is not None:
+            elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
                 # Help was asked for, but no thread of the pool has come yet.
                 self._caller_idle = False
-                self._advance(helper(self.x, node), None, here=True)
+                self._advance(helper(self.run, node), None, here=True)
             else:
                 # A signal that comes just before the wait does not end it, and Python looks for it only after.
                 with suppress(Empty):
@@ -130,11 +132,11 @@ class Driver:
     def _interrupted(self) -> None:
         """Act on a Ctrl-C that came while the main thread was not in user code."""
         assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
-        failed_already = self.x.stopped
+        failed_already = self.run.stopped
         if self.cancel(KeyboardInterrupt()) and not failed_already:
             self._ctrl_c.raised = self._ctrl_c.count
         elif self._ctrl_c.count > 1:
-            self.x.undo_stopped = True
+            self.run.undo_stopped = True
 
     # -- from anywhere -------------------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Driver:
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over."""
-        if not self.x.interrupt(error):
+        if not self.run.interrupt(error):
             return False
         self.stop(Stop(cancel=True))
         return True
@@ -154,7 +156,7 @@ class Driver:
     def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
         """Resume `program` and perform what it asks until it ends, parks, or is taken away; `here`: in the caller's
         thread."""
-        send, context, guarded = program.send, self.x.context, self._ctrl_c is not None
+        send, context, guarded = program.send, self.run.context, self._ctrl_c is not None
         while True:
             try:
                 effect = send(answer)
@@ -168,7 +170,7 @@ class Driver:
             if type(effect) is Context:
                 if not here:
                     answer = self._call(program, as_call(effect, context.copy()))
-                    if answer is _GONE:
+                    if answer is TAKEN_OVER:
                         return
                 elif guarded:
                     answer = self.call_here(effect.node.fn, effect, context.copy())
@@ -185,7 +187,7 @@ class Driver:
                     return
                 else:
                     answer = self._call(program, effect)
-                    if answer is _GONE:
+                    if answer is TAKEN_OVER:
                         return
             elif type(effect) is Ask:
                 answer = self.ask_here(effect.verb, effect.argument, effect.context)
@@ -200,14 +202,14 @@ class Driver:
                 if not self._sleep(program, effect):
                     return
                 answer = None
-            elif type(effect) is Landing:
+            elif type(effect) is AwaitAbandoned:
                 if not self._await_landing(program, effect):
                     return
                 answer = None
             else:
                 answer = None
-                if effect is HELP:
-                    self._post(helper(self.x), None, help=True)
+                if effect is REQUEST_WORKER:
+                    self._post(helper(self.run), None, help=True)
                 elif effect is RESUME:
                     self._resume_main()
                 elif effect is DIRECT:
@@ -236,7 +238,7 @@ class Driver:
     def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code on this thread of the pool; answers _GONE if it was given up meanwhile."""
         self._parked[call] = program
-        if self.x.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
+        if self.run.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
             return None, GivenUp(call, timed_out=False, over=True)  # it waited for a thread and never began
         timer = None
         if call.timeout is not None:
@@ -250,7 +252,7 @@ class Driver:
         if self._parked.pop(call, None) is not None:
             return outcome
         self._land(call, outcome)
-        return _GONE
+        return TAKEN_OVER
 
     def _elsewhere(self, program: Program[Any], call: Call) -> None:
         """A call with a limit may have to be given up, which the caller's thread cannot: it runs on one of the pool's."""
@@ -260,7 +262,7 @@ class Driver:
 
     def _called_elsewhere(self, program: Program[Any], call: Call) -> None:
         outcome = self._call(program, call)
-        if outcome is not _GONE:
+        if outcome is not TAKEN_OVER:
             self._post(program, outcome)
 
     def _give_up(self, call: Call, *, timed_out: bool) -> None:
@@ -276,14 +278,14 @@ class Driver:
         """A call that was given up is over, on this thread."""
         self._stuck -= 1
         self._pool.given_up(-1)
-        over = self.x.landed(call, outcome)
-        waiting = [other for other in list(self._parked) if type(other) is Landing and other.call is call]
+        over = self.run.landed(call, outcome)
+        waiting = [other for other in list(self._parked) if type(other) is AwaitAbandoned and other.call is call]
         for landing in waiting:
             self._wake(landing, None)
         if over and not waiting:
-            self._advance(late(self.x, call), None)
+            self._advance(late(self.run, call), None)
 
-    def _await_landing(self, program: Program[Any], landing: Landing) -> bool:
+    def _await_landing(self, program: Program[Any], landing: AwaitAbandoned) -> bool:
         """Park until the call lands; True: it has, go on at once."""
         self._parked[landing] = program
         if landing.call.landed is not None and self._parked.pop(landing, None) is not None:
@@ -294,7 +296,7 @@ class Driver:
     def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
         """Park until the time is up or the run stops; True: go on at once."""
         self._parked[sleep] = program
-        if self.x.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
+        if self.run.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
             return True
         self._timers.after(sleep.seconds, partial(self._wake, sleep, None))
         return False
@@ -308,12 +310,12 @@ class Driver:
         self, verb: str, argument: object, context: contextvars.Context | None = None
     ) -> tuple[Any, BaseException | None]:
         """Ask the store on this thread."""
-        store = self.x.settings.store
+        store = self.run.settings.store
         asked = getattr(store, verb)
         try:
             if not store.blocks:
                 return asked(argument), None
-            return (context or self.x.context.copy()).run(asked, argument), None
+            return (context or self.run.context.copy()).run(asked, argument), None
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
 
@@ -322,7 +324,7 @@ class Driver:
             if type(waiting) is Sleep and not waiting.shielded:
                 self._wake(waiting, None)
             elif stop.cancel and type(waiting) is Call and not waiting.shielded:
-                self._timers.after(self.x.settings.grace, partial(self._give_up, waiting, timed_out=False))
+                self._timers.after(self.run.settings.grace, partial(self._give_up, waiting, timed_out=False))
 
     def _resume_main(self) -> None:
         with self._lock:
@@ -342,7 +344,7 @@ class Driver:
         else:
             # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
             # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
-            beyond = not help and (self._stuck > 0 or self.x.stopped)
+            beyond = not help and (self._stuck > 0 or self.run.stopped)
             self._pool.put(self._advance_there, first=not help, beyond=beyond)
 
     def _advance_there(self) -> None:

@@ -13,19 +13,19 @@ from typing import Any, Self
 
 from .._durable.checkpoints import lose
 from .._kernel.effects import Program, Stop
-from .._kernel.inline import may_sprint, sprint
-from .._kernel.run import at_once, rescue, run
-from .._kernel.run_state import Execution
-from ..errors import FlowcoreError, StepCancelled, StoreError, said
+from .._kernel.inline import can_run_inline, run_inline
+from .._kernel.run import abort_inline, execute, run_without_driver
+from .._kernel.run_state import RunState
+from ..errors import FlowcoreError, StepCancelled, StoreError, safe_str
 from ..events import Hook
-from ..forks import in_children
+from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
 from ..status import Status
 from ..stores.base import Store
 from ..workflow import Workflow
 from .base import EngineBase, log, outcome
-from .interrupts import CtrlC, guard, restore
+from .interrupts import SigintGuard, guard, restore
 from .thread_driver import Driver
 from .workers import Timers, Workers
 
@@ -57,7 +57,7 @@ class Engine(EngineBase):
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
-        self._live: dict[Execution, Driver | None] = {}  # None: it sprints
+        self._live: dict[RunState, Driver | None] = {}  # None: it sprints
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
         self._leases = self._keep_leases(partial(_lose, self._live))
@@ -71,15 +71,15 @@ class Engine(EngineBase):
                 daemon=True,
             ).start()
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
-        in_children(self, Engine._after_fork)
+        after_fork_in_child(self, Engine._after_fork)
         weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
 
     def _after_fork(self) -> None:
         """In a child: the runs in flight are the parent's."""
         super()._after_fork()
         self._quiet = threading.Condition()
-        for x in self._live:
-            x.in_child(os.getpid())
+        for run in self._live:
+            run.in_child(os.getpid())
         self._live.clear()
 
     def run(
@@ -101,33 +101,33 @@ class Engine(EngineBase):
         CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
-        x = self._execution(workflow, values, idempotency_key, wait, deadline)
-        sprints, begun = may_sprint(x), None
-        ctrl_c: CtrlC | None = None
+        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        sprints, begun = can_run_inline(run), None
+        ctrl_c: SigintGuard | None = None
         try:
-            self._live[x] = None
-            if sprints and not x.observed:
-                begun = sprint(x)
-                if begun is None and not x.ready and x.succeed():
-                    self._forget(x)
-                    return x.as_run(Status.SUCCESS)
+            self._live[run] = None
+            if sprints and not run.observed:
+                begun = run_inline(run)
+                if begun is None and not run.ready and run.succeed():
+                    self._forget(run)
+                    return run.as_run(Status.SUCCESS)
             ctrl_c = guard()
-            if sprints and x.observed:
-                finished, begun = at_once(x, ctrl_c)
+            if sprints and run.observed:
+                finished, begun = run_without_driver(run, ctrl_c)
                 if finished is not None:
-                    self._forget(x)
+                    self._forget(run)
                     restore(ctrl_c)
                     if ctrl_c is not None and ctrl_c.count:
                         raise KeyboardInterrupt  # noqa: TRY301 - whatever strikes from here on ends the same way
                     return finished
-            main = run(x, begun)
+            main = execute(run, begun)
         except BaseException as error:
-            if not sprints or x.finished is not None:  # nothing has begun, or all is over
-                self._forget(x)
+            if not sprints or run.finished is not None:  # nothing has begun, or all is over
+                self._forget(run)
                 restore(ctrl_c)
                 raise
-            main, ctrl_c = rescue(x, error), ctrl_c or guard()
-        driver = self._driver(x, main)
+            main, ctrl_c = abort_inline(run, error), ctrl_c or guard()
+        driver = self._driver(run, main)
         driver.run_here(ctrl_c)
         return outcome(driver.result, driver.error, check=check)
 
@@ -145,9 +145,9 @@ class Engine(EngineBase):
 
         `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
         """
-        x = self._execution(workflow, values, idempotency_key, wait, deadline)
-        self._tell_submitted(x)
-        driver = self._driver(x, run(x))
+        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._tell_submitted(run)
+        driver = self._driver(run, execute(run))
         future: Future[Run] = Future()
 
         def over(_: Driver) -> None:
@@ -169,19 +169,19 @@ class Engine(EngineBase):
         self._pool.put(begin)
         return future
 
-    def _driver(self, x: Execution, main: Program[Run]) -> Driver:
-        driver = Driver(x, main, self._pool, self._timers, self._over)
-        self._live[x] = driver
+    def _driver(self, run: RunState, main: Program[Run]) -> Driver:
+        driver = Driver(run, main, self._pool, self._timers, self._over)
+        self._live[run] = driver
         return driver
 
     def _over(self, driver: Driver) -> None:
-        self._forget(driver.x)
-        if driver.x.claimed and self._leases is not None:
-            self._leases.leave(driver.x)
+        self._forget(driver.run)
+        if driver.run.claimed and self._leases is not None:
+            self._leases.leave(driver.run)
 
-    def _forget(self, x: Execution) -> None:
+    def _forget(self, run: RunState) -> None:
         """A run is over, or has not begun after all."""
-        self._live.pop(x, None)
+        self._live.pop(run, None)
         if self._closing:
             with self._quiet:
                 self._quiet.notify_all()
@@ -189,15 +189,15 @@ class Engine(EngineBase):
     def cancel(self, run_id: str) -> bool:
         """Cancel a run of this engine: its running steps get at most `grace`, what it did is undone, and its caller gets
         StepCancelled. False: this engine runs no such run, or it was ending already."""
-        for x in list(self._live):
-            if x.has_id(run_id):
-                return self._cancel(x, f"run {run_id} was cancelled by engine.cancel().")
+        for run in list(self._live):
+            if run.has_id(run_id):
+                return self._cancel(run, f"run {run_id} was cancelled by engine.cancel().")
         return False
 
-    def _cancel(self, x: Execution, why: str) -> bool:
+    def _cancel(self, run: RunState, why: str) -> bool:
         """Cancel a run, whether it sprints or has a driver."""
-        stopping = x.interrupt(StepCancelled(why))
-        driver = self._live.get(x)
+        stopping = run.interrupt(StepCancelled(why))
+        driver = self._live.get(run)
         if stopping and driver is not None:
             driver.stop(Stop(cancel=True))
         return stopping
@@ -211,7 +211,7 @@ class Engine(EngineBase):
             records = context.run(self.store.unfinished, [workflow.name for workflow in self.workflows])
             if self._surveys:
                 self._tell_survey(records, context.run(partial(self.store.list_runs, status="held")), context)
-        drivers = [self._driver(x, run(x)) for x in self._recoverable(records)]
+        drivers = [self._driver(run, execute(run)) for run in self._recoverable(records)]
         if self._pool.owns_current_thread():  # a step of ours: the pool may be full of those who wait for it
             for driver in drivers:
                 driver.run_here(None)
@@ -224,7 +224,7 @@ class Engine(EngineBase):
                 over.acquire()
         for driver in drivers:
             if driver.result is None and isinstance(driver.error, StoreError):
-                self._warn_unrecovered(driver.x.recovering, said(driver.error))
+                self._warn_unrecovered(driver.run.recovering, safe_str(driver.error))
         return [driver.result for driver in drivers if driver.result is not None]
 
     def _recovered(self, over: threading.Semaphore, driver: Driver) -> None:
@@ -244,8 +244,8 @@ class Engine(EngineBase):
         with self._quiet:
             self._closed = self._closing = True
             self._quiet.wait_for(lambda: not self._live, limit)
-        for x in list(self._live):
-            self._cancel(x, f"run {x.run_id} was cancelled: its engine was closed.")
+        for run in list(self._live):
+            self._cancel(run, f"run {run.run_id} was cancelled: its engine was closed.")
         with self._quiet:
             self._quiet.wait_for(lambda: not self._live)
         self._timers.close()
@@ -262,10 +262,10 @@ class Engine(EngineBase):
         self.close()
 
 
-def _lose(live: dict[Execution, Driver | None], x: Execution) -> None:
+def _lose(live: dict[RunState, Driver | None], run: RunState) -> None:
     """The store says that somebody else has the run: start and undo nothing more of it."""
-    lose(x)
-    driver = live.get(x)
+    lose(run)
+    driver = live.get(run)
     if driver is not None:
         driver.stop(Stop(cancel=True))
 
@@ -279,14 +279,14 @@ def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, ever
         try:
             engine.recover()
         except FlowcoreError as error:
-            log.warning("a recovery round failed: %s: %s", type(error).__name__, said(error, 200))
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
         del engine
 
 
-def _leave(pool: Workers, timers: Timers, live: dict[Execution, Driver | None], grace: float) -> None:
+def _leave(pool: Workers, timers: Timers, live: dict[RunState, Driver | None], grace: float) -> None:
     """The engine was forgotten, or the interpreter exits: current steps finish, runs park, threads end."""
-    for x, driver in list(live.items()):
-        x.park()
+    for run, driver in list(live.items()):
+        run.park()
         if driver is not None:
             driver.stop(Stop(cancel=False))
     # A forgotten engine has no runs, and the garbage collector that ends it must not wait.

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from ..forks import in_children
+from ..forks import after_fork_in_child
 
 __all__ = ["Timers", "Workers"]
 
@@ -34,7 +34,7 @@ class Workers:
         self._numbers = itertools.count(1)
         self._closed = False
         self._stuck = 0
-        in_children(self, Workers._after_fork)
+        after_fork_in_child(self, Workers._after_fork)
 
     def _after_fork(self) -> None:
         """In a child: the threads and their jobs are the parent's."""
@@ -134,7 +134,7 @@ class Timers:
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
-        in_children(self, Timers._after_fork)
+        after_fork_in_child(self, Timers._after_fork)
 
     def _after_fork(self) -> None:
         """In a child: the thread and its timers are the parent's."""

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIRECT",
-    "HELP",
+    "REQUEST_WORKER",
     "RESUME",
     "SHIELD",
     "WAIT",
     "Ask",
+    "AwaitAbandoned",
     "Call",
+    "Delegate",
     "Direct",
     "Effect",
     "GivenUp",
-    "Hand",
     "Interrupts",
-    "Landing",
     "Outcome",
     "Program",
     "Signal",
@@ -69,7 +69,7 @@ class Signal:
         return self.name
 
 
-HELP: Final = Signal("HELP")
+REQUEST_WORKER: Final = Signal("REQUEST_WORKER")
 WAIT: Final = Signal("WAIT")
 RESUME: Final = Signal("RESUME")
 SHIELD: Final = Signal("SHIELD")
@@ -168,7 +168,7 @@ class Interrupts(Protocol):
     raised: int
 
 
-class Landing:
+class AwaitAbandoned:
     """Wait until `call`, which was given up, is over; at most `seconds`."""
 
     __slots__ = ("call", "seconds")
@@ -199,7 +199,7 @@ class Ask:
         self.context = context
 
 
-class Hand:
+class Delegate:
     """Let a helper carry on with `node`, which has been taken."""
 
     __slots__ = ("node",)
@@ -229,5 +229,5 @@ class Suspended:
         self.waiting = waiting
 
 
-Effect = Suspended | Call | Context | Landing | Sleep | Ask | Hand | Stop | Signal
+Effect = Suspended | Call | Context | AwaitAbandoned | Sleep | Ask | Delegate | Stop | Signal
 Program = Generator[Effect, Any, R]

@@ -29,8 +29,8 @@ from ..events import (
     RunRefused,
     RunRequested,
     RunStarted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepReady,
     StepSkipped,
     StepStarted,
@@ -40,13 +40,13 @@ from ..events.hooks import Entered, Hook
 from ..plan import Node, function_name
 from ..retry import Pause
 from ..status import Status
-from ..stores.base import Redefined
+from ..stores.base import DefinitionChanged
 from .effects import Call
-from .run_state import Execution
+from .run_state import RunState
 
 __all__ = ["Told"]
 
-_REFUSALS: Final = (NotSerializable, Redefined)
+_REFUSALS: Final = (NotSerializable, DefinitionChanged)
 """what a store in good health refuses"""
 
 
@@ -73,196 +73,206 @@ class Told:
             hooks.exit(self.scopes, self.context, self.event, error)
 
 
-def requested(x: Execution) -> None:
-    if RunRequested in x.wanted:
+def requested(run: RunState) -> None:
+    if RunRequested in run.wanted:
         carrier: dict[str, str] = {}
         leaving: list[Hook] = []
-        at, wall = x.settings.clock(), x.settings.wall()
+        at, wall = run.settings.clock(), run.settings.wall()
         event = RunRequested(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             at,
-            x.state,
-            x.key,
+            run.state,
+            run.key,
             wall,
             carrier,
-            x.submitted,
-            x.recovering is not None,
+            run.submitted,
+            run.recovering is not None,
         )
-        x.hooks.emit(event, x.context, leaving)
-        x.carrier = carrier
+        run.hooks.emit(event, run.context, leaving)
+        run.carrier = carrier
         if leaving:
-            _skip(x, leaving)
+            _skip(run, leaving)
 
 
-def _skip(x: Execution, leaving: list[Hook]) -> None:
+def _skip(run: RunState, leaving: list[Hook]) -> None:
     """These hooks want to hear nothing more of the run."""
-    x.hooks = x.hooks.without(leaving)
-    x.wanted = x.hooks.wanted
-    x.observed = bool(x.wanted) or x.changes is not None
+    run.hooks = run.hooks.without(leaving)
+    run.wanted = run.hooks.wanted
+    run.observed = bool(run.wanted) or run.changes is not None
 
 
-def hit(x: Execution, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
-    if IdempotencyHit in x.wanted:
-        x.hooks.emit(
+def hit(run: RunState, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
+    if IdempotencyHit in run.wanted:
+        run.hooks.emit(
             IdempotencyHit(
-                x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key or "", outcome, run_id, carrier, age
+                run.workflow.name,
+                run.run_id,
+                run.settings.clock(),
+                run.state,
+                run.key or "",
+                outcome,
+                run_id,
+                carrier,
+                age,
             ),
-            x.context,
+            run.context,
         )
-    _measured(x)
+    _measured(run)
 
 
-def refused(x: Execution, error: BaseException) -> None:
-    if RunRefused in x.wanted:
-        x.hooks.emit(RunRefused(x.workflow.name, x.run_id, x.settings.clock(), x.state, x.key, error), x.context)
-    _measured(x)
+def refused(run: RunState, error: BaseException) -> None:
+    if RunRefused in run.wanted:
+        run.hooks.emit(
+            RunRefused(run.workflow.name, run.run_id, run.settings.clock(), run.state, run.key, error), run.context
+        )
+    _measured(run)
 
 
-def _measured(x: Execution) -> None:
+def _measured(run: RunState) -> None:
     """After the last event: how long the hooks took, of some runs."""
-    spent = x.hooks.spent
-    if spent is not None and HooksMeasured in x.wanted:
-        event = HooksMeasured(x.workflow.name, x.run_id, x.settings.clock(), x.state, spent)
-        x.hooks.emit(event, x.context)
+    spent = run.hooks.spent
+    if spent is not None and HooksMeasured in run.wanted:
+        event = HooksMeasured(run.workflow.name, run.run_id, run.settings.clock(), run.state, spent)
+        run.hooks.emit(event, run.context)
 
 
-def run_started(x: Execution) -> Told:
-    told = Told(x.settings.clock(), x.context)
-    if RunStarted in x.wanted:
+def run_started(run: RunState) -> Told:
+    told = Told(run.settings.clock(), run.context)
+    if RunStarted in run.wanted:
         leaving: list[Hook] = []
         event = RunStarted(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             told.at,
-            x.state,
-            x.key,
-            x.settings.wall(),
-            x.carrier,
-            x.fence,
-            None if x.interrupted_carrier is None else x.run_id,
-            x.interrupted_carrier or {},
-            x.ready.__len__,
+            run.state,
+            run.key,
+            run.settings.wall(),
+            run.carrier,
+            run.fence,
+            None if run.interrupted_carrier is None else run.run_id,
+            run.interrupted_carrier or {},
+            run.ready.__len__,
         )
-        told.enter(x.hooks, event, leaving)
+        told.enter(run.hooks, event, leaving)
         if leaving:
-            _skip(x, leaving)
+            _skip(run, leaving)
     return told
 
 
-def first_ready(x: Execution) -> None:
-    x.ready_at.update(dict.fromkeys(x.ready, x.settings.clock()))
-    if StepReady in x.wanted:
-        steps_ready(x, [x.plan.nodes[index] for index in x.ready])
+def first_ready(run: RunState) -> None:
+    run.ready_at.update(dict.fromkeys(run.ready, run.settings.clock()))
+    if StepReady in run.wanted:
+        steps_ready(run, [run.plan.nodes[index] for index in run.ready])
 
 
-def recovered(x: Execution, event: RunRecovered) -> None:
-    if RunRecovered in x.wanted:
-        x.hooks.emit(event, x.context)
+def recovered(run: RunState, event: RunRecovered) -> None:
+    if RunRecovered in run.wanted:
+        run.hooks.emit(event, run.context)
 
 
-def lease_lost(x: Execution) -> None:
-    if LeaseLost in x.wanted:
-        event = LeaseLost(x.workflow.name, x.run_id, x.settings.clock(), x.state)
-        x.hooks.emit(event, x.context.copy())
+def lease_lost(run: RunState) -> None:
+    if LeaseLost in run.wanted:
+        event = LeaseLost(run.workflow.name, run.run_id, run.settings.clock(), run.state)
+        run.hooks.emit(event, run.context.copy())
 
 
-def store_called(x: Execution, verb: str, began: float, error: BaseException | None) -> None:
-    if StoreCalled in x.wanted:
-        at, name = x.settings.clock(), x.settings.store.name
+def store_called(run: RunState, verb: str, began: float, error: BaseException | None) -> None:
+    if StoreCalled in run.wanted:
+        at, name = run.settings.clock(), run.settings.store.name
         outcome = Status.SUCCESS if error is None or isinstance(error, _REFUSALS) else Status.FAILURE
-        event = StoreCalled(x.workflow.name, x.run_id, at, x.state, name, verb, outcome, at - began, error)
-        x.hooks.emit(event, x.context.copy())
+        event = StoreCalled(run.workflow.name, run.run_id, at, run.state, name, verb, outcome, at - began, error)
+        run.hooks.emit(event, run.context.copy())
 
 
-def maintenance_started(x: Execution, kind: str) -> Told:
-    told = Told(x.settings.clock(), x.context.copy())
-    if MaintenanceStarted in x.wanted:
-        told.enter(x.hooks, MaintenanceStarted("", "", told.at, x.state, kind))
+def maintenance_started(run: RunState, kind: str) -> Told:
+    told = Told(run.settings.clock(), run.context.copy())
+    if MaintenanceStarted in run.wanted:
+        told.enter(run.hooks, MaintenanceStarted("", "", told.at, run.state, kind))
     return told
 
 
-def maintenance_finished(x: Execution, told: Told, kind: str, error: BaseException | None) -> None:
-    if MaintenanceFinished in x.wanted:
-        at = x.settings.clock()
-        x.hooks.emit(MaintenanceFinished("", "", at, x.state, kind, at - told.at, error), told.context)
-    told.exit(x.hooks, error)
+def maintenance_finished(run: RunState, told: Told, kind: str, error: BaseException | None) -> None:
+    if MaintenanceFinished in run.wanted:
+        at = run.settings.clock()
+        run.hooks.emit(MaintenanceFinished("", "", at, run.state, kind, at - told.at, error), told.context)
+    told.exit(run.hooks, error)
 
 
-def run_finished(x: Execution, told: Told, outcome: Status, error: BaseException | None) -> None:
-    at = x.settings.clock()
-    if RunFinished in x.wanted:
+def run_finished(run: RunState, told: Told, outcome: Status, error: BaseException | None) -> None:
+    at = run.settings.clock()
+    if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
-        if x.plan.conditional or x.changes is not None:  # in the record, by an earlier definition
-            skipped = tuple(name for name, report in x.reports.items() if report.status is Status.SKIPPED)
+        if run.plan.conditional or run.changes is not None:  # in the record, by an earlier definition
+            skipped = tuple(name for name, report in run.reports.items() if report.status is Status.SKIPPED)
         event = RunFinished(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             at,
-            x.state,
+            run.state,
             outcome,
             at - told.at,
             error,
             skipped,
-            tuple(x.undone) if x.stopped else (),
+            tuple(run.undone) if run.stopped else (),
         )
-        x.hooks.emit(event, x.context)
-    told.exit(x.hooks, error)
-    _measured(x)
+        run.hooks.emit(event, run.context)
+    told.exit(run.hooks, error)
+    _measured(run)
 
 
-def steps_ready(x: Execution, nodes: list[Node] | None) -> None:
-    if StepReady in x.wanted:
+def steps_ready(run: RunState, nodes: list[Node] | None) -> None:
+    if StepReady in run.wanted:
         for node in nodes or ():
-            at = x.ready_at[node.index]
-            x.hooks.emit(StepReady(x.workflow.name, x.run_id, at, x.state, node.name), x.context.copy())
+            at = run.ready_at[node.index]
+            run.hooks.emit(StepReady(run.workflow.name, run.run_id, at, run.state, node.name), run.context.copy())
 
 
-def step_skipped(x: Execution, node: Node) -> None:
-    if StepSkipped in x.wanted:
-        x.hooks.emit(
-            StepSkipped(x.workflow.name, x.run_id, x.settings.clock(), x.state, node.name, node.dependencies),
-            x.context.copy(),
+def step_skipped(run: RunState, node: Node) -> None:
+    if StepSkipped in run.wanted:
+        run.hooks.emit(
+            StepSkipped(run.workflow.name, run.run_id, run.settings.clock(), run.state, node.name, node.dependencies),
+            run.context.copy(),
         )
 
 
-def step_started(x: Execution, node: Node) -> Told:
-    at, ready_at = x.settings.clock(), x.ready_at.get(node.index)
-    told = Told(at, x.context.copy())
+def step_started(run: RunState, node: Node) -> Told:
+    at, ready_at = run.settings.clock(), run.ready_at.get(node.index)
+    told = Told(at, run.context.copy())
     if ready_at is not None and ready_at < at:
         told.waited = at - ready_at
-    if StepStarted in x.wanted:
+    if StepStarted in run.wanted:
         event = StepStarted(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             at,
-            x.state,
+            run.state,
             node.name,
             told.waited,
             node.dependencies,
             node.max_attempts,
             node.function,
-            None if x.changes is None else {},
+            None if run.changes is None else {},
         )
-        told.scopes, told.event = x.hooks.enter(event, told.context), event
-        if x.changes is not None and event.carrier:
-            x.changes.carriers[node.name] = event.carrier
+        told.scopes, told.event = run.hooks.enter(event, told.context), event
+        if run.changes is not None and event.carrier:
+            run.changes.carriers[node.name] = event.carrier
     return told
 
 
 def step_finished(
-    x: Execution, node: Node, told: Told, outcome: Status, attempts: int, error: BaseException | None
+    run: RunState, node: Node, told: Told, outcome: Status, attempts: int, error: BaseException | None
 ) -> None:
-    at = told.ended or x.settings.clock()
+    at = told.ended or run.settings.clock()
     duration = at - told.at
-    report = x.report(node)
+    report = run.report(node)
     report.waited, report.ran, report.backed_off = told.waited, duration - told.backoff, told.backoff
-    if StepFinished in x.wanted:
+    if StepFinished in run.wanted:
         event = StepFinished(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             at,
-            x.state,
+            run.state,
             node.name,
             outcome,
             duration,
@@ -273,23 +283,23 @@ def step_finished(
             node.dependencies,
             node.max_attempts,
         )
-        x.hooks.emit(event, told.context)
+        run.hooks.emit(event, told.context)
     if told.scopes is not None:
-        told.exit(x.hooks, error)
+        told.exit(run.hooks, error)
 
 
-def attempt_started(x: Execution, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
-    hooks = x.hooks if allowed > 1 else x.hooks.lone
+def attempt_started(run: RunState, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
+    hooks = run.hooks if allowed > 1 else run.hooks.lone
     if AttemptStarted not in hooks.wanted:  # nothing will be entered: the outer context is its own
-        return outer if number == 1 else Told(x.settings.clock(), outer.context)
-    told = Told(x.settings.clock() if number > 1 else outer.at, outer.context.copy())
-    event = AttemptStarted(x.workflow.name, x.run_id, told.at, x.state, node.name, number, allowed, undo)
+        return outer if number == 1 else Told(run.settings.clock(), outer.context)
+    told = Told(run.settings.clock() if number > 1 else outer.at, outer.context.copy())
+    event = AttemptStarted(run.workflow.name, run.run_id, told.at, run.state, node.name, number, allowed, undo)
     told.scopes, told.event = hooks.enter(event, told.context), event
     return told
 
 
 def attempt_finished(
-    x: Execution,
+    run: RunState,
     node: Node,
     outer: Told,
     told: Told,
@@ -300,49 +310,59 @@ def attempt_finished(
     *,
     undo: bool,
 ) -> None:
-    at = outer.ended = x.settings.clock()
-    hooks = x.hooks if allowed > 1 else x.hooks.lone
+    at = outer.ended = run.settings.clock()
+    hooks = run.hooks if allowed > 1 else run.hooks.lone
     if AttemptFinished in hooks.wanted:
         event = AttemptFinished(
-            x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, outcome, at - told.at, error
+            run.workflow.name, run.run_id, at, run.state, node.name, number, allowed, undo, outcome, at - told.at, error
         )
         hooks.emit(event, told.context)
     if told.scopes is not None and told is not outer:
-        told.exit(x.hooks, error)
+        told.exit(run.hooks, error)
 
 
 def backoff_started(
-    x: Execution, node: Node, outer: Told, number: int, allowed: int, pause: Pause, error: BaseException, *, undo: bool
+    run: RunState, node: Node, outer: Told, number: int, allowed: int, pause: Pause, error: BaseException, *, undo: bool
 ) -> float:
     at = outer.ended
-    if BackoffStarted in x.wanted:
+    if BackoffStarted in run.wanted:
         event = BackoffStarted(
-            x.workflow.name, x.run_id, at, x.state, node.name, number, allowed, undo, pause.delay, pause.reason, error
+            run.workflow.name,
+            run.run_id,
+            at,
+            run.state,
+            node.name,
+            number,
+            allowed,
+            undo,
+            pause.delay,
+            pause.reason,
+            error,
         )
-        x.hooks.emit(event, outer.context)
+        run.hooks.emit(event, outer.context)
     return at
 
 
-def undo_started(x: Execution, node: Node, order: int, trigger: str, allowed: int) -> Told:
-    told = Told(x.settings.clock(), x.context.copy())
-    if CompensationStarted in x.wanted and node.compensation is not None:
+def undo_started(run: RunState, node: Node, order: int, trigger: str, allowed: int) -> Told:
+    told = Told(run.settings.clock(), run.context.copy())
+    if CompensationStarted in run.wanted and node.compensation is not None:
         event = CompensationStarted(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             told.at,
-            x.state,
+            run.state,
             node.name,
             order,
             trigger,
             allowed,
             function_name(node.compensation.fn),
         )
-        told.enter(x.hooks, event)
+        told.enter(run.hooks, event)
     return told
 
 
 def undo_finished(
-    x: Execution,
+    run: RunState,
     node: Node,
     told: Told,
     order: int,
@@ -351,13 +371,13 @@ def undo_finished(
     attempts: int,
     error: BaseException | None,
 ) -> None:
-    at = told.ended or x.settings.clock()
-    if CompensationFinished in x.wanted:
+    at = told.ended or run.settings.clock()
+    if CompensationFinished in run.wanted:
         event = CompensationFinished(
-            x.workflow.name,
-            x.run_id,
+            run.workflow.name,
+            run.run_id,
             at,
-            x.state,
+            run.state,
             node.name,
             order,
             trigger,
@@ -367,15 +387,15 @@ def undo_finished(
             told.backoff,
             error,
         )
-        x.hooks.emit(event, told.context)
-    told.exit(x.hooks, error)
+        run.hooks.emit(event, told.context)
+    told.exit(run.hooks, error)
 
 
-def landed_late(x: Execution, call: Call, outcome: Status, error: BaseException | None) -> None:
-    if StepLandedLate in x.wanted:
-        at = x.settings.clock()
+def completed_late(run: RunState, call: Call, outcome: Status, error: BaseException | None) -> None:
+    if StepCompletedLate in run.wanted:
+        at = run.settings.clock()
         name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.landed_at - call.given_up)
-        event = StepLandedLate(
-            x.workflow.name, x.run_id, at, x.state, name, attempt, call.shielded, outcome, error, late
+        event = StepCompletedLate(
+            run.workflow.name, run.run_id, at, run.state, name, attempt, call.shielded, outcome, error, late
         )
-        x.hooks.emit(event, x.context.copy())
+        run.hooks.emit(event, run.context.copy())

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 from ..context import Context
 from ..plan import Node
 from .effects import Interrupts, Suspended
-from .run_state import Execution
+from .run_state import RunState
 
 if TYPE_CHECKING:
     from .emit import Told
 
-__all__ = ["Begun", "may_sprint", "sprint"]
+__all__ = ["InlineProgress", "can_run_inline", "run_inline"]
 
 
-class Begun:
+class InlineProgress:
     """Where a sprint stopped: at `node`, taken. With a `ctx` its first attempt was made, or is `suspended`."""
 
     __slots__ = ("ctx", "error", "node", "outer", "suspended", "told", "value")
@@ -46,28 +46,28 @@ class Begun:
         self.told = told  # and of its first attempt
 
 
-def may_sprint(x: Execution) -> bool:
+def can_run_inline(run: RunState) -> bool:
     """Whether no store has to be asked or told of this run, and no limit kept."""
-    return x.key is None and x.allowed is None and not x.settings.durable
+    return run.key is None and run.allowed is None and not run.settings.durable
 
 
-def sprint(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
+def run_inline(run: RunState, interrupts: Interrupts | None = None) -> InlineProgress | None:
     """Run plain steps while there is exactly one to run. None: the run is over, or stopped, or more than one is ready."""
-    ready = x.ready
-    if len(ready) != 1 or x.stopped:
+    ready = run.ready
+    if len(ready) != 1 or run.stopped:
         return None
-    nodes, counts, results, is_async = x.plan.nodes, x.counts, x.results, x.settings.runs_async
-    copy, new = x.context.copy, object.__new__
+    nodes, counts, results, is_async = run.plan.nodes, run.counts, run.results, run.settings.runs_async
+    copy, new = run.context.copy, object.__new__
     node: Node | None = nodes[ready.popleft()]
-    x.running = 1
-    while node is not None and node.sprints[is_async] and not x.stopped:
+    run.running = 1
+    while node is not None and node.sprints[is_async] and not run.stopped:
         if interrupts is not None and interrupts.count > interrupts.raised:
             interrupts.raised = interrupts.count
-            x.interrupt(KeyboardInterrupt())
+            run.interrupt(KeyboardInterrupt())
             break
-        x.at = node
+        run.at = node
         ctx = new(Context)  # Context(x, node), less the call of its __init__
-        ctx._run = x  # pyright: ignore[reportPrivateUsage]
+        ctx._run = run  # pyright: ignore[reportPrivateUsage]
         ctx.node = node
         context = copy()
         try:
@@ -78,7 +78,7 @@ def sprint(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
                 except StopIteration as stop:
                     value = stop.value
                 else:
-                    return Begun(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
+                    return InlineProgress(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
             elif interrupts is None:
                 value = context.run(node.fn, ctx)
             else:
@@ -88,12 +88,12 @@ def sprint(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
                 finally:
                     interrupts.in_step = False
         except BaseException as error:  # noqa: BLE001 - the main program judges it
-            return Begun(node, ctx, None, error)
+            return InlineProgress(node, ctx, None, error)
         if type(value) is CoroutineType:
-            return Begun(node, ctx, cast("Any", value))
+            return InlineProgress(node, ctx, cast("Any", value))
         results[node.name] = value
         if node.compensation is not None:
-            x.to_undo.append(node)
+            run.to_undo.append(node)
         if node.follows is not None:
             node = node.follows
             continue
@@ -108,7 +108,7 @@ def sprint(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
         node = following
         if node is not None and ready:
             break
-    if node is not None and not x.stopped:
-        return Begun(node)
-    x.running = 0
+    if node is not None and not run.stopped:
+        return InlineProgress(node)
+    run.running = 0
     return None

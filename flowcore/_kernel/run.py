@@ -8,7 +8,7 @@ from typing import Final
 from .._durable.checkpoints import finish, parked
 from .._durable.claim import adopt, claim
 from .._durable.takeover import restore, take_over
-from ..errors import CompensationFailed, LeaseLost, NotSerializable, said, shown
+from ..errors import CompensationFailed, LeaseLost, NotSerializable, safe_repr, safe_str
 from ..plan import Node
 from ..run import Run
 from ..status import Status
@@ -16,167 +16,167 @@ from ..stores.base import RunRecord
 from . import emit
 from .effects import RESUME, WAIT, Interrupts, Program
 from .emit import Told
-from .inline import Begun, sprint
+from .inline import InlineProgress, run_inline
 from .outcome import outcome
-from .run_state import Execution
+from .run_state import RunState
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
-from .watched import sprint_watched
+from .watched import run_inline_observed
 
-__all__ = ["at_once", "helper", "rescue", "run"]
+__all__ = ["abort_inline", "execute", "helper", "run_without_driver"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
 """outcomes worth a record even where nobody gave the run a key"""
 
 
-def run(x: Execution, begun: Begun | None = None) -> Program[Run]:
+def execute(run: RunState, begun: InlineProgress | None = None) -> Program[Run]:
     """The main program of a run, which goes on where a sprint has stopped, if it was `begun` by one.
 
     Answers the Run, failed or not; raises only where there is no run of its own.
     """
     earlier: RunRecord | None = None
-    told = x.told
-    starts = x.observed and told is None  # else `at_once` has told of it
+    told = run.told
+    starts = run.observed and told is None  # else `at_once` has told of it
     if starts:
-        emit.requested(x)
-    if x.key is not None or x.settings.durable:
-        found = yield from claim(x)
+        emit.requested(run)
+    if run.key is not None or run.settings.durable:
+        found = yield from claim(run)
         if isinstance(found, Run):
             return found
         earlier = found
-    elif x.allowed is not None:
-        x.deadline = x.settings.clock() + x.allowed
+    elif run.allowed is not None:
+        run.deadline = run.settings.clock() + run.allowed
     if earlier is not None:
-        restore(x, earlier)
-    if x.changes is not None and x.settings.owns is not None:
-        x.settings.owns(x)
+        restore(run, earlier)
+    if run.changes is not None and run.settings.owns is not None:
+        run.settings.owns(run)
     if starts:
-        told = emit.run_started(x)
+        told = emit.run_started(run)
     if earlier is not None:
-        yield from take_over(x, earlier)
+        yield from take_over(run, earlier)
     if starts:
-        emit.first_ready(x)
-    x.working = True
-    yield from work(x, x.take() if begun is None else begun.node, main=True, begun=begun)
-    if x.running and not x.idle(waits=True):
+        emit.first_ready(run)
+    run.working = True
+    yield from work(run, run.take() if begun is None else begun.node, main=True, begun=begun)
+    if run.running and not run.idle(waits=True):
         yield WAIT
-    if not x.succeed():
-        return (yield from _fail(x, told))
-    finished = x.as_run(Status.SUCCESS)
+    if not run.succeed():
+        return (yield from _fail(run, told))
+    finished = run.as_run(Status.SUCCESS)
     failure = None
-    if x.claimed:
-        failure = yield from finish(x, _record(x, finished))
-        if failure is not None and x.changes is not None:
-            _reopen(x, failure)
-            return (yield from _fail(x, told))
+    if run.claimed:
+        failure = yield from finish(run, _record(run, finished))
+        if failure is not None and run.changes is not None:
+            _reopen(run, failure)
+            return (yield from _fail(run, told))
     if told is not None:
-        emit.run_finished(x, told, Status.SUCCESS, None)
+        emit.run_finished(run, told, Status.SUCCESS, None)
     if failure is not None:
-        _annotate(failure, f"{_NOTE}run {x.run_id} succeeded, but the store could not be told: its key stays taken.")
+        _annotate(failure, f"{_NOTE}run {run.run_id} succeeded, but the store could not be told: its key stays taken.")
         raise failure
     return finished
 
 
-def at_once(x: Execution, interrupts: Interrupts | None = None) -> tuple[Run | None, Begun | None]:
+def run_without_driver(run: RunState, interrupts: Interrupts | None = None) -> tuple[Run | None, InlineProgress | None]:
     """A run that somebody watches and that may sprint, without a program and a driver: all of it, or how far it came."""
-    emit.requested(x)
-    if x.observed:  # still
-        x.told = emit.run_started(x)
-    if x.observed:
-        emit.first_ready(x)
-        begun = sprint_watched(x, interrupts)
+    emit.requested(run)
+    if run.observed:  # still
+        run.told = emit.run_started(run)
+    if run.observed:
+        emit.first_ready(run)
+        begun = run_inline_observed(run, interrupts)
     else:
-        begun = sprint(x, interrupts)
-    if begun is not None or x.ready or not x.succeed():
-        x.write_reports()
+        begun = run_inline(run, interrupts)
+    if begun is not None or run.ready or not run.succeed():
+        run.write_reports()
         return None, begun
-    finished = x.as_run(Status.SUCCESS)
-    if x.told is not None:
-        emit.run_finished(x, x.told, Status.SUCCESS, None)
+    finished = run.as_run(Status.SUCCESS)
+    if run.told is not None:
+        emit.run_finished(run, run.told, Status.SUCCESS, None)
     return finished, None
 
 
-def rescue(x: Execution, error: BaseException) -> Program[Run]:
+def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
     """The main program of a run whose sprint an interrupt struck in the middle of its bookkeeping."""
-    x.interrupt(error)
-    x.write_reports()
-    x.repair()
-    return (yield from _fail(x, x.told))
+    run.interrupt(error)
+    run.write_reports()
+    run.repair()
+    return (yield from _fail(run, run.told))
 
 
-def _fail(x: Execution, told: Told | None) -> Program[Run]:
+def _fail(run: RunState, told: Told | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
-    x.settle_doubts()
-    if x.undoes:
-        yield from undo_all(x)
-    elif x.past_pivot:
-        yield from wait_for_abandoned(x)  # the next call attempts it again, and must not do so beside it
-    while not x.end(_outcome(x)):
-        yield from undo_rest(x)
-    finished, failure = _failed(x), None
-    if finished.status is not Status.LOST and (x.claimed or x.key is not None or finished.status in _TO_DECIDE):
-        failure = yield from finish(x, _record(x, finished))
-    if failure is not None and x.changes is not None and (isinstance(failure, LeaseLost) or not x.left_to_others):
-        _reopen(x, failure)
-        x.end(_outcome(x))
-        finished = _failed(x)
+    run.settle_doubts()
+    if run.undoes:
+        yield from undo_all(run)
+    elif run.past_pivot:
+        yield from wait_for_abandoned(run)  # the next call attempts it again, and must not do so beside it
+    while not run.end(_outcome(run)):
+        yield from undo_rest(run)
+    finished, failure = _failed(run), None
+    if finished.status is not Status.LOST and (run.claimed or run.key is not None or finished.status in _TO_DECIDE):
+        failure = yield from finish(run, _record(run, finished))
+    if failure is not None and run.changes is not None and (isinstance(failure, LeaseLost) or not run.left_to_others):
+        _reopen(run, failure)
+        run.end(_outcome(run))
+        finished = _failed(run)
     elif failure is not None and finished.error is not None:
         finished.error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
     if told is not None:
-        emit.run_finished(x, told, finished.status, finished.error)
+        emit.run_finished(run, told, finished.status, finished.error)
     if finished.status is Status.LOST:
-        finished = (yield from adopt(x)) or finished
+        finished = (yield from adopt(run)) or finished
     return finished
 
 
-def _outcome(x: Execution) -> Status:
-    undone, undo_failed = bool(x.undone), bool(x.undo_errors)
+def _outcome(run: RunState) -> Status:
+    undone, undo_failed = bool(run.undone), bool(run.undo_errors)
     return outcome(
-        lost=x.lost, parked=x.parked, failed=True, past_pivot=x.past_pivot, undone=undone, undo_failed=undo_failed
+        lost=run.lost, parked=run.parked, failed=True, past_pivot=run.past_pivot, undone=undone, undo_failed=undo_failed
     )
 
 
-def _failed(x: Execution) -> Run:
+def _failed(run: RunState) -> Run:
     """The Run of one that has ended, with what its caller gets to see raised."""
-    status = _outcome(x)
-    error = _final_error(x, status)
-    finished = x.as_run(status, error, held=x.held or status is Status.COMPENSATION_FAILED)
+    status = _outcome(run)
+    error = _final_error(run, status)
+    finished = run.as_run(status, error, held=run.held or status is Status.COMPENSATION_FAILED)
     if isinstance(error, CompensationFailed):
         error.run = finished
     return finished
 
 
-def _reopen(x: Execution, failure: BaseException) -> None:
+def _reopen(run: RunState, failure: BaseException) -> None:
     """A durable store could not be told of the end, so it has not come."""
     if isinstance(failure, LeaseLost):
-        emit.lease_lost(x)
+        emit.lease_lost(run)
     elif not isinstance(failure, NotSerializable):
-        failure = parked(x, f"its store could not be told how it ended: {_brief(failure)}", failure)
-    x.fail_after_all(failure)
+        failure = parked(run, f"its store could not be told how it ended: {_brief(failure)}", failure)
+    run.fail_after_all(failure)
 
 
-def helper(x: Execution, node: Node | None = None) -> Program[None]:
+def helper(run: RunState, node: Node | None = None) -> Program[None]:
     """A worker beside the main program: takes what is ready until nothing is; begins with `node` if handed one."""
-    node = x.take() if node is None else node
-    yield from work(x, node, main=False) if x.undoing is None else work_undo(x, node)
-    if x.resumes_main():
+    node = run.take() if node is None else node
+    yield from work(run, node, main=False) if run.undoing is None else work_undo(run, node)
+    if run.resumes_main():
         yield RESUME
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-def _final_error(x: Execution, status: Status) -> BaseException:
+def _final_error(run: RunState, status: Status) -> BaseException:
     """What the caller gets: the step's own error with a note, or CompensationFailed caused by it."""
-    cause = x.error
+    cause = run.error
     assert cause is not None  # noqa: S101 - a run stops only with an error
-    if x.leaving is not None and isinstance(cause, Exception):
-        return x.leaving
-    note, undo_errors = _note(x, status), x.undo_errors
+    if run.leaving is not None and isinstance(cause, Exception):
+        return run.leaving
+    note, undo_errors = _note(run, status), run.undo_errors
     if undo_errors and isinstance(cause, Exception):
         failed = CompensationFailed(
-            f"run {x.run_id} of {shown(x.workflow.name)} failed ({_brief(cause)}), and undoing "
-            f"{', '.join(map(shown, undo_errors))} failed too",
+            f"run {run.run_id} of {safe_repr(run.workflow.name)} failed ({_brief(cause)}), and undoing "
+            f"{', '.join(map(safe_repr, undo_errors))} failed too",
             undo_errors,
         )
         failed.__cause__ = cause
@@ -197,38 +197,38 @@ def _annotate(error: BaseException, note: str) -> None:
 _NOTE: Final = "flowcore: "
 
 
-def _note(x: Execution, status: Status) -> str:
+def _note(run: RunState, status: Status) -> str:
     """What whoever reads the traceback wants to know: which run and step, how often tried, what was undone."""
     where = "was cancelled"
-    if x.failed_step is not None:
-        tried = x.report(x.plan.by_name[x.failed_step]).attempts
-        where = f"failed at step {shown(x.failed_step)} after {tried} attempt{'' if tried == 1 else 's'}"
-    lines = [f"{_NOTE}run {x.run_id} of workflow {shown(x.workflow.name)} {where}; {_aftermath(x, status)}."]
-    lines.extend(f"could not undo {shown(name)}: {_brief(error)}" for name, error in x.undo_errors.items())
-    lines.extend(f"step {shown(step)} failed too: {_brief(error)}" for step, error in x.other_errors)
+    if run.failed_step is not None:
+        tried = run.report(run.plan.by_name[run.failed_step]).attempts
+        where = f"failed at step {safe_repr(run.failed_step)} after {tried} attempt{'' if tried == 1 else 's'}"
+    lines = [f"{_NOTE}run {run.run_id} of workflow {safe_repr(run.workflow.name)} {where}; {_aftermath(run, status)}."]
+    lines.extend(f"could not undo {safe_repr(name)}: {_brief(error)}" for name, error in run.undo_errors.items())
+    lines.extend(f"step {safe_repr(step)} failed too: {_brief(error)}" for step, error in run.other_errors)
     return "\n  ".join(lines)
 
 
-def _aftermath(x: Execution, status: Status) -> str:
+def _aftermath(run: RunState, status: Status) -> str:
     if status is Status.INCOMPLETE:
         return "it is past its pivot, so nothing was undone: call it again with the same key to go on"
-    return f"undone: {', '.join(map(shown, x.undone))}" if x.undone else "nothing was undone"
+    return f"undone: {', '.join(map(safe_repr, run.undone))}" if run.undone else "nothing was undone"
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {said(error, 200)}"
+    return f"{type(error).__name__}: {safe_str(error, 200)}"
 
 
-def _record(x: Execution, finished: Run) -> RunRecord:
+def _record(run: RunState, finished: Run) -> RunRecord:
     """The run as its store is to keep it; a durable one knows of single steps from its checkpoints."""
     record = RunRecord(
-        x.stored_key, x.run_id, x.workflow.name, x.fingerprint, x.plan.graph, finished.status, finished.held
+        run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, finished.status, finished.held
     )
-    record.undoing, record.undone, record.failed_step = x.failing, finished.undone, x.failed_step
-    record.error = finished.error if x.leaving is None else None if x.error is x.leaving else x.error
-    record.generation, record.carrier = x.generation, x.carrier
-    record.fence = x.fence if x.claimed else 0  # 0: the claim's answer never came
-    if x.changes is None:
-        record.results, record.values, record.steps = x.results, x.values, finished.steps
-        record.effects = (*(node.name for node in x.to_undo), *(x.undo_errors if x.stopped else ()))
+    record.undoing, record.undone, record.failed_step = run.failing, finished.undone, run.failed_step
+    record.error = finished.error if run.leaving is None else None if run.error is run.leaving else run.error
+    record.generation, record.carrier = run.generation, run.carrier
+    record.fence = run.fence if run.claimed else 0  # 0: the claim's answer never came
+    if run.changes is None:
+        record.results, record.values, record.steps = run.results, run.values, finished.steps
+        record.effects = (*(node.name for node in run.to_undo), *(run.undo_errors if run.stopped else ()))
     return record

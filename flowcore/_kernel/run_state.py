@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._durable.unsaved import Changes
 from ..context import initial
-from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, shown
+from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, safe_repr
 from ..events import Event, Hooks
 from ..plan import Node, Plan
 from ..run import Run, StepReport, no_result
@@ -25,10 +25,10 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .emit import Told
 
-__all__ = ["Execution", "step_key"]
+__all__ = ["RunState", "step_key"]
 
 
-class Execution:
+class RunState:
     """One run in flight. What is marked (lock) changes only under `lock`; user code and hooks never run under it.
 
     What most runs never touch has its default on the class, so that beginning a run stays cheap.
@@ -191,7 +191,7 @@ class Execution:
 
     def unknown(self, key: object) -> KeyError:
         if isinstance(key, Step):
-            return NoResult(f"{key!r} belongs to another workflow than {shown(self.workflow.name)}.")
+            return NoResult(f"{key!r} belongs to another workflow than {safe_repr(self.workflow.name)}.")
         return KeyError(key)
 
     def no_result(self, step: str) -> NoResult:
@@ -400,7 +400,7 @@ class Execution:
         """This process, a child, was forked in the middle of the run, which is its parent's. The thread that has forked, in a step,
         may come back into it."""
         self.lock = threading.Lock()
-        what = f"process {process} was forked in the middle of run {self.run_id} of {shown(self.workflow.name)}"
+        what = f"process {process} was forked in the middle of run {self.run_id} of {safe_repr(self.workflow.name)}"
         why = f"{what}, which is its parent's: here nothing more of it is started or undone."
         self.lose(LeaseLost(why, run_id=self.run_id))
         self.running = min(self.running, 1)  # no thread is here that runs any other step

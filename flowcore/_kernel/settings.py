@@ -10,7 +10,7 @@ from ..events import Hooks
 
 if TYPE_CHECKING:
     from ..stores.base import Store
-    from .run_state import Execution
+    from .run_state import RunState
 
 __all__ = ["Settings"]
 
@@ -52,7 +52,7 @@ class Settings:
         random: Callable[[], float],
         new_id: Callable[[], str],
         lease: float = math.inf,
-        owns: Callable[[Execution], None] | None = None,
+        owns: Callable[[RunState], None] | None = None,
     ) -> None:
         self.store = store
         self.durable = store.durable

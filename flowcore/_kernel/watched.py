@@ -17,37 +17,37 @@ from ..status import Status
 from . import emit
 from .effects import Interrupts, Suspended
 from .emit import Told
-from .inline import Begun
-from .run_state import Execution
+from .inline import InlineProgress
+from .run_state import RunState
 
-__all__ = ["sprint_watched"]
+__all__ = ["run_inline_observed"]
 
 
-def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun | None:
+def run_inline_observed(run: RunState, interrupts: Interrupts | None = None) -> InlineProgress | None:
     """Run plain steps while there is exactly one to run. Answers as `sprint` does."""
-    ready = x.ready
-    if len(ready) != 1 or x.stopped:
+    ready = run.ready
+    if len(ready) != 1 or run.stopped:
         return None
-    nodes, counts, results, is_async = x.plan.nodes, x.counts, x.results, x.settings.runs_async
-    hooks, clock, copy, new = x.hooks, x.settings.clock, x.context.copy, object.__new__
-    workflow, run_id, state, success = x.workflow.name, x.run_id, x.state, Status.SUCCESS
+    nodes, counts, results, is_async = run.plan.nodes, run.counts, run.results, run.settings.runs_async
+    hooks, clock, copy, new = run.hooks, run.settings.clock, run.context.copy, object.__new__
+    workflow, run_id, state, success = run.workflow.name, run.run_id, run.state, Status.SUCCESS
     times: dict[str, tuple[float, float]] = {}
-    x.times = times
+    run.times = times
     starts, ends, tells_ready = (
         hooks.listeners.get(StepStarted),
         hooks.listeners.get(StepFinished),
-        StepReady in x.wanted,
+        StepReady in run.wanted,
     )
     one, several = ((who, AttemptStarted in who.wanted, AttemptFinished in who.wanted) for who in (hooks.lone, hooks))
     node = nodes[ready.popleft()]
-    ready_at = x.ready_at[node.index]
-    x.running = 1
-    while node.sprints[is_async] and not x.stopped:
+    ready_at = run.ready_at[node.index]
+    run.running = 1
+    while node.sprints[is_async] and not run.stopped:
         if interrupts is not None and interrupts.count > interrupts.raised:
             interrupts.raised = interrupts.count
-            x.interrupt(KeyboardInterrupt())
+            run.interrupt(KeyboardInterrupt())
             break
-        x.at = node
+        run.at = node
         name, depends_on, allowed, at = node.name, node.dependencies, node.max_attempts, clock()
         waited = at - ready_at
         attempts, tells_first, tells_last = one if allowed == 1 else several
@@ -67,7 +67,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
             first = AttemptStarted(workflow, run_id, at, state, name, 1, allowed, False)
             inner_scopes = attempts.enter(first, inner)
         ctx = new(Context)  # Context(x, node), less the call of its __init__
-        ctx._run = x  # pyright: ignore[reportPrivateUsage]
+        ctx._run = run  # pyright: ignore[reportPrivateUsage]
         ctx.node = node
         context = inner.copy()
         try:
@@ -78,7 +78,7 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
                 except StopIteration as stop:
                     value = stop.value
                 else:
-                    begun = Begun(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
+                    begun = InlineProgress(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
                     return _with_told(begun, at, waited, (outer, start, outer_scopes), (inner, first, inner_scopes))
             elif interrupts is None:
                 value = context.run(node.fn, ctx)
@@ -91,10 +91,14 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         except BaseException as error:  # noqa: BLE001 - the main program judges it
             # No local variable may hold the error, whose traceback holds this frame.
             return _with_told(
-                Begun(node, ctx, None, error), at, waited, (outer, start, outer_scopes), (inner, first, inner_scopes)
+                InlineProgress(node, ctx, None, error),
+                at,
+                waited,
+                (outer, start, outer_scopes),
+                (inner, first, inner_scopes),
             )
         if type(value) is CoroutineType:
-            begun = Begun(node, ctx, cast("Any", value))
+            begun = InlineProgress(node, ctx, cast("Any", value))
             return _with_told(begun, at, waited, (outer, start, outer_scopes), (inner, first, inner_scopes))
         end = clock()
         duration = end - at
@@ -118,8 +122,8 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
         results[name] = value  # only then the times: a step that has some is taken for recorded, see Execution.repair
         times[name] = waited, duration
         if node.compensation is not None:
-            x.to_undo.append(node)
-        if x.stopped:
+            run.to_undo.append(node)
+        if run.stopped:
             break
         following = node.follows
         if following is None:
@@ -131,20 +135,20 @@ def sprint_watched(x: Execution, interrupts: Interrupts | None = None) -> Begun 
                     else:
                         ready.append(index)
         if following is None:
-            x.running = 0
+            run.running = 0
             return None
         node = following
         ready_at = end
         if tells_ready:
             hooks.emit(StepReady(workflow, run_id, end, state, node.name), copy())
         if ready:
-            x.ready_at.update(dict.fromkeys(ready, end))
-            emit.steps_ready(x, [nodes[index] for index in ready])
+            run.ready_at.update(dict.fromkeys(ready, end))
+            emit.steps_ready(run, [nodes[index] for index in ready])
             break
-    if not x.stopped:
-        x.ready_at[node.index] = ready_at
-        return Begun(node)
-    x.running = 0
+    if not run.stopped:
+        run.ready_at[node.index] = ready_at
+        return InlineProgress(node)
+    run.running = 0
     return None
 
 
@@ -152,7 +156,7 @@ _Start = tuple[contextvars.Context, Event | None, list[Entered] | None]
 """where it was told, what, and the scopes that came back"""
 
 
-def _with_told(begun: Begun, at: float, waited: float, step: _Start, attempt: _Start) -> Begun:
+def _with_told(begun: InlineProgress, at: float, waited: float, step: _Start, attempt: _Start) -> InlineProgress:
     """Where a sprint stopped, with what was told of that step and of its first attempt at `at`."""
     context, event, scopes = step
     begun.outer = begun.told = told = Told(at, context)

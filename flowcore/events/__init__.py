@@ -21,7 +21,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | AttemptFinished | after it | step, attempt, undo, outcome, duration, error |
 | BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |
 | StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on |
-| StepLandedLate | an abandoned attempt came back after all | step, attempt, undo, outcome, error, late |
+| StepCompletedLate | an abandoned attempt came back after all | step, attempt, undo, outcome, error, late |
 | CompensationStarted * | before an undo's first attempt | step, order, trigger, max_attempts, function |
 | CompensationFinished | after its last | step, order, trigger, outcome, duration, attempts, backoff, error |
 | LeaseLost | another owner runs on | |
@@ -66,8 +66,8 @@ from .records import (
     RunRequested,
     RunStarted,
     RunSubmitted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepReady,
     StepSkipped,
     StepStarted,
@@ -102,8 +102,8 @@ __all__ = [
     "RunRequested",
     "RunStarted",
     "RunSubmitted",
+    "StepCompletedLate",
     "StepFinished",
-    "StepLandedLate",
     "StepReady",
     "StepSkipped",
     "StepStarted",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, TextIO, cast
 
-from ..errors import said, shown
+from ..errors import safe_repr, safe_str
 from ..status import Status
 from .records import (
     AttemptFinished,
@@ -30,8 +30,8 @@ from .records import (
     RunRequested,
     RunStarted,
     RunSubmitted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepReady,
     StepSkipped,
     StepStarted,
@@ -68,7 +68,7 @@ class Logger:
         AttemptFinished: ("attempt_succeeded", "attempt_failed"),
         BackoffStarted: ("step_retrying",),
         StepFinished: ("step_succeeded", "step_failed"),
-        StepLandedLate: ("step_landed_late",),
+        StepCompletedLate: ("step_completed_late",),
         CompensationStarted: ("compensation_started",),
         CompensationFinished: ("compensation_succeeded", "compensation_failed"),
         LeaseLost: ("lease_lost",),
@@ -114,7 +114,7 @@ class Logger:
     def step_retrying(self, event: BackoffStarted) -> Any: ...
     def step_succeeded(self, event: StepFinished) -> Any: ...
     def step_failed(self, event: StepFinished) -> Any: ...
-    def step_landed_late(self, event: StepLandedLate) -> Any: ...
+    def step_completed_late(self, event: StepCompletedLate) -> Any: ...
     def compensation_started(self, event: CompensationStarted) -> Any: ...
     def compensation_succeeded(self, event: CompensationFinished) -> Any: ...
     def compensation_failed(self, event: CompensationFinished) -> Any: ...
@@ -154,7 +154,7 @@ def line(event: Any) -> str | None:
         case StepFinished():
             tries = f" after {event.attempts} attempts" if event.attempts > 1 else ""
             return f"  step {_name(event.step)} {_ENDED[event.outcome]}{tries}: {_error(event.error)}"
-        case StepLandedLate():
+        case StepCompletedLate():
             return f"  step {_name(event.step)} landed {_ms(event.late)} after it was given up: {event.outcome}"
         case CompensationFinished(error=None):
             return f"  undid {_name(event.step)} in {_ms(event.duration)}"
@@ -178,7 +178,7 @@ TOLD: frozenset[type[Event]] = frozenset(
         StepStarted,
         BackoffStarted,
         StepFinished,
-        StepLandedLate,
+        StepCompletedLate,
         CompensationFinished,
         LeaseLost,
     }
@@ -187,11 +187,11 @@ TOLD: frozenset[type[Event]] = frozenset(
 
 def _name(text: str) -> str:
     """A name as it is, unless it would break the line."""
-    return text if text.isprintable() and len(text) <= 80 else shown(text)
+    return text if text.isprintable() and len(text) <= 80 else safe_repr(text)
 
 
 def _error(error: BaseException | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {said(error)}"
+    return "" if error is None else f"{type(error).__name__}: {safe_str(error)}"
 
 
 def _ms(duration: float) -> str:
@@ -245,7 +245,7 @@ class LoggingHook(Logger):
 
 
 def _level(event: Any) -> int:
-    if isinstance(event, BackoffStarted | StepLandedLate):
+    if isinstance(event, BackoffStarted | StepCompletedLate):
         return logging.WARNING
     if getattr(event, "error", None) is None:
         return logging.INFO

@@ -204,7 +204,7 @@ class StepFinished(StepEvent):
 
 
 @dataclass(slots=True, eq=False)
-class StepLandedLate(StepEvent):
+class StepCompletedLate(StepEvent):
     """An attempt that had been given up came back."""
 
     attempt: int

@@ -24,25 +24,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ..errors import StoreError, shown
+from ..errors import StoreError, safe_repr
 from ..run import StepReport
 from ..status import Status
 
 __all__ = [
     "RELEASED",
-    "TO_GO_ON",
+    "RESUMABLE",
     "Busy",
     "Checkpoint",
     "Claim",
     "ClaimAnswer",
     "Claimed",
+    "DefinitionChanged",
     "Ending",
     "Finished",
     "Held",
     "Lease",
     "Lost",
     "Mismatch",
-    "Redefined",
     "RunRecord",
     "StepRecord",
     "Store",
@@ -240,14 +240,14 @@ class Lost:
     gone: bool = False
 
 
-class Redefined(StoreError):
+class DefinitionChanged(StoreError):
     """A run cannot be gone on with by this definition of its steps: it began with another. Nothing was changed."""
 
     @classmethod
-    def of(cls, record: RunRecord, key: str) -> Redefined:
+    def of(cls, record: RunRecord, key: str) -> DefinitionChanged:
         return cls(
-            f"run {record.run_id} of {shown(record.workflow)} began with another definition of its steps: "
-            f"run it with that one, or give the key up with store.release({shown(key)})."
+            f"run {record.run_id} of {safe_repr(record.workflow)} began with another definition of its steps: "
+            f"run it with that one, or give the key up with store.release({safe_repr(key)})."
         )
 
 
@@ -286,5 +286,5 @@ class Store(Protocol):
 
 RELEASED: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
 """outcomes after which the key is free again: everything was undone, so the next call starts afresh"""
-TO_GO_ON: Final = frozenset({Status.INCOMPLETE, Status.PARKED})
+RESUMABLE: Final = frozenset({Status.INCOMPLETE, Status.PARKED})
 """outcomes after which the next call goes on with the same run"""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, cast
 
-from ..errors import CorruptRecord, RunFailed, said, shown
+from ..errors import CorruptRecord, RunFailed, safe_repr, safe_str
 from ..run import StepReport
 from ..status import Status
 from .base import RunRecord, StepRecord, Write
@@ -45,7 +45,7 @@ _HEAD: Final = frozenset(
 )
 _TIMES: Final = ("waited", "ran", "backed_off")
 _IN_A_STEP: Final = frozenset(
-    {"status", "attempts", "result", "effect", "carrier", *_TIMES, "error", "undo", "undo_error", "landed_late"}
+    {"status", "attempts", "result", "effect", "carrier", *_TIMES, "error", "undo", "undo_error", "completed_late"}
 )
 
 Fields = Mapping[str, Any]
@@ -69,8 +69,8 @@ def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
         _add_values(record, told, fields, loads)
     except _Foreign as error:
         raise CorruptRecord(
-            f"the record of key {shown(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
-            f"hand, or give the key up with store.release({shown(key)}, force=True)."
+            f"the record of key {safe_repr(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
+            f"hand, or give the key up with store.release({safe_repr(key)}, force=True)."
         ) from error
     return record
 
@@ -83,7 +83,7 @@ def _refuse_bytes(fields: Fields) -> None:
                 field.encode()
                 text.encode()
             except UnicodeEncodeError:
-                raise _Foreign(f"its field {shown(field)} is not UTF-8") from None
+                raise _Foreign(f"its field {safe_repr(field)} is not UTF-8") from None
 
 
 def _head(key: str, fields: Fields) -> RunRecord:
@@ -93,7 +93,7 @@ def _head(key: str, fields: Fields) -> RunRecord:
     if schema != SCHEMA:
         raise _Foreign(f"its schema is {schema}")
     if _text(fields, "key") != key:
-        raise _Foreign(f"its key is {shown(fields['key'])}")
+        raise _Foreign(f"its key is {safe_repr(fields['key'])}")
     _text(fields, "owner")
     record = RunRecord(
         key,
@@ -119,7 +119,7 @@ def _head(key: str, fields: Fields) -> RunRecord:
     if (step := _json(fields, "failed_step", None)) is not None:
         record.failed_step = _string(step, "failed_step")
     if (error := _json(fields, "error", None)) is not None:
-        where = "" if step is None else f" at step {shown(step)}"
+        where = "" if step is None else f" at step {safe_repr(step)}"
         record.error = _failure(error, record, record.failed_step, f"failed{where}")
     if (undone := _json(fields, "undone", None)) is not None:
         record.undone = tuple(_string(name, "undone") for name in _list(undone, "undone"))
@@ -158,21 +158,21 @@ def _step(field: str, text: object, record: RunRecord, loads: Loads) -> StepReco
     seq, known = _numbered(text, field)
     name, attempts, effect = field[2:], known.get("attempts"), known.get("effect", False)
     if not _IN_A_STEP.issuperset(known) or type(effect) is not bool:
-        raise _Foreign(f"its field {shown(field)} has something in it that is not known of steps")
+        raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of steps")
     if type(attempts) is not int or not 0 <= attempts <= LARGEST:
-        raise _Foreign(f"its field {shown(field)} tells of {shown(attempts)} attempts")
+        raise _Foreign(f"its field {safe_repr(field)} tells of {safe_repr(attempts)} attempts")
     report = StepReport(_status(_STEP, known.get("status"), field), attempts)
     for time in _TIMES:
         if time in known:
             setattr(report, time, _seconds(known[time], field))
     if "error" in known:
-        report.error = _failure(known["error"], record, name, f"failed at step {shown(name)}")
+        report.error = _failure(known["error"], record, name, f"failed at step {safe_repr(name)}")
     if "undo" in known:
         report.undo = _status(_UNDO, known["undo"], field)
     if "undo_error" in known:
-        report.undo_error = _failure(known["undo_error"], record, name, f"could not undo step {shown(name)}")
-    if "landed_late" in known:
-        report.landed_late = _status(_LANDING, known["landed_late"], field)
+        report.undo_error = _failure(known["undo_error"], record, name, f"could not undo step {safe_repr(name)}")
+    if "completed_late" in known:
+        report.completed_late = _status(_LANDING, known["completed_late"], field)
     carrier = _strings(known.get("carrier", {}), field)
     if "result" not in known:
         return StepRecord(seq, report, effect=effect, carrier=carrier)
@@ -181,12 +181,12 @@ def _step(field: str, text: object, record: RunRecord, loads: Loads) -> StepReco
 
 def _write(field: str, text: object, loads: Loads) -> Write:
     if not field.startswith(WRITE):
-        raise _Foreign(f"it has a field {shown(field)}")
+        raise _Foreign(f"it has a field {safe_repr(field)}")
     seq, known = _numbered(text, field)
     if not known:
         return Write(seq, deleted=True)
     if known.keys() != {"value"}:
-        raise _Foreign(f"its field {shown(field)} has something in it that is not known of writes")
+        raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of writes")
     return Write(seq, _loaded(known["value"], field, loads))
 
 
@@ -195,7 +195,7 @@ def _failure(known: object, record: RunRecord, step: str | None, what: str) -> R
     if told.keys() != {"type", "message", "traceback"}:
         raise _Foreign("an error in it has not just type, message and traceback")
     return RunFailed(
-        f"run {record.run_id} of {shown(record.workflow)} {what}: {told['type']}: {told['message']}",
+        f"run {record.run_id} of {safe_repr(record.workflow)} {what}: {told['type']}: {told['message']}",
         run=record.run_id,
         step=step,
         error_type=told["type"],
@@ -209,8 +209,8 @@ def _loaded(text: object, field: str, loads: Loads) -> Any:
     try:
         return loads(given)
     except Exception as error:
-        why = f"{type(error).__name__}: {said(error, 200)}"
-        raise _Foreign(f"the store's codec cannot read what is in its field {shown(field)} ({why})") from error
+        why = f"{type(error).__name__}: {safe_str(error, 200)}"
+        raise _Foreign(f"the store's codec cannot read what is in its field {safe_repr(field)} ({why})") from error
 
 
 # -- the smallest parts: each as it must be, or _Foreign ---------------------------------------------------------------
@@ -222,7 +222,7 @@ def number(fields: Fields, name: str) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
         value = int(value)
     if type(value) is not int or not 0 <= value <= LARGEST:
-        raise _Foreign(f"its {name} is {'missing' if value is None else shown(value)}")
+        raise _Foreign(f"its {name} is {'missing' if value is None else safe_repr(value)}")
     return value
 
 
@@ -238,7 +238,7 @@ def _parsed(text: str, field: str) -> Any:
     try:
         return json_value(text)
     except (ValueError, RecursionError) as error:
-        raise _Foreign(f"its field {shown(field)} is not JSON ({said(error, 200)})") from error
+        raise _Foreign(f"its field {safe_repr(field)} is not JSON ({safe_str(error, 200)})") from error
 
 
 def _json(fields: Fields, name: str, default: object) -> Any:
@@ -256,19 +256,19 @@ def _text(fields: Fields, name: str) -> str:
 
 def _string(value: object, field: str) -> str:
     if not isinstance(value, str):
-        raise _Foreign(f"its field {shown(field)} is {'missing' if value is None else shown(value)}")
+        raise _Foreign(f"its field {safe_repr(field)} is {'missing' if value is None else safe_repr(value)}")
     return value
 
 
 def _dict(value: object, field: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Foreign(f"its field {shown(field)} has {shown(value)} in it")
+        raise _Foreign(f"its field {safe_repr(field)} has {safe_repr(value)} in it")
     return cast("dict[str, Any]", value)
 
 
 def _list(value: object, field: str) -> list[object]:
     if not isinstance(value, list):
-        raise _Foreign(f"its field {shown(field)} has {shown(value)} in it")
+        raise _Foreign(f"its field {safe_repr(field)} has {safe_repr(value)} in it")
     return cast("list[object]", value)
 
 
@@ -285,7 +285,7 @@ def _flag(fields: Fields, name: str) -> bool:
 
 def _one_of(known: frozenset[str], value: object, field: str) -> str:
     if not isinstance(value, str) or value not in known:
-        raise _Foreign(f"its field {shown(field)} says {shown(value)}, which means nothing")
+        raise _Foreign(f"its field {safe_repr(field)} says {safe_repr(value)}, which means nothing")
     return value
 
 
@@ -295,5 +295,5 @@ def _status(known: frozenset[str], value: object, field: str) -> Status:
 
 def _seconds(value: object, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise _Foreign(f"its field {shown(field)} tells of {shown(value)} seconds")
+        raise _Foreign(f"its field {safe_repr(field)} tells of {safe_repr(value)} seconds")
     return float(value)

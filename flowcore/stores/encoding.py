@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final, Protocol
 
-from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, said, shown
+from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, safe_repr, safe_str
 from ..run import BEGINS
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .decoding import ENDINGS, LARGEST, SCHEMA, STEP, WRITE, decode, json_value, number
@@ -104,9 +104,13 @@ class Encoding:
 
     def __init__(self, codec: Codec | None = None, max_value_bytes: int = MIB) -> None:
         if codec is not None and not all(callable(getattr(codec, verb, None)) for verb in ("dumps", "loads")):
-            raise DefinitionError(f"codec= must have the methods dumps(value) and loads(text), unlike {shown(codec)}.")
+            raise DefinitionError(
+                f"codec= must have the methods dumps(value) and loads(text), unlike {safe_repr(codec)}."
+            )
         if isinstance(max_value_bytes, bool) or not isinstance(max_value_bytes, int) or max_value_bytes < 1:
-            raise DefinitionError(f"max_value_bytes= must be a whole number from 1 up, not {shown(max_value_bytes)}.")
+            raise DefinitionError(
+                f"max_value_bytes= must be a whole number from 1 up, not {safe_repr(max_value_bytes)}."
+            )
         self._codec: Codec = _Json() if codec is None else codec
         self._dumps = _json_text if codec is None else codec.dumps
         self._most = max_value_bytes
@@ -161,7 +165,7 @@ class Encoding:
         record = ending.record
         if record.status not in ENDINGS:
             raise StoreError(
-                f"run {record.run_id} cannot end as {shown(str(record.status))}: no store would know what to do next."
+                f"run {record.run_id} cannot end as {safe_repr(str(record.status))}: no store would know what to do next."
             )
         fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
@@ -195,8 +199,8 @@ class Encoding:
             text += f',"undo":"{report.undo}"'
         if report.undo_error is not None:
             text += f',"undo_error":{_json_text(_told(report.undo_error))}'
-        if report.landed_late is not None:
-            text += f',"landed_late":"{report.landed_late}"'
+        if report.completed_late is not None:
+            text += f',"completed_late":"{report.completed_late}"'
         return text + "}"
 
     def encode_write(self, key: str, write: Write, run_id: str) -> str:
@@ -218,18 +222,18 @@ class Encoding:
             text = self._dumps(value)
         except Exception as error:
             raise NotSerializable(
-                f"{what} {shown(name)} in run {run_id} cannot be stored ({type(error).__name__}: {said(error, 200)}): "
+                f"{what} {safe_repr(name)} in run {run_id} cannot be stored ({type(error).__name__}: {safe_str(error, 200)}): "
                 "keep to what JSON knows, or give the store a codec= that knows more."
             ) from error
         if not isinstance(text, str):
             raise NotSerializable(
-                f"{what} {shown(name)} in run {run_id} cannot be stored: dumps() of the store's codec= must answer with a "
+                f"{what} {safe_repr(name)} in run {run_id} cannot be stored: dumps() of the store's codec= must answer with a "
                 f"str, not with a {type(text).__name__}."
             )
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if size > self._most:
             raise NotSerializable(
-                f"{what} {shown(name)} in run {run_id} takes {size:,} bytes, and this store keeps at most {self._most:,}: "
+                f"{what} {safe_repr(name)} in run {run_id} takes {size:,} bytes, and this store keeps at most {self._most:,}: "
                 "store where it is instead, or make the store with a larger max_value_bytes=."
             )
         return text
@@ -247,7 +251,7 @@ def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
             except UnicodeEncodeError:
                 what = {STEP: "the step name", WRITE: "the context key"}.get(name[:2], f"its {name},")
                 raise NotSerializable(
-                    f"run {shown(run_id)} cannot be stored: {what} {shown(name[2:] if ':' in name[:2] else text)} holds half "
+                    f"run {safe_repr(run_id)} cannot be stored: {what} {safe_repr(name[2:] if ':' in name[:2] else text)} holds half "
                     "a surrogate pair, which no store can keep: choose another."
                 ) from None
     return fields
@@ -256,7 +260,7 @@ def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
 def _string_key(key: object, run_id: str) -> str:
     if not isinstance(key, str):
         raise NotSerializable(
-            f"the context key {shown(key)} in run {run_id} cannot be stored: a durable store keeps values under strings, "
+            f"the context key {safe_repr(key)} in run {run_id} cannot be stored: a durable store keeps values under strings, "
             "so use a string."
         )
     return key
@@ -277,4 +281,4 @@ def _told(error: BaseException) -> dict[str, str]:
         text = f"(its traceback cannot be told: {type(failure).__name__})"
     if len(text) > _TRACEBACK:
         text = "…" + text[-_TRACEBACK:]
-    return {"type": type(error).__name__, "message": said(error, _MESSAGE), "traceback": text}
+    return {"type": type(error).__name__, "message": safe_str(error, _MESSAGE), "traceback": text}

@@ -12,25 +12,25 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, shown
+from ..errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, safe_repr
 from ..retry import Duration, seconds
 from ..run import StepReport
 from ..status import Status
 from .base import (
     RELEASED,
-    TO_GO_ON,
+    RESUMABLE,
     Busy,
     Checkpoint,
     Claim,
     ClaimAnswer,
     Claimed,
+    DefinitionChanged,
     Ending,
     Finished,
     Held,
     Lease,
     Lost,
     Mismatch,
-    Redefined,
     RunRecord,
 )
 from .memory_run import LiveRun
@@ -64,7 +64,9 @@ class MemoryStore:
         wall: Callable[[], float] = time.time,
     ) -> None:
         if isinstance(max_runs, bool) or not isinstance(max_runs, int) or max_runs < 1:
-            raise DefinitionError(f"MemoryStore(max_runs=) must be a whole number from 1 up, not {shown(max_runs)}.")
+            raise DefinitionError(
+                f"MemoryStore(max_runs=) must be a whole number from 1 up, not {safe_repr(max_runs)}."
+            )
         self.retention = seconds(retention, "MemoryStore(retention=)")
         self.max_runs = max_runs
         self._clock = clock
@@ -106,12 +108,12 @@ class MemoryStore:
                 return Held(record.run_id, record.carrier, age)
             if status == Status.SUCCESS:
                 return Finished(kept.seen(), age)
-            if status in TO_GO_ON or (status == Status.RUNNING and kept.expires <= now):
+            if status in RESUMABLE or (status == Status.RUNNING and kept.expires <= now):
                 return self._take_over(kept, claim, now)
             if status != Status.RUNNING:
                 raise CorruptRecord(
-                    f"the record of key {shown(claim.key)} has the status {shown(status)}, which means nothing: "
-                    f"look at it with store.list_runs(), or give the key up with store.release({shown(claim.key)})."
+                    f"the record of key {safe_repr(claim.key)} has the status {safe_repr(status)}, which means nothing: "
+                    f"look at it with store.list_runs(), or give the key up with store.release({safe_repr(claim.key)})."
                 )
             if claim.waits:
                 self._watched.add(record.run_id)
@@ -144,7 +146,7 @@ class MemoryStore:
     def _take_over(self, kept: LiveRun, claim: Claim, now: float) -> Claimed:
         record = kept.record
         if record.graph != claim.graph:
-            raise Redefined.of(record, claim.key)
+            raise DefinitionChanged.of(record, claim.key)
         kept.owner, kept.before = claim.run_id, kept.seen()
         # The decision stays until its new owner shows by a checkpoint or an ending that it has heard of it.
         kept.record = replace(record, status=Status.RUNNING, fence=record.fence + 1, finished=None)
@@ -204,7 +206,7 @@ class MemoryStore:
                 return None
             kept.end(ending, self._wall(), watched=end.run_id in self._watched)
             self._watched.discard(end.run_id)
-            if not end.held and end.status not in TO_GO_ON:
+            if not end.held and end.status not in RESUMABLE:
                 self._ended[end.key] = now
             if self._ended:
                 self._forget_old(now)
@@ -236,7 +238,7 @@ class MemoryStore:
                 for kept in self._runs.values()
                 if kept.record.workflow in workflows
                 and not kept.record.held
-                and (kept.record.status in TO_GO_ON or kept.expired(now))
+                and (kept.record.status in RESUMABLE or kept.expired(now))
             ]
             found.sort(key=lambda kept: kept.started)
             return [kept.seen() for kept in found[:_AT_ONCE]]
@@ -258,7 +260,7 @@ class MemoryStore:
                 if kept.record.run_id == run_id:
                     return kept.seen()
         raise RunNotFound(
-            f"this store has no run {shown(run_id)}: it is unknown, or was forgotten after its retention."
+            f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
         )
 
     def list_runs(
@@ -310,11 +312,11 @@ class MemoryStore:
         record = kept.record
         if kept.over and not record.held:
             raise StoreError(
-                f"key {shown(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
+                f"key {safe_repr(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
                 f"there is nothing left to {decision}."
             )
         self._stop(kept, held=False, decision=decision)
-        if kept.record.status not in TO_GO_ON:
+        if kept.record.status not in RESUMABLE:
             kept.record.status = Status.PARKED
         self._ended.pop(key, None)
 
@@ -342,14 +344,14 @@ class MemoryStore:
     def _known(self, key: str) -> LiveRun:
         kept = self._runs.get(key)
         if kept is None:
-            raise RunNotFound(f"this store knows no key {shown(key)}.")
+            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
         return kept
 
     def _idle(self, key: str, way_out: str = "") -> LiveRun:
         kept = self._known(key)
         if kept.record.status == Status.RUNNING and kept.expires > self._clock():
             ways = f"cancel it first, {way_out}" if way_out else "cancel it first"
-            raise StoreError(f"key {shown(key)} belongs to run {kept.record.run_id}, which is running: {ways}.")
+            raise StoreError(f"key {safe_repr(key)} belongs to run {kept.record.run_id}, which is running: {ways}.")
         return kept
 
     def gc(self) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import RunFailed, said, shown
+from ..errors import RunFailed, safe_repr, safe_str
 from ..run import StepReport
 from ..status import Status
-from .base import TO_GO_ON, Checkpoint, Ending, RunRecord, StepRecord, Write
+from .base import RESUMABLE, Checkpoint, Ending, RunRecord, StepRecord, Write
 
 __all__ = ["LiveRun"]
 
@@ -34,7 +34,7 @@ class LiveRun:
     @property
     def over(self) -> bool:
         """Whether there is nothing left to go on with."""
-        return self.record.status != Status.RUNNING and self.record.status not in TO_GO_ON
+        return self.record.status != Status.RUNNING and self.record.status not in RESUMABLE
 
     def expired(self, now: float) -> bool:
         """Whether it is running, and its owner's lease is over."""
@@ -146,8 +146,8 @@ def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
     if isinstance(error, RunFailed):
         kind, message, traceback_text = error.error_type, error.message, error.traceback_text
     else:
-        kind, message, traceback_text = type(error).__name__, said(error), ""
-    where = "" if step is None else f" at step {shown(step)}"
+        kind, message, traceback_text = type(error).__name__, safe_str(error), ""
+    where = "" if step is None else f" at step {safe_repr(step)}"
     return RunFailed(
         f"run {run_id} failed{where}: {kind}: {message}",
         run=run_id,

@@ -11,8 +11,8 @@ from ..events import (
     IdempotencyHit,
     Logger,
     RunFinished,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepSkipped,
 )
 from ..status import Status
@@ -27,7 +27,7 @@ class Journal(Logger, Sequence[str]):
     the outcome of the run or of its idempotency key: `run compensated`, `key replayed`. Thread-safe.
     """
 
-    wants = frozenset({CompensationFinished, IdempotencyHit, RunFinished, StepFinished, StepLandedLate, StepSkipped})
+    wants = frozenset({CompensationFinished, IdempotencyHit, RunFinished, StepFinished, StepCompletedLate, StepSkipped})
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -41,7 +41,7 @@ class Journal(Logger, Sequence[str]):
                 self.lines.append(f"{'undo' if event.outcome is Status.SUCCESS else 'undo-failed'} {event.step}")
             case StepSkipped():
                 self.lines.append(f"skip {event.step}")
-            case StepLandedLate():
+            case StepCompletedLate():
                 self.lines.append(f"late {event.step}")
             case IdempotencyHit():
                 self.lines.append(f"key {event.outcome}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._kernel.effects import Outcome
-from ..errors import RunFailed, StoreUnavailable, said
+from ..errors import RunFailed, StoreUnavailable, safe_str
 from ..run import StepReport
 from ..stores.base import Checkpoint, Claim, ClaimAnswer, Claimed, Ending, Finished, Lost, RunRecord, StepRecord
 from ..stores.memory import MemoryStore
@@ -104,7 +104,7 @@ def _report(report: StepReport, run_id: str, name: str) -> StepReport:
 def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
     if isinstance(error, RunFailed):
         return error
-    kind, message = type(error).__name__, said(error)
+    kind, message = type(error).__name__, safe_str(error)
     return RunFailed(f"{kind}: {message}", run=run_id, step=step, error_type=kind, error_message=message)
 
 

@@ -12,22 +12,22 @@ from typing import Any
 
 from .._durable.checkpoints import lose
 from .._kernel.effects import (
-    HELP,
+    REQUEST_WORKER,
     RESUME,
     WAIT,
     Ask,
+    AwaitAbandoned,
     Call,
+    Delegate,
     GivenUp,
-    Hand,
-    Landing,
     Outcome,
     Program,
     Sleep,
     Stop,
     as_call,
 )
-from .._kernel.run import helper, run
-from .._kernel.run_state import Execution
+from .._kernel.run import execute, helper
+from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.undo import late
 from ..context import Context
@@ -69,7 +69,7 @@ class Process:
     ) -> None:
         self.world = world
         self.act = Act(caller, world.now)
-        self.x: Execution
+        self.x: RunState
         self._network = network
         self._number = number
         self._halt = caller.halt
@@ -107,10 +107,10 @@ class Process:
         self, workflow: Workflow, values: Mapping[str, Any] | None, key: str | None, deadline: float | None
     ) -> None:
         """Want the run."""
-        x = self.x = Execution(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
+        x = self.x = RunState(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
         x.key, x.wait = key, self.act.caller.wait
         x.allowed = workflow.deadline if deadline is None else deadline
-        self._main = run(x)
+        self._main = execute(x)
         if self.act.caller.recovers:
             self._after(0.0, self._look_for_work)
         else:
@@ -197,7 +197,7 @@ class Process:
                     self._sleeping[effect] = program
                     self._after(effect.seconds, partial(self._wake, effect))
                     return None
-            elif type(effect) is Landing:
+            elif type(effect) is AwaitAbandoned:
                 if effect.call.landed is None:
                     self._landings[effect.call] = program
                     self._after(effect.seconds, partial(self._landing_over, effect.call, None))
@@ -210,9 +210,9 @@ class Process:
                 if self._main_parked:
                     self._main_parked = False
                     self._soon(self._main, None)
-            elif effect is HELP:
+            elif effect is REQUEST_WORKER:
                 self._after(self.world.random.random() * 0.1, partial(self._advance, helper(self.x), None))
-            elif type(effect) is Hand:
+            elif type(effect) is Delegate:
                 self._soon(helper(self.x, effect.node), None)
             elif type(effect) is Stop:
                 self._stop(effect)
@@ -358,7 +358,7 @@ class Process:
         self._due += 1
         self._network.send(self._number, verb, argument, answered, applied)
 
-    def _owns(self, x: Execution) -> None:
+    def _owns(self, x: RunState) -> None:
         """The run has been claimed: keep its lease, as an engine's heartbeat does."""
         if self.act.caller.beats and self._settings.lease < math.inf:
             self._beat_later(Lease(x.stored_key, x.run_id, x.fence))

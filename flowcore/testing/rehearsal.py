@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..errors import said
+from ..errors import safe_str
 from ..run import Run
 from ..status import Status
 from ..stores.memory import MemoryStore
@@ -126,7 +126,7 @@ def _judged(step: str, fault: str, run: Run, world: Callable[[], object]) -> Sce
         clean = world() is not False
         trouble = "" if clean else "world() said no"
     except AssertionError as error:
-        clean, trouble = False, said(error) or "world() raised AssertionError"
+        clean, trouble = False, safe_str(error) or "world() raised AssertionError"
     return Scene(step, fault, clean, run, trouble)
 
 

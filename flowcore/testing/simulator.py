@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DefinitionError, shown
+from ..errors import DefinitionError, safe_repr
 from ..events import Event
 from ..run import Run
 from ..stores.memory import MemoryStore
@@ -77,11 +77,13 @@ def simulate(
     faults = dict(faults or {})
     for name in faults:
         if name not in known:
-            raise DefinitionError(f"faults= names {shown(name)}, which is not a step of {shown(workflow.name)}.")
+            raise DefinitionError(
+                f"faults= names {safe_repr(name)}, which is not a step of {safe_repr(workflow.name)}."
+            )
     crashes = not CRASHES.isdisjoint(faults.values())
     if store is not None and crashes and not store.durable:
         raise DefinitionError(
-            f"only a durable store survives a crash, and {shown(store)} is none: pass SimulatedStore()."
+            f"only a durable store survives a crash, and {safe_repr(store)} is none: pass SimulatedStore()."
         )
     story = play(
         workflow,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ..errors import shown
+from ..errors import safe_repr
 from ..status import Status
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
@@ -134,7 +134,7 @@ def play(
     world.after(callers[0].after, partial(come, 0))
     try:
         if not world.run() or any(process.hangs for process in processes):
-            raise AssertionError(f"the run of {shown(workflow.name)} never ended; replay with seed={seed}")
+            raise AssertionError(f"the run of {safe_repr(workflow.name)} never ended; replay with seed={seed}")
     finally:
         world.close()
         for process in processes:

@@ -10,7 +10,7 @@ import pytest
 import flowcore
 import flowcore.stores
 from flowcore import errors
-from flowcore.errors import FlowcoreError, said, shown
+from flowcore.errors import FlowcoreError, safe_repr, safe_str
 
 
 @pytest.mark.parametrize("module", ["flowcore", "flowcore.stores", "flowcore.events", "flowcore.errors"])
@@ -64,13 +64,13 @@ def test_errors_raised_by_steps_are_no_errors_of_ours() -> None:
     [("a", "'a'"), (3, "3"), (None, "None"), ("a\nb", "'a\\nb'"), ("\ud800", "'\\ud800'")],
 )
 def test_values_are_shown_as_python_writes_them(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert safe_repr(value) == text
 
 
 def test_long_values_are_clipped() -> None:
-    assert len(shown("x" * 10_000)) < 100
-    assert len(shown(["x"] * 10_000)) < 100
-    assert len(said(ValueError("x" * 10_000))) < 1100
+    assert len(safe_repr("x" * 10_000)) < 100
+    assert len(safe_repr(["x"] * 10_000)) < 100
+    assert len(safe_str(ValueError("x" * 10_000))) < 1100
 
 
 def test_the_version_is_that_of_the_distribution_and_other_names_are_unknown() -> None:

@@ -19,7 +19,7 @@ from flowcore import (
     StepCancelled,
     Workflow,
 )
-from flowcore.events import BackoffStarted, RunFinished, StepLandedLate
+from flowcore.events import BackoffStarted, RunFinished, StepCompletedLate
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Gate, Ledger, Live, MakeLive, notes, of_type, run_async, until, until_async
@@ -77,7 +77,7 @@ def test_cancel_waits_for_a_step_that_does_not_heed_it_at_most_grace(
     assert ledger == ["-deaf"]
     gate.set()
     until(lambda: ledger == ["-deaf", "deaf", "-deaf"])
-    until(lambda: of_type(events, StepLandedLate))
+    until(lambda: of_type(events, StepCompletedLate))
 
 
 def test_cancel_ends_a_backoff_at_once(live: MakeLive, ledger: Ledger) -> None:

@@ -26,8 +26,8 @@ from flowcore import (
 )
 from flowcore._engines.threads import _leave
 from flowcore._kernel.outcome import _first_match
-from flowcore._kernel.run_state import Execution
-from flowcore.events import AttemptFinished, StepFinished, StepLandedLate, StepStarted
+from flowcore._kernel.run_state import RunState
+from flowcore.events import AttemptFinished, StepCompletedLate, StepFinished, StepStarted
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, run_async, until
@@ -59,9 +59,9 @@ def test_a_step_that_lands_between_its_timeout_and_the_end_is_recorded_before_th
     with Engine(hooks=[sees]) as engine:
         engines.append(engine)
         run = engine.run(wf, check=False)
-    assert run.steps["slow"].landed_late is Status.SUCCESS
+    assert run.steps["slow"].completed_late is Status.SUCCESS
     assert type(events[-1]).__name__ == "RunFinished"
-    assert len(of_type(events, StepLandedLate)) == 1
+    assert len(of_type(events, StepCompletedLate)) == 1
     assert ledger == (["slow", "-slow"] if undoable else ["slow"])
 
 
@@ -117,7 +117,7 @@ def test_a_predicate_that_lands_late_is_nobodys_business(live: MakeLive, ledger:
     gate.set()
     one.close()
     assert ledger == []
-    assert not of_type(events, StepLandedLate, StepStarted)
+    assert not of_type(events, StepCompletedLate, StepStarted)
 
 
 def test_a_coroutine_that_a_function_answers_after_it_was_given_up_is_closed_and_has_done_nothing(
@@ -141,7 +141,7 @@ def test_a_coroutine_that_a_function_answers_after_it_was_given_up_is_closed_and
             gate.set()
 
     run_async(main)  # an unawaited coroutine would be a warning, and that an error
-    assert [event.outcome for event in of_type(events, StepLandedLate)] == [Status.FAILURE]
+    assert [event.outcome for event in of_type(events, StepCompletedLate)] == [Status.FAILURE]
     assert ledger == ["-slow"]
 
 
@@ -301,12 +301,12 @@ def test_a_step_whose_result_ctrl_c_kept_from_being_noted_is_undone_too(
                 raise KeyboardInterrupt
             super().__setitem__(name, value)
 
-    def begin(x: Execution, *args: Any) -> None:
+    def begin(x: RunState, *args: Any) -> None:
         begins(x, *args)
         x.results = Struck()
 
-    begins = Execution.__init__
-    monkeypatch.setattr(Execution, "__init__", begin)
+    begins = RunState.__init__
+    monkeypatch.setattr(RunState, "__init__", begin)
     wf = Workflow("w", parallel_undo=parallel_undo)
     ledger.add(wf, "a")
     ledger.add(wf, "no undo", depends_on="a", undoable=False)

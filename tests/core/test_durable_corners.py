@@ -34,7 +34,7 @@ from flowcore.events import (
     MaintenanceStarted,
     RunRecovered,
     RunRequested,
-    StepLandedLate,
+    StepCompletedLate,
     StepStarted,
     StoreCalled,
 )
@@ -119,7 +119,7 @@ def test_a_run_that_is_cancelled_while_verify_is_asked_undoes_what_may_have_happ
         assert store.find("k").status is Status.COMPENSATED
         gate.set()
         one.close()
-    assert not of_type(events, StepLandedLate)  # what it answers then is nobody's business
+    assert not of_type(events, StepCompletedLate)  # what it answers then is nobody's business
 
 
 # -- a run that is lost, or cannot be kept, on the way -----------------------------------------------------------------

@@ -80,7 +80,7 @@ def check_well_formed(events: list[Any]) -> None:
             assert abs(end.duration - (end.at - event.at)) < 0.05
     for run in of_type(events, RunFinished):
         of_run = kinds([event for event in events if event.run_id == run.run_id])
-        assert set(of_run[of_run.index("RunFinished") + 1 :]) <= {"StepLandedLate", "HookFailed"}
+        assert set(of_run[of_run.index("RunFinished") + 1 :]) <= {"StepCompletedLate", "HookFailed"}
     states = {id(event.state) for event in events if event.run_id}
     assert len(states) == len({event.run_id for event in events if event.run_id})
 
@@ -198,7 +198,7 @@ def test_every_start_has_its_finish_when_steps_time_out_and_land_late(live: Make
     live(hooks=[events.append], grace=0.01).run(wf, check=False)
     check_well_formed(events)
     gate.set()
-    until(lambda: [event for event in events if type(event).__name__ == "StepLandedLate"])
+    until(lambda: [event for event in events if type(event).__name__ == "StepCompletedLate"])
 
 
 def test_every_start_has_its_finish_when_the_run_is_cancelled(live: MakeLive) -> None:

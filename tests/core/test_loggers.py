@@ -98,7 +98,7 @@ def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledge
     )
 
 
-def test_printlogger_tells_of_late_landings(live: MakeLive, gate: Gate) -> None:
+def test_printlogger_tells_of_late_completions(live: MakeLive, gate: Gate) -> None:
     out = io.StringIO()
     wf = Workflow("late")
     wf.add_step("slow", gate, timeout=0.01)

@@ -115,7 +115,7 @@ def test_a_run_past_its_pivot_waits_for_what_it_gave_up_which_the_next_call_atte
     ledger.add(wf, "ship", depends_on="pay", first=lands, timeout=0.01)
     run = live(hooks=[sees]).run(wf, idempotency_key="k", check=False)
     assert (run.status, ledger) == (Status.INCOMPLETE, ["pay", "ship"])
-    assert run.steps["ship"].landed_late is Status.SUCCESS
+    assert run.steps["ship"].completed_late is Status.SUCCESS
 
 
 def test_going_on_asks_verify_about_a_step_that_timed_out(live: MakeLive, ledger: Ledger, gate: Gate) -> None:

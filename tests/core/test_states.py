@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flowcore import NoResult, Run, Status, StepReport, Workflow
-from flowcore._kernel.effects import HELP
+from flowcore._kernel.effects import REQUEST_WORKER
 from flowcore._kernel.outcome import RUN, STEP, UNDO, outcome
 
 from .conftest import Drive, Ledger
@@ -46,7 +46,7 @@ def test_statuses_are_their_plain_strings() -> None:
 
 
 def test_signals_print_their_names() -> None:
-    assert repr(HELP) == "HELP"
+    assert repr(REQUEST_WORKER) == "REQUEST_WORKER"
 
 
 # -- Run ---------------------------------------------------------------------------------------------------------------

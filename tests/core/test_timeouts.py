@@ -21,7 +21,7 @@ from flowcore import (
     StepTimeout,
     Workflow,
 )
-from flowcore.events import AttemptFinished, StepFinished, StepLandedLate
+from flowcore.events import AttemptFinished, StepCompletedLate, StepFinished
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, run_async, until, until_async
 
@@ -84,8 +84,8 @@ def test_an_undo_never_comes_before_the_effect_it_undoes_if_that_lands_within_gr
     events: list[Any] = []
     run = live(hooks=[events.append, sees], grace=PATIENCE).run(wf, check=False)
     assert ledger == ["charge", "-charge"]
-    assert run.steps["charge"].landed_late is Status.SUCCESS
-    assert [(event.outcome, event.undo) for event in of_type(events, StepLandedLate)] == [(Status.SUCCESS, False)]
+    assert run.steps["charge"].completed_late is Status.SUCCESS
+    assert [(event.outcome, event.undo) for event in of_type(events, StepCompletedLate)] == [(Status.SUCCESS, False)]
     assert "it came back later, after it had been given up: success" in run.explain()
 
 
@@ -114,8 +114,8 @@ def test_a_step_that_lands_after_it_was_undone_is_undone_again(live: MakeLive, l
     assert ledger == ["-charge"]
     gate.set()
     until(lambda: ledger == ["-charge", "charge", "-charge"])
-    until(lambda: of_type(events, StepLandedLate))
-    assert run.steps["charge"].landed_late is Status.SUCCESS
+    until(lambda: of_type(events, StepCompletedLate))
+    assert run.steps["charge"].completed_late is Status.SUCCESS
 
 
 def test_a_step_that_fails_late_is_recorded_and_not_undone_again(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
@@ -124,7 +124,7 @@ def test_a_step_that_fails_late_is_recorded_and_not_undone_again(live: MakeLive,
     ledger.add(wf, "charge", first=gate, timeout=SOON, raises=ValueError("late"))
     run = live(hooks=[events.append], grace=SOON).run(wf, check=False)
     gate.set()
-    (late,) = until(lambda: of_type(events, StepLandedLate))
+    (late,) = until(lambda: of_type(events, StepCompletedLate))
     assert (late.step, late.attempt, late.outcome, str(late.error), late.late > 0) == (
         "charge",
         1,
@@ -133,16 +133,16 @@ def test_a_step_that_fails_late_is_recorded_and_not_undone_again(live: MakeLive,
         True,
     )
     assert ledger == ["-charge", "charge"]
-    assert run.steps["charge"].landed_late is Status.FAILURE
+    assert run.steps["charge"].completed_late is Status.FAILURE
 
 
 def test_a_late_landing_of_a_run_that_undid_nothing_is_only_recorded(live: MakeLive, gate: Gate) -> None:
     wf = Workflow("late")
     wf.add_step("slow", gate, timeout=SOON)
     run = live(grace=SOON).run(wf, check=False)
-    assert run.steps["slow"].landed_late is None
+    assert run.steps["slow"].completed_late is None
     gate.set()
-    until(lambda: run.steps["slow"].landed_late is Status.SUCCESS)
+    until(lambda: run.steps["slow"].completed_late is Status.SUCCESS)
 
 
 def test_the_next_attempt_starts_only_after_the_one_that_timed_out_has_landed(
@@ -363,7 +363,7 @@ def test_an_undo_that_lands_late_is_recorded(live: MakeLive, gate: Gate) -> None
     wf.add_step("b", lambda ctx: 1 / 0, depends_on=a)
     run = live(grace=SOON, hooks=[events.append]).run(wf, check=False)
     gate.set()
-    (late,) = until(lambda: of_type(events, StepLandedLate))
+    (late,) = until(lambda: of_type(events, StepCompletedLate))
     assert (late.undo, late.outcome) == (True, Status.SUCCESS)
     assert run["a"] == "result"
 
@@ -439,7 +439,7 @@ def test_an_async_step_that_ignores_its_cancellation_is_left_behind_and_lands_la
         release.set()
         await until_async(lambda: len(undone) == 2)
         assert undone == [None, "late"]
-        assert of_type(events, StepLandedLate)[0].outcome is Status.SUCCESS
+        assert of_type(events, StepCompletedLate)[0].outcome is Status.SUCCESS
 
     run_async(main)
 

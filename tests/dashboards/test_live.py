@@ -258,7 +258,9 @@ def test_counts_are_what_the_callers_were_told(live: Live) -> None:
     assert _sums(live, "flowcore_run_recoveries_total", "decision") == recovered
     assert live.value('sum(flowcore_lease_lost_total{job="shop"})') == PAUSED
     assert _sums(live, "flowcore_hook_errors_total", "hook") == {"grumpy": told.by_trouble["failures"]["failure"]}
-    assert _sums(live, "flowcore_step_late_landings_total", "step") == {"read": told.by_trouble["time_outs"]["failure"]}
+    assert _sums(live, "flowcore_step_late_completions_total", "step") == {
+        "read": told.by_trouble["time_outs"]["failure"]
+    }
 
 
 def test_panels_show_the_troubles_that_there_were(live: Live) -> None:

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from flowcore import AsyncEngine, Backoff, Context, Engine, Retry, StepCancelled, StoreUnavailable, Workflow
-from flowcore.events import Event, StepLandedLate
+from flowcore.events import Event, StepCompletedLate
 from flowcore.stores import MemoryStore
 from flowcore_otel import PrometheusHook, TracingHook
 
@@ -148,7 +148,7 @@ def test_a_late_landing_in_an_async_engine_is_counted(registry: CollectorRegistr
     wf.add_step("book", lambda ctx: go_on.wait(10), timeout=0.02)
 
     def tell(event: Event) -> None:
-        if isinstance(event, StepLandedLate):
+        if isinstance(event, StepCompletedLate):
             told.set()
 
     async def main() -> None:
@@ -160,4 +160,4 @@ def test_a_late_landing_in_an_async_engine_is_counted(registry: CollectorRegistr
 
     asyncio.run(main())
     labels = {"workflow": "trip", "step": "book"}
-    assert registry.get_sample_value("flowcore_step_late_landings_total", labels) == 1
+    assert registry.get_sample_value("flowcore_step_late_completions_total", labels) == 1

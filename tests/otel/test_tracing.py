@@ -192,7 +192,7 @@ def test_a_late_landing_is_told_in_the_context_of_the_ended_step(spans: Spans) -
     hook = TracingHook(spans.provider, logger_provider=logs)
 
     def and_tell(event: Event) -> None:
-        if type(event).__name__ == "StepLandedLate":
+        if type(event).__name__ == "StepCompletedLate":
             told.set()
 
     with Engine(hooks=[hook, and_tell]) as engine:
@@ -201,7 +201,7 @@ def test_a_late_landing_is_told_in_the_context_of_the_ended_step(spans: Spans) -
         give_up.set()
         assert told.wait(5)
     record = exporter.get_finished_logs()[-1].log_record
-    assert record.event_name == "flowcore.step.landed_late"
+    assert record.event_name == "flowcore.step.completed_late"
     assert record.span_id == spans["step book"].context.span_id
     assert record.attributes["flowcore.step.outcome"] == "success"
 

@@ -35,8 +35,8 @@ from flowcore.events import (
     RunRecovered,
     RunRequested,
     RunStarted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepStarted,
     StoreCalled,
 )
@@ -101,7 +101,7 @@ def starts(c: Chronicle) -> Iterator[str]:
 def _lands_late(c: Chronicle, call: SimulatedCall) -> bool:
     """Whether a step that is undone has come back after it was given up: then it is undone again, even after the end."""
     events = c.story.acts[call.process].events
-    late = [event for event in events if isinstance(event, StepLandedLate) and not event.undo]
+    late = [event for event in events if isinstance(event, StepCompletedLate) and not event.undo]
     return call.what == "undo" and any(event.step == call.step for event in late)
 
 

@@ -29,8 +29,8 @@ from flowcore.events import (
     RunFinished,
     RunRequested,
     RunStarted,
+    StepCompletedLate,
     StepFinished,
-    StepLandedLate,
     StepReady,
     StepSkipped,
     StepStarted,
@@ -145,7 +145,7 @@ def differs_alone(trial: Trial) -> list[str]:
 
 def _summary(trial: Trial) -> list[Any]:
     run = trial.simulation.run
-    steps = {name: (r.status, r.attempts, r.undo, r.landed_late) for name, r in run.steps.items()}
+    steps = {name: (r.status, r.attempts, r.undo, r.completed_late) for name, r in run.steps.items()}
     effects = [(e.what, e.step, e.attempt, e.did, e.seen, repr(e.error)) for e in trial.effects]
     error = type(run.error), str(run.error)
     return [run.id, run.status, run.undone, run.held, run.failed_step, error, steps, run.results, effects]
@@ -222,7 +222,7 @@ class Story:
                 last = part.attempts[-1] if part.attempts else None
                 self._expect(last is not None and last.finished is not None, f"{name} ends before its attempt")
                 part.finished, part.end = event, index
-            case StepLandedLate():
+            case StepCompletedLate():
                 history.late.append((index, event))
             case _:
                 self.malformed.append(f"{event!r} is no event of a run in memory")
@@ -320,7 +320,7 @@ def well_formed(s: Story) -> Iterator[str]:
         if any(part.index < s.ended_at < part.end for part in history.undos):
             yield f"the run ends while {name} is being undone"
     for event in s.events[s.ended_at + 1 :]:
-        if not isinstance(event, StepLandedLate | CompensationStarted | CompensationFinished | StoreCalled) and not (
+        if not isinstance(event, StepCompletedLate | CompensationStarted | CompensationFinished | StoreCalled) and not (
             isinstance(event, AttemptStarted | AttemptFinished | BackoffStarted) and event.undo
         ):
             yield f"{type(event).__name__} after the end of the run"
@@ -799,7 +799,7 @@ def _parallel_order(s: Story, firsts: list[tuple[str, Part]]) -> Iterator[str]:
                 yield f"{name} is undone before its dependant {other}"
 
 
-def late_landings(s: Story) -> Iterator[str]:
+def late_completions(s: Story) -> Iterator[str]:
     """Whatever comes back after it was given up is told, once."""
     for name, history in s.histories.items():
         for what in ("do", "undo"):
@@ -896,7 +896,7 @@ JUDGES = (
     statuses,
     ending,
     undoing,
-    late_landings,
+    late_completions,
     scheduling,
     keys,
 )

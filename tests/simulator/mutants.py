@@ -23,20 +23,27 @@ class Mutant:
     new: str
 
 
+ROOMS = {
+    "retry": "",
+    **dict.fromkeys(("claim", "checkpoints", "unsaved", "fast_checkpoints", "takeover"), "_durable."),
+}
+"""where a module is, if not in the kernel"""
+
+
 def m(name: str, module: str, old: str, new: str) -> Mutant:
-    return Mutant(name, f"flowcore.{'' if module == 'retry' else '_protocol.'}{module}", old, new)
+    return Mutant(name, f"flowcore.{ROOMS.get(module, '_kernel.')}{module}", old, new)
 
 
 MUTANTS = (
     # what is undone, and in which order
-    m("undo in forward order", "undo", "x.to_undo.pop()", "x.to_undo.pop(0)"),
-    m("drop the last undo", "undo", "while x.undoes and x.to_undo:", "while x.undoes and len(x.to_undo) > 1:"),
-    m("undo nothing at all", "undo", "if not x.to_undo:", "if x.to_undo:"),
-    m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(x)", "collect_landed(x)"),
-    m("parallel undo in definition order", "execution", "if not node.successors])", "])"),
+    m("undo in forward order", "undo", "run.to_undo.pop()", "run.to_undo.pop(0)"),
+    m("drop the last undo", "undo", "while run.undoes and run.to_undo:", "while run.undoes and len(run.to_undo) > 1:"),
+    m("undo nothing at all", "undo", "if not run.to_undo:", "if run.to_undo:"),
+    m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(run)", "collect_landed(run)"),
+    m("parallel undo in definition order", "run_state", "if not node.successors])", "])"),
     m(
         "parallel undo does not wait for dependants",
-        "execution",
+        "run_state",
         "[len(node.successors) for node in self.plan.nodes]",
         "[min(1, len(node.successors)) for node in self.plan.nodes]",
     ),
@@ -60,7 +67,7 @@ MUTANTS = (
     ),
     m(
         "done steps are not undone",
-        "execution",
+        "run_state",
         "if node.compensation is not None:\n                self.to_undo.append(node)\n            return self._after",
         "if node.compensation is None:\n                self.to_undo.append(node)\n            return self._after",
     ),
@@ -73,14 +80,14 @@ MUTANTS = (
     m(
         "a failed undo ends the undoing",
         "undo",
-        "        x.undo_errors[node.name] = error",
-        "        x.undo_errors[node.name] = error\n        x.to_undo.clear()",
+        "        run.undo_errors[node.name] = error",
+        "        run.undo_errors[node.name] = error\n        run.to_undo.clear()",
     ),
     m(
         "a failed undo counts as done",
         "undo",
-        "    if error is None:\n        x.undone.append",
-        "    if True:\n        x.undone.append",
+        "    if error is None:\n        run.undone.append",
+        "    if True:\n        run.undone.append",
     ),
     m(
         "an undo is tried once",
@@ -94,32 +101,32 @@ MUTANTS = (
         "undo.fn, undo.retry, undo.timeout, told, undo=True",
         "undo.fn, undo.retry, None, told, undo=True",
     ),
-    m("the wrong trigger", "undo", 'x.failed_step or "cancelled"', "node.name"),
-    m("undos all have number one", "execution", "self.undo_order += 1", "self.undo_order = 1"),
-    m("undo is cancelled with its run", "steps", "return x.stopped and not undo", "return x.stopped"),
-    m("an undo has a deadline", "steps", "(x.deadline is not None and not undo)", "x.deadline is not None"),
+    m("the wrong trigger", "undo", 'run.failed_step or "cancelled"', "node.name"),
+    m("undos all have number one", "run_state", "self.undo_order += 1", "self.undo_order = 1"),
+    m("undo is cancelled with its run", "steps", "return run.stopped and not undo", "return run.stopped"),
+    m("an undo has a deadline", "steps", "(run.deadline is not None and not undo)", "run.deadline is not None"),
     # what starts
     m(
         "start after a failure",
-        "execution",
+        "run_state",
         "        if not self.stopped:\n            counts, ready",
         "        if True:\n            counts, ready",
     ),
     m(
         "start before the last dependency",
-        "execution",
+        "run_state",
         "                counts[index] -= 1\n                if not counts[index]:",
         "                counts[index] -= 1\n                if counts[index] >= 0:",
     ),
-    m("a sibling in backoff tries again after a failure", "steps", "return x.stopped and not undo", "return False"),
+    m("a sibling in backoff tries again after a failure", "steps", "return run.stopped and not undo", "return False"),
     m(
         "last come, first started",
-        "execution",
+        "run_state",
         "                return self.plan.nodes[ready.popleft()]",
         "                return self.plan.nodes[ready.pop()]",
     ),
-    m("max_parallel is ignored", "execution", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
-    m("nobody helps", "steps", "if x.ready and not x.waking and x.wants_help():", "if False:"),
+    m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
+    m("nobody helps", "steps", "if run.ready and not run.waking and run.wants_help():", "if False:"),
     m("skipped steps are run", "steps", "return None if answer else End(Status.SKIPPED, None, None, 0)", "return None"),
     m(
         "when= is turned around",
@@ -129,12 +136,12 @@ MUTANTS = (
     ),
     m(
         "dependants of a skipped step never run",
-        "execution",
+        "run_state",
         "            return self._after(node, freed)\n\n    def _after",
         "            self.running -= 1\n\n    def _after",
     ),
-    m("on_failure=cancel is ignored", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = False"),
-    m("siblings are always cancelled", "steps", 'cancel = x.workflow.on_failure == "cancel"', "cancel = True"),
+    m("on_failure=cancel is ignored", "steps", 'cancel = run.workflow.on_failure == "cancel"', "cancel = False"),
+    m("siblings are always cancelled", "steps", 'cancel = run.workflow.on_failure == "cancel"', "cancel = True"),
     # attempts
     m("one attempt too few", "steps", "pause = retry.after(number,", "pause = retry.after(number + 1,"),
     m("one attempt too many", "steps", "pause = retry.after(number,", "pause = retry.after(number - 1,"),
@@ -179,7 +186,7 @@ MUTANTS = (
         "elapsed = 0.0 if started is None else settings.clock() - started",
         "elapsed = 0.0",
     ),
-    m("no waiting between attempts", "steps", "if pause.delay and x.context.get(waits, True):", "if False:"),
+    m("no waiting between attempts", "steps", "if pause.delay and run.context.get(waits, True):", "if False:"),
     m(
         "two attempts at once",
         "steps",
@@ -207,7 +214,7 @@ MUTANTS = (
     m(
         "the deadline is ignored",
         "steps",
-        '(x.deadline, "deadline") if x.deadline is not None and not undo else None',
+        '(run.deadline, "deadline") if run.deadline is not None and not undo else None',
         '(now + 1e6, "deadline")',
     ),
     m(
@@ -219,8 +226,8 @@ MUTANTS = (
     m(
         "SystemExit is an ordinary failure",
         "steps",
-        "if undo or (isinstance(error, Exception) and (asks or not x.interrupted)):",
-        "if undo or asks or not x.interrupted:",
+        "if undo or (isinstance(error, Exception) and (asks or not run.interrupted)):",
+        "if undo or asks or not run.interrupted:",
     ),
     m(
         "CancelledError out of a step cancels its run",
@@ -232,34 +239,34 @@ MUTANTS = (
     # how it ends
     m(
         "success with steps unrun",
-        "execution",
+        "run_state",
         "            if not self.stopped:\n                self.finished = Status.SUCCESS\n            return not self.stopped",
         "            self.finished = Status.SUCCESS\n            return True",
     ),
-    m("held is forgotten", "run", "held=x.held or status is Status.COMPENSATION_FAILED", "held=False"),
+    m("held is forgotten", "run", "held=run.held or status is Status.COMPENSATION_FAILED", "held=False"),
     m(
         "the pivot is ignored",
         "steps",
-        "        x.past_pivot = True\n    freed",
-        "        x.past_pivot = False\n    freed",
+        "        run.past_pivot = True\n    freed",
+        "        run.past_pivot = False\n    freed",
     ),
     m(
         "the last error is raised, not the first",
-        "execution",
+        "run_state",
         "        if first:\n            self.undone",
         "        self.error, self.failed_step = error, step\n        if first:\n            self.undone",
     ),
     m(
         "the end of the run is not told",
         "run",
-        "    if told is not None:\n        tell.run_finished(x, told, finished.status",
-        "    if told is None:\n        tell.run_finished(x, told, finished.status",
+        "    if told is not None:\n        emit.run_finished(run, told, finished.status",
+        "    if told is None:\n        emit.run_finished(run, told, finished.status",
     ),
     m(
         "the end of a step is not told",
         "steps",
-        "    if told is not None:\n        tell.step_finished(x, node, told, end.status",
-        "    if told is not None and end.error is None:\n        tell.step_finished(x, node, told, end.status",
+        "    if told is not None:\n        emit.step_finished(run, node, told, end.status",
+        "    if told is not None and end.error is None:\n        emit.step_finished(run, node, told, end.status",
     ),
     m(
         "the end of an attempt is told as a failure",
@@ -270,20 +277,20 @@ MUTANTS = (
     m(
         "late landings are not told",
         "undo",
-        "    tell.landed_late(x, call",
-        "    x.parked and tell.landed_late(x, call",
+        "    emit.completed_late(run, call",
+        "    run.parked and emit.completed_late(run, call",
     ),
     m(
         "the finish is not stored",
         "run",
-        "    if x.claimed:\n        failure =",
-        "    if x.parked:\n        failure =",
+        "    if run.claimed:\n        failure =",
+        "    if run.parked:\n        failure =",
     ),
     m(
         "the key's generation does not rise",
         "claim",
-        "x.generation, x.fence = claimed.generation, claimed.fence",
-        "x.generation, x.fence = 0, claimed.fence",
+        "run.generation, run.fence = claimed.generation, claimed.fence",
+        "run.generation, run.fence = 0, claimed.fence",
     ),
     m(
         "done steps are done again past the pivot",
@@ -291,8 +298,8 @@ MUTANTS = (
         "_OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})",
         "_OVER: Final = frozenset({Status.SKIPPED})",
     ),
-    m("an undo has its step's key", "execution", '"undo" if undo else "do"', '"do"'),
-    m("two steps have one key", "execution", 'step, "undo" if undo', '"", "undo" if undo'),
+    m("an undo has its step's key", "run_state", '"undo" if undo else "do"', '"do"'),
+    m("two steps have one key", "run_state", 'step, "undo" if undo', '"", "undo" if undo'),
 )
 
 

@@ -25,8 +25,9 @@ from typing import Any
 from . import mutants, test_crash_mutants, test_mutants
 
 MODULES = (
-    *("states", "run", "claim", "takeover", "durable", "changes", "steps", "undo", "execution", "sprint", "effects"),
-    *("settings", "tell", "stride", "watched"),
+    *(f"_kernel.{name}" for name in ("outcome", "run", "steps", "undo", "run_state", "inline", "watched", "effects")),
+    *("_kernel.settings", "_kernel.emit", "_durable.claim", "_durable.takeover", "_durable.checkpoints"),
+    *("_durable.unsaved", "_durable.fast_checkpoints"),
 )
 SEEDS = 600
 PATIENCE = 25
@@ -132,7 +133,7 @@ def skipped(node: ast.AST) -> bool:
 
 def mutations(module: str) -> Iterator[Mutation]:
     """Every mutant of a module, one change each, inside its functions."""
-    live: Any = importlib.import_module(f"flowcore._kernel.{module}")
+    live: Any = importlib.import_module(f"flowcore.{module}")
     source = mutants.source_of(live)
 
     def inside(
@@ -233,13 +234,13 @@ def reached() -> dict[tuple[str, int], list[str]]:
         known = coverage.CoverageData(str(data))
         known.read()
         found: dict[tuple[str, int], list[str]] = {}
-        for file in filter(lambda file: Path(file).parent.name == "_protocol", known.measured_files()):
+        for file in filter(lambda file: Path(file).parent.name in {"_kernel", "_durable"}, known.measured_files()):
             for line, contexts in known.contexts_by_lineno(file).items():
                 tests = {context.partition("|")[0] for context in contexts if context}
                 quick = sorted(
                     (test for test in tests if seconds.get(test, SLOW) < SLOW), key=lambda test: seconds[test]
                 )
-                found[Path(file).stem, line] = quick
+                found[f"{Path(file).parent.name}.{Path(file).stem}", line] = quick
         return found
 
 
@@ -247,7 +248,7 @@ def killed(
     mutation: Mutation, clean: list[int], crashes: list[int], reach: dict[tuple[str, int], list[str]] | None
 ) -> str | None:
     """Who noticed the mutant: the seeds, or the stories, which are clean without it, or the tests; None: nobody."""
-    module: Any = importlib.import_module(f"flowcore._kernel.{mutation.module}")
+    module: Any = importlib.import_module(f"flowcore.{mutation.module}")
     code = compile(mutation.tree(), str(module.__file__), "exec")
     tests = [test for line in mutation.lines for test in (reach or {}).get((mutation.module, line), ())]
 

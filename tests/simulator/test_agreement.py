@@ -190,7 +190,7 @@ def facts(events: Sequence[Event], step: str | None = None) -> list[tuple[Any, .
 
 
 def reports(run: Run) -> dict[str, Any]:
-    return {name: (r.status, r.attempts, r.undo, r.landed_late) for name, r in run.steps.items()}
+    return {name: (r.status, r.attempts, r.undo, r.completed_late) for name, r in run.steps.items()}
 
 
 def order_broken(spec: Spec, events: Sequence[Event]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from flowcore import Status
-from flowcore.events import BackoffStarted, CompensationStarted, StepLandedLate
+from flowcore.events import BackoffStarted, CompensationStarted, StepCompletedLate
 from flowcore.testing import Simulation
 
 from .model import differs_alone, judged_twice
@@ -85,7 +85,7 @@ def met(trial: Trial) -> Iterator[str]:
     yield run.status
     if trial.simulation.cancelled is not None:
         yield "cancelled"
-    if any(isinstance(event, StepLandedLate) for event in events):
+    if any(isinstance(event, StepCompletedLate) for event in events):
         yield "late"
     if Status.SKIPPED in statuses:
         yield "skipped"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from flowcore import RunNotFound, Status
 from flowcore.stores import MemoryStore
 from flowcore.stores.base import (
-    TO_GO_ON,
+    RESUMABLE,
     Busy,
     Checkpoint,
     Claim,
@@ -568,7 +568,7 @@ class ForgetsToListExpiredRuns(Broken):
     rule = "unfinished withdraw-takeover"
 
     def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
-        return [record for record in super().unfinished(workflows) if record.status in TO_GO_ON]
+        return [record for record in super().unfinished(workflows) if record.status in RESUMABLE]
 
 
 class ListsEverybodysRuns(Broken):

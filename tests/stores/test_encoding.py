@@ -120,7 +120,7 @@ def test_a_report_keeps_all_that_it_tells() -> None:
     )
     back = ENCODING.decode("order-1", stored(checkpoint({"pay": StepRecord(2, report)}))).steps["pay"]
     assert (back.status, back.attempts, back.waited, back.ran, back.backed_off) == (Status.TIMEOUT, 3, 0.25, 1.5, 0.0)
-    assert (back.undo, back.landed_late) == (Status.FAILURE, Status.SUCCESS)
+    assert (back.undo, back.completed_late) == (Status.FAILURE, Status.SUCCESS)
     assert str(back.error) == "run run1 of 'checkout' failed at step 'pay': ValueError: no"
     assert str(back.undo_error) == "run run1 of 'checkout' could not undo step 'pay': OSError: gone"
 
@@ -504,7 +504,7 @@ WRONG = {
     "a time below zero": ("s:a", STEP % ',"waited":-1'),
     "a time that is true": ("s:a", STEP % ',"waited":true'),
     "an undo that is pending": ("s:a", STEP % ',"undo":"pending"'),
-    "a late landing that runs": ("s:a", STEP % ',"landed_late":"running"'),
+    "a late landing that runs": ("s:a", STEP % ',"completed_late":"running"'),
     "an error of text": ("s:a", STEP % ',"error":"no"'),
     "an error with less": ("s:a", STEP % ',"undo_error":{"type":"a","message":"b"}'),
     "a list for a step": ("s:a", "2 []"),

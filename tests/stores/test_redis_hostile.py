@@ -9,7 +9,7 @@ import redis
 
 from flowcore import CorruptRecord, RunNotFound, StoreError
 from flowcore.stores import RedisStore
-from flowcore.stores.base import Redefined
+from flowcore.stores.base import DefinitionChanged
 from flowcore.stores.encoding import Encoding
 from tests.stores.redis_runs import LONG, a_checkpoint, a_claim, a_lease, an_ending, begin, records
 from tests.stores.redis_servers import redis_url
@@ -92,7 +92,11 @@ class Left:
         text = str(error)
         assert "\n" not in text
         if not isinstance(error, CorruptRecord):
-            assert type(error) in {StoreError, Redefined, RunNotFound}  # another sound reason, such as another graph
+            assert type(error) in {
+                StoreError,
+                DefinitionChanged,
+                RunNotFound,
+            }  # another sound reason, such as another graph
             assert "script" not in text
             return False
         assert repr(KEY) in text or self.run.decode()[:80] in text

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from ...forks import in_children
+from ...forks import after_fork_in_child
 from .errors import is_reply
 
 __all__ = ["AsyncKept", "Kept"]
@@ -50,7 +50,7 @@ class Kept:
         self.client = client
         self._spare = threading.Semaphore(_number(client))  # how many more may be kept
         self._idle: deque[_One] = deque()
-        in_children(self, Kept._after_fork)
+        after_fork_in_child(self, Kept._after_fork)
 
     def _after_fork(self) -> None:
         """In a child: the connections are the parent's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NoReturn
 
-from ...errors import CorruptRecord, StoreError, StoreUnavailable, said, shown
+from ...errors import CorruptRecord, StoreError, StoreUnavailable, safe_repr, safe_str
 
 __all__ = ["is_forbidden", "is_reply", "is_unknown_script", "refuse"]
 
@@ -69,7 +69,7 @@ def is_unknown_script(reply: object) -> bool:
 
 def is_forbidden(reply: object) -> bool:
     """Whether the server refuses the command as such: to this user, or to everybody."""
-    return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in said(reply).lower())
+    return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in safe_str(reply).lower())
 
 
 def refuse(error: Exception, key: str = "") -> NoReturn:
@@ -77,12 +77,12 @@ def refuse(error: Exception, key: str = "") -> NoReturn:
     code = _code(error)
     if code is None:
         raise error
-    what = f"({type(error).__name__}: {said(error, 200)})"
+    what = f"({type(error).__name__}: {safe_str(error, 200)})"
     if code in _UNAVAILABLE:
         raise StoreUnavailable(f"{_UNAVAILABLE[code]} {what}; to ask again is safe.") from error
     if code == "WRONGTYPE":
         raise CorruptRecord(
-            f"a Redis key that belongs to the record of key {shown(key)}, or to its index, is of another type {what}: nothing "
+            f"a Redis key that belongs to the record of key {safe_repr(key)}, or to its index, is of another type {what}: nothing "
             "was changed; find out who else writes under the store's prefix."
         ) from error
     raise StoreError(_REFUSED.get(code, "Redis refused what the store asked {}.").format(what)) from error
@@ -98,7 +98,7 @@ def _code(error: Exception) -> str | None:
     known = next((code for name, code in _CODES.items() if name in names), None)
     if known is not None:
         return known
-    text = said(error)
+    text = safe_str(error)
     if any(words in text for words in _FORBIDDEN):
         return "NOPERM"
     word = _WORD.search(text)

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from ...errors import DefinitionError, shown
+from ...errors import DefinitionError, safe_repr
 from ...retry import Duration
 from ..encoding import MIB, Codec
 from .clients import another, close
@@ -249,7 +249,7 @@ def _check(client: Any, store: str, *, asynchronous: bool) -> None:
         raise ImportError(f"{store} needs redis-py: pip install 'flowcore[redis]'.") from None
     execute = getattr(client, "execute_command", None)
     if not callable(execute):
-        raise DefinitionError(f"{store} needs a client of redis-py, such as redis.Redis(), not {shown(client)}.")
+        raise DefinitionError(f"{store} needs a client of redis-py, such as redis.Redis(), not {safe_repr(client)}.")
     if inspect.iscoroutinefunction(execute) is not asynchronous:
         ways = (
             "needs a client of redis.asyncio: with this one, use RedisStore"

@@ -14,23 +14,23 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
-from ...errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, shown
+from ...errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, safe_repr
 from ...retry import Duration, seconds
 from ...status import Status
 from ..base import (
-    TO_GO_ON,
+    RESUMABLE,
     Busy,
     Checkpoint,
     Claim,
     ClaimAnswer,
     Claimed,
+    DefinitionChanged,
     Ending,
     Finished,
     Held,
     Lease,
     Lost,
     Mismatch,
-    Redefined,
     RunRecord,
 )
 from ..encoding import Codec, Encoding, microseconds
@@ -97,9 +97,9 @@ class Verbs:
         shards: int,
     ) -> None:
         if not isinstance(prefix, str) or not prefix or not _is_text(prefix):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DefinitionError(f"{store}(prefix=) must be a string that is not empty, not {shown(prefix)}.")
+            raise DefinitionError(f"{store}(prefix=) must be a string that is not empty, not {safe_repr(prefix)}.")
         if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 16384:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DefinitionError(f"{store}(shards=) must be a whole number from 1 to 16,384, not {shown(shards)}.")
+            raise DefinitionError(f"{store}(shards=) must be a whole number from 1 to 16,384, not {safe_repr(shards)}.")
         self._encoding = Encoding(codec, max_value_bytes)
         self._retention = max(1, microseconds(seconds(retention, f"{store}(retention=)")) // 1000)
         self._shards = shards
@@ -154,7 +154,7 @@ class Verbs:
                 retry_after = _RETRY_AFTER if left > _FOREVER else max(_RETRY_AFTER, left)
                 return Busy(record.run_id, record.carrier, answer.age, retry_after)
             case _:  # "graph"
-                raise Redefined.of(record, claim.key)
+                raise DefinitionChanged.of(record, claim.key)
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Asked[Lost | None]:
         """Note what has changed in a run, and renew its lease."""
@@ -191,7 +191,7 @@ class Verbs:
         """Write down how a run ended."""
         record = ending.record
         fields = self._encoding.encode_ending(ending)
-        kept = record.held or record.status in TO_GO_ON
+        kept = record.held or record.status in RESUMABLE
         head = (_bytes(record.run_id), record.fence, b"" if kept else self._retention, int(record.held))
         keys = self._keys(record.key)
         return (yield from self._write(scripts.FINISH, record.key, keys, head, fields))
@@ -226,7 +226,7 @@ class Verbs:
                 if rank:
                     left[shard] = rank
             for answer, record in (yield from self._heads(due, skip=True)):
-                if not record.held and (record.status in TO_GO_ON or _expired(record, answer.now)):
+                if not record.held and (record.status in RESUMABLE or _expired(record, answer.now)):
                     found.append(record)
             ranks = left if len(found) < _AT_ONCE else {}
         found.sort(key=lambda record: record.started)
@@ -247,7 +247,7 @@ class Verbs:
                 if answer.fields.get("run_id") == run_id:
                     return self._encoding.decode(key, answer.fields)
         raise RunNotFound(
-            f"this store has no run {shown(run_id)}: it is unknown, or was forgotten after its retention."
+            f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
         )
 
     def list_runs(
@@ -296,15 +296,15 @@ class Verbs:
     def _decide(self, script: Script, key: str, *arguments: Part, way_out: str = "") -> Asked[None]:
         answer = yield from self._run(script, key, self._keys(key), *arguments)
         if answer.word == "missing":
-            raise RunNotFound(f"this store knows no key {shown(key)}.")
+            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
         if answer.word == "done":
             return
         record = self._encoding.decode(key, answer.fields)
         if answer.word == "busy":
             ways = f"cancel it first, {way_out}" if way_out else "cancel it first"
-            raise StoreError(f"key {shown(key)} belongs to run {record.run_id}, which is running: {ways}.")
+            raise StoreError(f"key {safe_repr(key)} belongs to run {record.run_id}, which is running: {ways}.")
         raise StoreError(
-            f"key {shown(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
+            f"key {safe_repr(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
             f"there is nothing left to {arguments[0]!s}."
         )
 
@@ -383,7 +383,7 @@ class Verbs:
         ((known,),) = yield from self._run_all(scripts.ENTER, [([self._prefixes[0] + b"shards"], [self._shards])])
         if known != str(self._shards).encode():
             raise StoreError(
-                f"this store was used with {shown(known.decode(errors='replace'))} shards before, and now with {self._shards}: "
+                f"this store was used with {safe_repr(known.decode(errors='replace'))} shards before, and now with {self._shards}: "
                 "it would not find its own runs, so keep to one number, or choose another prefix=."
             )
         self._entered = True
@@ -456,7 +456,7 @@ class Verbs:
                 raise _corrupt(key, f"it is a Redis {fields['kind']}, not a hash")
             self._encoding.decode(key, fields)  # which says what is wrong
             raise _corrupt(
-                key, f"it has the status {shown(fields['status'])}, but is not held, or a number at its limit"
+                key, f"it has the status {safe_repr(fields['status'])}, but is not held, or a number at its limit"
             )
         return _Answer(word, int(now), fields)
 
@@ -473,8 +473,8 @@ def _sha(key: bytes) -> bytes:
 
 def _corrupt(key: str, why: str) -> CorruptRecord:
     return CorruptRecord(
-        f"the record of key {shown(key)} is not as flowcore wrote it: {why}. It was left as it is: put it right by hand, "
-        f"or give the key up with store.release({shown(key)}, force=True)."
+        f"the record of key {safe_repr(key)} is not as flowcore wrote it: {why}. It was left as it is: put it right by hand, "
+        f"or give the key up with store.release({safe_repr(key)}, force=True)."
     )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ...errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, shown
+from ...errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, safe_repr
 from .group_commit import GroupCommit
 
 __all__ = ["PATIENCE", "Database"]
@@ -265,7 +265,7 @@ class Database:
         if code == sqlite3.SQLITE_CORRUPT:
             return CorruptRecord(f"{self.path} is damaged ({error}): put a copy in its place.")
         if isinstance(error, UnicodeEncodeError):
-            return NotSerializable(f"{shown(error.object)} holds half a surrogate pair, which no store can keep.")
+            return NotSerializable(f"{safe_repr(error.object)} holds half a surrogate pair, which no store can keep.")
         return StoreError(f"SQLite refused to work on {self.path}: {type(error).__name__}: {error}.")
 
 

@@ -10,24 +10,24 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from ...errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, shown
+from ...errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, safe_repr
 from ...retry import Duration, seconds
 from ...status import Status
 from ..base import (
     RELEASED,
-    TO_GO_ON,
+    RESUMABLE,
     Busy,
     Checkpoint,
     Claim,
     ClaimAnswer,
     Claimed,
+    DefinitionChanged,
     Ending,
     Finished,
     Held,
     Lease,
     Lost,
     Mismatch,
-    Redefined,
     RunRecord,
 )
 from ..encoding import MIB, Codec, Encoding, microseconds
@@ -74,11 +74,11 @@ class SQLiteStore:
         given = os.fsdecode(path)
         if given in {"", ":memory:"} or given.startswith("file:"):
             raise DefinitionError(
-                f"SQLiteStore({shown(given)}) names no file, so its runs would end with this process: name one, or use "
+                f"SQLiteStore({safe_repr(given)}) names no file, so its runs would end with this process: name one, or use "
                 "MemoryStore()."
             )
         if durability not in {"full", "normal"}:
-            raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {shown(durability)}.')
+            raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {safe_repr(durability)}.')
         self.path = os.path.abspath(given)  # noqa: PTH100 - not resolved: a link stays the user's
         self.durability = durability
         self.retention = seconds(retention, "SQLiteStore(retention=)")
@@ -119,7 +119,7 @@ class SQLiteStore:
                 as_found = self._encoding.decode(claim.key, known)
             db.execute(tables.RENEW, (*tables.until(now, claim.lease), claim.key, record.run_id, record.fence))
             return Claimed(record.generation, record.fence, as_found, age)
-        over = status != Status.RUNNING and status not in TO_GO_ON
+        over = status != Status.RUNNING and status not in RESUMABLE
         if claim.attached == record.run_id and (record.held or over):
             return _Over(tables.whole(db, number, head), age)
         if status in RELEASED and not record.held:
@@ -136,12 +136,12 @@ class SQLiteStore:
         if status == Status.SUCCESS:
             return _Over(tables.whole(db, number, head), age)
         left = head.get("expires", now) - now
-        if status in TO_GO_ON or (status == Status.RUNNING and left <= 0):
+        if status in RESUMABLE or (status == Status.RUNNING and left <= 0):
             return self._take_over(db, claim, now, found, age)
         if status != Status.RUNNING:
             raise CorruptRecord(
-                f"the record of key {shown(claim.key)} has the status {shown(str(status))}, but is not held: look at it with "
-                f"store.find({shown(claim.key)}), or give the key up with store.release({shown(claim.key)})."
+                f"the record of key {safe_repr(claim.key)} has the status {safe_repr(str(status))}, but is not held: look at it with "
+                f"store.find({safe_repr(claim.key)}), or give the key up with store.release({safe_repr(claim.key)})."
             )
         if left > lease:  # the clock was set back: from now on its owner has as long as it asked for
             left = lease
@@ -164,7 +164,7 @@ class SQLiteStore:
         # All of it is read before any of it is changed: what cannot be read stays as it is.
         record = self._encoding.decode(claim.key, tables.whole(db, number, head))
         if record.graph != claim.graph:
-            raise Redefined.of(record, claim.key)
+            raise DefinitionChanged.of(record, claim.key)
         fence = max(record.fence + 1, now)
         db.execute(tables.TAKE_OVER, (claim.run_id, fence, *tables.until(now, claim.lease), number))
         return Claimed(record.generation, fence, record, age)
@@ -191,7 +191,7 @@ class SQLiteStore:
         """Write down how a run of ours ended."""
         record, texts = ending.record, self._encoding.encode_ending(ending)
         owner = record.key, record.run_id, record.fence
-        kept = record.held or record.status in TO_GO_ON
+        kept = record.held or record.status in RESUMABLE
 
         def write(db: sqlite3.Cursor) -> Lost | None:
             row = db.execute(tables.OWNED, owner).fetchone()
@@ -284,7 +284,7 @@ class SQLiteStore:
         record = self._stored(f"{tables.HEAD} WHERE run_id = ? AND {tables.KEPT}", run_id, self._now())
         if record is None:
             raise RunNotFound(
-                f"this store has no run {shown(run_id)}: it is unknown, or was forgotten after its retention."
+                f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
             )
         return record
 
@@ -358,10 +358,10 @@ class SQLiteStore:
     def _decide(self, key: str, decision: str) -> None:
         def write(db: sqlite3.Cursor) -> None:
             number, record = self._known(db, key, self._now())
-            goes_on = record.status in TO_GO_ON
+            goes_on = record.status in RESUMABLE
             if not (goes_on or record.held or record.status == Status.RUNNING):
                 raise StoreError(
-                    f"key {shown(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
+                    f"key {safe_repr(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
                     f"there is nothing left to {decision}."
                 )
             db.execute(tables.STOP, (str(record.status if goes_on else Status.PARKED), 0, decision, number))
@@ -374,11 +374,11 @@ class SQLiteStore:
         """The row and the head of a key that nobody works on just now, or may be worked on (`running`)."""
         found = tables.found(db, key, now)
         if found is None:
-            raise RunNotFound(f"this store knows no key {shown(key)}.")
+            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
         number, _, head = found
         record = self._encoding.decode(key, head)
         if record.status == Status.RUNNING and head.get("expires", now) > now and not running:
-            raise StoreError(f"key {shown(key)} belongs to run {record.run_id}, which is running: {way_out}.")
+            raise StoreError(f"key {safe_repr(key)} belongs to run {record.run_id}, which is running: {way_out}.")
         return number, record
 
     def gc(self) -> int:

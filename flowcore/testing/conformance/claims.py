@@ -18,7 +18,7 @@ __all__ = ["ClaimRules"]
 
 RELEASED = (Status.FAILURE, Status.COMPENSATED)
 STATES = ("running", "expired", "success", "incomplete", "parked", "compensation_failed", "held")
-TO_GO_ON = ("incomplete", "parked", "expired")
+RESUMABLE = ("incomplete", "parked", "expired")
 OVER = ("success", "failure", "compensated", "compensation_failed", "held")
 
 
@@ -104,7 +104,7 @@ class ClaimRules(Suite):
         assert isinstance(again, Claimed), broken("claim-again", again)
         self.refused(Busy, "claim-again")
 
-    @pytest.mark.parametrize("state", TO_GO_ON)
+    @pytest.mark.parametrize("state", RESUMABLE)
     def test_the_same_claim_that_took_a_run_over_gets_the_same_answer(self, state: str) -> None:
         self.bring_to(state)
         owner = self.take_over()
@@ -143,7 +143,7 @@ class ClaimRules(Suite):
         self.same(snapshot(answer.record), snapshot(self.record()), "claim-attached")
         assert dict(answer.record.results) == {"a": "A"}, broken("claim-attached", answer)
 
-    @pytest.mark.parametrize("state", TO_GO_ON)
+    @pytest.mark.parametrize("state", RESUMABLE)
     def test_who_waits_for_a_run_that_nobody_goes_on_with_takes_it_over(self, state: str) -> None:
         owner = self.bring_to(state)
         assert self.take_over(attached=owner.run_id, waits=True).run_id == owner.run_id, broken("claim-attached")
@@ -221,7 +221,7 @@ class ClaimRules(Suite):
         assert seen == (owner.run_id, self.workflow, dict(owner.claim.carrier)), broken("claim-mismatch", answer)
         assert 0 <= answer.age < LONG, broken("ages", answer)
 
-    @pytest.mark.parametrize("state", TO_GO_ON)
+    @pytest.mark.parametrize("state", RESUMABLE)
     def test_who_goes_on_without_a_fingerprint_fits_every_record(self, state: str) -> None:
         owner = self.bring_to(state)
         assert self.take_over(fingerprint=None).run_id == owner.run_id, broken("claim-mismatch", "for fingerprint None")
@@ -247,7 +247,7 @@ class ClaimRules(Suite):
             assert seen == (owner.run_id, Status.SUCCESS, {"a": "A"}), broken("claim-success", answer)
             assert 0 <= answer.age < LONG, broken("ages", answer)
 
-    @pytest.mark.parametrize("state", TO_GO_ON)
+    @pytest.mark.parametrize("state", RESUMABLE)
     def test_a_run_that_was_left_is_taken_over(self, state: str) -> None:
         old = self.bring_to(state)
         before = snapshot(self.record())
@@ -273,7 +273,7 @@ class ClaimRules(Suite):
         self.same(after, expected, "claim-takeover")
         self.refused(Busy, "claim-takeover")
 
-    @pytest.mark.parametrize("state", TO_GO_ON)
+    @pytest.mark.parametrize("state", RESUMABLE)
     def test_a_run_keeps_the_carrier_of_its_first_owner(self, state: str) -> None:
         old = self.bring_to(state)
         first = dict(old.claim.carrier)
@@ -295,7 +295,7 @@ class ClaimRules(Suite):
         assert fences == sorted(set(fences)), broken("fence-rises", fences)
         assert {owner.run_id for owner in owners} == {owners[0].run_id}, broken("claim-takeover", "the run id changed")
 
-    @pytest.mark.parametrize("state", TO_GO_ON)
+    @pytest.mark.parametrize("state", RESUMABLE)
     def test_a_run_of_another_definition_is_refused_loudly(self, state: str) -> None:
         self.bring_to(state)
         with self.unchanged("claim-other-graph"), self.refuses("claim-other-graph", "a claim") as refusal:

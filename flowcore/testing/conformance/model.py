@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ...errors import RunFailed, RunNotFound, StoreError, said
+from ...errors import RunFailed, RunNotFound, StoreError, safe_str
 from ...run import StepReport
 from ...status import Status
 from ...stores.base import (
@@ -120,13 +120,13 @@ _PLAIN: Final = (
 def _report(report: StepReport) -> tuple[Any, ...]:
     times = (report.waited, report.ran, report.backed_off)
     errors = (_in_words(report.error), _in_words(report.undo_error))
-    return (report.status, report.attempts, *times, *errors, report.undo, report.landed_late)
+    return (report.status, report.attempts, *times, *errors, report.undo, report.completed_late)
 
 
 def _in_words(error: BaseException | None) -> tuple[str, str] | None:
     if isinstance(error, RunFailed):
         return error.error_type, error.message
-    return None if error is None else (type(error).__name__, said(error))
+    return None if error is None else (type(error).__name__, safe_str(error))
 
 
 @dataclass
