@@ -339,7 +339,7 @@ def test_flowcores_parts_import_only_those_below_them() -> None:
 
 
 def test_the_table_itself_has_a_bottom_and_names_only_what_is_below() -> None:
-    below: set[str] = set()
+    below = {"_durable"}  # the kernel still calls it
     for name, allowed in PARTS.items():
         assert {one.split(".")[0] for one in allowed.split()} <= below, name
         below.add(name)
@@ -456,12 +456,12 @@ def planted(**texts: str) -> dict[str, str]:
         ("_kernel__run", "from ..stores import RedisStore", "flowcore._kernel.run imports flowcore.stores"),
         (
             "_engines__threads",
-            "from ..workflow import X\nfrom .aio import AsyncEngine",
-            "flowcore._engines.threads imports flowcore._engines.aio",
+            "from ..testing import X\nfrom ..brandnew import Y",
+            "flowcore._engines.threads imports flowcore.brandnew",
         ),
         (
             "testing__journal",
-            "from ..threads import Engine",
+            "from .._engines.threads import Engine",
             "flowcore.testing.journal imports flowcore._engines.threads",
         ),
         ("brandnew", "from .errors import Fatal", "flowcore.brandnew is new: say in PARTS what it may import"),
@@ -471,13 +471,13 @@ def planted(**texts: str) -> dict[str, str]:
             "flowcore._engines.aio imports flowcore_otel: flowcore knows nothing of it",
         ),
         (
-            "aio",
+            "_engines__aio",
             "def f():\n from flowcore_otel.names import X",
             "flowcore._engines.aio imports flowcore_otel.names: flowcore",
         ),
         (
-            "aio",
-            "def f():\n from . import testing",
+            "_engines__aio",
+            "def f():\n from .. import testing",
             "flowcore._engines.aio imports flowcore.testing, which is for tests",
         ),
     ],
@@ -524,13 +524,13 @@ def test_other_faults_are_found() -> None:
         "flowcore.status imports enum inside of a function: say why in LAZY",
         "LAZY lists random in flowcore.retry, which does not import it inside of a function",
     ]
-    hidden = planted(status="x = __import__('redis')", aio="import importlib\nimportlib.import_module('a')")
+    hidden = planted(status="x = __import__('redis')", _engines__aio="import importlib\nimportlib.import_module('a')")
     assert set(dynamic(hidden)) == {
         "flowcore.status:1 imports by a string",
         "flowcore._engines.aio:2 imports by a string",
     }
     assert list(dynamic(planted(status="from enum import *"))) == ["flowcore.status:1 imports a star"]
-    assert list(redis_elsewhere(planted(aio="def f():\n import redis.asyncio"))) == [
+    assert list(redis_elsewhere(planted(_engines__aio="def f():\n import redis.asyncio"))) == [
         "flowcore._engines.aio imports redis.asyncio"
     ]
     assert list(redis_elsewhere(planted(stores__redis="import redis"))) == ["flowcore.stores.redis imports redis"]

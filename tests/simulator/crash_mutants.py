@@ -36,8 +36,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a first step starts though the lease is over",
         "checkpoints",
-        "or run.settings.clock() >= run.lease_until:",
-        "or False:",
+        "        or run.settings.clock() >= run.lease_until\n",
+        "        or False\n",
     ),
     m("a lease is never over", "checkpoints", "    if run.settings.clock() < run.lease_until:\n", "    if True:\n"),
     m("who has lost the run goes on", "checkpoints", "    if isinstance(answer, Lost):\n", "    if False:\n"),
