@@ -36,6 +36,14 @@ class StepReport:
     undo: Status | None = None
     """None: not undone; else success, failure or timeout"""
     undo_error: BaseException | None = None
+    failed: int = 0
+    """attempts that failed, under all owners; an attempt that a crash cut off is not among them"""
+    errors: tuple[tuple[str, str], ...] = ()
+    """type and message of each failed attempt, oldest first"""
+    started: float | None = None
+    """when the first attempt started, in seconds since the epoch by the owner's clock; None in memory"""
+    retry_at: float | None = None
+    """between two attempts: when the next one is due, in seconds since the epoch"""
     completed_late: Status | None = None
     """how an attempt that had been given up came back after all: success or failure"""
 

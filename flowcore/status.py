@@ -23,19 +23,23 @@ class Status(StrEnum):
     """was in flight when its process died"""
 
     # of a step or a run
+    WAITING = "waiting"
+    """has nothing to do until a value arrives or a time has come"""
     RUNNING = "running"
     SUCCESS = "success"
     FAILURE = "failure"
     """of a run: failed, and nothing had to be undone"""
 
     # of a run
+    QUEUED = "queued"
+    """submitted and recorded; no step has begun"""
     COMPENSATED = "compensated"
     """failed, and everything it had done was undone"""
     COMPENSATION_FAILED = "compensation_failed"
     """failed, and something it had done could not be undone"""
     INCOMPLETE = "incomplete"
-    """failed past its pivot: the next call goes on forward"""
+    """failed, and nothing is undone: the next call resumes it forward"""
     PARKED = "parked"
-    """the store went away; the next call or recover() goes on"""
+    """left to the next caller or to recovery, which resume it"""
     LOST = "lost"
-    """another owner runs on"""
+    """another process took the run over"""

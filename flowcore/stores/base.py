@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Final, Protocol
 
 from ..errors import StoreError, safe_repr
@@ -31,6 +32,7 @@ from ..status import Status
 __all__ = [
     "RELEASED",
     "RESUMABLE",
+    "Behind",
     "Busy",
     "Checkpoint",
     "Claim",
@@ -43,6 +45,10 @@ __all__ = [
     "Lease",
     "Lost",
     "Mismatch",
+    "OtherGraph",
+    "Owner",
+    "Page",
+    "Renewal",
     "RunRecord",
     "StepRecord",
     "Store",
@@ -79,6 +85,16 @@ class Write:
 
 
 @dataclass(slots=True)
+class Owner:
+    """The process that owns a run, or owned it last."""
+
+    host: str
+    pid: int
+    since: float = 0.0
+    """when it claimed the run, in seconds since the epoch by the store's clock; set by the store"""
+
+
+@dataclass(slots=True)
 class RunRecord:
     """What a store knows of a run."""
 
@@ -92,7 +108,21 @@ class RunRecord:
     undoing: bool = False
     """the run has failed for good: from here on it is only undone"""
     decision: str | None = None
-    """what an operator has decided on: "resume" or "undo", to be carried out by the next owner"""
+    """what an operator has decided: "resume" or "undo", carried out by the next owner, or "cancel", carried out by the
+    present one"""
+    reason: str | None = None
+    """why it is parked or held, in one sentence"""
+    owner: Owner | None = None
+    takeovers: int = 0
+    """how often a crashed owner was replaced since the last step that ended"""
+    retries: int = 0
+    """how often it ended parked or incomplete since the last step that ended"""
+    not_before: float | None = None
+    """when recovery may resume it, in seconds since the epoch by the store's clock; None: at once"""
+    deadline: float | None = None
+    """seconds that the run may take, counted from `started`; None: no limit"""
+    problem: str | None = None
+    """in a listing: why the record cannot be read; its other fields are then empty"""
     generation: int = 0
     """rises each time a failed run releases the key"""
     fence: int = 0
@@ -128,7 +158,11 @@ class Claim:
     `run_id` is drawn anew for each claim and names it: the same claim again, from whom it made the owner, is granted
     again. `fingerprint`: None where nobody called, but a run is gone on with. `values`: the initial ones. `lease`:
     seconds until others may take the run over, unless it is renewed. `begins`: steps whose start is recorded with a
-    fresh claim. `attached`: the run id of a run this caller waits for; if that one has ended meanwhile its outcome is the
+    fresh claim. `graph`: the definition's graph, recorded. `resumes`: the recorded graph, where the engine has checked
+    that its own contains it; a run is resumed only if its record has `graph` or `resumes`, and then has `graph`.
+    `queued`: record the run as QUEUED; the same claim without it, from the same run id, begins the run. `once`: an
+    earlier run that failed is the answer too; the key is never free again while its record is kept. `deadline`: seconds
+    that the run may take, counted from its first claim. `attached`: the run id of a run this caller waits for; if that one has ended meanwhile its outcome is the
     answer, whatever it is. `waits`: whether the caller will come back so.
     """
 
@@ -143,6 +177,11 @@ class Claim:
     begins: tuple[str, ...] = ()
     attached: str | None = None
     waits: bool = False
+    owner: Owner | None = None
+    resumes: str | None = None
+    queued: bool = False
+    once: bool = False
+    deadline: float | None = None
 
 
 @dataclass(slots=True)
@@ -176,6 +215,15 @@ class Busy:
 
 
 @dataclass(slots=True)
+class OtherGraph:
+    """The run was started with another graph than `graph` and `resumes` of the claim. Nothing was changed."""
+
+    run_id: str
+    graph: str
+    """the recorded one"""
+
+
+@dataclass(slots=True)
 class Mismatch:
     """The key was used with another workflow or other values."""
 
@@ -194,7 +242,7 @@ class Held:
     age: float
 
 
-ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held
+ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held | OtherGraph
 
 
 @dataclass(slots=True)
@@ -211,16 +259,21 @@ class Checkpoint:
     failed_step: str | None = None
     error: BaseException | None = None
     """with `undoing`: what failed the run"""
+    base: int = 0
+    """the highest `seq` that the store has acknowledged to this owner: a record that is behind it has gone back in time"""
+    heals: bool = False
+    """it holds all that the owner knows of the run, and brings a record that went back up to date"""
 
 
 @dataclass(slots=True)
 class Ending:
     """How a run of ours ended. A durable store has most of `record` from its checkpoints: of it, it takes what is not
-    of single steps (status, held, undone, failed_step, error), and `changes`. Fence 0 in `record`: its store was never
-    asked for a claim."""
+    of single steps (status, held, undone, failed_step, error, reason, retries), and `changes`. Fence 0 in `record`: its
+    store was never asked for a claim. `retry_in`: seconds until recovery may resume a parked or incomplete run."""
 
     record: RunRecord
     changes: Checkpoint | None = None
+    retry_in: float = 0.0
 
 
 @dataclass(slots=True)
@@ -238,6 +291,29 @@ class Lost:
     lost the record."""
 
     gone: bool = False
+
+
+@dataclass(slots=True)
+class Behind:
+    """The record has gone back in time: it lacks what this owner was told had been written. Nothing was written now."""
+
+    seq: int
+    """the highest number that the record has"""
+
+
+class Renewal(Enum):
+    """What renewing a lease comes to."""
+
+    OURS = "ours"
+    LOST = "lost"
+    CANCEL = "cancel"
+    """renewed, and an operator wants the run cancelled"""
+
+
+class Page(list[RunRecord]):
+    """Some records of a listing, newest first. `cursor`: what `after=` takes for the next page; None at the end."""
+
+    cursor: str | None = None
 
 
 class DefinitionChanged(StoreError):
