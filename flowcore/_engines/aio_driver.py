@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Final, cast
@@ -46,16 +47,18 @@ _POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its 
 class InContext:
     """Awaits a coroutine that has begun, in the current task but in a contextvars context of its own.
 
-    Answers an Outcome: what the coroutine raises does not come out of the await, what is thrown in from outside (a
+    Returns an Outcome: an error of the coroutine is part of it and is not raised. What is thrown in from outside (a
     cancellation) goes to the coroutine first.
     """
 
-    __slots__ = ("_context", "_coroutine", "_waiting")
+    __slots__ = ("_context", "_coroutine", "_waiting", "leaked")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waiting: Any) -> None:
         self._coroutine = coroutine
         self._context = context
         self._waiting = waiting
+        self.leaked = 0
+        """cancellations that TaskGroups in the coroutine requested for themselves and may not have taken back"""
 
     def __await__(self) -> Generator[Any, Any, Outcome]:
         coroutine, enter, waiting = self._coroutine, self._context.run, self._waiting
@@ -76,6 +79,23 @@ class InContext:
                 return stop.value, None
             except BaseException as error:  # noqa: BLE001 - the program judges it
                 return None, error
+            finally:
+                if value is not None and _is_own_cancellation_of_a_group(value):
+                    self.leaked += 1
+
+
+def _is_own_cancellation_of_a_group(thrown: BaseException) -> bool:
+    """Whether a TaskGroup has just caught this, and had cancelled its task itself because a child failed.
+
+    Before Python 3.13, a group that is waiting for its children at that moment does not take its cancellation back with
+    Task.uncancel(), so that Task.cancelling() reports a cancellation that nothing outside of the step requested.
+    """
+    if sys.version_info >= (3, 13) or thrown.__traceback__ is None:
+        return False
+    frame = thrown.__traceback__.tb_frame  # the one that caught it: a traceback begins there
+    if frame.f_code is not asyncio.TaskGroup.__aexit__.__code__:
+        return False
+    return bool(frame.f_locals["self"]._parent_cancel_requested)
 
 
 class Gate:
@@ -266,7 +286,8 @@ class AsyncDriver:
         timer = None
         if call.timeout is not None:
             timer = self.loop.call_later(call.timeout, self._cancel_call, call, True)
-        result: Outcome = await InContext(coroutine, call.context, waiting)
+        awaitable = InContext(coroutine, call.context, waiting)
+        result: Outcome = await awaitable
         if timer is not None:
             timer.cancel()
         timed_out = self._cancelled_calls.pop(call, None)
@@ -276,6 +297,8 @@ class AsyncDriver:
             self._land(call, result)
             return TAKEN_OVER
         error = result[1]
+        if task is self.caller and awaitable.leaked:
+            self._take_back(task, awaitable.leaked)
         if task is self.caller and task.cancelling() > self._cancels and not call.shielded:
             self.cancelled_from_outside(
                 error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
@@ -288,6 +311,11 @@ class AsyncDriver:
         if timed_out and isinstance(error, Exception):  # what it makes of its cancellation
             return None, GivenUp(call, timed_out=True, over=True, error=error)
         return result
+
+    def _take_back(self, task: asyncio.Task[Any], leaked: int) -> None:
+        """Take back the cancellations that TaskGroups inside a step left on the caller's task."""
+        for _ in range(min(leaked, task.cancelling() - self._cancels)):
+            task.uncancel()
 
     def _cancel_call(self, call: Call, late: bool) -> None:
         """Cancel async user code: it is late, or its run stops."""
