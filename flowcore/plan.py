@@ -40,6 +40,7 @@ class Node:
     __slots__ = (
         "compensation",
         "dependencies",
+        "expected",
         "fn",
         "follows",
         "function",
@@ -76,6 +77,7 @@ class Node:
         self.timeout = step.timeout
         self.step_timeout = step.step_timeout
         self.when = step.when
+        self.expected = step.expected
         self.compensation: Compensation | None = step.compensation
         self.undo_is_async = step.compensation is not None and is_async(step.compensation.fn)
         self.verify_is_async = step.verify is not None and is_async(step.verify)

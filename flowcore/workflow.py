@@ -62,6 +62,8 @@ class StepOptions(TypedDict, total=False):
     """what to do with the step if its process died in it"""
     verify: Callable[[Context], Any] | None
     """asked first in that case"""
+    expected: type[BaseException] | Iterable[type[BaseException]]
+    """errors that are no fault of the service, such as a declined card: telemetry does not show the step as an error"""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -85,6 +87,7 @@ class Step(Generic[R]):
     workflow: Workflow | None = field(default=None, repr=False)
     aliases: dict[Step[Any], str] | None = None
     """of an included step: what the steps of its old workflow are called here"""
+    expected: tuple[type[BaseException], ...] = ()
 
     def __call__(self, ctx: Context) -> Any:
         """Call the function itself: no retries, no timeout, no run."""
@@ -213,6 +216,7 @@ class Workflow:
         pivot: bool = False,
         on_crash: Literal["retry", "undo", "hold"] = "retry",
         verify: Callable[[Context], Any] | None = None,
+        expected: type[BaseException] | Iterable[type[BaseException]] = (),
     ) -> Step[Any]:
         """Register `fn` as a step, without a decorator; `name` None means the function's name."""
         if isinstance(fn, Step):
@@ -234,6 +238,7 @@ class Workflow:
             _one_of(on_crash, ("retry", "undo", "hold"), f"on_crash {about}"),
             verify,
             workflow=self,
+            expected=_error_types(expected, f"expected {about}"),
         )
         for option, function in (("when", when), ("verify", verify)):
             if function is not None and not callable(function):
@@ -266,6 +271,7 @@ class Workflow:
                 step.compensation,
                 self,
                 aliases,
+                step.expected,
             )
             copies[name] = copy
             aliases[step] = copy.name
@@ -401,6 +407,13 @@ def _named(name: object, what: str) -> str:
     if not isinstance(name, str) or not name:
         raise DefinitionError(f"{what} needs a name that is a non-empty string, not {safe_repr(name)}.")
     return name
+
+
+def _error_types(given: Any, what: str) -> tuple[type[BaseException], ...]:
+    types = tuple(given) if isinstance(given, Iterable) and not isinstance(given, type) else (given,)
+    if not all(isinstance(one, type) and issubclass(one, BaseException) for one in types):
+        raise DefinitionError(f"{what} must be exception classes, not {safe_repr(given)}.")
+    return types
 
 
 def _one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:

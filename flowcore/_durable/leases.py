@@ -112,7 +112,7 @@ class Leases:
             called = StoreCalled("", "", now, {}, self._store.name, "renew", outcome, now - at, failure)
             self._hooks.emit(called, context)
         if MaintenanceFinished in self._hooks.wanted:
-            self._hooks.emit(MaintenanceFinished("", "", now, {}, "heartbeat", now - at, failure), context)
+            self._hooks.emit(MaintenanceFinished("", "", now, {}, "heartbeat", now - at, failure, time.time()), context)
         if scopes is not None:
             self._hooks.exit(scopes, context, event, failure)
         return failure is None

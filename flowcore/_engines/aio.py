@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .._durable.checkpoints import lose
 from .._kernel.effects import Stop
@@ -113,10 +113,14 @@ class AsyncEngine(EngineBase):
         wait: Duration | None = None,
         deadline: Duration | None = None,
         check: bool = True,
+        propagation: Literal["link", "child"] = "link",
     ) -> asyncio.Task[Run]:
-        """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises."""
+        """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises.
+
+        `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
+        """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
-        self._tell_submitted(run)
+        self._tell_submitted(run, propagation)
         return asyncio.get_running_loop().create_task(self._drive(run, None, 0, check=check))
 
     async def _drive(self, run: RunState, begun: InlineProgress | None, cancels: int, *, check: bool) -> Run:

@@ -421,7 +421,9 @@ class AsyncDriver:
             except Exception as error:  # noqa: BLE001 - see above
                 gate.open((None, error))
 
-        task = self.loop.create_task(asked(), context=ask.context or self.run.context.copy())
+        run = self.run
+        context = ask.context or (run.store_context or run.context).copy()
+        task = self.loop.create_task(asked(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         result: Outcome = await gate.wait()

@@ -184,7 +184,7 @@ class EngineBase:
                 return None if pool is None else pool.counts()
 
             names = tuple(map(hook_name, self._settings.hooks.hooks))
-            self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names))
+            self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names, self.max_workers))
 
     def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
         """Everybody hears of it before a Ctrl-C strikes: it would be taken for the failure of whichever hook it strikes."""
@@ -209,7 +209,8 @@ class EngineBase:
             now = clock()
             with hold_sigint():
                 if MaintenanceFinished in hooks.wanted:
-                    hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error), context)
+                    wall = self._settings.wall()
+                    hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error, wall), context)
                 if scopes is not None:
                     hooks.exit(scopes, context, event, error)
 
@@ -235,12 +236,15 @@ class EngineBase:
             self._registered.add(workflow)
         if WorkflowRegistered in self._settings.hooks.wanted:
             names = tuple(step.name for step in workflow.steps)
-            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names))
+            allowed = tuple(1 if step.retry is None else step.retry.attempts for step in workflow.steps)
+            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names, allowed))
 
-    def _tell_submitted(self, run: RunState) -> None:
+    def _tell_submitted(self, run: RunState, propagation: str) -> None:
+        if propagation not in {"link", "child"}:
+            raise DefinitionError(f"propagation= must be 'link' or 'child', not {safe_repr(propagation)}.")
         run.submitted = True
         if RunSubmitted in run.wanted:
-            event = RunSubmitted(run.workflow.name, run.run_id, self._settings.clock(), run.state, run.key)
+            event = RunSubmitted(run.workflow.name, run.run_id, self._settings.clock(), run.state, run.key, propagation)
             with hold_sigint():
                 run.hooks.emit(event, contextvars.copy_context())
 

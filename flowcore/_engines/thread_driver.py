@@ -315,7 +315,8 @@ class Driver:
         try:
             if not store.blocks:
                 return asked(argument), None
-            return (context or self.run.context.copy()).run(asked, argument), None
+            run = self.run
+            return (context or (run.store_context or run.context).copy()).run(asked, argument), None
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
 

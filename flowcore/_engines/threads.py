@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .._durable.checkpoints import lose
 from .._kernel.effects import Program, Stop
@@ -140,13 +140,15 @@ class Engine(EngineBase):
         wait: Duration | None = None,
         deadline: Duration | None = None,
         check: bool = True,
+        propagation: Literal["link", "child"] = "link",
     ) -> Future[Run]:
         """Like `run`, on the engine's own threads. The future raises what `run` raises.
 
+        `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
         `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
-        self._tell_submitted(run)
+        self._tell_submitted(run, propagation)
         driver = self._driver(run, execute(run))
         future: Future[Run] = Future()
 

@@ -93,6 +93,8 @@ def requested(run: RunState) -> None:
         run.carrier = carrier
         if leaving:
             _skip(run, leaving)
+    if run.hooks.around_store and run.settings.store.blocks:
+        run.store_context = run.hooks.store_context(run.context)
 
 
 def _skip(run: RunState, leaving: list[Hook]) -> None:
@@ -195,7 +197,9 @@ def maintenance_started(run: RunState, kind: str) -> Told:
 def maintenance_finished(run: RunState, told: Told, kind: str, error: BaseException | None) -> None:
     if MaintenanceFinished in run.wanted:
         at = run.settings.clock()
-        run.hooks.emit(MaintenanceFinished("", "", at, run.state, kind, at - told.at, error), told.context)
+        run.hooks.emit(
+            MaintenanceFinished("", "", at, run.state, kind, at - told.at, error, run.settings.wall()), told.context
+        )
     told.exit(run.hooks, error)
 
 
@@ -282,6 +286,7 @@ def step_finished(
             error,
             node.dependencies,
             node.max_attempts,
+            error is not None and isinstance(error, node.expected),
         )
         run.hooks.emit(event, told.context)
     if told.scopes is not None:
@@ -316,6 +321,7 @@ def attempt_finished(
         event = AttemptFinished(
             run.workflow.name, run.run_id, at, run.state, node.name, number, allowed, undo, outcome, at - told.at, error
         )
+        event.expected = not undo and isinstance(error, node.expected)
         hooks.emit(event, told.context)
     if told.scopes is not None and told is not outer:
         told.exit(run.hooks, error)

@@ -117,6 +117,8 @@ class RunState:
     wanted: frozenset[type[Event]] = frozenset()
     observed = False
     """whether anybody wants to know times"""
+    store_context: contextvars.Context | None = None
+    """where hooks have prepared one: the contextvars context that each call of the store gets a copy of"""
     told: Told | None = None
     """what was told of the run's start"""
     state: dict[Any, Any]

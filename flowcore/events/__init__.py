@@ -5,9 +5,9 @@ that lives as long as the run in this process, shared by all its events, for hoo
 
 | event | when | what else it carries |
 |---|---|---|
-| EngineStarted | an engine is made (no run) | workers, hooks |
-| WorkflowRegistered | an engine first meets a workflow (no run: `workflow`, `at`) | steps |
-| RunSubmitted | `engine.submit`, on the caller's thread | key |
+| EngineStarted | an engine is made (no run) | workers, hooks, max_workers |
+| WorkflowRegistered | an engine first meets a workflow (no run: `workflow`, `at`) | steps, max_attempts |
+| RunSubmitted | `engine.submit`, on the caller's thread | key, propagation |
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error |
@@ -18,15 +18,15 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | StepSkipped | `when=` said no | step, depends_on |
 | StepStarted * | before the first attempt; hooks may fill `carrier` | step, waited, depends_on, max_attempts, function, carrier |
 | AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
-| AttemptFinished | after it | step, attempt, undo, outcome, duration, error |
+| AttemptFinished | after it | step, attempt, undo, outcome, duration, error, expected |
 | BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |
-| StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on |
+| StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on, expected |
 | StepCompletedLate | an abandoned attempt came back after all | step, attempt, undo, outcome, error, late |
 | CompensationStarted * | before an undo's first attempt | step, order, trigger, max_attempts, function |
 | CompensationFinished | after its last | step, order, trigger, outcome, duration, attempts, backoff, error |
 | LeaseLost | another owner runs on | |
 | MaintenanceStarted * | before a heartbeat, a poll, a recovery round (no run) | kind |
-| MaintenanceFinished | after it | kind, duration, error |
+| MaintenanceFinished | after it | kind, duration, error, wall |
 | StoreCalled | a verb of the store has answered | store, operation, outcome, duration, error |
 | StoreSurveyed | a recovery round has counted what waits (no run) | counts |
 | HookFailed | a hook raised (told to the other hooks) | hook, error |

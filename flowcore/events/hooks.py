@@ -32,7 +32,8 @@ class Hook(Protocol):
     May have `wants`, a frozenset of event types; without it, every event comes but HooksMeasured. May have
     `lone_attempts = False`: then AttemptStarted and AttemptFinished come only where the definition allows several
     attempts. May have `handlers`, a mapping from event types to functions that are called in its place, for those who
-    count each call. A hook is called on whichever thread or task drives the run, so it must be thread-safe. It can
+    count each call. May have `around_store`, a function without arguments that sets contextvars: it is called once a
+    run, and the store is called in what it leaves. A hook is called on whichever thread or task drives the run, so it must be thread-safe. It can
     neither break nor steer a run: what it raises is logged once and counted.
     """
 
@@ -59,7 +60,7 @@ class Hooks:
 
     __slots__ = (
         *("_failed", "_measured_at", "_runs", "_watch", "_without"),
-        *("hooks", "listeners", "lone", "wanted"),
+        *("around_store", "hooks", "listeners", "lone", "wanted"),
     )
 
     def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None, *, _lone: bool = False) -> None:
@@ -69,6 +70,7 @@ class Hooks:
         self.listeners: dict[type[Event], Listeners] = {
             kind: tuple((hook, _handler(hook, kind)) for hook, kinds in told if kind in kinds) for kind in self.wanted
         }
+        self.around_store: tuple[Hook, ...] = tuple(hook for hook in self.hooks if hasattr(hook, "around_store"))
         self._failed: set[str] = set() if _failed is None else _failed
         self._without: dict[tuple[int, ...], Hooks] = {}
         self._watch: _Stopwatch | None = None
@@ -112,6 +114,16 @@ class Hooks:
                 self.blame(hook, error, event, context)
         return scopes
 
+    def store_context(self, context: contextvars.Context) -> contextvars.Context:
+        """A copy of `context` as the hooks want it while the store is called."""
+        prepared = context.copy()
+        for hook in self.around_store:
+            try:
+                prepared.run(cast("Any", hook).around_store)
+            except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                self._log_once(hook_name(hook), "around_store", error)
+        return prepared
+
     def without(self, leaving: list[Hook]) -> Hooks:
         """The same hooks less those in `leaving`."""
         if not leaving:
@@ -142,16 +154,19 @@ class Hooks:
     def blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
         """A hook, or a scope of it, has raised: log that, the first time, and tell the others."""
         name = hook_name(hook)
+        self._log_once(name, type(event).__name__, error)
+        if type(event) is not HookFailed and HookFailed in self.wanted:
+            self.emit(HookFailed(event.workflow, event.run_id, event.at, event.state, name, error), context)
+
+    def _log_once(self, name: str, where: str, error: BaseException) -> None:
         if name not in self._failed:
             self._failed.add(name)
             _log.error(
                 "hook %s raised on %s; the run goes on, further errors of this hook are only counted",
                 name,
-                type(event).__name__,
+                where,
                 exc_info=error,
             )
-        if type(event) is not HookFailed and HookFailed in self.wanted:
-            self.emit(HookFailed(event.workflow, event.run_id, event.at, event.state, name, error), context)
 
     # -- how long hooks take -------------------------------------------------------------------------------------------
 
@@ -171,6 +186,7 @@ class Hooks:
         """The same hooks, measured."""
         twin = Hooks((), self._failed)
         twin.hooks, twin.wanted, twin._watch = self.hooks, self.wanted, watch
+        twin.around_store = self.around_store
         twin.listeners = {
             kind: tuple((hook, watch.timed(hook_name(hook), call)) for hook, call in listening)
             for kind, listening in self.listeners.items()

@@ -33,6 +33,8 @@ class WorkflowRegistered(Event):
     """An engine has met this workflow for the first time; `run_id` is empty."""
 
     steps: tuple[str, ...]
+    max_attempts: tuple[int, ...] = ()
+    """how many attempts the definition allows each of them"""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +42,8 @@ class RunSubmitted(Event):
     """`engine.submit` was called: comes on the caller's thread, before RunRequested on the engine's."""
 
     key: str | None
+    propagation: str = "link"
+    """how the run's trace hangs together with the caller's: "link" (a trace of its own) or "child" (the same trace)"""
 
 
 @dataclass(slots=True, eq=False)
@@ -170,6 +174,8 @@ class AttemptFinished(StepEvent):
     """success, failure, timeout or cancelled"""
     duration: float
     error: BaseException | None
+    expected: bool = False
+    """whether the step's definition lists the error as one that is to be expected"""
 
 
 @dataclass(slots=True, eq=False)
@@ -201,6 +207,8 @@ class StepFinished(StepEvent):
     error: BaseException | None
     depends_on: tuple[str, ...]
     max_attempts: int
+    expected: bool = False
+    """whether the step's definition lists the error as one that is to be expected"""
 
 
 @dataclass(slots=True, eq=False)
@@ -261,6 +269,8 @@ class MaintenanceFinished(Event):
     kind: str
     duration: float
     error: BaseException | None
+    wall: float = 0.0
+    """seconds since the epoch at the moment `at`"""
 
 
 @dataclass(slots=True, eq=False)
@@ -295,6 +305,8 @@ class EngineStarted(Event):
     the engine is gone. For gauges that ask when they are read."""
     hooks: tuple[str, ...]
     """its hooks, as HookFailed names them"""
+    max_workers: int = 0
+    """how many of its threads can work at the same time"""
 
 
 @dataclass(slots=True, eq=False)
