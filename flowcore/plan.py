@@ -128,10 +128,38 @@ class Plan:
 
     @property
     def graph(self) -> str:
-        """A fingerprint of what must not change while a run of this workflow is stored."""
+        """What a store records of the definition: per step, in definition order, its name, sorted dependencies, and
+        whether it has an undo and is a pivot, as canonical JSON. Not code, retries or timeouts."""
         if self._graph is None:
-            self._graph = _fingerprint(self.nodes)
+            steps = [
+                [node.name, sorted(node.dependencies), int(node.compensation is not None), int(node.step.pivot)]
+                for node in self.nodes
+            ]
+            self._graph = _as_json(steps)
         return self._graph
+
+    def contains(self, recorded: str) -> str | None:
+        """Why a run recorded with the graph `recorded` cannot be resumed by this definition; None: it can.
+
+        The definition must have every recorded step, with the same dependencies. Steps may be reordered or added, and
+        undos may be added.
+        """
+        if recorded == self.graph:
+            return None
+        steps = _recorded_steps(recorded)
+        if steps is None:
+            return "its recorded step graph cannot be read"
+        for name, dependencies, undo, pivot in steps:
+            node = self.by_name.get(name)
+            if node is None:
+                return f"step {safe_repr(name)} is missing"
+            if sorted(node.dependencies) != sorted(dependencies):
+                return f"step {safe_repr(name)} has other dependencies"
+            if undo and node.compensation is None:
+                return f"step {safe_repr(name)} has lost its undo"
+            if bool(pivot) != node.step.pivot:
+                return f"step {safe_repr(name)} {'is no pivot any more' if pivot else 'has become a pivot'}"
+        return None
 
     def layers(self) -> list[list[Step[Any]]]:
         """Steps that could run at the same time, layer after layer; within one, in definition order."""
@@ -177,15 +205,18 @@ def _refuse_cycle(nodes: tuple[Node, ...]) -> None:
         raise DependencyCycle(f"steps depend on each other in a circle: {' -> '.join(path)}.") from None
 
 
-def _fingerprint(nodes: tuple[Node, ...]) -> str:
-    """Of names, edges, presence of undo and pivot; not of code, retries or timeouts."""
-    import hashlib
+def _as_json(steps: list[list[Any]]) -> str:
+    import json  # only for runs with a key or a durable store
 
-    digest = hashlib.sha256()
-    for node in nodes:
-        parts = (node.name, *sorted(node.dependencies), str(node.compensation is not None), str(node.step.pivot))
-        for part in parts:
-            data = part.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "big") + data)
-        digest.update(b"\xff")
-    return digest.hexdigest()
+    return json.dumps(steps, separators=(",", ":"))
+
+
+def _recorded_steps(text: str) -> list[tuple[str, list[str], int, int]] | None:
+    """The steps of a recorded graph; None where the text is not one."""
+    import json
+
+    try:
+        steps: Any = json.loads(text)
+        return [(str(name), [str(one) for one in needs], int(undo), int(pivot)) for name, needs, undo, pivot in steps]
+    except (TypeError, ValueError, RecursionError):
+        return None

@@ -26,7 +26,18 @@ from ..errors import (
 )
 from ..retry import Backoff
 from ..run import Run
-from ..stores.base import RESUMABLE, Busy, Claim, Claimed, Finished, Held, Mismatch, RunRecord
+from ..stores.base import (
+    RESUMABLE,
+    Busy,
+    Claim,
+    Claimed,
+    DefinitionChanged,
+    Finished,
+    Held,
+    Mismatch,
+    OtherGraph,
+    RunRecord,
+)
 from . import checkpoints
 
 __all__ = ["adopt", "claim"]
@@ -87,6 +98,16 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
                 raise late
             case Claimed():
                 return _own(run, wanted, answer, sent)
+            case OtherGraph() if (why := run.plan.contains(answer.graph)) is None and wanted.resumes != answer.graph:
+                wanted.resumes = answer.graph
+            case OtherGraph():
+                changed = DefinitionChanged(
+                    f"Run {answer.run_id} of {safe_repr(run.workflow.name)} was started with a different step graph "
+                    f"({why or 'it changed meanwhile'}). Resume it with that version of the workflow, or discard it "
+                    f"with store.release({safe_repr(wanted.key)})."
+                )
+                emit.refused(run, changed)
+                raise changed
             case _ if run.recovering is not None:  # somebody else was quicker; nobody has asked for an answer
                 over = LeaseLost(
                     f"run {run.recovering} is over by now, or somebody else goes on with it.", run_id=run.recovering

@@ -44,7 +44,9 @@ def restore(run: RunState, record: RunRecord) -> None:
     over = {name for name, report in record.steps.items() if report.status in _OVER and name in known}
     run.results.update((name, result) for name, result in record.results.items() if name in over)
     run.reports.update((name, report) for name, report in record.steps.items() if name in over)
-    run.to_undo.extend(known[name] for name in record.effects if name in over)
+    # A definition that has grown may undo what its earlier version could not.
+    effects = list(dict.fromkeys((*record.results, *record.effects)))
+    run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
     if run.changes is not None:
         run.changes.seq = record.seq
         run.changes.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
