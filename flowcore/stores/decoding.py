@@ -13,15 +13,17 @@ from typing import Any, Final, NoReturn, cast
 from ..errors import CorruptRecord, RunFailed, safe_repr, safe_str
 from ..run import StepReport
 from ..status import Status
-from .base import RunRecord, StepRecord, Write
+from .base import Owner, RunRecord, StepRecord, Write
 
-__all__ = ["ENDINGS", "LARGEST", "SCHEMA", "STEP", "WRITE", "decode", "json_value", "number"]
+__all__ = ["ENDINGS", "LARGEST", "NEVER", "SCHEMA", "STEP", "WRITE", "decode", "json_value", "number"]
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 STEP: Final = "s:"
 WRITE: Final = "w:"
 LARGEST: Final = 2**53 - 1
 """of all numbers: more, a double such as Lua's cannot tell apart"""
+NEVER: Final = LARGEST
+"""as `not_before`: recovery does not resume the run"""
 
 ENDINGS: Final = frozenset(
     {"success", "failure", "compensated", "compensation_failed", "incomplete", "parked"},
@@ -29,23 +31,28 @@ ENDINGS: Final = frozenset(
 """what a run's owner may leave it as"""
 
 _DIGITS: Final = len(str(LARGEST))
-_RUN: Final = ENDINGS | {"running"}
+_LIVE: Final = frozenset({"running", "queued"})
+_RUN: Final = ENDINGS | _LIVE | {"waiting"}
 _STEP: Final = frozenset(
-    {"pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown"},
+    {"pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown", "waiting"},
 )
 _UNDO: Final = frozenset({"running", "success", "failure", "timeout"})
 _LANDING: Final = frozenset({"success", "failure"})
-_DECISION: Final = frozenset({"resume", "undo"})
+_DECISION: Final = frozenset({"resume", "undo", "cancel"})
 _HEAD: Final = frozenset(
     {
         *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status", "held", "undoing"),
-        *("decision", "before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
-        *("values", "carrier", "undone", "failed_step", "error"),
+        *("decision", "reason", "by", "since", "before_status", "before_expires", "before_by", "before_since"),
+        *("takeovers", "retries", "delay", "not_before", "deadline", "generation", "fence", "seq"),
+        *("started", "finished", "expires", "values", "carrier", "undone", "failed_step", "error"),
     }
 )
-_TIMES: Final = ("waited", "ran", "backed_off")
+_TIMES: Final = ("waited", "ran", "backed_off", "started", "retry_at")
 _IN_A_STEP: Final = frozenset(
-    {"status", "attempts", "result", "effect", "carrier", *_TIMES, "error", "undo", "undo_error", "completed_late"}
+    {
+        *("status", "attempts", "failed", "errors", "result", "effect", "carrier", *_TIMES),
+        *("error", "undo", "undo_error", "completed_late"),
+    }
 )
 
 Fields = Mapping[str, Any]
@@ -78,6 +85,8 @@ def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
 def _refuse_bytes(fields: Fields) -> None:
     """What was no UTF-8 comes as halves of surrogate pairs; what flowcore writes has none, since JSON escapes them."""
     for field, text in fields.items():
+        if not isinstance(cast("object", field), str):
+            raise _Foreign(f"it has a field {safe_repr(field)}")
         if isinstance(text, str) and not (field.isascii() and text.isascii()):
             try:
                 field.encode()
@@ -91,7 +100,7 @@ def _head(key: str, fields: Fields) -> RunRecord:
     if schema > SCHEMA:
         raise _Foreign(f"its schema is {schema}, and this version of flowcore knows {SCHEMA}, so take a newer one")
     if schema != SCHEMA:
-        raise _Foreign(f"its schema is {schema}")
+        raise _Foreign(f"its schema is {schema}, written by an older version of flowcore, and this one knows {SCHEMA}")
     if _text(fields, "key") != key:
         raise _Foreign(f"its key is {safe_repr(fields['key'])}")
     _text(fields, "owner")
@@ -105,17 +114,30 @@ def _head(key: str, fields: Fields) -> RunRecord:
         held=_flag(fields, "held"),
         undoing=_flag(fields, "undoing"),
         decision=_one_of(_DECISION, fields["decision"], "decision") if "decision" in fields else None,
+        owner=_owner(fields, "by", "since"),
+        takeovers=_count(fields, "takeovers"),
+        retries=_count(fields, "retries"),
+        deadline=_time(fields, "deadline"),
         generation=number(fields, "generation"),
         fence=number(fields, "fence"),
+        seq=_count(fields, "seq"),
         started=number(fields, "started") / 1e6,
-        finished=number(fields, "finished") / 1e6 if "finished" in fields else None,
-        expires=number(fields, "expires") / 1e6 if "expires" in fields else None,
+        finished=_time(fields, "finished"),
+        expires=_time(fields, "expires"),
         carrier=_strings(_json(fields, "carrier", {}), "carrier"),
     )
+    # What was so the last time that the run was parked or held says nothing of a run that is running.
+    reason, not_before, delay = _optional(fields, "reason"), _time(fields, "not_before"), _count(fields, "delay") / 1e6
+    if record.status not in _LIVE:
+        record.not_before = math.inf if not_before == NEVER / 1e6 else not_before
+    elif delay and record.expires is not None:
+        record.not_before = record.expires + delay
+    if reason and (record.status not in _LIVE or record.decision == "cancel"):
+        record.reason = reason
     if "before_status" in fields:
         _status(_RUN, fields["before_status"], "before_status")
-    if "before_expires" in fields:
-        number(fields, "before_expires")
+    _time(fields, "before_expires")
+    _owner(fields, "before_by", "before_since")
     if (step := _json(fields, "failed_step", None)) is not None:
         record.failed_step = _string(step, "failed_step")
     if (error := _json(fields, "error", None)) is not None:
@@ -126,12 +148,22 @@ def _head(key: str, fields: Fields) -> RunRecord:
     return record
 
 
+def _owner(fields: Fields, by: str, since: str) -> Owner | None:
+    at = _count(fields, since) / 1e6
+    if by not in fields:
+        return None
+    known = _dict(_json(fields, by, {}), by)
+    if known.keys() != {"host", "pid"}:
+        raise _Foreign(f"its field {safe_repr(by)} has not just host and pid")
+    return Owner(_string(known["host"], by), number(known, "pid"), at)
+
+
 def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
     steps = [(field[2:], _step(field, text, record, loads)) for field, text in told.items() if field.startswith(STEP)]
     steps.sort(key=lambda step: step[1].seq)
     ended = [(name, step) for name, step in steps if step.report.status is not Status.RUNNING]
     in_flight = [name for name, step in steps if step.report.status is Status.RUNNING]
-    record.seq = steps[-1][1].seq if steps else 0
+    record.seq = max(record.seq, steps[-1][1].seq if steps else 0)
     record.steps = {name: step.report for name, step in steps}
     record.carriers = {name: step.carrier for name, step in steps if step.carrier}
     record.results = {
@@ -162,6 +194,9 @@ def _step(field: str, text: object, record: RunRecord, loads: Loads) -> StepReco
     if type(attempts) is not int or not 0 <= attempts <= LARGEST:
         raise _Foreign(f"its field {safe_repr(field)} tells of {safe_repr(attempts)} attempts")
     report = StepReport(_status(_STEP, known.get("status"), field), attempts)
+    report.failed = _count(known, "failed")
+    if "errors" in known:
+        report.errors = tuple(_pair(error, field) for error in _list(known["errors"], field))
     for time in _TIMES:
         if time in known:
             setattr(report, time, _seconds(known[time], field))
@@ -226,6 +261,14 @@ def number(fields: Fields, name: str) -> int:
     return value
 
 
+def _count(fields: Fields, name: str) -> int:
+    return number(fields, name) if name in fields else 0
+
+
+def _time(fields: Fields, name: str) -> float | None:
+    return number(fields, name) / 1e6 if name in fields else None
+
+
 def _no_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
@@ -258,6 +301,17 @@ def _string(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise _Foreign(f"its field {safe_repr(field)} is {'missing' if value is None else safe_repr(value)}")
     return value
+
+
+def _optional(fields: Fields, name: str) -> str | None:
+    return _text(fields, name) if name in fields else None
+
+
+def _pair(value: object, field: str) -> tuple[str, str]:
+    pair = _list(value, field)
+    if len(pair) != 2:
+        raise _Foreign(f"its field {safe_repr(field)} has {safe_repr(value)} in it")
+    return _string(pair[0], field), _string(pair[1], field)
 
 
 def _dict(value: object, field: str) -> dict[str, Any]:
@@ -294,6 +348,6 @@ def _status(known: frozenset[str], value: object, field: str) -> Status:
 
 
 def _seconds(value: object, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
         raise _Foreign(f"its field {safe_repr(field)} tells of {safe_repr(value)} seconds")
     return float(value)

@@ -1,16 +1,22 @@
 """In which form durable stores keep a run: a flat mapping of texts, the same on SQLite and on Redis.
 
-| field | what | who writes it |
+| field | what | written by |
 |---|---|---|
-| schema | of this table: 1 | the claim that begins the run |
-| key, run_id, workflow, graph, fingerprint (missing: None) | as in RunRecord | the same |
+| schema | of this table: 2 | the claim that begins the run |
+| key, run_id, workflow, fingerprint (missing: None) | as in RunRecord | the same |
 | values (missing: {}) | JSON, of each initial value the codec's text | the same |
 | carrier (missing: {}) | JSON | the same |
-| owner | run_id of the claim that made the present owner | every claim that is granted |
-| before_status, before_expires | as the present owner found them | a claim that takes the run over |
+| deadline (missing: None) | microseconds | the same |
+| graph | as in RunRecord, an opaque text | every claim that is granted |
+| owner | run_id of the claim that made the present owner | the same |
+| by (missing: unknown), since (missing: 0) | JSON of the owner's host and pid, and when it claimed the run | the same |
+| before_status, before_expires, before_by, before_since | as the present owner found them | a claim that resumes a run |
+| takeovers, retries, delay (missing: 0) | as in RunRecord; how many microseconds after `expires` a running run may be taken over by recovery | takeovers and endings; progress sets them to 0 |
 | status; held and undoing (0 or 1; missing: 0) | as in RunRecord | |
-| decision (missing: None) | resume or undo | an operator; the next owner's first word takes it away |
-| generation, fence | whole numbers | claims, and operators |
+| decision (missing: None) | resume, undo or cancel | an operator; an owner's first word takes the first two away, its ending the third |
+| reason (missing: None) | as in RunRecord | finish, and operators |
+| not_before (missing: None) | microseconds since the epoch; 2^53 - 1: never | finish; a claim and operators take it away |
+| generation, fence, seq (missing: 0) | whole numbers | claims, operators, checkpoints |
 | started; finished and expires (missing: None) | microseconds since the epoch, by the store's clock | |
 | undone (missing: none) | JSON | finish |
 | failed_step, error (missing: None) | JSON; of an error its type, message and traceback | checkpoint, finish |
@@ -28,6 +34,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii as quoted
@@ -36,9 +43,21 @@ from typing import Any, Final, Protocol
 from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, safe_repr, safe_str
 from ..run import BEGINS
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
-from .decoding import ENDINGS, LARGEST, SCHEMA, STEP, WRITE, decode, json_value, number
+from .decoding import ENDINGS, LARGEST, NEVER, SCHEMA, STEP, WRITE, decode, json_value, number
 
-__all__ = ["LARGEST", "MIB", "STEP", "WRITE", "Codec", "Encoding", "microseconds", "number"]
+__all__ = [
+    "LARGEST",
+    "MIB",
+    "NEVER",
+    "STEP",
+    "WRITE",
+    "Codec",
+    "Encoding",
+    "clipped_reason",
+    "due",
+    "microseconds",
+    "number",
+]
 
 MIB: Final = 1024 * 1024
 _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
@@ -76,6 +95,13 @@ _json_text: Final = _strict_json()
 def microseconds(seconds: float) -> int:
     """Seconds as durable stores count them; of leases and retentions at most a century."""
     return round(min(seconds, _CENTURY) * 1e6)
+
+
+def due(now: int, retry_in: float) -> int | None:
+    """`not_before` of a run that ends now, and may be resumed in so many seconds."""
+    if retry_in <= 0:
+        return None
+    return NEVER if retry_in == math.inf else now + microseconds(retry_in)
 
 
 class Codec(Protocol):
@@ -123,7 +149,8 @@ class Encoding:
         return decode(key, fields, self._codec.loads)
 
     def encode_claim(self, claim: Claim) -> dict[str, str]:
-        """A fresh run: all that the store does not count itself (generation, fence and times)."""
+        """A fresh run: all that the store does not count itself (generation, fence and times). The fields graph, owner and
+        by are also what a claim changes that resumes a run."""
         fields = {
             "schema": str(SCHEMA),
             "key": claim.key,
@@ -131,27 +158,38 @@ class Encoding:
             "owner": claim.run_id,
             "workflow": claim.workflow,
             "graph": claim.graph,
-            "status": "running",
+            "status": "queued" if claim.queued else "running",
         }
+        if claim.owner is not None:
+            fields["by"] = f'{{"host":{quoted(claim.owner.host)},"pid":{claim.owner.pid}}}'
+        if claim.deadline is not None:
+            fields["deadline"] = str(microseconds(claim.deadline))
         if claim.fingerprint is not None:
             fields["fingerprint"] = claim.fingerprint
         if claim.values:
             fields["values"] = self.encode_values(claim.values, claim.run_id)
         if carrier := _texts_only(claim.carrier):
             fields["carrier"] = _json_text(carrier)
-        for seq, name in enumerate(claim.begins, 1):
-            fields[STEP + name] = f"{seq} {_BEGINS}"
+        if claim.begins and not claim.queued:
+            for seq, name in enumerate(claim.begins, 1):
+                fields[STEP + name] = f"{seq} {_BEGINS}"
+            fields["seq"] = str(len(claim.begins))
         return _of_unicode(fields, claim.run_id)
 
     def encode_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """What a checkpoint changes: its steps and writes; undoing, failed_step and error where they are given."""
-        run_id = checkpoint.run_id
+        """What a checkpoint changes: its steps and writes, and the highest `seq` among them; undoing, failed_step and error
+        where they are given."""
+        run_id, seq = checkpoint.run_id, 0
         fields: dict[str, str] = {}
         for name, step in checkpoint.steps.items():
+            seq = max(seq, step.seq)
             begins = step.report is BEGINS
             fields[STEP + name] = f"{step.seq} {_BEGINS}" if begins else self.encode_step(name, step, run_id)
         for key, write in checkpoint.writes.items():
+            seq = max(seq, write.seq)
             fields[WRITE + _string_key(key, run_id)] = self.encode_write(key, write, run_id)
+        if seq:
+            fields["seq"] = str(seq)
         if checkpoint.undoing:
             fields["undoing"] = "1"
         if checkpoint.failed_step is not None:
@@ -161,7 +199,8 @@ class Encoding:
         return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)  # their texts are JSON
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
-        """What the end of a run changes: what its last checkpoint does, status, held, undone, failed_step and error."""
+        """What the end of a run changes: what its last checkpoint does, status, held, retries, reason, undone, failed_step
+        and error. An empty reason means None."""
         record = ending.record
         if record.status not in ENDINGS:
             raise StoreError(
@@ -169,6 +208,7 @@ class Encoding:
             )
         fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
+        fields["retries"], fields["reason"] = str(record.retries), clipped_reason(record.reason)
         if record.undoing:
             fields["undoing"] = "1"
         fields["undone"] = _json_text(record.undone) if record.undone else "[]"
@@ -193,6 +233,14 @@ class Encoding:
             text += f',"ran":{report.ran!r}'
         if report.backed_off is not None:
             text += f',"backed_off":{report.backed_off!r}'
+        if report.failed:
+            text += f',"failed":{report.failed}'
+        if report.errors:
+            text += f',"errors":{_json_text([_clipped(kind, message) for kind, message in report.errors])}'
+        if report.started is not None:
+            text += f',"started":{report.started!r}'
+        if report.retry_at is not None:
+            text += f',"retry_at":{report.retry_at!r}'
         if report.error is not None:
             text += f',"error":{_json_text(_told(report.error))}'
         if report.undo is not None:
@@ -264,6 +312,15 @@ def _string_key(key: object, run_id: str) -> str:
             "so use a string."
         )
     return key
+
+
+def clipped_reason(reason: str | None) -> str:
+    """A reason as stores keep it: UTF-8, of a length to be shown in a list."""
+    return "" if reason is None else reason[:_MESSAGE].encode("utf-8", "replace").decode()
+
+
+def _clipped(kind: str, message: str) -> tuple[str, str]:
+    return kind[:_MESSAGE], message[:_MESSAGE]
 
 
 def _texts_only(carrier: Mapping[Any, Any]) -> dict[str, str]:

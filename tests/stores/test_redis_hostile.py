@@ -159,7 +159,7 @@ def test_an_owner_either_writes_or_is_told_that_the_record_is_corrupt(client: An
             for text in (b"", b"{}", b"x {}", b"-1 {}", b"1e3 {}", b"99999999999999999 {}", b"\xff {}")
         ),
         *((b"w:receipt", text) for text in (b"", b"null", b" {}")),
-        *((b"schema", text) for text in (b"2", b"", b"1.0", None)),
+        *((b"schema", text) for text in (b"3", b"", b"1.0", None)),
         *((name, b"nonsense") for name in (b"status", b"generation", b"started", b"expires", b"held", b"fence")),
         *((name, None) for name in (b"status", b"owner", b"workflow", b"graph", b"generation", b"started", b"run_id")),
         (b"fence", b"9007199254740991"),
@@ -246,8 +246,8 @@ def test_a_failed_undo_that_is_not_held_means_nothing_to_a_claim(client: Any) ->
 
 def test_a_record_of_a_later_flowcore_is_told_as_such(client: Any) -> None:
     left = Left(client, "parked")
-    left.put(b"schema", b"2")
-    with pytest.raises(CorruptRecord, match="schema is 2, and this version of flowcore knows 1"):
+    left.put(b"schema", b"3")
+    with pytest.raises(CorruptRecord, match="schema is 3, and this version of flowcore knows 2"):
         left.store.claim(a_claim(KEY))
 
 

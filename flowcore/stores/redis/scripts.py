@@ -94,7 +94,7 @@ local function head(key)  -- its fields, and whether it is corrupt; nil if there
   for i, name in ipairs(NAMES) do h[name] = got[i] end
   h.stage = STATUS[h.status]
   h.held = h.held == '1' or (h.held and h.held ~= '0' and 'corrupt')
-  local corrupt = h.schema ~= '1' or not (h.run_id and h.owner and h.workflow and h.graph and h.stage)
+  local corrupt = h.schema ~= '2' or not (h.run_id and h.owner and h.workflow and h.graph and h.stage)
     or h.held == 'corrupt' or not count(h.generation) or not count(h.fence) or not count(h.started)
     or (h.expires and not count(h.expires))
   if not corrupt then
