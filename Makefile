@@ -13,7 +13,7 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types format bench storm dashboards clean venv venv-demo servers
+.PHONY: help demo test lint types format bench storm dashboards dist clean venv venv-demo servers
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -27,9 +27,12 @@ test: lint types servers  ## lint, check types, run the tests with coverage
 	@report=$$($(ENV) -m coverage report --fail-under=100) \
 		|| { echo "$$report"; echo 'Every branch of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
 
-lint: venv  ## ruff: rules and formatting
+lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must not be in the code
 	$(ENV) -m ruff check
 	$(ENV) -m ruff format --check
+	@# B608 is ruff's S608, which each line that builds SQL answers with its reason.
+	$(ENV) -m bandit --quiet --recursive --severity-level medium --skip B608 flowcore flowcore_otel
+	@git ls-files -z ':!.ci/secrets.json' | xargs -0 .venv/bin/detect-secrets-hook --baseline .ci/secrets.json
 
 types: venv  ## mypy and pyright, both strict
 	$(ENV) -m mypy
@@ -49,6 +52,12 @@ bench: venv  ## run the benchmarks
 dashboards: venv servers  ## rebuild the dashboards, their rules and their pictures
 	$(ENV) dashboards/build.py
 	PATH="$(SERVERS):$$PATH" $(ENV) -m tests.dashboards.pictures
+
+dist: venv  ## build the wheel and the sdist, twice, and check that both times give the same files
+	rm -rf dist build && SOURCE_DATE_EPOCH=1767225600 $(ENV) -m hatchling build -d build/again >/dev/null
+	SOURCE_DATE_EPOCH=1767225600 $(ENV) -m hatchling build -d dist >/dev/null
+	cd dist && sha256sum * | (cd ../build/again && sha256sum --check --quiet) && cd .. && rm -rf build
+	$(ENV) -m twine check --strict dist/*
 
 clean:  ## remove environments, caches and build output
 	rm -rf .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist

@@ -204,56 +204,69 @@ class PipSettings:
         return set_by_hand
 
 
+# The pip that is fetched where Python brings none. Its checksum is written here, so that the index is not the only one to
+# say what the file should be. It runs on Python 3.10 and newer.
+PIP_WHEEL = "pip-26.1-py3-none-any.whl"
+PIP_SHA256 = "4e8486d821d814b77319acb7b9e8bf5a4ee7590a643e7cb21029f209be8573c1"
+
+
 class Links(html.parser.HTMLParser):
-    """The links of a "simple" index page (PEP 503), with their attributes."""
+    """The addresses of a "simple" index page's links (PEP 503), by file name and without their fragments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: "list[dict[str, str | None]]" = []
+        self.found: "dict[str, str]" = {}
 
     def handle_starttag(self, tag: str, attrs: "list[tuple[str, str | None]]") -> None:
+        address = urllib.parse.urldefrag(dict(attrs).get("href") or "").url
         if tag == "a":
-            self.found.append(dict(attrs))
+            self.found[urllib.parse.unquote(address.rpartition("/")[2])] = address
 
 
 def fetch_pip(settings: PipSettings, into: Path) -> Path:
-    """Download the newest pip that runs on this Python, and check it against the hash its index gives."""
+    """Download the pip that this file names from the configured index, and check it against the checksum written here."""
     if not settings.index:
         raise LookupError("no package index is configured: PIP_INDEX_URL names one")
-    page = settings.index.rstrip("/") + "/pip/"
+    index = without_plain_http(settings.index.rstrip("/"), settings)
+    page = index + "/pip/"
     links = Links()
-    links.feed(read(page, settings).decode("utf-8"))
-    newest = max(filter(None, map(pip_wheel, links.found)), default=None)
-    if newest is None:
-        raise LookupError(f"{without_password(settings.index)} lists no pip for Python {PYTHON_VERSION}")
-    _, name, address, digest = newest
-    content = read(urllib.parse.urljoin(page, address), settings)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(f"{name} is not what its index says it is")
-    wheel = into / name
+    links.feed(read(page, index, settings).decode("utf-8"))
+    if PIP_WHEEL not in links.found:
+        raise LookupError(f"{without_password(index)} does not list {PIP_WHEEL}")
+    content = read(urllib.parse.urljoin(page, links.found[PIP_WHEEL]), index, settings)
+    if hashlib.sha256(content).hexdigest() != PIP_SHA256:
+        raise ValueError(f"{PIP_WHEEL} of this index does not have the checksum written in {Path(__file__).name}")
+    wheel = into / PIP_WHEEL
     wheel.write_bytes(content)
     return wheel
 
 
-def pip_wheel(link: "dict[str, str | None]") -> "tuple[tuple[int, ...], str, str, str] | None":
-    """Version, file name, address and SHA-256 of a link to a pip we can use; None for any other link."""
-    address, _, fragment = (link.get("href") or "").partition("#")
-    name = urllib.parse.unquote(address.rpartition("/")[2])
-    wheel = re.match(r"pip-([0-9]+(?:\.[0-9]+)*)-py3-none-any\.whl$", name)  # released versions only
-    digest = re.match(r"sha256=([0-9a-f]{64})$", fragment)
-    oldest = re.search(r">=\s*3\.([0-9]+)", link.get("data-requires-python") or "")
-    too_new = oldest is not None and int(oldest.group(1)) > sys.version_info[1]
-    if wheel is None or digest is None or too_new or "data-yanked" in link:
-        return None
-    return tuple(map(int, wheel.group(1).split("."))), name, address, digest.group(1)
+def without_plain_http(index: str, settings: PipSettings) -> str:
+    """The index over https if it offers that. Over plain http nothing but this machine's own may ask for a password."""
+    parts = urllib.parse.urlsplit(index)
+    if parts.scheme != "http" or parts.hostname in {"127.0.0.1", "::1", "localhost"}:
+        return index
+    secure = urllib.parse.urlunsplit(parts._replace(scheme="https"))
+    try:
+        read(secure + "/pip/", secure, settings)
+    except (OSError, ValueError):
+        if parts.username is not None:
+            raise LookupError(
+                f"{without_password(index)} asks for a password over plain http, where others can read it"
+            ) from None
+        return index
+    return secure
 
 
-def read(address: str, settings: PipSettings) -> bytes:
-    """GET, with the name and password that an index address may carry."""
+def read(address: str, index: str, settings: PipSettings) -> bytes:
+    """GET, with the name and password that the index's address may carry, sent to that very origin alone."""
     parts = urllib.parse.urlsplit(address)
+    user = urllib.parse.urlsplit(index)
+    if user.scheme == "https" and parts.scheme != "https":
+        raise ValueError(f"{without_password(index)} leads to {without_password(address)}, which is not https")
     request = urllib.request.Request(without_password(address), headers={"Accept": "text/html, */*;q=0.1"})
-    user = urllib.parse.urlsplit(settings.index)
-    if user.username is not None and parts.hostname == user.hostname:
+    same_origin = (parts.scheme, parts.hostname, parts.port) == (user.scheme, user.hostname, user.port)
+    if user.username is not None and same_origin:
         secret = f"{urllib.parse.unquote(user.username)}:{urllib.parse.unquote(user.password or '')}"
         request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
     # Certificates from the settings if there are any, else Python's own choice (which knows SSL_CERT_FILE).

@@ -242,8 +242,10 @@ class Index:
 
 
 @pytest.fixture
-def index(pip_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+def index(pip_wheel: Path, bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     index = Index(pip_wheel)
+    monkeypatch.setattr(bootstrap, "PIP_WHEEL", pip_wheel.name)
+    monkeypatch.setattr(bootstrap, "PIP_SHA256", index.digest)
     monkeypatch.setenv("PIP_INDEX_URL", index.address)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     thread = threading.Thread(target=index.server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -280,23 +282,37 @@ def test_without_ensurepip_pip_comes_from_the_index(
     assert version.stdout.startswith(f"pip {importlib.metadata.version('pip')} from {tmp_path}")
 
 
+def stop(exit_: pytest.ExceptionInfo[SystemExit]) -> str:
+    """The one sentence that the script ended with."""
+    text = str(exit_.value)
+    assert len(text.splitlines()) == 1
+    assert "apt install python3-venv" in text
+    return text
+
+
 @pytest.mark.usefixtures("no_ensurepip")
-@pytest.mark.parametrize(
-    ("links", "reason"),
-    [
-        ([], "lists no pip for Python"),
-        (["pip-99-py3-none-any.whl#sha256=" + "0" * 64], "pip-99-py3-none-any.whl is not what its index says"),
-        (["pip-99-py3-none-any.whl"], "lists no pip for Python"),
-    ],
-    ids=["no pip", "another file than announced", "no hash"],
-)
-def test_without_ensurepip_and_without_a_trustworthy_pip_one_sentence_says_what_to_install(
-    bootstrap: ModuleType, tmp_path: Path, index: Index, links: list[str], reason: str
-) -> None:
-    index.links = [f'<a href="{link}">pip</a>' for link in links]
-    with pytest.raises(SystemExit, match=rf"{reason}.*apt install python3-venv") as exit_:
+def test_an_index_without_that_pip_is_one_sentence(bootstrap: ModuleType, tmp_path: Path, index: Index) -> None:
+    index.links = [index.link("pip-100.0-py3-none-any.whl")]
+    with pytest.raises(SystemExit) as exit_:
         bootstrap.make(tmp_path / "env")
-    assert len(str(exit_.value).splitlines()) == 1
+    assert f"does not list {bootstrap.PIP_WHEEL}" in stop(exit_)
+
+
+@pytest.mark.usefixtures("no_ensurepip")
+def test_a_pip_with_another_checksum_is_refused_whatever_its_index_says(
+    bootstrap: ModuleType, tmp_path: Path, index: Index
+) -> None:
+    index.content += b"more"
+    index.links = [index.link(bootstrap.PIP_WHEEL, hashlib.sha256(index.content).hexdigest())]
+    with pytest.raises(SystemExit) as exit_:
+        bootstrap.make(tmp_path / "env")
+    assert "does not have the checksum written in bootstrap.py" in stop(exit_)
+    assert not (tmp_path / "env" / "lib").is_symlink()
+
+
+def test_the_checksum_in_the_script_is_one(bootstrap: ModuleType) -> None:
+    assert len(bytes.fromhex(bootstrap.PIP_SHA256)) == 32
+    assert bootstrap.PIP_WHEEL.startswith("pip-")
 
 
 @pytest.mark.usefixtures("no_ensurepip")
@@ -308,19 +324,39 @@ def test_without_ensurepip_and_without_network_one_sentence_says_what_to_install
         bootstrap.make(tmp_path / "env")
 
 
-def test_the_newest_release_that_runs_on_this_python_is_taken(
-    bootstrap: ModuleType, index: Index, tmp_path: Path
+def test_https_is_taken_where_the_index_offers_it(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read(address: str, index: str, settings: object) -> bytes:
+        asked.append(address)
+        return b""
+
+    monkeypatch.setattr(bootstrap, "read", read)
+    assert bootstrap.without_plain_http("http://pypi.example/simple", None) == "https://pypi.example/simple"
+    assert asked == ["https://pypi.example/simple/pip/"]
+
+
+def test_a_password_is_never_sent_over_plain_http(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: str, index: str, settings: object) -> bytes:
+        assert address.startswith("https://")
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(bootstrap, "read", refuse)
+    assert bootstrap.without_plain_http("http://pypi.example/simple", None) == "http://pypi.example/simple"
+    with pytest.raises(LookupError, match=r"^http://pypi.example/simple asks for a password over plain http"):
+        bootstrap.without_plain_http("http://me:secret@pypi.example/simple", None)
+
+
+def test_an_https_index_cannot_lead_to_plain_http(bootstrap: ModuleType) -> None:
+    with pytest.raises(ValueError, match="which is not https"):
+        bootstrap.read("http://files.example/pip.whl", "https://pypi.example/simple", None)
+
+
+def test_a_password_goes_to_the_index_alone(
+    bootstrap: ModuleType, index: Index, pip_wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index.links += [
-        index.link("pip-9.0.3-py2.py3-none-any.whl"),
-        index.link("pip-100.0-py3-none-any.whl"),
-        index.link("pip-99.1-py3-none-any.whl"),
-        index.link("pip-101.0b1-py3-none-any.whl"),
-        index.link("pip-102.0-py3-none-any.whl", attributes='data-requires-python="&gt;=3.99"'),
-        index.link("pip-103.0-py3-none-any.whl", attributes='data-yanked="broken"'),
-        index.link("pip-104.0.tar.gz"),
-    ]
-    assert bootstrap.fetch_pip(bootstrap.PipSettings(), tmp_path).name == "pip-100.0-py3-none-any.whl"
+    bootstrap.read(index.address + "/pip/", "http://me:secret@pypi.example/simple", bootstrap.PipSettings())
+    assert index.authorization is None
 
 
 def test_the_index_may_ask_for_a_password(
