@@ -35,7 +35,7 @@ PARTS: dict[str, str] = {
     "forks": "",
     "stores": "errors status retry run forks",
     "_kernel": "errors status retry context run plan workflow events stores.base _durable",
-    "_durable": "errors status retry context run plan workflow events stores.base step forks _kernel",
+    "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks",
     "testing": "errors status retry context run workflow events stores _kernel _durable",
 }
@@ -63,10 +63,12 @@ LAZY: dict[str, set[str]] = {
     # Slow to import, and needed by few runs.
     "flowcore": {"importlib.metadata"},
     "flowcore._kernel.run_state": {"hashlib"},
-    "flowcore._durable.claim": {"hashlib", "json"},
+    "flowcore._durable.claim": {"hashlib"},
     "flowcore.events.loggers": {"json"},
-    "flowcore.plan": {"hashlib"},
+    "flowcore.plan": {"json"},
     "flowcore.retry": {"random"},
+    # For the first value that JSON has no form for.
+    "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
     "flowcore.stores": {"flowcore.stores.redis", "flowcore.stores.sqlite"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis.store": {"redis"},

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Final
 
 from .._kernel import emit
@@ -38,6 +36,7 @@ from ..stores.base import (
     OtherGraph,
     RunRecord,
 )
+from ..stores.codec import canonical
 from . import checkpoints
 
 __all__ = ["adopt", "claim"]
@@ -230,7 +229,7 @@ def _refusal(run: RunState, key: str, answer: Busy | Mismatch | Held) -> Idempot
 
 
 def _fingerprint(run: RunState) -> str:
-    """What tells one use of a key from another: the workflow's name and its initial values, as canonical JSON."""
+    """What tells one use of a key from another: the workflow's name and its initial values, in the codec's canonical form."""
     import hashlib  # with a key only: imports that many a run never needs
 
     values: dict[Any, Any] = run.values
@@ -246,32 +245,18 @@ def _fingerprint(run: RunState) -> str:
     return hashlib.sha256(f"{run.workflow.name}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@functools.cache
-def _canonically() -> Callable[[object], str]:
-    import json
-
-    return json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
-
-
 def _canonical(values: dict[Any, Any], workflow: str) -> str:
-    problem = next((f"the key {safe_repr(key)} is not a string" for key in values if not isinstance(key, str)), None)
-    if problem is None:
-        try:
-            return _canonically()(values)
-        except (TypeError, ValueError, RecursionError) as error:
-            problem = f"{_culprit(values)} has none ({type(error).__name__}: {safe_str(error, 100)})"
-    raise NotSerializable(
-        f"a run of workflow {safe_repr(workflow)} with an idempotency key needs initial values with a JSON form, "
-        f"but {problem}: pass Workflow(fingerprint=) to say what makes two requests the same."
-    )
-
-
-def _culprit(values: dict[Any, Any]) -> str:
-    import json
-
+    try:
+        return canonical(values)
+    except NotSerializable as error:
+        problem, culprit = error, "the initial values together"
     for key, value in values.items():
         try:
-            json.dumps(value, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            return f"the value of {safe_repr(key)}"
-    return "the whole"
+            canonical({key: value})
+        except NotSerializable as error:
+            problem, culprit = error, f"the initial value of {safe_repr(key)}"
+            break
+    raise NotSerializable(
+        f"a run of workflow {safe_repr(workflow)} with an idempotency key compares its initial values, but {culprit} cannot be "
+        f"compared: {safe_str(problem)} Or pass Workflow(fingerprint=) to say what makes two requests the same."
+    )

@@ -182,6 +182,8 @@ class Claim:
     queued: bool = False
     once: bool = False
     deadline: float | None = None
+    types: Mapping[str, Any] = field(default_factory=_empty)
+    """annotations for the codec: under "s:a" of the result of step `a`, under "w:b" of the context's key `b`"""
 
 
 @dataclass(slots=True)
@@ -263,6 +265,8 @@ class Checkpoint:
     """the highest `seq` that the store has acknowledged to this owner: a record that is behind it has gone back in time"""
     heals: bool = False
     """it holds all that the owner knows of the run, and brings a record that went back up to date"""
+    types: Mapping[str, Any] = field(default_factory=_empty)
+    """as in Claim"""
 
 
 @dataclass(slots=True)

@@ -5,17 +5,17 @@ Whatever is not of that form was not written by flowcore: the record is refused 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, cast
 
 from ..errors import CorruptRecord, RunFailed, safe_repr, safe_str
 from ..run import StepReport
 from ..status import Status
 from .base import Owner, RunRecord, StepRecord, Write
+from .codec import json_value
 
-__all__ = ["ENDINGS", "LARGEST", "NEVER", "SCHEMA", "STEP", "WRITE", "decode", "json_value", "number"]
+__all__ = ["ENDINGS", "LARGEST", "NEVER", "SCHEMA", "STEP", "WRITE", "decode", "number"]
 
 SCHEMA: Final = 2
 STEP: Final = "s:"
@@ -56,14 +56,16 @@ _IN_A_STEP: Final = frozenset(
 )
 
 Fields = Mapping[str, Any]
-Loads = Callable[[str], Any]
+Loads = Callable[[str, Any], Any]
+Types = Mapping[str, Any]
+"""annotations by field name"""
 
 
 class _Foreign(ValueError):
     """Why something in a record cannot be flowcore's."""
 
 
-def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
+def decode(key: str, fields: Fields, loads: Loads, types: Types) -> RunRecord:
     """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
 
     Raises CorruptRecord, naming the key, for anything that flowcore has not written.
@@ -72,8 +74,8 @@ def decode(key: str, fields: Fields, loads: Loads) -> RunRecord:
         _refuse_bytes(fields)
         record = _head(key, fields)
         told = {field: text for field, text in fields.items() if field not in _HEAD}
-        _add_steps(record, told, loads)
-        _add_values(record, told, fields, loads)
+        _add_steps(record, told, loads, types)
+        _add_values(record, told, fields, loads, types)
     except _Foreign as error:
         raise CorruptRecord(
             f"the record of key {safe_repr(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
@@ -158,8 +160,10 @@ def _owner(fields: Fields, by: str, since: str) -> Owner | None:
     return Owner(_string(known["host"], by), number(known, "pid"), at)
 
 
-def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
-    steps = [(field[2:], _step(field, text, record, loads)) for field, text in told.items() if field.startswith(STEP)]
+def _add_steps(record: RunRecord, told: Fields, loads: Loads, types: Types) -> None:
+    steps = [
+        (field[2:], _step(field, text, record, loads, types)) for field, text in told.items() if field.startswith(STEP)
+    ]
     steps.sort(key=lambda step: step[1].seq)
     ended = [(name, step) for name, step in steps if step.report.status is not Status.RUNNING]
     in_flight = [name for name, step in steps if step.report.status is Status.RUNNING]
@@ -172,10 +176,10 @@ def _add_steps(record: RunRecord, told: Fields, loads: Loads) -> None:
     record.effects = (*(name for name, step in ended if step.effect), *in_flight)
 
 
-def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads) -> None:
+def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads, types: Types) -> None:
     initial = _strings(_json(fields, "values", {}), "values")
-    values = {key: _loaded(text, "values", loads) for key, text in initial.items()}
-    writes = [(field, _write(field, text, loads)) for field, text in told.items() if not field.startswith(STEP)]
+    values = {key: _loaded(text, "values", loads, types.get(WRITE + key, Any)) for key, text in initial.items()}
+    writes = [(field, _write(field, text, loads, types)) for field, text in told.items() if not field.startswith(STEP)]
     writes.sort(key=lambda write: write[1].seq)
     for field, write in writes:
         record.seq = max(record.seq, write.seq)
@@ -186,7 +190,7 @@ def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads) -
     record.values = values
 
 
-def _step(field: str, text: object, record: RunRecord, loads: Loads) -> StepRecord:
+def _step(field: str, text: object, record: RunRecord, loads: Loads, types: Types) -> StepRecord:
     seq, known = _numbered(text, field)
     name, attempts, effect = field[2:], known.get("attempts"), known.get("effect", False)
     if not _IN_A_STEP.issuperset(known) or type(effect) is not bool:
@@ -211,10 +215,11 @@ def _step(field: str, text: object, record: RunRecord, loads: Loads) -> StepReco
     carrier = _strings(known.get("carrier", {}), field)
     if "result" not in known:
         return StepRecord(seq, report, effect=effect, carrier=carrier)
-    return StepRecord(seq, report, True, _loaded(known["result"], field, loads), effect, carrier)
+    result = _loaded(known["result"], field, loads, types.get(field, Any))
+    return StepRecord(seq, report, True, result, effect, carrier)
 
 
-def _write(field: str, text: object, loads: Loads) -> Write:
+def _write(field: str, text: object, loads: Loads, types: Types) -> Write:
     if not field.startswith(WRITE):
         raise _Foreign(f"it has a field {safe_repr(field)}")
     seq, known = _numbered(text, field)
@@ -222,7 +227,7 @@ def _write(field: str, text: object, loads: Loads) -> Write:
         return Write(seq, deleted=True)
     if known.keys() != {"value"}:
         raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of writes")
-    return Write(seq, _loaded(known["value"], field, loads))
+    return Write(seq, _loaded(known["value"], field, loads, types.get(field, Any)))
 
 
 def _failure(known: object, record: RunRecord, step: str | None, what: str) -> RunFailed:
@@ -239,10 +244,10 @@ def _failure(known: object, record: RunRecord, step: str | None, what: str) -> R
     )
 
 
-def _loaded(text: object, field: str, loads: Loads) -> Any:
+def _loaded(text: object, field: str, loads: Loads, annotation: Any) -> Any:
     given = _string(text, field)
     try:
-        return loads(given)
+        return loads(given, annotation)
     except Exception as error:
         why = f"{type(error).__name__}: {safe_str(error, 200)}"
         raise _Foreign(f"the store's codec cannot read what is in its field {safe_repr(field)} ({why})") from error
@@ -267,14 +272,6 @@ def _count(fields: Fields, name: str) -> int:
 
 def _time(fields: Fields, name: str) -> float | None:
     return number(fields, name) / 1e6 if name in fields else None
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-json_value: Final[Callable[[str], Any]] = json.JSONDecoder(parse_constant=_no_constant).decode
-"""What a text of strict JSON means; raises ValueError."""
 
 
 def _parsed(text: str, field: str) -> Any:

@@ -33,17 +33,18 @@ two texts of one field without parsing them. All JSON is ASCII.
 from __future__ import annotations
 
 import functools
-import json
+import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping
-from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, safe_repr, safe_str
 from ..run import BEGINS
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
-from .decoding import ENDINGS, LARGEST, NEVER, SCHEMA, STEP, WRITE, decode, json_value, number
+from .codec import Codec, JsonCodec, json_text as _json_text, quoted
+from .decoding import ENDINGS, LARGEST, NEVER, SCHEMA, STEP, WRITE, decode, number
 
 __all__ = [
     "LARGEST",
@@ -51,7 +52,6 @@ __all__ = [
     "NEVER",
     "STEP",
     "WRITE",
-    "Codec",
     "Encoding",
     "clipped_reason",
     "due",
@@ -64,31 +64,8 @@ _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
 _MESSAGE: Final = 1024  # characters of an error's message that are kept
 _TRACEBACK: Final = 16 * 1024  # of its traceback: the last ones
 
+_UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
 _BEGINS: Final = '{"status":"running","attempts":1}'
-
-
-def _strict_json() -> Callable[[object], str]:
-    """Strict JSON without spaces: what JSONEncoder.encode asks in the end, or that itself where the interpreter has no such
-    thing, or another one. The way there takes longer than a small value does."""
-    encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-    make: Any = getattr(json.encoder, "c_make_encoder", None)
-    try:
-        parts = make(None, encoder.default, quoted, None, ":", ",", False, False, False)
-        if "".join(parts([{"é": None}, 0.5], 0)) != '[{"\\u00e9":null},0.5]':
-            return encoder.encode
-    except TypeError:
-        return encoder.encode
-
-    def encode(value: object) -> str:
-        try:
-            return "".join(parts(value, 0))
-        except RecursionError:
-            return encoder.encode(value)  # which sees whether it goes round in a circle
-
-    return encode
-
-
-_json_text: Final = _strict_json()
 
 
 @functools.lru_cache(maxsize=64)  # there are few leases, and each checkpoint has one
@@ -104,49 +81,33 @@ def due(now: int, retry_in: float) -> int | None:
     return NEVER if retry_in == math.inf else now + microseconds(retry_in)
 
 
-class Codec(Protocol):
-    """Values to texts and back; it may encrypt. What it raises is told as NotSerializable, or as CorruptRecord."""
-
-    def dumps(self, value: Any, /) -> str: ...
-    def loads(self, text: str, /) -> Any: ...
-
-
-class _Json:
-    """Strict JSON, so that tuples come back as lists, and the keys of a dict as strings."""
-
-    def dumps(self, value: Any, /) -> str:
-        return _json_text(value)
-
-    def loads(self, text: str, /) -> Any:
-        return json_value(text)
-
-
 class Encoding:
     """Runs to texts and back. As thread-safe as its codec.
 
-    `codec` (None: strict JSON) is for what users put into a run: results, and values of the context. The text of each
-    takes at most `max_value_bytes`. All that encodes raises NotSerializable, before any I/O.
+    `codec` (None: JsonCodec) writes what users put into a run: results, and values of the context. The text of each
+    takes at most `max_value_bytes`. Every method that encodes raises NotSerializable, before any I/O.
     """
 
     def __init__(self, codec: Codec | None = None, max_value_bytes: int = MIB) -> None:
-        if codec is not None and not all(callable(getattr(codec, verb, None)) for verb in ("dumps", "loads")):
+        if codec is not None and not all(_takes_two(getattr(codec, verb, None)) for verb in ("dumps", "loads")):
             raise DefinitionError(
-                f"codec= must have the methods dumps(value) and loads(text), unlike {safe_repr(codec)}."
+                f"codec= must have the methods dumps(value, type) and loads(text, type), unlike {safe_repr(codec)}."
             )
         if isinstance(max_value_bytes, bool) or not isinstance(max_value_bytes, int) or max_value_bytes < 1:
             raise DefinitionError(
                 f"max_value_bytes= must be a whole number from 1 up, not {safe_repr(max_value_bytes)}."
             )
-        self._codec: Codec = _Json() if codec is None else codec
-        self._dumps = _json_text if codec is None else codec.dumps
+        self._codec: Codec = JsonCodec() if codec is None else codec
+        self._dumps = self._codec.dumps
         self._most = max_value_bytes
 
-    def decode(self, key: str, fields: Mapping[str, Any]) -> RunRecord:
+    def decode(self, key: str, fields: Mapping[str, Any], types: Mapping[str, Any] = _UNTYPED) -> RunRecord:
         """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
 
-        Raises CorruptRecord, naming the key, for anything that flowcore has not written.
+        `types`: annotations by field name, for the codec. Raises CorruptRecord, naming the key, for anything that
+        flowcore has not written.
         """
-        return decode(key, fields, self._codec.loads)
+        return decode(key, fields, self._codec.loads, types)
 
     def encode_claim(self, claim: Claim) -> dict[str, str]:
         """A fresh run: all that the store does not count itself (generation, fence and times). The fields graph, owner and
@@ -167,7 +128,7 @@ class Encoding:
         if claim.fingerprint is not None:
             fields["fingerprint"] = claim.fingerprint
         if claim.values:
-            fields["values"] = self.encode_values(claim.values, claim.run_id)
+            fields["values"] = self.encode_values(claim.values, claim.run_id, claim.types)
         if carrier := _texts_only(claim.carrier):
             fields["carrier"] = _json_text(carrier)
         if claim.begins and not claim.queued:
@@ -181,13 +142,15 @@ class Encoding:
         where they are given."""
         run_id, seq = checkpoint.run_id, 0
         fields: dict[str, str] = {}
+        types = checkpoint.types
         for name, step in checkpoint.steps.items():
             seq = max(seq, step.seq)
             begins = step.report is BEGINS
-            fields[STEP + name] = f"{step.seq} {_BEGINS}" if begins else self.encode_step(name, step, run_id)
+            fields[STEP + name] = f"{step.seq} {_BEGINS}" if begins else self.encode_step(name, step, run_id, types)
         for key, write in checkpoint.writes.items():
             seq = max(seq, write.seq)
-            fields[WRITE + _string_key(key, run_id)] = self.encode_write(key, write, run_id)
+            name = _string_key(key, run_id)
+            fields[WRITE + name] = self.encode_write(name, write, run_id, types)
         if seq:
             fields["seq"] = str(seq)
         if checkpoint.undoing:
@@ -216,13 +179,14 @@ class Encoding:
         fields["error"] = "null" if record.error is None else _json_text(_told(record.error))
         return fields
 
-    def encode_step(self, name: str, step: StepRecord, run_id: str) -> str:
+    def encode_step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of one step."""
         # Put together by hand: most steps have little to tell, and a JSON encoder takes longer to set out than to do this.
         report = step.report
         text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
-            text += f',"result":{quoted(self._dumped(step.result, "the result of step", name, run_id))}'
+            result = self._dumped(step.result, types.get(STEP + name, Any), "the result of step", name, run_id)
+            text += f',"result":{quoted(result)}'
         if step.effect:
             text += ',"effect":true'
         if step.carrier and (carrier := _texts_only(step.carrier)):
@@ -251,32 +215,40 @@ class Encoding:
             text += f',"completed_late":"{report.completed_late}"'
         return text + "}"
 
-    def encode_write(self, key: str, write: Write, run_id: str) -> str:
+    def encode_write(self, key: str, write: Write, run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of one write to the context."""
-        known = {} if write.deleted else {"value": self._dumped(write.value, "the value of", key, run_id)}
-        return f"{write.seq} {_json_text(known)}"
+        if write.deleted:
+            return f"{write.seq} {{}}"
+        value = self._dumped(write.value, types.get(WRITE + key, Any), "the value of", key, run_id)
+        return f'{write.seq} {{"value":{quoted(value)}}}'
 
-    def encode_values(self, values: Mapping[Any, Any], run_id: str) -> str:
+    def encode_values(self, values: Mapping[Any, Any], run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of the context's initial values."""
         return _json_text(
             {
-                _string_key(key, run_id): self._dumped(value, "the initial value of", key, run_id)
+                _string_key(key, run_id): self._dumped(
+                    value, types.get(WRITE + key, Any), "the initial value of", key, run_id
+                )
                 for key, value in values.items()
             }
         )
 
-    def _dumped(self, value: object, what: str, name: str, run_id: str) -> str:
+    def _dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> str:
         try:
-            text = self._dumps(value)
+            text = self._dumps(value, annotation)
+        except NotSerializable as error:
+            raise NotSerializable(
+                f"{what} {safe_repr(name)} in run {run_id} cannot be stored: {safe_str(error)}"
+            ) from error
         except Exception as error:
             raise NotSerializable(
-                f"{what} {safe_repr(name)} in run {run_id} cannot be stored ({type(error).__name__}: {safe_str(error, 200)}): "
-                "keep to what JSON knows, or give the store a codec= that knows more."
+                f"{what} {safe_repr(name)} in run {run_id} cannot be stored: dumps() of the store's codec= raised "
+                f"{type(error).__name__}: {safe_str(error, 200)}."
             ) from error
         if not isinstance(text, str):
             raise NotSerializable(
-                f"{what} {safe_repr(name)} in run {run_id} cannot be stored: dumps() of the store's codec= must answer with a "
-                f"str, not with a {type(text).__name__}."
+                f"{what} {safe_repr(name)} in run {run_id} cannot be stored: dumps() of the store's codec= must return a "
+                f"str, not a {type(text).__name__}."
             )
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if size > self._most:
@@ -285,6 +257,17 @@ class Encoding:
                 "store where it is instead, or make the store with a larger max_value_bytes=."
             )
         return text
+
+
+def _takes_two(verb: Any) -> bool:
+    """Whether a method of a codec can be called with a value and its type."""
+    try:
+        inspect.signature(verb).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell its parameters
+        return True
+    return True
 
 
 def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:

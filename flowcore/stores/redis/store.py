@@ -13,7 +13,8 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from ...errors import DefinitionError, safe_repr
 from ...retry import Duration
-from ..encoding import MIB, Codec
+from ..codec import Codec
+from ..encoding import MIB
 from .clients import another, close
 from .connection_cache import AsyncKept, Kept
 from .doctor import Everywhere
@@ -74,8 +75,8 @@ class RedisStore:
     store never closes it.
 
     `prefix` comes first in all its keys (in braces: "{flowcore:3}:…"); stores with different ones know nothing of each other.
-    `retention`: seconds for which finished runs are kept, and their keys used up. `codec`: dumps(value) -> str and
-    loads(str) -> value, for what JSON does not know, or nobody should read. `max_value_bytes`: the most that one value may
+    `retention`: seconds for which finished runs are kept, and their keys used up. `codec` (None: JsonCodec):
+    dumps(value, type) -> str and loads(text, type) -> value, for other types, or to encrypt. `max_value_bytes`: the most that one value may
     take. `shards`: over how many slots of a cluster the runs are spread; the same for all stores with this prefix, for ever.
 
     All times are the server's. Have it keep what it is told (appendonly yes, maxmemory-policy noeviction): `doctor()`

@@ -33,7 +33,8 @@ from ..base import (
     Mismatch,
     RunRecord,
 )
-from ..encoding import Codec, Encoding, microseconds
+from ..codec import Codec
+from ..encoding import Encoding, microseconds
 from . import doctor, scripts
 from .errors import is_unknown_script, refuse
 from .scripts import Script
@@ -125,7 +126,7 @@ class Verbs:
             if answer.word != "look":
                 return self._claimed(claim, answer)
             # Nothing is changed in a record before it is sure that it can be read.
-            self._encoding.decode(claim.key, answer.fields)
+            self._encoding.decode(claim.key, answer.fields, claim.types)
             seen = answer.fields["fence"]
 
     def _claimed(self, claim: Claim, answer: _Answer) -> ClaimAnswer:
@@ -139,9 +140,9 @@ class Verbs:
                 fields.pop("expires", None)
                 if "before_expires" in fields:
                     fields["expires"] = fields["before_expires"]
-            record = self._encoding.decode(claim.key, fields)
+            record = self._encoding.decode(claim.key, fields, claim.types)
             return Claimed(record.generation, fence, record, answer.age)
-        record = self._encoding.decode(claim.key, fields)
+        record = self._encoding.decode(claim.key, fields, claim.types)
         match answer.word:
             case "finished":
                 return Finished(record, answer.age)

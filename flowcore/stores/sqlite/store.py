@@ -30,7 +30,8 @@ from ..base import (
     Mismatch,
     RunRecord,
 )
-from ..encoding import MIB, Codec, Encoding, microseconds
+from ..codec import Codec
+from ..encoding import MIB, Encoding, microseconds
 from . import tables
 from .database import Database
 
@@ -50,8 +51,8 @@ class SQLiteStore:
 
     `durability`: with "full" a step's end is on the disk before anything that follows from it begins, and survives a power
     cut. With "normal" the disk is not waited for: the death of any process costs nothing, a power cut the last moments.
-    `retention`: how long ended runs, and their keys, are kept. `codec` (None: strict JSON, so that tuples come back as
-    lists) turns results and values of the context into texts, of at most `max_value_bytes` each. `wall` answers seconds
+    `retention`: how long ended runs, and their keys, are kept. `codec` (None: JsonCodec)
+    turns results and values of the context into texts, of at most `max_value_bytes` each. `wall` answers seconds
     since the epoch: the clock that all processes of the machine share.
 
     Raises DefinitionError for what cannot be meant, and StoreError where there can be no such file.
@@ -95,7 +96,7 @@ class SQLiteStore:
         texts = self._encoding.encode_claim(claim)
         answer = self._database.write(lambda db: self._claim(db, claim, texts))
         if isinstance(answer, _Over):
-            return Finished(self._encoding.decode(claim.key, answer.fields), answer.age)
+            return Finished(self._encoding.decode(claim.key, answer.fields, claim.types), answer.age)
         return answer
 
     def _claim(self, db: sqlite3.Cursor, claim: Claim, texts: dict[str, str]) -> ClaimAnswer | _Over:
@@ -116,7 +117,7 @@ class SQLiteStore:
                 fields = tables.whole(db, number, head)
                 fields |= {name: fields.get(f"before_{name}") for name in ("status", "expires")}
                 known = {name: value for name, value in fields.items() if value is not None}
-                as_found = self._encoding.decode(claim.key, known)
+                as_found = self._encoding.decode(claim.key, known, claim.types)
             db.execute(tables.RENEW, (*tables.until(now, claim.lease), claim.key, record.run_id, record.fence))
             return Claimed(record.generation, record.fence, as_found, age)
         over = status != Status.RUNNING and status not in RESUMABLE
@@ -162,7 +163,7 @@ class SQLiteStore:
     ) -> Claimed:
         number, _, head = found
         # All of it is read before any of it is changed: what cannot be read stays as it is.
-        record = self._encoding.decode(claim.key, tables.whole(db, number, head))
+        record = self._encoding.decode(claim.key, tables.whole(db, number, head), claim.types)
         if record.graph != claim.graph:
             raise DefinitionChanged.of(record, claim.key)
         fence = max(record.fence + 1, now)

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import math
 import threading
 import unicodedata
+from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 
@@ -40,6 +44,15 @@ VALUES: Final[dict[str, Any]] = {
     "keys": {" ": 1, "a.b": 2, "\n": 3, "é": 4, "\x00": 5, "__proto__": 6, "1": 7},
     "long": "x" * 200_000,
     "many": {str(number): number for number in range(1000)},
+    "sequences": [(), (1, ("a",)), [(2,)], set(), {1, 2}, frozenset({"a"}), b"", b"\x00\xff"],
+    "times": [
+        dt.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=dt.timezone(dt.timedelta(hours=2), "EET")),
+        dt.datetime(2026, 10, 25, 2, 30, fold=1),  # noqa: DTZ001 - naive ones are kept, too
+        *(dt.date(2026, 1, 2), dt.time(3, 4, 5, 6, tzinfo=dt.UTC), dt.timedelta(days=-1, microseconds=1)),
+    ],
+    "exact numbers": [Decimal("1.10"), Decimal("-0E+3"), Decimal("Infinity"), -0.0, math.inf, 10**5000, UUID(int=7)],
+    "keys that are no texts": {1: "a", "1": "b", (2, 3): "c", None: "d", Decimal("1.5"): "e"},
+    "its own tags": [{"$": "tuple", "v": [1]}, {"$": 1}, {"a": {"$": "dict"}}],
 }
 
 HOSTILE: Final[dict[str, str]] = {

@@ -1,0 +1,431 @@
+"""How durable stores write values: JSON, with tags for what JSON lacks. What is read equals what was written, in type too.
+
+| type | text |
+|---|---|
+| None, bool, int, float, str; a list or a str-keyed dict of them | plain JSON |
+| tuple, set, frozenset, bytes, datetime, date, time, timedelta, Decimal, UUID | `{"$":"tuple","v":[…]}` and its like |
+| a dict with other keys, or with the key "$" | `{"$":"dict","v":[[key,value],…]}` |
+| NaN, the infinities, ints of more than 2,000 bits, text with halves of surrogate pairs side by side | tagged, too |
+
+Everything else is refused, subclasses of these types included: a StrEnum would come back as a str. A stored text is data:
+a tag names an entry of a fixed table, and nothing is imported or called by a name that was read.
+"""
+
+# What callers without a type checker hand in is checked when it arrives.
+# Values are of any type, and narrowing Any by `type(value) is dict` leaves a dict of unknowns.
+# pyright: reportUnnecessaryIsInstance=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownLambdaType=false
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, cast
+
+from ..errors import CorruptRecord, NotSerializable, safe_repr, safe_str
+
+__all__ = ["Codec", "JsonCodec", "canonical", "json_text", "json_value", "quoted"]
+
+TAG: Final = "$"
+VALUE: Final = "v"
+_ATOMS: Final[frozenset[type]] = frozenset({str, int, float, bool, type(None)})
+_NESTED: Final = frozenset({dict, list})
+_LONG: Final = 2000  # bits; the decimal digits of a longer int may be refused by the interpreter that reads them
+_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
+_DEEP: Final = "it contains itself, or is nested too deep"
+
+Tagger: TypeAlias = "Callable[[Any], dict[str, Any]]"
+"""makes the tagged form of a value that the default codec does not know; raises NotSerializable"""
+
+
+class Codec(Protocol):
+    """Values to texts and back; it may encrypt. Must be thread-safe.
+
+    `annotation` is the type of the value (a step's return type, a field of `Workflow(input=)`), or Any where none is known. An
+    exception from `dumps` becomes NotSerializable, one from `loads` CorruptRecord.
+    """
+
+    def dumps(self, value: Any, annotation: Any, /) -> str: ...
+    def loads(self, text: str, annotation: Any, /) -> Any: ...
+
+
+class JsonCodec:
+    """The default codec: see the table above. Stateless and thread-safe."""
+
+    def dumps(self, value: Any, annotation: Any = Any, /) -> str:
+        """The text of a value, ASCII only. Raises NotSerializable, naming the type and the way out."""
+        try:
+            if value.__class__ is str:
+                text = quoted(value)
+                if "\\ud" not in text:
+                    return text
+            elif _is_plain(value):
+                text = json_text(value)
+                # An escaped surrogate is most often an emoji; halves that are no pair would be read as one.
+                if "\\ud" not in text or json_value(text) == value:
+                    return text
+        except ValueError:  # NaN, an infinity, or an int with more digits than the interpreter writes
+            pass
+        except RecursionError:
+            raise NotSerializable(f"{_DEEP}. Store a flat value.") from None
+        return tagged_text(value, _refuse)
+
+    def loads(self, text: str, annotation: Any = Any, /) -> Any:
+        """The value of a text. Raises CorruptRecord for an unknown tag, ValueError for what is not JSON."""
+        return json_value(text) if _TAGGED not in text else _tagged_value(text)
+
+
+# -- plain JSON --------------------------------------------------------------------------------------------------------
+
+
+def _strict_json() -> Callable[[object], str]:
+    """A function that writes strict, ASCII-only JSON without spaces.
+
+    It is what JSONEncoder.encode calls in the end, where the interpreter has that: for a small value the way there takes
+    longer than the work.
+    """
+    encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    try:
+        parts = make(None, encoder.default, quoted, None, ":", ",", False, False, False)
+        if "".join(parts([{"é": None}, 0.5], 0)) != '[{"\\u00e9":null},0.5]':
+            return encoder.encode
+    except TypeError:
+        return encoder.encode
+
+    def encode(value: object) -> str:
+        try:
+            return "".join(parts(value, 0))
+        except RecursionError:
+            return encoder.encode(value)  # which detects a circle
+
+    return encode
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+json_text: Final = _strict_json()
+"""the strict JSON of a value, as the json module reads it: tuples become lists"""
+json_value: Final[Callable[[str], Any]] = json.JSONDecoder(parse_constant=_no_constant).decode
+"""the value of a text of strict JSON; raises ValueError"""
+_sorted_text: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_TAGGED: Final = f'"{TAG}":'
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether strict JSON keeps a value and its type. May say so of NaN, which the JSON encoder then refuses."""
+    # Loops, because sets of types cost more for the small values that most are.
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is dict:
+        if TAG in value:
+            return False
+        for key, part in value.items():
+            if type(key) is not str or (type(part) not in _ATOMS and not _is_plain(part)):
+                return False
+        return True
+    if kind is list:
+        for part in value:  # noqa: SIM110 - all() of a generator takes twice as long
+            if type(part) not in _ATOMS and not _is_plain(part):
+                return False
+        return True
+    return False
+
+
+# -- tags --------------------------------------------------------------------------------------------------------------
+
+
+class _Tag(NamedTuple):
+    """One row of the table: the name in the text, the type, and both directions.
+
+    `dump` returns plain JSON, or values to be tagged in turn (where `nests`); `load` raises ValueError or TypeError.
+    """
+
+    name: str
+    type: type
+    dump: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+    nests: bool = False
+
+
+@functools.cache
+def _by_type() -> Mapping[type, _Tag]:
+    return {tag.type: tag for tag in _table()}
+
+
+@functools.cache
+def _by_name() -> Mapping[str, _Tag]:
+    return {tag.name: tag for tag in _table()}
+
+
+def _table() -> tuple[_Tag, ...]:
+    # Imported with the first value that needs them; most processes never do.
+    import base64
+    import datetime as dt
+    import decimal
+    import uuid
+
+    def zone(tz: dt.tzinfo | None) -> Any:
+        if tz is None:
+            return None
+        if type(tz) is dt.timezone:
+            offset, *name = cast("Any", tz).__getinitargs__()
+            return [delta(offset), *name]
+        key = getattr(tz, "key", None)
+        if type(tz).__module__ == "zoneinfo" and isinstance(key, str) and _ZONE.fullmatch(key):
+            return key
+        raise NotSerializable(
+            f"its time zone is a {_type_name(tz)}. Use datetime.timezone or zoneinfo.ZoneInfo, which can be stored."
+        )
+
+    def zone_back(known: Any) -> dt.tzinfo | None:
+        if known is None:
+            return None
+        if isinstance(known, str):
+            if not _ZONE.fullmatch(known):
+                raise ValueError("not a time zone")
+            from zoneinfo import ZoneInfo
+
+            return ZoneInfo(known)
+        offset, *name = known
+        return dt.timezone(delta_back(offset), *map(_text, name))
+
+    def delta(value: dt.timedelta) -> list[int]:
+        return [value.days, value.seconds, value.microseconds]
+
+    def delta_back(known: Any) -> dt.timedelta:
+        days, seconds, micros = map(_whole, known)
+        return dt.timedelta(days, seconds, micros)
+
+    def moment(value: Any) -> list[Any]:
+        return [value.replace(tzinfo=None).isoformat(), value.fold, zone(value.tzinfo)]
+
+    def moment_back(kind: Any) -> Callable[[Any], Any]:
+        def load(known: Any) -> Any:
+            text, fold, tz = known
+            return kind.fromisoformat(_text(text)).replace(fold=_whole(fold), tzinfo=zone_back(tz))
+
+        return load
+
+    return (
+        _Tag("tuple", tuple, list, lambda known: tuple(_list(known)), nests=True),
+        _Tag("set", set, list, lambda known: set(_list(known)), nests=True),
+        _Tag("frozenset", frozenset, list, lambda known: frozenset(_list(known)), nests=True),
+        _Tag(
+            "bytes",
+            bytes,
+            lambda value: base64.b64encode(value).decode(),
+            lambda known: base64.b64decode(_text(known), validate=True),
+        ),
+        _Tag("datetime", dt.datetime, moment, moment_back(dt.datetime)),
+        _Tag("date", dt.date, dt.date.isoformat, lambda known: dt.date.fromisoformat(_text(known))),
+        _Tag("time", dt.time, moment, moment_back(dt.time)),
+        _Tag("timedelta", dt.timedelta, delta, delta_back),
+        # A context of its own: traps of the caller's must not refuse what was read.
+        _Tag("Decimal", decimal.Decimal, str, lambda known: decimal.Decimal(_text(known), decimal.Context())),
+        _Tag("UUID", uuid.UUID, lambda value: value.hex, lambda known: uuid.UUID(hex=_text(known))),
+        _Tag("dict", dict, lambda value: list(map(list, value.items())), lambda known: dict(_list(known)), nests=True),
+        _Tag("float", float, repr, lambda known: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[known]),
+        _Tag("int", int, hex, lambda known: int(_text(known), 16)),
+        _Tag("str", str, lambda value: list(map(ord, value)), lambda known: "".join(map(chr, map(_whole, known)))),
+    )
+
+
+def tagged_text(value: object, tagger: Tagger) -> str:
+    """The text of any value; `tagger` sees each part of it that the table lacks. Raises NotSerializable."""
+    try:
+        return json_text(_tagged(value, tagger))
+    except (RecursionError, ValueError):
+        raise NotSerializable(f"{_DEEP}. Store a flat value.") from None
+
+
+def _tagged(value: Any, tagger: Tagger) -> Any:
+    """A value as plain JSON, with tags where JSON would lose its type."""
+    kind = type(value)
+    if kind is dict:
+        if TAG not in value and all(type(key) is str and not _PAIR.search(key) for key in value):
+            return {key: _tagged(part, tagger) for key, part in value.items()}
+    elif kind is list:
+        return [_tagged(part, tagger) for part in value]
+    elif kind in _ATOMS and not (
+        (kind is float and not math.isfinite(value))
+        or (kind is int and value.bit_length() > _LONG)
+        or (kind is str and _PAIR.search(value))
+    ):
+        return value
+    tag = _by_type().get(kind)
+    if tag is None:
+        return tagger(value)
+    known = tag.dump(value)
+    if tag.nests:
+        known = [_tagged(part, tagger) for part in known]
+        if kind is set or kind is frozenset:
+            known.sort(key=json_text)  # equal sets have one text
+    return {TAG: tag.name, VALUE: known}
+
+
+def _tagged_value(text: str) -> Any:
+    return _tagged_decoder(text)
+
+
+def untagged(known: dict[str, Any]) -> Any:
+    """What a dict in a stored text means: itself, or the value whose tagged form it is. Raises CorruptRecord."""
+    if TAG not in known:
+        return known
+    name = known[TAG]
+    tag = _by_name().get(name) if isinstance(name, str) else None
+    if tag is None or len(known) != 2 or VALUE not in known:
+        raise CorruptRecord(f"a stored value has the unknown tag {safe_repr(name)}.")
+    try:
+        return tag.load(known[VALUE])
+    except Exception as error:
+        raise CorruptRecord(
+            f"a stored value has the tag {safe_repr(name)}, but is none ({type(error).__name__}: {safe_str(error, 100)})."
+        ) from error
+
+
+_tagged_decoder: Final = json.JSONDecoder(parse_constant=_no_constant, object_hook=untagged).decode
+
+
+def _text(known: object) -> str:
+    if not isinstance(known, str):
+        raise TypeError("not a text")
+    return known
+
+
+def _whole(known: object) -> int:
+    if type(known) is not int:
+        raise TypeError("not a whole number")
+    return known
+
+
+def _list(known: object) -> list[Any]:
+    if not isinstance(known, list):
+        raise TypeError("not a list")
+    return known
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _refuse(value: Any) -> NoReturn:
+    raise NotSerializable(f"{_type_name(value)} is not a type that the default codec keeps. {_way_out(value)}")
+
+
+def _way_out(value: Any) -> str:
+    kind = type(value)
+    known: tuple[type, ...] = (*_ATOMS, *_by_type())
+    plain = next((base for base in known if issubclass(kind, base)), None)
+    if _is_structured(kind):
+        return "Annotate the step's return type and give the store PydanticCodec(), or return plain data."
+    if plain is not None:
+        return f"Convert it with {plain.__name__}(…), or give the store a codec= that keeps it."
+    return "Return plain data, or give the store a codec= that keeps it."
+
+
+def _is_structured(kind: type) -> bool:
+    """Whether PydanticCodec rebuilds values of this type from an annotation."""
+    bases = {base.__module__ + "." + base.__qualname__ for base in kind.__mro__}
+    return (
+        hasattr(kind, "__dataclass_fields__")
+        or hasattr(kind, "__pydantic_core_schema__")
+        or "enum.Enum" in bases
+        or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+    )
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def canonical(value: object, tagger: Tagger = _refuse) -> str:
+    """One text for all values that mean the same request: numbers by value, text in NFC, dicts in any order, tuples as lists.
+
+    Raises NotSerializable for what the codec cannot keep.
+    """
+    try:
+        if _is_plain(value):
+            text = _sorted_text(value)
+            if "\\u" not in text and not _needs_comparing(value):
+                return text
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _sorted_text(_canonical(json_value(tagged_text(value, tagger))))
+    except (RecursionError, ValueError):
+        raise NotSerializable(f"{_DEEP}. Use a flat value.") from None
+
+
+def _needs_comparing(value: Any) -> bool:
+    """Whether a plain value has numbers in it that may equal one of another type."""
+    parts = value.values() if type(value) is dict else value if type(value) is list else (value,)
+    return any(
+        type(part) is float
+        or (type(part) is int and part.bit_length() > _LONG)
+        or (type(part) in _NESTED and _needs_comparing(part))
+        for part in parts
+    )
+
+
+def _canonical(known: Any) -> Any:
+    """The canonical form of a tagged value."""
+    if isinstance(known, str):
+        return known if known.isascii() else _nfc(known)
+    if isinstance(known, float):
+        return _number(known)
+    if isinstance(known, list):
+        return [_canonical(part) for part in known]
+    if not isinstance(known, dict):
+        return known
+    parts = cast("dict[str, Any]", known)
+    match parts:
+        case {"$": "Decimal" | "int" | "float" as name, "v": _}:
+            number = untagged(parts)
+            return _number(number) if name == "int" or _is_finite(number) else parts
+        case {"$": "set" | "frozenset" | "dict" as name, "v": list(inner)}:
+            return {TAG: name, VALUE: sorted(map(_canonical, inner), key=_sorted_text)}
+        case {"$": "tuple", "v": list(inner)}:  # a client that repeats a request in JSON has lists
+            return [_canonical(part) for part in inner]
+        case {"$": str(name), "v": inner}:
+            return {TAG: name, VALUE: _canonical(inner)}
+        case _:
+            pairs = [[_nfc(key), _canonical(part)] for key, part in parts.items()]
+            whole = dict(pairs)
+            return whole if len(whole) == len(pairs) else {TAG: "dict", VALUE: sorted(pairs, key=_sorted_text)}
+
+
+def _nfc(text: str) -> str:
+    from unicodedata import normalize
+
+    return normalize("NFC", text)
+
+
+def _is_finite(number: Any) -> bool:
+    return bool(number.is_finite()) if hasattr(number, "is_finite") else math.isfinite(number)
+
+
+def _number(number: Any) -> Any:
+    """A finite number by its exact value, so that 1, 1.0 and Decimal("1.00") are one."""
+    from decimal import Decimal
+
+    exact = Decimal(number)
+    sign, digits, exponent = exact.as_tuple()
+    if not exact:
+        return 0
+    if exact.adjusted() < _LONG and exact == exact.to_integral_value() and (whole := int(exact)).bit_length() <= _LONG:
+        return whole
+    text = "".join(map(str, digits))
+    bare = text.rstrip("0")
+    return {TAG: "number", VALUE: f"{'-' * sign}{bare}e{cast('int', exponent) + len(text) - len(bare)}"}
