@@ -2,9 +2,13 @@
 #   make demo                    make test PYTHON=python3.12
 #   make demo KILL=1             make demo STORE=sqlite:PATH (or redis: one of its own, or redis://HOST:PORT)
 
-PYTHON ?= python3
-ENV    := .venv/bin/python
-DEMO   := .venv-demo/bin/python
+PYTHON      ?= python3
+ENVIRONMENT ?= .venv
+ENV         := $(ENVIRONMENT)/bin/python
+DEMO        := .venv-demo/bin/python
+
+# A file's tests stay in one process, with their servers. No new process for one that dies: see tests/limits.py.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0
 
 # Where Prometheus and Alertmanager are unpacked, if they are not on PATH.
 SERVERS := $(CURDIR)/.venv/servers/usr/bin
@@ -13,19 +17,25 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types format bench storm dashboards dist clean venv venv-demo servers
+.PHONY: help demo test test-all proof lint types format bench storm dashboards dist clean venv venv-demo servers
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
-		printf '%-13s%s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
+		printf '%-15s%s\n' "$$target" "$$what"; done
 
 demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle)
 	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(STORE),--store='$(STORE)')
 
 test: lint types servers  ## lint, check types, run the tests with coverage
-	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov $(PARALLEL) --durations=15 --durations-min=2
 	@report=$$($(ENV) -m coverage report --fail-under=100) \
 		|| { echo "$$report"; echo 'Every branch of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
+
+test-all:  ## the same on each of Python 3.11, 3.12 and 3.13 that is here, on PATH or in pyenv
+	@.ci/test-all
+
+proof: venv servers  ## the tests with all seeds, mutants and crashes, not only the share that each change must pass
+	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --proof=full $(PARALLEL) --durations=15
 
 lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must not be in the code
 	$(ENV) -m ruff check
@@ -36,7 +46,7 @@ lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must 
 
 types: venv  ## mypy and pyright, both strict
 	$(ENV) -m mypy
-	$(ENV) -m pyright
+	$(ENV) -m pyright --pythonpath $(ENV)
 
 format: venv  ## let ruff fix and format
 	$(ENV) -m ruff check --fix
@@ -60,11 +70,11 @@ dist: venv  ## build the wheel and the sdist, twice, and check that both times g
 	$(ENV) -m twine check --strict dist/*
 
 clean:  ## remove environments, caches and build output
-	rm -rf .venv .venv-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv:
-	@$(call make-env,.venv,dev)
+	@$(call make-env,$(ENVIRONMENT),dev)
 
 venv-demo:
 	@$(call make-env,.venv-demo,demo)

@@ -8,6 +8,8 @@ from typing import Any, Final
 import hypothesis
 import pytest
 
+from .limits import SilenceLimit, TestLimit, own_group
+
 # No deadlines: they measure the machine, not the code. In CI a failing example is printed so that it can be replayed.
 hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
@@ -18,11 +20,44 @@ MEASURED: Final = [_TESTS / "core", _TESTS / "durable" / "test_programs.py", _TE
 """Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--proof",
+        choices=["quick", "full"],
+        default="quick",
+        help="how many seeds, mutants and crashes the long proofs take: enough for each change, or all (make proof)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    stderr = os.dup(2)  # Later the descriptor leads to what pytest captures.
+    config.pluginmanager.register(TestLimit(stderr))
+    if hasattr(config, "workerinput"):
+        own_group()
+    elif config.getoption("numprocesses", None):
+        config.pluginmanager.register(SilenceLimit(stderr))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`@pytest.mark.proof(quick=n, full=m, each=k)` gives a test its `seeds`, n or m of them, k in each of its cases."""
+    mark = metafunc.definition.get_closest_marker("proof")
+    if mark is not None:
+        count, each = mark.kwargs[metafunc.config.getoption("proof")], mark.kwargs["each"]
+        slices = [range(first, min(first + each, count)) for first in range(0, count, each)]
+        metafunc.parametrize("seeds", slices, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.pluginmanager.hasplugin("_cov"):
         for item in items:
             if not any(item.path.is_relative_to(folder) for folder in MEASURED):
                 item.add_marker("no_cover")
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the long proofs are wanted in full length."""
+    return bool(request.config.getoption("proof") == "full")
 
 
 @pytest.hookimpl(wrapper=True)
