@@ -40,7 +40,17 @@ def ended(
     (folder / "test_first.py").write_text(f"import os, threading, time\ndef test_first():\n    {test}\n", "utf-8")
     for name in ("second", "third"):
         (folder / f"test_{name}.py").write_text(OTHERS, "utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(folder), *options, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(folder),
+        *options,
+        str(folder),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT)
 
 
