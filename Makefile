@@ -42,7 +42,7 @@ lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must 
 	$(ENV) -m ruff format --check
 	@# B608 is ruff's S608, which each line that builds SQL answers with its reason.
 	$(ENV) -m bandit --quiet --recursive --severity-level medium --skip B608 flowcore flowcore_otel
-	@git ls-files -z ':!.ci/secrets.json' | xargs -0 .venv/bin/detect-secrets-hook --baseline .ci/secrets.json
+	@git ls-files -z ':!.ci/secrets.json' | xargs -0 $(ENVIRONMENT)/bin/detect-secrets-hook --baseline .ci/secrets.json
 
 types: venv  ## mypy and pyright, both strict
 	$(ENV) -m mypy
