@@ -1,43 +1,35 @@
 """Telemetry for flowcore: hooks that turn its events into OpenTelemetry spans and metrics, and Prometheus metrics.
 
-`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`; `LogContext` puts the ids of
-run, step and attempt on log records; `trace_id` and `original_trace_id` lead from a Run to its trace. No hook sets up a provider,
-an exporter or a logger: that is the application's.
+`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`. `LogContext` puts the ids of run,
+step and attempt on log records, `current()` gives them to any other logging library; `trace_id` and `original_trace_id` lead
+from a Run to its trace. No hook sets up a provider, an exporter or a logger: that is the application's. Dashboards and alert
+rules are written by `python -m flowcore_otel.dashboards`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .carriers import original_trace_id, trace_id
-    from .correlation import LogContext
+    from .context import LogContext, current, original_trace_id, trace_id
     from .metrics import MetricsHook
     from .prometheus import PrometheusHook
     from .tracing import TracingHook
 
-__all__ = ["LogContext", "MetricsHook", "PrometheusHook", "TracingHook", "original_trace_id", "trace_id"]
+__all__ = ["LogContext", "MetricsHook", "PrometheusHook", "TracingHook", "current", "original_trace_id", "trace_id"]
 
 # public name -> (module, what it needs, the extra that brings it)
 _OTEL = ("opentelemetry-api", "otel")
 _HOMES = {
-    "LogContext": ("correlation", *_OTEL),
+    "LogContext": ("context", "", ""),
     "MetricsHook": ("metrics", *_OTEL),
     "PrometheusHook": ("prometheus", "prometheus-client", "prometheus"),
     "TracingHook": ("tracing", *_OTEL),
-    "original_trace_id": ("carriers", *_OTEL),
-    "trace_id": ("carriers", *_OTEL),
+    "current": ("context", "", ""),
+    "original_trace_id": ("context", "", ""),
+    "trace_id": ("context", "", ""),
 }
-
-
-def _needs(what: str, needed: str, extra: str) -> ImportError:
-    return ImportError(f"{what} needs {needed}: pip install 'flowcore[{extra}]'")
-
-
-if find_spec("opentelemetry") is None and find_spec("prometheus_client") is None:
-    raise _needs("flowcore_otel", *_OTEL)
 
 
 def __getattr__(name: str) -> object:
@@ -50,7 +42,7 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in {"opentelemetry", "prometheus_client"}:
             raise
-        raise _needs(name, needed, extra) from None
+        raise ImportError(f"{name} needs {needed}: pip install 'flowcore[{extra}]'") from None
     globals()[name] = found
     return found
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowcore.events import Hook, add_process_hook, remove_process_hook
 
+from .context import LogContext, RecordIds
 from .metrics import MetricsHook
 from .tracing import TracingHook
 
@@ -30,7 +31,9 @@ __all__ = ["FlowcoreInstrumentor"]
 
 
 class FlowcoreInstrumentor(BaseInstrumentor):
-    """Gives every engine of the process a TracingHook and a MetricsHook, unless it has one of its own.
+    """Gives every engine of the process a TracingHook, a MetricsHook and a LogContext, unless it has one of its own.
+
+    Log records that are written in a run get the ids of run, step and attempt.
 
     `instrument(tracer_provider=, meter_provider=, logger_provider=)`: the global ones unless given; a second call warns
     and does nothing. It must come before the engines are made, and `uninstrument()` leaves those alone that have been.
@@ -38,17 +41,20 @@ class FlowcoreInstrumentor(BaseInstrumentor):
     """
 
     _hooks: tuple[Hook, ...] = ()
+    _records = RecordIds()
 
     def instrumentation_dependencies(self) -> Collection[str]:
         return ()  # it comes with what it instruments
 
     def _instrument(self, **kwargs: Any) -> None:
         tracing = TracingHook(kwargs.get("tracer_provider"), logger_provider=kwargs.get("logger_provider"))
-        self._hooks = (tracing, MetricsHook(kwargs.get("meter_provider")))
+        self._hooks = (tracing, MetricsHook(kwargs.get("meter_provider")), LogContext())
         for hook in self._hooks:
             add_process_hook(hook)
+        self._records.install()
 
     def _uninstrument(self, **kwargs: Any) -> None:
         for hook in self._hooks:
             remove_process_hook(hook)
         self._hooks = ()
+        self._records.uninstall()

@@ -28,19 +28,20 @@ class LogEvents:
         self._logger = logs.get_logger(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
         # Not in every version of the API; asked each time, because a provider may be set later.
         self.enabled: Callable[[], bool] = getattr(self._logger, "enabled", lambda: True)
-        """whether anybody would hear of it"""
+        """whether a logs SDK records what is emitted"""
         opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}
         self._on_spans = "logs" not in opted or "logs/dup" in opted
 
     def emit(
         self,
         name: str,
+        body: str,
         span: trace.Span,
         at: int,
         attributes: Mapping[str, AttributeValue],
         severity: logs.SeverityNumber = logs.SeverityNumber.INFO,
     ) -> None:
-        """One event, in the context of `span`, `at` nanoseconds since the epoch."""
+        """One event, in the context of `span`, `at` nanoseconds since the epoch; `body` says it in words."""
         if not self.enabled():
             return
         self._logger.emit(
@@ -48,6 +49,7 @@ class LogEvents:
             context=trace.set_span_in_context(span),
             severity_number=severity,
             severity_text=severity.name,
+            body=body,
             attributes=dict(attributes),
             event_name=name,
         )
@@ -58,6 +60,7 @@ class LogEvents:
             names.EXCEPTION_MESSAGE: message(error),
             names.EXCEPTION_STACKTRACE: stacktrace(error),
         }
-        self.emit(names.EXCEPTION, span, at, attributes, logs.SeverityNumber.ERROR)
+        body = f"{attributes[names.EXCEPTION_TYPE]}: {attributes[names.EXCEPTION_MESSAGE]}"
+        self.emit(names.EXCEPTION, body, span, at, attributes, logs.SeverityNumber.ERROR)
         if self._on_spans:
             span.add_event(names.EXCEPTION, attributes, at)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 from flowcore import Status
 from flowcore.events import (
@@ -16,6 +18,7 @@ from flowcore.events import (
     HooksMeasured,
     IdempotencyHit,
     LeaseLost,
+    MaintenanceFinished,
     RunFinished,
     RunRecovered,
     RunStarted,
@@ -28,10 +31,9 @@ from flowcore.events import (
 )
 
 from . import names
-from .exemplars import CALLER, TRACE, Exemplar, Traced, of_caller
-from .inflight import InFlightRun, Write, Writes
+from .context import CALLER, TRACE, Exemplar, Traced, exemplar_of_caller
 from .names import Metric
-from .series import Series
+from .series import InFlightRun, Series, Write, Writes
 from .text import error_type
 
 __all__ = ["MeasuringHook"]
@@ -40,12 +42,12 @@ _SUCCESS: Final = Status.SUCCESS
 
 
 class MeasuringHook:
-    """Writes what events tell to the series of one destination."""
+    """Writes the numbers of events to the series of one destination."""
 
     wants: frozenset[type[Event]]
-    lone_attempts = False  # what is attempted once only takes as long as its step
+    lone_attempts = False  # a lone attempt takes as long as its step
 
-    def __init__(self, series: Series, *, exemplars: bool, max_series: int) -> None:
+    def __init__(self, series: Series, *, exemplars: bool, max_series: int, version: str | None) -> None:
         self._series = series
         self._known = series.known
         self._exemplars = exemplars
@@ -68,10 +70,14 @@ class MeasuringHook:
             StoreSurveyed: self._store_surveyed,
             HookFailed: self._hook_failed,
             HooksMeasured: self._hooks_measured,
+            MaintenanceFinished: self._maintenance_finished,
         }
         self.wants = frozenset(self.handlers)
         self._to(names.BUILD_INFO, names.SCOPE_VERSION)(1)
         self._to(names.CAPPED, type(self).__name__)
+        version = version or _service_version()
+        if version is not None:
+            self._to(names.APP_INFO, version)(1)
 
     def __call__(self, event: Event, /) -> None:
         self.handlers[type(event)](event)
@@ -89,12 +95,12 @@ class MeasuringHook:
 
     def _remember_caller(self, event: Event) -> None:
         if self._exemplars and CALLER not in event.state:
-            event.state[CALLER] = of_caller()
+            event.state[CALLER] = exemplar_of_caller()
 
     # -- engines and stores --------------------------------------------------------------------------------------------
 
     def _engine_started(self, event: EngineStarted) -> None:
-        self._series.add_engine(event.workers)
+        self._series.add_engine(event.workers, event.max_workers)
         for hook in event.hooks:  # see _workflow_registered
             self._to(names.HOOK_ERRORS, hook)
             self._to(names.HOOK_DURATION, hook)
@@ -110,28 +116,39 @@ class MeasuringHook:
         for write, total in totals.items():
             write(total)
 
+    def _maintenance_finished(self, event: MaintenanceFinished) -> None:
+        if event.kind == "recover" and event.error is None:
+            self._to(names.LAST_RECOVERY)(event.wall)
+
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def _workflow_registered(self, event: WorkflowRegistered) -> None:
-        # rate() and increase() miss the step from no sample to 1: the first failure would go unseen.
+        # rate() and increase() miss the step from no sample to 1: the first failure would go unseen. So whatever alerts and
+        # panels count, divide or subtract begins at 0.
         flow = event.workflow
         self._to(names.WORKFLOW_INFO, flow, str(len(event.steps)))(1)
         self._series.flow(flow)
         self._to(names.LEASE_LOST, flow)
         for metric, values in (
+            (names.RUNS, names.RUN_OUTCOMES),
             (names.RUN_DURATION, names.RUN_OUTCOMES),
             (names.IDEMPOTENCY_HITS, names.IDEMPOTENCY_OUTCOMES),
             (names.RUN_RECOVERIES, names.RECOVERY_DECISIONS),
         ):
             for value in values:
                 self._to(metric, flow, value)
+        several = {step for step, allowed in zip(event.steps, event.max_attempts, strict=False) if allowed > 1}
         for step in event.steps:
-            self._to(names.STEP_RETRIES, flow, step)
-            self._to(names.LATE_LANDINGS, flow, step)
+            for metric in (names.STEP_RETRIES, names.BACKOFF_SECONDS, names.LATE_COMPLETIONS, names.WAIT_DURATION):
+                self._to(metric, flow, step)
+            for outcome in names.ATTEMPT_OUTCOMES:
+                self._to(names.STEP_ATTEMPTS, flow, step, outcome)
             for outcome in names.COMPENSATION_OUTCOMES:
                 self._to(names.COMPENSATIONS, flow, step, outcome)
             for outcome in ("success", "failure"):  # all outcomes of all steps would be far too many buckets
                 self._to(names.STEP_DURATION, flow, step, outcome)
+                if step in several:
+                    self._to(names.ATTEMPT_DURATION, flow, step, outcome)
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         self._remember_caller(event)
@@ -154,9 +171,12 @@ class MeasuringHook:
         flow = event.workflow
         run: InFlightRun = event.state[self]
         run.flow.end(run)
-        self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, run.exemplar())
+        exemplar, at = run.exemplar(), run.wall + event.at - run.at
+        self._to(names.RUNS, flow, event.outcome)(1, exemplar)
+        self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, exemplar)
+        self._to(names.LAST_END, flow, event.outcome)(at)
         if event.outcome is _SUCCESS:
-            self._to(names.LAST_SUCCESS, flow)(run.wall + event.at - run.at)
+            self._to(names.LAST_SUCCESS, flow)(at)
 
     def _lease_lost(self, event: LeaseLost) -> None:
         self._to(names.LEASE_LOST, event.workflow)(1, self._exemplar(event))
@@ -175,20 +195,14 @@ class MeasuringHook:
             return
         run: InFlightRun = event.state[self]
         exemplar = run.exemplar(event.step, attempt=True)
-        self._attempted(event.workflow, event.step, event.outcome, event.duration, event.error, exemplar)
+        self._to(names.ATTEMPT_DURATION, event.workflow, event.step, event.outcome)(event.duration, exemplar)
+        self._attempted(event, exemplar)
 
-    def _attempted(
-        self,
-        flow: str,
-        step: str,
-        outcome: str,
-        duration: float,
-        error: BaseException | None,
-        exemplar: Exemplar | None,
-    ) -> None:
-        self._to(names.ATTEMPT_DURATION, flow, step, outcome)(duration, exemplar)
+    def _attempted(self, event: AttemptFinished | StepFinished, exemplar: Exemplar | None) -> None:
+        flow, step, outcome = event.workflow, event.step, event.outcome
+        self._to(names.STEP_ATTEMPTS, flow, step, outcome)(1, exemplar)
         if outcome is not _SUCCESS:
-            self._to(names.STEP_ERRORS, flow, step, error_type(error, outcome))(1, exemplar)
+            self._to(names.STEP_ERRORS, flow, step, error_type(event.error, outcome))(1, exemplar)
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         if not event.undo:
@@ -203,22 +217,23 @@ class MeasuringHook:
         if outcome is _SUCCESS:
             wait, attempt, whole = run.steps.get(step) or self._writes(run, event.workflow, step)
             wait(event.waited)
-            if event.max_attempts == 1:  # it was all of the step
-                attempt(duration, exemplar)
+            if event.max_attempts == 1:
+                attempt(1, exemplar)
             whole(duration, exemplar)
         else:
-            flow = event.workflow
-            self._to(names.WAIT_DURATION, flow, step)(event.waited)
+            self._to(names.WAIT_DURATION, event.workflow, step)(event.waited)
             if event.max_attempts == 1:
-                self._attempted(flow, step, outcome, duration, event.error, exemplar)
-            self._to(names.STEP_DURATION, flow, step, outcome)(duration, exemplar)
+                self._attempted(event, exemplar)
+            self._to(names.STEP_DURATION, event.workflow, step, outcome)(duration, exemplar)
+        if event.backoff:
+            self._to(names.BACKOFF_SECONDS, event.workflow, step)(event.backoff, exemplar)
 
     def _writes(self, run: InFlightRun, flow: str, step: str) -> Writes:
-        """Of a step that went well; kept from now on, unless its series are past a limit and stand for others too."""
+        """Of a step that went well; kept from now on, unless its series are past a limit and are those of others too."""
         of_outcome = (flow, step, _SUCCESS)
         writes = (
             self._to(names.WAIT_DURATION, flow, step),
-            self._to(names.ATTEMPT_DURATION, *of_outcome),
+            self._to(names.STEP_ATTEMPTS, *of_outcome),
             self._to(names.STEP_DURATION, *of_outcome),
         )
         if of_outcome in self._known[names.STEP_DURATION]:
@@ -228,7 +243,7 @@ class MeasuringHook:
     def _step_completed_late(self, event: StepCompletedLate) -> None:
         run: InFlightRun = event.state[self]
         exemplar = run.exemplar(event.step, undo=event.undo)
-        self._to(names.LATE_LANDINGS, event.workflow, event.step)(1, exemplar)
+        self._to(names.LATE_COMPLETIONS, event.workflow, event.step)(1, exemplar)
 
     def _compensation_finished(self, event: CompensationFinished) -> None:
         run: InFlightRun = event.state[self]
@@ -236,3 +251,12 @@ class MeasuringHook:
         exemplar = run.exemplar(step, undo=True)
         self._to(names.COMPENSATIONS, flow, step, outcome)(1, exemplar)
         self._to(names.COMPENSATION_DURATION, flow, step, outcome)(event.duration, exemplar)
+
+
+def _service_version() -> str | None:
+    """`service.version` of OTEL_RESOURCE_ATTRIBUTES, as the SDK reads it."""
+    for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        name, _, value = pair.partition("=")
+        if name.strip() == "service.version" and value.strip():
+            return unquote(value.strip())
+    return None

@@ -11,10 +11,9 @@ from opentelemetry import metrics
 from opentelemetry.util.types import Attributes
 
 from . import names
-from .inflight import ASKED, Write
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import Series, one_for_each
+from .series import POLLED, Series, Write, one_for_each
 
 __all__ = ["MetricsHook"]
 
@@ -25,11 +24,11 @@ class _MeterSeries(Series):
     def __init__(self, provider: metrics.MeterProvider) -> None:
         super().__init__()
         meter = metrics.get_meter(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
-        for metric in ASKED:
+        for metric in POLLED:
             updown = metric.kind == "updown"
             create = meter.create_observable_up_down_counter if updown else meter.create_observable_gauge
             create(metric.name, [partial(self._observe, metric)], metric.unit, metric.help)
-        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric not in ASKED}
+        self._records = {metric: _record_of(metric, meter) for metric in names.METRICS if metric not in POLLED}
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
         record, attributes = self._records[metric], _attributes(metric, labels)
@@ -39,8 +38,8 @@ class _MeterSeries(Series):
 
     def _observe(self, metric: Metric, _: metrics.CallbackOptions) -> list[metrics.Observation]:
         # The SDK refuses the +Inf that Prometheus shows of an idle workflow; here it has no point at all.
-        asked = [(labels, value) for labels, value in self.ask(metric) if math.isfinite(value)]
-        return [metrics.Observation(value, _attributes(metric, labels)) for labels, value in asked]
+        polled = [(labels, value) for labels, value in self.poll(metric) if math.isfinite(value)]
+        return [metrics.Observation(value, _attributes(metric, labels)) for labels, value in polled]
 
 
 _Record = Callable[[float, Attributes], None]
@@ -72,10 +71,19 @@ _of: Final = one_for_each(_MeterSeries)
 class MetricsHook(MeasuringHook):
     """Turns the events of runs into the metrics of the catalogue (`flowcore_otel.names`), through `meter_provider`.
 
-    The global provider unless given; hooks on the same one share its metrics. The same numbers as PrometheusHook's: use
-    one of the two, or both to compare.
+    The global provider unless given; hooks on the same one share its metrics. `version`: that of the service, for
+    `flowcore.app.info`; by default `service.version` of OTEL_RESOURCE_ATTRIBUTES. Buckets are the views' business. The same
+    numbers as PrometheusHook's: use one of the two, or both to compare.
+
     Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
     """
 
-    def __init__(self, meter_provider: metrics.MeterProvider | None = None, *, max_series: int = 2000) -> None:
-        super().__init__(_of(meter_provider or metrics.get_meter_provider()), exemplars=False, max_series=max_series)
+    def __init__(
+        self,
+        meter_provider: metrics.MeterProvider | None = None,
+        *,
+        max_series: int = 2000,
+        version: str | None = None,
+    ) -> None:
+        series = _of(meter_provider or metrics.get_meter_provider())
+        super().__init__(series, exemplars=False, max_series=max_series, version=version)

@@ -32,7 +32,7 @@ ATTRIBUTES: Final[dict[str, str]] = {}
 """span and log attributes -> what they mean"""
 
 LOG_EVENTS: Final[dict[str, str]] = {}
-"""names of log events -> what they tell"""
+"""names of log events -> what they report"""
 
 
 def _span(action: str, meaning: str) -> str:
@@ -52,17 +52,21 @@ def _log_event(name: str, meaning: str) -> str:
 
 # Spans: `{action} {workflow}` or `{action} {step}`.
 RUN: Final = _span("run", "a run, from its request to its outcome")
-STEP: Final = _span("step", "a step, from its first attempt's start to its last attempt's end")
+STEP: Final = _span("step", "a step, from its first attempt's start to its end: attempts, backoffs and waits")
 ATTEMPT: Final = _span("attempt", "one attempt of a step or an undo that may have several")
 BACKOFF: Final = _span("backoff", "the wait from a failed attempt's end to the next one's start")
+AWAIT: Final = _span(
+    "await", "the wait for an attempt that had timed out and still ran, before its result or the next attempt"
+)
 COMPENSATE: Final = _span("compensate", "the undo of a step")
 RECOVER: Final = _span("recover", "a takeover: what became of the steps that were found")
 SUBMIT: Final = _span("submit", "engine.submit, on the caller's side")
-IDEMPOTENCY_HIT: Final = _span("idempotency hit", "a request that was answered, or refused, because of an earlier run")
+IDEMPOTENCY_HIT: Final = _span("idempotency hit", "a request that got its answer, or a refusal, from an earlier run")
+STORE: Final = _span("store", "a call of the store, with store_spans=True")
 
 # Attributes.
 WORKFLOW_NAME: Final = _attribute("flowcore.workflow.name", "the workflow")
-RUN_ID: Final = _attribute("flowcore.run.id", "the run; also set on the caller's span")
+RUN_ID: Final = _attribute("flowcore.run.id", "the run; on every span, and on the caller's")
 RUN_OUTCOME: Final = _attribute(
     "flowcore.run.outcome", "success, failure, compensated, compensation_failed, incomplete, parked or lost"
 )
@@ -72,10 +76,11 @@ RUN_CRITICAL_PATH: Final = _attribute(
 )
 RUN_CRITICAL_PATH_LENGTH: Final = _attribute("flowcore.run.critical_path.length", "number of steps on that chain")
 RUN_CRITICAL_PATH_SECONDS: Final = _attribute("flowcore.run.critical_path.seconds", "seconds spent on that chain")
-RUN_SKIPPED: Final = _attribute("flowcore.run.skipped", "steps whose when= said no, at most 64")
+RUN_SKIPPED: Final = _attribute("flowcore.run.skipped", "steps whose when= returned False, at most 64")
 RUN_UNTRACED_STEPS: Final = _attribute(
     "flowcore.run.untraced_steps", "steps that ran without a span, being past max_step_spans"
 )
+RUN_STORE_SECONDS: Final = _attribute("flowcore.run.store_seconds", "seconds that the run's calls of the store took")
 STEP_NAME: Final = _attribute("flowcore.step.name", "the step")
 STEP_ATTEMPT: Final = _attribute("flowcore.step.attempt", "which attempt it is, from 1; on a step: the last one made")
 STEP_MAX_ATTEMPTS: Final = _attribute("flowcore.step.max_attempts", "attempts that the definition allows")
@@ -92,8 +97,8 @@ COMPENSATION_TRIGGER: Final = _attribute(
 )
 COMPENSATION_OUTCOME: Final = _attribute("flowcore.compensation.outcome", "success, failure or timeout")
 RECOVERY_SKIPPED: Final = _attribute("flowcore.recovery.skipped", "steps found done, at most 64")
-RECOVERY_RETRIED: Final = _attribute("flowcore.recovery.retried", "steps found in flight that run again, at most 64")
-RECOVERY_VERIFIED: Final = _attribute("flowcore.recovery.verified", "steps that verify= answered for, at most 64")
+RECOVERY_RETRIED: Final = _attribute("flowcore.recovery.retried", "steps found in flight that are retried, at most 64")
+RECOVERY_VERIFIED: Final = _attribute("flowcore.recovery.verified", "steps whose outcome verify= found out, at most 64")
 RECOVERY_UNDONE: Final = _attribute("flowcore.recovery.undone", "steps that are undone, at most 64")
 RECOVERY_HELD: Final = _attribute("flowcore.recovery.held", "steps that hold the run, at most 64")
 IDEMPOTENCY_OUTCOME: Final = _attribute(
@@ -103,17 +108,29 @@ IDEMPOTENCY_KEY_HASH: Final = _attribute("flowcore.idempotency.key_hash", "the i
 IDEMPOTENCY_AGE: Final = _attribute("flowcore.idempotency.age", "seconds since the original run started")
 ORIGINAL_RUN_ID: Final = _attribute("flowcore.original_run.id", "the run that has the key")
 ORIGINAL_RUN_SAMPLED: Final = _attribute("flowcore.original_run.sampled", "whether it has a trace to look at")
-INTERRUPTED_RUN_ID: Final = _attribute("flowcore.interrupted_run.id", "the run that this one goes on with")
+INTERRUPTED_RUN_ID: Final = _attribute("flowcore.interrupted_run.id", "the run that this one resumes")
 INTERRUPTED_RUN_SAMPLED: Final = _attribute("flowcore.interrupted_run.sampled", "whether it has a trace to look at")
+INTERRUPTED_RUN_HOST: Final = _attribute("flowcore.interrupted_run.host", "the host of its last owner, where known")
+INTERRUPTED_RUN_PID: Final = _attribute("flowcore.interrupted_run.pid", "the process id of its last owner, where known")
+INTERRUPTED_RUN_SINCE: Final = _attribute(
+    "flowcore.interrupted_run.since", "when its last owner got it, in seconds since the epoch, where known"
+)
+INTERRUPTED_RUN_STEP: Final = _attribute(
+    "flowcore.interrupted_run.step", "the step that was in flight when its last owner died, where known"
+)
 LINK_TYPE: Final = _attribute(
     "flowcore.link.type", "on links: depends_on, compensates, request, original_run or interrupted_run"
 )
 CODE_FUNCTION: Final = _attribute("code.function.name", "the function that the step, or its undo, calls")
 ERROR_TYPE: Final = _attribute("error.type", "timeout, cancelled, or the error's class; absent on success")
 EXCEPTION_TYPE: Final = _attribute("exception.type", "of a recorded exception: its class")
-EXCEPTION_MESSAGE: Final = _attribute("exception.message", "of a recorded exception: what it says")
+EXCEPTION_MESSAGE: Final = _attribute("exception.message", "of a recorded exception: its message")
 EXCEPTION_STACKTRACE: Final = _attribute("exception.stacktrace", "of a recorded exception: its traceback")
-STEP_LATE: Final = _attribute("flowcore.step.late", "seconds by which an attempt landed after it had been given up")
+STEP_LATE: Final = _attribute(
+    "flowcore.step.late", "seconds from an attempt's timeout to its end; on a step: its result came that late"
+)
+STORE_NAME: Final = _attribute("flowcore.store.name", "memory, sqlite, redis, or a third party's store")
+STORE_OPERATION: Final = _attribute("flowcore.store.operation", "the verb of the store")
 
 # Link types.
 LINK_DEPENDS_ON: Final = "depends_on"
@@ -126,7 +143,7 @@ LINK_INTERRUPTED_RUN: Final = "interrupted_run"
 EXCEPTION: Final = _log_event("exception", "an exception, on the innermost span that failed with it; also a span event")
 RUN_STARTED: Final = _log_event("flowcore.run.started", "a recorded run has started: evidence, should it never end")
 STEP_STARTED: Final = _log_event("flowcore.step.started", "the same of a step, with step_events=True")
-STEP_LANDED_LATE: Final = _log_event("flowcore.step.completed_late", "an attempt that was given up came back after all")
+STEP_COMPLETED_LATE: Final = _log_event("flowcore.step.completed_late", "an attempt that had timed out ended after all")
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: a metric is a key on the hot path
@@ -162,8 +179,8 @@ LABELS: Final = {
     "error_type": ERROR_TYPE,
     "decision": "flowcore.decision",
     "hook": "flowcore.hook",
-    "store": "flowcore.store.name",
-    "operation": "flowcore.store.operation",
+    "store": STORE_NAME,
+    "operation": STORE_OPERATION,
     "status": "flowcore.run.status",
     "state": "flowcore.worker.state",
     "steps": "flowcore.workflow.steps",
@@ -174,11 +191,17 @@ LABELS: Final = {
 OTHER: Final = "_other"
 """the label value of all that is past a limit"""
 
+ALL_STEPS: Final = "_all"
+"""the label value of every step, where `detail` is "workflow" """
+
+UNKNOWN: Final = "_unknown"
+"""the label value of stored runs whose workflow no engine lists"""
+
 OTHER_ERROR: Final = "_OTHER"
 """the semantic conventions' word for an error of no known type"""
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
-"""of whatever runs and steps do: upper bounds in seconds"""
+"""of runs and steps, unless `buckets=` is given: upper bounds in seconds"""
 
 STORE_BUCKETS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -190,12 +213,14 @@ RUN_OUTCOMES: Final = ("success", "failure", "compensated", "compensation_failed
 COMPENSATION_OUTCOMES: Final = ("success", "failure", "timeout")
 IDEMPOTENCY_OUTCOMES: Final = ("replayed", "adopted", "in_progress", "mismatch", "held")
 RECOVERY_DECISIONS: Final = ("forward", "undo", "hold")
+ATTEMPT_OUTCOMES: Final = ("success", "failure", "timeout", "cancelled")
 WORKER_STATES: Final = ("busy", "abandoned")
 
 _OF_RUN = ("workflow", "outcome")
 _OF_STEP = ("workflow", "step")
 _ENDED = ("workflow", "step", "outcome")
 
+RUNS: Final = Metric("flowcore.runs", "counter", "{run}", _OF_RUN, "Runs that ended.")
 RUN_DURATION: Final = Metric(
     "flowcore.run.duration", "histogram", "s", _OF_RUN, "Seconds that runs took.", buckets=BUCKETS
 )
@@ -213,7 +238,7 @@ ATTEMPT_DURATION: Final = Metric(
     "histogram",
     "s",
     _ENDED,
-    "Seconds that single attempts of steps took.",
+    "Seconds that single attempts took, of steps that may have several.",
     buckets=BUCKETS,
 )
 WAIT_DURATION: Final = Metric(
@@ -228,20 +253,25 @@ STEPS_READY: Final = Metric(
     "flowcore.steps.ready", "updown", "{step}", ("workflow",), "Steps that are ready and have not started."
 )
 WORKERS: Final = Metric(
-    "flowcore._engines.workers",
+    "flowcore.workers",
     "gauge",
     "{worker}",
     ("state",),
-    "Threads of engines: busy with what is waited for, or abandoned in calls that were given up.",
+    "Threads of engines: busy, or abandoned in calls that timed out and still run.",
 )
+WORKERS_LIMIT: Final = Metric(
+    "flowcore.workers.limit", "gauge", "{worker}", (), "Threads that may be busy at the same time, over all engines."
+)
+STEP_ATTEMPTS: Final = Metric("flowcore.step.attempts", "counter", "{attempt}", _ENDED, "Attempts of steps that ended.")
+BACKOFF_SECONDS: Final = Metric("flowcore.step.backoff", "counter", "s", _OF_STEP, "Seconds between attempts of steps.")
 STEP_RETRIES: Final = Metric(
     "flowcore.step.retries", "counter", "{retry}", _OF_STEP, "Failed attempts of steps that were followed by another."
 )
 STEP_ERRORS: Final = Metric(
     "flowcore.step.errors", "counter", "{error}", ("workflow", "step", "error_type"), "Failed attempts of steps."
 )
-LATE_LANDINGS: Final = Metric(
-    "flowcore.step.late_completions", "counter", "{attempt}", _OF_STEP, "Attempts that came back after being given up."
+LATE_COMPLETIONS: Final = Metric(
+    "flowcore.step.late_completions", "counter", "{attempt}", _OF_STEP, "Attempts that ended after they had timed out."
 )
 COMPENSATIONS: Final = Metric("flowcore.compensations", "counter", "{undo}", _ENDED, "Undos of steps.")
 COMPENSATION_DURATION: Final = Metric(
@@ -266,7 +296,7 @@ STORE_DURATION: Final = Metric(
     "histogram",
     "s",
     ("store", "operation", "outcome"),
-    "Seconds that stores took to answer.",
+    "Seconds that calls of stores took.",
     buckets=STORE_BUCKETS,
 )
 STORE_RUNS: Final = Metric(
@@ -274,11 +304,17 @@ STORE_RUNS: Final = Metric(
     "gauge",
     "{run}",
     ("workflow", "status"),
-    "Runs that wait for somebody, when last counted: held, parked, incomplete or expired.",
+    "Runs in the store that nothing drives, when last counted: held, parked, incomplete or expired.",
     "livemostrecent",
 )
 LAST_SUCCESS: Final = Metric(
     "flowcore.run.last_success.timestamp", "gauge", "s", ("workflow",), "When a run last succeeded.", "max"
+)
+LAST_END: Final = Metric(
+    "flowcore.run.last_end.timestamp", "gauge", "s", _OF_RUN, "When a run last ended with this outcome.", "max"
+)
+LAST_RECOVERY: Final = Metric(
+    "flowcore.recovery.last_round.timestamp", "gauge", "s", (), "When a round of recovery last went well.", "max"
 )
 OLDEST_START: Final = Metric(
     "flowcore.run.oldest_start.timestamp",
@@ -301,8 +337,12 @@ WORKFLOW_INFO: Final = Metric(
 BUILD_INFO: Final = Metric(
     "flowcore.build.info", "gauge", "{build}", ("version",), "The version of flowcore; always 1.", "max"
 )
+APP_INFO: Final = Metric(
+    "flowcore.app.info", "gauge", "{app}", ("version",), "The version of the service, where known; always 1.", "max"
+)
 
 METRICS: Final = (
+    RUNS,
     RUN_DURATION,
     RUNS_ACTIVE,
     STEP_DURATION,
@@ -310,9 +350,12 @@ METRICS: Final = (
     WAIT_DURATION,
     STEPS_READY,
     WORKERS,
+    WORKERS_LIMIT,
+    STEP_ATTEMPTS,
     STEP_RETRIES,
+    BACKOFF_SECONDS,
     STEP_ERRORS,
-    LATE_LANDINGS,
+    LATE_COMPLETIONS,
     COMPENSATIONS,
     COMPENSATION_DURATION,
     IDEMPOTENCY_HITS,
@@ -321,10 +364,13 @@ METRICS: Final = (
     STORE_DURATION,
     STORE_RUNS,
     LAST_SUCCESS,
+    LAST_END,
+    LAST_RECOVERY,
     OLDEST_START,
     HOOK_ERRORS,
     HOOK_DURATION,
     CAPPED,
     WORKFLOW_INFO,
     BUILD_INFO,
+    APP_INFO,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -15,10 +16,9 @@ from prometheus_client.values import MutexValue, ValueClass
 from flowcore.events import Event, StepReady, StepSkipped, StepStarted
 
 from . import names
-from .inflight import ASKED, InFlightRun, WorkflowSeries, Write
 from .measuring import MeasuringHook
 from .names import Metric
-from .series import Series, one_for_each
+from .series import OF_THREADS, POLLED, InFlightRun, Series, WorkflowSeries, Write, one_for_each
 
 __all__ = ["PrometheusHook"]
 
@@ -28,49 +28,77 @@ _MULTIPROCESS: Final = ValueClass is not MutexValue
 """whether prometheus_client keeps its values in files, for whichever process is scraped to sum up"""
 
 
+class _Settings(NamedTuple):
+    """What all hooks on one registry must agree on."""
+
+    buckets: tuple[float, ...]
+    by_step: bool
+
+
 class _PrometheusSeries(Series):
     """The series of one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
-        asked = (names.WORKERS,) if _MULTIPROCESS else ASKED
-        registry.register(_Asked(self, asked))
-        self._metrics = {metric: _registered(metric, registry) for metric in names.METRICS if metric not in asked}
+        self._registry = weakref.ref(registry)  # which keeps these series
+        self.settings: _Settings | None = None
+        self._metrics: dict[Metric, Any] = {}
+
+    def configure(self, registry: CollectorRegistry, settings: _Settings) -> None:
+        """Register the metrics, unless an earlier hook has. Raises ValueError where that one has other settings."""
+        with self._lock:
+            if self.settings is not None and settings != self.settings:
+                raise ValueError(
+                    "This registry has flowcore's metrics with other buckets= or detail=. "
+                    "Give all its hooks the same, or a registry each."
+                )
+            if self.settings is None:
+                polled = OF_THREADS if _MULTIPROCESS else POLLED
+                registry.register(_PolledGauges(self, polled))
+                for metric in names.METRICS:
+                    if metric not in polled and metric.labels:  # without labels it would be there at once, as 0
+                        self._metrics[metric] = _registered(metric, registry, settings.buckets)
+                self.settings, self.by_step = settings, settings.by_step
 
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
-        child: Write = getattr(self._metrics[metric].labels(*labels), _WRITES[metric.kind])
-        return child
+        if metric.labels:
+            child = self._metrics[metric].labels(*labels)
+        else:
+            registry = self._registry()
+            child = _registered(metric, registry, ())
+        write: Write = getattr(child, _WRITES[metric.kind])
+        return write
 
     def make_flow(self, label: str) -> WorkflowSeries:
-        return _Told(label, self._metrics) if _MULTIPROCESS else super().make_flow(label)
+        return _WrittenGauges(label, self._metrics) if _MULTIPROCESS else super().make_flow(label)
 
     def forked(self) -> None:
         super().forked()
-        # Counters go on: each process has its own. In multiprocess mode prometheus_client starts all of a child's at 0.
-        if not _MULTIPROCESS:  # where nobody may have counted for this process
+        # Counters continue: each process has its own. In multiprocess mode prometheus_client starts all of a child's at 0.
+        if not _MULTIPROCESS and self._metrics:  # this process has not counted the store's runs
             self.known[names.STORE_RUNS].clear()
             self._metrics[names.STORE_RUNS].clear()
 
 
-class _Asked(Collector):
-    """The gauges that ask what is going on, whenever somebody scrapes."""
+class _PolledGauges(Collector):
+    """The gauges whose values are looked up at each scrape."""
 
     def __init__(self, series: Series, metrics: Iterable[Metric]) -> None:
         self._series = series
-        self._asked = tuple(metrics)
+        self._metrics = tuple(metrics)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        for metric in self._asked:
+        for metric in self._metrics:
             family = GaugeMetricFamily(metric.prometheus, metric.help, labels=metric.labels, unit=_unit(metric))
-            for labels, value in self._series.ask(metric):
+            for labels, value in self._series.poll(metric):
                 family.add_metric(labels, value)
             yield family
 
     describe = collect
 
 
-class _Told(WorkflowSeries):
-    """In multiprocess mode nobody can ask what is going on in another process: it is written down as it changes."""
+class _WrittenGauges(WorkflowSeries):
+    """In multiprocess mode another process serves the metrics: what is in flight here is written as it changes."""
 
     __slots__ = ("_active", "_counted", "_lock", "_oldest", "_ready")
 
@@ -116,7 +144,9 @@ def _unit(metric: Metric) -> str:
     return "seconds" if metric.unit == "s" else ""
 
 
-def _registered(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+def _registered(
+    metric: Metric, registry: CollectorRegistry | None, buckets: tuple[float, ...]
+) -> Counter | Gauge | Histogram:
     """The metric of prometheus_client."""
     about: dict[str, Any] = {
         "name": metric.prometheus,
@@ -129,7 +159,7 @@ def _registered(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge 
         case "counter":
             return Counter(**about)
         case "histogram":
-            return Histogram(**about, buckets=metric.buckets)
+            return Histogram(**about, buckets=buckets if metric.buckets == names.BUCKETS else metric.buckets)
         case _:
             return Gauge(**about, multiprocess_mode=metric.multiprocess)
 
@@ -144,20 +174,36 @@ class PrometheusHook(MeasuringHook):
     the same registry share its metrics. `exemplars`: where a span is sampled, give its ids with run, step and attempt
     durations and with counters; only scrapes in the OpenMetrics format show them. `max_series`: how many steps get
     series of their own, over all workflows; the rest share one, `step="_other"`, and `flowcore_telemetry_capped_total`
-    counts what went there. In multiprocess mode prometheus_client drops exemplars, and what is only known when it is
-    asked for: `flowcore_workers`.
+    counts what went there. `buckets`: upper bounds in seconds for the durations of runs and steps. `detail`: "step", or
+    "workflow" for one series instead of one per step, `step="_all"`. `version`: that of the service, for
+    `flowcore_app_info`; by default `service.version` of OTEL_RESOURCE_ATTRIBUTES. In multiprocess mode prometheus_client
+    drops exemplars, and gauges that are only known when they are read: `flowcore_workers`, `flowcore_workers_limit`.
 
-    Safe for any number of runs, engines and threads at once. Needs prometheus-client only.
+    Safe for any number of runs, engines and threads at once. Needs prometheus-client only. Raises ValueError for buckets
+    that do not rise, and where the registry has the metrics with other buckets or detail.
     """
 
     def __init__(
-        self, registry: CollectorRegistry = REGISTRY, *, exemplars: bool = True, max_series: int = 2000
+        self,
+        registry: CollectorRegistry = REGISTRY,
+        *,
+        exemplars: bool = True,
+        max_series: int = 2000,
+        buckets: Iterable[float] = names.BUCKETS,
+        detail: Literal["step", "workflow"] = "step",
+        version: str | None = None,
     ) -> None:
-        super().__init__(_of(registry), exemplars=exemplars, max_series=max_series)
+        series, bounds = _of(registry), tuple(map(float, buckets))
+        if not bounds or list(bounds) != sorted(set(bounds)) or not all(0 < bound < math.inf for bound in bounds):
+            raise ValueError(f"buckets= must be rising numbers of seconds above 0, not {bounds}.")
+        if detail not in {"step", "workflow"}:
+            raise ValueError(f"detail= must be 'step' or 'workflow', not {detail!r}.")
+        series.configure(registry, _Settings(bounds, detail == "step"))
+        super().__init__(series, exemplars=exemplars, max_series=max_series, version=version)
         if _MULTIPROCESS:
             self.handlers = {**self.handlers, **dict.fromkeys((StepReady, StepSkipped, StepStarted), self._count)}
             self.wants = frozenset(self.handlers)
 
     def _count(self, event: Event) -> None:
         run: InFlightRun = event.state[self]
-        cast("_Told", run.flow).count(run)
+        cast("_WrittenGauges", run.flow).count(run)

@@ -1,19 +1,19 @@
-"""What TracingHook keeps of a run between its events, and what makes spans current."""
+"""What TracingHook keeps of a run between its events: its spans, its critical path, and what makes spans current."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast
 
 from opentelemetry import context as otel, trace
 from opentelemetry.trace import Link, Span, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
 from flowcore.events import BackoffStarted, StepFinished, StepStarted
 
 from . import names
-from .exemplars import Exemplar, exemplar
-from .timing import Ended
+from .context import Exemplar, exemplar
 
 __all__ = [
     "UNTRACED",
@@ -28,7 +28,65 @@ __all__ = [
     "stored",
 ]
 
+Ended = tuple[str, float | None, Sequence[str]]
+"""a step that has ended, the seconds it took (None: it was skipped), and what it depends on"""
+
+
+class CriticalPath:
+    """The chain of dependent steps that took longest: what has to get faster for the run to get faster.
+
+    `ended`: the run's steps in an order in which dependencies come before their dependants.
+    """
+
+    __slots__ = ("_chains", "seconds", "steps", "total")
+
+    def __init__(self, ended: Iterable[Ended]) -> None:
+        chains: dict[str, tuple[float, float, str | None]] = {}  # seconds up to its end, own ones, predecessor
+        through: dict[str, str] = {}  # skipped step -> the step that the chain through it comes from
+        last, most, total = None, -1.0, 0.0
+        for step, seconds, depends_on in ended:
+            before, longest = None, -1.0
+            for dependency in depends_on:
+                name = through.get(dependency, dependency) if through else dependency
+                chain = chains.get(name)
+                if chain is not None and chain[0] > longest:
+                    before, longest = name, chain[0]
+            if seconds is not None:
+                whole = seconds if before is None else longest + seconds
+                chains[step] = (whole, seconds, before)
+                total += seconds
+                if whole > most:
+                    last, most = step, whole
+            elif before is not None:  # what depends on it still comes after what it depends on
+                through[step] = before
+        self._chains = chains
+        self.seconds = max(most, 0.0)
+        """spent on the chain"""
+        self.total = total
+        """spent in all steps"""
+        self.steps: list[str] = []
+        """the chain, in order"""
+        while last is not None:
+            self.steps.append(last)
+            last = chains[last][2]
+        self.steps.reverse()
+
+    def longest(self, limit: int) -> list[str]:
+        """The `limit` longest steps of the chain, in its order."""
+        if len(self.steps) <= limit:
+            return self.steps
+        kept = set(sorted(self.steps, key=lambda step: -self._chains[step][1])[:limit])
+        return [step for step in self.steps if step in kept]
+
+
 _LINKED: Final = 16  # dependencies that a step links to
+
+
+def suppress_instrumentation() -> Any:
+    """From here on, in this contextvars context, instrumented clients make no spans. Returns what `otel.detach` takes."""
+    quiet = otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True)  # pyright: ignore[reportPrivateUsage]
+    # Some contrib instrumentations look for the plain name.
+    return otel.attach(otel.set_value("suppress_instrumentation", True, quiet))
 
 
 class Suppressed:
@@ -37,9 +95,7 @@ class Suppressed:
     __slots__ = ("_token",)
 
     def __enter__(self) -> None:
-        quiet = otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True)  # pyright: ignore[reportPrivateUsage]
-        # Some contrib instrumentations look for the plain name.
-        self._token = otel.attach(otel.set_value("suppress_instrumentation", True, quiet))
+        self._token = suppress_instrumentation()
 
     def __exit__(self, *_: object) -> None:
         otel.detach(self._token)
@@ -48,7 +104,7 @@ class Suppressed:
 class AttemptSpans:
     """The attempts of a step, or an undo, that may have several."""
 
-    __slots__ = ("attempt", "backoff", "ended", "started", "told")
+    __slots__ = ("attempt", "backoff", "ended", "recorded", "started", "timed_out")
 
     def __init__(self) -> None:
         self.attempt: Span | None = None
@@ -57,18 +113,20 @@ class AttemptSpans:
         """when the latest one was"""
         self.backoff: BackoffStarted | None = None
         """that goes on"""
-        self.told: BaseException | None = None
-        """recorded by the latest attempt's span"""
+        self.recorded: BaseException | None = None
+        """by the latest attempt's span"""
+        self.timed_out = False
+        """the latest one; its call may still run"""
 
 
 class StepSpans:
     """The steps of a run, or their undos, while they run and after, by step."""
 
-    __slots__ = ("exemplars", "spans", "tries")
+    __slots__ = ("attempts", "exemplars", "spans")
 
     def __init__(self) -> None:
         self.spans: dict[str, Span] = {}
-        self.tries: dict[str, AttemptSpans] = {}  # of those that may be attempted more than once
+        self.attempts: dict[str, AttemptSpans] = {}  # of those that may be attempted more than once
         self.exemplars: dict[str, Exemplar | None] = {}  # of the spans for which one was asked
 
 
@@ -86,8 +144,8 @@ class Trace:
     """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
 
     __slots__ = (
-        *("before", "caller", "context", "ended", "epoch", "interrupted", "span", "started_at", "steps"),
-        *("told", "undos", "untold"),
+        *("before", "caller", "context", "deferred", "ended", "epoch", "expected", "ids", "interrupted", "recorded"),
+        *("span", "started_at", "steps", "store_seconds", "undos"),
     )
 
     def __init__(self, span: Span, context: otel.Context, caller: Span, at: float, wall: int) -> None:
@@ -100,24 +158,32 @@ class Trace:
         self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
         self.steps = StepSpans()
         self.undos = StepSpans()
-        self.untold: dict[str, DeferredSpan] = {}
-        self.told: list[BaseException] = []  # recorded by the spans of steps and undos
+        self.deferred: dict[str, DeferredSpan] = {}
+        self.recorded: list[BaseException] = []  # recorded by the spans of steps and undos
+        self.expected: list[BaseException] = []  # errors that the definitions of steps expect
         self.ended: list[Ended] = []
+        self.store_seconds = 0.0
+        self.ids: dict[str, AttributeValue] = {}  # of the run and its workflow, for each of its spans
 
     def ns(self, at: float) -> int:
         """Wall-clock nanoseconds of a monotonic moment: spans stay in order even when the wall clock jumps."""
         return self.epoch + int(at * 1e9)
 
-    def works(self, *, undo: bool) -> StepSpans:
+    def of(self, *, undo: bool) -> StepSpans:
         return self.undos if undo else self.steps
 
-    def was_told(self, error: BaseException) -> bool:
+    def timed_out(self, step: str) -> bool:
+        """Whether the step's latest attempt did."""
+        attempts = self.steps.attempts.get(step)
+        return attempts is not None and attempts.timed_out
+
+    def was_recorded(self, error: BaseException) -> bool:
         """Whether the span of a step or an undo has recorded `error`, or each error of the group that it is."""
-        if any(error is other for other in self.told):
+        if any(error is other for other in self.recorded):
             return True
         if not isinstance(error, BaseExceptionGroup):
             return False
-        return all(map(self.was_told, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+        return all(map(self.was_recorded, cast("BaseExceptionGroup[BaseException]", error).exceptions))
 
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
         """Links to the dependencies that ended last."""
@@ -139,20 +205,20 @@ class Trace:
 
     @property
     def sampled(self) -> bool:
-        """See `exemplars.Traced`."""
+        """See `context.Traced`."""
         return _sampled(self.span.get_span_context())
 
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
-        """See `exemplars.Traced`."""
-        works = self.undos if undo else self.steps
-        span = works.spans.get(step) if step is not None else None
+        """See `context.Traced`."""
+        family = self.undos if undo else self.steps
+        span = family.spans.get(step) if step is not None else None
         if step is None or span is None:
             return exemplar(self.span.get_span_context())
-        if attempt and (tries := works.tries.get(step)) is not None and tries.attempt is not None:
-            return exemplar(tries.attempt.get_span_context())
-        if step not in works.exemplars:
-            works.exemplars[step] = exemplar(span.get_span_context())
-        return works.exemplars[step]
+        if attempt and (attempts := family.attempts.get(step)) is not None and attempts.attempt is not None:
+            return exemplar(attempts.attempt.get_span_context())
+        if step not in family.exemplars:
+            family.exemplars[step] = exemplar(span.get_span_context())
+        return family.exemplars[step]
 
 
 class _Untraced:
@@ -168,8 +234,8 @@ UNTRACED: Final = _Untraced()
 
 
 def make_current(span: Span) -> None:
-    """For user code, and for the rest of what is told of it: the contextvars context that an event is told in is the
-    run's, the step's or the attempt's own, and ends with it."""
+    """For user code, and for later events of the same: each event is emitted in a contextvars context of the run, the
+    step or the attempt, which ends with it."""
     otel.attach(trace.set_span_in_context(span))
 
 

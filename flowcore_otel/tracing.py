@@ -2,8 +2,9 @@
 
 run {workflow}
 ├── step {step}
-│   ├── attempt {step}       attempts and backoffs only where the definition allows more than one attempt;
-│   ├── backoff {step}       user code runs in the innermost of step and attempt
+│   ├── attempt {step}       attempts, waits and backoffs only where the definition allows more than one attempt;
+│   ├── await {step}         user code runs in the innermost of step and attempt
+│   ├── backoff {step}
 │   └── attempt {step}
 └── compensate {step}        the undo, linked to its step, with attempts and backoffs like a step
 
@@ -43,14 +44,16 @@ from flowcore.events import (
     StepFinished,
     StepSkipped,
     StepStarted,
+    StoreCalled,
 )
 
 from . import names
-from .exemplars import TRACE
+from .context import TRACE
 from .logs import LogEvents
 from .spans import (
     UNTRACED,
     AttemptSpans,
+    CriticalPath,
     DeferredSpan,
     StepSpans,
     Suppressed,
@@ -59,9 +62,9 @@ from .spans import (
     make_current,
     store,
     stored,
+    suppress_instrumentation,
 )
 from .text import error_type, fit, hashed, message, title
-from .timing import CriticalPath
 
 __all__ = ["TracingHook"]
 
@@ -71,11 +74,13 @@ _INTERNAL: Final = SpanKind.INTERNAL
 _SAMPLED: Final = TraceFlags.SAMPLED
 _DEPENDS_ON: Final = {names.LINK_TYPE: names.LINK_DEPENDS_ON}
 _CALLERS_CONTEXT: Final = "flowcore_otel.context"
-"""in a run's state: the context in which it was asked for, before any TracingHook made its span current"""
+"""in a run's state: the caller's context, before any TracingHook made its span current"""
 _SUCCESS: Final = Status.SUCCESS
+_UNDONE_OR_NOTHING: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
+"""outcomes of a run after which nothing is left to do"""
 _REFUSALS: Final = {
-    "in_progress": "another run with this key is still going on",
-    "mismatch": "the key was used before with another workflow or other values",
+    "in_progress": "another run with this key is still in progress",
+    "mismatch": "the key was already used with another workflow or other values",
     "held": "the run with this key is held until an operator decides",
 }
 
@@ -86,8 +91,10 @@ class TracingHook:
     """Turns the events of runs into OpenTelemetry spans, and makes the innermost one current inside user code.
 
     `tracer_provider`, `logger_provider`: the global ones unless given. `max_step_spans`: past it only steps that fail,
-    are retried or are undone get spans. `step_events`: tell each step's start as a log event too, as evidence should the
-    process die. `key_hash`: what to show of an idempotency key; None, or its answering None, shows nothing.
+    are retried or are undone get spans. `step_events`: emit each step's start as a log event too, as evidence should the
+    process die. `key_hash`: what to show of an idempotency key; None, or its returning None, shows nothing. `store_spans`:
+    one span `store {verb}` for each call of the store. Instrumented clients make no spans of their own within such a call,
+    with it or without.
 
     Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
     """
@@ -103,12 +110,14 @@ class TracingHook:
         max_step_spans: int = 1000,
         step_events: bool = False,
         key_hash: Callable[[str], str | None] | None = hashed,
+        store_spans: bool = False,
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, names.SCOPE_VERSION, tracer_provider, schema_url=names.SCHEMA_URL)
         self._logs = LogEvents(logger_provider)
         self._max_step_spans = max_step_spans
         self._step_events = step_events
         self._key_hash = key_hash
+        self._store_spans = store_spans
         self.handlers: Mapping[type[Event], Callable[[Any], object]] = {
             RunSubmitted: self._run_submitted,
             RunRequested: self._run_requested,
@@ -127,11 +136,16 @@ class TracingHook:
             CompensationStarted: self._compensation_started,
             CompensationFinished: self._compensation_finished,
             MaintenanceStarted: self._maintenance_started,
+            StoreCalled: self._store_called,
         }
         self.wants = frozenset(self.handlers)
 
     def __call__(self, event: Event, /) -> object:
         return self.handlers[type(event)](event)
+
+    def around_store(self) -> None:
+        """The store is called for a run: its client's spans would bury those of the steps."""
+        suppress_instrumentation()
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -142,17 +156,23 @@ class TracingHook:
             title(names.SUBMIT, event.workflow), kind=SpanKind.PRODUCER, attributes=attributes
         )
         span.end()
-        event.state[self, RunSubmitted] = span
+        event.state[self, RunSubmitted] = span, event.propagation
 
     def _run_requested(self, event: RunRequested) -> object | None:
         state, wall = event.state, int(event.wall * 1e9)
         context: otel.Context = state.setdefault(_CALLERS_CONTEXT, otel.get_current())
         kind, linked = _INTERNAL, _NO_LINKS
         caller: Span = trace.INVALID_SPAN
-        if event.submitted or event.recovering:  # nobody waits for it here: a trace of its own
+        if event.submitted:
+            kind = SpanKind.CONSUMER
+            submit, propagation = state.get((self, RunSubmitted), (None, "link"))
+            if propagation == "child":
+                context = trace.set_span_in_context(submit, context)
+            else:  # a trace of its own, linked to the caller's
+                context = trace.set_span_in_context(caller, context)
+                linked = links(names.LINK_REQUEST, submit)
+        elif event.recovering:  # no caller waits for it
             context = trace.set_span_in_context(caller, context)
-            if event.submitted:  # linked to the one that asked for it
-                kind, linked = SpanKind.CONSUMER, links(names.LINK_REQUEST, state.get((self, RunSubmitted)))
         else:
             caller = trace.get_current_span(context)
         attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow)}
@@ -161,11 +181,11 @@ class TracingHook:
             attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
         span = self._tracer.start_span(title(names.RUN, event.workflow), context, kind, attributes, linked, wall)
         context = trace.set_span_in_context(span, context)
-        if store(span.get_span_context(), event.carrier):  # without an SDK, the caller's trace goes on instead
+        if store(span.get_span_context(), event.carrier):  # without an SDK, the caller's trace continues instead
             # Current from here on, for the claim too, in the run's own context, which ends with it. Of a run that is not
             # sampled as well, or user spans would be sampled as new roots.
             otel.attach(context)
-        if event.key is None and not span.is_recording():  # it cannot be a replay: there is nothing more to tell
+        if event.key is None and not span.is_recording():  # it cannot be a replay
             caller.set_attribute(names.RUN_ID, event.run_id)
             state.setdefault(TRACE, UNTRACED)
             return SKIP_RUN
@@ -179,6 +199,7 @@ class TracingHook:
         span.update_name(title(names.IDEMPOTENCY_HIT, event.workflow))
         attributes: Attributes = {
             names.IDEMPOTENCY_OUTCOME: event.outcome,
+            names.RUN_ID: fit(event.original_run_id),
             names.ORIGINAL_RUN_ID: fit(event.original_run_id),
             names.ORIGINAL_RUN_SAMPLED: original.get_span_context().trace_flags.sampled,
         }
@@ -203,6 +224,8 @@ class TracingHook:
         run.caller.set_attribute(names.RUN_ID, event.run_id)
         if not run.span.is_recording():
             return SKIP_RUN
+        run.ids = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: event.run_id}
+        run.span.set_attribute(names.RUN_ID, event.run_id)
         interrupted: Attributes = {}
         if event.interrupted_run_id is not None:
             before = stored(event.interrupted)
@@ -213,8 +236,8 @@ class TracingHook:
             for link in run.interrupted:
                 run.span.add_link(link.context, link.attributes)
         if self._logs.enabled():
-            evidence = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: event.run_id, **interrupted}
-            self._logs.emit(names.RUN_STARTED, run.span, run.ns(event.at), evidence)
+            body = f"run {event.run_id} of {fit(event.workflow)} started"
+            self._logs.emit(names.RUN_STARTED, body, run.span, run.ns(event.at), {**run.ids, **interrupted})
         return None
 
     def _run_recovered(self, event: RunRecovered) -> None:
@@ -226,7 +249,7 @@ class TracingHook:
             names.RECOVERY_UNDONE: event.undone,
             names.RECOVERY_HELD: event.held,
         }
-        attributes: Attributes = {name: _listed(steps) for name, steps in found.items() if steps}
+        attributes: Attributes = run.ids | {name: _listed(steps) for name, steps in found.items() if steps}
         run.before = event.carriers
         name = title(names.RECOVER, event.workflow)
         span = self._child(run.span, name, run.ns(run.started_at), attributes, run.interrupted)
@@ -236,7 +259,6 @@ class TracingHook:
         run: Trace = event.state[self]
         path = CriticalPath(run.ended)
         attributes: Attributes = {
-            names.RUN_ID: event.run_id,
             names.RUN_OUTCOME: str(event.outcome),
             names.RUN_CRITICAL_PATH: _listed(tuple(path.longest(_LISTED))),
             names.RUN_CRITICAL_PATH_LENGTH: len(path.steps),
@@ -246,11 +268,31 @@ class TracingHook:
             attributes[names.RUN_PARALLELISM] = path.total / event.duration
         if event.skipped:
             attributes[names.RUN_SKIPPED] = _listed(event.skipped)
-        if run.untold:
-            attributes[names.RUN_UNTRACED_STEPS] = len(run.untold)
-        told = event.error is not None and run.was_told(event.error)
-        self._end(run, run.span, event, attributes, told=told)
-        run.told.clear()  # their tracebacks lead back to here
+        if run.deferred:
+            attributes[names.RUN_UNTRACED_STEPS] = len(run.deferred)
+        if run.store_seconds:
+            attributes[names.RUN_STORE_SECONDS] = run.store_seconds
+        recorded = event.error is not None and run.was_recorded(event.error)
+        expected = event.outcome in _UNDONE_OR_NOTHING and any(event.error is error for error in run.expected)
+        self._end(run, run.span, event, attributes, recorded=recorded, expected=expected)
+        run.recorded.clear()  # their tracebacks lead back to here
+        run.expected.clear()
+
+    def _store_called(self, event: StoreCalled) -> None:
+        run: Trace | None = event.state.get(self)
+        if run is None:  # heartbeats and the like belong to no run
+            return
+        run.store_seconds += event.duration
+        if self._store_spans:
+            attributes: Attributes = {
+                names.WORKFLOW_NAME: fit(event.workflow),
+                names.RUN_ID: event.run_id,
+                names.STORE_NAME: fit(event.store),
+                names.STORE_OPERATION: fit(event.operation),
+            }
+            name = title(names.STORE, event.operation)
+            span = self._child(run.span, name, run.ns(event.at - event.duration), attributes)
+            self._end(run, span, event, {})
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -261,20 +303,21 @@ class TracingHook:
     def _step_started(self, event: StepStarted) -> None:
         run: Trace = event.state[self]
         if len(run.steps.spans) >= self._max_step_spans:
-            run.untold[event.step] = DeferredSpan(event)
+            run.deferred[event.step] = DeferredSpan(event)
             return
         span = self._step_span(run, event)
         if event.carrier is not None:
             store(span.get_span_context(), event.carrier)
         if self._step_events and self._logs.enabled():
-            attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.STEP_NAME: fit(event.step)}
-            self._logs.emit(names.STEP_STARTED, span, run.ns(event.at), attributes)
+            attributes = {**run.ids, names.STEP_NAME: fit(event.step)}
+            self._logs.emit(names.STEP_STARTED, f"step {fit(event.step)} started", span, run.ns(event.at), attributes)
         otel.attach(trace.set_span_in_context(span))  # `make_current`, less a call: most spans come through here
 
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
         name, about = _about(event.workflow, event.step, event.function, event.max_attempts, depends_on)
         attributes = about.copy()
+        attributes[names.RUN_ID] = event.run_id
         attributes[names.STEP_WAIT] = event.waited
         linked = _NO_LINKS
         if depends_on:
@@ -290,39 +333,48 @@ class TracingHook:
 
     def _late_span(self, run: Trace, step: str) -> None:
         """Give a step past max_step_spans its span after all."""
-        untold = run.untold.pop(step, None)
-        if untold is not None:
-            self._step_span(run, untold.started)
+        deferred = run.deferred.pop(step, None)
+        if deferred is not None:
+            self._step_span(run, deferred.started)
 
     def _step_finished(self, event: StepFinished) -> None:
         run: Trace = event.state[self]
         span = run.steps.spans.get(event.step)
         run.ended.append((event.step, event.duration, event.depends_on))
-        if event.outcome is not _SUCCESS or event.attempts > 1:
+        if (
+            event.outcome is not _SUCCESS
+            or event.attempts > 1
+            or (event.max_attempts > 1 and run.timed_out(event.step))
+        ):
             self._late_span(run, event.step)
             self._finish(run, run.steps, event, {names.STEP_OUTCOME: str(event.outcome)})
         elif span is None:
-            run.untold[event.step].finished = event
+            run.deferred[event.step].finished = event
         else:  # what most steps come through
             span.set_attribute(names.STEP_OUTCOME, "success")
             span.end(run.epoch + int(event.at * 1e9))
 
     def _finish(
-        self, run: Trace, works: StepSpans, event: StepFinished | CompensationFinished, attributes: Attributes
+        self, run: Trace, family: StepSpans, event: StepFinished | CompensationFinished, attributes: Attributes
     ) -> None:
-        self._end_backoff(run, works, event.step, event.at)
+        self._end_pauses(run, family, event.step, event.at)
         if event.attempts > 1:
             attributes[names.STEP_ATTEMPT] = event.attempts
             attributes[names.STEP_BACKOFF] = event.backoff
-        tries = works.tries.pop(event.step, None)  # an error's traceback leads back to here
-        told = None if tries is None else tries.told
-        self._end(run, works.spans[event.step], event, attributes, told=event.error is told)
+        attempts = family.attempts.pop(event.step, None)  # an error's traceback leads back to here
+        recorded = None if attempts is None else attempts.recorded
+        if attempts is not None and attempts.timed_out and event.outcome is _SUCCESS:
+            attributes[names.STEP_LATE] = event.at - attempts.ended
+        expected = isinstance(event, StepFinished) and event.expected
+        self._end(run, family.spans[event.step], event, attributes, recorded=event.error is recorded, expected=expected)
         if event.error is not None:
-            run.told.append(event.error)
+            run.recorded.append(event.error)
+            if expected:
+                run.expected.append(event.error)
 
     def _step_completed_late(self, event: StepCompletedLate) -> None:
         run: Trace = event.state[self]
-        attributes: Attributes = {
+        attributes: Attributes = run.ids | {
             names.STEP_NAME: fit(event.step),
             names.STEP_ATTEMPT: event.attempt,
             names.STEP_OUTCOME: str(event.outcome),
@@ -330,77 +382,85 @@ class TracingHook:
         }
         if event.error is not None:
             attributes[names.ERROR_TYPE] = error_type(event.error)
-        span = run.works(undo=event.undo).spans.get(event.step, run.span)
-        self._logs.emit(names.STEP_LANDED_LATE, span, run.ns(event.at), attributes)
+        span = run.of(undo=event.undo).spans.get(event.step, run.span)
+        body = f"attempt {event.attempt} of step {fit(event.step)} ended {event.late:.3g} s after its timeout"
+        self._logs.emit(names.STEP_COMPLETED_LATE, body, span, run.ns(event.at), attributes)
 
     # -- attempts, of steps and of undos -------------------------------------------------------------------------------
 
     def _attempt_started(self, event: AttemptStarted) -> None:
         run: Trace = event.state[self]
-        works = run.works(undo=event.undo)
-        self._end_backoff(run, works, event.step, event.at)
-        tries = works.tries.setdefault(event.step, AttemptSpans())
-        tries.started = event.at
-        span = works.spans.get(event.step)
+        family = run.of(undo=event.undo)
+        self._end_pauses(run, family, event.step, event.at)
+        attempts = family.attempts.setdefault(event.step, AttemptSpans())
+        attempts.started = event.at
+        span = family.spans.get(event.step)
         if span is not None:
-            make_current(self._open_attempt(run, tries, span, event))
+            make_current(self._open_attempt(run, attempts, span, event))
 
     def _open_attempt(
-        self, run: Trace, tries: AttemptSpans, parent: Span, event: AttemptStarted | AttemptFinished
+        self, run: Trace, attempts: AttemptSpans, parent: Span, event: AttemptStarted | AttemptFinished
     ) -> Span:
-        attributes: Attributes = {
+        attributes: Attributes = run.ids | {
             names.STEP_NAME: fit(event.step),
             names.STEP_ATTEMPT: event.attempt,
             names.STEP_MAX_ATTEMPTS: event.max_attempts,
         }
-        tries.attempt = self._child(parent, title(names.ATTEMPT, event.step), run.ns(tries.started), attributes)
-        return tries.attempt
+        attempts.attempt = self._child(parent, title(names.ATTEMPT, event.step), run.ns(attempts.started), attributes)
+        return attempts.attempt
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         run: Trace = event.state[self]
-        works = run.works(undo=event.undo)
-        tries = works.tries.setdefault(event.step, AttemptSpans())
-        tries.ended = event.at
-        if event.step not in works.spans:
+        family = run.of(undo=event.undo)
+        attempts = family.attempts.setdefault(event.step, AttemptSpans())
+        attempts.ended, attempts.timed_out = event.at, event.outcome is Status.TIMEOUT
+        if event.step not in family.spans:
             if event.outcome is _SUCCESS:
                 return
             self._late_span(run, event.step)
-            self._open_attempt(run, tries, works.spans[event.step], event)
-        tries.told = event.error
+            self._open_attempt(run, attempts, family.spans[event.step], event)
+        attempts.recorded = event.error
         outcome = names.COMPENSATION_OUTCOME if event.undo else names.STEP_OUTCOME
-        self._end(run, tries.attempt or trace.INVALID_SPAN, event, {outcome: str(event.outcome)})
+        span = attempts.attempt or trace.INVALID_SPAN
+        self._end(run, span, event, {outcome: str(event.outcome)}, expected=event.expected)
 
     def _backoff_started(self, event: BackoffStarted) -> None:
         run: Trace = event.state[self]
-        tries = run.works(undo=event.undo).tries.get(event.step)
-        if tries is not None:
-            tries.backoff = event
+        attempts = run.of(undo=event.undo).attempts.get(event.step)
+        if attempts is not None:
+            attempts.backoff = event
 
-    def _end_backoff(self, run: Trace, works: StepSpans, step: str, at: float) -> None:
-        tries, parent = works.tries.get(step), works.spans.get(step)
-        if tries is None or tries.backoff is None:
+    def _end_pauses(self, run: Trace, family: StepSpans, step: str, at: float) -> None:
+        """Make the spans of what lies between the latest attempt's end and `at`: the wait for a call that had timed out,
+        and a backoff."""
+        attempts, parent = family.attempts.get(step), family.spans.get(step)
+        if attempts is None:
             return
-        planned, tries.backoff = tries.backoff, None
+        planned, attempts.backoff = attempts.backoff, None
         if parent is None:
             return
-        attributes: Attributes = {
-            names.STEP_NAME: fit(planned.step),
-            names.STEP_ATTEMPT: planned.attempt,
-            names.BACKOFF_DELAY: planned.delay,
-            names.BACKOFF_REASON: planned.reason,
-        }
-        span = self._child(parent, title(names.BACKOFF, planned.step), run.ns(tries.ended), attributes)
-        span.end(run.ns(at))
+        attributes: Attributes = run.ids | {names.STEP_NAME: fit(step)}
+        until = at if planned is None else planned.at
+        if attempts.timed_out and until > attempts.ended:
+            span = self._child(parent, title(names.AWAIT, step), run.ns(attempts.ended), attributes)
+            span.end(run.ns(until))
+        if planned is not None:
+            attributes[names.STEP_ATTEMPT] = planned.attempt
+            attributes[names.BACKOFF_DELAY] = planned.delay
+            attributes[names.BACKOFF_REASON] = planned.reason
+            span = self._child(parent, title(names.BACKOFF, step), run.ns(planned.at), attributes)
+            span.end(run.ns(at))
 
     # -- undos ---------------------------------------------------------------------------------------------------------
 
     def _compensation_started(self, event: CompensationStarted) -> None:
         run: Trace = event.state[self]
-        untold = run.untold.get(event.step)
-        if untold is not None and untold.finished is not None:
+        deferred = run.deferred.get(event.step)
+        if deferred is not None and deferred.finished is not None:
             self._late_span(run, event.step)
-            self._finish(run, run.steps, untold.finished, {names.STEP_OUTCOME: str(untold.finished.outcome)})
+            self._finish(run, run.steps, deferred.finished, {names.STEP_OUTCOME: str(deferred.finished.outcome)})
         attributes = _about(event.workflow, event.step, event.function, event.max_attempts)[1].copy()
+        attributes[names.RUN_ID] = event.run_id
         attributes[names.COMPENSATION_ORDER] = event.order
         attributes[names.COMPENSATION_TRIGGER] = fit(event.trigger)
         linked = run.links_to(names.LINK_COMPENSATES, event.step)
@@ -426,19 +486,22 @@ class TracingHook:
         self,
         run: Trace,
         span: Span,
-        event: RunRefused | RunFinished | StepFinished | AttemptFinished | CompensationFinished,
+        event: RunRefused | RunFinished | StepFinished | AttemptFinished | CompensationFinished | StoreCalled,
         attributes: Attributes,
         *,
-        told: bool = False,
+        recorded: bool = False,
+        expected: bool = False,
     ) -> None:
-        """End a span; where it failed, say so, and record the exception unless a span inside it did (`told`)."""
+        """End a span; where it failed, say so, and record the exception unless a span inside it did (`recorded`). An
+        `expected` error is only named: it is no error of the service."""
         end, error = run.ns(event.at), event.error
         outcome = "failure" if isinstance(event, RunRefused) else event.outcome
         try:
             if outcome is not _SUCCESS:
                 attributes[names.ERROR_TYPE] = error_type(error, outcome)
-                span.set_status(StatusCode.ERROR, outcome if error is None else message(error))
-                if error is not None and not told:
+                if not expected:
+                    span.set_status(StatusCode.ERROR, outcome if error is None else message(error))
+                if error is not None and not recorded and not expected:
                     self._logs.exception(error, span, end)
             span.set_attributes(attributes)
         finally:

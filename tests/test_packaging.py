@@ -130,8 +130,8 @@ def test_every_public_name_is_there_without_any_extra(bare_python: Path) -> None
     assert done.stderr == ""
 
 
-def test_import_flowcore_otel_without_its_extra_names_the_extra(bare_python: Path) -> None:
-    assert "pip install 'flowcore[otel]'" in error_of(bare_python, "import flowcore_otel")
+def test_a_hook_without_its_extra_names_the_extra(bare_python: Path) -> None:
+    assert "pip install 'flowcore[otel]'" in error_of(bare_python, "from flowcore_otel import TracingHook")
 
 
 @pytest.mark.parametrize("name", ["RedisStore", "AsyncRedisStore"])

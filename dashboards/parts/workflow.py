@@ -183,7 +183,7 @@ def _retrying(q: Source) -> Section:
                 "Late landings",
                 "Attempts that came back after they had been given up. Each one did something that nobody waited for: is its "
                 "timeout too short?",
-                target(f"{q.rate(names.LATE_LANDINGS, by=by)} > 0", q.legend("{{step}}"), exemplar=True),
+                target(f"{q.rate(names.LATE_COMPLETIONS, by=by)} > 0", q.legend("{{step}}"), exemplar=True),
                 unit="ops",
                 empty="Nothing landed late.",
             ),

@@ -96,6 +96,23 @@ def test_a_second_call_warns_and_does_nothing(
     assert len(spans.named("run trip")) == 1
 
 
+@needs_instrumentation
+def test_the_users_own_records_get_the_ids_of_run_and_step(
+    instrumentor: Any, wf: Workflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, log = logging.getLogRecordFactory(), logging.getLogger("shop")
+    wf.add_step("pay", lambda ctx: log.warning("paying"))
+    instrumentor.instrument()
+    run = Engine().run(wf)
+    log.warning("outside")
+    inside, outside = (vars(record) for record in caplog.records if record.name == "shop")
+    ids = {"flowcore_run_id": run.id, "flowcore_workflow": "trip", "flowcore_step": "pay", "flowcore_attempt": 1}
+    assert ids.items() <= inside.items()
+    assert not ids.keys() & outside.keys()
+    instrumentor.uninstrument()
+    assert logging.getLogRecordFactory() is before
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     """Where a Python finds flowcore's entry points: nowhere else than usual, unless it was installed without them."""

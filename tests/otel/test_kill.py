@@ -109,6 +109,8 @@ def test_the_next_caller_goes_on_forward(dead: Dead, spans: Spans, survive: Surv
     assert whole["flowcore.interrupted_run.sampled"] is True
     assert whole["flowcore.run.id"] == run.id
     assert dict(spans["recover trip"].attributes or {}) == {
+        "flowcore.workflow.name": "trip",
+        "flowcore.run.id": run.id,
         "flowcore.recovery.skipped": ("book",),
         "flowcore.recovery.retried": ("pay",),
     }
@@ -134,6 +136,8 @@ def test_a_recovery_round_undoes_in_a_trace_of_its_own(dead: Dead, spans: Spans,
     assert whole.parent is None
     assert links(spans["compensate book"]) == [("compensates", dead.book_span)]
     assert dict(spans["recover trip"].attributes or {}) == {
+        "flowcore.workflow.name": "trip",
+        "flowcore.run.id": run.id,
         "flowcore.recovery.skipped": ("book",),
         "flowcore.recovery.undone": ("pay", "book"),
     }

@@ -119,7 +119,7 @@ def test_the_numbers_of_an_afternoon(make_driver: MakeDriver, registry: Collecto
     assert shown.value("flowcore_idempotency_hits_total", workflow="trip", outcome="replayed") == 1
     assert shown.value("flowcore_runs_active", workflow="trip") == 0
     assert shown.value("flowcore_steps_ready", workflow="trip") == 0
-    attempts = "flowcore_step_attempt_duration_seconds_count"
+    attempts = "flowcore_step_attempts_total"
     assert shown.value(attempts, workflow="trip", step="pay", outcome="failure") == 4
     assert shown.value(attempts, workflow="trip", step="pay", outcome="success") == 2
     errors = {"workflow": "trip", "step": "pay", "error_type": "ValueError"}

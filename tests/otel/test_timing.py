@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from flowcore_otel.timing import CriticalPath, Ended
+from flowcore_otel.spans import CriticalPath, Ended
 
 SECONDS = st.floats(0, 10, allow_nan=False)
 

@@ -35,6 +35,7 @@ def test_attributes_of_a_run_and_its_steps(driver: Driver, spans: Spans) -> None
     assert book.pop("flowcore.step.wait") >= 0
     assert book == {
         "flowcore.workflow.name": "trip",
+        "flowcore.run.id": run.id,
         "flowcore.step.name": "book",
         "flowcore.step.max_attempts": 1,
         "flowcore.step.outcome": "success",
@@ -44,6 +45,7 @@ def test_attributes_of_a_run_and_its_steps(driver: Driver, spans: Spans) -> None
     assert pay["flowcore.step.depends_on.count"] == 1
     assert 0 < whole.pop("flowcore.run.critical_path.seconds") < 10
     assert 0 < whole.pop("flowcore.run.parallelism") <= 1
+    assert 0 < whole.pop("flowcore.run.store_seconds") < 10
     assert whole == {
         "flowcore.workflow.name": "trip",
         "flowcore.run.id": run.id,
@@ -59,14 +61,15 @@ def test_attributes_of_attempts_backoffs_and_undos(driver: Driver, spans: Spans)
         driver.run(trip(fails=2, attempts=2).wf)
     first, last = (dict(span.attributes or {}) for span in spans.named("attempt pay"))
     assert (first["flowcore.step.attempt"], last["flowcore.step.attempt"]) == (1, 2)
-    assert last == {
+    ids = {name: (spans["run trip"].attributes or {})[name] for name in ("flowcore.run.id", "flowcore.workflow.name")}
+    assert last == ids | {
         "flowcore.step.name": "pay",
         "flowcore.step.attempt": 2,
         "flowcore.step.max_attempts": 2,
         "flowcore.step.outcome": "failure",
         "error.type": "ValueError",
     }
-    assert dict(spans["backoff pay"].attributes or {}) == {
+    assert dict(spans["backoff pay"].attributes or {}) == ids | {
         "flowcore.step.name": "pay",
         "flowcore.step.attempt": 1,
         "flowcore.backoff.delay": 0.002,
@@ -112,6 +115,7 @@ def test_a_hit_says_how_old_the_original_is_and_never_shows_the_key(driver: Driv
     assert hit == {
         "flowcore.workflow.name": "trip",
         "flowcore.idempotency.outcome": "replayed",
+        "flowcore.run.id": first.id,
         "flowcore.idempotency.key_hash": "85dbe15d75ef9308",
         "flowcore.original_run.id": first.id,
         "flowcore.original_run.sampled": True,
@@ -159,7 +163,7 @@ def test_exceptions_are_logs_too(
         driver.run(trip(fails=1).wf)
     assert len(spans["step pay"].events) == events
     (record,) = [log.log_record for log in exporter.get_finished_logs() if log.log_record.event_name == "exception"]
-    assert record.severity_text == "ERROR"
+    assert (record.severity_text, record.body) == ("ERROR", "ValueError: declined")
     assert record.span_id == spans["step pay"].context.span_id
     assert record.attributes["exception.type"] == "ValueError"
 
@@ -176,6 +180,11 @@ def test_log_events_are_evidence_of_what_has_started(make_driver: MakeDriver, sp
     ]
     assert records[0].attributes["flowcore.run.id"] == run.id
     assert records[1].span_id == spans["step book"].context.span_id
+    assert [record.body for record in records] == [
+        f"run {run.id} of trip started",
+        "step book started",
+        "step pay started",
+    ]
 
 
 def logging_to_memory() -> tuple[LoggerProvider, InMemoryLogRecordExporter]:
@@ -326,8 +335,8 @@ def test_of_an_unsampled_run_no_event_is_built_but_what_its_caller_must_be_told(
         heard.events.append("")
     assert heard.events == [
         *("RunRequested", ""),
-        *("RunRequested", "RunStarted", ""),
-        *("RunRequested", "IdempotencyHit", ""),
+        *("RunRequested", "StoreCalled", "RunStarted", ""),
+        *("RunRequested", "StoreCalled", "IdempotencyHit", ""),
     ]
     assert ids[1] == ids[2]
     assert [span.attributes["flowcore.run.id"] for span in spans.all()] == ids

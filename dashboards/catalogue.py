@@ -1,21 +1,18 @@
 """The catalogue as Markdown, for documents.
 
-`python -m flowcore_otel.tables README.md` writes TELEMETRY.md beside this file, and the short form into README.md, between
-the lines that `MARKS` are.
+`python dashboards/catalogue.py` writes all of it into flowcore_otel/TELEMETRY.md and the short form into README.md, between the
+lines of `MARKS`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from . import names
+from flowcore_otel import names
 
-__all__ = ["DOCUMENT", "MARKS", "document", "metrics", "rewritten", "short", "spans"]
-
-DOCUMENT: Final = Path(__file__).with_name("TELEMETRY.md")
+__all__ = ["DOCUMENTS", "MARKS", "metrics", "rewritten", "short", "spans", "whole"]
 
 MARKS: Final = "<!-- catalogue -->", "<!-- end of the catalogue -->"
 
@@ -76,13 +73,9 @@ def _buckets() -> str:
     )
 
 
-def document() -> str:
+def whole() -> str:
     """All of it."""
-    about = (
-        "Every span, attribute, log event and metric of flowcore_otel, from `flowcore_otel/names.py`. "
-        "Written by `python -m flowcore_otel.tables`."
-    )
-    return f"# Telemetry\n\n{about}\n\n## Spans and log events\n\n{spans()}\n\n## Metrics\n\n{metrics()}\n"
+    return f"### Spans and log events\n\n{spans()}\n\n### Metrics\n\n{metrics()}"
 
 
 def short() -> str:
@@ -91,16 +84,19 @@ def short() -> str:
     return f"{_named_spans()}\n\n{_table(('metric', 'type', 'meaning'), rows)}"
 
 
-def rewritten(text: str) -> str:
-    """A document with the short form of today between its marks. Raises ValueError where these are missing."""
+def rewritten(text: str, tables: str) -> str:
+    """A document with `tables` between its marks. Raises ValueError where these are missing."""
     before, first, rest = text.partition(MARKS[0])
     _, last, after = rest.partition(MARKS[1])
     if not (first and last):
-        raise ValueError(f"the document lacks the line {MARKS[0]} or, after it, the line {MARKS[1]}.")
-    return f"{before}{first}\n\n{short()}\n\n{last}{after}"
+        raise ValueError(f"The document lacks the line {MARKS[0]} or, after it, the line {MARKS[1]}.")
+    return f"{before}{first}\n\n{tables}\n\n{last}{after}"
 
+
+ROOT: Final = Path(__file__).parent.parent
+DOCUMENTS: Final = {ROOT / "flowcore_otel" / "TELEMETRY.md": whole, ROOT / "README.md": short}
+"""documents, and what stands between their marks"""
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(document(), encoding="utf-8")
-    for readme in map(Path, sys.argv[1:]):
-        readme.write_text(rewritten(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for document, tables in DOCUMENTS.items():
+        document.write_text(rewritten(document.read_text(encoding="utf-8"), tables()), encoding="utf-8")

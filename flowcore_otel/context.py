@@ -1,0 +1,192 @@
+"""Where code is, and which spans belong to it: ids for log lines, exemplars for metrics, the trace of a Run.
+
+Needs nothing but flowcore: where OpenTelemetry is in use, it has been imported by whoever uses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from flowcore import Run
+from flowcore.events import AttemptStarted, Event, RunStarted
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
+__all__ = [
+    "CALLER",
+    "TRACE",
+    "Exemplar",
+    "LogContext",
+    "RecordIds",
+    "Traced",
+    "current",
+    "exemplar",
+    "exemplar_of_caller",
+    "original_trace_id",
+    "trace_id",
+]
+
+# -- the run, step and attempt that code belongs to --------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    run_id: str | None = None
+    workflow: str | None = None
+    step: str | None = None
+    attempt: int | None = None
+
+
+_NOWHERE: Final = _Place()
+_place: Final = ContextVar("flowcore_otel.place", default=_NOWHERE)
+
+
+def current() -> dict[str, str | int]:
+    """The run and step in whose code this is called: `run_id`, `workflow`, and within a step `step` and `attempt`.
+
+    Empty outside a run, and where the engine lacks the hook `LogContext`. Thread-safe.
+    """
+    return {name: value for name, value in _place.get()._asdict().items() if value is not None}
+
+
+class LogContext(logging.Filter):
+    """Adds to every log record the run, step and attempt in whose code it was written.
+
+    Is a filter and a hook: add it to the handlers whose records shall have the ids, and to the hooks of the engines
+    whose runs shall give them; any instances will do.
+
+        log_context = LogContext()
+        handler.addFilter(log_context)
+        engine = Engine(hooks=[log_context])
+
+    A record gets `flowcore_run_id`, `flowcore_workflow`, `flowcore_step`, `flowcore_attempt` and, of the current span of
+    OpenTelemetry, `trace_id` and `span_id` in hex; each None where there is none, and as it was where `extra=` has set it.
+    An attempt that completes late still has its ids. Lets every record pass. Thread-safe. `current()` gives the same ids
+    to any other logging library.
+    """
+
+    wants: frozenset[type[Event]] = frozenset({RunStarted, AttemptStarted})
+
+    def __call__(self, event: Any, /) -> None:
+        # A run and each attempt have a contextvars context of their own, which ends with them: nothing is put back, and
+        # code that still runs in an abandoned attempt keeps its ids.
+        if type(event) is AttemptStarted:
+            _place.set(_Place(event.run_id, event.workflow, event.step, event.attempt))
+        else:
+            _place.set(_Place(event.run_id, event.workflow))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        trace_id, span_id = _ids_of_current_span()
+        known = {**_as_fields(_place.get()), "trace_id": trace_id, "span_id": span_id}
+        for name, value in known.items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
+def _as_fields(place: _Place) -> dict[str, str | int | None]:
+    return {f"flowcore_{name}": value for name, value in place._asdict().items()}
+
+
+class RecordIds:
+    """From `install()` to `uninstall()`, every log record written in a run has the ids that LogContext adds.
+
+    For zero-code mode, where no handler can be asked to have a filter: wraps the record factory of `logging`.
+    """
+
+    def __init__(self) -> None:
+        self._before: Any = None
+
+    def install(self) -> None:
+        before = self._before = logging.getLogRecordFactory()
+
+        def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            record: logging.LogRecord = before(*args, **kwargs)
+            place = _place.get()
+            if place is not _NOWHERE:
+                record.__dict__.update({name: value for name, value in _as_fields(place).items() if value is not None})
+            return record
+
+        self._make = make
+        logging.setLogRecordFactory(make)
+
+    def uninstall(self) -> None:
+        """Put the factory back, unless another one has been set around ours since."""
+        if logging.getLogRecordFactory() is self._make:
+            logging.setLogRecordFactory(self._before)
+
+
+def _api() -> Any:
+    """Code that has a span has imported OpenTelemetry; other code does not need it."""
+    return sys.modules.get("opentelemetry.trace")
+
+
+def _ids_of_current_span() -> tuple[str | None, str | None]:
+    api = _api()
+    if api is None:
+        return None, None
+    span = api.get_current_span().get_span_context()
+    return (f"{span.trace_id:032x}", f"{span.span_id:016x}") if span.is_valid else (None, None)
+
+
+# -- exemplars: how a measurement finds its span, whichever hook gets an event first ------------------------------------
+
+TRACE: Final = "flowcore_otel.trace"
+"""in a run's state: its spans, a Traced, left there by TracingHook"""
+CALLER: Final = "flowcore_otel.caller"
+"""in a run's state: the exemplar of the caller's span, or None; it stands in where there is no TracingHook"""
+
+Exemplar = dict[str, str]
+
+
+class Traced(Protocol):
+    """The spans of a run."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether there will be a trace to look at."""
+        ...
+
+    def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
+        """Of the run, of a step or of its undo, or of the latest attempt of these; None if it is not sampled."""
+        ...
+
+
+def exemplar(span: SpanContext) -> Exemplar | None:
+    if not span.trace_flags.sampled or not span.is_valid:
+        return None
+    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+
+
+def exemplar_of_caller() -> Exemplar | None:
+    """The exemplar of the current span."""
+    api = _api()
+    return exemplar(api.get_current_span().get_span_context()) if api is not None else None
+
+
+# -- from a Run to its trace -------------------------------------------------------------------------------------------
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def trace_id(run: Run) -> str | None:
+    """The trace that has the run's spans, as 32 hex digits; on a replay that is the original run's.
+
+    None where no TracingHook watched it. A trace that was not sampled has an id too, and nothing to look at.
+    """
+    return _of(run.carrier)
+
+
+def original_trace_id(run: Run) -> str | None:
+    """On a replay, the trace of the run whose outcome this is; None on any other run, and where that had no trace."""
+    return _of(run.carrier) if run.replayed else None
+
+
+def _of(carrier: Mapping[str, str]) -> str | None:
+    found = _TRACEPARENT.fullmatch(carrier.get("traceparent", ""))
+    return found[1] if found is not None and found[1].strip("0") else None

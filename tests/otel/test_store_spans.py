@@ -1,0 +1,80 @@
+"""Calls of the store: no spans of the client by default, one of flowcore for each call on demand."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import Workflow
+from flowcore.stores import SQLiteStore
+from flowcore_otel import TracingHook
+
+from .conftest import MakeDriver, Spans
+from .test_instrumentor import installed
+
+pytestmark = pytest.mark.skipif(
+    not installed("opentelemetry.instrumentation.sqlite3") and os.environ.get("CI") != "true",
+    reason="opentelemetry-instrumentation-sqlite3 is not installed",
+)
+
+
+@pytest.fixture
+def sqlite(spans: Spans) -> Iterator[Any]:
+    """The sqlite3 module, whose calls make spans."""
+    instrumentor = importlib.import_module("opentelemetry.instrumentation.sqlite3").SQLite3Instrumentor()
+    instrumentor.instrument(tracer_provider=spans.provider)
+    yield importlib.import_module("sqlite3")
+    instrumentor.uninstrument()
+
+
+def chain(**options: Any) -> Workflow:
+    wf = Workflow("order")
+    before: Any = ()
+    for number in range(4):
+        before = wf.add_step(f"step-{number}", lambda ctx: 1, depends_on=before, **options)
+    return wf
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_run_of_four_steps_has_five_spans(
+    make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path, fast: bool
+) -> None:
+    wf = chain(retry=None if fast else 2)
+    driver = make_driver(TracingHook(spans.provider), store=SQLiteStore(tmp_path / "runs.db"))
+    driver.run(wf, idempotency_key="warm-up")
+    spans.clear()
+    driver.run(wf, idempotency_key="k")
+    driver.submit(wf)
+    assert {span.name.partition(" ")[0] for span in spans.all()} <= {"run", "step", "submit", "attempt"}
+    runs = spans.named("run order")
+    assert all((span.attributes or {})["flowcore.run.store_seconds"] > 0 for span in runs)
+
+
+def test_the_users_own_statements_keep_their_spans(
+    make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path
+) -> None:
+    wf = Workflow("order")
+
+    @wf.step
+    def query(ctx: Any) -> None:
+        with sqlite.connect(":memory:") as connection:
+            connection.cursor().execute("SELECT 1").fetchone()
+
+    make_driver(TracingHook(spans.provider), store=SQLiteStore(tmp_path / "runs.db")).run(wf)
+    assert spans.tree() == "run order\n└── step query\n    └── SELECT CLIENT"
+
+
+def test_on_demand_each_call_has_a_span(make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path) -> None:
+    hook = TracingHook(spans.provider, store_spans=True)
+    run = make_driver(hook, store=SQLiteStore(tmp_path / "runs.db")).run(chain(), idempotency_key="k")
+    calls = [span for span in spans.all() if span.name.startswith("store ")]
+    assert {span.name for span in calls} == {"store claim", "store checkpoint", "store finish"}
+    assert all("sqlite" not in span.instrumentation_scope.name for span in spans.all() if span.instrumentation_scope)
+    for span in calls:
+        attributes = span.attributes or {}
+        assert (attributes["flowcore.run.id"], attributes["flowcore.store.name"]) == (run.id, "sqlite")
+        assert span.parent is not None
+        assert span.parent.span_id == spans["run order"].context.span_id
