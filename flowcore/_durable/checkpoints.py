@@ -3,29 +3,32 @@
 Whoever takes the run over knows no more than what was told here. So a step's end is told together with the start of the
 next one that its worker goes on with, in one round trip, and only then may anything else that waited for it begin.
 
-Source of the rules: a store that does not answer is asked again until the lease is about to end, then the run parks; one
-that answers Lost has another owner by now, and this one starts and undoes nothing more.
+Source of the rules: an unreachable store is called again for `store_patience` seconds, then the run parks; past the lease
+nothing new starts meanwhile. Where the store returns Lost, another owner has the run, and this one starts and undoes
+nothing more. Where it returns Behind, its record has gone back in time, and this owner writes all that it knows.
 """
 
 from __future__ import annotations
 
 import contextvars
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, Final
 
 from .._kernel import emit
 from .._kernel.effects import Ask, Program, Sleep, Stop
 from .._kernel.run_state import RunState
-from ..errors import LeaseLost, NotSerializable, RunParked, StoreUnavailable, safe_repr, safe_str
+from ..errors import LeaseLost, NotSerializable, RunParked, StepCancelled, StoreUnavailable, safe_repr, safe_str
 from ..plan import Node
 from ..retry import Backoff
-from ..stores.base import Checkpoint, Ending, Lost, RunRecord
+from ..stores.base import Behind, Checkpoint, Ending, Lost, Renewal, RunRecord
 
 __all__ = [
     "STORE_BACKOFF",
     "ask",
     "begin",
     "begun_already",
+    "cancelled",
     "ended",
     "finish",
     "flush",
@@ -41,6 +44,8 @@ STORE_BACKOFF: Final = Backoff.exponential(0.02, max_delay=1.0, jitter=False)
 """how often a store that does not answer is asked again"""
 _MARGIN: Final = 1 / 6
 """the last part of a lease, in which nothing is begun that the store does not know of"""
+_CURABLE: Final = (StoreUnavailable, OSError)
+"""errors of a store that a retry may cure"""
 
 
 def ask(run: RunState, verb: str, argument: object, context: contextvars.Context | None = None) -> Program[Answer]:
@@ -166,8 +171,16 @@ def finish(run: RunState, record: RunRecord) -> Program[BaseException | None]:
         return failure
     with run.lock:
         steps, writes = run.changes.take()
-    changes = Checkpoint(record.key, record.run_id, record.fence, run.settings.lease, steps, writes, record.undoing)
+        base = run.changes.base
+    changes = Checkpoint(
+        record.key, record.run_id, record.fence, run.settings.lease, steps, writes, record.undoing, base=base
+    )
     answer, failure = yield from retry_store_call(run, "finish", Ending(record, changes))
+    while failure is None and isinstance(answer, Behind):
+        answer, failure = yield from _healed(run, changes, answer, None)
+        if failure is None and not isinstance(answer, Lost):
+            changes.base = run.changes.base
+            answer, failure = yield from retry_store_call(run, "finish", Ending(record, changes))
     if failure is not None:
         _put_back(run, changes, failure)
     return lose(run, gone=answer.gone) if isinstance(answer, Lost) else failure
@@ -184,6 +197,7 @@ def _checkpoint(run: RunState, steps: Collection[str] | None) -> Program[BaseExc
         # A pivot that is still running may succeed, and then nothing is undone.
         undoing = run.failing and not (run.plan.pivoted and run.running)
         checkpoint = Checkpoint(run.stored_key, run.run_id, run.fence, run.settings.lease, records, writes, undoing)
+        checkpoint.base = run.changes.base
         if undoing:
             checkpoint.failed_step, checkpoint.error = run.failed_step, run.error
     answer, failure = yield from retry_store_call(run, "checkpoint", checkpoint)
@@ -194,33 +208,60 @@ def _told(
     run: RunState, checkpoint: Checkpoint, answer: object, failure: BaseException | None
 ) -> Program[BaseException | None]:
     """The store has answered a checkpoint, or has not: what follows for the run."""
-    while failure is None and answer is None and run.settings.clock() >= run.lease_until:
-        # It was written in time, but this process heard of it too late: somebody else may have the run by now.
+    answer, failure = yield from _healed(run, checkpoint, answer, failure)
+    while failure is None and not isinstance(answer, Lost) and run.settings.clock() >= run.lease_until:
+        # It was written in time, but this process heard of it too late: another owner may have the run by now.
         empty = Checkpoint(run.stored_key, run.run_id, run.fence, run.settings.lease)
         answer, failure = yield from retry_store_call(run, "checkpoint", empty)
+        answer, failure = yield from _healed(run, empty, answer, failure)
     if failure is not None:
         _put_back(run, checkpoint, failure)
+    elif answer is Renewal.CANCEL and run.interrupt(cancelled(run)):
+        yield Stop(cancel=True)
     if isinstance(answer, Lost):
         failure = lose(run, gone=answer.gone)
     elif failure is not None and not isinstance(failure, NotSerializable):
-        run.park(parked(run, f"its store could not be told what it did: {safe_str(failure, 200)}", failure))
+        run.park(parked(run, f"its progress could not be saved ({safe_str(failure, 200)})", failure))
     if run.left_to_others:
         yield Stop(cancel=run.lost)
     return failure
 
 
+def _healed(run: RunState, checkpoint: Checkpoint, answer: object, failure: BaseException | None) -> Program[Answer]:
+    """Where the record has gone back in time, write all that this owner knows of the run."""
+    changes = run.changes
+    assert changes is not None  # noqa: S101 - the callers have looked
+    while failure is None and isinstance(answer, Behind):
+        with run.lock:
+            steps, writes = changes.all_known()
+        healing = replace(checkpoint, steps=steps, writes=writes, heals=True)
+        answer, failure = yield from retry_store_call(run, "checkpoint", healing)
+    if failure is None and not isinstance(answer, Lost):
+        with run.lock:
+            changes.acknowledged(checkpoint)
+    return answer, failure
+
+
 def retry_store_call(
     run: RunState, verb: str, argument: object, failed: tuple[float, BaseException] | None = None
 ) -> Program[Answer]:
-    """Ask the store until it answers, or the lease is about to end; for at most a lease, should it be renewed all the
-    time by a store that cannot write. `failed`: when it was first asked, and what came of that."""
+    """Call the store until it answers; for `store_patience` at most, or until the run's deadline. Nothing new of the run
+    starts meanwhile, and what has ended is kept: the store refuses it if another owner has taken the run over.
+
+    `failed`: when it was first called, and with which error. A run that is cancelled or left waits for its lease only.
+    """
     clock, lease = run.settings.clock, run.settings.lease
     began, failure = (clock(), None) if failed is None else failed
     tries = 0
     while True:
         if failure is not None:
-            left = min(run.lease_until, began + lease) - clock() - lease * _MARGIN
-            if not isinstance(failure, StoreUnavailable) or left <= 0 or run.lost:
+            until = began + run.settings.store_patience
+            if run.deadline is not None and not run.stopped:
+                until = min(until, max(run.deadline, run.lease_until - lease * _MARGIN))
+            if run.interrupted or run.left_to_others:
+                until = min(until, began + lease - lease * _MARGIN, run.lease_until - lease * _MARGIN)
+            left = until - clock()
+            if not isinstance(failure, _CURABLE) or left <= 0 or run.lost:
                 return None, failure
             tries += 1
             yield Sleep(min(STORE_BACKOFF.delay(tries), left), shielded=True)
@@ -229,7 +270,8 @@ def retry_store_call(
         if run.wanted:
             emit.store_called(run, verb, sent, failure)
         if failure is None:
-            run.lease_until = max(run.lease_until, sent + lease)
+            if not isinstance(answer, Lost | Behind):
+                run.lease_until = max(run.lease_until, sent + lease)
             return answer, None
 
 
@@ -261,8 +303,15 @@ def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
 
 
 def parked(run: RunState, why: str, cause: BaseException | None = None) -> RunParked:
-    """The error of a run that is left to whoever goes on with it."""
-    how = "the next call with its key, or engine.recover(), goes on with it"
-    error = RunParked(f"run {run.run_id} of {safe_repr(run.workflow.name)} is parked, {why}; {how}.")
+    """The error of a run that another caller, or recovery, resumes."""
+    error = RunParked(
+        f"Run {run.run_id} of {safe_repr(run.workflow.name)} was parked: {why}. It resumes on the next call with its key "
+        "or on engine.recover()."
+    )
     error.__cause__ = cause
     return error
+
+
+def cancelled(run: RunState) -> StepCancelled:
+    """The error of a run that an operator has cancelled through the store."""
+    return StepCancelled(f"Run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled through its store.")

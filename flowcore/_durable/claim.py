@@ -97,9 +97,11 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
                 raise late
             case Claimed():
                 return _own(run, wanted, answer, sent)
-            case OtherGraph() if (why := run.plan.contains(answer.graph)) is None and wanted.resumes != answer.graph:
-                wanted.resumes = answer.graph
             case OtherGraph():
+                why = run.plan.contains(answer.graph)
+                if why is None and wanted.resumes != answer.graph:
+                    wanted.resumes = answer.graph
+                    continue
                 changed = DefinitionChanged(
                     f"Run {answer.run_id} of {safe_repr(run.workflow.name)} was started with a different step graph "
                     f"({why or 'it changed meanwhile'}). Resume it with that version of the workflow, or discard it "
@@ -166,8 +168,7 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     if run.changes is not None:
         run.lease_until = sent + run.settings.lease
         if claimed.record is None:
-            run.changes.begun.update(wanted.begins)
-            run.changes.seq = len(wanted.begins)
+            run.changes.started(wanted)
     return claimed.record
 
 

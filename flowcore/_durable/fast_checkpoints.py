@@ -70,7 +70,9 @@ def stride(run: RunState, node: Node) -> Program[Made | tuple[Node, Node | None,
                 run.running -= 1
                 return node, None, None
         begins = StepRecord(seq, BEGINS, False, None, False, {})
-        checkpoint = Checkpoint(key, run_id, fence, lease, {name: done, after.name: begins}, {})
+        steps = {name: done, after.name: begins}
+        changes.sent.update(steps)
+        checkpoint = Checkpoint(key, run_id, fence, lease, steps, {}, base=changes.base)
         if direct is None:
             answer, failure = yield Ask("checkpoint", checkpoint)
         else:
@@ -78,6 +80,7 @@ def stride(run: RunState, node: Node) -> Program[Made | tuple[Node, Node | None,
         at = clock()
         if failure is None and answer is None:
             until = run.lease_until = max(run.lease_until, ended + lease)
+            changes.base = seq
             if at < until and not run.stopped:
                 node, waited = after, 0.0  # it is ready in the moment in which it starts
                 continue

@@ -15,7 +15,7 @@ from ..errors import safe_str
 from ..events import Hooks, MaintenanceFinished, MaintenanceStarted, StoreCalled
 from ..forks import after_fork_in_child
 from ..status import Status
-from ..stores.base import Lease
+from ..stores.base import Lease, Renewal
 
 if TYPE_CHECKING:
     from .._kernel.run_state import RunState
@@ -38,11 +38,20 @@ class Leases:
     as the store's `renew` runs in an event loop of the thread's own.
     """
 
-    def __init__(self, store: Any, lease: float, hooks: Hooks, on_lost: Callable[[RunState], None]) -> None:
+    def __init__(
+        self,
+        store: Any,
+        lease: float,
+        hooks: Hooks,
+        on_lost: Callable[[RunState], None],
+        on_cancel: Callable[[RunState], None],
+    ) -> None:
         self._store = store
         self._lease = lease
         self._hooks = hooks
         self._on_lost = on_lost
+        self._on_cancel = on_cancel
+        self._failing = False  # the latest renewal failed
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._runs: dict[RunState, Lease] = {}
@@ -99,13 +108,17 @@ class Leases:
             ours = context.run(self._asked, list(runs.values()), loop)
         except Exception as error:  # noqa: BLE001 - the next beat may have more luck
             failure = error
-            _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
+            if not self._failing:  # else it has been logged
+                _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
         else:
-            for (run, _), still_ours in zip(runs.items(), ours, strict=True):
-                if still_ours:
+            for (run, _), renewal in zip(runs.items(), ours, strict=True):
+                if renewal is not False and renewal is not Renewal.LOST:
+                    if renewal is Renewal.CANCEL and run in self._runs:
+                        self._on_cancel(run)
                     run.lease_until = max(run.lease_until, at + self._lease)
                 elif run in self._runs:  # it has not ended meanwhile
                     self._on_lost(run)
+        self._failing = failure is not None
         now = time.monotonic()
         outcome = Status.SUCCESS if failure is None else Status.FAILURE
         if StoreCalled in self._hooks.wanted:
@@ -117,10 +130,10 @@ class Leases:
             self._hooks.exit(scopes, context, event, failure)
         return failure is None
 
-    def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[bool]:
+    def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[Any]:
         renew = self._store.renew
         if inspect.iscoroutinefunction(renew):
-            answer: list[bool] = loop.run(renew(leases, self._lease), context=contextvars.copy_context())
+            answer: list[Any] = loop.run(renew(leases, self._lease), context=contextvars.copy_context())
         else:
             answer = renew(leases, self._lease)
         return answer

@@ -48,7 +48,7 @@ def restore(run: RunState, record: RunRecord) -> None:
     effects = list(dict.fromkeys((*record.results, *record.effects)))
     run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
     if run.changes is not None:
-        run.changes.seq = record.seq
+        run.changes.found(record)
         run.changes.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
     run.restore(over)
 
@@ -87,7 +87,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
         _undo(run, record, open_ones, lacking, to_undo)
     if unclear is not None:
-        run.park(checkpoints.parked(run, f"because {safe_str(unclear, 300)}", unclear))
+        run.park(checkpoints.parked(run, safe_str(unclear, 300), unclear))
     elif held:
         for node in crashed:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)

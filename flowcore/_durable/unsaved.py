@@ -7,7 +7,7 @@ from typing import Any
 
 from ..run import BEGINS, StepReport
 from ..status import Status
-from ..stores.base import StepRecord, Write
+from ..stores.base import Checkpoint, Claim, RunRecord, StepRecord, Write
 
 __all__ = ["Changes"]
 
@@ -19,10 +19,13 @@ class Changes:
     them, after the step was recorded as done.
     """
 
-    __slots__ = ("begun", "carriers", "seq", "steps", "unstorable", "writes")
+    __slots__ = ("base", "begun", "carriers", "sent", "sent_writes", "seq", "steps", "unstorable", "writes")
 
     def __init__(self) -> None:
         self.seq = 0
+        self.base = 0  # the highest seq that the store has acknowledged
+        self.sent: dict[str, StepRecord] = {}  # the latest of each step that was sent, to heal a record that went back
+        self.sent_writes: dict[Any, Write] = {}
         self.steps: dict[str, StepRecord] = {}
         self.writes: dict[str, dict[Any, Write]] = {}  # by the step that wrote
         self.begun: set[str] = set()  # steps whose start the store knows, and that have not begun here
@@ -67,6 +70,7 @@ class Changes:
         """Take out what is to be told of `steps` (None: of all), the latest of each."""
         if steps is None and not self.writes:
             told, self.steps = self.steps, {}
+            self.sent.update(told)
             return told, {}
         names = list(self.steps.keys() | self.writes.keys()) if steps is None else steps
         records = {name: self.steps.pop(name) for name in names if name in self.steps}
@@ -75,4 +79,36 @@ class Changes:
             for key, write in self.writes.pop(name, {}).items():
                 if key not in writes or writes[key].seq < write.seq:
                     writes[key] = write
+        self.sent.update(records)
+        for key, write in writes.items():
+            if key not in self.sent_writes or self.sent_writes[key].seq < write.seq:
+                self.sent_writes[key] = write
         return records, writes
+
+    def acknowledged(self, checkpoint: Checkpoint) -> None:
+        """The store has these changes."""
+        for step in checkpoint.steps.values():
+            self.base = max(self.base, step.seq)
+        for write in checkpoint.writes.values():
+            self.base = max(self.base, write.seq)
+
+    def all_known(self) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
+        """All that was ever sent, the latest of each."""
+        return dict(self.sent), dict(self.sent_writes)
+
+    def started(self, claim: Claim) -> None:
+        """The store has the steps and the values with which `claim` began the run."""
+        self.begun.update(claim.begins)
+        self.base = self.seq = len(claim.begins)
+        self.sent.update((name, StepRecord(seq, BEGINS)) for seq, name in enumerate(claim.begins, 1))
+
+    def found(self, record: RunRecord) -> None:
+        """The store has `record`, of an earlier owner, in which the steps that are done stand in order of completion."""
+        self.base = self.seq = record.seq
+        order = dict.fromkeys((*record.results, *record.steps))
+        for seq, name in enumerate(order, 1):
+            report = record.steps.get(name, StepReport(Status.SUCCESS, 1))
+            has_result, carrier = name in record.results, record.carriers.get(name, {})
+            result, effect = record.results.get(name), name in record.effects
+            self.sent[name] = StepRecord(min(seq, record.seq), report, has_result, result, effect, carrier)
+        self.sent_writes.update((key, Write(min(1, record.seq), value)) for key, value in record.values.items())

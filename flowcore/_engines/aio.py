@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from .._durable.checkpoints import lose
+from .._durable.checkpoints import cancelled, lose
 from .._kernel.effects import Stop
 from .._kernel.inline import InlineProgress, can_run_inline, run_inline
 from .._kernel.run import run_without_driver
@@ -50,13 +50,16 @@ class AsyncEngine(EngineBase):
         grace: Duration = 5.0,
         workflows: Iterable[Workflow] = (),
         recover_every: Duration | None = None,
+        store_patience: Duration = 300.0,
     ) -> None:
-        super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=True)
+        super().__init__(
+            store, hooks, max_workers, lease, grace, workflows, recover_every, store_patience, runs_async=True
+        )
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: dict[RunState, AsyncDriver | None] = {}  # None: it sprints
         self._tasks: set[asyncio.Future[Any]] = set()
         self._tell_started(self._pool)
-        self._leases = self._keep_leases(partial(_lose, self._live))
+        self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
         self._recovery: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         after_fork_in_child(self, AsyncEngine._after_fork)
         weakref.finalize(self, self._pool.close, self._settings.grace)
@@ -229,6 +232,14 @@ def _lose(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
     lose(run)
     driver = live.get(run)
     if driver is not None:
+        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+
+
+def _cancel_through_store(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
+    """An operator wants the run cancelled, through the store. On the heartbeat's thread."""
+    driver = live.get(run)
+    if run.interrupt(cancelled(run)) and driver is not None:
         with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
             driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
 

@@ -73,6 +73,7 @@ class EngineBase:
         grace: Duration,
         workflows: Iterable[Workflow],
         recover_every: Duration | None,
+        store_patience: Duration,
         *,
         runs_async: bool,
     ) -> None:
@@ -103,6 +104,7 @@ class EngineBase:
             random=some_random,
             new_id=new_id,
             lease=self.lease,
+            store_patience=seconds(store_patience, "store_patience="),
         )
         self.workflows = tuple(workflows)
         for workflow in self.workflows:
@@ -165,11 +167,11 @@ class EngineBase:
             self._warned.add(run_id)
             log.warning("run %s cannot be recovered: %s", run_id, why)
 
-    def _keep_leases(self, on_lost: Callable[[RunState], None]) -> Leases | None:
+    def _keep_leases(self, on_lost: Callable[[RunState], None], on_cancel: Callable[[RunState], None]) -> Leases | None:
         """Who keeps the leases of this engine's runs; None where its store gives none."""
         if not self.store.durable:
             return None
-        leases = Leases(self.store, self.lease, self._settings.hooks, on_lost)
+        leases = Leases(self.store, self.lease, self._settings.hooks, on_lost, on_cancel)
         self._settings.owns = leases.join
         return leases
 

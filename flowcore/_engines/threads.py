@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from .._durable.checkpoints import lose
+from .._durable.checkpoints import cancelled, lose
 from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline, run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
@@ -39,7 +39,7 @@ class Engine(EngineBase):
     `hooks`: told what happens; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
     `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
     that was given up before going on without it; `workflows`: what `recover` may go on with; `recover_every`: seconds
-    between two rounds of that.
+    between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable.
     """
 
     def __init__(
@@ -52,15 +52,18 @@ class Engine(EngineBase):
         grace: Duration = 5.0,
         workflows: Iterable[Workflow] = (),
         recover_every: Duration | None = None,
+        store_patience: Duration = 300.0,
     ) -> None:
-        super().__init__(store, hooks, max_workers, lease, grace, workflows, recover_every, runs_async=False)
+        super().__init__(
+            store, hooks, max_workers, lease, grace, workflows, recover_every, store_patience, runs_async=False
+        )
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
         self._live: dict[RunState, Driver | None] = {}  # None: it sprints
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
-        self._leases = self._keep_leases(partial(_lose, self._live))
+        self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
         self._recovery: threading.Event | None = None
         if self.recover_every is not None:
             self._recovery = threading.Event()
@@ -269,6 +272,13 @@ def _lose(live: dict[RunState, Driver | None], run: RunState) -> None:
     lose(run)
     driver = live.get(run)
     if driver is not None:
+        driver.stop(Stop(cancel=True))
+
+
+def _cancel_through_store(live: dict[RunState, Driver | None], run: RunState) -> None:
+    """An operator wants the run cancelled, through the store."""
+    driver = live.get(run)
+    if run.interrupt(cancelled(run)) and driver is not None:
         driver.stop(Stop(cancel=True))
 
 

@@ -151,7 +151,7 @@ def _reopen(run: RunState, failure: BaseException) -> None:
     if isinstance(failure, LeaseLost):
         emit.lease_lost(run)
     elif not isinstance(failure, NotSerializable):
-        failure = parked(run, f"its store could not be told how it ended: {_brief(failure)}", failure)
+        failure = parked(run, f"its end could not be saved ({_brief(failure)})", failure)
     run.fail_after_all(failure)
 
 

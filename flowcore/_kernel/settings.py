@@ -19,7 +19,7 @@ class Settings:
     """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
     float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
     run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
-    durable store; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
+    durable store; `store_patience`: seconds for which a run waits for a store that is unreachable; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
 
     __slots__ = (
         "caller_shares",
@@ -35,6 +35,7 @@ class Settings:
         "random",
         "runs_async",
         "store",
+        "store_patience",
         "wall",
     )
 
@@ -53,11 +54,13 @@ class Settings:
         new_id: Callable[[], str],
         lease: float = math.inf,
         owns: Callable[[RunState], None] | None = None,
+        store_patience: float = 300.0,
     ) -> None:
         self.store = store
         self.durable = store.durable
         self.lease = lease if store.durable else math.inf
         self.owns = owns
+        self.store_patience = store_patience
         self.hooks = hooks
         self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
         self.grace = grace

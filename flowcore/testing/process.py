@@ -41,9 +41,10 @@ from .journal import Journal
 from .network import Network
 from .world import World
 
-__all__ = ["Process"]
+__all__ = ["PATIENCE", "Process"]
 
 _FOREVER = 1e9  # virtual seconds that no workflow is still running after
+PATIENCE = 2.5  # leases for which a run waits for a store that is unreachable
 _BEATS = 3  # renewals in the time of a lease, as an engine has them
 
 
@@ -101,6 +102,7 @@ class Process:
             new_id=lambda: f"{ids.getrandbits(128):032x}",
             lease=lease,
             owns=self._owns,
+            store_patience=lease * PATIENCE,
         )
 
     def begin(

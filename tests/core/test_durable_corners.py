@@ -197,7 +197,7 @@ def test_an_undo_that_waited_as_its_run_parked_is_attempted_by_the_next_owner(li
     step.compensate(retry=Retry(2, Backoff.fixed(0.3)))(undo)
     wf.add_step("b", lambda ctx: 1 / 0, depends_on="a")
     with pytest.raises(RunParked):
-        live(store=store, lease=0.1).run(wf, idempotency_key="k")
+        live(store=store, lease=0.1, store_patience=0.1).run(wf, idempotency_key="k")
     assert ledger == ["undo of a, attempt 1"]
     store.moods = lambda verb, argument: None
     with pytest.raises(RunFailed):
@@ -325,7 +325,7 @@ def test_a_run_whose_store_fails_it_at_its_end_is_not_done_again(live: MakeLive,
 
     store.moods = mood
     wf, one = ledger.chain("a", "b"), live(store=store)
-    with pytest.raises(RunParked, match="its store could not be told how it ended: StoreError: the disk is full"):
+    with pytest.raises(RunParked, match=r"its end could not be saved \(StoreError: the disk is full\)"):
         one.run(wf, idempotency_key="k")
     assert one.run(wf, idempotency_key="k").results == {"a": "a", "b": "b"}
     assert ledger == ["a", "b"]
@@ -456,7 +456,7 @@ def test_undos_are_numbered_over_all_takeovers(live: MakeLive, ledger: Ledger) -
     store, wf, events = Moody(), ledger.chain("a", "b", "c!"), list[Any]()
     store.moods = silent("checkpoint", "renew", after=3)
     with pytest.raises(RunParked):
-        live(store=store, lease=0.2).run(wf, idempotency_key="k")
+        live(store=store, lease=0.2, store_patience=0.2).run(wf, idempotency_key="k")
     store.moods = lambda verb, argument: None
     with pytest.raises(RunFailed):
         live(store=store, hooks=[events.append]).run(wf, idempotency_key="k")
@@ -546,7 +546,7 @@ def test_a_store_that_is_away_while_a_run_is_undone_is_not_asked_all_the_time(li
     store = Moody()
     store.moods = silent("checkpoint", "renew", after=1)
     with pytest.raises(RunParked) as caught:
-        live(store=store, lease=0.5).run(ledger.chain("a", "b!"), idempotency_key="k")
+        live(store=store, lease=0.5, store_patience=0.5).run(ledger.chain("a", "b!"), idempotency_key="k")
     assert isinstance(caught.value.__cause__, StoreUnavailable)
     assert store.asked.count("checkpoint") < 20
     assert ledger == ["a", "b"]

@@ -17,15 +17,26 @@ DRIVERS: Final = ("threads", "asyncio")
 STORES: Final = ("sqlite", "redis")
 
 
-def run(driver: str, store: Any, wf: Workflow, key: str, lease: float, *, check: bool = False, **request: Any) -> Run:
-    """Run a saga in an engine of its own. `driver`: threads or asyncio; `store`: of the kind that it takes."""
+def run(
+    driver: str,
+    store: Any,
+    wf: Workflow,
+    key: str,
+    lease: float,
+    *,
+    check: bool = False,
+    patience: float = 300.0,
+    **request: Any,
+) -> Run:
+    """Run a saga in an engine of its own. `driver`: threads or asyncio; `store`: of the kind that it takes; `patience`:
+    seconds for which the run waits for its store."""
     request |= {"idempotency_key": key, "check": check}
     if driver == "threads":
-        with Engine(store=store, lease=lease) as engine:
+        with Engine(store=store, lease=lease, store_patience=patience) as engine:
             return engine.run(wf, {"key": key}, **request)
 
     async def main() -> Run:
-        async with AsyncEngine(store=store, lease=lease) as engine:
+        async with AsyncEngine(store=store, lease=lease, store_patience=patience) as engine:
             return await engine.run(wf, {"key": key}, **request)
 
     return asyncio.run(main())

@@ -108,8 +108,8 @@ def test_a_run_whose_store_stays_away_parks_and_is_gone_on_with_once_it_is_back(
 
         wf, journal = there.saga(name, point), Journal(there.place.journal)
         with there.store(driver) as store, there.store() as near, recovering(Watched(near, journal), wf, LEASE / 15):
-            with pytest.raises(RunParked, match=r"the next call with its key, or engine.recover\(\), goes on with it"):
-                run(driver, Watched(store, journal), wf, "k", SHORT, check=True)
+            with pytest.raises(RunParked, match=r"It resumes on the next call with its key or on engine.recover\(\)"):
+                run(driver, Watched(store, journal), wf, "k", SHORT, check=True, patience=SHORT * 0.8)
             there.come_back()
             until(lambda: near.find("k").status in {"success", "compensated"}, "its end")
             record = near.find("k")

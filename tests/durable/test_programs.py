@@ -238,8 +238,10 @@ def test_a_run_parks_while_it_works_and_the_next_call_goes_on(run: Callable[...,
     store = Moody()
     store.moods = silent("checkpoint", "renew", after=1)
     wf = saga(done, a=fine, b=fine, c=fine)
-    with pytest.raises(RunParked, match=r"is parked, its store could not be told what it did: gone; the next call"):
-        run(wf, options={"store": store, "lease": 0.3}, idempotency_key="k")
+    with pytest.raises(
+        RunParked, match=r"was parked: its progress could not be saved \(gone\)\. It resumes on the next call"
+    ):
+        run(wf, options={"store": store, "lease": 0.3, "store_patience": 0.2}, idempotency_key="k")
     assert store.find("k").status is Status.PARKED
     store.moods = lambda verb, argument: None
     assert run(wf, options={"store": store}, idempotency_key="k")["c"] == "c"
@@ -251,7 +253,7 @@ def test_a_run_parks_while_it_undoes_and_the_next_call_only_undoes(run: Callable
     store.moods = silent("checkpoint", "renew", after=3)
     wf = saga(done, a=fine, b=fine, c=fails)
     with pytest.raises(RunParked):
-        run(wf, options={"store": store, "lease": 0.3}, idempotency_key="k")
+        run(wf, options={"store": store, "lease": 0.3, "store_patience": 0.2}, idempotency_key="k")
     store.moods = lambda verb, argument: None
     with pytest.raises(RunFailed) as caught:
         run(wf, options={"store": store}, idempotency_key="k")
@@ -265,8 +267,9 @@ def test_a_run_whose_end_cannot_be_told_parks(run: Callable[..., Any], done: lis
     for steps in ({"a": fine}, {"a": fine, "b": fails}):
         store = Moody()
         store.moods = silent("finish", "renew")
-        with pytest.raises(RunParked, match="its store could not be told how it ended"):
-            run(saga(done, **steps), options={"store": store, "lease": 0.2}, idempotency_key="k")
+        options = {"store": store, "lease": 0.2, "store_patience": 0.2}
+        with pytest.raises(RunParked, match="its end could not be saved"):
+            run(saga(done, **steps), options=options, idempotency_key="k")
 
 
 def test_another_refusal_of_the_store_parks_at_once(run: Callable[..., Any], done: list[str]) -> None:
@@ -501,7 +504,7 @@ def parked(done: list[str], wf: Workflow) -> Moody:
     """A store with a parked run of `wf`."""
     store = Moody()
     store.moods = silent("checkpoint", "renew", after=1)
-    with pytest.raises(RunParked), Engine(store=store, lease=0.2) as engine:
+    with pytest.raises(RunParked), Engine(store=store, lease=0.2, store_patience=0.2) as engine:
         engine.run(wf, {"n": 1}, idempotency_key="k")
     store.moods = lambda verb, argument: None
     return store

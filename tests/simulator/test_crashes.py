@@ -17,6 +17,7 @@ from flowcore.stores.base import Finished, Lost
 from flowcore.testing import SimulatedStore
 from flowcore.testing.acts import Caller, Halt
 from flowcore.testing.network import Weather
+from flowcore.testing.process import PATIENCE
 from flowcore.testing.story import play
 
 from .crash_model import judged_tale
@@ -170,8 +171,8 @@ def test_a_zombie_whose_run_goes_on_elsewhere_is_told_so() -> None:
     assert zombie.error.run_id == zombie.id
 
 
-def test_an_outage_shorter_than_the_lease_is_waited_for_and_a_longer_one_parks() -> None:
-    for ends, status in ((20.0, Status.SUCCESS), (120.0, Status.PARKED)):
+def test_an_outage_that_ends_while_the_store_is_waited_for_costs_nothing_and_a_longer_one_parks() -> None:
+    for ends, status in ((20.0, Status.SUCCESS), (70.0, Status.SUCCESS), (120.0, Status.PARKED)):
         weather = Weather(latency=0.001, outages=((0.5, ends),))
         story = play(
             chain(5), seed=3, store=SimulatedStore(), key="k", weather=weather, callers=(Caller(), Caller(200.0))
@@ -181,7 +182,7 @@ def test_an_outage_shorter_than_the_lease_is_waited_for_and_a_longer_one_parks()
         if status is Status.PARKED:
             assert isinstance(first.run.error, RunParked)
             asked = [call.sent for call in story.stored if call.process == 0 and call.verb != "renew"]
-            assert 0.5 + 30 * 4 / 6 < asked[-1] - story.began < 31  # up to the margin of the lease
+            assert 30 * (PATIENCE - 0.1) < asked[-1] - story.began < 30 * PATIENCE + 1.5
             begun = [call.began for call in story.calls if call.process == 0]
             assert max(begun) - story.began < 1.5
         assert story.acts[-1].run.status is Status.SUCCESS
