@@ -124,25 +124,32 @@ def sources(package: str) -> dict[str, str]:
 
 def imports(modules: Sources) -> Iterator[Import]:
     for name, text in modules.items():
-        for imported, when in _imports(parsed(text), name, modules, "now"):
-            yield Import(name, imported, when)
+        for node, when in statements(text):
+            if isinstance(node, ast.Import):
+                yield from (Import(name, alias.name, when) for alias in node.names)
+            else:
+                base = _base(node, name, modules)
+                for alias in node.names:
+                    whole = f"{base}.{alias.name}"
+                    yield Import(name, whole if whole in modules else base, when)
 
 
-def _imports(node: ast.AST, name: str, modules: Sources, when: str) -> Iterator[tuple[str, str]]:
+@functools.cache
+def statements(text: str) -> tuple[tuple[ast.Import | ast.ImportFrom, str], ...]:
+    """The imports of a text, and when each of them is."""
+    return tuple(_statements(parsed(text), "now"))
+
+
+def _statements(node: ast.AST, when: str) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
     for child in ast.iter_child_nodes(node):
         inside = when
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             inside = "later"
         elif isinstance(child, ast.If) and ast.unparse(child.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
             inside = "never"
-        elif isinstance(child, ast.Import):
-            yield from ((alias.name, when) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            base = _base(child, name, modules)
-            for alias in child.names:
-                whole = f"{base}.{alias.name}"
-                yield whole if whole in modules else base, when
-        yield from _imports(child, name, modules, inside)
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, when
+        yield from _statements(child, inside)
 
 
 def _base(node: ast.ImportFrom, name: str, modules: Sources) -> str:

@@ -72,12 +72,13 @@ class TestOtherAnswers(Conformance):
     examples = 5
 
 
+@pytest.mark.full  # Both kinds of store read answers with the same functions, and TestOtherAnswers has tried those.
 class TestAsyncOtherAnswers(TestOtherAnswers):
     asynchronous = True
     options: ClassVar[dict[str, Any]] = {**TestOtherAnswers.options, "parser_class": _AsyncRESP3Parser}
 
 
-class TestRedisCluster(Conformance):
+class OnCluster(Conformance):
     examples = 5
 
     @pytest.fixture(autouse=True)
@@ -93,5 +94,9 @@ class TestRedisCluster(Conformance):
             del self.client
 
 
-class TestAsyncRedisCluster(TestRedisCluster):
+@pytest.mark.full  # Both kinds of store send the same commands to the same slots: TestAsyncRedisCluster is for both.
+class TestRedisCluster(OnCluster): ...
+
+
+class TestAsyncRedisCluster(OnCluster):
     asynchronous = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
@@ -357,6 +357,8 @@ def compare(known: Known, record: RunRecord, expected: RunRecord | None = None, 
 class MadeUpHistories(Suite):
     """Hypothesis looks for a history after which the store and the model differ, and tells the shortest it finds."""
 
+    phases: ClassVar[tuple[Phase, ...]] = (Phase.generate, Phase.shrink)
+
     def test_no_history_makes_the_store_differ_from_the_model(self) -> None:
         machine: Any = lambda: Histories(self)  # noqa: E731 - Hypothesis types say a class
         run_state_machine_as_test(
@@ -365,7 +367,7 @@ class MadeUpHistories(Suite):
                 max_examples=self.examples,
                 stateful_step_count=50,
                 deadline=None,
-                phases=(Phase.generate, Phase.shrink),
+                phases=self.phases,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
                 database=None,
                 report_multiple_bugs=False,
