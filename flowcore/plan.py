@@ -45,13 +45,13 @@ class Node:
         "follows",
         "function",
         "index",
+        "inline",
         "is_async",
         "max_attempts",
         "name",
         "plain",
         "predecessors",
         "retry",
-        "sprints",
         "step",
         "step_timeout",
         "successors",
@@ -89,8 +89,8 @@ class Node:
             and not step.pivot
             and (step.retry is None or step.retry.max_elapsed is None)
         )
-        # Whether it can be part of a sprint: on threads, on asyncio.
-        self.sprints = (self.plain and not self.is_async, self.plain and self.is_async)
+        # Whether it can run inline: on threads, on asyncio.
+        self.inline = (self.plain and not self.is_async, self.plain and self.is_async)
         # The only step that waits for this one, if it waits for nothing else: nothing to count there.
         self.follows: Node | None = None
         self.undo_attempted = (step.undo or undo) == "attempted"

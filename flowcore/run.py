@@ -59,9 +59,6 @@ class HasRunId(Protocol):
     def run_id(self) -> str: ...
 
 
-_NO_TIMES: Final = MappingProxyType[str, tuple[float, float]]({})
-
-
 class Run:
     """The outcome of a run. `run[step]` is a step's result; do not change what it holds. Safe to read from any thread."""
 
@@ -77,6 +74,8 @@ class Run:
     """the step whose failure failed the run"""
     undone: tuple[str, ...] = ()
     """the steps whose undo succeeded, in order of undoing"""
+    _times: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """seconds waited and ran, of steps without a report"""
 
     def __init__(
         self,
@@ -86,7 +85,6 @@ class Run:
         results: dict[str, Any],
         reports: Mapping[str, StepReport],
         plan: Plan,
-        times: Mapping[str, tuple[float, float]] = _NO_TIMES,
     ) -> None:
         self._source = source
         self.workflow = workflow
@@ -94,7 +92,6 @@ class Run:
         self.results = results
         """results by step name, in order of completion"""
         self._reports = reports
-        self._times = times  # waited and ran, of steps without a report
         self._plan = plan
 
     @property

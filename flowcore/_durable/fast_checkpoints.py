@@ -8,9 +8,10 @@ simple as that, a step that fails or writes, a store that does not answer, a run
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import Any, NamedTuple
 
-from .._kernel.effects import DIRECT, Ask, Direct, GivenUp, Program
+from .._kernel.effects import DIRECT, Ask, Direct, Outcome, Program
+from .._kernel.emit import StepScope
+from .._kernel.inline import FirstAttempt
 from .._kernel.run_state import RunState
 from ..context import Context
 from ..plan import Node
@@ -19,22 +20,10 @@ from ..status import Status
 from ..stores.base import Checkpoint, StepRecord
 from . import checkpoints
 
-__all__ = ["Made", "stride"]
+__all__ = ["stride"]
 
 
-class Made(NamedTuple):
-    """The first attempt of `node`, which began at `at` after it had `waited`, was made: `value`, or `error`. The store does
-    not know yet."""
-
-    node: Node
-    at: float
-    waited: float
-    ctx: Context
-    value: Any
-    error: BaseException | GivenUp | None
-
-
-def stride(run: RunState, node: Node) -> Program[Made | tuple[Node, Node | None, Exception | None]]:
+def stride(run: RunState, node: Node) -> Program[FirstAttempt | tuple[Node, Node | None, Exception | None]]:
     """Run steps from `node` on, of which the store knows that it begins, and which is taken.
 
     Answers an attempt that is still to be judged or recorded; or else the step that was recorded last, the node to go on
@@ -53,11 +42,11 @@ def stride(run: RunState, node: Node) -> Program[Made | tuple[Node, Node | None,
         value, error = (yield ctx) if direct is None else direct.call_here(node.fn, ctx, copy())
         name, after = node.name, node.follows
         if error is not None or type(value) is CoroutineType or not (run.left == 1 if after is None else after.plain):
-            return Made(node, at, waited, ctx, value, error)
+            return _made(run, at, waited, ctx, (value, error))
         ended, effect = clock(), node.compensation is not None
         with lock:
             if run.stopped or run.ready or run.running > 1 or changes.steps or changes.writes:
-                return Made(node, at, waited, ctx, value, error)
+                return _made(run, at, waited, ctx, (value, error))
             results[name] = value
             if effect:
                 run.to_undo.append(node)
@@ -86,3 +75,8 @@ def stride(run: RunState, node: Node) -> Program[Made | tuple[Node, Node | None,
                 continue
         changes.begun.add(after.name)
         return node, *(yield from checkpoints.heard(run, node, after, checkpoint, ended, answer, failure))
+
+
+def _made(run: RunState, at: float, waited: float, ctx: Context, outcome: Outcome) -> FirstAttempt:
+    scope = StepScope(at, run.context, waited)
+    return FirstAttempt(ctx, outcome, scope, scope)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from .._durable.checkpoints import cancelled, lose
 from .._kernel.effects import Stop
-from .._kernel.inline import InlineProgress, can_run_inline, run_inline
+from .._kernel.inline import can_run_inline
 from .._kernel.run import run_without_driver
 from .._kernel.run_state import RunState
 from ..errors import FlowcoreError, StepCancelled, StoreError, safe_str
@@ -23,7 +23,6 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..status import Status
 from ..workflow import Workflow
 from .aio_driver import AsyncDriver
 from .base import EngineBase, log, outcome
@@ -56,7 +55,7 @@ class AsyncEngine(EngineBase):
             store, hooks, max_workers, lease, grace, workflows, recover_every, store_patience, runs_async=True
         )
         self._pool = Workers(self.max_workers, "flowcore-aio")
-        self._live: dict[RunState, AsyncDriver | None] = {}  # None: it sprints
+        self._live: dict[RunState, AsyncDriver | None] = {}  # None: it runs inline
         self._tasks: set[asyncio.Future[Any]] = set()
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
@@ -89,23 +88,18 @@ class AsyncEngine(EngineBase):
         shielded from further cancellations, and CancelledError is raised again.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
-        cancels, finished, begun = _cancels(), None, None
+        cancels = _cancels()
         if can_run_inline(run):
             self._live[run] = None
             try:
-                if run.observed:
-                    finished, begun = run_without_driver(run)
-                else:
-                    begun = run_inline(run)
-                    if begun is None and not run.ready and run.succeed():
-                        finished = run.as_run(Status.SUCCESS)
+                finished = run_without_driver(run)
             except BaseException:
                 self._live.pop(run, None)
                 raise
             if finished is not None:
                 self._live.pop(run, None)
                 return finished
-        return await self._drive(run, begun, cancels, check=check)
+        return await self._drive(run, cancels, check=check)
 
     def submit(
         self,
@@ -124,17 +118,17 @@ class AsyncEngine(EngineBase):
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
         self._tell_submitted(run, propagation)
-        return asyncio.get_running_loop().create_task(self._drive(run, None, 0, check=check))
+        return asyncio.get_running_loop().create_task(self._drive(run, 0, check=check))
 
-    async def _drive(self, run: RunState, begun: InlineProgress | None, cancels: int, *, check: bool) -> Run:
+    async def _drive(self, run: RunState, cancels: int, *, check: bool) -> Run:
         self._recover_often()
-        driver = await self._driven(run, begun, cancels)
+        driver = await self._driven(run, cancels)
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
         return outcome(driver.result, driver.error, check=check)
 
-    async def _driven(self, run: RunState, begun: InlineProgress | None, cancels: int) -> AsyncDriver:
-        driver = self._live[run] = AsyncDriver(run, begun, cancels, self._pool, self._tasks)
+    async def _driven(self, run: RunState, cancels: int) -> AsyncDriver:
+        driver = self._live[run] = AsyncDriver(run, cancels, self._pool, self._tasks)
         try:
             await driver.run_here()
         finally:
@@ -172,7 +166,7 @@ class AsyncEngine(EngineBase):
         return [driver.result for driver in drivers if driver.result is not None]
 
     async def _recovered(self, run: RunState) -> AsyncDriver:
-        return await self._driven(run, None, _cancels())
+        return await self._driven(run, _cancels())
 
     async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
         """Ask the store outside of any run."""

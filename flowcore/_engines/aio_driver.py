@@ -28,7 +28,6 @@ from .._kernel.effects import (
     Suspended,
     as_call,
 )
-from .._kernel.inline import InlineProgress
 from .._kernel.run import execute, helper
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
@@ -138,13 +137,17 @@ class AsyncDriver:
     """what the caller's task was cancelled with"""
 
     def __init__(
-        self, run: RunState, begun: InlineProgress | None, cancels: int, pool: Workers, tasks: set[asyncio.Future[Any]]
+        self,
+        run: RunState,
+        cancels: int,
+        pool: Workers,
+        tasks: set[asyncio.Future[Any]],
     ) -> None:
         self.run = run
         self._cancels = cancels  # of the caller's task before this run
         self.loop = asyncio.get_running_loop()
         self._pool = pool
-        self._main = execute(run, begun)
+        self._main = execute(run)
         self.caller: asyncio.Task[Any] | None = None
         self._main_gate: Gate | None = None
         self._tasks = tasks  # the engine's: what lands late outlives its run

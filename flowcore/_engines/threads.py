@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from .._durable.checkpoints import cancelled, lose
 from .._kernel.effects import Program, Stop
-from .._kernel.inline import can_run_inline, run_inline
+from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
 from ..errors import FlowcoreError, StepCancelled, StoreError, safe_str
@@ -21,7 +21,6 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..status import Status
 from ..stores.base import Store
 from ..workflow import Workflow
 from .base import EngineBase, log, outcome
@@ -60,7 +59,7 @@ class Engine(EngineBase):
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
-        self._live: dict[RunState, Driver | None] = {}  # None: it sprints
+        self._live: dict[RunState, Driver | None] = {}  # None: it runs inline
         self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
         self._closing = False
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
@@ -105,27 +104,25 @@ class Engine(EngineBase):
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
-        sprints, begun = can_run_inline(run), None
+        inline = can_run_inline(run)
         ctrl_c: SigintGuard | None = None
         try:
             self._live[run] = None
-            if sprints and not run.observed:
-                begun = run_inline(run)
-                if begun is None and not run.ready and run.succeed():
-                    self._forget(run)
-                    return run.as_run(Status.SUCCESS)
-            ctrl_c = guard()
-            if sprints and run.observed:
-                finished, begun = run_without_driver(run, ctrl_c)
+            if run.observed or not inline:  # no Ctrl-C may strike a hook
+                ctrl_c = guard()
+            if inline:
+                finished = run_without_driver(run, ctrl_c)
                 if finished is not None:
                     self._forget(run)
-                    restore(ctrl_c)
-                    if ctrl_c is not None and ctrl_c.count:
-                        raise KeyboardInterrupt  # noqa: TRY301 - whatever strikes from here on ends the same way
+                    if ctrl_c is not None:
+                        restore(ctrl_c)
+                        if ctrl_c.count:
+                            raise KeyboardInterrupt  # noqa: TRY301 - whatever strikes from here on ends the same way
                     return finished
-            main = execute(run, begun)
+            ctrl_c = ctrl_c or guard()
+            main = execute(run)
         except BaseException as error:
-            if not sprints or run.finished is not None:  # nothing has begun, or all is over
+            if not inline or run.finished is not None:  # nothing has begun, or all is over
                 self._forget(run)
                 restore(ctrl_c)
                 raise
@@ -200,7 +197,7 @@ class Engine(EngineBase):
         return False
 
     def _cancel(self, run: RunState, why: str) -> bool:
-        """Cancel a run, whether it sprints or has a driver."""
+        """Cancel a run, whether it runs inline or has a driver."""
         stopping = run.interrupt(StepCancelled(why))
         driver = self._live.get(run)
         if stopping and driver is not None:

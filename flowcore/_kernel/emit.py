@@ -1,7 +1,7 @@
-"""Telling the hooks: every event of a run is built here, and only when somebody wants it.
+"""Events for the hooks: every event of a run is built and emitted here, and only if a hook wants its type.
 
-Each function for a start event enters the scopes that hooks answer with, in a copy of the enclosing contextvars
-context, and answers a `Told`; the function for its finish event leaves them again.
+The function for a start event enters the context managers that hooks return, in a copy of the enclosing contextvars
+context, and returns an `EventScope`; the function for the finish event leaves them.
 """
 
 from __future__ import annotations
@@ -44,33 +44,51 @@ from ..stores.base import DefinitionChanged
 from .effects import Call
 from .run_state import RunState
 
-__all__ = ["Told"]
+__all__ = ["EventScope", "StepScope"]
 
 _REFUSALS: Final = (NotSerializable, DefinitionChanged)
 """what a store in good health refuses"""
 
 
-class Told:
-    """A start that was told: when, with which scopes, and the context that these are entered in."""
+class EventScope:
+    """What lies between a start event and its finish event: the moment `at` (monotonic) at which it started, the context
+    in which its hooks and user code run, and what hooks entered there."""
 
-    waited = 0.0
-    backoff = 0.0
-    ended = 0.0
-    """when the latest of its attempts ended; hooks that take their time are not part of the step"""
-    event: Event | None = None
-    scopes: list[Entered] | None = None
+    __slots__ = ("at", "context", "event", "scopes")
 
     def __init__(self, at: float, context: contextvars.Context) -> None:
         self.at = at
         self.context = context
+        self.event: Event | None = None
+        self.scopes: list[Entered] | None = None
 
     def enter(self, hooks: Hooks, event: Event, leaving: list[Hook] | None = None) -> None:
+        """Emit the start event; enter what hooks return."""
         self.event = event
         self.scopes = hooks.enter(event, self.context, leaving)
 
     def exit(self, hooks: Hooks, error: BaseException | None) -> None:
+        """Leave what hooks entered."""
         if self.scopes is not None and self.event is not None:
             hooks.exit(self.scopes, self.context, self.event, error)
+
+
+class StepScope(EventScope):
+    """The scope of a step or an undo. Seconds: `waited` from ready to start, `backoff` between its attempts. `ended`: when
+    its latest attempt ended (monotonic); time that hooks take does not count."""
+
+    __slots__ = ("backoff", "ended", "waited")
+
+    def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
+        super().__init__(at, context)
+        self.waited = waited
+        self.backoff = 0.0
+        self.ended = 0.0
+
+    @property
+    def ran(self) -> float:
+        """Seconds from the first attempt's start to the latest one's end, less the waits between them."""
+        return self.ended - self.at - self.backoff
 
 
 def requested(run: RunState) -> None:
@@ -139,14 +157,14 @@ def _measured(run: RunState) -> None:
         run.hooks.emit(event, run.context)
 
 
-def run_started(run: RunState) -> Told:
-    told = Told(run.settings.clock(), run.context)
+def run_started(run: RunState) -> EventScope:
+    scope = EventScope(run.settings.clock(), run.context)
     if RunStarted in run.wanted:
         leaving: list[Hook] = []
         event = RunStarted(
             run.workflow.name,
             run.run_id,
-            told.at,
+            scope.at,
             run.state,
             run.key,
             run.settings.wall(),
@@ -156,10 +174,10 @@ def run_started(run: RunState) -> Told:
             run.interrupted_carrier or {},
             run.ready.__len__,
         )
-        told.enter(run.hooks, event, leaving)
+        scope.enter(run.hooks, event, leaving)
         if leaving:
             _skip(run, leaving)
-    return told
+    return scope
 
 
 def first_ready(run: RunState) -> None:
@@ -187,23 +205,23 @@ def store_called(run: RunState, verb: str, began: float, error: BaseException | 
         run.hooks.emit(event, run.context.copy())
 
 
-def maintenance_started(run: RunState, kind: str) -> Told:
-    told = Told(run.settings.clock(), run.context.copy())
+def maintenance_started(run: RunState, kind: str) -> EventScope:
+    scope = EventScope(run.settings.clock(), run.context.copy())
     if MaintenanceStarted in run.wanted:
-        told.enter(run.hooks, MaintenanceStarted("", "", told.at, run.state, kind))
-    return told
+        scope.enter(run.hooks, MaintenanceStarted("", "", scope.at, run.state, kind))
+    return scope
 
 
-def maintenance_finished(run: RunState, told: Told, kind: str, error: BaseException | None) -> None:
+def maintenance_finished(run: RunState, scope: EventScope, kind: str, error: BaseException | None) -> None:
     if MaintenanceFinished in run.wanted:
         at = run.settings.clock()
         run.hooks.emit(
-            MaintenanceFinished("", "", at, run.state, kind, at - told.at, error, run.settings.wall()), told.context
+            MaintenanceFinished("", "", at, run.state, kind, at - scope.at, error, run.settings.wall()), scope.context
         )
-    told.exit(run.hooks, error)
+    scope.exit(run.hooks, error)
 
 
-def run_finished(run: RunState, told: Told, outcome: Status, error: BaseException | None) -> None:
+def run_finished(run: RunState, scope: EventScope, outcome: Status, error: BaseException | None) -> None:
     at = run.settings.clock()
     if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
@@ -215,13 +233,13 @@ def run_finished(run: RunState, told: Told, outcome: Status, error: BaseExceptio
             at,
             run.state,
             outcome,
-            at - told.at,
+            at - scope.at,
             error,
             skipped,
             tuple(run.undone) if run.stopped else (),
         )
         run.hooks.emit(event, run.context)
-    told.exit(run.hooks, error)
+    scope.exit(run.hooks, error)
     _measured(run)
 
 
@@ -240,11 +258,9 @@ def step_skipped(run: RunState, node: Node) -> None:
         )
 
 
-def step_started(run: RunState, node: Node) -> Told:
-    at, ready_at = run.settings.clock(), run.ready_at.get(node.index)
-    told = Told(at, run.context.copy())
-    if ready_at is not None and ready_at < at:
-        told.waited = at - ready_at
+def step_started(run: RunState, node: Node) -> StepScope:
+    at = run.settings.clock()
+    scope = StepScope(at, run.context.copy(), max(0.0, at - run.ready_at.get(node.index, at)))
     if StepStarted in run.wanted:
         event = StepStarted(
             run.workflow.name,
@@ -252,25 +268,22 @@ def step_started(run: RunState, node: Node) -> Told:
             at,
             run.state,
             node.name,
-            told.waited,
+            scope.waited,
             node.dependencies,
             node.max_attempts,
             node.function,
             None if run.changes is None else {},
         )
-        told.scopes, told.event = run.hooks.enter(event, told.context), event
+        scope.scopes, scope.event = run.hooks.enter(event, scope.context), event
         if run.changes is not None and event.carrier:
             run.changes.carriers[node.name] = event.carrier
-    return told
+    return scope
 
 
 def step_finished(
-    run: RunState, node: Node, told: Told, outcome: Status, attempts: int, error: BaseException | None
+    run: RunState, node: Node, scope: StepScope, outcome: Status, attempts: int, error: BaseException | None
 ) -> None:
-    at = told.ended or run.settings.clock()
-    duration = at - told.at
-    report = run.report(node)
-    report.waited, report.ran, report.backed_off = told.waited, duration - told.backoff, told.backoff
+    at = scope.ended = scope.ended or run.settings.clock()
     if StepFinished in run.wanted:
         event = StepFinished(
             run.workflow.name,
@@ -279,35 +292,35 @@ def step_finished(
             run.state,
             node.name,
             outcome,
-            duration,
+            at - scope.at,
             attempts,
-            told.waited,
-            told.backoff,
+            scope.waited,
+            scope.backoff,
             error,
             node.dependencies,
             node.max_attempts,
             error is not None and isinstance(error, node.expected),
         )
-        run.hooks.emit(event, told.context)
-    if told.scopes is not None:
-        told.exit(run.hooks, error)
+        run.hooks.emit(event, scope.context)
+    if scope.scopes is not None:
+        scope.exit(run.hooks, error)
 
 
-def attempt_started(run: RunState, node: Node, outer: Told, number: int, allowed: int, *, undo: bool) -> Told:
+def attempt_started(run: RunState, node: Node, step: StepScope, number: int, allowed: int, *, undo: bool) -> EventScope:
     hooks = run.hooks if allowed > 1 else run.hooks.lone
-    if AttemptStarted not in hooks.wanted:  # nothing will be entered: the outer context is its own
-        return outer if number == 1 else Told(run.settings.clock(), outer.context)
-    told = Told(run.settings.clock() if number > 1 else outer.at, outer.context.copy())
-    event = AttemptStarted(run.workflow.name, run.run_id, told.at, run.state, node.name, number, allowed, undo)
-    told.scopes, told.event = hooks.enter(event, told.context), event
-    return told
+    if AttemptStarted not in hooks.wanted:  # no hook enters anything: the step's context serves
+        return step if number == 1 else EventScope(run.settings.clock(), step.context)
+    scope = EventScope(run.settings.clock() if number > 1 else step.at, step.context.copy())
+    event = AttemptStarted(run.workflow.name, run.run_id, scope.at, run.state, node.name, number, allowed, undo)
+    scope.scopes, scope.event = hooks.enter(event, scope.context), event
+    return scope
 
 
 def attempt_finished(
     run: RunState,
     node: Node,
-    outer: Told,
-    told: Told,
+    step: StepScope,
+    scope: EventScope,
     number: int,
     allowed: int,
     outcome: Status,
@@ -315,22 +328,52 @@ def attempt_finished(
     *,
     undo: bool,
 ) -> None:
-    at = outer.ended = run.settings.clock()
+    at = step.ended = run.settings.clock()
     hooks = run.hooks if allowed > 1 else run.hooks.lone
     if AttemptFinished in hooks.wanted:
         event = AttemptFinished(
-            run.workflow.name, run.run_id, at, run.state, node.name, number, allowed, undo, outcome, at - told.at, error
+            run.workflow.name,
+            run.run_id,
+            at,
+            run.state,
+            node.name,
+            number,
+            allowed,
+            undo,
+            outcome,
+            at - scope.at,
+            error,
         )
         event.expected = not undo and isinstance(error, node.expected)
-        hooks.emit(event, told.context)
-    if told.scopes is not None and told is not outer:
-        told.exit(run.hooks, error)
+        hooks.emit(event, scope.context)
+    if scope.scopes is not None and scope is not step:
+        scope.exit(run.hooks, error)
+
+
+def plain_step_started(run: RunState, node: Node) -> tuple[StepScope, EventScope]:
+    """Start a step and its first attempt."""
+    scope = step_started(run, node)
+    return scope, attempt_started(run, node, scope, 1, node.max_attempts, undo=False)
+
+
+def plain_step_finished(run: RunState, node: Node, scope: StepScope, attempt: EventScope) -> None:
+    """The first attempt of a step has succeeded, and the step with it."""
+    attempt_finished(run, node, scope, attempt, 1, node.max_attempts, Status.SUCCESS, None, undo=False)
+    step_finished(run, node, scope, Status.SUCCESS, 1, None)
 
 
 def backoff_started(
-    run: RunState, node: Node, outer: Told, number: int, allowed: int, pause: Pause, error: BaseException, *, undo: bool
+    run: RunState,
+    node: Node,
+    step: StepScope,
+    number: int,
+    allowed: int,
+    pause: Pause,
+    error: BaseException,
+    *,
+    undo: bool,
 ) -> float:
-    at = outer.ended
+    at = step.ended
     if BackoffStarted in run.wanted:
         event = BackoffStarted(
             run.workflow.name,
@@ -345,17 +388,17 @@ def backoff_started(
             pause.reason,
             error,
         )
-        run.hooks.emit(event, outer.context)
+        run.hooks.emit(event, step.context)
     return at
 
 
-def undo_started(run: RunState, node: Node, order: int, trigger: str, allowed: int) -> Told:
-    told = Told(run.settings.clock(), run.context.copy())
+def undo_started(run: RunState, node: Node, order: int, trigger: str, allowed: int) -> StepScope:
+    scope = StepScope(run.settings.clock(), run.context.copy())
     if CompensationStarted in run.wanted and node.compensation is not None:
         event = CompensationStarted(
             run.workflow.name,
             run.run_id,
-            told.at,
+            scope.at,
             run.state,
             node.name,
             order,
@@ -363,21 +406,21 @@ def undo_started(run: RunState, node: Node, order: int, trigger: str, allowed: i
             allowed,
             function_name(node.compensation.fn),
         )
-        told.enter(run.hooks, event)
-    return told
+        scope.enter(run.hooks, event)
+    return scope
 
 
 def undo_finished(
     run: RunState,
     node: Node,
-    told: Told,
+    scope: StepScope,
     order: int,
     trigger: str,
     outcome: Status,
     attempts: int,
     error: BaseException | None,
 ) -> None:
-    at = told.ended or run.settings.clock()
+    at = scope.ended or run.settings.clock()
     if CompensationFinished in run.wanted:
         event = CompensationFinished(
             run.workflow.name,
@@ -388,13 +431,13 @@ def undo_finished(
             order,
             trigger,
             outcome,
-            at - told.at,
+            at - scope.at,
             attempts,
-            told.backoff,
+            scope.backoff,
             error,
         )
-        run.hooks.emit(event, told.context)
-    told.exit(run.hooks, error)
+        run.hooks.emit(event, scope.context)
+    scope.exit(run.hooks, error)
 
 
 def completed_late(run: RunState, call: Call, outcome: Status, error: BaseException | None) -> None:

@@ -1,75 +1,83 @@
-"""The beginning of a run that needs nothing of a driver yet: plain steps, one at a time, that nobody watches.
+"""The inline path: plain steps of a run, one after the other, without a program and without a driver.
 
-A chain of plain steps would spend most of its time in generators and dispatch. `sprint` makes the same decisions as
-`steps.work`, without a program, for as long as there is exactly one thing to do; the main program goes on from where it
-stops. Other threads may cancel or park the run meanwhile: they set `stopped`, which is looked at before each step, and a
-step that slips past them counts as begun before.
+In a chain of plain steps, generators and dispatch would cost more than the steps. `run_inline` makes the decisions of
+`steps.work` for as long as exactly one step is ready, whether hooks observe the run or not; the main program continues
+where it stops. Other threads may cancel or park the run meanwhile: they set `stopped`, which is read before each step,
+and a step that starts at the same moment counts as started before.
 """
 
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple, cast
 
 from ..context import Context
 from ..plan import Node
-from .effects import Interrupts, Suspended
+from . import emit
+from .effects import Interrupts, Outcome, Suspended
+from .emit import EventScope, StepScope
 from .run_state import RunState
 
-if TYPE_CHECKING:
-    from .emit import Told
-
-__all__ = ["InlineProgress", "can_run_inline", "run_inline"]
+__all__ = ["FirstAttempt", "InlineProgress", "can_run_inline", "run_inline"]
 
 
-class InlineProgress:
-    """Where a sprint stopped: at `node`, taken. With a `ctx` its first attempt was made, or is `suspended`."""
+class FirstAttempt:
+    """The first attempt of a plain step: with its `outcome`, or else `suspended`. `scope` and `attempt`: what hooks entered
+    for the step and for this attempt; None if the run is not observed."""
 
-    __slots__ = ("ctx", "error", "node", "outer", "suspended", "told", "value")
+    __slots__ = ("attempt", "ctx", "outcome", "scope", "suspended")
 
     def __init__(
         self,
-        node: Node,
-        ctx: Context | None = None,
-        value: Any = None,
-        error: BaseException | None = None,
+        ctx: Context,
+        outcome: Outcome,
+        scope: StepScope | None,
+        attempt: EventScope | None,
         suspended: Suspended | None = None,
-        outer: Told | None = None,
-        told: Told | None = None,
     ) -> None:
-        self.node = node
         self.ctx = ctx
-        self.value = value
-        self.error = error
+        self.outcome = outcome
+        self.scope = scope
+        self.attempt = attempt
         self.suspended = suspended
-        self.outer = outer  # what was told of the step
-        self.told = told  # and of its first attempt
+
+
+class InlineProgress(NamedTuple):
+    """Where the inline path stopped: at `node`, which is taken, and whose first attempt was made unless `first` is None."""
+
+    node: Node
+    first: FirstAttempt | None = None
 
 
 def can_run_inline(run: RunState) -> bool:
-    """Whether no store has to be asked or told of this run, and no limit kept."""
+    """Whether the run needs no answer of a store and has no deadline."""
     return run.key is None and run.allowed is None and not run.settings.durable
 
 
 def run_inline(run: RunState, interrupts: Interrupts | None = None) -> InlineProgress | None:
-    """Run plain steps while there is exactly one to run. None: the run is over, or stopped, or more than one is ready."""
+    """Run plain steps while exactly one is ready. None: the run is over or has stopped, or several steps are ready."""
     ready = run.ready
     if len(ready) != 1 or run.stopped:
         return None
-    nodes, counts, results, is_async = run.plan.nodes, run.counts, run.results, run.settings.runs_async
-    copy, new = run.context.copy, object.__new__
+    nodes, counts, results, observed = run.plan.nodes, run.counts, run.results, run.observed
+    is_async, copy, new = run.settings.runs_async, run.context.copy, object.__new__
+    scope = attempt = None
     node: Node | None = nodes[ready.popleft()]
     run.running = 1
-    while node is not None and node.sprints[is_async] and not run.stopped:
+    while node is not None and node.inline[is_async] and not run.stopped:
         if interrupts is not None and interrupts.count > interrupts.raised:
             interrupts.raised = interrupts.count
             run.interrupt(KeyboardInterrupt())
             break
         run.at = node
-        ctx = new(Context)  # Context(x, node), less the call of its __init__
+        if observed:
+            scope, attempt = emit.plain_step_started(run, node)
+            context = attempt.context.copy()
+        else:
+            context = copy()
+        ctx = new(Context)  # Context(run, node), less the call of its __init__
         ctx._run = run  # pyright: ignore[reportPrivateUsage]
         ctx.node = node
-        context = copy()
         try:
             if is_async:
                 coroutine = context.run(node.fn, ctx)
@@ -78,7 +86,8 @@ def run_inline(run: RunState, interrupts: Interrupts | None = None) -> InlinePro
                 except StopIteration as stop:
                     value = stop.value
                 else:
-                    return InlineProgress(node, ctx, suspended=Suspended(ctx, context, coroutine, waiting))
+                    suspended = Suspended(ctx, context, coroutine, waiting)
+                    return InlineProgress(node, FirstAttempt(ctx, (None, None), scope, attempt, suspended))
             elif interrupts is None:
                 value = context.run(node.fn, ctx)
             else:
@@ -88,25 +97,33 @@ def run_inline(run: RunState, interrupts: Interrupts | None = None) -> InlinePro
                 finally:
                     interrupts.in_step = False
         except BaseException as error:  # noqa: BLE001 - the main program judges it
-            return InlineProgress(node, ctx, None, error)
+            return InlineProgress(node, FirstAttempt(ctx, (None, error), scope, attempt))
         if type(value) is CoroutineType:
-            return InlineProgress(node, ctx, cast("Any", value))
-        results[node.name] = value
+            return InlineProgress(node, FirstAttempt(ctx, (cast("Any", value), None), scope, attempt))
+        if scope is not None and attempt is not None:
+            emit.plain_step_finished(run, node, scope, attempt)
+            results[node.name] = value  # before the times: see RunState.repair
+            run.times[node.name] = scope.waited, scope.ended - scope.at
+        else:
+            results[node.name] = value
         if node.compensation is not None:
             run.to_undo.append(node)
         if node.follows is not None:
-            node = node.follows
-            continue
-        following = None
-        for index in node.successors:
-            counts[index] -= 1
-            if not counts[index]:
-                if following is None:
-                    following = nodes[index]
-                else:
-                    ready.append(index)
+            following = node.follows
+        else:
+            following = None
+            for index in node.successors:
+                counts[index] -= 1
+                if not counts[index]:
+                    if following is None:
+                        following = nodes[index]
+                    else:
+                        ready.append(index)
+        if scope is not None and following is not None and not run.stopped:
+            run.ready_at.update(dict.fromkeys((following.index, *ready), scope.ended))
+            emit.steps_ready(run, [following, *(nodes[index] for index in ready)])
         node = following
-        if node is not None and ready:
+        if ready:
             break
     if node is not None and not run.stopped:
         return InlineProgress(node)

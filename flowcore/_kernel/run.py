@@ -15,13 +15,12 @@ from ..status import Status
 from ..stores.base import RunRecord
 from . import emit
 from .effects import RESUME, WAIT, Interrupts, Program
-from .emit import Told
-from .inline import InlineProgress, run_inline
+from .emit import EventScope
+from .inline import run_inline
 from .outcome import outcome
 from .run_state import RunState
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
-from .watched import run_inline_observed
 
 __all__ = ["abort_inline", "execute", "helper", "run_without_driver"]
 
@@ -29,14 +28,15 @@ _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, St
 """outcomes worth a record even where nobody gave the run a key"""
 
 
-def execute(run: RunState, begun: InlineProgress | None = None) -> Program[Run]:
-    """The main program of a run, which goes on where a sprint has stopped, if it was `begun` by one.
+def execute(run: RunState) -> Program[Run]:
+    """The main program of a run. It continues where the inline path stopped.
 
-    Answers the Run, failed or not; raises only where there is no run of its own.
+    Returns the Run, failed or not; raises only if the run is refused.
     """
     earlier: RunRecord | None = None
-    told = run.told
-    starts = run.observed and told is None  # else `at_once` has told of it
+    progress, run.progress = run.progress, None
+    scope = run.scope
+    starts = run.observed and scope is None  # else run_without_driver has emitted its start
     if starts:
         emit.requested(run)
     if run.key is not None or run.settings.durable:
@@ -51,60 +51,57 @@ def execute(run: RunState, begun: InlineProgress | None = None) -> Program[Run]:
     if run.changes is not None and run.settings.owns is not None:
         run.settings.owns(run)
     if starts:
-        told = emit.run_started(run)
+        scope = emit.run_started(run)
     if earlier is not None:
         yield from take_over(run, earlier)
     if starts:
         emit.first_ready(run)
     run.working = True
-    yield from work(run, run.take() if begun is None else begun.node, main=True, begun=begun)
+    yield from work(run, run.take() if progress is None else progress.node, main=True, progress=progress)
     if run.running and not run.idle(waits=True):
         yield WAIT
     if not run.succeed():
-        return (yield from _fail(run, told))
+        return (yield from _fail(run, scope))
     finished = run.as_run(Status.SUCCESS)
     failure = None
     if run.claimed:
         failure = yield from finish(run, _record(run, finished))
         if failure is not None and run.changes is not None:
             _reopen(run, failure)
-            return (yield from _fail(run, told))
-    if told is not None:
-        emit.run_finished(run, told, Status.SUCCESS, None)
+            return (yield from _fail(run, scope))
+    if scope is not None:
+        emit.run_finished(run, scope, Status.SUCCESS, None)
     if failure is not None:
         _annotate(failure, f"{_NOTE}run {run.run_id} succeeded, but the store could not be told: its key stays taken.")
         raise failure
     return finished
 
 
-def run_without_driver(run: RunState, interrupts: Interrupts | None = None) -> tuple[Run | None, InlineProgress | None]:
-    """A run that somebody watches and that may sprint, without a program and a driver: all of it, or how far it came."""
-    emit.requested(run)
-    if run.observed:  # still
-        run.told = emit.run_started(run)
+def run_without_driver(run: RunState, interrupts: Interrupts | None = None) -> Run | None:
+    """Run inline, as far as that goes. Returns the Run if that was all of it; else `execute` continues there."""
     if run.observed:
-        emit.first_ready(run)
-        begun = run_inline_observed(run, interrupts)
-    else:
-        begun = run_inline(run, interrupts)
-    if begun is not None or run.ready or not run.succeed():
-        run.write_reports()
-        return None, begun
+        emit.requested(run)
+        if run.observed:  # still
+            run.scope = emit.run_started(run)
+        if run.observed:
+            emit.first_ready(run)
+    run.progress = run_inline(run, interrupts)
+    if run.progress is not None or run.ready or not run.succeed():
+        return None
     finished = run.as_run(Status.SUCCESS)
-    if run.told is not None:
-        emit.run_finished(run, run.told, Status.SUCCESS, None)
-    return finished, None
+    if run.scope is not None:
+        emit.run_finished(run, run.scope, Status.SUCCESS, None)
+    return finished
 
 
 def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
-    """The main program of a run whose sprint an interrupt struck in the middle of its bookkeeping."""
+    """The main program of a run whose inline part was interrupted by `error` between two steps, or while it kept books."""
     run.interrupt(error)
-    run.write_reports()
     run.repair()
-    return (yield from _fail(run, run.told))
+    return (yield from _fail(run, run.scope))
 
 
-def _fail(run: RunState, told: Told | None) -> Program[Run]:
+def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
     run.settle_doubts()
     if run.undoes:
@@ -122,8 +119,8 @@ def _fail(run: RunState, told: Told | None) -> Program[Run]:
         finished = _failed(run)
     elif failure is not None and finished.error is not None:
         finished.error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
-    if told is not None:
-        emit.run_finished(run, told, finished.status, finished.error)
+    if scope is not None:
+        emit.run_finished(run, scope, finished.status, finished.error)
     if finished.status is Status.LOST:
         finished = (yield from adopt(run)) or finished
     return finished

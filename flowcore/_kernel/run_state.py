@@ -23,7 +23,8 @@ from .effects import Call, Outcome
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .emit import Told
+    from .emit import EventScope
+    from .inline import InlineProgress
 
 __all__ = ["RunState", "step_key"]
 
@@ -111,6 +112,8 @@ class RunState:
     undo_errors: dict[str, Exception]
     """of the undos that failed, by step; only once the run has stopped"""
     finished: Status | None = None
+    progress: InlineProgress | None = None
+    """where the inline path stopped; the main program continues there"""
     at: Node | None = None
     """the last node that the caller's thread began to run, or to undo"""
     hooks: Hooks = Hooks()
@@ -119,14 +122,14 @@ class RunState:
     """whether anybody wants to know times"""
     store_context: contextvars.Context | None = None
     """where hooks have prepared one: the contextvars context that each call of the store gets a copy of"""
-    told: Told | None = None
-    """what was told of the run's start"""
+    scope: EventScope | None = None
+    """what hooks entered at the run's start"""
     state: dict[Any, Any]
     """for hooks: shared by all events of this run in this process; only where it is observed"""
     ready_at: dict[int, float]
     """when nodes became ready, in monotonic seconds; only where it is observed"""
-    times: Mapping[str, tuple[float, float]] = {}
-    """seconds waited and ran, by step: what a watched sprint notes instead of reports, which few ask for"""
+    times: dict[str, tuple[float, float]]
+    """seconds waited and ran of steps that succeeded inline: kept instead of reports, which few callers read"""
 
     def __init__(
         self,
@@ -144,11 +147,11 @@ class RunState:
         if settings.observed:
             self.hooks, self.observed = settings.hooks.of_run(settings.clock), True
             self.wanted = self.hooks.wanted
-            self.state, self.ready_at = {}, {}
+            self.state, self.ready_at, self.times = {}, {}, {}
         if settings.durable:
             self.changes, self.observed = Changes(), True  # its record tells times
             self.left = len(plan.nodes)  # (lock) nodes that are not over
-            self.state, self.ready_at = {}, {}
+            self.state, self.ready_at, self.times = {}, {}, {}
         self.lock = threading.Lock()
         self.limit = settings.parallel  # steps of this run at a time
         if workflow.max_parallel is not None:
@@ -211,12 +214,14 @@ class RunState:
     def report(self, node: Node) -> StepReport:
         """The report of a step that has more to tell than a result."""
         report = self.reports.get(node.name)
-        return self.reports.setdefault(node.name, StepReport()) if report is None else report
-
-    def write_reports(self) -> None:
-        """Of the steps of which a watched sprint has only noted the times."""
-        for name, (waited, ran) in self.times.items():
-            self.reports[name] = StepReport(Status.SUCCESS, 1, waited, ran, 0.0)
+        if report is not None:
+            return report
+        if self.observed and node.name in self.times:
+            waited, ran = self.times[node.name]
+            report = StepReport(Status.SUCCESS, 1, waited, ran, 0.0)
+        else:
+            report = StepReport()
+        return self.reports.setdefault(node.name, report)
 
     # -- the ready queue -----------------------------------------------------------------------------------------------
 
@@ -625,7 +630,9 @@ class RunState:
 
     def as_run(self, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
         """The run, for its caller."""
-        ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan, self.times)
+        ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan)
+        if self.observed:
+            ended._times = self.times  # pyright: ignore[reportPrivateUsage]
         if error is not None:
             ended.results = dict(self.results)  # what lands late is not the caller's any more
             ended.error, ended.held = error, held

@@ -10,215 +10,206 @@ from types import CoroutineType
 from typing import Any, NamedTuple
 
 from .._durable import checkpoints
-from .._durable.fast_checkpoints import Made, stride
+from .._durable.fast_checkpoints import stride
 from ..context import AttemptContext, Context
 from ..errors import AsyncStepInSyncEngine, NotSerializable, RunTimeout, StepCancelled, StepTimeout, safe_repr
 from ..plan import Node, is_async
 from ..retry import Pause, Retry, waits
+from ..run import StepReport
 from ..status import Status
 from . import emit
 from .effects import REQUEST_WORKER, AwaitAbandoned, Call, Delegate, GivenUp, Outcome, Program, Sleep, Stop
-from .emit import Told
-from .inline import InlineProgress
+from .emit import EventScope, StepScope
+from .inline import FirstAttempt, InlineProgress
 from .run_state import RunState
 
-__all__ = ["End", "attempts", "awaited", "safely", "work"]
+__all__ = ["StepEnd", "attempts", "awaited", "safely", "work"]
 
 
-class End:
-    """How the attempts of a step or an undo ended: `value` if status is success, else `error`."""
+class StepEnd:
+    """How a step or an undo ended, after so many `attempts`: with `value` if its status is success, else with `error`.
+    `scope` knows its times; None if nobody observes the run."""
 
-    __slots__ = ("attempts", "error", "status", "value")
+    __slots__ = ("attempts", "error", "scope", "status", "value")
 
-    def __init__(self, status: Status, value: object, error: BaseException | None, attempts: int) -> None:
+    def __init__(
+        self,
+        status: Status,
+        value: object = None,
+        error: BaseException | None = None,
+        attempts: int = 0,
+        scope: StepScope | None = None,
+    ) -> None:
         self.status = status
         self.value = value
         self.error = error
         self.attempts = attempts
+        self.scope = scope
+
+    def report_to(self, report: StepReport) -> None:
+        """Write down how it ended."""
+        report.status, report.attempts, report.error = self.status, self.attempts, self.error
+        if self.scope is not None:
+            report.waited, report.ran, report.backed_off = self.scope.waited, self.scope.ran, self.scope.backoff
 
 
-def work(run: RunState, node: Node | None, *, main: bool, begun: InlineProgress | None = None) -> Program[None]:
-    """Run `node`, then whatever is ready after it, until nothing is. `begun`: how far a sprint has come with `node`."""
+def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
+    """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with `node`."""
     hands_over = main and not run.settings.caller_shares
-    plain = not run.observed and run.deadline is None
-    watched = run.observed and run.deadline is None
-    quiet = watched and run.changes is not None and not run.wanted
-    done, clock = run.done, run.settings.clock
+    observed, timeless, done = run.observed, run.deadline is None, run.done
+    quiet = timeless and run.changes is not None and not run.wanted
+    first = None if progress is None else progress.first
     while node is not None:
-        if hands_over and _needs_a_helper(run, node) and (begun is None or begun.ctx is None):
-            yield Delegate(node)  # before help for the next ones: ties go in definition order
+        if hands_over and first is None and _needs_a_worker(run, node):
+            yield Delegate(node)  # before a worker is requested for the next ones: ties start in definition order
             return
         if run.ready and not run.waking and run.wants_help():
             yield REQUEST_WORKER
-        if begun is not None and begun.ctx is not None:
-            node, begun = (yield from _go_on(run, node, begun)), None
-            continue
-        if plain and node.plain:
-            ctx = Context(run, node)
-            value, error = yield ctx
-            if error is None and type(value) is not CoroutineType:
-                node = done(node, value)
-                continue
-            end = yield from safely(attempts(run, node, node.fn, node.retry, None, None, begun=(ctx, value, error)))
+        if first is not None:
+            if first.suspended is not None:
+                first.outcome = yield first.suspended
         elif quiet and node.plain and checkpoints.begun_already(run, node):
             made = yield from stride(run, node)
-            if not isinstance(made, Made):
-                recorded, node, failure = made
-                if failure is not None:
-                    yield from _stopped(run, run.fail(failure, recorded.name))
+            if not isinstance(made, FirstAttempt):
+                node = yield from _recorded_in_stride(run, *made)
                 continue
-            node, at, waited, ctx, value, error = made
-            if error is None and type(value) is not CoroutineType:
-                report = run.report(node)
-                report.waited, report.ran, report.backed_off = waited, clock() - at, 0.0
-                node = yield from _recorded(run, node, value)
-                continue
-            outer = Told(at, run.context)
-            outer.waited = waited
-            end = yield from safely(attempts(run, node, node.fn, node.retry, None, outer, begun=(ctx, value, error)))
-            emit.step_finished(run, node, outer, end.status, end.attempts, end.error)
-        elif watched and node.plain and (run.changes is None or checkpoints.begun_already(run, node)):
-            # What _step and attempts do, less three generators: most watched steps go well at once.
-            allowed, told = node.max_attempts, emit.step_started(run, node)
-            first = emit.attempt_started(run, node, told, 1, allowed, undo=False)
+            node, first = made.ctx.node, made
+        elif timeless and node.plain and (run.changes is None or checkpoints.begun_already(run, node)):
+            # What _step and attempts do, less three generators: most steps succeed at once.
             ctx = Context(run, node)
-            value, error = yield Call(node, node.fn, ctx, first.context.copy(), None, node.is_async)
-            if error is None and type(value) is not CoroutineType:
-                emit.attempt_finished(run, node, told, first, 1, allowed, Status.SUCCESS, None, undo=False)
-                emit.step_finished(run, node, told, Status.SUCCESS, 1, None)
-                if run.changes is None:
-                    node = _done(run, node, value, 1)
-                else:
-                    node = yield from _recorded(run, node, value)
-                continue
-            end = yield from safely(
-                attempts(run, node, node.fn, node.retry, None, told, begun=(ctx, value, error), first=first)
-            )
-            emit.step_finished(run, node, told, end.status, end.attempts, end.error)
-        else:
+            if observed:
+                scope, attempt = emit.plain_step_started(run, node)
+                outcome = yield Call(node, node.fn, ctx, attempt.context.copy(), None, node.is_async)
+                first = FirstAttempt(ctx, outcome, scope, attempt)
+            else:
+                outcome = yield ctx
+                if outcome[1] is None and type(outcome[0]) is not CoroutineType:
+                    node = done(node, outcome[0])
+                    continue
+                first = FirstAttempt(ctx, outcome, None, None)
+        if first is None:
             end = yield from _step(run, node)
+        else:
+            end, first = (yield from _plain_step(run, node, first)), None
         if end.error is not None:
             yield from _failed(run, node, end)
             return
         if end.status is Status.PENDING:  # the run stopped before it began
             run.put_back()
             return
-        if run.changes is not None:
-            node = yield from _recorded(run, node, end.value, end.attempts, skipped=end.status is Status.SKIPPED)
-        else:
-            node = _skipped(run, node) if end.status is Status.SKIPPED else _done(run, node, end.value, end.attempts)
+        node = _done(run, node, end) if run.changes is None else (yield from _recorded(run, node, end))
 
 
-def _go_on(run: RunState, node: Node, begun: InlineProgress) -> Program[Node | None]:
-    """Go on with a step whose first attempt a sprint has made, or begun; answers the next node."""
-    assert begun.ctx is not None  # noqa: S101 - the caller has looked
-    value, error = begun.value, begun.error
-    if begun.suspended is not None:
-        value, error = yield begun.suspended
-    made, step = (begun.ctx, value, error), begun.outer
-    end = yield from safely(attempts(run, node, node.fn, node.retry, None, step, begun=made, first=begun.told))
-    if step is not None:
-        emit.step_finished(run, node, step, end.status, end.attempts, end.error)
-    if end.error is not None:
-        yield from _failed(run, node, end)
-        return None
-    return _done(run, node, end.value, end.attempts)
+def _recorded_in_stride(
+    run: RunState, recorded: Node, node: Node | None, failure: Exception | None
+) -> Program[Node | None]:
+    if failure is not None:
+        yield from _stopped(run, run.fail(failure, recorded.name))
+    return node
 
 
-def _step(run: RunState, node: Node) -> Program[End]:
+def _plain_step(run: RunState, node: Node, first: FirstAttempt) -> Program[StepEnd]:
+    """The rest of a plain step whose first attempt was made."""
+    scope, attempt, outcome = first.scope, first.attempt, first.outcome
+    if scope is not None and attempt is not None and outcome[1] is None and type(outcome[0]) is not CoroutineType:
+        emit.plain_step_finished(run, node, scope, attempt)
+        return StepEnd(Status.SUCCESS, outcome[0], None, 1, scope)
+    return (yield from _attempted(run, node, attempts(run, node, node.fn, node.retry, None, scope, first=first), scope))
+
+
+def _attempted(run: RunState, node: Node, program: Program[StepEnd], scope: StepScope | None) -> Program[StepEnd]:
+    """The attempts of a step, and the end of it."""
+    end = yield from safely(program)
+    if scope is not None:
+        emit.step_finished(run, node, scope, end.status, end.attempts, end.error)
+        end.scope = scope
+    return end
+
+
+def _step(run: RunState, node: Node) -> Program[StepEnd]:
     """All of a step that somebody watches, or that has limits, or that may be skipped."""
     end = _overdue(run)
     if node.when is not None and node.name not in run.was_in_doubt and end is None:  # that one was wanted
         end = (yield from _asked(run, node)) or _overdue(run)
         if run.stopped and (end is None or end.error is None):
-            return End(Status.PENDING, None, None, 0)
+            return StepEnd(Status.PENDING)
     if end is not None:
         return end
     if run.changes is not None:
         end = yield from _begun(run, node)
         if end is not None:
             return end
-    told = emit.step_started(run, node) if run.observed else None
-    end = yield from safely(attempts(run, node, node.fn, node.retry, node.timeout, told))
-    if told is not None:
-        emit.step_finished(run, node, told, end.status, end.attempts, end.error)
-    return end
+    scope = emit.step_started(run, node) if run.observed else None
+    return (yield from _attempted(run, node, attempts(run, node, node.fn, node.retry, node.timeout, scope), scope))
 
 
-def _begun(run: RunState, node: Node) -> Program[End | None]:
-    """Have the store know that the step starts; answers the End of one that must not."""
+def _begun(run: RunState, node: Node) -> Program[StepEnd | None]:
+    """Have the store know that the step starts; returns the StepEnd of one that must not."""
     try:
         begins = yield from checkpoints.begin(run, node, 1)
     except NotSerializable as error:  # what its when= wrote
-        return End(Status.FAILURE, None, error, 0)
-    return None if begins else End(Status.PENDING, None, None, 0)
+        return StepEnd(Status.FAILURE, None, error, 0)
+    return None if begins else StepEnd(Status.PENDING)
 
 
-def _overdue(run: RunState) -> End | None:
-    """The End of a step that does not start any more because the run's deadline has passed."""
+def _overdue(run: RunState) -> StepEnd | None:
+    """The StepEnd of a step that does not start any more because the run's deadline has passed."""
     if run.deadline is None or run.settings.clock() < run.deadline:
         return None
     late = RunTimeout(f"run {run.run_id} of {safe_repr(run.workflow.name)} did not finish before its deadline.")
-    return End(Status.FAILURE, None, late, 0)
+    return StepEnd(Status.FAILURE, None, late, 0)
 
 
-def safely(program: Program[End]) -> Program[End]:
+def safely(program: Program[StepEnd]) -> Program[StepEnd]:
     """Whatever goes wrong in our own part of a step, in an object that the user handed in for one, fails that step: a run
     must neither hang nor end with its effects standing."""
     try:
         return (yield from program)
     except Exception as error:  # noqa: BLE001 - see above
-        return End(Status.FAILURE, None, error, 1)
+        return StepEnd(Status.FAILURE, None, error, 1)
 
 
-def _needs_a_helper(run: RunState, node: Node) -> bool:
+def _needs_a_worker(run: RunState, node: Node) -> bool:
     """Whether the step could not be given up if the caller's own task ran it: it has company, or a limit."""
     if run.running > 1 or run.ready:
         return True
     return node.is_async and (node.timeout is not None or node.step_timeout is not None or run.deadline is not None)
 
 
-def _done(run: RunState, node: Node, value: object, attempts: int) -> Node | None:
-    if run.observed or attempts > 1:
-        report = run.report(node)
-        report.status, report.attempts = Status.SUCCESS, attempts
-    if node.step.pivot:
-        run.past_pivot = True
+def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
+    """The step succeeded or was skipped: unblock its dependents; returns the next node."""
     freed: list[Node] | None = [] if run.observed else None
-    after = run.done(node, value, freed)
+    if end.status is Status.SKIPPED:
+        run.report(node).status = Status.SKIPPED
+        emit.step_skipped(run, node)
+        after = run.skipped(node, freed)
+    else:
+        if run.observed or end.attempts > 1:
+            end.report_to(run.report(node))
+        if node.step.pivot:
+            run.past_pivot = True
+        after = run.done(node, end.value, freed)
     emit.steps_ready(run, freed)
     return after
 
 
-def _skipped(run: RunState, node: Node) -> Node | None:
-    run.report(node).status = Status.SKIPPED
-    emit.step_skipped(run, node)
-    freed: list[Node] | None = [] if run.observed else None
-    after = run.skipped(node, freed)
-    emit.steps_ready(run, freed)
-    return after
-
-
-def _recorded(
-    run: RunState, node: Node, value: object, attempts: int = 1, *, skipped: bool = False
-) -> Program[Node | None]:
-    """The step is done or was skipped: have the store know, then go on."""
-    report = run.report(node)
-    report.status, report.attempts = Status.SKIPPED if skipped else Status.SUCCESS, attempts
+def _recorded(run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
+    """The step succeeded or was skipped: have the store know, then continue as `_done` does."""
+    end.report_to(run.report(node))
+    skipped = end.status is Status.SKIPPED
     if skipped:
         emit.step_skipped(run, node)
     elif node.step.pivot:
         run.past_pivot = True
-    after, failure = yield from checkpoints.ended(run, node, value, skipped=skipped)
+    after, failure = yield from checkpoints.ended(run, node, end.value, skipped=skipped)
     if failure is not None:  # its result cannot be stored; what it did stands, and is undone with the rest
         yield from _stopped(run, run.fail(failure, node.name))
     return after
 
 
-def _failed(run: RunState, node: Node, end: End) -> Program[None]:
+def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
     """The step failed for good, and its run with it."""
-    report = run.report(node)
-    report.status, report.attempts, report.error = end.status, end.attempts, end.error
+    end.report_to(run.report(node))
     error = end.error if end.error is not None else StepCancelled()
     if end.status is Status.CANCELLED and not isinstance(error, StepCancelled):
         # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
@@ -243,17 +234,17 @@ def _stopped(run: RunState, first: bool) -> Program[None]:
     run.put_back()
 
 
-def _asked(run: RunState, node: Node) -> Program[End | None]:
-    """Ask the step's `when=`; answers None for go, or the End of a step that is skipped or whose predicate failed."""
+def _asked(run: RunState, node: Node) -> Program[StepEnd | None]:
+    """Ask the step's `when=`; answers None for go, or the StepEnd of a step that is skipped or whose predicate failed."""
     assert node.when is not None  # noqa: S101 - the caller has looked
     ctx, asynchronous = Context(run, node), is_async(node.when)
     answer, error = yield Call(node, node.when, ctx, run.context.copy(), None, asynchronous, asks=True)
     if error is None and isinstance(answer, CoroutineType):
         answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), None, undo=False, asks=True)
     if error is None:
-        return None if answer else End(Status.SKIPPED, None, None, 0)
+        return None if answer else StepEnd(Status.SKIPPED)
     status, failure = _judged(run, node, error, None, undo=False, asks=True)
-    return End(status, None, failure, 0)
+    return StepEnd(status, None, failure, 0)
 
 
 def attempts(
@@ -262,17 +253,13 @@ def attempts(
     fn: Callable[..., Any],
     retry: Retry | None,
     timeout: float | None,
-    outer: Told | None,
+    scope: StepScope | None,
     *,
     undo: bool = False,
-    begun: tuple[Context, Any, BaseException | GivenUp | None] | None = None,
-    first: Told | None = None,
-) -> Program[End]:
-    """Attempt until it goes well, or no attempt is left, or the run stops.
-
-    `outer`: what was told of the step, None where nobody listens. `begun`: the first attempt, made already, and `first`:
-    what was told of it.
-    """
+    first: FirstAttempt | None = None,
+) -> Program[StepEnd]:
+    """Attempt a step or an undo until it succeeds, no attempt is left, or the run stops. `scope`: None if nobody observes
+    it. `first`: its first attempt, if that was made already."""
     settings = run.settings
     allowed = 1 if retry is None else retry.attempts
     step_timeout = None if undo else node.step_timeout
@@ -281,37 +268,36 @@ def attempts(
     until = None if step_timeout is None or started is None else started + step_timeout
     coroutine = node.undo_is_async if undo else node.is_async
     ctx: Context
-    told: Told | None = None
+    attempt: EventScope | None = None
     number = 0
     while True:
         number += 1
         limit = _limit(run, timeout, until, undo=undo) if timed else None
-        if begun is not None:
-            ctx, value, error = begun
-            begun, told = None, first
-            context = (run.context if told is None else told.context).copy()
+        if first is not None:
+            ctx, attempt = first.ctx, first.attempt
+            value, error = first.outcome
+            first = None
+            context = (run.context if attempt is None else attempt.context).copy()
         else:
             ctx = AttemptContext(run, node, number, None if limit is None else limit.moment, undo=undo)
-            if outer is None:
+            if scope is None:
                 context = run.context.copy()
             else:
-                told = emit.attempt_started(run, node, outer, number, allowed, undo=undo)
-                context = told.context.copy()
+                attempt = emit.attempt_started(run, node, scope, number, allowed, undo=undo)
+                context = attempt.context.copy()
             seconds = None if limit is None else limit.seconds
             value, error = yield Call(node, fn, ctx, context, seconds, coroutine, undo)
         if error is None and isinstance(value, CoroutineType):
             left = None if limit is None else max(0.0, limit.moment - settings.clock())
             value, error = yield from awaited(run, node, ctx, value, context, left, undo=undo)
         if error is None:
-            if told is not None and outer is not None:
-                emit.attempt_finished(run, node, outer, told, number, allowed, Status.SUCCESS, None, undo=undo)
-            return End(Status.SUCCESS, value, None, number)
+            if attempt is not None and scope is not None:
+                emit.attempt_finished(run, node, scope, attempt, number, allowed, Status.SUCCESS, None, undo=undo)
+            return StepEnd(Status.SUCCESS, value, None, number)
 
         status, failure = _judged(run, node, error, limit, undo=undo)
-        if told is not None and outer is not None:
-            emit.attempt_finished(run, node, outer, told, number, allowed, status, failure, undo=undo)
-        elif outer is not None:  # the first attempt of a step that only the store hears of
-            outer.ended = settings.clock()
+        if attempt is not None and scope is not None:
+            emit.attempt_finished(run, node, scope, attempt, number, allowed, status, failure, undo=undo)
         if isinstance(error, GivenUp) and not error.over:
             run.give_up(error.call)
         pause = None
@@ -319,22 +305,22 @@ def attempts(
             elapsed = 0.0 if started is None else settings.clock() - started
             pause = retry.after(number, failure, elapsed, settings.random)
         if pause is None or (status is Status.TIMEOUT and limit is not None and limit.name != "timeout"):
-            return End(status, None, failure, number)
+            return StepEnd(status, None, failure, number)
         if isinstance(error, GivenUp) and not error.over:
             # A second attempt beside the first could do the work twice: wait for the first to land.
             if error.call.landed is None:
                 yield AwaitAbandoned(error.call, _patience(run, until, undo=undo))
             landed = error.call.landed
-            if outer is not None:
-                outer.ended = settings.clock()
+            if scope is not None:
+                scope.ended = settings.clock()
             if landed is not None and landed[1] is None:
                 run.forget(error.call)
-                return End(Status.SUCCESS, landed[0], None, number)
+                return StepEnd(Status.SUCCESS, landed[0], None, number)
             if landed is None or _too_late(run, retry, pause, started):
-                return End(status, None, failure, number)
-        over = yield from _paused(run, node, outer, number, allowed, pause, failure, until, undo=undo)
+                return StepEnd(status, None, failure, number)
+        over = yield from _paused(run, node, scope, number, allowed, pause, failure, until, undo=undo)
         if over:
-            return End(status, None, failure, number)
+            return StepEnd(status, None, failure, number)
         if isinstance(error, GivenUp):
             run.forget(error.call)
 
@@ -415,7 +401,7 @@ def _allowed(node: Node, limit: Limit, *, undo: bool) -> float:
 def _paused(
     run: RunState,
     node: Node,
-    outer: Told | None,
+    scope: StepScope | None,
     number: int,
     allowed: int,
     pause: Pause,
@@ -430,17 +416,17 @@ def _paused(
     if pause.delay >= _left(run, until, undo=undo):
         return True
     began = 0.0
-    if outer is not None:
-        began = emit.backoff_started(run, node, outer, number, allowed, pause, failure, undo=undo)
+    if scope is not None:
+        began = emit.backoff_started(run, node, scope, number, allowed, pause, failure, undo=undo)
     if pause.delay and run.context.get(waits, True):
         yield Sleep(pause.delay, shielded=undo)
     if run.changes is not None and undo and run.finished is None and not (yield from checkpoints.still_ours(run)):
         return True
     if run.changes is not None and not undo and not run.stopped:
         yield from checkpoints.begin(run, node, number + 1)
-    if outer is not None:
-        outer.ended = run.settings.clock()
-        outer.backoff += outer.ended - began
+    if scope is not None:
+        scope.ended = run.settings.clock()
+        scope.backoff += scope.ended - began
     return run.stopped and not undo
 
 

@@ -12,13 +12,14 @@ from ..plan import Node
 from ..status import Status
 from . import emit
 from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program
+from .inline import FirstAttempt
 from .run_state import RunState
-from .steps import End, attempts, safely
+from .steps import StepEnd, attempts, safely
 
 __all__ = ["collect_landed", "late", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
 
 
-_UNDONE: Final = End(Status.SUCCESS, None, None, 1)
+_UNDONE: Final = StepEnd(Status.SUCCESS, None, None, 1)
 
 
 def undo_all(run: RunState) -> Program[None]:
@@ -100,22 +101,22 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         return
     order, trigger = run.begin_undo(node), run.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
-    told = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
+    scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
     if run.undo_stopped:
-        end = End(
+        end = StepEnd(
             Status.CANCELLED, None, UndoInterrupted(f"the undo of step {safe_repr(node.name)} was not started."), 0
         )
-    elif told is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
+    elif scope is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
         # Nobody watches and no clock is needed: its first attempt, as a plain step's, is a call and no more.
         ctx = AttemptContext(run, node, 1, None, undo=True)
         value: Any
         value, failure = yield Call(node, undo.fn, ctx, run.context.copy(), None, node.undo_is_async, shielded=True)
         end = _UNDONE
         if failure is not None or type(value) is CoroutineType:
-            begun = (ctx, cast("object", value), failure)
-            end = yield from safely(attempts(run, node, undo.fn, undo.retry, None, None, undo=True, begun=begun))
+            first = FirstAttempt(ctx, (cast("object", value), failure), None, None)
+            end = yield from safely(attempts(run, node, undo.fn, undo.retry, None, None, undo=True, first=first))
     else:
-        end = yield from safely(attempts(run, node, undo.fn, undo.retry, undo.timeout, told, undo=True))
+        end = yield from safely(attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True))
     error = end.error
     if error is not None and not isinstance(error, Exception):
         # Ctrl-C in an undo is the second one, or nobody shielded the first: the person means it.
@@ -124,8 +125,8 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         interrupted.__cause__ = error
         error = interrupted
     status = Status.FAILURE if end.status is Status.CANCELLED else end.status
-    if told is not None:
-        emit.undo_finished(run, node, told, order, trigger, status, end.attempts, error)
+    if scope is not None:
+        emit.undo_finished(run, node, scope, order, trigger, status, end.attempts, error)
     if error is not None and run.left_to_others and run.finished is None:  # whoever has the run now undoes this step
         return
     report = run.report(node)

@@ -92,14 +92,14 @@ MUTANTS = (
     m(
         "an undo is tried once",
         "undo",
-        "undo.fn, undo.retry, undo.timeout, told, undo=True",
-        "undo.fn, None, undo.timeout, told, undo=True",
+        "undo.fn, undo.retry, undo.timeout, scope, undo=True",
+        "undo.fn, None, undo.timeout, scope, undo=True",
     ),
     m(
         "an undo has no timeout",
         "undo",
-        "undo.fn, undo.retry, undo.timeout, told, undo=True",
-        "undo.fn, undo.retry, None, told, undo=True",
+        "undo.fn, undo.retry, undo.timeout, scope, undo=True",
+        "undo.fn, undo.retry, None, scope, undo=True",
     ),
     m("the wrong trigger", "undo", 'run.failed_step or "cancelled"', "node.name"),
     m("undos all have number one", "run_state", "self.undo_order += 1", "self.undo_order = 1"),
@@ -127,12 +127,12 @@ MUTANTS = (
     ),
     m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
     m("nobody helps", "steps", "if run.ready and not run.waking and run.wants_help():", "if False:"),
-    m("skipped steps are run", "steps", "return None if answer else End(Status.SKIPPED, None, None, 0)", "return None"),
+    m("skipped steps are run", "steps", "return None if answer else StepEnd(Status.SKIPPED)", "return None"),
     m(
         "when= is turned around",
         "steps",
-        "return None if answer else End(Status.SKIPPED, None, None, 0)",
-        "return None if not answer else End(Status.SKIPPED, None, None, 0)",
+        "return None if answer else StepEnd(Status.SKIPPED)",
+        "return None if not answer else StepEnd(Status.SKIPPED)",
     ),
     m(
         "dependants of a skipped step never run",
@@ -177,8 +177,8 @@ MUTANTS = (
     m(
         "the number of attempts is told wrong",
         "steps",
-        "return End(Status.SUCCESS, value, None, number)",
-        "return End(Status.SUCCESS, value, None, 1)",
+        "return StepEnd(Status.SUCCESS, value, None, number)",
+        "return StepEnd(Status.SUCCESS, value, None, 1)",
     ),
     m(
         "elapsed time is forgotten",
@@ -196,8 +196,8 @@ MUTANTS = (
     m(
         "what landed in time is thrown away",
         "steps",
-        "                return End(Status.SUCCESS, landed[0], None, number)",
-        "                return End(status, None, failure, number)",
+        "                return StepEnd(Status.SUCCESS, landed[0], None, number)",
+        "                return StepEnd(status, None, failure, number)",
     ),
     m(
         "cancelled counts as done",
@@ -247,8 +247,8 @@ MUTANTS = (
     m(
         "the pivot is ignored",
         "steps",
-        "        run.past_pivot = True\n    freed",
-        "        run.past_pivot = False\n    freed",
+        "            run.past_pivot = True\n        after",
+        "            run.past_pivot = False\n        after",
     ),
     m(
         "the last error is raised, not the first",
@@ -259,14 +259,14 @@ MUTANTS = (
     m(
         "the end of the run is not told",
         "run",
-        "    if told is not None:\n        emit.run_finished(run, told, finished.status",
-        "    if told is None:\n        emit.run_finished(run, told, finished.status",
+        "    if scope is not None:\n        emit.run_finished(run, scope, finished.status",
+        "    if scope is None:\n        emit.run_finished(run, scope, finished.status",
     ),
     m(
         "the end of a step is not told",
         "steps",
-        "    if told is not None:\n        emit.step_finished(run, node, told, end.status",
-        "    if told is not None and end.error is None:\n        emit.step_finished(run, node, told, end.status",
+        "    if scope is not None:\n        emit.step_finished(run, node, scope, end.status",
+        "    if scope is not None and end.error is None:\n        emit.step_finished(run, node, scope, end.status",
     ),
     m(
         "the end of an attempt is told as a failure",
