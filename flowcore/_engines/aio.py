@@ -92,7 +92,7 @@ class AsyncEngine(EngineBase):
         if can_run_inline(run):
             self._live[run] = None
             try:
-                finished = run_without_driver(run)
+                finished = run_without_driver(run, is_async=True)
             except BaseException:
                 self._live.pop(run, None)
                 raise

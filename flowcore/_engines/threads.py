@@ -111,7 +111,7 @@ class Engine(EngineBase):
             if run.observed or not inline:  # no Ctrl-C may strike a hook
                 ctrl_c = guard()
             if inline:
-                finished = run_without_driver(run, ctrl_c)
+                finished = run_without_driver(run, is_async=False, interrupts=ctrl_c)
                 if finished is not None:
                     self._forget(run)
                     if ctrl_c is not None:

@@ -54,13 +54,13 @@ def can_run_inline(run: RunState) -> bool:
     return run.key is None and run.allowed is None and not run.settings.durable
 
 
-def run_inline(run: RunState, interrupts: Interrupts | None = None) -> InlineProgress | None:
-    """Run plain steps while exactly one is ready. None: the run is over or has stopped, or several steps are ready."""
+def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> InlineProgress | None:
+    """Run plain steps while exactly one is ready: async ones in a task, others on a thread. None: the run is over or has stopped, or several steps are ready."""
     ready = run.ready
     if len(ready) != 1 or run.stopped:
         return None
     nodes, counts, results, observed = run.plan.nodes, run.counts, run.results, run.observed
-    is_async, copy, new = run.settings.runs_async, run.context.copy, object.__new__
+    copy, new = run.context.copy, object.__new__
     scope = attempt = None
     node: Node | None = nodes[ready.popleft()]
     run.running = 1
@@ -128,4 +128,6 @@ def run_inline(run: RunState, interrupts: Interrupts | None = None) -> InlinePro
     if node is not None and not run.stopped:
         return InlineProgress(node)
     run.running = 0
+    if run.stopped:  # perhaps while the last step unblocked others
+        ready.clear()
     return None

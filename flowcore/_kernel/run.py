@@ -77,7 +77,7 @@ def execute(run: RunState) -> Program[Run]:
     return finished
 
 
-def run_without_driver(run: RunState, interrupts: Interrupts | None = None) -> Run | None:
+def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> Run | None:
     """Run inline, as far as that goes. Returns the Run if that was all of it; else `execute` continues there."""
     if run.observed:
         emit.requested(run)
@@ -85,7 +85,7 @@ def run_without_driver(run: RunState, interrupts: Interrupts | None = None) -> R
             run.scope = emit.run_started(run)
         if run.observed:
             emit.first_ready(run)
-    run.progress = run_inline(run, interrupts)
+    run.progress = run_inline(run, is_async=is_async, interrupts=interrupts)
     if run.progress is not None or run.ready or not run.succeed():
         return None
     finished = run.as_run(Status.SUCCESS)

@@ -24,19 +24,23 @@ from .._kernel.effects import (
     Program,
     Sleep,
     Stop,
+    Suspended,
     as_call,
 )
-from .._kernel.run import execute, helper
+from .._kernel.inline import can_run_inline
+from .._kernel.run import execute, helper, run_without_driver
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.undo import late
 from ..context import Context
 from ..errors import StepCancelled
 from ..events import Hooks
+from ..plan import Node
 from ..run import Run
 from ..stores.base import Lease
 from ..workflow import Workflow
 from .acts import CRASHES, Act, Caller, Fault, Injected, SimulatedCall
+from .inline import instrumented
 from .journal import Journal
 from .network import Network
 from .world import World
@@ -45,6 +49,7 @@ __all__ = ["PATIENCE", "Process"]
 
 _FOREVER = 1e9  # virtual seconds that no workflow is still running after
 PATIENCE = 2.5  # leases for which a run waits for a store that is unreachable
+_INLINE = 0.75  # of the runs that can run inline
 _BEATS = 3  # renewals in the time of a lease, as an engine has them
 
 
@@ -87,6 +92,7 @@ class Process:
         self._coroutines: list[Any] = []  # which nobody may ever await
         self._asks = 0
         self._called = 0
+        self._inline = False  # whether the inline path is at work
         self._due = 0  # what will happen to it, or may; its heartbeat not counted
         self._thaws = 0.0  # nothing of it goes on before that moment
         self._settings = Settings(
@@ -112,11 +118,29 @@ class Process:
         x = self.x = RunState(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
         x.key, x.wait = key, self.act.caller.wait
         x.allowed = workflow.deadline if deadline is None else deadline
+        if can_run_inline(x) and self._random() < _INLINE:
+            elsewhere = [name for name, fault in self._faults.items() if fault in {Fault.TIMEOUT, Fault.STUCK}]
+            x.plan = instrumented(
+                x.plan, elsewhere, lambda: self._inline, self._call_inline, lambda: self._random() < 0.5
+            )
+            self._after(0.0, self._run_inline)
+            return
         self._main = execute(x)
         if self.act.caller.recovers:
             self._after(0.0, self._look_for_work)
         else:
             self._after(0.0, partial(self._advance, self._main, None))
+
+    def _run_inline(self) -> None:
+        """Run what can run inline, as an engine does, on a thread or in a task; then the main program."""
+        self._inline = True
+        finished = run_without_driver(self.x, is_async=self.x.plan.has_async is not None and self._random() < 0.7)
+        self._inline = False
+        if finished is not None:
+            self.over(finished, None)
+            return
+        self._main = execute(self.x)
+        self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
         """Ask for runs to go on with, as an engine's recover() does."""
@@ -185,6 +209,9 @@ class Process:
                 self.over(None, error)  # a refused claim
                 return None
             answer = None
+            if type(effect) is Suspended:  # begun, and no more: it goes on as any other call
+                effect.coroutine.close()
+                return self._call(program, as_call(effect.ctx, effect.context))
             if type(effect) is Context:
                 return self._call(program, as_call(effect, self.x.context.copy()))
             if type(effect) is Call:
@@ -221,15 +248,32 @@ class Process:
 
     # -- user code -----------------------------------------------------------------------------------------------------
 
-    def _call(self, program: Program[Any], call: Call) -> None:
-        """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
-        if self.x.interrupted and not call.shielded:
-            self._advance(program, (None, GivenUp(call, timed_out=False, over=True)))  # it never began
-            return
-        self._running[call] = program
+    def _call_inline(self, node: Node, fn: Callable[..., Any], ctx: Context) -> Any:
+        """A call that the inline path makes. Others act before it returns, as they do while a thread is in user code; no
+        one can give it up, so it heeds the cancellation of its run."""
+
+        def interrupted() -> bool:
+            return self.x.interrupted
+
+        call = Call(node, fn, ctx, contextvars.copy_context(), None, node.is_async)
+        trace = self._traced(call, "do")
+        fault, takes = self._fault(call), self._random()
+        performed = self._performed(call, fault) if self._random() < 0.5 else None
+        if fault is Fault.CANCEL:
+            self.world.let_pass(takes / 2, interrupted)
+            self._fired.append((node.name, fault))
+            self.cancel()
+        self.world.let_pass(takes, interrupted)
+        value, error = performed or self._performed(call, fault)
+        trace.ended, trace.failed = self.world.now, error is not None
+        if isinstance(error, BaseException):
+            raise error
+        return value
+
+    def _traced(self, call: Call, what: str) -> SimulatedCall:
         trace = self._traces[call] = SimulatedCall(
             call.node.name,
-            _what(call),
+            what,
             call.ctx.attempt,
             self.world.now,
             len(self.act.events),
@@ -239,6 +283,15 @@ class Process:
         )
         self._calls.append(trace)
         self._called += 1
+        return trace
+
+    def _call(self, program: Program[Any], call: Call) -> None:
+        """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
+        if self.x.interrupted and not call.shielded:
+            self._advance(program, (None, GivenUp(call, timed_out=False, over=True)))  # it never began
+            return
+        self._running[call] = program
+        self._traced(call, _what(call))
         fault = self._fault(call)
         halt = self._halt if self._halts("call", self._called) else None
         takes = self.world.random.random()

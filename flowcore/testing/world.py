@@ -56,6 +56,14 @@ class World:
             act()
         return False
 
+    def let_pass(self, seconds: float, unless: Callable[[], bool]) -> None:
+        """Let so much time pass in the middle of something, and what is due meanwhile happen; less once `unless()` holds."""
+        until = self.now + seconds
+        while not unless() and self._agenda and self._agenda[0][0] <= until:
+            self.clock.now, _, _, act = heapq.heappop(self._agenda)
+            act()
+        self.clock.now = self.now if unless() else until
+
     def close(self) -> None:
         if self._runner is not None:
             self._runner.close()

@@ -105,6 +105,77 @@ MUTANTS = (
     m("undos all have number one", "run_state", "self.undo_order += 1", "self.undo_order = 1"),
     m("undo is cancelled with its run", "steps", "return run.stopped and not undo", "return run.stopped"),
     m("an undo has a deadline", "steps", "(run.deadline is not None and not undo)", "run.deadline is not None"),
+    # the inline path
+    m(
+        "inline, the undo of every second step is forgotten",
+        "inline",
+        "        if node.compensation is not None:",
+        "        if node.compensation is not None and node.index % 2 == 0:",
+    ),
+    m(
+        "inline, results are lost",
+        "inline",
+        "            results[node.name] = value\n        if",
+        "            pass\n        if",
+    ),
+    m(
+        "inline, results of observed runs are lost",
+        "inline",
+        "            results[node.name] = value  # before",
+        "            pass  # before",
+    ),
+    m(
+        "inline, a cancelled run continues",
+        "inline",
+        "node.inline[is_async] and not run.stopped:",
+        "node.inline[is_async]:",
+    ),
+    m("inline, a step starts before its last dependency", "inline", "if not counts[index]:", "if counts[index] >= 0:"),
+    m("inline, what becomes ready beside the next step is forgotten", "inline", "ready.append(index)", "pass"),
+    m(
+        "inline, a result that is to be awaited is kept as it is",
+        "inline",
+        "if type(value) is CoroutineType:",
+        "if False:",
+    ),
+    m(
+        "inline, a step that failed has no attempt",
+        "inline",
+        "FirstAttempt(ctx, (None, error), scope, attempt)",
+        "None",
+    ),
+    m(
+        "inline, a step that suspends has no attempt",
+        "inline",
+        "FirstAttempt(ctx, (None, None), scope, attempt, suspended)",
+        "None",
+    ),
+    m("inline, a step that waits is done", "steps", "first.outcome = yield first.suspended", "yield first.suspended"),
+    m(
+        "inline, the end of a step is not emitted",
+        "inline",
+        "            emit.plain_step_finished(",
+        "            (lambda *_: None)(",
+    ),
+    m(
+        "inline, what is ready is not emitted",
+        "inline",
+        "            emit.steps_ready(",
+        "            (lambda *_: None)(",
+    ),
+    m(
+        "inline, steps with limits run too",
+        "inline",
+        "while node is not None and node.inline[is_async]",
+        "while node is not None",
+    ),
+    m("a run that stopped inline starts what was ready", "inline", "        ready.clear()\n", "        pass\n"),
+    m(
+        "success is reported of a run that stopped inline",
+        "run",
+        "or not run.succeed():",
+        "or not (run.succeed() or True):",
+    ),
     # what starts
     m(
         "start after a failure",

@@ -196,8 +196,10 @@ def drawn(draw: Draw, seed: int) -> Spec:
     """A workflow of one to seven steps."""
     count = draw.integer(1, 7)
     trouble = draw.choice((5, 20, 35, 60))
-    density = draw.choice((15, 35, 70, 100))
-    pivot = draw.integer(0, count - 1) if draw.chance(20) else None
+    plain = draw.chance(25)  # a chain without limits and questions, which can run inline
+    density = 100 if plain else draw.choice((15, 35, 70, 100))
+    pivot = draw.integer(0, count - 1) if draw.chance(20) and not plain else None
+    all_async = draw.chance(8)
     steps: list[StepSpec] = []
     for index in range(count):
         names = [step.name for step in steps]
@@ -209,13 +211,13 @@ def drawn(draw: Draw, seed: int) -> Spec:
                 depends,
                 _script(draw, trouble),
                 _policy(draw, 60),
-                draw.choice((0.2, 0.6, 0.9)) if draw.chance(12) else None,
-                draw.choice((0.5, 1.5, 3.0)) if draw.chance(8) else None,
-                draw.choice(("yes", "yes", "no", "raises")) if draw.chance(15) else None,
+                draw.choice((0.2, 0.6, 0.9)) if draw.chance(12) and not plain else None,
+                draw.choice((0.5, 1.5, 3.0)) if draw.chance(8) and not plain else None,
+                draw.choice(("yes", "yes", "no", "raises")) if draw.chance(15) and not plain else None,
                 _undo(draw) if draw.chance(75) else None,
                 draw.choice((True, False)) if draw.chance(20) else None,
                 index == pivot,
-                draw.choice(("async", "answers")) if draw.chance(3) else "plain",
+                "async" if all_async else draw.choice(("async", "answers")) if draw.chance(4) else "plain",
             )
         )
     faults: tuple[tuple[str, Fault], ...] = ()
@@ -225,7 +227,7 @@ def drawn(draw: Draw, seed: int) -> Spec:
     spec = Spec(
         seed,
         tuple(steps),
-        draw.choice((1.0, 2.0, 4.0)) if draw.chance(8) else None,
+        draw.choice((1.0, 2.0, 4.0)) if draw.chance(8) and not plain else None,
         "cancel" if draw.chance(20) else "wait",
         "attempted" if draw.chance(20) else "done",
         draw.chance(30),
