@@ -143,6 +143,7 @@ def test_cancel_from_inside_a_step_ends_the_run(live: MakeLive, ledger: Ledger) 
 
     ledger.add(wf, "b", depends_on="a", first=suicide)
     ledger.add(wf, "c", depends_on="b")
+    ledger.add(wf, "d", depends_on="b")
     with pytest.raises(StepCancelled):
         one.run(wf)
     assert ledger == ["a", "b", "-b", "-a"]
@@ -164,6 +165,7 @@ def test_a_step_that_cancels_its_asyncio_run_and_waits_for_nothing_is_its_last(l
 
     wf.add_step("a", suicide, compensate=undo)
     wf.add_step("b", never, depends_on="a")
+    wf.add_step("c", never, depends_on="a")
 
     async def main() -> None:
         with pytest.raises(StepCancelled):

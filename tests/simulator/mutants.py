@@ -169,7 +169,6 @@ MUTANTS = (
         "while node is not None and node.inline[is_async]",
         "while node is not None",
     ),
-    m("a run that stopped inline starts what was ready", "inline", "        ready.clear()\n", "        pass\n"),
     m(
         "success is reported of a run that stopped inline",
         "run",
