@@ -37,7 +37,7 @@ PARTS: dict[str, str] = {
     "_kernel": "errors status retry context run plan workflow events stores.base _durable",
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks",
-    "testing": "errors status retry context run workflow events stores _kernel _durable",
+    "testing": "errors status retry context run plan workflow events stores _kernel _durable",
 }
 """what each module or subpackage of flowcore may import of flowcore when it is imported; flowcore itself: all of them"""
 
