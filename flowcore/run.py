@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .workflow import Step
 
-__all__ = ["BEGINS", "Run", "StepReport"]
+__all__ = ["BEGINS", "Run", "StepReport", "in_words"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() tells one by one
@@ -146,12 +146,24 @@ class Run:
         lines = [f"Run {self.id} of {safe_repr(self.workflow)}: {self._ending()}"]
         steps = self.steps
         for name, report in list(steps.items())[:_LISTED]:
-            lines.append(f"  {_clipped(name)}: {_told(report)}")
+            lines.append(f"  {_clipped(name)}: {in_words(report)}")
         if len(steps) > _LISTED:
             lines.append(f"  … and {len(steps) - _LISTED} more steps")
         if self.held:
             lines.append("  The key is held: once the rest is put right by hand, engine.store.release(key) frees it.")
         return "\n".join(lines)
+
+    def html(self, *, trace_url: str | None = None) -> str:
+        """The run as one self-contained HTML page. `trace_url`: where its trace is, with `{trace_id}` in it."""
+        from .picture import Timeline, page
+
+        return page(Timeline.of_run(self), self.explain(), trace_url=trace_url)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the waterfall, and the story."""
+        from .picture import Timeline, fragment
+
+        return fragment(Timeline.of_run(self), self.explain())
 
     def _ending(self) -> str:
         cause = f" at step {safe_repr(self.failed_step)}" if self.failed_step else ""
@@ -224,7 +236,8 @@ def _clipped(name: str) -> str:
     return name if name.isprintable() and len(name) <= 80 else safe_repr(name)
 
 
-def _told(report: StepReport) -> str:
+def in_words(report: StepReport) -> str:
+    """How a step went, in one line."""
     parts = [str(report.status)]
     if report.attempts > 1:
         parts.append(f"after {report.attempts} attempts")

@@ -33,6 +33,7 @@ PARTS: dict[str, str] = {
     "workflow": "errors retry step context plan describe lint",
     "events": "errors status",
     "forks": "",
+    "picture": "errors status run events",
     "stores": "errors status retry run forks",
     "_kernel": "errors status retry context run plan workflow events stores.base _durable",
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
@@ -70,6 +71,9 @@ LAZY: dict[str, set[str]] = {
     # For the first value that JSON has no form for.
     "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
     "flowcore.stores": {"flowcore.stores.redis", "flowcore.stores.sqlite"},
+    # The picture of a run is drawn for who asks for it.
+    "flowcore.run": {"flowcore.picture"},
+    "flowcore.stores.base": {"hashlib", "flowcore.picture", "flowcore.stores.story"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis.store": {"redis"},
     # pytest and hypothesis, which nobody needs who does not write a store.

@@ -150,6 +150,22 @@ class RunRecord:
     """what failed it: the exception itself where this process still has it, else a RunFailed that tells of it"""
     carrier: Mapping[str, str] = field(default_factory=_empty)
 
+    def explain(self) -> str:
+        """The story of the run in plain words: how it stands and why, who owns it, and a line for each step."""
+        from .story import story
+
+        return story(self)
+
+    def html(self, *, trace_url: str | None = None, usual: float | None = None) -> str:
+        """The run as one self-contained HTML page. `trace_url`: where its trace is, with `{trace_id}` in it; `usual`: seconds
+        that a run of its workflow usually takes."""
+        import hashlib
+
+        from ..picture import Timeline, page
+
+        key_hash = hashlib.sha256(self.key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return page(Timeline.of_record(self), self.explain(), key_hash=key_hash, trace_url=trace_url, usual=usual)
+
 
 @dataclass(slots=True)
 class Claim:

@@ -41,7 +41,7 @@ def test_statuses_are_their_plain_strings() -> None:
     assert f"{Status.COMPENSATION_FAILED}" == "compensation_failed"
     assert {str(status) for status in Status} == {
         *("pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown"),
-        *("compensated", "compensation_failed", "incomplete", "parked", "lost"),
+        *("compensated", "compensation_failed", "incomplete", "parked", "lost", "queued", "waiting"),
     }
 
 

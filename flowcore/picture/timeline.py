@@ -1,0 +1,324 @@
+"""One run as a picture: the description from which the HTML page and the terminal's timeline are drawn.
+
+It can be made of a store's record, of the Run that a caller has, or of events that a hook has collected. Only events know
+when each attempt, backoff and undo began; the others know when a step started, and how long it worked and backed off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import safe_str
+from ..events import (
+    AttemptFinished,
+    BackoffStarted,
+    CompensationFinished,
+    CompensationStarted,
+    Event,
+    RunFinished,
+    RunRecovered,
+    RunStarted,
+    StepCompletedLate,
+    StepFinished,
+    StepStarted,
+)
+from ..run import Run, StepReport
+from ..status import Status
+
+if TYPE_CHECKING:
+    from ..stores.base import RunRecord
+
+__all__ = ["Bar", "Kind", "Row", "Timeline", "in_words", "milliseconds"]
+
+_SPLIT: Final = 3
+"""steps that the sentence about the time names"""
+
+
+class Kind(StrEnum):
+    """What a stretch of time was spent on."""
+
+    WAIT = "wait"
+    """ready, and waiting for a worker"""
+    WORK = "work"
+    FAILED = "failed"
+    """work that failed"""
+    BACKOFF = "backoff"
+    UNDO = "undo"
+    UNDO_FAILED = "undo failed"
+    LATE = "late"
+    """work that came back after it had been abandoned"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A stretch of time; seconds since the run began."""
+
+    kind: Kind
+    start: float
+    end: float
+    label: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(slots=True)
+class Row:
+    """A step, and where its time went."""
+
+    name: str
+    status: str
+    depends_on: tuple[str, ...] = ()
+    bars: list[Bar] = field(default_factory=list)
+    attempts: int = 0
+    error: str = ""
+    critical: bool = False
+
+    @property
+    def end(self) -> float | None:
+        """When its forward part ended; None if it never ran."""
+        ends = [bar.end for bar in self.bars if bar.kind not in {Kind.UNDO, Kind.UNDO_FAILED}]
+        return max(ends) if ends else None
+
+    def seconds(self, *kinds: Kind) -> float:
+        return sum(bar.seconds for bar in self.bars if bar.kind in kinds)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """All of a run that a picture of it shows. Values and results are not in it, and of the key only what its maker chose."""
+
+    workflow: str
+    run_id: str
+    status: str
+    started: float | None
+    """seconds since the epoch"""
+    seconds: float
+    """from the beginning to the end, or to the last thing known"""
+    rows: list[Row]
+    takeovers: list[tuple[float, str]] = field(default_factory=list)
+    """when another owner took the run over, and who it was"""
+    trace_id: str | None = None
+    owner: str | None = None
+
+    @classmethod
+    def of_events(cls, events: Iterable[Event]) -> Timeline:
+        """The picture of the one run that these events are of, in the order in which a hook received them."""
+        drawing = _Drawing()
+        for event in events:
+            drawing.add(event)
+        return drawing.timeline()
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> Timeline:
+        """The picture of a run as its store knows it."""
+        depends_on = {name: tuple(before) for name, before, *_ in json.loads(record.graph or "[]")}
+        names = [*depends_on, *(name for name in record.steps if name not in depends_on)]
+        results = set(record.results)
+        reports = {name: record.steps.get(name) or _result_alone(name in results) for name in names}
+        owner = None if record.owner is None else f"{record.owner.host} ({record.owner.pid})"
+        timeline = cls._of_reports(
+            record.workflow, record.run_id, str(record.status), record.started or None, reports, depends_on
+        )
+        if record.finished is not None and record.started:
+            timeline.seconds = max(timeline.seconds, record.finished - record.started)
+        timeline.owner = owner
+        if record.takeovers and record.owner is not None and record.started:
+            timeline.takeovers.append((max(0.0, record.owner.since - record.started), owner or ""))
+        timeline.trace_id = _trace_id(record.carrier)
+        return timeline
+
+    @classmethod
+    def of_run(cls, run: Run) -> Timeline:
+        """The picture of a run that a caller has. Without hooks and a durable store nothing measured its times."""
+        depends_on = {node.name: node.dependencies for node in run._plan.nodes}
+        timeline = cls._of_reports(run.workflow, run.id, str(run.status), None, run.steps, depends_on)
+        timeline.trace_id = _trace_id(run.carrier)
+        return timeline
+
+    @classmethod
+    def _of_reports(
+        cls,
+        workflow: str,
+        run_id: str,
+        status: str,
+        started: float | None,
+        reports: Mapping[str, StepReport],
+        depends_on: Mapping[str, tuple[str, ...]],
+    ) -> Timeline:
+        rows = [_row_of_report(name, report, depends_on.get(name, ())) for name, report in reports.items()]
+        known = {row.name: row for row in rows}
+        starts = [report.started - (report.waited or 0.0) for report in reports.values() if report.started is not None]
+        zero = started if started is not None else min(starts, default=None)
+        for row in rows:
+            report = reports[row.name]
+            if report.started is not None and zero is not None:
+                ready = max(0.0, report.started - (report.waited or 0.0) - zero)
+            else:  # nothing says when it started: after all that it waited for
+                ready = max((known[name].end or 0.0 for name in row.depends_on if name in known), default=0.0)
+            row.bars = _bars_of_report(report, ready)
+        timeline = cls(workflow, run_id, status, started, max((row.end or 0.0 for row in rows), default=0.0), rows)
+        _mark_critical(rows)
+        return timeline
+
+
+class _Drawing:
+    """A timeline in the making, event by event."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Row] = {}
+        self._begin: RunStarted | None = None
+        self._end: RunFinished | None = None
+        self._started: dict[tuple[str, bool], float] = {}
+        self._latest = 0.0
+        self._takeovers: list[tuple[float, str]] = []
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._begin = self._begin or event
+        if self._begin is None:
+            return
+        at = event.at - self._begin.at
+        self._latest = max(self._latest, at)
+        match event:
+            case RunFinished():
+                self._end = event
+            case RunRecovered():
+                self._takeovers.append((at, event.decision))
+            case StepStarted():
+                row = self._row(event.step)
+                row.depends_on = event.depends_on
+                if event.waited:
+                    row.bars.append(Bar(Kind.WAIT, at - event.waited, at))
+                self._started[event.step, False] = at
+            case AttemptFinished():
+                ok = event.outcome == Status.SUCCESS
+                kind = (Kind.UNDO if ok else Kind.UNDO_FAILED) if event.undo else (Kind.WORK if ok else Kind.FAILED)
+                label = f"attempt {event.attempt}" if event.max_attempts > 1 else ""
+                self._row(event.step).bars.append(Bar(kind, at - event.duration, at, _with(label, event.error)))
+            case BackoffStarted():
+                self._row(event.step).bars.append(Bar(Kind.BACKOFF, at, at + event.delay, event.reason))
+            case StepFinished():
+                row = self._row(event.step)
+                row.status, row.attempts, row.error = str(event.outcome), event.attempts, _with("", event.error)
+                if not any(bar.kind in {Kind.WORK, Kind.FAILED} for bar in row.bars):  # its attempts were not reported
+                    kind = Kind.WORK if event.outcome == Status.SUCCESS else Kind.FAILED
+                    row.bars.append(Bar(kind, at - event.duration, at, row.error))
+            case CompensationStarted():
+                self._started[event.step, True] = at
+            case CompensationFinished():
+                row = self._row(event.step)
+                begun = self._started.pop((event.step, True), at - event.duration)
+                if not any(bar.kind in {Kind.UNDO, Kind.UNDO_FAILED} and bar.start >= begun for bar in row.bars):
+                    kind = Kind.UNDO if event.outcome == Status.SUCCESS else Kind.UNDO_FAILED
+                    row.bars.append(Bar(kind, begun, at, _with("", event.error)))
+            case StepCompletedLate():
+                self._row(event.step).bars.append(Bar(Kind.LATE, max(0.0, at - event.late), at, str(event.outcome)))
+            case _:
+                pass
+
+    def _row(self, name: str) -> Row:
+        return self._rows.setdefault(name, Row(name, str(Status.RUNNING)))
+
+    def timeline(self) -> Timeline:
+        if self._begin is None:
+            raise ValueError("These events do not begin with a RunStarted. Collect all events of the run.")
+        begin, end = self._begin, self._end
+        seconds = self._latest if end is None else end.duration
+        status = str(Status.RUNNING if end is None else end.outcome)
+        rows = list(self._rows.values())
+        _mark_critical(rows)
+        timeline = Timeline(begin.workflow, begin.run_id, status, begin.wall, seconds, rows, self._takeovers)
+        timeline.trace_id = _trace_id(begin.carrier)
+        return timeline
+
+
+def _row_of_report(name: str, report: StepReport, depends_on: tuple[str, ...]) -> Row:
+    error = "" if report.error is None else _with("", report.error)
+    return Row(name, str(report.status), depends_on, attempts=report.attempts, error=error)
+
+
+def _bars_of_report(report: StepReport, ready: float) -> list[Bar]:
+    """Waiting, then working, then backing off: a report knows how long each was in all, and not in which turns."""
+    if report.ran is None:
+        return []
+    start = ready + (report.waited or 0.0)
+    bars = [Bar(Kind.WAIT, ready, start)] if report.waited else []
+    worked = start + report.ran
+    kind = Kind.WORK if report.status == Status.SUCCESS else Kind.FAILED
+    bars.append(Bar(kind, start, worked, f"{report.attempts} attempts" if report.attempts > 1 else ""))
+    if report.backed_off:
+        bars.append(Bar(Kind.BACKOFF, worked, worked + report.backed_off))
+    return bars
+
+
+def _result_alone(done: bool) -> StepReport:
+    return StepReport(Status.SUCCESS if done else Status.PENDING, int(done))
+
+
+def _mark_critical(rows: list[Row]) -> None:
+    """Mark the chain of steps that the run's length comes from: from the last to end back to what each waited for."""
+    known = {row.name: row for row in rows}
+    ended = [row for row in rows if row.end is not None]
+    row = max(ended, key=lambda one: one.end or 0.0, default=None)
+    while row is not None and not row.critical:
+        row.critical = True
+        before = [known[name] for name in row.depends_on if name in known and known[name].end is not None]
+        row = max(before, key=lambda one: one.end or 0.0, default=None)
+
+
+def _with(label: str, error: BaseException | None) -> str:
+    said = (
+        "" if error is None else f"{getattr(error, 'error_type', '') or type(error).__name__}: {safe_str(error, 200)}"
+    )
+    return ": ".join(part for part in (label, said) if part)
+
+
+def _trace_id(carrier: Mapping[str, Any]) -> str | None:
+    parts = str(carrier.get("traceparent", "")).split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else None
+
+
+def in_words(timeline: Timeline) -> str:
+    """Why the run took as long as it did, in one sentence."""
+    critical = [row for row in timeline.rows if row.critical]
+    if not critical:
+        return "Nothing measured where its time went."
+    critical.sort(key=lambda row: row.seconds(*Kind), reverse=True)
+    parts = [f"{row.name} {milliseconds(row.seconds(*_FORWARD))}{_of_which(row)}" for row in critical[:_SPLIT]]
+    rest = critical[_SPLIT:]
+    if rest:
+        parts.append(f"{len(rest)} more {milliseconds(sum(row.seconds(*_FORWARD) for row in rest))}")
+    undone = sum(row.seconds(Kind.UNDO, Kind.UNDO_FAILED) for row in timeline.rows)
+    if undone:
+        parts.append(f"undoing {milliseconds(undone)}")
+    return f"It took {milliseconds(timeline.seconds)}: {', '.join(parts)}."
+
+
+_FORWARD: Final = (Kind.WAIT, Kind.WORK, Kind.FAILED, Kind.BACKOFF, Kind.LATE)
+
+
+def _of_which(row: Row) -> str:
+    shares = [
+        f"{milliseconds(seconds)} {what}"
+        for kind, what in ((Kind.BACKOFF, "backing off"), (Kind.WAIT, "waiting for a worker"))
+        if (seconds := row.seconds(kind)) > 0.05 * max(row.seconds(*_FORWARD), 1e-9)
+    ]
+    return f" (of which {' and '.join(shares)})" if shares else ""
+
+
+def milliseconds(seconds: float) -> str:
+    """A length of time as a person reads it: 0.4 ms, 629 ms, 12.5 s, 3 min 5 s."""
+    if seconds < 0.001:
+        return f"{seconds * 1e3:.2g} ms"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s"

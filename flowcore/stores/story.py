@@ -1,0 +1,85 @@
+"""What a store knows of one run, told in plain words."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Final
+
+from ..errors import safe_repr, safe_str
+from ..run import StepReport, in_words
+from ..status import Status
+
+if TYPE_CHECKING:
+    from .base import RunRecord
+
+__all__ = ["story"]
+
+_LISTED: Final = 200
+"""steps that are listed one by one"""
+
+
+def story(record: RunRecord) -> str:
+    """How the run stands and why, who owns it, and one line for each step that has begun. Without results and values."""
+    if record.problem is not None:
+        return f"Record {safe_repr(record.key)} cannot be read: {record.problem}"
+    lines = [f"Run {record.run_id} of {safe_repr(record.workflow)}, key {safe_repr(record.key)}: {_standing(record)}"]
+    lines.extend(f"  {line}" for line in _circumstances(record))
+    steps = _steps(record)
+    lines.extend(f"  {safe_repr(name)[1:-1]}: {in_words(report)}" for name, report in list(steps.items())[:_LISTED])
+    if len(steps) > _LISTED:
+        lines.append(f"  … and {len(steps) - _LISTED} more steps")
+    return "\n".join(lines)
+
+
+def _steps(record: RunRecord) -> dict[str, StepReport]:
+    """The steps that have begun, in definition order where the record says which that is."""
+    known = dict.fromkeys(record.results, StepReport(Status.SUCCESS, 1)) | dict(record.steps)
+    try:
+        order = [str(step[0]) for step in json.loads(record.graph)]
+    except (ValueError, LookupError, TypeError):
+        order = []
+    return {name: known[name] for name in [*(n for n in order if n in known), *(n for n in known if n not in order)]}
+
+
+def _standing(record: RunRecord) -> str:
+    failed = f" at step {safe_repr(record.failed_step)}" if record.failed_step else ""
+    error = record.error
+    kind = "" if error is None else getattr(error, "error_type", "") or type(error).__name__
+    why = "" if error is None else f": {kind}: {safe_str(error, 200)}"
+    if record.held:
+        return f"held{failed}{why}"
+    if record.status is Status.COMPENSATED:
+        return f"failed{failed}{why}; undone: {', '.join(record.undone)}"
+    if (
+        record.status in {Status.RUNNING, Status.QUEUED}
+        and record.expires is not None
+        and record.expires <= time.time()
+    ):
+        return f"{record.status}, but its owner's lease is over"
+    return f"{record.status}{failed}{why}"
+
+
+def _circumstances(record: RunRecord) -> list[str]:
+    """Why it is parked or held, who owns it, and what an operator has decided."""
+    lines = []
+    if record.reason is not None:
+        lines.append(f"reason: {record.reason}")
+    if record.owner is not None:
+        since = f" since {moment(record.owner.since)}" if record.owner.since else ""
+        lines.append(f"owner: process {record.owner.pid} on {safe_repr(record.owner.host)[1:-1]}{since}")
+    if record.takeovers:
+        lines.append(f"taken over {record.takeovers} time{'s' * (record.takeovers > 1)} since the last step that ended")
+    if record.not_before is not None:
+        lines.append(f"recovery resumes it after {moment(record.not_before)}")
+    if record.decision is not None:
+        lines.append(f"decided: {record.decision}; the next owner carries it out")
+    return lines
+
+
+def moment(seconds: float) -> str:
+    """A moment as a person reads it, in UTC."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "never"

@@ -1,0 +1,183 @@
+"""One run as a picture: the same description from events, from the Run and from a store's record; and what the page holds."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import Context, Engine, Retry, Workflow
+from flowcore.events import Event
+from flowcore.picture import Bar, Kind, Row, Timeline, gantt, in_words, page
+from flowcore.run import Run
+from flowcore.stores import SQLiteStore
+
+HOSTILE = '</title><script>alert("x")</script>\r\n\x1b[31m\u202e&amp;'
+
+
+def saga() -> Workflow:
+    """Two steps side by side, one that needs two attempts, one that fails, and undos."""
+    wf = Workflow("checkout")
+    tries: list[int] = []
+
+    def charge(ctx: Context) -> str:
+        tries.append(1)
+        if len(tries) % 2:
+            raise ConnectionError("gateway: 503")
+        return "ch-1"
+
+    def ship(ctx: Context) -> None:
+        raise ValueError("no such street")
+
+    wf.add_step("reserve", lambda ctx: "r-1", compensate=lambda ctx: None)
+    wf.add_step("fraud", lambda ctx: None)
+    wf.add_step("charge", charge, depends_on=["reserve", "fraud"], retry=Retry(2), compensate=lambda ctx: None)
+    wf.add_step("ship", ship, depends_on="charge")
+    return wf
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[tuple[list[Event], Run, Any]]:
+    events: list[Event] = []
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    with Engine(store=store, hooks=[events.append]) as engine:
+        run = engine.run(saga(), idempotency_key="k", check=False)
+        yield events, run, store.find("k")
+    store.close()
+
+
+def outline(timeline: Timeline) -> dict[str, tuple[str, int, tuple[str, ...]]]:
+    return {row.name: (row.status, row.attempts, tuple(sorted(row.depends_on))) for row in timeline.rows}
+
+
+def test_events_run_and_record_give_one_description(told: tuple[list[Event], Run, Any]) -> None:
+    events, run, record = told
+    pictures = Timeline.of_events(events), Timeline.of_run(run), Timeline.of_record(record)
+    expected = {
+        "reserve": ("success", 1, ()),
+        "fraud": ("success", 1, ()),
+        "charge": ("success", 2, ("fraud", "reserve")),
+        "ship": ("failure", 1, ("charge",)),
+    }
+    for picture in pictures:
+        assert outline(picture) == expected
+        assert (picture.workflow, picture.run_id, picture.status) == ("checkout", run.id, "compensated")
+        assert [row.name for row in picture.rows if row.critical][-2:] == ["charge", "ship"]
+
+
+def test_events_know_each_attempt_and_each_undo(told: tuple[list[Event], Run, Any]) -> None:
+    rows = {row.name: [bar.kind for bar in row.bars] for row in Timeline.of_events(told[0]).rows}
+    assert [kind for kind in rows["charge"] if kind is not Kind.WAIT] == [
+        Kind.FAILED,
+        Kind.BACKOFF,
+        Kind.WORK,
+        Kind.UNDO,
+    ]
+    assert rows["ship"][-1] is Kind.FAILED
+    assert rows["reserve"][-1] is Kind.UNDO
+
+
+def test_events_of_no_run_are_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match="do not begin with a RunStarted"):
+        Timeline.of_events([])
+
+
+def waterfall(steps: int) -> Timeline:
+    rows = [
+        Row(f"step {n}", "success", (f"step {n - 1}",) if n else (), [Bar(Kind.WORK, n, n + 1.0)], 1)
+        for n in range(steps)
+    ]
+    return Timeline("long", "0" * 32, "success", 1_700_000_000.0, float(steps), rows)
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("steps", [0, 1, 10, 1000])
+def test_the_page_needs_no_script_and_no_network(steps: int) -> None:
+    found = Page(page(waterfall(steps), "the story"))
+    assert "script" not in found.tags
+    assert found.links == []
+    assert found.tags.count("tr") == steps + 1
+    assert "the story" in found.text
+
+
+def test_hostile_names_cannot_inject_markup() -> None:
+    row = Row(HOSTILE, "success", (HOSTILE,), [Bar(Kind.FAILED, 0, 1, HOSTILE)], 1, error=HOSTILE)
+    timeline = Timeline(HOSTILE, "0" * 32, "success", None, 1.0, [row], [(0.5, HOSTILE)], owner=HOSTILE)
+    text = page(timeline, HOSTILE, key_hash=HOSTILE, trace_url="javascript:alert(1)")
+    found = Page(text)
+    assert "script" not in found.tags
+    assert "a" not in found.tags
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    drawn = gantt(timeline)
+    assert "\x1b" not in drawn
+    assert "\r" not in drawn
+
+
+def test_a_trace_link_is_made_of_the_template() -> None:
+    timeline = waterfall(1)
+    timeline.trace_id = "ab" * 16
+    assert Page(page(timeline, "", trace_url="https://traces.example/{trace_id}")).links == [
+        f"https://traces.example/{'ab' * 16}"
+    ]
+
+
+def test_the_sentence_says_where_the_time_went() -> None:
+    slow = Row("charge", "success", (), [Bar(Kind.WORK, 0, 0.2), Bar(Kind.BACKOFF, 0.2, 0.5), Bar(Kind.WORK, 0.5, 0.6)])
+    other = Row("quick", "success", (), [Bar(Kind.WORK, 0, 0.1)])
+    timeline = Timeline("w", "0" * 32, "success", None, 0.6, [slow, other])
+    slow.critical = True
+    assert in_words(timeline) == "It took 600 ms: charge 600 ms (of which 300 ms backing off)."
+
+
+def test_the_terminal_shows_the_same_in_ascii() -> None:
+    timeline = waterfall(3)
+    drawn = gantt(timeline, width=60, ascii=True)
+    assert drawn.isascii()
+    assert [len(re.findall("#", line)) > 0 for line in drawn.splitlines()[1:4]] == [True] * 3
+    assert all(len(line) <= 60 for line in drawn.splitlines()[1:4])
+
+
+def test_a_takeover_is_a_line_with_its_owner() -> None:
+    timeline = waterfall(2)
+    timeline.takeovers.append((1.0, "host-2 (77)"))
+    assert "taken over: host-2 (77)" in page(timeline, "")
+
+
+def test_run_and_record_make_their_page_themselves(told: tuple[list[Event], Run, Any]) -> None:
+    _, run, record = told
+    for text in (run.html(), record.html(usual=0.5), run._repr_html_()):
+        assert "checkout" in text
+        assert "ship" in text
+        assert "ch-1" not in text, "results may be secrets"
+    assert "usually takes 500 ms" in record.html(usual=0.5)
+
+
+def test_the_story_of_a_record_says_how_it_stands_and_what_each_step_did(told: tuple[list[Event], Run, Any]) -> None:
+    record = told[2]
+    first, *lines = record.explain().splitlines()
+    assert first.startswith(f"Run {record.run_id} of 'checkout', key 'k': failed at step 'ship': ValueError: ")
+    assert first.endswith("undone: charge, reserve")
+    assert any(line.startswith("  charge: success after 2 attempts") for line in lines)
+    assert "r-1" not in record.explain()
