@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from .._kernel import emit
@@ -41,6 +42,8 @@ from . import checkpoints
 
 __all__ = ["adopt", "claim"]
 
+_SHORTLY: Final = 0.05
+"""seconds: the least that a caller is asked to wait"""
 _POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
 """how often a caller with `wait=` asks after the run that has its key"""
 _RESENT: Final = 1 / 3
@@ -205,10 +208,11 @@ def _refusal(run: RunState, key: str, answer: Busy | Mismatch | Held) -> Idempot
     match answer:
         case Busy():
             word = "in_progress"
+            hint = _SHORTLY if answer.lease_left == math.inf else max(_SHORTLY, answer.lease_left)
             error = IdempotencyInProgress(
                 f"{what} is in use by run {answer.run_id}, which is still going on: "
-                f"ask again in {answer.retry_after:g} s, or pass wait= to get its outcome.",
-                retry_after=answer.retry_after,
+                f"ask again in {hint:g} s, or pass wait= to get its outcome.",
+                retry_after=hint,
                 run_id=answer.run_id,
             )
         case Mismatch():

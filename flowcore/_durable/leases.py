@@ -112,7 +112,7 @@ class Leases:
                 _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
         else:
             for (run, _), renewal in zip(runs.items(), ours, strict=True):
-                if renewal is not False and renewal is not Renewal.LOST:
+                if renewal is not Renewal.LOST:
                     if renewal is Renewal.CANCEL and run in self._runs:
                         self._on_cancel(run)
                     run.lease_until = max(run.lease_until, at + self._lease)
@@ -130,10 +130,10 @@ class Leases:
             self._hooks.exit(scopes, context, event, failure)
         return failure is None
 
-    def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[Any]:
+    def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[Renewal]:
         renew = self._store.renew
         if inspect.iscoroutinefunction(renew):
-            answer: list[Any] = loop.run(renew(leases, self._lease), context=contextvars.copy_context())
+            answer: list[Renewal] = loop.run(renew(leases, self._lease), context=contextvars.copy_context())
         else:
             answer = renew(leases, self._lease)
         return answer

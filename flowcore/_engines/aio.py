@@ -153,9 +153,12 @@ class AsyncEngine(EngineBase):
         self._recover_often()
         with self._round() as context:
             names = [workflow.name for workflow in self.workflows]
-            records = await self._asked(partial(self.store.unfinished, names), context)
+            records = page = await self._asked(partial(self.store.list_resumable, names), context)
+            while page.cursor is not None:
+                page = await self._asked(partial(self.store.list_resumable, names, after=page.cursor), context)
+                records += page
             if self._surveys:
-                held = await self._asked(partial(self.store.list_runs, status="held"), context)
+                held = await self._asked(partial(self.store.list_runs, status="held", limit=None), context)
                 self._tell_survey(records, held, context)
         drivers = await asyncio.gather(
             *(asyncio.create_task(self._recovered(run)) for run in self._recoverable(records))

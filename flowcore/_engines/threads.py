@@ -210,9 +210,15 @@ class Engine(EngineBase):
         store cannot tell which there are.
         """
         with self._round() as context:
-            records = context.run(self.store.unfinished, [workflow.name for workflow in self.workflows])
+            names = [workflow.name for workflow in self.workflows]
+            records = page = context.run(self.store.list_resumable, names)
+            while page.cursor is not None:
+                page = context.run(partial(self.store.list_resumable, names, after=page.cursor))
+                records += page
             if self._surveys:
-                self._tell_survey(records, context.run(partial(self.store.list_runs, status="held")), context)
+                self._tell_survey(
+                    records, context.run(partial(self.store.list_runs, status="held", limit=None)), context
+                )
         drivers = [self._driver(run, execute(run)) for run in self._recoverable(records)]
         if self._pool.owns_current_thread():  # a step of ours: the pool may be full of those who wait for it
             for driver in drivers:

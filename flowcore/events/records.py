@@ -280,7 +280,7 @@ class StoreCalled(Event):
     store: str
     """the store's name: memory, sqlite, redis, or a third party's"""
     operation: str
-    """the verb: claim, checkpoint, renew, finish, withdraw, find, unfinished or list_runs"""
+    """the verb: claim, checkpoint, renew, finish, withdraw, find, head, list_resumable, list_runs or counts"""
     outcome: Status
     """success or failure; a store that refuses a value it cannot keep, or a changed definition, works as it should"""
     duration: float

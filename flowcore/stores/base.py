@@ -1,40 +1,47 @@
-"""What a store is asked and what it answers. Protocols and records only: no store derives from anything here.
+"""What a store is asked and what it returns. Protocols and records only: no store derives from anything here.
 
 One record per run, found by its key; a run without a key uses its run id as key. An engine's verbs, in the order of a
 run, each one atomic:
 
-| verb | when | answers |
+| verb | when | returns |
 |---|---|---|
-| claim(Claim) | before anything else | Claimed, or why not: Finished, Busy, Mismatch, Held |
-| checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, or Lost |
-| renew(leases, seconds) | on a durable store, every third of a lease, for all runs of an engine at once | for each, whether it is still ours |
-| finish(Ending) | at the end | None, or Lost |
-| withdraw(Claim) | where a claim's answer never came | None |
-| find(key) | after Lost, to learn what the new owner made of it | the record, or None |
-| unfinished(workflows) | to recover | the records that nobody goes on with |
+| claim(Claim) | before anything else | Claimed, or why not: Finished, Busy, Mismatch, Held, OtherGraph |
+| checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, Renewal.CANCEL, Behind or Lost |
+| renew(leases, seconds) | on a durable store, every third of a lease, for all runs of an engine at once | a Renewal for each |
+| finish(Ending) | at the end | None, Behind or Lost |
+| withdraw(Claim) | where the reply to a claim was lost | None |
+| find(key), head(key) | after Lost, and by callers that wait for another owner's run | the record, or None |
+| list_resumable(workflows) | to recover | heads of the runs that recovery may resume now |
 
-All of them may be sent twice, and late: a client that heard no answer asks again, and a network may deliver the first
-copy after the second. So a claim that is repeated by the owner it made finds its own, whatever else a verb says carries
-the owner's fence, and each field it writes a number that only rises within the run (`seq`): the highest wins.
+All of them may be sent twice, and late: a client whose reply was lost sends the same again, and a network may deliver
+the first copy after the second. So a claim that its owner repeats is granted again, all other verbs carry the owner's
+fence, and each field that they write has a number that only rises within the run (`seq`): the highest wins.
+
+A run is live while its status is QUEUED or RUNNING and its lease has not run out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from ..errors import StoreError, safe_repr
 from ..run import StepReport
 from ..status import Status
 
+if TYPE_CHECKING:
+    from ..retry import Duration
+
 __all__ = [
+    "LIVE",
     "RELEASED",
     "RESUMABLE",
     "Behind",
     "Busy",
     "Checkpoint",
+    "CheckpointAnswer",
     "Claim",
     "ClaimAnswer",
     "Claimed",
@@ -133,7 +140,7 @@ class RunRecord:
     """seconds since the epoch, by the store's clock"""
     finished: float | None = None
     expires: float | None = None
-    """when its owner's lease ends, in seconds since the epoch by the store's clock; None: nobody owns it"""
+    """when its owner's lease ends, in seconds since the epoch by the store's clock; None: it has no owner"""
     results: Mapping[str, Any] = field(default_factory=_empty)
     """of the steps that are done, in order of completion"""
     values: Mapping[Any, Any] = field(default_factory=_empty)
@@ -169,17 +176,18 @@ class RunRecord:
 
 @dataclass(slots=True)
 class Claim:
-    """Please let me run this.
+    """The request to own the run of a key.
 
-    `run_id` is drawn anew for each claim and names it: the same claim again, from whom it made the owner, is granted
-    again. `fingerprint`: None where nobody called, but a run is gone on with. `values`: the initial ones. `lease`:
-    seconds until others may take the run over, unless it is renewed. `begins`: steps whose start is recorded with a
-    fresh claim. `graph`: the definition's graph, recorded. `resumes`: the recorded graph, where the engine has checked
+    `run_id` is drawn anew for each claim and names it: the same claim again, from the owner that it made, is granted
+    again. `fingerprint`: None where recovery resumes a run. `values`: the initial ones. `lease`: seconds until others
+    may take the run over, unless it is renewed. `begins`: steps whose start is recorded when the claim begins a run.
+    `graph`: the definition's graph, recorded. `resumes`: the recorded graph, where the engine has checked
     that its own contains it; a run is resumed only if its record has `graph` or `resumes`, and then has `graph`.
     `queued`: record the run as QUEUED; the same claim without it, from the same run id, begins the run. `once`: an
     earlier run that failed is the answer too; the key is never free again while its record is kept. `deadline`: seconds
-    that the run may take, counted from its first claim. `attached`: the run id of a run this caller waits for; if that one has ended meanwhile its outcome is the
-    answer, whatever it is. `waits`: whether the caller will come back so.
+    that the run may take, counted from its first claim. `attached`: the run id of a run this caller waits for; if that
+    one has ended meanwhile the claim returns its outcome, whatever it is. `waits`: whether the caller will send the claim
+    again with `attached`.
     """
 
     key: str
@@ -204,8 +212,8 @@ class Claim:
 
 @dataclass(slots=True)
 class Claimed:
-    """The run is yours. `record` is given where it goes on with what an earlier owner had done: its status, its
-    expiry and its decision are those from before this claim. `age`: seconds since the run began."""
+    """The claim is granted. `record` is given where the run was recorded before: its status, owner, expiry and decision are
+    those from before this claim, its `takeovers` counts this one too. `age`: seconds since the run began."""
 
     generation: int
     fence: int
@@ -224,12 +232,13 @@ class Finished:
 
 @dataclass(slots=True)
 class Busy:
-    """Somebody is running it. Ask again after `retry_after` seconds."""
+    """The run is live."""
 
     run_id: str
     carrier: Mapping[str, str]
     age: float
-    retry_after: float
+    lease_left: float
+    """seconds until its owner's lease ends; infinite without a limit"""
 
 
 @dataclass(slots=True)
@@ -261,6 +270,10 @@ class Held:
 
 
 ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held | OtherGraph
+
+
+CheckpointAnswer: TypeAlias = "Renewal | Behind | Lost | None"
+"""None: written. Renewal.CANCEL: written, and an operator wants the run cancelled."""
 
 
 @dataclass(slots=True)
@@ -331,13 +344,17 @@ class Renewal(Enum):
 
 
 class Page(list[RunRecord]):
-    """Some records of a listing, newest first. `cursor`: what `after=` takes for the next page; None at the end."""
+    """Some records of a listing, in its order. `cursor`: what `after=` takes for the next page; None at the end."""
 
-    cursor: str | None = None
+    __slots__ = ("cursor",)
+
+    def __init__(self, records: Iterable[RunRecord] = (), cursor: str | None = None) -> None:
+        super().__init__(records)
+        self.cursor = cursor
 
 
 class DefinitionChanged(StoreError):
-    """A run cannot be gone on with by this definition of its steps: it began with another. Nothing was changed."""
+    """A run cannot be resumed by this definition of its steps: it began with another. Nothing was changed."""
 
     @classmethod
     def of(cls, record: RunRecord, key: str) -> DefinitionChanged:
@@ -348,12 +365,15 @@ class DefinitionChanged(StoreError):
 
 
 class Store(Protocol):
-    """What an engine needs of a store; thread-safe. Every verb may raise a StoreError; StoreUnavailable means that the
-    same may be asked again. An async store has the same verbs as coroutines, and may be asked from several loops.
+    """What an engine and an operator need of a store; thread-safe. Every verb may raise a StoreError; StoreUnavailable means
+    that the same call may succeed later. An async store has the same verbs as coroutines, and may be called from several
+    loops.
 
     `name`: one word for labels. `durable`: whether runs survive their process, so that every transition is worth
     writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is False, runs without a key
     are never told to the store unless something is left to decide.
+
+    A head is a record without what is of single steps (steps, results, effects, carriers) and without values.
     """
 
     name: str
@@ -361,26 +381,53 @@ class Store(Protocol):
     blocks: bool
 
     def claim(self, claim: Claim, /) -> ClaimAnswer: ...
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None: ...
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]: ...
-    def finish(self, ending: Ending, /) -> Lost | None: ...
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer: ...
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]: ...
+    def finish(self, ending: Ending, /) -> Behind | Lost | None: ...
     def withdraw(self, claim: Claim, /) -> None: ...
     def find(self, key: str, /) -> RunRecord | None: ...
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]: ...
+    def head(self, key: str, /) -> RunRecord | None:
+        """The head under a key, or None: cheap, for callers that poll."""
+        ...
+
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
+        """Heads of the runs of these workflows that recovery may resume now, the oldest due first."""
+        ...
+
     def get_run(self, run_id: str, /) -> RunRecord: ...
     def list_runs(
-        self, *, status: str | None = None, workflow: str | None = None, older_than: Any = None
-    ) -> list[RunRecord]: ...
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Page:
+        """Heads of runs, newest first. An unreadable record is listed with its `problem`."""
+        ...
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
+        status."""
+        ...
+
     def release(self, key: str, /, *, force: bool = False) -> None: ...
-    def hold(self, key: str, /) -> None: ...
+    def hold(self, key: str, /, reason: str | None = None) -> None: ...
     def resume(self, key: str, /) -> None: ...
     def undo(self, key: str, /) -> None: ...
+    def cancel(self, key: str, /, *, reason: str | None = None) -> None: ...
     def gc(self) -> int: ...
-    def doctor(self) -> dict[str, str]: ...
+    def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]: ...
     def close(self) -> None: ...
 
 
 RELEASED: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
 """outcomes after which the key is free again: everything was undone, so the next call starts afresh"""
 RESUMABLE: Final = frozenset({Status.INCOMPLETE, Status.PARKED})
-"""outcomes after which the next call goes on with the same run"""
+"""outcomes after which the next call resumes the same run"""
+LIVE: Final = frozenset({Status.QUEUED, Status.RUNNING})
+"""while it has one of these, a run has an owner, dead or alive"""

@@ -5,42 +5,43 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..errors import CorruptRecord, DefinitionError, RunNotFound, StoreError, safe_repr
+from ..errors import DefinitionError, RunNotFound, safe_repr
 from ..retry import Duration, seconds
-from ..run import StepReport
 from ..status import Status
 from .base import (
-    RELEASED,
     RESUMABLE,
+    Behind,
     Busy,
     Checkpoint,
+    CheckpointAnswer,
     Claim,
     ClaimAnswer,
     Claimed,
-    DefinitionChanged,
     Ending,
     Finished,
     Held,
     Lease,
     Lost,
     Mismatch,
+    OtherGraph,
+    Page,
+    Renewal,
     RunRecord,
 )
+from .decide import OPEN, Order, Verdict, check_listing, decide, decide_order, is_over
 from .memory_run import LiveRun
 
 __all__ = ["MemoryStore"]
 
 _WEEK: Final = 7 * 24 * 3600.0
-_RETRY_AFTER: Final = 0.05  # seconds; there is nothing to know how long a run without a limit takes
-_FOREVER: Final = float("inf")
-_AT_ONCE: Final = 1000  # runs that `unfinished` answers with
 
 
 class MemoryStore:
@@ -73,7 +74,8 @@ class MemoryStore:
         self._wall = wall
         self._lock = threading.Lock()
         self._runs: dict[str, LiveRun] = {}
-        self._watched: set[str] = set()  # runs in progress that somebody waits for
+        self._numbers = itertools.count(1)
+        self._watched: set[str] = set()  # runs in progress that a caller waits for
         self._ended: OrderedDict[str, float] = OrderedDict()  # keys of ended runs that may be forgotten, oldest first
 
     # -- for engines ---------------------------------------------------------------------------------------------------
@@ -88,77 +90,50 @@ class MemoryStore:
             if kept is None:
                 return self._begin(claim, now, generation=0, fence=1)
             record, age = kept.record, now - kept.started
-            status = record.status
-            if kept.owner == claim.run_id:
-                if status != Status.RUNNING:  # a late copy of a claim whose run is over begins nothing
+            match decide(record, kept.owner, kept.expires - now, claim):
+                case Verdict.AGAIN:
+                    self._renew(kept, now, claim.lease)
+                    return Claimed(record.generation, record.fence, kept.as_found(), age)
+                case Verdict.BEGIN_QUEUED:
+                    kept.begin_queued(claim)
+                    self._renew(kept, now, claim.lease)
+                    return Claimed(record.generation, record.fence, None, age)
+                case Verdict.BEGIN | Verdict.BEGIN_ANEW:
+                    return self._begin(claim, now, record.generation + 1, record.fence + 1)
+                case Verdict.RESUME:
+                    return self._take_over(kept, claim, now, record.takeovers)
+                case Verdict.TAKE_OVER:
+                    return self._take_over(kept, claim, now, record.takeovers + 1)
+                case Verdict.FINISHED:
                     return Finished(kept.seen(), age)
-                self._renew(kept, now, claim.lease)
-                return Claimed(record.generation, record.fence, kept.as_found(), age)
-            if claim.attached == record.run_id and (record.held or kept.over):
-                return Finished(kept.seen(), age)
-            if status in RELEASED and not record.held:
-                # Attached to a run that others have come after: theirs is the outcome by now. Or it is its own run, which
-                # others have taken over and ended while its first answer was lost.
-                if claim.attached is not None or claim.run_id == record.run_id:
-                    return Finished(kept.seen(), age)
-                return self._begin(claim, now, record.generation + 1, record.fence + 1)
-            if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
-                return Mismatch(record.run_id, record.carrier, age, record.workflow)
-            if record.held:
-                return Held(record.run_id, record.carrier, age)
-            if status == Status.SUCCESS:
-                return Finished(kept.seen(), age)
-            if status in RESUMABLE or (status == Status.RUNNING and kept.expires <= now):
-                return self._take_over(kept, claim, now)
-            if status != Status.RUNNING:
-                raise CorruptRecord(
-                    f"the record of key {safe_repr(claim.key)} has the status {safe_repr(status)}, which means nothing: "
-                    f"look at it with store.list_runs(), or give the key up with store.release({safe_repr(claim.key)})."
-                )
-            if claim.waits:
-                self._watched.add(record.run_id)
-            left = _RETRY_AFTER if kept.expires == _FOREVER else max(_RETRY_AFTER, kept.expires - now)
-            return Busy(record.run_id, record.carrier, age, left)
+                case Verdict.MISMATCH:
+                    return Mismatch(record.run_id, record.carrier, age, record.workflow)
+                case Verdict.HELD:
+                    return Held(record.run_id, record.carrier, age)
+                case Verdict.OTHER_GRAPH:
+                    return OtherGraph(record.run_id, record.graph)
+                case Verdict.BUSY:
+                    if claim.waits:
+                        self._watched.add(record.run_id)
+                    return Busy(record.run_id, record.carrier, age, kept.expires - now)
 
     def _begin(self, claim: Claim, now: float, generation: int, fence: int) -> Claimed:
         self._ended.pop(claim.key, None)
-        wall = self._wall()
-        record = RunRecord(
-            claim.key,
-            claim.run_id,
-            claim.workflow,
-            claim.fingerprint,
-            claim.graph,
-            generation=generation,
-            fence=fence,
-            started=wall,
-            expires=wall + claim.lease,
-            values=dict(claim.values),
-            carrier=dict(claim.carrier),
-        )
-        if claim.begins:
-            record.seq = len(claim.begins)
-            record.steps = {name: StepReport(Status.RUNNING, 1) for name in claim.begins}
-            record.effects = claim.begins
-        self._runs[claim.key] = LiveRun(record, claim.run_id, now, now + claim.lease)
+        self._runs.pop(claim.key, None)  # the newest run is the last
+        self._runs[claim.key] = LiveRun.begun(next(self._numbers), claim, now, self._wall(), generation, fence)
         return Claimed(generation, fence)
 
-    def _take_over(self, kept: LiveRun, claim: Claim, now: float) -> Claimed:
-        record = kept.record
-        if record.graph != claim.graph:
-            raise DefinitionChanged.of(record, claim.key)
-        kept.owner, kept.before = claim.run_id, kept.seen()
-        # The decision stays until its new owner shows by a checkpoint or an ending that it has heard of it.
-        kept.record = replace(record, status=Status.RUNNING, fence=record.fence + 1, finished=None)
+    def _take_over(self, kept: LiveRun, claim: Claim, now: float, takeovers: int) -> Claimed:
+        found = kept.take_over(claim, self._wall(), takeovers)
         self._renew(kept, now, claim.lease)
-        return Claimed(record.generation, kept.record.fence, kept.before, now - kept.started)
+        return Claimed(found.generation, kept.record.fence, found, now - kept.started)
 
     def _renew(self, kept: LiveRun, now: float, lease: float) -> None:
         kept.expires = now + lease
         kept.record.expires = self._wall() + lease
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
-        """Note what has changed in a run, and renew its lease."""
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
+        """Record what has changed in a run, and renew its lease."""
         with self._lock:
             kept = self._runs.get(checkpoint.key)
             if kept is None:
@@ -166,30 +141,32 @@ class MemoryStore:
             record = kept.record
             if record.run_id != checkpoint.run_id or record.fence != checkpoint.fence:
                 return Lost()
-            if record.status == Status.RUNNING:
-                kept.note(checkpoint)
+            if not kept.live:  # a late copy
+                return None
+            if record.seq < checkpoint.base and not checkpoint.heals:
+                return Behind(record.seq)
+            kept.note(checkpoint)
+            self._renew(kept, self._clock(), checkpoint.lease)
+            cancelled = record.decision == "cancel" and not checkpoint.undoing
+            if not cancelled:
                 record.decision = None
-                self._renew(kept, self._clock(), checkpoint.lease)
-            return None
+            return Renewal.CANCEL if cancelled else None
 
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
-        """Renew these leases for `lease` seconds from now; tells for each whether the run is still its owner's."""
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
+        """Renew these leases for `lease` seconds from now; for each, whether the run is still its owner's."""
         with self._lock:
             return [self._renewed(one, lease) for one in leases]
 
-    def _renewed(self, one: Lease, lease: float) -> bool:
+    def _renewed(self, one: Lease, lease: float) -> Renewal:
         kept = self._runs.get(one.key)
-        if kept is None:
-            return False
-        record = kept.record
-        if record.run_id != one.run_id or record.fence != one.fence or record.status != Status.RUNNING:
-            return False
+        if kept is None or not kept.live or kept.record.run_id != one.run_id or kept.record.fence != one.fence:
+            return Renewal.LOST
         self._renew(kept, self._clock(), lease)
-        return True
+        return Renewal.CANCEL if kept.record.decision == "cancel" else Renewal.OURS
 
-    def finish(self, ending: Ending, /) -> Lost | None:
-        """Write down how a run ended. Fence 0: nobody claimed it, or its owner was interrupted before it heard that its
-        claim succeeded."""
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+        """Record how a run ended. Fence 0: it was never claimed, or its owner was interrupted before it heard that its claim
+        was granted."""
         end = ending.record
         with self._lock:
             now = self._clock()
@@ -198,29 +175,39 @@ class MemoryStore:
                 if end.fence != 0:
                     return Lost(gone=True)
                 known = replace(end, started=self._wall(), status=Status.RUNNING)
-                kept = self._runs[end.key] = LiveRun(known, end.run_id, now, now)
+                kept = self._runs[end.key] = LiveRun(next(self._numbers), known, end.run_id, now, now)
             known = kept.record
             if known.run_id != end.run_id or (end.fence != known.fence and (end.fence != 0 or kept.before is not None)):
                 return Lost()
-            if known.status != Status.RUNNING:  # a late copy
+            if not kept.live:  # a late copy
                 return None
-            kept.end(ending, self._wall(), watched=end.run_id in self._watched)
+            changes = ending.changes
+            if changes is not None and known.seq < changes.base and not changes.heals:
+                return Behind(known.seq)
+            wall = self._wall()
+            kept.end(ending, wall, watched=end.run_id in self._watched)
             self._watched.discard(end.run_id)
-            if not end.held and end.status not in RESUMABLE:
+            if end.status in RESUMABLE:
+                kept.due = now + ending.retry_in
+                known.not_before = wall + ending.retry_in if ending.retry_in > 0 else None
+            elif not end.held:
                 self._ended[end.key] = now
             if self._ended:
                 self._forget_old(now)
             return None
 
     def withdraw(self, claim: Claim, /) -> None:
-        """Undo a claim whose answer never came, should it have been granted."""
+        """Take a claim back whose answer was lost, if it was granted."""
         with self._lock:
             kept = self._runs.get(claim.key)
-            if kept is None or kept.owner != claim.run_id or kept.record.status != Status.RUNNING:
+            if kept is None or kept.owner != claim.run_id or not kept.live:
                 return
             if kept.before is None:
                 self._free(kept)
             else:
+                if kept.before.status == Status.RUNNING:  # the takeover came to nothing
+                    kept.record.takeovers = max(0, kept.record.takeovers - 1)
+                kept.delay = 0.0
                 self._renew(kept, self._clock(), 0.0)
 
     def find(self, key: str, /) -> RunRecord | None:
@@ -229,19 +216,33 @@ class MemoryStore:
             kept = self._runs.get(key)
             return None if kept is None else kept.seen()
 
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
-        """The runs of these workflows to go on with that nobody goes on with; the oldest first, at most 1,000."""
+    def head(self, key: str, /) -> RunRecord | None:
+        """The record under a key without values and without what is of single steps, or None."""
+        with self._lock:
+            kept = self._runs.get(key)
+            return None if kept is None else kept.head()
+
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
+        """Heads of the runs of these workflows that recovery may resume now: crashed, parked, incomplete, or queued and left
+        by their owners; the oldest due first."""
+        check_listing(None, limit, "list_resumable")
+        past = _cursor(after, "list_resumable")
         with self._lock:
             now = self._clock()
             found = [
-                kept
+                ((due, kept.number), kept)
                 for kept in self._runs.values()
                 if kept.record.workflow in workflows
-                and not kept.record.held
-                and (kept.record.status in RESUMABLE or kept.expired(now))
+                and (due := kept.due_at()) is not None
+                and due <= now
+                and (past is None or (due, kept.number) > past)
             ]
-            found.sort(key=lambda kept: kept.started)
-            return [kept.seen() for kept in found[:_AT_ONCE]]
+            found.sort(key=lambda one: one[0])
+            page = found[:limit]
+            more = len(page) < len(found)
+            return Page([kept.head() for _, kept in page], f"{page[-1][0][0]!r} {page[-1][0][1]}" if more else None)
 
     def _forget_old(self, now: float) -> None:
         oldest = now - self.retention
@@ -264,68 +265,115 @@ class MemoryStore:
         )
 
     def list_runs(
-        self, *, status: str | None = None, workflow: str | None = None, older_than: Duration | None = None
-    ) -> list[RunRecord]:
-        """The records with this status, of this workflow, started so many seconds ago. "held" counts as a status, and
-        "expired": running, with an owner whose lease is over."""
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Page:
+        """Heads of the runs with this status, of this workflow, started so many seconds ago, with this text in their keys;
+        the newest first, a page at a time (`limit=None`: all). "held" counts as a status, and "expired": running, with an
+        owner whose lease is over. Raises DefinitionError for an unknown status.
+        """
         age = 0.0 if older_than is None else seconds(older_than, "list_runs(older_than=)")
+        check_listing(status, limit)
+        past = _cursor(after, "list_runs")
+        page, last = Page(), 0
         with self._lock:
             now = self._clock()
-            return [
-                kept.seen()
+            for kept in reversed(self._runs.values()):
+                if (
+                    (past is None or kept.number < past[1])
+                    and (status is None or kept.counts_as(status, now))
+                    and (workflow is None or kept.record.workflow == workflow)
+                    and (older_than is None or now - kept.started >= age)
+                    and (text is None or text in kept.record.key)
+                ):
+                    if len(page) == limit:
+                        page.cursor = f"0 {last}"
+                        break
+                    page.append(kept.head())
+                    last = kept.number
+        return page
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
+        status."""
+        with self._lock:
+            now = self._clock()
+            counted = Counter(
+                (
+                    kept.record.workflow,
+                    "held" if kept.record.held else "expired" if kept.expired(now) else str(kept.record.status),
+                )
                 for kept in self._runs.values()
-                if (status is None or kept.counts_as(status, now))
-                and (workflow is None or kept.record.workflow == workflow)
-                and (older_than is None or now - kept.started >= age)
-            ]
+                if kept.record.held or not kept.over
+            )
+        return dict(counted)
 
     def release(self, key: str, /, *, force: bool = False) -> None:
         """Forget the run behind a key, so that the next call starts afresh.
 
-        Raises RunNotFound for an unknown key, and StoreError for a run in progress, unless forced: then its owner is
-        told at its next word to the store that the run is not its own any more.
+        Raises RunNotFound for an unknown key, and StoreError for a live run, unless forced: then its owner hears with its
+        next checkpoint or renewal that the run is lost.
         """
         with self._lock:
-            self._free(self._known(key) if force else self._idle(key, "or release it with force=True"))
+            kept = self._known(key)
+            if not force:
+                self._order(kept, "release")
+            self._free(kept)
 
-    def hold(self, key: str, /) -> None:
+    def hold(self, key: str, /, reason: str | None = None) -> None:
         """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
-        StoreError for a run in progress."""
+        StoreError for a live run."""
         with self._lock:
-            kept = self._idle(key)
-            self._stop(kept, held=True)
-            self._ended.pop(key, None)
+            kept = self._known(key)
+            self._order(kept, "hold")
+            self._stop(kept, held=True, reason=reason)
 
     def resume(self, key: str, /) -> None:
-        """Have whoever next calls with the key, or recovers, go on with its run: for one that is held, parked,
-        incomplete or whose lease has run out. Raises RunNotFound for an unknown key, StoreError for any other run."""
-        with self._lock:
-            self._decide(key, "resume")
+        """Have the next call with the key, or recovery, resume its run: one that is held, parked, incomplete, whose lease has
+        run out, or that failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
+        self._decide(key, "resume")
 
     def undo(self, key: str, /) -> None:
-        """As `resume`, but the run is undone."""
+        """As `resume`, but the run is undone; a live run is cancelled."""
+        self._decide(key, "undo")
+
+    def cancel(self, key: str, /, *, reason: str | None = None) -> None:
+        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; undo any other run that
+        is not over. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        self._decide(key, "cancel", reason)
+
+    def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
         with self._lock:
-            self._decide(key, "undo")
+            kept = self._known(key)
+            match self._order(kept, decision):
+                case Order.CANCEL:
+                    kept.record.decision, kept.record.reason = "cancel", reason
+                case Order.STOP:
+                    self._stop(kept, held=False, decision="undo" if decision == "cancel" else decision, reason=reason)
+                    if is_over(kept.record.status):
+                        kept.record.status = Status.PARKED
+                case Order.NOTHING:
+                    pass
 
-    def _decide(self, key: str, decision: str) -> None:
-        kept = self._idle(key)
-        record = kept.record
-        if kept.over and not record.held:
-            raise StoreError(
-                f"key {safe_repr(key)} belongs to run {record.run_id}, which has ended with {record.status}: "
-                f"there is nothing left to {decision}."
-            )
-        self._stop(kept, held=False, decision=decision)
-        if kept.record.status not in RESUMABLE:
-            kept.record.status = Status.PARKED
-        self._ended.pop(key, None)
+    def _order(self, kept: LiveRun, verb: str) -> Order:
+        return decide_order(kept.record, kept.live and kept.expires > self._clock(), verb)
 
-    def _stop(self, kept: LiveRun, *, held: bool, decision: str | None = None) -> None:
+    def _stop(self, kept: LiveRun, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
         """Put an operator's word in the place of an owner whose lease has run out, should there be one."""
-        record = kept.record
-        kept.record = replace(record, held=held, decision=decision, expires=None)
+        record, now = kept.record, self._clock()
+        kept.record = replace(record, held=held, decision=decision, reason=reason, expires=None, not_before=None)
+        kept.due, kept.delay = now, 0.0
+        if kept.live:
+            kept.record.fence, kept.expires = record.fence + 1, now
         if record.status == Status.RUNNING:
-            kept.record.status, kept.record.fence = Status.PARKED, record.fence + 1
+            kept.record.status = Status.PARKED
+        self._ended.pop(record.key, None)
 
     def _free(self, kept: LiveRun) -> None:
         self._watched.discard(kept.record.run_id)
@@ -334,6 +382,8 @@ class MemoryStore:
             status=Status.FAILURE,
             held=False,
             decision=None,
+            reason=None,
+            not_before=None,
             fence=kept.record.fence + 1,
             finished=self._wall(),
             expires=None,
@@ -347,22 +397,35 @@ class MemoryStore:
             raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
         return kept
 
-    def _idle(self, key: str, way_out: str = "") -> LiveRun:
-        kept = self._known(key)
-        if kept.record.status == Status.RUNNING and kept.expires > self._clock():
-            ways = f"cancel it first, {way_out}" if way_out else "cancel it first"
-            raise StoreError(f"key {safe_repr(key)} belongs to run {kept.record.run_id}, which is running: {ways}.")
-        return kept
-
     def gc(self) -> int:
         """Forget what is past its retention now; answers how many runs are left."""
         with self._lock:
             self._forget_old(self._clock())
             return len(self._runs)
 
-    def doctor(self) -> dict[str, str]:
+    def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
         """What an operator should know of this store."""
-        return {"store": self.name, "durability": "none: runs are forgotten with their process"}
+        counts = self.counts()
+        with self._lock:
+            runs = len(self._runs)
+        return {
+            "store": self.name,
+            "durability": "none: runs are forgotten with their process",
+            "runs": runs,
+            **{word: sum(n for (_, status), n in counts.items() if status == word) for word in OPEN},
+        }
 
     def close(self) -> None:
         """Nothing to close: the records stay readable."""
+
+
+def _cursor(after: str | None, verb: str) -> tuple[float, int] | None:
+    if after is None:
+        return None
+    try:
+        first, number = after.split(" ")
+        return float(first), int(number)
+    except (AttributeError, ValueError):
+        raise DefinitionError(
+            f"{verb}(after=) must be the cursor of an earlier page, not {safe_repr(after)}."
+        ) from None

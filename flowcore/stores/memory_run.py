@@ -1,4 +1,4 @@
-"""A run as MemoryStore keeps it: live objects, told as a whole at its end, or in pieces by checkpoints."""
+"""A run as MemoryStore keeps it: live objects, handed over as a whole at its end, or in pieces by checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import RunFailed, safe_repr, safe_str
 from ..run import StepReport
 from ..status import Status
-from .base import RESUMABLE, Checkpoint, Ending, RunRecord, StepRecord, Write
+from .base import LIVE, Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
+from .decide import is_over, makes_progress, takeover_delay
 
 __all__ = ["LiveRun"]
 
@@ -17,28 +18,92 @@ __all__ = ["LiveRun"]
 class LiveRun:
     """A record, and what the store alone knows of its run. Used under the store's lock."""
 
-    __slots__ = ("_steps", "_writes", "before", "expires", "owner", "record", "started")
+    __slots__ = ("_steps", "_writes", "before", "delay", "due", "expires", "number", "owner", "record", "started")
 
-    def __init__(self, record: RunRecord, owner: str, started: float, expires: float) -> None:
+    def __init__(self, number: int, record: RunRecord, owner: str, started: float, expires: float) -> None:
+        self.number = number
+        """rises with each run that begins"""
         self.record = record
         self.owner = owner
         """run id of the claim that made the owner"""
         self.started = started
-        """this, and `expires`: by the store's own clock, which nobody sets back"""
+        """this, `expires` and `due`: by the store's own clock, which is never set back"""
         self.expires = expires
+        self.delay = 0.0
+        """seconds after `expires` until recovery may take it over"""
+        self.due = started
+        """once no owner has it: when recovery may resume it"""
         self.before: RunRecord | None = None
         """the record as the present owner found it, where it did not begin the run"""
         self._steps: dict[str, StepRecord] | None = None  # what checkpoints told; wins over what `record` says
         self._writes: dict[str, Write] | None = None
 
+    @classmethod
+    def begun(cls, number: int, claim: Claim, now: float, wall: float, generation: int, fence: int) -> LiveRun:
+        """A fresh run."""
+        record = RunRecord(
+            claim.key,
+            claim.run_id,
+            claim.workflow,
+            claim.fingerprint,
+            claim.graph,
+            status=Status.QUEUED if claim.queued else Status.RUNNING,
+            owner=None if claim.owner is None else replace(claim.owner, since=wall),
+            generation=generation,
+            fence=fence,
+            started=wall,
+            expires=wall + claim.lease,
+            deadline=claim.deadline,
+            values=dict(claim.values),
+            carrier=dict(claim.carrier),
+        )
+        if claim.begins and not claim.queued:
+            _begin_steps(record, claim.begins)
+        return cls(number, record, claim.run_id, now, now + claim.lease)
+
+    def begin_queued(self, claim: Claim) -> None:
+        """Its owner begins the run that it had recorded as queued."""
+        self.record.status, self.record.graph = Status.RUNNING, claim.graph
+        _begin_steps(self.record, claim.begins)
+
+    def take_over(self, claim: Claim, wall: float, takeovers: int) -> RunRecord:
+        """Give it to a new owner; returns the record as that owner finds it."""
+        record = self.record
+        found = self.before = replace(self.seen(), graph=claim.graph, takeovers=takeovers)
+        self.owner, self.delay = claim.run_id, takeover_delay(takeovers, claim.lease)
+        # The decision stays until its new owner shows by a checkpoint or an ending that it has heard of it.
+        self.record = replace(
+            record,
+            status=Status.RUNNING,
+            graph=claim.graph,
+            owner=None if claim.owner is None else replace(claim.owner, since=wall),
+            fence=record.fence + 1,
+            takeovers=takeovers,
+            reason=record.reason if record.decision == "cancel" else None,
+            not_before=None,
+            finished=None,
+        )
+        return found
+
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to go on with."""
-        return self.record.status != Status.RUNNING and self.record.status not in RESUMABLE
+        """Whether nothing is left to resume."""
+        return is_over(self.record.status)
+
+    @property
+    def live(self) -> bool:
+        """Whether it has an owner, dead or alive."""
+        return self.record.status in LIVE
 
     def expired(self, now: float) -> bool:
         """Whether it is running, and its owner's lease is over."""
         return self.record.status == Status.RUNNING and self.expires <= now
+
+    def due_at(self) -> float | None:
+        """When recovery may resume it; None: never."""
+        if self.record.held or self.over:
+            return None
+        return self.expires + self.delay if self.live else self.due
 
     def counts_as(self, status: str, now: float) -> bool:
         """Whether an operator who asks for this status means this run too."""
@@ -49,6 +114,9 @@ class LiveRun:
     def note(self, checkpoint: Checkpoint) -> None:
         """Take over what a checkpoint tells; of each field, the highest number wins."""
         record = self.record
+        if makes_progress(checkpoint):
+            record.takeovers = record.retries = 0
+            self.delay = 0.0
         if checkpoint.steps:
             self._steps = {} if self._steps is None else self._steps
             _update(self._steps, checkpoint.steps)
@@ -64,7 +132,7 @@ class LiveRun:
             record.error = checkpoint.error
 
     def end(self, ending: Ending, finished: float, *, watched: bool) -> None:
-        """Take over how the run ended; its errors as they are only if somebody waits for them."""
+        """Take over how the run ended; its errors as they are only if a caller waits for them."""
         known, end = self.record, ending.record
         if ending.changes is not None:
             self.note(ending.changes)
@@ -72,7 +140,7 @@ class LiveRun:
             known.results, known.values, known.steps = end.results, end.values, end.steps
             known.effects, known.carriers = end.effects, end.carriers
         known.status, known.held, known.undone, known.failed_step = end.status, end.held, end.undone, end.failed_step
-        known.finished = finished
+        known.finished, known.reason, known.retries = finished, end.reason, end.retries
         known.decision = known.expires = self.before = None
         if end.undoing:
             known.undoing = True
@@ -84,8 +152,10 @@ class LiveRun:
     def seen(self) -> RunRecord:
         """The record for others to see: while the run goes on, one of their own."""
         record = self.record
+        if self.live and self.delay and record.expires is not None:
+            record = replace(record, not_before=record.expires + self.delay)
         if self._steps is None and self._writes is None:
-            return replace(record) if record.status == Status.RUNNING else record
+            return replace(record) if self.live else record
         told = sorted((self._steps or {}).items(), key=lambda step: step[1].seq)
         names = {name for name, _ in told}
         steps = {**record.steps, **{name: step.report for name, step in told}}
@@ -103,6 +173,10 @@ class LiveRun:
             carriers=_without(record.carriers, names) | {name: step.carrier for name, step in told if step.carrier},
         )
 
+    def head(self) -> RunRecord:
+        """The record without values, and without what is of single steps."""
+        return replace(self.seen(), results={}, values={}, steps={}, effects=(), carriers={})
+
     def _forget_frames(self) -> None:
         """Keep the errors of a run as text: an exception holds on to every frame it came through, and to all in them."""
         record = self.record
@@ -116,9 +190,24 @@ class LiveRun:
             }
 
     def as_found(self) -> RunRecord | None:
-        """What the owner was told when it took the run over, with all that has come to it since."""
+        """What the owner was granted when it took the run over, with all that has come to it since."""
         before = self.before
-        return None if before is None else replace(self.seen(), status=before.status, expires=before.expires)
+        if before is None:
+            return None
+        return replace(
+            self.seen(),
+            status=before.status,
+            expires=before.expires,
+            owner=before.owner,
+            reason=before.reason,
+            not_before=before.not_before,
+        )
+
+
+def _begin_steps(record: RunRecord, begins: tuple[str, ...]) -> None:
+    record.seq = len(begins)
+    record.steps = {name: StepReport(Status.RUNNING, 1) for name in begins}
+    record.effects = begins
 
 
 def _update(known: dict[str, Any], told: Mapping[str, StepRecord | Write]) -> None:

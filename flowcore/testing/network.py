@@ -9,7 +9,20 @@ from typing import Any
 from .._kernel.effects import Outcome
 from ..errors import RunFailed, StoreUnavailable, safe_str
 from ..run import StepReport
-from ..stores.base import Checkpoint, Claim, ClaimAnswer, Claimed, Ending, Finished, Lost, RunRecord, StepRecord
+from ..stores.base import (
+    Behind,
+    Checkpoint,
+    CheckpointAnswer,
+    Claim,
+    ClaimAnswer,
+    Claimed,
+    Ending,
+    Finished,
+    Lost,
+    Page,
+    RunRecord,
+    StepRecord,
+)
 from ..stores.memory import MemoryStore
 from .world import VirtualClock, World
 
@@ -38,11 +51,11 @@ class SimulatedStore(MemoryStore):
             answer.record = _copied(answer.record)
         return answer
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         """See Store."""
         return super().checkpoint(_written(checkpoint))
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         """See Store. Of single steps it takes no more than what was told by checkpoints."""
         ended = _ended(ending)
         known = super().find(ended.record.key)
@@ -57,9 +70,12 @@ class SimulatedStore(MemoryStore):
         record = super().find(key)
         return None if record is None else _copied(record)
 
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
         """See Store."""
-        return [_copied(record) for record in super().unfinished(workflows)]
+        page = super().list_resumable(workflows, limit=limit, after=after)
+        return Page(map(_copied, page), page.cursor)
 
 
 def _copied(record: RunRecord) -> RunRecord:
@@ -74,6 +90,7 @@ def _ended(ending: Ending) -> Ending:
     return Ending(
         replace(_copied(record), steps=steps, error=error),
         None if ending.changes is None else _written(ending.changes),
+        ending.retry_in,
     )
 
 

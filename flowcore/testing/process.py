@@ -153,7 +153,7 @@ class Process:
             self.x.key, self.x.recovering = records[0].key, records[0].run_id
             self._advance(self._main, None)
 
-        self._send("unfinished", [self.x.workflow.name], found)
+        self._send("list_resumable", [self.x.workflow.name], found)
 
     def close(self) -> None:
         for coroutine in self._coroutines:

@@ -180,7 +180,7 @@ def test_an_engine_that_is_left_finishes_current_steps_and_parks_the_rest(ledger
     with pytest.raises(RunParked):
         future.result(PATIENCE)
     assert ledger == ["a"]
-    assert [record.status for record in store.unfinished({wf.name})] == [Status.PARKED]
+    assert [record.status for record in store.list_resumable({wf.name})] == [Status.PARKED]
     with Engine(store=store) as later:
         run = later.run(wf, idempotency_key="k")
     assert (run.status, ledger) == (Status.SUCCESS, ["a", "b"])
@@ -205,7 +205,7 @@ def test_a_step_that_was_stopped_as_its_engine_was_left_is_undone_once_after_it_
     gate.set()
     with pytest.raises(RunParked):
         future.result(PATIENCE)
-    assert [record.status for record in store.unfinished({wf.name})] == [Status.PARKED]
+    assert [record.status for record in store.list_resumable({wf.name})] == [Status.PARKED]
     with Engine(store=store) as later:
         run = later.run(wf, idempotency_key="k", check=False)
     assert (run.status, ledger) == (Status.COMPENSATED, ["a", "b", "-a"])

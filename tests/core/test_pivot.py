@@ -195,7 +195,7 @@ def test_recover_leaves_workflows_it_does_not_know_alone(ledger: Ledger) -> None
     other = Workflow("other")
     with Engine(store=store, workflows=[other]) as engine:
         assert engine.recover() == []
-    assert len(store.unfinished({pivoted(ledger).name})) == 1
+    assert len(store.list_resumable({pivoted(ledger).name})) == 1
 
 
 def test_a_sibling_that_runs_while_the_pivot_completes_is_not_undone(drive: Drive, ledger: Ledger) -> None:

@@ -37,7 +37,18 @@ from flowcore.events import (
     StoreCalled,
     StoreSurveyed,
 )
-from flowcore.stores.base import Checkpoint, Claim, ClaimAnswer, Ending, Lease, Lost, RunRecord
+from flowcore.stores.base import (
+    Behind,
+    Checkpoint,
+    CheckpointAnswer,
+    Claim,
+    ClaimAnswer,
+    Ending,
+    Lease,
+    Lost,
+    Page,
+    Renewal,
+)
 from flowcore.testing import SimulatedStore
 from flowcore.testing.acts import Caller, Halt
 from flowcore.testing.story import play
@@ -61,31 +72,33 @@ class Moody(SimulatedStore):
     def claim(self, claim: Claim, /) -> ClaimAnswer:
         return self._mood("claim", claim) or super().claim(claim)
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         return self._mood("checkpoint", checkpoint) or super().checkpoint(checkpoint)
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         return self._mood("finish", ending) or super().finish(ending)
 
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         return self._mood("renew", leases) or super().renew(leases, lease)
 
     def withdraw(self, claim: Claim, /) -> None:
         self._mood("withdraw", claim)
         super().withdraw(claim)
 
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
-        return self._mood("unfinished", workflows) or super().unfinished(workflows)
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
+        return self._mood("list_resumable", workflows) or super().list_resumable(workflows, limit=limit, after=after)
 
 
 class Strict(Moody):
     """It can keep strings and numbers, and nothing else."""
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         self._refuse(checkpoint)
         return super().checkpoint(checkpoint)
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         if ending.changes is not None:
             self._refuse(ending.changes)
         return super().finish(ending)
@@ -558,11 +571,11 @@ def test_a_run_that_is_over_by_the_time_it_is_recovered_is_left_alone(done: list
     store = Moody()
     with Engine(store=store, workflows=[wf]) as engine:
         engine.run(wf, idempotency_key="k")
-        store.moods = lambda verb, argument: [store.find("k")] if verb == "unfinished" else None
+        store.moods = lambda verb, argument: [store.find("k")] if verb == "list_resumable" else None
         assert engine.recover() == []
         forgotten = store.find("k")
         forgotten.key = "unknown"
-        store.moods = lambda verb, argument: [forgotten] if verb == "unfinished" else None
+        store.moods = lambda verb, argument: [forgotten] if verb == "list_resumable" else None
         assert engine.recover() == []
     assert done == ["a"]
     assert "withdraw" in store.asked
@@ -570,7 +583,7 @@ def test_a_run_that_is_over_by_the_time_it_is_recovered_is_left_alone(done: list
 
 def test_a_store_that_cannot_say_what_is_left_fails_the_recovery(run: Callable[..., Any]) -> None:
     store, events = Moody(), []
-    store.moods = silent("unfinished")
+    store.moods = silent("list_resumable")
     engine = Engine(store=store, workflows=[Workflow("w")], hooks=[events.append])
     with engine, pytest.raises(StoreUnavailable):
         engine.recover()
@@ -594,20 +607,22 @@ class Coroutines:
         await asyncio.sleep(0)
         return self.inner.claim(claim)
 
-    async def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    async def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         await asyncio.sleep(0)
         return self.inner.checkpoint(checkpoint)
 
-    async def finish(self, ending: Ending, /) -> Lost | None:
+    async def finish(self, ending: Ending, /) -> Behind | Lost | None:
         await asyncio.sleep(0)
         return self.inner.finish(ending)
 
-    async def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
+    async def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         await asyncio.sleep(0)
         return self.inner.renew(leases, lease)
 
-    async def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
-        return self.inner.unfinished(workflows)
+    async def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
+        return self.inner.list_resumable(workflows, limit=limit, after=after)
 
 
 def test_an_async_store_is_asked_on_the_loop_and_its_heartbeat_has_a_loop_of_its_own(done: list[str]) -> None:

@@ -16,7 +16,7 @@ from tests.durable.ledger import Journal
 
 __all__ = ["Bomb", "Fuse", "Watched"]
 
-_WATCHED: Final = frozenset({"claim", "checkpoint", "renew", "finish", "withdraw", "find", "unfinished"})
+_WATCHED: Final = frozenset({"claim", "checkpoint", "renew", "finish", "withdraw", "find", "list_resumable"})
 _ACCEPTED: Final = frozenset({"checkpoint", "finish"})
 
 

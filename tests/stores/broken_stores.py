@@ -10,8 +10,10 @@ from flowcore import RunNotFound, Status
 from flowcore.stores import MemoryStore
 from flowcore.stores.base import (
     RESUMABLE,
+    Behind,
     Busy,
     Checkpoint,
+    CheckpointAnswer,
     Claim,
     ClaimAnswer,
     Claimed,
@@ -20,8 +22,11 @@ from flowcore.stores.base import (
     Held,
     Lease,
     Lost,
+    Page,
+    Renewal,
     RunRecord,
 )
+from flowcore.stores.decide import Order
 from flowcore.testing.conformance import StoreConformance
 
 
@@ -84,7 +89,7 @@ class HasLeasesThatNeverEnd(Broken):
 
     rule = "time-passes"
 
-    def list_runs(self, **query: Any) -> list[RunRecord]:
+    def list_runs(self, **query: Any) -> Page:
         self._never()
         return super().list_runs(**query)
 
@@ -199,14 +204,14 @@ class TellsToAskAgainAtOnce(Broken):
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
         answer = super().claim(claim)
-        return replace(answer, retry_after=0.0) if isinstance(answer, Busy) else answer
+        return replace(answer, lease_left=-1.0) if isinstance(answer, Busy) else answer
 
 
 class KeepsTheFenceAtATakeover(Broken):
     rule = "fence-rises"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
-        answer = super()._take_over(kept, claim, now)
+    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        answer = super()._take_over(kept, claim, now, takeovers)
         kept.record.fence -= 1
         return replace(answer, fence=answer.fence - 1)
 
@@ -228,8 +233,8 @@ class KeepsTheGeneration(Broken):
 class GivesATakenRunANewId(Broken):
     rule = "claim-takeover claim-attached"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
-        answer = super()._take_over(kept, claim, now)
+    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        answer = super()._take_over(kept, claim, now, takeovers)
         kept.record.run_id = claim.run_id
         assert answer.record is not None
         return replace(answer, record=replace(answer.record, run_id=claim.run_id))
@@ -238,9 +243,9 @@ class GivesATakenRunANewId(Broken):
 class LeavesATakenRunFinished(Broken):
     rule = "claim-takeover"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
+    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
         finished = kept.record.finished
-        answer = super()._take_over(kept, claim, now)
+        answer = super()._take_over(kept, claim, now, takeovers)
         kept.record.finished = finished
         return answer
 
@@ -248,8 +253,8 @@ class LeavesATakenRunFinished(Broken):
 class ForgetsADecisionBeforeItIsHeard(Broken):
     rule = "decision-is-heard"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float) -> Claimed:
-        answer = super()._take_over(kept, claim, now)
+    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        answer = super()._take_over(kept, claim, now, takeovers)
         kept.record.decision = None
         return answer
 
@@ -257,7 +262,7 @@ class ForgetsADecisionBeforeItIsHeard(Broken):
 class NeverForgetsADecision(Broken):
     rule = "decision-is-heard"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         kept = self.kept(checkpoint.key)
         decision = None if kept is None else kept.record.decision
         answer = super().checkpoint(checkpoint)
@@ -271,7 +276,7 @@ class TakesCheckpointsFromAnOldOwner(Broken):
 
     rule = "lost late-copies"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         kept = self.kept(checkpoint.key)
         if kept is not None and kept.record.run_id == checkpoint.run_id:
             checkpoint = replace(checkpoint, fence=kept.record.fence)
@@ -283,7 +288,7 @@ class TakesEndingsFromAnOldOwner(Broken):
 
     rule = "lost late-copies"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         kept = self.kept(ending.record.key)
         if kept is not None and kept.record.run_id == ending.record.run_id:
             ending = replace(ending, record=replace(ending.record, fence=kept.record.fence))
@@ -293,7 +298,7 @@ class TakesEndingsFromAnOldOwner(Broken):
 class TakesEndingsFromAnotherRun(Broken):
     rule = "lost"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         kept = self.kept(ending.record.key)
         if kept is not None:
             ending = replace(ending, record=replace(ending.record, run_id=kept.record.run_id))
@@ -303,7 +308,7 @@ class TakesEndingsFromAnotherRun(Broken):
 class NeverSaysThatARecordIsGone(Broken):
     rule = "lost"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         answer = super().checkpoint(checkpoint)
         return answer and Lost()
 
@@ -311,7 +316,7 @@ class NeverSaysThatARecordIsGone(Broken):
 class MakesARecordAtTheEndWhereThereIsNone(Broken):
     rule = "lost"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         if self.kept(ending.record.key) is None:
             ending = replace(ending, record=replace(ending.record, fence=0))
         return super().finish(ending)
@@ -320,7 +325,7 @@ class MakesARecordAtTheEndWhereThereIsNone(Broken):
 class LetsTheLastWriteWin(Broken):
     rule = "highest-seq-wins late-copies"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         kept = self.kept(checkpoint.key)
         if kept is not None and kept.record.fence == checkpoint.fence:
             for told, known in ((checkpoint.steps, kept._steps), (checkpoint.writes, kept._writes)):
@@ -332,7 +337,7 @@ class LetsTheLastWriteWin(Broken):
 class CountsCheckpointsInsteadOfFields(Broken):
     rule = "results highest-seq-wins"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         kept = self.kept(checkpoint.key)
         fields: list[Any] = [*checkpoint.steps.values(), *checkpoint.writes.values()]
         told = max([field.seq for field in fields], default=0)
@@ -344,7 +349,7 @@ class CountsCheckpointsInsteadOfFields(Broken):
 class WritesAfterTheEnd(Broken):
     rule = "late-copies late-after-the-end"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         answer = super().checkpoint(checkpoint)
         kept = self.kept(checkpoint.key)
         if answer is None and kept.record.status != Status.RUNNING:
@@ -355,7 +360,7 @@ class WritesAfterTheEnd(Broken):
 class FinishesTwice(Broken):
     rule = "late-copies late-after-the-end"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         kept = self.kept(ending.record.key)
         if kept is not None and kept.record.run_id == ending.record.run_id and kept.record.fence == ending.record.fence:
             kept.record.status = Status.RUNNING
@@ -365,7 +370,7 @@ class FinishesTwice(Broken):
 class IsShockedByALateCheckpoint(Broken):
     rule = "late-copies late-after-the-end"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         kept = self.kept(checkpoint.key)
         over = kept is not None and kept.record.status != Status.RUNNING
         return Lost() if over else super().checkpoint(checkpoint)
@@ -376,7 +381,7 @@ class IgnoresTheLastChanges(Broken):
 
     rule = "results finish"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         if ending.changes is None:
             return super().finish(ending)
         return super().finish(Ending(ending.record, replace(ending.changes, steps={}, writes={})))
@@ -385,7 +390,7 @@ class IgnoresTheLastChanges(Broken):
 class KeepsTheLeaseAfterTheEnd(Broken):
     rule = "finish"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         answer = super().finish(ending)
         if answer is None:
             kept = self.kept(ending.record.key)
@@ -396,7 +401,7 @@ class KeepsTheLeaseAfterTheEnd(Broken):
 class LetsNobodyFinishLate(Broken):
     rule = "finish-late lost"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         kept = self.kept(ending.record.key)
         return Lost() if kept is not None and kept.expired(self._clock()) else super().finish(ending)
 
@@ -404,7 +409,7 @@ class LetsNobodyFinishLate(Broken):
 class LeavesTheLeaseToHeartbeats(Broken):
     rule = "checkpoint-renews"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         kept = self.kept(checkpoint.key)
         expires = None if kept is None else kept.expires
         answer = super().checkpoint(checkpoint)
@@ -416,7 +421,7 @@ class LeavesTheLeaseToHeartbeats(Broken):
 class TurnsBackFromUndoing(Broken):
     rule = "undoing-stays"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         answer = super().checkpoint(checkpoint)
         if answer is None:
             self.kept(checkpoint.key).record.undoing = checkpoint.undoing
@@ -426,17 +431,18 @@ class TurnsBackFromUndoing(Broken):
 class RenewsWhateverItIsAsked(Broken):
     rule = "renew lost late-copies"
 
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         super().renew(leases, lease)
-        return [True for _ in leases]
+        return [Renewal.OURS for _ in leases]
 
 
 class DoesNotRenewWhatHasEnded(Broken):
     rule = "renew"
 
-    def _renewed(self, one: Lease, lease: float) -> bool:
+    def _renewed(self, one: Lease, lease: float) -> Renewal:
         kept = self.kept(one.key)
-        return not (kept is not None and kept.expired(self._clock())) and super()._renewed(one, lease)
+        expired = kept is not None and kept.expired(self._clock())
+        return Renewal.LOST if expired else super()._renewed(one, lease)
 
 
 class WithdrawsByForgetting(Broken):
@@ -487,7 +493,7 @@ class ListsResultsAsTheyCome(Broken):
 class ForgetsThatAKeyWasDeleted(Broken):
     rule = "claim-takeover values"
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         writes = {key: write for key, write in checkpoint.writes.items() if not write.deleted}
         return super().checkpoint(replace(checkpoint, writes=writes))
 
@@ -556,26 +562,26 @@ class FindsRunsThatOthersHaveReplaced(Broken):
             return next((kept.record for kept in self._runs.values()), RunRecord("", run_id, "", None, ""))
 
 
-class ListsHeldRunsAsUnfinished(Broken):
-    rule = "unfinished"
+class ListsHeldRunsAsResumable(Broken):
+    rule = "list-resumable"
 
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
-        held = [kept.seen() for kept in self._runs.values() if kept.record.held and kept.record.workflow in workflows]
-        return super().unfinished(workflows) + held
+    def list_resumable(self, workflows: Collection[str], /, **query: Any) -> Page:
+        held = [kept.head() for kept in self._runs.values() if kept.record.held and kept.record.workflow in workflows]
+        return Page([*super().list_resumable(workflows, **query), *held])
 
 
 class ForgetsToListExpiredRuns(Broken):
-    rule = "unfinished withdraw-takeover"
+    rule = "list-resumable withdraw-takeover"
 
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
-        return [record for record in super().unfinished(workflows) if record.status in RESUMABLE]
+    def list_resumable(self, workflows: Collection[str], /, **query: Any) -> Page:
+        return Page(one for one in super().list_resumable(workflows, **query) if one.status in RESUMABLE)
 
 
 class ListsEverybodysRuns(Broken):
     rule = "list-runs"
 
-    def list_runs(self, *, status: Any = None, workflow: Any = None, older_than: Any = None) -> list[RunRecord]:
-        return super().list_runs(status=status, older_than=older_than)
+    def list_runs(self, *, workflow: Any = None, **query: Any) -> Page:
+        return super().list_runs(**query)
 
 
 class ReleasesWhatIsRunning(Broken):
@@ -596,24 +602,21 @@ class ReleasesWithoutTellingTheOwner(Broken):
 class LetsAnOldOwnerWriteIntoAHeldRun(Broken):
     rule = "operators-fence hold"
 
-    def _stop(self, kept: Any, *, held: bool, decision: str | None = None) -> None:
+    def _stop(self, kept: Any, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
         kept.record = replace(kept.record, held=held, decision=decision)
 
 
 class DecidesOnWhatIsOver(Broken):
     rule = "decide"
 
-    def _decide(self, key: str, decision: str) -> None:
-        kept = self._idle(key)
-        if kept.over:
-            kept.record.held = True
-        super()._decide(key, decision)
+    def _order(self, kept: Any, verb: str) -> Order:
+        return Order.STOP if kept.over else super()._order(kept, verb)
 
 
 class ForgetsHeldRuns(Broken):
     rule = "retention"
 
-    def finish(self, ending: Ending, /) -> Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
         answer = super().finish(ending)
         self._ended[ending.record.key] = self._clock()
         return answer

@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from flowcore import CorruptRecord, DefinitionError, StoreError, StoreUnavailable
 from flowcore.stores import AsyncRedisStore, RedisStore
-from flowcore.stores.base import Busy, Claimed
+from flowcore.stores.base import Busy, Claimed, Renewal
 from flowcore.stores.redis.clients import another, close
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
@@ -32,7 +32,7 @@ def whole_run(store: RedisStore) -> None:
     """A run from its beginning to its end."""
     claim, fence = begin(store)
     assert store.checkpoint(a_checkpoint(claim, fence)) is None
-    assert store.renew([a_lease(claim, fence)] * 2, 600) == [True, True]
+    assert store.renew([a_lease(claim, fence)] * 2, 600) == [Renewal.OURS] * 2
     assert store.finish(an_ending(claim, fence)) is None
     assert store.get_run(claim.run_id).status == "success"
 
@@ -42,7 +42,7 @@ async def whole_async_run(store: AsyncRedisStore, key: str = "k") -> None:
     answer = await store.claim(claim)
     assert isinstance(answer, Claimed)
     assert await store.checkpoint(a_checkpoint(claim, answer.fence)) is None
-    assert await store.renew([a_lease(claim, answer.fence)] * 2, 600) == [True, True]
+    assert await store.renew([a_lease(claim, answer.fence)] * 2, 600) == [Renewal.OURS] * 2
     assert await store.finish(an_ending(claim, answer.fence)) is None
     assert (await store.get_run(claim.run_id)).status == "success"
 
@@ -205,9 +205,9 @@ def test_leases_are_renewed_in_one_round_trip(start_redis: StartRedis) -> None:
     with Proxy(server.port) as proxy, redis.Redis.from_url(proxy.url) as client:
         store = RedisStore(client)
         leases = [a_lease(*begin(store, f"key {number}")) for number in range(20)]  # few enough for one packet
-        assert store.renew(leases, 600) == [True] * 20
+        assert store.renew(leases, 600) == [Renewal.OURS] * 20
         proxy.round_trips = 0
-        assert store.renew(leases, 600) == [True] * 20
+        assert store.renew(leases, 600) == [Renewal.OURS] * 20
         assert proxy.round_trips == 1
 
 

@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from flowcore import StoreError, StoreUnavailable
 from flowcore.stores import AsyncRedisStore, RedisStore
-from flowcore.stores.base import Claimed
+from flowcore.stores.base import Claimed, Renewal
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
 from tests.stores.redis_servers import RedisClusterServers, RedisServer, redis_cluster
@@ -40,8 +40,8 @@ def test_runs_spread_over_all_nodes_and_each_is_found_again(client: Any) -> None
         assert store.checkpoint(a_checkpoint(claim, fence)) is None
         assert store.get_run(claim.run_id).key == key
     assert len(store.list_runs()) == 60
-    assert store.renew([a_lease(*one) for one in runs.values()], 0) == [True] * 60
-    assert [record.key for record in store.unfinished(["trip"])] == list(runs)
+    assert store.renew([a_lease(*one) for one in runs.values()], 0) == [Renewal.OURS] * 60
+    assert [record.key for record in store.list_resumable(["trip"])] == list(runs)
     for claim, fence in runs.values():
         assert store.finish(an_ending(claim, fence)) is None
     assert store.gc() == 60
@@ -79,7 +79,7 @@ def test_runs_go_on_while_a_slot_of_theirs_is_moved(redis_cluster: RedisClusterS
         for claim, fence in runs:
             assert store.checkpoint(a_checkpoint(claim, fence, seq)) is None
             assert store.find(claim.key).seq == seq + 3
-        assert store.renew([a_lease(*run) for run in runs], 600) == [True] * 20
+        assert store.renew([a_lease(*run) for run in runs], 600) == [Renewal.OURS] * 20
 
     redis_cluster.begin_move(slot, to)
     all_verbs(2)  # all keys are still here
@@ -131,10 +131,10 @@ def test_all_leases_are_renewed_in_one_round_trip_a_node(redis_cluster: RedisClu
         stack.callback(client.disconnect_connection_pools)
         store = RedisStore(client, prefix=uuid4().hex)
         leases = [a_lease(*begin(store, f"key {number}")) for number in range(30)]  # few enough for one packet
-        assert store.renew(leases, 600) == [True] * 30
+        assert store.renew(leases, 600) == [Renewal.OURS] * 30
         for proxy in proxies.values():
             proxy.round_trips = 0
-        assert store.renew(leases, 600) == [True] * 30
+        assert store.renew(leases, 600) == [Renewal.OURS] * 30
         assert [proxy.round_trips for proxy in proxies.values()] == [1, 1, 1]
 
 
@@ -148,7 +148,7 @@ def test_an_async_store_follows_a_slot_that_moves(redis_cluster: RedisClusterSer
         redis_cluster.move_keys(slot, to)
         assert await store.checkpoint(a_checkpoint(claim, answer.fence)) is None
         redis_cluster.finish_move(slot, to)
-        assert await store.renew([a_lease(claim, answer.fence)], 600) == [True]
+        assert await store.renew([a_lease(claim, answer.fence)], 600) == [Renewal.OURS]
         assert await store.finish(an_ending(claim, answer.fence)) is None
 
     prefix = uuid4().hex

@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from flowcore import CorruptRecord, StoreError, StoreUnavailable
 from flowcore.stores import RedisStore
-from flowcore.stores.base import Busy, Claimed, Lost
+from flowcore.stores.base import Busy, Claimed, Lost, Renewal
 from flowcore.stores.redis import scripts
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin, everything, records
@@ -71,7 +71,7 @@ def test_what_was_acknowledged_survives_kill_9(start_redis: StartRedis) -> None:
         server.restart()
         assert store.find("k") == before
         assert isinstance(store.claim(a_claim()), Busy)
-        assert store.renew([a_lease(claim, fence)], 600) == [True]
+        assert store.renew([a_lease(claim, fence)], 600) == [Renewal.OURS]
         assert store.finish(an_ending(claim, fence)) is None
         server.restart()
         assert store.find("k").status == "success"
@@ -176,7 +176,7 @@ def test_a_full_redis_takes_no_claim_and_loses_no_lease(start_redis: StartRedis)
         with pytest.raises(StoreUnavailable):
             store.finish(an_ending(claim, fence))
         assert everything(client) == before
-        assert store.renew([a_lease(claim, fence)], 700) == [True]
+        assert store.renew([a_lease(claim, fence)], 700) == [Renewal.OURS]
         assert store.find("k").expires > RedisStore(client).find("k").started + 650
         client.config_set("maxmemory", 0)
         assert store.checkpoint(a_checkpoint(claim, fence)) is None
@@ -198,7 +198,7 @@ def test_a_run_whose_record_is_gone_is_lost_and_the_fence_still_rises(
             evict(client)
         last = a_checkpoint(claim, fence) if verb == "checkpoint" else an_ending(claim, fence)
         assert getattr(store, verb)(last) == Lost(gone=True)
-        assert store.renew([a_lease(claim, fence)], 600) == [False]
+        assert store.renew([a_lease(claim, fence)], 600) == [Renewal.LOST]
         assert store.find("k") is None
         again = store.claim(a_claim())
         assert isinstance(again, Claimed)
@@ -230,7 +230,7 @@ def test_scripts_that_the_server_forgets_are_shown_to_it_again(start_redis: Star
             lambda: store.renew([a_lease(claim, fence)] * 3, 600),
             lambda: store.find("k"),
             store.list_runs,
-            lambda: store.unfinished(["trip"]),
+            lambda: store.list_resumable(["trip"]),
             lambda: store.get_run(claim.run_id),
             lambda: store.finish(an_ending(claim, fence)),
             lambda: store.hold("k"),
@@ -274,14 +274,14 @@ def test_a_verb_whose_reply_was_lost_is_answered_the_same_when_it_is_asked_again
         assert (answer.generation, answer.record) == (0, None)
         fence = answer.fence
         assert lost(lambda: store.checkpoint(a_checkpoint(claim, fence))) is None
-        assert lost(lambda: store.renew([a_lease(claim, fence)], 0.001)) == [True]
+        assert lost(lambda: store.renew([a_lease(claim, fence)], 0.001)) == [Renewal.OURS]
         again = a_claim()
         until(lambda: store.list_runs(status="expired"), "the lease running out")
         taken = lost(lambda: store.claim(again))
         assert (taken.record.run_id, taken.record.status) == (claim.run_id, "running")
         assert taken.fence > fence
         lost(lambda: store.withdraw(again))
-        assert [run.run_id for run in lost(lambda: store.unfinished(["trip"]))] == [claim.run_id]
+        assert [run.run_id for run in lost(lambda: store.list_resumable(["trip"]))] == [claim.run_id]
         taken = store.claim(a_claim())
         assert lost(lambda: store.finish(an_ending(claim, taken.fence, "parked"))) is None
         for verb in (store.hold, store.resume, store.undo, store.release):

@@ -9,7 +9,7 @@ import redis
 
 from flowcore import CorruptRecord, RunNotFound, StoreError
 from flowcore.stores import RedisStore
-from flowcore.stores.base import DefinitionChanged
+from flowcore.stores.base import DefinitionChanged, Renewal
 from flowcore.stores.encoding import Encoding
 from tests.stores.redis_runs import LONG, a_checkpoint, a_claim, a_lease, an_ending, begin, records
 from tests.stores.redis_servers import redis_url
@@ -55,7 +55,7 @@ class Left:
             if state == "held":
                 assert self.store.finish(an_ending(self.claim, self.fence, "compensation_failed", held=True)) is None
             if state == "expired":
-                assert self.store.renew([a_lease(self.claim, self.fence)], 0) == [True]
+                assert self.store.renew([a_lease(self.claim, self.fence)], 0) == [Renewal.OURS]
         (self.run,) = records(client, self.prefix)
         self.good = client.hgetall(self.run)
 
@@ -183,7 +183,7 @@ def test_unfinished_leaves_out_what_cannot_be_read_and_logs_it(client: Any, capl
     other, fence = begin(left.store, "another")
     left.store.finish(an_ending(other, fence, "parked"))
     left.put(b"started", b"yesterday")
-    assert [record.key for record in left.store.unfinished(["trip"])] == ["another"]
+    assert [record.key for record in left.store.list_resumable(["trip"])] == ["another"]
     assert "the key" in caplog.text
 
 
@@ -217,7 +217,7 @@ def test_a_key_of_another_type_is_corrupt_and_stays(client: Any, kind: str) -> N
         store.get_run(claim.run_id)
     with pytest.raises(CorruptRecord):
         store.list_runs()
-    assert store.renew([a_lease(claim, fence)], LONG) == [False]
+    assert store.renew([a_lease(claim, fence)], LONG) == [Renewal.LOST]
     assert client.dump(left.run) == before
 
 
@@ -267,7 +267,7 @@ def test_foreign_members_of_the_index_hurt_nobody_and_are_swept_away(client: Any
     client.zadd(prefix + "open", {member: 1})
     client.zadd(prefix + "ended", {member: 1})
     assert [record.key for record in left.store.list_runs()] == [KEY]
-    assert [record.key for record in left.store.unfinished(["trip"])] == [KEY]
+    assert [record.key for record in left.store.list_resumable(["trip"])] == [KEY]
     assert left.store.gc() == 1
     assert client.zcard(prefix + "open") == 1
     assert client.exists(prefix + "ended") == 0

@@ -9,7 +9,7 @@ import redis
 
 from flowcore import RunNotFound
 from flowcore.stores import RedisStore
-from flowcore.stores.base import Claimed, Finished, Lost
+from flowcore.stores.base import Claimed, Finished, Lost, Renewal
 from tests.stores.redis_runs import LONG, a_checkpoint, a_claim, a_lease, an_ending, begin, records
 from tests.stores.redis_servers import redis_url, until
 
@@ -118,7 +118,7 @@ def test_gc_takes_what_redis_has_forgotten_or_thrown_away_out_of_the_index(clien
     assert store.gc() == 30
 
 
-@pytest.mark.parametrize("look", ["gc", "list_runs", "unfinished"])
+@pytest.mark.parametrize("look", ["gc", "list_runs", "list_resumable"])
 def test_the_entries_of_a_run_that_another_has_replaced_are_taken_out_of_the_index(
     client: Any, prefix: str, look: str
 ) -> None:
@@ -127,7 +127,7 @@ def test_the_entries_of_a_run_that_another_has_replaced_are_taken_out_of_the_ind
     client.delete(*records(client, prefix))
     claim, _ = begin(store, lease=0)
     assert client.zcard(f"{{{prefix}:0}}:open") == 2
-    seen = getattr(store, look)(*([["trip"]] if look == "unfinished" else []))
+    seen = getattr(store, look)(*([["trip"]] if look == "list_resumable" else []))
     assert seen == 1 or [record.run_id for record in seen] == [claim.run_id]
     assert client.zcard(f"{{{prefix}:0}}:open") == client.hlen(f"{{{prefix}:0}}:ids") == 1
     assert store.get_run(claim.run_id).key == "k"
@@ -158,7 +158,7 @@ def test_more_runs_than_a_page_are_all_found(client: Any, prefix: str) -> None:
     assert len(store.list_runs()) == 1101
     assert len(store.list_runs(status="parked")) == 1100
     assert [record.key for record in store.list_runs(status="success")] == ["k"]
-    assert [record.key for record in store.unfinished(["trip"])] == [f"trip {number}" for number in range(1000)]
+    assert [record.key for record in store.list_resumable(["trip"])] == [f"trip {number}" for number in range(1000)]
     assert store.gc() == 1101
 
 
@@ -166,8 +166,8 @@ def test_runs_of_other_workflows_do_not_hide_those_that_are_asked_for(client: An
     store = RedisStore(client, prefix=prefix, shards=1)
     park(store, 1050, "other")
     park(store, 3, "mine")
-    assert [record.key for record in store.unfinished(["mine", "none"])] == ["mine 0", "mine 1", "mine 2"]
-    assert store.unfinished([]) == []
+    assert [record.key for record in store.list_resumable(["mine", "none"])] == ["mine 0", "mine 1", "mine 2"]
+    assert store.list_resumable([]) == []
 
 
 def test_runs_that_are_not_left_are_not_looked_at(client: Any, prefix: str) -> None:
@@ -175,20 +175,20 @@ def test_runs_that_are_not_left_are_not_looked_at(client: Any, prefix: str) -> N
     claim, fence = begin(store, "held")
     assert store.finish(an_ending(claim, fence, "compensation_failed", held=True)) is None
     claim, fence = begin(store, "running")
-    assert store.unfinished(["trip"]) == []
-    assert store.renew([a_lease(claim, fence)], 0) == [True]
-    assert [record.key for record in store.unfinished(["trip"])] == ["running"]
-    assert store.renew([a_lease(claim, fence)], LONG) == [True]
-    assert store.unfinished(["trip"]) == []
+    assert store.list_resumable(["trip"]) == []
+    assert store.renew([a_lease(claim, fence)], 0) == [Renewal.OURS]
+    assert [record.key for record in store.list_resumable(["trip"])] == ["running"]
+    assert store.renew([a_lease(claim, fence)], LONG) == [Renewal.OURS]
+    assert store.list_resumable(["trip"]) == []
     assert store.checkpoint(a_checkpoint(claim, fence, lease=0)) is None
-    assert [record.key for record in store.unfinished(["trip"])] == ["running"]
+    assert [record.key for record in store.list_resumable(["trip"])] == ["running"]
 
 
 def test_an_entry_without_its_record_is_taken_out_by_whoever_comes_across_it(client: Any, prefix: str) -> None:
     store = RedisStore(client, prefix=prefix, shards=1)
     park(store, 3, "trip")
     client.delete(records(client, prefix)[0])
-    assert len(store.unfinished(["trip"])) == 2
+    assert len(store.list_resumable(["trip"])) == 2
     assert client.zcard(f"{{{prefix}:0}}:open") == 2
     assert client.hlen(f"{{{prefix}:0}}:ids") == 2
 
@@ -209,7 +209,7 @@ def test_keys_are_taken_literally(client: Any, prefix: str, key: str) -> None:
 def test_a_name_that_is_no_text_is_simply_not_there(client: Any, prefix: str) -> None:
     store = RedisStore(client, prefix=prefix)
     assert store.find("\ud800") is None
-    assert store.unfinished(["\ud800"]) == []
+    assert store.list_resumable(["\ud800"]) == []
     with pytest.raises(RunNotFound):
         store.get_run("\ud800")
     with pytest.raises(RunNotFound):

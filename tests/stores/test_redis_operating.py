@@ -13,7 +13,7 @@ import redis.asyncio
 
 from flowcore import StoreError, StoreUnavailable
 from flowcore.stores import AsyncRedisStore, RedisStore
-from flowcore.stores.base import Busy, Claimed, Held
+from flowcore.stores.base import Busy, Claimed, Held, Renewal
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
 from tests.stores.redis_servers import RedisClusterServers, StartRedis, redis_cluster, start_redis, until
@@ -143,8 +143,8 @@ def limited(start_redis: StartRedis) -> Iterator[tuple[Any, Any]]:
 def every_verb(store: RedisStore) -> None:
     claim, fence = begin(store)
     assert store.checkpoint(a_checkpoint(claim, fence)) is None
-    assert store.renew([a_lease(claim, fence)], 0) == [True]
-    assert [record.key for record in store.unfinished(["trip"])] == ["k"]
+    assert store.renew([a_lease(claim, fence)], 0) == [Renewal.OURS]
+    assert [record.key for record in store.list_resumable(["trip"])] == ["k"]
     taken = store.claim(a_claim())
     assert isinstance(taken, Claimed)
     assert store.finish(an_ending(claim, taken.fence, "parked")) is None
@@ -253,7 +253,7 @@ def test_the_clock_of_the_client_does_not_matter(
         assert abs(fence / 1e6 - wall()) < 60
         assert abs(store.find("k").started - wall()) < 60
         assert isinstance(store.claim(a_claim()), Busy)
-        assert store.unfinished(["trip"]) == []
+        assert store.list_resumable(["trip"]) == []
         assert store.finish(an_ending(claim, fence)) is None
         assert store.list_runs(older_than=60) == []
         until(lambda: store.list_runs(older_than=0.001), "a millisecond passing")

@@ -39,6 +39,7 @@ from flowcore.stores.base import (
     Finished,
     Lease,
     Lost,
+    Renewal,
     RunRecord,
     StepRecord,
     Write,
@@ -466,7 +467,7 @@ def test_garbage_anywhere_in_a_record_is_told_by_its_key_and_left_as_it_is(
             with pytest.raises(CorruptRecord, match=r"the record of key .* is not as flowcore wrote it: its") as caught:
                 ask()
             assert place == "key" or "the record of key 'k' is" in str(caught.value)
-        parked.unfinished(["w"])
+        parked.list_resumable(["w"])
         assert dump(path) == before
         assert parked.find("innocent").status == Status.RUNNING
 
@@ -477,7 +478,7 @@ def test_a_record_that_cannot_be_read_is_left_out_of_recovery_with_one_warning(
     sql(path, "UPDATE runs SET fence = 'high' WHERE key = 'k'")
     clock.now += 31
     for _ in range(3):
-        assert [record.key for record in parked.unfinished(["w"])] == ["innocent"]
+        assert [record.key for record in parked.list_resumable(["w"])] == ["innocent"]
     (warning,) = caplog.messages
     assert warning.startswith(
         f"{path} cannot be recovered: the record of key 'k' is not as flowcore wrote it: its fence"
@@ -514,7 +515,7 @@ def test_a_status_that_means_nothing_makes_nobody_an_owner(store: SQLiteStore, p
     for told in (lambda: store.checkpoint(checkpoint(owner)), lambda: store.finish(ending(owner, Status.SUCCESS))):
         with pytest.raises(CorruptRecord, match="its field 'status' says 'paused', which means nothing"):
             told()
-    assert store.renew([Lease("k", "r1", owner.fence)], LEASE) == [False]
+    assert store.renew([Lease("k", "r1", owner.fence)], LEASE) == [Renewal.LOST]
     sql(path, "UPDATE runs SET status = 'compensation_failed'")  # and not held
     with pytest.raises(CorruptRecord, match="has the status 'compensation_failed', but is not held"):
         store.claim(claim(run_id="r2"))
@@ -526,8 +527,8 @@ def test_at_most_a_thousand_runs_are_told_to_recover_the_oldest_first(store: SQL
     for number in range(1005):
         clock.now += 1
         granted(store, key=f"k{number}", run_id=f"r{number}", lease=0.0)
-    assert [record.key for record in store.unfinished(["v", "w"])] == [f"k{number}" for number in range(1000)]
-    assert store.unfinished(["v"]) == store.unfinished([]) == []
+    assert [record.key for record in store.list_resumable(["v", "w"])] == [f"k{number}" for number in range(1000)]
+    assert store.list_resumable(["v"]) == store.list_resumable([]) == []
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
@@ -545,13 +546,13 @@ def test_a_clock_set_forward_lets_others_take_over_and_the_old_owner_is_told(sto
 def test_a_clock_set_back_costs_at_most_one_lease(store: SQLiteStore, clock: Clock) -> None:
     owner = granted(store)
     clock.now -= 3600  # and then the owner dies
-    assert [record.key for record in store.unfinished(["w"])] == ["k"]
+    assert [record.key for record in store.list_resumable(["w"])] == ["k"]
     busy = store.claim(claim(run_id="r2"))
     assert isinstance(busy, Busy)
-    assert (busy.retry_after, busy.age) == (LEASE, 0.0)
+    assert (busy.lease_left, busy.age) == (LEASE, 0.0)
     clock.now += LEASE - 1
     assert isinstance(store.claim(claim(run_id="r2")), Busy)
-    assert store.unfinished(["w"]) == []
+    assert store.list_resumable(["w"]) == []
     clock.now += 1
     taken = granted(store, run_id="r2")
     assert taken.fence == owner.fence + 1  # it never falls
@@ -564,18 +565,18 @@ def test_a_lease_that_is_renewed_while_recovery_looks_is_no_clock_set_back(
     with closing(SQLiteStore(path, durability="normal", wall=lambda: clock.now + 0.5)) as other:
 
         def late() -> float:
-            assert other.renew([Lease("k", "r1", owner.fence)], LEASE) == [True]
+            assert other.renew([Lease("k", "r1", owner.fence)], LEASE) == [Renewal.OURS]
             return clock.now
 
         with closing(SQLiteStore(path, durability="normal", wall=late)) as looking:
-            assert looking.unfinished(["w"]) == []
+            assert looking.list_resumable(["w"]) == []
 
 
 def test_a_clock_set_back_does_not_cost_an_owner_its_run(store: SQLiteStore, clock: Clock) -> None:
     owner = granted(store)
     clock.now -= 3600
     assert isinstance(store.claim(claim(run_id="r2")), Busy)
-    assert store.renew([Lease("k", "r1", owner.fence)], LEASE) == [True]
+    assert store.renew([Lease("k", "r1", owner.fence)], LEASE) == [Renewal.OURS]
     clock.now += LEASE - 1
     assert store.checkpoint(checkpoint(owner)) is None
     clock.now += LEASE - 1
@@ -593,7 +594,7 @@ def test_a_clock_before_its_time_does_no_harm(store: SQLiteStore, clock: Clock) 
 
 def test_an_endless_lease_is_a_century(store: SQLiteStore, clock: Clock) -> None:
     owner = granted(store, lease=float("inf"))
-    assert store.renew([Lease("k", "r1", owner.fence)], float("inf")) == [True]
+    assert store.renew([Lease("k", "r1", owner.fence)], float("inf")) == [Renewal.OURS]
     clock.now += 99 * 365 * 24 * 3600
     assert isinstance(store.claim(claim(run_id="r2")), Busy)
 

@@ -33,7 +33,8 @@ from flowcore import (
     Workflow,
 )
 from flowcore.events import RunStarted, StepFinished, StepStarted
-from flowcore.stores import MemoryStore, RunRecord, Store
+from flowcore.stores import MemoryStore, Store
+from flowcore.stores.base import Page
 
 wf = Workflow(
     "trip",
@@ -167,7 +168,7 @@ hooks: list[Hook] = [collects, prints, scope, skips, Mine(), Logger(), PrintLogg
 # -- stores ------------------------------------------------------------------------------------------------------------
 
 store: Store = MemoryStore(retention=timedelta(days=1), max_runs=10)
-assert_type(MemoryStore().list_runs(status="held"), list[RunRecord])
+assert_type(MemoryStore().list_runs(status="held"), Page)
 assert_type(Backoff.fixed(1).delay(1, lambda: 0.5), float)
 
 

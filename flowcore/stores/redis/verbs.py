@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
@@ -24,13 +25,15 @@ from ..base import (
     Claim,
     ClaimAnswer,
     Claimed,
-    DefinitionChanged,
     Ending,
     Finished,
     Held,
     Lease,
     Lost,
     Mismatch,
+    OtherGraph,
+    Page,
+    Renewal,
     RunRecord,
 )
 from ..codec import Codec
@@ -49,7 +52,6 @@ Asked: TypeAlias = Generator[list[Command], list[Any], T]
 Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
 """a script's KEYS and ARGV"""
 
-_RETRY_AFTER: Final = 0.05
 _FOREVER: Final = 50 * 365 * 24 * 3600.0  # seconds; a lease that ends later was given without an end
 _AT_ONCE: Final = 1000  # runs that `unfinished` answers with
 _PAGE: Final = 200  # runs that one script looks at: Redis does nothing else meanwhile
@@ -152,10 +154,9 @@ class Verbs:
                 return Held(record.run_id, record.carrier, answer.age)
             case "busy":
                 left = (record.expires or 0.0) - answer.now / 1e6
-                retry_after = _RETRY_AFTER if left > _FOREVER else max(_RETRY_AFTER, left)
-                return Busy(record.run_id, record.carrier, answer.age, retry_after)
+                return Busy(record.run_id, record.carrier, answer.age, math.inf if left > _FOREVER else left)
             case _:  # "graph"
-                raise DefinitionChanged.of(record, claim.key)
+                return OtherGraph(record.run_id, record.graph)
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Asked[Lost | None]:
         """Note what has changed in a run, and renew its lease."""
@@ -164,12 +165,12 @@ class Verbs:
         keys = self._keys(checkpoint.key)[:2]
         return (yield from self._write(scripts.CHECKPOINT, checkpoint.key, keys, head, fields))
 
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[bool]]:
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[Renewal]]:
         """Renew these leases for `lease` seconds from now, all in one round trip a node; tells for each whether the run is
         still its owner's."""
         if not leases:
             return []
-        ours: list[bool] = [False] * len(leases)
+        ours = [Renewal.LOST] * len(leases)
         by_shard: dict[int, list[int]] = {}
         runs = [self._run_key(one.key) for one in leases]
         for index, (shard, _) in enumerate(runs):
@@ -185,7 +186,7 @@ class Verbs:
         replies = yield from self._run_all(scripts.RENEW, calls)
         for page, reply in zip(asked, replies, strict=True):
             for index, answer in zip(page, reply, strict=True):
-                ours[index] = bool(answer)
+                ours[index] = Renewal.OURS if answer else Renewal.LOST
         return ours
 
     def finish(self, ending: Ending, /) -> Asked[Lost | None]:
@@ -209,7 +210,9 @@ class Verbs:
         answer = self._told(reply, key)
         return None if answer.word == "missing" else self._encoding.decode(key, answer.fields)
 
-    def unfinished(self, workflows: Collection[str], /) -> Asked[list[RunRecord]]:
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Asked[Page]:
         """The runs of these workflows to go on with that nobody goes on with; the oldest first, at most 1,000. Their heads
         only: without steps and values."""
         wanted = [_bytes(workflow) for workflow in workflows]
@@ -231,7 +234,7 @@ class Verbs:
                     found.append(record)
             ranks = left if len(found) < _AT_ONCE else {}
         found.sort(key=lambda record: record.started)
-        return found[:_AT_ONCE]
+        return Page(found[:_AT_ONCE])
 
     # -- for operators -------------------------------------------------------------------------------------------------
 
@@ -252,8 +255,13 @@ class Verbs:
         )
 
     def list_runs(
-        self, *, status: str | None = None, workflow: str | None = None, older_than: Duration | None = None
-    ) -> Asked[list[RunRecord]]:
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+    ) -> Asked[Page]:
         """The records with this status, of this workflow, started so many seconds ago; the oldest first. "held" counts as
         a status, and "expired": running, with an owner whose lease is over. Their heads only: `get_run` has their steps
         and values too."""
@@ -268,7 +276,7 @@ class Verbs:
                     and (older_than is None or answer.age >= age)
                 ):
                     found[record.run_id] = record
-        return sorted(found.values(), key=lambda record: record.started)
+        return Page(sorted(found.values(), key=lambda record: record.started, reverse=True)[:limit])
 
     def release(self, key: str, /, *, force: bool = False) -> Asked[None]:
         """Forget the run behind a key, so that the next call starts afresh.

@@ -21,13 +21,15 @@ from ..base import (
     Claim,
     ClaimAnswer,
     Claimed,
-    DefinitionChanged,
     Ending,
     Finished,
     Held,
     Lease,
     Lost,
     Mismatch,
+    OtherGraph,
+    Page,
+    Renewal,
     RunRecord,
 )
 from ..codec import Codec
@@ -40,7 +42,6 @@ __all__ = ["SQLiteStore"]
 _WEEK: Final = 7 * 24 * 3600.0
 _BITE: Final = 256  # fields that are forgotten at a time
 _AT_ONCE: Final = 1000  # runs that `unfinished` answers with
-_SOON: Final = 0.05  # seconds: the least that anybody is asked to wait
 _log = logging.getLogger("flowcore")
 
 
@@ -147,7 +148,7 @@ class SQLiteStore:
         if left > lease:  # the clock was set back: from now on its owner has as long as it asked for
             left = lease
             db.execute(tables.EXPIRE, (now + lease, number))
-        return Busy(record.run_id, record.carrier, age, max(_SOON, left / 1e6))
+        return Busy(record.run_id, record.carrier, age, left / 1e6)
 
     def _begin(
         self, db: sqlite3.Cursor, claim: Claim, texts: dict[str, str], now: int, *, generation: int, fence: int
@@ -160,12 +161,12 @@ class SQLiteStore:
 
     def _take_over(
         self, db: sqlite3.Cursor, claim: Claim, now: int, found: tuple[int, int, dict[str, Any]], age: float
-    ) -> Claimed:
+    ) -> ClaimAnswer:
         number, _, head = found
         # All of it is read before any of it is changed: what cannot be read stays as it is.
         record = self._encoding.decode(claim.key, tables.whole(db, number, head), claim.types)
-        if record.graph != claim.graph:
-            raise DefinitionChanged.of(record, claim.key)
+        if record.graph not in {claim.graph, claim.resumes}:
+            return OtherGraph(record.run_id, record.graph)
         fence = max(record.fence + 1, now)
         db.execute(tables.TAKE_OVER, (claim.run_id, fence, *tables.until(now, claim.lease), number))
         return Claimed(record.generation, fence, record, age)
@@ -216,12 +217,17 @@ class SQLiteStore:
         record = self._encoding.decode(key, found[2])
         return None if (record.run_id, record.fence) == (run_id, fence) else Lost()
 
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[bool]:
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         """Extend these leases from now on; for each, whether it is still ours."""
 
-        def write(db: sqlite3.Cursor) -> list[bool]:
+        def write(db: sqlite3.Cursor) -> list[Renewal]:
             until = tables.until(self._now(), lease)
-            return [db.execute(tables.RENEW, (*until, one.key, one.run_id, one.fence)).rowcount == 1 for one in leases]
+            return [
+                Renewal.OURS
+                if db.execute(tables.RENEW, (*until, one.key, one.run_id, one.fence)).rowcount == 1
+                else Renewal.LOST
+                for one in leases
+            ]
 
         return self._database.write(write)
 
@@ -248,7 +254,9 @@ class SQLiteStore:
         """The record of a key, or None."""
         return self._stored(tables.FIND, key, self._now())
 
-    def unfinished(self, workflows: Collection[str], /) -> list[RunRecord]:
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
         """The heads of at most 1,000 runs of these workflows that nobody goes on with, the oldest first."""
 
         def read(db: sqlite3.Cursor) -> list[dict[str, Any]]:
@@ -257,7 +265,7 @@ class SQLiteStore:
             return list(itertools.islice((head for head in heads if head.get("workflow") in workflows), _AT_ONCE))
 
         heads = self._database.read(read)
-        return [record for head in heads if (record := self._readable(head)) is not None]
+        return Page(record for head in heads if (record := self._readable(head)) is not None)
 
     def _readable(self, head: dict[str, Any]) -> RunRecord | None:
         """None, and a warning, for a record that flowcore has not written: it must not keep others from recovering."""
@@ -290,8 +298,13 @@ class SQLiteStore:
         return record
 
     def list_runs(
-        self, *, status: str | None = None, workflow: str | None = None, older_than: Duration | None = None
-    ) -> list[RunRecord]:
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+    ) -> Page:
         """The records with this status, of this workflow, started so many seconds ago; the oldest first. "held" counts as a
         status, and "expired": running, with an owner whose lease is over."""
         now, where, values = self._now(), [tables.KEPT], list[Any]()
@@ -310,11 +323,11 @@ class SQLiteStore:
         if older_than is not None:
             where.append("started <= ?")
             values.append(now - microseconds(seconds(older_than, "list_runs(older_than=)")))
-        sql = f"SELECT id FROM runs WHERE {' AND '.join(where)} ORDER BY started, id"  # noqa: S608 - words of ours
+        sql = f"SELECT id FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC, id DESC"  # noqa: S608 - words of ours
         numbers = self._database.read(lambda db: db.execute(sql, values).fetchall())
         # One by one, so that engines get a word in between; what is gone meanwhile is left out.
         records = (self._stored(f"{tables.HEAD} WHERE id = ? AND {tables.KEPT}", number, now) for (number,) in numbers)
-        return [record for record in records if record is not None]
+        return Page(itertools.islice((record for record in records if record is not None), limit))
 
     def release(self, key: str, /, *, force: bool = False) -> None:
         """Forget the run behind a key, so that the next call starts afresh.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from ...status import Status
-from ...stores.base import Busy, Checkpoint, Claimed, Ending, Finished, Held, Lost
+from ...stores.base import Busy, Checkpoint, Claimed, Ending, Finished, Held, Lost, Renewal
 from .rules import broken
 from .suite import LONG, Owner, Suite, done, gone, in_flight, wrote
 
@@ -34,7 +34,7 @@ def _expected(late: str, since: str) -> Any:
                 return (Busy,)
             return (Claimed,) if since == "a checkpoint" else (Held, Finished) if since == "hold" else (Finished,)
         case "renew":
-            return ([since == "a checkpoint"],)
+            return ([Renewal.OURS if since == "a checkpoint" else Renewal.LOST],)
         case "withdraw":
             return (None,)
         case _:

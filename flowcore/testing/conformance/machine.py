@@ -19,8 +19,8 @@ from hypothesis.stateful import (
 from ...errors import RunNotFound, StoreError
 from ...run import StepReport
 from ...status import Status
-from ...stores.base import Checkpoint, Claim, Claimed, Ending, Finished, Lease, RunRecord, StepRecord, Write
-from .model import Known, Model, snapshot
+from ...stores.base import Checkpoint, Claim, Claimed, Ending, Finished, Lease, Renewal, RunRecord, StepRecord, Write
+from .model import FREE, Known, Model, snapshot
 from .rules import broken
 from .suite import LONG, SHORT, Suite, new_id
 
@@ -150,7 +150,7 @@ class Histories(RuleBasedStateMachine):
             else:
                 assert answer.record is not None, differs(f"{answer}, though it goes on with a run")
                 assert before is not None, differs("unreachable")
-                before.status = known.before
+                before.status, before.takeovers = known.before, known.takeovers
                 compare(known, answer.record, before, but="fence" if again else "")
             self.owners.append((Lease(claim.key, known.run_id, answer.fence), known))
 
@@ -217,10 +217,10 @@ class Histories(RuleBasedStateMachine):
     def renew(self, which: float, lease: float) -> None:
         """A heartbeat, or the last one for a while."""
         mine, _ = one_of(self.owners, which)
-        expected = [self.model.renew(mine), False]
+        expected = [self.model.renew(mine), Renewal.LOST]
         seen = self.store.renew([mine, Lease(self.prefix + "nobody", "nobody", 1)], lease)
         assert seen == expected, differs(f"renew answered {seen}, not {expected}")
-        if expected[0] and lease == SHORT:
+        if expected[0] is not Renewal.LOST and lease == SHORT:
             self.model.expire(mine.key)
             self.suite.until(lambda: self.lists("expired", mine.key), "time-passes", f"{mine.key} did not expire")
 
@@ -269,6 +269,9 @@ class Histories(RuleBasedStateMachine):
     def operate(self, key: str, verb: str) -> None:
         """An operator decides."""
         key = self.prefix + key
+        known = self.model.runs.get(key)
+        if known is not None and ((verb == "undo" and known.running) or (verb == "resume" and known.status in FREE)):
+            return
         match verb:
             case "release" | "force":
                 force = verb == "force"
@@ -301,7 +304,7 @@ class Histories(RuleBasedStateMachine):
 
     def lists(self, status: str | None, key: str) -> bool:
         """Whether the store lists this key so."""
-        return any(one.key == key for one in self.store.list_runs(status=status, workflow=self.workflow))
+        return any(one.key == key for one in self.store.list_runs(status=status, workflow=self.workflow, limit=None))
 
     @rule(status=st.sampled_from([None, "held", "expired", *ENDS, Status.RUNNING]))
     def look(self, status: str | None) -> None:
@@ -317,11 +320,11 @@ class Histories(RuleBasedStateMachine):
 
         fit = fits.get(status, in_status)
         expected = {key for key, known in self.model.runs.items() if fit(known)}
-        seen = {record.key for record in self.store.list_runs(status=status, workflow=self.workflow)}
+        seen = {record.key for record in self.store.list_runs(status=status, workflow=self.workflow, limit=None)}
         assert seen == expected, differs(f"list_runs(status={status!r}) lists {seen}, not {expected}")
-        expected = {key for key, known in self.model.runs.items() if known.to_go_on and not known.held}
-        seen = {record.key for record in self.store.unfinished([self.workflow])}
-        assert seen == expected, differs(f"unfinished lists {seen}, not {expected}")
+        expected = {key for key, known in self.model.runs.items() if known.is_due}
+        seen = {record.key for record in self.store.list_resumable([self.workflow])}
+        assert seen == expected, differs(f"list_resumable lists {seen}, not {expected}")
 
     @invariant()
     def is_as_the_model_says(self) -> None:

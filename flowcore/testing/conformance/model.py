@@ -21,10 +21,13 @@ from ...stores.base import (
     Lease,
     Lost,
     Mismatch,
+    OtherGraph,
+    Renewal,
     RunRecord,
     StepRecord,
     Write,
 )
+from ...stores.decide import makes_progress
 
 __all__ = ["Known", "Model", "Pieces", "snapshot"]
 
@@ -113,7 +116,7 @@ def snapshot(record: RunRecord) -> dict[str, Any]:
 
 _PLAIN: Final = (
     *("key", "run_id", "workflow", "fingerprint", "graph", "status", "held", "undoing", "decision", "generation"),
-    *("fence", "seq", "started", "finished", "expires", "failed_step"),
+    *("takeovers", "fence", "seq", "started", "finished", "expires", "failed_step"),
 )
 
 
@@ -141,6 +144,9 @@ class Known:
     fence: int = 0
     live: bool = True
     status: Status = Status.RUNNING
+    takeovers: int = 0
+    delayed: bool = False
+    """recovery waits for some leases more, which is longer than a test takes"""
     before: Status | None = None
     """the status that the owner found, where it took the run over"""
     held: bool = False
@@ -164,6 +170,10 @@ class Known:
     def to_go_on(self) -> bool:
         return self.status in UNDONE_YET or (self.running and not self.live)
 
+    @property
+    def is_due(self) -> bool:
+        return self.to_go_on and not self.held and not (self.running and self.delayed)
+
     def record(self) -> RunRecord:
         """As a store must show it, but for the times."""
         claim, pieces = self.claim, self.pieces
@@ -176,6 +186,7 @@ class Known:
             status=self.status,
             held=self.held,
             undoing=self.undoing,
+            takeovers=self.takeovers,
             decision=self.decision,
             generation=self.generation,
             fence=self.fence,
@@ -221,7 +232,9 @@ class Model:
         if not known.to_go_on:
             return Busy
         if claim.graph != known.claim.graph:
-            return StoreError
+            return OtherGraph
+        known.takeovers += known.running
+        known.delayed = known.takeovers > 0
         known.before, known.owner = known.status, claim
         known.status, known.live, known.is_finished, known.undone = Status.RUNNING, True, False, ()
         return Claimed
@@ -246,17 +259,19 @@ class Model:
         return lost
 
     def _take(self, known: Known, told: Checkpoint) -> None:
+        if makes_progress(told):
+            known.takeovers, known.delayed = 0, False
         known.pieces.take(told.steps, told.writes)
         known.undoing = known.undoing or told.undoing
         known.failed_step = told.failed_step if told.failed_step is not None else known.failed_step
         known.error = told.error if told.error is not None else known.error
 
-    def renew(self, lease: Lease) -> bool:
+    def renew(self, lease: Lease) -> Renewal:
         known = self.runs.get(lease.key)
         if known is None or self._refused(lease.key, lease.run_id, lease.fence) is not None or not known.running:
-            return False
+            return Renewal.LOST
         known.live = True
-        return True
+        return Renewal.OURS
 
     def finish(self, ending: Ending) -> Lost | None:
         end = ending.record
@@ -277,6 +292,8 @@ class Model:
             self._free(known)
         else:
             known.live = False
+            known.takeovers -= known.before == Status.RUNNING and known.takeovers > 0
+            known.delayed = False
 
     def expire(self, key: str) -> None:
         """The lease of a running run has run out."""
@@ -316,7 +333,7 @@ class Model:
         return StoreError if known.running and known.live else None
 
     def _stop(self, known: Known) -> None:
-        known.decision, known.undone = None, ()
+        known.decision, known.undone, known.delayed = None, (), False
         if known.running:
             known.status = Status.PARKED
             known.fence += 1

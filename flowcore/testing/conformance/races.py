@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from ...status import Status
-from ...stores.base import Busy, Claim, ClaimAnswer, Claimed, Ending, Lease, Lost, RunRecord, Store
+from ...stores.base import Busy, Claim, ClaimAnswer, Claimed, Ending, Lease, Lost, Renewal, RunRecord, Store
 from .rules import broken
 from .suite import LONG, Asked, Suite, done
 
@@ -88,7 +88,7 @@ class Races(Suite):
                     owners = inside[claim.key] = inside.get(claim.key, 0) + 1
                     fences.setdefault(claim.key, []).append(answer.fence)
                 assert owners == 1, broken("claim-by-many", f"{owners} owners at a time")
-                assert store.renew([Lease(claim.key, claim.run_id, answer.fence)], LONG) == [True], broken(
+                assert store.renew([Lease(claim.key, claim.run_id, answer.fence)], LONG) == [Renewal.OURS], broken(
                     "renew", "mine"
                 )
                 with lock:
@@ -110,7 +110,7 @@ class Races(Suite):
         owner = self.begin()
         told = [owner.says({f"{number}-{turn}": done(turn)}) for number in range(THREADS) for turn in range(10)]
 
-        def tell(store: Store, number: int) -> list[Lost | None]:
+        def tell(store: Store, number: int) -> list[object]:
             return [store.checkpoint(checkpoint) for checkpoint in told[number * 10 : number * 10 + 10]]
 
         answers = self._at_once(tell)

@@ -34,10 +34,10 @@ RULES: Final[dict[str, str]] = {
     "claim-takeover": "A run that is INCOMPLETE, PARKED, or running with an expired lease is taken over: Claimed with the same "
     "generation, a higher fence, and the record as it was before, run id and all; from then on it is running, not finished, "
     "and leased to the new owner.",
-    "claim-other-graph": "A run that began with another graph is not taken over: StoreError says that it began with another "
-    "definition, and nothing changes.",
-    "claim-busy": "A run with a live lease is Busy, with its run id and carrier, and in retry_after the seconds that its lease "
-    "has left, but at least 0.05.",
+    "claim-other-graph": "A run that began with another graph is not taken over: OtherGraph names the recorded graph, "
+    "and nothing changes.",
+    "claim-busy": "A run with a live lease is Busy, with its run id and carrier, and in lease_left the seconds that its lease "
+    "has left.",
     "claim-by-many": "Of many claims at once, by threads or processes, exactly one is Claimed.",
     # -- what holds at all times ---------------------------------------------------------------------------------------
     "fence-rises": "The fence of a key rises with each owner, and never falls; on a durable store not even after its record "
@@ -87,14 +87,14 @@ RULES: Final[dict[str, str]] = {
     "find": "find answers the record under a key, or None.",
     "get-run": "get_run answers the record of a run id, and raises RunNotFound where there is none, or another run has its "
     "key by now.",
-    "unfinished": "unfinished lists the runs of these workflows, the oldest first, that are not held, and INCOMPLETE, PARKED, or "
-    "running with an expired lease; a thousand at most.",
+    "list-resumable": "list_resumable lists the runs of these workflows that recovery may resume now, the oldest due first: "
+    "not held, and INCOMPLETE, PARKED, or QUEUED or RUNNING with an expired lease.",
     "list-runs": 'list_runs filters by status ("held" and "expired" are words for it too), by workflow, and by the seconds '
     "since the run began.",
     "retention": "A run that has ended, not held, and not to be gone on with, is forgotten after the retention; all others "
     "never are.",
-    "about-itself": "A store says its name in one word, whether it is durable and whether it blocks; doctor answers texts, gc a "
-    "number.",
+    "about-itself": "A store says its name in one word, whether it is durable and whether it blocks; doctor returns texts and "
+    "numbers, gc a number.",
     # -- operators -----------------------------------------------------------------------------------------------------
     "not-found": "release, hold, resume and undo raise RunNotFound for a key without a record.",
     "not-while-running": "release (unless forced), hold, resume and undo raise StoreError for a run with a live lease.",

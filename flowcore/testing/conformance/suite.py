@@ -386,8 +386,8 @@ class Suite:
         return record
 
     def is_listed(self, owner: Owner) -> bool:
-        """Whether `unfinished` lists this run."""
-        return any(record.run_id == owner.run_id for record in self.store.unfinished([self.workflow]))
+        """Whether `list_resumable` lists this run."""
+        return any(record.run_id == owner.run_id for record in self.store.list_resumable([self.workflow]))
 
     @contextmanager
     def unchanged(self, rule: str = "nothing-is-written", *, but_lease: bool = False) -> Generator[None]:

@@ -10,7 +10,7 @@ import pytest
 
 from ...run import StepReport
 from ...status import Status
-from ...stores.base import Busy, Checkpoint, Claimed, Finished, Lease, Lost, StepRecord, Write
+from ...stores.base import Busy, Checkpoint, Claimed, Finished, Lease, Lost, Renewal, StepRecord, Write
 from .model import snapshot
 from .rules import broken
 from .suite import LONG, SHORT, Suite, done, gone, in_flight, wrote
@@ -190,8 +190,8 @@ class WriteRules(Suite):
         with self.unchanged():
             assert self.store.checkpoint(old.says({"a": done()})) == Lost(), broken("lost", "after a takeover")
             assert self.store.finish(old.ending(Status.SUCCESS)) == Lost(), broken("lost", "after a takeover")
-            assert self.store.renew([old.lease], LONG) == [False], broken("renew", "after a takeover")
-        assert self.store.renew([new.lease], LONG) == [True], broken("renew", "of the new owner")
+            assert self.store.renew([old.lease], LONG) == [Renewal.LOST], broken("renew", "after a takeover")
+        assert self.store.renew([new.lease], LONG) == [Renewal.OURS], broken("renew", "of the new owner")
 
     @pytest.mark.parametrize("wrong", ["fence below", "fence above", "run id"])
     def test_a_stranger_is_told_that_it_is_not_his(self, wrong: str) -> None:
@@ -206,7 +206,7 @@ class WriteRules(Suite):
         with self.unchanged():
             assert self.store.checkpoint(told) == Lost(), broken("lost", f"a checkpoint with a wrong {wrong}")
             assert self.store.finish(ending) == Lost(), broken("lost", f"an ending with a wrong {wrong}")
-            assert self.store.renew([Lease(told.key, told.run_id, told.fence)], SHORT) == [False], broken(
+            assert self.store.renew([Lease(told.key, told.run_id, told.fence)], SHORT) == [Renewal.LOST], broken(
                 "renew", wrong
             )
 
@@ -216,7 +216,9 @@ class WriteRules(Suite):
         told.key = ending.record.key = self.key + "-gone"
         assert self.store.checkpoint(told) == Lost(gone=True), broken("lost", "without a record")
         assert self.store.finish(ending) == Lost(gone=True), broken("lost", "without a record")
-        assert self.store.renew([Lease(told.key, told.run_id, told.fence)], LONG) == [False], broken("renew", "nothing")
+        assert self.store.renew([Lease(told.key, told.run_id, told.fence)], LONG) == [Renewal.LOST], broken(
+            "renew", "nothing"
+        )
         assert self.store.find(told.key) is None, broken("nothing-is-written", "a record came from nothing")
 
     # -- renew ---------------------------------------------------------------------------------------------------------
@@ -228,13 +230,13 @@ class WriteRules(Suite):
         self.take_over(lost.key)
         leases = [lost.lease, mine.lease, ended.lease, Lease(self.key + "-no", "no", 1), replace(mine.lease, fence=-1)]
         seen = self.store.renew(leases, LONG)
-        assert seen == [False, True, False, False, False], broken("renew", seen)
+        assert seen == [Renewal.LOST, Renewal.OURS, *[Renewal.LOST] * 3], broken("renew", seen)
         assert self.store.renew([], LONG) == [], broken("renew", "no leases at all")
 
     def test_renew_renews_also_a_lease_that_is_over(self) -> None:
         owner = self.begin(lease=SHORT)
         self.expired(self.key)
-        assert self.store.renew([owner.lease], LONG) == [True], broken("renew", "a lease that is over")
+        assert self.store.renew([owner.lease], LONG) == [Renewal.OURS], broken("renew", "a lease that is over")
         self.refused(Busy, "renew")
         expires = self.record().expires
         assert expires is not None, broken("renew", "expires is None")
@@ -279,7 +281,7 @@ class WriteRules(Suite):
             assert self.store.checkpoint(owner.says({"z": done()})) is None, broken(
                 "late-after-the-end", "a checkpoint"
             )
-            assert self.store.renew([owner.lease], LONG) == [False], broken("renew", "a run that is over")
+            assert self.store.renew([owner.lease], LONG) == [Renewal.LOST], broken("renew", "a run that is over")
 
     def test_an_owner_whose_lease_is_over_may_still_finish(self) -> None:
         owner = self.begin(lease=SHORT)
@@ -319,7 +321,7 @@ class WriteRules(Suite):
             getattr(self.store, decision)(self.key)
         taken = self.take_over()
         self.store.withdraw(taken.claim)
-        assert self.is_listed(taken), broken("withdraw-takeover", "unfinished does not list it")
+        assert self.is_listed(taken), broken("withdraw-takeover", "list_resumable does not list it")
         with self.unchanged("withdraw-takeover", but_lease=True):
             self.store.withdraw(taken.claim)
         new = self.take_over()

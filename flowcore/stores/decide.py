@@ -1,0 +1,155 @@
+"""What a claim is granted, and what an operator may do: pure functions of a record, used by MemoryStore, SQLiteStore and
+the conformance model. The Lua scripts of the Redis stores cite them line by line.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from ..errors import CorruptRecord, DefinitionError, StoreError, safe_repr
+from ..status import Status
+from .base import LIVE, RELEASED, RESUMABLE, Checkpoint, Claim, RunRecord
+
+__all__ = [
+    "LISTED",
+    "OPEN",
+    "Order",
+    "Verdict",
+    "check_listing",
+    "decide",
+    "decide_order",
+    "is_over",
+    "makes_progress",
+    "takeover_delay",
+]
+
+_MOST_LEASES: Final = 64
+LISTED: Final = (
+    *("queued", "running", "waiting", "success", "failure", "compensated", "compensation_failed", "incomplete"),
+    *("parked", "held", "expired"),
+)
+"""what `list_runs(status=)` knows"""
+OPEN: Final = ("queued", "running", "waiting", "expired", "parked", "incomplete", "held")
+"""under what `counts` counts a run that is not over"""
+
+
+class Verdict(Enum):
+    """What becomes of a claim."""
+
+    BEGIN = "begin"
+    """the key is new: generation 0"""
+    BEGIN_ANEW = "begin anew"
+    """the key was released: the next generation"""
+    BEGIN_QUEUED = "begin queued"
+    """its owner begins the run that it had recorded as queued"""
+    AGAIN = "again"
+    """its owner repeats the claim: the same answer"""
+    RESUME = "resume"
+    """a run that was parked, incomplete, or queued and left by its owner"""
+    TAKE_OVER = "take over"
+    """a running run whose owner's lease is over"""
+    FINISHED = "finished"
+    MISMATCH = "mismatch"
+    HELD = "held"
+    OTHER_GRAPH = "other graph"
+    BUSY = "busy"
+
+
+def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim) -> Verdict:
+    """What `claim` is granted. Only the record's head is looked at. `owner`: run id of the claim that made its present
+    owner. `lease_left`: seconds, 0 or less once it is over.
+
+    Raises CorruptRecord where the status means nothing here.
+    """
+    if record is None:
+        return Verdict.BEGIN
+    status = record.status
+    if owner == claim.run_id:
+        if status not in LIVE:  # a late copy of a claim whose run is over begins nothing
+            return Verdict.FINISHED
+        return Verdict.BEGIN_QUEUED if status == Status.QUEUED and not claim.queued else Verdict.AGAIN
+    if claim.attached == record.run_id and (record.held or is_over(status)):
+        return Verdict.FINISHED
+    if status in RELEASED and not record.held:
+        # Attached to a run that others have come after: theirs is the outcome by now. Or it is its own run, which others
+        # have taken over and ended while its first answer was lost.
+        known = claim.attached is not None or claim.run_id == record.run_id
+        return Verdict.FINISHED if known or claim.once else Verdict.BEGIN_ANEW
+    if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
+        return Verdict.MISMATCH
+    if record.held:
+        return Verdict.HELD
+    if status == Status.SUCCESS:
+        return Verdict.FINISHED
+    if status in LIVE and lease_left > 0:
+        return Verdict.BUSY
+    if status == Status.QUEUED:  # no step has begun: any definition of its workflow may run it
+        return Verdict.RESUME
+    if status not in RESUMABLE and status != Status.RUNNING:
+        raise CorruptRecord(
+            f"the record of key {safe_repr(claim.key)} has the status {safe_repr(str(status))}, but is not held: look at it "
+            f"with store.find({safe_repr(claim.key)}), or free the key with store.release({safe_repr(claim.key)})."
+        )
+    if record.graph not in {claim.graph, claim.resumes}:
+        return Verdict.OTHER_GRAPH
+    return Verdict.TAKE_OVER if status == Status.RUNNING else Verdict.RESUME
+
+
+def is_over(status: Status) -> bool:
+    """Whether nothing is left to resume."""
+    return status not in LIVE and status not in RESUMABLE
+
+
+def takeover_delay(takeovers: int, lease: float) -> float:
+    """Seconds that recovery waits longer than the lease of a run that was taken over so often without progress."""
+    return lease * min(_MOST_LEASES, 2 ** (min(takeovers, 60) - 1)) if takeovers > 0 else 0.0
+
+
+def makes_progress(checkpoint: Checkpoint | None) -> bool:
+    """Whether it records the end of a step or of an undo: then takeovers and retries count from 0 again."""
+    if checkpoint is None:
+        return False
+    for step in checkpoint.steps.values():
+        what = step.report.status if step.report.undo is None else step.report.undo
+        if what is not Status.RUNNING and what is not Status.PENDING:
+            return True
+    return False
+
+
+class Order(Enum):
+    """What becomes of an operator's word."""
+
+    NOTHING = "nothing"
+    """it is so already"""
+    CANCEL = "cancel"
+    """its owner is to hear that it is cancelled"""
+    STOP = "stop"
+    """no owner has it from now on, and the next one carries the decision out"""
+
+
+def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
+    """What `hold`, `resume`, `undo`, `cancel` or `release` of a run comes to. Raises StoreError where it is refused."""
+    if live and verb in {"undo", "cancel"}:
+        return Order.NOTHING if record.undoing else Order.CANCEL
+    key = safe_repr(record.key)
+    if live:
+        way_out = ", or release it with force=True" if verb == "release" else ""
+        raise StoreError(
+            f"key {key} belongs to run {record.run_id}, which is {record.status}: cancel it first{way_out}."
+        )
+    again = verb == "resume" and record.status == Status.FAILURE  # nothing was undone, so all that is done still holds
+    if verb in {"resume", "undo", "cancel"} and is_over(record.status) and not record.held and not again:
+        raise StoreError(
+            f"key {key} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left to "
+            f"{verb}."
+        )
+    return Order.STOP
+
+
+def check_listing(status: str | None, limit: int | None, verb: str = "list_runs") -> None:
+    """Raises DefinitionError for a status or a limit that means nothing."""
+    if status is not None and status not in LISTED:
+        raise DefinitionError(f"{verb}(status={safe_repr(status)}) is unknown: use one of {', '.join(LISTED)}.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise DefinitionError(f"{verb}(limit=) must be None or a whole number from 1 up, not {safe_repr(limit)}.")
