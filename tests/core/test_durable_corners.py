@@ -38,7 +38,7 @@ from flowcore.events import (
     StepStarted,
     StoreCalled,
 )
-from flowcore.stores.base import Lost, RunRecord
+from flowcore.stores.base import Lost, Renewal, RunRecord
 from flowcore.testing import SimulatedStore
 from flowcore.testing.acts import Caller, Halt
 from flowcore.testing.story import play
@@ -84,7 +84,7 @@ def test_a_run_that_is_lost_while_verify_is_asked_is_not_held(ledger: Ledger, ga
     store, wf = Moody(), Workflow("w")
 
     def verify(ctx: Context) -> None:
-        store.moods = lambda verb, argument: [False] if verb == "renew" else None
+        store.moods = lambda verb, argument: [Renewal.LOST] if verb == "renew" else None
         until(lambda: ctx.cancelled)
 
     ledger.add(wf, "a", first=stalls(ledger, gate), verify=verify)
@@ -130,7 +130,7 @@ def test_an_undo_that_waits_for_its_next_attempt_makes_none_once_its_run_is_lost
 
     def undo(ctx: Context) -> None:
         undos.append(ctx.attempt)
-        store.moods = lambda verb, argument: [False] if verb == "renew" else None
+        store.moods = lambda verb, argument: [Renewal.LOST] if verb == "renew" else None
         raise ConnectionError
 
     step = wf.add_step("a", lambda ctx: 1)
@@ -173,7 +173,7 @@ def test_who_loses_the_run_while_waiting_for_a_late_step_undoes_nothing(
     future = live(store=store, lease=0.1, hooks=[events.append]).start(wf, idempotency_key="k")
     until(lambda: (record := store.find("k")) is not None and record.undoing)
     if told:
-        store.moods = lambda verb, argument: [False] if verb == "renew" else None
+        store.moods = lambda verb, argument: [Renewal.LOST] if verb == "renew" else None
         until(lambda: of_type(events, LeaseLostEvent))
     else:
         store.moods = lambda verb, argument: Lost() if verb == "checkpoint" else silent("renew")(verb, argument)

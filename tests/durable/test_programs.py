@@ -571,11 +571,12 @@ def test_a_run_that_is_over_by_the_time_it_is_recovered_is_left_alone(done: list
     store = Moody()
     with Engine(store=store, workflows=[wf]) as engine:
         engine.run(wf, idempotency_key="k")
-        store.moods = lambda verb, argument: [store.find("k")] if verb == "list_resumable" else None
+        store.moods = lambda verb, argument: Page(filter(None, [store.find("k")])) if verb == "list_resumable" else None
         assert engine.recover() == []
         forgotten = store.find("k")
+        assert forgotten is not None
         forgotten.key = "unknown"
-        store.moods = lambda verb, argument: [forgotten] if verb == "list_resumable" else None
+        store.moods = lambda verb, argument: Page([forgotten]) if verb == "list_resumable" else None
         assert engine.recover() == []
     assert done == ["a"]
     assert "withdraw" in store.asked
