@@ -39,22 +39,23 @@ def store(died: Path, tmp_path: Path) -> Iterator[SQLiteStore]:
     store.close()
 
 
-def trip(name: str = "trip", *, insured: bool = False, log: list[str] | None = None) -> Workflow:
+def trip(name: str = "trip", *, insured: bool = False, log: list[str] | None = None, dear: bool = False) -> Workflow:
     """The workflow of the process that died, or what became of it later."""
     told = [] if log is None else log
     wf = Workflow(name)
     wf.add_step("book", lambda ctx: told.append("book"), compensate=lambda ctx: told.append("cancel"))
     if insured:
         wf.add_step("insure", lambda ctx: told.append("insure"), depends_on="book")
-    wf.add_step("pay", lambda ctx: told.append("pay"), depends_on="book", compensate=lambda ctx: told.append("refund"))
+    before = "insure" if dear else "book"
+    wf.add_step("pay", lambda ctx: told.append("pay"), depends_on=before, compensate=lambda ctx: told.append("refund"))
     return wf
 
 
 def test_another_graph_is_refused_and_the_run_left_as_it_is(store: SQLiteStore) -> None:
     log: list[str] = []
     with Engine(store=store) as engine:
-        with pytest.raises(StoreError, match=r"run \w+ of 'trip' began with another definition of its steps"):
-            engine.run(trip(insured=True, log=log), idempotency_key="k", wait=5)
+        with pytest.raises(StoreError, match=r"Run \w+ of 'trip' was started with a different step graph"):
+            engine.run(trip(insured=True, dear=True, log=log), idempotency_key="k", wait=5)
         refused = store.find("k")
         run = engine.run(trip(log=log), idempotency_key="k")
 
@@ -75,20 +76,13 @@ def with_pivot() -> Workflow:
     return wf
 
 
-def turned_round() -> Workflow:
-    wf = Workflow("trip")
-    wf.add_step("pay", lambda ctx: None, depends_on="book", compensate=lambda ctx: None)
-    wf.add_step("book", lambda ctx: None, compensate=lambda ctx: None)
-    return wf
-
-
 @pytest.mark.parametrize(
     "changed",
-    [trip(insured=True), without(trip(), undo_of="pay"), with_pivot(), turned_round()],
-    ids=["a step more", "an undo less", "a pivot", "another order"],
+    [trip(insured=True, dear=True), without(trip(), undo_of="pay"), with_pivot()],
+    ids=["another dependency", "an undo less", "a pivot"],
 )
 def test_what_belongs_to_the_graph(store: SQLiteStore, changed: Workflow) -> None:
-    with Engine(store=store) as engine, pytest.raises(StoreError, match="another definition"):
+    with Engine(store=store) as engine, pytest.raises(StoreError, match="different step graph"):
         engine.run(changed, idempotency_key="k", wait=5)
 
 
