@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Final, cast
 
+from .._durable.checkpoints import parked
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
@@ -32,8 +33,8 @@ from .._kernel.run import execute, helper
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
-from ..errors import StepCancelled
 from ..run import Run
+from .base import call_title
 from .workers import Workers
 
 __all__ = ["AsyncDriver"]
@@ -153,6 +154,7 @@ class AsyncDriver:
         self._tasks = tasks  # the engine's: what lands late outlives its run
         self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
         self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
+        self._queued_calls: dict[Call, list[bool]] = {}  # those that wait for a thread
         self._sleeping: dict[Sleep, Gate] = {}
         self._landings: dict[Call, Gate] = {}
         self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
@@ -267,7 +269,7 @@ class AsyncDriver:
     async def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code; answers _GONE if it was given up and another task goes on."""
         if self.run.interrupted and not call.shielded:
-            return None, GivenUp(call, timed_out=False, over=True)  # it never began
+            return None, GivenUp(call, timed_out=False, over=True, began=False)
         if not call.is_async:
             return await self._on_a_thread(call)
         try:
@@ -339,10 +341,12 @@ class AsyncDriver:
 
     async def _on_a_thread(self, call: Call) -> Outcome:
         gate = self._threaded[call] = Gate(self)
+        begins = [True]  # until the call begins on a thread, or its wait for one ends; list.pop is atomic
 
         def job() -> None:
-            if self._threaded.get(call) is not gate:  # given up before it had a thread
-                self._tell(partial(self._thread_done, call, (None, StepCancelled())))
+            try:
+                begins.pop()
+            except IndexError:  # the wait has ended
                 return
             self._tell(arm)
             try:
@@ -352,12 +356,53 @@ class AsyncDriver:
             self._tell(partial(self._thread_done, call, result))
 
         def arm() -> None:
-            if call.timeout is not None:
+            if timer is not None:
+                timer.cancel()
+            self._queued_calls.pop(call, None)
+            if call.timeout is not None and call in self._threaded:
                 self.loop.call_later(call.timeout, self._leave_thread, call, True)
 
-        self._pool.put(job, first=True, beyond=call.shielded)
+        timer: asyncio.TimerHandle | None = None
+        if not self._pool.put(job, first=True, beyond=call.shielded) and not call.shielded:
+            self._queued_calls[call] = begins
+            timer = self._limit_the_wait(call)
         result: Outcome = await gate.wait()
+        if timer is not None:
+            timer.cancel()
         return result
+
+    def _limit_the_wait(self, call: Call) -> asyncio.TimerHandle | None:
+        """A call waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
+        run, limits = self.run, list[float]()
+        if run.deadline is not None:
+            limits.append(run.deadline - run.settings.clock())
+        if run.settings.durable:
+            limits.append(run.settings.lease)
+        return self.loop.call_later(max(0.0, min(limits)), self._waited_long, call) if limits else None
+
+    def _waited_long(self, call: Call) -> None:
+        """End the wait for a thread: at the deadline the step fails; after a lease, where nothing of the run is in
+        flight, the run is parked, so that another process can take it."""
+        run = self.run
+        if run.deadline is not None and run.settings.clock() >= run.deadline:
+            self._drop_queued_call(call, timed_out=True)
+        elif call in self._queued_calls and not self._inline and len(self._threaded) == len(self._queued_calls):
+            run.park(parked(run, "because no thread of its engine was free for a whole lease"))
+            self.stop(Stop(cancel=False))
+        elif call in self._queued_calls:
+            self._limit_the_wait(call)
+
+    def _drop_queued_call(self, call: Call, *, timed_out: bool) -> None:
+        """Give up a call that waits for a thread, unless it has begun."""
+        begins = self._queued_calls.pop(call, None)
+        if begins is None:
+            return
+        try:
+            begins.pop()
+        except IndexError:  # it has begun, and will say so in a moment
+            return
+        gate = self._threaded.pop(call)
+        gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
 
     def _tell(self, callback: Callable[[], None]) -> None:
         """Call back in the loop, from a thread; a loop that is closed has nobody left to tell."""
@@ -378,7 +423,7 @@ class AsyncDriver:
         gate = self._threaded.pop(call, None)
         if gate is not None:
             call.abandon()
-            self._pool.given_up()
+            self._pool.abandon(call_title(self.run, call))
             self._stragglers[call] = straggler = self.loop.create_future()
             self._tasks.add(straggler)
             straggler.add_done_callback(self._tasks.discard)
@@ -388,7 +433,7 @@ class AsyncDriver:
         """A call that was given up is over."""
         over = self.run.landed(call, result)
         if (straggler := self._stragglers.pop(call, None)) is not None:
-            self._pool.given_up(-1)
+            self._pool.returned(call_title(self.run, call))
             straggler.set_result(None)
         gate = self._landings.pop(call, None)
         if gate is not None:
@@ -456,6 +501,8 @@ class AsyncDriver:
         for sleep, gate in list(self._sleeping.items()):
             if not sleep.shielded:
                 gate.open(None)
+        for call in list(self._queued_calls):
+            self._drop_queued_call(call, timed_out=False)
         if not stop.cancel:
             return
         for call in list(self._inline):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from .._durable.leases import Leases
+from .._kernel.effects import Call
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import (
@@ -48,7 +49,7 @@ from ..workflow import Workflow
 from .interrupts import hold_sigint
 from .workers import Workers
 
-__all__ = ["EngineBase", "log", "outcome"]
+__all__ = ["EngineBase", "call_title", "log", "outcome"]
 
 DEFAULT_WORKERS = 32
 _WAITING: Final = ("held", "parked", "incomplete", "expired")
@@ -264,6 +265,12 @@ def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str |
     if not key:
         raise IdempotencyError("an idempotency key must not be empty: pass None for a run without one.")
     return key
+
+
+def call_title(run: RunState, call: Call) -> str:
+    """What a log line calls user code."""
+    what = "undo of step" if call.shielded else "step"
+    return f"{what} {safe_repr(call.node.name)} of workflow {safe_repr(run.workflow.name)}"
 
 
 def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:

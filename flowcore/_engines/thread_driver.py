@@ -11,6 +11,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from .._durable.checkpoints import parked
 from .._kernel.effects import (
     DIRECT,
     REQUEST_WORKER,
@@ -30,15 +31,15 @@ from .._kernel.run import helper
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
+from ..errors import RunTimeout, safe_repr
 from ..run import Run
+from .base import call_title
 from .interrupts import SigintGuard, restore
-from .workers import Timers, Workers
+from .workers import Timer, Timers, Workers
 
 __all__ = ["Driver"]
 
-TAKEN_OVER: Final = (
-    object()
-)  # the call was given up while this thread was in it: somebody else goes on with the program
+TAKEN_OVER: Final = object()  # the call was given up while this thread was in it: another one continues the program
 _LOOK: Final = 0.5  # seconds between two looks for a Ctrl-C, while the main thread waits
 
 Resumption = tuple[Program[Any], Any]
@@ -84,6 +85,9 @@ class Driver:
         self._letters: deque[Resumption] = deque()  # (lock) programs to go on with, and their answers
         # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
+        self._queued_calls: dict[Call, Program[Any]] = {}  # calls that wait for a thread, in the same way
+        self._patience: Timer | None = None
+        """(lock) what ends the wait of a run that waits for a thread"""
 
     # -- in the caller's thread ----------------------------------------------------------------------------------------
 
@@ -143,6 +147,14 @@ class Driver:
     def begin(self) -> None:
         """Begin here, on one of the pool's threads."""
         self._advance(self._main, None)
+
+    def expire(self) -> None:
+        """The run's deadline has passed before a thread was free for it."""
+        late = RunTimeout(
+            f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)} did not begin before its deadline: "
+            "no thread was free."
+        )
+        self._end(None, late)
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over."""
@@ -236,10 +248,10 @@ class Driver:
             return None, error
 
     def _call(self, program: Program[Any], call: Call) -> Any:
-        """Run user code on this thread of the pool; answers _GONE if it was given up meanwhile."""
+        """Run user code on this thread of the pool; returns TAKEN_OVER if it was given up meanwhile."""
         self._parked[call] = program
         if self.run.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
-            return None, GivenUp(call, timed_out=False, over=True)  # it waited for a thread and never began
+            return None, GivenUp(call, timed_out=False, over=True, began=False)
         timer = None
         if call.timeout is not None:
             timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
@@ -258,9 +270,16 @@ class Driver:
         """A call with a limit may have to be given up, which the caller's thread cannot: it runs on one of the pool's."""
         # A worker that waits here for a nested run may be the last one; an undo must not wait for a place.
         beyond = call.shielded or self._pool.owns_current_thread()
-        self._pool.put(partial(self._called_elsewhere, program, call), first=True, beyond=beyond)
+        self._queued_calls[call] = program
+        if not self._pool.put(partial(self._called_elsewhere, call), first=True, beyond=beyond):
+            self._limit_the_wait()
 
-    def _called_elsewhere(self, program: Program[Any], call: Call) -> None:
+    def _called_elsewhere(self, call: Call) -> None:
+        program = self._queued_calls.pop(call, None)
+        with self._lock:
+            self._end_the_wait()
+        if program is None:
+            return
         outcome = self._call(program, call)
         if outcome is not TAKEN_OVER:
             self._post(program, outcome)
@@ -271,13 +290,63 @@ class Driver:
         if program is not None:
             call.abandon()
             self._stuck += 1
-            self._pool.given_up()
+            self._pool.abandon(call_title(self.run, call))
             self._post(program, (None, GivenUp(call, timed_out=timed_out)))
+
+    # -- waiting for a thread ------------------------------------------------------------------------------------------
+
+    def _limit_the_wait(self) -> None:
+        """Something of the run waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
+        run, limits = self.run, list[float]()
+        if run.deadline is not None:
+            limits.append(run.deadline - run.settings.clock())
+        if run.settings.durable:
+            limits.append(run.settings.lease)
+        if not limits:
+            return
+        with self._lock:
+            if self._patience is None or self._patience.callback is None:
+                self._patience = self._timers.after(max(0.0, min(limits)), self._waited_long)
+
+    def _end_the_wait(self) -> None:
+        """(lock) A thread has come, so that nothing waits for one, or something has not waited long."""
+        if self._patience is not None and not self._letters and not self._queued_calls:
+            self._patience.cancel()
+
+    def _waited_long(self) -> None:
+        """End the wait for a thread: at the deadline the run fails; after a lease, where nothing of it is in flight, it
+        is parked, so that another process can take it."""
+        run = self.run
+        late = run.deadline is not None and run.settings.clock() >= run.deadline
+        with self._lock:
+            idle = self._bell is None or self._caller_idle
+            waits = bool(self._letters or self._queued_calls) and not self.over
+        if not waits:
+            return
+        if late or (idle and not any(type(waiting) is Call for waiting in list(self._parked))):
+            if not late:
+                run.park(parked(run, "because no thread of its engine was free for a whole lease"))
+            self._drop_queued_calls(timed_out=late)
+            with self._lock:
+                waiting = len(self._letters)
+            for _ in range(waiting):
+                self._pool.put(self._advance_there, beyond=True)
+        else:
+            self._limit_the_wait()
+
+    def _drop_queued_calls(self, *, timed_out: bool) -> None:
+        """Give up the calls that wait for a thread and have not begun."""
+        for call in list(self._queued_calls):
+            program = None if call.shielded else self._queued_calls.pop(call, None)
+            if program is not None:
+                self._post(program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
+
+    # -- calls that were given up --------------------------------------------------------------------------------------
 
     def _land(self, call: Call, outcome: Outcome) -> None:
         """A call that was given up is over, on this thread."""
         self._stuck -= 1
-        self._pool.given_up(-1)
+        self._pool.returned(call_title(self.run, call))
         over = self.run.landed(call, outcome)
         waiting = [other for other in list(self._parked) if type(other) is AwaitAbandoned and other.call is call]
         for landing in waiting:
@@ -321,6 +390,7 @@ class Driver:
             return None, error
 
     def stop(self, stop: Stop) -> None:
+        self._drop_queued_calls(timed_out=False)
         for waiting in list(self._parked):
             if type(waiting) is Sleep and not waiting.shielded:
                 self._wake(waiting, None)
@@ -346,12 +416,14 @@ class Driver:
             # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
             # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
             beyond = not help and (self._stuck > 0 or self.run.stopped)
-            self._pool.put(self._advance_there, first=not help, beyond=beyond)
+            if not self._pool.put(self._advance_there, first=not help, beyond=beyond) and not help:
+                self._limit_the_wait()
 
     def _advance_there(self) -> None:
         """Advance what waits, if anything still does, on this thread of the pool."""
         with self._lock:
             letter = self._letters.popleft() if self._letters else None
+            self._end_the_wait()
         if letter is not None:
             self._advance(*letter)
 
@@ -359,6 +431,7 @@ class Driver:
         self.result, self.error = result, error if result is None else result.error
         with self._lock:
             self.over = True
+            self._end_the_wait()
         self.on_over(self)
         if self._bell is not None:
             self._bell.put(None)

@@ -161,14 +161,29 @@ class Engine(EngineBase):
             else:
                 future.set_result(result)
 
+        unbegun = [driver]  # list.pop is atomic
+
         def begin() -> None:
+            if not unbegun:
+                return
+            unbegun.pop()
             if future.set_running_or_notify_cancel():
                 driver.begin()
             else:
                 self._over(driver)
 
+        def expire() -> None:
+            """The deadline counts from the claim; no claim will ever come where calls hang on all threads."""
+            assert run.allowed is not None  # noqa: S101 - the caller has looked
+            if not self._pool.exhausted:
+                self._timers.after(run.allowed, expire) if unbegun else None
+            elif unbegun and future.set_running_or_notify_cancel():
+                unbegun.pop()
+                driver.expire()
+
         driver.on_over = over
-        self._pool.put(begin)
+        if not self._pool.put(begin) and run.allowed is not None:
+            self._timers.after(run.allowed, expire)
         return future
 
     def _driver(self, run: RunState, main: Program[Run]) -> Driver:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -15,13 +16,14 @@ from ..forks import after_fork_in_child
 __all__ = ["Timers", "Workers"]
 
 Job = Callable[[], None]
+_log = logging.getLogger("flowcore")
 
 
 class Workers:
     """At most `limit` threads, started when first needed, that run jobs in the order they came.
 
-    A thread whose job has been given up goes on until the job returns, and counts as one of the limit until then. The
-    threads are daemons: nothing here keeps an interpreter alive, whoever owns the pool closes it.
+    A thread whose job was abandoned is replaced, up to `limit` threads more; it ends when its job returns. All threads
+    are daemons: they keep no interpreter alive, and the owner of the pool closes it.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -33,7 +35,9 @@ class Workers:
         self._threads: set[_Worker] = set()
         self._numbers = itertools.count(1)
         self._closed = False
-        self._stuck = 0
+        self._capacity = limit  # threads that there may be now
+        self._abandoned = Counter[str]()  # jobs that were abandoned and have not returned, by name
+        self._warned = False
         after_fork_in_child(self, Workers._after_fork)
 
     def _after_fork(self) -> None:
@@ -42,7 +46,8 @@ class Workers:
         self._threads.clear()
         self._idle.clear()
         self._backlog.clear()
-        self._stuck = 0
+        self._abandoned.clear()
+        self._capacity = self.limit
 
     @property
     def busy(self) -> int:
@@ -50,41 +55,74 @@ class Workers:
         with self._lock:
             return len(self._threads) - len(self._idle)
 
-    def given_up(self, by: int = 1) -> None:
-        """The job of one of the threads was given up; -1: it is over now."""
+    def abandon(self, name: str) -> None:
+        """The job `name` of one of the threads was abandoned: another thread replaces that one, if it may."""
         with self._lock:
-            self._stuck += by
+            self._abandoned[name] += 1
+            total = self._abandoned.total()
+            self._capacity = self.limit + min(total, self.limit)
+            if self._backlog and len(self._threads) < self._capacity:
+                self._start(self._backlog.popleft())
+            names = dict(self._abandoned)
+            warns = total > self.limit and not self._warned
+            self._warned = self._warned or warns
+        if warns:
+            listed = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in names.items())
+            _log.warning(
+                "%d calls were abandoned and have not returned: %s. Their threads are no longer replaced "
+                "(max_workers=%d); give what these calls wait for a timeout of its own.",
+                total,
+                listed,
+                self.limit,
+            )
+
+    def returned(self, name: str) -> None:
+        """An abandoned job has returned."""
+        with self._lock:
+            self._abandoned[name] -= 1
+            self._abandoned += Counter()  # drops what has come to zero
+            self._capacity = self.limit + min(self._abandoned.total(), self.limit)
+            self._warned = self._warned and bool(self._abandoned)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all threads run abandoned jobs and there may be no further one."""
+        with self._lock:
+            return self._capacity <= len(self._threads) <= self._abandoned.total()
 
     def counts(self) -> tuple[int, int]:
-        """Threads running a job, and how many of them are stuck in one that was given up."""
-        return self.busy, self._stuck
+        """Threads running a job, and how many of them run one that was abandoned."""
+        with self._lock:
+            return len(self._threads) - len(self._idle), self._abandoned.total()
 
     def owns_current_thread(self) -> bool:
         """Whether the calling thread is one of the pool's."""
         return threading.current_thread() in self._threads
 
-    def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> None:
-        """Run `job` on some thread. Where none is free, `first` puts it before the jobs that wait already: for runs
-        already begun; `beyond` gives it a thread beyond the limit: for what must not wait for a place that may never
-        be free again."""
+    def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> bool:
+        """Run `job` on a thread; False: it waits for one. Then `first` puts it before the jobs that wait already: for
+        runs that have begun. `beyond` starts a thread beyond the limit: for what must not wait for one."""
         with self._lock:
             if self._idle:
                 self._idle.pop().inbox.put(job)
-            elif beyond or len(self._threads) < self.limit:
-                worker = _Worker(self, f"{self._name}-{next(self._numbers)}", job)
-                self._threads.add(worker)
-                worker.start()
-            elif first:
-                self._backlog.appendleft(job)
+            elif beyond or len(self._threads) < self._capacity:
+                self._start(job)
             else:
-                self._backlog.append(job)
+                (self._backlog.appendleft if first else self._backlog.append)(job)
+                return False
+            return True
+
+    def _start(self, job: Job) -> None:
+        worker = _Worker(self, f"{self._name}-{next(self._numbers)}", job)
+        self._threads.add(worker)
+        worker.start()
 
     def next_job(self, worker: _Worker) -> Job | None:
         """What `worker` should do now; None: end. Blocks while there is nothing."""
         with self._lock:
-            if self._backlog and len(self._threads) <= self.limit:
+            if self._backlog and len(self._threads) <= self._capacity:
                 return self._backlog.popleft()
-            if self._closed or len(self._threads) > self.limit:
+            if self._closed or len(self._threads) > self._capacity:
                 self._threads.discard(worker)
                 return None
             self._idle.append(worker)

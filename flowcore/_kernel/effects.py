@@ -80,17 +80,26 @@ Outcome = tuple[Any, "BaseException | GivenUp | None"]
 
 
 class GivenUp:
-    """A call that nobody waits for any more: not over in time (`timed_out`), or cancelled because the run stops. `over`:
-    it never began, or has ended without a result; nothing will come of it. `error`: what it has then raised, if it was not
-    the cancellation itself."""
+    """A call that nothing waits for any more: it was late (`timed_out`), or cancelled because the run stops. `over`: it
+    has ended without a result, or never began (`began` is false); nothing will come of it. `error`: what it has then
+    raised, if that was not the cancellation itself."""
 
-    __slots__ = ("call", "error", "over", "timed_out")
+    __slots__ = ("began", "call", "error", "over", "timed_out")
 
-    def __init__(self, call: Call, *, timed_out: bool, over: bool = False, error: BaseException | None = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        *,
+        timed_out: bool,
+        over: bool = False,
+        error: BaseException | None = None,
+        began: bool = True,
+    ) -> None:
         self.call = call
         self.timed_out = timed_out
         self.over = over
         self.error = error
+        self.began = began
 
 
 class Call:

@@ -10,7 +10,7 @@ import contextvars
 from collections.abc import Mapping
 from typing import Final
 
-from ..errors import NotSerializable
+from ..errors import NotSerializable, StepCancelled, safe_repr
 from ..events import (
     AttemptFinished,
     AttemptStarted,
@@ -283,6 +283,8 @@ def step_started(run: RunState, node: Node) -> StepScope:
 def step_finished(
     run: RunState, node: Node, scope: StepScope, outcome: Status, attempts: int, error: BaseException | None
 ) -> None:
+    if outcome is Status.PENDING:  # the run stopped while it waited for a thread
+        outcome, error = Status.CANCELLED, StepCancelled(f"step {safe_repr(node.name)} did not begin: the run stopped.")
     at = scope.ended = scope.ended or run.settings.clock()
     if StepFinished in run.wanted:
         event = StepFinished(

@@ -269,10 +269,13 @@ def attempts(
     coroutine = node.undo_is_async if undo else node.is_async
     ctx: Context
     attempt: EventScope | None = None
+    earlier: BaseException | None = None
     number = 0
     while True:
         number += 1
         limit = _limit(run, timeout, until, undo=undo) if timed else None
+        if number > 1 and limit is not None and limit.name == "deadline" and not limit.seconds:
+            return _never_began(run, node, number, earlier, late=True)
         if first is not None:
             ctx, attempt = first.ctx, first.attempt
             value, error = first.outcome
@@ -295,7 +298,14 @@ def attempts(
                 emit.attempt_finished(run, node, scope, attempt, number, allowed, Status.SUCCESS, None, undo=undo)
             return StepEnd(Status.SUCCESS, value, None, number)
 
+        if isinstance(error, GivenUp) and not error.began:
+            end = _never_began(run, node, number, earlier, late=error.timed_out)
+            if attempt is not None and scope is not None:
+                ended = end.error or StepCancelled(f"step {safe_repr(node.name)} did not begin: the run stopped.")
+                emit.attempt_finished(run, node, scope, attempt, number, allowed, Status.CANCELLED, ended, undo=undo)
+            return end
         status, failure = _judged(run, node, error, limit, undo=undo)
+        earlier = failure
         if attempt is not None and scope is not None:
             emit.attempt_finished(run, node, scope, attempt, number, allowed, status, failure, undo=undo)
         if isinstance(error, GivenUp) and not error.over:
@@ -323,6 +333,19 @@ def attempts(
             return StepEnd(status, None, failure, number)
         if isinstance(error, GivenUp):
             run.forget(error.call)
+
+
+def _never_began(run: RunState, node: Node, number: int, earlier: BaseException | None, *, late: bool) -> StepEnd:
+    """The end of a step whose attempt `number` was never begun: it waited for a thread until the deadline (`late`), or
+    until the run stopped. Nothing of that attempt is in doubt. `earlier`: what the attempt before it raised."""
+    if late:
+        what = f"step {safe_repr(node.name)} was still waiting for a thread at the deadline of run {run.run_id}."
+        return StepEnd(Status.FAILURE, None, RunTimeout(what), number - 1)
+    if earlier is not None:
+        return StepEnd(Status.FAILURE, None, earlier, number - 1)
+    if run.changes is not None:
+        run.not_begun(node)
+    return StepEnd(Status.PENDING, None, None, 0)
 
 
 class Limit(NamedTuple):
@@ -454,4 +477,5 @@ def awaited(
     answer: Outcome = yield Call(node, same, ctx, context, timeout, True, undo, asks)
     if isinstance(answer[1], GivenUp) and answer[1].over:
         coroutine.close()  # it may never have begun
+        answer[1].began = True  # the function that made it has
     return answer

@@ -21,6 +21,8 @@ class Fault(StrEnum):
     TIMEOUT = "times out"
     """its effect happens, but too late: right after its limit, or after any limit its run may have"""
     STUCK = "times out and never comes back"
+    NO_THREAD = "finds no thread"
+    """no thread is free for it before the run's deadline; only where the run has one and the step has no step_timeout"""
     CANCEL = "run cancelled in it"
     UNDO_FAILS = "undo fails"
     CRASH_BEFORE = "crashes before its effect"

@@ -86,6 +86,7 @@ class Process:
         self._traces: dict[Call, SimulatedCall] = {}
         self._running: dict[Call, Program[Any]] = {}
         self._sleeping: dict[Sleep, Program[Any]] = {}
+        self._waiting: dict[Call, Program[Any]] = {}  # calls that wait for a thread
         self._landings: dict[Call, Program[Any]] = {}
         self._main: Program[Run]
         self._main_parked = False
@@ -288,11 +289,16 @@ class Process:
     def _call(self, program: Program[Any], call: Call) -> None:
         """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
         if self.x.interrupted and not call.shielded:
-            self._advance(program, (None, GivenUp(call, timed_out=False, over=True)))  # it never began
+            self._advance(program, (None, GivenUp(call, timed_out=False, over=True, began=False)))
+            return
+        fault = self._fault(call)
+        if fault is Fault.NO_THREAD and self.x.deadline is not None:
+            self._fired.append((call.node.name, fault))
+            self._waiting[call] = program
+            self._after(max(0.0, self.x.deadline - self.world.now), partial(self._ends_wait, call, timed_out=True))
             return
         self._running[call] = program
         self._traced(call, _what(call))
-        fault = self._fault(call)
         halt = self._halt if self._halts("call", self._called) else None
         takes = self.world.random.random()
         if fault is Fault.CRASH_BEFORE or fault is Fault.CRASH_AFTER:
@@ -329,6 +335,8 @@ class Process:
     def _fault(self, call: Call) -> Fault | None:
         fault = self._faults.get(call.node.name)
         if fault is None or call.asks or call.shielded is not (fault is Fault.UNDO_FAILS):
+            return None
+        if fault is Fault.NO_THREAD and call.node.step_timeout is not None:
             return None
         if fault in CRASHES and (call.node.name, fault) in self._fired:
             return None
@@ -455,7 +463,14 @@ class Process:
             self.act.cancelled = self.world.now
             self._stop(Stop(cancel=True))
 
+    def _ends_wait(self, call: Call, *, timed_out: bool) -> None:
+        program = self._waiting.pop(call, None)
+        if program is not None:
+            self._soon(program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
+
     def _stop(self, stop: Stop) -> None:
+        for call in list(self._waiting):
+            self._ends_wait(call, timed_out=False)
         for sleep in list(self._sleeping):
             if not sleep.shielded:
                 self._wake(sleep)

@@ -94,6 +94,8 @@ def rehearse(
     plan = workflow.freeze()
     for node in plan.nodes:
         for fault in Fault:
+            if fault is Fault.NO_THREAD and (workflow.deadline is None or node.step_timeout is not None):
+                continue
             if reset is not None:
                 reset()
             if fault is Fault.UNDO_FAILS:

@@ -270,9 +270,19 @@ class Story:
         for name, part in self.done():
             step, outcome = self.steps[name], part.finished.outcome
             attempted = step.attempted if step.attempted is not None else self.spec.undo == "attempted"
+            if part.finished.attempts == 0:  # it waited for a thread until the run stopped
+                continue
             if step.undo is not None and (outcome is Status.SUCCESS or outcome in UNKNOWN or attempted):
                 names.append(name)
         return names
+
+    def begun(self, step: str, what: str, part: Part) -> int:
+        """How many of the attempts called user code; the last one may have waited for a thread until the run stopped."""
+        last = part.attempts[-1].finished if part.attempts else None
+        if last is None or last.outcome is not Status.CANCELLED:
+            return len(part.attempts)
+        called = any(c.step == step and c.what == what and c.attempt == last.attempt for c in self.calls)
+        return len(part.attempts) - (not called)
 
     def undos_by_the_end(self) -> list[Part]:
         """The undo of each undone step that counts: the last one that ended before its run."""
@@ -434,8 +444,9 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         return
     if start.max_attempts != policy.attempts or len(part.attempts) > policy.attempts:
         yield f"{name} is attempted {len(part.attempts)} times, its policy says {policy.attempts}"
-    if finish.attempts != len(part.attempts):
-        yield f"{name} claims {finish.attempts} attempts, there were {len(part.attempts)}"
+    begun = s.begun(step.name, what, part)
+    if finish.attempts != begun:
+        yield f"{name} claims {finish.attempts} attempts, there were {begun}"
     until = start.at + step.step_timeout if undo is None and step.step_timeout is not None else None
     backed_off = 0.0
     if not part.attempts:
@@ -466,7 +477,10 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         elif ended.outcome is Status.CANCELLED:
             told_to = s.trial.simulation.cancelled is not None or s.spec.on_failure == "cancel"
             left = any(isinstance(part.finished.error, SystemExit) for _, part in s.done())
-            if undo is not None or not (told_to or left or isinstance(error, SystemExit)):
+            if number > begun:
+                if s.stopped_at() is None:
+                    yield f"{name}: did not begin, though nothing stopped the run"
+            elif undo is not None or not (told_to or left or isinstance(error, SystemExit)):
                 yield f"{name}: cancelled by nobody"
         elif limit is not None and ended.at > limit + EPS:
             yield f"{name}: over at {ended.at}, after its limit {limit}"
@@ -625,8 +639,11 @@ def statuses(s: Story) -> Iterator[str]:
         if history.skipped is not None:
             path.append(Status.SKIPPED)
         elif history.done is not None and history.done.finished is not None:
-            path += [Status.RUNNING, history.done.finished.outcome]
             attempts = history.done.finished.attempts
+            if attempts:
+                path += [Status.RUNNING, history.done.finished.outcome]
+            elif history.done.finished.outcome is Status.FAILURE:  # no thread was free before the deadline
+                path.append(Status.FAILURE)
         elif (
             any(call.step == name for call in s.failed_whens())
             or (name == s.run.failed_step and isinstance(_cause(s.run.error), RunTimeout))
@@ -640,7 +657,7 @@ def statuses(s: Story) -> Iterator[str]:
         for one, other in itertools.pairwise(path):
             if other not in outcome.STEP[one]:
                 yield f"{name}: no step goes from {one} to {other}"
-        if history.done is not None and history.done.finished is not None:
+        if history.done is not None and history.done.finished is not None and report.status is not Status.PENDING:
             over = history.done.finished
             for told, expected_seconds in (
                 (report.waited, history.done.started.waited),

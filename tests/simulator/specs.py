@@ -222,7 +222,7 @@ def drawn(draw: Draw, seed: int) -> Spec:
         )
     faults: tuple[tuple[str, Fault], ...] = ()
     if draw.chance(20):
-        kinds = (Fault.FAIL_BEFORE, Fault.FAIL_AFTER, Fault.TIMEOUT, Fault.STUCK, Fault.CANCEL, Fault.UNDO_FAILS)
+        kinds = tuple(fault for fault in Fault if fault not in {Fault.CRASH_BEFORE, Fault.CRASH_AFTER})
         faults = ((draw.choice(steps).name, draw.choice(kinds)),)
     spec = Spec(
         seed,

@@ -79,8 +79,9 @@ def test_a_workflow_that_cleans_up_after_itself_is_clean() -> None:
     rehearsal = rehearse(trip(books), world=books.all_or_nothing, reset=books.reset)
     rehearsal.assert_clean()
     assert rehearsal.clean
-    assert len(rehearsal.scenes) == 3 * len(Fault) + 1 - 1  # and the car's own undo, after which nothing can fail
-    assert {scene.fault for scene in rehearsal.scenes} == {*Fault, "run twice"}
+    tried = set(Fault) - {Fault.NO_THREAD}  # the run has no deadline
+    assert len(rehearsal.scenes) == 3 * len(tried) + 1 - 1  # and the car's own undo, after which nothing can fail
+    assert {scene.fault for scene in rehearsal.scenes} == {*tried, "run twice"}
 
 
 def test_an_effect_without_undo_is_found_wherever_something_after_it_fails() -> None:
@@ -124,7 +125,7 @@ def test_the_table_has_a_row_for_each_step_and_a_column_for_each_fault() -> None
     table = str(rehearse(trip(books, undo="done"), world=books.all_or_nothing, reset=books.reset)).splitlines()
     widths = [8, 25, 24, 11, 32, 21, 12, 27, 26, 9]
     rows = [
-        ["", *(str(fault) for fault in Fault), "run twice"],
+        ["", *(str(fault) for fault in Fault if fault is not Fault.NO_THREAD), "run twice"],
         ["flight", "ok", "DIRTY", "ok", "ok", "ok", "ok", "ok", "ok", "-"],
         ["hotel", "ok", "DIRTY", "ok", "ok", "ok", "ok", "ok", "ok", "-"],
         ["car", "ok", "DIRTY", "ok", "ok", "ok", "-", "ok", "ok", "-"],

@@ -1,0 +1,153 @@
+"""Calls that never return (semantics 7): their threads are replaced, deadlines end what waits for a thread."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import Backoff, Context, Engine, Retry, RunParked, RunTimeout, Status, Workflow
+from flowcore.events import StepFinished
+from flowcore.stores import SQLiteStore
+
+from .conftest import PATIENCE, Ledger, MakeLive, of_type, until
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """What hung calls wait for; set when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def hung(never: threading.Event, name: str = "read") -> Workflow:
+    wf = Workflow("stuck")
+    wf.add_step(name, lambda ctx: never.wait(), timeout=0.01)
+    return wf
+
+
+def quick(ledger: Ledger) -> Workflow:
+    """A step that needs a thread of the engine's, with an undo."""
+    wf = Workflow("quick")
+    wf.add_step("work", lambda ctx: ledger.append("work"), timeout=60, compensate=lambda ctx: ledger.append("-work"))
+    return wf
+
+
+def test_abandoned_threads_are_replaced_up_to_max_workers_more(
+    live: MakeLive, never: threading.Event, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = live(max_workers=2, grace=0.01)
+    for _ in range(2):
+        assert one.run(hung(never), check=False).status is Status.FAILURE
+    assert one.run(quick(ledger)).status is Status.SUCCESS
+    assert not caplog.records
+    for name in ("write", "send"):
+        assert one.run(hung(never, name), check=False).status is Status.FAILURE
+    (line,) = [record.message for record in caplog.records if record.name == "flowcore"]
+    assert line.startswith(
+        "3 calls were abandoned and have not returned: step 'read' of workflow 'stuck' (2 times), "
+        "step 'write' of workflow 'stuck'. "
+    )
+    never.set()  # they return, and there are threads again
+    until(lambda: one.engine._pool.counts() == (0, 0))
+    assert one.run(quick(ledger)).status is Status.SUCCESS
+    assert one.engine._pool._capacity == 2
+
+
+def exhaust(engine: Any, one: Any, never: threading.Event, workers: int) -> None:
+    for _ in range(2 * workers):
+        one.run(hung(never), check=False)
+    until(lambda: engine._pool.exhausted)
+
+
+def test_a_deadline_ends_a_run_whose_step_waits_for_a_thread_and_nothing_is_in_doubt(
+    live: MakeLive, never: threading.Event, ledger: Ledger
+) -> None:
+    events: list[Any] = []
+    one = live(max_workers=1, grace=0.01, hooks=[events.append])
+    exhaust(one.engine, one, never, 1)
+    events.clear()
+    run = one.run(quick(ledger), deadline=0.05, check=False)
+    assert isinstance(run.error, RunTimeout)
+    assert "step 'work' was still waiting for a thread at the deadline" in str(run.error)
+    assert (run.status, run.undone, ledger) == (Status.FAILURE, (), [])
+    (finished,) = of_type(events, StepFinished)
+    assert (finished.outcome, finished.attempts) == (Status.FAILURE, 0)
+
+
+def test_a_deadline_ends_a_submitted_run_that_no_thread_can_begin(never: threading.Event, ledger: Ledger) -> None:
+    engine = Engine(max_workers=1, grace=0.01)
+    for _ in range(2):
+        engine.run(hung(never), check=False)
+    future = engine.submit(quick(ledger), deadline=0.05)
+    with pytest.raises(RunTimeout, match="no thread was free"):
+        future.result(PATIENCE)
+    assert not engine._live
+    assert not ledger
+
+
+def test_a_deadline_ends_a_run_whose_backoff_is_over_and_no_thread_is_free(
+    never: threading.Event, ledger: Ledger
+) -> None:
+    engine, wf = Engine(max_workers=1, grace=0.01), Workflow("w")
+
+    def fails(ctx: Context) -> None:
+        ledger.append("try")
+        raise ValueError("again")
+
+    wf.add_step("a", fails, retry=Retry(5, Backoff.fixed(0.1)), timeout=60)
+    first = engine.submit(wf, deadline=0.5, check=False)
+    until(lambda: "try" in ledger)
+    blocker = Workflow("blocker")
+    blocker.add_step("wait", lambda ctx: never.wait())
+    engine.submit(blocker)  # it takes the only thread while the other run backs off
+    run = first.result(PATIENCE)
+    assert isinstance(run.error, RunTimeout | ValueError)
+    assert ledger == ["try"] * run.steps["a"].attempts
+
+
+def test_cancelling_a_run_whose_step_waits_for_a_thread_undoes_nothing_of_that_step(
+    live: MakeLive, never: threading.Event, ledger: Ledger
+) -> None:
+    one, wf = live(max_workers=1, grace=0.01), quick(ledger)
+    wf.add_step("never", lambda ctx: None, depends_on="work")
+    exhaust(one.engine, one, never, 1)
+    ended: list[Any] = []
+    thread = threading.Thread(target=lambda: ended.append(one.run(wf, check=False)))
+    thread.start()
+    until(lambda: [run for run in one.engine._live if run.running])
+    (run,) = one.engine._live
+    assert one.engine.cancel(run.run_id)
+    thread.join(PATIENCE)
+    assert (ended[0].status, ledger) == (Status.FAILURE, [])
+    assert ended[0].steps["work"].status is Status.PENDING
+
+
+def test_a_durable_run_that_only_waits_for_a_thread_is_parked_after_a_lease(
+    live: MakeLive, never: threading.Event, ledger: Ledger, tmp_path: Path
+) -> None:
+    store, wf = SQLiteStore(tmp_path / "db"), quick(ledger)
+    one = live(max_workers=1, grace=0.01, lease=0.4, store=store)
+    exhaust(one.engine, one, never, 1)
+    began = time.monotonic()
+    with pytest.raises(RunParked, match="no thread of its engine was free for a whole lease"):
+        one.run(wf, idempotency_key="k")
+    assert time.monotonic() - began >= 0.4
+    record = store.find("k")
+    assert record is not None
+    assert record.status is Status.PARKED
+    with Engine(store=store) as other:
+        assert other.run(wf, idempotency_key="k").status is Status.SUCCESS
+    assert ledger == ["work"]
+
+
+def test_a_durable_run_that_waits_for_a_busy_thread_is_not_parked_while_a_call_of_its_own_runs(
+    live: MakeLive, ledger: Ledger, tmp_path: Path
+) -> None:
+    one, wf = live(max_workers=1, grace=0.01, lease=0.2, store=SQLiteStore(tmp_path / "db")), Workflow("two")
+    wf.add_step("slow", lambda ctx: time.sleep(0.6), timeout=60)
+    wf.add_step("other", lambda ctx: ledger.append("other"), timeout=60)
+    assert one.run(wf, idempotency_key="k").status is Status.SUCCESS
