@@ -26,6 +26,8 @@ CONCURRENT: Final = frozenset({"fan_out", "parallel_undo", "failed_branch"})
 ASYNC: Final = ("success", "compensated", "parallel_undo", "past_pivot", "slow")
 TOGETHER: Final = 16
 """runs that die in one process"""
+QUICK: Final = {("sqlite", "call"), ("sqlite", "async call"), ("redis", "recover"), ("redis", "call twice")}
+"""what a quick proof takes: each store, and each way to go on, in other words all that two matrices do not both prove"""
 SECOND: Final = 14
 """where there is a second crash, it comes at one of so many points of the takeover"""
 
@@ -159,7 +161,7 @@ def matrix(place: Callable[[str], Place], nursery: Nursery) -> Callable[[str, st
 @pytest.mark.parametrize(
     ("kind", "how", "name"),
     [
-        pytest.param(kind, how, name, id=f"{kind}, {how}, {name}")
+        pytest.param(kind, how, name, id=f"{kind}, {how}, {name}", marks=() if (kind, how) in QUICK else pytest.mark.full)
         for kind in ("sqlite", "redis")
         for how in ("call", "recover", "call twice", "async call")
         for name in (ASYNC if how == "async call" else SAGAS)
