@@ -161,7 +161,9 @@ def matrix(place: Callable[[str], Place], nursery: Nursery) -> Callable[[str, st
 @pytest.mark.parametrize(
     ("kind", "how", "name"),
     [
-        pytest.param(kind, how, name, id=f"{kind}, {how}, {name}", marks=() if (kind, how) in QUICK else pytest.mark.full)
+        pytest.param(
+            kind, how, name, id=f"{kind}, {how}, {name}", marks=() if (kind, how) in QUICK else pytest.mark.full
+        )
         for kind in ("sqlite", "redis")
         for how in ("call", "recover", "call twice", "async call")
         for name in (ASYNC if how == "async call" else SAGAS)

@@ -1,7 +1,7 @@
 """The checkout saga rehearsed: every step with everything that can go wrong there, and the books looked at each time."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ class Keyless(Gateway):
 
 
 @pytest.fixture
-def rehearsed(tmp_path: Path) -> Callable[[type[Gateway]], Rehearsal]:
+def rehearsed(tmp_path: Path) -> Iterator[Callable[[type[Gateway]], Rehearsal]]:
     path = tmp_path / "ledger.db"
     ledger = Ledger(path)
 
@@ -50,7 +50,8 @@ def rehearsed(tmp_path: Path) -> Callable[[type[Gateway]], Rehearsal]:
         wf = checkout(ledger, gateway(ledger), Carrier(ledger))
         return rehearse(wf, ORDER, world=books_balance, reset=afresh)
 
-    return rehearsal
+    yield rehearsal
+    ledger.close()
 
 
 def test_the_checkout_leaves_sound_books_whatever_goes_wrong(rehearsed: Callable[[type[Gateway]], Rehearsal]) -> None:

@@ -210,9 +210,11 @@ def test_a_file_of_a_newer_flowcore_is_left_as_it_is(path: Path) -> None:
 
 
 WITHOUT_RIGHTS = """
-import os, sys
+import os, sys, tempfile
 from flowcore import StoreError
 from flowcore.stores import SQLiteStore
+with tempfile.TemporaryDirectory() as folder:  # What is imported late may lie where only root can read.
+    SQLiteStore(folder + "/runs.db").close()
 if os.getuid() == 0:
     os.setuid(65534)
 try:
