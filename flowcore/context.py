@@ -48,7 +48,7 @@ class RunView(Protocol):
     @property
     def results(self) -> dict[str, Any]: ...
     @property
-    def changes(self) -> Writes | None: ...
+    def ledger(self) -> Writes | None: ...
     def step_meant(self, key: object, by: str) -> str | None: ...
     def no_result(self, step: str) -> NoResult: ...
     def unknown(self, key: object) -> KeyError: ...
@@ -165,13 +165,13 @@ class Context(MutableMapping[Any, Any]):
 
     def _set(self, key: Any, value: Any) -> None:
         self._run.values[key] = value
-        if self._run.changes is not None:
-            self._run.changes.wrote(self.step, key, value)
+        if self._run.ledger is not None:
+            self._run.ledger.wrote(self.step, key, value)
 
     def _remove(self, key: Any) -> Any:
         value = self._run.values.pop(key)
-        if self._run.changes is not None:
-            self._run.changes.deleted(self.step, key)
+        if self._run.ledger is not None:
+            self._run.ledger.deleted(self.step, key)
         return value
 
     # MutableMapping builds these from several calls; under the lock each is one.

@@ -31,6 +31,7 @@ from ..stores.base import (
     Claim,
     Claimed,
     DefinitionChanged,
+    Ending,
     Finished,
     Held,
     Mismatch,
@@ -39,8 +40,10 @@ from ..stores.base import (
 )
 from ..stores.codec import canonical
 from . import checkpoints
+from .ledger import Ledger, ledger_of
+from .takeover import Takeover
 
-__all__ = ["adopt", "claim"]
+__all__ = ["StoreClaims", "adopt", "claim"]
 
 _SHORTLY: Final = 0.05
 """seconds: the least that a caller is asked to wait"""
@@ -48,6 +51,27 @@ _POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
 """how often a caller with `wait=` asks after the run that has its key"""
 _RESENT: Final = 1 / 3
 """of a lease: for how long a claim is sent again to a store that does not answer"""
+
+
+class StoreClaims:
+    """See flowcore._kernel.ledger.Claims."""
+
+    def open(self) -> Ledger:
+        return Ledger()
+
+    def claim(self, run: RunState) -> Program[Run | Takeover | None]:
+        found = yield from claim(run)
+        return Takeover(found) if isinstance(found, RunRecord) else found
+
+    def adopt(self, run: RunState) -> Program[Run | None]:
+        return adopt(run)
+
+    def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
+        ledger, record = ledger_of(run), _record(run, finished)
+        if ledger is not None:
+            return (yield from checkpoints.finish(run, ledger, record))
+        _, failure = yield from checkpoints.ask(run, "finish", Ending(record))
+        return failure
 
 
 def claim(run: RunState) -> Program[Run | RunRecord | None]:
@@ -68,7 +92,7 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
         attached=run.recovering,
         waits=run.wait is not None,
     )
-    if run.changes is not None:
+    if run.ledger is not None:
         wanted.values, wanted.lease = run.values, run.settings.lease
         first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
         if first is not None and first.when is None:
@@ -168,10 +192,11 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     run.generation, run.fence = claimed.generation, claimed.fence
     if run.allowed is not None:
         run.deadline = run.settings.clock() + run.allowed - claimed.age
-    if run.changes is not None:
-        run.lease_until = sent + run.settings.lease
+    ledger = ledger_of(run)
+    if ledger is not None:
+        ledger.lease_until = sent + run.settings.lease
         if claimed.record is None:
-            run.changes.started(wanted)
+            ledger.started(wanted)
     return claimed.record
 
 
@@ -265,3 +290,18 @@ def _canonical(values: dict[Any, Any], workflow: str) -> str:
         f"a run of workflow {safe_repr(workflow)} with an idempotency key compares its initial values, but {culprit} cannot be "
         f"compared: {safe_str(problem)} Or pass Workflow(fingerprint=) to say what makes two requests the same."
     )
+
+
+def _record(run: RunState, finished: Run) -> RunRecord:
+    """The run as its store is to keep it; a durable one knows of single steps from its checkpoints."""
+    record = RunRecord(
+        run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, finished.status, finished.held
+    )
+    record.undoing, record.undone, record.failed_step = run.failing, finished.undone, run.failed_step
+    record.error = finished.error if run.leaving is None else None if run.error is run.leaving else run.error
+    record.generation, record.carrier = run.generation, run.carrier
+    record.fence = run.fence if run.claimed else 0  # 0: the claim's answer never came
+    if run.ledger is None:
+        record.results, record.values, record.steps = run.results, run.values, finished.steps
+        record.effects = (*(node.name for node in run.to_undo), *(run.undo_errors if run.stopped else ()))
+    return record

@@ -115,7 +115,8 @@ class Leases:
                 if renewal is not Renewal.LOST:
                     if renewal is Renewal.CANCEL and run in self._runs:
                         self._on_cancel(run)
-                    run.lease_until = max(run.lease_until, at + self._lease)
+                    if run.ledger is not None:
+                        run.ledger.extend_lease(at + self._lease)
                 elif run in self._runs:  # it has not ended meanwhile
                     self._on_lost(run)
         self._failing = failure is not None

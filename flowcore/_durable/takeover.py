@@ -22,15 +22,31 @@ from ..run import StepReport
 from ..status import Status
 from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
-from . import checkpoints
+from .checkpoints import parked
+from .ledger import ledger_of
 
-__all__ = ["restore", "take_over"]
+__all__ = ["Takeover", "restore", "take_over"]
 
 Answer = Landed[Any] | NotLanded | type[NotLanded] | None
 """what `verify=` may answer"""
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps of which nobody knows whether they had their effect"""
+
+
+class Takeover:
+    """See flowcore._kernel.ledger.Takeover."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+
+    def restore(self, run: RunState) -> None:
+        restore(run, self.record)
+
+    def decide(self, run: RunState) -> Program[None]:
+        return take_over(run, self.record)
 
 
 def restore(run: RunState, record: RunRecord) -> None:
@@ -47,14 +63,16 @@ def restore(run: RunState, record: RunRecord) -> None:
     # A definition that has grown may undo what its earlier version could not.
     effects = list(dict.fromkeys((*record.results, *record.effects)))
     run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
-    if run.changes is not None:
-        run.changes.found(record)
-        run.changes.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
+    ledger = ledger_of(run)
+    if ledger is not None:
+        ledger.found(record)
+        ledger.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
     run.restore(over)
 
 
 def take_over(run: RunState, record: RunRecord) -> Program[None]:
     """Decide on what was in flight, and in which direction to go on."""
+    ledger = ledger_of(run)
     in_doubt = [
         node
         for node in run.plan.nodes
@@ -87,16 +105,15 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
         _undo(run, record, open_ones, lacking, to_undo)
     if unclear is not None:
-        run.park(checkpoints.parked(run, safe_str(unclear, 300), unclear))
+        run.park(parked(run, safe_str(unclear, 300), unclear))
     elif held:
         for node in crashed:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         run.hold(_held(run, held[0]))
-    elif not undoing:
-        run.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
-        if run.changes is not None:  # should the run stop before they begin again
-            for node in lacking:
-                run.not_begun(node)
+    elif not undoing and ledger is not None:
+        ledger.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
+        for node in lacking:  # should the run stop before they start again
+            ledger.withdraw_start(node.name)
     event = RunRecovered(
         run.workflow.name,
         run.run_id,
@@ -111,8 +128,8 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         record.carriers,
     )
     emit.recovered(run, event)
-    if landed and run.changes is not None and not run.stopped:
-        yield from checkpoints.flush(run)
+    if landed and ledger is not None and not run.stopped:
+        yield from ledger.flush(run)
 
 
 def _is_over(run: RunState, node: Node) -> bool:
@@ -122,20 +139,20 @@ def _is_over(run: RunState, node: Node) -> bool:
 
 def _land(run: RunState, node: Node, result: object, before: StepReport) -> None:
     """The step is done after all."""
-    report = run.report(node)
+    report, ledger = run.report(node), ledger_of(run)
     report.status, report.attempts = Status.SUCCESS, before.attempts
     with run.lock:
         run.results[node.name] = result
         effect = node.compensation is not None
         if effect:
             run.to_undo.append(node)
-        if run.changes is not None:
-            run.changes.step(node.name, report, run.results, effect=effect)
+        if ledger is not None:
+            ledger.note_end(node.name, report, run.results, effect=effect)
 
 
 def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
     """Go on undoing, or begin to, because of what failed the run, an operator's decision, or a crash in `crashed`."""
-    again = record.decision is not None
+    again, ledger = record.decision is not None, ledger_of(run)
     known = run.plan.by_name
     undone = [name for name in record.undone if name in known]
     undone += [name for name in record.steps if name not in undone and _undo_of(record, name) is Status.SUCCESS]
@@ -151,7 +168,8 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
         if run.report(node).status is Status.RUNNING:
             status = Status.CANCELLED if node in lacking else Status.UNKNOWN
             run.reports[node.name] = replace(record.steps[node.name], status=status)
-            run.doubt_settled(node, effect=node in open_ones)
+            if ledger is not None:
+                ledger.decided(run, node, effect=node in open_ones)
     due = [known[name] for name in record.effects if name in known]
     due = [
         node

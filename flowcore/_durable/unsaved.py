@@ -1,4 +1,4 @@
-"""What a durable store has still to be told of a run."""
+"""What the store of a durable run does not know yet, and what it was sent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ..run import BEGINS, StepReport
 from ..status import Status
 from ..stores.base import Checkpoint, Claim, RunRecord, StepRecord, Write
 
-__all__ = ["Changes"]
+__all__ = ["Unsaved"]
 
 
-class Changes:
-    """What has changed in a run since its store was told, in the order of `seq`. Read and written under the run's lock.
+class Unsaved:
+    """What has changed in a run since its last checkpoint, in the order of `seq`. Read and written under the run's lock.
 
-    A step's own writes go with the checkpoint that tells of the step's end: whoever else took them along could die with
-    them, after the step was recorded as done.
+    A step's own writes are saved together with the step's end: another step's checkpoint could save them, its process
+    die, and the step itself run again.
     """
 
-    __slots__ = ("base", "begun", "carriers", "sent", "sent_writes", "seq", "steps", "unstorable", "writes")
+    __slots__ = ("announced", "base", "carriers", "sent", "sent_writes", "seq", "steps", "unstorable", "writes")
 
     def __init__(self) -> None:
         self.seq = 0
@@ -28,8 +28,8 @@ class Changes:
         self.sent_writes: dict[Any, Write] = {}
         self.steps: dict[str, StepRecord] = {}
         self.writes: dict[str, dict[Any, Write]] = {}  # by the step that wrote
-        self.begun: set[str] = set()  # steps whose start the store knows, and that have not begun here
-        self.carriers: dict[str, dict[str, str]] = {}  # what hooks gave for a step
+        self.announced: set[str] = set()  # steps whose start is saved, and that have not started here
+        self.carriers: dict[str, dict[str, str]] = {}  # what hooks gave for a step, to be saved with its end
         self.unstorable: set[str] = set()  # steps whose results, or writes, the store cannot keep
 
     def wrote(self, step: str, key: Any, value: Any) -> None:
@@ -42,17 +42,18 @@ class Changes:
         self.seq += 1
         self.writes.setdefault(step, {})[key] = Write(self.seq, deleted=True)
 
-    def begins(self, step: str, attempt: int) -> None:
+    def note_start(self, step: str, attempt: int) -> None:
         """An attempt of `step` is about to start."""
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, BEGINS if attempt == 1 else StepReport(Status.RUNNING, attempt))
 
-    def not_begun(self, step: str) -> None:
-        """The start of `step` was told too early: it never came."""
+    def withdraw_start(self, step: str) -> None:
+        """The start of `step` was saved, and the step does not start."""
+        self.announced.discard(step)
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, StepReport())
 
-    def step(self, step: str, report: StepReport, results: dict[str, Any], *, effect: bool) -> None:
+    def note_end(self, step: str, report: StepReport, results: dict[str, Any], *, effect: bool) -> None:
         """`step`, or its undo, has ended as `report` says."""
         self.seq += 1
         kept = step in results and step not in self.unstorable
@@ -98,7 +99,7 @@ class Changes:
 
     def started(self, claim: Claim) -> None:
         """The store has the steps and the values with which `claim` began the run."""
-        self.begun.update(claim.begins)
+        self.announced.update(claim.begins)
         self.base = self.seq = len(claim.begins)
         self.sent.update((name, StepRecord(seq, BEGINS)) for seq, name in enumerate(claim.begins, 1))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from .._durable.claim import StoreClaims
 from .._durable.leases import Leases
 from .._kernel.effects import Call
 from .._kernel.run_state import RunState
@@ -95,6 +96,7 @@ class EngineBase:
         self._warned: set[str | None] = set()  # runs that cannot be recovered
         self._settings = Settings(
             store=self.store,
+            claims=StoreClaims(),
             hooks=Hooks(with_process_hooks(hooks)),
             grace=seconds(grace, "grace="),
             parallel=workers,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from typing import Final
 
-from ..errors import NotSerializable, StepCancelled, safe_repr
+from ..errors import StepCancelled, safe_repr
 from ..events import (
     AttemptFinished,
     AttemptStarted,
@@ -40,14 +39,10 @@ from ..events.hooks import Entered, Hook
 from ..plan import Node, function_name
 from ..retry import Pause
 from ..status import Status
-from ..stores.base import DefinitionChanged
 from .effects import Call
 from .run_state import RunState
 
 __all__ = ["EventScope", "StepScope"]
-
-_REFUSALS: Final = (NotSerializable, DefinitionChanged)
-"""what a store in good health refuses"""
 
 
 class EventScope:
@@ -119,7 +114,7 @@ def _skip(run: RunState, leaving: list[Hook]) -> None:
     """These hooks want to hear nothing more of the run."""
     run.hooks = run.hooks.without(leaving)
     run.wanted = run.hooks.wanted
-    run.observed = bool(run.wanted) or run.changes is not None
+    run.observed = bool(run.wanted) or run.ledger is not None
 
 
 def hit(run: RunState, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
@@ -197,10 +192,11 @@ def lease_lost(run: RunState) -> None:
         run.hooks.emit(event, run.context.copy())
 
 
-def store_called(run: RunState, verb: str, began: float, error: BaseException | None) -> None:
+def store_called(run: RunState, verb: str, began: float, error: BaseException | None, *, healthy: bool) -> None:
+    """A verb of the store was called at the moment `began`; `healthy`: it works, even if it refused the call."""
     if StoreCalled in run.wanted:
         at, name = run.settings.clock(), run.settings.store.name
-        outcome = Status.SUCCESS if error is None or isinstance(error, _REFUSALS) else Status.FAILURE
+        outcome = Status.SUCCESS if healthy else Status.FAILURE
         event = StoreCalled(run.workflow.name, run.run_id, at, run.state, name, verb, outcome, at - began, error)
         run.hooks.emit(event, run.context.copy())
 
@@ -225,7 +221,7 @@ def run_finished(run: RunState, scope: EventScope, outcome: Status, error: BaseE
     at = run.settings.clock()
     if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
-        if run.plan.conditional or run.changes is not None:  # in the record, by an earlier definition
+        if run.plan.conditional or run.ledger is not None:  # in the record, by an earlier definition
             skipped = tuple(name for name, report in run.reports.items() if report.status is Status.SKIPPED)
         event = RunFinished(
             run.workflow.name,
@@ -272,11 +268,11 @@ def step_started(run: RunState, node: Node) -> StepScope:
             node.dependencies,
             node.max_attempts,
             node.function,
-            None if run.changes is None else {},
+            None if run.ledger is None else {},
         )
         scope.scopes, scope.event = run.hooks.enter(event, scope.context), event
-        if run.changes is not None and event.carrier:
-            run.changes.carriers[node.name] = event.carrier
+        if run.ledger is not None and event.carrier:
+            run.ledger.carry(node.name, event.carrier)
     return scope
 
 

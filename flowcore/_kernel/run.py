@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from .._durable.checkpoints import finish, parked
-from .._durable.claim import adopt, claim
-from .._durable.takeover import restore, take_over
-from ..errors import CompensationFailed, LeaseLost, NotSerializable, safe_repr, safe_str
+from ..errors import CompensationFailed, LeaseLost, safe_repr, safe_str
 from ..plan import Node
 from ..run import Run
 from ..status import Status
-from ..stores.base import RunRecord
 from . import emit
 from .effects import RESUME, WAIT, Interrupts, Program
 from .emit import EventScope
 from .inline import run_inline
+from .ledger import Takeover
 from .outcome import outcome
 from .run_state import RunState
 from .steps import work
@@ -33,27 +30,27 @@ def execute(run: RunState) -> Program[Run]:
 
     Returns the Run, failed or not; raises only if the run is refused.
     """
-    earlier: RunRecord | None = None
+    earlier: Takeover | None = None
     progress, run.progress = run.progress, None
     scope = run.scope
     starts = run.observed and scope is None  # else run_without_driver has emitted its start
     if starts:
         emit.requested(run)
     if run.key is not None or run.settings.durable:
-        found = yield from claim(run)
+        found = yield from run.settings.claims.claim(run)
         if isinstance(found, Run):
             return found
         earlier = found
     elif run.allowed is not None:
         run.deadline = run.settings.clock() + run.allowed
     if earlier is not None:
-        restore(run, earlier)
-    if run.changes is not None and run.settings.owns is not None:
+        earlier.restore(run)
+    if run.ledger is not None and run.settings.owns is not None:
         run.settings.owns(run)
     if starts:
         scope = emit.run_started(run)
     if earlier is not None:
-        yield from take_over(run, earlier)
+        yield from earlier.decide(run)
     if starts:
         emit.first_ready(run)
     run.working = True
@@ -65,9 +62,9 @@ def execute(run: RunState) -> Program[Run]:
     finished = run.as_run(Status.SUCCESS)
     failure = None
     if run.claimed:
-        failure = yield from finish(run, _record(run, finished))
-        if failure is not None and run.changes is not None:
-            _reopen(run, failure)
+        failure = yield from run.settings.claims.finish(run, finished)
+        if failure is not None and run.ledger is not None:
+            run.fail_after_all(run.ledger.unfinished(run, failure))
             return (yield from _fail(run, scope))
     if scope is not None:
         emit.run_finished(run, scope, Status.SUCCESS, None)
@@ -103,7 +100,8 @@ def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
 
 def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
-    run.settle_doubts()
+    if run.ledger is not None:
+        run.ledger.stopped(run)
     if run.undoes:
         yield from undo_all(run)
     elif run.past_pivot:
@@ -112,9 +110,9 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
         yield from undo_rest(run)
     finished, failure = _failed(run), None
     if finished.status is not Status.LOST and (run.claimed or run.key is not None or finished.status in _TO_DECIDE):
-        failure = yield from finish(run, _record(run, finished))
-    if failure is not None and run.changes is not None and (isinstance(failure, LeaseLost) or not run.left_to_others):
-        _reopen(run, failure)
+        failure = yield from run.settings.claims.finish(run, finished)
+    if failure is not None and run.ledger is not None and (isinstance(failure, LeaseLost) or not run.relinquished):
+        run.fail_after_all(run.ledger.unfinished(run, failure))
         run.end(_outcome(run))
         finished = _failed(run)
     elif failure is not None and finished.error is not None:
@@ -122,7 +120,7 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     if scope is not None:
         emit.run_finished(run, scope, finished.status, finished.error)
     if finished.status is Status.LOST:
-        finished = (yield from adopt(run)) or finished
+        finished = (yield from run.settings.claims.adopt(run)) or finished
     return finished
 
 
@@ -141,15 +139,6 @@ def _failed(run: RunState) -> Run:
     if isinstance(error, CompensationFailed):
         error.run = finished
     return finished
-
-
-def _reopen(run: RunState, failure: BaseException) -> None:
-    """A durable store could not be told of the end, so it has not come."""
-    if isinstance(failure, LeaseLost):
-        emit.lease_lost(run)
-    elif not isinstance(failure, NotSerializable):
-        failure = parked(run, f"its end could not be saved ({_brief(failure)})", failure)
-    run.fail_after_all(failure)
 
 
 def helper(run: RunState, node: Node | None = None) -> Program[None]:
@@ -214,18 +203,3 @@ def _aftermath(run: RunState, status: Status) -> str:
 
 def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {safe_str(error, 200)}"
-
-
-def _record(run: RunState, finished: Run) -> RunRecord:
-    """The run as its store is to keep it; a durable one knows of single steps from its checkpoints."""
-    record = RunRecord(
-        run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, finished.status, finished.held
-    )
-    record.undoing, record.undone, record.failed_step = run.failing, finished.undone, run.failed_step
-    record.error = finished.error if run.leaving is None else None if run.error is run.leaving else run.error
-    record.generation, record.carrier = run.generation, run.carrier
-    record.fence = run.fence if run.claimed else 0  # 0: the claim's answer never came
-    if run.changes is None:
-        record.results, record.values, record.steps = run.results, run.values, finished.steps
-        record.effects = (*(node.name for node in run.to_undo), *(run.undo_errors if run.stopped else ()))
-    return record

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-import math
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from .._durable.unsaved import Changes
 from ..context import initial
 from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, safe_repr
 from ..events import Event, Hooks
@@ -20,6 +17,7 @@ from ..run import Run, StepReport, no_result
 from ..status import Status
 from ..workflow import Step, Workflow
 from .effects import Call, Outcome
+from .ledger import Ledger
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -59,14 +57,10 @@ class RunState:
     """after a takeover: the carrier of the owner that went before"""
 
     # the durable store
-    changes: Changes | None = None
-    """(lock) what the store has still to be told; None where it need not be told of single steps"""
+    ledger: Ledger | None = None
+    """what the store must know of the steps; None in memory"""
     was_in_doubt: frozenset[str] = frozenset()
     """after a takeover: steps that were in flight, so that an earlier attempt may have had its effect"""
-    in_doubt: dict[str, StepReport] | None = None
-    """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
-    lease_until: float = math.inf
-    """monotonic; until then nobody else may take the run over"""
 
     # the ready queue
     running = 0
@@ -149,7 +143,7 @@ class RunState:
             self.wanted = self.hooks.wanted
             self.state, self.ready_at, self.times = {}, {}, {}
         if settings.durable:
-            self.changes, self.observed = Changes(), True  # its record tells times
+            self.ledger, self.observed = settings.claims.open(), True  # its record tells times
             self.left = len(plan.nodes)  # (lock) nodes that are not over
             self.state, self.ready_at, self.times = {}, {}, {}
         self.lock = threading.Lock()
@@ -270,68 +264,22 @@ class RunState:
         self.running -= 1
         return None
 
-    def settle(self, node: Node, value: object, *, skipped: bool) -> tuple[Node | None, tuple[str, ...] | None]:
-        """`node` has its result, or was skipped, and a store must be told before anything that waited for it may start.
-
-        Answers the node that this worker goes on with (perhaps one that waited for nothing else), and of which steps the
-        store must be told; None where that is left to the checkpoint that the whole run ends with, or begins to undo with.
-        """
-        changes = self.changes
-        assert changes is not None  # noqa: S101 - the callers have looked
-        with self.lock:
-            effect = not skipped and node.compensation is not None
-            if not skipped:
-                self.results[node.name] = value
-            if effect:
-                self.to_undo.append(node)
-            changes.step(node.name, self.report(node), self.results, effect=effect)
-            self.left -= 1
-            if self.stopped or not self.left:
-                return None, None if self.running == 1 else (node.name,)
-            after = None
-            if self.ready:  # this worker's place is still its own
-                after = self.plan.nodes[self.ready.popleft()]
-            else:  # of all else that these wait for, the store knows
-                for index in node.successors:
-                    if self.counts[index] == 1:
-                        after = self.plan.nodes[index]
-                        break
-            if after is None:
-                return None, (node.name,)
-            if after.when is None:
-                changes.begins(after.name, 1)
-                changes.begun.add(after.name)
-            return after, (node.name, after.name)
-
-    def release(self, node: Node, after: Node | None) -> tuple[list[Node] | None, Node | None]:
-        """The store knows that `node` is over: what waited for it may start, and this worker goes on with `after`, unless
-        the run has stopped. Answers what has become ready, and what to go on with."""
-        with self.lock:
-            if not self.stopped:
-                freed: list[Node] = []
-                for index in node.successors:
-                    self.counts[index] -= 1
-                    if not self.counts[index]:
-                        self.ready_at[index] = self.settings.clock()
-                        freed.append(self.plan.nodes[index])
-                        if freed[-1] is not after:
-                            self.ready.append(index)
-                if after is None and self.ready:
-                    after = self.plan.nodes[self.ready.popleft()]
-                if after is None:
-                    self.running -= 1
-                return freed, after
-        if after is not None and after.when is None:
-            self.not_begun(after)
-        self.put_back()
-        return None, None
-
-    def not_begun(self, node: Node) -> None:
-        """The run has stopped before `node` began, whose start the store was told."""
-        assert self.changes is not None  # noqa: S101 - the callers have looked
-        with self.lock:
-            self.changes.begun.discard(node.name)
-            self.changes.not_begun(node.name)
+    def unblock_saved(self, node: Node, following: Node | None) -> tuple[list[Node], Node | None]:
+        """(lock) The end of `node` is saved: unblock its dependents. Returns them, and the node that this worker runs next:
+        `following`, or else a ready one."""
+        unblocked: list[Node] = []
+        for index in node.successors:
+            self.counts[index] -= 1
+            if not self.counts[index]:
+                self.ready_at[index] = self.settings.clock()
+                unblocked.append(self.plan.nodes[index])
+                if unblocked[-1] is not following:
+                    self.ready.append(index)
+        if following is None and self.ready:
+            following = self.plan.nodes[self.ready.popleft()]
+        if following is None:
+            self.running -= 1
+        return unblocked, following
 
     def put_back(self) -> None:
         """A node that was taken does not start after all, or has failed."""
@@ -356,8 +304,8 @@ class RunState:
             effect = effect and node.compensation is not None
             if effect:
                 self.to_undo.append(node)
-            if self.changes is not None:
-                self.changes.step(node.name, self.report(node), self.results, effect=effect)
+            if self.ledger is not None:
+                self.ledger.failed(self, node, effect=effect)
             return self._stop(error, node.name)
 
     def fail(self, error: BaseException, step: str) -> bool:
@@ -382,7 +330,7 @@ class RunState:
         """Leave the run to whoever goes on with it: start no further step, undo nothing. With an `error`, which says what
         keeps it from going on, also while it is being undone."""
         with self.lock:
-            if self.finished is not None or self.left_to_others or (self.stopped and error is None):
+            if self.finished is not None or self.relinquished or (self.stopped and error is None):
                 return
             self.parked = True
             self._leave(error or RunParked(f"run {self._run_id or ''} is parked: its engine was left."))
@@ -417,7 +365,7 @@ class RunState:
         with self.lock:
             self.finished = None
             self.parked, self.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)
-            if self.left_to_others:
+            if self.relinquished:
                 self._leave(error)
             else:
                 self._stop(error, next(reversed(self.results), None))
@@ -427,7 +375,7 @@ class RunState:
         self._stop(error, None)
 
     @property
-    def left_to_others(self) -> bool:
+    def relinquished(self) -> bool:
         """Whether this process starts and undoes nothing more of the run, whatever is left to do."""
         return self.parked or self.lost
 
@@ -541,40 +489,6 @@ class RunState:
             self.undone, self.undo_errors = undone, undo_errors
             self.undo_begun.update(undone, undo_errors)
             self.undo_order = len(self.undo_begun)
-
-    def undo_over(self, node: Node) -> bool:
-        """The undo of `node` has ended, as its report says. Answers whether the store must know before the next one."""
-        if self.changes is None:
-            return False
-        with self.lock:
-            self.changes.step(node.name, self.report(node), self.results, effect=True)
-            return bool(self.to_undo) or self.undoing is not None
-
-    def doubt_settled(self, node: Node, *, effect: bool) -> None:
-        """A run that is undone has decided on what was in flight when an earlier owner died."""
-        assert self.changes is not None  # noqa: S101 - other stores never tell of a step that it runs
-        with self.lock:
-            effect = effect and node.compensation is not None
-            self.changes.step(node.name, self.report(node), self.results, effect=effect)
-
-    def settle_doubts(self) -> None:
-        """The run has stopped. What was told to begin and has not will not; and what was in flight when an earlier owner
-        died, and was not attempted again, may have happened: it is undone too."""
-        if self.changes is None:
-            return
-        with self.lock:
-            for name in self.changes.begun:
-                self.changes.not_begun(name)
-            self.changes.begun.clear()
-            if not self.undoes:
-                return
-            for name, report in (self.in_doubt or {}).items():
-                node = self.plan.by_name[name]
-                self.reports[name] = replace(report, status=Status.UNKNOWN)
-                effect = node.compensation is not None
-                if effect:
-                    self.to_undo.append(node)
-                self.changes.step(name, self.reports[name], self.results, effect=effect)
 
     def begin_undo(self, node: Node) -> int:
         """The undo of `node` is about to start; answers its number, from 1."""

@@ -10,6 +10,7 @@ from ..events import Hooks
 
 if TYPE_CHECKING:
     from ..stores.base import Store
+    from .ledger import Claims
     from .run_state import RunState
 
 __all__ = ["Settings"]
@@ -19,10 +20,12 @@ class Settings:
     """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
     float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
     run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
-    durable store; `store_patience`: seconds for which a run waits for a store that is unreachable; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
+    durable store; `claims` knows whose runs are whose;
+    `store_patience`: seconds for which a run waits for a store that is unreachable; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
 
     __slots__ = (
         "caller_shares",
+        "claims",
         "clock",
         "durable",
         "grace",
@@ -43,6 +46,7 @@ class Settings:
         self,
         *,
         store: Store,
+        claims: Claims,
         hooks: Hooks,
         grace: float,
         parallel: int,
@@ -57,6 +61,7 @@ class Settings:
         store_patience: float = 300.0,
     ) -> None:
         self.store = store
+        self.claims = claims
         self.durable = store.durable
         self.lease = lease if store.durable else math.inf
         self.owns = owns

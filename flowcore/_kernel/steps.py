@@ -9,8 +9,6 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from .._durable import checkpoints
-from .._durable.fast_checkpoints import stride
 from ..context import AttemptContext, Context
 from ..errors import AsyncStepInSyncEngine, NotSerializable, RunTimeout, StepCancelled, StepTimeout, safe_repr
 from ..plan import Node, is_async
@@ -21,9 +19,10 @@ from . import emit
 from .effects import REQUEST_WORKER, AwaitAbandoned, Call, Delegate, GivenUp, Outcome, Program, Sleep, Stop
 from .emit import EventScope, StepScope
 from .inline import FirstAttempt, InlineProgress
+from .ledger import Ledger
 from .run_state import RunState
 
-__all__ = ["StepEnd", "attempts", "awaited", "safely", "work"]
+__all__ = ["StepEnd", "attempts", "awaited", "safely", "stopped", "work"]
 
 
 class StepEnd:
@@ -57,7 +56,8 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
     """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with `node`."""
     hands_over = main and not run.settings.caller_shares
     observed, timeless, done = run.observed, run.deadline is None, run.done
-    quiet = timeless and run.changes is not None and not run.wanted
+    ledger = run.ledger
+    unheard = timeless and ledger is not None and not run.wanted  # only the store learns of the steps
     first = None if progress is None else progress.first
     while node is not None:
         if hands_over and first is None and _needs_a_worker(run, node):
@@ -68,20 +68,21 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if first is not None:
             if first.suspended is not None:
                 first.outcome = yield first.suspended
-        elif quiet and node.plain and checkpoints.begun_already(run, node):
-            made = yield from stride(run, node)
-            if not isinstance(made, FirstAttempt):
-                node = yield from _recorded_in_stride(run, *made)
-                continue
-            node, first = made.ctx.node, made
-        elif timeless and node.plain and (run.changes is None or checkpoints.begun_already(run, node)):
+        elif timeless and node.plain and (ledger is None or ledger.may_begin(run, node)):
+            if ledger is not None and unheard:
+                made = yield from ledger.run_plain(run, node)
+                if not isinstance(made, FirstAttempt):
+                    node = made
+                    continue
+                node, first = made.ctx.node, made
             # What _step and attempts do, less three generators: most steps succeed at once.
-            ctx = Context(run, node)
-            if observed:
+            elif observed:
+                ctx = Context(run, node)
                 scope, attempt = emit.plain_step_started(run, node)
                 outcome = yield Call(node, node.fn, ctx, attempt.context.copy(), None, node.is_async)
                 first = FirstAttempt(ctx, outcome, scope, attempt)
             else:
+                ctx = Context(run, node)
                 outcome = yield ctx
                 if outcome[1] is None and type(outcome[0]) is not CoroutineType:
                     node = done(node, outcome[0])
@@ -97,15 +98,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if end.status is Status.PENDING:  # the run stopped before it began
             run.put_back()
             return
-        node = _done(run, node, end) if run.changes is None else (yield from _recorded(run, node, end))
-
-
-def _recorded_in_stride(
-    run: RunState, recorded: Node, node: Node | None, failure: Exception | None
-) -> Program[Node | None]:
-    if failure is not None:
-        yield from _stopped(run, run.fail(failure, recorded.name))
-    return node
+        node = _done(run, node, end) if ledger is None else (yield from _recorded(run, ledger, node, end))
 
 
 def _plain_step(run: RunState, node: Node, first: FirstAttempt) -> Program[StepEnd]:
@@ -135,18 +128,18 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
             return StepEnd(Status.PENDING)
     if end is not None:
         return end
-    if run.changes is not None:
-        end = yield from _begun(run, node)
+    if run.ledger is not None:
+        end = yield from _began(run, run.ledger, node)
         if end is not None:
             return end
     scope = emit.step_started(run, node) if run.observed else None
     return (yield from _attempted(run, node, attempts(run, node, node.fn, node.retry, node.timeout, scope), scope))
 
 
-def _begun(run: RunState, node: Node) -> Program[StepEnd | None]:
+def _began(run: RunState, ledger: Ledger, node: Node) -> Program[StepEnd | None]:
     """Have the store know that the step starts; returns the StepEnd of one that must not."""
     try:
-        begins = yield from checkpoints.begin(run, node, 1)
+        begins = yield from ledger.began(run, node, 1)
     except NotSerializable as error:  # what its when= wrote
         return StepEnd(Status.FAILURE, None, error, 0)
     return None if begins else StepEnd(Status.PENDING)
@@ -193,18 +186,14 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
     return after
 
 
-def _recorded(run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
+def _recorded(run: RunState, ledger: Ledger, node: Node, end: StepEnd) -> Program[Node | None]:
     """The step succeeded or was skipped: have the store know, then continue as `_done` does."""
     end.report_to(run.report(node))
-    skipped = end.status is Status.SKIPPED
-    if skipped:
+    if end.status is Status.SKIPPED:
         emit.step_skipped(run, node)
     elif node.step.pivot:
         run.past_pivot = True
-    after, failure = yield from checkpoints.ended(run, node, end.value, skipped=skipped)
-    if failure is not None:  # its result cannot be stored; what it did stands, and is undone with the rest
-        yield from _stopped(run, run.fail(failure, node.name))
-    return after
+    return (yield from ledger.ended(run, node, end))
 
 
 def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
@@ -216,10 +205,10 @@ def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
         run.interrupt(error, node.name)
     raised = end.status is Status.FAILURE and not node.undo_attempted and node.name not in run.was_in_doubt
     first = run.failed(node, error, effect=end.attempts > 0 and not raised)
-    yield from _stopped(run, first)
+    yield from stopped(run, first)
 
 
-def _stopped(run: RunState, first: bool) -> Program[None]:
+def stopped(run: RunState, first: bool) -> Program[None]:
     """A step has failed and leaves its place; `first`: with it, the run has failed."""
     if run.interrupted:
         yield Stop(cancel=True)
@@ -228,9 +217,9 @@ def _stopped(run: RunState, first: bool) -> Program[None]:
         run.interrupted = run.interrupted or cancel
         yield Stop(cancel=cancel)
     if (
-        run.changes is not None and run.running > 1
-    ):  # what goes on may take its time; whoever takes over then must not go on
-        yield from checkpoints.flush(run)
+        run.ledger is not None and run.running > 1
+    ):  # those may take long; a next owner must know that the run has failed
+        yield from run.ledger.flush(run)
     run.put_back()
 
 
@@ -443,10 +432,10 @@ def _paused(
         began = emit.backoff_started(run, node, scope, number, allowed, pause, failure, undo=undo)
     if pause.delay and run.context.get(waits, True):
         yield Sleep(pause.delay, shielded=undo)
-    if run.changes is not None and undo and run.finished is None and not (yield from checkpoints.still_ours(run)):
+    if run.ledger is not None and undo and run.finished is None and not (yield from run.ledger.may_continue(run)):
         return True
-    if run.changes is not None and not undo and not run.stopped:
-        yield from checkpoints.begin(run, node, number + 1)
+    if run.ledger is not None and not undo and not run.stopped:
+        yield from run.ledger.began(run, node, number + 1)
     if scope is not None:
         scope.ended = run.settings.clock()
         scope.backoff += scope.ended - began

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import Any, Final, cast
 
-from .._durable import checkpoints
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, safe_repr
 from ..plan import Node
@@ -31,7 +30,7 @@ def undo_all(run: RunState) -> Program[None]:
     if not run.to_undo:
         return
     yield SHIELD
-    if run.changes is not None and not (yield from checkpoints.flush(run)):  # from here on it is only undone
+    if run.ledger is not None and not (yield from run.ledger.flush(run)):  # from here on it is only undone
         return
     yield from wait_for_abandoned(run)
     if run.workflow.parallel_undo:
@@ -97,7 +96,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     """Undo one step, with the undo's own retries and timeout."""
     undo = node.compensation
     assert undo is not None  # noqa: S101 - only nodes with an undo get here
-    if run.changes is not None and run.finished is None and not (yield from checkpoints.still_ours(run)):
+    if run.ledger is not None and run.finished is None and not (yield from run.ledger.may_continue(run)):
         return
     order, trigger = run.begin_undo(node), run.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
@@ -127,7 +126,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     status = Status.FAILURE if end.status is Status.CANCELLED else end.status
     if scope is not None:
         emit.undo_finished(run, node, scope, order, trigger, status, end.attempts, error)
-    if error is not None and run.left_to_others and run.finished is None:  # whoever has the run now undoes this step
+    if error is not None and run.relinquished and run.finished is None:  # whoever has the run now undoes this step
         return
     report = run.report(node)
     again = report.undo is not None  # it landed after its first undo
@@ -141,8 +140,8 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         run.undone.append(node.name)
     else:
         run.undo_errors[node.name] = error
-    if run.undo_over(node):
-        yield from checkpoints.flush(run)
+    if run.ledger is not None:
+        yield from run.ledger.undone(run, node)
 
 
 def late(run: RunState, call: Call) -> Program[None]:

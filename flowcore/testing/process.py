@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from .._durable.checkpoints import lose
+from .._durable.claim import StoreClaims
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
@@ -98,6 +99,7 @@ class Process:
         self._thaws = 0.0  # nothing of it goes on before that moment
         self._settings = Settings(
             store=network.store,
+            claims=StoreClaims(),
             hooks=Hooks([self.act.events.append, journal] if journal is not None else []),
             grace=grace,
             parallel=max_workers,
@@ -439,7 +441,8 @@ class Process:
         def heard(outcome: Outcome) -> None:
             answer, failure = outcome
             if failure is None and answer[0]:
-                self.x.lease_until = max(self.x.lease_until, sent + seconds)
+                if self.x.ledger is not None:
+                    self.x.ledger.extend_lease(sent + seconds)
             elif failure is None and self.act.ended is None:
                 lose(self.x)
                 self._stop(Stop(cancel=True))

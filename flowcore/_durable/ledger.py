@@ -1,0 +1,226 @@
+"""The ledger of a durable run: what its steps do, and what its store knows of that, brought together.
+
+Each start of a step, each end and each undo is saved before anything that follows from it starts: the next owner of the
+run knows no more than that. The end of a step is saved together with the start of the step that its worker runs next, in
+one round trip.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import cast
+
+from .._kernel import emit
+from .._kernel.effects import Program
+from .._kernel.inline import FirstAttempt
+from .._kernel.run_state import RunState
+from .._kernel.steps import StepEnd, stopped
+from ..errors import LeaseLost, NotSerializable, safe_str
+from ..plan import Node
+from ..run import StepReport
+from ..status import Status
+from ..stores.base import Checkpoint
+from .checkpoints import parked, retry_store_call, save, settle
+from .fast_checkpoints import run_chain
+from .unsaved import Unsaved
+
+__all__ = ["Ledger", "ledger_of"]
+
+
+class Ledger(Unsaved):
+    """See flowcore._kernel.ledger.Ledger. Without a reference to its run: a run that is over needs no garbage collector."""
+
+    __slots__ = ("in_doubt", "lease_until")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_doubt: dict[str, StepReport] | None = None
+        """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
+        self.lease_until = math.inf
+
+    def extend_lease(self, until: float) -> None:
+        self.lease_until = max(self.lease_until, until)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def may_begin(self, run: RunState, node: Node) -> bool:
+        if (
+            node.name not in self.announced
+            or run.stopped
+            or self.in_doubt is not None
+            or run.settings.clock() >= self.lease_until
+        ):
+            return False
+        with run.lock:
+            self.announced.discard(node.name)
+        return True
+
+    def began(self, run: RunState, node: Node, attempt: int) -> Program[bool]:
+        with run.lock:
+            known = attempt == 1 and node.name in self.announced
+            doubtful = None if self.in_doubt is None else self.in_doubt.pop(node.name, None)
+            if known:
+                self.announced.discard(node.name)
+            else:
+                self.note_start(node.name, attempt)
+        if known:
+            ours = yield from self.may_continue(run)
+            if ours and run.stopped:
+                self._withdraw(run, node)
+            return ours and not run.stopped
+        failure = yield from save(run, self, (node.name,))
+        if isinstance(failure, NotSerializable):
+            raise failure
+        if run.stopped and self.in_doubt is not None and doubtful is not None:
+            with run.lock:
+                self.in_doubt[node.name] = doubtful
+        elif run.stopped and failure is None and attempt == 1:  # the run failed while the start was being saved
+            self._withdraw(run, node)
+        return failure is None and not run.stopped
+
+    def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
+        following, steps = self._note_success(run, node, end)
+        failure = None if steps is None else (yield from save(run, self, steps))
+        return (yield from self._unblock(run, node, following, failure))
+
+    def _note_success(self, run: RunState, node: Node, end: StepEnd) -> tuple[Node | None, tuple[str, ...] | None]:
+        """Note the end of `node`. Returns the node that this worker runs next, perhaps one that waited for nothing else,
+        and the steps to save at once: None if a later checkpoint, of the end or before the first undo, is soon enough."""
+        skipped = end.status is Status.SKIPPED
+        with run.lock:
+            effect = not skipped and node.compensation is not None
+            if not skipped:
+                run.results[node.name] = end.value
+            if effect:
+                run.to_undo.append(node)
+            self.note_end(node.name, run.report(node), run.results, effect=effect)
+            run.left -= 1
+            if run.stopped or not run.left:
+                return None, None if run.running == 1 else (node.name,)
+            following = None
+            if run.ready:  # this worker's place is still its own
+                following = run.plan.nodes[run.ready.popleft()]
+            else:  # a successor whose other dependencies are saved
+                for index in node.successors:
+                    if run.counts[index] == 1:
+                        following = run.plan.nodes[index]
+                        break
+            if following is None:
+                return None, (node.name,)
+            if following.when is None:
+                self.note_start(following.name, 1)
+                self.announced.add(following.name)
+            return following, (node.name, following.name)
+
+    def _unblock(
+        self, run: RunState, node: Node, following: Node | None, failure: BaseException | None
+    ) -> Program[Node | None]:
+        """The end of `node` is saved, or cannot be because of `failure`. Returns the node to run next."""
+        if isinstance(failure, NotSerializable):  # what it did stands, and is undone with the rest
+            if following is not None:
+                with run.lock:
+                    self.steps.pop(following.name, None)
+                    self.announced.discard(following.name)
+            yield from stopped(run, run.fail(failure, node.name))
+            return None
+        with run.lock:
+            if not run.stopped:
+                unblocked, following = run.unblock_saved(node, following)
+            else:
+                unblocked = None
+                run.running -= 1
+                if following is not None and following.when is None:
+                    self.withdraw_start(following.name)
+                following = None
+        emit.steps_ready(run, unblocked)
+        return following
+
+    def run_plain(self, run: RunState, node: Node) -> Program[FirstAttempt | Node | None]:
+        made = yield from run_chain(run, self, node)
+        return made if isinstance(made, FirstAttempt) else (yield from self._after_chain(run, *made))
+
+    def _after_chain(
+        self,
+        run: RunState,
+        node: Node,
+        following: Node | None,
+        sent: Checkpoint | None,
+        at: float,
+        outcome: tuple[object, BaseException | None],
+    ) -> Program[Node | None]:
+        """`node` has ended in a chain; `sent` at the moment `at`, if anything, and the store did not simply accept it."""
+        if sent is None:
+            return None
+        answer, failure = outcome
+        if failure is not None:
+            answer, failure = yield from retry_store_call(run, self, "checkpoint", sent, (at, failure))
+        failure = yield from settle(run, self, sent, answer, failure)
+        return (yield from self._unblock(run, node, following, failure))
+
+    def failed(self, run: RunState, node: Node, *, effect: bool) -> None:
+        self.note_end(node.name, run.report(node), run.results, effect=effect)
+
+    def _withdraw(self, run: RunState, node: Node) -> None:
+        with run.lock:
+            self.withdraw_start(node.name)
+
+    # -- undoing, and the end ------------------------------------------------------------------------------------------
+
+    def undone(self, run: RunState, node: Node) -> Program[None]:
+        with run.lock:
+            self.note_end(node.name, run.report(node), run.results, effect=True)
+            more = bool(run.to_undo) or run.undoing is not None
+        if more:  # else the checkpoint that the run ends with is soon enough
+            yield from self.flush(run)
+
+    def may_continue(self, run: RunState) -> Program[bool]:
+        if run.relinquished:
+            return False
+        if run.settings.clock() < self.lease_until:
+            return True
+        failure = yield from save(run, self, ())
+        return failure is None and not run.relinquished
+
+    def flush(self, run: RunState) -> Program[bool]:
+        failure = yield from save(run, self, None)
+        if isinstance(failure, NotSerializable):  # it is left out: the run has failed already
+            failure = yield from save(run, self, None)
+        return failure is None and not run.relinquished
+
+    def stopped(self, run: RunState) -> None:
+        with run.lock:
+            for name in list(self.announced):
+                self.withdraw_start(name)
+            if not run.undoes:
+                return
+            for name, report in (self.in_doubt or {}).items():
+                node = run.plan.by_name[name]
+                run.reports[name] = replace(report, status=Status.UNKNOWN)
+                effect = node.compensation is not None
+                if effect:
+                    run.to_undo.append(node)
+                self.note_end(name, run.reports[name], run.results, effect=effect)
+
+    def decided(self, run: RunState, node: Node, *, effect: bool) -> None:
+        """The run is undone, and `node`, which was in flight under an earlier owner, counts as its report says."""
+        with run.lock:
+            effect = effect and node.compensation is not None
+            self.note_end(node.name, run.report(node), run.results, effect=effect)
+
+    def unfinished(self, run: RunState, failure: BaseException) -> BaseException:
+        if isinstance(failure, LeaseLost):
+            emit.lease_lost(run)
+        elif not isinstance(failure, NotSerializable):
+            failure = parked(
+                run, f"its end could not be saved ({type(failure).__name__}: {safe_str(failure, 200)})", failure
+            )
+        return failure
+
+    def carry(self, step: str, carrier: dict[str, str]) -> None:
+        self.carriers[step] = carrier
+
+
+def ledger_of(run: RunState) -> Ledger | None:
+    """The run's ledger; None in memory."""
+    return cast("Ledger | None", run.ledger)

@@ -1,0 +1,116 @@
+"""What the kernel asks of durability: two interfaces, which `flowcore._durable` implements.
+
+A run in memory without a key uses neither.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..plan import Node
+from ..run import Run
+from .effects import Program
+
+if TYPE_CHECKING:
+    from .inline import FirstAttempt
+    from .run_state import RunState
+    from .steps import StepEnd
+
+__all__ = ["Claims", "Ledger", "Takeover"]
+
+
+class Ledger(Protocol):
+    """What the store of a durable run must know of its steps. Each program ends once the store knows; a store that cannot
+    be had, or another owner, stops the run meanwhile."""
+
+    def extend_lease(self, until: float) -> None:
+        """No other owner can take the run over before the moment `until` (monotonic)."""
+        ...
+
+    def may_begin(self, run: RunState, node: Node) -> bool:
+        """Whether `node` may start at once: the store knows that it starts, and the run is still ours."""
+        ...
+
+    def began(self, run: RunState, node: Node, attempt: int) -> Program[bool]:
+        """An attempt of `node` is about to start. False: it must not, the run stops. Raises NotSerializable if the store
+        cannot keep what an earlier attempt wrote."""
+        ...
+
+    def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
+        """`node` has succeeded or was skipped: unblock its dependents, and return the node to run next."""
+        ...
+
+    def failed(self, run: RunState, node: Node, *, effect: bool) -> None:
+        """`node` has failed, as its report says; `effect`: it must be undone. Under the run's lock."""
+        ...
+
+    def undone(self, run: RunState, node: Node) -> Program[None]:
+        """The undo of `node` has ended, as its report says."""
+        ...
+
+    def run_plain(self, run: RunState, node: Node) -> Program[FirstAttempt | Node | None]:
+        """Run `node`, which may begin, and plain steps after it, as long as each waits for the one before only. Returns an
+        attempt that is not recorded yet, or the node to run next."""
+        ...
+
+    def may_continue(self, run: RunState) -> Program[bool]:
+        """Whether the run is still ours; once the lease is over, the store says so."""
+        ...
+
+    def flush(self, run: RunState) -> Program[bool]:
+        """Write all that the store does not know. False: the run must not continue here."""
+        ...
+
+    def stopped(self, run: RunState) -> None:
+        """The run has stopped: steps that were announced do not start, and those that were in flight under an earlier
+        owner, and were not attempted again, are undone if the run is."""
+        ...
+
+    def unfinished(self, run: RunState, failure: BaseException) -> BaseException:
+        """The error of a run whose end could not be recorded because of `failure`."""
+        ...
+
+    def carry(self, step: str, carrier: dict[str, str]) -> None:
+        """Keep what hooks gave for `step`."""
+        ...
+
+    def wrote(self, step: str, key: Any, value: Any) -> None:
+        """`step` has set a key of the context. Under the run's lock."""
+        ...
+
+    def deleted(self, step: str, key: Any) -> None:
+        """`step` has deleted a key of the context. Under the run's lock."""
+        ...
+
+
+class Takeover(Protocol):
+    """A run that an earlier owner left, and that is ours to resume."""
+
+    def restore(self, run: RunState) -> None:
+        """Put back what its record says."""
+        ...
+
+    def decide(self, run: RunState) -> Program[None]:
+        """Decide on the steps that were in flight, and whether the run goes forward or is undone."""
+        ...
+
+
+class Claims(Protocol):
+    """Whose run is it, and how did it end? One for all runs of an engine; also for runs with a key in memory."""
+
+    def open(self) -> Ledger:
+        """A ledger for a run on a durable store."""
+        ...
+
+    def claim(self, run: RunState) -> Program[Run | Takeover | None]:
+        """Claim the run's key. None: the run is ours, from its beginning. A Run: another one's outcome is the answer.
+        Raises if the claim is refused."""
+        ...
+
+    def adopt(self, run: RunState) -> Program[Run | None]:
+        """The outcome of a run that another owner has taken over, if it ends while the caller waits."""
+        ...
+
+    def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
+        """Record how the run ended. Returns why that could not be done."""
+        ...
