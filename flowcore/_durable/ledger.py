@@ -67,7 +67,7 @@ class Ledger(Unsaved):
         if known:
             ours = yield from self.may_continue(run)
             if ours and run.stopped:
-                self._withdraw(run, node)
+                self.withdrawn(run, node)
             return ours and not run.stopped
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
@@ -76,7 +76,7 @@ class Ledger(Unsaved):
             with run.lock:
                 self.in_doubt[node.name] = doubtful
         elif run.stopped and failure is None and attempt == 1:  # the run failed while the start was being saved
-            self._withdraw(run, node)
+            self.withdrawn(run, node)
         return failure is None and not run.stopped
 
     def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
@@ -161,7 +161,7 @@ class Ledger(Unsaved):
     def failed(self, run: RunState, node: Node, *, effect: bool) -> None:
         self.note_end(node.name, run.report(node), run.results, effect=effect)
 
-    def _withdraw(self, run: RunState, node: Node) -> None:
+    def withdrawn(self, run: RunState, node: Node) -> None:
         with run.lock:
             self.withdraw_start(node.name)
 

@@ -44,6 +44,10 @@ class Ledger(Protocol):
         """`node` has failed, as its report says; `effect`: it must be undone. Under the run's lock."""
         ...
 
+    def withdrawn(self, run: RunState, node: Node) -> None:
+        """`node`, whose start is saved, does not start."""
+        ...
+
     def undone(self, run: RunState, node: Node) -> Program[None]:
         """The undo of `node` has ended, as its report says."""
         ...

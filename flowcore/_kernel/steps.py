@@ -332,9 +332,9 @@ def _never_began(run: RunState, node: Node, number: int, earlier: BaseException 
         return StepEnd(Status.FAILURE, None, RunTimeout(what), number - 1)
     if earlier is not None:
         return StepEnd(Status.FAILURE, None, earlier, number - 1)
-    if run.changes is not None:
-        run.not_begun(node)
-    return StepEnd(Status.PENDING, None, None, 0)
+    if run.ledger is not None:
+        run.ledger.withdrawn(run, node)
+    return StepEnd(Status.PENDING)
 
 
 class Limit(NamedTuple):

@@ -26,7 +26,14 @@ from . import mutants, test_crash_mutants, test_mutants
 
 MODULES = (
     *(f"_kernel.{name}" for name in ("outcome", "run", "steps", "undo", "run_state", "inline", "effects")),
-    *("_kernel.settings", "_kernel.emit", "_durable.claim", "_durable.takeover", "_durable.checkpoints", "_durable.ledger"),
+    *(
+        "_kernel.settings",
+        "_kernel.emit",
+        "_durable.claim",
+        "_durable.takeover",
+        "_durable.checkpoints",
+        "_durable.ledger",
+    ),
     *("_durable.unsaved", "_durable.fast_checkpoints"),
 )
 SEEDS = 600

@@ -9,7 +9,7 @@ from .crash_mutants import MUTANTS
 from .crashes import differs_alone, from_seed, played
 from .mutants import Mutant, applied
 
-SEEDS = 1500
+SEEDS = 1700
 
 
 def found_by(seeds: Iterable[int]) -> int | None:
