@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shlex
 import subprocess
@@ -14,50 +12,15 @@ from pathlib import Path
 import pytest
 
 from flowcore.stores import RedisStore
+from tests.documents import run_as_printed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(python|text|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def elided(text: str) -> str:
-    """Times and run ids, which no two runs share, as an ellipsis."""
-    text = re.sub(r"\b[0-9.e+-]+ m?s\b", "… ms", text)
-    return re.sub(r"\b[0-9a-f]{32}\b", "…", text)
-
-
-def in_a_console(text: str) -> str:
-    """What a console shows where its commands, the lines with a $, are typed in."""
-    shown = ""
-    for line in text.splitlines():
-        if line.startswith("$ python "):
-            command = [sys.executable, "-W", "error", *shlex.split(line)[2:]]
-            result = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=30, check=False
-            )
-            shown += f"{line}\n{result.stdout}" + ("Killed\n" if result.returncode == -9 else "")
-    return shown
 
 
 def test_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = BLOCK.findall(README)
-    assert len(blocks) >= 12
-    namespace: dict[str, object] = {"__name__": "readme"}
-    printed = ""
-    for language, text in blocks:
-        script = re.match(r"# (\w+\.py)\n", text)
-        if language == "console":
-            assert elided(in_a_console(text)) == text
-        elif language == "text":
-            assert elided(printed) == text
-        elif script is not None:
-            Path(script[1]).write_text(text, encoding="utf-8")
-        else:
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile(text, "README.md", "exec"), namespace)
-            printed = out.getvalue()
+    assert run_as_printed(README, "readme") >= 12
 
 
 def test_the_rights_of_a_redis_user_are_those_that_the_store_lists() -> None:
