@@ -17,7 +17,7 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all proof lint types format bench storm dashboards dist clean venv venv-demo servers
+.PHONY: help demo test test-all proof lint types format bench storm dashboards dist docs clean venv venv-demo servers
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -62,6 +62,9 @@ bench: venv  ## run the benchmarks
 dashboards: venv servers  ## rebuild the dashboards, their rules and their pictures
 	$(ENV) dashboards/build.py
 	PATH="$(SERVERS):$$PATH" $(ENV) -m tests.dashboards.pictures
+
+docs: venv  ## build the documentation site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(ENV) .ci/docs.py
 
 dist: venv  ## build the wheel and the sdist, twice, and check that both times give the same files
 	rm -rf dist build && SOURCE_DATE_EPOCH=1767225600 $(ENV) -m hatchling build -d build/again >/dev/null

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +82,11 @@ def test_every_option_is_in_its_table(section: str) -> None:
     table = text.split(f"## {section}\n")[1].partition("\n## ")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert listed == set().union(*map(parameters, OPTIONS[section]))
+
+
+def test_the_site_is_built_without_a_warning() -> None:
+    environ = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, str(ROOT / ".ci" / "docs.py")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (ROOT / "build" / "site" / "examples" / "guide" / "tutorial" / "index.html").is_file()
