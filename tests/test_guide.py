@@ -58,7 +58,7 @@ def test_no_heading_stands_without_text(page: Path) -> None:
     assert not re.search(r"^#+ .*\n+(?=#)|^#+ .*\n*\Z", text.replace("\n# ", "\n## "), re.MULTILINE)
 
 
-OPTIONS = {
+OPTIONS: dict[str, list[Callable[..., object]]] = {
     "Workflow": [Workflow.__init__],
     "Step": [Workflow.add_step],
     "Retry": [Retry.__init__],
@@ -81,7 +81,7 @@ def test_every_option_is_in_its_table(section: str) -> None:
     text = (ROOT / "examples" / "guide" / "options.md").read_text(encoding="utf-8")
     table = text.split(f"## {section}\n")[1].partition("\n## ")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert listed == set().union(*map(parameters, OPTIONS[section]))
+    assert listed == {name for function in OPTIONS[section] for name in parameters(function)}
 
 
 def test_the_site_is_built_without_a_warning() -> None:
