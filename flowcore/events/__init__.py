@@ -1,4 +1,4 @@
-"""What a run tells the world: typed lifecycle events, and the hooks that listen.
+"""Typed lifecycle events of runs, and the hooks that receive them.
 
 Every event of a run carries `workflow`, `run_id`, `at` (monotonic seconds, the engine's clock) and `state`: a dict
 that lives as long as the run in this process, shared by all its events, for hooks to keep their own things in.
@@ -27,16 +27,16 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | LeaseLost | another owner runs on | |
 | MaintenanceStarted * | before a heartbeat, a poll, a recovery round (no run) | kind |
 | MaintenanceFinished | after it | kind, duration, error, wall |
-| StoreCalled | a verb of the store has answered | store, operation, outcome, duration, error |
+| StoreCalled | a verb of the store has returned or failed | store, operation, outcome, duration, error |
 | StoreSurveyed | a recovery round has counted what waits (no run) | counts |
-| HookFailed | a hook raised (told to the other hooks) | hook, error |
+| HookFailed | a hook raised (emitted to the other hooks) | hook, error |
 | HooksMeasured | after the last event of some runs; to hooks that name it in `wants` | seconds |
 
-Events marked * are start events: a hook may answer them with a context manager, the *scope*, which is entered in the
+Events marked * are start events: a hook may return a context manager for them, the *scope*, which is entered in the
 context that user code then runs in and exited after the matching finish event, in reverse order. Each start event has
 its finish event on every path. An event that no hook wants is not built.
 
-An engine tells its own hooks, and those of the process (`add_process_hook`) whose like it has not.
+An engine calls its own hooks, and those of the process (`add_process_hook`) of whose class it has none.
 
 All durations are monotonic seconds. Events are read-only by contract.
 """

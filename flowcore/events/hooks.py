@@ -1,4 +1,4 @@
-"""Who listens, and how they are told: the `Hook` protocol, scopes, and `Hooks`, which protects a run from its hooks."""
+"""The `Hook` protocol, scopes, and `Hooks`, which calls the hooks of a run and protects the run from them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed,
 __all__ = ["SKIP_RUN", "Entered", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
 SKIP_RUN: Final = object()
-"""A hook's answer to RunRequested or RunStarted: tell me nothing more of this run."""
+"""What a hook returns for RunRequested or RunStarted to get no further event of this run."""
 
 Scope = AbstractContextManager[object]
 Call = Callable[..., Any]
-_UNASKED: Final = EVENTS - {HooksMeasured}
+_BY_DEFAULT: Final = EVENTS - {HooksMeasured}
 _EVERY: Final = 64
 """hooks are measured in one of so many runs, because measuring all would cost more than some hooks do"""
 _PAUSE: Final = 1.0
-"""and again after so many seconds, so that all are where there are few"""
+"""seconds after which the next run is measured in any case, so that rare runs are measured too"""
 
 
 class Hook(Protocol):
     """Anything that can be called with an event: `events.append`, `print`, a function with `match event:`.
 
-    May have `wants`, a frozenset of event types; without it, every event comes but HooksMeasured. May have
-    `lone_attempts = False`: then AttemptStarted and AttemptFinished come only where the definition allows several
-    attempts. May have `handlers`, a mapping from event types to functions that are called in its place, for those who
-    count each call. May have `around_store`, a function without arguments that sets contextvars: it is called once a
-    run, and the store is called in what it leaves. A hook is called on whichever thread or task drives the run, so it must be thread-safe. It can
-    neither break nor steer a run: what it raises is logged once and counted.
+    Optional attributes: `wants`, a frozenset of event types (without it, every event but HooksMeasured);
+    `lone_attempts = False`, to get AttemptStarted and AttemptFinished only where the definition allows several attempts;
+    `handlers`, a mapping from event types to functions that are called instead of the hook, which saves a call;
+    `around_store`, a function without arguments that sets contextvars: it is called once a run, and the store is called
+    in the context that it leaves.
+
+    A hook is called on the thread or task that drives the run, so it must be thread-safe. It can neither break nor steer
+    a run: an exception that it raises is logged once and counted.
     """
 
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None: ...
@@ -44,18 +46,17 @@ _log = logging.getLogger("flowcore")
 
 
 Listeners = tuple[tuple[Hook, Call], ...]
-"""hooks, and what to call with an event"""
+"""hooks, each with the function to call with an event"""
 Entered = tuple[Hook, Scope]
-"""a scope, and the hook that it is of"""
+"""a scope, and the hook that returned it"""
 
 
 class Hooks:
-    """The hooks of one engine, or of one run of it: who wants which event.
+    """The hooks of one engine, or of one of its runs, by the events that they want.
 
-    `wanted` is the set of event types worth building; empty where there is no hook, so that nothing is paid for.
-    `listeners`: for each of them, the hooks, and what to call with it. `lone`: the same for the attempts of what may be
-    attempted once only. Immutable apart from the once-only logging of errors and what measuring counts; safe for all
-    threads.
+    `wanted`: the event types that some hook wants; no other event is built. `listeners`: for each of them, the hooks and
+    the function to call. `lone`: the same for steps that may be attempted only once. Thread-safe: immutable apart from the
+    names of the hooks that have failed and the counters of the measurement.
     """
 
     __slots__ = (
@@ -87,7 +88,7 @@ class Hooks:
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
     ) -> None:
-        """Tell everybody who wants it, inside `context`. Hooks that answer SKIP_RUN are added to `leaving`."""
+        """Call the hooks that want `event`, inside `context`. Hooks that return SKIP_RUN are added to `leaving`."""
         for hook, call in self.listeners.get(type(event), ()):
             try:
                 if context.run(call, event) is SKIP_RUN and leaving is not None:
@@ -101,7 +102,7 @@ class Hooks:
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
     ) -> list[Entered] | None:
-        """Tell a start event, as `emit` does, and enter the scopes that come back, inside `context`; pass them to `exit`."""
+        """Emit a start event, and enter the scopes that hooks return, inside `context`; `exit` leaves them."""
         scopes: list[Entered] | None = None
         for hook, call in self.listeners.get(type(event), ()):
             try:
@@ -129,7 +130,7 @@ class Hooks:
         if not leaving:
             return self
         if len(leaving) == len(self.hooks):
-            return _NOBODY
+            return _NO_HOOKS
         which = tuple(index for index, hook in enumerate(self.hooks) if any(hook is other for other in leaving))
         left = self._without.get(which)
         if left is None:
@@ -141,7 +142,7 @@ class Hooks:
     def exit(
         self, scopes: list[Entered], context: contextvars.Context, started: Event, error: BaseException | None
     ) -> None:
-        """Leave `scopes` of the start event in reverse order, inside their context, telling them of `error`."""
+        """Leave the scopes of a start event in reverse order, inside their context, with `error`."""
         kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
         for hook, scope in reversed(scopes):
             try:
@@ -152,7 +153,7 @@ class Hooks:
                     self.blame(hook, failure, started, context)
 
     def blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
-        """A hook, or a scope of it, has raised: log that, the first time, and tell the others."""
+        """Report that a hook, or a scope of it, has raised: in the log the first time, and to the other hooks each time."""
         name = hook_name(hook)
         self._log_once(name, type(event).__name__, error)
         if type(event) is not HookFailed and HookFailed in self.wanted:
@@ -162,7 +163,7 @@ class Hooks:
         if name not in self._failed:
             self._failed.add(name)
             _log.error(
-                "hook %s raised on %s; the run goes on, further errors of this hook are only counted",
+                "hook %s raised on %s. The run continues; further errors of this hook are only counted.",
                 name,
                 where,
                 exc_info=error,
@@ -171,8 +172,8 @@ class Hooks:
     # -- how long hooks take -------------------------------------------------------------------------------------------
 
     def of_run(self, clock: Callable[[], float]) -> Hooks:
-        """The hooks for one run: these, or now and then, if anybody wants to know, some that measure how long these take,
-        by `clock` (monotonic seconds)."""
+        """The hooks for one run: these, or, for some runs if a hook wants HooksMeasured, the same hooks measured by `clock`
+        (monotonic seconds)."""
         if HooksMeasured not in self.wanted:
             return self
         self._runs += 1
@@ -196,7 +197,7 @@ class Hooks:
 
     @property
     def spent(self) -> Mapping[str, float] | None:
-        """Seconds by hook, where they were measured: over this run, times the runs that it stands for."""
+        """Seconds by hook, where they were measured: those of this run, times the number of runs that it stands for."""
         watch = self._watch
         return None if watch is None else {name: seconds * watch.runs for name, seconds in watch.seconds.items()}
 
@@ -210,7 +211,7 @@ class _Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def timed(self, name: str, call: Call) -> Call:
-        """`call`, measured: whatever it takes is added to what `name` has taken, and a scope that it answers with too."""
+        """`call`, measured: its seconds, and those of a scope that it returns, are added to the seconds of `name`."""
         self.seconds.setdefault(name, 0.0)
 
         def timed(*args: Any) -> Any:
@@ -241,16 +242,16 @@ class _TimedScope:
 
 def wants(hook: Hook) -> frozenset[type[Event]]:
     """The event types that this hook wants."""
-    return cast("frozenset[type[Event]]", getattr(hook, "wants", _UNASKED)) & EVENTS
+    return cast("frozenset[type[Event]]", getattr(hook, "wants", _BY_DEFAULT)) & EVENTS
 
 
 def _wants_of_lone(hook: Hook) -> frozenset[type[Event]]:
-    """Which of these it wants of what may be attempted once only."""
+    """The event types that this hook wants of a step that may be attempted only once."""
     return wants(hook) if getattr(hook, "lone_attempts", True) else wants(hook) - {AttemptStarted, AttemptFinished}
 
 
 def _handler(hook: Hook, kind: type[Event]) -> Call:
-    """What to call with events of `kind`."""
+    """The function to call with events of `kind`."""
     handlers: object = getattr(hook, "handlers", None)
     if isinstance(handlers, Mapping) and kind in handlers:
         return cast("Call", handlers[kind])
@@ -258,13 +259,13 @@ def _handler(hook: Hook, kind: type[Event]) -> Call:
     return method if isinstance(method, MethodType) else hook
 
 
-_NOBODY: Final = Hooks()
+_NO_HOOKS: Final = Hooks()
 
 
 def entered(
     hook: Hook, answer: Any, context: contextvars.Context, scopes: list[Entered] | None
 ) -> list[Entered] | None:
-    """`scopes`, and what `hook` has answered to a start event, entered inside `context`, if it is a scope."""
+    """`scopes` and, if it is a scope, what `hook` returned for a start event, entered inside `context`."""
     if _is_scope(answer):
         context.run(answer.__enter__)
         scopes = [] if scopes is None else scopes
@@ -277,5 +278,5 @@ def _is_scope(answer: object) -> bool:
 
 
 def hook_name(hook: object) -> str:
-    """What to call a hook in a message or a label: its class, or its function's qualified name."""
+    """The name of a hook in messages and labels: its class, or its function's qualified name."""
     return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

@@ -79,7 +79,7 @@ class Logger:
         HookFailed: ("hook_failed",),
         HooksMeasured: ("hooks_measured",),
     }
-    """event type -> the method it is told to; of two, the second hears every outcome but success"""
+    """event type -> the method that gets it; where there are two, the second gets every outcome but success"""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -128,12 +128,12 @@ class Logger:
 
 
 def line(event: Any) -> str | None:
-    """One line for people about an event, or None where it has nothing to tell them."""
+    """One line about an event for people, or None where it says nothing to them."""
     match event:
         case RunStarted(interrupted_run_id=None):
             return f"run {_name(event.workflow)} started"
         case RunStarted():
-            return f"run {_name(event.workflow)} goes on after a crash"
+            return f"run {_name(event.workflow)} resumed after a crash"
         case IdempotencyHit():
             return f"run {_name(event.workflow)} not started: idempotency key {event.outcome.replace('_', ' ')}"
         case RunRefused() | RunFinished(error=BaseException()):

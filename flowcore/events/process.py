@@ -18,7 +18,7 @@ _hooks: list[Hook] = []
 
 
 def add_process_hook(hook: Hook) -> None:
-    """Let every engine that is made from now on tell `hook`, unless it has one of the same class. Thread-safe."""
+    """Have every engine that is made from now on call `hook`, unless it has a hook of the same class. Thread-safe."""
     with _lock:
         if not any(other is hook for other in _hooks):
             _hooks.append(hook)
@@ -38,6 +38,6 @@ def with_process_hooks(own: Iterable[Hook]) -> tuple[Hook, ...]:
 
 
 def _alike(hook: Hook, other: Hook) -> bool:
-    """Whether the two would tell the same twice: one object, or two of one class; of functions, the class says nothing."""
+    """Whether both would report the same: one object, or two of one class. Functions of one class differ."""
     plain = isinstance(hook, FunctionType | BuiltinFunctionType | MethodType)
     return hook == other if plain else isinstance(other, type(hook))

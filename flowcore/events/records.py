@@ -1,4 +1,4 @@
-"""The event records. When each one comes is told in the table of `flowcore.events`."""
+"""The event records. The table in `flowcore.events` says when each one is emitted."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class WorkflowRegistered(Event):
 
 @dataclass(slots=True, eq=False)
 class RunSubmitted(Event):
-    """`engine.submit` was called: comes on the caller's thread, before RunRequested on the engine's."""
+    """`engine.submit` was called. Emitted on the caller's thread, before RunRequested on the engine's."""
 
     key: str | None
     propagation: str = "link"
-    """how the run's trace hangs together with the caller's: "link" (a trace of its own) or "child" (the same trace)"""
+    """how the run's trace is connected with the caller's: "link" (a trace of its own) or "child" (the same trace)"""
 
 
 @dataclass(slots=True, eq=False)
 class RunRequested(Event):
-    """Somebody wants this run. Followed by RunStarted, IdempotencyHit or RunRefused."""
+    """A run was requested. Followed by RunStarted, IdempotencyHit or RunRefused."""
 
     key: str | None
     wall: float
@@ -58,7 +58,7 @@ class RunRequested(Event):
     submitted: bool
     """whether it came through `submit`, so that this is another thread or task than the caller's"""
     recovering: bool = False
-    """whether nobody asks for it: the engine goes on with a run that another process has left"""
+    """whether recovery requested it, and no caller: the engine resumes a run that another process has left"""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +85,7 @@ class RunRefused(Event):
 
 @dataclass(slots=True, eq=False)
 class RunStarted(Event):
-    """The run begins, or goes on after a takeover."""
+    """The run begins, or is resumed after a takeover."""
 
     key: str | None
     wall: float
@@ -97,7 +97,7 @@ class RunStarted(Event):
     interrupted: Mapping[str, str]
     """its carrier"""
     waiting: Callable[[], int]
-    """answers how many of its steps are ready now and have not started. For gauges that ask when they are read."""
+    """returns how many of its steps are ready now and have not started; for gauges that are computed when they are read"""
 
 
 @dataclass(slots=True, eq=False)
@@ -134,7 +134,7 @@ class StepReady(StepEvent):
 
 @dataclass(slots=True, eq=False)
 class StepSkipped(StepEvent):
-    """`when=` said no."""
+    """`when=` was false."""
 
     depends_on: tuple[str, ...]
 
@@ -213,14 +213,14 @@ class StepFinished(StepEvent):
 
 @dataclass(slots=True, eq=False)
 class StepCompletedLate(StepEvent):
-    """An attempt that had been given up came back."""
+    """An abandoned attempt has completed."""
 
     attempt: int
     undo: bool
     outcome: Status
     error: BaseException | None
     late: float
-    """seconds after it was given up"""
+    """seconds after it was abandoned"""
 
 
 @dataclass(slots=True, eq=False)
@@ -275,7 +275,7 @@ class MaintenanceFinished(Event):
 
 @dataclass(slots=True, eq=False)
 class StoreCalled(Event):
-    """A verb of the store has answered. Heartbeats and recovery rounds have no run: `workflow` and `run_id` are empty."""
+    """A verb of the store has returned or failed. Heartbeats and recovery rounds have no run: `workflow` and `run_id` are empty."""
 
     store: str
     """the store's name: memory, sqlite, redis, or a third party's"""
@@ -289,7 +289,7 @@ class StoreCalled(Event):
 
 @dataclass(slots=True, eq=False)
 class StoreSurveyed(Event):
-    """A recovery round has counted the runs that wait for somebody; no run."""
+    """The runs that are not over were counted; belongs to no run."""
 
     counts: Mapping[tuple[str, str], int]
     """(workflow, status) -> how many; status is held, parked, incomplete or expired. All of the engine's workflows and all
@@ -298,11 +298,11 @@ class StoreSurveyed(Event):
 
 @dataclass(slots=True, eq=False)
 class EngineStarted(Event):
-    """An engine was made; no run."""
+    """An engine was made; belongs to no run."""
 
     workers: Callable[[], tuple[int, int] | None]
-    """answers how many of its threads are busy now, and how many of them are stuck in calls that were given up; None once
-    the engine is gone. For gauges that ask when they are read."""
+    """returns how many of its threads are busy now, and how many of them are stuck in calls that were given up; None once
+    the engine is gone. For gauges that are computed when they are read."""
     hooks: tuple[str, ...]
     """its hooks, as HookFailed names them"""
     max_workers: int = 0
@@ -311,7 +311,7 @@ class EngineStarted(Event):
 
 @dataclass(slots=True, eq=False)
 class HookFailed(Event):
-    """A hook raised while it was told something; the run went on. `workflow` and `run_id` are the run's."""
+    """A hook raised on an event; the run continued. `workflow` and `run_id` are the run's."""
 
     hook: str
     """the hook's class, or its function's name"""
