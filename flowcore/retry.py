@@ -111,7 +111,8 @@ class Retry:
     `on`: the exception type, or types, worth another attempt; or a predicate of the error that answers with a
     bool, or with the seconds to wait. Only Exceptions are ever retried, never KeyboardInterrupt and its like.
     `max_elapsed`: make no attempt that would start later than so many seconds after the first one's start.
-    A step that raises `Fatal` is not retried; `RetryAfter(seconds)` sets the wait.
+    A step that raises `Fatal` is not retried; `RetryAfter(seconds)` sets the wait. An ExceptionGroup that contains `Fatal`, at
+    any depth, is not retried either; one that contains `RetryAfter` waits for the longest.
     """
 
     attempts: int
@@ -159,7 +160,9 @@ class Retry:
 
         `elapsed`: seconds since the first attempt started. A predicate that raises gives up, with a note on `error`.
         """
-        if attempt >= self.attempts or isinstance(error, Fatal) or not isinstance(error, Exception):
+        if attempt >= self.attempts or not isinstance(error, Exception):
+            return None
+        if isinstance(error, Fatal) or any(isinstance(one, Fatal) for one in _members(error)):
             return None
         pause = self._asked(attempt, error, random)
         if pause is not None and self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed:
@@ -168,20 +171,35 @@ class Retry:
 
     def _asked(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
         on = self.on
-        if not isinstance(error, RetryAfter) and isinstance(on, type | tuple):
+        asks = [error] if isinstance(error, RetryAfter) else [e for e in _members(error) if isinstance(e, RetryAfter)]
+        if not asks and isinstance(on, type | tuple):
             return self._policy(attempt, random) if isinstance(error, on) else None
         try:
-            if isinstance(error, RetryAfter):
-                return Pause(seconds(max(0, error.seconds), "RetryAfter(seconds)"), "retry_after")
+            if asks:
+                longest = max(seconds(max(0, one.seconds), "RetryAfter(seconds)") for one in asks)
+                return Pause(longest, "retry_after")
             answer = cast("Predicate", on)(error)
             if answer is True or answer is False:
                 return self._policy(attempt, random) if answer else None
             return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")
         except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
-            culprit = "its seconds" if isinstance(error, RetryAfter) else "Retry(on=)"
+            culprit = "its seconds" if asks else "Retry(on=)"
             why = f"{culprit} raised {type(failure).__name__}: {safe_str(failure)}"
             error.add_note(f"flowcore made no further attempt: {why}")
             return None
 
     def _policy(self, attempt: int, random: Callable[[], float]) -> Pause:
         return Pause(self.backoff.delay(attempt, random) if self.backoff else 0.0, "policy")
+
+
+def _members(error: BaseException) -> list[BaseException]:
+    """The exceptions in a group and in its inner groups; none of any other exception."""
+    members: list[BaseException] = []
+    groups = [error]
+    while groups:
+        group = groups.pop()
+        if isinstance(group, BaseExceptionGroup):
+            groups.extend(group.exceptions)
+        elif group is not error:
+            members.append(group)
+    return members

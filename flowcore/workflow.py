@@ -15,7 +15,7 @@ from .context import Context
 from .errors import DefinitionError, DuplicateStep, FlowcoreError, UnknownDependency, safe_repr
 from .lint import advice
 from .plan import Plan
-from .retry import Duration, Retry, seconds
+from .retry import Backoff, Duration, Retry, seconds
 
 if TYPE_CHECKING:
     from .events import Hook
@@ -28,6 +28,10 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 Undo = Callable[[Context], Any]
 _PRINTED: Final[Any] = object()  # wf.run's default: a PrintLogger made at the call, so that it prints to today's stdout
+
+
+_UNDO_RETRY: Final = Retry(3, Backoff.exponential(0.2))
+"""what an undo gets that names no policy: a short failure must not leave a key held"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,9 @@ class Step(Generic[R]):
     ) -> F | Callable[[F], F]:
         """Register the undo of this step: called with a ctx where `ctx[step]` is the result to undo.
 
+        `retry`: total attempts, or a policy; by default `Retry(3, Backoff.exponential(0.2))`, 1 turns retries off.
+        `timeout`: seconds for each attempt.
+
         Raises DefinitionError for a second undo, or once the workflow has run.
         """
         if fn is None:
@@ -120,7 +127,7 @@ class Step(Generic[R]):
                 f"the undo of step {safe_repr(self.name)} must be a function of ctx, not {safe_repr(fn)}."
             )
         limit = None if timeout is None else seconds(timeout, f"timeout of the undo of step {safe_repr(self.name)}")
-        self.compensation = Compensation(fn, Retry.of(retry), limit)
+        self.compensation = Compensation(fn, _UNDO_RETRY if retry is None else Retry.of(retry), limit)
         return fn
 
     def __repr__(self) -> str:

@@ -35,6 +35,7 @@ from .._kernel.undo import late
 from ..context import Context
 from ..run import Run
 from .base import call_title
+from .interrupts import raised_by_signal
 from .workers import Workers
 
 __all__ = ["AsyncDriver"]
@@ -302,6 +303,8 @@ class AsyncDriver:
             self._land(call, result)
             return TAKEN_OVER
         error = result[1]
+        if call.shielded and isinstance(error, KeyboardInterrupt) and raised_by_signal(error):  # the second Ctrl-C
+            self.run.undo_stopped = True
         if task is self.caller and awaitable.leaked:
             self._take_back(task, awaitable.leaked)
         if task is self.caller and task.cancelling() > self._cancels and not call.shielded:

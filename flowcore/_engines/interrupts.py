@@ -7,6 +7,7 @@ one of the user's), as asyncio.Runner does, and gives it back at the end.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["SigintGuard", "guard", "hold_sigint", "restore"]
+__all__ = ["SigintGuard", "guard", "hold_sigint", "raised_by_signal", "restore"]
 
 _SIGINT: Final = int(signal.SIGINT)
 # signal.signal turns numbers into enums and back, at the price of a small run; this is the function behind it.
@@ -51,6 +52,20 @@ class SigintGuard:
     def unseen(self) -> bool:
         """Whether there was an interrupt that nobody has acted upon."""
         return self.count > self.raised
+
+
+_HANDLERS: Final = tuple(
+    getattr(handler, "__code__", None)
+    for handler in (SigintGuard.__call__, getattr(asyncio.Runner, "_on_sigint", None))
+)
+
+
+def raised_by_signal(error: BaseException | None) -> bool:
+    """Whether a handler of SIGINT, ours or asyncio's, has raised `error`, and not the code that it came through."""
+    trace = error.__traceback__ if isinstance(error, KeyboardInterrupt) else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code in _HANDLERS
 
 
 def guard() -> SigintGuard | None:

@@ -34,7 +34,7 @@ from ..context import Context
 from ..errors import RunTimeout, safe_repr
 from ..run import Run
 from .base import call_title
-from .interrupts import SigintGuard, restore
+from .interrupts import SigintGuard, raised_by_signal, restore
 from .workers import Timer, Timers, Workers
 
 __all__ = ["Driver"]
@@ -245,6 +245,8 @@ class Driver:
             finally:
                 ctrl_c.in_step = ctrl_c.in_undo = False
         except BaseException as error:  # noqa: BLE001 - the program judges it
+            if shielded and raised_by_signal(error):  # the second Ctrl-C
+                self.run.undo_stopped = True
             return None, error
 
     def _call(self, program: Program[Any], call: Call) -> Any:

@@ -118,8 +118,6 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         end = yield from safely(attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True))
     error = end.error
     if error is not None and not isinstance(error, Exception):
-        # Ctrl-C in an undo is the second one, or nobody shielded the first: the person means it.
-        run.undo_stopped = run.undo_stopped or isinstance(error, KeyboardInterrupt)
         interrupted = UndoInterrupted(f"the undo of step {safe_repr(node.name)} was stopped by {type(error).__name__}.")
         interrupted.__cause__ = error
         error = interrupted

@@ -181,7 +181,10 @@ class Ledger(list[str]):
             if undo_raises is not None:
                 raise undo_raises
 
-        return workflow.add_step(name, do, compensate=undo if undoable else None, **options)
+        step = workflow.add_step(name, do, **options)
+        if undoable:
+            step.compensate(retry=1)(undo)
+        return step
 
     def chain(self, *names: str, workflow: str = "chain", **options: Any) -> Workflow:
         """A workflow of steps one after the other; a name that ends in "!" belongs to a step that raises ValueError."""

@@ -151,6 +151,34 @@ def test_retryafter_sets_the_next_delay_whatever_the_policy_says() -> None:
     assert str(RetryAfter(2.5)) == "asked to be tried again after 2.5 s"
 
 
+DEEP = ExceptionGroup("1", [LookupError(), ExceptionGroup("2", [ExceptionGroup("3", [Fatal("declined")])])])
+
+
+def test_a_group_that_contains_fatal_at_any_depth_is_not_retried(drive: Drive, ledger: Ledger) -> None:
+    for number, error in enumerate((DEEP, ExceptionGroup("both", [RetryAfter(9), Fatal()]))):
+        assert decide(Retry(3), error) is None
+        wf = Workflow(f"w{number}")
+        ledger.add(wf, f"a{number}", raises=error, retry=3)
+        run = drive(wf, check=False)
+        assert (run.error, run.steps[f"a{number}"].attempts) == (error, 1)
+
+
+def test_a_group_that_contains_retryafter_waits_for_the_longest(drive: Drive, ledger: Ledger) -> None:
+    inner = ExceptionGroup("2", [RetryAfter(0.02), ValueError()])
+    error = ExceptionGroup("1", [RetryAfter(0.01), inner])
+    assert decide(Retry(2, Backoff.fixed(9), on=KeyError), error) == Pause(0.02, "retry_after")
+    events: list[Any] = []
+    wf = Workflow("w")
+    ledger.add(wf, "a", raises=error, retry=2)
+    assert drive(wf, hooks=[events.append], check=False).steps["a"].attempts == 2
+    assert [(pause.delay, pause.reason) for pause in of_type(events, BackoffStarted)] == [(0.02, "retry_after")]
+
+
+def test_a_group_of_other_errors_is_retried_as_on_says() -> None:
+    assert decide(Retry(2), ExceptionGroup("1", [ValueError()])) == Pause(0, "policy")
+    assert decide(Retry(2, on=ValueError), ExceptionGroup("1", [ValueError()])) is None
+
+
 @pytest.mark.parametrize("seconds", [math.nan, "soon", None])
 def test_a_retryafter_that_makes_no_sense_fails_the_step(seconds: Any, drive: Drive, ledger: Ledger) -> None:
     def step(ctx: Context) -> None:

@@ -1,6 +1,7 @@
 """Undoing (semantics 10 to 13): what is undone, in which order, with what, and what a failed undo means."""
 
 import asyncio
+import contextvars
 import threading
 from collections import Counter
 from typing import Any
@@ -20,6 +21,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.events import AttemptFinished, BackoffStarted, CompensationFinished, CompensationStarted
+from flowcore.retry import waits
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type
@@ -366,15 +368,56 @@ def test_if_the_original_is_a_baseexception_it_is_raised_with_the_report_as_its_
     assert [record.held for record in store.list_runs(status="held")] == [True]
 
 
-def test_keyboardinterrupt_from_an_undo_stops_undoing_and_the_key_is_held(drive: Drive, ledger: Ledger) -> None:
-    wf = Workflow("insists")
+@pytest.mark.parametrize("how", ["option", "decorator", "decorator with options"])
+def test_an_undo_is_retried_by_default(drive: Drive, ledger: Ledger, how: str) -> None:
+    events: list[Any] = []
+    wf = Workflow("w")
+
+    def refund(ctx: Context) -> None:
+        ledger.append(f"-a{ctx.attempt}")
+        if ctx.attempt < 3:
+            raise ConnectionError("blip")
+
+    step = wf.add_step("a", lambda ctx: 1, compensate=refund if how == "option" else None)
+    if how == "decorator":
+        step.compensate(refund)
+    elif how == "decorator with options":
+        step.compensate(timeout=PATIENCE)(refund)
+    ledger.add(wf, "b", depends_on="a", raises=ValueError())
+    context = contextvars.copy_context()
+    context.run(waits.set, False)
+    run = context.run(drive, wf, hooks=[events.append], check=False)
+    assert (ledger, run.status) == (["b", "-a1", "-a2", "-a3"], Status.COMPENSATED)
+    pauses = of_type(events, BackoffStarted)
+    assert [0 <= pause.delay <= limit for pause, limit in zip(pauses, (0.2, 0.4), strict=True)] == [True, True]
+
+
+def test_an_undo_with_retry_1_is_tried_once(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("w")
+
+    def refund(ctx: Context) -> None:
+        ledger.append("-a")
+        raise ConnectionError("blip")
+
+    wf.add_step("a", lambda ctx: 1).compensate(retry=1)(refund)
+    ledger.add(wf, "b", depends_on="a", raises=ValueError())
+    run = drive(wf, check=False)
+    assert (ledger, run.status) == (["b", "-a"], Status.COMPENSATION_FAILED)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), GeneratorExit()], ids=repr)
+def test_a_baseexception_of_an_undos_own_is_a_failed_undo_and_the_others_still_run(
+    drive: Drive, ledger: Ledger, error: BaseException, parallel: bool
+) -> None:
+    wf = Workflow("w", parallel_undo=parallel)
     ledger.add(wf, "a")
-    ledger.add(wf, "b", depends_on="a", undo_raises=KeyboardInterrupt())
+    ledger.add(wf, "b", depends_on="a", undo_raises=error)
     ledger.add(wf, "c", depends_on="b", raises=ValueError("c"))
     run = drive(wf, check=False)
-    assert ledger == ["a", "b", "c", "-b"]
-    assert (run.status, run.held) == (Status.COMPENSATION_FAILED, True)
-    assert str(run.steps["a"].undo_error) == "the undo of step 'a' was not started."
+    assert ledger == ["a", "b", "c", "-b", "-a"]
+    assert (run.status, run.held, run.undone) == (Status.COMPENSATION_FAILED, True, ("a",))
+    assert str(run.steps["b"].undo_error) == f"the undo of step 'b' was stopped by {type(error).__name__}."
 
 
 def test_an_undo_that_raises_cancellederror_has_failed(drive: Drive, ledger: Ledger) -> None:

@@ -10,11 +10,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import build
 import pytest
 import yaml
 from parts.queries import PROMETHEUS
-
-import build
 
 from ..stores.redis_servers import RedisServer
 from .conftest import BOARDS, DASHBOARDS, ROOT, board

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import build
 import pytest
 import yaml
 from drawing.asking import Asking, filled_in
 from parts.queries import OTLP, PROMETHEUS
 from render import COLUMN, GAP, LINE, render
 
-import build
 from flowcore_otel import names
 
 from .conftest import BOARDS, DASHBOARDS, board

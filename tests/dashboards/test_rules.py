@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import build
 import pytest
 import yaml
 from parts.alerts import Links
 from parts.queries import OTLP, PROMETHEUS, Source
 
-import build
 from flowcore import Engine, Workflow
 from flowcore.stores import MemoryStore
 from flowcore_otel import names

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import build
 import pytest
 from parts.queries import OTLP, PROMETHEUS
 
-import build
 from flowcore_otel import names
 
 from .conftest import BOARDS, DASHBOARDS, board

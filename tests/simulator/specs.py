@@ -325,7 +325,7 @@ def built(spec: Spec, effects: list[Effect]) -> Workflow:
             verify=None if step.verify is None else _verify(step, effects),
         )
         if step.undo is not None:
-            made.compensate(retry=step.undo.policy.retry(), timeout=step.undo.timeout)(_undoing(step, effects))
+            made.compensate(retry=step.undo.policy.retry() or 1, timeout=step.undo.timeout)(_undoing(step, effects))
     return wf
 
 
