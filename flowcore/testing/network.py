@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Final, TypeAlias, cast
 
 from .._kernel.effects import Outcome
 from ..errors import RunFailed, StoreUnavailable, safe_str
@@ -24,9 +27,14 @@ from ..stores.base import (
     StepRecord,
 )
 from ..stores.memory import MemoryStore
+from ..stores.memory_run import LiveRun
 from .world import VirtualClock, World
 
-__all__ = ["Network", "SimulatedStore", "StoreCall", "Weather"]
+__all__ = ["GOES_BACK", "Network", "SimulatedStore", "StoreCall", "Weather"]
+
+GOES_BACK: Final = "goes back"
+"""the verb of the entry in the log that says when the store lost its last writes; its argument says how many"""
+_READS: Final = frozenset({"find", "head", "list_resumable"})
 
 
 class SimulatedStore(MemoryStore):
@@ -76,6 +84,18 @@ class SimulatedStore(MemoryStore):
         """See Store."""
         page = super().list_resumable(workflows, limit=limit, after=after)
         return Page(map(_copied, page), page.cursor)
+
+    def snapshot(self) -> object:
+        """All that it knows now, for `restore`."""
+        return copy.deepcopy((self._runs, self._ended))
+
+    def restore(self, snapshot: object) -> None:
+        """Go back in time: forget all that was written since the snapshot was taken, as a replica does that is promoted
+        without the last writes, or a backup that is put back. Its clock goes on."""
+        self._runs, self._ended = copy.deepcopy(cast("_Kept", snapshot))
+
+
+_Kept: TypeAlias = tuple[dict[str, LiveRun], OrderedDict[str, float]]
 
 
 def _copied(record: RunRecord) -> RunRecord:
@@ -139,6 +159,8 @@ class Weather:
     """seconds after which who asks gives up on an answer"""
     outages: tuple[tuple[float, float], ...] = ()
     """when nothing gets through: from, until, in seconds since the simulation began"""
+    goes_back: tuple[tuple[float, int], ...] = ()
+    """when the store loses its last writes, in seconds since the simulation began, and how many; a SimulatedStore does"""
 
     @property
     def fine(self) -> bool:
@@ -173,6 +195,9 @@ class Network:
         self._late = late  # seconds after which a second copy has arrived
         self.log: list[StoreCall] = []
         """all requests in the order in which they arrived, or were lost"""
+        self._past: list[object] = []  # the store before each of its writes, if it goes back
+        for seconds, writes in weather.goes_back:
+            world.after(seconds, partial(self._go_back, writes))
 
     @property
     def answers_at_once(self) -> bool:
@@ -181,7 +206,9 @@ class Network:
 
     def clears_up(self) -> None:
         """From now on nothing is lost any more."""
-        self._weather = Weather(self._weather.latency, patience=self._weather.patience)
+        self._weather = Weather(
+            self._weather.latency, patience=self._weather.patience, goes_back=self._weather.goes_back
+        )
 
     def ask(self, process: int, verb: str, argument: Any) -> Outcome:
         """Ask the store; it answers at once."""
@@ -245,8 +272,17 @@ class Network:
         passed = self._world.now - self._world.began
         return any(begins <= passed < ends for begins, ends in self._weather.outages)
 
+    def _go_back(self, writes: int) -> None:
+        if self._past:
+            kept = max(0, len(self._past) - writes)
+            cast("SimulatedStore", self.store).restore(self._past[kept])
+            del self._past[kept:]
+            self.log.append(StoreCall(-1, GOES_BACK, writes, self._world.now, self._world.now, heard=True))
+
     def _apply(self, call: StoreCall) -> Outcome:
         call.applied = self._world.now
+        if self._weather.goes_back and call.verb not in _READS:
+            self._past.append(cast("SimulatedStore", self.store).snapshot())
         verb = getattr(self.store, call.verb)
         try:
             answer = verb(*call.argument) if call.verb == "renew" else verb(call.argument)
