@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._engines.aio import AsyncEngine
+from ._engines.handles import RunFuture
 from ._engines.threads import Engine
 from .context import Context
 from .errors import (
@@ -27,6 +28,7 @@ from .errors import (
     LeaseLost,
     NoResult,
     NotSerializable,
+    QueueFull,
     RetryAfter,
     RunFailed,
     RunNotFound,
@@ -76,10 +78,12 @@ __all__ = [
     "NotLanded",
     "NotSerializable",
     "PrintLogger",
+    "QueueFull",
     "Retry",
     "RetryAfter",
     "Run",
     "RunFailed",
+    "RunFuture",
     "RunNotFound",
     "RunParked",
     "RunTimeout",

@@ -19,6 +19,7 @@ FlowcoreError
 ├── RunFailed
 ├── LeaseLost
 ├── RunParked
+├── QueueFull
 └── StoreError
     ├── RunNotFound
     ├── StoreUnavailable
@@ -54,6 +55,7 @@ __all__ = [
     "LeaseLost",
     "NoResult",
     "NotSerializable",
+    "QueueFull",
     "RetryAfter",
     "RunFailed",
     "RunNotFound",
@@ -232,6 +234,10 @@ class LeaseLost(FlowcoreError):
     def __init__(self, message: str | None = None, *, run_id: str = "") -> None:
         super().__init__(message or "Another owner has taken this run over.")
         self.run_id = run_id
+
+
+class QueueFull(FlowcoreError):
+    """Too many submitted runs wait for a thread of this engine. Submit it again later."""
 
 
 class RunParked(FlowcoreError):

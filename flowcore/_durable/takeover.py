@@ -95,7 +95,8 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     if landed:
         run.restore({node.name for node in run.plan.nodes if _is_over(run, node)})
     open_ones = [node for node in in_doubt if node not in landed and node not in lacking]
-    crashed = [node for node in open_ones if record.steps[node.name].status is Status.RUNNING]
+    # A run that was parked while it went forward has steps that its owner gave up: they are as unclear as after a crash.
+    crashed = [node for node in open_ones if record.steps[node.name].status is Status.RUNNING or not record.undoing]
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not run.past_pivot]

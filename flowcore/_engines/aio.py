@@ -50,9 +50,19 @@ class AsyncEngine(EngineBase):
         workflows: Iterable[Workflow] = (),
         recover_every: Duration | None = None,
         store_patience: Duration = 300.0,
+        max_queued: int = 10_000,
     ) -> None:
         super().__init__(
-            store, hooks, max_workers, lease, grace, workflows, recover_every, store_patience, runs_async=True
+            store,
+            hooks,
+            max_workers,
+            lease,
+            grace,
+            workflows,
+            recover_every,
+            store_patience,
+            max_queued,
+            runs_async=True,
         )
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: dict[RunState, AsyncDriver | None] = {}  # None: it runs inline

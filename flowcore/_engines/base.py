@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextvars
-import inspect
 import logging
 import os
 import threading
@@ -45,8 +44,8 @@ from ..retry import Duration, seconds, some_random
 from ..run import Run
 from ..status import Status
 from ..stores.base import RunRecord, Store
-from ..stores.memory import MemoryStore
 from ..workflow import Workflow
+from .checks import checked_hooks, checked_store, period, whole
 from .interrupts import hold_sigint
 from .workers import Workers
 
@@ -76,20 +75,16 @@ class EngineBase:
         workflows: Iterable[Workflow],
         recover_every: Duration | None,
         store_patience: Duration,
+        max_queued: int,
         *,
         runs_async: bool,
     ) -> None:
-        workers = DEFAULT_WORKERS if max_workers is None else max_workers
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise DefinitionError(f"max_workers= must be a whole number from 1 up, not {safe_repr(max_workers)}.")
-        self.store: Store = MemoryStore() if store is None else store
-        if not runs_async and inspect.iscoroutinefunction(getattr(store, "claim", None)):
-            raise FlowcoreError(
-                f"{type(store).__name__} is an async store: use it with AsyncEngine, or its sync sibling here."
-            )
+        workers = whole(DEFAULT_WORKERS if max_workers is None else max_workers, "max_workers=")
+        self.store: Store = checked_store(store, runs_async=runs_async)
         self.max_workers = workers
-        self.lease = seconds(lease, "lease=")
-        self.recover_every = None if recover_every is None else seconds(recover_every, "recover_every=")
+        self.max_queued = whole(max_queued, "max_queued=")
+        self.lease = period(lease, "lease=")
+        self.recover_every = None if recover_every is None else period(recover_every, "recover_every=")
         self._closed = False
         self._lock = threading.Lock()
         self._registered: set[Workflow] = set()
@@ -97,7 +92,7 @@ class EngineBase:
         self._settings = Settings(
             store=self.store,
             claims=StoreClaims(),
-            hooks=Hooks(with_process_hooks(hooks)),
+            hooks=Hooks(with_process_hooks(checked_hooks(hooks))),
             grace=seconds(grace, "grace="),
             parallel=workers,
             runs_async=runs_async,

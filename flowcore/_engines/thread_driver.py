@@ -31,7 +31,7 @@ from .._kernel.run import helper
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
-from ..errors import RunTimeout, safe_repr
+from ..errors import StoreUnavailable
 from ..run import Run
 from .base import call_title
 from .interrupts import SigintGuard, raised_by_signal, restore
@@ -54,6 +54,8 @@ class Driver:
     """
 
     over = False
+    struck: BaseException | None = None
+    """what a signal handler of the user's has raised in the caller's thread"""
     result: Run | None = None
     error: BaseException | None = None
     _bell: SimpleQueue[None] | None = None
@@ -81,6 +83,7 @@ class Driver:
         self._pool = pool
         self._timers = timers
         self._main = main
+        self._starts = [True]  # until the run begins, or is dropped before that; list.pop is atomic
         self._lock = threading.Lock()
         self._letters: deque[Resumption] = deque()  # (lock) programs to go on with, and their answers
         # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
@@ -93,6 +96,7 @@ class Driver:
 
     def run_here(self, ctrl_c: SigintGuard | None) -> None:
         """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
+        self._starts.clear()
         self._ctrl_c = ctrl_c
         if ctrl_c is not None:
             ctrl_c.ring = self._ring
@@ -100,15 +104,22 @@ class Driver:
             self._advance(self._main, None, here=True)
             if not self.over:
                 self._serve()
+        except BaseException as error:
+            self.cancel(error)  # a signal handler has raised this between two instructions of the driver
+            raise
         finally:
             self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
             restore(ctrl_c)
         if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
             raise KeyboardInterrupt from self.error
+        if self.struck is not None and self.error is not self.struck:
+            raise self.struck from self.error
 
     def _serve(self) -> None:
         """Do for the run what there is to do until it is over."""
         with self._lock:
+            if self.over or self._bell is not None:  # another thread does
+                return
             bell = self._bell = SimpleQueue()
         while not self.over:
             if self._ctrl_c is not None and self._ctrl_c.unseen:
@@ -123,10 +134,22 @@ class Driver:
                 self._caller_idle = False
                 self._advance(helper(self.run, node), None, here=True)
             else:
-                # A signal that comes just before the wait does not end it, and Python looks for it only after.
-                with suppress(Empty):
-                    bell.get(timeout=None if self._ctrl_c is None else _LOOK)
+                self._wait(bell)
                 self._caller_idle = False
+
+    def _wait(self, bell: SimpleQueue[None]) -> None:
+        """Wait in the caller's thread for something to do."""
+        try:
+            # A signal that comes just before the wait does not end it, and Python looks for it only after.
+            with suppress(Empty):
+                bell.get(timeout=None if self._ctrl_c is None else _LOOK)
+        except BaseException as error:  # noqa: BLE001 - the run ends first
+            self._is_struck(error)
+
+    def _is_struck(self, error: BaseException) -> None:
+        """A signal handler of the user's, such as one that calls sys.exit(), has raised in the caller's thread."""
+        self.struck = error
+        self.cancel(error)
 
     def _ring(self) -> None:
         """Ctrl-C outside of user code, in the signal handler."""
@@ -144,17 +167,41 @@ class Driver:
 
     # -- from anywhere -------------------------------------------------------------------------------------------------
 
+    def take_start(self) -> bool:
+        """Whether the run may begin; true once, in one thread."""
+        try:
+            self._starts.pop()
+        except IndexError:
+            return False
+        return True
+
     def begin(self) -> None:
-        """Begin here, on one of the pool's threads."""
+        """Begin here, on one of the pool's threads, unless the run was dropped."""
+        if self.take_start():
+            self.begin_now()
+
+    def begin_now(self) -> None:
+        """Begin here, after `take_start`."""
         self._advance(self._main, None)
 
-    def expire(self) -> None:
-        """The run's deadline has passed before a thread was free for it."""
-        late = RunTimeout(
-            f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)} did not begin before its deadline: "
-            "no thread was free."
-        )
-        self._end(None, late)
+    def drop(self, error: BaseException) -> bool:
+        """End a run that has not begun with `error`; False: it has begun."""
+        if not self.take_start():
+            return False
+        self._end(None, error)
+        return True
+
+    def help_out(self) -> None:
+        """In a thread of the pool that waits for the run: do for it what there is to do until it is over, unless another
+        thread does."""
+        self._serve()
+
+    def hand_over(self, error: BaseException) -> bool:
+        """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
+        if not self.run.hand_over(error):
+            return False
+        self.stop(Stop(cancel=True))
+        return True
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over."""
@@ -390,6 +437,9 @@ class Driver:
             return (context or (run.store_context or run.context).copy()).run(asked, argument), None
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
+        except BaseException as error:  # noqa: BLE001 - the run ends first
+            self._is_struck(error)
+            return None, StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
 
     def stop(self, stop: Stop) -> None:
         self._drop_queued_calls(timed_out=False)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from .._durable.checkpoints import cancelled, lose
+from .._durable.checkpoints import cancelled, lose, parked
 from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, StepCancelled, StoreError, safe_str
+from ..errors import FlowcoreError, QueueFull, RunParked, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
@@ -24,11 +25,16 @@ from ..run import Run
 from ..stores.base import Store
 from ..workflow import Workflow
 from .base import EngineBase, log, outcome
+from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .thread_driver import Driver
 from .workers import Timers, Workers
 
 __all__ = ["Engine"]
+
+_CLOSED: Final = "its engine was closed"
+_MARGIN: Final = 0.5  # seconds in which runs that were stopped write how they ended
+_LOOK: Final = 0.01  # seconds between two looks at runs that end while the interpreter exits
 
 
 class Engine(EngineBase):
@@ -38,7 +44,8 @@ class Engine(EngineBase):
     `hooks`: told what happens; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
     `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
     that was given up before going on without it; `workflows`: what `recover` may go on with; `recover_every`: seconds
-    between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable.
+    between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable;
+    `max_queued`: submitted runs that may wait for a thread.
     """
 
     def __init__(
@@ -52,15 +59,26 @@ class Engine(EngineBase):
         workflows: Iterable[Workflow] = (),
         recover_every: Duration | None = None,
         store_patience: Duration = 300.0,
+        max_queued: int = 10_000,
     ) -> None:
         super().__init__(
-            store, hooks, max_workers, lease, grace, workflows, recover_every, store_patience, runs_async=False
+            store,
+            hooks,
+            max_workers,
+            lease,
+            grace,
+            workflows,
+            recover_every,
+            store_patience,
+            max_queued,
+            runs_async=False,
         )
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
         self._live: dict[RunState, Driver | None] = {}  # None: it runs inline
-        self._quiet = threading.Condition()  # told of each run that is over while somebody closes the engine
+        self._queued: dict[Driver, RunFuture] = {}  # submitted runs that have not begun
+        self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
         self._closing = False
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
         self._recovery: threading.Event | None = None
@@ -141,50 +159,60 @@ class Engine(EngineBase):
         deadline: Duration | None = None,
         check: bool = True,
         propagation: Literal["link", "child"] = "link",
-    ) -> Future[Run]:
+    ) -> RunFuture:
         """Like `run`, on the engine's own threads. The future raises what `run` raises.
 
         `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
-        `Future.cancel()` works until a thread begins with the run; after that use `cancel`.
+        Raises QueueFull where `max_queued` runs wait for a thread already. A step on a thread of the engine may wait for the
+        future's result: its thread then works on that run.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        if len(self._queued) >= self.max_queued:
+            raise QueueFull(
+                f"{self.max_queued} runs are waiting for a thread of this engine (max_queued=). Submit it again later."
+            )
         self._tell_submitted(run, propagation)
         driver = self._driver(run, execute(run))
-        future: Future[Run] = Future()
-
-        def over(_: Driver) -> None:
-            self._over(driver)
-            try:
-                result = outcome(driver.result, driver.error, check=check)
-            except BaseException as error:  # noqa: BLE001 - the future raises it
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        unbegun = [driver]  # list.pop is atomic
-
-        def begin() -> None:
-            if not unbegun:
-                return
-            unbegun.pop()
-            if future.set_running_or_notify_cancel():
-                driver.begin()
-            else:
-                self._over(driver)
-
-        def expire() -> None:
-            """The deadline counts from the claim; no claim will ever come where calls hang on all threads."""
-            assert run.allowed is not None  # noqa: S101 - the caller has looked
-            if not self._pool.exhausted:
-                self._timers.after(run.allowed, expire) if unbegun else None
-            elif unbegun and future.set_running_or_notify_cancel():
-                unbegun.pop()
-                driver.expire()
-
-        driver.on_over = over
-        if not self._pool.put(begin) and run.allowed is not None:
-            self._timers.after(run.allowed, expire)
+        future = RunFuture(driver, self._pool, self._cancel)
+        driver.on_over = partial(self._resolve, future, check)
+        self._queued[driver] = future
+        if not self._pool.put(partial(self._begin, driver, future)) and run.allowed is not None:
+            self._timers.after(run.allowed, partial(self._expire, driver))
         return future
+
+    def _begin(self, driver: Driver, future: RunFuture) -> None:
+        """Begin a submitted run on this thread of the pool, unless it was dropped or its future was cancelled."""
+        if driver.take_start():
+            self._queued.pop(driver, None)
+            if future.set_running_or_notify_cancel():
+                driver.begin_now()
+            else:
+                driver.on_over(driver)
+
+    def _expire(self, driver: Driver) -> None:
+        """A deadline counts from the claim, which will never come where calls hang on all threads: then it ends the run."""
+        run = driver.run
+        assert run.allowed is not None  # noqa: S101 - the caller has looked
+        if self._pool.exhausted:
+            name = safe_repr(run.workflow.name)
+            driver.drop(
+                RunTimeout(f"run {run.run_id} of {name} did not begin before its deadline: no thread was free.")
+            )
+        elif driver in self._queued:
+            self._timers.after(run.allowed, partial(self._expire, driver))
+
+    def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
+        """A submitted run is over, or was dropped."""
+        self._queued.pop(driver, None)
+        self._over(driver)
+        if future.cancelled():
+            return
+        try:
+            result = outcome(driver.result, driver.error, check=check)
+        except BaseException as error:  # noqa: BLE001 - the future raises it
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
     def _driver(self, run: RunState, main: Program[Run]) -> Driver:
         driver = Driver(run, main, self._pool, self._timers, self._over)
@@ -213,8 +241,10 @@ class Engine(EngineBase):
 
     def _cancel(self, run: RunState, why: str) -> bool:
         """Cancel a run, whether it runs inline or has a driver."""
-        stopping = run.interrupt(StepCancelled(why))
         driver = self._live.get(run)
+        if driver is not None and driver.drop(StepCancelled(why)):
+            return True
+        stopping = run.interrupt(StepCancelled(why))
         if stopping and driver is not None:
             driver.stop(Stop(cancel=True))
         return stopping
@@ -255,7 +285,11 @@ class Engine(EngineBase):
         over.release()
 
     def close(self, timeout: Duration | None = None) -> None:
-        """Start no more runs and wait for those in flight; after `timeout` seconds, cancel them (None: never).
+        """Start no more runs, and wait for those that were accepted.
+
+        With a `timeout` (seconds), runs that have not begun are left to other engines, or cancelled in memory. Runs on a
+        durable store are parked: they begin no further step, and resume on another engine. Calls in flight have until the
+        timeout to end, and then `grace`; runs in memory that have not ended by then are cancelled.
 
         Raises FlowcoreError when called by a step of the engine's own, which would wait for itself.
         """
@@ -266,15 +300,34 @@ class Engine(EngineBase):
             self._recovery.set()
         with self._quiet:
             self._closed = self._closing = True
-            self._quiet.wait_for(lambda: not self._live, limit)
-        for run in list(self._live):
-            self._cancel(run, f"run {run.run_id} was cancelled: its engine was closed.")
-        with self._quiet:
-            self._quiet.wait_for(lambda: not self._live)
+        if limit is not None and limit != math.inf:
+            self._drop_queued()
+            park(self._live, _CLOSED)
+        self._wait_for_quiet(limit)
+        hand_over(self._live, _CLOSED)
+        # One grace is for calls, one for those that were given up, and one for the compensations.
+        self._wait_for_quiet(
+            None if limit is None else self._settings.grace * (1 if self.store.durable else 3) + _MARGIN
+        )
+        if self._live:
+            log.warning("an engine was closed while %d of its runs had not ended", len(self._live))
         self._timers.close()
         if self._leases is not None:
             self._leases.close()
-        self._pool.close(self._settings.grace)
+        hangs = self._pool.counts()[1] > 0 and limit is not None
+        self._pool.close(0.0 if hangs or self._live else min(self._settings.grace, threading.TIMEOUT_MAX))
+
+    def _wait_for_quiet(self, limit: float | None) -> None:
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._live, None if limit is None else min(limit, threading.TIMEOUT_MAX))
+
+    def _drop_queued(self) -> None:
+        """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
+        for driver, future in [] if self.store.durable else list(self._queued.items()):
+            if future.cancel() and driver.take_start():
+                future.set_running_or_notify_cancel()
+                driver.on_over(driver)
+        drop(self._live, _CLOSED)
 
     def __enter__(self) -> Self:
         return self
@@ -282,7 +335,10 @@ class Engine(EngineBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Close the engine. An exception drops what has not begun, and one that stops the process ends what runs too."""
+        if kind is not None:
+            self._drop_queued()
+        self.close(0 if kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt) else None)
 
 
 def _lose(live: dict[RunState, Driver | None], run: RunState) -> None:
@@ -313,12 +369,42 @@ def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, ever
         del engine
 
 
-def _leave(pool: Workers, timers: Timers, live: dict[RunState, Driver | None], grace: float) -> None:
-    """The engine was forgotten, or the interpreter exits: current steps finish, runs park, threads end."""
+def drop(live: dict[RunState, Driver | None], why: str) -> None:
+    """End those of these runs that have not begun."""
     for run, driver in list(live.items()):
-        run.park()
         if driver is not None:
-            driver.stop(Stop(cancel=False))
+            name = safe_repr(run.workflow.name)
+            driver.drop(RunParked(f"run {run.run_id} of {name} has not begun: {why}. Another engine may run it."))
+
+
+def park(live: dict[RunState, Driver | None], why: str) -> None:
+    """Park the durable ones of these runs; their calls may end."""
+    for run, driver in list(live.items()):
+        if run.settings.durable:
+            run.park(parked(run, f"because {why}"))
+            if driver is not None:
+                driver.stop(Stop(cancel=False))
+
+
+def hand_over(live: dict[RunState, Driver | None], why: str) -> None:
+    """Park these runs, or cancel those that are in memory only, because this process stops."""
+    for run, driver in list(live.items()):
+        name = safe_repr(run.workflow.name)
+        if run.settings.durable:
+            error: Exception = parked(run, f"because {why}")
+        else:
+            error = StepCancelled(f"run {run.run_id} of {name} was cancelled: {why}.")
+        if run.hand_over(error) and driver is not None:
+            driver.stop(Stop(cancel=True))
+
+
+def _leave(pool: Workers, timers: Timers, live: dict[RunState, Driver | None], grace: float) -> None:
+    """The engine was forgotten, or the interpreter exits: runs are handed over, and threads end."""
+    drop(live, "its process ended")
+    hand_over(live, "its process ended")
+    until = time.monotonic() + grace
     # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
-    pool.close(0.0 if threading.main_thread().is_alive() else grace)
+    while live and not threading.main_thread().is_alive() and time.monotonic() < until:
+        time.sleep(_LOOK)
+    pool.close(0.0 if live or threading.main_thread().is_alive() else grace)
     timers.close()

@@ -185,7 +185,7 @@ _NOTE: Final = "flowcore: "
 
 def _note(run: RunState, status: Status) -> str:
     """What whoever reads the traceback wants to know: which run and step, how often tried, what was undone."""
-    where = "was cancelled"
+    where = "was stopped" if run.parked else "was cancelled"
     if run.failed_step is not None:
         tried = run.report(run.plan.by_name[run.failed_step]).attempts
         where = f"failed at step {safe_repr(run.failed_step)} after {tried} attempt{'' if tried == 1 else 's'}"
@@ -196,6 +196,8 @@ def _note(run: RunState, status: Status) -> str:
 
 
 def _aftermath(run: RunState, status: Status) -> str:
+    if status is Status.PARKED:
+        return "it is parked, and resumes on the next call with its key or on engine.recover()"
     if status is Status.INCOMPLETE:
         return "it is past its pivot, so nothing was undone: call it again with the same key to go on"
     return f"undone: {', '.join(map(safe_repr, run.undone))}" if run.undone else "nothing was undone"

@@ -319,11 +319,28 @@ class RunState:
         Answers whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
         outside of a program, by the driver.
         """
+        if isinstance(error, SystemExit | KeyboardInterrupt) and self.settings.durable:
+            return self.hand_over(error)
         with self.lock:
             if self.finished is not None or self.interrupted:
                 return False
             self.interrupted = True
             self._stop(error, step)
+            return True
+
+    def hand_over(self, error: BaseException) -> bool:
+        """This process stops because of `error`: park the run for another one, also while it is being undone, and end its
+        calls early. A run in memory, which no other process can resume, is cancelled instead. Returns what `interrupt`
+        does."""
+        if not self.settings.durable:
+            return self.interrupt(error)
+        with self.lock:
+            if self.finished is not None or self.lost or (self.parked and self.interrupted):
+                return False
+            self.interrupted = True
+            if not self.parked:
+                self.parked = True
+                self._leave(error)
             return True
 
     def park(self, error: RunParked | None = None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from flowcore._engines.threads import _leave
 from flowcore._kernel.outcome import _first_match
 from flowcore._kernel.run_state import RunState
 from flowcore.events import AttemptFinished, StepCompletedLate, StepFinished, StepStarted
-from flowcore.stores import MemoryStore
+from flowcore.stores import MemoryStore, SQLiteStore
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, run_async, until
 
@@ -167,9 +168,11 @@ def test_a_step_whose_predicate_answers_after_the_run_has_failed_does_not_start(
     assert (ledger, run.steps["asks"].status) == ([], Status.PENDING)
 
 
-def test_an_engine_that_is_left_finishes_current_steps_and_parks_the_rest(ledger: Ledger, gate: Gate) -> None:
+def test_an_interpreter_that_exits_parks_durable_runs_once_their_current_steps_have_ended(
+    ledger: Ledger, gate: Gate, tmp_path: Path
+) -> None:
     # What the interpreter's exit does; the process would be gone afterwards.
-    store, began, wf = MemoryStore(), Gate(), Workflow("w")
+    store, began, wf = SQLiteStore(tmp_path / "db"), Gate(), Workflow("w")
     ledger.add(wf, "a", first=began.then(gate))
     ledger.add(wf, "b", depends_on="a")
     engine = Engine(store=store)
@@ -177,35 +180,47 @@ def test_an_engine_that_is_left_finishes_current_steps_and_parks_the_rest(ledger
     began.wait()
     _leave(engine._pool, engine._timers, engine._live, 0.0)
     gate.set()
-    with pytest.raises(RunParked):
+    with pytest.raises(RunParked, match="because its process ended"):
         future.result(PATIENCE)
     assert ledger == ["a"]
-    assert [record.status for record in store.list_resumable({wf.name})] == [Status.PARKED]
+    record = store.find("k")
+    assert record is not None
+    assert record.status is Status.PARKED
     with Engine(store=store) as later:
         run = later.run(wf, idempotency_key="k")
     assert (run.status, ledger) == (Status.SUCCESS, ["a", "b"])
 
 
-def test_a_step_that_was_stopped_as_its_engine_was_left_is_undone_once_after_it_was_done_again(
-    ledger: Ledger, gate: Gate
-) -> None:
-    store, began, wf = MemoryStore(), Gate(), Workflow("w")
+def test_an_interpreter_that_exits_cancels_runs_in_memory_and_undoes_them(ledger: Ledger, gate: Gate) -> None:
+    began, wf = Gate(), Workflow("w")
+    ledger.add(wf, "a", first=began.then(gate))
+    ledger.add(wf, "b", depends_on="a")
+    engine = Engine()
+    future = engine.submit(wf)
+    began.wait()
+    _leave(engine._pool, engine._timers, engine._live, 0.0)
+    gate.set()
+    with pytest.raises(StepCancelled, match="was cancelled: its process ended"):
+        future.result(PATIENCE)
+    assert ledger == ["a", "-a"]
+
+
+def test_a_step_that_exits_is_attempted_again_by_the_next_owner_and_undone_once(ledger: Ledger, tmp_path: Path) -> None:
+    store, left, wf = SQLiteStore(tmp_path / "db"), list[int](), Workflow("w")
 
     def leaves(ctx: Context) -> None:
-        if not began.is_set():
-            began.then(gate)(ctx)
+        if not left:
+            left.append(1)
             raise SystemExit
 
     ledger.add(wf, "a", first=leaves)
     ledger.add(wf, "b", depends_on="a", raises=ValueError("b"))
     engine = Engine(store=store)
-    future = engine.submit(wf, idempotency_key="k")
-    began.wait()
-    _leave(engine._pool, engine._timers, engine._live, 0.0)
-    gate.set()
-    with pytest.raises(RunParked):
-        future.result(PATIENCE)
-    assert [record.status for record in store.list_resumable({wf.name})] == [Status.PARKED]
+    with pytest.raises(SystemExit):
+        engine.run(wf, idempotency_key="k")
+    record = store.find("k")
+    assert record is not None
+    assert record.status is Status.PARKED
     with Engine(store=store) as later:
         run = later.run(wf, idempotency_key="k", check=False)
     assert (run.status, ledger) == (Status.COMPENSATED, ["a", "b", "-a"])

@@ -27,6 +27,7 @@ from flowcore import (
     PrintLogger,
     Retry,
     Run,
+    RunFuture,
     Status,
     Step,
     StepReport,
@@ -118,7 +119,11 @@ assert_type(run.explain(), str)
 
 engine = Engine(store=MemoryStore(), hooks=[print, PrintLogger(), LoggingHook(json=True)], max_workers=4, grace=1)
 assert_type(engine.run(wf, wait=1, deadline=timedelta(minutes=1)), Run)
-assert_type(engine.submit(wf), Future[Run])
+future = engine.submit(wf)
+assert_type(future, RunFuture)
+as_future: Future[Run] = future
+assert_type(future.result(), Run)
+assert_type(future.cancel_run(), bool)
 assert_type(engine.recover(), list[Run])
 assert_type(engine.cancel("id"), bool)
 

@@ -1,0 +1,68 @@
+"""What an engine's constructor refuses, where it is given."""
+
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ..errors import DefinitionError, FlowcoreError, safe_repr
+from ..events import Hook
+from ..retry import Duration, seconds
+from ..stores.base import Store
+from ..stores.memory import MemoryStore
+
+__all__ = ["checked_hooks", "checked_store", "period", "whole"]
+
+_VERBS: Final = ("claim", "finish")
+"""verbs that every store has"""
+
+
+def checked_store(store: Any, *, runs_async: bool) -> Store:
+    """The store of an engine; a new one in memory where none is given."""
+    if store is None:
+        return MemoryStore()
+    if isinstance(store, type):
+        raise DefinitionError(
+            f"store= must be a store, not the class {store.__name__}. Make one: {store.__name__}(...)."
+        )
+    if not all(callable(getattr(store, verb, None)) for verb in _VERBS):
+        raise DefinitionError(f"store= must be a store such as SQLiteStore(path), not {safe_repr(store)}.")
+    if not runs_async and inspect.iscoroutinefunction(store.claim):
+        raise FlowcoreError(
+            f"Engine needs a sync store, and {type(store).__name__} is async. Use its sync sibling, or AsyncEngine."
+        )
+    checked: Store = store
+    return checked
+
+
+def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    """The hooks of an engine."""
+    if isinstance(hooks, str | bytes) or not isinstance(hooks, Iterable):
+        raise DefinitionError(f"hooks= must be a list of hooks, not {safe_repr(hooks)}.")
+    checked = tuple(hooks)
+    for hook in checked:
+        if isinstance(hook, type) or not callable(hook):
+            raise DefinitionError(f"A hook must be callable with an event, and {safe_repr(hook)} is not.")
+        if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
+            raise DefinitionError(f"Hooks are called and never awaited, and {safe_repr(hook)} is async.")
+    return checked
+
+
+def whole(value: int, what: str) -> int:
+    """A whole number from 1 up."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DefinitionError(f"{what} must be a whole number from 1 up, not {safe_repr(value)}.")
+    return value
+
+
+def period(value: Duration, what: str) -> float:
+    """Seconds that are neither zero nor infinite."""
+    number = seconds(value, what)
+    if not 0 < number < math.inf:
+        raise DefinitionError(f"{what} must be more than 0 and finite, not {safe_repr(value)}.")
+    return number

@@ -1,0 +1,262 @@
+"""Stopping a process is not cancelling its runs (semantics 8): durable runs are parked for another process."""
+
+import math
+import threading
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import Context, DefinitionError, Engine, QueueFull, RunParked, Status, StepCancelled, Workflow
+from flowcore.stores import SQLiteStore
+
+from .conftest import PATIENCE, Gate, Ledger, until
+
+
+def saga(ledger: Ledger, began: Gate, goes: Gate) -> Workflow:
+    """Three steps with undos; the second one waits."""
+    wf = Workflow("saga")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=began.then(goes))
+    ledger.add(wf, "c", depends_on="b")
+    return wf
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SQLiteStore:
+    return SQLiteStore(tmp_path / "db")
+
+
+def status(store: Any, key: str = "k") -> Status | None:
+    record = store.find(key)
+    return None if record is None else record.status
+
+
+def test_close_with_a_timeout_parks_a_durable_run_as_soon_as_its_call_has_ended(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    began, goes = Gate(), Gate()
+    wf, engine = saga(ledger, began, goes), Engine(store=store)
+    future = engine.submit(wf, idempotency_key="k")
+    began.wait()
+    threading.Timer(0.1, goes.set).start()
+    engine.close(timeout=PATIENCE)
+    with pytest.raises(RunParked, match="because its engine was closed"):
+        future.result(0)
+    assert (status(store), ledger) == (Status.PARKED, ["a", "b"])
+    with Engine(store=store) as other:  # at once: the lease is released
+        assert other.run(wf, idempotency_key="k").status is Status.SUCCESS
+    assert ledger == ["a", "b", "c"]
+
+
+def test_close_with_a_timeout_tells_calls_in_flight_and_attempts_them_again_elsewhere(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    wf, began = Workflow("w"), Gate()
+
+    def heeds(ctx: Context) -> None:
+        if not began.is_set():
+            began.set()
+            until(lambda: ctx.cancelled)
+            raise ConnectionError("cut short")
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=heeds)
+    engine = Engine(store=store)
+    future = engine.submit(wf, idempotency_key="k")
+    began.wait()
+    engine.close(timeout=0.01)
+    with pytest.raises(RunParked):
+        future.result(0)
+    assert (status(store), ledger) == (Status.PARKED, ["a"])
+    with Engine(store=store) as other:
+        assert other.run(wf, idempotency_key="k").status is Status.SUCCESS
+    assert ledger == ["a", "b"]
+
+
+@pytest.mark.parametrize("on_crash", ["hold", "undo"])
+def test_a_call_that_was_cut_short_is_as_unclear_as_after_a_crash(
+    store: SQLiteStore, ledger: Ledger, on_crash: Any
+) -> None:
+    wf, began, never = Workflow("w"), Gate(), Gate()
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", first=began.then(never), on_crash=on_crash)
+    engine = Engine(store=store, grace=0.01)
+    engine.submit(wf, idempotency_key="k")
+    began.wait()
+    engine.close(timeout=0)
+    with Engine(store=store) as other:
+        run = other.run(wf, idempotency_key="k", check=False)
+    never.set()
+    assert run.held is (on_crash == "hold")
+    assert ("-a" in ledger) is (on_crash == "undo")
+
+
+def test_close_parks_a_run_that_is_being_undone_and_the_next_owner_undoes_the_rest(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    wf, began, goes = Workflow("w"), Gate(), Gate()
+
+    def undo(ctx: Context) -> None:
+        began.set()
+        goes.wait(PATIENCE)
+        ledger.append("-b")
+
+    ledger.add(wf, "a")
+    wf.add_step("b", lambda ctx: ledger.append("b"), depends_on="a", compensate=undo)
+    ledger.add(wf, "c", depends_on="b", raises=ValueError("c"))
+    engine = Engine(store=store)
+    engine.submit(wf, idempotency_key="k")
+    began.wait()
+    threading.Timer(0.05, goes.set).start()
+    engine.close(timeout=0)
+    assert status(store) is Status.PARKED
+    with Engine(store=store) as other:
+        assert other.run(wf, idempotency_key="k", check=False).status is Status.COMPENSATED
+    assert ledger == ["a", "b", "c", "-b", "-a"]
+
+
+def test_close_with_a_timeout_returns_in_time_whatever_hangs(ledger: Ledger) -> None:
+    wf, never, began = Workflow("w"), Gate(), Gate()
+    wf.add_step("hangs", began.then(never))
+    engine = Engine(max_workers=1, grace=0.05)
+    hung, queued = engine.submit(wf), engine.submit(ledger.chain("a"))
+    began.wait()
+    at = time.monotonic()
+    engine.close(timeout=0.05)
+    assert time.monotonic() - at < PATIENCE
+    with pytest.raises(StepCancelled):
+        hung.result(PATIENCE)
+    with pytest.raises(CancelledError):
+        queued.result(0)
+    assert not ledger
+    never.set()
+
+
+@pytest.mark.parametrize("limit", [None, math.inf], ids=["no limit", "infinite"])
+def test_close_without_a_limit_works_off_what_was_accepted(limit: float | None, ledger: Ledger) -> None:
+    engine = Engine(max_workers=1)
+    futures = [engine.submit(ledger.chain("a")) for _ in range(5)]
+    engine.close(timeout=limit)
+    assert [future.result(0).status for future in futures] == [Status.SUCCESS] * 5
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ValueError])
+def test_leaving_the_with_block_by_an_exception_drops_what_has_not_begun(
+    store: SQLiteStore, ledger: Ledger, kind: type[BaseException], durable: bool
+) -> None:
+    began, goes, wf = Gate(), Gate(), Workflow("w")
+    ledger.add(wf, "a", first=began.then(goes))
+    futures: list[Any] = []
+
+    def leave() -> None:
+        with Engine(store=store if durable else None, max_workers=1, grace=PATIENCE) as engine:
+            futures.extend(engine.submit(wf, idempotency_key=str(number)) for number in range(5))
+            began.wait()
+            threading.Timer(0.05, goes.set).start()
+            raise kind
+
+    with pytest.raises(kind):
+        leave()
+    assert all(future.done() for future in futures)
+    assert ledger.count("a") == 1
+    stops = kind is not ValueError
+    assert ledger.count("-a") == (stops and not durable)
+    for future in futures[1:]:
+        with pytest.raises(RunParked if durable else CancelledError):
+            future.result(0)
+    if durable:
+        assert status(store, "0") is (Status.PARKED if stops else Status.SUCCESS)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
+def test_a_step_that_exits_parks_a_durable_run_and_cancels_one_in_memory(
+    store: SQLiteStore, ledger: Ledger, kind: type[BaseException], durable: bool
+) -> None:
+    wf = Workflow("w")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", raises=kind())
+    engine = Engine(store=store if durable else None)
+    with pytest.raises(kind):
+        engine.run(wf, idempotency_key="k")
+    assert ledger == (["a", "b"] if durable else ["a", "b", "-b", "-a"])
+    if durable:
+        assert status(store) is Status.PARKED
+
+
+# -- handles -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_future_knows_its_run_and_key_and_cancels_it(ledger: Ledger) -> None:
+    began, wf = Gate(), Workflow("w")
+
+    def heeds(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "slow", depends_on="a", first=heeds)
+    with Engine(max_workers=1) as engine:
+        first = engine.submit(wf, idempotency_key="k")
+        second = engine.submit(wf)
+        began.wait()
+        assert (first.key, second.key) == ("k", None)
+        assert second.cancel_run()  # it has not begun
+        assert second.cancelled()
+        assert first.cancel_run()
+        with pytest.raises(StepCancelled, match=f"run {first.run_id} was cancelled by cancel_run"):
+            first.result(PATIENCE)
+        assert not first.cancel_run()
+    assert ledger == ["a", "slow", "-slow", "-a"]
+
+
+def test_a_step_may_wait_for_runs_that_it_has_submitted_on_any_number_of_threads(ledger: Ledger) -> None:
+    child, parent, grandparent = Workflow("child"), Workflow("parent"), Workflow("grandparent")
+    child.add_step("work", lambda ctx: ctx["n"], timeout=60, retry=2)
+    engine = Engine(max_workers=2)
+
+    def fan_out(ctx: Context) -> int:
+        futures = [engine.submit(child, {"n": number}) for number in range(4)]
+        return sum(future.result()["work"] for future in reversed(futures))
+
+    parent.add_step("fan_out", fan_out)
+    grandparent.add_step("both", lambda ctx: [f.result()["fan_out"] for f in [engine.submit(parent)] * 2])
+    futures = [engine.submit(wf) for wf in (parent, grandparent, parent, grandparent)]
+    assert [future.result(PATIENCE).status for future in futures] == [Status.SUCCESS] * 4
+    assert futures[1].result()["both"] == [6, 6]
+    engine.close()
+
+
+def test_a_step_may_wait_for_a_run_that_backs_off_while_all_threads_wait(ledger: Ledger) -> None:
+    child, parent = Workflow("child"), Workflow("parent")
+
+    def flaky(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise ConnectionError
+        return 1
+
+    child.add_step("flaky", flaky, retry=2)
+    with Engine(max_workers=2) as engine:
+        parent.add_step("wait", lambda ctx: engine.submit(child).exception())
+        futures = [engine.submit(parent) for _ in range(6)]
+        assert [future.result(PATIENCE)["wait"] for future in futures] == [None] * 6
+
+
+def test_submitting_more_than_max_queued_is_refused() -> None:
+    began, goes, wf = Gate(), Gate(), Workflow("w")
+    wf.add_step("a", began.then(goes))
+    with Engine(max_workers=1, max_queued=2) as engine:
+        first = engine.submit(wf)
+        began.wait()
+        others = [engine.submit(wf) for _ in range(2)]
+        with pytest.raises(QueueFull, match="2 runs are waiting for a thread"):
+            engine.submit(wf)
+        goes.set()
+        assert [future.result(PATIENCE).status for future in (first, *others)] == [Status.SUCCESS] * 3
+        assert engine.submit(wf).result(PATIENCE).status is Status.SUCCESS
+    with pytest.raises(DefinitionError, match="max_queued="):
+        Engine(max_queued=0)
