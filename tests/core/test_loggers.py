@@ -94,7 +94,7 @@ def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledge
     logger(CompensationFinished(*about, "pay", 1, "ship", Status.SUCCESS, 0.5, 1, 0.0, None))
     logger(StepReady(*about, "pay"))
     assert out.getvalue() == (
-        "run trip goes on after a crash\nrun trip was taken over by another owner\n  undid pay in 500 ms\n"
+        "run trip resumed after a crash\nrun trip was taken over by another owner\n  undid pay in 500 ms\n"
     )
 
 
