@@ -63,7 +63,7 @@ dashboards: venv servers  ## rebuild the dashboards, their rules and their pictu
 	$(ENV) dashboards/build.py
 	PATH="$(SERVERS):$$PATH" $(ENV) -m tests.dashboards.pictures
 
-docs: venv  ## build the documentation site into build/site
+docs: venv  ## build the documentation site into .site/site
 	@NO_MKDOCS_2_WARNING=1 $(ENV) .ci/docs.py
 
 dist: venv  ## build the wheel and the sdist, twice, and check that both times give the same files

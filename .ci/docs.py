@@ -1,4 +1,4 @@
-"""Build the documentation site from the documents where they stand: `make docs` writes it into build/site.
+"""Build the documentation site from the documents where they stand: `make docs` writes it into .site/site.
 
 The sources are copied into one folder in the layout of the repository, so that links between them, to pictures and to code hold
 on the site as they do here. A page of the API reference is made for each public module; mkdocstrings fills it from docstrings.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build"
+BUILD = ROOT / ".site"
 SOURCES = BUILD / "docs"
 
 DOCUMENTS = (

@@ -89,4 +89,4 @@ def test_the_site_is_built_without_a_warning() -> None:
     command = [sys.executable, str(ROOT / ".ci" / "docs.py")]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (ROOT / "build" / "site" / "examples" / "guide" / "tutorial" / "index.html").is_file()
+    assert (ROOT / ".site" / "site" / "examples" / "guide" / "tutorial" / "index.html").is_file()
