@@ -6,6 +6,7 @@ No errors are looked after, nobody else's run is ever taken over, and no lease i
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from flowcore.stores.redis import scripts
+from flowcore.stores.redis.calls import digest_of
 
 from .durable_work import VALUES, keys
 from .subjects import Run, Subject
@@ -23,7 +25,7 @@ __all__ = ["AsyncRedisByHand", "RedisByHand"]
 
 LEASE: Final = 30_000_000  # microseconds
 WEEK: Final = 7 * 24 * 3600 * 1000  # milliseconds
-SHARDS: Final = 16
+SHARDS: Final = 256
 dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 Script = tuple[str, int, Sequence[Any]]
@@ -34,10 +36,10 @@ class Told:
     """The scripts of one run, in the order in which they are sent."""
 
     def __init__(self, prefix: str, key: str, graph: str) -> None:
-        sha = hashlib.sha256(key.encode()).hexdigest()
+        digest = digest_of(key.encode())
         self._key, self._graph = key, graph
-        shard = f"{{{prefix}:{int(sha[:8], 16) % SHARDS}}}:"
-        self._keys = f"{shard}run:{sha}", f"{shard}open", f"{shard}ended", f"{shard}ids"
+        shard = f"{{{prefix}:{int.from_bytes(base64.urlsafe_b64decode(digest[:8])) % SHARDS}}}:"
+        self._keys = f"{shard}run:{digest.decode()}", *(shard + name for name in ("open", "ended", "started", "index"))
         self._run_id = os.urandom(16).hex()
         self._fence = ""
         self._seq = 1
@@ -45,7 +47,7 @@ class Told:
     def claim(self, first: str) -> Script:
         fingerprint = hashlib.sha256(f"benchmark\0{json.dumps(VALUES, sort_keys=True)}".encode()).hexdigest()
         fields = {
-            "schema": "1",
+            "schema": "2",
             "key": self._key,
             "run_id": self._run_id,
             "owner": self._run_id,
@@ -55,9 +57,10 @@ class Told:
             "fingerprint": fingerprint,
             "values": dumps({name: dumps(value) for name, value in VALUES.items()}),
             f"s:{first}": '1 {"status":"running","attempts":1}',
+            "seq": "1",
         }
-        head = (self._run_id, f"={fingerprint}", self._graph, "", LEASE, "")
-        return scripts.CLAIM.sha, 4, (*self._keys, *head, *flat(fields))
+        head = (self._run_id, f"={fingerprint}", self._graph, "", "", LEASE, "", "", "benchmark")
+        return scripts.CLAIM.sha, 5, (*self._keys, *head, *flat(fields))
 
     def claimed(self, reply: list[Any]) -> None:
         word, _, *fields = (text.decode() for text in reply)
@@ -66,15 +69,18 @@ class Told:
         self._fence = dict(zip(fields[::2], fields[1::2], strict=True))["fence"]
 
     def checkpoint(self, name: str, result: Any, ran: float, then: str) -> Script:
-        fields = {f"s:{name}": self._ended(result, ran), f"s:{then}": self._begun()}
-        head = (self._run_id, self._fence, LEASE)
-        return scripts.CHECKPOINT.sha, 2, (*self._keys[:2], *head, *flat(fields))
+        base = self._seq
+        fields = {f"s:{name}": self._ended(result, ran), f"s:{then}": self._begun(), "seq": str(self._seq)}
+        run, opened, _, _, index = self._keys
+        head = (self._run_id, self._fence, LEASE, base, base + 1, "p")
+        return scripts.CHECKPOINT.sha, 3, (run, opened, index, *head, *flat(fields))
 
     def finish(self, name: str, result: Any, ran: float) -> Script:
-        fields = {f"s:{name}": self._ended(result, ran), "status": "success", "held": "0"}
-        fields |= {"undone": "[]", "failed_step": "null", "error": "null"}
-        head = (self._run_id, self._fence, WEEK, 0)
-        return scripts.FINISH.sha, 4, (*self._keys, *head, *flat(fields))
+        base = self._seq
+        fields = {f"s:{name}": self._ended(result, ran), "seq": str(self._seq), "status": "success", "held": "0"}
+        fields |= {"retries": "0", "reason": "", "undone": "[]", "failed_step": "null", "error": "null"}
+        head = (self._run_id, self._fence, WEEK, "success", 0, 0, base, 1)
+        return scripts.FINISH.sha, 5, (*self._keys, *head, *flat(fields))
 
     def _ended(self, result: Any, ran: float) -> str:
         self._seq += 1
@@ -90,9 +96,9 @@ def flat(fields: dict[str, str]) -> list[str]:
     return [text for field in fields.items() for text in field]
 
 
-def done(reply: list[bytes]) -> None:
-    if reply[0] != b"done":
-        raise AssertionError("somebody else has the run")
+def done(reply: Any) -> None:
+    if reply != 1 and reply[0] != b"done":
+        raise AssertionError("another owner has the run")
 
 
 def graph_of(work: Work) -> str:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from flowcore.stores.redis.scripts import Script
+from flowcore.stores.redis.lua import Script
 
 __all__ = ["Proxy", "Weather", "run_proxy"]
 

@@ -13,8 +13,10 @@ from redis.backoff import NoBackoff
 
 from flowcore import StoreUnavailable
 from flowcore.stores.base import Claim, Claimed
-from flowcore.stores.redis import scripts as redis_scripts
-from flowcore.stores.redis.scripts import CHECKPOINT, CLAIM, DECIDE, DUE, FINISH, RELEASE, RENEW, WITHDRAW, Script
+from flowcore.stores.redis import operator_scripts, scripts
+from flowcore.stores.redis.lua import Script
+from flowcore.stores.redis.operator_scripts import DECIDE, DUE, RELEASE
+from flowcore.stores.redis.scripts import CHECKPOINT, CLAIM, FINISH, RENEW, WITHDRAW
 from tests.durable.audit import audit
 from tests.durable.crash import Place
 from tests.durable.engines import DRIVERS, STORES, recover_until, run
@@ -32,7 +34,7 @@ LEASE = 5.0
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis"), port=0) as server:
         with server.client() as client:  # a lost "I do not know that script" would prove nothing
-            for value in vars(redis_scripts).values():
+            for value in {**vars(scripts), **vars(operator_scripts)}.values():
                 if isinstance(value, Script):
                     client.script_load(value.text)
         yield server

@@ -1,12 +1,26 @@
 """Runs for the tests of the Redis stores: claims, checkpoints and endings as an engine sends them."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from flowcore import StepReport
 from flowcore.stores.base import Checkpoint, Claim, Claimed, Ending, Lease, RunRecord, StepRecord, Write
+from flowcore.stores.redis.calls import unpacked
+from flowcore.stores.redis.lua import MAGIC
 
-__all__ = ["LONG", "a_checkpoint", "a_claim", "a_lease", "an_ending", "begin", "everything", "records"]
+__all__ = [
+    "LONG",
+    "a_checkpoint",
+    "a_claim",
+    "a_lease",
+    "an_ending",
+    "begin",
+    "everything",
+    "fields_of",
+    "pack",
+    "records",
+]
 
 LONG = 600.0
 """seconds: a lease that outlasts every test"""
@@ -61,6 +75,25 @@ def a_lease(claim: Claim, fence: int) -> Lease:
 def records(client: Any, prefix: str = "flowcore") -> list[bytes]:
     """The Redis keys of all records of a store."""
     return sorted(client.scan_iter(f"{{{prefix}:*}}:run:*", count=1000))
+
+
+def pack(fields: Mapping[bytes, bytes]) -> bytes:
+    """A record as the store keeps it once the run is over: its first line, then MessagePack of names and texts."""
+
+    def text(one: bytes) -> bytes:
+        return b"\xdb" + len(one).to_bytes(4, "big") + one
+
+    flat = [part for pair in fields.items() for part in pair]
+    return MAGIC.encode() + b"\xdd" + len(flat).to_bytes(4, "big") + b"".join(map(text, flat))
+
+
+def fields_of(client: Any, run: bytes) -> dict[bytes, bytes]:
+    """The fields of a record, packed or not."""
+    if client.type(run) != b"string":
+        found: dict[bytes, bytes] = client.hgetall(run)
+        return found
+    texts = unpacked([b"", b"", b"packed", client.get(run)])[2:]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 def everything(client: Any) -> dict[bytes, tuple[bytes, int]]:

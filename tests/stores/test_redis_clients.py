@@ -99,7 +99,7 @@ def test_another_number_of_shards_is_refused_before_it_begins_anything(redis_url
     prefix = uuid4().hex
     with redis.Redis.from_url(redis_url) as client:
         begin(RedisStore(client, prefix=prefix, shards=3))
-        with pytest.raises(StoreError, match=r"with '3' shards before, and now with 4: .* keep to one number"):
+        with pytest.raises(StoreError, match=r"set up with '3' shards, and this store has 4, .* with the same number"):
             RedisStore(client, prefix=prefix, shards=4).claim(a_claim())
         assert isinstance(RedisStore(client, prefix=prefix, shards=3).claim(a_claim()), Busy)
 

@@ -35,7 +35,7 @@ def keys(client: Any, prefix: str) -> dict[str, int]:
 
 def test_a_run_in_progress_is_never_forgotten(client: Any, prefix: str) -> None:
     begin(RedisStore(client, prefix=prefix, shards=1))
-    assert keys(client, prefix) == {"run": -1, "open": -1, "ids": -1, "shards": -1}
+    assert keys(client, prefix) == {"run": -1, "open": -1, "started": -1, "index": -1, "shards": -1}
 
 
 def test_all_but_the_number_of_shards_ends_with_the_retention(client: Any, prefix: str) -> None:
@@ -44,11 +44,33 @@ def test_all_but_the_number_of_shards_ends_with_the_retention(client: Any, prefi
         claim, fence = begin(store, f"key {number}")
         assert store.finish(an_ending(claim, fence, ["success", "failure", "compensated"][number])) is None
     left = keys(client, prefix)
-    assert left.keys() == {"run", "ended", "ids", "shards"}
+    assert left.keys() == {"run", "ended", "started", "index", "shards"}
     assert 99_000 < left["run"] <= 100_000
-    assert 100_000 < left["ended"] <= 3_700_000
-    assert 100_000 < left["ids"] <= 3_700_000
+    for name in ("ended", "started", "index"):
+        assert 86_500_000 < left[name] <= 172_900_000  # a day or two more
     assert left["shards"] == -1
+
+
+def test_a_run_that_begins_in_an_index_about_to_end_keeps_it(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1, retention=100)
+    claim, fence = begin(store, "ended")
+    assert store.finish(an_ending(claim, fence)) is None
+    for name in ("started", "index"):
+        client.pexpire(f"{{{prefix}:0}}:{name}", 60_000)
+    begin(store)
+    left = keys(client, prefix)
+    assert left["started"] == left["index"] == -1
+
+
+def test_a_run_that_is_renewed_keeps_its_index(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1, retention=100)
+    claim, fence = begin(store, "ended")
+    assert store.finish(an_ending(claim, fence)) is None
+    claim, fence = begin(store)
+    assert keys(client, prefix)["index"] > 0
+    assert store.renew([a_lease(claim, fence)], LONG) == [Renewal.OURS]
+    left = keys(client, prefix)
+    assert left["open"] == left["started"] == left["index"] == -1
 
 
 @pytest.mark.parametrize("status", ["parked", "incomplete", "held"])
@@ -60,8 +82,8 @@ def test_what_is_to_be_gone_on_with_never_ends(client: Any, prefix: str, status:
     held = status == "held"
     assert store.finish(an_ending(claim, fence, "compensation_failed" if held else status, held=held)) is None
     left = keys(client, prefix)
-    assert left["open"] == left["ids"] == -1
-    (mine,) = (run for run in records(client, prefix) if client.hget(run, "key") == b"k")
+    assert left["open"] == left["started"] == left["index"] == -1
+    (mine,) = (run for run in records(client, prefix) if client.type(run) == b"hash")
     assert client.pttl(mine) == -1
     store.release("k")
     assert client.pttl(mine) > 0
@@ -74,7 +96,7 @@ def test_what_an_operator_holds_is_no_longer_counted_among_the_ended(client: Any
     claim, fence = begin(store)
     assert store.finish(an_ending(claim, fence)) is None
     store.hold("k")
-    assert keys(client, prefix) == {"run": -1, "open": -1, "ids": -1, "shards": -1}
+    assert keys(client, prefix) == {"run": -1, "open": -1, "started": -1, "index": -1, "shards": -1}
     assert store.get_run(claim.run_id).held
 
 
@@ -87,7 +109,7 @@ def test_keys_that_are_used_again_and_again_leave_nothing_behind(client: Any, pr
     assert len(records(client, prefix)) == 1
     assert client.zcard(f"{{{prefix}:0}}:open") == 1
     assert client.exists(f"{{{prefix}:0}}:ended") == 0
-    assert client.hlen(f"{{{prefix}:0}}:ids") == 1
+    assert client.hlen(f"{{{prefix}:0}}:index") == 1
     assert store.find("k").generation == 20
 
 
@@ -101,7 +123,8 @@ def test_runs_sweep_up_behind_those_that_redis_has_forgotten(client: Any, prefix
     for number in range(8):
         begin(store, f"new {number}")
     assert client.zcard(f"{{{prefix}:0}}:ended") == 0
-    assert client.hlen(f"{{{prefix}:0}}:ids") == 8
+    assert client.zcard(f"{{{prefix}:0}}:started") == 8
+    assert client.hlen(f"{{{prefix}:0}}:index") == 8
 
 
 def test_gc_takes_what_redis_has_forgotten_or_thrown_away_out_of_the_index(client: Any, prefix: str) -> None:
@@ -114,7 +137,7 @@ def test_gc_takes_what_redis_has_forgotten_or_thrown_away_out_of_the_index(clien
         client.delete(run)
     assert store.gc() == 30
     assert sum(client.zcard(f"{{{prefix}:{shard}}}:{name}") for shard in (0, 1) for name in ("open", "ended")) == 30
-    assert sum(client.hlen(f"{{{prefix}:{shard}}}:ids") for shard in (0, 1)) == 30
+    assert sum(client.hlen(f"{{{prefix}:{shard}}}:index") for shard in (0, 1)) == 30
     assert store.gc() == 30
 
 
@@ -129,7 +152,7 @@ def test_the_entries_of_a_run_that_another_has_replaced_are_taken_out_of_the_ind
     assert client.zcard(f"{{{prefix}:0}}:open") == 2
     seen = getattr(store, look)(*([["trip"]] if look == "list_resumable" else []))
     assert seen == 1 or [record.run_id for record in seen] == [claim.run_id]
-    assert client.zcard(f"{{{prefix}:0}}:open") == client.hlen(f"{{{prefix}:0}}:ids") == 1
+    assert client.zcard(f"{{{prefix}:0}}:open") == client.hlen(f"{{{prefix}:0}}:index") == 1
     assert store.get_run(claim.run_id).key == "k"
 
 
@@ -155,10 +178,10 @@ def test_more_runs_than_a_page_are_all_found(client: Any, prefix: str) -> None:
     park(store, 1100, "trip")
     claim, fence = begin(store)
     assert store.finish(an_ending(claim, fence)) is None
-    assert len(store.list_runs()) == 1101
-    assert len(store.list_runs(status="parked")) == 1100
+    assert len(store.list_runs(limit=None)) == 1101
+    assert len(store.list_runs(status="parked", limit=None)) == 1100
     assert [record.key for record in store.list_runs(status="success")] == ["k"]
-    assert [record.key for record in store.list_resumable(["trip"])] == [f"trip {number}" for number in range(1000)]
+    assert [record.key for record in store.list_resumable(["trip"], limit=None)] == [f"trip {n}" for n in range(1100)]
     assert store.gc() == 1101
 
 
@@ -190,7 +213,7 @@ def test_an_entry_without_its_record_is_taken_out_by_whoever_comes_across_it(cli
     client.delete(records(client, prefix)[0])
     assert len(store.list_resumable(["trip"])) == 2
     assert client.zcard(f"{{{prefix}:0}}:open") == 2
-    assert client.hlen(f"{{{prefix}:0}}:ids") == 2
+    assert client.hlen(f"{{{prefix}:0}}:index") == 2
 
 
 @pytest.mark.parametrize("key", ["", "k", " ", "k ", "K", "\x00", "\n", "é", "e\u0301", "x" * 1_000_000, "{a}", "🙂"])

@@ -7,7 +7,7 @@ from typing import Final, NoReturn
 
 from ...errors import CorruptRecord, StoreError, StoreUnavailable, safe_repr, safe_str
 
-__all__ = ["is_forbidden", "is_reply", "is_unknown_script", "refuse"]
+__all__ = ["is_forbidden", "is_reply", "is_unknown_command", "is_unknown_script", "refuse"]
 
 _CODES: Final = {
     "AuthenticationError": "NOAUTH",
@@ -32,7 +32,9 @@ _CODES: Final = {
 """redis-py's class -> the server's word, which redis-py takes out of the message"""
 
 _UNAVAILABLE: Final = {
-    "UNREACHABLE": "Redis does not answer",
+    "UNREACHABLE": "Redis is unreachable",
+    "POOL": "all connections of the Redis client's pool are in use: give it a larger max_connections",
+    "MAXCLIENTS": "Redis has as many clients as it allows: raise its maxclients",
     "LOADING": "Redis is still loading its data",
     "READONLY": "this Redis is a read-only replica, and the store needs the primary",
     "MASTERDOWN": "this Redis is a replica that has lost its primary",
@@ -43,13 +45,22 @@ _UNAVAILABLE: Final = {
     "MISCONF": "Redis cannot write to its disk, and takes no changes until it can",
     "NOREPLICAS": "Redis has fewer replicas than it wants, and takes no changes until it has",
     "BUSY": "Redis is busy with another script",
+    # A person must put these right, and as soon as that is done the runs in progress continue.
+    "NOPERM": "Redis does not let this user do what the store needs: RedisStore lists the ACL rules",
+    "NOAUTH": "Redis refuses this user: give the client the right username and password",
+    "WRONGPASS": "Redis refuses this user: give the client the right username and password",
 }
 
 _REFUSED: Final = {
-    "NOPERM": "Redis does not let this user do what the store needs {}: RedisStore lists the ACL rules.",
-    "NOAUTH": "Redis wants to know who is asking {}: give the client the right username and password.",
     "MOVED": "this Redis is one of a cluster {}: give the store a client of the kind RedisCluster.",
 }
+
+_LIMITS: Final = {
+    "Too many connections": "POOL",
+    "No connection available": "POOL",
+    "max number of clients reached": "MAXCLIENTS",
+}
+"""what the client says, or the server, where a limit is reached; redis-py raises ConnectionError for all of them"""
 
 # Redis 6 wraps what it refuses a script's command with in a sentence of its own.
 _WORD: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})\b")
@@ -72,6 +83,11 @@ def is_forbidden(reply: object) -> bool:
     return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in safe_str(reply).lower())
 
 
+def is_unknown_command(reply: object) -> bool:
+    """Whether the server has no such command: it is older than the command."""
+    return isinstance(reply, Exception) and "unknown command" in safe_str(reply).lower()
+
+
 def refuse(error: Exception, key: str = "") -> NoReturn:
     """Raise the StoreError for what the client raised when it was asked about `key`; what is not of Redis, as it is."""
     code = _code(error)
@@ -79,13 +95,13 @@ def refuse(error: Exception, key: str = "") -> NoReturn:
         raise error
     what = f"({type(error).__name__}: {safe_str(error, 200)})"
     if code in _UNAVAILABLE:
-        raise StoreUnavailable(f"{_UNAVAILABLE[code]} {what}; to ask again is safe.") from error
+        raise StoreUnavailable(f"{_UNAVAILABLE[code]} {what}; retrying is safe.") from error
     if code == "WRONGTYPE":
         raise CorruptRecord(
-            f"a Redis key that belongs to the record of key {safe_repr(key)}, or to its index, is of another type {what}: nothing "
-            "was changed; find out who else writes under the store's prefix."
+            f"a Redis key that belongs to the record of key {safe_repr(key)}, or to its index, is of another type {what}. The "
+            "record was not modified; find out what else writes under the store's prefix."
         ) from error
-    raise StoreError(_REFUSED.get(code, "Redis refused what the store asked {}.").format(what)) from error
+    raise StoreError(_REFUSED.get(code, "Redis refused a command of the store {}.").format(what)) from error
 
 
 def _code(error: Exception) -> str | None:
@@ -95,10 +111,13 @@ def _code(error: Exception) -> str | None:
     names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "redis"}
     if not names:
         return None
+    text = safe_str(error)
+    limit = next((code for words, code in _LIMITS.items() if words in text), None)
+    if limit is not None:
+        return limit
     known = next((code for name, code in _CODES.items() if name in names), None)
     if known is not None:
         return known
-    text = safe_str(error)
     if any(words in text for words in _FORBIDDEN):
         return "NOPERM"
     word = _WORD.search(text)

@@ -15,17 +15,18 @@ from ...errors import DefinitionError, safe_repr
 from ...retry import Duration
 from ..codec import Codec
 from ..encoding import MIB
+from .calls import Asked, Command
 from .clients import another, close
 from .connection_cache import AsyncKept, Kept
 from .doctor import Everywhere
-from .verbs import Asked, Command, Verbs
+from .verbs import Verbs
 
 __all__ = ["AsyncRedisStore", "RedisStore"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _WEEK: Final = 7 * 24 * 3600.0
-_SHARDS: Final = 16
+_SHARDS: Final = 256
 _PATIENCE: Final = 5.0  # seconds that close() waits for other loops
 _RAW: Final = {"NEVER_DECODE": True}
 """makes redis-py answer with bytes, whatever decode_responses= and encoding= of the client say"""
@@ -83,7 +84,7 @@ class RedisStore:
     tells, and once per store a warning of the logger "flowcore". An ACL user needs no more than
 
         ~{flowcore:* +eval +evalsha +time +type +exists +persist +pexpire +pttl +get +set +del
-        +hget +hset +hmget +hgetall +hdel +zadd +zrem +zrange +zrangebyscore
+        +hget +hset +hmget +hgetall +hdel +zadd +zrem +zscore +zrange +zrangebyscore +zrevrangebyscore
 
     and for `doctor()` to know more, +info and +config|get. redis-py's own needs come on top, in a cluster +cluster|slots
     +cluster|shards and +command.
@@ -106,7 +107,11 @@ class RedisStore:
         _check(client, "RedisStore", asynchronous=False)
         self._client = client
         self._kept = Kept(client)
-        self._verbs = Verbs("RedisStore", prefix, retention, codec, max_value_bytes, shards)
+        self._verbs = Verbs(
+            "RedisStore", prefix, retention, codec, max_value_bytes, shards, cluster=_is_cluster(client)
+        )
+        self.namespace = prefix
+        """what the step keys of this store's runs depend on"""
 
     claim = _blocking(Verbs.claim)
     checkpoint = _blocking(Verbs.checkpoint)
@@ -114,13 +119,16 @@ class RedisStore:
     finish = _blocking(Verbs.finish)
     withdraw = _blocking(Verbs.withdraw)
     find = _blocking(Verbs.find)
+    head = _blocking(Verbs.head)
     list_resumable = _blocking(Verbs.list_resumable)
     get_run = _blocking(Verbs.get_run)
     list_runs = _blocking(Verbs.list_runs)
+    counts = _blocking(Verbs.counts)
     release = _blocking(Verbs.release)
     hold = _blocking(Verbs.hold)
     resume = _blocking(Verbs.resume)
     undo = _blocking(Verbs.undo)
+    cancel = _blocking(Verbs.cancel)
     gc = _blocking(Verbs.gc)
     doctor = _blocking(Verbs.doctor)
 
@@ -168,7 +176,11 @@ class AsyncRedisStore:
     ) -> None:
         _check(client, "AsyncRedisStore", asynchronous=True)
         self._given = client
-        self._verbs = Verbs("AsyncRedisStore", prefix, retention, codec, max_value_bytes, shards)
+        self._verbs = Verbs(
+            "AsyncRedisStore", prefix, retention, codec, max_value_bytes, shards, cluster=_is_cluster(client)
+        )
+        self.namespace = prefix
+        """what the step keys of this store's runs depend on"""
         self._connected: dict[asyncio.AbstractEventLoop, tuple[AsyncKept, AsyncGenerator[AsyncKept]]] = {}
 
     claim = _awaiting(Verbs.claim)
@@ -177,13 +189,16 @@ class AsyncRedisStore:
     finish = _awaiting(Verbs.finish)
     withdraw = _awaiting(Verbs.withdraw)
     find = _awaiting(Verbs.find)
+    head = _awaiting(Verbs.head)
     list_resumable = _awaiting(Verbs.list_resumable)
     get_run = _awaiting(Verbs.get_run)
     list_runs = _awaiting(Verbs.list_runs)
+    counts = _awaiting(Verbs.counts)
     release = _awaiting(Verbs.release)
     hold = _awaiting(Verbs.hold)
     resume = _awaiting(Verbs.resume)
     undo = _awaiting(Verbs.undo)
+    cancel = _awaiting(Verbs.cancel)
     gc = _awaiting(Verbs.gc)
     doctor = _awaiting(Verbs.doctor)
 
@@ -274,6 +289,10 @@ def _primaries(client: Any) -> list[dict[str, Any]]:
 def _node(client: Any, command: Command) -> dict[str, Any]:
     """Of a cluster, the option that names the node of a script's first key: the pipeline would ask a server for it."""
     return {"target_nodes": client.get_node_from_key(command[3])} if hasattr(client, "get_node_from_key") else {}
+
+
+def _is_cluster(client: Any) -> bool:
+    return hasattr(client, "nodes_manager") or hasattr(client, "get_primaries")
 
 
 def _failed(wanted: list[Command] | Everywhere, error: Exception) -> list[Any]:

@@ -1,0 +1,307 @@
+"""How the verbs of the Redis stores reach the server: keys, shards, scripts and their answers.
+
+Each verb is a generator: it yields commands for the server, is sent their replies, and returns the verb's answer. A reply
+is what the client returned, or the exception that it raised. There is no I/O here: store.py does it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+
+from ...errors import CorruptRecord, DefinitionError, StoreError, safe_repr
+from ...retry import Duration, seconds
+from ..base import RunRecord
+from ..codec import Codec
+from ..encoding import Encoding, microseconds
+from . import doctor, operator_scripts
+from .errors import is_forbidden, is_unknown_command, is_unknown_script, refuse
+from .lua import DIGEST, MAGIC, Script
+
+__all__ = [
+    "PAGE",
+    "Answer",
+    "Asked",
+    "Call",
+    "Calls",
+    "Command",
+    "Part",
+    "as_bytes",
+    "corrupt",
+    "digest_of",
+    "in_pages",
+    "unpacked",
+]
+
+T = TypeVar("T")
+Part: TypeAlias = "str | bytes | int"
+Command: TypeAlias = "tuple[Part, ...]"
+Asked: TypeAlias = Generator[list[Command], list[Any], T]
+"""Yields commands to be sent together, and is sent their replies."""
+Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
+"""a script's KEYS and ARGV"""
+
+PAGE: Final = 200
+"""records that one script reads: Redis does nothing else meanwhile"""
+_CACHED: Final = 1000  # keys whose Redis keys are remembered
+_AT_ONCE: Final = 64  # shards that one script looks at
+_log = logging.getLogger("flowcore")
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a script returned of a record. `now`: microseconds by the server's clock."""
+
+    word: str
+    now: int
+    fields: dict[str, str]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the run began."""
+        return max(0, self.now - int(self.fields["started"])) / 1e6
+
+
+class Calls:
+    """The server as verbs see it. What it remembers is that it has looked at the server once."""
+
+    def __init__(
+        self,
+        store: str,
+        prefix: str,
+        retention: Duration,
+        codec: Codec | None,
+        max_value_bytes: int,
+        shards: int,
+        *,
+        cluster: bool = False,
+    ) -> None:
+        if not isinstance(prefix, str) or not prefix or not _is_text(prefix):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"{store}(prefix=) must be a string that is not empty, not {safe_repr(prefix)}.")
+        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 16384:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"{store}(shards=) must be a whole number from 1 to 16,384, not {safe_repr(shards)}.")
+        self._encoding = Encoding(codec, max_value_bytes)
+        self._retention = max(1, microseconds(seconds(retention, f"{store}(retention=)")) // 1000)
+        self._shards = shards
+        self._at_once = 1 if cluster else _AT_ONCE  # a cluster's node runs no script over several slots
+        self._prefixes = [f"{{{_escaped(prefix)}:{shard}}}:".encode() for shard in range(shards)]
+        self._entered = self._examined = self._looked = False
+        self._unreadable: set[str] = set()  # run ids that were logged
+        self._keys = functools.lru_cache(_CACHED)(self._keys_of)
+
+    # -- keys ----------------------------------------------------------------------------------------------------------
+
+    def _keys_of(self, key: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+        """Of an idempotency key: its record, and its shard's open, ended, started and index."""
+        digest = digest_of(as_bytes(key))
+        shard = self._shard(digest)
+        prefix = self._prefixes[shard]
+        return self._run_key(shard, digest), prefix + b"open", prefix + b"ended", prefix + b"started", prefix + b"index"
+
+    def _shard(self, digest: bytes) -> int:
+        return int.from_bytes(base64.urlsafe_b64decode(digest[:8]), "big") % self._shards
+
+    def _run_key(self, shard: int, digest: bytes) -> bytes:
+        return self._prefixes[shard] + b"run:" + digest
+
+    def _over_shards(self, shards: Iterable[int], *names: bytes) -> Iterator[tuple[list[int], list[bytes]]]:
+        """These keys of these shards, as many at a time as one script may look at."""
+        for some in in_pages(list(shards), self._at_once):
+            yield some, [self._prefixes[shard] + name for shard in some for name in names]
+
+    # -- before the first use ------------------------------------------------------------------------------------------
+
+    def _enter(self, *, writes: bool) -> Asked[None]:
+        """Another number of shards would look for every key in another place."""
+        call: Call = ([self._prefixes[0] + b"shards"], [self._shards, "1" if writes else ""])
+        ((known,),) = yield from self._run_all(operator_scripts.ENTER, [call], reads=not writes)
+        if known != str(self._shards).encode():
+            raise StoreError(
+                f"this prefix was set up with {safe_repr(known.decode(errors='replace'))} shards, and this store has "
+                f"{self._shards}, so it would not find its runs. Pass shards= with the same number, or choose another prefix=."
+            )
+        if not writes:
+            return
+        self._entered = True
+        if not self._examined:
+            self._examined = True  # by now: other claims may be on their way
+            with contextlib.suppress(StoreError):  # whatever it is, it must not keep runs from running
+                known = yield from doctor.examine()
+                if risks := doctor.risks(known):
+                    _log.warning("this Redis can lose the records of runs: %s.", "; ".join(risks))
+
+    # -- scripts -------------------------------------------------------------------------------------------------------
+
+    def _run(self, script: Script, key: str, keys: Sequence[bytes], *arguments: Part) -> Asked[Answer]:
+        """Run a script on the record of `key`."""
+        reply = yield from self._reply(script, key, (len(keys), *keys, *map(as_bytes, arguments)))
+        return self._answer(reply, key)
+
+    def _reply(self, script: Script, key: str, tail: Command) -> Asked[Any]:
+        """What a script returns. The script itself is sent where the server does not know it yet."""
+        (reply,) = yield [("EVALSHA", script.sha, *tail)]
+        if isinstance(reply, Exception):
+            if is_unknown_script(reply):
+                (reply,) = yield [("EVAL", script.text, *tail)]
+            if isinstance(reply, Exception):
+                refuse(reply, key)
+        return reply
+
+    def _run_all(
+        self, script: Script, calls: Sequence[Call], key: str = "", *, reads: bool = False
+    ) -> Asked[list[Any]]:
+        """Run a script several times, in one round trip a node; another one where the server does not know it yet.
+        `reads`: it changes nothing, so that a user without the right to write may run it."""
+        if not calls:
+            return []
+        tails: list[Command] = [(len(keys), *keys, *map(as_bytes, arguments)) for keys, arguments in calls]
+        replies = yield [("EVALSHA", script.sha, *tail) for tail in tails]
+        yield from self._again(replies, is_unknown_script, "EVAL", script.text, tails)
+        if reads and any(map(is_forbidden, replies)):
+            before = list(replies)
+            yield from self._again(replies, is_forbidden, "EVAL_RO", script.text, tails)
+            # Redis 6 has no such command, or the user must not use it either: the first refusal says why.
+            replies[:] = [
+                old if is_unknown_command(new) or is_forbidden(new) else new
+                for old, new in zip(before, replies, strict=True)
+            ]
+        for reply in replies:
+            if isinstance(reply, Exception):
+                refuse(reply, key)
+        return replies
+
+    def _again(self, replies: list[Any], which: Any, name: str, script: str, tails: list[Command]) -> Asked[None]:
+        """Send once more, by another command, what failed in this way."""
+        failed = [index for index, reply in enumerate(replies) if which(reply)]
+        if failed:
+            again = yield [(name, script, *tails[index]) for index in failed]
+            for index, reply in zip(failed, again, strict=True):
+                replies[index] = reply
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def _answer(self, reply: list[bytes], key: str) -> Answer:
+        """Read what a script returned of the record of `key`."""
+        try:
+            word, now, *texts = [part.decode() for part in (reply if reply[2:3] != [b"packed"] else unpacked(reply))]
+        except UnicodeDecodeError as error:
+            raise corrupt(key, "something in it is not UTF-8") from error
+        except ValueError as error:
+            raise corrupt(key, "it is a Redis string, not a hash") from error
+        fields = dict(zip(texts[::2], texts[1::2], strict=True))
+        fields.pop("listed", None)
+        if word == "corrupt":
+            if "kind" in fields:
+                raise corrupt(key, f"it is a Redis {fields['kind']}, not a hash")
+            self._encoding.decode(key, fields)  # which says what is wrong
+            raise corrupt(
+                key, f"it has the status {safe_repr(fields['status'])}, but is not held, or a number at its limit"
+            )
+        return Answer(word, int(now) or round(time.time() * 1e6), fields)
+
+    def _read(self, runs: Sequence[tuple[int, bytes]], *, heads: bool) -> Asked[list[list[bytes]]]:
+        """What the server has of these records, given by shard and digest."""
+        by_shard: dict[int, list[int]] = {}
+        for position, (shard, _) in enumerate(runs):
+            by_shard.setdefault(shard, []).append(position)
+        groups: list[list[int]] = []
+        for some in in_pages(list(by_shard), self._at_once):
+            groups += in_pages([position for shard in some for position in by_shard[shard]], PAGE)
+        calls: list[Call] = [
+            ([self._run_key(*runs[position]) for position in group], ["1" if heads else ""]) for group in groups
+        ]
+        replies = yield from self._run_all(operator_scripts.READ, calls, reads=True)
+        found: list[list[bytes]] = [[]] * len(runs)
+        for group, reply in zip(groups, replies, strict=True):
+            for position, one in zip(group, reply, strict=True):
+                found[position] = one
+        return found
+
+    def _field(self, reply: Sequence[bytes], name: bytes) -> bytes:
+        """One field of an answer, empty if there is none. Raises ValueError for a broken record."""
+        parts = unpacked(reply) if reply[2:3] == [b"packed"] else reply
+        return dict(zip(parts[2::2], parts[3::2], strict=True)).get(name, b"")
+
+    def _record(self, key: str, reply: list[bytes]) -> RunRecord | None:
+        answer = self._answer(reply, key)
+        return None if answer.word == "missing" else self._encoding.decode(key, answer.fields)
+
+
+def digest_of(key: bytes) -> bytes:
+    """Under which name a key's record is kept."""
+    return base64.urlsafe_b64encode(hashlib.sha256(key).digest())[:DIGEST]
+
+
+def unpacked(reply: Sequence[bytes]) -> list[bytes]:
+    """An answer whose record is packed, as if it were not. Raises ValueError for what is no packed record."""
+    if not reply[3].startswith(MAGIC.encode()):
+        raise ValueError("not a packed record")
+    texts = _message_pack(reply[3], len(MAGIC))
+    names = texts[::2]
+    if b"owner" not in names and b"run_id" in names:
+        texts += [b"owner", texts[2 * names.index(b"run_id") + 1]]
+    return [*reply[:2], *texts, *reply[4:]]
+
+
+def _message_pack(text: bytes, at: int) -> list[bytes]:
+    """The list of texts that stands there. Lua writes each length in the shortest form."""
+
+    def length(short: int, mask: int, longer: dict[int, int]) -> int:
+        nonlocal at
+        first = text[at] if at < len(text) else -1
+        at += 1
+        if first & ~mask == short:
+            return first & mask
+        if first not in longer:
+            raise ValueError("not a packed record")
+        size = longer[first]
+        at += size
+        return int.from_bytes(text[at - size : at], "big")
+
+    found: list[bytes] = []
+    for _ in range(length(0x90, 0x0F, {0xDC: 2, 0xDD: 4})):
+        size = length(0xA0, 0x1F, {0xD9: 1, 0xDA: 2, 0xDB: 4})
+        at += size
+        found.append(text[at - size : at])
+    if at != len(text) or len(found) % 2:
+        raise ValueError("not a packed record")
+    return found
+
+
+def corrupt(key: str, why: str) -> CorruptRecord:
+    return CorruptRecord(
+        f"the record of key {safe_repr(key)} is corrupted: {why}. It was not modified; repair it by hand, or discard it with "
+        f"store.release({safe_repr(key)}, force=True)."
+    )
+
+
+def as_bytes(part: Part) -> bytes:
+    """What is sent, whatever encoding the client has; what has no UTF-8 is only ever looked for."""
+    return part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
+
+
+def in_pages(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    for first in range(0, len(items), size):
+        yield list(items[first : first + size])
+
+
+def _escaped(prefix: str) -> str:
+    """A prefix as it stands in keys. The first "}" of a key ends what decides on its slot, a ":" ends the prefix itself, and
+    the pattern of an ACL rule must have no special characters."""
+    return re.sub(r"[%{}:*?\[\]\\^\s]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), prefix)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

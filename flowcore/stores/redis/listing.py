@@ -1,0 +1,127 @@
+"""Listings over all shards in one order: what each shard returns is merged, and no more is read than is needed."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from ...errors import DefinitionError, safe_repr
+from .lua import DIGEST, Script
+
+__all__ = ["Entry", "Listing", "cursor_of", "parsed_cursor"]
+
+_WINDOW: Final = 1000  # entries of the index that a script looks at in one shard: Redis does nothing else meanwhile
+_LEAST: Final = 4  # entries that a shard is asked for
+_REVERSED: Final = bytes(range(255, -1, -1))
+Cursor: TypeAlias = tuple[bytes, bytes]
+"""score and run id of the last run that was returned; empty at the beginning"""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A run in the index. `score` is a number as Redis writes it."""
+
+    shard: int
+    run_id: bytes
+    digest: bytes
+    score: str
+    workflow: bytes = b""
+
+
+@dataclass(slots=True)
+class _Shard:
+    cursor: Cursor | None
+    """where to continue; None at the end"""
+    entries: list[Entry] = field(default_factory=list[Entry])
+    """read and not yet taken, the next one last"""
+
+
+class Listing:
+    """How far a listing has come in each shard. `newest`: the highest score first, else the lowest."""
+
+    def __init__(
+        self,
+        script: Script,
+        names: Sequence[bytes],
+        after: Cursor,
+        arguments: Sequence[Any],
+        shards: int,
+        *,
+        newest: bool = False,
+    ) -> None:
+        self.script = script
+        self.names = names
+        self.calls: list[tuple[list[int], Any]] = []
+        """to be sent: which shards a call is about, and the call"""
+        self._arguments = arguments
+        self._newest = newest
+        self._shards = [_Shard(after) for _ in range(shards)]
+        self._rounds = 0
+
+    def wanting(self) -> list[tuple[Cursor, list[int]]]:
+        """The shards of which more must be read before anything else can be taken, by where to continue."""
+        found: dict[Cursor, list[int]] = {}
+        for number, shard in enumerate(self._shards):
+            if shard.cursor is not None and not shard.entries:
+                found.setdefault(shard.cursor, []).append(number)
+        return list(found.items())
+
+    def arguments_from(self, cursor: Cursor, number: int) -> list[Any]:
+        """What the script is to return of each shard, where `number` entries are wanted of all together."""
+        share = 2 * number // len(self._shards) if self._rounds == 0 else number
+        return [*cursor, min(max(share, _LEAST), _WINDOW), _WINDOW, *self._arguments]
+
+    def add(self, replies: Sequence[Sequence[Sequence[bytes]]]) -> None:
+        """Take in what was returned for `calls`."""
+        self._rounds += 1
+        calls, self.calls = self.calls, []
+        for (shards, _), answers in zip(calls, replies, strict=True):
+            for number, (more, *texts) in zip(shards, answers, strict=True):
+                shard = self._shards[number]
+                score, _, run_id = more.partition(b" ")
+                shard.cursor = (score, run_id) if more else None
+                shard.entries = [
+                    Entry(number, run_id, text[:DIGEST], score.decode(), text.partition(b":")[2])
+                    for run_id, text, score in zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+                ][::-1]
+
+    def take(self, number: int) -> list[Entry]:
+        """The next entries, at most `number`; fewer where more must be read first."""
+        taken: list[Entry] = []
+        if any(shard.cursor is not None and not shard.entries for shard in self._shards):
+            return taken
+        heap = [(self._place(shard.entries[-1]), at) for at, shard in enumerate(self._shards) if shard.entries]
+        heapq.heapify(heap)
+        while heap and len(taken) < number:
+            at = heap[0][1]
+            shard = self._shards[at]
+            taken.append(shard.entries.pop())
+            if shard.entries:
+                heapq.heapreplace(heap, (self._place(shard.entries[-1]), at))
+            elif shard.cursor is None:
+                heapq.heappop(heap)
+            else:
+                break
+        return taken
+
+    def _place(self, entry: Entry) -> tuple[float, bytes]:
+        score = float(entry.score)
+        return (-score, entry.run_id.translate(_REVERSED) + b"\xff") if self._newest else (score, entry.run_id)
+
+
+def cursor_of(entry: Entry) -> str:
+    """What `after=` takes to continue behind a run."""
+    return f"{entry.score} {entry.run_id.decode(errors='replace')}"
+
+
+def parsed_cursor(after: str | None) -> Cursor:
+    """Raises DefinitionError for what is no cursor."""
+    if after is None:
+        return b"", b""
+    if not isinstance(after, str) or not re.match(r"[\d.e+-]+ ", after):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(f"after= must be the cursor of a page, not {safe_repr(after)}.")
+    score, _, run_id = after.partition(" ")
+    return score.encode(), run_id.encode("utf-8", "surrogatepass")

@@ -1,0 +1,249 @@
+"""What the Lua scripts of the Redis stores have in common: keys, records and the index.
+
+All keys of one shard share a hash slot of a cluster:
+
+| key | what |
+|---|---|
+| {prefix:shard}:run: + digest | a record; digest: SHA-256 of the idempotency key in URL-safe base64 |
+| {prefix:shard}:open | sorted set of run ids that are not over; score: when recovery may resume the run, infinite for a held one |
+| {prefix:shard}:ended | sorted set of run ids that are over; score: when Redis forgets the record |
+| {prefix:shard}:started | sorted set of all run ids; score: when the run started |
+| {prefix:shard}:index | hash: run id to digest, letter of the status, h or -, delay, a colon, and workflow |
+
+All times are microseconds since the epoch by the server's clock. The record of a run that is not over is a hash of the
+fields that encoding.py describes, and `listed`: the end of the lease as `open` has it, which checkpoints let lag behind by
+up to a quarter of a lease. The record of a run that is over is one string, which takes a third of the memory: a first
+line, then MessagePack of a list of names and texts.
+
+A shard's index is kept for a day or two longer than its last record, and for ever while a run in it is kept or renewed.
+
+Scripts touch no key that is not passed to them. What they change, they change last, and the first change is to the index:
+what Redis may refuse (no memory, a foreign type), it refuses before anything has happened.
+
+Every script that reads a record returns {word, now, field, text, ...}: `missing` for no record, `corrupt` for one that
+flowcore cannot have written, which no script changes (a forced release discards it). A packed record is returned as one
+field, `packed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+__all__ = ["CHANGES", "DIGEST", "INDEX", "LETTERS", "MAGIC", "NUMBERS", "PACKED", "RECORD", "Script"]
+
+DIGEST: Final = 43
+"""characters of a digest"""
+MAGIC: Final = "flowcore 2\n"
+"""the first line of a packed record"""
+LETTERS: Final = {
+    "queued": "q",
+    "running": "r",
+    "waiting": "w",
+    "incomplete": "i",
+    "parked": "p",
+    "success": "s",
+    "failure": "f",
+    "compensated": "c",
+    "compensation_failed": "x",
+}
+"""of statuses in the index"""
+
+
+class Script:
+    """A script, and the name by which a server that has run it before knows it."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, *parts: str) -> None:
+        self.text = "".join(parts)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+NUMBERS: Final = """
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function count(text)  -- a whole number that can be raised, or nil
+  if type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') then
+    local number = tonumber(text)
+    if number < 9007199254740991 then return number end  -- 2^53 - 1: Lua counts in doubles
+  end
+end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+"""
+
+INDEX: Final = f"""
+local function entry(text)  -- of the index: digest, letter, whether it is held, delay, workflow
+  local letter, held, delay, workflow = string.match(text or '', '^(%l)([h-])(%d+):(.*)$', {DIGEST + 1})
+  return string.sub(text or '', 1, {DIGEST}), letter or '', held == 'h', tonumber(delay or 0), workflow or ''
+end
+"""
+
+PACKED: Final = f"""
+local function unpacked(text)  -- the fields of a packed record; nil for another string
+  if string.sub(text, 1, {len(MAGIC)}) ~= {MAGIC!r} then return nil end
+  local whole, list = pcall(cmsgpack.unpack, string.sub(text, {len(MAGIC) + 1}))
+  if not whole or type(list) ~= 'table' then return nil end
+  local fields = {{}}
+  for i = 1, #list, 2 do fields[list[i]] = list[i + 1] end
+  fields.owner = fields.owner or fields.run_id
+  return fields
+end
+"""
+
+RECORD: Final = """
+local function checked(run)  -- whether flowcore can have written the head of this record
+  local stages = {queued = 'owned', running = 'owned', incomplete = 'left', parked = 'left', waiting = 'over',
+    success = 'over', failure = 'over', compensated = 'over', compensation_failed = 'over'}
+  run.stage = stages[run.status]
+  run.is_held = run.held == '1'
+  run.ends = run.expires and count(run.expires) or 0
+  return run.schema == '2' and run.run_id and run.owner and run.workflow and run.graph and run.stage
+    and (not run.held or run.held == '0' or run.is_held) and count(run.generation) and count(run.fence)
+    and count(run.started) and (not run.expires or count(run.expires))
+    and (not run.takeovers or count(run.takeovers)) and (not run.delay or count(run.delay))
+end
+
+local function other(key)  -- the record under a key that is no hash: packed, or with the `kind` of what it is instead
+  local kind = redis.call('TYPE', key).ok
+  local run = kind == 'string' and unpacked(redis.call('GET', key))
+  if not run then return {kind = kind} end
+  run.packed = true
+  return run
+end
+
+local function opened(key, names)  -- these fields of a record; nil if there is none
+  local got = redis.pcall('HMGET', key, unpack(names))
+  if got.err then
+    if not string.find(got.err, 'WRONGTYPE', 1, true) then redis.call('HMGET', key, unpack(names)) end
+    return other(key)
+  end
+  local run = {}
+  for i, name in ipairs(names) do run[name] = got[i] or nil end
+  if not run.run_id and redis.call('EXISTS', key) == 0 then return nil end
+  return run
+end
+
+local function head(key)  -- the fields that scripts read, and whether the record is corrupt; nil if there is none
+  local run = opened(key, {'schema', 'run_id', 'owner', 'workflow', 'graph', 'status', 'held', 'started', 'generation',
+    'fence', 'expires', 'fingerprint', 'takeovers', 'delay', 'before_status', 'undoing'})
+  if not run then return nil end
+  return run, not (not run.kind and checked(run))
+end
+
+local function whole(key)  -- all fields of a record; nil if there is none
+  local all = redis.pcall('HGETALL', key)
+  if all.err then
+    if not string.find(all.err, 'WRONGTYPE', 1, true) then redis.call('HGETALL', key) end
+    return other(key)
+  end
+  if #all == 0 then return nil end
+  local run = {}
+  for i = 1, #all, 2 do run[all[i]] = all[i + 1] end
+  return run
+end
+
+local function told(word, now, key, only)  -- an answer with the record; only: without its values, steps and writes
+  local answer = {word, digits(now)}
+  if only then
+    local names = {'schema', 'key', 'run_id', 'owner', 'workflow', 'graph', 'status', 'started', 'generation', 'fence', 'seq',
+      'fingerprint', 'held', 'undoing', 'decision', 'reason', 'by', 'since', 'before_status', 'before_expires', 'before_by',
+      'before_since', 'takeovers', 'retries', 'delay', 'not_before', 'deadline', 'finished', 'expires', 'carrier', 'undone',
+      'failed_step', 'error'}
+    local run = opened(key, names)
+    for _, name in ipairs(names) do
+      if run[name] then answer[#answer + 1], answer[#answer + 2] = name, run[name] end
+    end
+    return answer
+  end
+  if redis.call('TYPE', key).ok == 'string' then
+    answer[3], answer[4] = 'packed', redis.call('GET', key)
+    return answer
+  end
+  for i, text in ipairs(redis.call('HGETALL', key)) do answer[i + 2] = text end
+  return answer
+end
+
+local function corrupted(now, key, run)
+  if run.kind then return {'corrupt', digits(now), 'kind', run.kind} end
+  return told('corrupt', now, key)
+end
+"""
+
+# What changes records and index. KEYS: run, open, ended, started, index.
+CHANGES: Final = f"""
+local function put_in(fields, name, text)
+  if text then fields[#fields + 1], fields[#fields + 2] = name, text end
+end
+
+local function write(fields)  -- names and texts
+  for i = 1, #fields, 1000 do redis.call('HSET', KEYS[1], unpack(fields, i, math.min(i + 999, #fields))) end
+end
+
+local function file(run, status, held, delay)  -- write its entry of the index
+  local letters = {{{", ".join(f"{status} = '{letter}'" for status, letter in LETTERS.items())}}}
+  redis.call('HSET', KEYS[5], run.run_id, string.sub(KEYS[1], -{DIGEST}) .. letters[status] .. (held and 'h' or '-')
+    .. (delay or '0') .. ':' .. run.workflow)
+end
+
+local function file_open(run, status, held, score, delay)  -- in the index, among those that are not over
+  redis.call('ZADD', KEYS[2], score, run.run_id)
+  file(run, status, held, delay)
+  redis.call('PERSIST', KEYS[4])
+  redis.call('PERSIST', KEYS[5])
+end
+
+local function file_ended(run, status, now, retention)  -- in the index, among those that will be forgotten; milliseconds
+  redis.call('ZADD', KEYS[3], digits(now + retention * 1000), run.run_id)
+  file(run, status, false)
+  redis.call('ZREM', KEYS[2], run.run_id)
+  local left, day = redis.call('PTTL', KEYS[5]), 86400000
+  if left < retention + day then
+    redis.call('PEXPIRE', KEYS[3], digits(retention + 2 * day))
+    if redis.call('EXISTS', KEYS[2]) == 0 then
+      redis.call('PEXPIRE', KEYS[4], digits(retention + 2 * day))
+      redis.call('PEXPIRE', KEYS[5], digits(retention + 2 * day))
+    end
+  end
+end
+
+local function unfile(id)  -- out of the index
+  redis.call('ZREM', KEYS[2], id)
+  redis.call('ZREM', KEYS[3], id)
+  redis.call('ZREM', KEYS[4], id)
+  redis.call('HDEL', KEYS[5], id)
+end
+
+local function sweep(now)  -- a few of those whose records Redis has forgotten
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', digits(now), 'LIMIT', 0, 4)) do unfile(id) end
+end
+
+local function pack(run, retention)  -- write the record of a run that is over; milliseconds
+  local dropped = {{expires = true, listed = true, decision = true, before_status = true, before_expires = true,
+    before_by = true, before_since = true, not_before = true, delay = true, held = '0', undone = '[]', failed_step = 'null',
+    error = 'null', reason = '', retries = '0', takeovers = '0', owner = run.run_id, stage = true, ends = true,
+    is_held = true, packed = true}}
+  local fields, n = {{}}, 0
+  for name, text in pairs(run) do
+    local drop = dropped[name]
+    if drop == nil or (drop ~= true and drop ~= text) then
+      fields[n + 1], fields[n + 2] = name, text
+      n = n + 2
+    end
+  end
+  redis.call('SET', KEYS[1], {MAGIC!r} .. cmsgpack.pack(fields), 'PX', digits(retention))
+end
+
+local function free(run, now, retention)  -- the next claim begins afresh
+  local all = whole(KEYS[1])
+  file_ended(run, 'failure', now, retention)
+  all.status, all.held, all.finished, all.fence = 'failure', '0', digits(now), digits(count(run.fence) + 1)
+  pack(all, retention)
+end
+"""

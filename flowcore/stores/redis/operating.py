@@ -1,0 +1,322 @@
+"""The verbs of a Redis store that recovery and operators use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final
+
+from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, safe_repr
+from ...retry import Duration, seconds
+from ..base import Page, RunRecord
+from ..decide import OPEN, check_listing, is_over
+from ..encoding import clipped_reason, microseconds
+from . import doctor, operator_scripts
+from .calls import PAGE, Asked, Call, Calls, as_bytes, digest_of, in_pages
+from .listing import Entry, Listing, cursor_of, parsed_cursor
+from .lua import DIGEST, LETTERS
+
+__all__ = ["OperatorVerbs"]
+
+_STATUSES: Final = {letter: status for status, letter in LETTERS.items()} | {"h": "held", "e": "expired"}
+_LIVE: Final = frozenset({"running", "queued"})
+_REMEMBERED: Final = 1000  # unreadable records that were logged
+_log = logging.getLogger("flowcore")
+
+
+class OperatorVerbs(Calls):
+    """Listings, and what operators decide."""
+
+    def _look(self) -> Asked[None]:
+        """Before the first listing: a store with another number of shards would list a part of the runs only."""
+        if not self._entered and not self._looked:
+            yield from self._enter(writes=False)
+            self._looked = True
+
+    # -- listings ------------------------------------------------------------------------------------------------------
+
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Asked[Page]:
+        """Resumable runs of these workflows that have no live owner and whose `not_before` has come: heads, the longest due
+        first. `after`: the cursor of the page before. Unreadable records are logged once and left out."""
+        check_listing(None, limit, "list_resumable")
+        yield from self._look()
+        listing = Listing(
+            operator_scripts.DUE,
+            (b"open", b"index"),
+            parsed_cursor(after),
+            list(map(as_bytes, workflows)),
+            self._shards,
+        )
+        page = Page()
+        if workflows:
+            yield from self._fill(page, listing, limit, self._is_due)
+        return page
+
+    def _is_due(self, record: RunRecord, now: int) -> bool:
+        if record.problem is not None:
+            if len(self._unreadable) < _REMEMBERED and record.run_id not in self._unreadable:
+                self._unreadable.add(record.run_id)
+                _log.warning("run %s cannot be recovered: %s", safe_repr(record.run_id), record.problem)
+            return False
+        due = record.not_before
+        if due is None and record.status in _LIVE:
+            due = record.expires
+        return not record.held and not is_over(record.status) and (due or 0.0) <= now / 1e6 + 1e-6
+
+    def list_runs(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Asked[Page]:
+        """A page of runs, the newest first, without values, results and steps (`get_run` has them). `status`: of the run, or
+        "held", or "expired" for a running one whose lease has expired; `older_than`: seconds since it started; `text`: a part
+        of its key; `limit=None`: all. A record that cannot be read is listed with its `problem`.
+
+        Raises DefinitionError for an unknown status.
+        """
+        check_listing(status, limit)
+        age = 0 if older_than is None else microseconds(seconds(older_than, "list_runs(older_than=)"))
+        letters = {None: "", "held": "", "expired": "r"}.get(status, LETTERS.get(str(status), ""))
+        only = {"held": "h", "expired": "e"}.get(str(status), "")
+        arguments = [age, letters, only, "" if workflow is None else f"={workflow}"]
+        yield from self._look()
+        listing = Listing(
+            operator_scripts.LIST,
+            (b"started", b"open", b"index"),
+            parsed_cursor(after),
+            arguments,
+            self._shards,
+            newest=True,
+        )
+        page = Page()
+
+        def wanted(record: RunRecord, now: int) -> bool:
+            if record.problem is not None:
+                return True
+            return (status is None or _counts_as(record, status, now)) and (text is None or text in record.key)
+
+        yield from self._fill(page, listing, limit, wanted)
+        return page
+
+    def _fill(
+        self, page: Page, listing: Listing, limit: int | None, wanted: Callable[[RunRecord, int], bool]
+    ) -> Asked[None]:
+        """Read runs from a listing until the page is full; its cursor is set if there is a next one."""
+        number, last = PAGE if limit is None else min(PAGE, limit + 1), ""
+        while entries := (yield from self._next(listing, number)):
+            for entry, now, record in (yield from self._heads(entries)):
+                if wanted(record, now):
+                    if len(page) == limit:
+                        page.cursor = last
+                        return
+                    page.append(record)
+                    last = cursor_of(entry)
+            number = PAGE
+
+    def _next(self, listing: Listing, number: int) -> Asked[list[Entry]]:
+        """The next entries of a listing, merged from all shards."""
+        taken: list[Entry] = []
+        while True:
+            taken += listing.take(number - len(taken))
+            if len(taken) == number:
+                return taken
+            for cursor, shards in listing.wanting():
+                for some in in_pages(shards, self._at_once):
+                    keys = [self._prefixes[shard] + name for shard in some for name in listing.names]
+                    listing.calls.append((some, (keys, listing.arguments_from(cursor, number))))
+            if not listing.calls:
+                return taken
+            replies = yield from self._run_all(listing.script, [call for _, call in listing.calls], reads=True)
+            listing.add(replies)
+
+    def counts(self) -> Asked[dict[tuple[str, str], int]]:
+        """How many runs are not over, by workflow and status: queued, running, expired, parked, incomplete, held."""
+        yield from self._look()
+        calls: list[Call] = [(keys, []) for _, keys in self._over_shards(range(self._shards), b"open", b"index")]
+        numbers: dict[tuple[str, str], int] = {}
+        for reply in (yield from self._run_all(operator_scripts.COUNT, calls, reads=True)):
+            for workflow, letter, number in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+                name = workflow.decode(errors="replace"), _STATUSES[letter.decode()]
+                numbers[name] = numbers.get(name, 0) + number
+        return numbers
+
+    def get_run(self, run_id: str, /) -> Asked[RunRecord]:
+        """The record of a run; raises RunNotFound."""
+        yield from self._look()
+        groups = list(self._over_shards(range(self._shards), b"index"))
+        calls: list[Call] = [(keys, [run_id]) for _, keys in groups]
+        replies = yield from self._run_all(operator_scripts.LOCATE, calls, reads=True)
+        for (shards, _), reply in zip(groups, replies, strict=True):
+            for shard, entry in zip(shards, reply, strict=True):
+                if entry:
+                    place = shard, entry[:DIGEST]
+                    (found,) = yield from self._read([place], heads=False)
+                    key = self._key_of(found, place)
+                    record = self._record(key, found)
+                    if record is not None and record.run_id == run_id:
+                        return record
+        raise RunNotFound(f"no run {safe_repr(run_id)} in this store: it is unknown, or its retention is over.")
+
+    def _heads(self, entries: Sequence[Entry]) -> Asked[list[tuple[Entry, int, RunRecord]]]:
+        """The heads of these runs, in order, each with the server's time. Entries that have lost their record are forgotten."""
+        found: list[tuple[Entry, int, RunRecord]] = []
+        gone: list[Entry] = []
+        replies = yield from self._read([(entry.shard, entry.digest) for entry in entries], heads=True)
+        for entry, reply in zip(entries, replies, strict=True):
+            key = self._key_of(reply, (entry.shard, entry.digest))
+            try:
+                answer = self._answer(reply, key)
+                record = None if answer.word == "missing" else self._encoding.decode(key, answer.fields)
+            except CorruptRecord as error:
+                found.append((entry, 0, _unreadable(key, entry, str(error))))
+                continue
+            if record is not None and as_bytes(record.run_id) == entry.run_id:
+                found.append((entry, answer.now, record))
+            else:
+                gone.append(entry)
+        try:
+            yield from self._forget(gone)
+        except StoreError as error:  # such as a user who may only read
+            _log.debug("entries of %d vanished runs stay in the index: %s", len(gone), error)
+        return found
+
+    def _key_of(self, reply: Sequence[bytes], place: tuple[int, bytes]) -> str:
+        """The key that a record names, if it is its own: else the Redis key of the record."""
+        try:
+            key = self._field(reply, b"key")
+        except ValueError:
+            key = b""
+        return (key if digest_of(key) == place[1] else self._run_key(*place)).decode(errors="replace")
+
+    # -- the index -----------------------------------------------------------------------------------------------------
+
+    def _forget(self, entries: Collection[Entry]) -> Asked[int]:
+        """Take those entries out of the index that have no record any more; returns how many these were."""
+        by_shard: dict[int, list[Entry]] = {}
+        for entry in entries:
+            by_shard.setdefault(entry.shard, []).append(entry)
+        calls: list[Call] = []
+        for shard, those in by_shard.items():
+            for page in in_pages(those, PAGE):
+                names = [self._prefixes[shard] + name for name in (b"open", b"ended", b"started", b"index")]
+                runs = [self._run_key(shard, entry.digest) for entry in page]
+                calls.append(([*names, *runs], [entry.run_id for entry in page]))
+        replies = yield from self._run_all(operator_scripts.FORGET, calls)
+        return sum(gone for (gone,) in replies)
+
+    def gc(self) -> Asked[int]:
+        """Redis itself forgets what is past its retention: take it out of the index now, and whatever else has vanished;
+        returns how many runs are left."""
+        yield from self._look()
+        left = 0
+        places = dict.fromkeys(range(self._shards), 0)
+        while places:
+            calls: list[Call] = []
+            for shard, first in places.items():
+                keys = [self._prefixes[shard] + name for name in (b"open", b"ended", b"started", b"index")]
+                calls.append((keys, [first]))
+            replies = yield from self._run_all(operator_scripts.MEMBERS, calls)
+            places, asked = {}, places
+            for (shard, first), (more, *texts) in zip(asked.items(), replies, strict=True):
+                entries = [Entry(shard, one, text[:DIGEST], "0") for one, text in _pairs(texts)]
+                gone = yield from self._forget(entries)
+                left += len(entries) - gone
+                if more:
+                    places[shard] = max(0, first + PAGE - gone)
+        return left
+
+    def doctor(self, *, deep: bool = False) -> Asked[dict[str, str | int | float]]:
+        """What an operator should know of this store: `unknown` where the server does not say, or an ACL forbids to ask;
+        and how many runs are not over, by status. `deep` changes nothing: Redis has no check of its own."""
+        known: dict[str, str | int | float] = {**(yield from doctor.examine())}
+        known["shards"] = self._shards
+        try:
+            counts = yield from self.counts()
+        except StoreUnavailable:  # such as a user who may not run scripts
+            return {**known, **dict.fromkeys(OPEN, "unknown")}
+        return {**known, **{word: sum(n for (_, status), n in counts.items() if status == word) for word in OPEN}}
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    def release(self, key: str, /, *, force: bool = False) -> Asked[None]:
+        """Discard the run behind a key, so that the next call starts afresh.
+
+        Raises RunNotFound for an unknown key, and StoreError for a run in progress, unless forced: then its owner is
+        fenced off. A corrupted record is discarded by force too.
+        """
+        way_out = f"cancel it first with store.cancel({safe_repr(key)}), or release it with force=True"
+        yield from self._decide(
+            operator_scripts.RELEASE, "release", key, "1" if force else "", self._retention, way_out
+        )
+
+    def hold(self, key: str, /, reason: str | None = None) -> Asked[None]:
+        """Refuse the key until `release`, `resume` or `undo`; `reason` is kept in the record. Raises RunNotFound for an
+        unknown key, and StoreError for a run in progress."""
+        yield from self._order("hold", key, reason)
+
+    def resume(self, key: str, /) -> Asked[None]:
+        """Have the next caller, or recovery, resume a run that is held, parked, incomplete or has no live owner, or that
+        failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
+        yield from self._order("resume", key, None)
+
+    def undo(self, key: str, /) -> Asked[None]:
+        """As `resume`, but the run is undone. A running run is cancelled and undone by its owner."""
+        yield from self._order("undo", key, None)
+
+    def cancel(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
+        """Cancel a run: its owner hears of it with its next renewal or checkpoint; one without a live owner is undone by
+        the next. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        yield from self._order("cancel", key, reason)
+
+    def _order(self, verb: str, key: str, reason: str | None) -> Asked[None]:
+        way_out = f"cancel it first with store.cancel({safe_repr(key)})"
+        yield from self._decide(operator_scripts.DECIDE, verb, key, verb, clipped_reason(reason), way_out)
+
+    def _decide(self, script: Any, verb: str, key: str, first: str, second: str | int, way_out: str) -> Asked[None]:
+        yield from self._look()
+        answer = yield from self._run(script, key, self._keys(key), first, second)
+        if answer.word == "missing":
+            raise RunNotFound(f"no run with key {safe_repr(key)} in this store.")
+        if answer.word == "done":
+            return
+        record = self._encoding.decode(key, answer.fields)
+        if answer.word == "busy":
+            raise StoreError(
+                f"key {safe_repr(key)} belongs to run {record.run_id}, which is {record.status}: {way_out}."
+            )
+        raise StoreError(
+            f"key {safe_repr(key)} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left "
+            f"to {verb}."
+        )
+
+
+def _unreadable(key: str, entry: Entry, problem: str) -> RunRecord:
+    return RunRecord(
+        key,
+        entry.run_id.decode(errors="replace"),
+        entry.workflow.decode(errors="replace"),
+        None,
+        "",
+        started=float(entry.score) / 1e6,
+        problem=problem,
+    )
+
+
+def _counts_as(record: RunRecord, status: str, now: int) -> bool:
+    """Whether an operator who asks for this status means this run too."""
+    if status == "held":
+        return record.held
+    if status == "expired":
+        return record.status == "running" and (record.expires or 0.0) * 1e6 <= now
+    return record.status == status
+
+
+def _pairs(texts: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    return zip(texts[::2], texts[1::2], strict=True)
