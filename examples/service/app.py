@@ -5,10 +5,11 @@
 Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
 
     201  done; with `Idempotent-Replayed: true` it is the stored answer of an earlier request
-    400  no key
+    400  no key, or one that is not 1 to 255 printable ASCII characters
     402  the card was declined                          (what had been done was undone)
     409  the same order is being worked on right now    (`Retry-After` says when to ask again)
     410  sold out
+    413  the order is larger than any order is
     422  the key was used for another order
     502  the gateway or the carrier gave up on us       (what had been done was undone)
     503  the store does not answer                      (ask again with the same key: the order goes on from there)
@@ -19,6 +20,10 @@ request, and a replay's `Original-Trace-Id` that of the request which did the wo
 Told to stop, the service finishes what it has begun. Killed, it forgets the orders in flight, and the answers it gave,
 where its runs are kept in memory (the default). With `--store sqlite:PATH` or a Redis they outlive it: within one and a
 half times the lease another process of it, or the next one, has gone on with each order from where it stood.
+
+A key belongs to the account that sent it: two accounts that send one key place two orders, and neither can replay, block or
+find out about the other's. What this example leaves out: authentication (the header `X-Account` stands for who is logged in,
+and a real service never trusts such a header), TLS, and limits on how much one client may ask for.
 
 Spans are written to a file of JSON lines, and sent on with OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.
 """
@@ -67,7 +72,13 @@ from stores import known, opened
 OPENING_STOCK = {"mug": 500, "shirt": 400, "lamp": 200, "poster": 12}
 LEASE = 10.0  # seconds
 SOON = 2.0  # seconds, at most, until a client may ask again: a lease may be long, an order hardly is
-FAILURES = {"Declined": (402, "declined"), "SoldOut": (410, "sold-out"), "NoAnswer": (502, "no-answer")}
+FAILURES = {
+    "Declined": (402, "declined", "The card was declined."),
+    "SoldOut": (410, "sold-out", "There is not enough left of it."),
+    "NoAnswer": (502, "no-answer", "A partner of ours did not answer; the order was taken back."),
+}
+"""error type -> status, kind, and what the client may know: a message may hold what is not for clients"""
+LARGEST = 16_384  # bytes of a request's body
 
 
 class Order(BaseModel):
@@ -114,19 +125,23 @@ def create_app(
         provider.shutdown()  # writes the last spans
 
     app = FastAPI(title="Checkout", lifespan=lifespan)
+    app.add_middleware(SmallBodies)
     app.router.routes.append(Route("/metrics", ExactPath(make_asgi_app(registry))))
 
     @app.post("/orders", status_code=201)
     async def place_order(
-        order: Order, request: Request, idempotency_key: Annotated[str | None, Header()] = None
+        order: Order,
+        request: Request,
+        idempotency_key: Annotated[str | None, Header()] = None,
+        x_account: Annotated[str, Header(pattern=r"^[\w.-]{1,64}$")] = "guest",
     ) -> JSONResponse:
-        if not idempotency_key:
-            return problem(400, "no-key", "Send an Idempotency-Key header: one order, one key.")
+        if idempotency_key is None or not is_a_key(idempotency_key):
+            return problem(400, "no-key", "Send an Idempotency-Key header of 1 to 255 printable ASCII characters.")
         engine: AsyncEngine = request.app.state.engine
         caller = propagate.extract(request.headers)
         with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
-            values = {"ref": idempotency_key, **order.model_dump()}
-            run = await engine.run(workflow, values, idempotency_key=idempotency_key, check=False)
+            key = f"{x_account}/{idempotency_key}"  # it is also among the values, and so in the fingerprint
+            run = await engine.run(workflow, {"ref": key, **order.model_dump()}, idempotency_key=key, check=False)
             answered = answer(run)
             answered.headers.update(traced(run))
             return answered
@@ -161,12 +176,12 @@ def answer(run: Run) -> JSONResponse:
         case RunParked():
             return out_of_order()
         case RunFailed() as error:  # a process that has died met with it, and left its name
-            name, detail = error.error_type, error.message
+            name = error.error_type
         case error:
-            name, detail = type(error).__name__, str(error)
+            name = type(error).__name__
     if name not in FAILURES:
         raise run.error
-    status, kind = FAILURES[name]
+    status, kind, detail = FAILURES[name]
     return problem(status, kind, detail, run=run.id)
 
 
@@ -192,6 +207,30 @@ def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None 
     """An answer in the form of RFC 9457."""
     body = {"type": f"/problems/{kind}", "status": status, "detail": detail, **more}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def is_a_key(text: str) -> bool:
+    """Whether a client may send this as its Idempotency-Key."""
+    return 0 < len(text) <= 255 and text.isascii() and text.isprintable()
+
+
+class SmallBodies:
+    """Refuses a request whose body is larger than any order is, before it is read into memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        chunked = b"transfer-encoding" in dict(scope["headers"])
+        if chunked or (length and not (length.isdigit() and int(length) <= LARGEST)):
+            refusal = problem(413, "too-large", f"The body of an order has at most {LARGEST} bytes, and says how many.")
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class ExactPath:

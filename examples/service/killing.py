@@ -59,6 +59,7 @@ class Killing:
             Line(number, "caught", key, ORDER | case.special, (201,) if case.at_last is DONE else (502,))
             for number, (key, case) in enumerate(self._cases.items(), start=1)
         ]
+        self._cases = {line.ref: self._cases[line.key] for line in self._lines}
 
     def run(self, lines: Sequence[Line], clients: int, *again: str) -> list[Answer]:
         """Kill the service while it works on `lines`, start it with the options `again`; answers what all were told."""
@@ -79,8 +80,8 @@ class Killing:
             finally:
                 others.patient = False
         answers += replay(self._service.port, self._lines)
-        keys = {answer.line.key for answer in answers}
-        left = [f"{record.key}: {_in_words(record)}" for record in self._unfinished() if record.key in keys]
+        refs = {answer.line.ref for answer in answers}
+        left = [f"{record.key}: {_in_words(record)}" for record in self._unfinished() if record.key in refs]
         self._story.check(
             not left,
             f"the clients of {len(others.cut_off)} more asked again, with the same key; no order is left in between",
@@ -128,8 +129,8 @@ class Killing:
         for key, name in zip(self._cases, CASES, strict=True):
             entries, record = self._stands(key)
             story.say(f"  {name:<10}{', '.join(entries):<33}{record}")
-        keys = {line.key for line in lines}
-        others = sum(record.key in keys for record in self._unfinished())
+        refs = {line.ref for line in lines}
+        others = sum(record.key in refs for record in self._unfinished())
         story.say(f"  others in flight, wherever they were just then: {others}")
 
     def _tell_takeover(self, killed: float) -> None:

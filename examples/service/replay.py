@@ -27,6 +27,11 @@ class Line:
     expect: tuple[int, ...]
     when: str | None = None
 
+    @property
+    def ref(self) -> str:
+        """What the service calls the order: its account, here that of a guest, and the key."""
+        return f"guest/{self.key}"
+
 
 @dataclass(frozen=True)
 class Answer:

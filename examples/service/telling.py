@@ -128,7 +128,7 @@ def tell_books(story: Story, answers: list[Answer], books: Audit) -> None:
         "none shipped unpaid",
         books.faults,
     )
-    told = {answer.line.key for answer in answers if answer.status == 201}
+    told = {answer.line.ref for answer in answers if answer.status == 201}
     wrong = told ^ books.shipped
     story.check(
         not wrong,

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from running import DemoError, serving
 from timeline import read_spans
 
 SERVICE = Path(make_orders.__file__).parent
+TAKEN_BACK = "A partner of ours did not answer; the order was taken back."
 MUG = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
 
 Post = Callable[..., Coroutine[Any, Any, httpx.Response]]
@@ -64,6 +65,51 @@ def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+# -- keys and bodies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9".encode().decode("latin-1"), "a\tb"])
+def test_a_key_that_is_none_is_refused(ledger: Path, key: str) -> None:
+    async def talk(post: Post, client: httpx.AsyncClient) -> None:
+        headers = {b"Idempotency-Key": key.encode("latin-1")}
+        assert (await client.post("/orders", json=MUG, headers=headers)).status_code == 400
+
+    with_service(ledger, talk)
+
+
+def test_a_key_belongs_to_the_account_that_sent_it(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        mine = await post("k", {"X-Account": "ann"})
+        theirs = await post("k", {"X-Account": "bob"}, quantity=3)
+        assert (mine.status_code, theirs.status_code) == (201, 201), (
+            "one may neither block nor find out about the other"
+        )
+        assert "Idempotent-Replayed" not in theirs.headers
+        assert mine.json()["run"] != theirs.json()["run"]
+
+    with_service(ledger, talk)
+
+
+def test_an_account_cannot_name_a_key_of_another(ledger: Path) -> None:
+    async def talk(post: Post, _: httpx.AsyncClient) -> None:
+        assert (await post("k", {"X-Account": "ann/x"})).status_code == 422
+
+    with_service(ledger, talk)
+
+
+def test_a_body_larger_than_any_order_is_refused(ledger: Path) -> None:
+    async def talk(post: Post, client: httpx.AsyncClient) -> None:
+        assert (await post("k", address="x" * 20_000)).status_code == 413
+
+        async def endless() -> AsyncIterator[bytes]:
+            yield b"{"
+
+        refused = await client.post("/orders", content=endless(), headers={"Idempotency-Key": "k"})
+        assert refused.status_code == 413
+
+    with_service(ledger, talk)
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
@@ -84,11 +130,11 @@ def test_replay_is_the_stored_answer_and_says_so(ledger: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "status", "kind", "detail"),
     [
-        ({"card": "tok_declined"}, 402, "declined", "the bank declined the card"),
-        ({"sku": "unicorn"}, 410, "sold-out", "1 unicorn wanted, 0 left"),
-        ({"card": "tok_black_hole"}, 502, "no-answer", "the card gateway hung up before it replied"),
-        ({"address": "island"}, 502, "no-answer", "no ferry to the island today"),
-        ({"address": "island, refund flaky"}, 502, "no-answer", "no ferry to the island today"),
+        ({"card": "tok_declined"}, 402, "declined", "The card was declined."),
+        ({"sku": "unicorn"}, 410, "sold-out", "There is not enough left of it."),
+        ({"card": "tok_black_hole"}, 502, "no-answer", TAKEN_BACK),
+        ({"address": "island"}, 502, "no-answer", TAKEN_BACK),
+        ({"address": "island, refund flaky"}, 502, "no-answer", TAKEN_BACK),
     ],
 )
 def test_failed_order_is_explained_and_has_cost_nobody_anything(
@@ -118,7 +164,7 @@ def test_trouble_that_passes_is_not_noticed(ledger: Path, changes: dict[str, Any
     with_service(ledger, talk)
 
     books = audit(ledger)
-    assert (books.faults, books.charged, books.shipped) == ([], 1200, {"k"})
+    assert (books.faults, books.charged, books.shipped) == ([], 1200, {"guest/k"})
 
 
 def test_key_of_another_order_is_refused(ledger: Path) -> None:
@@ -252,7 +298,7 @@ def test_books_add_up_after_eight_clients_at_once(tmp_path: Path) -> None:
 
     assert [answer.line for answer in answers if not answer.expected] == []
     assert first.faults == []
-    assert first.shipped == {answer.line.key for answer in answers if answer.status == 201}
+    assert first.shipped == {answer.line.ref for answer in answers if answer.status == 201}
     assert Counter((answer.status, answer.replayed) for answer in again) == {(201, True): len(again)}
     assert (second.faults, second.charged, second.refunded) == ([], first.charged, first.refunded)
 
@@ -298,7 +344,7 @@ def test_charge_that_ignores_its_key_is_found(ledger: Path, monkeypatch: pytest.
 
     with_service(ledger, talk)
 
-    assert "order k was charged again while its first charge stood" in audit(ledger).faults
+    assert "order guest/k was charged again while its first charge stood" in audit(ledger).faults
 
 
 def test_refund_that_does_nothing_is_found(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +355,7 @@ def test_refund_that_does_nothing_is_found(ledger: Path, monkeypatch: pytest.Mon
 
     with_service(ledger, talk)
 
-    assert audit(ledger).faults == ["order k was charged 1200 cents, but neither shipped nor refunded"]
+    assert audit(ledger).faults == ["order guest/k was charged 1200 cents, but neither shipped nor refunded"]
 
 
 # -- OTLP --------------------------------------------------------------------------------------------------------------

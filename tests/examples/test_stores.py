@@ -70,7 +70,7 @@ def test_operator_can_look_into_the_store_of_the_service(tmp_path: Path, store: 
     with looked_into(store) as runs:
         (record,) = runs.list_runs(workflow="checkout")
     assert isinstance(runs, SQLiteStore | RedisStore)
-    assert (record.key, record.status) == ("k", "success")
+    assert (record.key, record.status) == ("guest/k", "success")
 
 
 def test_order_is_refused_while_the_store_is_gone_and_taken_once_it_is_back(
@@ -96,8 +96,8 @@ def test_order_is_refused_while_the_store_is_gone_and_taken_once_it_is_back(
 @pytest.mark.parametrize(
     ("error", "status", "kind", "detail"),
     [
-        (RunFailed(error_type="Declined", error_message="the bank said no"), 402, "declined", "the bank said no"),
-        (RunFailed(error_type="NoAnswer", error_message="no ferry"), 502, "no-answer", "no ferry"),
+        (RunFailed(error_type="Declined", error_message="the bank said no"), 402, "declined", "The card was declined."),
+        (RunFailed(error_type="NoAnswer", error_message="no ferry"), 502, "no-answer", "taken back"),
         (LeaseLost(), 409, "in-progress", "This order is being worked on."),
         (RunParked(), 503, "out-of-order", "Our own books cannot be reached"),
     ],
