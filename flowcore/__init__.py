@@ -45,11 +45,12 @@ from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger
 from .retry import Backoff, Retry
 from .run import Run, StepReport
 from .status import Status
-from .step import Landed, NotLanded
+from .step import Landed, NotLanded, Step
 from .stores import MemoryStore
-from .workflow import Step, Workflow
+from .workflow import NO_KEY, Workflow
 
 __all__ = [
+    "NO_KEY",
     "SKIP_RUN",
     "AsyncEngine",
     "AsyncStepInSyncEngine",

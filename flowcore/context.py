@@ -7,24 +7,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
 
-from .errors import DefinitionError, safe_repr
+from .errors import DefinitionError, NoResult, safe_repr
 
 if TYPE_CHECKING:
-    from .errors import NoResult
-    from .plan import Node
-    from .workflow import Step
+    from .plan import Node, Plan
+    from .step import Step
+    from .workflow import Workflow
 
 __all__ = ["AttemptContext", "Context"]
+
+if TYPE_CHECKING:
+    # Type checkers know typing_extensions without its being installed; the default is for them alone.
+    from typing_extensions import TypeVar as InputTypeVar
+
+    I = InputTypeVar("I", default=Any)  # noqa: E741 - the input, as R is the result
+else:
+    I = TypeVar("I")  # noqa: E741
 
 R = TypeVar("R")
 D = TypeVar("D")
 _MISSING: Final = object()
+_CONTAINERS: Final = frozenset({list, set, tuple})
 
 
 class Writes(Protocol):
-    """Who is told of writes, where a durable store is to know of them."""
+    """What collects the writes of steps for a durable store."""
 
     def wrote(self, step: str, key: Any, value: Any) -> None: ...
     def deleted(self, step: str, key: Any) -> None: ...
@@ -32,6 +41,14 @@ class Writes(Protocol):
 
 class RunView(Protocol):
     """What a Context needs of the run behind it."""
+
+    input: Any
+    """of Workflow(input=); None until it is asked for"""
+
+    @property
+    def workflow(self) -> Workflow[Any]: ...
+    @property
+    def plan(self) -> Plan: ...
 
     @property
     def run_id(self) -> str: ...
@@ -55,13 +72,13 @@ class RunView(Protocol):
     def step_key(self, step: str, *, undo: bool) -> str: ...
 
 
-class Context(MutableMapping[Any, Any]):
+class Context(MutableMapping[Any, Any], Generic[I]):
     """The run's values (initial ones and what steps write), plus `ctx[step]`, the result of an earlier step.
 
     One per attempt; all attempts of a run share the values. Thread-safe: a write is visible to every step at once, and
-    `setdefault`, `pop`, `update` and their like are atomic. Changing a value in place is not seen as a write. `ctx[step]`
-    raises NoResult, saying why, where a step has no result; `ctx.get(step, default)` never raises. `ctx["name"]` is the
-    value of that key, else the result of the step of that name.
+    `setdefault`, `pop`, `update` and their like are atomic. `ctx[step]` raises NoResult, saying why, where a step has no
+    result or this step does not depend on it; `ctx.get(step, default)` never raises. `ctx["name"]` is the value of that
+    key, else the result of the step of that name; a write to the name of a step is refused.
     """
 
     __slots__ = ("_run", "node")
@@ -87,6 +104,20 @@ class Context(MutableMapping[Any, Any]):
         return self._run.run_id
 
     @property
+    def input(self) -> I:
+        """The run's input, of the type of `Workflow(input=)`. Raises DefinitionError for a workflow without one."""
+        run = self._run
+        if run.input is None:
+            kind = run.workflow.input
+            if kind is None:
+                raise DefinitionError(
+                    f"workflow {safe_repr(run.workflow.name)} has no input=. Use ctx[key] for its initial values."
+                )
+            with run.lock:
+                run.input = run.input or kind.build(run.values)
+        return cast("I", run.input)
+
+    @property
     def step_key(self) -> str:
         """A key for this step's effect: the same for every attempt and after every takeover, another for its undo.
 
@@ -106,8 +137,8 @@ class Context(MutableMapping[Any, Any]):
 
     @property
     def cancelled(self) -> bool:
-        """True once nobody waits for this attempt any more: it timed out, or its run was cancelled. Look now and then
-        in a long sync step, and return early. An undo is never cancelled, but may time out."""
+        """True once this attempt was given up: it timed out, or its run was cancelled. A long sync step should check it
+        regularly and return early. An undo is never cancelled, but may time out."""
         return self._run.interrupted
 
     @overload
@@ -121,6 +152,11 @@ class Context(MutableMapping[Any, Any]):
         name = self._run.step_meant(key, self.step)
         if name is None:
             raise self._run.unknown(key)
+        if not self._sees(name):
+            raise NoResult(
+                f"step {safe_repr(self.step)} has no result of step {safe_repr(name)}: {safe_repr(self.step)} does not "
+                f"depend on {safe_repr(name)}. Add it to depends_on=."
+            )
         value = self._run.results.get(name, _MISSING)
         if value is _MISSING:
             raise self._run.no_result(name)
@@ -138,12 +174,17 @@ class Context(MutableMapping[Any, Any]):
         if value is not _MISSING:
             return value
         name = self._run.step_meant(key, self.step)
-        return default if name is None else self._run.results.get(name, default)
+        return default if name is None or not self._sees(name) else self._run.results.get(name, default)
+
+    def _sees(self, name: str) -> bool:
+        """Whether a step's result is for this one: whether it depends on it. An undo sees every recorded result."""
+        return name in self.node.direct or self._undo or self._run.plan.precedes(name, self.node)
 
     def __contains__(self, key: object) -> bool:
         if key in self._run.values:
             return True
-        return not isinstance(key, str) and self._run.step_meant(key, self.step) in self._run.results
+        name = None if isinstance(key, str) else self._run.step_meant(key, self.step)
+        return name is not None and self._sees(name) and name in self._run.results
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self._run.values))
@@ -164,11 +205,24 @@ class Context(MutableMapping[Any, Any]):
             self._remove(key)
 
     def _set(self, key: Any, value: Any) -> None:
+        if key in self._run.plan.by_name:
+            raise step_name_taken(key, f"step {safe_repr(self.step)} writes to it")
+        if self._run.workflow.input is not None:
+            self._refuse_field(key)
         self._run.values[key] = value
         if self._run.ledger is not None:
             self._run.ledger.wrote(self.step, key, value)
 
+    def _refuse_field(self, key: Any) -> None:
+        kind = self._run.workflow.input
+        if kind is not None and key in kind.fields:
+            raise DefinitionError(
+                f"step {safe_repr(self.step)} cannot change {safe_repr(key)}, a field of the run's input. Write to another key."
+            )
+
     def _remove(self, key: Any) -> Any:
+        if self._run.workflow.input is not None:
+            self._refuse_field(key)
         value = self._run.values.pop(key)
         if self._run.ledger is not None:
             self._run.ledger.deleted(self.step, key)
@@ -176,12 +230,12 @@ class Context(MutableMapping[Any, Any]):
 
     # MutableMapping builds these from several calls; under the lock each is one.
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
-        """Remove a key and answer its value, or `default`; atomic."""
+        """Remove a key and return its value, or `default`; atomic."""
         with self._run.lock:
             return default if default is not _MISSING and key not in self._run.values else self._remove(key)
 
     def popitem(self) -> tuple[Any, Any]:
-        """Remove and answer some (key, value); atomic."""
+        """Remove and return some (key, value); atomic."""
         with self._run.lock:
             key = next(reversed(self._run.values), _MISSING)
             if key is _MISSING:
@@ -220,7 +274,7 @@ class Context(MutableMapping[Any, Any]):
         return f"<Context of step {safe_repr(self.step)}, attempt {self.attempt}, {len(self)} values>"
 
 
-class AttemptContext(Context):
+class AttemptContext(Context[Any]):
     """The context of an attempt that is not the plain first one of a step: a later one, one with a limit, an undo's."""
 
     __slots__ = ("_abandoned", "_undo", "attempt", "deadline")
@@ -239,14 +293,36 @@ class AttemptContext(Context):
         return self._abandoned or (self._run.interrupted and not self._undo)
 
     def abandon(self) -> None:
-        """For engines: nobody waits for this attempt any more, so `cancelled` is true from now on."""
+        """For engines: the attempt was given up, so `cancelled` is true from now on."""
         self._abandoned = True
 
 
 def initial(values: Mapping[Any, Any] | None) -> dict[Any, Any]:
-    """The run's own copy of its initial values."""
+    """The run's own dict of its initial values."""
     if values is None:
         return {}
     if not isinstance(values, Mapping):
         raise DefinitionError(f"a run's initial values must be a mapping such as a dict, not {type(values).__name__}.")
     return dict(values)
+
+
+def step_name_taken(key: object, how: str) -> DefinitionError:
+    """The error for a value whose key is the name of a step: ctx[key] would mean two things."""
+    return DefinitionError(f"key {safe_repr(key)} is the name of step {safe_repr(key)}, and {how}. Rename one of them.")
+
+
+def own_copy(value: Any) -> Any:
+    """A value whose containers, dataclasses and models are copies, so that changing it in place does not reach the caller.
+
+    What is none of these, such as a connection, stays the object that it is.
+    """
+    kind = type(value)
+    if kind is dict:
+        return {key: own_copy(part) for key, part in value.items()}
+    if kind in _CONTAINERS:
+        return kind(map(own_copy, value))
+    if hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__"):
+        from copy import deepcopy
+
+        return deepcopy(value)
+    return value

@@ -33,10 +33,13 @@ A class's docstring is its default message, so ``raise LeaseLost()`` already rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from .run import Run
 
 __all__ = [
@@ -67,28 +70,38 @@ __all__ = [
     "StoreUnavailable",
     "UndoInterrupted",
     "UnknownDependency",
+    "error_message",
+    "portable",
     "safe_repr",
     "safe_str",
+    "survives_pickling",
 ]
 
 
+_BLANKS: Final = "\u00a0\u202f\u2007\u3000"
+"""blanks that are not printable to Python, and harmless"""
+
+
 def safe_repr(value: object, limit: int = 80) -> str:
-    """A value from outside, fit for one line of a message: a string quoted, all escaped, clipped to `limit` characters."""
+    """A value as part of one line of a message: a string quoted, all escaped, clipped to `limit` characters. Never raises."""
     if isinstance(value, str):
         if len(value) <= limit and value.isascii():
             return repr(value)
-        text = repr(value if len(value) <= limit else value[:limit] + "…")
-    else:
-        try:
-            text = repr(value)
-        except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
-            text = f"a {type(value).__name__} (its __repr__ raised {type(failure).__name__})"
-        text = text if len(text) <= limit else text[:limit] + "…"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        return _one_line(repr(value if len(value) <= limit else value[:limit] + "…"))
+    try:
+        text = repr(value)
+    except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
+        text = f"a {type(value).__name__} (its __repr__ raised {type(failure).__name__})"
+    return _one_line(text if len(text) <= limit else text[:limit] + "…")
 
 
 def safe_str(error: BaseException, limit: int = 1024) -> str:
-    """What `str(error)` says, whatever happens in it: a hostile `__str__` must not take a run down."""
+    """`error_message` as part of one line: line breaks and control characters are escaped. Never raises."""
+    return _one_line(error_message(error, limit))
+
+
+def error_message(error: BaseException, limit: int = 1024) -> str:
+    """`str(error)` as it is, clipped to `limit` characters. Never raises."""
     try:
         text = str(error)
     except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
@@ -96,11 +109,59 @@ def safe_str(error: BaseException, limit: int = 1024) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
+def _one_line(text: str) -> str:
+    """The same text, with all that could begin a line or steer a terminal escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in _BLANKS else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def portable(error: BaseException | None) -> BaseException | None:
+    """The error itself if another process can unpickle it, else a RunFailed with its type, message and traceback."""
+    if error is None:
+        return None
+    if survives_pickling(error):
+        return error
+    import traceback
+
+    name, message = type(error).__name__, error_message(error)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - an exception may be anything
+        text = ""
+    return RunFailed(f"{name}: {message}", error_type=name, error_message=message, traceback_text=text)
+
+
+def survives_pickling(value: object) -> bool:
+    """Whether a value comes back from pickle as one of its type."""
+    import pickle
+
+    try:
+        return type(pickle.loads(pickle.dumps(value))) is type(value)  # noqa: S301 - what was written a moment ago
+    except Exception:  # noqa: BLE001 - foreign code runs here, and any error of it means no
+        return False
+
+
+def _unpickled(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """An error as it was pickled. Its __init__ is not called: it would make the message anew."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__cause__ = state.pop("__cause__", None)
+    error.__dict__.update(state)
+    return error
+
+
 class FlowcoreError(Exception):
     """Something went wrong inside flowcore."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message if message is not None else (type(self).__doc__ or "").strip())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {**self.__dict__, "__cause__": portable(self.__cause__)}
+        return _unpickled, (type(self), self.args, state)
 
 
 class DefinitionError(FlowcoreError):
@@ -116,7 +177,7 @@ class UnknownDependency(DefinitionError):
 
 
 class DependencyCycle(DefinitionError):
-    """Steps depend on each other in a circle."""
+    """The dependencies of the steps form a cycle."""
 
 
 class AsyncStepInSyncEngine(FlowcoreError):
@@ -135,13 +196,13 @@ class IdempotencyError(FlowcoreError):
 
 
 class IdempotencyInProgress(IdempotencyError):
-    """Another run with this idempotency key is still going on.
+    """Another run with this idempotency key is still in progress.
 
-    `retry_after`: seconds after which asking again makes sense. `run_id`: the run that holds the key.
+    `retry_after`: seconds after which a retry makes sense. `run_id`: the run that holds the key.
     """
 
     def __init__(self, message: str | None = None, *, retry_after: float = 0.0, run_id: str = "") -> None:
-        super().__init__(message or "Another run with this idempotency key is still going on.")
+        super().__init__(message or "Another run with this idempotency key is still in progress.")
         self.retry_after = retry_after
         self.run_id = run_id
 
@@ -171,7 +232,7 @@ class UndoInterrupted(FlowcoreError):
 
 
 class CompensationFailed(FlowcoreError, ExceptionGroup):
-    """Some undo failed: what it should have undone still stands.
+    """At least one undo failed: the effect of its step remains.
 
     An ExceptionGroup of the undo errors, caused by (`__cause__`) the error that failed the run. `run` is the
     failed run, `failures` maps the step name to the error of its undo.
@@ -192,6 +253,13 @@ class CompensationFailed(FlowcoreError, ExceptionGroup):
     # The group keeps its message and its errors from __new__; FlowcoreError's __init__ would overwrite args.
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        errors = [portable(error) for error in self.exceptions]
+        places = {id(error): place for place, error in enumerate(self.exceptions)}
+        failures = {step: errors[places[id(error)]] for step, error in self.failures.items() if id(error) in places}
+        state = {**self.__dict__, "failures": failures, "__cause__": portable(self.__cause__)}
+        return _unpickled, (type(self), (self.message, errors), state)
+
     def derive(self, excs: Sequence[Any], /) -> Any:
         """Keep type, run and failures when the group is split, as `except*` does."""
         kept = {name: error for name, error in self.failures.items() if error in excs}
@@ -203,8 +271,8 @@ class CompensationFailed(FlowcoreError, ExceptionGroup):
 class RunFailed(FlowcoreError):
     """The run failed in another process.
 
-    `run`: its id. `step`: the step that failed it. `error_type`, `message`, `traceback_text`: what is known of
-    the error, as text.
+    `run`: its id. `step`: the step that failed it. `error_type`, `message`, `traceback_text`: the error, as
+    text.
     """
 
     def __init__(
@@ -241,11 +309,11 @@ class QueueFull(FlowcoreError):
 
 
 class RunParked(FlowcoreError):
-    """The run is parked: the next call with its key, or recover(), goes on with it."""
+    """The run is parked: it resumes on the next call with its key or on recover()."""
 
 
 class StoreError(FlowcoreError):
-    """The store could not do what was asked."""
+    """The store could not carry out an operation."""
 
 
 class RunNotFound(StoreError):
@@ -253,7 +321,7 @@ class RunNotFound(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer."""
+    """The store is temporarily unreachable."""
 
 
 class CorruptRecord(StoreError):
@@ -269,11 +337,49 @@ class Fatal(Exception):
 
 
 class RetryAfter(Exception):
-    """Raised by a step: make the next attempt after `seconds`, whatever the backoff says.
+    """Raised by a step: make the next attempt after `delay`, whatever the backoff says.
 
-    It does not add attempts: where none is left, the step has failed with this error.
+    `delay`: seconds, a timedelta, or the value of an HTTP Retry-After header (seconds, or a date, which is compared with
+    this machine's clock; a past one means at once). `seconds` has it as a float. Raises DefinitionError for anything
+    else. It adds no attempts: if none is left, the step has failed with this error.
     """
 
-    def __init__(self, seconds: float, message: str | None = None) -> None:
-        super().__init__(message or f"asked to be tried again after {seconds} s")
-        self.seconds = seconds
+    def __init__(self, delay: float | timedelta | str, message: str | None = None) -> None:
+        wait = _delay(delay)
+        super().__init__(message or f"retry after {wait:g} s")
+        self.seconds = wait
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _delay(given: Any) -> float:
+    if isinstance(given, str):
+        wait = _header_delay(given.strip())
+    else:
+        wait = given.total_seconds() if hasattr(given, "total_seconds") else given
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
+        raise DefinitionError(
+            f"RetryAfter takes seconds (0 or more), a timedelta or an HTTP Retry-After header, not {safe_repr(given)}."
+        )
+    try:
+        return float(wait)
+    except OverflowError:
+        return math.inf
+
+
+def _header_delay(header: str) -> float | None:
+    """Seconds by the value of a Retry-After header (RFC 9110, section 10.2.3), or None for what is neither form."""
+    digits = header.replace(".", "", 1)
+    if digits.isascii() and digits.isdigit():
+        return float(header)
+    # Imported with the first date: the email package costs more than all of flowcore.
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        moment = parsedate_to_datetime(header)
+    except (TypeError, ValueError):
+        return None
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return max(0.0, (aware - datetime.now(UTC)).total_seconds())

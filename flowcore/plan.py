@@ -6,32 +6,21 @@ all the rest of a small run.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from .errors import DependencyCycle, UnknownDependency, safe_repr
+from .functions import function_name, is_async, return_annotation
 
 if TYPE_CHECKING:
-    from .workflow import Compensation, Step
+    from .step import Compensation, Step
 
-__all__ = ["Node", "Plan", "function_name", "is_async"]
+__all__ = ["Node", "Plan"]
 
-_CYCLE_SHOWN = 20  # names of a cycle's path that fit in a message
-
-
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Whether calling `fn` gives a coroutine."""
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-
-
-def function_name(fn: Any) -> str:
-    """`module.qualname` of a step's function, for telemetry."""
-    try:
-        return f"{fn.__module__}.{fn.__qualname__}"
-    except AttributeError:  # an instance that can be called
-        return f"{type(fn).__module__}.{type(fn).__qualname__}"
+_UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
+_CYCLE_SHOWN: Final = 20  # names of a cycle's path that fit in a message
 
 
 class Node:
@@ -40,6 +29,7 @@ class Node:
     __slots__ = (
         "compensation",
         "dependencies",
+        "direct",
         "expected",
         "fn",
         "follows",
@@ -72,6 +62,7 @@ class Node:
         self.predecessors = predecessors
         self.successors: tuple[int, ...] = ()
         self.dependencies: tuple[str, ...] = ()
+        self.direct: frozenset[str] = frozenset(step.depends_on)
         self.retry = step.retry
         self.max_attempts = 1 if step.retry is None else step.retry.attempts
         self.timeout = step.timeout
@@ -97,11 +88,14 @@ class Node:
 
 
 class Plan:
-    """All nodes in definition order, plus what is the same for every run of the workflow. Immutable."""
+    """All nodes in definition order, plus what is the same for every run of the workflow. Immutable, thread-safe."""
 
-    __slots__ = ("_graph", "by_name", "conditional", "has_async", "indegrees", "nodes", "pivoted", "ready")
+    __slots__ = (
+        *("_ancestors", "_graph", "_inputs", "_types", "by_name", "conditional", "has_async", "indegrees", "nodes"),
+        *("pivoted", "ready"),
+    )
 
-    def __init__(self, steps: Mapping[str, Step[Any]], undo: str) -> None:
+    def __init__(self, steps: Mapping[str, Step[Any]], undo: str, inputs: Mapping[str, Any] = _UNTYPED) -> None:
         order = {name: index for index, name in enumerate(steps)}
         self.nodes: tuple[Node, ...] = tuple(
             Node(order[name], step, _predecessors(step, order), undo) for name, step in steps.items()
@@ -125,6 +119,44 @@ class Plan:
         self.conditional = any(node.when is not None for node in self.nodes)
         self.pivoted = any(node.step.pivot for node in self.nodes)
         self._graph: str | None = None
+        self._inputs = inputs
+        self._types: Mapping[str, Any] | None = None
+        self._ancestors: dict[int, int] = {}  # node -> bits of its ancestors; of those nodes that were asked about
+
+    @property
+    def types(self) -> Mapping[str, Any]:
+        """For codecs: annotations of results ("s:" + step) and of the fields of the input ("w:" + key)."""
+        if self._types is None:
+            found = ((f"s:{node.name}", return_annotation(node.fn)) for node in self.nodes)
+            types = {field: annotation for field, annotation in found if annotation is not Any}
+            self._types = types | {f"w:{name}": annotation for name, annotation in self._inputs.items()}
+        return self._types
+
+    def precedes(self, name: str, node: Node) -> bool:
+        """Whether `node` depends on the step `name`, directly or not."""
+        known = self._ancestors.get(node.index)
+        if known is None:
+            known = self._ancestors[node.index] = self._bits_of_ancestors(node)
+        return bool(known >> self.by_name[name].index & 1)
+
+    def _bits_of_ancestors(self, node: Node) -> int:
+        seen: set[int] = set()
+        bits = 0
+        waiting = list(node.predecessors)
+        while waiting:
+            index = waiting.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            known = self._ancestors.get(index)
+            if known is None:
+                waiting.extend(self.nodes[index].predecessors)
+            else:  # a chain whose steps all ask is walked once
+                bits |= known
+        mask = bytearray(len(self.nodes) // 8 + 1)
+        for index in seen:
+            mask[index >> 3] |= 1 << (index & 7)
+        return bits | int.from_bytes(mask, "little")
 
     @property
     def graph(self) -> str:
@@ -202,7 +234,7 @@ def _refuse_cycle(nodes: tuple[Node, ...]) -> None:
         path = [safe_repr(nodes[index].name) for index in reversed(cycle)]
         if len(path) > _CYCLE_SHOWN:
             path = [*path[: _CYCLE_SHOWN - 2], f"… {len(path) - _CYCLE_SHOWN + 1} more …", path[-1]]
-        raise DependencyCycle(f"steps depend on each other in a circle: {' -> '.join(path)}.") from None
+        raise DependencyCycle(f"Dependency cycle: {' -> '.join(path)}.") from None
 
 
 def _as_json(steps: list[list[Any]]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 from .errors import DefinitionError, Fatal, RetryAfter, safe_repr, safe_str
+from .functions import take_one_argument
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -24,8 +25,7 @@ waits: Final[ContextVar[bool]] = ContextVar("flowcore_waits", default=True)
 Duration: TypeAlias = "float | timedelta"
 """Seconds, or a timedelta."""
 Predicate = Callable[[BaseException], bool | float]
-"""Asked about a failed attempt's error: False = give up, True = retry by the backoff, a number = retry after that many
-seconds."""
+"""of a failed attempt's error: False = give up, True = retry by the backoff, a number = retry after that many seconds"""
 
 
 def seconds(value: Duration, what: str) -> float:
@@ -35,7 +35,10 @@ def seconds(value: Duration, what: str) -> float:
     number: Any = given.total_seconds() if hasattr(given, "total_seconds") else given
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
         raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {safe_repr(value)}.")
-    return float(number)
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def some_random() -> float:
@@ -108,8 +111,8 @@ class Pause(NamedTuple):
 class Retry:
     """At most `attempts` attempts (the first included), with `backoff` between them (None: at once).
 
-    `on`: the exception type, or types, worth another attempt; or a predicate of the error that answers with a
-    bool, or with the seconds to wait. Only Exceptions are ever retried, never KeyboardInterrupt and its like.
+    `on`: the exception type, or types, worth another attempt; or a predicate of the error that returns a
+    bool, or the seconds to wait. Only Exceptions are ever retried, never KeyboardInterrupt and its like.
     `max_elapsed`: make no attempt that would start later than so many seconds after the first one's start.
     A step that raises `Fatal` is not retried; `RetryAfter(seconds)` sets the wait. An ExceptionGroup that contains `Fatal`, at
     any depth, is not retried either; one that contains `RetryAfter` waits for the longest.
@@ -141,6 +144,8 @@ class Retry:
             known = issubclass(entry, BaseException) if isinstance(entry, type) else callable(entry) and entry is on
             if not known:
                 raise DefinitionError(f"Retry(on=) must be exception types or one predicate, not {safe_repr(entry)}.")
+        if not isinstance(on, type | tuple):
+            take_one_argument(on, "the predicate of Retry(on=)", "error", sync=True)
         object.__setattr__(self, "attempts", attempts)
         object.__setattr__(self, "backoff", backoff)
         object.__setattr__(self, "on", on)
@@ -162,44 +167,44 @@ class Retry:
         """
         if attempt >= self.attempts or not isinstance(error, Exception):
             return None
-        if isinstance(error, Fatal) or any(isinstance(one, Fatal) for one in _members(error)):
-            return None
-        pause = self._asked(attempt, error, random)
+        if isinstance(error, Fatal | RetryAfter | ExceptionGroup):
+            steering = _steering(error)
+            if any(isinstance(one, Fatal) for one in steering):
+                return None
+            waits = [one.seconds for one in steering if isinstance(one, RetryAfter)]
+            pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)
+        else:
+            pause = self._by_policy(attempt, error, random)
         if pause is not None and self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed:
             return None
         return pause
 
-    def _asked(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
+    def _by_policy(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
         on = self.on
-        asks = [error] if isinstance(error, RetryAfter) else [e for e in _members(error) if isinstance(e, RetryAfter)]
-        if not asks and isinstance(on, type | tuple):
-            return self._policy(attempt, random) if isinstance(error, on) else None
+        if isinstance(on, type | tuple):
+            return self._backed_off(attempt, random) if isinstance(error, on) else None
         try:
-            if asks:
-                longest = max(seconds(max(0, one.seconds), "RetryAfter(seconds)") for one in asks)
-                return Pause(longest, "retry_after")
-            answer = cast("Predicate", on)(error)
-            if answer is True or answer is False:
-                return self._policy(attempt, random) if answer else None
-            return Pause(seconds(answer, "the answer of Retry(on=)"), "predicate")
+            wanted = on(error)
+            if wanted is True or wanted is False:
+                return self._backed_off(attempt, random) if wanted else None
+            return Pause(seconds(wanted, "the result of Retry(on=)"), "predicate")
         except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
-            culprit = "its seconds" if asks else "Retry(on=)"
-            why = f"{culprit} raised {type(failure).__name__}: {safe_str(failure)}"
+            why = f"Retry(on=) raised {type(failure).__name__}: {safe_str(failure)}"
             error.add_note(f"flowcore made no further attempt: {why}")
             return None
 
-    def _policy(self, attempt: int, random: Callable[[], float]) -> Pause:
+    def _backed_off(self, attempt: int, random: Callable[[], float]) -> Pause:
         return Pause(self.backoff.delay(attempt, random) if self.backoff else 0.0, "policy")
 
 
-def _members(error: BaseException) -> list[BaseException]:
-    """The exceptions in a group and in its inner groups; none of any other exception."""
-    members: list[BaseException] = []
-    groups = [error]
-    while groups:
-        group = groups.pop()
-        if isinstance(group, BaseExceptionGroup):
-            groups.extend(group.exceptions)
-        elif group is not error:
-            members.append(group)
-    return members
+def _steering(error: Exception) -> list[BaseException]:
+    """The errors that an error consists of: itself, or the members of a group, at any depth."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BaseExceptionGroup):
+            waiting.extend(one.exceptions)
+        else:
+            found.append(one)
+    return found

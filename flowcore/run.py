@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from .errors import NoResult, safe_repr, safe_str
+from .errors import NoResult, RunFailed, error_message, portable, safe_repr, safe_str, survives_pickling
 from .status import Status
 
 if TYPE_CHECKING:
     from .plan import Plan
-    from .workflow import Step
+    from .step import Step
 
 __all__ = ["BEGINS", "Run", "StepReport", "in_words"]
 
@@ -84,7 +84,7 @@ class Run:
         status: Status,
         results: dict[str, Any],
         reports: Mapping[str, StepReport],
-        plan: Plan,
+        plan: Plan | _Names,
     ) -> None:
         self._source = source
         self.workflow = workflow
@@ -129,14 +129,34 @@ class Run:
 
     def _name_of(self, step: Any) -> str:
         node = self._plan.by_name.get(getattr(step, "name", ""))
-        if node is not None and node.step is step:
+        if node is not None and (node.step is step or node.step is None):
             return node.name
         # A step of an included workflow means its copy, if there is one copy of it.
-        copies = {(node.step.aliases or {}).get(step) for node in self._plan.nodes} - {None}
+        steps = [node.step for node in self._plan.nodes if node.step is not None]
+        copies = {(known.aliases or {}).get(step) for known in steps} - {None}
         name = copies.pop() if len(copies) == 1 else None
         if name is None:
             raise NoResult(f"{safe_repr(step)} is not a step of workflow {safe_repr(self.workflow)}.")
         return name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The run as another process can have it: its id, texts and reports, and the results that can be pickled.
+
+        An error that cannot be pickled becomes a RunFailed with its type, message and traceback.
+        """
+        return {
+            **{name: value for name, value in self.__dict__.items() if not name.startswith("_")},
+            "error": portable(self.error),
+            "carrier": dict(self.carrier),
+            "results": {name: result for name, result in self.results.items() if survives_pickling(result)},
+            "_source": _Id(self.id),
+            "_plan": _Names(self._plan),
+            "_times": {},
+            "_reports": {
+                name: replace(report, error=portable(report.error), undo_error=portable(report.undo_error))
+                for name, report in self.steps.items()
+            },
+        }
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {safe_repr(self.workflow)}: {self.status}>"
@@ -167,7 +187,7 @@ class Run:
 
     def _ending(self) -> str:
         cause = f" at step {safe_repr(self.failed_step)}" if self.failed_step else ""
-        why = f"{cause}: {type(self.error).__name__}: {safe_str(self.error)}" if self.error is not None else ""
+        why = f"{cause}: {_error(self.error)}" if self.error is not None else ""
         match self.status:
             case Status.SUCCESS:
                 return "success" + (", replayed from an earlier run with the same key" if self.replayed else "")
@@ -209,6 +229,30 @@ class Run:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Id:
+    """The id of a run that came from another process."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A step of such a run: its definition stayed where it was."""
+
+    name: str
+    dependencies: tuple[str, ...]
+    step: Step[Any] | None = None
+
+
+class _Names:
+    """The steps of such a run, instead of its Plan."""
+
+    def __init__(self, plan: Plan | _Names) -> None:
+        self.nodes: tuple[_Name, ...] = tuple(_Name(node.name, node.dependencies) for node in plan.nodes)
+        self.by_name = {node.name: node for node in self.nodes}
+
+
 def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
     """The error for asking after a result that is not there."""
     if report is None:
@@ -229,7 +273,18 @@ def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
 
 
 def _error_dict(error: BaseException | None) -> dict[str, str] | None:
-    return None if error is None else {"type": type(error).__name__, "message": safe_str(error)}
+    if error is None:
+        return None
+    if isinstance(error, RunFailed) and error.error_type:
+        return {"type": error.error_type, "message": error.message}
+    return {"type": type(error).__name__, "message": error_message(error)}
+
+
+def _error(error: BaseException, limit: int = 1024) -> str:
+    """Type and message of an error in one line; of a RunFailed, those of the error that it stands for."""
+    if isinstance(error, RunFailed) and error.error_type:
+        return f"{_clipped(error.error_type)}: {safe_str(Exception(error.message), limit)}"
+    return f"{type(error).__name__}: {safe_str(error, limit)}"
 
 
 def _clipped(name: str) -> str:
@@ -242,7 +297,7 @@ def in_words(report: StepReport) -> str:
     if report.attempts > 1:
         parts.append(f"after {report.attempts} attempts")
     if report.error is not None and report.status is not Status.SUCCESS:
-        parts.append(f"with {type(report.error).__name__}: {safe_str(report.error, 200)}")
+        parts.append(f"with {_error(report.error, 200)}")
     if report.ran is not None:
         parts.append(f"in {report.ran * 1e3:.1f} ms")
     if report.backed_off:
@@ -253,7 +308,5 @@ def in_words(report: StepReport) -> str:
     if report.undo == Status.SUCCESS:
         text += "; undone"
     elif report.undo is not None:
-        text += (
-            f"; its undo FAILED with {type(report.undo_error).__name__}: {safe_str(report.undo_error or Exception())}"
-        )
+        text += f"; its undo FAILED with {_error(report.undo_error or Exception())}"
     return text

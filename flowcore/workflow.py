@@ -6,144 +6,63 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
 
 from . import describe
 from .context import Context
-from .errors import DefinitionError, DuplicateStep, FlowcoreError, UnknownDependency, safe_repr
+from .errors import DefinitionError, DuplicateStep, FlowcoreError, RunFailed, UnknownDependency, safe_repr
+from .functions import take_one_argument
+from .inputs import Input
 from .lint import advice
 from .plan import Plan
-from .retry import Backoff, Duration, Retry, seconds
+from .retry import Duration, Retry, seconds
+from .step import Step, StepDecorator, StepOptions, Undo
 
 if TYPE_CHECKING:
+    # Type checkers know typing_extensions without its being installed; the default is for them alone.
+    from typing_extensions import TypeVar as InputTypeVar
+
     from .events import Hook
     from .run import Run
     from .stores.memory import MemoryStore
 
-__all__ = ["Compensation", "Step", "Workflow"]
+    I = InputTypeVar("I", default=Mapping[str, Any])  # noqa: E741 - the input, as R is the result
+else:
+    I = TypeVar("I")  # noqa: E741
+
+__all__ = ["NO_KEY", "NoKey", "Workflow"]
 
 R = TypeVar("R")
-F = TypeVar("F", bound=Callable[..., Any])
-Undo = Callable[[Context], Any]
+
+
+class NoKey(Enum):
+    """The type of NO_KEY."""
+
+    NO_KEY = "no key"
+
+
+NO_KEY: Final = NoKey.NO_KEY
+"""as an idempotency key: this run is to have none, and is not protected against a repetition"""
+
+Key: TypeAlias = "str | NoKey"
 _PRINTED: Final[Any] = object()  # wf.run's default: a PrintLogger made at the call, so that it prints to today's stdout
 
 
-_UNDO_RETRY: Final = Retry(3, Backoff.exponential(0.2))
-"""what an undo gets that names no policy: a short failure must not leave a key held"""
-
-
-@dataclass(frozen=True, slots=True)
-class Compensation:
-    """How a step is undone: `fn(ctx)`, with its own retry policy and its own timeout (seconds, for each attempt)."""
-
-    fn: Undo
-    retry: Retry | None = None
-    timeout: float | None = None
-
-
-class StepOptions(TypedDict, total=False):
-    """What can be said of a step."""
-
-    depends_on: Step[Any] | str | Iterable[Step[Any] | str]
-    """a step, a name (also of a step defined later), or several"""
-    retry: int | Retry | None
-    """total attempts, or a policy"""
-    timeout: Duration | None
-    """for each attempt"""
-    step_timeout: Duration | None
-    """for all attempts and the waits between them"""
-    compensate: Undo | None
-    """the undo, `fn(ctx)`"""
-    when: Callable[[Context], bool | Awaitable[bool]] | None
-    """asked once after the dependencies; False skips the step, its dependants still run"""
-    undo: Literal["done", "attempted"] | None
-    """overrides the workflow's"""
-    pivot: bool
-    """once this step is done nothing is undone any more: a failure leaves the run incomplete, to go on forward"""
-    on_crash: Literal["retry", "undo", "hold"]
-    """what to do with the step if its process died in it"""
-    verify: Callable[[Context], Any] | None
-    """asked first in that case"""
-    expected: type[BaseException] | Iterable[type[BaseException]]
-    """errors that are no fault of the service, such as a declined card: telemetry does not show the step as an error"""
-
-
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class Step(Generic[R]):
-    """A step of a workflow, made by `Workflow.step` or `add_step`. Still callable as the plain function."""
-
-    name: str
-    fn: Callable[[Context], Any]
-    depends_on: tuple[str, ...] = ()
-    retry: Retry | None = None
-    timeout: float | None = None
-    """seconds for each attempt"""
-    step_timeout: float | None = None
-    """seconds for all attempts and the waits between them"""
-    when: Callable[[Context], Any] | None = None
-    undo: Literal["done", "attempted"] | None = None
-    pivot: bool = False
-    on_crash: Literal["retry", "undo", "hold"] = "retry"
-    verify: Callable[[Context], Any] | None = None
-    compensation: Compensation | None = None
-    workflow: Workflow | None = field(default=None, repr=False)
-    aliases: dict[Step[Any], str] | None = None
-    """of an included step: what the steps of its old workflow are called here"""
-    expected: tuple[type[BaseException], ...] = ()
-
-    def __call__(self, ctx: Context) -> Any:
-        """Call the function itself: no retries, no timeout, no run."""
-        return self.fn(ctx)
-
-    @overload
-    def compensate(self, fn: F, /) -> F: ...
-    @overload
-    def compensate(
-        self, /, *, retry: int | Retry | None = None, timeout: Duration | None = None
-    ) -> Callable[[F], F]: ...
-    def compensate(
-        self, fn: F | None = None, /, *, retry: int | Retry | None = None, timeout: Duration | None = None
-    ) -> F | Callable[[F], F]:
-        """Register the undo of this step: called with a ctx where `ctx[step]` is the result to undo.
-
-        `retry`: total attempts, or a policy; by default `Retry(3, Backoff.exponential(0.2))`, 1 turns retries off.
-        `timeout`: seconds for each attempt.
-
-        Raises DefinitionError for a second undo, or once the workflow has run.
-        """
-        if fn is None:
-            return lambda fn: self.compensate(fn) if retry is timeout is None else self._undo_by(fn, retry, timeout)
-        return self._undo_by(fn, retry, timeout)
-
-    def _undo_by(self, fn: F, retry: int | Retry | None, timeout: Duration | None) -> F:
-        if self.workflow is not None:
-            self.workflow._refuse_if_frozen(f"give step {safe_repr(self.name)} an undo")
-        if self.compensation is not None:
-            raise DefinitionError(f"step {safe_repr(self.name)} already has an undo.")
-        if not callable(fn):
-            raise DefinitionError(
-                f"the undo of step {safe_repr(self.name)} must be a function of ctx, not {safe_repr(fn)}."
-            )
-        limit = None if timeout is None else seconds(timeout, f"timeout of the undo of step {safe_repr(self.name)}")
-        self.compensation = Compensation(fn, _UNDO_RETRY if retry is None else Retry.of(retry), limit)
-        return fn
-
-    def __repr__(self) -> str:
-        return f"<Step {safe_repr(self.name)}>"
-
-
-class Workflow:
+class Workflow(Generic[I]):
     """A definition: named steps and what depends on what. Safe to run many times at once, from any thread.
 
-    `idempotency_key`: the key of every run, or a function of the initial values that answers it (None: no key).
-    `fingerprint`: a function of the initial values that answers what tells one use of a key from another; by default
-    their canonical JSON. `deadline`: seconds for a whole run, counted from its first claim. `on_failure`: whether
-    running siblings of a failed step are waited for ("wait") or cancelled ("cancel"). `undo`: which steps are undone:
-    those that are done or may be ("done"), or also those that raised ("attempted"). `parallel_undo`: undo each step as
-    soon as all that depended on it are undone, instead of one by one in reverse order. `max_parallel`: at most so many
-    steps of a run at once.
+    `input`: the type of the initial values, a dataclass or a pydantic model; `ctx.input` is one. `idempotency_key`: the
+    key of every run, or a function of the input (without `input`: of the initial values) that returns it, or NO_KEY.
+    `fingerprint`: a function of the same that returns what tells one use of a key from another; by default all initial
+    values do. `deadline`: seconds for a whole run, counted from its first claim. `on_failure`: whether running siblings of
+    a failed step are waited for ("wait") or cancelled ("cancel"). `undo`: which steps a failure undoes: those that are
+    done or may be ("done"), also those that raised ("attempted"), or none ("never"): the run is then incomplete, and
+    the next call with its key resumes it at the failed step. `errors`: exception types that are raised as themselves
+    in other processes too, rebuilt from their messages, with RunFailed as their cause. `parallel_undo`: undo each
+    step as soon as all that depended on it are undone, instead of one by one in reverse order. `max_parallel`: at most
+    so many steps of a run at once.
 
     A definition is frozen by its first run; adding to it afterwards is a DefinitionError.
     """
@@ -152,20 +71,28 @@ class Workflow:
         self,
         name: str,
         *,
-        idempotency_key: str | Callable[[Mapping[str, Any]], str | None] | None = None,
-        fingerprint: Callable[[Mapping[str, Any]], str] | None = None,
+        input: type[I] | None = None,  # noqa: A002 - the word for it
+        idempotency_key: Key | Callable[[I], Key] | None = None,
+        fingerprint: Callable[[I], str] | None = None,
         deadline: Duration | None = None,
         on_failure: Literal["wait", "cancel"] = "wait",
-        undo: Literal["done", "attempted"] = "done",
+        undo: Literal["done", "attempted", "never"] = "done",
+        errors: Iterable[type[Exception]] = (),
         parallel_undo: bool = False,
         max_parallel: int | None = None,
     ) -> None:
         self.name = _named(name, "a workflow")
+        self.input: Input[I] | None = None if input is None else Input(input, name)
+        for option, function in (("idempotency_key", idempotency_key), ("fingerprint", fingerprint)):
+            if function is not None and not isinstance(function, str | NoKey):
+                what = f"{option}= of workflow {safe_repr(name)}"
+                take_one_argument(function, what, "the initial values", sync=True)
         self.idempotency_key = idempotency_key
         self.fingerprint = fingerprint
         self.deadline = None if deadline is None else seconds(deadline, f"deadline of workflow {safe_repr(name)}")
         self.on_failure = _one_of(on_failure, ("wait", "cancel"), "on_failure=")
-        self.undo = _one_of(undo, ("done", "attempted"), "undo=")
+        self.undo = _one_of(undo, ("done", "attempted", "never"), "undo=")
+        self.errors = _distinct_errors(errors, name)
         self.parallel_undo = parallel_undo
         if max_parallel is not None and (type(max_parallel) is not int or max_parallel < 1):
             raise DefinitionError(f"max_parallel= must be a whole number from 1 up, not {safe_repr(max_parallel)}.")
@@ -184,11 +111,11 @@ class Workflow:
     # -- defining ------------------------------------------------------------------------------------------------------
 
     @overload
-    def step(self, fn: Callable[[Context], Coroutine[Any, Any, R]], /) -> Step[R]: ...
+    def step(self, fn: Callable[[Context[I]], Coroutine[Any, Any, R]], /) -> Step[R]: ...
     @overload
-    def step(self, fn: Callable[[Context], R], /) -> Step[R]: ...
+    def step(self, fn: Callable[[Context[I]], R], /) -> Step[R]: ...
     @overload
-    def step(self, /, *, name: str | None = None, **options: Unpack[StepOptions]) -> _StepDecorator: ...
+    def step(self, /, *, name: str | None = None, **options: Unpack[StepOptions]) -> StepDecorator: ...
     def step(self, fn: Any = None, /, *, name: str | None = None, **options: Unpack[StepOptions]) -> Any:
         """Register the decorated sync or async `fn(ctx)` as a step; its name is the function's unless `name=` says so.
 
@@ -204,14 +131,14 @@ class Workflow:
 
     @overload
     def add_step(
-        self, name: str | None, fn: Callable[[Context], Coroutine[Any, Any, R]], **options: Unpack[StepOptions]
+        self, name: str | None, fn: Callable[[Context[I]], Coroutine[Any, Any, R]], **options: Unpack[StepOptions]
     ) -> Step[R]: ...
     @overload
-    def add_step(self, name: str | None, fn: Callable[[Context], R], **options: Unpack[StepOptions]) -> Step[R]: ...
+    def add_step(self, name: str | None, fn: Callable[[Context[I]], R], **options: Unpack[StepOptions]) -> Step[R]: ...
     def add_step(
         self,
         name: str | None,
-        fn: Callable[[Context], Any],
+        fn: Callable[[Context[I]], Any],
         *,
         depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
         retry: int | Retry | None = None,
@@ -231,6 +158,7 @@ class Workflow:
         if not callable(fn):
             raise DefinitionError(f"a step must be a function of ctx, not {safe_repr(fn)}.")
         name = _named(getattr(fn, "__name__", None) if name is None else name, "a step")
+        take_one_argument(fn, f"the function of step {safe_repr(name)}")
         about = f"of step {safe_repr(name)}"
         step: Step[Any] = Step(
             name,
@@ -248,30 +176,38 @@ class Workflow:
             expected=_error_types(expected, f"expected {about}"),
         )
         for option, function in (("when", when), ("verify", verify)):
-            if function is not None and not callable(function):
-                raise DefinitionError(f"{option} {about} must be a function of ctx, not {safe_repr(function)}.")
+            if function is not None:
+                take_one_argument(function, f"{option} {about}")
         if compensate is not None:
             step._undo_by(compensate, None, None)
         return self._register(step)
 
-    def include(self, other: Workflow, *, prefix: str = "") -> dict[str, Step[Any]]:
-        """Copy the steps of `other` into this workflow, their names prefixed; answers them by their old names.
+    def include(
+        self,
+        other: Workflow[Any],
+        *,
+        prefix: str = "",
+        depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
+    ) -> dict[str, Step[Any]]:
+        """Copy the steps of `other` into this workflow, their names prefixed; returns them by their old names.
 
-        The functions may go on using the steps of `other` in `ctx[step]`: they mean the copies. Steps of `other` without
-        dependencies have none here either. Raises DuplicateStep where two names meet: choose another prefix.
+        In the functions, `ctx[step]` with a step of `other` means its copy. `depends_on`: steps of this workflow that the
+        first steps of `other`, those without dependencies of their own, wait for. Raises DuplicateStep if a name is
+        taken: choose another prefix.
         """
+        before = self._names(depends_on, f"{prefix}…")
         copies: dict[str, Step[Any]] = {}
         aliases: dict[Step[Any], str] = {}
         for name, step in other._steps.items():
             copy: Step[Any] = Step(
                 prefix + name,
                 step.fn,
-                tuple(prefix + dependency for dependency in step.depends_on),
+                tuple(prefix + dependency for dependency in step.depends_on) or before,
                 step.retry,
                 step.timeout,
                 step.step_timeout,
                 step.when,
-                step.undo or other.undo,
+                step.undo or (None if other.undo == "never" else other.undo),
                 step.pivot,
                 step.on_crash,
                 step.verify,
@@ -329,7 +265,7 @@ class Workflow:
         if self._frozen and self._plan is not None:
             return self._plan
         with self._lock:
-            plan = self._plan = self._plan or Plan(self._steps, self.undo)
+            plan = self._plan = self._plan or self._compiled()
             self._frozen = True
             return plan
 
@@ -338,8 +274,32 @@ class Workflow:
         plan = self._plan
         if plan is None:
             with self._lock:
-                plan = self._plan = Plan(self._steps, self.undo)
+                plan = self._plan = self._compiled()
         return plan
+
+    def _compiled(self) -> Plan:
+        for field in () if self.input is None else self.input.fields:
+            if field in self._steps:
+                raise DefinitionError(
+                    f"step {safe_repr(field)} of workflow {safe_repr(self.name)} has the name of a field of its input. "
+                    "Rename one of them."
+                )
+        return Plan(self._steps, self.undo, {} if self.input is None else self.input.types)
+
+    @overload
+    def own_error(self, error: BaseException) -> BaseException: ...
+    @overload
+    def own_error(self, error: None) -> None: ...
+    def own_error(self, error: BaseException | None) -> BaseException | None:
+        """An error that a store knows as text, as the type of `errors=` that it was raised as, where it is one."""
+        if not self.errors or not isinstance(error, RunFailed):
+            return error
+        kind = self.errors.get(error.error_type) or _subclass(self.errors.values(), error.error_type)
+        if kind is None:
+            return error
+        rebuilt = _rebuilt(kind, error.message)
+        rebuilt.__cause__ = error
+        return rebuilt
 
     def layers(self) -> list[list[Step[Any]]]:
         """The parallel plan, for people: steps that could run at once, layer after layer, in definition order.
@@ -373,9 +333,9 @@ class Workflow:
 
     def run(
         self,
-        values: Mapping[str, Any] | None = None,
+        values: I | Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         hooks: Iterable[Hook] = _PRINTED,
         check: bool = True,
     ) -> Run:
@@ -401,15 +361,6 @@ class Workflow:
             return self._store
 
 
-class _StepDecorator(Protocol):
-    """What `@wf.step(...)` with options answers."""
-
-    @overload
-    def __call__(self, fn: Callable[[Context], Coroutine[Any, Any, R]], /) -> Step[R]: ...
-    @overload
-    def __call__(self, fn: Callable[[Context], R], /) -> Step[R]: ...
-
-
 def _named(name: object, what: str) -> str:
     if not isinstance(name, str) or not name:
         raise DefinitionError(f"{what} needs a name that is a non-empty string, not {safe_repr(name)}.")
@@ -427,3 +378,40 @@ def _one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:
     if value not in allowed:
         raise DefinitionError(f"{what} must be {' or '.join(map(repr, allowed))}, not {safe_repr(value)}.")
     return value
+
+
+def _distinct_errors(errors: Any, workflow: str) -> dict[str, type[Exception]]:
+    """Error types by name, which is all that a store keeps of a type."""
+    what = f"errors= of workflow {safe_repr(workflow)}"
+    if isinstance(errors, type) or not isinstance(errors, Iterable):
+        raise DefinitionError(f"{what} must be a tuple of exception types, not {safe_repr(errors)}.")
+    known: dict[str, type[Exception]] = {}
+    for kind in errors:
+        if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, FlowcoreError):
+            raise DefinitionError(f"{what} must be exception types of your own, not {safe_repr(kind)}.")
+        if known.setdefault(kind.__name__, kind) is not kind:
+            raise DefinitionError(f"{what} has two types with the name {kind.__name__}. Rename one of them.")
+    return known
+
+
+def _subclass(kinds: Iterable[type[Exception]], name: str) -> type[Exception] | None:
+    """A subclass, at any depth, that this process knows under that name."""
+    for kind in kinds:
+        for inner in kind.__subclasses__():
+            found = inner if inner.__name__ == name else _subclass((inner,), name)
+            if found is not None:
+                return found
+    return None
+
+
+def _rebuilt(kind: type[Exception], message: str) -> Exception:
+    """An error of a type with a message, also where its __init__ takes something else than that."""
+    try:
+        error = kind(message)
+        if str(error) == message:
+            return error
+    except Exception:  # noqa: BLE001 - foreign code
+        error = None
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    return error

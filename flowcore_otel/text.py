@@ -8,7 +8,7 @@ import traceback
 from functools import lru_cache
 from typing import Final
 
-from flowcore.errors import RunTimeout, StepCancelled, StepTimeout, safe_str
+from flowcore.errors import RunTimeout, StepCancelled, StepTimeout, error_message
 
 from .names import OTHER_ERROR
 
@@ -47,7 +47,7 @@ def title(action: str, target: str) -> str:
 
 def message(error: BaseException) -> str:
     """What an error says, or its class where it says nothing."""
-    return fit(safe_str(error, sys.maxsize), MESSAGE) or fit(type(error).__qualname__)
+    return fit(error_message(error, sys.maxsize), MESSAGE) or fit(type(error).__qualname__)
 
 
 def error_type(error: BaseException | None, outcome: str = "") -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flowcore import AsyncEngine, Engine, Retry, Workflow
+from flowcore.step import StepOptions
 from flowcore.stores import AsyncRedisStore, MemoryStore, RedisStore, SQLiteStore
-from flowcore.workflow import StepOptions
 from tests.documents import run_as_printed
 
 ROOT = Path(__file__).parents[1]

@@ -70,6 +70,7 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
     changes = Checkpoint(
         record.key, record.run_id, record.fence, run.settings.lease, steps, writes, record.undoing, base=base
     )
+    changes.types = run.plan.types
     answer, failure = yield from retry_store_call(run, ledger, "finish", Ending(record, changes))
     while failure is None and isinstance(answer, Behind):
         answer, failure = yield from _healed(run, ledger, changes, answer, None)
@@ -92,6 +93,7 @@ def save(run: RunState, ledger: Ledger, steps: Collection[str] | None) -> Progra
         undoing = run.failing and not (run.plan.pivoted and run.running)
         checkpoint = Checkpoint(run.stored_key, run.run_id, run.fence, run.settings.lease, records, writes, undoing)
         checkpoint.base = ledger.base
+        checkpoint.types = run.plan.types
         if undoing:
             checkpoint.failed_step, checkpoint.error = run.failed_step, run.error
     answer, failure = yield from retry_store_call(run, ledger, "checkpoint", checkpoint)

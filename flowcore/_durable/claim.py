@@ -93,7 +93,7 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
         waits=run.wait is not None,
     )
     if run.ledger is not None:
-        wanted.values, wanted.lease = run.values, run.settings.lease
+        wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
         first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
         if first is not None and first.when is None:
             wanted.begins = (first.name,)
@@ -204,7 +204,8 @@ def _replay(run: RunState, record: RunRecord) -> Run:
     run.run_id = record.run_id
     replay = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
     replay.replayed, replay.held, replay.carrier = True, record.held, record.carrier
-    replay.error, replay.failed_step, replay.undone = record.error, record.failed_step, record.undone
+    replay.error = run.workflow.own_error(record.error)
+    replay.failed_step, replay.undone = record.failed_step, record.undone
     return replay
 
 
@@ -264,9 +265,10 @@ def _fingerprint(run: RunState) -> str:
 
     values: dict[Any, Any] = run.values
     if run.workflow.fingerprint is not None:
-        said_by_user = run.workflow.fingerprint(values)
+        kind: Any = run.workflow.input
+        said_by_user = run.workflow.fingerprint(values if kind is None else kind.build(values))
         if not isinstance(said_by_user, str):
-            raise NotSerializable(f"fingerprint= of workflow {safe_repr(run.workflow.name)} must answer with a string.")
+            raise NotSerializable(f"fingerprint= of workflow {safe_repr(run.workflow.name)} must return a string.")
         text = said_by_user
     elif run.key is None:
         return ""

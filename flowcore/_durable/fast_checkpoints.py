@@ -36,7 +36,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
     saved, or what is to be said to the store that has not simply accepted a checkpoint."""
     clock, lease, lock = run.settings.clock, run.settings.lease, run.lock
     key, run_id, fence, results, reports = run.stored_key, run.run_id, run.fence, run.results, run.reports
-    copy = run.context.copy
+    copy, types = run.context.copy, run.plan.types
     # From step to step, the way through the driver would cost as much as all that is done here.
     direct: Direct | None = yield DIRECT
     at = clock()
@@ -65,7 +65,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
         begins = StepRecord(seq, BEGINS, False, None, False, {})
         steps = {name: done, after.name: begins}
         ledger.sent.update(steps)
-        checkpoint = Checkpoint(key, run_id, fence, lease, steps, {}, base=ledger.base)
+        checkpoint = Checkpoint(key, run_id, fence, lease, steps, {}, base=ledger.base, types=types)
         if direct is None:
             answer, failure = yield Ask("checkpoint", checkpoint)
         else:

@@ -182,7 +182,7 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
     ]
     due += [node for node in run.to_undo if node not in due]
     run.undo_on(
-        record.error if record.error is not None else _crash(run, crashed),
+        run.workflow.own_error(record.error) if record.error is not None else _crash(run, crashed),
         record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],
         undone,

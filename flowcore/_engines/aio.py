@@ -23,9 +23,9 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..workflow import Workflow
+from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
-from .base import EngineBase, log, outcome
+from .base import EngineBase, I, log, outcome
 from .workers import Workers
 
 __all__ = ["AsyncEngine"]
@@ -47,7 +47,7 @@ class AsyncEngine(EngineBase):
         max_workers: int | None = None,
         lease: Duration = 30.0,
         grace: Duration = 5.0,
-        workflows: Iterable[Workflow] = (),
+        workflows: Iterable[Workflow[Any]] = (),
         recover_every: Duration | None = None,
         store_patience: Duration = 300.0,
         max_queued: int = 10_000,
@@ -84,10 +84,10 @@ class AsyncEngine(EngineBase):
 
     async def run(
         self,
-        workflow: Workflow,
-        values: Mapping[str, Any] | None = None,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
         check: bool = True,
@@ -113,10 +113,10 @@ class AsyncEngine(EngineBase):
 
     def submit(
         self,
-        workflow: Workflow,
-        values: Mapping[str, Any] | None = None,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
         check: bool = True,

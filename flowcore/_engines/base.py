@@ -11,15 +11,16 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .._durable.claim import StoreClaims
 from .._durable.leases import Leases
 from .._kernel.effects import Call
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
+from ..context import own_copy, step_name_taken
 from ..errors import (
     AsyncStepInSyncEngine,
     DefinitionError,
@@ -44,13 +45,14 @@ from ..retry import Duration, seconds, some_random
 from ..run import Run
 from ..status import Status
 from ..stores.base import RunRecord, Store
-from ..workflow import Workflow
+from ..workflow import NO_KEY, Key, NoKey, Workflow
 from .checks import checked_hooks, checked_store, period, whole
 from .interrupts import hold_sigint
 from .workers import Workers
 
-__all__ = ["EngineBase", "call_title", "log", "outcome"]
+__all__ = ["EngineBase", "I", "call_title", "log", "outcome"]
 
+I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
 _WAITING: Final = ("held", "parked", "incomplete", "expired")
 """what a run may wait for somebody as; the last: its owner's lease has run out"""
@@ -72,7 +74,7 @@ class EngineBase:
         max_workers: int | None,
         lease: Duration,
         grace: Duration,
-        workflows: Iterable[Workflow],
+        workflows: Iterable[Workflow[Any]],
         recover_every: Duration | None,
         store_patience: Duration,
         max_queued: int,
@@ -87,7 +89,7 @@ class EngineBase:
         self.recover_every = None if recover_every is None else period(recover_every, "recover_every=")
         self._closed = False
         self._lock = threading.Lock()
-        self._registered: set[Workflow] = set()
+        self._registered: set[Workflow[Any]] = set()
         self._warned: set[str | None] = set()  # runs that cannot be recovered
         self._settings = Settings(
             store=self.store,
@@ -115,11 +117,13 @@ class EngineBase:
 
     def _execution(
         self,
-        workflow: Workflow,
-        values: Mapping[Any, Any] | None,
-        idempotency_key: str | None,
+        workflow: Workflow[Any],
+        values: Any,
+        idempotency_key: Key | None,
         wait: Duration | None,
         deadline: Duration | None,
+        *,
+        recovering: bool = False,
     ) -> RunState:
         """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
         if self._closed:
@@ -134,9 +138,16 @@ class EngineBase:
             raise AsyncStepInSyncEngine(
                 f"step {safe_repr(plan.has_async)} of workflow {safe_repr(workflow.name)} is async: run it on AsyncEngine."
             )
+        given = None if workflow.input is None or recovering else workflow.input.accept(values)
+        if given is not None and workflow.input is not None:
+            values = workflow.input.values(given)
         run = RunState(self._settings, workflow, plan, values, contextvars.copy_context())
         if idempotency_key is not None or workflow.idempotency_key is not None:
-            run.key = _key(workflow, run.values, idempotency_key)
+            run.key = _key(workflow, run.values if given is None else given, idempotency_key)
+        if run.values:
+            _own_values(run)
+        if run.key is None and not self.store.durable:
+            run.input = given
         if wait is not None:
             run.wait = seconds(wait, "wait=")
         if deadline is not None:
@@ -155,7 +166,7 @@ class EngineBase:
             if workflow is not None and record.graph != workflow.freeze().graph:
                 self._warn_unrecovered(record.run_id, "it began with another definition of its steps")
             elif workflow is not None and not self._closed:
-                run = self._execution(workflow, None, record.key, None, None)
+                run = self._execution(workflow, None, record.key, None, None, recovering=True)
                 run.recovering = record.run_id
                 yield run
 
@@ -229,7 +240,7 @@ class EngineBase:
                 counts[record.workflow, status] += 1
         self._tell(StoreSurveyed("", "", self._settings.clock(), {}, counts), context)
 
-    def _register(self, workflow: Workflow) -> None:
+    def _register(self, workflow: Workflow[Any]) -> None:
         with self._lock:
             if workflow in self._registered:
                 return
@@ -249,18 +260,36 @@ class EngineBase:
                 run.hooks.emit(event, contextvars.copy_context())
 
 
-def _key(workflow: Workflow, values: dict[Any, Any], given: str | None) -> str | None:
+def _own_values(run: RunState) -> None:
+    """Refuse initial values with the names of steps; copy those that the caller must not see changed."""
+    for name in run.plan.by_name.keys() & run.values.keys():
+        raise step_name_taken(
+            name, f"the run of workflow {safe_repr(run.workflow.name)} was given an initial value for it"
+        )
+    if run.key is not None or run.settings.durable:
+        try:
+            run.values = own_copy(run.values)
+        except RecursionError:
+            return  # which the store refuses, or the comparison with other requests
+
+
+def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | None:
     """The run's idempotency key: the call's own, or the workflow's. Taken literally."""
-    key: Any = given
+    key: Any = called_with
     if key is None:
         default = workflow.idempotency_key
-        key = default(values) if callable(default) else default
-    if key is None:
+        key = default if default is None or isinstance(default, str | NoKey) else default(given)
+        if key is None:
+            raise IdempotencyError(
+                f"the key function of workflow {safe_repr(workflow.name)} returned None, which would leave the run unprotected. "
+                "Return flowcore.NO_KEY for a run without a key."
+            )
+    if key is NO_KEY:
         return None
     if not isinstance(key, str):
         raise IdempotencyError(f"an idempotency key must be a string, not {safe_repr(key)}.")
     if not key:
-        raise IdempotencyError("an idempotency key must not be empty: pass None for a run without one.")
+        raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
     return key
 
 

@@ -23,8 +23,8 @@ from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
 from ..stores.base import Store
-from ..workflow import Workflow
-from .base import EngineBase, log, outcome
+from ..workflow import Key, Workflow
+from .base import EngineBase, I, log, outcome
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .thread_driver import Driver
@@ -56,7 +56,7 @@ class Engine(EngineBase):
         max_workers: int | None = None,
         lease: Duration = 30.0,
         grace: Duration = 5.0,
-        workflows: Iterable[Workflow] = (),
+        workflows: Iterable[Workflow[Any]] = (),
         recover_every: Duration | None = None,
         store_patience: Duration = 300.0,
         max_queued: int = 10_000,
@@ -104,10 +104,10 @@ class Engine(EngineBase):
 
     def run(
         self,
-        workflow: Workflow,
-        values: Mapping[str, Any] | None = None,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
         check: bool = True,
@@ -151,10 +151,10 @@ class Engine(EngineBase):
 
     def submit(
         self,
-        workflow: Workflow,
-        values: Mapping[str, Any] | None = None,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
         check: bool = True,

@@ -36,7 +36,8 @@ from ..events import (
     StoreCalled,
 )
 from ..events.hooks import Entered, Hook
-from ..plan import Node, function_name
+from ..functions import function_name
+from ..plan import Node
 from ..retry import Pause
 from ..status import Status
 from .effects import Call

@@ -15,7 +15,8 @@ from ..events import Event, Hooks
 from ..plan import Node, Plan
 from ..run import Run, StepReport, no_result
 from ..status import Status
-from ..workflow import Step, Workflow
+from ..step import Step
+from ..workflow import Workflow
 from .effects import Call, Outcome
 from .ledger import Ledger
 from .settings import Settings
@@ -118,6 +119,8 @@ class RunState:
     """where hooks have prepared one: the contextvars context that each call of the store gets a copy of"""
     scope: EventScope | None = None
     """what hooks entered at the run's start"""
+    input: Any = None
+    """of Workflow(input=); None until a step asks for it"""
     state: dict[Any, Any]
     """for hooks: shared by all events of this run in this process; only where it is observed"""
     ready_at: dict[int, float]
@@ -128,7 +131,7 @@ class RunState:
     def __init__(
         self,
         settings: Settings,
-        workflow: Workflow,
+        workflow: Workflow[Any],
         plan: Plan,
         values: Mapping[Any, Any] | None,
         context: contextvars.Context,

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from ..context import AttemptContext, Context
 from ..errors import AsyncStepInSyncEngine, NotSerializable, RunTimeout, StepCancelled, StepTimeout, safe_repr
-from ..plan import Node, is_async
+from ..functions import is_async
+from ..plan import Node
 from ..retry import Pause, Retry, waits
 from ..run import StepReport
 from ..status import Status

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, TextIO, cast
 
-from ..errors import safe_repr, safe_str
+from ..errors import DefinitionError, safe_repr, safe_str
+from ..functions import is_async
 from ..status import Status
 from .records import (
     AttemptFinished,
@@ -83,6 +85,9 @@ class Logger:
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        for name in itertools.chain.from_iterable(cls.METHODS.values()):
+            if is_async(getattr(cls, name)):
+                raise DefinitionError(f"{cls.__name__}.{name} must not be async: hooks are called, never awaited.")
         if "wants" not in cls.__dict__:
             cls.wants = frozenset(
                 kind

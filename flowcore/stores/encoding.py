@@ -40,7 +40,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, safe_repr, safe_str
+from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, error_message, safe_repr, safe_str
 from ..run import BEGINS
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .codec import Codec, JsonCodec, json_text as _json_text, quoted
@@ -321,4 +321,4 @@ def _told(error: BaseException) -> dict[str, str]:
         text = f"(its traceback cannot be told: {type(failure).__name__})"
     if len(text) > _TRACEBACK:
         text = "…" + text[-_TRACEBACK:]
-    return {"type": type(error).__name__, "message": safe_str(error, _MESSAGE), "traceback": text}
+    return {"type": type(error).__name__, "message": error_message(error, _MESSAGE), "traceback": text}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import RunFailed, safe_repr, safe_str
+from ..errors import RunFailed, error_message, safe_repr
 from ..run import StepReport
 from ..status import Status
 from .base import LIVE, Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
@@ -235,7 +235,7 @@ def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
     if isinstance(error, RunFailed):
         kind, message, traceback_text = error.error_type, error.message, error.traceback_text
     else:
-        kind, message, traceback_text = type(error).__name__, safe_str(error), ""
+        kind, message, traceback_text = type(error).__name__, error_message(error), ""
     where = "" if step is None else f" at step {safe_repr(step)}"
     return RunFailed(
         f"run {run_id} failed{where}: {kind}: {message}",

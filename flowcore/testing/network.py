@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 from .._kernel.effects import Outcome
-from ..errors import RunFailed, StoreUnavailable, safe_str
+from ..errors import RunFailed, StoreUnavailable, error_message
 from ..run import StepReport
 from ..stores.base import (
     Behind,
@@ -141,7 +141,7 @@ def _report(report: StepReport, run_id: str, name: str) -> StepReport:
 def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
     if isinstance(error, RunFailed):
         return error
-    kind, message = type(error).__name__, safe_str(error)
+    kind, message = type(error).__name__, error_message(error)
     return RunFailed(f"{kind}: {message}", run=run_id, step=step, error_type=kind, error_message=message)
 
 

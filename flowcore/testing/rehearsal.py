@@ -67,7 +67,7 @@ class Rehearsal:
 
 
 def rehearse(
-    workflow: Workflow,
+    workflow: Workflow[Any],
     values: Mapping[str, Any] | None = None,
     *,
     world: Callable[[], object],
@@ -133,7 +133,7 @@ def _judged(step: str, fault: str, run: Run, world: Callable[[], object]) -> Sce
 
 
 def _undo_fails(
-    workflow: Workflow,
+    workflow: Workflow[Any],
     values: Mapping[str, Any] | None,
     step: str,
     reset: Callable[[], object] | None,
@@ -153,7 +153,7 @@ def _undo_fails(
     return None
 
 
-def _after(workflow: Workflow, step: str) -> list[str]:
+def _after(workflow: Workflow[Any], step: str) -> list[str]:
     """Steps that may fail once `step` is done: its dependants, then all others, the last ones first."""
     nodes = workflow.freeze().nodes
     found = {node.index for node in nodes if node.name == step}
@@ -167,7 +167,7 @@ def _after(workflow: Workflow, step: str) -> list[str]:
     return dependants + [node.name for node in reversed(nodes) if node.index not in found]
 
 
-def _twice(workflow: Workflow, values: Mapping[str, Any] | None, world: Callable[[], object], seed: int) -> Scene:
+def _twice(workflow: Workflow[Any], values: Mapping[str, Any] | None, world: Callable[[], object], seed: int) -> Scene:
     store = MemoryStore()
     first = simulate(workflow, values, seed=seed, store=store, idempotency_key="rehearsal")
     second = simulate(workflow, values, seed=seed + 1, store=store, idempotency_key="rehearsal")

@@ -46,7 +46,7 @@ class Simulation:
 
 
 def simulate(
-    workflow: Workflow,
+    workflow: Workflow[Any],
     values: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,

@@ -31,9 +31,9 @@ def test_every_error_is_importable_from_flowcore() -> None:
 
 def test_an_error_without_a_message_says_its_docstring() -> None:
     assert str(flowcore.LeaseLost()) == "Another owner has taken this run over."
-    assert str(flowcore.StoreUnavailable()) == "The store does not answer."
+    assert str(flowcore.StoreUnavailable()) == "The store is temporarily unreachable."
     assert str(flowcore.RunFailed()) == "The run failed in another process."
-    assert str(flowcore.IdempotencyInProgress()) == "Another run with this idempotency key is still going on."
+    assert str(flowcore.IdempotencyInProgress()) == "Another run with this idempotency key is still in progress."
     assert str(flowcore.NoResult()) == "The step has no result."
 
 

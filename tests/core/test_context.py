@@ -4,13 +4,15 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from flowcore import Context, DefinitionError, NoResult, Workflow
+from flowcore import Context, DefinitionError, NoResult, Status, Workflow
 
-from .conftest import Drive, Gate, MakeLive
+from .conftest import Drive, Gate, Ledger, MakeLive
 
 current = contextvars.ContextVar("current", default="outside")
 
@@ -152,11 +154,89 @@ def test_a_result_is_found_by_step_and_by_name(drive: Drive) -> None:
     assert run[first] is run["first"]
 
 
-def test_a_value_hides_the_result_of_a_step_with_the_same_name(drive: Drive) -> None:
-    wf = Workflow("hides")
-    first = wf.add_step("first", lambda ctx: "result")
-    wf.add_step("second", lambda ctx: (ctx["first"], ctx[first]), depends_on=first)
-    assert drive(wf, {"first": "value"})["second"] == ("value", "result")
+def test_an_initial_value_with_the_name_of_a_step_is_refused(drive: Drive, ledger: Ledger) -> None:
+    wf = ledger.chain("pay")
+    with pytest.raises(
+        DefinitionError, match="key 'pay' is the name of step 'pay', and the run of workflow 'chain' was given"
+    ):
+        drive(wf, {"card": 1, "pay": "card"})
+    assert ledger == []
+
+
+WRITES: dict[str, Callable[[Context], Any]] = {
+    "assignment": lambda ctx: ctx.__setitem__("pay", 1),
+    "update": lambda ctx: ctx.update(fine=1, pay=1),
+    "setdefault": lambda ctx: ctx.setdefault("pay", 1),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_a_write_to_the_name_of_a_step_is_refused(drive: Drive, how: str) -> None:
+    wf = Workflow("writes")
+    wf.add_step("pay", lambda ctx: "receipt")
+    wf.add_step("ship", WRITES[how], depends_on="pay")
+    with pytest.raises(DefinitionError, match="key 'pay' is the name of step 'pay', and step 'ship' writes to it"):
+        drive(wf)
+
+
+def test_a_step_sees_results_of_the_steps_it_depends_on_and_no_others(drive: Drive) -> None:
+    wf = Workflow("order")
+    a = wf.add_step("a", lambda ctx: "a")
+    b = wf.add_step("b", lambda ctx: "b", depends_on=a)
+    wf.add_step("c", lambda ctx: ctx[a] + ctx["b"], depends_on=b)
+    other = wf.add_step("other", lambda ctx: 1)
+
+    def asks(ctx: Context) -> None:
+        for key in (other, "other"):
+            with pytest.raises(NoResult, match="'d' does not depend on 'other'"):
+                ctx[key]
+        assert (ctx.get(other, "no"), other in ctx, ctx.get("a"), a in ctx) == ("no", False, "a", True)
+
+    wf.add_step("d", asks, depends_on="c", compensate=lambda ctx: seen.append((ctx[other], ctx["c"])))
+    wf.add_step("e", lambda ctx: 1 / 0, depends_on=("d", other))
+    seen: list[Any] = []
+    assert drive(wf, check=False).status is Status.COMPENSATED
+    assert seen == [(1, "ab")]
+
+
+def test_ancestors_of_wide_and_of_deep_graphs_are_cheap() -> None:
+    wf = Workflow("large")
+    wf.add_step("root", lambda ctx: 0)
+    for number in range(20_000):
+        wf.add_step(f"wide{number}", lambda ctx: 0, depends_on="root")
+        wf.add_step(f"deep{number}", lambda ctx: 0, depends_on=f"deep{number - 1}" if number else "root")
+    plan = wf.plan()
+    assert all(plan.precedes("root", node) for node in plan.nodes[1:])
+    assert not any(plan.precedes("deep7", plan.by_name[f"wide{number}"]) for number in range(20_000))
+    assert plan.precedes("deep7", plan.by_name["deep19999"])
+    assert not plan.precedes("deep19999", plan.by_name["deep7"])
+
+
+@dataclass
+class Nested:
+    items: list[str]
+
+
+def test_the_callers_initial_values_are_never_changed(drive: Drive) -> None:
+    given: dict[str, Any] = {
+        "body": {"amount": 1, "tags": ["a"]},
+        "seen": {"x"},
+        "pair": ([1], 2),
+        "order": Nested(["a"]),
+    }
+    before = deepcopy(given)
+
+    def changes(ctx: Context) -> None:
+        ctx["body"].pop("amount")
+        ctx["body"]["tags"].append("b")
+        ctx["seen"].add("y")
+        ctx["pair"][0].append(2)
+        ctx["order"].items.append("b")
+
+    wf = Workflow("changes", fingerprint=lambda values: "same")
+    wf.add_step("a", changes)
+    drive(wf, given, idempotency_key="k")
+    assert given == before
 
 
 def test_none_is_a_result(drive: Drive) -> None:
@@ -175,9 +255,11 @@ def test_a_missing_result_says_why(drive: Drive) -> None:
         assert (ctx.get(skipped), ctx.get(later, "no"), later in ctx) == (None, "no", False)
         with pytest.raises(NoResult, match="step 'skipped' has no result: it was skipped by its when="):
             ctx[skipped]
-        with pytest.raises(NoResult, match="step 'later' has no result: it has not run"):
+        with pytest.raises(
+            NoResult, match="step 'asks' has no result of step 'later': 'asks' does not depend on 'later'"
+        ):
             ctx[later]
-        with pytest.raises(NoResult, match="step 'later' has no result"):
+        with pytest.raises(NoResult, match="does not depend on 'later'"):
             ctx["later"]
 
     wf.add_step("asks", asks, depends_on=skipped)

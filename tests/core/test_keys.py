@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flowcore import (
+    NO_KEY,
     Context,
     Engine,
     IdempotencyError,
@@ -127,7 +128,7 @@ def test_fingerprint_says_what_makes_two_requests_the_same(drive: Drive, ledger:
 
 def test_a_fingerprint_that_is_no_string_is_refused_by_name(drive: Drive, ledger: Ledger) -> None:
     wf = ledger.chain("a", fingerprint=lambda values: 7)
-    with pytest.raises(NotSerializable, match="fingerprint= of workflow 'chain' must answer with a string"):
+    with pytest.raises(NotSerializable, match="fingerprint= of workflow 'chain' must return a string"):
         drive(wf, idempotency_key="k")
 
 
@@ -189,7 +190,7 @@ def test_a_key_must_be_a_string(drive: Drive, key: Any) -> None:
 
 
 def test_the_empty_key_is_refused(drive: Drive) -> None:
-    with pytest.raises(IdempotencyError, match="must not be empty: pass None"):
+    with pytest.raises(IdempotencyError, match=r"must not be empty\. Pass flowcore\.NO_KEY"):
         drive(Workflow("w"), idempotency_key="")
 
 
@@ -210,7 +211,13 @@ def test_the_workflow_may_name_its_key_or_derive_it_from_the_values(drive: Drive
     drive(derived, {"id": "1"}, store=store)
     assert drive(derived, {"id": "1"}, store=store).replayed
     assert not drive(derived, {"id": "2"}, store=store).replayed
-    assert not drive(derived, {}, store=store).replayed  # None: no key
+    with pytest.raises(
+        IdempotencyError, match=r"key function of workflow 'derived' returned None.* Return flowcore\.NO_KEY"
+    ):
+        drive(derived, {}, store=store)
+    assert not drive(derived, {"id": NO_KEY}, store=store).replayed
+    assert not drive(derived, {"id": NO_KEY}, store=store).replayed
+    assert not drive(fixed, store=store, idempotency_key=NO_KEY).replayed
     assert not drive(derived, {"id": "1"}, store=store, idempotency_key="the call's own").replayed
 
 

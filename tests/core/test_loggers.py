@@ -231,3 +231,25 @@ def test_an_error_that_cannot_be_printed_does_not_hurt(drive: Drive) -> None:
     wf.add_step("a", step)
     drive(wf, hooks=[PrintLogger(out)], check=False)
     assert "step a failed: Hostile: (its __str__ raised RuntimeError)" in out.getvalue()
+
+
+FORGED = "a\nCRITICAL forged\r\x1b[31mred\u2028next\x85\u202eb\x00\ttab\u00a0blank é 😀"
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_no_message_makes_a_line_of_its_own(caplog: pytest.LogCaptureFixture, json: bool) -> None:
+    def fails(ctx: Any) -> None:
+        raise ValueError(FORGED)
+
+    wf, out = Workflow("order"), io.StringIO()
+    wf.add_step("pay", lambda ctx: 1, compensate=fails)
+    wf.add_step("charge", fails, retry=2, depends_on="pay")
+    caplog.set_level(logging.DEBUG)
+    with Engine(hooks=[LoggingHook(json=json), PrintLogger(out)]) as engine:
+        run = engine.run(wf, check=False)
+    lines = [record.getMessage() for record in caplog.records if record.name == "flowcore.run"]
+    assert len(lines) >= 5
+    for text in (*lines, *out.getvalue().split("\n"), *run.explain().split("\n")):
+        assert len(text.splitlines()) <= 1
+        assert not set(text) & set("\x1b\u2028\x85\u202e\x00\t")
+    assert run.to_dict()["steps"]["charge"]["error"]["message"] == FORGED

@@ -49,9 +49,10 @@ def test_names_of_any_length_and_characters_work_everywhere(drive: Drive, name: 
     store, wf = MemoryStore(), Workflow(name)
     first = ledger.add(wf, name)
     ledger.add(wf, name + "2", depends_on=name)
-    run = drive(wf, {name: name}, store=store, idempotency_key=name, hooks=[LoggingHook(json=True)])
+    values = {name + "3": name}
+    run = drive(wf, values, store=store, idempotency_key=name, hooks=[LoggingHook(json=True)])
     assert run[first] == run[name] == name
-    assert drive(wf, {name: name}, store=store, idempotency_key=name).replayed
+    assert drive(wf, values, store=store, idempotency_key=name).replayed
     for text in (repr(wf), wf.to_mermaid(), wf.to_dot(), run.explain(), repr(first), repr(run)):
         assert len(text) < 5000
         text.encode()
@@ -279,13 +280,95 @@ def test_a_timeout_holds_for_a_coroutine_that_a_plain_function_answers_too() -> 
     run_async(main)
 
 
-def test_a_generator_is_a_value_not_a_step_to_run(drive: Drive) -> None:
-    def generates(ctx: Context) -> Any:
+def generates(ctx: Context) -> Any:
+    yield 1
+
+
+async def generates_async(ctx: Context) -> Any:
+    yield 1
+
+
+class Generates:
+    def __call__(self, ctx: Context) -> Any:
         yield 1
 
-    wf = Workflow("generator")
-    wf.add_step("a", generates)
-    assert list(drive(wf)["a"]) == [1]
+
+class Callables:
+    def step(self, ctx: Context) -> int:
+        return 1
+
+    @staticmethod
+    def none() -> int:
+        return 1
+
+    def __call__(self, ctx: Context, more: int = 2) -> int:
+        return 1
+
+
+def injects(function: Any) -> Any:
+    @functools.wraps(function)
+    def inner(ctx: Context) -> Any:
+        return function(ctx, "a session")
+
+    return inner
+
+
+NO_STEPS: dict[str, tuple[Any, str]] = {
+    "a generator": (generates, "is a generator function"),
+    "an async generator": (generates_async, "is a generator function"),
+    "a partial of a generator": (functools.partial(generates), "is a generator function"),
+    "an object whose call is a generator": (Generates(), "is a generator function"),
+    "no parameter": (lambda: 1, "must take exactly one argument, ctx"),
+    "two parameters": (lambda ctx, more: 1, "must take exactly one argument, ctx"),
+    "a keyword-only parameter": (lambda *, ctx: 1, "must take exactly one argument, ctx"),
+    "a required keyword": (lambda ctx, *, more: 1, "must take exactly one argument, ctx"),
+    "an unbound method": (Callables.step, "must take exactly one argument, ctx"),
+    "a static method": (Callables.none, "must take exactly one argument, ctx"),
+    "a full partial": (functools.partial(lambda ctx: 1, 1), "must take exactly one argument, ctx"),
+    "no function": (7, "must be a function of ctx, not 7"),
+}
+STEPS: dict[str, Any] = {
+    "a default": lambda ctx, more=1: 1,
+    "any arguments": lambda *args, **more: 1,
+    "a default keyword": lambda ctx, *, more=1: 1,
+    "a bound method": Callables().step,
+    "an object": Callables(),
+    "a partial": functools.partial(lambda more, ctx: 1, 1),
+    "a decorator that adds an argument": injects(lambda ctx, session: 1),
+    "a builtin": dict,
+}
+
+
+@pytest.mark.parametrize("what", NO_STEPS)
+def test_a_function_that_could_not_do_its_work_is_refused_where_it_is_given(what: str) -> None:
+    function, why = NO_STEPS[what]
+
+    def define(**options: Any) -> None:
+        Workflow("w").add_step("s", lambda ctx: 1, **options)
+
+    with pytest.raises(DefinitionError, match=why):
+        Workflow("w").add_step("s", function)
+    for option in ("compensate", "when", "verify"):
+        with pytest.raises(DefinitionError, match=f"step 's'.*{why}"):
+            define(**{option: function})
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_a_function_that_can_be_called_with_ctx_alone_is_a_step(what: str, drive: Drive) -> None:
+    wf = Workflow("w")
+    wf.add_step("s", STEPS[what])
+    assert drive(wf).status is Status.SUCCESS
+
+
+async def _key(values: Any) -> str:
+    return "k"
+
+
+@pytest.mark.parametrize("option", ["idempotency_key", "fingerprint"])
+@pytest.mark.parametrize("function", [_key, lambda: "k", 7], ids=["async", "no argument", "no function"])
+def test_a_key_or_fingerprint_function_that_could_not_answer_is_refused(option: str, function: Any) -> None:
+    with pytest.raises(DefinitionError, match=f"{option}= of workflow 'w'"):
+        Workflow("w", **{option: function})
 
 
 # -- size --------------------------------------------------------------------------------------------------------------
@@ -438,7 +521,7 @@ WRONG_WORKFLOWS: list[tuple[dict[str, Any], str]] = [
     ({"name": None}, "a workflow needs a name that is a non-empty string"),
     ({"deadline": -1}, "deadline of workflow 'w' must be seconds"),
     ({"on_failure": "explode"}, "on_failure= must be 'wait' or 'cancel', not 'explode'"),
-    ({"undo": "all"}, "undo= must be 'done' or 'attempted', not 'all'"),
+    ({"undo": "all"}, "undo= must be 'done' or 'attempted' or 'never', not 'all'"),
     ({"max_parallel": 0}, "max_parallel= must be a whole number from 1 up"),
     ({"max_parallel": 1.5}, "max_parallel= must be a whole number from 1 up"),
     ({"max_parallel": True}, "max_parallel= must be a whole number from 1 up"),

@@ -1,8 +1,10 @@
 """Retries (semantics 6): the pure decisions of Retry and Backoff, and how runs follow them."""
 
 import math
+import pickle
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -146,9 +148,65 @@ def test_a_predicate_that_raises_gives_up_and_the_error_says_so() -> None:
 
 def test_retryafter_sets_the_next_delay_whatever_the_policy_says() -> None:
     assert decide(Retry(2, Backoff.fixed(9), on=KeyError), RetryAfter(0.25)) == Pause(0.25, "retry_after")
-    assert decide(Retry(2), RetryAfter(-3)) == Pause(0, "retry_after")
     assert decide(Retry(1), RetryAfter(1)) is None
-    assert str(RetryAfter(2.5)) == "asked to be tried again after 2.5 s"
+    assert str(RetryAfter(2.5)) == "retry after 2.5 s"
+
+
+def test_retryafter_takes_seconds_a_timedelta_or_a_header() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert RetryAfter(timedelta(minutes=2)).seconds == 120
+    assert [RetryAfter(header).seconds for header in ("0", " 120 ", "1.5", "Wed, 21 Oct 2015 07:28:00 GMT")] == [
+        0,
+        120,
+        1.5,
+        0,
+    ]
+    assert 80 < RetryAfter(soon).seconds <= 90
+    assert RetryAfter(10**400).seconds == RetryAfter(math.inf).seconds == math.inf
+
+
+NONSENSE = [-1, -0.5, math.nan, None, True, [], b"1", timedelta(-1), "", "soon", "-1", "nan", "inf", "1e3", "1,5", "٣"]
+
+
+@pytest.mark.parametrize("delay", NONSENSE, ids=repr)
+def test_a_retryafter_that_makes_no_sense_is_refused_when_it_is_made(delay: Any) -> None:
+    with pytest.raises(
+        DefinitionError, match=r"RetryAfter takes seconds .* a timedelta or an HTTP Retry-After header, not "
+    ):
+        RetryAfter(delay)
+
+
+def test_a_retryafter_survives_pickling() -> None:
+    error = RetryAfter(3, "quota")
+    error.add_note("note")
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), back.seconds, back.__notes__) == (RetryAfter, "quota", 3.0, ["note"])
+
+
+def test_a_group_with_fatal_is_final_and_one_with_retryafter_waits_for_the_longest() -> None:
+    fatal = ExceptionGroup("a", [ValueError(), ExceptionGroup("b", [RetryAfter(9), Fatal()])])
+    waits = ExceptionGroup("a", [ValueError(), RetryAfter(0.1), ExceptionGroup("b", [RetryAfter(0.6)])])
+    assert decide(Retry(3), fatal) is None
+    assert decide(Retry(3), waits) == Pause(0.6, "retry_after")
+    assert decide(Retry(3, on=KeyError), waits) == Pause(0.6, "retry_after")
+    assert decide(Retry(3, Backoff.fixed(2)), ExceptionGroup("a", [ValueError()])) == Pause(2, "policy")
+    assert decide(Retry(3), BaseExceptionGroup("a", [RetryAfter(1), KeyboardInterrupt()])) is None
+
+
+def test_a_fatal_in_a_group_stops_a_step_on_every_engine(drive: Drive, ledger: Ledger) -> None:
+    wf = Workflow("declines")
+    wf.add_step("pay", flaky(ledger, 9, ExceptionGroup("both", [OSError(), Fatal("declined")])), retry=5)
+    assert drive(wf, check=False).steps["pay"].attempts == 1
+
+
+async def _later(error: BaseException) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("predicate", [_later, lambda: True, lambda error, more: True, (_ for _ in ())], ids=repr)
+def test_a_predicate_that_could_not_answer_is_refused_when_it_is_given(predicate: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"Retry\(on=\)"):
+        Retry(2, on=predicate)
 
 
 DEEP = ExceptionGroup("1", [LookupError(), ExceptionGroup("2", [ExceptionGroup("3", [Fatal("declined")])])])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ...errors import RunFailed, RunNotFound, StoreError, safe_str
+from ...errors import RunFailed, RunNotFound, StoreError, error_message
 from ...run import StepReport
 from ...status import Status
 from ...stores.base import (
@@ -129,7 +129,7 @@ def _report(report: StepReport) -> tuple[Any, ...]:
 def _in_words(error: BaseException | None) -> tuple[str, str] | None:
     if isinstance(error, RunFailed):
         return error.error_type, error.message
-    return None if error is None else (type(error).__name__, safe_str(error))
+    return None if error is None else (type(error).__name__, error_message(error))
 
 
 @dataclass

@@ -1,0 +1,98 @@
+"""What functions that users hand over are: async or not, called how, known by which name. Refuses what cannot be called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from types import FunctionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from .errors import DefinitionError, safe_repr
+
+__all__ = ["function_name", "is_async", "return_annotation", "take_one_argument"]
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling `fn` gives a coroutine."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def function_name(fn: Any) -> str:
+    """`module.qualname` of a function, for telemetry."""
+    try:
+        return f"{fn.__module__}.{fn.__qualname__}"
+    except AttributeError:  # an instance that can be called
+        return f"{type(fn).__module__}.{type(fn).__qualname__}"
+
+
+def take_one_argument(fn: Callable[..., Any], what: str, argument: str = "ctx", *, sync: bool = False) -> None:
+    """Raise DefinitionError unless `fn` can be called with one positional argument and then does its work.
+
+    `what` names it in the message. A generator function would return before its body has run. `sync`: refuse a
+    coroutine function too, where its result is needed at once.
+    """
+    if not callable(fn):
+        raise DefinitionError(f"{what} must be a function of {argument}, not {safe_repr(fn)}.")
+    if _any_form(fn, inspect.isgeneratorfunction) or _any_form(fn, inspect.isasyncgenfunction):
+        raise DefinitionError(f"{what} is a generator function, whose body would never run. Remove its yield.")
+    if sync and is_async(fn):
+        raise DefinitionError(f"{what} must not be async: its result is needed at once. Use a plain function.")
+    if not _takes_one(fn):
+        raise DefinitionError(f"{what} must take exactly one argument, {argument}; it is {_signature(fn)}.")
+
+
+def _any_form(fn: Any, test: Callable[[Any], bool]) -> bool:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return test(fn) or (not isinstance(fn, type) and test(getattr(fn, "__call__", None)))  # noqa: B004
+
+
+def _takes_one(fn: Any) -> bool:
+    if type(fn) is FunctionType:  # the same as below, several times faster
+        code = fn.__code__
+        defaults, keywords = len(fn.__defaults__ or ()), len(fn.__kwdefaults__ or ())
+        positional = code.co_argcount
+        may = positional >= 1 or bool(code.co_flags & inspect.CO_VARARGS)
+        return may and positional - defaults <= 1 and code.co_kwonlyargcount == keywords
+    try:
+        inspect.signature(fn, follow_wrapped=False).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell its parameters
+        return True
+    return True
+
+
+def _signature(fn: Any) -> str:
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return safe_repr(f"{name}{inspect.signature(fn, follow_wrapped=False)}")
+
+
+def return_annotation(fn: Any) -> Any:
+    """The type that a function, or the coroutine that it makes, is annotated to return; Any where that is not known."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    function = inspect.unwrap(fn if hasattr(fn, "__annotations__") and not isinstance(fn, type) else type(fn).__call__)
+    annotation = getattr(function, "__annotations__", {}).get("return", Any)
+    try:
+        annotation = _evaluated(function, annotation)
+    except Exception:  # noqa: BLE001 - it may name what only type checkers import
+        return Any
+    if get_origin(annotation) in (Awaitable, Coroutine):
+        return get_args(annotation)[-1]
+    return annotation
+
+
+def _evaluated(function: Any, annotation: Any) -> Any:
+    # Only the result's: a Context that is imported for type checkers alone must not hide it.
+    def stand_in() -> None: ...
+
+    stand_in.__annotations__ = {"return": annotation}
+    cells = (
+        zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        if hasattr(function, "__code__")
+        else ()
+    )
+    names = {name: cell.cell_contents for name, cell in cells}
+    return get_type_hints(stand_in, getattr(function, "__globals__", {}), names, include_extras=True)["return"]
