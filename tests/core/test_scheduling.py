@@ -99,7 +99,7 @@ def test_a_cycle_is_refused_with_its_path(drive: Drive) -> None:
     wf.add_step("c", lambda ctx: 1, depends_on="b")
     with pytest.raises(DependencyCycle) as caught:
         drive(wf)
-    path = str(caught.value).removeprefix("steps depend on each other in a circle: ").removesuffix(".").split(" -> ")
+    path = str(caught.value).removeprefix("Dependency cycle: ").removesuffix(".").split(" -> ")
     assert path[0] == path[-1]
     depends = {"'a'": "'c'", "'b'": "'a'", "'c'": "'b'"}
     assert all(depends[one] == other for one, other in itertools.pairwise(path))
