@@ -53,6 +53,13 @@ class Nursery:
             pid, code = self._pipe.recv()
             self._codes[pid] = code
 
+    def ended(self, pid: int) -> int | None:
+        """The exit code of this process, or None while it lives."""
+        while self._pipe.poll():
+            one, code = self._pipe.recv()
+            self._codes[one] = code
+        return self._codes.pop(pid, None)
+
     def call(self, target: Callable[..., None], calls: Iterable[tuple[Any, ...]], *, at_once: int = 4) -> list[int]:
         """Call a function with each of these arguments, each in its own process, a few at a time; answers the exit codes."""
         codes: dict[int, int | None] = {}

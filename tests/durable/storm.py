@@ -1,4 +1,5 @@
-"""A storm: processes that run the same 200 keys are killed, frozen and cut off from their store, which is killed too.
+"""A storm: processes that run the same 200 keys are killed, frozen, deployed and cut off from their store, which is killed
+too.
 
 `python -m tests.durable.storm [--runs N] [--seconds N] [--store redis|sqlite]` goes on, era after era, each with new
 servers and keys, until so many runs are over, and looks after each era whether all that is promised was kept.
@@ -15,9 +16,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from flowcore import Engine
@@ -26,14 +28,16 @@ from tests.durable.crash import Place
 from tests.durable.ledger import Effect, Journal, Ledger, Word, effects_of, words_of
 from tests.durable.nursery import Nursery
 from tests.durable.proxy import Weather, run_proxy
-from tests.durable.sagas import World
-from tests.durable.stormy import KEYS, LEASE, Post, saga_of, work
+from tests.durable.sagas import SAGAS, World
+from tests.durable.stormy import KEYS, LEASE, ROUND, Post, saga_of, work
 from tests.durable.watched import Watched
 from tests.stores.redis_servers import RedisServer, free_port
 
 __all__ = ["Figures", "Storm"]
 
 PROCESSES: Final = 8
+PATIENCE: Final = 60.0
+"""seconds after which a process that was told to stop hangs, or a storm is too weak: only where something is broken"""
 WEATHER: Final = Weather(lose=0.01, delay=0.02, half_close=0.005, seconds=LEASE / 2)
 
 
@@ -65,6 +69,7 @@ class Storm:
         self.proxy = free_port() if kind == "redis" else 0
         self.workers: dict[int, int] = {}
         self.frozen: dict[int, float] = {}  # until when
+        self.stopping: dict[int, float] = {}  # since when
         self.freezes: list[tuple[int, float, float]] = []  # from when to when
         self.board = folder / "board"
         self.board.write_bytes(bytes(4 * KEYS))
@@ -75,15 +80,18 @@ class Storm:
             address = self.server.url if direct else f"redis://127.0.0.1:{self.proxy}/0"
         return Place(self.kind, address, "storm", str(self.folder / "ledger"), str(self.folder / "journal"))
 
-    def rage(self, seconds: float) -> Figures:
-        """Have the storm for so many seconds, then calm, then look what is left."""
+    def rage(self, seconds: float, least: Mapping[str, int] = MappingProxyType({})) -> Figures:
+        """Have the storm for so many seconds, and until the figures are at least so; then calm, then look what is left."""
         began = time.monotonic()
         with self.server or contextlib.nullcontext(), self._network():
             for number in range(PROCESSES):
                 self._start(number)
-            self._spoil(began + seconds)
+            self._spoil(began + seconds, least)
             for pid in list(self.workers):
                 self._kill(pid, again=False)
+            while self.stopping:
+                self._look_after_deploys()
+                time.sleep(0.01)
             self.figures.seconds = time.monotonic() - began
             with self.place(direct=True).store() as store:
                 self._calm(store)
@@ -104,14 +112,20 @@ class Storm:
         post = Post(self.place(direct=number % 2 == 0), str(self.board), asynchronous=number % 4 == 3)
         self.workers[self.nursery.start(work, post, self.random.random())] = number
 
-    def _spoil(self, until: float) -> None:
-        next_kill = next_freeze = time.monotonic()
+    def _suffices(self, least: Mapping[str, int]) -> bool:
+        over = sum(number for (number,) in ROUND.iter_unpack(self.board.read_bytes()))
+        seen = self.figures.counts | Counter({"keyed runs": over})
+        return all(seen[what] >= number for what, number in least.items())
+
+    def _spoil(self, until: float, least: Mapping[str, int]) -> None:
+        next_kill = next_freeze = next_deploy = time.monotonic()
         next_restart = time.monotonic() + 1.0
-        while (now := time.monotonic()) < until:
+        while (now := time.monotonic()) < until or (now < until + PATIENCE and not self._suffices(least)):
             for pid, thaws in list(self.frozen.items()):
                 if now >= thaws:
                     del self.frozen[pid]
                     os.kill(pid, signal.SIGCONT)
+            self._look_after_deploys()
             awake = [pid for pid in self.workers if pid not in self.frozen]
             if now >= next_kill and awake:
                 self._kill(self.random.choice(awake), again=True)
@@ -119,6 +133,9 @@ class Storm:
             elif now >= next_freeze and len(awake) > PROCESSES / 2:
                 self._freeze(self.random.choice(awake))
                 next_freeze = now + self.random.uniform(0.2, 0.8)
+            elif now >= next_deploy and awake:
+                self._deploy(self.random.choice(awake))
+                next_deploy = now + self.random.uniform(0.3, 1.0)
             elif now >= next_restart and self.server is not None:
                 self.server.kill()
                 time.sleep(self.random.uniform(0.0, LEASE * 0.7))
@@ -133,6 +150,26 @@ class Storm:
         self.frozen[pid] = time.monotonic() + LEASE * self.random.uniform(1.1, 2.0)
         self.freezes.append((pid, before, self.frozen[pid]))  # where processors are busy, it goes on for a while
         self.figures.counts["freezes"] += 1
+
+    def _deploy(self, pid: int) -> None:
+        """Have a process stop by SIGTERM, as a deploy does, and start the next one beside it."""
+        os.kill(pid, signal.SIGTERM)
+        self.stopping[pid] = time.monotonic()
+        self.figures.counts["deploys"] += 1
+        self._start(self.workers.pop(pid))
+
+    def _look_after_deploys(self) -> None:
+        """What is told to stop must do so, by itself."""
+        for pid, since in list(self.stopping.items()):
+            code = self.nursery.ended(pid)
+            hangs = code is None and time.monotonic() > since + PATIENCE
+            if hangs:
+                os.kill(pid, signal.SIGKILL)
+                self.nursery.wait([pid])
+            if hangs or code is not None:
+                del self.stopping[pid]
+            if hangs or code not in {None, 0, -signal.SIGTERM}:  # Told so before it could hear it, it just dies.
+                self.figures.wrong.append(f"a process told to stop {'did not' if hangs else f'ended with {code}'}")
 
     def _kill(self, pid: int, *, again: bool) -> None:
         number = self.workers.pop(pid)
@@ -177,6 +214,8 @@ class Storm:
             did, said = effects.get(key, []), words.get(key, [])
             wf = workflows[int(key.partition(".")[0]) % len(workflows)]
             found = audit(did, said, record, wf, self._was_frozen)
+            if record is not None and not record.held and record.status not in SAGAS[wf.name][1]:
+                found.append(f"it ended with {record.status}")  # for instance refunded by a deploy
             self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
             if found:
                 lines: list[Effect | Word] = [*did, *said]

@@ -1,4 +1,5 @@
-"""What the processes in a storm do, until they are killed: run sagas under keys that others run too, and recover."""
+"""What the processes in a storm do, until they are killed or told to stop: run sagas under keys that others run too, and
+recover."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import logging
 import mmap
 import os
 import random
+import signal
 import struct
 import threading
 import time
@@ -25,15 +27,18 @@ from tests.durable.ledger import Journal, Ledger
 from tests.durable.sagas import SAGAS, World, saga
 from tests.durable.watched import Watched
 
-__all__ = ["KEYS", "LEASE", "Post", "saga_of", "work"]
+__all__ = ["KEYS", "LEASE", "ROUND", "Post", "saga_of", "work"]
 
 KEYS: Final = 200
 """at a time: a key is given up for the next one of its place once its run is over"""
 LEASE: Final = 1.0
+GRACE: Final = 0.3
+"""seconds that calls in flight have to end where a process is told to stop"""
 THREADS: Final = 3
 _SAGAS: Final = tuple(name for name in SAGAS if name not in {"verified", "slow"})
 _OVER: Final = frozenset({Status.SUCCESS, *RELEASED})
-_ROUND: Final = struct.Struct("<I")
+ROUND: Final = struct.Struct("<I")
+"""how the board tells the round of a place"""
 
 
 def saga_of(world: World) -> dict[int, Workflow]:
@@ -72,16 +77,22 @@ def work(post: Post, seed: float) -> None:
         if post.asynchronous:
             asyncio.run(_work_async(watched, sagas, board, dice))
             return
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with Engine(store=watched, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3) as engine:
-            threads = [threading.Thread(target=_call, args=(engine, sagas, board, dice)) for _ in range(THREADS)]
+            threads = [threading.Thread(target=_call, args=(engine, sagas, board, dice, stop)) for _ in range(THREADS)]
             for thread in threads:
                 thread.start()
+            stop.wait()
+            engine.close(timeout=GRACE)
             for thread in threads:
                 thread.join()
 
 
-def _call(engine: Engine, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random) -> None:
-    while True:
+def _call(
+    engine: Engine, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random, stop: threading.Event
+) -> None:
+    while not stop.is_set():
         place, number = _drawn(board, dice)
         key = f"{place}.{number}"
         wait = dice.choice((None, 0.05))
@@ -109,8 +120,11 @@ def _decide(store: Any, key: str, dice: random.Random) -> bool:
 
 
 async def _work_async(store: Any, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+
     async def call() -> None:
-        while True:
+        while not stop.is_set():
             place, number = _drawn(board, dice)
             key = f"{place}.{number}"
             over = False
@@ -125,15 +139,18 @@ async def _work_async(store: Any, sagas: dict[int, Workflow], board: mmap.mmap, 
                 _next(board, place, number)
 
     async with AsyncEngine(store=store, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3) as engine:
-        await asyncio.gather(*(call() for _ in range(THREADS)))
+        callers = [asyncio.create_task(call()) for _ in range(THREADS)]
+        await stop.wait()
+        await engine.aclose(timeout=GRACE)
+        await asyncio.gather(*callers)
 
 
 def _drawn(board: mmap.mmap, dice: random.Random) -> tuple[int, int]:
     place = dice.randrange(KEYS)
-    return place, _ROUND.unpack_from(board, place * _ROUND.size)[0]
+    return place, ROUND.unpack_from(board, place * ROUND.size)[0]
 
 
 def _next(board: mmap.mmap, place: int, number: int) -> None:
     """The key is over: from now on its place has another one."""
-    if _ROUND.unpack_from(board, place * _ROUND.size)[0] == number:
-        _ROUND.pack_into(board, place * _ROUND.size, number + 1)
+    if ROUND.unpack_from(board, place * ROUND.size)[0] == number:
+        ROUND.pack_into(board, place * ROUND.size, number + 1)
