@@ -109,8 +109,12 @@ class Storm:
     # -- faults --------------------------------------------------------------------------------------------------------
 
     def _start(self, number: int) -> None:
-        post = Post(self.place(direct=number % 2 == 0), str(self.board), asynchronous=number % 4 == 3)
+        post = Post(self.place(direct=number % 2 == 0), str(self.board), asynchronous=self._is_async(number))
         self.workers[self.nursery.start(work, post, self.random.random())] = number
+
+    @staticmethod
+    def _is_async(number: int) -> bool:
+        return number % 4 == 3
 
     def _suffices(self, least: Mapping[str, int]) -> bool:
         over = sum(number for (number,) in ROUND.iter_unpack(self.board.read_bytes()))
@@ -133,8 +137,8 @@ class Storm:
             elif now >= next_freeze and len(awake) > PROCESSES / 2:
                 self._freeze(self.random.choice(awake))
                 next_freeze = now + self.random.uniform(0.2, 0.8)
-            elif now >= next_deploy and awake:
-                self._deploy(self.random.choice(awake))
+            elif now >= next_deploy and (deployed := [pid for pid in awake if not self._is_async(self.workers[pid])]):
+                self._deploy(self.random.choice(deployed))
                 next_deploy = now + self.random.uniform(0.3, 1.0)
             elif now >= next_restart and self.server is not None:
                 self.server.kill()

@@ -8,7 +8,6 @@ from tests.durable.nursery import Nursery
 from tests.durable.storm import Storm
 from tests.stores.redis_servers import redis_binary
 
-
 LEAST = {"kills": 6, "freezes": 3, "deploys": 3, "keyed runs": 100}
 
 
