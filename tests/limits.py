@@ -23,10 +23,10 @@ import pytest
 
 __all__ = ["SilenceLimit", "TestLimit", "own_group"]
 
-PATIENCE: Final = 240.0
+PATIENCE: Final = 400.0
 AGAIN: Final = 60.0
 """seconds after which a test that hangs in its end, too, is interrupted again"""
-SILENCE: Final = 480.0
+SILENCE: Final = 700.0
 
 
 class TestLimit:
