@@ -161,6 +161,74 @@ def test_who_may_not_enter_is_told_to_say_who_asks(start_redis: StartRedis) -> N
         sentence(error)
 
 
+def rights(client: Any) -> Callable[[], Any]:
+    client.execute_command("ACL", "SETUSER", "default", "-evalsha", "-eval")
+    return lambda: client.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+def memory(client: Any) -> Callable[[], Any]:
+    client.config_set("maxmemory", 1)
+    return lambda: client.config_set("maxmemory", 0)
+
+
+def a_replica(client: Any) -> Callable[[], Any]:
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    return lambda: client.execute_command("REPLICAOF", "NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [(rights, "does not let this user"), (memory, "out of memory"), (a_replica, "read-only replica")],
+)
+def test_what_a_person_must_put_right_is_unavailable_until_then(
+    start_redis: StartRedis, breaks: Callable[[Any], Callable[[], Any]], says: str
+) -> None:
+    server = start_redis(arguments=["--repl-timeout", "1"])
+    with client_of(server) as client, server.client() as operator:
+        store = RedisStore(client)
+        claim, fence = begin(store)
+        mend = breaks(operator)
+        for verb in (
+            lambda: store.claim(a_claim("another")),
+            lambda: store.checkpoint(a_checkpoint(claim, fence)),
+            lambda: store.finish(an_ending(claim, fence)),
+        ):
+            with pytest.raises(StoreUnavailable, match=says) as error:
+                verb()
+            sentence(error)
+        mend()
+        assert store.checkpoint(a_checkpoint(claim, fence)) is None
+        assert store.finish(an_ending(claim, fence)) is None
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_pool_without_a_free_connection_is_unavailable_in_words_of_its_own(
+    start_redis: StartRedis, waits: bool
+) -> None:
+    server = start_redis()
+    kind: Any = redis.BlockingConnectionPool if waits else redis.ConnectionPool
+    options: dict[str, Any] = {"timeout": 0.01} if waits else {}
+    with redis.Redis(connection_pool=kind.from_url(server.url, max_connections=2, retry=ONCE, **options)) as client:
+        store = RedisStore(client)
+        claim, fence = begin(store)
+        taken = [client.connection_pool.get_connection() for _ in range(2)]
+        with pytest.raises(StoreUnavailable, match="connections of the Redis client's pool are in use") as error:
+            store.checkpoint(a_checkpoint(claim, fence))
+        sentence(error)
+        for connection in taken:
+            client.connection_pool.release(connection)
+        assert store.checkpoint(a_checkpoint(claim, fence)) is None
+
+
+def test_a_server_that_takes_no_more_clients_is_unavailable_in_words_of_its_own(start_redis: StartRedis) -> None:
+    server = start_redis(arguments=["--maxclients", "1"])
+    with server.client() as other, client_of(server) as client:
+        other.ping()
+        with pytest.raises(StoreUnavailable, match="Redis has as many clients as it allows") as error:
+            RedisStore(client).claim(a_claim())
+        sentence(error)
+
+
 # -- it is full, or forgets --------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -16,7 +17,7 @@ from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.stores.base import Busy, Claimed, Held, Renewal
 from flowcore.stores.decide import OPEN
 from tests.stores.proxies import Proxy
-from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
+from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin, everything, records
 from tests.stores.redis_servers import RedisClusterServers, StartRedis, redis_cluster, start_redis, until
 
 __all__ = ["redis_cluster", "start_redis"]  # fixtures
@@ -213,6 +214,71 @@ def test_a_user_may_be_kept_to_one_prefix(limited: tuple[Any, Any]) -> None:
     begin(RedisStore(client, prefix="mine"))
     with pytest.raises(StoreError, match="does not let this user"):
         RedisStore(client, prefix="other").claim(a_claim())
+
+
+PREFIXES = ["app", "app:eu", "app:eu:1", "ap", "app*", "ap?", "[a]pp", "app}", "app%3Aeu", "ünder", "a b", "a\\*"]
+
+
+def test_prefixes_that_begin_alike_are_apart_for_users_of_each(start_redis: StartRedis) -> None:
+    server = start_redis()
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(server.client())
+        clients: dict[str, Any] = {}
+        for number, prefix in enumerate(PREFIXES):
+            rules = [
+                right if right.startswith("+") else f"~{{{quote(prefix, safe='')}:*" for right in documented_rights()
+            ]
+            operator.execute_command("ACL", "SETUSER", f"user{number}", "on", ">secret", *rules)
+            clients[prefix] = stack.enter_context(server.client(username=f"user{number}", password="secret"))
+        for mine, client in clients.items():
+            begin(RedisStore(client, prefix=mine))
+        for mine, client in clients.items():
+            for other in PREFIXES:
+                if other == mine:
+                    assert RedisStore(client, prefix=other).find("k").status == "running"
+                else:
+                    for verb in ("find", "head", "hold", "cancel"):
+                        with pytest.raises(StoreUnavailable, match="does not let this user"):
+                            getattr(RedisStore(client, prefix=other), verb)("k")
+                    with pytest.raises(StoreUnavailable, match="does not let this user"):
+                        RedisStore(client, prefix=other).claim(a_claim())
+        assert sum(len(RedisStore(operator, prefix=prefix).list_runs()) for prefix in PREFIXES) == len(PREFIXES)
+
+
+def reading_rights() -> list[str]:
+    rules = re.search(r"needs Redis 7 and\n\n(.*)", RedisStore.__doc__ or "", re.DOTALL)
+    return rules[1].split()
+
+
+@pytest.mark.parametrize("more", [[], ["+info", "+config|get"], ["+evalsha", "+eval"]])
+def test_a_user_who_may_only_read_can_look_at_everything(start_redis: StartRedis, more: list[str]) -> None:
+    server = start_redis()
+    with server.client() as operator:
+        operator.execute_command("ACL", "SETUSER", "reader", "on", ">secret", *reading_rights(), *more)
+        store = RedisStore(operator)
+        claim, fence = begin(store, "ended")
+        assert store.finish(an_ending(claim, fence)) is None
+        begin(store, "vanished", lease=0)
+        operator.delete(*records(operator))
+        claim, fence = begin(store, "ended", run_id="1")
+        assert store.finish(an_ending(claim, fence)) is None
+        begin(store, "k", lease=0)
+        with server.client(username="reader", password="secret") as client:
+            reader = RedisStore(client)
+            assert reader.find("k").key == reader.head("k").key == "k"
+            assert [record.key for record in reader.list_runs()] == ["k", "ended"]
+            assert [record.key for record in reader.list_resumable(["trip"])] == ["k"]
+            assert reader.counts()["trip", "expired"] >= 1
+            assert reader.get_run("1").key == "ended"
+            assert reader.doctor()["expired"] == reader.counts()["trip", "expired"]
+            before = everything(operator)
+            for verb in (reader.hold, reader.resume, reader.undo, reader.release, reader.cancel):
+                with pytest.raises(StoreUnavailable, match="does not let this user"):
+                    verb("k")
+            for verb in (reader.gc, lambda: reader.claim(a_claim("new"))):
+                with pytest.raises(StoreUnavailable, match="does not let this user"):
+                    verb()
+            assert everything(operator) == before
 
 
 def test_the_doctor_says_what_is_forbidden(limited: tuple[Any, Any]) -> None:

@@ -11,11 +11,11 @@ import contextlib
 import functools
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from ...errors import CorruptRecord, DefinitionError, StoreError, safe_repr
 from ...retry import Duration, seconds
@@ -52,7 +52,7 @@ Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
 PAGE: Final = 200
 """records that one script reads: Redis does nothing else meanwhile"""
 _CACHED: Final = 1000  # keys whose Redis keys are remembered
-_AT_ONCE: Final = 64  # shards that one script looks at
+_AT_ONCE: Final = 256  # shards that one script looks at
 _log = logging.getLogger("flowcore")
 
 
@@ -92,7 +92,11 @@ class Calls:
         self._retention = max(1, microseconds(seconds(retention, f"{store}(retention=)")) // 1000)
         self._shards = shards
         self._at_once = 1 if cluster else _AT_ONCE  # a cluster's node runs no script over several slots
-        self._prefixes = [f"{{{_escaped(prefix)}:{shard}}}:".encode() for shard in range(shards)]
+        # Encoded, because the first "}" of a key ends what decides on its slot, a ":" ends the prefix itself, and the pattern
+        # of an ACL rule has special characters.
+        encoded = quote(prefix, safe="")
+        self._prefixes = [f"{{{encoded}:{shard}}}:".encode() for shard in range(shards)]
+        self._opens = [(some, tuple(keys)) for some, keys in self._over_shards(range(shards), b"open")]
         self._entered = self._examined = self._looked = False
         self._unreadable: set[str] = set()  # run ids that were logged
         self._keys = functools.lru_cache(_CACHED)(self._keys_of)
@@ -291,12 +295,6 @@ def as_bytes(part: Part) -> bytes:
 def in_pages(items: Sequence[T], size: int) -> Iterator[list[T]]:
     for first in range(0, len(items), size):
         yield list(items[first : first + size])
-
-
-def _escaped(prefix: str) -> str:
-    """A prefix as it stands in keys. The first "}" of a key ends what decides on its slot, a ":" ends the prefix itself, and
-    the pattern of an ACL rule must have no special characters."""
-    return re.sub(r"[%{}:*?\[\]\\^\s]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), prefix)
 
 
 def _is_text(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -48,7 +48,7 @@ class Listing:
         names: Sequence[bytes],
         after: Cursor,
         arguments: Sequence[Any],
-        shards: int,
+        shards: Iterable[int],
         *,
         newest: bool = False,
     ) -> None:
@@ -58,20 +58,20 @@ class Listing:
         """to be sent: which shards a call is about, and the call"""
         self._arguments = arguments
         self._newest = newest
-        self._shards = [_Shard(after) for _ in range(shards)]
+        self._shards = {shard: _Shard(after) for shard in shards}
         self._rounds = 0
 
     def wanting(self) -> list[tuple[Cursor, list[int]]]:
         """The shards of which more must be read before anything else can be taken, by where to continue."""
         found: dict[Cursor, list[int]] = {}
-        for number, shard in enumerate(self._shards):
+        for number, shard in self._shards.items():
             if shard.cursor is not None and not shard.entries:
                 found.setdefault(shard.cursor, []).append(number)
         return list(found.items())
 
     def arguments_from(self, cursor: Cursor, number: int) -> list[Any]:
         """What the script is to return of each shard, where `number` entries are wanted of all together."""
-        share = 2 * number // len(self._shards) if self._rounds == 0 else number
+        share = 2 * number // max(1, len(self._shards)) if self._rounds == 0 else number
         return [*cursor, min(max(share, _LEAST), _WINDOW), _WINDOW, *self._arguments]
 
     def add(self, replies: Sequence[Sequence[Sequence[bytes]]]) -> None:
@@ -91,9 +91,9 @@ class Listing:
     def take(self, number: int) -> list[Entry]:
         """The next entries, at most `number`; fewer where more must be read first."""
         taken: list[Entry] = []
-        if any(shard.cursor is not None and not shard.entries for shard in self._shards):
+        if any(shard.cursor is not None and not shard.entries for shard in self._shards.values()):
             return taken
-        heap = [(self._place(shard.entries[-1]), at) for at, shard in enumerate(self._shards) if shard.entries]
+        heap = [(self._place(shard.entries[-1]), at) for at, shard in self._shards.items() if shard.entries]
         heapq.heapify(heap)
         while heap and len(taken) < number:
             at = heap[0][1]

@@ -42,17 +42,18 @@ class OperatorVerbs(Calls):
         first. `after`: the cursor of the page before. Unreadable records are logged once and left out."""
         check_listing(None, limit, "list_resumable")
         yield from self._look()
-        listing = Listing(
-            operator_scripts.DUE,
-            (b"open", b"index"),
-            parsed_cursor(after),
-            list(map(as_bytes, workflows)),
-            self._shards,
-        )
-        page = Page()
-        if workflows:
-            yield from self._fill(page, listing, limit, self._is_due)
+        page, cursor = Page(), parsed_cursor(after)
+        shards = (yield from self._due_shards()) if workflows else []
+        listing = Listing(operator_scripts.DUE, (b"open", b"index"), cursor, list(map(as_bytes, workflows)), shards)
+        yield from self._fill(page, listing, limit, self._is_due)
         return page
+
+    def _due_shards(self) -> Asked[list[int]]:
+        """Those in which a run is due: most often none, and then this is all that recovery costs."""
+        replies = yield from self._run_all(
+            operator_scripts.DUE_SHARDS, [(keys, ()) for _, keys in self._opens], reads=True
+        )
+        return [shards[place - 1] for (shards, _), reply in zip(self._opens, replies, strict=True) for place in reply]
 
     def _is_due(self, record: RunRecord, now: int) -> bool:
         if record.problem is not None:
@@ -92,7 +93,7 @@ class OperatorVerbs(Calls):
             (b"started", b"open", b"index"),
             parsed_cursor(after),
             arguments,
-            self._shards,
+            range(self._shards),
             newest=True,
         )
         page = Page()

@@ -9,7 +9,7 @@ from typing import Final
 
 from .lua import CHANGES, INDEX, NUMBERS, PACKED, RECORD, Script
 
-__all__ = ["COUNT", "DECIDE", "DUE", "ENTER", "FORGET", "LIST", "LOCATE", "MEMBERS", "READ", "RELEASE"]
+__all__ = ["COUNT", "DECIDE", "DUE", "DUE_SHARDS", "ENTER", "FORGET", "LIST", "LOCATE", "MEMBERS", "READ", "RELEASE"]
 
 # What scripts that change nothing use: a user who may only read may not be allowed to ask for the time.
 _READ_CLOCK: Final = """
@@ -111,6 +111,20 @@ for i, key in ipairs(KEYS) do
   end
 end
 return answers
+""",
+)
+
+# KEYS: open, of each of some shards. Returns the places in KEYS of those in which a run is due: in most rounds of recovery
+# there is none, and this is all that is asked.
+DUE_SHARDS: Final = Script(
+    NUMBERS,
+    _READ_CLOCK,
+    """
+local now, answer = digits(clock()), {}
+for i, key in ipairs(KEYS) do
+  if #redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1) > 0 then answer[#answer + 1] = i end
+end
+return answer
 """,
 )
 

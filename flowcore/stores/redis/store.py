@@ -75,19 +75,24 @@ class RedisStore:
     `master_for`, or a `redis.RedisCluster`. Give it a `socket_timeout`, or a Redis that hangs hangs its callers too. The
     store never closes it.
 
-    `prefix` comes first in all its keys (in braces: "{flowcore:3}:…"); stores with different ones know nothing of each other.
+    `prefix` comes first in all its keys, percent-encoded and in braces ("{flowcore:3}:…", "{shop%3Aeu:3}:…"); stores with
+    different ones know nothing of each other. It is also the store's `namespace`, on which step keys depend.
     `retention`: seconds for which finished runs are kept, and their keys used up. `codec` (None: JsonCodec):
     dumps(value, type) -> str and loads(text, type) -> value, for other types, or to encrypt. `max_value_bytes`: the most that one value may
     take. `shards`: over how many slots of a cluster the runs are spread; the same for all stores with this prefix, for ever.
 
-    All times are the server's. Have it keep what it is told (appendonly yes, maxmemory-policy noeviction): `doctor()`
-    tells, and once per store a warning of the logger "flowcore". An ACL user needs no more than
+    All times are the server's. Have it keep its data (appendonly yes, maxmemory-policy noeviction): `doctor()` reports what
+    can lose runs, and so does one warning of the logger "flowcore". In a rule another prefix stands as
+    `urllib.parse.quote(prefix, safe="")` writes it, and the rule then covers no other prefix. An ACL user needs no more than
 
         ~{flowcore:* +eval +evalsha +time +type +exists +persist +pexpire +pttl +get +set +del
         +hget +hset +hmget +hgetall +hdel +zadd +zrem +zscore +zrange +zrangebyscore +zrevrangebyscore
 
     and for `doctor()` to know more, +info and +config|get. redis-py's own needs come on top, in a cluster +cluster|slots
-    +cluster|shards and +command.
+    +cluster|shards and +command. A user who only reads (find, head, get_run, the listings, counts, doctor) needs Redis 7 and
+
+        %R~{flowcore:* +eval_ro +time +type +exists +get +hget +hmget +hgetall
+        +zscore +zrange +zrangebyscore +zrevrangebyscore
     """
 
     name = "redis"
