@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._engines.aio import AsyncEngine
+from ._engines.aio_handles import AsyncRunFuture
 from ._engines.handles import RunFuture
 from ._engines.threads import Engine
 from .context import Context
@@ -53,6 +54,7 @@ __all__ = [
     "NO_KEY",
     "SKIP_RUN",
     "AsyncEngine",
+    "AsyncRunFuture",
     "AsyncStepInSyncEngine",
     "Backoff",
     "CompensationFailed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +26,8 @@ from ..retry import Duration, seconds
 from ..run import Run
 from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
-from .base import EngineBase, I, log, outcome
+from .aio_handles import AsyncRunFuture
+from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
 from .workers import Workers
 
 __all__ = ["AsyncEngine"]
@@ -66,6 +68,7 @@ class AsyncEngine(EngineBase):
         )
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: dict[RunState, AsyncDriver | None] = {}  # None: it runs inline
+        self._queued: dict[RunState, AsyncRunFuture] = {}  # submitted runs that have not begun
         self._tasks: set[asyncio.Future[Any]] = set()
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
@@ -79,6 +82,7 @@ class AsyncEngine(EngineBase):
         for run in self._live:
             run.in_child(os.getpid())
         self._live.clear()
+        self._queued.clear()
         self._tasks.clear()
         self._recovery.clear()
 
@@ -121,14 +125,27 @@ class AsyncEngine(EngineBase):
         deadline: Duration | None = None,
         check: bool = True,
         propagation: Literal["link", "child"] = "link",
-    ) -> asyncio.Task[Run]:
-        """Start a run in a task of its own, on the running loop; awaiting the task raises what `run` raises.
+    ) -> AsyncRunFuture:
+        """Start a run in a task of its own, on the running loop; awaiting the future raises what `run` raises.
 
         `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
+        Raises QueueFull where `max_queued` submitted runs have not begun yet.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
-        return asyncio.get_running_loop().create_task(self._drive(run, 0, check=check))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._begin(run, check))
+        self._queued[run] = future = AsyncRunFuture(run, task, loop)
+        task.add_done_callback(partial(self._forget_queued, run))
+        return future
+
+    async def _begin(self, run: RunState, check: bool) -> Run:
+        self._queued.pop(run, None)
+        return await self._drive(run, 0, check=check)
+
+    def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
+        self._queued.pop(run, None)
 
     async def _drive(self, run: RunState, cancels: int, *, check: bool) -> Run:
         self._recover_often()
@@ -194,29 +211,51 @@ class AsyncEngine(EngineBase):
             self._recovery[loop] = loop.create_task(_recover_often(weakref.ref(self), self.recover_every))
             self._recovery[loop].add_done_callback(lambda _: self._recovery.pop(loop, None))
 
-    async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - after it, runs are cancelled
-        """Start no more runs and wait for those on this loop; after `timeout` seconds, cancel them (None: never)."""
+    async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
+        """Start no more runs, and wait for those on this loop; with a `timeout`, do with them what `Engine.close` does."""
+        limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
+        limit = None if limit == math.inf else limit
         self._closed = True
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
         if (recovery := self._recovery.get(loop)) is not None:
             recovery.cancel()
-        drivers = [driver for driver in self._live.values() if driver is not None and driver.loop is loop]
-        callers = {driver.caller for driver in drivers if driver.caller is not None and driver.caller is not me}
-        if callers:
-            limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
-            _, running = await asyncio.wait(callers, timeout=limit)
+        if limit is None:
+            await self._wait_for(list(self._queued.values()), None)
+        else:
+            self._drop_queued(loop)
+        drivers = [d for d in self._live.values() if d is not None and d.loop is loop and d.caller is not me]
+        if limit is not None and self.store.durable:
             for driver in drivers:
-                if driver.caller in running:
-                    driver.cancel(StepCancelled(f"run {driver.run.run_id} was cancelled: its engine was closed."))
-            if running:
-                await asyncio.wait(running)
-        # What was given up has its grace to land, and may then have to be undone.
-        until = loop.time() + self._settings.grace
+                driver.run.park(stopped(driver.run, CLOSED))
+                driver.stop(Stop(cancel=False))
+        running = await self._wait_for([driver.ended() for driver in drivers], limit)
+        for driver in drivers:
+            driver.hand_over(stopped(driver.run, CLOSED))
+        grace = self._settings.grace
+        # One grace is for calls, one for those that were given up, and one for the compensations.
+        if await self._wait_for(running, None if limit is None else grace * (1 if self.store.durable else 3) + MARGIN):
+            log.warning("an engine was closed while some of its runs had not ended")
+        # What was given up has its grace to complete, and may then have to be undone.
+        until = loop.time() + (0 if limit is not None and self._pool.counts()[1] else grace)
         while (late := [task for task in self._tasks if task.get_loop() is loop]) and loop.time() < until:
             await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         if self._leases is not None:
             self._leases.close()
         self._pool.close(0)
+
+    async def _wait_for(self, futures: list[asyncio.Future[Any]], limit: float | None) -> list[asyncio.Future[Any]]:
+        """Those of the futures that are not done after `limit` seconds."""
+        if not futures:
+            return []
+        _, running = await asyncio.wait(futures, timeout=None if limit == math.inf else limit)
+        return list(running)
+
+    def _drop_queued(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
+        for run, future in list(self._queued.items()):
+            if future.get_loop() is loop:
+                self._queued.pop(run, None)
+                future.drop(unbegun(run, CLOSED) if self.store.durable else None)
 
     async def __aenter__(self) -> Self:
         self._recover_often()
@@ -225,7 +264,12 @@ class AsyncEngine(EngineBase):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        """Close the engine. An exception drops what has not begun; one that stops the task, or the process, ends what runs
+        too."""
+        if kind is not None:
+            self._drop_queued(asyncio.get_running_loop())
+        stops = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt | asyncio.CancelledError)
+        await self.aclose(0 if stops else None)
 
 
 def _cancels() -> int:

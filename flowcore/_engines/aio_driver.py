@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
-import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, cast
 
@@ -33,8 +31,10 @@ from .._kernel.run import execute, helper
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
+from ..errors import StoreUnavailable
 from ..run import Run
 from .base import call_title
+from .in_context import InContext, is_process_stopping
 from .interrupts import raised_by_signal
 from .workers import Workers
 
@@ -43,60 +43,6 @@ __all__ = ["AsyncDriver"]
 TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task goes on with the program
 _CLOSED: Final = object()
 _POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller goes on without it
-
-
-class InContext:
-    """Awaits a coroutine that has begun, in the current task but in a contextvars context of its own.
-
-    Returns an Outcome: an error of the coroutine is part of it and is not raised. What is thrown in from outside (a
-    cancellation) goes to the coroutine first.
-    """
-
-    __slots__ = ("_context", "_coroutine", "_waiting", "leaked")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context, waiting: Any) -> None:
-        self._coroutine = coroutine
-        self._context = context
-        self._waiting = waiting
-        self.leaked = 0
-        """cancellations that TaskGroups in the coroutine requested for themselves and may not have taken back"""
-
-    def __await__(self) -> Generator[Any, Any, Outcome]:
-        coroutine, enter, waiting = self._coroutine, self._context.run, self._waiting
-        while True:
-            try:
-                yield waiting
-            except GeneratorExit:
-                enter(coroutine.close)
-                raise
-            except BaseException as thrown:  # noqa: BLE001 - the coroutine's to handle
-                resume: Callable[..., Any] = coroutine.throw
-                value: Any = thrown
-            else:
-                resume, value = coroutine.send, None
-            try:
-                waiting = enter(resume, value)
-            except StopIteration as stop:
-                return stop.value, None
-            except BaseException as error:  # noqa: BLE001 - the program judges it
-                return None, error
-            finally:
-                if value is not None and _is_own_cancellation_of_a_group(value):
-                    self.leaked += 1
-
-
-def _is_own_cancellation_of_a_group(thrown: BaseException) -> bool:
-    """Whether a TaskGroup has just caught this, and had cancelled its task itself because a child failed.
-
-    Before Python 3.13, a group that is waiting for its children at that moment does not take its cancellation back with
-    Task.uncancel(), so that Task.cancelling() reports a cancellation that nothing outside of the step requested.
-    """
-    if sys.version_info >= (3, 13) or thrown.__traceback__ is None:
-        return False
-    frame = thrown.__traceback__.tb_frame  # the one that caught it: a traceback begins there
-    if frame.f_code is not asyncio.TaskGroup.__aexit__.__code__:
-        return False
-    return bool(frame.f_locals["self"]._parent_cancel_requested)
 
 
 class Gate:
@@ -151,6 +97,7 @@ class AsyncDriver:
         self._pool = pool
         self._main = execute(run)
         self.caller: asyncio.Task[Any] | None = None
+        self._ended: asyncio.Future[None] | None = None
         self._main_gate: Gate | None = None
         self._tasks = tasks  # the engine's: what lands late outlives its run
         self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
@@ -164,7 +111,11 @@ class AsyncDriver:
     async def run_here(self) -> None:
         """Drive the run to its end in the calling task."""
         self.caller = asyncio.current_task()
-        await self._advance(self._main, None)
+        try:
+            await self._advance(self._main, None)
+        finally:
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_result(None)
 
     # -- from outside of the programs ----------------------------------------------------------------------------------
 
@@ -176,9 +127,22 @@ class AsyncDriver:
         return True
 
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
-        """Somebody cancelled one of the run's tasks: its caller, or a loop that shuts down."""
+        """One of the run's tasks was cancelled: its caller's own, or any of them by a loop that shuts down."""
         self.cancelled = self.cancelled or error
-        self.cancel(error)
+        stopping = self.run.hand_over(error) if is_process_stopping() else self.run.interrupt(error)
+        if stopping:
+            self.stop(Stop(cancel=True))
+
+    def hand_over(self, error: BaseException) -> None:
+        """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
+        if self.run.hand_over(error):
+            self.stop(Stop(cancel=True))
+
+    def ended(self) -> asyncio.Future[None]:
+        """Done once the run is over."""
+        if self._ended is None:
+            self._ended = self.loop.create_future()
+        return self._ended
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
@@ -305,9 +269,11 @@ class AsyncDriver:
         error = result[1]
         if call.shielded and isinstance(error, KeyboardInterrupt) and raised_by_signal(error):  # the second Ctrl-C
             self.run.undo_stopped = True
-        if task is self.caller and awaitable.leaked:
-            self._take_back(task, awaitable.leaked)
-        if task is self.caller and task.cancelling() > self._cancels and not call.shielded:
+        before = self._cancels if task is self.caller else 0
+        for _ in range(min(awaitable.leaked, task.cancelling() - before)):
+            task.uncancel()
+        cancelled = task.cancelling() > before
+        if cancelled and (is_process_stopping() or (task is self.caller and not call.shielded)):
             self.cancelled_from_outside(
                 error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
             )
@@ -319,11 +285,6 @@ class AsyncDriver:
         if timed_out and isinstance(error, Exception):  # what it makes of its cancellation
             return None, GivenUp(call, timed_out=True, over=True, error=error)
         return result
-
-    def _take_back(self, task: asyncio.Task[Any], leaked: int) -> None:
-        """Take back the cancellations that TaskGroups inside a step left on the caller's task."""
-        for _ in range(min(leaked, task.cancelling() - self._cancels)):
-            task.uncancel()
 
     def _cancel_call(self, call: Call, late: bool) -> None:
         """Cancel async user code: it is late, or its run stops."""
@@ -471,6 +432,8 @@ class AsyncDriver:
                 gate.open((await answer, None))
             except Exception as error:  # noqa: BLE001 - see above
                 gate.open((None, error))
+            except asyncio.CancelledError:  # the loop shuts down; the program calls the store again
+                gate.open((None, StoreUnavailable("the event loop shuts down.")))
 
         run = self.run
         context = ask.context or (run.store_context or run.context).copy()
@@ -508,12 +471,18 @@ class AsyncDriver:
             self._drop_queued_call(call, timed_out=False)
         if not stop.cancel:
             return
+        grace, parked = (
+            self.run.settings.grace,
+            self.run.parked,
+        )  # the next owner does the compensations of a parked run
         for call in list(self._inline):
             if not call.shielded:
                 self._cancel_call(call, False)
+            elif parked:
+                self.loop.call_later(grace, self._cancel_call, call, False)
         for call in list(self._threaded):
-            if not call.shielded:
-                self.loop.call_later(self.run.settings.grace, self._leave_thread, call, False)
+            if not call.shielded or parked:
+                self.loop.call_later(grace, self._leave_thread, call, False)
 
 
 def _resumed(program: Program[Any], effect: Effect) -> Program[None]:

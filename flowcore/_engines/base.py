@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+from .._durable.checkpoints import parked
 from .._durable.claim import StoreClaims
 from .._durable.leases import Leases
 from .._kernel.effects import Call
@@ -26,6 +27,9 @@ from ..errors import (
     DefinitionError,
     FlowcoreError,
     IdempotencyError,
+    QueueFull,
+    RunParked,
+    StepCancelled,
     safe_repr,
 )
 from ..events import (
@@ -50,12 +54,15 @@ from .checks import checked_hooks, checked_store, period, whole
 from .interrupts import hold_sigint
 from .workers import Workers
 
-__all__ = ["EngineBase", "I", "call_title", "log", "outcome"]
+__all__ = ["CLOSED", "MARGIN", "EngineBase", "I", "call_title", "log", "outcome", "stopped", "unbegun"]
 
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
 _WAITING: Final = ("held", "parked", "incomplete", "expired")
 """what a run may wait for somebody as; the last: its owner's lease has run out"""
+CLOSED: Final = "its engine was closed"
+MARGIN: Final = 0.5
+"""seconds in which runs that were stopped write how they ended"""
 log = logging.getLogger("flowcore")
 
 
@@ -110,6 +117,12 @@ class EngineBase:
         for workflow in self.workflows:
             workflow.freeze()
             self._register(workflow)
+
+    def _refuse_if_full(self, queued: int) -> None:
+        if queued >= self.max_queued:
+            raise QueueFull(
+                f"{self.max_queued} submitted runs have not begun (max_queued=). Submit this one again later."
+            )
 
     def _after_fork(self) -> None:
         """In a child of a fork: other threads may have held what this one is to hold."""
@@ -291,6 +304,19 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
     if not key:
         raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
     return key
+
+
+def stopped(run: RunState, why: str) -> Exception:
+    """The error of a run whose process stops: it is parked, or cancelled where it is in memory only."""
+    if run.settings.durable:
+        return parked(run, f"because {why}")
+    return StepCancelled(f"run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled: {why}.")
+
+
+def unbegun(run: RunState, why: str) -> RunParked:
+    """The error of a run that is left to other engines before it has begun."""
+    name = safe_repr(run.workflow.name)
+    return RunParked(f"run {run.run_id} of {name} has not begun: {why}. Another engine may run it.")
 
 
 def call_title(run: RunState, call: Call) -> str:

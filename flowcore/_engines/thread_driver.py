@@ -446,7 +446,7 @@ class Driver:
         for waiting in list(self._parked):
             if type(waiting) is Sleep and not waiting.shielded:
                 self._wake(waiting, None)
-            elif stop.cancel and type(waiting) is Call and not waiting.shielded:
+            elif stop.cancel and type(waiting) is Call and (not waiting.shielded or self.run.parked):
                 self._timers.after(self.run.settings.grace, partial(self._give_up, waiting, timed_out=False))
 
     def _resume_main(self) -> None:

@@ -17,14 +17,14 @@ from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, QueueFull, RunParked, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
+from ..errors import FlowcoreError, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
 from ..stores.base import Store
 from ..workflow import Key, Workflow
-from .base import EngineBase, I, log, outcome
+from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .thread_driver import Driver
@@ -32,8 +32,6 @@ from .workers import Timers, Workers
 
 __all__ = ["Engine"]
 
-_CLOSED: Final = "its engine was closed"
-_MARGIN: Final = 0.5  # seconds in which runs that were stopped write how they ended
 _LOOK: Final = 0.01  # seconds between two looks at runs that end while the interpreter exits
 
 
@@ -167,10 +165,7 @@ class Engine(EngineBase):
         future's result: its thread then works on that run.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
-        if len(self._queued) >= self.max_queued:
-            raise QueueFull(
-                f"{self.max_queued} runs are waiting for a thread of this engine (max_queued=). Submit it again later."
-            )
+        self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
         driver = self._driver(run, execute(run))
         future = RunFuture(driver, self._pool, self._cancel)
@@ -302,12 +297,12 @@ class Engine(EngineBase):
             self._closed = self._closing = True
         if limit is not None and limit != math.inf:
             self._drop_queued()
-            park(self._live, _CLOSED)
+            park(self._live, CLOSED)
         self._wait_for_quiet(limit)
-        hand_over(self._live, _CLOSED)
+        hand_over(self._live, CLOSED)
         # One grace is for calls, one for those that were given up, and one for the compensations.
         self._wait_for_quiet(
-            None if limit is None else self._settings.grace * (1 if self.store.durable else 3) + _MARGIN
+            None if limit is None else self._settings.grace * (1 if self.store.durable else 3) + MARGIN
         )
         if self._live:
             log.warning("an engine was closed while %d of its runs had not ended", len(self._live))
@@ -327,7 +322,7 @@ class Engine(EngineBase):
             if future.cancel() and driver.take_start():
                 future.set_running_or_notify_cancel()
                 driver.on_over(driver)
-        drop(self._live, _CLOSED)
+        drop(self._live, CLOSED)
 
     def __enter__(self) -> Self:
         return self
@@ -373,8 +368,7 @@ def drop(live: dict[RunState, Driver | None], why: str) -> None:
     """End those of these runs that have not begun."""
     for run, driver in list(live.items()):
         if driver is not None:
-            name = safe_repr(run.workflow.name)
-            driver.drop(RunParked(f"run {run.run_id} of {name} has not begun: {why}. Another engine may run it."))
+            driver.drop(unbegun(run, why))
 
 
 def park(live: dict[RunState, Driver | None], why: str) -> None:
@@ -389,12 +383,7 @@ def park(live: dict[RunState, Driver | None], why: str) -> None:
 def hand_over(live: dict[RunState, Driver | None], why: str) -> None:
     """Park these runs, or cancel those that are in memory only, because this process stops."""
     for run, driver in list(live.items()):
-        name = safe_repr(run.workflow.name)
-        if run.settings.durable:
-            error: Exception = parked(run, f"because {why}")
-        else:
-            error = StepCancelled(f"run {run.run_id} of {name} was cancelled: {why}.")
-        if run.hand_over(error) and driver is not None:
+        if run.hand_over(stopped(run, why)) and driver is not None:
             driver.stop(Stop(cancel=True))
 
 

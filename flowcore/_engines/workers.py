@@ -137,7 +137,7 @@ class Workers:
                 self._threads.discard(worker)
                 worker.inbox.put(None)
             self._idle.clear()
-        until = None if timeout is None else time.monotonic() + timeout
+        until = None if timeout is None else time.monotonic() + min(timeout, threading.TIMEOUT_MAX / 2)
         for thread in threads if timeout != 0 else ():
             if thread is not threading.current_thread():
                 thread.join(None if until is None else max(0.0, until - time.monotonic()))

@@ -346,7 +346,7 @@ class RunState:
                 self._leave(error)
             return True
 
-    def park(self, error: RunParked | None = None) -> None:
+    def park(self, error: Exception | None = None) -> None:
         """Leave the run to whoever goes on with it: start no further step, undo nothing. With an `error`, which says what
         keeps it from going on, also while it is being undone."""
         with self.lock:

@@ -253,7 +253,7 @@ def test_submitting_more_than_max_queued_is_refused() -> None:
         first = engine.submit(wf)
         began.wait()
         others = [engine.submit(wf) for _ in range(2)]
-        with pytest.raises(QueueFull, match="2 runs are waiting for a thread"):
+        with pytest.raises(QueueFull, match="2 submitted runs have not begun"):
             engine.submit(wf)
         goes.set()
         assert [future.result(PATIENCE).status for future in (first, *others)] == [Status.SUCCESS] * 3

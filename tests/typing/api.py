@@ -15,6 +15,7 @@ from typing import Any, assert_type
 from flowcore import (
     SKIP_RUN,
     AsyncEngine,
+    AsyncRunFuture,
     Backoff,
     CompensationFailed,
     Context,
@@ -131,7 +132,8 @@ assert_type(engine.cancel("id"), bool)
 async def main() -> None:
     async with AsyncEngine(workflows=[wf]) as aio:
         assert_type(await aio.run(wf), Run)
-        assert_type(aio.submit(wf), asyncio.Task[Run])
+        assert_type(aio.submit(wf), AsyncRunFuture)
+        assert_type(await aio.submit(wf), Run)
         assert_type(await aio.recover(), list[Run])
         await aio.aclose(timeout=1)
 

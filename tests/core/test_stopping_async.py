@@ -1,0 +1,271 @@
+"""Stopping a process is not cancelling its runs (semantics 8), on asyncio."""
+
+import asyncio
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import AsyncEngine, AsyncRunFuture, Context, QueueFull, RunParked, Status, StepCancelled, Workflow
+from flowcore.stores import SQLiteStore
+
+from .conftest import PATIENCE, Ledger, run_async, until_async
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SQLiteStore:
+    return SQLiteStore(tmp_path / "db")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The handlers of a service that exits at SIGTERM, and Python's own for Ctrl-C."""
+    before = (
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(3)),
+        signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    yield
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+
+
+def saga(ledger: Ledger, sleeps: Callable[[Context], Any], slept: list[int] | None = None) -> Workflow:
+    """Steps with undos, of which the second one sleeps where it runs first, and notes that in `slept`."""
+    wf = Workflow("saga")
+    slept = [] if slept is None else slept
+
+    async def b(ctx: Context) -> None:
+        if not slept:
+            slept.append(1)
+            await sleeps(ctx)
+        ledger.append("b")
+
+    ledger.add(wf, "a")
+    wf.add_step("b", b, depends_on="a", compensate=lambda ctx: ledger.append("-b"))
+    ledger.add(wf, "c", depends_on="b")
+    return wf
+
+
+async def forever(ctx: Context) -> None:
+    await asyncio.sleep(3600)
+
+
+def goes_on(store: SQLiteStore, ledger: Ledger, wf: Workflow) -> None:
+    """The run is parked, and another engine does the rest at once."""
+    record = store.find("k")
+    assert record is not None
+    assert record.status is Status.PARKED
+
+    async def main() -> None:
+        async with AsyncEngine(store=store) as other:
+            assert (await other.run(wf, idempotency_key="k")).status is Status.SUCCESS
+
+    run_async(main)
+    assert ledger == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["run", "task", "submit", "with block", "beside another step"])
+def test_a_signal_parks_durable_runs(store: SQLiteStore, ledger: Ledger, number: int, how: str) -> None:
+    wf = saga(ledger, forever)
+    if how == "beside another step":
+        wf.add_step("beside", forever, timeout=None)
+        wf.steps[-1].fn = _once(forever)
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store, grace=0.05)
+        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), number)
+        if how == "with block":
+            async with engine:
+                await engine.submit(wf, idempotency_key="k")
+        elif how == "submit":
+            engine.submit(wf, idempotency_key="k")
+            await asyncio.sleep(PATIENCE)
+        elif how == "task":
+            task = asyncio.create_task(engine.run(wf, idempotency_key="k"))
+            await asyncio.sleep(PATIENCE)
+            await task
+        else:
+            await engine.run(wf, idempotency_key="k")
+
+    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt):
+        asyncio.run(main())
+    assert ledger == ["a"]
+    goes_on(store, ledger, wf)
+
+
+def _once(fn: Callable[[Context], Any]) -> Callable[[Context], Any]:
+    called: list[int] = []
+
+    async def once(ctx: Context) -> None:
+        if not called:
+            called.append(1)
+            await fn(ctx)
+
+    return once
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_while_a_durable_run_is_undone_leaves_the_rest_to_the_next_owner(
+    store: SQLiteStore, ledger: Ledger, number: int
+) -> None:
+    wf = Workflow("w")
+
+    async def undo(ctx: Context) -> None:
+        if "began" not in ledger:
+            ledger.append("began")
+            await asyncio.sleep(3600)
+        ledger.append("-b")
+
+    async def fails(ctx: Context) -> None:
+        raise ValueError("c")
+
+    ledger.add(wf, "a")
+    wf.add_step("b", lambda ctx: ledger.append("b"), depends_on="a", compensate=undo)
+    wf.add_step("c", fails, depends_on="b")
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store, grace=0.05)
+        asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), number)
+        await engine.run(wf, idempotency_key="k")
+
+    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt):
+        asyncio.run(main())
+    assert ledger == ["a", "b", "began"]
+
+    async def again() -> None:
+        async with AsyncEngine(store=store) as other:
+            assert (await other.run(wf, idempotency_key="k", check=False)).status is Status.COMPENSATED
+
+    run_async(again)
+    assert ledger == ["a", "b", "began", "-b", "-a"]
+
+
+def test_cancelling_the_callers_task_still_cancels_a_durable_run(store: SQLiteStore, ledger: Ledger) -> None:
+    slept: list[int] = []
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store)
+        task = asyncio.create_task(engine.run(saga(ledger, forever, slept), idempotency_key="k"))
+        await until_async(lambda: slept)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_async(main)
+    record = store.find("k")
+    assert record is not None
+    assert record.status is Status.COMPENSATED
+    assert ledger == ["a", "-b", "-a"]
+
+
+def test_aclose_with_a_timeout_parks_a_durable_run_as_soon_as_its_call_has_ended(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    slept: list[int] = []
+    wf = saga(ledger, lambda ctx: asyncio.sleep(0.2), slept)
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store)
+        future = engine.submit(wf, idempotency_key="k")
+        await until_async(lambda: slept)
+        await engine.aclose(timeout=PATIENCE)
+        with pytest.raises(RunParked, match="because its engine was closed"):
+            await future
+
+    run_async(main)
+    assert ledger == ["a", "b"]
+    goes_on(store, ledger, wf)
+
+
+def test_aclose_returns_in_time_whatever_hangs() -> None:
+    async def stubborn(ctx: Context) -> None:
+        while not over:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+
+    over: list[int] = []
+
+    async def main() -> None:
+        wf, engine = Workflow("w"), AsyncEngine(grace=0.05)
+        wf.add_step("stubborn", stubborn)
+        future = engine.submit(wf)
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(PATIENCE):
+            await engine.aclose(timeout=0.05)
+        over.append(1)
+        with pytest.raises(StepCancelled):
+            await future
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("limit", [None, math.inf], ids=["no limit", "infinite"])
+def test_aclose_without_a_limit_works_off_what_was_accepted(limit: float | None, ledger: Ledger) -> None:
+    async def main() -> None:
+        engine = AsyncEngine()
+        futures = [engine.submit(ledger.chain("a")) for _ in range(5)]
+        await engine.aclose(timeout=limit)
+        assert [future.result().status for future in futures] == [Status.SUCCESS] * 5
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
+def test_closing_drops_submitted_runs_that_have_not_begun(store: SQLiteStore, ledger: Ledger, durable: bool) -> None:
+    async def main() -> None:
+        engine = AsyncEngine(store=store if durable else None)
+        future = engine.submit(ledger.chain("a"))
+        await engine.aclose(timeout=1)
+        with pytest.raises(RunParked if durable else asyncio.CancelledError):
+            await future
+
+    run_async(main)
+    assert not ledger
+
+
+def test_a_future_knows_its_run_and_key_and_cancels_it(ledger: Ledger) -> None:
+    slept: list[int] = []
+
+    async def main() -> None:
+        engine = AsyncEngine(max_queued=1)
+        wf = saga(ledger, forever, slept)
+        future = engine.submit(wf, idempotency_key="k")
+        assert isinstance(future, AsyncRunFuture)
+        with pytest.raises(QueueFull):
+            engine.submit(wf)
+        await until_async(lambda: slept)
+        assert future.key == "k"
+        assert future.cancel_run()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        assert not future.cancel_run()
+        assert ledger == ["a", "-b", "-a"]
+
+    run_async(main)
+
+
+def test_cancelling_the_task_that_awaits_a_future_cancels_the_run_and_waits_for_its_undo(ledger: Ledger) -> None:
+    slept: list[int] = []
+
+    async def main() -> None:
+        engine = AsyncEngine()
+
+        async def caller() -> None:
+            await engine.submit(saga(ledger, forever, slept))
+
+        task = asyncio.create_task(caller())
+        await until_async(lambda: slept)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ledger == ["a", "-b", "-a"]
+
+    run_async(main)
