@@ -72,11 +72,15 @@ class SQLiteByHand(Subject):
             raise AssertionError(f"{key} is in use")
         ask(tables.RETIRE, (key,))
         row = ask(
-            "INSERT INTO runs (schema, key, run_id, owner, workflow, graph, status, fingerprint, generation, fence, started, "
-            "expires, lease) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            ("1", key, run_id, run_id, "benchmark", graph, "running", fingerprint, 0, now, now, now + LEASE, LEASE),
+            "INSERT INTO runs (schema, key, run_id, owner, workflow, status, fingerprint, seq, generation, fence, started, "
+            "since, expires, lease, due) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *("2", key, run_id, run_id, "benchmark", "running", fingerprint, 1, 0, now, now, now),
+                *(now + LEASE, LEASE, now + LEASE),
+            ),
         ).lastrowid
         assert row is not None
+        ask(tables.PUT, (row, "graph", graph))
         ask(tables.PUT, (row, "values", values))
         ask(tables.RAISE, (row, f"s:{first}", '1 {"status":"running","attempts":1}'))
         ask("COMMIT")
@@ -87,7 +91,7 @@ class SQLiteByHand(Subject):
         ask("BEGIN IMMEDIATE")
         row = self._owned(key, run_id, fence)
         self._db.executemany(tables.RAISE, [(row, name, text) for name, text in texts.items()])
-        ask(tables.CHECKPOINT, (int(time.time() * 1e6) + LEASE, LEASE, False, row))
+        ask(tables.CHECKPOINT, (int(time.time() * 1e6) + LEASE, LEASE, False, None, 0, row))
         ask("COMMIT")
 
     def _owned(self, key: str, run_id: str, fence: int) -> int:
@@ -104,5 +108,5 @@ class SQLiteByHand(Subject):
         now = int(time.time() * 1e6)
         ask(tables.CLEAR, (row,))
         self._db.executemany(tables.RAISE, [(row, name, text) for name, text in texts.items()])
-        ask(tables.FINISH, ("success", False, False, now, now + WEEK, row))
+        ask(tables.FINISH, ("success", False, False, "", 0, 1, 0, now, None, None, now + WEEK, row))
         ask("COMMIT")

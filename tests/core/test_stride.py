@@ -10,7 +10,7 @@ import pytest
 
 from flowcore import Context, Engine, Status, StepCancelled, Workflow
 from flowcore.stores import SQLiteStore
-from flowcore.stores.base import Checkpoint, Lost
+from flowcore.stores.base import Checkpoint, CheckpointAnswer
 from flowcore.testing import SimulatedStore
 from flowcore.testing.acts import Caller
 from flowcore.testing.story import play
@@ -23,7 +23,7 @@ class Telling(SQLiteStore):
 
     on_checkpoint: Any = None
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Lost | None:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         if self.on_checkpoint is not None:
             self.on_checkpoint(checkpoint)
         return super().checkpoint(checkpoint)

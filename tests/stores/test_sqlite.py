@@ -136,7 +136,7 @@ def test_a_new_file_is_for_its_owner_only_and_one_that_was_there_keeps_its_right
     shared = tmp_path / "shared.db"
     shared.touch(0o600)
     shared.chmod(0o660)
-    with closing(SQLiteStore(shared)) as store:
+    with closing(SQLiteStore(shared, shared=True)) as store:
         assert store.doctor()["rights"] == "-rw-rw----, so others than its owner may use it"
 
 
@@ -202,9 +202,9 @@ def test_another_applications_database_is_left_as_it_is(path: Path) -> None:
 
 def test_a_file_of_a_newer_flowcore_is_left_as_it_is(path: Path) -> None:
     SQLiteStore(path).close()
-    sql(path, "PRAGMA user_version = 2")
+    sql(path, "PRAGMA user_version = 3")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"another version of flowcore \(its schema is 2, and this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"another version of flowcore \(its schema is 3, and this one knows 2\)"):
         SQLiteStore(path)
     assert path.read_bytes() == before
 
@@ -232,7 +232,11 @@ except StoreError as error:
             0o555,
             r"StoreError SQLiteStore cannot make .* \(Permission denied\): choose a place where this process",
         ),
-        (True, 0o555, r"StoreError .*runs\.db cannot be used \(.*\): let this process read and write the file and its"),
+        (
+            True,
+            0o555,
+            r"StoreUnavailable .*runs\.db cannot be used \(.*\): let this process read and write the file and its",
+        ),
     ],
 )
 def test_a_place_where_one_may_not_write_is_told(*, there: bool, rights: int, told: str) -> None:
@@ -279,25 +283,29 @@ def test_the_doctor_counts_runs_and_looks_at_the_file(store: SQLiteStore, path: 
     clock.now += 31
     granted(store, key="running")
     told = store.doctor()
-    numbers = {name: told[name] for name in ("runs", "running", "expired", "held", "to go on with", "to forget")}
-    assert numbers == {"runs": "6", "running": "1", "expired": "1", "held": "1", "to go on with": "1", "to forget": "0"}
-    assert (told["store"], told["file"], told["integrity"], told["retention"]) == ("sqlite", str(path), "ok", "60 s")
+    numbers = {name: told[name] for name in ("runs", "running", "expired", "held", "parked", "to forget")}
+    assert numbers == {"runs": 6, "running": 1, "expired": 1, "held": 1, "parked": 1, "to forget": 0}
+    assert (told["store"], told["file"], told["retention"]) == ("sqlite", str(path), 60.0)
+    assert "integrity" not in told
+    assert store.doctor(deep=True)["integrity"] == "ok"
     assert told["sqlite"] == sqlite3.sqlite_version
-    assert re.fullmatch(r"[\d,]+ bytes, and [\d,]+ in its log", told["size"])
-    assert re.fullmatch(r"[\d,]+ bytes on its disk", told["free"])
+    assert told["size"] == path.stat().st_size
+    assert told["log"] == Path(f"{path}-wal").stat().st_size
+    assert told["free"] > 0
     clock.now += 60
-    assert store.doctor()["to forget"] == "2"
+    assert store.doctor()["to forget"] == 2
 
 
 # -- trouble -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_others_write_for_too_long_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowcore.stores.sqlite.database.PATIENCE", 0.05)
+    monkeypatch.setattr("flowcore.stores.sqlite.opening.PATIENCE", 0.05)
     with closing(SQLiteStore(path)) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(
-            StoreUnavailable, match=r"cannot be used just now \(database is locked\): the same may be asked"
+            StoreUnavailable,
+            match=r"is locked by another process \(database is locked\)\. The same call may succeed later",
         ):
             store.claim(claim())
         assert store.find("k") is None  # reading is not kept from anybody
@@ -311,7 +319,7 @@ def test_a_full_disk_is_unavailable_and_nothing_is_half_written(store: SQLiteSto
     (pages,) = sql(path, "PRAGMA page_count")[0]
     store._database.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}"))
     big = Checkpoint("k", "r1", owner.fence, LEASE, {"s": done(2), "t": done(3, "x" * 100_000)})
-    with pytest.raises(StoreUnavailable, match=r"cannot be used just now \(database or disk is full\)"):
+    with pytest.raises(StoreUnavailable, match=r"The disk of .*runs\.db is full \(database or disk is full\)"):
         store.checkpoint(big)
     assert dump(path) == before
     store._database.write(lambda db: db.execute("PRAGMA max_page_count = 100000"))
@@ -341,7 +349,7 @@ def test_a_write_that_the_system_refuses_is_unavailable(path: Path) -> None:
         [sys.executable, "-c", NO_MORE, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     refused, after = done.stdout.splitlines()
-    assert re.search(r"runs\.db cannot be used just now \(disk I/O error\): the same may be asked again", refused)
+    assert re.search(r"runs\.db cannot be used just now \(disk I/O error\)", refused)
     assert after == "None Claimed"
 
 
@@ -356,14 +364,13 @@ def test_a_damaged_file_is_told_and_never_taken_for_an_empty_one(path: Path) -> 
             with pytest.raises(CorruptRecord, match=r"runs\.db is damaged \(.*malformed.*\): put a copy in its place"):
                 ask()
         with pytest.raises(StoreError, match=r"runs\.db is damaged"):
-            store.doctor()
+            store.doctor(deep=True)
 
 
 def test_a_file_without_its_tables_is_refused(store: SQLiteStore, path: Path) -> None:
     sql(path, "DROP TABLE fields")
     with pytest.raises(StoreError, match=r"SQLite refused to work on .*: OperationalError: no such table: .*fields\."):
         store.claim(claim())
-    assert store.list_runs() == []
 
 
 class Interrupted(sqlite3.Cursor):
@@ -400,7 +407,7 @@ def test_an_interrupt_after_any_statement_leaves_all_of_a_verb_or_nothing(
         kept = list[bool]()
         for statement in itertools.count(1):
             before, told = dump(path), checkpoint(owner, seq=2 * statement)
-            struck._database._cursor.left = statement
+            struck._database._writer._cursor.left = statement
             try:
                 struck.checkpoint(told)
             except KeyboardInterrupt:
@@ -423,13 +430,14 @@ def test_half_a_surrogate_pair_for_a_key_is_refused_by_every_verb(store: SQLiteS
 # -- what others have written ------------------------------------------------------------------------------------------
 
 FULL_OF = (
-    *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status", "held", "undoing", "decision"),
-    *("before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
+    *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "status", "held", "undoing", "decision", "reason"),
+    *("by", "since", "before_status", "before_expires", "before_by", "before_since", "takeovers", "retries", "delay"),
+    *("not_before", "deadline", "generation", "fence", "seq", "started", "finished", "expires"),
 )
-FIELDS = ("values", "carrier", "undone", "failed_step", "error", "s:s", "w:c")
+FIELDS = ("graph", "values", "carrier", "undone", "failed_step", "error", "s:s", "w:c")
 GARBAGE = ("x'ff00'", "CAST(x'ff' AS TEXT)", "1.5", "-1", "99999999999999999999", "'garbage'", "''")
 NO_TEXT = GARBAGE[:2]
-ANY_TEXT = {"key", "run_id", "owner", "workflow", "fingerprint", "graph"}
+ANY_TEXT = {"key", "run_id", "owner", "workflow", "fingerprint", "graph", "reason"}
 
 
 @pytest.fixture
@@ -465,7 +473,11 @@ def test_garbage_anywhere_in_a_record_is_told_by_its_key_and_left_as_it_is(
         put(path, place, garbage)
         before = dump(path)
         asks = [lambda: parked.claim(claim(run_id="r9")), lambda: parked.find("k"), lambda: parked.get_run("r1")]
-        for ask in [parked.list_runs, *({"key": (), "run_id": asks[:2]}.get(place, asks))]:
+        listed = {record.key: record.problem for record in parked.list_runs()}
+        assert listed.pop("innocent") is None
+        if place not in {"values", "s:s", "w:c"}:  # which a listing does not read
+            assert "is not as flowcore wrote it: it" in next(iter(listed.values()))
+        for ask in {"key": [], "run_id": asks[:2]}.get(place, asks):
             with pytest.raises(CorruptRecord, match=r"the record of key .* is not as flowcore wrote it: its") as caught:
                 ask()
             assert place == "key" or "the record of key 'k' is" in str(caught.value)
@@ -525,11 +537,15 @@ def test_a_status_that_means_nothing_makes_nobody_an_owner(store: SQLiteStore, p
     assert dump(path) == before
 
 
-def test_at_most_a_thousand_runs_are_told_to_recover_the_oldest_first(store: SQLiteStore, clock: Clock) -> None:
+def test_all_runs_to_recover_are_listed_in_pages_the_oldest_first(store: SQLiteStore, clock: Clock) -> None:
     for number in range(1005):
         clock.now += 1
         granted(store, key=f"k{number}", run_id=f"r{number}", lease=0.0)
-    assert [record.key for record in store.list_resumable(["v", "w"])] == [f"k{number}" for number in range(1000)]
+    page = store.list_resumable(["v", "w"], limit=600)
+    assert [record.key for record in page] == [f"k{number}" for number in range(600)]
+    page = store.list_resumable(["v", "w"], limit=600, after=page.cursor)
+    assert [record.key for record in page] == [f"k{number}" for number in range(600, 1005)]
+    assert page.cursor is None
     assert store.list_resumable(["v"]) == store.list_resumable([]) == []
 
 
@@ -620,11 +636,11 @@ def test_claims_forget_what_is_past_its_retention_bit_by_bit(store: SQLiteStore,
         granted(store, key=f"new{number}", run_id=f"r{number + 2}", lease=float("inf"))
         left.append(rows(path)[1])
         assert store.find("k") is None
-        assert [record.key for record in store.list_runs()] == [f"new{each}" for each in range(number + 1)]
+        assert [record.key for record in store.list_runs()] == [f"new{each}" for each in range(number, -1, -1)]
         with pytest.raises(RunNotFound):
             store.get_run("r1")
     assert all(before - after <= 256 for before, after in itertools.pairwise(left))
-    assert rows(path) == (5, 15)
+    assert rows(path) == (5, 20)
 
 
 def test_a_process_that_only_goes_on_forgets_too(store: SQLiteStore, path: Path, clock: Clock) -> None:

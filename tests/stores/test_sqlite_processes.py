@@ -137,7 +137,7 @@ for last in itertools.count():
             store = open_store()
         else:
             store = open_store()
-            store._database._connection.set_trace_callback(strike)
+            store._database._writer._connection.set_trace_callback(strike)
         do(store, fence)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -149,7 +149,7 @@ for last in itertools.count():
     store = open_store()  # whatever was left, the next process can go on with it
     if verb == "create":
         assert type(store.claim(claim("r1"))).__name__ in {"Claimed", "Busy"}
-    assert store.doctor()["integrity"] == "ok"
+    assert store.doctor(deep=True)["integrity"] == "ok"
     store.close()
 changes = [state for state, then in zip(states, states[1:]) if state != then]
 print(json.dumps([kills, len(changes), states[0] != states[-1]]))
@@ -243,7 +243,7 @@ def test_every_owner_has_a_fence_of_its_own_however_many_processes_there_are(pat
         generations = [generation for _, generation in fences]
         assert generations == sorted(generations)
     with closing(SQLiteStore(path)) as store:
-        assert store.doctor()["integrity"] == "ok"
+        assert store.doctor(deep=True)["integrity"] == "ok"
         assert {record.key for record in store.list_runs()} == {f"k{number}" for number in range(5)}
 
 
@@ -266,7 +266,7 @@ children = []
 for number in range(20):
     child = os.fork()
     if child == 0:
-        assert store._database._connection is None
+        assert store._database._writer._connection is None
         assert isinstance(store.claim(claim(f"c{number}", key=f"c{number}")), Claimed)
         if os.fork() == 0:  # and so on
             assert isinstance(store.claim(claim(f"g{number}", key=f"g{number}")), Claimed)
@@ -278,7 +278,7 @@ for number in range(20):
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 stop.set()
 thread.join()
-print(json.dumps([codes, told == len(store.find("k").steps), store.doctor()["integrity"], len(store.list_runs())]))
+print(json.dumps([codes, told == len(store.find("k").steps), store.doctor(deep=True)["integrity"], len(store.list_runs())]))
 """
 
 
@@ -309,6 +309,6 @@ assert store.checkpoint(checkpoint("r1", owner.fence, 5)) is None
 
 
 def test_a_child_whose_fork_python_was_not_told_of_is_refused(path: Path) -> None:
-    assert "then forked in a way that Python was not told of: make the store in the process that uses it" in said(
+    assert "then forked in a way that Python did not notice: make the store in the process that uses it" in said(
         python(UNTOLD, path)
     )

@@ -19,7 +19,7 @@ import pytest
 from flowcore import NotSerializable, StoreUnavailable
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Claim, Claimed
-from flowcore.stores.sqlite import database, group_commit
+from flowcore.stores.sqlite import group_commit, opening
 from flowcore.stores.sqlite.database import Database
 from flowcore.stores.sqlite.group_commit import GroupCommit
 
@@ -78,7 +78,7 @@ def nobody_gets_in(path: Path, words: Database, threads: ThreadPoolExecutor) -> 
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         first = threads.submit(words.write, saying("a"))
-        until(words._lock.locked)
+        until(words._writer.lock.locked)
         until(lambda: not words._writers._waiting)
         yield first
         other.execute("ROLLBACK")
@@ -95,12 +95,12 @@ def test_what_waits_while_one_writes_is_committed_at_once(
     path: Path, words: Database, threads: ThreadPoolExecutor
 ) -> None:
     statements: list[str] = []
-    words.read(lambda db: db.connection.set_trace_callback(statements.append))
+    words.write(lambda db: db.connection.set_trace_callback(statements.append))
     with nobody_gets_in(path, words, threads) as first:
         others = queue(words, threads, *map(saying, "bcdef"))
     assert [first.result(LIMIT), *(other.result(LIMIT) for other in others)] == list("ABCDEF")
     assert said(path) == list("abcdef")
-    assert statements.count("COMMIT") == 3  # the reading, "a", and all others
+    assert statements.count("COMMIT") == 3  # the tracing, "a", and all others
 
 
 def test_what_is_refused_costs_the_others_nothing(path: Path, words: Database, threads: ThreadPoolExecutor) -> None:
@@ -126,10 +126,10 @@ def test_what_is_refused_costs_the_others_nothing(path: Path, words: Database, t
 def test_where_the_file_cannot_be_written_each_thread_is_told_and_can_ask_again(
     path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "PATIENCE", 0.2)
+    monkeypatch.setattr(opening, "PATIENCE", 0.2)
     statements: list[str] = []
     with closing(Database(str(path), SCHEMA, full=False)) as words:
-        words.read(lambda db: db.connection.set_trace_callback(statements.append))
+        words.write(lambda db: db.connection.set_trace_callback(statements.append))
         with nobody_gets_in(path, words, threads) as first:
             others = queue(words, threads, saying("b"), saying("c"))
             assert not wait([first, *others], LIMIT).not_done

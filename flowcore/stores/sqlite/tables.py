@@ -2,6 +2,8 @@
 
 A checkpoint must cost what it changes, however large its run is. So a row of `runs` has what SQL needs, and is small;
 what is large, or many, has a row of its own in `fields`. `encoding.py` says what is in them.
+
+Every listing reads an index in its own order, and as much of it as its page has: its cost does not grow with the table.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from typing import Any, Final
 from ..encoding import microseconds
 
 __all__ = [
+    "BEGIN_QUEUED",
+    "CANCEL",
     "CHECKPOINT",
     "CLEAR",
+    "DUE",
     "EXPIRE",
     "FIND",
     "FINISH",
@@ -22,6 +27,7 @@ __all__ = [
     "HEAD",
     "KEPT",
     "OWNED",
+    "PROGRESS",
     "PUT",
     "RAISE",
     "RELEASE",
@@ -30,86 +36,113 @@ __all__ = [
     "SCHEMA",
     "STOP",
     "TAKE_OVER",
-    "UNFINISHED",
+    "WITHDRAW",
     "add",
     "forget",
     "found",
     "head",
     "put",
+    "small",
     "until",
     "whole",
 ]
 
 _COLUMNS: Final = (
-    *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status", "held", "undoing", "decision"),
-    *("before_status", "before_expires", "generation", "fence", "started", "finished", "expires"),
+    *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "status", "held", "undoing", "decision", "reason"),
+    *("by", "since", "before_status", "before_expires", "before_by", "before_since", "takeovers", "retries", "delay"),
+    *("not_before", "deadline", "generation", "fence", "seq", "started", "finished", "expires"),
 )
 _IN_RUNS: Final = frozenset(_COLUMNS)
-_BEGUN: Final = ("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status")  # of a fresh run
+_BEGUN: Final = (  # of a fresh run
+    *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "status", "by", "deadline", "seq"),
+)
 _NOTHING: Final = frozenset({"null", "[]"})  # the same as no row
 
 SCHEMA: Final = (
     """
     CREATE TABLE runs (
-        id INTEGER PRIMARY KEY,
+        id INTEGER PRIMARY KEY,     -- rises with each run that begins
         schema INTEGER,
-        key TEXT UNIQUE,            -- NULL: another run has it by now, or nobody
+        key TEXT UNIQUE,            -- NULL: another run has it by now, or none
         run_id TEXT,
         owner TEXT,
         workflow TEXT,
         fingerprint TEXT,
-        graph TEXT,
         status TEXT,
         held INTEGER DEFAULT 0,
         undoing INTEGER DEFAULT 0,
         decision TEXT,
+        reason TEXT,
+        by TEXT,
+        since INTEGER,              -- this and all other times: microseconds since the epoch
         before_status TEXT,
         before_expires INTEGER,
+        before_by TEXT,
+        before_since INTEGER,
+        takeovers INTEGER DEFAULT 0,
+        retries INTEGER DEFAULT 0,
+        delay INTEGER DEFAULT 0,
+        not_before INTEGER,
+        deadline INTEGER,
         generation INTEGER,
         fence INTEGER,
-        started INTEGER,            -- this and all other times: microseconds since the epoch
+        seq INTEGER DEFAULT 0,
+        started INTEGER,
         finished INTEGER,
         expires INTEGER,
         lease INTEGER,              -- microseconds from when `expires` was set to then
+        due INTEGER,                -- recovery may resume it then, or later while its owner lives; NULL: never
         forget INTEGER              -- the end of its retention; NULL: there is more to come, or it is held
     )
     """,
     "CREATE INDEX runs_by_run_id ON runs (run_id)",
-    "CREATE INDEX runs_by_end ON runs (forget, started)",
+    "CREATE INDEX runs_by_status ON runs (status, workflow)",
+    "CREATE INDEX runs_by_due ON runs (workflow, due) WHERE due IS NOT NULL",
+    "CREATE INDEX runs_by_end ON runs (forget) WHERE forget IS NOT NULL",
+    "CREATE INDEX runs_held ON runs (held) WHERE held = 1",
     "CREATE TABLE fields (run INTEGER, name TEXT, text TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID",
 )
 HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - the words above
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"
-OWNED: Final = "SELECT id FROM runs WHERE key = ? AND run_id = ? AND fence = ? AND status = 'running'"
-# A lease that ends a second later than it is long: the clock was set back, and nobody knows how its owner is. A claim
-# sees to it.
-UNFINISHED: Final = (
-    f"{HEAD} WHERE forget IS NULL AND held = 0 AND (status IN ('incomplete', 'parked') OR status = 'running' AND "
-    "(coalesce(expires, 0) <= ? OR expires - lease - 1000000 > ?)) ORDER BY started, id"
+OWNED: Final = (
+    "SELECT id, decision, CAST(seq AS INTEGER), takeovers + retries + delay, CAST(delay AS INTEGER), CAST(due AS INTEGER) "
+    "FROM runs "
+    "WHERE key = ? AND run_id = ? AND fence = ? AND status IN ('running', 'queued')"
 )
-RETIRE: Final = "UPDATE runs SET key = NULL, forget = 0 WHERE key = ?"
+RETIRE: Final = "UPDATE runs SET key = NULL, status = 'failure', held = 0, due = NULL, forget = 0 WHERE key = ?"
 TAKE_OVER: Final = (
-    "UPDATE runs SET before_status = status, before_expires = expires, status = 'running', owner = ?, fence = ?, "
-    "expires = ?, lease = ?, finished = NULL WHERE id = ?"
+    "UPDATE runs SET before_status = status, before_expires = expires, before_by = by, before_since = since, "
+    "status = 'running', owner = ?, by = ?, since = ?, fence = ?, takeovers = ?, delay = ?, expires = ?, lease = ?, "
+    "due = ?, finished = NULL WHERE id = ?"
 )
-RENEW: Final = (
-    "UPDATE runs SET expires = ?, lease = ? WHERE key = ? AND run_id = ? AND fence = ? AND status = 'running'"
+BEGIN_QUEUED: Final = "UPDATE runs SET status = 'running', seq = ?, expires = ?, lease = ?, due = ? WHERE id = ?"
+RENEW: Final = "UPDATE runs SET expires = ?, lease = ?, due = ? WHERE id = ?"
+EXPIRE: Final = "UPDATE runs SET expires = ?, due = ? + delay WHERE id = ?"
+# `due` stays as it is, so that its index does: it is early then, and recovery looks at `expires` too.
+CHECKPOINT: Final = (
+    "UPDATE runs SET expires = ?, lease = ?, undoing = max(undoing, ?), decision = ?, seq = max(seq, ?) WHERE id = ?"
 )
-EXPIRE: Final = "UPDATE runs SET expires = ? WHERE id = ?"
-CHECKPOINT: Final = "UPDATE runs SET expires = ?, lease = ?, undoing = max(undoing, ?), decision = NULL WHERE id = ?"
+PROGRESS: Final = "UPDATE runs SET takeovers = 0, retries = 0, delay = 0, due = ? WHERE id = ?"
+DUE: Final = "UPDATE runs SET due = ? WHERE id = ?"
 FINISH: Final = (
-    "UPDATE runs SET status = ?, held = ?, undoing = max(undoing, ?), decision = NULL, finished = ?, expires = NULL, "
+    "UPDATE runs SET status = ?, held = ?, undoing = max(undoing, ?), decision = NULL, reason = ?, retries = ?, "
+    "takeovers = takeovers * ?, delay = 0, seq = max(seq, ?), finished = ?, expires = NULL, not_before = ?, due = ?, "
     "forget = ? WHERE id = ?"
+)
+WITHDRAW: Final = (
+    "UPDATE runs SET expires = ?, due = ?, delay = 0, takeovers = max(0, takeovers - (before_status = 'running')) "
+    "WHERE id = ?"
 )
 RELEASE: Final = (
-    "UPDATE runs SET status = 'failure', held = 0, decision = NULL, fence = fence + 1, finished = ?, expires = NULL, "
-    "forget = ? WHERE id = ?"
+    "UPDATE runs SET status = 'failure', held = 0, decision = NULL, reason = NULL, fence = fence + 1, finished = ?, "
+    "expires = NULL, not_before = NULL, due = NULL, forget = ? WHERE id = ?"
 )
 STOP: Final = (
-    "UPDATE runs SET fence = fence + (status = 'running'), status = ?, held = ?, decision = ?, expires = NULL, "
-    "forget = NULL WHERE id = ?"
+    "UPDATE runs SET fence = fence + (status IN ('running', 'queued')), status = ?, held = ?, decision = ?, reason = ?, "
+    "expires = NULL, not_before = NULL, delay = 0, due = ?, forget = NULL WHERE id = ?"
 )
+CANCEL: Final = "UPDATE runs SET decision = 'cancel', reason = ? WHERE id = ?"
 CLEAR: Final = "DELETE FROM fields WHERE run = ? AND name IN ('undone', 'failed_step', 'error')"
 PUT: Final = "INSERT OR REPLACE INTO fields VALUES (?, ?, ?)"
 # Of a step or a write the text with the higher number in front wins: CAST reads that number, and stops behind it.
@@ -119,10 +152,13 @@ RAISE: Final = (
 )
 FORGOTTEN: Final = "SELECT id FROM runs WHERE forget <= ? ORDER BY forget LIMIT 1"
 _ADD: Final = (
-    f"INSERT INTO runs ({', '.join(_BEGUN)}, generation, fence, started, expires, lease) "  # noqa: S608 - the words above
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    f"INSERT INTO runs ({', '.join(_BEGUN)}, generation, fence, started, since, expires, lease, due) "  # noqa: S608
+    f"VALUES ({', '.join('?' * (len(_BEGUN) + 7))})"
 )
 _FORGET: Final = "DELETE FROM fields WHERE run = ? AND name IN (SELECT name FROM fields WHERE run = ? LIMIT ?)"
+_SMALL: Final = (
+    "SELECT name, text FROM fields WHERE run = ? AND name IN ('graph', 'carrier', 'undone', 'failed_step', 'error')"
+)
 
 
 def until(now: int, lease: float) -> tuple[int, int]:
@@ -134,7 +170,7 @@ def until(now: int, lease: float) -> tuple[int, int]:
 def found(db: sqlite3.Cursor, key: str, now: int) -> tuple[int, int, dict[str, Any]] | None:
     """The row number of a key, the length of its lease, and its head."""
     row = db.execute(FIND, (key, now)).fetchone()
-    return None if row is None else (row[0], row[1] if isinstance(row[1], int) else 0, head(row))
+    return None if row is None else (row[0], row[1] if isinstance(row[1], int) else 0, small(db, row))
 
 
 def head(row: tuple[Any, ...]) -> dict[str, Any]:
@@ -142,16 +178,21 @@ def head(row: tuple[Any, ...]) -> dict[str, Any]:
     return {name: value for name, value in zip(_COLUMNS, row[2:], strict=True) if value is not None}
 
 
+def small(db: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    """All fields of a run's head, of which HEAD has answered one part."""
+    return {**dict(db.execute(_SMALL, (row[0],))), **head(row)}
+
+
 def whole(db: sqlite3.Cursor, number: int, head: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of a run."""
     return {**dict(db.execute("SELECT name, text FROM fields WHERE run = ?", (number,))), **head}
 
 
-def add(
-    db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: int, started: int, expires: int, lease: int
-) -> int:
+def add(db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: int, now: int, lease: float) -> int:
     """A new run. Answers its row number; its other fields are still to be put."""
-    number: Any = db.execute(_ADD, (*map(texts.get, _BEGUN), generation, fence, started, expires, lease)).lastrowid
+    expires, length = until(now, lease)
+    values = (*map(texts.get, _BEGUN[:-1]), texts.get("seq", 0), generation, fence, now, now, expires, length, expires)
+    number: Any = db.execute(_ADD, values).lastrowid
     return int(number)
 
 
@@ -171,7 +212,7 @@ def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
 
 def forget(db: sqlite3.Cursor, now: int, most: int) -> bool:
     """Forget runs that are past their retention, but at most so many rows; whether there may be more. Large ones go bit by
-    bit: nobody finds what is left of them."""
+    bit: no verb finds what is left of them."""
     while most > 0:
         run = db.execute(FORGOTTEN, (now,)).fetchone()
         if run is None:

@@ -1,0 +1,118 @@
+"""The files of an SQLiteStore: made for their owner only, refused where others may have prepared them, and compared with
+the path for as long as they are open.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Final
+
+from ...errors import StoreError
+
+__all__ = ["Identity", "check_access", "create"]
+
+_creating: Final = threading.Lock()
+
+
+def create(path: str) -> None:
+    """Have a file there, for its owner only: it holds what runs return. SQLite gives its helpers the same rights."""
+    # Closing any descriptor of a file drops all locks of this process on it: no store may have it open meanwhile.
+    with _creating:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            raise StoreError(f"SQLiteStore cannot make {path}: its folder is not there, so make that first.") from None
+        except OSError as error:
+            raise StoreError(
+                f"SQLiteStore cannot make {path} ({error.strerror}): choose a place where this process may write."
+            ) from error
+    if Path(path).is_dir():
+        raise StoreError(f"SQLiteStore cannot use {path}, which is a folder: name a file in it.")
+
+
+def check_access(path: str) -> None:
+    """Raises StoreError where another user may have written the file, its log, or may replace them."""
+    if not hasattr(os, "geteuid"):
+        return
+    trusted = {os.geteuid(), 0}
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        try:
+            status = os.stat(name)  # noqa: PTH116 - as everywhere here
+        except FileNotFoundError:
+            continue
+        if status.st_uid not in trusted:
+            raise StoreError(
+                f"{name} belongs to another user (uid {status.st_uid}), who may have prepared it: give it to this "
+                "process's user, or pass shared=True if you trust all who may write it."
+            )
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise StoreError(
+                f"{name} may be written by others ({stat.filemode(status.st_mode)}): take that right away with "
+                "chmod go-w, or pass shared=True if you trust all who have it."
+            )
+    folder = os.path.dirname(path)  # noqa: PTH120 - as everywhere here
+    mode = os.stat(folder).st_mode  # noqa: PTH116
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise StoreError(
+            f"the folder {folder} may be written by everyone, so anyone may replace {path}: take that right away with "
+            "chmod o-w, or pass shared=True if you trust all users of this machine."
+        )
+
+
+class Identity:
+    """Which file was opened, so that it is noticed when the path leads to another one."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._log = f"{path}-wal"
+        self._file = self._known_log = (0, 0)
+
+    def remember(self, *, again: bool) -> None:
+        """The file has been opened; `again`: while it is open already."""
+        if again:
+            return self.check()
+        status = self._status(self._path)
+        file = (status.st_dev, status.st_ino)
+        if self._file not in {(0, 0), file}:
+            raise self._replaced()
+        if status.st_nlink != 1:
+            raise self._linked()
+        log = self._status(self._log)
+        self._file, self._known_log = file, (log.st_dev, log.st_ino)
+        return None
+
+    def check(self) -> None:
+        """Raises StoreError where the path does not lead to what was opened."""
+        status, log = self._status(self._path), self._status(self._log)
+        if (status.st_dev, status.st_ino) != self._file or (log.st_dev, log.st_ino) != self._known_log:
+            raise self._replaced()
+        if status.st_nlink != 1:
+            raise self._linked()
+
+    def _status(self, name: str) -> os.stat_result:
+        try:
+            return os.stat(name)  # noqa: PTH116 - Path would take twice as long, for every claim
+        except FileNotFoundError:
+            raise StoreError(
+                f"{name} was removed while this SQLiteStore had it open, so nothing that is written now would be found "
+                "again: put the file and its log back, or restart this process."
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{name} cannot be looked at ({error.strerror}): put its folder right.") from error
+
+    def _replaced(self) -> StoreError:
+        return StoreError(
+            f"{self._path} or its log was replaced while this SQLiteStore had it open, so others would not see what is "
+            "written now: restart this process."
+        )
+
+    def _linked(self) -> StoreError:
+        return StoreError(
+            f"{self._path} has more than one name (a hard link), and SQLite keeps a log for each, so one would not see "
+            "the other's runs: remove the link, or copy the file instead."
+        )

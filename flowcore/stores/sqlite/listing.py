@@ -1,0 +1,153 @@
+"""Listings of an SQLiteStore: each reads one index, or some of them side by side, in the order of its page, and stops where
+the page ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from . import tables
+
+__all__ = ["Query", "count", "list_due", "list_ids"]
+
+_STATUSES: Final = (
+    *(
+        "queued",
+        "running",
+        "waiting",
+        "success",
+        "failure",
+        "compensated",
+        "compensation_failed",
+        "incomplete",
+        "parked",
+    ),
+)
+_OPEN: Final = ("queued", "running", "waiting", "incomplete", "parked")
+_MANY: Final = 500
+"""workflows of one status that are read side by side; with more of them, all runs are looked through"""
+_COUNT: Final = "SELECT status, workflow, count(*) FROM runs WHERE status = ? GROUP BY workflow"
+_COUNT_HELD: Final = "SELECT status, workflow, count(*) FROM runs WHERE held = 1 AND (forget IS NULL OR forget > ?) GROUP BY status, workflow"
+_COUNT_EXPIRED: Final = (
+    "SELECT workflow, count(*) FROM runs WHERE status = 'running' AND held = 0 AND coalesce(expires, 0) <= ? "
+    "GROUP BY workflow"
+)
+_DUE: Final = (
+    "SELECT due, id FROM runs WHERE workflow = ? AND due <= ? AND (due, id) > (?, ?) AND held = 0 AND "
+    "(expires IS NULL OR expires + delay <= ?) ORDER BY due, id"
+)
+# A lease that ends a second later than it is long: the clock was set back, and how its owner is can't be known. A claim
+# sees to it.
+_SET_BACK: Final = (
+    "SELECT due, id FROM runs WHERE workflow = ? AND due > ? AND (due, id) > (?, ?) AND held = 0 AND "
+    "expires - lease - 1000000 > ? ORDER BY due, id"
+)
+
+
+@dataclass(slots=True)
+class Query:
+    """What `list_runs` is asked for; `before`: microseconds since the epoch at which the runs had begun; `below`: the row of
+    the last one on the page before."""
+
+    status: str | None
+    workflow: str | None
+    before: int | None
+    text: str | None
+    below: int
+
+
+def list_ids(db: sqlite3.Cursor, query: Query, now: int) -> Iterator[int]:
+    """The rows that fit, the newest first."""
+    below = query.below if query.before is None else min(query.below, _first_after(db, query.before))
+    filters, values = ["id < ?", tables.KEPT], [below, now]
+    if query.before is not None:
+        filters.append("started <= ?")
+        values.append(query.before)
+    more: list[Any] = list(values)
+    if query.text is not None:
+        filters.append("instr(key, ?) > 0")
+        more.append(query.text)
+    if query.status == "expired":
+        filters.append("held = 0 AND coalesce(expires, 0) <= ?")
+        more.append(now)
+    where = " AND ".join(filters)
+
+    def rows(condition: str = "1", *terms: Any) -> Iterator[int]:
+        sql = f"SELECT id FROM runs WHERE {condition} AND {where} ORDER BY id DESC"  # noqa: S608 - words of ours
+        return (number for (number,) in db.connection.execute(sql, (*terms, *more)))
+
+    status = "running" if query.status == "expired" else query.status
+    if status == "held":
+        return rows("held = 1") if query.workflow is None else rows("held = 1 AND workflow = ?", query.workflow)
+    if query.workflow is not None:
+        wanted = _STATUSES if status is None else (status,)
+        parts = [rows("status = ? AND workflow = ?", each, query.workflow) for each in wanted]
+    elif status is None:
+        return rows()
+    else:
+        workflows = _workflows(db, status)
+        if len(workflows) > _MANY:
+            return rows("+status = ?", status)
+        parts = [rows("status = ? AND workflow = ?", status, workflow) for workflow in workflows]
+    return heapq.merge(*parts, reverse=True)
+
+
+def _first_after(db: sqlite3.Cursor, before: int) -> int:
+    """A row above all that had begun at this time, found by bisection: rows are numbered in the order of beginning."""
+    low, high = 0, db.execute("SELECT coalesce(max(id), 0) FROM runs").fetchone()[0]
+    while low < high:
+        middle = (low + high + 1) // 2
+        row = db.execute("SELECT id, started FROM runs WHERE id <= ? ORDER BY id DESC LIMIT 1", (middle,)).fetchone()
+        if row is None or not isinstance(row[1], int) or row[1] <= before:
+            low = middle
+        else:
+            high = row[0] - 1
+    return low + 1
+
+
+def _workflows(db: sqlite3.Cursor, status: str) -> list[str]:
+    """The names of workflows with runs of this status, or some more than _MANY of them, one step in the index for each."""
+    names: list[str] = []
+    sql = "SELECT min(workflow) FROM runs WHERE status = ? AND workflow > ?"
+    while len(names) <= _MANY:
+        (name,) = db.execute(sql, (status, names[-1] if names else "")).fetchone()
+        if not isinstance(name, str):
+            break
+        names.append(name)
+    return names
+
+
+def list_due(
+    db: sqlite3.Cursor, workflows: Collection[str], now: int, past: tuple[int, int], *, set_back: bool
+) -> Iterator[tuple[int, int]]:
+    """(due, row) of the runs of these workflows that recovery may resume, the oldest due first. `set_back`: look through the
+    leases that have not ended too, for those that the clock had not reached when they were given."""
+    parts = [db.connection.execute(_DUE, (name, now, *past, now)) for name in workflows]
+    if set_back:
+        parts += [db.connection.execute(_SET_BACK, (name, now, *past, now)) for name in workflows]
+    return heapq.merge(*parts)
+
+
+def count(db: sqlite3.Cursor, now: int) -> dict[tuple[str, str], int]:
+    """(workflow, status) -> how many runs that are not over."""
+    counts: dict[tuple[str, str], int] = {}
+
+    def add(workflow: object, status: str, number: int) -> None:
+        if isinstance(workflow, str):
+            counts[workflow, status] = counts.get((workflow, status), 0) + number
+
+    for each in _OPEN:
+        for status, workflow, number in db.execute(_COUNT, (each,)):
+            add(workflow, status, number)
+    for status, workflow, number in db.execute(_COUNT_HELD, (now,)):
+        add(workflow, "held", number)
+        if status in _OPEN:
+            add(workflow, status, -number)
+    for workflow, number in db.execute(_COUNT_EXPIRED, (now,)):
+        add(workflow, "expired", number)
+        add(workflow, "running", -number)
+    return {what: number for what, number in counts.items() if number > 0}

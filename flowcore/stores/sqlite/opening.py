@@ -1,0 +1,105 @@
+"""Opening the file of an SQLiteStore: a new one gets its tables; of an old one nothing is used before it is known to have
+exactly these.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from ...errors import StoreError, StoreUnavailable
+from .words import in_words, no_rights
+
+__all__ = ["PATIENCE", "open_file"]
+
+PATIENCE: Final = 5.0
+"""seconds to wait for another process that is writing"""
+_APPLICATION: Final = 0x666C6F77
+"""says in the file's header whose it is: "flow" """
+_VERSION: Final = 2
+_OBJECTS: Final = (
+    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_' ORDER BY 2, 1"
+)
+
+# What is no UTF-8 is still read, as halves of surrogate pairs: the decoder refuses it, and can say whose it is.
+_text: Final = functools.partial(str, encoding="utf-8", errors="surrogateescape")
+
+
+def open_file(path: str, schema: tuple[str, ...], *, full: bool, reads: bool) -> sqlite3.Connection:
+    """A connection to the file, with what the statements of `schema` make; `full`: whether a commit waits for the disk;
+    `reads`: it never writes. Raises StoreError where this is not a file of this version."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _prepared(path, schema, full=full, reads=reads)
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            # SQLite waits for others everywhere but where it turns to a write-ahead log.
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                if code == sqlite3.SQLITE_CANTOPEN:
+                    raise StoreUnavailable(no_rights(path, error)) from error
+                raise in_words(path, error) from error
+            time.sleep(0.01)
+
+
+def _prepared(path: str, schema: tuple[str, ...], *, full: bool, reads: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{Path(path).as_uri()}?mode=rw", uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+    )
+    connection.text_factory = _text
+    try:
+        _prepare(connection, path, schema, full=full)
+        if reads:
+            connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...], *, full: bool) -> None:
+    def ask(sql: str) -> Any:
+        return connection.execute(sql).fetchone()[0]
+
+    connection.execute("PRAGMA trusted_schema = OFF")  # nothing that a prepared file defines is run
+    connection.execute("PRAGMA cell_size_check = ON")
+    empty = not ask("SELECT count(*) FROM sqlite_master") and not ask("PRAGMA user_version")
+    if not empty:
+        if ask("PRAGMA application_id") != _APPLICATION:
+            raise StoreError(f"{path} is a database of another application: SQLiteStore wants a file of its own.")
+        if (version := ask("PRAGMA user_version")) != _VERSION:
+            raise StoreError(
+                f"{path} was written by another version of flowcore (its schema is {version}, and this one knows "
+                f"{_VERSION}): use that version, or another file."
+            )
+    if ask("PRAGMA journal_mode = WAL") != "wal":
+        raise StoreError(f"SQLite can keep no write-ahead log for {path}: choose a file on a local disk.")
+    connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+    connection.execute(f"PRAGMA fullfsync = {int(full)}")  # macOS: a plain fsync stays in the drive's cache
+    if empty:
+        connection.execute("BEGIN IMMEDIATE")
+        if not ask("PRAGMA user_version"):  # another process may have been quicker
+            for statement in schema:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
+    if connection.execute(_OBJECTS).fetchall() != _expected(schema):
+        raise StoreError(
+            f"{path} has other tables, indices, triggers or views than flowcore makes, so it may have been prepared by "
+            "someone: use another file, or remove what was added."
+        )
+
+
+@functools.cache
+def _expected(schema: tuple[str, ...]) -> list[Any]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        for statement in schema:
+            connection.execute(statement)
+        return connection.execute(_OBJECTS).fetchall()
+    finally:
+        connection.close()

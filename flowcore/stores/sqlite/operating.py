@@ -1,0 +1,304 @@
+"""What operators ask of an SQLiteStore. All reading is beside the runs: it delays none of them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sqlite3
+import sys
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from ...errors import CorruptRecord, DefinitionError, RunNotFound, safe_repr, safe_str
+from ...retry import Duration, seconds
+from ...status import Status
+from ..base import LIVE, Page, RunRecord
+from ..decide import OPEN, Order, check_listing, decide_order, is_over
+from ..encoding import Encoding, clipped_reason, microseconds
+from . import listing, tables
+from .database import Database
+
+__all__ = ["BITE", "Operating"]
+
+BITE: Final = 256
+"""fields that are forgotten at a time"""
+_CHUNK: Final = 1000  # records of a listing that are read at one moment
+_SECOND: Final = 1_000_000
+_log = logging.getLogger("flowcore")
+
+
+class Operating:
+    """The part of SQLiteStore that is for operators, and for recovery to find its runs. Thread-safe."""
+
+    def __init__(
+        self, database: Database, encoding: Encoding, retention: float, durability: str, wall: Callable[[], float]
+    ) -> None:
+        self.path = database.path
+        self.retention = retention
+        self.durability = durability
+        self._database = database
+        self._encoding = encoding
+        self._wall = wall
+        self._written = 0  # fields, since the last bite was taken
+        self._latest: int | None = None  # the highest time at which recovery has looked
+        self._warned: set[Any] = set()  # keys whose records could not be read
+
+    # -- finding -------------------------------------------------------------------------------------------------------
+
+    def find(self, key: str, /) -> RunRecord | None:
+        """The record under a key, or None."""
+        return self._stored(tables.FIND, key, self._now())
+
+    def head(self, key: str, /) -> RunRecord | None:
+        """The record under a key without values and without what is of single steps, or None."""
+        found = self._database.read(lambda db: tables.found(db, key, self._now()))
+        return None if found is None else self._encoding.decode(key, found[2])
+
+    def get_run(self, run_id: str, /) -> RunRecord:
+        """The record of a run; raises RunNotFound."""
+        record = self._stored(f"{tables.HEAD} WHERE run_id = ? AND {tables.KEPT}", run_id, self._now())
+        if record is None:
+            raise RunNotFound(
+                f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
+            )
+        return record
+
+    def _stored(self, sql: str, *values: Any) -> RunRecord | None:
+        def read(db: sqlite3.Cursor) -> dict[str, Any] | None:
+            row = db.execute(sql, values).fetchone()
+            return None if row is None else tables.whole(db, row[0], tables.head(row))
+
+        fields = self._database.read(read)
+        return None if fields is None else self._encoding.decode(fields.get("key", ""), fields)
+
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
+        """Heads of the runs of these workflows that recovery may resume now: crashed, parked, incomplete, or queued and left
+        by their owners; the oldest due first. What cannot be read is logged once, and left out."""
+        check_listing(None, limit, "list_resumable")
+        past = (-1, -1) if after is None else _numbers(after, 2, "list_resumable")
+
+        def read(db: sqlite3.Cursor) -> tuple[list[tuple[int, int]], list[dict[str, Any] | None]]:
+            now = self._now()  # not before: it may have waited, and an owner may have renewed its lease meanwhile
+            set_back = self._latest is None or now < self._latest - _SECOND
+            due = listing.list_due(db, set(workflows), now, (past[0], past[1]), set_back=set_back)
+            found = list(itertools.islice(due, None if limit is None else limit + 1))
+            if not set_back or limit is None or len(found) <= limit:
+                self._latest = now if self._latest is None else max(self._latest, now)
+            return found, [_head(db, number) for _, number in found[:limit]]
+
+        found, heads = self._database.read(read)
+        page = Page(record for head in heads if head is not None and (record := self._readable(head)) is not None)
+        if limit is not None and len(found) > limit:
+            page.cursor = "{} {}".format(*found[limit - 1])
+        return page
+
+    def _readable(self, head: dict[str, Any]) -> RunRecord | None:
+        """None, and a warning, for a record that flowcore has not written: it must not keep others from recovering."""
+        key = head.get("key", "")
+        try:
+            return self._encoding.decode(key, head)
+        except CorruptRecord as error:
+            if key not in self._warned:
+                self._warned.add(key)
+                _log.warning("%s cannot be recovered: %s", self.path, error)
+            return None
+
+    def list_runs(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Page:
+        """Heads of the runs with this status, of this workflow, started so many seconds ago, with this text in their keys;
+        the newest first, a page at a time (`limit=None`: all). "held" counts as a status, and "expired": running, with an
+        owner whose lease is over. What cannot be read is listed with its `problem`. `text` looks through all keys.
+
+        Raises DefinitionError for an unknown status.
+        """
+        check_listing(status, limit)
+        age = None if older_than is None else microseconds(seconds(older_than, "list_runs(older_than=)"))
+        below = sys.maxsize if after is None else _numbers(after, 1, "list_runs")[0]
+        page = Page()
+        while True:
+            most = _CHUNK if limit is None else min(_CHUNK, limit - len(page))
+
+            def read(
+                db: sqlite3.Cursor, most: int = most, below: int = below
+            ) -> list[tuple[int, dict[str, Any] | None]]:
+                now = self._now()
+                query = listing.Query(status, workflow, None if age is None else now - age, text, below)
+                numbers = list(itertools.islice(listing.list_ids(db, query, now), most + 1))
+                return [(number, _head(db, number)) for number in numbers]
+
+            found = self._database.read(read)
+            page += [self._listed(head) for _, head in found[:most] if head is not None]
+            if len(found) <= most:
+                return page
+            below = found[most - 1][0]
+            if limit is not None and len(page) >= limit:
+                page.cursor = str(below)
+                return page
+
+    def _listed(self, head: dict[str, Any]) -> RunRecord:
+        key = head.get("key", "")
+        try:
+            return self._encoding.decode(key, head)
+        except CorruptRecord as error:
+            known = [
+                value if isinstance(value := head.get(name), str) else "" for name in ("key", "run_id", "workflow")
+            ]
+            return RunRecord(known[0], known[1], known[2], None, "", problem=safe_str(error, 500))
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
+        status."""
+        return self._database.read(lambda db: listing.count(db, self._now()))
+
+    # -- deciding ------------------------------------------------------------------------------------------------------
+
+    def release(self, key: str, /, *, force: bool = False) -> None:
+        """Forget the run behind a key, so that the next call starts afresh.
+
+        Raises RunNotFound for an unknown key. Raises StoreError for a live run, and CorruptRecord for one that cannot be
+        read, unless forced: then its owner, if any, hears with its next checkpoint or renewal that the run is lost.
+        """
+
+        def write(db: sqlite3.Cursor) -> None:
+            now = self._now()
+            number, record, live = self._known(db, key, now)
+            if not force:
+                decide_order(record, live, "release")
+            db.execute(tables.RELEASE, (now, self._forget_at(now), number))
+
+        try:
+            self._database.write(write)
+        except CorruptRecord:
+            if not force:
+                raise
+            self._database.write(lambda db: db.execute(tables.RETIRE, (key,)))
+
+    def hold(self, key: str, /, reason: str | None = None) -> None:
+        """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
+        StoreError for a live run."""
+
+        def write(db: sqlite3.Cursor) -> None:
+            number, record, live = self._known(db, key, self._now())
+            decide_order(record, live, "hold")
+            status = Status.PARKED if record.status == Status.RUNNING else record.status
+            db.execute(tables.STOP, (str(status), 1, None, clipped_reason(reason), None, number))
+
+        self._database.write(write)
+
+    def resume(self, key: str, /) -> None:
+        """Have the next call with the key, or recovery, resume its run: one that is held, parked, incomplete, whose lease has
+        run out, or that failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
+        self._decide(key, "resume")
+
+    def undo(self, key: str, /) -> None:
+        """As `resume`, but the run is undone; a live run is cancelled."""
+        self._decide(key, "undo")
+
+    def cancel(self, key: str, /, *, reason: str | None = None) -> None:
+        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; undo any other run that
+        is not over. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        self._decide(key, "cancel", reason)
+
+    def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
+        def write(db: sqlite3.Cursor) -> None:
+            now = self._now()
+            number, record, live = self._known(db, key, now)
+            match decide_order(record, live, decision):
+                case Order.CANCEL:
+                    db.execute(tables.CANCEL, (clipped_reason(reason), number))
+                case Order.STOP:
+                    over = is_over(record.status) or record.status == Status.RUNNING
+                    status = Status.PARKED if over else record.status
+                    word = "undo" if decision == "cancel" else decision
+                    db.execute(tables.STOP, (str(status), 0, word, clipped_reason(reason), now, number))
+                case Order.NOTHING:
+                    pass
+
+        self._database.write(write)
+
+    def _known(self, db: sqlite3.Cursor, key: str, now: int) -> tuple[int, RunRecord, bool]:
+        """The row and the head of a key, and whether it is live."""
+        found = tables.found(db, key, now)
+        if found is None:
+            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
+        number, _, head = found
+        record = self._encoding.decode(key, head)
+        return number, record, record.status in LIVE and head.get("expires", now) > now
+
+    # -- keeping house -------------------------------------------------------------------------------------------------
+
+    def gc(self) -> int:
+        """Forget what is past its retention now; returns how many runs are left."""
+        while self._database.write(lambda db: self._forget_some(db, self._now())):
+            pass
+        return self._database.read(lambda db: self._kept(db, self._now()))
+
+    def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
+        """What an operator should know of this store; numbers are numbers, sizes bytes, times seconds. `deep`: checks the
+        whole file too, which takes long, beside the runs."""
+        facts = self._database.facts(deep=deep)
+        waits = "a step's end is on the disk before anything follows from it"
+        durability = waits if self.durability == "full" else "a power cut may cost the last moments"
+
+        def read(db: sqlite3.Cursor) -> tuple[int, int, dict[tuple[str, str], int]]:
+            now = self._now()
+            return self._kept(db, now), _past(db, now), listing.count(db, now)
+
+        runs, past, counts = self._database.read(read)
+        return {
+            "store": "sqlite",
+            "durability": f"{self.durability}: {durability}",
+            **facts,
+            "retention": self.retention,
+            "runs": runs,
+            **{word: sum(n for (_, status), n in counts.items() if status == word) for word in OPEN},
+            "to forget": past,
+        }
+
+    def close(self) -> None:
+        """Close the file; the runs stay in it. Verbs raise StoreError from then on."""
+        self._database.close()
+
+    def _now(self) -> int:
+        return max(0, int(self._wall() * 1e6))
+
+    def _forget_at(self, now: int) -> int:
+        return now + microseconds(self.retention)
+
+    def _forget_some(self, db: sqlite3.Cursor, now: int) -> bool:
+        self._written = 0
+        return tables.forget(db, now, BITE)
+
+    def _kept(self, db: sqlite3.Cursor, now: int) -> int:
+        (runs,) = db.execute("SELECT count(*) FROM runs").fetchone()
+        return int(runs) - _past(db, now)
+
+
+def _past(db: sqlite3.Cursor, now: int) -> int:
+    (past,) = db.execute("SELECT count(*) FROM runs WHERE forget <= ?", (now,)).fetchone()
+    return int(past)
+
+
+def _head(db: sqlite3.Cursor, number: int) -> dict[str, Any] | None:
+    row = db.execute(f"{tables.HEAD} WHERE id = ?", (number,)).fetchone()
+    return None if row is None else tables.small(db, row)
+
+
+def _numbers(after: str, count: int, verb: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in after.split(" ")]
+    except (AttributeError, ValueError):
+        numbers = []
+    if len(numbers) != count or max(map(abs, numbers)) > sys.maxsize:
+        raise DefinitionError(f"{verb}(after=) must be the cursor of an earlier page, not {safe_repr(after)}.")
+    return numbers

@@ -1,0 +1,41 @@
+"""What SQLite's errors mean, in plain words: which a retry may cure, and what to do about the others."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from ...errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, safe_repr
+
+__all__ = ["in_words", "no_rights"]
+
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_FORBIDDEN: Final = frozenset(
+    {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN}
+)
+_PASSING: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT})
+
+
+def in_words(path: str, error: Exception) -> StoreError:
+    """The StoreError for what sqlite3 raised. StoreUnavailable: the same call may succeed later."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnavailable(f"The disk of {path} is full ({error}). Free some space on it.")
+    if code in _BUSY:
+        return StoreUnavailable(f"{path} is locked by another process ({error}). The same call may succeed later.")
+    if code in _FORBIDDEN:
+        return StoreUnavailable(no_rights(path, error))
+    if code in _PASSING:
+        return StoreUnavailable(f"{path} cannot be used just now ({error}). The same call may succeed later.")
+    if code == sqlite3.SQLITE_NOTADB:
+        return StoreError(f"{path} is not an SQLite database: name another file, or one that is not there yet.")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return CorruptRecord(f"{path} is damaged ({error}): put a copy in its place.")
+    if isinstance(error, UnicodeEncodeError):
+        return NotSerializable(f"{safe_repr(error.object)} holds half a surrogate pair, which no store can keep.")
+    return StoreError(f"SQLite refused to work on {path}: {type(error).__name__}: {error}.")
+
+
+def no_rights(path: str, error: Exception) -> str:
+    """The sentence for a file or a folder that this process may not use."""
+    return f"{path} cannot be used ({error}): let this process read and write the file and its folder."
