@@ -194,7 +194,7 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
         run.deadline = run.settings.clock() + run.allowed - claimed.age
     ledger = ledger_of(run)
     if ledger is not None:
-        ledger.lease_until = sent + run.settings.lease
+        ledger.lease_until, ledger.epoch = sent + run.settings.lease, run.settings.wall() - run.settings.clock()
         if claimed.record is None:
             ledger.started(wanted)
     return claimed.record

@@ -16,7 +16,7 @@ from .._kernel.inline import FirstAttempt
 from .._kernel.run_state import RunState
 from ..context import Context
 from ..plan import Node
-from ..run import BEGINS, StepReport
+from ..run import StepReport
 from ..status import Status
 from ..stores.base import Checkpoint, StepRecord
 from .checkpoints import Answer
@@ -36,7 +36,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
     saved, or what is to be said to the store that has not simply accepted a checkpoint."""
     clock, lease, lock = run.settings.clock, run.settings.lease, run.lock
     key, run_id, fence, results, reports = run.stored_key, run.run_id, run.fence, run.results, run.reports
-    copy, types = run.context.copy, run.plan.types
+    copy, types, epoch = run.context.copy, run.plan.types, ledger.epoch
     # From step to step, the way through the driver would cost as much as all that is done here.
     direct: Direct | None = yield DIRECT
     at = clock()
@@ -46,15 +46,15 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
         value, error = (yield ctx) if direct is None else direct.call_here(node.fn, ctx, copy())
         name, after = node.name, node.follows
         if error is not None or type(value) is CoroutineType or not (run.left == 1 if after is None else after.plain):
-            return _made(run, at, waited, ctx, (value, error))
+            return _made(run, ledger, at, waited, ctx, (value, error))
         ended, effect = clock(), node.compensation is not None
         with lock:
             if run.stopped or run.ready or run.running > 1 or ledger.steps or ledger.writes:
-                return _made(run, at, waited, ctx, (value, error))
+                return _made(run, ledger, at, waited, ctx, (value, error))
             results[name] = value
             if effect:
                 run.to_undo.append(node)
-            report = reports[name] = StepReport(Status.SUCCESS, 1, waited, ended - at, 0.0)
+            report = reports[name] = StepReport(Status.SUCCESS, 1, waited, ended - at, 0.0, started=at + epoch)
             run.left -= 1
             ledger.seq = seq = ledger.seq + 2
             done = StepRecord(seq - 1, report, True, value, effect, {})
@@ -62,7 +62,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
                 ledger.steps[name] = done
                 run.running -= 1
                 return node, None, None, ended, (None, None)
-        begins = StepRecord(seq, BEGINS, False, None, False, {})
+        begins = StepRecord(seq, StepReport(Status.RUNNING, 1, started=ended + epoch), False, None, False, {})
         steps = {name: done, after.name: begins}
         ledger.sent.update(steps)
         checkpoint = Checkpoint(key, run_id, fence, lease, steps, {}, base=ledger.base, types=types)
@@ -81,6 +81,8 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
         return node, after, checkpoint, ended, (answer, failure)
 
 
-def _made(run: RunState, at: float, waited: float, ctx: Context, outcome: Outcome) -> FirstAttempt:
+def _made(run: RunState, ledger: Ledger, at: float, waited: float, ctx: Context, outcome: Outcome) -> FirstAttempt:
     scope = StepScope(at, run.context, waited)
+    scope.epoch = ledger.epoch
+    ledger.first_starts[ctx.step] = at + ledger.epoch
     return FirstAttempt(ctx, outcome, scope, scope)

@@ -14,8 +14,10 @@ from typing import cast
 from .._kernel import emit
 from .._kernel.effects import Program
 from .._kernel.inline import FirstAttempt
+from .._kernel.ledger import Errors
+from .._kernel.outcome import StepEnd
 from .._kernel.run_state import RunState
-from .._kernel.steps import StepEnd, stopped
+from .._kernel.steps import stopped
 from ..errors import LeaseLost, NotSerializable, safe_str
 from ..plan import Node
 from ..run import StepReport
@@ -31,13 +33,14 @@ __all__ = ["Ledger", "ledger_of"]
 class Ledger(Unsaved):
     """See flowcore._kernel.ledger.Ledger. Without a reference to its run: a run that is over needs no garbage collector."""
 
-    __slots__ = ("in_doubt", "lease_until")
+    __slots__ = ("epoch", "in_doubt", "lease_until")
 
     def __init__(self) -> None:
         super().__init__()
         self.in_doubt: dict[str, StepReport] | None = None
         """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
         self.lease_until = math.inf
+        self.epoch = 0.0
 
     def extend_lease(self, until: float) -> None:
         self.lease_until = max(self.lease_until, until)
@@ -56,14 +59,14 @@ class Ledger(Unsaved):
             self.announced.discard(node.name)
         return True
 
-    def began(self, run: RunState, node: Node, attempt: int) -> Program[bool]:
+    def began(self, run: RunState, node: Node, attempt: int, errors: Errors) -> Program[bool]:
         with run.lock:
             known = attempt == 1 and node.name in self.announced
             doubtful = None if self.in_doubt is None else self.in_doubt.pop(node.name, None)
             if known:
                 self.announced.discard(node.name)
             else:
-                self.note_start(node.name, attempt)
+                self.note_start(node.name, attempt, run.settings.wall(), errors)
         if known:
             ours = yield from self.may_continue(run)
             if ours and run.stopped:
@@ -78,6 +81,13 @@ class Ledger(Unsaved):
         elif run.stopped and failure is None and attempt == 1:  # the run failed while the start was being saved
             self.withdrawn(run, node)
         return failure is None and not run.stopped
+
+    def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
+        with run.lock:
+            self.note_failed_attempt(node.name, end.attempts, end.errors, run.settings.wall() + delay)
+        failure = yield from save(run, self, (node.name,))
+        if isinstance(failure, NotSerializable):
+            raise failure
 
     def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
         following, steps = self._note_success(run, node, end)
@@ -109,7 +119,7 @@ class Ledger(Unsaved):
             if following is None:
                 return None, (node.name,)
             if following.when is None:
-                self.note_start(following.name, 1)
+                self.note_start(following.name, 1, run.settings.clock() + self.epoch)
                 self.announced.add(following.name)
             return following, (node.name, following.name)
 

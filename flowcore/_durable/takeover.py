@@ -11,9 +11,9 @@ from types import CoroutineType
 from typing import Any, Final
 
 from .._kernel import emit
+from .._kernel.attempts import awaited
 from .._kernel.effects import Call, GivenUp, Program
 from .._kernel.run_state import RunState
-from .._kernel.steps import awaited
 from ..context import Context
 from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
@@ -30,6 +30,8 @@ __all__ = ["Takeover", "restore", "take_over"]
 Answer = Landed[Any] | NotLanded | type[NotLanded] | None
 """what `verify=` may answer"""
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
+_UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN})
+"""steps that have not ended: attempts that failed count against their retries"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps of which nobody knows whether they had their effect"""
 
@@ -63,6 +65,11 @@ def restore(run: RunState, record: RunRecord) -> None:
     # A definition that has grown may undo what its earlier version could not.
     effects = list(dict.fromkeys((*record.results, *record.effects)))
     run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
+    run.tried = {
+        name: report
+        for name, report in record.steps.items()
+        if report.failed and report.status in _UNFINISHED and name in known
+    }
     ledger = ledger_of(run)
     if ledger is not None:
         ledger.found(record)

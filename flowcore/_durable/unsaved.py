@@ -19,7 +19,18 @@ class Unsaved:
     die, and the step itself run again.
     """
 
-    __slots__ = ("announced", "base", "carriers", "sent", "sent_writes", "seq", "steps", "unstorable", "writes")
+    __slots__ = (
+        "announced",
+        "base",
+        "carriers",
+        "first_starts",
+        "sent",
+        "sent_writes",
+        "seq",
+        "steps",
+        "unstorable",
+        "writes",
+    )
 
     def __init__(self) -> None:
         self.seq = 0
@@ -30,6 +41,7 @@ class Unsaved:
         self.writes: dict[str, dict[Any, Write]] = {}  # by the step that wrote
         self.announced: set[str] = set()  # steps whose start is saved, and that have not started here
         self.carriers: dict[str, dict[str, str]] = {}  # what hooks gave for a step, to be saved with its end
+        self.first_starts: dict[str, float] = {}  # of steps with several attempts, in seconds since the epoch
         self.unstorable: set[str] = set()  # steps whose results, or writes, the store cannot keep
 
     def wrote(self, step: str, key: Any, value: Any) -> None:
@@ -42,10 +54,24 @@ class Unsaved:
         self.seq += 1
         self.writes.setdefault(step, {})[key] = Write(self.seq, deleted=True)
 
-    def note_start(self, step: str, attempt: int) -> None:
-        """An attempt of `step` is about to start."""
+    def note_start(self, step: str, attempt: int, at: float, errors: tuple[tuple[str, str], ...] = ()) -> None:
+        """An attempt of `step` is about to start, `at` seconds since the epoch, after others with these errors."""
+        report = StepReport(Status.RUNNING, attempt, started=at)
+        if errors:
+            report.failed, report.errors, report.started = len(errors), errors, self.first_starts.get(step, at)
+        else:
+            self.first_starts[step] = at
         self.seq += 1
-        self.steps[step] = StepRecord(self.seq, BEGINS if attempt == 1 else StepReport(Status.RUNNING, attempt))
+        self.steps[step] = StepRecord(self.seq, report)
+
+    def note_failed_attempt(
+        self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float
+    ) -> None:
+        """So many attempts of `step` have failed, and the next one is due at `retry_at`, in seconds since the epoch."""
+        report = StepReport(Status.PENDING, attempts, failed=len(errors), errors=errors, retry_at=retry_at)
+        report.started = self.first_starts.get(step)
+        self.seq += 1
+        self.steps[step] = StepRecord(self.seq, report)
 
     def withdraw_start(self, step: str) -> None:
         """The start of `step` was saved, and the step does not start."""
@@ -110,6 +136,8 @@ class Unsaved:
         for seq, name in enumerate(order, 1):
             report = record.steps.get(name, StepReport(Status.SUCCESS, 1))
             has_result, carrier = name in record.results, record.carriers.get(name, {})
+            if report.started is not None:
+                self.first_starts[name] = report.started
             result, effect = record.results.get(name), name in record.effects
             self.sent[name] = StepRecord(min(seq, record.seq), report, has_result, result, effect, carrier)
         self.sent_writes.update((key, Write(min(1, record.seq), value)) for key, value in record.values.items())

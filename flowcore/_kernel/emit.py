@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
+from typing import Final
 
 from ..errors import StepCancelled, safe_repr
 from ..events import (
@@ -41,9 +42,13 @@ from ..plan import Node
 from ..retry import Pause
 from ..status import Status
 from .effects import Call
+from .outcome import StepEnd
 from .run_state import RunState
 
 __all__ = ["EventScope", "StepScope"]
+
+_AT_ONCE: Final = StepEnd(Status.SUCCESS, None, None, 1)
+"""the end of a step whose first attempt has succeeded"""
 
 
 class EventScope:
@@ -71,15 +76,17 @@ class EventScope:
 
 class StepScope(EventScope):
     """The scope of a step or an undo. Seconds: `waited` from ready to start, `backoff` between its attempts. `ended`: when
-    its latest attempt ended (monotonic); time that hooks take does not count."""
+    its latest attempt ended (monotonic); time that hooks take does not count. `epoch`: what turns monotonic seconds into
+    seconds since the epoch, in a durable run."""
 
-    __slots__ = ("backoff", "ended", "waited")
+    __slots__ = ("backoff", "ended", "epoch", "waited")
 
     def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
         super().__init__(at, context)
         self.waited = waited
         self.backoff = 0.0
         self.ended = 0.0
+        self.epoch: float | None = None
 
     @property
     def ran(self) -> float:
@@ -274,14 +281,14 @@ def step_started(run: RunState, node: Node) -> StepScope:
         scope.scopes, scope.event = run.hooks.enter(event, scope.context), event
         if run.ledger is not None and event.carrier:
             run.ledger.carry(node.name, event.carrier)
+    if run.ledger is not None:
+        scope.epoch = run.ledger.epoch
     return scope
 
 
-def step_finished(
-    run: RunState, node: Node, scope: StepScope, outcome: Status, attempts: int, error: BaseException | None
-) -> None:
-    if outcome is Status.PENDING:  # the run stopped while it waited for a thread
-        outcome, error = Status.CANCELLED, StepCancelled(f"step {safe_repr(node.name)} did not begin: the run stopped.")
+def step_finished(run: RunState, node: Node, scope: StepScope, end: StepEnd) -> None:
+    if end.status is Status.PENDING:
+        end = _never_began(node)
     at = scope.ended = scope.ended or run.settings.clock()
     if StepFinished in run.wanted:
         event = StepFinished(
@@ -290,19 +297,25 @@ def step_finished(
             at,
             run.state,
             node.name,
-            outcome,
+            end.status,
             at - scope.at,
-            attempts,
+            end.attempts,
             scope.waited,
             scope.backoff,
-            error,
+            end.error,
             node.dependencies,
             node.max_attempts,
-            error is not None and isinstance(error, node.expected),
+            end.error is not None and isinstance(end.error, node.expected),
         )
         run.hooks.emit(event, scope.context)
     if scope.scopes is not None:
-        scope.exit(run.hooks, error)
+        scope.exit(run.hooks, end.error)
+
+
+def _never_began(node: Node) -> StepEnd:
+    """What hooks learn of a step that still waited for a thread when the run stopped."""
+    why = f"step {safe_repr(node.name)} did not begin: the run stopped."
+    return StepEnd(Status.CANCELLED, None, StepCancelled(why))
 
 
 def attempt_started(run: RunState, node: Node, step: StepScope, number: int, allowed: int, *, undo: bool) -> EventScope:
@@ -322,8 +335,7 @@ def attempt_finished(
     scope: EventScope,
     number: int,
     allowed: int,
-    outcome: Status,
-    error: BaseException | None,
+    end: StepEnd,
     *,
     undo: bool,
 ) -> None:
@@ -339,14 +351,30 @@ def attempt_finished(
             number,
             allowed,
             undo,
-            outcome,
+            end.status,
             at - scope.at,
-            error,
+            end.error,
         )
-        event.expected = not undo and isinstance(error, node.expected)
+        event.expected = not undo and isinstance(end.error, node.expected)
         hooks.emit(event, scope.context)
     if scope.scopes is not None and scope is not step:
-        scope.exit(run.hooks, error)
+        scope.exit(run.hooks, end.error)
+
+
+def attempt_cancelled(
+    run: RunState,
+    node: Node,
+    step: StepScope,
+    scope: EventScope,
+    number: int,
+    allowed: int,
+    end: StepEnd,
+    *,
+    undo: bool,
+) -> None:
+    """An attempt that never had a thread; `end`: what that means for the step."""
+    cancelled = StepEnd(Status.CANCELLED, None, end.error or _never_began(node).error)
+    attempt_finished(run, node, step, scope, number, allowed, cancelled, undo=undo)
 
 
 def plain_step_started(run: RunState, node: Node) -> tuple[StepScope, EventScope]:
@@ -357,8 +385,8 @@ def plain_step_started(run: RunState, node: Node) -> tuple[StepScope, EventScope
 
 def plain_step_finished(run: RunState, node: Node, scope: StepScope, attempt: EventScope) -> None:
     """The first attempt of a step has succeeded, and the step with it."""
-    attempt_finished(run, node, scope, attempt, 1, node.max_attempts, Status.SUCCESS, None, undo=False)
-    step_finished(run, node, scope, Status.SUCCESS, 1, None)
+    attempt_finished(run, node, scope, attempt, 1, node.max_attempts, _AT_ONCE, undo=False)
+    step_finished(run, node, scope, _AT_ONCE)
 
 
 def backoff_started(
@@ -368,12 +396,12 @@ def backoff_started(
     number: int,
     allowed: int,
     pause: Pause,
-    error: BaseException,
+    end: StepEnd,
     *,
     undo: bool,
 ) -> float:
     at = step.ended
-    if BackoffStarted in run.wanted:
+    if BackoffStarted in run.wanted and end.error is not None:
         event = BackoffStarted(
             run.workflow.name,
             run.run_id,
@@ -385,7 +413,7 @@ def backoff_started(
             undo,
             pause.delay,
             pause.reason,
-            error,
+            end.error,
         )
         run.hooks.emit(event, step.context)
     return at
@@ -415,9 +443,7 @@ def undo_finished(
     scope: StepScope,
     order: int,
     trigger: str,
-    outcome: Status,
-    attempts: int,
-    error: BaseException | None,
+    end: StepEnd,
 ) -> None:
     at = scope.ended or run.settings.clock()
     if CompensationFinished in run.wanted:
@@ -429,14 +455,14 @@ def undo_finished(
             node.name,
             order,
             trigger,
-            outcome,
+            end.status,
             at - scope.at,
-            attempts,
+            end.attempts,
             scope.backoff,
-            error,
+            end.error,
         )
         run.hooks.emit(event, scope.context)
-    scope.exit(run.hooks, error)
+    scope.exit(run.hooks, end.error)
 
 
 def completed_late(run: RunState, call: Call, outcome: Status, error: BaseException | None) -> None:

@@ -13,8 +13,11 @@ from .effects import Program
 
 if TYPE_CHECKING:
     from .inline import FirstAttempt
+    from .outcome import StepEnd
     from .run_state import RunState
-    from .steps import StepEnd
+
+Errors = tuple[tuple[str, str], ...]
+"""type and message of attempts that failed"""
 
 __all__ = ["Claims", "Ledger", "Takeover"]
 
@@ -31,9 +34,16 @@ class Ledger(Protocol):
         """Whether `node` may start at once: the store knows that it starts, and the run is still ours."""
         ...
 
-    def began(self, run: RunState, node: Node, attempt: int) -> Program[bool]:
-        """An attempt of `node` is about to start. False: it must not, the run stops. Raises NotSerializable if the store
+    epoch: float
+    """what turns monotonic seconds into seconds since the epoch"""
+
+    def began(self, run: RunState, node: Node, attempt: int, errors: Errors) -> Program[bool]:
+        """An attempt of `node` is about to start; `errors`: of those before it. False: it must not, the run stops. Raises NotSerializable if the store
         cannot keep what an earlier attempt wrote."""
+        ...
+
+    def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
+        """An attempt of `node` has failed, and the next one is due in `delay` seconds. Raises as `began` does."""
         ...
 
     def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:

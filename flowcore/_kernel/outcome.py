@@ -1,19 +1,59 @@
-"""How runs, steps and undos may change, as tables: the one place that says which outcome follows from what."""
+"""How a step ends, and how runs, steps and undos may change, as tables: which outcome follows from what."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from ..run import StepReport
 from ..status import Status
 
-__all__ = ["RUN", "STEP", "UNDO", "outcome"]
+if TYPE_CHECKING:
+    from .emit import StepScope
+
+__all__ = ["RUN", "STEP", "UNDO", "StepEnd", "outcome"]
+
+
+class StepEnd:
+    """How an attempt of a step ended, and the step or undo with its last one, after so many `attempts`: with `value` if
+    the status is success, else with `error`. Made where the call ends, and passed on whole.
+
+    `errors`: type and message of each attempt that failed. `scope` knows the times; None if nobody observes the run.
+    """
+
+    __slots__ = ("attempts", "error", "errors", "scope", "status", "value")
+
+    def __init__(
+        self,
+        status: Status,
+        value: object = None,
+        error: BaseException | None = None,
+        attempts: int = 0,
+        errors: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self.status = status
+        self.value = value
+        self.error = error
+        self.attempts = attempts
+        self.errors = errors
+        self.scope: StepScope | None = None
+
+    def report_to(self, report: StepReport) -> None:
+        """Write down how the step ended."""
+        report.status, report.attempts, report.error = self.status, self.attempts, self.error
+        report.failed, report.errors, report.retry_at = len(self.errors), self.errors, None
+        if self.scope is not None:
+            report.waited, report.ran, report.backed_off = self.scope.waited, self.scope.ran, self.scope.backoff
+            if self.scope.epoch is not None:
+                report.started = self.scope.at + self.scope.epoch
+
 
 STEP: Final[Mapping[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.RUNNING, Status.SKIPPED, Status.FAILURE}),  # FAILURE: its when= raised
     Status.RUNNING: frozenset(
-        {Status.SUCCESS, Status.FAILURE, Status.TIMEOUT, Status.CANCELLED, Status.UNKNOWN}  # UNKNOWN: the process died
+        # UNKNOWN: the process died. PENDING: it waits for its next attempt.
+        {Status.SUCCESS, Status.FAILURE, Status.TIMEOUT, Status.CANCELLED, Status.UNKNOWN, Status.PENDING}
     ),
     Status.UNKNOWN: frozenset({Status.RUNNING, Status.SUCCESS}),  # retried, or verified as landed, by the next owner
     Status.SUCCESS: frozenset(),

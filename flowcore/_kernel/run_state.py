@@ -24,6 +24,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .emit import EventScope
     from .inline import InlineProgress
+    from .outcome import StepEnd
 
 __all__ = ["RunState", "step_key"]
 
@@ -60,6 +61,8 @@ class RunState:
     # the durable store
     ledger: Ledger | None = None
     """what the store must know of the steps; None in memory"""
+    tried: Mapping[str, StepReport] = {}
+    """after a takeover: of steps whose attempts under earlier owners failed, and that have some left, what is recorded"""
     was_in_doubt: frozenset[str] = frozenset()
     """after a takeover: steps that were in flight, so that an earlier attempt may have had its effect"""
 
@@ -300,7 +303,7 @@ class RunState:
             self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
             self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 
-    def failed(self, node: Node, error: BaseException, *, effect: bool) -> bool:
+    def failed(self, node: Node, end: StepEnd, *, effect: bool) -> bool:
         """`node` has failed, and with it the run; `effect`: it must be undone. Answers whether this was the first. Its place
         is given up later: the run must not end before its store knows."""
         with self.lock:
@@ -309,7 +312,7 @@ class RunState:
                 self.to_undo.append(node)
             if self.ledger is not None:
                 self.ledger.failed(self, node, effect=effect)
-            return self._stop(error, node.name)
+            return self._stop(end.error or StepCancelled(), node.name)
 
     def fail(self, error: BaseException, step: str) -> bool:
         """The run fails because of `step`, which is done. Answers whether this was the first failure."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import Any, Final, cast
+from typing import Final
 
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, safe_repr
 from ..plan import Node
 from ..status import Status
 from . import emit
+from .attempts import Attempts
 from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program
 from .inline import FirstAttempt
+from .outcome import StepEnd
 from .run_state import RunState
-from .steps import StepEnd, attempts, safely
 
 __all__ = ["collect_landed", "late", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
 
@@ -102,44 +103,51 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     allowed = undo.retry.attempts if undo.retry else 1
     scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
     if run.undo_stopped:
-        end = StepEnd(
-            Status.CANCELLED, None, UndoInterrupted(f"the undo of step {safe_repr(node.name)} was not started."), 0
-        )
+        why = f"the undo of step {safe_repr(node.name)} was not started."
+        end = StepEnd(Status.FAILURE, None, UndoInterrupted(why))
     elif scope is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
-        # Nobody watches and no clock is needed: its first attempt, as a plain step's, is a call and no more.
+        # Nothing observes it and no clock is needed: its first attempt, as a plain step's, is a call and no more.
         ctx = AttemptContext(run, node, 1, None, undo=True)
-        value: Any
-        value, failure = yield Call(node, undo.fn, ctx, run.context.copy(), None, node.undo_is_async, shielded=True)
+        outcome = yield Call(node, undo.fn, ctx, run.context.copy(), None, node.undo_is_async, shielded=True)
         end = _UNDONE
-        if failure is not None or type(value) is CoroutineType:
-            first = FirstAttempt(ctx, (cast("object", value), failure), None, None)
-            end = yield from safely(attempts(run, node, undo.fn, undo.retry, None, None, undo=True, first=first))
+        if outcome[1] is not None or type(outcome[0]) is CoroutineType:
+            first, outcome = FirstAttempt(ctx, outcome, None, None), (None, None)
+            end = yield from Attempts(run, node, undo.fn, undo.retry, None, None, undo=True).program(first)
     else:
-        end = yield from safely(attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True))
-    error = end.error
-    if error is not None and not isinstance(error, Exception):
-        interrupted = UndoInterrupted(f"the undo of step {safe_repr(node.name)} was stopped by {type(error).__name__}.")
-        interrupted.__cause__ = error
-        error = interrupted
-    status = Status.FAILURE if end.status is Status.CANCELLED else end.status
+        end = yield from Attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True).program()
+    if end.error is not None:
+        _as_failure(node, end)
     if scope is not None:
-        emit.undo_finished(run, node, scope, order, trigger, status, end.attempts, error)
-    if error is not None and run.relinquished and run.finished is None:  # whoever has the run now undoes this step
+        emit.undo_finished(run, node, scope, order, trigger, end)
+    if end.error is not None and run.relinquished and run.finished is None:  # the next owner undoes this step
         return
+    _note_undo(run, node, end)
+    if run.ledger is not None:
+        yield from run.ledger.undone(run, node)
+
+
+def _as_failure(node: Node, end: StepEnd) -> None:
+    """An undo that did not succeed has failed, also if its code raised a BaseException."""
+    end.status = Status.FAILURE if end.status is Status.CANCELLED else end.status
+    if not isinstance(end.error, Exception):
+        why = f"the undo of step {safe_repr(node.name)} was stopped by {type(end.error).__name__}."
+        interrupted = UndoInterrupted(why)
+        interrupted.__cause__, end.error = end.error, interrupted
+
+
+def _note_undo(run: RunState, node: Node, end: StepEnd) -> None:
     report = run.report(node)
-    again = report.undo is not None  # it landed after its first undo
-    if report.status is Status.PENDING:  # so far it had only a result to tell
+    again = report.undo is not None  # the step completed late, after its first undo
+    if report.status is Status.PENDING:  # so far it had only a result
         report.status, report.attempts = Status.SUCCESS, 1
-    report.undo, report.undo_error = status, error
+    report.undo, report.undo_error = end.status, end.error
     if again:
         run.undone = [name for name in run.undone if name != node.name]
         run.undo_errors.pop(node.name, None)
-    if error is None:
-        run.undone.append(node.name)
+    if isinstance(end.error, Exception):
+        run.undo_errors[node.name] = end.error
     else:
-        run.undo_errors[node.name] = error
-    if run.ledger is not None:
-        yield from run.ledger.undone(run, node)
+        run.undone.append(node.name)
 
 
 def late(run: RunState, call: Call) -> Program[None]:

@@ -56,8 +56,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "starts are not told",
         "unsaved",
-        "        self.steps[step] = StepRecord(self.seq, BEGINS if attempt == 1 else StepReport(Status.RUNNING, attempt))",
-        "        pass",
+        "        self.steps[step] = StepRecord(self.seq, report)\n\n    def note_failed",
+        "        self.steps.pop(step, None)\n\n    def note_failed",
     ),
     m(
         "results are not told",
@@ -81,9 +81,9 @@ MUTANTS: tuple[Mutant, ...] = (
     m("the number of a change does not rise", "unsaved", "        self.seq += 1\n        kept", "        kept"),
     m(
         "further attempts are not told",
-        "steps",
-        "        yield from run.ledger.began(run, node, number + 1)\n",
-        "        pass\n",
+        "attempts",
+        "            yield from run.ledger.began(run, node, self.number + 1, self.errors)\n",
+        "            pass\n",
     ),
     m(
         "dependants start before the store knows",

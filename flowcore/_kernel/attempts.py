@@ -1,0 +1,344 @@
+"""The attempts of a step or an undo: their limits, how each ended, retries, and the waits between them."""
+
+from __future__ import annotations
+
+import asyncio.exceptions
+import contextvars
+import math
+from collections.abc import Callable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..context import AttemptContext, Context
+from ..errors import (
+    AsyncStepInSyncEngine,
+    RunFailed,
+    RunTimeout,
+    StepCancelled,
+    StepTimeout,
+    safe_repr,
+    safe_str,
+)
+from ..plan import Node
+from ..retry import Pause, Retry, waits
+from ..status import Status
+from . import emit
+from .effects import AwaitAbandoned, Call, GivenUp, Outcome, Program, Sleep
+from .emit import EventScope, StepScope
+from .outcome import StepEnd
+
+if TYPE_CHECKING:
+    from .inline import FirstAttempt
+    from .run_state import RunState
+
+__all__ = ["Attempts", "awaited", "judge", "wait_rest_of_backoff"]
+
+
+class Limit(NamedTuple):
+    """How long an attempt may take: `seconds` from now, until `moment` (monotonic), because of `name`: timeout,
+    step_timeout or deadline."""
+
+    moment: float
+    name: str
+    seconds: float
+
+
+class Attempts:
+    """Attempts of `fn` for the step `node`, or for the `undo` of it, until one succeeds, none is left, or the run stops.
+
+    `scope`: what hooks entered for it; None if the run is not observed. `first`: its first attempt, if that was made.
+    """
+
+    __slots__ = (
+        "allowed",
+        "errors",
+        "fn",
+        "limit",
+        "node",
+        "number",
+        "retry",
+        "run",
+        "scope",
+        "started",
+        "timeout",
+        "undo",
+        "until",
+    )
+
+    def __init__(
+        self,
+        run: RunState,
+        node: Node,
+        fn: Callable[..., Any],
+        retry: Retry | None,
+        timeout: float | None,
+        scope: StepScope | None,
+        *,
+        undo: bool = False,
+    ) -> None:
+        self.run = run
+        self.node = node
+        self.fn = fn
+        self.retry = retry
+        self.allowed = 1 if retry is None else retry.attempts
+        self.timeout = timeout
+        self.scope = scope
+        self.undo = undo
+        self.number = 0  # of the latest attempt, from 1
+        self.errors: tuple[tuple[str, str], ...] = ()  # type and message of each that failed
+        self.limit: Limit | None = None  # of the latest one
+        self.started: float | None = None  # monotonic, of the first one; None: no limit depends on it
+        self.until: float | None = None  # the moment at which step_timeout is over
+
+    def program(self, first: FirstAttempt | None = None) -> Program[StepEnd]:
+        """Make them. Whatever goes wrong in our own part, in an object that the user passed for one, fails the step: a run
+        must neither hang nor end with its effects standing."""
+        try:
+            return (yield from self._program(first))
+        except Exception as error:  # noqa: BLE001 - see above
+            return StepEnd(Status.FAILURE, None, error, 1)
+
+    def _program(self, first: FirstAttempt | None) -> Program[StepEnd]:
+        run, node, scope, settings = self.run, self.node, self.scope, self.run.settings
+        timed = self._begin()
+        is_async = node.undo_is_async if self.undo else node.is_async
+        earlier: StepEnd | None = None
+        ctx: Context
+        attempt: EventScope | None = None
+        while True:
+            self.number += 1
+            limit = self.limit = self._next_limit() if timed else None
+            if earlier is not None and limit is not None and limit.name == "deadline" and not limit.seconds:
+                return self._never_began(earlier, late=True)
+            if first is not None:
+                ctx, attempt, outcome = first.ctx, first.attempt, first.outcome
+                first = None
+                context = (run.context if attempt is None else attempt.context).copy()
+            else:
+                moment, seconds = (None, None) if limit is None else (limit.moment, limit.seconds)
+                ctx = AttemptContext(run, node, self.number, moment, undo=self.undo)
+                if scope is None:
+                    context = run.context.copy()
+                else:
+                    attempt = emit.attempt_started(run, node, scope, self.number, self.allowed, undo=self.undo)
+                    context = attempt.context.copy()
+                outcome = yield Call(node, self.fn, ctx, context, seconds, is_async, self.undo)
+            if outcome[1] is None and isinstance(outcome[0], CoroutineType):
+                left = None if limit is None else max(0.0, limit.moment - settings.clock())
+                outcome = yield from awaited(run, node, ctx, outcome[0], context, left, undo=self.undo)
+            given_up = outcome[1] if isinstance(outcome[1], GivenUp) else None
+            if given_up is not None and not given_up.began:
+                end = self._never_began(earlier, late=given_up.timed_out)
+                if attempt is not None and scope is not None:
+                    emit.attempt_cancelled(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
+                return end
+            end = judge(run, node, outcome, self.number, limit, undo=self.undo)
+            outcome = (None, None)  # an error that this frame holds would be held by its own traceback
+            if attempt is not None and scope is not None:
+                emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
+            if end.status is Status.SUCCESS:
+                end.errors = self.errors
+                return end
+            if end.error is not None and end.status is not Status.CANCELLED:
+                self.errors = end.errors = (*self.errors, (type(end.error).__name__, safe_str(end.error, 200)))
+            abandoned = given_up.call if given_up is not None and not given_up.over else None
+            if abandoned is not None:
+                run.give_up(abandoned)
+            pause = self._next_pause(end)
+            if pause is None:
+                return end
+            if abandoned is not None:
+                late = yield from self._await_abandoned(abandoned)
+                if late is not None:
+                    return late
+                if abandoned.landed is None or self._too_late(pause):
+                    return end
+            if (yield from self._wait(pause, end)):
+                return end
+            if given_up is not None:
+                run.forget(given_up.call)
+            earlier = end
+
+    def _begin(self) -> bool:
+        """Set what is known before the first attempt. Returns whether attempts have a limit."""
+        run, node, retry = self.run, self.node, self.retry
+        step_timeout = None if self.undo else node.step_timeout
+        timed = self.timeout is not None or step_timeout is not None or (run.deadline is not None and not self.undo)
+        if timed or (retry is not None and retry.max_elapsed is not None):
+            self.started = run.settings.clock()
+            self.until = None if step_timeout is None else self.started + step_timeout
+        before = None if self.undo else run.tried.get(node.name)
+        if before is not None:  # attempts of an earlier owner
+            self.number, self.errors = before.failed, before.errors
+            if self.started is not None and before.started is not None:
+                self.started -= max(0.0, run.settings.wall() - before.started)
+        return timed
+
+    def _next_limit(self) -> Limit:
+        """The first of the limits that the next attempt has."""
+        run = self.run
+        now = run.settings.clock()
+        limits = [
+            (now + self.timeout, "timeout") if self.timeout is not None else None,
+            (self.until, "step_timeout") if self.until is not None else None,
+            (run.deadline, "deadline") if run.deadline is not None and not self.undo else None,
+        ]
+        moment, name = min(limit for limit in limits if limit is not None)
+        return Limit(moment, name, max(0.0, moment - now))
+
+    def _never_began(self, earlier: StepEnd | None, *, late: bool) -> StepEnd:
+        """The end of a step whose latest attempt was never begun: it waited for a thread until the deadline (`late`), or
+        until the run stopped. Nothing of that attempt is in doubt. `earlier`: how the attempt before it ended."""
+        run, name = self.run, safe_repr(self.node.name)
+        if late:
+            what = f"step {name} was still waiting for a thread at the deadline of run {run.run_id}."
+            return StepEnd(Status.FAILURE, None, RunTimeout(what), self.number - 1, self.errors)
+        if earlier is not None:
+            return StepEnd(Status.FAILURE, None, earlier.error, self.number - 1, self.errors)
+        if run.ledger is not None:
+            run.ledger.withdrawn(run, self.node)
+        return StepEnd(Status.PENDING)
+
+    # -- between two attempts ------------------------------------------------------------------------------------------
+
+    def _next_pause(self, end: StepEnd) -> Pause | None:
+        """The pause before another attempt; None: there is none."""
+        limit, run = self.limit, self.run
+        if self.retry is None or end.error is None or end.status is Status.CANCELLED or (run.stopped and not self.undo):
+            return None
+        if end.status is Status.TIMEOUT and limit is not None and limit.name != "timeout":
+            return None
+        elapsed = 0.0 if self.started is None else run.settings.clock() - self.started
+        return self.retry.after(self.number, end.error, elapsed, run.settings.random)
+
+    def _await_abandoned(self, call: Call) -> Program[StepEnd | None]:
+        """A second attempt beside the first could do the work twice: wait for the first to end. If it ends with a result,
+        that is the end of the step."""
+        run = self.run
+        if call.landed is None:
+            yield AwaitAbandoned(call, max(0.0, min(run.settings.grace, self._left())))
+        if self.scope is not None:
+            self.scope.ended = run.settings.clock()
+        if call.landed is None or call.landed[1] is not None:
+            return None
+        run.forget(call)
+        return StepEnd(Status.SUCCESS, call.landed[0], None, self.number, self.errors[:-1])
+
+    def _wait(self, pause: Pause, end: StepEnd) -> Program[bool]:
+        """Wait for the next attempt. Returns whether there is none after all."""
+        run, node, scope, undo = self.run, self.node, self.scope, self.undo
+        if (run.stopped and not undo) or pause.delay >= self._left():
+            return True
+        began = 0.0
+        if scope is not None:
+            began = emit.backoff_started(run, node, scope, self.number, self.allowed, pause, end, undo=undo)
+        waits_for = pause.delay if run.context.get(waits, True) else 0.0
+        if waits_for and run.ledger is not None and not undo:
+            yield from run.ledger.attempt_failed(run, node, end, waits_for)
+        if waits_for:
+            yield Sleep(waits_for, shielded=undo)
+        if run.ledger is not None and undo and run.finished is None and not (yield from run.ledger.may_continue(run)):
+            return True
+        if run.ledger is not None and not undo and not run.stopped:
+            yield from run.ledger.began(run, node, self.number + 1, self.errors)
+        if scope is not None:
+            scope.ended = run.settings.clock()
+            scope.backoff += scope.ended - began
+        return run.stopped and not undo
+
+    def _too_late(self, pause: Pause) -> bool:
+        """Whether the retries' time is over, now that some has passed since they were decided."""
+        if self.retry is None or self.retry.max_elapsed is None or self.started is None:
+            return False
+        return self.run.settings.clock() - self.started + pause.delay > self.retry.max_elapsed
+
+    def _left(self) -> float:
+        """Seconds until the step's or the run's limit."""
+        deadline = None if self.undo else self.run.deadline
+        limits = [limit for limit in (self.until, deadline) if limit is not None]
+        return min(limits) - self.run.settings.clock() if limits else math.inf
+
+
+def judge(
+    run: RunState, node: Node, outcome: Outcome, number: int, limit: Limit | None, *, undo: bool, asks: bool = False
+) -> StepEnd:
+    """What the outcome of an attempt means. `asks`: it was no attempt, but the step's `when=`."""
+    error = outcome[1]
+    if error is None:
+        return StepEnd(Status.SUCCESS, outcome[0], None, number)
+    if isinstance(error, GivenUp):
+        return _judge_given_up(run, node, error, number, limit, undo=undo)
+    if isinstance(error, asyncio.exceptions.CancelledError):
+        # It was not cancelled: the driver says GivenUp then. Bare, the error would vanish in a TaskGroup.
+        cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError though nothing cancelled it.")
+        cancelled.__cause__ = error
+        error = cancelled
+    failed = undo or (isinstance(error, Exception) and (asks or not run.interrupted))
+    # A step of an interrupted run that ends with an error may have ended early: how far it came is unknown.
+    return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, error, number)
+
+
+def _judge_given_up(
+    run: RunState, node: Node, given_up: GivenUp, number: int, limit: Limit | None, *, undo: bool
+) -> StepEnd:
+    what = _what(node, undo=undo)
+    if not given_up.timed_out:
+        return StepEnd(Status.CANCELLED, None, StepCancelled(f"{what} was cancelled while it ran."), number)
+    late: StepTimeout | RunTimeout
+    if limit is None:  # only a simulation gives up a call without a limit
+        late = StepTimeout(f"{what} did not finish in time.")
+    elif limit.name == "deadline":
+        late = RunTimeout(f"{what} was still running at the deadline of run {run.run_id}.")
+    else:
+        own = node.compensation.timeout if undo and node.compensation is not None else node.timeout
+        allowed = node.step_timeout if limit.name == "step_timeout" else own
+        late = StepTimeout(f"{what} did not finish within its {limit.name} of {allowed or 0.0:g} s.")
+    late.__cause__ = given_up.error
+    return StepEnd(Status.TIMEOUT, None, late, number)
+
+
+def _what(node: Node, *, undo: bool) -> str:
+    return f"{'the undo of ' if undo else ''}step {safe_repr(node.name)}"
+
+
+def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
+    """Where an earlier owner was between two attempts of the step: wait for the rest of that time. Returns the end of a
+    step whose run stops meanwhile: it has failed, with the error of its latest attempt."""
+    before = run.tried[node.name]
+    left = 0.0 if before.retry_at is None else before.retry_at - run.settings.wall()
+    if left > 0 and run.context.get(waits, True) and not run.stopped:
+        yield Sleep(left)
+    if not run.stopped:
+        return None
+    kind, message = before.errors[-1] if before.errors else ("Exception", "")
+    why = f"run {run.run_id} failed at step {safe_repr(node.name)}: {kind}: {message}"
+    error = RunFailed(why, run=run.run_id, step=node.name, error_type=kind, error_message=message)
+    return StepEnd(Status.FAILURE, None, error, before.failed, before.errors)
+
+
+def awaited(
+    run: RunState,
+    node: Node,
+    ctx: Context,
+    coroutine: Any,
+    context: contextvars.Context,
+    timeout: float | None,
+    *,
+    undo: bool,
+    asks: bool = False,
+) -> Program[Outcome]:
+    """A plain function has returned a coroutine, as `lambda ctx: fetch(ctx)` does: await it, if the engine can."""
+    if not run.settings.runs_async:
+        coroutine.close()
+        return None, AsyncStepInSyncEngine(
+            f"step {safe_repr(node.name)} returned a coroutine, which Engine cannot await. Run it on AsyncEngine."
+        )
+
+    def same(_: Context) -> Any:
+        return coroutine
+
+    outcome: Outcome = yield Call(node, same, ctx, context, timeout, True, undo, asks)
+    if isinstance(outcome[1], GivenUp) and outcome[1].over:
+        coroutine.close()  # it may never have begun
+        outcome[1].began = True  # the function that made it has
+    return outcome
