@@ -84,5 +84,4 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
 def _made(run: RunState, ledger: Ledger, at: float, waited: float, ctx: Context, outcome: Outcome) -> FirstAttempt:
     scope = StepScope(at, run.context, waited)
     scope.epoch = ledger.epoch
-    ledger.first_starts[ctx.step] = at + ledger.epoch
     return FirstAttempt(ctx, outcome, scope, scope)

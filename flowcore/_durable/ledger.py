@@ -83,6 +83,10 @@ class Ledger(Unsaved):
         return failure is None and not run.stopped
 
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
+        if end.scope is not None:
+            self.first_starts.setdefault(node.name, end.scope.at + self.epoch)
+        if not delay:  # the start of the next attempt says it
+            return
         with run.lock:
             self.note_failed_attempt(node.name, end.attempts, end.errors, run.settings.wall() + delay)
         failure = yield from save(run, self, (node.name,))

@@ -59,8 +59,6 @@ class Unsaved:
         report = StepReport(Status.RUNNING, attempt, started=at)
         if errors:
             report.failed, report.errors, report.started = len(errors), errors, self.first_starts.get(step, at)
-        else:
-            self.first_starts[step] = at
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report)
 

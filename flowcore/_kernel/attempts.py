@@ -233,7 +233,8 @@ class Attempts:
         if scope is not None:
             began = emit.backoff_started(run, node, scope, self.number, self.allowed, pause, end, undo=undo)
         waits_for = pause.delay if run.context.get(waits, True) else 0.0
-        if waits_for and run.ledger is not None and not undo:
+        if run.ledger is not None and not undo:
+            end.scope = scope
             yield from run.ledger.attempt_failed(run, node, end, waits_for)
         if waits_for:
             yield Sleep(waits_for, shielded=undo)
