@@ -227,12 +227,12 @@ class Attempts:
     def _wait(self, pause: Pause, end: StepEnd) -> Program[bool]:
         """Wait for the next attempt. Returns whether there is none after all."""
         run, node, scope, undo = self.run, self.node, self.scope, self.undo
-        if (run.stopped and not undo) or pause.delay >= self._left():
+        if (run.stopped and not undo) or (self.started is not None and pause.delay >= self._left()):
             return True
         began = 0.0
         if scope is not None:
             began = emit.backoff_started(run, node, scope, self.number, self.allowed, pause, end, undo=undo)
-        waits_for = pause.delay if run.context.get(waits, True) else 0.0
+        waits_for = pause.delay if pause.delay and run.context.get(waits, True) else 0.0
         if run.ledger is not None and not undo:
             end.scope = scope
             yield from run.ledger.attempt_failed(run, node, end, waits_for)

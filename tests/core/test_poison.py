@@ -234,7 +234,7 @@ def test_a_plain_function_that_answers_a_coroutine_is_refused_by_engine_in_one_s
     wf.add_step("b", lambda ctx: fetch(ctx), depends_on="a", retry=3)  # noqa: PLW0108 - the point
     with Engine(hooks=hooks) as engine, pytest.raises(AsyncStepInSyncEngine) as caught:
         engine.run(wf)
-    assert str(caught.value) == "step 'b' answered with a coroutine, which Engine cannot await: run it on AsyncEngine."
+    assert str(caught.value) == "step 'b' returned a coroutine, which Engine cannot await. Run it on AsyncEngine."
     assert ledger == ["a", "-a"]
 
 

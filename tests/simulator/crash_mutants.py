@@ -206,5 +206,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]",
         "self.counts = [0 for node in nodes]",
     ),
-    m("what failed the run is forgotten", "takeover", "record.error if record.error is not None else", "None or"),
+    m(
+        "what failed the run is forgotten",
+        "takeover",
+        "run.workflow.own_error(record.error) if record.error is not None else",
+        "None or",
+    ),
 )

@@ -236,18 +236,13 @@ MUTANTS = (
         "self.allowed = 1 if retry is None else retry.attempts",
         "self.allowed = 1",
     ),
-    m("Fatal is tried again", "retry", "isinstance(error, Fatal) or", "isinstance(error, ZeroDivisionError) or"),
-    m(
-        "RetryAfter is fatal",
-        "retry",
-        "            if asks:\n",
-        "            if asks and 1 / 0:\n",
-    ),
+    m("Fatal is tried again", "retry", "if any(isinstance(one, Fatal) for one in steering):", "if False:"),
+    m("RetryAfter is fatal", "retry", "            steering = _steering(error)\n", "            return None\n"),
     m(
         "RetryAfter is ignored",
         "retry",
-        'return Pause(longest, "retry_after")',
-        "return self._policy(attempt, random)",
+        'Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)',
+        "self._by_policy(attempt, error, random)",
     ),
     m("max_elapsed is ignored", "retry", "elapsed + pause.delay > self.max_elapsed", "False"),
     m(
