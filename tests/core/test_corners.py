@@ -389,7 +389,7 @@ def test_values_that_have_json_only_now_and_then_are_refused(drive: Drive) -> No
                 raise ValueError("not today")
             return super().items()
 
-    with pytest.raises(NotSerializable, match="the whole has none \\(ValueError: not today\\)"):
+    with pytest.raises(NotSerializable, match="Values is not a type that the default codec keeps"):
         drive(Workflow("w"), {"moody": Values(a=1)}, idempotency_key="k")
 
 

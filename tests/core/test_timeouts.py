@@ -270,7 +270,7 @@ def test_a_step_that_raises_within_its_step_timeout_is_retried(drive: Drive, led
 
 
 def test_the_deadline_ends_the_running_step_and_the_run(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
-    wf = Workflow("deadline", deadline=SOON)
+    wf = Workflow("deadline", deadline=0.4)  # "slow" has begun by then
     ledger.add(wf, "a")
     ledger.add(wf, "slow", depends_on="a", first=gate, retry=5)
     run = live(grace=SOON).run(wf, check=False)
