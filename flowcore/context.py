@@ -32,9 +32,17 @@ _MISSING: Final = object()
 _CONTAINERS: Final = frozenset({list, set, tuple})
 
 
+class Watch(Protocol):
+    """What finds values that a step changes in place."""
+
+    def note(self, step: str, key: Any, value: Any, *, result: bool) -> None: ...
+
+
 class Writes(Protocol):
     """What collects the writes of steps for a durable store."""
 
+    @property
+    def handed_out(self) -> Watch: ...
     def wrote(self, step: str, key: Any, value: Any) -> None: ...
     def deleted(self, step: str, key: Any) -> None: ...
 
@@ -115,6 +123,9 @@ class Context(MutableMapping[Any, Any], Generic[I]):
                 )
             with run.lock:
                 run.input = run.input or kind.build(run.values)
+        if run.ledger is not None and run.workflow.input is not None:
+            for name in run.workflow.input.fields:
+                run.ledger.handed_out.note(self.step, name, run.values.get(name), result=False)
         return cast("I", run.input)
 
     @property
@@ -148,6 +159,8 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def __getitem__(self, key: Any) -> Any:
         value = self._run.values.get(key, _MISSING)
         if value is not _MISSING:
+            if self._run.ledger is not None:
+                self._run.ledger.handed_out.note(self.step, key, value, result=False)
             return value
         name = self._run.step_meant(key, self.step)
         if name is None:
@@ -160,6 +173,8 @@ class Context(MutableMapping[Any, Any], Generic[I]):
         value = self._run.results.get(name, _MISSING)
         if value is _MISSING:
             raise self._run.no_result(name)
+        if self._run.ledger is not None:
+            self._run.ledger.handed_out.note(self.step, name, value, result=True)
         return value
 
     @overload
@@ -170,11 +185,10 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def get(self, key: Hashable, default: Any = None) -> Any: ...
     def get(self, key: Any, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # Step[R]
         """The value of a key or the result of a step, or `default`; never raises."""
-        value = self._run.values.get(key, _MISSING)
-        if value is not _MISSING:
-            return value
+        if key in self._run.values:
+            return self[key]
         name = self._run.step_meant(key, self.step)
-        return default if name is None or not self._sees(name) else self._run.results.get(name, default)
+        return self[key] if name is not None and self._sees(name) and name in self._run.results else default
 
     def _sees(self, name: str) -> bool:
         """Whether a step's result is for this one: whether it depends on it. An undo sees every recorded result."""
@@ -253,7 +267,10 @@ class Context(MutableMapping[Any, Any], Generic[I]):
         with self._run.lock:
             if key not in self._run.values:
                 self._set(key, default)
-            return self._run.values[key]
+            value = self._run.values[key]
+        if self._run.ledger is not None:
+            self._run.ledger.handed_out.note(self.step, key, value, result=False)
+        return value
 
     def update(self, other: Any = (), /, **kwargs: Any) -> None:
         """Set several keys; atomic."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
     I = TypeVar("I")  # noqa: E741
 
-__all__ = ["NO_KEY", "NoKey", "Workflow"]
+__all__ = ["NO_KEY", "NoKey", "Workflow", "own_error"]
 
 R = TypeVar("R")
 
@@ -286,21 +286,6 @@ class Workflow(Generic[I]):
                 )
         return Plan(self._steps, self.undo, {} if self.input is None else self.input.types)
 
-    @overload
-    def own_error(self, error: BaseException) -> BaseException: ...
-    @overload
-    def own_error(self, error: None) -> None: ...
-    def own_error(self, error: BaseException | None) -> BaseException | None:
-        """An error that a store knows as text, as the type of `errors=` that it was raised as, where it is one."""
-        if not self.errors or not isinstance(error, RunFailed):
-            return error
-        kind = self.errors.get(error.error_type) or _subclass(self.errors.values(), error.error_type)
-        if kind is None:
-            return error
-        rebuilt = _rebuilt(kind, error.message)
-        rebuilt.__cause__ = error
-        return rebuilt
-
     def layers(self) -> list[list[Step[Any]]]:
         """The parallel plan, for people: steps that could run at once, layer after layer, in definition order.
 
@@ -359,6 +344,22 @@ class Workflow(Generic[I]):
             if self._store is None:
                 self._store = MemoryStore()
             return self._store
+
+
+@overload
+def own_error(workflow: Workflow[Any], error: BaseException) -> BaseException: ...
+@overload
+def own_error(workflow: Workflow[Any], error: None) -> None: ...
+def own_error(workflow: Workflow[Any], error: BaseException | None) -> BaseException | None:
+    """An error that a store knows as text, as the type of `errors=` that it was raised as; any other as it is."""
+    if not workflow.errors or not isinstance(error, RunFailed):
+        return error
+    kind = workflow.errors.get(error.error_type) or _subclass(workflow.errors.values(), error.error_type)
+    if kind is None:
+        return error
+    rebuilt = _rebuilt(kind, error.message)
+    rebuilt.__cause__ = error
+    return rebuilt
 
 
 def _named(name: object, what: str) -> str:

@@ -71,6 +71,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.plan": {"json"},
     "flowcore.retry": {"random"},
     "flowcore.context": {"copy"},
+    "flowcore._durable.handed_out": {"pickle"},
     # For an HTTP date, and for an error that leaves the process.
     "flowcore.errors": {"datetime", "email.utils", "pickle", "traceback"},
     # For the first value that JSON has no form for.

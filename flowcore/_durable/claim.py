@@ -39,6 +39,7 @@ from ..stores.base import (
     RunRecord,
 )
 from ..stores.codec import canonical
+from ..workflow import own_error
 from . import checkpoints
 from .ledger import Ledger, ledger_of
 from .takeover import Takeover
@@ -204,7 +205,7 @@ def _replay(run: RunState, record: RunRecord) -> Run:
     run.run_id = record.run_id
     replay = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
     replay.replayed, replay.held, replay.carrier = True, record.held, record.carrier
-    replay.error = run.workflow.own_error(record.error)
+    replay.error = own_error(run.workflow, record.error)
     replay.failed_step, replay.undone = record.failed_step, record.undone
     return replay
 

@@ -49,7 +49,14 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
             return _made(run, ledger, at, waited, ctx, (value, error))
         ended, effect = clock(), node.compensation is not None
         with lock:
-            if run.stopped or run.ready or run.running > 1 or ledger.steps or ledger.writes:
+            if (
+                run.stopped
+                or run.ready
+                or run.running > 1
+                or ledger.steps
+                or ledger.writes
+                or name in ledger.handed_out
+            ):
                 return _made(run, ledger, at, waited, ctx, (value, error))
             results[name] = value
             if effect:

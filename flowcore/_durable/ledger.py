@@ -94,9 +94,29 @@ class Ledger(Unsaved):
             raise failure
 
     def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
+        with run.lock:
+            failure: BaseException | None = self._note_changes(run, node)
         following, steps = self._note_success(run, node, end)
-        failure = None if steps is None else (yield from save(run, self, steps))
+        if failure is None and steps is not None:
+            failure = yield from save(run, self, steps)
         return (yield from self._unblock(run, node, following, failure))
+
+    def _note_changes(self, run: RunState, node: Node) -> NotSerializable | None:
+        """Record what `node`, which has ended, changed in place. A result stays as it is recorded, with a warning, or with the
+        error that is returned if the store is strict. Under the run's lock."""
+        step, complaint = node.name, None
+        if step not in self.handed_out:
+            return None
+        for key, value in self.handed_out.changed_values(step):
+            if run.values.get(key) is value:  # else another value was written meanwhile
+                self.wrote(step, key, value)
+        for name, recorded in self.handed_out.changed_results(step):
+            run.results[name] = recorded
+            if getattr(run.settings.store, "strict", False):
+                complaint = NotSerializable(self.handed_out.complaint(step, name))
+            else:
+                self.handed_out.warn(step, name, run.run_id)
+        return complaint
 
     def _note_success(self, run: RunState, node: Node, end: StepEnd) -> tuple[Node | None, tuple[str, ...] | None]:
         """Note the end of `node`. Returns the node that this worker runs next, perhaps one that waited for nothing else,
@@ -173,6 +193,7 @@ class Ledger(Unsaved):
         return (yield from self._unblock(run, node, following, failure))
 
     def failed(self, run: RunState, node: Node, *, effect: bool) -> None:
+        self._note_changes(run, node)
         self.note_end(node.name, run.report(node), run.results, effect=effect)
 
     def withdrawn(self, run: RunState, node: Node) -> None:
@@ -183,6 +204,7 @@ class Ledger(Unsaved):
 
     def undone(self, run: RunState, node: Node) -> Program[None]:
         with run.lock:
+            self._note_changes(run, node)
             self.note_end(node.name, run.report(node), run.results, effect=True)
             more = bool(run.to_undo) or run.undoing is not None
         if more:  # else the checkpoint that the run ends with is soon enough

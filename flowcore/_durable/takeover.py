@@ -22,6 +22,7 @@ from ..run import StepReport
 from ..status import Status
 from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
+from ..workflow import own_error
 from .checkpoints import parked
 from .ledger import ledger_of
 
@@ -189,7 +190,7 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
     ]
     due += [node for node in run.to_undo if node not in due]
     run.undo_on(
-        run.workflow.own_error(record.error) if record.error is not None else _crash(run, crashed),
+        own_error(run.workflow, record.error) if record.error is not None else _crash(run, crashed),
         record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],
         undone,

@@ -8,6 +8,7 @@ from typing import Any
 from ..run import BEGINS, StepReport
 from ..status import Status
 from ..stores.base import Checkpoint, Claim, RunRecord, StepRecord, Write
+from .handed_out import HandedOut
 
 __all__ = ["Unsaved"]
 
@@ -24,6 +25,7 @@ class Unsaved:
         "base",
         "carriers",
         "first_starts",
+        "handed_out",
         "sent",
         "sent_writes",
         "seq",
@@ -33,6 +35,7 @@ class Unsaved:
     )
 
     def __init__(self) -> None:
+        self.handed_out = HandedOut()
         self.seq = 0
         self.base = 0  # the highest seq that the store has acknowledged
         self.sent: dict[str, StepRecord] = {}  # the latest of each step that was sent, to heal a record that went back

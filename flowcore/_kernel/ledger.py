@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..context import Watch
 from ..plan import Node
 from ..run import Run
 from .effects import Program
@@ -25,6 +26,11 @@ __all__ = ["Claims", "Ledger", "Takeover"]
 class Ledger(Protocol):
     """What the store of a durable run must know of its steps. Each program ends once the store knows; a store that cannot
     be had, or another owner, stops the run meanwhile."""
+
+    @property
+    def handed_out(self) -> Watch:
+        """What finds values that a step changes in place."""
+        ...
 
     def extend_lease(self, until: float) -> None:
         """No other owner can take the run over before the moment `until` (monotonic)."""

@@ -28,12 +28,14 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, cast
 
 from ..errors import CorruptRecord, NotSerializable, safe_repr, safe_str
 
-__all__ = ["Codec", "JsonCodec", "canonical", "json_text", "json_value", "quoted"]
+__all__ = ["FIXED", "Codec", "JsonCodec", "canonical", "json_text", "json_value", "quoted"]
 
 TAG: Final = "$"
 VALUE: Final = "v"
 _ATOMS: Final[frozenset[type]] = frozenset({str, int, float, bool, type(None)})
 _NESTED: Final = frozenset({dict, list})
+FIXED: Final[frozenset[type]] = _ATOMS | {bytes}
+"""types whose values cannot be changed in place"""
 _LONG: Final = 2000  # bits; the decimal digits of a longer int may be refused by the interpreter that reads them
 _PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")

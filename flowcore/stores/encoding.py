@@ -233,6 +233,10 @@ class Encoding:
             }
         )
 
+    def copied(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> Any:
+        """A value as it would be read back."""
+        return self._codec.loads(self._dumped(value, annotation, what, name, run_id), annotation)
+
     def _dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> str:
         try:
             text = self._dumps(value, annotation)

@@ -36,8 +36,10 @@ from .base import (
     Renewal,
     RunRecord,
 )
+from .codec import Codec
 from .decide import OPEN, Order, Verdict, check_listing, decide, decide_order, is_over
 from .memory_run import LiveRun
+from .strict import Strict
 
 __all__ = ["MemoryStore"]
 
@@ -48,12 +50,15 @@ class MemoryStore:
     """Idempotency keys and finished runs in this process. Thread-safe; share one among engines as you like.
 
     Finished runs are kept for `retention` seconds, and at most `max_runs` of them, the latest; a key whose run was
-    forgotten is new again. Runs in progress, held ones and those to go on with are always kept. `clock` answers
-    monotonic seconds, `wall` seconds since the epoch.
+    forgotten is new again. Runs in progress, held ones and those to resume are always kept. `clock` returns monotonic
+    seconds, `wall` seconds since the epoch.
+
+    `strict`: for unit tests. The store then works as a durable one: it keeps what went through `codec` (None: JsonCodec),
+    refuses what that cannot keep with NotSerializable, and a step that changes another one's result in place fails.
     """
 
     name = "memory"
-    durable = False
+    durable: bool = False
     blocks = False
 
     def __init__(
@@ -63,6 +68,8 @@ class MemoryStore:
         max_runs: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        strict: bool = False,
+        codec: Codec | None = None,
     ) -> None:
         if isinstance(max_runs, bool) or not isinstance(max_runs, int) or max_runs < 1:
             raise DefinitionError(
@@ -72,6 +79,9 @@ class MemoryStore:
         self.max_runs = max_runs
         self._clock = clock
         self._wall = wall
+        self._strict = Strict(codec) if strict else None
+        self.strict = strict
+        self.durable = self.durable or strict
         self._lock = threading.Lock()
         self._runs: dict[str, LiveRun] = {}
         self._numbers = itertools.count(1)
@@ -81,7 +91,9 @@ class MemoryStore:
     # -- for engines ---------------------------------------------------------------------------------------------------
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        """Take the key, or tell who has it."""
+        """Take the key, or say whose it is."""
+        if self._strict is not None:
+            claim = self._strict.claim(claim)
         with self._lock:
             now = self._clock()
             if self._ended:
@@ -134,6 +146,8 @@ class MemoryStore:
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         """Record what has changed in a run, and renew its lease."""
+        if self._strict is not None:
+            checkpoint = self._strict.checkpoint(checkpoint)
         with self._lock:
             kept = self._runs.get(checkpoint.key)
             if kept is None:
@@ -167,6 +181,8 @@ class MemoryStore:
     def finish(self, ending: Ending, /) -> Behind | Lost | None:
         """Record how a run ended. Fence 0: it was never claimed, or its owner was interrupted before it heard that its claim
         was granted."""
+        if self._strict is not None:
+            ending = self._strict.ending(ending)
         end = ending.record
         with self._lock:
             now = self._clock()

@@ -7,6 +7,7 @@ import pytest
 
 from flowcore import Engine, RunFailed, Workflow
 from flowcore.stores import SQLiteStore
+from flowcore.workflow import own_error
 
 
 class Declined(Exception):
@@ -56,7 +57,7 @@ def test_a_listed_error_has_its_type_for_whoever_asks_later(tmp_path: Path, what
     record = store.find("k")
     assert record is not None
     assert record.run_id == run_id
-    rebuilt = failing(error).own_error(record.error)
+    rebuilt = own_error(failing(error), record.error)
     assert (type(rebuilt), str(rebuilt)) == (type(error), str(error))
     assert isinstance(rebuilt.__cause__, RunFailed)
 
@@ -66,6 +67,6 @@ def test_an_error_that_is_not_listed_stays_run_failed(tmp_path: Path) -> None:
         engine.run(failing(Foreign("x")), idempotency_key="k", check=False)
         record = engine.store.find("k")
     assert record is not None
-    error = failing(Foreign("x")).own_error(record.error)
+    error = own_error(failing(Foreign("x")), record.error)
     assert isinstance(error, RunFailed)
     assert error.error_type == "Foreign"

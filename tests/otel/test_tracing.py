@@ -94,6 +94,7 @@ def test_statuses_are_unset_on_success_and_tell_the_message_on_failure(driver: D
         "step book": (StatusCode.UNSET, None),
         "step pay": (StatusCode.ERROR, "declined"),
         "compensate book": (StatusCode.UNSET, None),
+        "attempt book": (StatusCode.UNSET, None),
         "run trip": (StatusCode.ERROR, "declined"),
     }
 

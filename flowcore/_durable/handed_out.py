@@ -1,0 +1,85 @@
+"""Values that a step got from its context and may have changed in place: `ctx["reserved"].append(…)`.
+
+The encoded form of each is noted when it is handed out, and compared when the step ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from ..errors import NotSerializable, safe_repr
+from ..stores.codec import FIXED, JsonCodec
+
+__all__ = ["HandedOut"]
+
+Form = str | bytes | None
+"""the text of the default codec, or else the pickle; None: this value has neither, so it is not watched"""
+_CODEC: Final = JsonCodec()
+_log = logging.getLogger("flowcore")
+
+
+class HandedOut:
+    """What each running step holds of the context's values and of other steps' results. Safe for all threads of a run."""
+
+    __slots__ = ("_results", "_values", "_warned")
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[Any, tuple[Any, Form]]] = {}  # by step, then by key
+        self._results: dict[str, dict[str, tuple[Any, Form]]] = {}  # by step, then by the step whose result it is
+        self._warned: set[tuple[str, str]] = set()
+
+    def note(self, step: str, key: Any, value: Any, *, result: bool) -> None:
+        """`step` has got the value of `key`, or the `result` of the step `key`."""
+        if type(value) in FIXED:
+            return
+        held = (self._results if result else self._values).setdefault(step, {})
+        if key not in held or held[key][0] is not value:
+            held[key] = value, _form(value)
+
+    def __contains__(self, step: str) -> bool:
+        return step in self._values or step in self._results
+
+    def changed_values(self, step: str) -> list[tuple[Any, Any]]:
+        """Key and value of what `step`, which has ended, has changed in place."""
+        held = self._values.pop(step, {})
+        return [(key, value) for key, (value, form) in held.items() if form is not None and _form(value) != form]
+
+    def changed_results(self, step: str) -> list[tuple[str, Any]]:
+        """The steps whose results `step`, which has ended, has changed in place, and what they were before."""
+        held = self._results.pop(step, {})
+        return [(key, _back(form)) for key, (value, form) in held.items() if form is not None and _form(value) != form]
+
+    def warn(self, step: str, changed: str, run_id: str) -> None:
+        """Log, once in a run, that `step` has changed the result of the step `changed`."""
+        if (step, changed) not in self._warned:
+            self._warned.add((step, changed))
+            _log.warning("%s (run %s)", self.complaint(step, changed), run_id)
+
+    def complaint(self, step: str, changed: str) -> str:
+        """What is wrong with changing a result, and the way out."""
+        return (
+            f"step {safe_repr(step)} changed the result of step {safe_repr(changed)} in place. The recorded result stays "
+            "as it was. Change a copy, or write it to the context."
+        )
+
+
+def _form(value: Any) -> Form:
+    try:
+        return _CODEC.dumps(value)
+    except NotSerializable:
+        pass
+    import pickle
+
+    try:
+        return pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - foreign code, and there is nothing to compare
+        return None
+
+
+def _back(form: str | bytes) -> Any:
+    if isinstance(form, str):
+        return _CODEC.loads(form)
+    import pickle
+
+    return pickle.loads(form)  # noqa: S301 - what this process has written

@@ -1,0 +1,58 @@
+"""What `MemoryStore(strict=True)` keeps: values that went through the codec, as a durable store would hand them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from .base import Checkpoint, Claim, Ending, StepRecord, Write
+from .codec import Codec
+from .encoding import STEP, WRITE, Encoding
+
+__all__ = ["Strict"]
+
+
+class Strict:
+    """Copies of what is sent to a store, with each value encoded and decoded. Thread-safe. Raises NotSerializable."""
+
+    def __init__(self, codec: Codec | None = None) -> None:
+        self._encoding = Encoding(codec)
+
+    def claim(self, claim: Claim) -> Claim:
+        """The claim with copies of its initial values."""
+        run_id, types = claim.run_id, claim.types
+        self._encoding.encode_values(claim.values, run_id, types)  # which refuses keys that are no strings
+        return replace(
+            claim,
+            values={
+                key: self._encoding.copied(value, types.get(WRITE + key, Any), "the initial value of", key, run_id)
+                for key, value in claim.values.items()
+            },
+        )
+
+    def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint with copies of its results and writes."""
+        self._encoding.encode_checkpoint(checkpoint)
+        run_id, types = checkpoint.run_id, checkpoint.types
+        return replace(
+            checkpoint,
+            steps={name: self._step(name, step, run_id, types) for name, step in checkpoint.steps.items()},
+            writes={key: self._write(key, write, run_id, types) for key, write in checkpoint.writes.items()},
+        )
+
+    def ending(self, ending: Ending) -> Ending:
+        """The ending with copies of its results and writes. Those of single steps are in its changes alone."""
+        return ending if ending.changes is None else replace(ending, changes=self.checkpoint(ending.changes))
+
+    def _step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any]) -> StepRecord:
+        if not step.has_result:
+            return step
+        annotation = types.get(STEP + name, Any)
+        return replace(step, result=self._encoding.copied(step.result, annotation, "the result of step", name, run_id))
+
+    def _write(self, key: str, write: Write, run_id: str, types: Mapping[str, Any]) -> Write:
+        if write.deleted:
+            return write
+        annotation = types.get(WRITE + key, Any)
+        return replace(write, value=self._encoding.copied(write.value, annotation, "the value of", key, run_id))

@@ -1,0 +1,142 @@
+"""Values that steps change in place are recorded; results keep what was recorded (semantics 5)."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+
+from flowcore import Engine, MemoryStore, NotSerializable, Status, Workflow
+from flowcore.stores import RedisStore, SQLiteStore
+from tests.stores.redis_servers import redis_url
+
+__all__ = ["redis_url"]  # a fixture
+
+
+@pytest.fixture(params=["sqlite", "redis", "strict"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    if request.param == "sqlite":
+        yield lambda: SQLiteStore(tmp_path / "runs.db")
+    elif request.param == "strict":
+        store = MemoryStore(strict=True)
+        yield lambda: store
+    else:
+        prefix = f"in-place-{uuid4().hex}"
+        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            yield lambda: RedisStore(client, prefix=prefix)
+
+
+def resumed(make_store: Callable[[], Any], wf: Workflow, values: dict[str, Any]) -> list[Status]:
+    """Run it twice, by two owners: the first one ends incomplete."""
+    statuses = []
+    for _ in range(2):
+        with Engine(store=make_store()) as engine:
+            statuses.append(engine.run(wf, values, idempotency_key="k", check=False).status)
+    return statuses
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "append": lambda ctx: ctx["reserved"].append("r-1"),
+    "through get": lambda ctx: ctx.get("reserved").append("r-1"),
+    "through setdefault": lambda ctx: ctx.setdefault("reserved", []).append("r-1"),
+    "nested": lambda ctx: ctx["body"]["inner"].append("r-1"),
+    "a set": lambda ctx: ctx["seen"].add("r-1"),
+    "twice": lambda ctx: (ctx["reserved"].append("r-0"), ctx["reserved"].append("r-1")),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("chained", [True, False])
+def test_a_value_that_was_changed_in_place_is_there_after_a_takeover(
+    make_store: Callable[[], Any], how: str, chained: bool
+) -> None:
+    seen: list[str] = []
+    values: dict[str, Any] = {"reserved": [], "body": {"inner": []}, "seen": {"x"}}
+    wf = Workflow("reserves")
+    wf.add_step("first", lambda ctx: 1, pivot=not chained)
+    wf.add_step("reserve", lambda ctx: CHANGES[how](ctx) and None, depends_on="first", pivot=chained)
+
+    def use(ctx: Any) -> None:
+        seen.append(repr([ctx["reserved"], ctx["body"], "r-1" in ctx["seen"]]))
+        if len(seen) == 1:
+            raise ConnectionError("the first owner ends here")
+
+    wf.add_step("use", use, depends_on="reserve")
+    assert resumed(make_store, wf, values) == [Status.INCOMPLETE, Status.SUCCESS]
+    assert seen[0] == seen[1]
+    assert "r-1" in seen[0] or "True" in seen[0]
+    assert values == {"reserved": [], "body": {"inner": []}, "seen": {"x"}}
+
+
+def test_a_failed_attempt_and_its_retry_both_count(make_store: Callable[[], Any]) -> None:
+    seen: list[Any] = []
+    wf = Workflow("retries")
+    wf.add_step("start", lambda ctx: 1, pivot=True)
+
+    def reserve(ctx: Any) -> None:
+        ctx["reserved"].append(ctx.attempt)
+        if ctx.attempt == 1:
+            raise ConnectionError
+
+    wf.add_step("reserve", reserve, depends_on="start", retry=2)
+
+    def use(ctx: Any) -> None:
+        seen.append(list(ctx["reserved"]))
+        if len(seen) == 1:
+            raise ConnectionError
+
+    wf.add_step("use", use, depends_on="reserve")
+    assert resumed(make_store, wf, {"reserved": []}) == [Status.INCOMPLETE, Status.SUCCESS]
+    assert seen == [[1, 2], [1, 2]]
+
+
+def test_a_result_that_a_later_step_changes_keeps_its_recorded_value(
+    make_store: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "flowcore")
+    wf = Workflow("changes")
+    wf.add_step("book", lambda ctx: {"seats": [1]})
+
+    def spoil(ctx: Any) -> None:
+        ctx["book"]["seats"].append(2)
+
+    wf.add_step("spoil", spoil, depends_on="book")
+    wf.add_step("read", lambda ctx: ctx["book"]["seats"], depends_on="spoil")
+    store = make_store()
+    with Engine(store=store) as engine:
+        if isinstance(store, MemoryStore):
+            with pytest.raises(NotSerializable, match="step 'spoil' changed the result of step 'book' in place"):
+                engine.run(wf, idempotency_key="k")
+            return
+        run = engine.run(wf, idempotency_key="k")
+        again = engine.run(wf, idempotency_key="k")
+    assert run.results == again.results == {"book": {"seats": [1]}, "spoil": None, "read": [1]}
+    warnings = [record.getMessage() for record in caplog.records if "in place" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "step 'spoil' changed the result of step 'book' in place" in warnings[0]
+
+
+# -- MemoryStore(strict=True) ------------------------------------------------------------------------------------------
+
+
+def test_a_strict_store_refuses_what_a_durable_one_would() -> None:
+    wf = Workflow("strict")
+    wf.add_step("lock", lambda ctx: object())
+    with Engine(store=MemoryStore(strict=True)) as engine:
+        with pytest.raises(NotSerializable, match="the result of step 'lock' in run"):
+            engine.run(wf)
+        with pytest.raises(NotSerializable, match="the initial value of 'x' in run"):
+            engine.run(Workflow("w"), {"x": object()})
+
+
+def test_a_strict_store_replays_copies() -> None:
+    wf = Workflow("strict")
+    wf.add_step("list", lambda ctx: [1, (2,)])
+    with Engine(store=MemoryStore(strict=True)) as engine:
+        first = engine.run(wf, idempotency_key="k")["list"]
+        again = engine.run(wf, idempotency_key="k")["list"]
+    assert first == again == [1, (2,)]
+    assert first is not again
