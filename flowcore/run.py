@@ -199,7 +199,7 @@ class Run:
             case Status.FAILURE:
                 return f"failed{why}; nothing had to be undone"
             case Status.INCOMPLETE:
-                return f"incomplete{why}; past its pivot: call it again with the same key to go on"
+                return f"incomplete{why}; nothing was undone: the next call with its key continues at the failed step"
             case _:
                 return f"{self.status}{why}"
 

@@ -22,11 +22,11 @@ from ..run import StepReport
 from ..status import Status
 from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
-from ..workflow import own_error
+from ..workflow import Workflow, own_error
 from .checkpoints import parked
 from .ledger import ledger_of
 
-__all__ = ["Takeover", "restore", "take_over"]
+__all__ = ["Takeover", "left_to_callers", "restore", "take_over"]
 
 Answer = Landed[Any] | NotLanded | type[NotLanded] | None
 """what `verify=` may answer"""
@@ -50,6 +50,12 @@ class Takeover:
 
     def decide(self, run: RunState) -> Program[None]:
         return take_over(run, self.record)
+
+
+def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
+    """Whether recovery leaves the run alone: with undo="never", a step that failed is attempted again by the next call
+    with the key, or once an operator has resumed the run."""
+    return workflow.undo == "never" and record.status == Status.INCOMPLETE and record.decision is None
 
 
 def restore(run: RunState, record: RunRecord) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from .._durable.checkpoints import parked
 from .._durable.claim import StoreClaims
 from .._durable.leases import Leases
+from .._durable.takeover import left_to_callers
 from .._kernel.effects import Call
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -178,7 +179,7 @@ class EngineBase:
             workflow = known.get(record.workflow)
             if workflow is not None and record.graph != workflow.freeze().graph:
                 self._warn_unrecovered(record.run_id, "it began with another definition of its steps")
-            elif workflow is not None and not self._closed:
+            elif workflow is not None and not self._closed and not left_to_callers(workflow, record):
                 run = self._execution(workflow, None, record.key, None, None, recovering=True)
                 run.recovering = record.run_id
                 yield run

@@ -199,7 +199,8 @@ def _aftermath(run: RunState, status: Status) -> str:
     if status is Status.PARKED:
         return "it is parked, and resumes on the next call with its key or on engine.recover()"
     if status is Status.INCOMPLETE:
-        return "it is past its pivot, so nothing was undone: call it again with the same key to go on"
+        why = "" if run.workflow.undo == "never" else "it is past its pivot, so "
+        return f"{why}nothing was undone: the next call with its key continues at the failed step"
     return f"undone: {', '.join(map(safe_repr, run.undone))}" if run.undone else "nothing was undone"
 
 

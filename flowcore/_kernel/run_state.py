@@ -74,6 +74,7 @@ class RunState:
     main_waits = False
     """(lock) the main program has nothing to do but wait for the others"""
     past_pivot = False
+    """nothing is undone any more: a pivot is done, or the workflow has undo="never\""""
     working = False
     """the claim is made and the steps may run"""
 
@@ -141,6 +142,8 @@ class RunState:
     ) -> None:
         self.settings = settings
         self.workflow = workflow
+        if workflow.undo == "never":
+            self.past_pivot = True
         self.plan = plan
         self.values: dict[Any, Any] = {} if values is None else initial(values)
         self.context = context
@@ -297,7 +300,7 @@ class RunState:
         nodes = self.plan.nodes
         with self.lock:
             self.left = len(nodes) - len(over)
-            self.past_pivot = any(
+            self.past_pivot = self.workflow.undo == "never" or any(
                 node.step.pivot and node.name in over and self.report(node).status is Status.SUCCESS for node in nodes
             )
             self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]

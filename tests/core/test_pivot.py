@@ -1,15 +1,16 @@
 """The pivot (semantics 14): after it nothing is undone, and the next call goes on forward."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, IdempotencyMismatch, Landed, RunFailed, Status, StoreError, Workflow
 from flowcore.events import StepFinished, StoreCalled
-from flowcore.stores import MemoryStore
+from flowcore.stores import MemoryStore, SQLiteStore
 
-from .conftest import Drive, Gate, Ledger, MakeLive, notes, run_async
+from .conftest import Drive, Gate, Ledger, MakeLive, notes, run_async, until
 
 
 def pivoted(ledger: Ledger, failures: int = 1) -> Workflow:
@@ -44,14 +45,16 @@ def test_a_failure_after_the_pivot_undoes_nothing_and_leaves_the_run_incomplete(
     with pytest.raises(ValueError, match="no lorry") as caught:
         drive(pivoted(ledger), {"address": "x"}, idempotency_key="k")
     assert ledger == ["book", "pay", "ship"]
-    assert "past its pivot, so nothing was undone: call it again with the same key to go on" in notes(caught.value)
+    assert "past its pivot, so nothing was undone: the next call with its key continues at the failed step" in notes(
+        caught.value
+    )
 
 
 def test_the_next_call_with_the_key_goes_on_forward(drive: Drive, ledger: Ledger) -> None:
     store, wf = MemoryStore(), pivoted(ledger)
     first = drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
     assert (first.status, first.held) == (Status.INCOMPLETE, False)
-    assert "past its pivot: call it again with the same key to go on" in first.explain()
+    assert "nothing was undone: the next call with its key continues at the failed step" in first.explain()
     second = drive(wf, {"address": "x"}, store=store, idempotency_key="k")
     assert ledger == ["book", "pay", "ship", "ship", "mail"]
     assert (second.status, second.id, second["ship"]) == (Status.SUCCESS, first.id, "book pay x")
@@ -204,3 +207,78 @@ def test_a_sibling_that_runs_while_the_pivot_completes_is_not_undone(drive: Driv
     ledger.add(wf, "b", raises=ValueError("b"), undo="attempted")
     assert drive(wf, check=False).status is Status.INCOMPLETE
     assert ledger == ["a", "pivot", "b"]
+
+
+# -- Workflow(undo="never") --------------------------------------------------------------------------------------------
+
+
+def etl(ledger: Ledger, failures: int = 1) -> Workflow:
+    """extract, transform, load, which fails so many times; each has an undo."""
+    wf = Workflow("etl", undo="never")
+    left = failures
+
+    def load(ctx: Context) -> None:
+        nonlocal left
+        ledger.append("load")
+        left -= 1
+        if left >= 0:
+            raise OSError("the warehouse is down")
+
+    ledger.add(wf, "extract")
+    ledger.add(wf, "transform", depends_on="extract", undo="attempted")
+    wf.add_step("load", load, depends_on="transform", compensate=lambda ctx: ledger.append("-load"))
+    return wf
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "SQLite"])
+def test_with_undo_never_a_failed_run_is_incomplete_and_the_next_call_continues_at_the_failed_step(
+    drive: Drive, ledger: Ledger, durable: bool, tmp_path: Path
+) -> None:
+    store: Any = SQLiteStore(tmp_path / "runs.db") if durable else MemoryStore()
+    wf = etl(ledger)
+    with pytest.raises(OSError, match="warehouse") as caught:
+        drive(wf, store=store, idempotency_key="monday")
+    assert "nothing was undone: the next call with its key continues at the failed step" in notes(caught.value)
+    assert store.find("monday").status is Status.INCOMPLETE
+    again = drive(wf, store=store, idempotency_key="monday")
+    assert (again.status, again["extract"]) == (Status.SUCCESS, "extract")
+    assert ledger == ["extract", "transform", "load", "load"]
+
+
+@pytest.mark.parametrize("cancels", [False, True], ids=["fails", "cancelled"])
+def test_with_undo_never_recover_leaves_an_incomplete_run_alone_until_it_is_resumed(
+    ledger: Ledger, cancels: bool, tmp_path: Path
+) -> None:
+    wf, store = etl(ledger), SQLiteStore(tmp_path / "runs.db")
+    with Engine(store=store, workflows=[wf]) as engine:
+        if cancels:
+            wf = Workflow("stops", undo="never")
+            ledger.add(wf, "extract", first=lambda ctx: engine.cancel(ctx.run_id))
+            ledger.add(wf, "load", depends_on="extract")
+        run = engine.run(wf, check=False)
+        assert run.status is Status.INCOMPLETE
+        before = list(ledger)
+    with Engine(store=store, workflows=[wf]) as engine:
+        assert engine.recover() == []
+        assert ledger == before
+        store.resume(run.id)
+        engine.recover()
+        until(lambda: store.find(run.id).status is Status.SUCCESS)
+    assert ledger == [*before, "load"]
+
+
+def test_with_undo_never_siblings_of_a_failed_step_end_and_count(drive: Drive, ledger: Ledger) -> None:
+    wf, store = Workflow("fan", undo="never"), MemoryStore()
+    for name in "abc":
+        ledger.add(wf, name)
+    fails = [ValueError("once")]
+
+    def join(ctx: Context) -> str:
+        if fails:
+            raise fails.pop()
+        return "".join(ctx[name] for name in "abc")
+
+    wf.add_step("join", join, depends_on=["a", "b", "c"])
+    assert drive(wf, store=store, idempotency_key="k", check=False).status is Status.INCOMPLETE
+    assert drive(wf, store=store, idempotency_key="k")["join"] == "abc"
+    assert sorted(ledger) == ["a", "b", "c"]

@@ -1,0 +1,125 @@
+"""Failed attempts count across owners (semantics 6): the record says how many failed, with which errors, and when the next is due."""
+
+import asyncio
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import AsyncEngine, Backoff, Context, Engine, Retry, Run, Status, Workflow
+from flowcore.run import StepReport
+from flowcore.stores import SQLiteStore
+from flowcore.stores.base import Checkpoint, Claim, StepRecord
+
+from .conftest import Ledger, until
+
+LEASE = 0.05
+
+
+def left_behind(store: SQLiteStore, wf: Workflow, *steps: tuple[str, StepReport]) -> None:
+    """A run under the key "k" whose owner died after it had recorded these steps."""
+    fingerprint = hashlib.sha256(f"{wf.name}\0".encode()).hexdigest()
+    claimed: Any = store.claim(Claim("k", "1" * 32, wf.name, fingerprint, wf.freeze().graph, {}, lease=LEASE))
+    records = {name: StepRecord(seq, report) for seq, (name, report) in enumerate(steps, 1)}
+    store.checkpoint(Checkpoint("k", "1" * 32, claimed.fence, LEASE, records, {}))
+    until(lambda: store.list_runs(status="expired"))
+
+
+def resume(engine_type: type[Any], store: SQLiteStore, wf: Workflow) -> Run:
+    if engine_type is Engine:
+        with Engine(store=store, lease=LEASE * 20) as engine:
+            return engine.run(wf, idempotency_key="k", check=False)
+
+    async def main() -> Run:
+        async with AsyncEngine(store=store, lease=LEASE * 20) as engine:
+            return await engine.run(wf, idempotency_key="k", check=False)
+
+    return asyncio.run(main())
+
+
+def in_backoff(due: float, errors: tuple[tuple[str, str], ...] = (("ConnectionError", "1"),)) -> StepReport:
+    failed = len(errors)
+    return StepReport(Status.PENDING, failed, failed=failed, errors=errors, started=due - 60, retry_at=due)
+
+
+def flaky(ledger: Ledger, succeeds_at: int = 99, **options: Any) -> Workflow:
+    wf = Workflow("w", fingerprint=lambda values: "")
+
+    def call(ctx: Context) -> int:
+        ledger.append(f"{ctx.attempt}")
+        if ctx.attempt < succeeds_at:
+            raise ConnectionError(str(ctx.attempt))
+        return ctx.attempt
+
+    wf.add_step("call", call, **options)
+    return wf
+
+
+@pytest.mark.parametrize("engine", [Engine, AsyncEngine])
+@pytest.mark.parametrize("options", [{}, {"timeout": 20}, {"when": lambda ctx: True}], ids=["plain", "timeout", "when"])
+def test_failed_attempts_of_an_earlier_owner_count_and_the_rest_of_the_backoff_is_waited_for(
+    engine: type[Any], options: dict[str, Any], ledger: Ledger, tmp_path: Path
+) -> None:
+    wf, store = flaky(ledger, retry=Retry(3, Backoff.fixed(0.01)), **options), SQLiteStore(tmp_path / "runs.db")
+    due = time.time() + 0.4
+    left_behind(store, wf, ("call", in_backoff(due)))
+    run = resume(engine, store, wf)
+    assert time.time() >= due
+    assert (ledger, run.status) == (["2", "3"], Status.FAILURE)
+    report = store.find("k").steps["call"]
+    assert (report.attempts, report.failed, report.retry_at) == (3, 3, None)
+    assert report.errors == (("ConnectionError", "1"), ("ConnectionError", "2"), ("ConnectionError", "3"))
+    assert run.steps["call"].errors == report.errors
+
+
+@pytest.mark.parametrize("engine", [Engine, AsyncEngine])
+def test_an_attempt_that_a_crash_cut_off_is_made_again(engine: type[Any], ledger: Ledger, tmp_path: Path) -> None:
+    wf, store = flaky(ledger, succeeds_at=3, retry=3), SQLiteStore(tmp_path / "runs.db")
+    report = StepReport(Status.RUNNING, 2, failed=1, errors=(("ConnectionError", "1"),))
+    left_behind(store, wf, ("call", report))
+    run = resume(engine, store, wf)
+    assert (ledger, run.status, run["call"]) == (["2", "3"], Status.SUCCESS, 3)
+    assert run.steps["call"].errors == (("ConnectionError", "1"), ("ConnectionError", "2"))
+
+
+def test_max_elapsed_counts_from_the_first_attempt_of_the_first_owner(ledger: Ledger, tmp_path: Path) -> None:
+    wf, store = flaky(ledger, retry=Retry(9, max_elapsed=30)), SQLiteStore(tmp_path / "runs.db")
+    left_behind(store, wf, ("call", in_backoff(time.time())))
+    assert resume(Engine, store, wf).status is Status.FAILURE
+    assert ledger == ["2"]
+
+
+def test_a_run_that_stops_in_the_rest_of_a_backoff_fails_with_what_the_attempt_had_raised(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    wf, store = flaky(ledger, retry=3), SQLiteStore(tmp_path / "runs.db")
+    ledger.add(wf, "other", raises=ValueError("other"))
+    left_behind(store, wf, ("call", in_backoff(time.time() + 60)))
+    run = resume(Engine, store, wf)
+    assert (ledger, run.status) == (["other"], Status.FAILURE)
+    assert "ConnectionError: 1" in str(run.steps["call"].error)
+
+
+@pytest.mark.parametrize("engine", [Engine, AsyncEngine])
+def test_each_failed_attempt_is_recorded_before_its_backoff(engine: type[Any], ledger: Ledger, tmp_path: Path) -> None:
+    store, seen = SQLiteStore(tmp_path / "runs.db"), list[StepReport]()
+    wf = flaky(ledger, succeeds_at=2, retry=Retry(2, Backoff.fixed(0.3)))
+
+    def looks(ctx: Context) -> None:
+        def failed() -> bool:
+            seen.append(store.find("k").steps["call"])
+            return seen[-1].failed > 0
+
+        until(failed)
+
+    wf.add_step("looks", looks)
+    before = time.time()
+    run = resume(engine, store, wf)
+    assert (run.status, seen[-1].status, seen[-1].attempts) == (Status.SUCCESS, Status.PENDING, 1)
+    assert seen[-1].errors == (("ConnectionError", "1"),)
+    assert seen[-1].retry_at is not None
+    assert seen[-1].retry_at >= before + 0.3
+    assert seen[-1].started is not None
+    assert before <= seen[-1].started <= seen[-1].retry_at
