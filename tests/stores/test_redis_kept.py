@@ -4,18 +4,25 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
+import hiredis
 import pytest
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
-from flowcore import AsyncEngine, Context, Engine, Status, Workflow
+from flowcore import AsyncEngine, Context, Engine, Status, StoreUnavailable, Workflow
 from flowcore.events import StoreCalled
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.stores.base import Claimed
+from flowcore.stores.redis import connection_cache
 from tests.stores.redis_runs import a_checkpoint, a_claim, begin
-from tests.stores.redis_servers import redis_url
+from tests.stores.redis_servers import StartRedis, redis_url, start_redis
 
-__all__ = ["redis_url"]  # a fixture
+__all__ = ["redis_url", "start_redis"]  # fixtures
+
+# The packer of commands is private.
+# pyright: reportPrivateUsage=false
 
 
 class Pool(redis.ConnectionPool):
@@ -73,6 +80,38 @@ def test_an_async_chain_of_quick_steps_gets_one_connection(redis_url: str) -> No
         return after - before
 
     assert asyncio.run(both()) < 4
+
+
+def test_a_command_is_packed_alike_with_hiredis_and_without() -> None:
+    command = ("EVALSHA", b"\x00\xff", 3, "ünder", "", 2**52)
+    assert connection_cache._packed(command) == hiredis.pack_command(command)
+
+
+def test_an_async_store_reconnects_as_its_client_is_told_to(
+    start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_cache, "_PAUSE", 600.0)
+    monkeypatch.setattr(connection_cache, "_MOMENT", 600.0)
+
+    async def main(retries: int) -> None:
+        server = start_redis(port=0, appendonly="always")
+        client = redis.asyncio.Redis(port=server.port, retry=Retry(NoBackoff(), retries))
+        store = AsyncRedisStore(client)
+        claim = a_claim()
+        assert isinstance(await store.claim(claim), Claimed)
+        assert await store.find("k") is not None
+        server.restart()
+        if retries:
+            assert await store.find("k") is not None
+        else:
+            with pytest.raises(StoreUnavailable):
+                await store.find("k")
+        assert await store.find("k") is not None
+        await store.close()
+        await client.aclose()
+
+    asyncio.run(main(0))
+    asyncio.run(main(3))
 
 
 def test_more_runs_at_once_than_an_async_client_may_open_connections_wait_in_turn(redis_url: str) -> None:

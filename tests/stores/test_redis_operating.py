@@ -275,9 +275,10 @@ def test_a_user_who_may_only_read_can_look_at_everything(start_redis: StartRedis
             for verb in (reader.hold, reader.resume, reader.undo, reader.release, reader.cancel):
                 with pytest.raises(StoreUnavailable, match="does not let this user"):
                     verb("k")
-            for verb in (reader.gc, lambda: reader.claim(a_claim("new"))):
-                with pytest.raises(StoreUnavailable, match="does not let this user"):
-                    verb()
+            with pytest.raises(StoreUnavailable, match="does not let this user"):
+                reader.gc()
+            with pytest.raises(StoreUnavailable, match="does not let this user"):
+                reader.claim(a_claim("new"))
             assert everything(operator) == before
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from ...forks import after_fork_in_child
@@ -23,6 +25,26 @@ _PAUSE: Final = 0.005  # seconds without a command after which the pool has to l
 _MOMENT: Final = 1.0  # seconds
 _SHARE: Final = 8  # of so many connections that the pool may open, one may be kept
 _MOST: Final = 32
+_SHORT: Final = 1 << 16  # bytes of a command that are sent without waiting for room
+
+
+def _packer() -> Callable[[tuple[Any, ...]], bytes]:
+    """What puts a command into the form in which it is sent: hiredis, where redis-py may use it too."""
+    try:
+        hiredis: Any = importlib.import_module("hiredis")
+    except ImportError:
+        return _packed
+    pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+    return pack
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    parts = [part if isinstance(part, bytes) else str(part).encode() for part in command]
+    texts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
+    return b"*%d\r\n%b" % (len(parts), b"".join(texts))
+
+
+_PACK: Final = _packer()
 
 
 class _One:
@@ -116,7 +138,9 @@ class AsyncKept:
                     await client.aclose()
                 if client.connection is None:  # it gets itself another
                     one.since = now
-                reply = await client.execute_command(*command, **options)
+                    reply = await client.execute_command(*command, **options)
+                else:
+                    reply = await _execute(client, command, options)
                 one.used()
             except BaseException as error:
                 if client.connection is not None and not is_reply(error):  # as above
@@ -131,6 +155,28 @@ class AsyncKept:
         """Give back what is not in use now."""
         while self._idle:
             await self._idle.pop().client.aclose()
+
+
+async def _execute(client: Any, command: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Execute a command on the connection that the client keeps, which was in use a moment ago.
+
+    The client itself packs a command argument by argument, and on Python 3.11 starts a task to send it: twice the time that
+    the rest takes. What goes wrong, and what is long, is left to the client, which retries as it is configured to.
+    """
+    connection = client.connection
+    writer = getattr(connection, "_writer", None)
+    packed = _PACK(command)
+    if writer is None or len(packed) > _SHORT or not connection.is_connected:
+        return await client.execute_command(*command, **options)
+    try:
+        writer.write(packed)
+        return await client.parse_response(connection, command[0], **options)
+    except Exception as error:
+        retries = getattr(connection.retry, "get_retries", None)
+        if is_reply(error) or retries is None or not retries():
+            raise
+    await connection.disconnect(nowait=True)
+    return await client.execute_command(*command, **options)
 
 
 def _number(client: Any, share: int = _SHARE) -> int:
