@@ -83,7 +83,14 @@ def test_wheel_holds_every_module_of_the_checkout(files: set[str]) -> None:
 
 
 def test_metadata_offers_the_extras(metadata: Message) -> None:
-    assert set(metadata.get_all("Provides-Extra", [])) == {"redis", "otel", "prometheus", "instrumentation", "all"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "redis",
+        "otel",
+        "prometheus",
+        "instrumentation",
+        "cli",
+        "all",
+    }
 
 
 def test_without_an_extra_nothing_is_required(metadata: Message) -> None:

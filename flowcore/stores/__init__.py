@@ -24,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from . import redis
 
         return getattr(redis, name)
+    if name == "open":
+        from .opening import open_store
+
+        return open_store
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -350,14 +350,14 @@ class MemoryStore:
             self._order(kept, "hold")
             self._stop(kept, held=True, reason=reason)
 
-    def resume(self, key: str, /) -> None:
+    def resume(self, key: str, /, *, reason: str | None = None) -> None:
         """Have the next call with the key, or recovery, resume its run: one that is held, parked, incomplete, whose lease has
         run out, or that failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
-        self._decide(key, "resume")
+        self._decide(key, "resume", reason)
 
-    def undo(self, key: str, /) -> None:
+    def undo(self, key: str, /, *, reason: str | None = None) -> None:
         """As `resume`, but the run is undone; a live run is cancelled."""
-        self._decide(key, "undo")
+        self._decide(key, "undo", reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
         """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; undo any other run that

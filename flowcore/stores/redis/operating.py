@@ -262,14 +262,14 @@ class OperatorVerbs(Calls):
         unknown key, and StoreError for a run in progress."""
         yield from self._order("hold", key, reason)
 
-    def resume(self, key: str, /) -> Asked[None]:
+    def resume(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
         """Have the next caller, or recovery, resume a run that is held, parked, incomplete or has no live owner, or that
         failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
-        yield from self._order("resume", key, None)
+        yield from self._order("resume", key, reason)
 
-    def undo(self, key: str, /) -> Asked[None]:
+    def undo(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
         """As `resume`, but the run is undone. A running run is cancelled and undone by its owner."""
-        yield from self._order("undo", key, None)
+        yield from self._order("undo", key, reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
         """Cancel a run: its owner hears of it with its next renewal or checkpoint; one without a live owner is undone by

@@ -1,0 +1,152 @@
+"""The command itself: its options, its store, its exit codes, and how an error is said."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+
+from ..errors import DefinitionError, FlowcoreError, RunNotFound, StoreUnavailable
+from ..stores.base import Page, RunRecord
+from ..stores.opening import open_store
+
+__all__ = ["EXIT_CODES", "Operator", "flowcore", "pass_operator", "run"]
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  refused, or nothing was found
+  2  the command line is wrong
+  3  the store cannot be reached now; the same command may be given again
+  4  not confirmed
+"""
+
+
+@dataclass
+class Operator:
+    """What every command works with. `store` is opened when a command first asks for it."""
+
+    url: str | None
+    prefix: str | None
+    codec: str | None
+    as_json: bool
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+
+    @cached_property
+    def store(self) -> Any:
+        if self.url is None:
+            raise click.UsageError("Which store? Name it with --store or FLOWCORE_STORE, as in sqlite:runs.db.")
+        return open_store(self.url, prefix=self.prefix, codec=self.codec)
+
+    def find(self, name: str) -> RunRecord:
+        """The record of a key, else of a run id; raises RunNotFound."""
+        record: RunRecord | None = self.store.find(name)
+        return self.store.get_run(name) if record is None else record
+
+    def emit(self, data: Mapping[str, Any] | Iterable[Any], text: str) -> None:
+        """Print the answer: as JSON if asked for, else as text."""
+        say(json.dumps(data, ensure_ascii=True, default=str) if self.as_json else text)
+
+    @property
+    def who(self) -> str:
+        """The person at this shell, for the run's record."""
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have no name
+            user = f"uid {os.getuid()}"
+        return f"{user}@{socket.gethostname()}"
+
+
+pass_operator = click.make_pass_decorator(Operator)
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--store", "url", envvar="FLOWCORE_STORE", metavar="URL", help="sqlite:runs.db, redis://…, rediss://…, unix://…"
+)
+@click.option("--prefix", envvar="FLOWCORE_PREFIX", help="Prefix of a Redis store's keys.")
+@click.option(
+    "--codec", envvar="FLOWCORE_CODEC", metavar="MODULE:NAME", help="The codec that the store's service uses."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.version_option(package_name="flowcore", prog_name="flowcore", message="%(prog)s %(version)s")
+@click.pass_context
+def flowcore(context: click.Context, url: str | None, prefix: str | None, codec: str | None, *, as_json: bool) -> None:
+    """See and decide what becomes of the runs in a store."""
+    context.obj = Operator(url, prefix, codec, as_json)
+
+
+def say(text: str, *, aside: bool = False) -> None:
+    """Print a line, `aside` on stderr. (click's own echo would write UTF-8 to a terminal that is set to ASCII.)"""
+    stream = sys.stderr if aside else sys.stdout
+    stream.write(text + "\n")
+
+
+def shows(text: str) -> bool:
+    """Whether the terminal's encoding can show `text`."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeError:
+        return False
+    return True
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, which could forge a line or move the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    say(f"flowcore: {one_line(message)}", aside=True)
+    sys.exit(code)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line, and exit the process with its code. No error shows a traceback."""
+    from . import deciding, reading, top
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes `?`
+    for command in (*reading.COMMANDS, *deciding.COMMANDS, top.top):
+        flowcore.add_command(command)
+    try:
+        flowcore.main(args=arguments, prog_name="flowcore", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        fail("Nothing was done.", 4)
+    except click.ClickException as error:
+        fail(error.format_message(), 2)
+    except DefinitionError as error:
+        fail(str(error), 2)
+    except StoreUnavailable as error:
+        fail(str(error), 3)
+    except RunNotFound as error:
+        fail(str(error), 1)
+    except (FlowcoreError, ImportError, OSError) as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("Interrupted.", 4)
+    sys.exit(0)
+
+
+def pages(operator: Operator, **filters: Any) -> Iterable[RunRecord]:
+    """All records that match, page by page."""
+    after: str | None = None
+    while True:
+        page: Page = operator.store.list_runs(after=after, **filters)
+        yield from page
+        after = page.cursor
+        if after is None:
+            return

@@ -1,0 +1,126 @@
+"""The commands that decide: cancel, resume, undo, hold, release, for one run or for many, and gc.
+
+Each says what it will do and to which runs, asks before it touches more than one, and leaves in the record who decided,
+and why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import click
+
+from ..errors import RunNotFound, StoreError, safe_repr
+from ..stores.base import RunRecord
+from .app import Operator, pages, pass_operator, say
+from .words import standing
+
+__all__ = ["COMMANDS"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A decision: its name, what it comes to, how a run must stand for it, and whether it loses something."""
+
+    name: str
+    meaning: str
+    forceable: bool = False
+    loses: bool = False
+
+
+VERBS = (
+    Verb("cancel", "Stop a run, wherever it is at work: nothing new starts, and what it did is undone."),
+    Verb("resume", "Let the next caller, or recovery, resume a run that is held, parked, incomplete or expired."),
+    Verb("undo", "Let the next caller, or recovery, undo a run. One that is at work is cancelled."),
+    Verb("hold", "Refuse a key until you resume, undo or release it."),
+    Verb(
+        "release",
+        "Give a run's record up, so that the next call with its key starts afresh.",
+        forceable=True,
+        loses=True,
+    ),
+)
+
+
+def _command(verb: Verb) -> click.Command:
+    parameters: list[click.Parameter] = [
+        click.Argument(["names"], nargs=-1, metavar="[KEY|RUN]..."),
+        click.Option(["--reason"], help="Why, for the record."),
+        click.Option(["--workflow"], help="Every run of this workflow."),
+        click.Option(["--status"], help="Every run that stands so."),
+        click.Option(["--older-than"], type=float, metavar="SECONDS", help="Every run started so long ago."),
+        click.Option(["--dry-run"], is_flag=True, help="Say which runs it would be, and do nothing."),
+        click.Option(["--yes", "-y"], is_flag=True, help="Do not ask."),
+    ]
+    if verb.forceable:
+        parameters.append(click.Option(["--force"], is_flag=True, help="Also a run whose owner is alive."))
+    return click.Command(verb.name, params=parameters, callback=partial(_decide, verb), help=verb.meaning)
+
+
+@pass_operator
+def _decide(
+    operator: Operator,
+    /,
+    verb: Verb,
+    names: tuple[str, ...],
+    reason: str | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    force: bool = False,
+    **filters: Any,
+) -> None:
+    filters = {name: value for name, value in filters.items() if value is not None}
+    if bool(names) == bool(filters):
+        raise click.UsageError("Name the runs, or say which with --workflow, --status or --older-than.")
+    records = [operator.find(name) for name in names] if names else list(pages(operator, **filters))
+    if not records:
+        raise RunNotFound("No run matches.")
+    if dry_run or ((len(records) > 1 or verb.loses) and not yes):
+        now = time.time()
+        for record in records:
+            say(
+                f"{verb.name} {safe_repr(record.key)}: run {record.run_id}, {standing(record, now)}",
+                aside=True,
+            )
+    if dry_run:
+        return
+    if (len(records) > 1 or verb.loses) and not yes:
+        click.confirm(f"{verb.name} {len(records)} run{'s' * (len(records) > 1)}?", abort=True, err=True)
+    _carry_out(operator, verb, records, reason, force=force)
+
+
+def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason: str | None, *, force: bool) -> None:
+    """Do it to each; one that is refused keeps no other from it, and the first refusal is the command's."""
+    why = f"{verb.name} by {operator.who}" + (f": {reason}" if reason else "")
+    # A record that is given up keeps no reason: its next owner starts afresh.
+    options: dict[str, Any] = {"force": force} if verb.forceable else {"reason": why}
+    act: Callable[..., None] = partial(getattr(operator.store, verb.name), **options)
+    done: list[str] = []
+    refused: list[StoreError] = []
+    for record in records:
+        try:
+            act(record.key)
+        except StoreError as error:
+            refused.append(error)
+        else:
+            done.append(record.key)
+    lines = [f"{verb.name} {safe_repr(key)}: recorded" for key in done]
+    operator.emit({"verb": verb.name, "done": done, "refused": [str(error) for error in refused]}, "\n".join(lines))
+    if refused:
+        raise refused[0]
+
+
+@click.command("gc")
+@pass_operator
+def gc(operator: Operator) -> None:
+    """Forget now the ended runs that are past their retention."""
+    left = operator.store.gc()
+    operator.emit({"left": left}, f"{left} runs are left.")
+
+
+COMMANDS = (*map(_command, VERBS), gc)

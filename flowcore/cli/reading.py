@@ -1,0 +1,150 @@
+"""The commands that only read: ls, show, timeline, html, doctor, graph. A read-only user of the store may give them."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.table import Table
+
+from ..errors import DefinitionError, safe_repr
+from ..picture import Timeline, gantt
+from ..stores.base import RunRecord
+from ..stores.opening import load
+from ..workflow import Workflow
+from .app import Operator, pass_operator, say, shows
+from .words import as_data, duration, standing, ways_on
+
+__all__ = ["COMMANDS"]
+
+_URGENT: Final = ("held", "expired")
+_LAST: Final = 50
+"""runs whose median length is the usual one"""
+
+
+@click.command("ls")
+@click.option("--status", help="queued, running, waiting, success, failure, compensated, parked, …, held or expired.")
+@click.option("--workflow", help="Only runs of this workflow.")
+@click.option("--older-than", type=float, metavar="SECONDS", help="Only runs started so long ago.")
+@click.option("--key", "text", help="Only runs whose key contains this text.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Runs to list.")
+@click.option("--after", metavar="CURSOR", help="The next page: the cursor that the last one ended with.")
+@pass_operator
+def ls(operator: Operator, /, limit: int, after: str | None, **filters: Any) -> None:
+    """List runs: held and expired ones first, then the newest."""
+    filters = {name: value for name, value in filters.items() if value is not None}
+    urgent: list[RunRecord] = []
+    if after is None and "status" not in filters:
+        for status in _URGENT:
+            urgent.extend(operator.store.list_runs(status=status, limit=limit, **filters))
+    known = {record.run_id for record in urgent}
+    page = operator.store.list_runs(limit=limit, after=after, **filters)
+    records = [*urgent, *(record for record in page if record.run_id not in known)]
+    if operator.as_json:
+        operator.emit({"runs": [as_data(record) for record in records], "cursor": page.cursor}, "")
+        return
+    if not records:
+        say("No run matches.")
+        return
+    operator.console.print(_table(records))
+    if page.cursor is not None:
+        say(f"More: add --after {page.cursor}")
+
+
+def _table(records: Sequence[RunRecord]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("KEY", "WORKFLOW", "STANDS", "AGE", "RUN", "WHY"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "WHY")
+    now = time.time()
+    for record in records:
+        cells = (
+            safe_repr(record.key)[1:-1],
+            safe_repr(record.workflow)[1:-1],
+            standing(record, now),
+            duration(max(0.0, now - record.started)) if record.started else "",
+            record.run_id[:12],
+            record.problem or record.reason or "",
+        )
+        table.add_row(*(_unmarked(cell) for cell in cells))
+    return table
+
+
+def _unmarked(text: str) -> str:
+    """`text` for rich, which would take what stands in brackets for a style."""
+    return text.replace("[", r"\[")
+
+
+@click.command("show")
+@click.argument("name", metavar="KEY|RUN")
+@click.option("--values", is_flag=True, help="Also the results and values, which may be secrets.")
+@pass_operator
+def show(operator: Operator, name: str, *, values: bool) -> None:
+    """Tell what happened to one run, how it stands, and the exact command for each way on."""
+    record = operator.find(name)
+    data = as_data(record, values=values)
+    lines = [record.explain()]
+    if values:
+        lines += [f"  value {safe_repr(key)} = {safe_repr(value, 200)}" for key, value in record.values.items()]
+        lines += [f"  result of {safe_repr(step)} = {safe_repr(value, 200)}" for step, value in record.results.items()]
+    lines += [f"  {command}" for command in ways_on(record, time.time())]
+    operator.emit(data, "\n".join(lines))
+
+
+@click.command("doctor")
+@click.option("--deep", is_flag=True, help="Also check the whole file's integrity, which takes its time.")
+@pass_operator
+def doctor(operator: Operator, *, deep: bool) -> None:
+    """Say what of this store can lose runs, and how many runs wait."""
+    findings = operator.store.doctor(deep=True) if deep else operator.store.doctor()
+    operator.emit(findings, "\n".join(f"{name}: {finding}" for name, finding in findings.items()))
+
+
+@click.command("graph")
+@click.argument("workflow", metavar="PACKAGE.MODULE:WORKFLOW")
+@click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid flowchart.")
+@click.option("--dot", "form", flag_value="dot", help="In Graphviz's DOT language.")
+@pass_operator
+def graph(operator: Operator, workflow: str, form: str | None) -> None:
+    """Draw a workflow's steps."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an operator names the service's own module
+    found = load(workflow)
+    if not isinstance(found, Workflow):
+        raise DefinitionError(f"{safe_repr(workflow)} is no Workflow.")
+    drawings = {"mermaid": found.to_mermaid, "dot": found.to_dot}
+    say(drawings[form]() if form is not None else repr(found))
+
+
+@click.command("timeline")
+@click.argument("name", metavar="KEY|RUN")
+@pass_operator
+def timeline(operator: Operator, name: str) -> None:
+    """Draw where a run's time went."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    drawn = gantt(Timeline.of_record(operator.find(name)), width=width, ascii=not shows("█"))
+    say(drawn)
+
+
+@click.command("html")
+@click.argument("name", metavar="KEY|RUN")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write."
+)
+@click.option("--trace-url", metavar="TEMPLATE", help="Where traces are, with {trace_id} in it.")
+@pass_operator
+def html(operator: Operator, name: str, output: Path, trace_url: str | None) -> None:
+    """Write one run as one self-contained HTML page."""
+    record = operator.find(name)
+    last = operator.store.list_runs(workflow=record.workflow, status="success", limit=_LAST)
+    lengths = [one.finished - one.started for one in last if one.finished is not None]
+    usual = statistics.median(lengths) if lengths else None
+    output.write_text(record.html(trace_url=trace_url, usual=usual), encoding="utf-8")
+    operator.emit({"written": str(output)}, f"Written to {output}.")
+
+
+COMMANDS = (ls, show, timeline, html, doctor, graph)

@@ -1,0 +1,101 @@
+"""A record in an operator's words: how it stands, as plain data, and what can be done about it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from ..status import Status
+from ..stores.base import RESUMABLE, RunRecord
+
+__all__ = ["as_data", "duration", "standing", "ways_on"]
+
+
+def standing(record: RunRecord, now: float) -> str:
+    """How the run stands: its status, or `held`, or `expired` where its owner's lease is over."""
+    if record.problem is not None:
+        return "unreadable"
+    if record.held:
+        return "held"
+    lives = record.status in {Status.RUNNING, Status.QUEUED}
+    if lives and record.expires is not None and record.expires <= now:
+        return "expired"
+    return str(record.status)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 0.4 s, 12 s, 5 min, 3 h, 2 d."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def ways_on(record: RunRecord, now: float) -> list[str]:
+    """The command for each thing that can be done about the run, with what it comes to."""
+    key = shlex.quote(record.key)
+    stands = standing(record, now)
+    if stands == "held":
+        ways = {"resume": "the next owner resumes it", "undo": "the next owner undoes it"}
+    elif stands == "expired" or record.status in RESUMABLE:
+        ways = {
+            "resume": "recovery resumes it at once",
+            "undo": "the next owner undoes it",
+            "hold": "its key is refused until you decide",
+        }
+    elif record.status in {Status.RUNNING, Status.QUEUED, Status.WAITING}:
+        return [f"flowcore cancel {key}    # its owner stops it and undoes what it did"]
+    elif record.status == Status.FAILURE:
+        return [f"flowcore resume {key}    # it continues at the failed step"]
+    else:
+        return []
+    ways["release"] = "its record is given up; the next call with the key starts afresh"
+    return [f"flowcore {verb} {key}    # {meaning}" for verb, meaning in ways.items()]
+
+
+def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
+    """The record as plain data; results and values, which may be secrets, only if asked for."""
+    owner = record.owner
+    error = record.error
+    data: dict[str, Any] = {
+        "key": record.key,
+        "run_id": record.run_id,
+        "workflow": record.workflow,
+        "status": str(record.status),
+        "held": record.held,
+        "reason": record.reason,
+        "decision": record.decision,
+        "started": record.started,
+        "finished": record.finished,
+        "expires": record.expires,
+        "not_before": record.not_before,
+        "takeovers": record.takeovers,
+        "retries": record.retries,
+        "owner": None if owner is None else {"host": owner.host, "pid": owner.pid, "since": owner.since},
+        "failed_step": record.failed_step,
+        "undone": list(record.undone),
+        "error": None if error is None else {"type": _type(error), "message": str(error)},
+        "traceparent": record.carrier.get("traceparent"),
+        "problem": record.problem,
+        "steps": {
+            name: {
+                "status": str(report.status),
+                "attempts": report.attempts,
+                "failed": report.failed,
+                "started": report.started,
+                "ran": report.ran,
+                "undo": None if report.undo is None else str(report.undo),
+            }
+            for name, report in record.steps.items()
+        },
+    }
+    if values:
+        data["values"], data["results"] = dict(record.values), dict(record.results)
+    return data
+
+
+def _type(error: BaseException) -> str:
+    kind: str = getattr(error, "error_type", "") or type(error).__name__
+    return kind

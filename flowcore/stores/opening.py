@@ -1,0 +1,74 @@
+"""Opening a store by its URL, as the command line and configuration files name it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from ..errors import DefinitionError, safe_repr
+from .base import Store
+
+__all__ = ["open_store"]
+
+_FORMS: Final = "sqlite:runs.db, redis://host:6379/0, rediss://host:6379/0 or unix:///run/redis.sock"
+
+
+def open_store(url: str, *, prefix: str | None = None, codec: str | None = None) -> Store:
+    """Open the durable store that `url` names: `sqlite:runs.db` (`sqlite:/var/lib/runs.db`), `redis://…`, `rediss://…` or
+    `unix://…`.
+
+    `prefix`: of a Redis store's keys. `codec`: `module:attribute`, a codec or a function that returns one. An SQLite file
+    that does not exist is not created, so that a typing error cannot make an empty store. Raises DefinitionError for
+    a URL or a codec that cannot be used, and what the store itself raises.
+    """
+    scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    options: dict[str, Any] = {} if codec is None else {"codec": load(codec)}
+    if scheme == "sqlite":
+        if prefix is not None:
+            raise DefinitionError("an SQLite store has no prefix. Leave prefix= out.")
+        path = url.removeprefix("sqlite:").removeprefix("//")
+        if not os.path.exists(path):  # noqa: PTH110 - the path may hold what pathlib would normalise away
+            raise DefinitionError(f"there is no SQLite file {safe_repr(path)}. Check the path of the store.")
+        from .sqlite import SQLiteStore
+
+        return SQLiteStore(path, **options)
+    if scheme in {"redis", "rediss", "unix"}:
+        try:
+            import redis
+        except ImportError:
+            raise ImportError("Redis stores need redis-py: pip install 'flowcore[redis]'") from None
+        from .redis import RedisStore
+
+        if prefix is not None:
+            options["prefix"] = prefix
+        try:
+            client = redis.Redis.from_url(url)
+        except ValueError as error:
+            raise DefinitionError(f"this is not a Redis URL ({error}). Use {_FORMS}.") from None
+        return RedisStore(client, **options)
+    raise DefinitionError(f"{safe_repr(_without_password(url))} names no store. Use {_FORMS}.")
+
+
+def load(name: str) -> Any:
+    """The object that `module:attribute` names; a function without the methods of a codec is called."""
+    module, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DefinitionError(f"{safe_repr(name)} cannot be imported ({error}). Name it as module:attribute.") from None
+    return found() if callable(found) and not hasattr(found, "dumps") else found
+
+
+def _without_password(url: object) -> object:
+    if not isinstance(url, str) or "@" not in url:
+        return url
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=_names(parts.query)).geturl()
+
+
+def _names(query: str) -> str:
+    return "&".join(f"{name}=…" for name, _ in parse_qsl(query))

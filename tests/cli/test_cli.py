@@ -1,0 +1,224 @@
+"""The command line, as an operator gives it: against real stores, in a process of its own where that matters."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import Context, Engine, Workflow
+from flowcore.cli import run
+from flowcore.stores import SQLiteStore
+
+Given = Callable[..., tuple[int, str, str]]
+
+
+def order() -> Workflow:
+    """pay, then ship: order 1 is undone, the undo of order 2 fails, order 0 goes well."""
+    wf = Workflow("order")
+
+    def refund(ctx: Context) -> None:
+        if ctx["n"] == 2:
+            raise RuntimeError("the bank is closed")
+
+    def ship(ctx: Context) -> str:
+        if ctx["n"]:
+            raise ValueError("no such street")
+        return "parcel-7"
+
+    pay = wf.add_step("pay", lambda ctx: "secret-card")
+    pay.compensate(retry=1)(refund)
+    wf.add_step("ship", ship, depends_on="pay")
+    return wf
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    with Engine(store=store) as engine:
+        wf = order()
+        for number in range(3):
+            engine.run(wf, {"n": number}, idempotency_key=f"order-{number}", check=False)
+    store.close()
+    return f"sqlite:{tmp_path / 'runs.db'}"
+
+
+@pytest.fixture
+def flowcore(url: str, capsys: pytest.CaptureFixture[str]) -> Given:
+    """Give a command: its exit code, and what it printed."""
+
+    def given(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            run(["--store", url, *arguments])
+        printed = capsys.readouterr()
+        code = exit_.value.code
+        return (code if isinstance(code, int) else 0), printed.out, printed.err
+
+    return given
+
+
+def data(answer: tuple[int, str, str]) -> Any:
+    assert answer[0] == 0, answer
+    return json.loads(answer[1])
+
+
+def test_ls_lists_held_runs_first(flowcore: Given) -> None:
+    runs = data(flowcore("--json", "ls"))["runs"]
+    assert [entry["key"] for entry in runs] == ["order-2", "order-1", "order-0"]
+    assert runs[0]["held"]
+    _, text, _ = flowcore("ls")
+    assert text.splitlines()[1].split()[:3] == ["order-2", "order", "held"]
+
+
+def test_ls_filters_and_pages(flowcore: Given) -> None:
+    first = data(flowcore("--json", "ls", "--status", "success"))
+    assert [entry["key"] for entry in first["runs"]] == ["order-0"]
+    assert data(flowcore("--json", "ls", "--key", "order-1"))["runs"][0]["key"] == "order-1"
+    page = data(flowcore("--json", "ls", "--status", "compensated", "--limit", "1"))
+    assert len(page["runs"]) == 1
+    assert flowcore("ls", "--workflow", "unknown")[1] == "No run matches.\n"
+
+
+def test_show_tells_the_story_and_the_commands_for_each_way_on(flowcore: Given) -> None:
+    code, text, _ = flowcore("show", "order-2")
+    assert code == 0
+    assert "held at step 'ship'" in text
+    assert "the bank is closed" in text
+    assert "flowcore undo order-2 " in text
+    assert "flowcore release order-2 " in text
+    assert "secret-card" not in text
+
+
+def test_show_finds_a_run_by_its_id(flowcore: Given) -> None:
+    run_id = data(flowcore("--json", "show", "order-1"))["run_id"]
+    assert data(flowcore("--json", "show", run_id))["key"] == "order-1"
+
+
+def test_values_are_shown_only_if_asked_for(flowcore: Given) -> None:
+    assert "secret-card" not in flowcore("--json", "show", "order-0")[1]
+    shown = data(flowcore("--json", "show", "order-0", "--values"))
+    assert shown["results"]["pay"] == "secret-card"
+    assert "secret-card" in flowcore("show", "order-0", "--values")[1]
+
+
+def test_timeline_and_page_are_drawn_of_a_record(flowcore: Given, tmp_path: Path) -> None:
+    code, text, _ = flowcore("timeline", "order-0")
+    assert code == 0
+    assert "pay" in text
+    page = tmp_path / "run.html"
+    assert flowcore("html", "order-0", "-o", str(page))[0] == 0
+    assert "parcel-7" not in page.read_text(encoding="utf-8")
+    assert "<svg" in page.read_text(encoding="utf-8")
+
+
+def test_a_held_run_is_undone_and_its_decision_recorded(flowcore: Given, url: str) -> None:
+    answer = data(flowcore("--json", "undo", "order-2", "--reason", "ticket 7"))
+    assert answer["done"] == ["order-2"]
+    record = data(flowcore("--json", "show", "order-2"))
+    assert record["decision"] == "undo"
+    assert record["reason"].startswith("undo by ")
+    assert record["reason"].endswith(": ticket 7")
+
+
+def test_what_loses_something_asks_first(flowcore: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no answer comes
+    code, _, said = flowcore("release", "order-2")
+    assert code == 4
+    assert "Nothing was done." in said
+    assert data(flowcore("--json", "show", "order-2"))["held"]
+    assert flowcore("release", "order-2", "--yes")[0] == 0
+    assert not data(flowcore("--json", "show", "order-2"))["held"]
+
+
+def test_many_runs_are_counted_before_they_are_touched(flowcore: Given) -> None:
+    code, text, said = flowcore("hold", "--workflow", "order", "--dry-run")
+    assert (code, text) == (0, "")
+    assert said.count("hold 'order-") == 3
+    assert not data(flowcore("--json", "show", "order-0"))["held"]
+    assert flowcore("hold", "--workflow", "order", "--yes")[0] == 0
+    assert data(flowcore("--json", "show", "order-0"))["held"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["show", "nothing"], 1, "nothing"),
+        (["resume", "order-0"], 1, "success"),
+        (["ls", "--status", "bogus"], 2, "bogus"),
+        (["release"], 2, "Name the runs"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["graph", "no.such:thing"], 2, "cannot be imported"),
+    ],
+)
+def test_an_error_is_one_line_and_has_its_exit_code(
+    flowcore: Given, arguments: list[str], code: int, sentence: str
+) -> None:
+    given, _, said = flowcore(*arguments)
+    assert given == code, said
+    assert said.startswith("flowcore: ")
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(["--store", f"sqlite:{tmp_path / 'typo.db'}", "ls"])
+    assert exit_.value.code == 2
+    assert not (tmp_path / "typo.db").exists()
+    assert "no SQLite file" in capsys.readouterr().err
+
+
+def test_without_a_store_the_command_says_how_to_name_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOWCORE_STORE", raising=False)
+    with pytest.raises(SystemExit) as exit_:
+        run(["ls"])
+    assert exit_.value.code == 2
+    assert "FLOWCORE_STORE" in capsys.readouterr().err
+
+
+def test_a_redis_that_is_down_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(["--store", "redis://127.0.0.1:1/0", "ls"])
+    assert exit_.value.code == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_top_counts_what_is_not_over(flowcore: Given) -> None:
+    assert {"workflow": "order", "status": "held", "runs": 1} in data(flowcore("--json", "top"))
+    _, text, _ = flowcore("top", "--once")
+    assert "order-2" in text
+
+
+def test_graph_draws_a_workflow_of_a_module(flowcore: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_of_the_tests.py").write_text(
+        "from flowcore import Workflow\nwf = Workflow('shop')\nwf.add_step('a', lambda ctx: 1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "Workflow 'shop'" in flowcore("graph", "shop_of_the_tests:wf")[1]
+    assert flowcore("graph", "shop_of_the_tests:wf", "--mermaid")[1].startswith("flowchart TD")
+    assert flowcore("graph", "shop_of_the_tests:wf", "--dot")[1].startswith("digraph")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_it_works_without_a_terminal_and_in_small_encodings(url: str, encoding: str) -> None:
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "FLOWCORE_STORE": url, "PYTHONUTF8": "0"}
+    for arguments in (["ls"], ["show", "order-2"], ["timeline", "order-1"], ["top", "--once"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "flowcore", *arguments], env=environ, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b""), done.stderr
+        assert done.stdout.decode(encoding)
+
+
+def test_the_version_needs_nothing(url: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "flowcore", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "flowcore 0.1.0\n"
