@@ -198,12 +198,21 @@ class IdempotencyError(FlowcoreError):
 class IdempotencyInProgress(IdempotencyError):
     """Another run with this idempotency key is still in progress.
 
-    `retry_after`: seconds after which a retry makes sense. `run_id`: the run that holds the key.
+    `retry_after`: seconds after which a retry makes sense, a hint for clients. `lease_left`: seconds until its owner's
+    lease ends; infinite in memory. `run_id`: the run that holds the key.
     """
 
-    def __init__(self, message: str | None = None, *, retry_after: float = 0.0, run_id: str = "") -> None:
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        retry_after: float = 0.0,
+        lease_left: float = 0.0,
+        run_id: str = "",
+    ) -> None:
         super().__init__(message or "Another run with this idempotency key is still in progress.")
         self.retry_after = retry_after
+        self.lease_left = lease_left
         self.run_id = run_id
 
 

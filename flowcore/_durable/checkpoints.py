@@ -20,7 +20,8 @@ from .._kernel.effects import Ask, Program, Sleep, Stop
 from .._kernel.run_state import RunState
 from ..errors import LeaseLost, NotSerializable, RunParked, StepCancelled, StoreUnavailable, safe_repr, safe_str
 from ..retry import Backoff
-from ..stores.base import Behind, Checkpoint, DefinitionChanged, Ending, Lost, Renewal, RunRecord
+from ..stores.base import Behind, Checkpoint, DefinitionChanged, Lost, Renewal, RunRecord
+from .endings import ending
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -71,12 +72,13 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
         record.key, record.run_id, record.fence, run.settings.lease, steps, writes, record.undoing, base=base
     )
     changes.types = run.plan.types
-    answer, failure = yield from retry_store_call(run, ledger, "finish", Ending(record, changes))
+    end = ending(run, record, changes)
+    answer, failure = yield from retry_store_call(run, ledger, "finish", end)
     while failure is None and isinstance(answer, Behind):
         answer, failure = yield from _healed(run, ledger, changes, answer, None)
         if failure is None and not isinstance(answer, Lost):
             changes.base = ledger.base
-            answer, failure = yield from retry_store_call(run, ledger, "finish", Ending(record, changes))
+            answer, failure = yield from retry_store_call(run, ledger, "finish", end)
     if failure is not None:
         _put_back(run, ledger, changes, failure)
     return lose(run, gone=answer.gone) if isinstance(answer, Lost) else failure
@@ -198,7 +200,8 @@ def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
 
 
 def parked(run: RunState, why: str, cause: BaseException | None = None) -> RunParked:
-    """The error of a run that another caller, or recovery, resumes."""
+    """The error of a run that another caller, or recovery, resumes, for the reason that its record keeps."""
+    run.reason = why
     error = RunParked(
         f"Run {run.run_id} of {safe_repr(run.workflow.name)} was parked: {why}. It resumes on the next call with its key "
         "or on engine.recover()."

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any, Final
 
 from .._kernel import emit
 from .._kernel.effects import Program, Sleep
 from .._kernel.run_state import RunState
 from ..errors import (
-    IdempotencyError,
-    IdempotencyHeld,
-    IdempotencyInProgress,
-    IdempotencyMismatch,
     LeaseLost,
     NotSerializable,
     RunNotFound,
@@ -23,7 +19,6 @@ from ..errors import (
     safe_repr,
     safe_str,
 )
-from ..retry import Backoff
 from ..run import Run
 from ..stores.base import (
     RESUMABLE,
@@ -31,37 +26,40 @@ from ..stores.base import (
     Claim,
     Claimed,
     DefinitionChanged,
-    Ending,
     Finished,
     Held,
-    Mismatch,
     OtherGraph,
+    Owner,
     RunRecord,
 )
 from ..stores.codec import canonical
-from ..workflow import own_error
 from . import checkpoints
+from .endings import ending
 from .ledger import Ledger, ledger_of
+from .outcomes import refusal, replay
 from .takeover import Takeover
+from .waiting import LocalRuns, adopt, outcome_of_owner, refuse_if_cancelled, taken_here
 
-__all__ = ["StoreClaims", "adopt", "claim"]
+__all__ = ["StoreClaims", "claim"]
 
-_SHORTLY: Final = 0.05
-"""seconds: the least that a caller is asked to wait"""
-_POLL: Final = Backoff.exponential(0.002, max_delay=0.25, jitter=False)
-"""how often a caller with `wait=` asks after the run that has its key"""
 _RESENT: Final = 1 / 3
 """of a lease: for how long a claim is sent again to a store that does not answer"""
 
 
 class StoreClaims:
-    """See flowcore._kernel.ledger.Claims."""
+    """See flowcore._kernel.ledger.Claims. `local`: the engine's runs in flight; `owner`: this process, for its records."""
+
+    def __init__(self, local: LocalRuns | None = None, owner: Callable[[], Owner] | None = None) -> None:
+        self.local = local
+        self._owner = owner
 
     def open(self) -> Ledger:
         return Ledger()
 
     def claim(self, run: RunState) -> Program[Run | Takeover | None]:
-        found = yield from claim(run)
+        found = yield from claim(run, self.local, self._owner)
+        if run.claimed and self.local is not None:
+            self.local.join(run)
         return Takeover(found) if isinstance(found, RunRecord) else found
 
     def adopt(self, run: RunState) -> Program[Run | None]:
@@ -71,11 +69,13 @@ class StoreClaims:
         ledger, record = ledger_of(run), _record(run, finished)
         if ledger is not None:
             return (yield from checkpoints.finish(run, ledger, record))
-        _, failure = yield from checkpoints.ask(run, "finish", Ending(record))
+        _, failure = yield from checkpoints.ask(run, "finish", ending(run, record, None))
         return failure
 
 
-def claim(run: RunState) -> Program[Run | RunRecord | None]:
+def claim(
+    run: RunState, local: LocalRuns | None = None, owner: Callable[[], Owner] | None = None
+) -> Program[Run | RunRecord | None]:
     """Claim the run's key. Answers None if the run is ours from its beginning, the record if it is ours to go on with,
     else the earlier run whose outcome is ours too."""
     try:
@@ -93,18 +93,23 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
         attached=run.recovering,
         waits=run.wait is not None,
     )
+    wanted.once, wanted.deadline = run.once, run.allowed
     if run.ledger is not None:
+        wanted.owner = None if owner is None else owner()
         wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
         first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
         if first is not None and first.when is None:
             wanted.begins = (first.name,)
     until = None if run.wait is None else run.settings.clock() + run.wait
     polls = 0
+    failure: BaseException | None = None
     while True:
         sent = run.settings.clock()
-        answer, failure = yield from _asked(run, wanted, poll=polls > 0)
+        answer = yield from taken_here(run, local, wanted)
+        if answer is None:
+            answer, failure = yield from _asked(run, wanted, poll=polls > 0)
         if failure is not None:
-            _refuse_if_cancelled(run)
+            refuse_if_cancelled(run)
             emit.refused(run, failure)
             raise failure
         match answer:
@@ -118,8 +123,8 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
                 # ended by others: two runs must not have one id.
                 yield from checkpoints.ask(run, "withdraw", wanted)
                 late = StoreUnavailable(
-                    f"key {safe_repr(wanted.key)} was granted more than a lease after it was asked for, and has had other runs: "
-                    "the same may be asked again."
+                    f"The store answered the claim for key {safe_repr(wanted.key)} too late (more than one lease), and other "
+                    "runs have used the key since. The claim was withdrawn; retry the call."
                 )
                 emit.refused(run, late)
                 raise late
@@ -137,27 +142,27 @@ def claim(run: RunState) -> Program[Run | RunRecord | None]:
                 )
                 emit.refused(run, changed)
                 raise changed
-            case _ if run.recovering is not None:  # somebody else was quicker; nobody has asked for an answer
+            case _ if run.recovering is not None:  # no caller waits for an answer
                 over = LeaseLost(
-                    f"run {run.recovering} is over by now, or somebody else goes on with it.", run_id=run.recovering
+                    f"Run {run.recovering} has already finished or was taken over by another process.",
+                    run_id=run.recovering,
                 )
                 emit.refused(run, over)
                 raise over
             case Finished(record=record) if record.status in RESUMABLE:  # held meanwhile
-                raise _refusal(run, wanted.key, Held(record.run_id, record.carrier, answer.age))
+                raise refusal(run, local, wanted.key, Held(record.run_id, record.carrier, answer.age))
             case Finished():
                 record = answer.record
                 adopted = wanted.attached == record.run_id
                 emit.hit(run, "adopted" if adopted else "replayed", record.run_id, record.carrier, answer.age)
-                return _replay(run, record)
+                return replay(run, record)
             case Busy() if until is not None and run.settings.clock() < until:
-                wanted.attached = answer.run_id
                 polls += 1
-                left = until - run.settings.clock()
-                yield Sleep(max(0.0, min(_POLL.delay(polls), left)))
-                _refuse_if_cancelled(run)
+                outcome = yield from outcome_of_owner(run, local, wanted, answer, sent, until)
+                if outcome is not None:
+                    return outcome
             case _:
-                raise _refusal(run, wanted.key, answer)
+                raise refusal(run, local, wanted.key, answer)
 
 
 def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.Answer]:
@@ -181,16 +186,14 @@ def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.A
     return answer, failure
 
 
-def _refuse_if_cancelled(run: RunState) -> None:
-    if run.error is not None:
-        emit.refused(run, run.error)
-        raise run.error
-
-
 def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunRecord | None:
     """The run is ours."""
     run.claimed = True
     run.generation, run.fence = claimed.generation, claimed.fence
+    if claimed.record is not None:
+        run.run_id = claimed.record.run_id
+        if claimed.record.deadline is not None:
+            run.allowed = claimed.record.deadline  # of the call that began it
     if run.allowed is not None:
         run.deadline = run.settings.clock() + run.allowed - claimed.age
     ledger = ledger_of(run)
@@ -199,65 +202,6 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
         if claimed.record is None:
             ledger.started(wanted)
     return claimed.record
-
-
-def _replay(run: RunState, record: RunRecord) -> Run:
-    run.run_id = record.run_id
-    replay = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
-    replay.replayed, replay.held, replay.carrier = True, record.held, record.carrier
-    replay.error = own_error(run.workflow, record.error)
-    replay.failed_step, replay.undone = record.failed_step, record.undone
-    return replay
-
-
-def adopt(run: RunState) -> Program[Run | None]:
-    """The run was taken over: if its new owner has ended it, or does so while its caller waits, that is its outcome."""
-    until = run.settings.clock() + (run.wait or 0.0)
-    polls = 0
-    while True:
-        record, failure = yield from checkpoints.ask(run, "find", run.stored_key)
-        if failure is not None or record is None or record.run_id != run.run_id:
-            return None
-        if record.finished is not None and record.status not in RESUMABLE:
-            return _replay(run, record)
-        left = until - run.settings.clock()
-        if left <= 0:
-            return None
-        polls += 1
-        yield Sleep(min(_POLL.delay(polls), left), shielded=True)
-
-
-def _refusal(run: RunState, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
-    """The error for a key that cannot be had, told to the hooks."""
-    what = f"idempotency key {safe_repr(key)} of workflow {safe_repr(run.workflow.name)}"
-    word: str
-    error: IdempotencyError
-    match answer:
-        case Busy():
-            word = "in_progress"
-            hint = _SHORTLY if answer.lease_left == math.inf else max(_SHORTLY, answer.lease_left)
-            error = IdempotencyInProgress(
-                f"{what} is in use by run {answer.run_id}, which is still going on: "
-                f"ask again in {hint:g} s, or pass wait= to get its outcome.",
-                retry_after=hint,
-                run_id=answer.run_id,
-            )
-        case Mismatch():
-            word = "mismatch"
-            other = (
-                "other initial values"
-                if answer.workflow == run.workflow.name
-                else f"workflow {safe_repr(answer.workflow)}"
-            )
-            error = IdempotencyMismatch(f"{what} was used before with {other}: use a key of its own for each request.")
-        case _:
-            word = "held"
-            error = IdempotencyHeld(
-                f"{what} is held since run {answer.run_id}: see what it left with engine.store.find({safe_repr(key)}), then "
-                f"engine.store.resume({safe_repr(key)}) lets it go on, and engine.store.release({safe_repr(key)}) frees the key."
-            )
-    emit.hit(run, word, answer.run_id, answer.carrier, answer.age)
-    return error
 
 
 def _fingerprint(run: RunState) -> str:

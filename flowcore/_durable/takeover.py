@@ -6,6 +6,7 @@ What is known to be done stays done. What was in flight may have happened or not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import CoroutineType
 from typing import Any, Final
@@ -15,7 +16,7 @@ from .._kernel.attempts import awaited
 from .._kernel.effects import Call, GivenUp, Program
 from .._kernel.run_state import RunState
 from ..context import Context
-from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
+from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, StepTimeout, safe_repr, safe_str
 from ..events import RunRecovered
 from ..plan import Node
 from ..run import StepReport
@@ -33,6 +34,8 @@ Answer = Landed[Any] | NotLanded | type[NotLanded] | None
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
 _UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN})
 """steps that have not ended: attempts that failed count against their retries"""
+_VERIFY_LIMIT: Final = 30.0
+"""seconds for `verify=` of a step without a timeout"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps of which nobody knows whether they had their effect"""
 
@@ -61,6 +64,7 @@ def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
 def restore(run: RunState, record: RunRecord) -> None:
     """Put back what the record tells."""
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
+    run.retries, run.done_before = record.retries, len(record.results) + len(record.undone)
     run.interrupted_carrier = record.carrier
     run.carrier = run.carrier or record.carrier
     run.values.clear()
@@ -87,6 +91,16 @@ def restore(run: RunState, record: RunRecord) -> None:
 def take_over(run: RunState, record: RunRecord) -> Program[None]:
     """Decide on what was in flight, and in which direction to go on."""
     ledger = ledger_of(run)
+    if record.status is Status.QUEUED:  # no step has begun
+        return
+    refused = _refused(run, record)
+    if refused is not None:
+        crashed = [node for node in run.plan.nodes if _was_running(record, node)]
+        for node in crashed:
+            run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
+        run.hold(refused)
+        emit.recovered(run, _recovered(run, record, "hold", held=crashed))
+        return
     in_doubt = [
         node
         for node in run.plan.nodes
@@ -114,7 +128,9 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not run.past_pivot]
-    undoing = record.undoing or record.decision == "undo" or (bool(to_undo) and not held and unclear is None)
+    undoing = (
+        record.undoing or record.decision in {"undo", "cancel"} or (bool(to_undo) and not held and unclear is None)
+    )
     run.was_in_doubt = frozenset(node.name for node in open_ones)
     if undoing:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
@@ -124,27 +140,84 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     elif held:
         for node in crashed:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
-        run.hold(_held(run, held[0]))
+        step = safe_repr(held[0].name)
+        run.hold(_held(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'"))
     elif not undoing and ledger is not None:
         ledger.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
         for node in lacking:  # should the run stop before they start again
             ledger.withdraw_start(node.name)
-    event = RunRecovered(
+    decision = "hold" if held and unclear is None else "undo" if undoing else "forward"
+    retried = [] if held or undoing else [node for node in in_doubt if node not in landed]
+    undone = list(reversed(run.to_undo)) if undoing and not held else []
+    emit.recovered(run, _recovered(run, record, decision, retried=retried, landed=landed, undone=undone, held=held))
+    if landed and ledger is not None and not run.stopped:
+        yield from ledger.flush(run)
+
+
+def _recovered(
+    run: RunState,
+    record: RunRecord,
+    decision: str,
+    *,
+    retried: Sequence[Node] = (),
+    landed: Sequence[Node] = (),
+    undone: Sequence[Node] = (),
+    held: Sequence[Node] = (),
+) -> RunRecovered:
+    return RunRecovered(
         run.workflow.name,
         run.run_id,
         run.settings.clock(),
         run.state if run.observed else {},
-        "hold" if held and unclear is None else "undo" if undoing else "forward",
-        tuple(node.name for node in run.plan.nodes if _is_over(run, node) and node not in landed),
-        () if held or undoing else tuple(node.name for node in in_doubt if node not in landed),
-        tuple(node.name for node in landed),
-        tuple(node.name for node in reversed(run.to_undo)) if undoing and not held else (),
-        tuple(node.name for node in held),
+        decision,
+        _names([node for node in run.plan.nodes if _is_over(run, node) and node not in landed]),
+        _names(retried),
+        _names(landed),
+        _names(undone),
+        _names(held),
         record.carriers,
     )
-    emit.recovered(run, event)
-    if landed and ledger is not None and not run.stopped:
-        yield from ledger.flush(run)
+
+
+def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
+
+
+def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
+    """Why this run must not be resumed by itself, whatever its steps say; None: it may."""
+    if record.decision in {"undo", "cancel"}:
+        return None
+    over = {name for name, report in record.steps.items() if report.status in _OVER} | record.results.keys()
+    for node in run.plan.nodes:
+        report = record.steps.get(node.name)
+        if node.name not in over and (report is None or report.status is Status.PENDING):
+            continue
+        missing = next((name for name in node.dependencies if name not in over), None)
+        if missing is not None:
+            return _held(
+                run,
+                f"step {safe_repr(node.name)} is recorded, but not the end of step {safe_repr(missing)}, which it depends "
+                "on: the store has lost a part of the record",
+            )
+    if record.takeovers > run.settings.max_takeovers and record.decision is None:
+        return _held(run, f"its process crashed {record.takeovers} times without progress, {_last_seen(run, record)}")
+    return None
+
+
+def _last_seen(run: RunState, record: RunRecord) -> str:
+    """Where the last owner of a run was when it crashed."""
+    steps = [node.name for node in run.plan.nodes if _was_running(record, node)]
+    where = f"in step {', '.join(map(safe_repr, steps))}" if steps else "between two steps"
+    if record.undoing:
+        left = [name for name in record.effects if _undo_of(record, name) is None]
+        where = f"in the undo of step {safe_repr(left[-1])}" if left else "while undoing"
+    owner = record.owner
+    return f"the last time {where}" + ("" if owner is None else f" (host {owner.host}, pid {owner.pid})")
+
+
+def _was_running(record: RunRecord, node: Node) -> bool:
+    report = record.steps.get(node.name)
+    return report is not None and report.status is Status.RUNNING
 
 
 def _is_over(run: RunState, node: Node) -> bool:
@@ -225,31 +298,34 @@ def _crash(run: RunState, crashed: list[Node]) -> RunFailed:
     return RunFailed(why, run=run.run_id, step=crashed[0].name, error_type="crash", error_message=why)
 
 
-def _held(run: RunState, node: Node) -> IdempotencyHeld:
-    key = safe_repr(run.stored_key)
+def _held(run: RunState, why: str) -> IdempotencyHeld:
+    """The error of a run that only an operator may resume, for the reason that its record keeps."""
+    run.reason, key = why, safe_repr(run.stored_key)
     return IdempotencyHeld(
-        f"run {run.run_id} of {safe_repr(run.workflow.name)} was interrupted while step {safe_repr(node.name)} was in flight, which has "
-        f"on_crash='hold': look whether it happened, then engine.store.resume({key}) attempts it again, "
-        f"engine.store.undo({key}) undoes the run, and engine.store.release({key}) forgets it."
+        f"Run {run.run_id} of {safe_repr(run.workflow.name)} is held: {why}. Check its effects; then resume it with "
+        f"engine.store.resume({key}), undo it with engine.store.undo({key}), or discard it with engine.store.release({key})."
     )
 
 
 def _verified(run: RunState, node: Node) -> Program[tuple[Answer, BaseException | None]]:
-    """What the step's `verify=` answers: Landed, NotLanded, or None; or why it could not tell. Then the run is parked:
-    guessing is what it is there to prevent."""
+    """What the step's `verify=` returns within the step's timeout: Landed, NotLanded, or None; or why it could not tell.
+    Then the run is parked: guessing is what it is there to prevent."""
     fn = node.step.verify
     assert fn is not None  # noqa: S101 - the caller has looked
     ctx = Context(run, node)
-    answer, error = yield Call(node, fn, ctx, run.context.copy(), None, node.verify_is_async, asks=True)
+    limit = _VERIFY_LIMIT if node.timeout is None else node.timeout
+    answer, error = yield Call(node, fn, ctx, run.context.copy(), limit, node.verify_is_async, asks=True)
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), None, undo=False, asks=True)
-    if isinstance(error, GivenUp):  # the run was cancelled meanwhile
-        return None, None
+        answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), limit, undo=False, asks=True)
     what = f"verify= of step {safe_repr(node.name)}"
+    if isinstance(error, GivenUp):
+        if not error.timed_out:  # the run was cancelled meanwhile
+            return None, None
+        return None, StepTimeout(f"{what} did not return within {limit:g} s")
     if error is not None:
-        unclear = FlowcoreError(f"{what} could not tell: {type(error).__name__}: {safe_str(error, 200)}")
+        unclear = FlowcoreError(f"{what} raised {type(error).__name__}: {safe_str(error, 200)}")
         unclear.__cause__ = error
         return None, unclear
     if answer is None or answer is NotLanded or type(answer) in {Landed, NotLanded}:
         return answer, None
-    return None, FlowcoreError(f"{what} answered with {safe_repr(answer)} instead of Landed(result), NotLanded or None")
+    return None, FlowcoreError(f"{what} returned {safe_repr(answer)} instead of Landed(result), NotLanded or None")

@@ -8,18 +8,20 @@ import inspect
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from .._durable.checkpoints import cancelled, lose
+from .._durable.recovery import Ask
+from .._durable.waiting import LocalRuns
 from .._kernel.effects import Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, StepCancelled, StoreError, safe_str
+from ..errors import StepCancelled, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
@@ -28,6 +30,7 @@ from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
 from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
+from .recovering import RecoveryTasks
 from .workers import Workers
 
 __all__ = ["AsyncEngine"]
@@ -53,6 +56,8 @@ class AsyncEngine(EngineBase):
         recover_every: Duration | None = None,
         store_patience: Duration = 300.0,
         max_queued: int = 10_000,
+        max_takeovers: int = 5,
+        recover_at_once: int | None = None,
     ) -> None:
         super().__init__(
             store,
@@ -64,15 +69,22 @@ class AsyncEngine(EngineBase):
             recover_every,
             store_patience,
             max_queued,
+            max_takeovers,
             runs_async=True,
         )
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: dict[RunState, AsyncDriver | None] = {}  # None: it runs inline
         self._queued: dict[RunState, AsyncRunFuture] = {}  # submitted runs that have not begun
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._recovering: set[asyncio.Task[Any]] = set()  # the loop itself keeps no task alive
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
-        self._recovery: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
+        self._recovery = self._recovery_of(self._live, recover_at_once)
+        self._looking: RecoveryTasks | None = None
+        if (every := self._look_every()) is not None:
+            self._looking = RecoveryTasks(self._look, every)
+            self._recovery.wake = self._looking.ring
         after_fork_in_child(self, AsyncEngine._after_fork)
         weakref.finalize(self, self._pool.close, self._settings.grace)
 
@@ -84,7 +96,9 @@ class AsyncEngine(EngineBase):
         self._live.clear()
         self._queued.clear()
         self._tasks.clear()
-        self._recovery.clear()
+        self._recovery.after_fork()
+        if self._looking is not None:
+            self._looking.after_fork()
 
     async def run(
         self,
@@ -148,7 +162,7 @@ class AsyncEngine(EngineBase):
         self._queued.pop(run, None)
 
     async def _drive(self, run: RunState, cancels: int, *, check: bool) -> Run:
-        self._recover_often()
+        self._ensure_looking()
         driver = await self._driven(run, cancels)
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
@@ -160,8 +174,10 @@ class AsyncEngine(EngineBase):
             await driver.run_here()
         finally:
             self._live.pop(run, None)
-            if run.claimed and self._leases is not None:
-                self._leases.leave(run)
+            if run.claimed:
+                self._local.leave(run)
+                if self._leases is not None:
+                    self._leases.leave(run)
         return driver
 
     def cancel(self, run_id: str) -> bool:
@@ -176,27 +192,77 @@ class AsyncEngine(EngineBase):
         return False
 
     async def recover(self) -> list[Run]:
-        """Go on with the runs of `workflows` that nobody goes on with: as `Engine.recover`."""
-        self._recover_often()
+        """Resume the runs of `workflows` that have no live owner and are due: as `Engine.recover`."""
+        self._ensure_looking()
+        resumed: list[asyncio.Task[AsyncDriver]] = []
+        skip: set[str | None] = set()
+        fresh = True
         with self._round() as context:
-            names = [workflow.name for workflow in self.workflows]
-            records = page = await self._asked(partial(self.store.list_resumable, names), context)
-            while page.cursor is not None:
-                page = await self._asked(partial(self.store.list_resumable, names, after=page.cursor), context)
-                records += page
             if self._surveys:
-                held = await self._asked(partial(self.store.list_runs, status="held", limit=None), context)
-                self._tell_survey(records, held, context)
-        drivers = await asyncio.gather(
-            *(asyncio.create_task(self._recovered(run)) for run in self._recoverable(records))
-        )
-        for driver in drivers:
-            if driver.result is None and isinstance(driver.error, StoreError):
-                self._warn_unrecovered(driver.run.recovering, safe_str(driver.error))
-        return [driver.result for driver in drivers if driver.result is not None]
+                await self._survey(context)
+        while True:
+            with self._round() as context:
+                started = await self._start_recovered(context, skip, fresh=fresh)
+            skip.update(run.recovering for run in started)
+            resumed += started.values()
+            fresh = False
+            running = [task for task in resumed if not task.done()]
+            if not running:
+                drivers = [task.result() for task in resumed if not task.cancelled()]
+                return [driver.result for driver in drivers if driver.result is not None]
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _look(self) -> None:
+        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it."""
+        if self._surveys and self._recovery.survey_due():
+            with self._round("survey") as context:
+                await self._survey(context)
+        if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
+            with self._round() as context:
+                await self._start_recovered(context)
+
+    async def _survey(self, context: contextvars.Context) -> None:
+        try:
+            counts = await self._performed(self._recovery.survey(self._known), context)
+        except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
+            log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
+        else:
+            self._emit_survey(counts, context)
+
+    async def _start_recovered(
+        self, context: contextvars.Context, skip: Collection[str | None] = (), *, fresh: bool = False
+    ) -> dict[RunState, asyncio.Task[AsyncDriver]]:
+        """Start the runs of one round of recovery, each in a task of its own."""
+        started: dict[RunState, asyncio.Task[AsyncDriver]] = {}
+
+        def start(run: RunState) -> None:
+            self._live[run] = None
+            started[run] = asyncio.create_task(self._recovered(run))
+            started[run].add_done_callback(self._recovering.discard)
+            self._recovering.add(started[run])
+
+        await self._performed(self._recovery.round(self._request, start, skip, fresh=fresh), context)
+        return started
 
     async def _recovered(self, run: RunState) -> AsyncDriver:
-        return await self._driven(run, _cancels())
+        error: BaseException | None = None
+        try:
+            driver = await self._driven(run, _cancels())
+            error = driver.error
+        finally:
+            self._live.pop(run, None)
+            self._recovery.ended(run, error)
+        return driver
+
+    async def _performed(self, program: Generator[Ask, Any, Any], context: contextvars.Context) -> Any:
+        """Make the calls of the store that a part of recovery yields. Returns what it returns."""
+        answer: Any = None
+        while True:
+            try:
+                call = program.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = await self._asked(call, context)
 
     async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
         """Ask the store outside of any run."""
@@ -204,12 +270,10 @@ class AsyncEngine(EngineBase):
             return await asyncio.get_running_loop().create_task(verb(), context=context)
         return await asyncio.to_thread(context.run, verb)
 
-    def _recover_often(self) -> None:
-        """See to it that somebody does so on this loop, where `recover_every` was given."""
-        loop = asyncio.get_running_loop()
-        if self.recover_every is not None and loop not in self._recovery:
-            self._recovery[loop] = loop.create_task(_recover_often(weakref.ref(self), self.recover_every))
-            self._recovery[loop].add_done_callback(lambda _: self._recovery.pop(loop, None))
+    def _ensure_looking(self) -> None:
+        """Ensure that one task recovers on this loop, where `recover_every` was given."""
+        if self._looking is not None:
+            self._looking.ensure()
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
         """Start no more runs, and wait for those on this loop; with a `timeout`, do with them what `Engine.close` does."""
@@ -217,8 +281,8 @@ class AsyncEngine(EngineBase):
         limit = None if limit == math.inf else limit
         self._closed = True
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
-        if (recovery := self._recovery.get(loop)) is not None:
-            recovery.cancel()
+        if self._looking is not None:
+            self._looking.close(loop)
         if limit is None:
             await self._wait_for(list(self._queued.values()), None)
         else:
@@ -258,7 +322,7 @@ class AsyncEngine(EngineBase):
                 future.drop(unbegun(run, CLOSED) if self.store.durable else None)
 
     async def __aenter__(self) -> Self:
-        self._recover_often()
+        self._ensure_looking()
         return self
 
     async def __aexit__(
@@ -295,15 +359,9 @@ def _cancel_through_store(live: dict[RunState, AsyncDriver | None], run: RunStat
             driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
 
 
-async def _recover_often(reference: weakref.ref[AsyncEngine], every: float) -> None:
-    """Every so many seconds, go on with what nobody goes on with, until the engine is closed or forgotten."""
-    while True:
-        await asyncio.sleep(every)
-        engine = reference()
-        if engine is None:
-            return
-        try:
-            await engine.recover()
-        except FlowcoreError as error:
-            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
-        del engine
+def _wake(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
+    """The run that `run` waits for is over. From any thread."""
+    driver = live.get(run)
+    if driver is not None:
+        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=False))

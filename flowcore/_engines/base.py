@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
+import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from .._durable.checkpoints import parked
 from .._durable.claim import StoreClaims
 from .._durable.leases import Leases
-from .._durable.takeover import left_to_callers
+from .._durable.recovery import SURVEY_EVERY, Recovery
 from .._kernel.effects import Call
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -48,8 +50,7 @@ from ..events.hooks import hook_name
 from ..events.process import with_process_hooks
 from ..retry import Duration, seconds, some_random
 from ..run import Run
-from ..status import Status
-from ..stores.base import RunRecord, Store
+from ..stores.base import Owner, Store
 from ..workflow import NO_KEY, Key, NoKey, Workflow
 from .checks import checked_hooks, checked_store, period, whole
 from .interrupts import hold_sigint
@@ -59,8 +60,6 @@ __all__ = ["CLOSED", "MARGIN", "EngineBase", "I", "call_title", "log", "outcome"
 
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
-_WAITING: Final = ("held", "parked", "incomplete", "expired")
-"""what a run may wait for somebody as; the last: its owner's lease has run out"""
 CLOSED: Final = "its engine was closed"
 MARGIN: Final = 0.5
 """seconds in which runs that were stopped write how they ended"""
@@ -86,6 +85,7 @@ class EngineBase:
         recover_every: Duration | None,
         store_patience: Duration,
         max_queued: int,
+        max_takeovers: int,
         *,
         runs_async: bool,
     ) -> None:
@@ -98,10 +98,10 @@ class EngineBase:
         self._closed = False
         self._lock = threading.Lock()
         self._registered: set[Workflow[Any]] = set()
-        self._warned: set[str | None] = set()  # runs that cannot be recovered
+        self._claims = StoreClaims(owner=_this_process)
         self._settings = Settings(
             store=self.store,
-            claims=StoreClaims(),
+            claims=self._claims,
             hooks=Hooks(with_process_hooks(checked_hooks(hooks))),
             grace=seconds(grace, "grace="),
             parallel=workers,
@@ -113,6 +113,7 @@ class EngineBase:
             new_id=new_id,
             lease=self.lease,
             store_patience=seconds(store_patience, "store_patience="),
+            max_takeovers=whole(max_takeovers, "max_takeovers="),
         )
         self.workflows = tuple(workflows)
         for workflow in self.workflows:
@@ -172,23 +173,13 @@ class EngineBase:
             self._register(workflow)
         return run
 
-    def _recoverable(self, records: Iterable[RunRecord]) -> Iterator[RunState]:
-        """The runs of `workflows` among those that are to be gone on with."""
-        known = {workflow.name: workflow for workflow in self.workflows}
-        for record in records:
-            workflow = known.get(record.workflow)
-            if workflow is not None and record.graph != workflow.freeze().graph:
-                self._warn_unrecovered(record.run_id, "it began with another definition of its steps")
-            elif workflow is not None and not self._closed and not left_to_callers(workflow, record):
-                run = self._execution(workflow, None, record.key, None, None, recovering=True)
-                run.recovering = record.run_id
-                yield run
+    def _recovery_of(self, live: Mapping[RunState, Any], at_once: int | None) -> Recovery:
+        """What finds the runs to resume. It does not keep the engine alive."""
+        room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
+        return Recovery(self._settings, self.workflows, partial(list, live), at_once=room)
 
-    def _warn_unrecovered(self, run_id: str | None, why: str) -> None:
-        """Say, once, why a run could not be gone on with: nobody else hears of it."""
-        if run_id not in self._warned:
-            self._warned.add(run_id)
-            log.warning("run %s cannot be recovered: %s", run_id, why)
+    def _request(self, workflow: Workflow[Any], key: str) -> RunState:
+        return self._execution(workflow, None, key, None, None, recovering=True)
 
     def _keep_leases(self, on_lost: Callable[[RunState], None], on_cancel: Callable[[RunState], None]) -> Leases | None:
         """Who keeps the leases of this engine's runs; None where its store gives none."""
@@ -217,11 +208,11 @@ class EngineBase:
             self._settings.hooks.emit(event, context or contextvars.copy_context())
 
     @contextmanager
-    def _round(self) -> Generator[contextvars.Context, None, None]:
+    def _round(self, kind: str = "recover") -> Generator[contextvars.Context, None, None]:
         """A round of recovery, told to the hooks, and the context for what it asks of the store."""
         hooks, clock = self._settings.hooks, self._settings.clock
         context, began, error = contextvars.copy_context(), clock(), None
-        event = MaintenanceStarted("", "", began, {}, "recover")
+        event = MaintenanceStarted("", "", began, {}, kind)
         scopes = None
         try:
             with hold_sigint():
@@ -235,24 +226,30 @@ class EngineBase:
             with hold_sigint():
                 if MaintenanceFinished in hooks.wanted:
                     wall = self._settings.wall()
-                    hooks.emit(MaintenanceFinished("", "", now, {}, "recover", now - began, error, wall), context)
+                    hooks.emit(MaintenanceFinished("", "", now, {}, kind, now - began, error, wall), context)
                 if scopes is not None:
                     hooks.exit(scopes, context, event, error)
 
     @property
     def _surveys(self) -> bool:
-        """Whether anybody wants to know what waits."""
-        return StoreSurveyed in self._settings.hooks.wanted
+        """Whether a hook wants to know what waits in the store, or recovery must notice runs that it cannot resume."""
+        return StoreSurveyed in self._settings.hooks.wanted or bool(self.workflows)
 
-    def _tell_survey(
-        self, unfinished: Iterable[RunRecord], held: Iterable[RunRecord], context: contextvars.Context
-    ) -> None:
-        counts = {(workflow.name, status): 0 for workflow in self.workflows for status in _WAITING}
-        for record in (*unfinished, *held):
-            status = "held" if record.held else "expired" if record.status is Status.RUNNING else str(record.status)
-            if (record.workflow, status) in counts:
-                counts[record.workflow, status] += 1
-        self._tell(StoreSurveyed("", "", self._settings.clock(), {}, counts), context)
+    @property
+    def _known(self) -> set[str]:
+        """The names of the workflows that this engine recovers or has run."""
+        with self._lock:
+            return {workflow.name for workflow in self._registered}
+
+    def _emit_survey(self, counts: Mapping[tuple[str, str], int], context: contextvars.Context) -> None:
+        if StoreSurveyed in self._settings.hooks.wanted:
+            self._tell(StoreSurveyed("", "", self._settings.clock(), {}, counts), context)
+
+    def _look_every(self) -> float | None:
+        """Seconds between two looks at the store, for recovery or for surveys; None: nothing wants them."""
+        wanted = StoreSurveyed in self._settings.hooks.wanted
+        every = [SURVEY_EVERY] if wanted or self.recover_every is not None else []
+        return min([*every, *([] if self.recover_every is None else [self.recover_every])], default=None)
 
     def _register(self, workflow: Workflow[Any]) -> None:
         with self._lock:
@@ -310,7 +307,7 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
 def stopped(run: RunState, why: str) -> Exception:
     """The error of a run whose process stops: it is parked, or cancelled where it is in memory only."""
     if run.settings.durable:
-        return parked(run, f"because {why}")
+        return parked(run, why)
     return StepCancelled(f"run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled: {why}.")
 
 
@@ -318,6 +315,10 @@ def unbegun(run: RunState, why: str) -> RunParked:
     """The error of a run that is left to other engines before it has begun."""
     name = safe_repr(run.workflow.name)
     return RunParked(f"run {run.run_id} of {name} has not begun: {why}. Another engine may run it.")
+
+
+def _this_process() -> Owner:
+    return Owner(socket.gethostname(), os.getpid())
 
 
 def call_title(run: RunState, call: Call) -> str:

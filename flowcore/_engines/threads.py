@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from .._durable.checkpoints import cancelled, lose, parked
+from .._durable.waiting import LocalRuns
 from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
+from ..errors import FlowcoreError, RunTimeout, StepCancelled, safe_repr, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
@@ -27,6 +30,7 @@ from ..workflow import Key, Workflow
 from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
+from .recovering import RecoveryThread, performed
 from .thread_driver import Driver
 from .workers import Timers, Workers
 
@@ -43,7 +47,8 @@ class Engine(EngineBase):
     `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
     that was given up before going on without it; `workflows`: what `recover` may go on with; `recover_every`: seconds
     between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable;
-    `max_queued`: submitted runs that may wait for a thread.
+    `max_queued`: submitted runs that may wait for a thread; `max_takeovers`: a run that crashed more of its owners
+    in a row, without progress, is held; `recover_at_once`: recovered runs in flight (default: half of `max_workers`).
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class Engine(EngineBase):
         recover_every: Duration | None = None,
         store_patience: Duration = 300.0,
         max_queued: int = 10_000,
+        max_takeovers: int = 5,
+        recover_at_once: int | None = None,
     ) -> None:
         super().__init__(
             store,
@@ -69,6 +76,7 @@ class Engine(EngineBase):
             recover_every,
             store_patience,
             max_queued,
+            max_takeovers,
             runs_async=False,
         )
         self._pool = Workers(self.max_workers, "flowcore")
@@ -79,15 +87,12 @@ class Engine(EngineBase):
         self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
         self._closing = False
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
-        self._recovery: threading.Event | None = None
-        if self.recover_every is not None:
-            self._recovery = threading.Event()
-            threading.Thread(
-                target=_recover_often,
-                args=(weakref.ref(self), self._recovery, self.recover_every),
-                name="flowcore-recovery",
-                daemon=True,
-            ).start()
+        self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
+        self._recovery = self._recovery_of(self._live, recover_at_once)
+        self._looking: RecoveryThread | None = None
+        if (every := self._look_every()) is not None:
+            self._looking = RecoveryThread(self._look, every)
+            self._recovery.wake = self._looking.ring
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
         after_fork_in_child(self, Engine._after_fork)
         weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
@@ -99,6 +104,9 @@ class Engine(EngineBase):
         for run in self._live:
             run.in_child(os.getpid())
         self._live.clear()
+        self._recovery.after_fork()
+        if self._looking is not None:
+            self._looking.start()
 
     def run(
         self,
@@ -216,8 +224,10 @@ class Engine(EngineBase):
 
     def _over(self, driver: Driver) -> None:
         self._forget(driver.run)
-        if driver.run.claimed and self._leases is not None:
-            self._leases.leave(driver.run)
+        if driver.run.claimed:
+            self._local.leave(driver.run)
+            if self._leases is not None:
+                self._leases.leave(driver.run)
 
     def _forget(self, run: RunState) -> None:
         """A run is over, or has not begun after all."""
@@ -245,39 +255,76 @@ class Engine(EngineBase):
         return stopping
 
     def recover(self) -> list[Run]:
-        """Go on with the runs of `workflows` that nobody goes on with: crashed, parked, past their pivot, or released by
-        an operator. Answers those that it went on with, failed or not; raises nothing of theirs, but StoreError where the
-        store cannot tell which there are.
-        """
-        with self._round() as context:
-            names = [workflow.name for workflow in self.workflows]
-            records = page = context.run(self.store.list_resumable, names)
-            while page.cursor is not None:
-                page = context.run(partial(self.store.list_resumable, names, after=page.cursor))
-                records += page
-            if self._surveys:
-                self._tell_survey(
-                    records, context.run(partial(self.store.list_runs, status="held", limit=None)), context
-                )
-        drivers = [self._driver(run, execute(run)) for run in self._recoverable(records)]
-        if self._pool.owns_current_thread():  # a step of ours: the pool may be full of those who wait for it
-            for driver in drivers:
-                driver.run_here(None)
-        else:
-            over = threading.Semaphore(0)
-            for driver in drivers:
-                driver.on_over = partial(self._recovered, over)
-                self._pool.put(driver.begin)
-            for _ in drivers:
-                over.acquire()
-        for driver in drivers:
-            if driver.result is None and isinstance(driver.error, StoreError):
-                self._warn_unrecovered(driver.run.recovering, safe_str(driver.error))
-        return [driver.result for driver in drivers if driver.result is not None]
+        """Resume the runs of `workflows` that have no live owner and are due: crashed, parked, past their pivot, or
+        released by an operator; at most `recover_at_once` at a time.
 
-    def _recovered(self, over: threading.Semaphore, driver: Driver) -> None:
-        self._over(driver)
-        over.release()
+        Waits for the runs that it resumes and returns them, failed or not; raises nothing of theirs, but StoreError where
+        the store cannot list them. The rounds of `recover_every=` wait for none.
+        """
+        resumed: list[Driver] = []
+        over: SimpleQueue[Driver] = SimpleQueue()
+        in_flight, fresh = 0, True
+        with self._round() as context:
+            if self._surveys:
+                self._survey(context)
+        while True:
+            skip = {driver.run.recovering for driver in resumed}
+            with self._round() as context:
+                started = self._start_recovered(context, skip, over.put, fresh=fresh)
+            resumed += started
+            in_flight, fresh = in_flight + len(started), False
+            if not in_flight:
+                return [driver.result for driver in resumed if driver.result is not None]
+            over.get()
+            in_flight -= 1
+
+    def _look(self) -> None:
+        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it."""
+        if self._surveys and self._recovery.survey_due():
+            with self._round("survey") as context:
+                self._survey(context)
+        if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
+            with self._round() as context:
+                self._start_recovered(context)
+
+    def _survey(self, context: contextvars.Context) -> None:
+        try:
+            counts = performed(self._recovery.survey(self._known), context)
+        except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
+            log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
+        else:
+            self._emit_survey(counts, context)
+
+    def _start_recovered(
+        self,
+        context: contextvars.Context,
+        skip: Collection[str | None] = (),
+        on_over: Callable[[Driver], None] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> list[Driver]:
+        """Start the runs of one round of recovery."""
+        started: list[Driver] = []
+
+        def over(driver: Driver) -> None:
+            self._over(driver)
+            self._recovery.ended(driver.run, driver.error)
+            if on_over is not None:
+                on_over(driver)
+
+        def start(run: RunState) -> None:
+            driver = self._driver(run, execute(run))
+            driver.on_over = over
+            started.append(driver)
+
+        performed(self._recovery.round(self._request, start, skip, fresh=fresh), context)
+        here = self._pool.owns_current_thread()  # a step of ours: the pool may be full of those who wait for it
+        for driver in started:
+            if here:
+                driver.run_here(None)
+            else:
+                self._pool.put(driver.begin)
+        return started
 
     def close(self, timeout: Duration | None = None) -> None:
         """Start no more runs, and wait for those that were accepted.
@@ -291,8 +338,8 @@ class Engine(EngineBase):
         limit = None if timeout is None else seconds(timeout, "close(timeout=)")
         if self._pool.owns_current_thread():
             raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
-        if self._recovery is not None:
-            self._recovery.set()
+        if self._looking is not None:
+            self._looking.close()
         with self._quiet:
             self._closed = self._closing = True
         if limit is not None and limit != math.inf:
@@ -351,17 +398,11 @@ def _cancel_through_store(live: dict[RunState, Driver | None], run: RunState) ->
         driver.stop(Stop(cancel=True))
 
 
-def _recover_often(reference: weakref.ref[Engine], closed: threading.Event, every: float) -> None:
-    """Every so many seconds, go on with what nobody goes on with, until the engine is closed or forgotten."""
-    while not closed.wait(every):
-        engine = reference()
-        if engine is None:
-            return
-        try:
-            engine.recover()
-        except FlowcoreError as error:
-            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
-        del engine
+def _wake(live: dict[RunState, Driver | None], run: RunState) -> None:
+    """The run that `run` waits for is over."""
+    driver = live.get(run)
+    if driver is not None:
+        driver.stop(Stop(cancel=False))
 
 
 def drop(live: dict[RunState, Driver | None], why: str) -> None:
@@ -375,7 +416,7 @@ def park(live: dict[RunState, Driver | None], why: str) -> None:
     """Park the durable ones of these runs; their calls may end."""
     for run, driver in list(live.items()):
         if run.settings.durable:
-            run.park(parked(run, f"because {why}"))
+            run.park(parked(run, why))
             if driver is not None:
                 driver.stop(Stop(cancel=False))
 

@@ -45,6 +45,8 @@ class RunState:
     deadline: float | None = None
     """monotonic; known once the run is claimed"""
     submitted = False
+    once = False
+    """an earlier run that failed is the answer too"""
     recovering: str | None = None
     """nobody called: it goes on with this run, of which the store knows the values"""
 
@@ -91,6 +93,12 @@ class RunState:
     """parked until an operator has decided"""
     leaving: BaseException | None = None
     """(lock) why it is left to others"""
+    reason: str | None = None
+    """why it is parked or held, as its record says it"""
+    retries = 0
+    """after a takeover: how often it had ended parked or incomplete since its last progress"""
+    done_before = 0
+    """after a takeover: how many steps and undos had ended"""
     error: BaseException | None = None
     """(lock) what failed the run"""
     failed_step: str | None = None
@@ -179,6 +187,11 @@ class RunState:
     @run_id.setter
     def run_id(self, value: str) -> None:
         self._run_id = value
+
+    @property
+    def known_id(self) -> str | None:
+        """This run's id, if it has been drawn."""
+        return self._run_id
 
     def has_id(self, run_id: str) -> bool:
         """Whether this run's id has been drawn and is this one."""

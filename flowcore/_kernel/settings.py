@@ -21,7 +21,7 @@ class Settings:
     float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
     run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
     durable store; `claims` knows whose runs are whose;
-    `store_patience`: seconds for which a run waits for a store that is unreachable; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
+    `store_patience`: seconds for which a run waits for a store that is unreachable; `max_takeovers`: a run that crashed more of its owners in a row is held; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
 
     __slots__ = (
         "caller_shares",
@@ -31,6 +31,7 @@ class Settings:
         "grace",
         "hooks",
         "lease",
+        "max_takeovers",
         "new_id",
         "observed",
         "owns",
@@ -59,6 +60,7 @@ class Settings:
         lease: float = math.inf,
         owns: Callable[[RunState], None] | None = None,
         store_patience: float = 300.0,
+        max_takeovers: int = 5,
     ) -> None:
         self.store = store
         self.claims = claims
@@ -66,6 +68,7 @@ class Settings:
         self.lease = lease if store.durable else math.inf
         self.owns = owns
         self.store_patience = store_patience
+        self.max_takeovers = max_takeovers
         self.hooks = hooks
         self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
         self.grace = grace

@@ -305,7 +305,7 @@ def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_told_to_its_end(
         one = live(store=store, lease=120.0, hooks=[listens])
         future = one.start(wf, idempotency_key="k", wait=PATIENCE)
         until(lambda: of_type(events, MaintenanceFinished))
-        store.moods = silent("claim")
+        store.moods = silent("head")
         until(lambda: [event for event in of_type(events, StoreCalled) if event.error is not None])
         assert one.engine.cancel(of_type(events, RunRequested)[0].run_id)
         with pytest.raises(StepCancelled):
@@ -487,9 +487,9 @@ def test_hooks_are_told_whether_somebody_called_and_what_the_store_said(ledger: 
 class Sought(Moody):
     """It also writes down that somebody looks for a run."""
 
-    def find(self, key: str, /) -> RunRecord | None:
-        self.asked.append("find")
-        return super().find(key)
+    def head(self, key: str, /) -> RunRecord | None:
+        self.asked.append("sought")
+        return super().head(key)
 
 
 def test_who_has_lost_the_run_waits_for_what_the_new_owner_makes_of_it(ledger: Ledger, gate: Gate) -> None:
@@ -509,7 +509,7 @@ def test_who_has_lost_the_run_waits_for_what_the_new_owner_makes_of_it(ledger: L
         owner = quick.submit(wf, idempotency_key="k")
         until(lambda: "a" in ledger)
         gate.set()
-        until(lambda: store.asked.count("find") > 1)
+        until(lambda: store.asked.count("sought") > 1)
         finishes.set()
         assert loser.result(PATIENCE).results == owner.result(PATIENCE).results == {"a": None, "b": None}
     assert loser.result().replayed

@@ -180,15 +180,30 @@ def test_an_incomplete_run_without_a_key_is_kept_for_recover_on_threads(ledger: 
 
 def test_an_incomplete_run_without_a_key_is_kept_for_recover_on_asyncio(ledger: Ledger) -> None:
     async def main() -> None:
-        wf = pivoted(ledger, failures=2)
+        wf = pivoted(ledger)
         async with AsyncEngine(workflows=[wf]) as engine:
             first = await engine.run(wf, {"address": "x"}, check=False)
-            (again,) = await engine.recover()
-            assert (first.status, again.status, again.id) == (Status.INCOMPLETE, Status.INCOMPLETE, first.id)
             (run,) = await engine.recover()
-            assert run.status is Status.SUCCESS
+            assert (first.status, run.status, run.id) == (Status.INCOMPLETE, Status.SUCCESS, first.id)
+            assert await engine.recover() == []
 
     run_async(main)
+
+
+def test_a_run_that_stays_incomplete_is_recovered_later_each_time(ledger: Ledger) -> None:
+    store, wf = MemoryStore(), pivoted(ledger, failures=3)
+    with Engine(store=store, workflows=[wf]) as engine:
+        engine.run(wf, {"address": "x"}, idempotency_key="k", check=False)
+        first = store.find("k")
+        (again,) = engine.recover()
+        second = store.find("k")
+        assert engine.recover() == []
+    assert first is not None
+    assert second is not None
+    assert (first.retries, first.not_before) == (1, None)
+    assert (again.status, second.retries) == (Status.INCOMPLETE, 2)
+    assert second.not_before is not None
+    assert second.reason == "step 'ship' failed (ValueError: no lorry)"
 
 
 def test_recover_leaves_workflows_it_does_not_know_alone(ledger: Ledger) -> None:

@@ -48,6 +48,7 @@ from flowcore.stores.base import (
     Lost,
     Page,
     Renewal,
+    RunRecord,
 )
 from flowcore.testing import SimulatedStore
 from flowcore.testing.acts import Caller, Halt
@@ -80,6 +81,9 @@ class Moody(SimulatedStore):
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         return self._mood("renew", leases) or super().renew(leases, lease)
+
+    def head(self, key: str, /) -> RunRecord | None:
+        return self._mood("head", key) or super().head(key)
 
     def withdraw(self, claim: Claim, /) -> None:
         self._mood("withdraw", claim)
@@ -320,7 +324,7 @@ def test_a_claim_that_is_granted_a_lease_late_is_taken_back_where_the_key_has_ha
         again()
     store.asked.clear()
     with pytest.raises(
-        StoreUnavailable, match="key 'k' was granted more than a lease after it was asked for, and has had"
+        StoreUnavailable, match=r"The store answered the claim for key 'k' too late \(more than one lease\)"
     ):
         again()
     assert (store.asked, done) == (["claim", "withdraw"], ["a", "b", "-a"])

@@ -162,7 +162,9 @@ def test_another_definition_is_refused_loudly_and_the_old_one_goes_on(
         ):
             run(driver, store, new, "k", LEASE)
         with caplog.at_level(logging.WARNING, "flowcore"), recovering(near, new, LEASE / 50):
-            until(lambda: "cannot be recovered: it began with another definition" in caplog.text, "the warning")
+            until(
+                lambda: "cannot be recovered: it was started with a different step graph" in caplog.text, "the warning"
+            )
         assert near.find("k") == before
         near.undo("k")  # or leave it, and it goes forward: the README's ways out have tests of their own
         assert run(driver, store, old, "k", LEASE).status == "compensated"

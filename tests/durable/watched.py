@@ -73,17 +73,17 @@ class Watched:
         if verb not in _WATCHED:
             return call
 
-        def watched(argument: Any, *more: Any) -> Any:
+        def watched(argument: Any, *more: Any, **options: Any) -> Any:
             self._point(f"before {verb}")
             sent = time.monotonic()
-            answer = call(argument, *more)
+            answer = call(argument, *more, **options)
             self._heard(verb, argument, answer, sent)
             return answer
 
-        async def watched_async(argument: Any, *more: Any) -> Any:
+        async def watched_async(argument: Any, *more: Any, **options: Any) -> Any:
             self._point(f"before {verb}")
             sent = time.monotonic()
-            answer = await call(argument, *more)
+            answer = await call(argument, *more, **options)
             self._heard(verb, argument, answer, sent)
             return answer
 

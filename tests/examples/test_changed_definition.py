@@ -139,7 +139,7 @@ def test_renaming_lets_both_definitions_go_on_with_keys_of_their_own(store: SQLi
         run = engine.run(new, idempotency_key="another")
         while store.list_runs(status="running"):
             engine.recover()
-        with pytest.raises(IdempotencyMismatch, match="was used before with workflow 'trip'"):
+        with pytest.raises(IdempotencyMismatch, match="was already used with workflow 'trip'"):
             engine.run(new, idempotency_key="k")
 
     assert (run.status, log) == ("success", ["book", "insure", "pay", "pay"])

@@ -1,0 +1,61 @@
+"""How a run ends that is not over: why, how often so, and when recovery may resume it."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from .._kernel.run_state import RunState
+from ..errors import safe_repr, safe_str
+from ..status import Status
+from ..stores.base import Checkpoint, Ending, RunRecord
+
+__all__ = ["ending", "retry_in"]
+
+_LEASES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""before the first retry, the second one, and so on; the last one stays"""
+_UNIT: Final = 1.0
+"""seconds, where a store knows no leases"""
+
+
+def retry_in(lease: float, retries: int) -> float:
+    """Seconds that a run waits which has ended parked or incomplete `retries` times since its last progress."""
+    unit = lease if lease < math.inf else _UNIT
+    return _LEASES[min(max(retries - 1, 0), len(_LEASES) - 1)] * unit
+
+
+def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Ending:
+    """The end of a run, for its store. Fills in the record's reason and retries.
+
+    A run that parks because its process stops may be resumed at once; one that was kept from going on waits longer each
+    time.
+    """
+    kept = record.status is Status.INCOMPLETE or (
+        record.status is Status.PARKED
+        and not record.held
+        and run.leaving is not None
+        and run.leaving.__cause__ is not None
+    )
+    if record.held or record.status in {Status.PARKED, Status.INCOMPLETE}:
+        record.reason = (run.reason if run.leaving is not None else None) or _reason(run, record)
+        progress = len(run.results) + (len(run.undone) if run.stopped else 0) > run.done_before
+        record.retries = (0 if progress else run.retries) + kept
+    if (
+        record.status is Status.INCOMPLETE and run.workflow.undo == "never"
+    ):  # the next call resumes it, recovery does not
+        return Ending(record, changes, math.inf)
+    return Ending(record, changes, retry_in(run.settings.lease, record.retries) if kept else 0.0)
+
+
+def _reason(run: RunState, record: RunRecord) -> str:
+    """Why a run is held or incomplete that no one has left."""
+    if record.status is Status.COMPENSATION_FAILED:
+        failed = ", ".join(f"{safe_repr(step)} ({_brief(error)})" for step, error in run.undo_errors.items())
+        return f"the undo of step {failed} failed"
+    if run.leaving is not None or run.error is None or run.failed_step is None:
+        return "its process stopped"
+    return f"step {safe_repr(run.failed_step)} failed ({_brief(run.error)})"
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {safe_str(error, 200)}"

@@ -1,0 +1,90 @@
+"""What a caller gets whose run it is not: the outcome of another run, or why there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .._kernel import emit
+from .._kernel.run_state import RunState
+from ..errors import (
+    IdempotencyError,
+    IdempotencyHeld,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    RunFailed,
+    StepCancelled,
+    safe_repr,
+    safe_str,
+)
+from ..run import Run
+from ..stores.base import Busy, Held, Mismatch, RunRecord
+from ..workflow import own_error
+
+if TYPE_CHECKING:
+    from .waiting import LocalRuns
+
+__all__ = ["UNKNOWN", "refusal", "replay"]
+
+UNKNOWN: Final = 1.0
+"""seconds until a retry makes sense, where no run of the workflow has ended here yet"""
+
+
+def replay(run: RunState, record: RunRecord) -> Run:
+    """The run that `record` tells of, for the caller of `run`."""
+    run.run_id = record.run_id
+    ended = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
+    ended.replayed, ended.held, ended.carrier = True, record.held, record.carrier
+    ended.error = own_error(run.workflow, _outcome_of(record))
+    ended.failed_step, ended.undone = record.failed_step, record.undone
+    return ended
+
+
+def _outcome_of(record: RunRecord) -> BaseException | None:
+    """What failed the run. The cancellation of another caller is not this one's."""
+    error = record.error
+    if error is None or (isinstance(error, Exception) and not isinstance(error, StepCancelled)):
+        return error
+    failed = RunFailed(
+        f"Run {record.run_id} of {safe_repr(record.workflow)} was cancelled by its owner.",
+        run=record.run_id,
+        step=record.failed_step,
+        error_type="cancelled",
+        error_message=safe_str(error),
+    )
+    failed.__cause__ = error if isinstance(error, Exception) else None
+    return failed
+
+
+def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
+    """The error for a key that cannot be had. Emits it to the hooks."""
+    what = f"Key {safe_repr(key)} of workflow {safe_repr(run.workflow.name)}"
+    word: str
+    error: IdempotencyError
+    match answer:
+        case Busy():
+            word = "in_progress"
+            hint = UNKNOWN if local is None else local.usual_rest(run.workflow.name, answer.age)
+            error = IdempotencyInProgress(
+                f"{what} belongs to run {answer.run_id}, which is still in progress. Retry in about {hint:.2g} s, or pass "
+                "wait= to get its outcome.",
+                retry_after=hint,
+                lease_left=answer.lease_left,
+                run_id=answer.run_id,
+            )
+        case Mismatch():
+            word = "mismatch"
+            other = (
+                "different initial values"
+                if answer.workflow == run.workflow.name
+                else f"workflow {safe_repr(answer.workflow)}"
+            )
+            error = IdempotencyMismatch(f"{what} was already used with {other}. Use a unique key per request.")
+        case _:
+            word, name = "held", safe_repr(key)
+            error = IdempotencyHeld(
+                f"{what} is held by run {answer.run_id}. See why with engine.store.find({name}); then resume it with "
+                f"engine.store.resume({name}), undo it with engine.store.undo({name}), or discard it with "
+                f"engine.store.release({name})."
+            )
+    emit.hit(run, word, answer.run_id, answer.carrier, answer.age)
+    return error

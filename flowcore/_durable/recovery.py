@@ -1,0 +1,285 @@
+"""Recovery: which runs without a live owner an engine resumes, in which order, and how many of them at once.
+
+One text for both engines. A round is a generator that yields what to ask the store and is sent the answer, so that
+`Engine` calls the store and `AsyncEngine` awaits it; it starts runs and returns, and never waits for them.
+
+Each engine resumes runs in an order of its own, so that several of them that look at the same list rarely claim the same
+run. A run that crashed its owner twice is a suspect: an engine resumes one suspect at a time, so that a run that kills
+its process does not take its neighbours down with it again and again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import zlib
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from .._kernel.run_state import RunState
+from .._kernel.settings import Settings
+from ..errors import LeaseLost, RunNotFound, StoreUnavailable, safe_repr, safe_str
+from ..stores.base import Page, RunRecord
+from ..workflow import Workflow
+from .endings import retry_in
+from .takeover import left_to_callers
+
+__all__ = ["SURVEY_EVERY", "Ask", "Recovery"]
+
+SURVEY_EVERY: Final = 30.0
+"""seconds between two counts of what waits in the store"""
+_WINDOW: Final = 1_000
+"""runs that a round chooses from: with many more of them than engines start at once, two engines rarely choose the same"""
+_PAGE: Final = 100
+_FRESH: Final = 1.0
+"""seconds after which what the store listed is out of date"""
+_REFUSED: Final = 0.1
+"""of the runs started from one list, the part that others may have claimed first before the list is out of date"""
+_SUSPECT: Final = 2
+"""takeovers without progress that make a run a suspect"""
+_REMEMBERED: Final = 10_000
+"""runs that could not be resumed, and names and runs that were logged, that an engine remembers"""
+_WAITING: Final = ("held", "parked", "incomplete", "expired")
+"""what a run in a survey waits as"""
+_UNKNOWN: Final = "_unknown"
+"""the name under which a survey counts the runs of workflows that the engine does not have"""
+_log = logging.getLogger("flowcore")
+
+Ask = Callable[[], Any]
+"""a call of the store: a verb with its arguments"""
+_NO_FAULT: Final = (LeaseLost, RunNotFound, StoreUnavailable)
+"""why a run may not be resumed here though nothing is wrong with it"""
+_NEARLY: Final = 0.9
+"""of the time between two rounds: a thread that wakes up a little early need not wait for another one"""
+
+
+class Recovery:
+    """The recovery of one engine. Thread-safe.
+
+    `workflows`: the definitions to resume runs of; several may have one name, and each record is resumed by one that
+    contains its recorded steps. `live`: the engine's runs in flight. `at_once`: how many recovered runs may be in flight.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workflows: Iterable[Workflow[Any]],
+        live: Callable[[], Iterable[RunState]],
+        *,
+        at_once: int,
+    ) -> None:
+        self._settings = settings
+        self._definitions: dict[str, list[Workflow[Any]]] = {}
+        for workflow in workflows:
+            self._definitions.setdefault(workflow.name, []).append(workflow)
+        self._live = live
+        self.at_once = at_once
+        self.wake: Callable[[], None] | None = None
+        """called when a round has more to start and room for it, from the thread in which a run ended"""
+        self._warned: dict[str, None] = {}
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin anew, in a child as well: what its parent has in flight is the parent's."""
+        self._lock = threading.Lock()
+        self._salt = self._settings.new_id().encode()
+        self._in_flight: dict[RunState, RunRecord] = {}  # (lock)
+        self._found: list[RunRecord] = []  # (lock) runs to resume, the next one last
+        self._found_at = 0.0
+        self._started = self._refused = 0  # (lock) of the runs in the present list
+        self._complete = True  # (lock) whether the list has all that was due
+        self._not_again: dict[str, tuple[float, int]] = {}  # (lock) runs that failed to resume: until when, how often
+        self._surveyed: float | None = None
+        self._looked: float | None = None
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more runs are due, and there is room for them: the next round need not wait."""
+        with self._lock:
+            return (bool(self._found) or not self._complete) and len(self._in_flight) <= self.at_once // 2
+
+    # -- a round -------------------------------------------------------------------------------------------------------
+
+    def round_due(self, every: float) -> bool:
+        """Whether the next round is due, `every` seconds after the last one, or because more is to be started."""
+        return self._looked is None or self._settings.clock() - self._looked >= every * _NEARLY or self.hungry
+
+    def round(
+        self,
+        request: Callable[[Workflow[Any], str], RunState],
+        start: Callable[[RunState], None],
+        skip: Collection[str | None] = (),
+        *,
+        fresh: bool = False,
+    ) -> Generator[Ask, Any, None]:
+        """Start runs that have no live owner, as many as there is room for, except those with an id in `skip`.
+
+        `request`: makes a run for a definition and a key; `fresh`: of a list made now.
+        """
+        self._looked = self._settings.clock()
+        if not self._definitions:
+            return
+        if self._room() <= 0:
+            with self._lock:
+                self._complete = False
+            return
+        if fresh or self._out_of_date():
+            yield from self._look()
+        while self._room() > 0 and (record := self._next(skip)) is not None:
+            workflow = self._definition(record)
+            waits = workflow is None or left_to_callers(workflow, record)
+            run = None if waits or workflow is None else self._requested(request, workflow, record)
+            if run is not None:
+                with self._lock:
+                    self._in_flight[run] = record
+                    self._started += 1
+                start(run)
+
+    def _requested(
+        self, request: Callable[[Workflow[Any], str], RunState], workflow: Workflow[Any], record: RunRecord
+    ) -> RunState | None:
+        try:
+            run = request(workflow, record.key)
+        except Exception as error:  # noqa: BLE001 - one record must not keep the others from being resumed
+            self._cannot_resume(record, error)
+            return None
+        run.recovering = record.run_id
+        run.limit = min(run.limit, self._share())
+        return run
+
+    def _room(self) -> int:
+        with self._lock:
+            return self.at_once - len(self._in_flight)
+
+    def _share(self) -> int:
+        """How many steps a recovered run may run at a time: half of what the others leave of `at_once`. So a run with
+        many parallel steps keeps neither other recovered runs nor live calls from a thread."""
+        with self._lock:
+            used = sum(run.limit for run in self._in_flight)
+        return max(1, (self.at_once - used) // 2)
+
+    def _out_of_date(self) -> bool:
+        with self._lock:
+            old = self._settings.clock() - self._found_at > _FRESH
+            return not self._found or old or self._refused > self._started * _REFUSED
+
+    def _look(self) -> Generator[Ask, Any, None]:
+        """List what is due: page after page, until there is enough to choose from or no more."""
+        asked, listed = self._settings.clock(), self._settings.store.list_resumable
+        found: list[RunRecord] = []
+        cursor: str | None = None
+        while True:
+            page: Page = yield partial(listed, list(self._definitions), limit=_PAGE, after=cursor)
+            found.extend(self._usable(page))
+            cursor = page.cursor
+            if cursor is None or len(found) >= _WINDOW:
+                break
+        found.sort(key=lambda record: zlib.crc32(record.run_id.encode("utf-8", "replace"), zlib.crc32(self._salt)))
+        with self._lock:
+            self._found, self._found_at, self._complete = found, asked, cursor is None
+            self._started = self._refused = 0
+
+    def _usable(self, page: Iterable[RunRecord]) -> list[RunRecord]:
+        """The runs of a page that this engine may resume now: not its own live ones, nor those that it has just failed to
+        resume."""
+        live = {run.known_id for run in self._live()}
+        with self._lock:
+            live.update(run.recovering for run in self._in_flight)
+            now = self._settings.clock()
+            return [
+                record
+                for record in page
+                if record.problem is None
+                and record.run_id not in live
+                and self._not_again.get(record.run_id, (0.0, 0))[0] <= now
+            ]
+
+    def _next(self, skip: Collection[str | None]) -> RunRecord | None:
+        """The next run to resume; a suspect only where no other is in flight."""
+        with self._lock:
+            busy = any(record.takeovers >= _SUSPECT for record in self._in_flight.values())
+            for index in range(len(self._found) - 1, -1, -1):
+                record = self._found[index]
+                if record.run_id not in skip and not (busy and record.takeovers >= _SUSPECT):
+                    return self._found.pop(index)
+            return None
+
+    def _definition(self, record: RunRecord) -> Workflow[Any] | None:
+        """The definition that resumes this run; logs once where there is none."""
+        why = "its workflow is not among this engine's workflows="
+        for workflow in self._definitions.get(record.workflow, ()):
+            differs = workflow.freeze().contains(record.graph)
+            if differs is None:
+                return workflow
+            why = f"it was started with a different step graph ({differs})"
+        self._put_off(record.run_id)
+        self._warn(record.run_id, f"run {record.run_id} of {safe_repr(record.workflow)} cannot be recovered: {why}")
+        return None
+
+    # -- what came of it -----------------------------------------------------------------------------------------------
+
+    def ended(self, run: RunState, error: BaseException | None) -> None:
+        """A run that a round started is over here; `error`: why it was not resumed, or what failed it."""
+        with self._lock:
+            record = self._in_flight.pop(run, None)
+            if record is None:
+                return
+            if run.claimed:
+                self._not_again.pop(record.run_id, None)
+            elif isinstance(error, LeaseLost):  # another engine was faster
+                self._refused += 1
+        if not run.claimed and error is not None and not isinstance(error, _NO_FAULT):
+            self._cannot_resume(record, error)
+        if self.wake is not None and self.hungry:
+            self.wake()
+
+    def _cannot_resume(self, record: RunRecord, error: BaseException) -> None:
+        self._put_off(record.run_id)
+        what = f"run {record.run_id} of {safe_repr(record.workflow)} cannot be recovered"
+        self._warn(record.run_id, f"{what}: {type(error).__name__}: {safe_str(error, 300)}")
+
+    def _put_off(self, run_id: str) -> None:
+        """Resume this run later, and later each time."""
+        with self._lock:
+            _, times = self._not_again.pop(run_id, (0.0, 0))
+            until = self._settings.clock() + retry_in(self._settings.lease, times + 2)
+            self._not_again[run_id] = until, times + 1
+            while len(self._not_again) > _REMEMBERED:
+                del self._not_again[next(iter(self._not_again))]
+
+    def _warn(self, subject: str, line: str) -> None:
+        """Log a line once for each subject."""
+        with self._lock:
+            if subject in self._warned:
+                return
+            self._warned[subject] = None
+            while len(self._warned) > _REMEMBERED:
+                del self._warned[next(iter(self._warned))]
+        _log.warning("%s", line)
+
+    # -- surveys -------------------------------------------------------------------------------------------------------
+
+    def survey_due(self) -> bool:
+        """Whether it is time to count what waits in the store."""
+        return self._surveyed is None or self._settings.clock() - self._surveyed >= SURVEY_EVERY
+
+    def survey(self, known: Iterable[str]) -> Generator[Ask, Any, dict[tuple[str, str], int]]:
+        """Count what waits in the store, for each of the workflows `known`, and the rest as "_unknown"."""
+        self._surveyed = self._settings.clock()
+        counted: Mapping[tuple[str, str], int] = yield self._settings.store.counts
+        counts = {(name, status): 0 for name in (*known, *self._definitions) for status in _WAITING}
+        unknown: dict[str, int] = {}
+        for (name, status), number in counted.items():
+            if (name, status) in counts:
+                counts[name, status] += number
+            elif status in _WAITING and number:
+                counts[_UNKNOWN, status] = counts.get((_UNKNOWN, status), 0) + number
+                unknown[name] = unknown.get(name, 0) + number
+        for name, number in unknown.items() if self._definitions else ():
+            self._warn(
+                f"workflow {name}",
+                f"the store has {number} unfinished run{'' if number == 1 else 's'} of workflow {safe_repr(name)}, which is "
+                f"not among this engine's workflows=: they are not recovered here.",
+            )
+        return counts

@@ -1,0 +1,201 @@
+"""Callers that wait for another run with their key.
+
+A caller in the engine that runs it is woken when that run ends, and asks the store nothing before. Others poll the head
+of its record, with growing delays. Only where the run seems to have no owner any more is the whole claim sent again.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from .._kernel import emit
+from .._kernel.effects import Program, Sleep
+from .._kernel.run_state import RunState
+from ..errors import StoreUnavailable
+from ..forks import after_fork_in_child
+from ..retry import Backoff
+from ..run import Run
+from ..stores.base import RESUMABLE, Busy, Claim, Held, Mismatch, RunRecord
+from . import checkpoints
+from .ledger import ledger_of
+from .outcomes import UNKNOWN, refusal, replay
+
+__all__ = ["LocalRuns", "adopt", "outcome_of_owner", "refuse_if_cancelled", "taken_here"]
+
+_POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
+"""how often a waiting caller looks"""
+_WOKEN: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
+"""the same for one that is woken, should it have been woken a moment before it slept"""
+_SHORTEST: Final = 0.05
+_WEIGHT: Final = 0.3
+"""of the latest run, in the usual time of a workflow's runs"""
+_DOUBT: Final = 1 / 6
+"""of a lease: an own run with no more left of it may be taken over by any claim"""
+
+
+class LocalRuns:
+    """The runs with a claim that an engine has in flight, by key; who waits for them here; and how long the runs of each
+    workflow usually take. Thread-safe. `wake`: cuts the sleep of a waiting run short."""
+
+    def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._usual: dict[str, float] = {}
+        self._after_fork()
+        after_fork_in_child(self, LocalRuns._after_fork)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, RunState] = {}  # (lock)
+        self._began: dict[RunState, float] = {}  # (lock)
+        self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) by the run that they wait for
+
+    def join(self, run: RunState) -> None:
+        """The run has been claimed."""
+        with self._lock:
+            self._runs[run.stored_key] = run
+            self._began[run] = self._clock()
+
+    def leave(self, run: RunState) -> None:
+        """The run is over here."""
+        with self._lock:
+            if self._runs.get(run.stored_key) is run:
+                del self._runs[run.stored_key]
+            waiters = self._waiters.pop(run, ())
+            began = self._began.pop(run, None)
+            if began is not None:
+                took, name = self._clock() - began, run.workflow.name
+                usual = self._usual.get(name, took)
+                self._usual[name] = usual + (took - usual) * _WEIGHT
+        for waiter in waiters:
+            self._wake(waiter)
+
+    def find(self, key: str) -> RunState | None:
+        """The run that has this key here, if it is still this engine's."""
+        with self._lock:
+            run = self._runs.get(key)
+        return None if run is None or run.lost else run
+
+    def wait_for(self, run_id: str, waiter: RunState) -> bool:
+        """Whether the run with the waiter's key and this id is in flight here; `waiter` is then woken when it ends."""
+        with self._lock:
+            run = self._runs.get(waiter.stored_key)
+            if run is None or run.lost or not run.has_id(run_id):
+                return False
+            self._waiters.setdefault(run, {})[waiter] = None
+            return True
+
+    def usual_rest(self, workflow: str, age: float) -> float:
+        """Seconds after which a run of this workflow, which began `age` seconds ago, has usually ended."""
+        with self._lock:
+            usual = self._usual.get(workflow)
+        if usual is None:
+            return UNKNOWN
+        return max(_SHORTEST, usual - age if usual > age else usual / 2)
+
+
+def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program[Busy | Mismatch | None]:
+    """Whether this engine itself has the key, in a run whose lease is in doubt: a claim might take it over from itself."""
+    mine = None if local is None else local.find(wanted.key)
+    ledger = None if mine is None else ledger_of(mine)
+    if mine is None or mine is run or ledger is None:
+        return None
+    left = ledger.lease_until - run.settings.clock()
+    if left > run.settings.lease * _DOUBT:
+        return None
+    head, failure = yield from _head(run, wanted.key)
+    same = failure is None and head is not None and head.run_id == mine.run_id and head.fence == mine.fence
+    if not same or head is None or head.finished is not None:
+        return None
+    age = max(0.0, run.settings.wall() - head.started)
+    if wanted.fingerprint is not None and wanted.fingerprint != mine.fingerprint:
+        return Mismatch(mine.run_id, mine.carrier, age, mine.workflow.name)
+    return Busy(mine.run_id, mine.carrier, age, max(0.0, left))
+
+
+def outcome_of_owner(
+    run: RunState, local: LocalRuns | None, wanted: Claim, busy: Busy, asked: float, until: float
+) -> Program[Run | None]:
+    """Wait, at most `until`, for the run that has the key, which was `busy` when the store was asked. Returns its outcome,
+    or None where it seems to have no owner any more, so that the claim is to be sent again.
+
+    Raises IdempotencyInProgress when the time is up, and IdempotencyHeld for a run that was held meanwhile.
+    """
+    clock = run.settings.clock
+    lease_ends, expires = asked + busy.lease_left, None
+    wanted.attached = busy.run_id
+    polls = 0
+    while (left := until - clock()) > 0:
+        here = local is not None and local.wait_for(busy.run_id, run)
+        polls += 1
+        yield Sleep(min((_WOKEN if here else _POLL).delay(polls), left))
+        refuse_if_cancelled(run)
+        if here and local is not None and local.wait_for(busy.run_id, run):
+            continue
+        head, failure = yield from _head(run, wanted.key)
+        refuse_if_cancelled(run)
+        if isinstance(failure, StoreUnavailable):
+            continue
+        if failure is not None:
+            emit.refused(run, failure)
+            raise failure
+        if head is None or head.run_id != busy.run_id:
+            return None
+        if head.held or (head.finished is not None and head.status not in RESUMABLE):
+            return (yield from _ended(run, wanted.key, head))
+        if head.expires is None or head.finished is not None:
+            return None
+        if expires is not None and head.expires > expires and lease_ends < math.inf:
+            lease_ends += head.expires - expires
+        expires = head.expires
+        if clock() >= lease_ends:
+            return None
+    raise refusal(run, local, wanted.key, busy)
+
+
+def _ended(run: RunState, key: str, head: RunRecord) -> Program[Run | None]:
+    """The outcome of the run with this head, which has ended; None: its record has changed meanwhile."""
+    age = max(0.0, run.settings.wall() - head.started)
+    if head.held and head.status in RESUMABLE:
+        raise refusal(run, None, key, Held(head.run_id, head.carrier, age))
+    record, failure = yield from checkpoints.ask(run, "find", key)
+    if failure is not None or record is None or record.run_id != head.run_id:
+        return None
+    emit.hit(run, "adopted", record.run_id, record.carrier, age)
+    return replay(run, record)
+
+
+def adopt(run: RunState) -> Program[Run | None]:
+    """The run was taken over: if its new owner has ended it, or does so while its caller waits, that is its outcome."""
+    until = run.settings.clock() + (run.wait or 0.0)
+    polls = 0
+    while True:
+        head, failure = yield from checkpoints.ask(run, "head", run.stored_key)
+        if failure is None and (head is None or head.run_id != run.run_id):
+            return None
+        if failure is None and head.finished is not None and head.status not in RESUMABLE:
+            record, failure = yield from checkpoints.ask(run, "find", run.stored_key)
+            if failure is None and record is not None and record.run_id == run.run_id:
+                return replay(run, record)
+        left = until - run.settings.clock()
+        if left <= 0:
+            return None
+        polls += 1
+        yield Sleep(min(_POLL.delay(polls), left), shielded=True)
+
+
+def refuse_if_cancelled(run: RunState) -> None:
+    """Raise what the caller was cancelled with, if it was."""
+    if run.error is not None:
+        emit.refused(run, run.error)
+        raise run.error
+
+
+def _head(run: RunState, key: str) -> Program[checkpoints.Answer]:
+    told = emit.maintenance_started(run, "poll")
+    head, failure = yield from checkpoints.ask(run, "head", key, told.context)
+    emit.maintenance_finished(run, told, "poll", failure)
+    return head, failure

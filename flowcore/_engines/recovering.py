@@ -1,0 +1,134 @@
+"""What calls recovery every so many seconds: a thread for `Engine`, a task on each of its loops for `AsyncEngine`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from typing import Any, Final
+
+from .._durable.recovery import Ask
+from ..errors import safe_str
+
+__all__ = ["RecoveryTasks", "RecoveryThread", "performed"]
+
+_FIRST: Final = 1.0
+"""seconds until the first look at most, so that what waits in the store is counted soon after a start"""
+_log = logging.getLogger("flowcore")
+
+
+class RecoveryThread:
+    """Calls `look` every so many seconds, and at once when rung, until it is closed or the engine that `look` is bound
+    to is forgotten. It survives whatever a look raises. Thread-safe; start it again in a forked child."""
+
+    def __init__(self, look: Callable[[], None], every: float) -> None:
+        self._look = weakref.WeakMethod(look)
+        self._every = every
+        self._closed = False
+        self.start()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._bell = threading.Event()
+        if not self._closed:
+            target, arguments = _look_often, (self._look, self._bell, self._every, lambda: self._closed)
+            threading.Thread(target=target, args=arguments, name="flowcore-recovery", daemon=True).start()
+
+    def ring(self) -> None:
+        """Look again now."""
+        self._bell.set()
+
+    def close(self) -> None:
+        """End the thread once its look is over."""
+        self._closed = True
+        self._bell.set()
+
+
+def _look_often(
+    method: weakref.WeakMethod[Callable[[], None]], bell: threading.Event, every: float, closed: Callable[[], bool]
+) -> None:
+    wait = min(every, _FIRST)
+    while True:
+        bell.wait(wait)
+        bell.clear()
+        look = method()
+        if look is None or closed():
+            return
+        try:
+            look()
+        except BaseException as error:  # noqa: BLE001 - the next look may have more luck, and a hook may raise anything
+            _warn(error)
+        del look
+        wait = every
+
+
+class RecoveryTasks:
+    """The same with a task on each loop on which `ensure` is called. Thread-safe, but for `ensure` and `close`, which are
+    for the loop's own thread."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]], every: float) -> None:
+        self._look = weakref.WeakMethod(look)
+        self._every = every
+        self._tasks: dict[asyncio.AbstractEventLoop, tuple[asyncio.Task[None], asyncio.Event]] = {}
+
+    def after_fork(self) -> None:
+        """In a child: the loops are the parent's."""
+        self._tasks.clear()
+
+    def ensure(self) -> None:
+        """Ensure that one task looks on the running loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._tasks:
+            bell = asyncio.Event()
+            task = loop.create_task(_look_often_on_loop(self._look, bell, self._every), name="flowcore-recovery")
+            self._tasks[loop] = task, bell
+            task.add_done_callback(lambda _: self._tasks.pop(loop, None))
+
+    def ring(self) -> None:
+        """Look again now, on every loop."""
+        for loop, (_, bell) in list(self._tasks.items()):
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(bell.set)
+
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the task on `loop`."""
+        if loop in self._tasks:
+            self._tasks[loop][0].cancel()
+
+
+async def _look_often_on_loop(
+    method: weakref.WeakMethod[Callable[[], Awaitable[None]]], bell: asyncio.Event, every: float
+) -> None:
+    wait = min(every, _FIRST)
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(bell.wait(), wait)
+        bell.clear()
+        look = method()
+        if look is None:
+            return
+        try:
+            await look()
+        except Exception as error:  # noqa: BLE001 - the next look may have more luck
+            _warn(error)
+        del look
+        wait = every
+
+
+def performed(program: Generator[Ask, Any, Any], context: contextvars.Context) -> Any:
+    """Make the calls of the store that a part of recovery yields. Returns what it returns."""
+    answer: Any = None
+    while True:
+        try:
+            call = program.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = context.run(call)
+
+
+def _warn(error: BaseException) -> None:
+    _log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
