@@ -267,8 +267,7 @@ class Recovery:
     def survey(self, known: Iterable[str]) -> Generator[Ask, Any, dict[tuple[str, str], int]]:
         """Count what waits in the store, for each of the workflows `known`, and the rest as "_unknown"."""
         self._surveyed = self._settings.clock()
-        count: Ask | None = getattr(self._settings.store, "counts", None)  # a store that does not count yet
-        counted: Mapping[tuple[str, str], int] = {} if count is None else (yield count)
+        counted: Mapping[tuple[str, str], int] = yield self._settings.store.counts
         counts = {(name, status): 0 for name in (*known, *self._definitions) for status in _WAITING}
         unknown: dict[str, int] = {}
         for (name, status), number in counted.items():
