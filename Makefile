@@ -52,7 +52,7 @@ format: venv  ## let ruff fix and format
 	$(ENV) -m ruff check --fix
 	$(ENV) -m ruff format
 
-storm: venv  ## kill, freeze and cut off processes and servers until 100,000 durable runs are over
+storm: venv  ## kill, freeze, deploy and cut off processes and servers until 100,000 durable runs are over
 	$(ENV) -m pytest tests/durable/long_outages.py
 	$(ENV) -m tests.durable.storm
 

@@ -10,7 +10,7 @@ from flowcore.status import Status
 from flowcore.stores.base import RELEASED, RunRecord
 from tests.durable.ledger import Effect, Word
 
-__all__ = ["audit"]
+__all__ = ["audit", "audit_after_loss"]
 
 _UNDONE: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
 
@@ -56,6 +56,31 @@ def audit(
         else:  # it released the key, or nobody could have begun another run
             wrong += (f"{step} of released run {run_id} still stands" for step in _standing(did))
     return wrong
+
+
+def audit_after_loss(effects: Sequence[Effect], record: RunRecord | None, workflow: Workflow) -> list[str]:
+    """The same where the store has forgotten some of what it was told: steps may then be done again, under this run or
+    another one, but none before what it depends on, and no run is a success without all of its steps."""
+    wrong: list[str] = []
+    for run_id in dict.fromkeys(effect.run_id for effect in effects):
+        first: dict[str, int] = {}
+        for place, effect in enumerate(effects):
+            if effect.run_id == run_id and effect.what == "do":
+                first.setdefault(effect.step, place)
+        for step in workflow.steps:
+            early = [name for name in step.depends_on if first.get(name, len(effects)) > first.get(step.name, -1)]
+            if step.name in first and any(name not in _skippable(workflow) for name in early):
+                wrong.append(f"{step.name} was done before {early} (run {run_id})")
+        if record is not None and record.run_id == run_id and record.status == Status.SUCCESS:
+            ended = {name for name, report in record.steps.items() if report.status == "success"}
+            missing = [step.name for step in workflow.steps if step.name not in record.steps]
+            if missing or ended - first.keys() or ended - record.results.keys():
+                wrong.append(f"run {run_id} succeeded with {sorted(ended)}, done were {sorted(first)}")
+    return wrong
+
+
+def _skippable(workflow: Workflow) -> set[str]:
+    return {step.name for step in workflow.steps if step.when is not None}
 
 
 def _in_time(effects: Iterable[Effect]) -> list[Effect]:

@@ -1,5 +1,5 @@
 """A storm: processes that run the same 200 keys are killed, frozen, deployed and cut off from their store, which is killed
-too.
+too, and on Redis fails over to a replica that lacks the last writes.
 
 `python -m tests.durable.storm [--runs N] [--seconds N] [--store redis|sqlite]` goes on, era after era, each with new
 servers and keys, until so many runs are over, and looks after each era whether all that is promised was kept.
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from flowcore import Engine
-from tests.durable.audit import audit
+from tests.durable.audit import audit, audit_after_loss
 from tests.durable.crash import Place
 from tests.durable.ledger import Effect, Journal, Ledger, Word, effects_of, words_of
 from tests.durable.nursery import Nursery
@@ -31,7 +32,7 @@ from tests.durable.proxy import Weather, run_proxy
 from tests.durable.sagas import SAGAS, World
 from tests.durable.stormy import KEYS, LEASE, ROUND, Post, saga_of, work
 from tests.durable.watched import Watched
-from tests.stores.redis_servers import RedisServer, free_port
+from tests.stores.redis_servers import RedisServer, free_port, until
 
 __all__ = ["Figures", "Storm"]
 
@@ -65,8 +66,14 @@ class Storm:
         self.random = random.Random(seed)
         self.figures = Figures()
         self.folder = folder
-        self.server = RedisServer(folder / "redis", port=0, appendonly="always") if kind == "redis" else None
+        self.server, self.replica = (
+            RedisServer(folder / name, port=0, appendonly="always", arguments=["--repl-diskless-sync-delay", "0"])
+            if kind == "redis"
+            else None
+            for name in ("redis", "replica")
+        )
         self.proxy = free_port() if kind == "redis" else 0
+        self.lost: list[tuple[float, float]] = []  # from when to when the store was told what it then forgot
         self.workers: dict[int, int] = {}
         self.frozen: dict[int, float] = {}  # until when
         self.stopping: dict[int, float] = {}  # since when
@@ -83,7 +90,7 @@ class Storm:
     def rage(self, seconds: float, least: Mapping[str, int] = MappingProxyType({})) -> Figures:
         """Have the storm for so many seconds, and until the figures are at least so; then calm, then look what is left."""
         began = time.monotonic()
-        with self.server or contextlib.nullcontext(), self._network():
+        with self._servers(), self._network():
             for number in range(PROCESSES):
                 self._start(number)
             self._spoil(began + seconds, least)
@@ -97,6 +104,13 @@ class Storm:
                 self._calm(store)
                 self._audit(store)
         return self.figures
+
+    @contextlib.contextmanager
+    def _servers(self) -> Iterator[None]:
+        with self.server or contextlib.nullcontext(), self.replica or contextlib.nullcontext():
+            if self.server is not None and self.replica is not None:
+                _follow(self.replica, self.server)
+            yield
 
     @contextlib.contextmanager
     def _network(self) -> Iterator[None]:
@@ -121,10 +135,10 @@ class Storm:
         seen = self.figures.counts | Counter({"keyed runs": over})
         return all(seen[what] >= number for what, number in least.items())
 
-    def _spoil(self, until: float, least: Mapping[str, int]) -> None:
+    def _spoil(self, end: float, least: Mapping[str, int]) -> None:
         next_kill = next_freeze = next_deploy = time.monotonic()
         next_restart = time.monotonic() + 1.0
-        while (now := time.monotonic()) < until or (now < until + PATIENCE and not self._suffices(least)):
+        while (now := time.monotonic()) < end or (now < end + PATIENCE and not self._suffices(least)):
             for pid, thaws in list(self.frozen.items()):
                 if now >= thaws:
                     del self.frozen[pid]
@@ -141,9 +155,12 @@ class Storm:
                 self._deploy(self.random.choice(deployed))
                 next_deploy = now + self.random.uniform(0.3, 1.0)
             elif now >= next_restart and self.server is not None:
-                self.server.kill()
-                time.sleep(self.random.uniform(0.0, LEASE * 0.7))
-                self.server.start()
+                if self.figures.counts["restarts of redis"] % 2:
+                    self._fail_over()
+                else:
+                    self.server.kill()
+                    time.sleep(self.random.uniform(0.0, LEASE * 0.7))
+                    self.server.start()
                 self.figures.counts["restarts of redis"] += 1
                 next_restart = time.monotonic() + self.random.uniform(1.0, 4.0)
             time.sleep(0.005)
@@ -154,6 +171,26 @@ class Storm:
         self.frozen[pid] = time.monotonic() + LEASE * self.random.uniform(1.1, 2.0)
         self.freezes.append((pid, before, self.frozen[pid]))  # where processors are busy, it goes on for a while
         self.figures.counts["freezes"] += 1
+
+    def _fail_over(self) -> None:
+        """Promote the replica, which lacks the writes of the last moments, and give it the address of the primary."""
+        old, new = self.server, self.replica
+        assert old is not None
+        assert new is not None
+        _wait_for_sync(new)
+        with new.client() as client:
+            began = time.monotonic()
+            client.replicaof("NO", "ONE")
+        time.sleep(self.random.uniform(0.02, 0.2))
+        old.kill()
+        self.lost.append((began, time.monotonic()))
+        with new.client() as client:
+            new.port, old.port = old.port, free_port()
+            client.config_set("port", new.port)
+        shutil.rmtree(old.directory)
+        _follow(old.start(), new)
+        self.server, self.replica = new, old
+        self.figures.counts["failovers"] += 1
 
     def _deploy(self, pid: int) -> None:
         """Have a process stop by SIGTERM, as a deploy does, and start the next one beside it."""
@@ -168,7 +205,7 @@ class Storm:
             code = self.nursery.ended(pid)
             hangs = code is None and time.monotonic() > since + PATIENCE
             if hangs:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGABRT)
                 self.nursery.wait([pid])
             if hangs or code is not None:
                 del self.stopping[pid]
@@ -192,11 +229,11 @@ class Storm:
         """Whatever is not over is gone on with, with no operator, within one and a half leases."""
         world = World(Ledger(str(self.folder / "ledger")))
         watched = Watched(store, Journal(str(self.folder / "journal")))
-        until = time.monotonic() + 20 * LEASE
+        end = time.monotonic() + 20 * LEASE
         with Engine(store=watched, lease=30.0, workflows=saga_of(world).values()) as engine:
             time.sleep(LEASE)
             while engine.recover() or self._open(store):
-                if time.monotonic() > until:
+                if time.monotonic() > end:
                     self.figures.wrong += (f"{key} does not end" for key in self._open(store))
                     return
 
@@ -217,9 +254,14 @@ class Storm:
             record = store.find(key)
             did, said = effects.get(key, []), words.get(key, [])
             wf = workflows[int(key.partition(".")[0]) % len(workflows)]
-            found = audit(did, said, record, wf, self._was_frozen)
-            if record is not None and not record.held and record.status not in SAGAS[wf.name][1]:
-                found.append(f"it ended with {record.status}")  # for instance refunded by a deploy
+            if any(began <= word.heard and word.sent <= ended for word in said for began, ended in self.lost):
+                counts["keys of which writes were lost"] += 1
+                found = audit_after_loss(did, record, wf)
+            else:
+                found = audit(did, said, record, wf, self._was_frozen)
+            ended = record is not None and not record.held and any(effect.run_id == record.run_id for effect in did)
+            if ended and record.status not in SAGAS[wf.name][1]:  # for instance refunded by a deploy
+                found.append(f"it ended with {record.status}")
             self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
             if found:
                 lines: list[Effect | Word] = [*did, *said]
@@ -237,6 +279,19 @@ class Storm:
         frozen = any(pid == effect.pid and since <= to and begins <= effect.at for pid, begins, to in self.freezes)
         self.figures.counts["effects of zombies"] += frozen
         return frozen
+
+
+def _follow(replica: RedisServer, primary: RedisServer) -> None:
+    with replica.client() as client:
+        client.replicaof("127.0.0.1", str(primary.port))
+    _wait_for_sync(replica)
+
+
+def _wait_for_sync(replica: RedisServer) -> None:
+    """Wait until a replica has all that its primary has, on disk too."""
+    with replica.client() as client:
+        until(lambda: client.info("replication")["master_link_status"] == "up", "a replica that follows")
+        until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "a replica that keeps what it has")
 
 
 def main() -> int:

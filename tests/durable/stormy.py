@@ -4,6 +4,7 @@ recover."""
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import mmap
 import os
@@ -56,6 +57,7 @@ class Post:
 
 
 def work(post: Post, seed: float) -> None:
+    faulthandler.enable()  # SIGABRT, for a process that hangs: it says where.
     dice = random.Random(seed)
 
     def point(label: str) -> None:

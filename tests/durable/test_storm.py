@@ -16,7 +16,7 @@ def test_in_a_storm_every_promise_is_kept(kind: str, tmp_path: Path) -> None:
     least = LEAST
     if kind == "redis":
         redis_binary()
-        least = {**LEAST, "restarts of redis": 1}
+        least = {**LEAST, "restarts of redis": 2, "failovers": 1}
     with Nursery() as nursery:
         figures = Storm(kind, tmp_path, nursery, seed=1).rage(4.0, least)
     print(figures)
