@@ -43,10 +43,15 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
     waited = at - run.ready_at[node.index]
     while True:
         ctx = Context(run, node)
-        value, error = (yield ctx) if direct is None else direct.call_here(node.fn, ctx, copy())
+        outcome: Outcome = (yield ctx) if direct is None else direct.call_here(node.fn, ctx, copy())
+        value = outcome[0]
         name, after = node.name, node.follows
-        if error is not None or type(value) is CoroutineType or not (run.left == 1 if after is None else after.plain):
-            return _made(run, ledger, at, waited, ctx, (value, error))
+        if (
+            outcome[1] is not None
+            or type(value) is CoroutineType
+            or not (run.left == 1 if after is None else after.plain)
+        ):
+            return _made(run, ledger, at, waited, ctx, outcome)
         ended, effect = clock(), node.compensation is not None
         with lock:
             if (
@@ -57,7 +62,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
                 or ledger.writes
                 or name in ledger.handed_out
             ):
-                return _made(run, ledger, at, waited, ctx, (value, error))
+                return _made(run, ledger, at, waited, ctx, outcome)
             results[name] = value
             if effect:
                 run.to_undo.append(node)

@@ -16,8 +16,8 @@ from ..errors import (
     RunTimeout,
     StepCancelled,
     StepTimeout,
+    error_message,
     safe_repr,
-    safe_str,
 )
 from ..plan import Node
 from ..retry import Pause, Retry, waits
@@ -140,7 +140,7 @@ class Attempts:
                 end.errors = self.errors
                 return end
             if end.error is not None and end.status is not Status.CANCELLED:
-                self.errors = end.errors = (*self.errors, (type(end.error).__name__, safe_str(end.error, 200)))
+                self.errors = end.errors = (*self.errors, (type(end.error).__name__, error_message(end.error, 200)))
             abandoned = given_up.call if given_up is not None and not given_up.over else None
             if abandoned is not None:
                 run.give_up(abandoned)
@@ -264,19 +264,19 @@ def judge(
     run: RunState, node: Node, outcome: Outcome, number: int, limit: Limit | None, *, undo: bool, asks: bool = False
 ) -> StepEnd:
     """What the outcome of an attempt means. `asks`: it was no attempt, but the step's `when=`."""
-    error = outcome[1]
-    if error is None:
+    # The error has no name here: a frame that it passes is one more place that holds it.
+    if outcome[1] is None:
         return StepEnd(Status.SUCCESS, outcome[0], None, number)
-    if isinstance(error, GivenUp):
-        return _judge_given_up(run, node, error, number, limit, undo=undo)
-    if isinstance(error, asyncio.exceptions.CancelledError):
+    if isinstance(outcome[1], GivenUp):
+        return _judge_given_up(run, node, outcome[1], number, limit, undo=undo)
+    if isinstance(outcome[1], asyncio.exceptions.CancelledError):
         # It was not cancelled: the driver says GivenUp then. Bare, the error would vanish in a TaskGroup.
         cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError though nothing cancelled it.")
-        cancelled.__cause__ = error
-        error = cancelled
-    failed = undo or (isinstance(error, Exception) and (asks or not run.interrupted))
+        cancelled.__cause__ = outcome[1]
+        outcome = (None, cancelled)
+    failed = undo or (isinstance(outcome[1], Exception) and (asks or not run.interrupted))
     # A step of an interrupted run that ends with an error may have ended early: how far it came is unknown.
-    return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, error, number)
+    return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, outcome[1], number)
 
 
 def _judge_given_up(

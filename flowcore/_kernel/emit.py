@@ -40,6 +40,7 @@ from ..events.hooks import Entered, Hook
 from ..functions import function_name
 from ..plan import Node
 from ..retry import Pause
+from ..run import Run
 from ..status import Status
 from .effects import Call
 from .outcome import StepEnd
@@ -225,7 +226,7 @@ def maintenance_finished(run: RunState, scope: EventScope, kind: str, error: Bas
     scope.exit(run.hooks, error)
 
 
-def run_finished(run: RunState, scope: EventScope, outcome: Status, error: BaseException | None) -> None:
+def run_finished(run: RunState, scope: EventScope, finished: Run) -> None:
     at = run.settings.clock()
     if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
@@ -236,14 +237,15 @@ def run_finished(run: RunState, scope: EventScope, outcome: Status, error: BaseE
             run.run_id,
             at,
             run.state,
-            outcome,
+            finished.status,
             at - scope.at,
-            error,
+            finished.error,
             skipped,
             tuple(run.undone) if run.stopped else (),
         )
         run.hooks.emit(event, run.context)
-    scope.exit(run.hooks, error)
+    if scope.scopes is not None:
+        scope.exit(run.hooks, finished.error)
     _measured(run)
 
 

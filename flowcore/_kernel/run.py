@@ -67,7 +67,7 @@ def execute(run: RunState) -> Program[Run]:
             run.fail_after_all(run.ledger.unfinished(run, failure))
             return (yield from _fail(run, scope))
     if scope is not None:
-        emit.run_finished(run, scope, Status.SUCCESS, None)
+        emit.run_finished(run, scope, finished)
     if failure is not None:
         _annotate(failure, f"{_NOTE}run {run.run_id} succeeded, but the store could not be told: its key stays taken.")
         raise failure
@@ -87,7 +87,7 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
         return None
     finished = run.as_run(Status.SUCCESS)
     if run.scope is not None:
-        emit.run_finished(run, run.scope, Status.SUCCESS, None)
+        emit.run_finished(run, run.scope, finished)
     return finished
 
 
@@ -118,7 +118,7 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     elif failure is not None and finished.error is not None:
         finished.error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
     if scope is not None:
-        emit.run_finished(run, scope, finished.status, finished.error)
+        emit.run_finished(run, scope, finished)
     if finished.status is Status.LOST:
         finished = (yield from run.settings.claims.adopt(run)) or finished
     return finished
@@ -134,10 +134,10 @@ def _outcome(run: RunState) -> Status:
 def _failed(run: RunState) -> Run:
     """The Run of one that has ended, with what its caller gets to see raised."""
     status = _outcome(run)
-    error = _final_error(run, status)
-    finished = run.as_run(status, error, held=run.held or status is Status.COMPENSATION_FAILED)
-    if isinstance(error, CompensationFailed):
-        error.run = finished
+    held = run.held or status is Status.COMPENSATION_FAILED
+    finished = run.as_run(status, _final_error(run, status), held=held)
+    if isinstance(finished.error, CompensationFailed):
+        finished.error.run = finished
     return finished
 
 
@@ -154,22 +154,20 @@ def helper(run: RunState, node: Node | None = None) -> Program[None]:
 
 def _final_error(run: RunState, status: Status) -> BaseException:
     """What the caller gets: the step's own error with a note, or CompensationFailed caused by it."""
-    cause = run.error
-    assert cause is not None  # noqa: S101 - a run stops only with an error
-    if run.leaving is not None and isinstance(cause, Exception):
+    assert run.error is not None  # noqa: S101 - a run stops only with an error
+    if run.leaving is not None and isinstance(run.error, Exception):
         return run.leaving
-    note, undo_errors = _note(run, status), run.undo_errors
-    if undo_errors and isinstance(cause, Exception):
+    if run.undo_errors and isinstance(run.error, Exception):
         failed = CompensationFailed(
-            f"run {run.run_id} of {safe_repr(run.workflow.name)} failed ({_brief(cause)}), and undoing "
-            f"{', '.join(map(safe_repr, undo_errors))} failed too",
-            undo_errors,
+            f"run {run.run_id} of {safe_repr(run.workflow.name)} failed ({_brief(run.error)}), and undoing "
+            f"{', '.join(map(safe_repr, run.undo_errors))} failed too",
+            run.undo_errors,
         )
-        failed.__cause__ = cause
-        failed.add_note(note)
+        failed.__cause__ = run.error
+        failed.add_note(_note(run, status))
         return failed
-    _annotate(cause, note)
-    return cause
+    _annotate(run.error, _note(run, status))
+    return run.error
 
 
 def _annotate(error: BaseException, note: str) -> None:

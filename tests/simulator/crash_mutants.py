@@ -199,7 +199,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "due = [known[name] for name in record.effects if",
         "due = [known[name] for name in reversed(record.effects) if",
     ),
-    m("the pivot is forgotten", "run_state", "self.past_pivot = any(", "self.past_pivot = False and any("),
+    m(
+        "the pivot is forgotten",
+        "run_state",
+        'self.past_pivot = self.workflow.undo == "never" or any(',
+        "self.past_pivot = False and any(",
+    ),
     m(
         "dependencies are forgotten",
         "run_state",
@@ -209,7 +214,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "what failed the run is forgotten",
         "takeover",
-        "run.workflow.own_error(record.error) if record.error is not None else",
+        "own_error(run.workflow, record.error) if record.error is not None else",
         "None or",
     ),
 )

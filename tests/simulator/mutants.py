@@ -316,14 +316,14 @@ MUTANTS = (
     m(
         "SystemExit is an ordinary failure",
         "attempts",
-        "failed = undo or (isinstance(error, Exception) and (asks or not run.interrupted))",
+        "failed = undo or (isinstance(outcome[1], Exception) and (asks or not run.interrupted))",
         "failed = undo or asks or not run.interrupted",
     ),
     m(
         "CancelledError out of a step cancels its run",
         "attempts",
-        "        error = cancelled\n",
-        "        return StepEnd(Status.CANCELLED, None, error, number)\n",
+        "        outcome = (None, cancelled)\n",
+        "        return StepEnd(Status.CANCELLED, None, outcome[1], number)\n",
     ),
     m(
         "a retry that is due is not made",
@@ -338,7 +338,7 @@ MUTANTS = (
         "            if not self.stopped:\n                self.finished = Status.SUCCESS\n            return not self.stopped",
         "            self.finished = Status.SUCCESS\n            return True",
     ),
-    m("held is forgotten", "run", "held=run.held or status is Status.COMPENSATION_FAILED", "held=False"),
+    m("held is forgotten", "run", "held = run.held or status is Status.COMPENSATION_FAILED", "held = False"),
     m(
         "the pivot is ignored",
         "steps",
@@ -354,8 +354,8 @@ MUTANTS = (
     m(
         "the end of the run is not told",
         "run",
-        "    if scope is not None:\n        emit.run_finished(run, scope, finished.status",
-        "    if scope is None:\n        emit.run_finished(run, scope, finished.status",
+        "    if scope is not None:\n        emit.run_finished(run, scope, finished)\n    if finished",
+        "    if finished",
     ),
     m(
         "the end of a step is not told",
