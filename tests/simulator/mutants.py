@@ -366,8 +366,8 @@ MUTANTS = (
     m(
         "the end of an attempt is told as a failure",
         "emit",
-        "_AT_ONCE: Final = StepEnd(Status.SUCCESS",
-        "_AT_ONCE: Final = StepEnd(Status.FAILURE",
+        "            undo,\n            end.status,",
+        "            undo,\n            Status.FAILURE,",
     ),
     m(
         "late landings are not told",
