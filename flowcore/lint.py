@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Final, get_args, get_origin
 
 from .errors import safe_repr
+from .functions import return_annotation
 from .plan import Node, Plan
 
 __all__ = ["advice"]
 
+_LISTED: Final = 5  # steps that one sentence names
+_STORABLE: Final = frozenset(
+    (
+        *("builtins.str", "builtins.int", "builtins.float", "builtins.bool", "builtins.NoneType", "builtins.bytes"),
+        *("builtins.list", "builtins.dict", "builtins.tuple", "builtins.set", "builtins.frozenset", "builtins.object"),
+        *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "decimal.Decimal", "uuid.UUID"),
+    )
+)
+"""classes whose values the default codec keeps; `object` says nothing of them"""
 
-def advice(plan: Plan, deadline: float | None) -> list[str]:
-    """One sentence for each thing worth a second look, naming the step and the remedy; in definition order.
 
-    `deadline`: seconds for the whole run, or None.
+def advice(plan: Plan, deadline: float | None, undo: str) -> list[str]:
+    """One sentence for each remedy, naming its steps in definition order.
+
+    `deadline`: seconds for the whole run, or None. `undo`: the workflow's.
     """
     after_pivot = _after(plan, [node for node in plan.nodes if node.step.pivot])
     return [
-        sentence
-        for node in plan.nodes
-        for sentence in (
-            *_no_undo(plan, node, after_pivot),
-            *_sync_with_a_timeout(node),
-            *_no_retries_past_the_pivot(node, after_pivot),
-            *_worst_case(node, deadline),
-        )
+        *(_no_undo(plan, after_pivot) if undo != "never" else ()),
+        *_sync_with_a_timeout(plan),
+        *_no_retries_past_the_pivot(plan, after_pivot),
+        *_cannot_be_stored(plan),
+        *(sentence for node in plan.nodes for sentence in _worst_case(node, deadline)),
     ]
 
 
@@ -40,30 +49,86 @@ def _after(plan: Plan, nodes: list[Node]) -> set[int]:
     return found
 
 
-def _no_undo(plan: Plan, node: Node, after_pivot: set[int]) -> Iterator[str]:
-    if node.compensation is None and node.successors and not node.step.pivot and node.index not in after_pivot:
+def _named(nodes: list[Node]) -> str:
+    """The names of several steps."""
+    names = ", ".join(safe_repr(node.name) for node in nodes[:_LISTED])
+    return f"steps {names}" + (f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else "")
+
+
+def _no_undo(plan: Plan, after_pivot: set[int]) -> Iterator[str]:
+    nodes = [
+        node
+        for node in plan.nodes
+        if node.compensation is None
+        and node.step.effect
+        and node.successors
+        and not node.step.pivot
+        and node.index not in after_pivot
+    ]
+    if len(nodes) == 1:
+        (node,) = nodes
         after = plan.nodes[node.successors[0]].name
         yield (
             f"step {safe_repr(node.name)} has no undo, and {safe_repr(after)} after it can fail: if it has an effect, "
-            f"say how to undo it with @{node.name}.compensate."
+            f"say how to undo it with @{node.name}.compensate, else mark it with effect=False."
         )
-
-
-def _sync_with_a_timeout(node: Node) -> Iterator[str]:
-    limit = node.timeout if node.timeout is not None else node.step_timeout
-    if limit is not None and not node.is_async:
+    elif nodes:
         yield (
-            f"step {safe_repr(node.name)} is sync and has a timeout of {limit:g} s: a thread cannot be stopped, it goes on "
-            f"in the background; look at ctx.cancelled in it now and then, or make it async."
+            f"{_named(nodes)} have no undo, and steps after them can fail: say how to undo those that have an effect with "
+            "@step.compensate, and mark the others with effect=False; or make nothing undone with Workflow(undo='never')."
         )
 
 
-def _no_retries_past_the_pivot(node: Node, after_pivot: set[int]) -> Iterator[str]:
-    if node.index in after_pivot and node.retry is None:
-        yield (
-            f"step {safe_repr(node.name)} comes after the pivot and is not retried: if it fails, the run stays incomplete "
-            f"until somebody calls it again; give it retry=."
-        )
+def _sync_with_a_timeout(plan: Plan) -> Iterator[str]:
+    nodes = [
+        node for node in plan.nodes if (node.timeout is not None or node.step_timeout is not None) and not node.is_async
+    ]
+    remedy = (
+        "a thread cannot be stopped, so it continues in the background. Check ctx.cancelled in it, or make it async."
+    )
+    if len(nodes) == 1:
+        (node,) = nodes
+        limit = node.timeout if node.timeout is not None else node.step_timeout
+        yield f"step {safe_repr(node.name)} is sync and has a timeout of {limit:g} s: {remedy}"
+    elif nodes:
+        yield f"{_named(nodes)} are sync and have timeouts: {remedy}"
+
+
+def _no_retries_past_the_pivot(plan: Plan, after_pivot: set[int]) -> Iterator[str]:
+    nodes = [node for node in plan.nodes if node.index in after_pivot and node.retry is None]
+    remedy = (
+        "if one fails, the run stays incomplete until the next call with its key, or recovery, resumes it. Add retry=."
+    )
+    if len(nodes) == 1:
+        yield f"step {safe_repr(nodes[0].name)} comes after the pivot and is not retried: {remedy.replace('one', 'it', 1)}"
+    elif nodes:
+        yield f"{_named(nodes)} come after the pivot and are not retried: {remedy}"
+
+
+def _cannot_be_stored(plan: Plan) -> Iterator[str]:
+    by_type: dict[str, list[Node]] = {}
+    for node in plan.nodes:
+        for kind in _foreign(return_annotation(node.fn)):
+            by_type.setdefault(kind, []).append(node)
+    for kind, nodes in by_type.items():
+        who = f"step {safe_repr(nodes[0].name)} returns" if len(nodes) == 1 else f"{_named(nodes)} return"
+        yield f"{who} {kind}, which no durable store keeps. Return plain data, or give the store a codec= that keeps it."
+
+
+def _foreign(annotation: Any) -> Iterator[str]:
+    """The classes in an annotation whose values neither the default codec nor PydanticCodec keeps."""
+    arguments = get_args(annotation)
+    kind = get_origin(annotation) or annotation
+    for argument in arguments:
+        yield from _foreign(argument)
+    if not isinstance(kind, type) or kind.__module__ in {"typing", "types", "collections.abc"}:
+        return
+    structured = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_core_schema__")
+    enumerated = any(f"{base.__module__}.{base.__qualname__}" == "enum.Enum" for base in kind.__mro__)
+    named = issubclass(kind, tuple | dict) and hasattr(kind, "__annotations__")  # a NamedTuple, or a TypedDict
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if not (structured or enumerated or named or name in _STORABLE):
+        yield name.removeprefix("builtins.")
 
 
 def _worst_case(node: Node, deadline: float | None) -> Iterator[str]:

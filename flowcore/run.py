@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["BEGINS", "Run", "StepReport", "in_words"]
 
 R = TypeVar("R")
-_LISTED = 200  # steps that explain() tells one by one
+_LISTED = 200  # steps that explain() describes one by one
+_TRIES = 10  # failed attempts of each
 
 
 @dataclass(slots=True)
@@ -222,6 +223,7 @@ class Run:
                     "ran": report.ran,
                     "backed_off": report.backed_off,
                     "error": _error_dict(report.error),
+                    "errors": [{"type": kind, "message": message} for kind, message in report.errors],
                     "undo": None if report.undo is None else str(report.undo),
                 }
                 for name, report in self.steps.items()
@@ -303,6 +305,11 @@ def in_words(report: StepReport) -> str:
     if report.backed_off:
         parts.append(f"and {report.backed_off * 1e3:.1f} ms between attempts")
     text = " ".join(parts)
+    last = "" if report.status is Status.SUCCESS or report.error is None else _error(report.error, 200)
+    failures = [f"{_clipped(kind)}: {safe_str(Exception(message), 200)}" for kind, message in report.errors]
+    if any(failure != last for failure in failures):
+        first = max(0, len(failures) - _TRIES)
+        text += f"; failed attempts: {'; '.join(f'{n}. {why}' for n, why in enumerate(failures[first:], first + 1))}"
     if report.completed_late is not None:
         text += f"; it came back later, after it had been given up: {report.completed_late}"
     if report.undo == Status.SUCCESS:

@@ -61,6 +61,8 @@ class StepOptions(TypedDict, total=False):
     """called first in that case; returns Landed(result), NotLanded, or None for what `on_crash` says"""
     expected: type[BaseException] | Iterable[type[BaseException]]
     """errors that are no fault of the service, such as a declined card: telemetry does not show the step as an error"""
+    effect: bool
+    """False: the step changes nothing outside of the run, so `Workflow.check()` asks for no undo"""
 
 
 @dataclass(eq=False)
@@ -85,6 +87,7 @@ class Step(Generic[R]):
     aliases: dict[Step[Any], str] | None = None
     """of an included step: what the steps of its old workflow are called here"""
     expected: tuple[type[BaseException], ...] = ()
+    effect: bool = True
 
     def __post_init__(self) -> None:
         # Its own name, docstring and signature: for help(), Sphinx and editors.

@@ -151,6 +151,7 @@ class Workflow(Generic[I]):
         on_crash: Literal["retry", "undo", "hold"] = "retry",
         verify: Callable[[Context], Any] | None = None,
         expected: type[BaseException] | Iterable[type[BaseException]] = (),
+        effect: bool = True,
     ) -> Step[Any]:
         """Register `fn` as a step, without a decorator; `name` None means the function's name."""
         if isinstance(fn, Step):
@@ -174,6 +175,7 @@ class Workflow(Generic[I]):
             verify,
             workflow=self,
             expected=_error_types(expected, f"expected {about}"),
+            effect=effect,
         )
         for option, function in (("when", when), ("verify", verify)):
             if function is not None:
@@ -215,6 +217,7 @@ class Workflow(Generic[I]):
                 self,
                 aliases,
                 step.expected,
+                step.effect,
             )
             copies[name] = copy
             aliases[step] = copy.name
@@ -294,11 +297,11 @@ class Workflow(Generic[I]):
         return self.plan().layers()
 
     def check(self) -> list[str]:
-        """What a careful colleague would say of this definition: sentences that name a step and a remedy, or none.
+        """What a careful colleague would say of this definition: a sentence for each remedy, naming its steps, or none.
 
         Raises UnknownDependency or DependencyCycle where it cannot run at all.
         """
-        return advice(self.plan(), self.deadline)
+        return advice(self.plan(), self.deadline, self.undo)
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""

@@ -31,7 +31,7 @@ PARTS: dict[str, str] = {
     "run": "errors status",
     "plan": "errors functions",
     "describe": "errors plan",
-    "lint": "errors plan",
+    "lint": "errors functions plan",
     "workflow": "errors functions inputs retry step context plan describe lint",
     "events": "errors functions status",
     "forks": "",
@@ -78,7 +78,9 @@ LAZY: dict[str, set[str]] = {
     "flowcore.errors": {"datetime", "email.utils", "pickle", "traceback"},
     # For the first value that JSON has no form for.
     "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
-    "flowcore.stores": {"flowcore.stores.opening", "flowcore.stores.redis", "flowcore.stores.sqlite"},
+    "flowcore.stores": {
+        *("flowcore.stores.opening", "flowcore.stores.pydantic_codec", "flowcore.stores.redis", "flowcore.stores.sqlite")
+    },
     "flowcore.stores.opening": {"flowcore.stores.redis", "flowcore.stores.sqlite", "redis"},
     # The commands need the extra `cli`, and each other's group.
     "flowcore.__main__": {"click", "flowcore.cli", "rich"},

@@ -8,10 +8,11 @@ from .base import RunRecord, Store
 from .memory import MemoryStore
 
 if TYPE_CHECKING:
+    from .pydantic_codec import PydanticCodec
     from .redis import AsyncRedisStore, RedisStore
     from .sqlite import SQLiteStore
 
-__all__ = ["AsyncRedisStore", "MemoryStore", "RedisStore", "RunRecord", "SQLiteStore", "Store"]
+__all__ = ["AsyncRedisStore", "MemoryStore", "PydanticCodec", "RedisStore", "RunRecord", "SQLiteStore", "Store"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from .sqlite import SQLiteStore
 
         return SQLiteStore
+    if name == "PydanticCodec":
+        from .pydantic_codec import PydanticCodec
+
+        return PydanticCodec
     if name in {"AsyncRedisStore", "RedisStore"}:
         from . import redis
 

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, cast
 
 from ..errors import CorruptRecord, NotSerializable, safe_repr, safe_str
 
-__all__ = ["FIXED", "Codec", "JsonCodec", "canonical", "json_text", "json_value", "quoted"]
+__all__ = ["FIXED", "Codec", "JsonCodec", "canonical", "json_text", "json_value", "quoted", "tagged_text", "type_name"]
 
 TAG: Final = "$"
 VALUE: Final = "v"
@@ -185,7 +185,7 @@ def _table() -> tuple[_Tag, ...]:
         if type(tz).__module__ == "zoneinfo" and isinstance(key, str) and _ZONE.fullmatch(key):
             return key
         raise NotSerializable(
-            f"its time zone is a {_type_name(tz)}. Use datetime.timezone or zoneinfo.ZoneInfo, which can be stored."
+            f"its time zone is a {type_name(tz)}. Use datetime.timezone or zoneinfo.ZoneInfo, which can be stored."
         )
 
     def zone_back(known: Any) -> dt.tzinfo | None:
@@ -318,13 +318,13 @@ def _list(known: object) -> list[Any]:
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _refuse(value: Any) -> NoReturn:
-    raise NotSerializable(f"{_type_name(value)} is not a type that the default codec keeps. {_way_out(value)}")
+    raise NotSerializable(f"{type_name(value)} is not a type that the default codec keeps. {_way_out(value)}")
 
 
 def _way_out(value: Any) -> str:
@@ -352,10 +352,10 @@ def _is_structured(kind: type) -> bool:
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
-def canonical(value: object, tagger: Tagger = _refuse) -> str:
+def canonical(value: object) -> str:
     """One text for all values that mean the same request: numbers by value, text in NFC, dicts in any order, tuples as lists.
 
-    Raises NotSerializable for what the codec cannot keep.
+    Raises NotSerializable for what no codec of flowcore keeps.
     """
     try:
         if _is_plain(value):
@@ -365,9 +365,23 @@ def canonical(value: object, tagger: Tagger = _refuse) -> str:
     except (ValueError, RecursionError):
         pass
     try:
-        return _sorted_text(_canonical(json_value(tagged_text(value, tagger))))
+        return _sorted_text(_canonical(json_value(tagged_text(value, _comparable))))
     except (RecursionError, ValueError):
         raise NotSerializable(f"{_DEEP}. Use a flat value.") from None
+
+
+def _comparable(value: Any) -> Any:
+    """What stands for a value that the default codec lacks: for an Enum member its value, for an object its fields."""
+    kind = type(value)
+    if any(base.__module__ == "enum" and base.__name__ == "Enum" for base in kind.__mro__):
+        return _tagged(value.value, _comparable)
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        return [_tagged(part, _comparable) for part in value]
+    fields = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__pydantic_fields__", None)
+    if fields:
+        return {TAG: "fields", VALUE: {name: _tagged(getattr(value, name), _comparable) for name in fields}}
+    plain = next((base for base in (str, int, float, dict, list) if isinstance(value, base)), None)
+    return _refuse(value) if plain is None else _tagged(plain(value), _comparable)
 
 
 def _needs_comparing(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
 from flowcore import Backoff, Context, DependencyCycle, Retry, Workflow
@@ -61,3 +63,52 @@ def test_a_definition_that_cannot_run_is_refused() -> None:
     wf.add_step("b", nothing, depends_on="a")
     with pytest.raises(DependencyCycle):
         wf.check()
+
+
+class Connection:
+    """What no store keeps."""
+
+
+class Ticket(NamedTuple):
+    seat: str
+
+
+def test_steps_with_the_same_remedy_share_one_sentence() -> None:
+    wf = Workflow("etl")
+    for number in range(30):
+        wf.add_step(f"s{number}", nothing, depends_on=f"s{number - 1}" if number else (), timeout=1)
+    undo, timeouts = wf.check()
+    assert undo.startswith("steps 's0', 's1', 's2', 's3', 's4' and 24 more have no undo")
+    assert timeouts.startswith("steps 's0', 's1', 's2', 's3', 's4' and 25 more are sync and have timeouts")
+
+
+def test_a_step_without_effect_needs_no_undo() -> None:
+    wf = Workflow("etl")
+    wf.add_step("read", nothing, effect=False)
+    wf.add_step("load", nothing, depends_on="read")
+    assert wf.check() == []
+    whole = Workflow("whole")
+    whole.include(wf)
+    assert whole.check() == []
+
+
+def test_a_workflow_that_undoes_nothing_needs_no_undo() -> None:
+    wf = Workflow("etl", undo="never")
+    wf.add_step("read", nothing)
+    wf.add_step("load", nothing, depends_on="read")
+    assert wf.check() == []
+
+
+def test_a_result_that_no_durable_store_keeps_is_told_from_its_annotation() -> None:
+    def connects(ctx: Context) -> list[Connection] | None:
+        return None
+
+    async def tickets(ctx: Context) -> dict[str, tuple[Ticket, ...]]:
+        return {}
+
+    wf = Workflow("w")
+    wf.add_step("connect", connects)
+    wf.add_step("tickets", tickets)
+    wf.add_step("nothing", nothing)
+    (said,) = wf.check()
+    assert said.startswith("step 'connect' returns tests.core.test_check.Connection, which no durable store keeps.")

@@ -186,3 +186,19 @@ def test_names_that_meet_are_refused_and_nothing_is_added(ledger: Ledger) -> Non
     with pytest.raises(DuplicateStep, match="workflow 'shop' already has a step 'receipt'"):
         shop.include(payment(ledger))
     assert [step.name for step in shop.steps] == ["receipt"]
+
+
+def test_explain_and_the_report_tell_the_errors_of_all_attempts(drive: Drive) -> None:
+    errors: list[Exception] = [ConnectionError("reset\nby peer"), ValueError("odd")]
+
+    def flaky(ctx: Context) -> int:
+        if errors:
+            raise errors.pop(0)
+        return 1
+
+    wf = Workflow("flaky")
+    wf.add_step("fetch", flaky, retry=3)
+    run = drive(wf)
+    assert [kind for kind, _ in run.steps["fetch"].errors] == ["ConnectionError", "ValueError"]
+    assert "failed attempts: 1. ConnectionError: reset\\nby peer; 2. ValueError: odd" in run.explain()
+    assert [one["type"] for one in run.to_dict()["steps"]["fetch"]["errors"]] == ["ConnectionError", "ValueError"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import pydantic
 import pytest
 from hypothesis import given, strategies as st
 
@@ -151,6 +152,10 @@ class Order:
     sku: str
 
 
+class Model(pydantic.BaseModel):
+    sku: str
+
+
 loop: list[Any] = []
 loop.append(loop)
 deep: list[Any] = []
@@ -181,8 +186,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_a_value_that_would_change_is_refused_with_a_way_out(value: Any, why: str) -> None:
     with pytest.raises(NotSerializable, match=why):
         CODEC.dumps(value)
-    with pytest.raises(NotSerializable):
-        canonical({"value": value})
 
 
 FOREIGN = [
@@ -235,6 +238,11 @@ EQUAL = [
     ({"caf\u00e9": 1}, {"cafe\u0301": 1.0}),
     ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     ({1: 2, "a": (1,)}, {"a": (1.0,), 1.0: 2}),
+    (Level.LOW, 1, 1.0),
+    (Colour.RED, "red"),
+    (Point(1), Point(1), [1.0]),
+    (Order("a"), Order("a")),
+    (Model(sku="a"), Model(sku="a")),
     ({3, 1, 2}, {1, 2, 3}),
     ((1, (2,)), [1.0, [2]]),
 ]

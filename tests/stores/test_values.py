@@ -1,17 +1,23 @@
 """Every kind of value on every store, as its first owner, the owner after it and a replay see it: equal, in type too."""
 
 import asyncio
+import dataclasses
+import datetime as dt
+import enum
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+import pydantic
 import pytest
 import redis
 import redis.asyncio
 
-from flowcore import AsyncEngine, Engine, Status, Workflow
-from flowcore.stores import AsyncRedisStore, RedisStore, SQLiteStore
+from flowcore import AsyncEngine, Context, CorruptRecord, Engine, MemoryStore, NotSerializable, Status, Workflow
+from flowcore.stores import AsyncRedisStore, PydanticCodec, RedisStore, SQLiteStore
+from flowcore.stores.codec import JsonCodec
 from tests.stores.redis_servers import redis_url
 from tests.stores.test_codec import KEPT, same
 
@@ -37,7 +43,7 @@ def fresh_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tupl
             yield request.param, lambda: AsyncRedisStore(redis.asyncio.Redis.from_url(url), prefix=prefix)
 
 
-def owners(kind: str, make_store: MakeStore, wf: Workflow, values: dict[str, Any], key: str) -> list[Any]:
+def owners(kind: str, make_store: MakeStore, wf: Workflow[Any], values: Any, key: str) -> list[Any]:
     """The run of a first owner that ends incomplete, that of the owner that resumes it, and a replay."""
     if "async" not in kind:
         runs = []
@@ -84,3 +90,140 @@ def test_a_value_is_the_same_for_each_owner_and_on_replay(fresh_store: tuple[str
         ):
             wrong.extend(f"{what}: {who} has {one!r:.80}, not {value!r:.80}" for one in got if not same(one, value))
     assert wrong == []
+
+
+# -- PydanticCodec -----------------------------------------------------------------------------------------------------
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Point(NamedTuple):
+    x: int
+    colour: Colour
+
+
+@dataclasses.dataclass
+class Order:
+    sku: str
+    price: Decimal
+    when: dt.datetime
+    tags: set[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    pair: tuple[int, ...]
+    data: bytes
+
+
+class Basket(pydantic.BaseModel):
+    order: Order
+    point: Point
+    parts: dict[int, Frozen]
+    more: Any = None
+
+
+ORDER = Order("a", Decimal("1.10"), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), {"x"})
+FROZEN = Frozen((1, 2), b"\xff")
+BASKET = Basket(order=ORDER, point=Point(1, Colour.RED), parts={1: FROZEN}, more=(1,))
+TYPED: dict[str, tuple[Any, Any]] = {
+    "StrEnum": (Colour.RED, Colour),
+    "IntEnum": (Level.LOW, Level),
+    "NamedTuple": (Point(1, Colour.RED), Point),
+    "dataclass": (ORDER, Order),
+    "frozen dataclass": (FROZEN, Frozen),
+    "pydantic model": (BASKET, Basket),
+    "list of dataclasses": ([ORDER, ORDER], list[Order]),
+    "dict with Enum keys": ({Colour.RED: 1}, dict[Colour, int]),
+    "optional": (ORDER, Order | None),
+    "none": (None, Order | None),
+    "plain": ((1, {2}), tuple[int, set[int]]),
+}
+
+
+@pytest.fixture(params=["sqlite", "redis", "strict"])
+def typed_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
+    codec = PydanticCodec()
+    if request.param == "sqlite":
+        yield lambda: SQLiteStore(tmp_path / "runs.db", codec=codec)
+    elif request.param == "strict":
+        store = MemoryStore(strict=True, codec=codec)
+        yield lambda: store
+    else:
+        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            yield lambda: RedisStore(client, prefix=f"typed-{tmp_path.name}", codec=codec)
+
+
+@pytest.mark.parametrize("what", TYPED)
+def test_pydantic_rebuilds_a_value_from_the_steps_annotation(typed_store: MakeStore, what: str) -> None:
+    value, annotation = TYPED[what]
+    seen: list[Any] = []
+    wf = Workflow("typed")
+
+    def make(ctx: Any) -> Any:
+        return value
+
+    make.__annotations__["return"] = annotation
+
+    def use(ctx: Any) -> None:
+        seen.append(ctx["make"])
+        if len(seen) == 1:
+            raise ConnectionError
+
+    wf.add_step("make", make, pivot=True)
+    wf.add_step("use", use, depends_on="make")
+    first, second, replay = owners("", typed_store, wf, {}, f"typed {what}")
+    assert (first.status, second.status, replay.replayed) == (Status.INCOMPLETE, Status.SUCCESS, True)
+    for got in (*seen, replay["make"]):
+        assert (type(got), got) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "why"),
+    [
+        (ORDER, Any, "rebuilt from an annotation, and there is none here"),
+        (ORDER, dict, "does not come back unchanged"),
+        (Colour.RED, str, "does not come back unchanged"),
+        (BASKET.model_copy(update={"more": FROZEN}), Basket, "does not come back unchanged"),
+        (object(), Order, "does not come back unchanged|cannot be taken apart|cannot be stored"),
+    ],
+)
+def test_pydantic_refuses_what_would_come_back_changed(value: Any, annotation: Any, why: str) -> None:
+    with pytest.raises(NotSerializable, match=why):
+        PydanticCodec().dumps(value, annotation)
+
+
+def test_what_pydantic_took_apart_is_plain_data_to_a_listing_and_refused_by_another_codec() -> None:
+    text = PydanticCodec().dumps(ORDER, Order)
+    assert PydanticCodec().loads(text, Any)["sku"] == "a"
+    with pytest.raises(CorruptRecord, match="unknown tag 'typed'"):
+        JsonCodec().loads(text)
+
+
+@dataclasses.dataclass
+class Trip:
+    city: str
+    order: Order
+
+
+def test_a_typed_input_is_the_same_for_each_owner(typed_store: MakeStore) -> None:
+    seen: list[Trip] = []
+    wf = Workflow("trip", input=Trip)
+
+    def use(ctx: Context[Trip]) -> None:
+        seen.append(ctx.input)
+        if len(seen) == 1:
+            raise ConnectionError
+
+    wf.add_step("start", lambda ctx: 1, pivot=True)
+    wf.add_step("use", use, depends_on="start")
+    trip = Trip("Oslo", ORDER)
+    statuses = [run.status for run in owners("", typed_store, wf, trip, "trip")]
+    assert statuses == [Status.INCOMPLETE, Status.SUCCESS, Status.SUCCESS]
+    assert seen == [trip, trip]

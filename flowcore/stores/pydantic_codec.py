@@ -1,0 +1,108 @@
+"""PydanticCodec: dataclasses, NamedTuples, Enums, TypedDicts and pydantic models, rebuilt from annotations. Needs pydantic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final, NoReturn
+
+from pydantic import TypeAdapter
+
+from ..errors import NotSerializable, safe_repr, safe_str
+from .codec import JsonCodec, tagged_text, type_name
+
+__all__ = ["PydanticCodec"]
+
+_PLAIN: Final = JsonCodec()
+_REBUILT: Final = '{"$":"typed","v":'
+"""stands before what was taken apart, so that a store without this codec refuses it"""
+
+
+class PydanticCodec:
+    """The default codec, and for what that lacks pydantic, by the step's return annotation or the field of the input.
+
+    A value is stored only if it comes back equal and of the same types. What was read never says what is built: the
+    definition's annotation does; without one, as in a listing, such a value is read as plain data. Stateless and
+    thread-safe.
+    """
+
+    def dumps(self, value: Any, annotation: Any = Any, /) -> str:
+        """The text of a value. Raises NotSerializable, naming the type and the way out."""
+        try:
+            return _PLAIN.dumps(value)
+        except NotSerializable as error:
+            if annotation is Any:
+                raise NotSerializable(
+                    f"{type_name(value)} is rebuilt from an annotation, and there is none here. "
+                    "Annotate the step's return type, or return plain data."
+                ) from error
+        parts, back = self._taken_apart(value, annotation)
+        if not _same(back, value):
+            raise NotSerializable(
+                f"{type_name(value)} does not come back unchanged by the annotation {safe_repr(annotation)}. "
+                "Annotate all of its parts, or return plain data."
+            )
+        return f"{_REBUILT}{parts}}}"
+
+    def _taken_apart(self, value: Any, annotation: Any) -> tuple[str, Any]:
+        try:
+            adapter = _adapter(annotation)
+            text = tagged_text(_without_members(adapter.dump_python(value, round_trip=True, warnings=False)), _refuse)
+            return text, adapter.validate_python(_PLAIN.loads(text))
+        except NotSerializable:
+            raise
+        except Exception as error:
+            raise NotSerializable(
+                f"{type_name(value)} cannot be taken apart by the annotation {safe_repr(annotation)} "
+                f"({type(error).__name__}: {safe_str(error, 200)}). Return a value of that type."
+            ) from error
+
+    def loads(self, text: str, annotation: Any = Any, /) -> Any:
+        """The value of a text. Raises CorruptRecord for an unknown tag, ValueError for what the annotation refuses."""
+        if not text.startswith(_REBUILT):
+            return _PLAIN.loads(text)
+        parts = _PLAIN.loads(text[len(_REBUILT) : -1])
+        return parts if annotation is Any else _adapter(annotation).validate_python(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return _cached_adapter(annotation)
+    except TypeError:  # an annotation without a hash
+        return TypeAdapter(annotation)
+
+
+def _without_members(value: Any) -> Any:
+    """The same, with the values of Enum members in their place; NamedTuples become tuples."""
+    if isinstance(value, Enum):
+        return _without_members(value.value)
+    if isinstance(value, Mapping):
+        return {_without_members(key): _without_members(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_without_members, value))
+    if type(value) in {list, set, frozenset}:
+        return type(value)(map(_without_members, value))
+    return value
+
+
+def _refuse(value: Any) -> NoReturn:
+    raise NotSerializable(f"{type_name(value)} inside it is of a type that cannot be stored. Use plain data there.")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal in value and type, at any depth."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_same(part, b[key]) for key, part in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if hasattr(a, "__dict__") and not isinstance(a, Enum):
+        return _same(vars(a), vars(b)) and bool(a == b)
+    return bool(a == b) or (a != a and b != b)  # noqa: PLR0124 - NaN
