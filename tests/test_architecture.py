@@ -79,7 +79,12 @@ LAZY: dict[str, set[str]] = {
     # For the first value that JSON has no form for.
     "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
     "flowcore.stores": {
-        *("flowcore.stores.opening", "flowcore.stores.pydantic_codec", "flowcore.stores.redis", "flowcore.stores.sqlite")
+        *(
+            "flowcore.stores.opening",
+            "flowcore.stores.pydantic_codec",
+            "flowcore.stores.redis",
+            "flowcore.stores.sqlite",
+        )
     },
     "flowcore.stores.opening": {"flowcore.stores.redis", "flowcore.stores.sqlite", "redis"},
     # The commands need the extra `cli`, and each other's group.
