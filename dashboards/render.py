@@ -32,6 +32,7 @@ def render(board: Json, asking: Asking) -> Image.Image:
     width = 24 * COLUMN + 2 * GAP
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"]) * LINE + 2 * GAP
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=CANVAS)
+    asking.annotate(board)
     for panel in board["panels"]:
         at = panel["gridPos"]
         frame = Frame(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["Asking", "Exemplar", "PrometheusError", "Series", "filled_in"]
+__all__ = ["Asking", "Exemplar", "Mark", "PrometheusError", "Series", "filled_in"]
 
 Json = dict[str, Any]
 
@@ -57,6 +57,15 @@ def filled_in(expr: str, *, seconds: float, step: float, scrape: float, chosen: 
 
 
 @dataclass(frozen=True)
+class Mark:
+    """An annotation: a moment, what it is, and its colour."""
+
+    at: float
+    text: str
+    colour: str
+
+
+@dataclass(frozen=True)
 class Asking:
     """A Prometheus, a time range, and what is chosen for the dashboard's variables (what is not: all)."""
 
@@ -67,6 +76,20 @@ class Asking:
     scrape: float = 15.0
     """seconds between scrapes, as Grafana's data source is told"""
     chosen: Mapping[str, str] = field(default_factory=dict[str, str])
+    marks: list[Mark] = field(default_factory=list[Mark])
+    """the dashboard's annotations in the range, once they have been asked for"""
+
+    def annotate(self, board: Json) -> None:
+        """Ask for the dashboard's annotations; the panels are drawn with them."""
+        for one in board.get("annotations", {}).get("list", []):
+            found = self._get(
+                "query_range", query=self.expr(one["expr"]), start=self.start, end=self.end, step=min(60, self.step)
+            )
+            for series in found["result"]:
+                text = _legend(one["titleFormat"], series["metric"])
+                at = _points(series)[0][0]
+                if at > self.start:
+                    self.marks.append(Mark(at, text, one["iconColor"]))
 
     @property
     def seconds(self) -> float:
@@ -100,7 +123,7 @@ class Asking:
     def _get(self, path: str, **parameters: Any) -> Any:
         url = f"{self.url.rstrip('/')}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - the user's own Prometheus
+            with urllib.request.urlopen(url, timeout=30) as response:
                 return json.loads(response.read())["data"]
         except urllib.error.HTTPError as error:
             raise PrometheusError(f"Prometheus refuses {parameters['query']}: {error.read().decode()}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ from matplotlib.patches import Rectangle
 
 from .asking import Asking, Series
 from .frame import PAD, TITLE, Frame, clipped
-from .looks import GRID, TEXT, look, mapped
+from .looks import GRID, TEXT, colour_of, look, mapped
 from .units import written
 
 __all__ = ["draw_bars", "draw_table"]
+
+LINK = "#6E9FFF"
 
 Json = dict[str, Any]
 
@@ -67,7 +70,8 @@ def rows_of(panel: Json, found: Sequence[Series]) -> tuple[list[dict[str, Any]],
 def draw_table(frame: Frame, panel: Json, found: list[Series], _: Asking) -> None:
     rows, headings = rows_of(panel, found)
     (sort,) = panel["options"]["sortBy"]
-    rows.sort(key=lambda row: row[sort["displayName"]] or 0, reverse=sort["desc"])
+    rows = [row for row in rows if any(not _missing(value) for value in row.values())]
+    rows.sort(key=lambda row: _rank(row[sort["displayName"]]), reverse=sort["desc"])
     axes = frame.plain()
     line = 22.0
     shown = rows[: int((frame.height - TITLE - PAD) // line) - 1]
@@ -80,7 +84,7 @@ def draw_table(frame: Frame, panel: Json, found: list[Series], _: Asking) -> Non
         number = any(isinstance(row[heading], float) for row in shown)
         end = x + width * scale
         at, side = (end - 6, "right") if number else (x + 2, "left")
-        axes.text(at, line / 2, heading, color="#6E9FFF", size=8, weight="bold", va="center", ha=side)
+        axes.text(at, line / 2, heading, color=LINK, size=8, weight="bold", va="center", ha=side)
         for i, row in enumerate(shown, start=1):
             text, colour = _cell(panel, heading, row[heading])
             axes.text(
@@ -91,9 +95,27 @@ def draw_table(frame: Frame, panel: Json, found: list[Series], _: Asking) -> Non
         axes.plot([PAD, frame.width - PAD], [i * line] * 2, color=GRID, lw=0.7)
 
 
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """What has no value comes last in rising order, as in Grafana."""
+    return (1, 0) if _missing(value) else (0, value)
+
+
 def _cell(panel: Json, heading: str, value: Any) -> tuple[str, str]:
+    properties: Json = {}
+    for override in panel["fieldConfig"]["overrides"]:
+        if override["matcher"]["options"] == heading:
+            properties |= {one["id"]: one["value"] for one in override["properties"]}
     if isinstance(value, float):
-        return written(value, look(panel, heading, 0).unit), TEXT
+        text = written(value, look(panel, heading, 0).unit) if math.isfinite(value) else "-"
+        return text, colour_of(value, properties["thresholds"]) if "thresholds" in properties else TEXT
+    if value is None:
+        return "", TEXT
+    if "links" in properties and "mappings" not in properties:
+        return str(value), LINK
     mappings = [
         mapping
         for override in panel["fieldConfig"]["overrides"]

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .asking import Asking, Series
 from .frame import PAD, TITLE, Frame, clipped
@@ -36,7 +36,10 @@ def draw_lines(frame: Frame, panel: Json, found: list[Series], asking: Asking) -
     other = axes.twinx() if on_the_right else axes
     if on_the_right:
         _value_axis(other, next(each.unit for each in looks.values() if each.right))
-    if custom["stacking"]["mode"] == "normal":
+    _thresholds(axes, panel)
+    if custom["drawStyle"] == "bars":
+        _bars(axes, found, {name: each.colour for name, each in looks.items()}, asking.step)
+    elif custom["stacking"]["mode"] == "normal":
         _stacked(axes, found, {name: each.colour for name, each in looks.items()})
     else:
         for one in found:
@@ -47,6 +50,7 @@ def draw_lines(frame: Frame, panel: Json, found: list[Series], asking: Asking) -
             drawn.plot(at, values, color=style.colour, lw=0.75 * style.width, ls=style.dash, marker=marker, ms=3)
             if not style.right and style.dash == "-":
                 drawn.fill_between(at, values, color=style.colour, alpha=custom["fillOpacity"] / 100, lw=0)
+    _annotations(axes, asking)
     if panel["targets"][0]["exemplar"] and unit == "s":
         dots = asking.exemplars(panel["targets"][0])
         dots = dots[:: max(1, len(dots) // DOTS)]
@@ -58,8 +62,48 @@ def draw_lines(frame: Frame, panel: Json, found: list[Series], asking: Asking) -
         _value_axis(axes, unit, locate=False)
     else:
         for each in {axes, other}:
-            each.set_ylim(bottom=0, top=max(each.get_ylim()[1], 1e-9))
+            each.set_ylim(bottom=0, top=max(each.get_ylim()[1], 1.0 if custom["drawStyle"] == "bars" else 1e-9))
+    if custom["drawStyle"] == "bars":
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    elif "min" in panel["fieldConfig"]["defaults"] and custom["scaleDistribution"]["type"] == "log":
+        axes.set_ylim(bottom=panel["fieldConfig"]["defaults"]["min"])
     _legend(frame, panel, found, looks, beside=beside)
+
+
+def _bars(axes: Axes, found: list[Series], colours: dict[str, str], step: float) -> None:
+    """A bar for each step of each series, one on top of the other."""
+    base: dict[float, float] = {}
+    for one in found:
+        heights = [(at, value) for at, value in one.points if math.isfinite(value)]
+        bottoms = [base.get(at, 0.0) for at, _ in heights]
+        axes.bar(
+            [at for at, _ in heights],
+            [v for _, v in heights],
+            0.85 * step,
+            bottoms,
+            color=colours[one.legend],
+            alpha=0.85,
+            lw=0,
+        )
+        base |= {at: bottom + value for (at, value), bottom in zip(heights, bottoms, strict=True)}
+
+
+def _thresholds(axes: Axes, panel: Json) -> None:
+    """A dashed line where the colour of a threshold begins."""
+    defaults = panel["fieldConfig"]["defaults"]
+    if defaults["custom"]["thresholdsStyle"]["mode"] != "off":
+        for step in defaults["thresholds"]["steps"]:
+            if step["value"] is not None:
+                axes.axhline(step["value"], color=step["color"], lw=1, ls="--")
+
+
+def _annotations(axes: Axes, asking: Asking) -> None:
+    """A dashed line, with a flag at its foot, for each of the dashboard's annotations."""
+    for mark in asking.marks:
+        axes.axvline(mark.at, color=mark.colour, lw=0.9, ls=(0, (4, 3)))
+        axes.plot(
+            [mark.at], [0], marker="^", color=mark.colour, ms=5, transform=axes.get_xaxis_transform(), clip_on=False
+        )
 
 
 def _gaps(points: list[tuple[float, float]], step: float) -> list[tuple[float, float]]:
@@ -88,7 +132,7 @@ def _time_axes(axes: Axes, asking: Asking, unit: str, width: float) -> None:
     axes.set_facecolor(BACKGROUND)
     axes.set_xlim(asking.start, asking.end)
     form = "%H:%M:%S" if asking.seconds <= 600 else "%H:%M"
-    axes.xaxis.set_major_locator(MaxNLocator(max(2, int(width // 90))))
+    axes.xaxis.set_major_locator(FixedLocator(_round_times(asking, max(2, int(width // 90)))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: datetime.fromtimestamp(at).strftime(form)))  # noqa: DTZ006
     axes.tick_params(colors=FAINT, labelsize=7, length=0)
     axes.grid(color=GRID, lw=0.6)
@@ -96,6 +140,14 @@ def _time_axes(axes: Axes, asking: Asking, unit: str, width: float) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     _value_axis(axes, unit)
+
+
+def _round_times(asking: Asking, most: int) -> list[float]:
+    """Full minutes, quarters and hours of the clock, at most so many."""
+    steps = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+    step = next((step for step in steps if asking.seconds / step <= most), 86400)
+    first = math.ceil(asking.start / step) * step
+    return [float(at) for at in range(first, int(asking.end) + 1, step)]
 
 
 def _value_axis(axes: Axes, unit: str, *, locate: bool = True) -> None:

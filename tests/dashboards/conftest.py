@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "dashboards"
+SOURCE = ROOT / "flowcore_otel" / "dashboards"
 BOARDS = ("overview", "workflow", "store")
 
 sys.path.insert(0, str(DASHBOARDS))

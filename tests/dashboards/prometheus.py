@@ -98,7 +98,7 @@ class Prometheus:
             up = f"count(up{chosen} == 1 and on (instance) timestamp(flowcore_build_info{chosen}) > {later})"
             return self.series(up, self.looked) == [({}, len(targets))]
 
-        until(seen, "a scrape")
+        until(seen, "a scrape", 4 * PATIENCE)  # of a busy machine
 
     def _ready(self) -> bool:
         assert self._process is not None

@@ -13,7 +13,9 @@ from typing import Any
 import build
 import pytest
 import yaml
-from parts.queries import PROMETHEUS
+
+from flowcore_otel.dashboards import rules
+from flowcore_otel.dashboards.queries import PROMETHEUS
 
 from ..stores.redis_servers import RedisServer
 from .conftest import BOARDS, DASHBOARDS, ROOT, board
@@ -53,7 +55,7 @@ def test_amtool_finds_the_configuration_in_order() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    build.rules(PROMETHEUS, build.LINKS)["rules/alerts.yml"]["groups"][1]["rules"],
+    rules(build.options(PROMETHEUS))["alerts"]["groups"][1]["rules"],
     ids=lambda rule: rule["alert"],
 )
 def test_an_alert_goes_to_those_whom_its_severity_calls(rule: Json) -> None:
@@ -74,9 +76,7 @@ def test_inhibitions_name_real_alerts() -> None:
     text = (DASHBOARDS / "alertmanager.yml").read_text("utf-8")
     named = set(re.findall(r"Flowcore\w+", text))
     alerts = {
-        rule["alert"]
-        for group in build.rules(PROMETHEUS, build.LINKS)["rules/alerts.yml"]["groups"]
-        for rule in group["rules"]
+        rule["alert"] for group in rules(build.options(PROMETHEUS))["alerts"]["groups"] for rule in group["rules"]
     }
     assert named
     assert named <= alerts
@@ -168,8 +168,8 @@ def test_only_this_machine_can_reach_it() -> None:
 def test_alerts_lead_to_where_compose_publishes_runbook_and_grafana() -> None:
     assert "127.0.0.1:9090:9090" in SERVICES["prometheus"]["ports"]
     assert "127.0.0.1:3000:3000" in SERVICES["grafana"]["ports"]
-    assert build.LINKS.runbook == "http://localhost:9090/user/RUNBOOK.md"
-    assert build.LINKS.grafana == "http://localhost:3000"
+    assert build.OPTIONS.runbook == "http://localhost:9090/user/RUNBOOK.md"
+    assert build.OPTIONS.grafana == "http://localhost:3000"
 
 
 def test_the_image_gets_what_the_service_imports() -> None:

@@ -66,7 +66,7 @@ BREACHES: dict[str, list[Callable[[Json], object]]] = {
     "target-logql-auto-rule": [lambda of: _loki(of, 'rate({app="x"}[5m])')],
     "target-promql-rule": [lambda of: _expr(of, "sum", "summ"), lambda of: _expr(of, ")", "")],
     "target-rate-interval-rule": [
-        lambda of: _expr(of, "[$__rate_interval]", "[5m]"),
+        lambda of: _panel(of)["targets"][0].update(expr='rate(flowcore_lease_lost_total{job=~"$job"}[5m])'),
         lambda of: _panel(of)["targets"][0].update(expr='irate(flowcore_lease_lost_total{job=~"$job"}[$__range])'),
     ],
     "target-job-rule": [

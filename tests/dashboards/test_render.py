@@ -67,11 +67,11 @@ def test_a_value_has_the_colour_of_the_threshold_that_it_has_reached() -> None:
 
 
 def test_overrides_by_name_and_by_pattern_change_a_series() -> None:
-    (panel,) = [one for one in board("overview")["panels"] if one["title"] == "How long runs take"]
-    assert look(panel, "checkout p50", 0).dash == "--"
-    assert look(panel, "checkout p95", 0).dash == "-"
-    (panel,) = [one for one in board("overview")["panels"] if one["title"] == "Runs per second, by outcome"]
-    assert look(panel, "success", 0).colour == "#73BF69"
+    (panel,) = [one for one in board("workflow")["panels"] if one["title"] == "p50, p95 and p99 of runs"]
+    assert look(panel, "p50", 0).dash == "--"
+    assert look(panel, "p95", 0).dash == "-"
+    (panel,) = [one for one in board("overview")["panels"] if one["title"] == "Runs that failed or were undone"]
+    assert look(panel, "compensated", 0).colour == "#B877D9"
 
 
 def test_a_mapped_value_says_something_else() -> None:

@@ -1,6 +1,6 @@
 """The rules: judged by promtool, tested for firing and for silence, and each with a section in the runbook."""
 
-import ast
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -9,12 +9,10 @@ from typing import Any
 import build
 import pytest
 import yaml
-from parts.alerts import Links
-from parts.queries import OTLP, PROMETHEUS, Source
 
-from flowcore import Engine, Workflow
-from flowcore.stores import MemoryStore
 from flowcore_otel import names
+from flowcore_otel.dashboards import Options, dashboards, files, rules
+from flowcore_otel.dashboards.queries import OTLP, PROMETHEUS, Source
 
 from .conftest import DASHBOARDS
 from .promql import labels_used, selectors
@@ -25,7 +23,7 @@ Json = dict[str, Any]
 RULES = DASHBOARDS / "rules"
 TESTS = sorted((RULES / "tests").glob("*.yml"))
 RUNBOOK = (DASHBOARDS / "RUNBOOK.md").read_text("utf-8")
-SECTIONS = dict(re.findall(r"^## (Flowcore\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
+SECTIONS = dict(re.findall(r"^## (Flowcore\w+)\n(.*?)(?=^<a id|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
 
 RECORDED = {
     rule["record"]: rule
@@ -49,7 +47,7 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("source", [PROMETHEUS, OTLP], ids=["prometheus", "otlp"])
 def test_promtool_finds_the_rules_in_order(source: Source, tmp_path: Path) -> None:
-    for name, content in build.files(source, build.LINKS).items():
+    for name, content in files(build.options(source)).items():
         if name.startswith("rules/"):
             (tmp_path / Path(name).name).write_text(content, "utf-8")
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", *sorted(tmp_path.iterdir()))
@@ -103,7 +101,7 @@ def test_each_alert_is_tested_for_firing_resolving_and_silence(name: str) -> Non
     assert fires
     first = expected[fires[0]][0]
     told = [bool(alerts) for case, alerts in expected if case == first]
-    assert told[0] is False or name == "FlowcoreAbsent", "silent until it has lasted long enough"
+    assert told[0] is False, "silent until it has lasted long enough"
     resolving = [case for i, (case, _) in enumerate(expected[:-1]) if expected[i][1] and expected[i + 1] == (case, [])]
     assert resolving, "it resolves"
     silent = {case for case, alerts in expected if not alerts} - {case for case, alerts in expected if alerts}
@@ -111,12 +109,12 @@ def test_each_alert_is_tested_for_firing_resolving_and_silence(name: str) -> Non
         "never run anything",
         "idle now",
         "set back by a restart",
-        *(() if name == "FlowcoreAbsent" else ("no data",)),
+        "no data",
     ):
         assert any(quiet in case for case in silent), quiet
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"FlowcoreAbsent"}))
+@pytest.mark.parametrize("name", NAMES)
 def test_several_instances_make_one_alert(name: str) -> None:
     firing = {case for case, alerts in _expectations(name) if alerts}
     instances = max(
@@ -153,12 +151,12 @@ def test_each_recorded_series_has_a_test_of_its_value(record: str) -> None:
 def test_each_alert_says_how_bad_it_is_and_where_to_read_on(rule: Json) -> None:
     assert rule["labels"]["severity"] in {"page", "ticket"}
     base, _, section = rule["annotations"]["runbook_url"].partition("#")
-    assert base == build.LINKS.runbook
+    assert base == build.OPTIONS.runbook
     assert section == rule["alert"].lower()
     assert rule["alert"] in SECTIONS
-    uid = re.match(rf"{build.LINKS.grafana}/d/(flowcore-\w+)(\?|$)", rule["annotations"]["dashboard_url"])
+    uid = re.match(rf"{build.OPTIONS.grafana}/d/(flowcore-\w+)(\?|$)", rule["annotations"]["dashboard_url"])
     assert uid
-    assert uid[1] in {board["uid"] for board in build.dashboards(PROMETHEUS).values()}
+    assert uid[1] in {board["uid"] for board in dashboards(build.options(PROMETHEUS)).values()}
 
 
 def test_no_alert_is_about_an_instance_or_a_kind_of_error() -> None:
@@ -172,19 +170,19 @@ def test_every_recorded_series_serves_an_alert_and_is_named_for_what_it_is() -> 
     for record, rule in RECORDED.items():
         assert re.fullmatch(r"job_workflow:flowcore_\w+:\w+", record)
         assert record in asked
-        assert labels_used(rule["expr"]) <= {"job", "workflow", "outcome"}
+        assert labels_used(rule["expr"]) <= {"job", "workflow", "outcome", "le"}
 
 
 def test_the_objective_is_set_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parts.alerts.OBJECTIVE", 0.99)
-    text = str(build.rules(PROMETHEUS, build.LINKS))
+    monkeypatch.setattr("flowcore_otel.dashboards.alerts.OBJECTIVE", 0.99)
+    text = str(rules(build.options(PROMETHEUS)))
     assert "> 14.4 * 0.01" in text
     assert "0.005" not in text
     assert "99.0%" in text
 
 
 def test_links_can_lead_elsewhere() -> None:
-    text = str(build.rules(PROMETHEUS, Links("https://wiki.test/flowcore", "https://grafana.test")))
+    text = str(rules(Options(runbook="https://wiki.test/flowcore", grafana="https://grafana.test")))
     assert "https://wiki.test/flowcore#flowcorerunsheld" in text
     assert "https://grafana.test/d/flowcore-store" in text
     assert "localhost" not in text
@@ -192,7 +190,7 @@ def test_links_can_lead_elsewhere() -> None:
 
 def test_the_variant_for_otlp_uses_its_labels_and_asks_for_no_targets() -> None:
     allowed = {names.LABELS[label].replace(".", "_") for label in names.LABELS} | {"job", "instance", "le", "workflow"}
-    for content in build.rules(OTLP, build.LINKS).values():
+    for content in rules(build.options(OTLP)).values():
         for rule in (rule for group in content["groups"] for rule in group["rules"]):
             assert "up" not in {found.metric for found in selectors(rule["expr"])}
             assert labels_used(rule["expr"]) <= allowed
@@ -208,37 +206,25 @@ def test_the_runbook_has_a_section_for_each_alert_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_section_says_what_to_look_at_what_to_type_and_when_it_is_over(name: str) -> None:
-    for heading in ("**Means**: ", "**Look at**: ", "**Type**:", "**Over when**: "):
+    for heading in ("**Means**: ", "**How bad**: ", "**Look at**: ", "**Type**:", "**Over when**: "):
         assert SECTIONS[name].count(heading) == 1
 
 
 def test_the_panels_that_the_runbook_names_are_on_the_dashboards() -> None:
-    titles = {panel["title"] for board in build.dashboards(PROMETHEUS).values() for panel in board["panels"]}
+    titles = {panel["title"] for board in dashboards(build.options(PROMETHEUS)).values() for panel in board["panels"]}
     named = {title.replace("\n", " ") for title in re.findall(r"(?<!\*)\*([A-Z][^*]+?)\*(?!\*)", RUNBOOK)}
     for title in named - {"Status → Targets", "New version"}:
         assert any(one.startswith(title) for one in titles), title
 
 
-def test_the_verbs_that_the_runbook_types_are_there() -> None:
-    for verb in set(re.findall(r"\bstore\.(\w+)\(", RUNBOOK)):
-        assert callable(getattr(MemoryStore, verb))
-    for verb in set(re.findall(r"\bengine\.(\w+)\(", RUNBOOK)):
-        assert callable(getattr(Engine, verb))
+COMMANDS = {"ls", "show", "resume", "undo", "release", "hold", "cancel", "gc", "doctor"}
 
 
-def test_what_the_runbook_types_runs_as_it_stands() -> None:
-    """On a store with a run that is held because its undo failed."""
-    wf = Workflow("trip")
-    booked = wf.add_step("book", lambda ctx: "seat", compensate=lambda ctx: 1 / 0)
-    wf.add_step("pay", lambda ctx: 1 / 0, depends_on=booked)
-    with Engine() as engine:
-        run = engine.run(wf, idempotency_key="T-1", check=False)
-        assert run.held
-        blocks = re.findall(r"^```python\n(.*?)^```", RUNBOOK, re.MULTILINE | re.DOTALL)
-        assert len(blocks) >= 5
-        namespace: Json = {"store": engine.store, "engine": engine}
-        for block in blocks:
-            ast.parse(block)
-            code = block.replace("the run's id", run.id)
-            if "import redis" not in code:
-                exec(compile(code, "RUNBOOK.md", "exec"), namespace)
+def test_the_runbook_types_commands_of_the_command_line() -> None:
+    typed = re.findall(r"(?:^|`)flowcore (\w+)", RUNBOOK, re.MULTILINE)
+    assert set(typed) == COMMANDS
+    if importlib.util.find_spec("click") and importlib.util.find_spec("rich"):
+        command = importlib.import_module("flowcore.cli.app").flowcore
+        assert set(command.commands) >= COMMANDS
+    statuses = set(re.findall(r"--status (\w+)", RUNBOOK))
+    assert statuses <= {*names.RUN_OUTCOMES, "running", "held", "expired"}

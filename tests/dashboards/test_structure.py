@@ -9,9 +9,11 @@ from typing import Any
 
 import build
 import pytest
-from parts.queries import OTLP, PROMETHEUS
 
 from flowcore_otel import names
+from flowcore_otel.dashboards import dashboards, files
+from flowcore_otel.dashboards.__main__ import main
+from flowcore_otel.dashboards.queries import OTLP, PROMETHEUS
 
 from .conftest import BOARDS, DASHBOARDS, board
 from .grafana_types import faults
@@ -19,6 +21,9 @@ from .linter import panels, queries, targets, variables
 from .promql import labels_used, selectors
 
 Json = dict[str, Any]
+
+OF_ALERTS = {"alertname", "alertstate", "severity"}
+"""labels that Prometheus gives its series ALERTS"""
 
 
 def _first(of: Json, kind: str) -> Json:
@@ -56,10 +61,10 @@ PLANTED: dict[str, Callable[[Json], object]] = {
     "a fraction for a whole number": lambda of: _first(of, "stat")["gridPos"].update(w=6.5),
     "a number for a string": lambda of: _first(of, "stat").update(title=7),
     "a string for a boolean": lambda of: of.update(editable="false"),
-    "a boolean for a number": lambda of: _defaults(of, "gauge").update(max=True),
+    "a boolean for a number": lambda of: _defaults(of, "bargauge").update(min=True),
     "an object for a list": lambda of: _first(of, "stat").update(targets={}),
     "a string for an object": lambda of: _first(of, "stat").update(gridPos="0,0,6,6"),
-    "no options": lambda of: _first(of, "gauge").pop("options"),
+    "no options": lambda of: _first(of, "bargauge").pop("options"),
     # values that enums do not have
     "legend mode": lambda of: _first(of, "timeseries")["options"]["legend"].update(displayMode="rows"),
     "stat colour mode": lambda of: _first(of, "stat")["options"].update(colorMode="foreground"),
@@ -88,7 +93,7 @@ def test_a_planted_fault_is_found(name: str) -> None:
 
 
 def test_the_committed_files_are_what_build_writes() -> None:
-    for name, content in build.files(PROMETHEUS, build.LINKS).items():
+    for name, content in files(build.options(PROMETHEUS)).items():
         assert (DASHBOARDS / name).read_text("utf-8") == content, f"{name} is out of date: run make dashboards"
 
 
@@ -97,12 +102,12 @@ def test_check_tells_stale_files_from_fresh_ones(
 ) -> None:
     def run(*options: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["build.py", f"--out={tmp_path}", *options])
-        return build.main(), capsys.readouterr().out
+        return main(), capsys.readouterr().out
 
     assert run("--check")[0] == 1
     assert not list(tmp_path.iterdir())
     code, said = run()
-    assert (code, said.count("written")) == (0, len(build.files(PROMETHEUS, build.LINKS)))
+    assert (code, said.count("written")) == (0, len(files(build.options(PROMETHEUS))))
     assert run("--check") == (0, "")
     (tmp_path / "store.json").write_text("{}", "utf-8")
     assert run("--check") == (1, "store.json: not up to date\n")
@@ -141,11 +146,30 @@ def test_panels_neither_overlap_nor_leave_gaps_on_the_grid_of_24(committed: Json
     assert len(taken) == 24 * height
 
 
-def test_what_matters_most_is_the_largest_number(committed: Json) -> None:
-    stats = [panel for panel in panels(committed) if panel["type"] in {"stat", "gauge"}]
-    areas = [panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in stats]
-    assert stats[0]["title"] in {"Runs that went well", "Operations that went well"}
-    assert areas[0] > max(areas[1:], default=0)
+def test_the_number_that_matters_most_comes_first(committed: Json) -> None:
+    first = next(panel for panel in panels(committed) if panel["type"] == "stat")
+    assert first["title"] in {"Served", "Operations that went well"}
+    assert (first["gridPos"]["x"], first["gridPos"]["y"]) == (0, 1)
+
+
+def test_what_is_rare_is_counted_and_not_drawn_as_a_rate(committed: Json) -> None:
+    for panel, target in targets(committed):
+        assert panel["fieldConfig"]["defaults"]["unit"] not in {"ops", "reqps"}, panel["title"]
+        if panel["type"] == "timeseries":
+            assert not re.search(r"\) > 0$", target["expr"]), f"{panel['title']} cuts its lines"
+            if panel["fieldConfig"]["defaults"]["custom"]["drawStyle"] == "bars":
+                assert "increase(" in target["expr"]
+                assert panel["interval"] == "1m"
+
+
+def test_a_panel_has_six_lines_at_most(committed: Json) -> None:
+    """By its labels: those with few values, or the six that matter."""
+    few = {"outcome", "decision", "status", "state"}
+    for panel, target in targets(committed):
+        if panel["type"] == "timeseries":
+            shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) - few
+            assert not shown or "topk(" in target["expr"] or shown == {"store"}, panel["title"]
+            assert len(panel["targets"]) <= 6
 
 
 def test_bars_start_at_nothing(committed: Json) -> None:
@@ -168,7 +192,8 @@ def test_every_panel_that_may_be_empty_says_what_that_means(committed: Json) -> 
 
 def test_quantiles_of_runs_and_steps_have_exemplars(committed: Json) -> None:
     for panel, target in targets(committed):
-        if re.search(r"histogram_quantile.*flowcore_(run|step)_", target["expr"]) and target["range"]:
+        compared = re.search(r"offset 1d|wait|compensation", target["expr"])
+        if re.search(r"histogram_quantile.*flowcore_(run|step)_", target["expr"]) and target["range"] and not compared:
             assert target["exemplar"], panel["title"]
 
 
@@ -203,11 +228,12 @@ def test_every_selector_is_chosen_by_workflow_where_its_metric_has_one(committed
 
 
 def test_no_query_asks_for_a_label_that_its_metrics_do_not_have(committed: Json) -> None:
-    outside = {"job", "instance", "le"}
+    outside = {"job", "instance", "le", *OF_ALERTS}
     by_name = {metric.prometheus: metric for metric in names.METRICS}
     for panel, target in queries(committed):
         metrics = {re.sub(r"_(bucket|sum|count)$", "", found.metric) for found in selectors(target["expr"])}
         known = {label for name in metrics & set(by_name) for label in by_name[name].labels}
+        known |= {"workflow"} if "ALERTS" in metrics else set()
         assert labels_used(target["expr"]) <= known | outside, panel["title"]
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= known | outside, panel["title"]
 
@@ -221,9 +247,10 @@ def test_the_variables_are_what_the_contract_says(committed: Json) -> None:
 
 @pytest.mark.parametrize("name", ["overview.json", "workflow.json", "store.json"])
 def test_the_variant_for_otlp_is_as_valid_and_uses_its_labels(name: str) -> None:
-    of = build.dashboards(OTLP)[name]
+    of = dashboards(build.options(OTLP))[name.removesuffix(".json")]
     assert faults(json.loads(json.dumps(of))) == []
     allowed = {names.LABELS[label].replace(".", "_") for label in names.LABELS} | {"job", "instance", "le"}
+    allowed |= OF_ALERTS
     for panel, target in queries(of):
         assert labels_used(target["expr"]) <= allowed, panel["title"]
         assert {found.metric for found in selectors(target["expr"])}.isdisjoint({"up", "scrape_samples_scraped"})
@@ -236,8 +263,11 @@ def test_the_variant_for_otlp_differs_in_labels_only() -> None:
             exprs = [re.sub(rf"\b{attribute.replace('.', '_')}\b", label, expr) for expr in exprs]
         return set(exprs)
 
-    for name in build.dashboards(OTLP):
-        ours, theirs = bare(build.dashboards(PROMETHEUS)[name]), bare(build.dashboards(OTLP)[name])
+    for name in dashboards(build.options(OTLP)):
+        ours, theirs = (
+            bare(dashboards(build.options(PROMETHEUS))[name.removesuffix(".json")]),
+            bare(dashboards(build.options(OTLP))[name.removesuffix(".json")]),
+        )
         own = {expr for expr in ours | theirs if re.search(r"\bup\b|scrape_|count\(flowcore_build_info", expr)}
         assert ours - own == theirs - own
 

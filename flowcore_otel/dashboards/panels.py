@@ -148,10 +148,12 @@ def lines(
     calcs: Sequence[str] = (),
     right: bool = False,
     log: bool = False,
+    events: bool = False,
     overrides: Iterable[Json] = (),
     **more: Any,
 ) -> Panel:
-    """Lines over time. `quantiles`: p50 is dashed and p99 dotted. `log`: for what may differ by thousands."""
+    """Lines over time. `quantiles`: p50 is dashed and p99 dotted. `log`: for what may differ by thousands. `events`: bars of
+    what is rare, counted by the minute at least."""
     custom = {
         "axisBorderShow": False,
         "axisCenteredZero": False,
@@ -159,19 +161,19 @@ def lines(
         "axisLabel": "",
         "axisPlacement": "auto",
         "barAlignment": 0,
-        "drawStyle": "line",
-        "fillOpacity": 70 if stacked else 0 if log else 8,
+        "drawStyle": "bars" if events else "line",
+        "fillOpacity": 80 if events else 70 if stacked else 0 if log else 8,
         "gradientMode": "none",
         "hideFrom": {"legend": False, "tooltip": False, "viz": False},
         "insertNulls": False,
         "lineInterpolation": "linear",
-        "lineWidth": 1 if stacked else 2,
+        "lineWidth": 0 if events else 1 if stacked else 2,
         "pointSize": 5,
         "scaleDistribution": {"type": "log", "log": 10} if log else {"type": "linear"},
         "showPoints": "auto",
         "spanNulls": False,
-        "stacking": {"group": "A", "mode": "normal" if stacked else "none"},
-        "thresholdsStyle": {"mode": "off"},
+        "stacking": {"group": "A", "mode": "normal" if stacked or events else "none"},
+        "thresholdsStyle": {"mode": "dashed" if "thresholds" in more else "off"},
     }
     options = {
         "legend": legend_of(calcs=calcs, right=right),
@@ -184,7 +186,7 @@ def lines(
             override("byRegexp", "/p50$/", custom__lineStyle={"dash": [10, 10], "fill": "dash"}, custom__lineWidth=1),
             override("byRegexp", "/p99$/", custom__lineStyle={"dash": [0, 6], "fill": "dot"}),
         ]
-    return panel(
+    drawn_panel = panel(
         "timeseries",
         at,
         title,
@@ -196,6 +198,7 @@ def lines(
         overrides=[*painted(coloured or {}), *drawn],
         **shown,
     )
+    return Panel({**drawn_panel.content, "interval": "1m"}, at) if events else drawn_panel
 
 
 def bars(
@@ -260,23 +263,32 @@ def table(
     columns: Mapping[str, tuple[str, str]],
     *,
     sort: str,
+    ascending: bool = False,
     unit: str = "short",
     coloured: Mapping[str, Mapping[str, str]] | None = None,
+    graded: Mapping[str, Json] | None = None,
+    linked: Mapping[str, Sequence[Json]] | None = None,
+    hidden: Sequence[str] = (),
     **more: Any,
 ) -> Panel:
     """Rows of labels and numbers. `labels`: label -> heading. `columns`: heading -> (query, unit). `sort`: the heading
-    whose largest values come first. `coloured`: heading -> value -> colour."""
+    whose largest values come first, or with `ascending` its smallest. `coloured`: heading -> value -> colour. `graded`:
+    heading -> thresholds. `linked`: heading -> where a click on it leads. `hidden`: columns that are not shown."""
     options = {
         "cellHeight": "sm",
         "footer": {"show": False, "reducer": ["sum"], "countRows": False},
         "showHeader": True,
-        "sortBy": [{"displayName": sort, "desc": True}],
+        "sortBy": [{"displayName": sort, "desc": not ascending}],
     }
     units = [override("byName", heading, unit=of) for heading, (_, of) in columns.items()]
     for heading, by_value in (coloured or {}).items():
         said = {value: {"color": colour, "index": i} for i, (value, colour) in enumerate(by_value.items())}
         mappings = [{"type": "value", "options": said}]
         units.append(override("byName", heading, mappings=mappings, custom__cellOptions={"type": "color-text"}))
+    for heading, thresholds in (graded or {}).items():
+        units.append(override("byName", heading, thresholds=thresholds, custom__cellOptions={"type": "color-text"}))
+    units += [override("byName", heading, links=list(links)) for heading, links in (linked or {}).items()]
+    units += [override("byName", heading, custom__hidden=True) for heading in hidden]
     return panel(
         "table",
         at,

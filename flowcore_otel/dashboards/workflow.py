@@ -15,6 +15,7 @@ __all__ = ["workflow"]
 
 def workflow(q: Source) -> Json:
     return dashboard(
+        q,
         "flowcore-workflow",
         "flowcore: one workflow",
         "A workflow's runs and steps: which one is slow, which one fails, and what is undone.",
@@ -29,47 +30,45 @@ def _working(q: Source) -> Section:
     return Section(
         "Is it working?",
         [
-            stat(
-                (0, 0, 7, 9),
-                "Runs that went well",
-                f"Of the runs that ended in the time shown, the share that succeeded or was cleanly undone. The "
-                f"objective is {common.OBJECTIVE:.1%}.",
-                common.ratio_of_good(q),
-                unit="percentunit",
-                thresholds=steps(colours.FAILED, (0.99, colours.WAITING), (common.OBJECTIVE, colours.SUCCESS)),
-                filled=True,
-                decimals=2,
-                empty="No run ended in this time.",
-                links=[common.failed_traces()],
+            *common.numbers(q),
+            common.failures(q, (0, 4, 12, 6)),
+            lines(
+                (12, 0, 6, 10),
+                "Runs per minute",
+                "Runs that ended, against the day before.",
+                target(f"60 * {q.rate(names.RUNS)}", "now"),
+                target(f"60 * {q.rate(names.RUNS, offset=' offset 1d')}", "the day before"),
+                unit="short",
+                coloured={"now": colours.WORKING, "the day before": colours.NEUTRAL},
+                empty="No process has reported a run.",
             ),
-            common.runs_by_outcome(q, (7, 0, 11, 9)),
             stat(
-                (18, 0, 3, 3),
+                (18, 0, 3, 5),
                 "Runs",
                 "Runs that ended in the time shown.",
-                f"round({q.increase(run, 'count')})",
+                f"round({q.increase(names.RUNS)})",
                 unit="short",
                 thresholds=steps(colours.WORKING),
             ),
             stat(
-                (21, 0, 3, 3),
+                (21, 0, 3, 5),
                 "In flight",
-                "Runs that are going on now.",
+                "Runs that are at work now.",
                 f"sum({q.select(names.RUNS_ACTIVE)})",
                 unit="short",
                 thresholds=steps(colours.WORKING),
             ),
             stat(
-                (18, 3, 6, 3),
+                (18, 5, 3, 5),
                 "p95 of runs",
                 "One run in twenty takes longer than this.",
-                q.quantile(0.95, run, over="range"),
+                q.quantile(0.95, run, over="$__range"),
                 unit="s",
                 thresholds=steps(colours.WORKING),
                 empty="No run ended.",
             ),
             stat(
-                (18, 6, 6, 3),
+                (21, 5, 3, 5),
                 "Since the last success",
                 "How long ago a run succeeded for the last time.",
                 f"time() - max({q.select(names.LAST_SUCCESS)})",
@@ -82,14 +81,14 @@ def _working(q: Source) -> Section:
 
 
 def _steps(q: Source) -> Section:
-    run, step, attempt, wait = names.RUN_DURATION, names.STEP_DURATION, names.ATTEMPT_DURATION, names.WAIT_DURATION
+    run, step, wait = names.RUN_DURATION, names.STEP_DURATION, names.WAIT_DURATION
     by = ("step",)
     ended = f"({q.increase(step, 'count', by=by)} > 0)"
     waited = q.increase(wait, "sum", by=by)
-    worked = q.increase(attempt, "sum", by=by)
+    backed_off = q.increase(names.BACKOFF_SECONDS, by=by)
     whole = q.increase(step, "sum", by=by)
     share = f"{whole} / on () group_left () ({q.increase(run, 'sum')} > 0)"
-    slow = f'{{ name =~ "{names.STEP} .*" && span.{names.WORKFLOW_NAME} =~ "${{workflow:regex}}" && duration > 1s }}'
+    slow = f'name =~ "{names.STEP} .*" && span.{names.WORKFLOW_NAME} =~ "${{workflow:regex}}" && duration > 1s'
     return Section(
         "Which step takes the time?",
         [
@@ -100,9 +99,9 @@ def _steps(q: Source) -> Section:
                 "Long waits want more workers; long backoffs want a look at what fails.",
                 q.label("step"),
                 {
-                    "working": (f"{worked} / {ended}", colours.WORKING),
+                    "working": (f"clamp_min({whole} - {backed_off}, 0) / {ended}", colours.WORKING),
                     "waiting for a worker": (f"{waited} / {ended}", colours.WAITING),
-                    "backing off": (f"clamp_min({whole} - {worked}, 0) / {ended}", colours.NEUTRAL),
+                    "backing off": (f"{backed_off} / {ended}", colours.NEUTRAL),
                 },
                 unit="s",
                 empty="No step ended in this time.",
@@ -118,25 +117,46 @@ def _steps(q: Source) -> Section:
                 colour=colours.WORKING,
                 max=1,
                 empty="No run ended in this time.",
-                links=[to_traces("Traces of runs with slow steps", slow)],
+                links=to_traces(q, "Traces of runs with slow steps", slow),
             ),
             lines(
                 (0, 7, 12, 8),
                 "p95 of steps",
-                "One in twenty takes longer, attempts and backoffs included. The dots are single steps: each leads to its "
+                "One in twenty takes longer, attempts and backoffs included. The six steps with the most attempts. The dots are single steps: each leads to its "
                 "trace.",
-                target(q.quantile(0.95, step, by=by), q.legend("{{step}}"), exemplar=True),
+                target(
+                    f"{q.quantile(0.95, step, by=by)} and {q.most(names.STEP_ATTEMPTS, by=by)}",
+                    q.legend("{{step}}"),
+                    exemplar=q.traces != "none",
+                ),
                 unit="s",
                 log=True,
                 empty="No step ended in this time.",
-                links=[to_traces("Traces of runs with slow steps", slow)],
+                links=to_traces(q, "Traces of runs with slow steps", slow),
             ),
             heatmap(
                 (12, 7, 12, 8),
                 "How long runs take",
                 "Bright: many runs took that long. Two bands are two kinds of runs.",
                 q.increase(run, "bucket", window="$__rate_interval", by=("le",)),
+                exemplar=q.traces != "none",
                 empty="No run ended in this time.",
+            ),
+            lines(
+                (0, 15, 24, 7),
+                "p50, p95 and p99 of runs",
+                "Half of the runs are quicker than p50, one in twenty is slower than p95, one in a hundred than p99.",
+                *(
+                    target(q.quantile(of, run), f"p{of * 100:.0f}", exemplar=q.traces != "none")
+                    for of in (0.95, 0.5, 0.99)
+                ),
+                target(q.quantile(0.95, run, offset=" offset 1d"), "p95 the day before"),
+                unit="s",
+                quantiles=True,
+                log=True,
+                coloured={"p95 the day before": colours.NEUTRAL},
+                empty="No run ended in this time.",
+                links=common.failed_traces(q),
             ),
         ],
     )
@@ -144,25 +164,18 @@ def _steps(q: Source) -> Section:
 
 def _retrying(q: Source) -> Section:
     by = ("step",)
-    attempts = q.increase(names.ATTEMPT_DURATION, "count", by=by)
-    retried = q.increase(names.STEP_RETRIES, by=by)
+    attempts = q.increase(names.STEP_ATTEMPTS, by=by)
+    failed = q.increase(names.STEP_ATTEMPTS, by=by, outcome="!=success")
+    late = names.LATE_COMPLETIONS
     return Section(
         "Is it retrying?",
         [
-            lines(
-                (0, 0, 9, 8),
-                "Retries per second",
-                "Failed attempts that were followed by another.",
-                target(f"{q.rate(names.STEP_RETRIES, by=by)} > 0", q.legend("{{step}}"), exemplar=True),
-                unit="ops",
-                empty="No retries: every attempt was the last one needed.",
-            ),
+            common.retries(q, (0, 0, 9, 8), by),
             bar_gauge(
                 (9, 0, 6, 8),
-                "Attempts that were retried",
-                "Of all attempts of a step, the share that failed and was followed by another. Half of them for ten "
-                "minutes is an alert.",
-                target(f"sort_desc({retried} / ({attempts} > 0))", q.legend("{{step}}"), kind="instant"),
+                "Attempts that failed",
+                "Of all attempts of a step. Half of them for ten minutes, and retried, is an alert.",
+                target(f"sort_desc({failed} / ({attempts} > 0))", q.legend("{{step}}"), kind="instant"),
                 unit="percentunit",
                 thresholds=steps(colours.SUCCESS, (0.2, colours.WAITING), (0.5, colours.FAILED)),
                 max=1,
@@ -171,21 +184,40 @@ def _retrying(q: Source) -> Section:
             table(
                 (15, 0, 9, 8),
                 "Errors of attempts",
-                "What was raised, and where, in the time shown. The first of a kind since the process started is not among "
-                "them: Prometheus does not see a series come into being.",
+                "What was raised, and where, in the time shown. The first of a kind since a process started is not counted: "
+                "Prometheus does not see a series come into being.",
                 {q.label("step"): "Step", q.label("error_type"): "Error"},
-                {"Count": (f"round({q.increase(names.STEP_ERRORS, by=('step', 'error_type'))}) > 0", "none")},
+                {"Count": (f"topk(10, round({q.increase(names.STEP_ERRORS, by=('step', 'error_type'))}))", "short")},
                 sort="Count",
                 empty="No attempt failed.",
             ),
             lines(
-                (0, 8, 24, 4),
-                "Late landings",
-                "Attempts that came back after they had been given up. Each one did something that nobody waited for: is its "
+                (0, 8, 12, 6),
+                "Late completions",
+                "Attempts that ended after they had timed out. Each did something that its run no longer waited for: is its "
                 "timeout too short?",
-                target(f"{q.rate(names.LATE_COMPLETIONS, by=by)} > 0", q.legend("{{step}}"), exemplar=True),
-                unit="ops",
-                empty="Nothing landed late.",
+                target(
+                    f"{q.increase(late, window='$__rate_interval', by=by)} and {q.most(late, by=by)}",
+                    q.legend("{{step}}"),
+                    exemplar=q.traces != "none",
+                ),
+                unit="short",
+                decimals=0,
+                events=True,
+                empty="No process has reported a step.",
+            ),
+            lines(
+                (12, 8, 12, 6),
+                "p95 of single attempts",
+                "Of steps that may have several attempts: the six with the most.",
+                target(
+                    f"{q.quantile(0.95, names.ATTEMPT_DURATION, by=by)} and {q.most(names.STEP_ATTEMPTS, by=by)}",
+                    q.legend("{{step}}"),
+                    exemplar=q.traces != "none",
+                ),
+                unit="s",
+                log=True,
+                empty="No step of this workflow may have several attempts.",
             ),
         ],
     )
@@ -196,32 +228,22 @@ def _undoing(q: Source) -> Section:
     return Section(
         "Is it undoing?",
         [
-            lines(
-                (0, 0, 9, 8),
-                "Undos per second",
-                "What is not purple could not be undone: its run is held for a person.",
-                target(f"{q.rate(names.COMPENSATIONS, by=('outcome',))} > 0", q.legend("{{outcome}}"), exemplar=True),
-                unit="ops",
-                coloured=colours.OF_UNDOS,
-                stacked=True,
-                empty="Nothing had to be undone.",
-                links=[common.failed_traces()],
-            ),
+            common.undos(q, (0, 0, 9, 8)),
             table(
                 (9, 0, 7, 8),
                 "Undos of steps",
                 "In the time shown.",
                 {q.label("step"): "Step", q.label("outcome"): "Outcome"},
-                {"Undos": (f"round({q.increase(names.COMPENSATIONS, by=by)}) > 0", "none")},
+                {"Undos": (f"topk(10, round({q.increase(names.COMPENSATIONS, by=by)}))", "short")},
                 sort="Undos",
                 coloured={"Outcome": colours.OF_UNDOS},
-                empty="Nothing had to be undone.",
+                empty="No process has reported a step.",
             ),
             lines(
                 (16, 0, 8, 8),
                 "p95 of undos",
                 "How long undoing a step takes, attempts and backoffs included. The caller waits for it.",
-                target(q.quantile(0.95, names.COMPENSATION_DURATION, by=("step",)), q.legend("{{step}}")),
+                target(f"topk(6, {q.quantile(0.95, names.COMPENSATION_DURATION, by=('step',))})", q.legend("{{step}}")),
                 unit="s",
                 empty="Nothing had to be undone.",
             ),

@@ -12,14 +12,14 @@ from urllib.parse import quote
 from .fields import DATASOURCE, Json, Panel
 from .queries import Source
 
-__all__ = ["Section", "dashboard", "to_traces", "to_workflow"]
+__all__ = ["Section", "dashboard", "to_runbook", "to_traces", "to_workflow"]
 
 TAG: Final = "flowcore"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A row of a dashboard: a question, and the panels that answer it."""
+    """A row of a dashboard: a question, and its panels."""
 
     title: str
     panels: Sequence[Panel] = field(default_factory=list[Panel])
@@ -46,7 +46,7 @@ def _variable(name: str, label: str, query: str, *, multi: bool) -> Json:
     return variable | ({"allValue": ".+"} if multi else {})
 
 
-def _variables(variables: Mapping[str, tuple[str, str, bool]]) -> list[Json]:
+def _variables(variables: Mapping[str, tuple[str, str, bool]], kind: str) -> list[Json]:
     datasource = {
         "name": "datasource",
         "label": "Data source",
@@ -65,15 +65,16 @@ def _variables(variables: Mapping[str, tuple[str, str, bool]]) -> list[Json]:
         "name": "traces",
         "label": "uid of the data source with the traces",
         "type": "constant",
-        "query": "tempo",
+        "query": kind,
         "hide": 2,
         "skipUrlSync": True,
     }
     listed = [_variable(name, label, query, multi=multi) for name, (label, query, multi) in variables.items()]
-    return [datasource, *listed, traces]
+    return [datasource, *listed, traces] if kind != "none" else [datasource, *listed]
 
 
 def dashboard(
+    q: Source,
     uid: str,
     title: str,
     description: str,
@@ -111,12 +112,12 @@ def dashboard(
         "graphTooltip": 1,
         "fiscalYearStartMonth": 0,
         "timezone": "browser",
-        "time": {"from": "now-1h", "to": "now"},
+        "time": {"from": "now-6h", "to": "now"},
         "refresh": "30s",
         "timepicker": {},
         "liveNow": False,
         "links": [_to_the_others()],
-        "templating": {"list": _variables(variables)},
+        "templating": {"list": _variables(variables, q.traces)},
         "annotations": {"list": [_annotation(name, *about) for name, about in annotations.items()]},
         "panels": [{"id": number, **panel} for number, panel in enumerate(drawn, start=1)],
     }
@@ -152,23 +153,31 @@ def _annotation(name: str, expr: str, title: str, colour: str) -> Json:
 # -- ways from a panel to elsewhere ------------------------------------------------------------------------------------
 
 
-def to_workflow(q: Source) -> Json:
-    """From a series with a workflow to the dashboard about it."""
-    workflow = f"${{__field.labels.{q.label('workflow')}}}"
+def to_workflow(q: Source, workflow: str = "") -> Json:
+    """From a series with a workflow to the dashboard about it, or from what `workflow` says."""
+    workflow = workflow or f"${{__field.labels.{q.label('workflow')}}}"
     url = f"/d/flowcore-workflow?var-datasource=${{datasource}}&var-workflow={workflow}&${{__url_time_range}}"
     return {"title": "This workflow, in detail", "url": url, "targetBlank": False}
 
 
-def to_traces(title: str, trace_ql: str) -> Json:
-    """From a panel to the traces behind it, in Explore."""
-    query = {
-        "refId": "A",
-        "datasource": {"type": "tempo", "uid": "${traces}"},
-        "queryType": "traceql",
-        "query": trace_ql,
-    }
+def to_runbook(q: Source) -> Json:
+    """From a firing alert to its section of the runbook."""
+    return {"title": "Runbook", "url": f"{q.runbook}#${{__value.text}}", "targetBlank": True}
+
+
+def to_traces(q: Source, title: str, spans: str, tags: Mapping[str, str] | None = None) -> list[Json]:
+    """From a panel to the traces behind it, in Explore. `spans`: conditions in TraceQL; `tags`: the same for Jaeger, which
+    knows no others than equality."""
+    if q.traces == "none":
+        return []
+    query: Json = {"refId": "A", "datasource": {"type": q.traces, "uid": "${traces}"}}
+    if q.traces == "tempo":
+        query |= {"queryType": "traceql", "query": f"{{ {spans} }}"}
+    else:
+        wanted = " ".join(f"{name}={value}" for name, value in (tags or {}).items())
+        query |= {"queryType": "search", "service": "${job:raw}", "tags": wanted}
     pane = {"datasource": "${traces}", "queries": [query], "range": {"from": "${__from}", "to": "${__to}"}}
     text = json.dumps({"flowcore": pane}, separators=(",", ":"))
     # Variables must reach Grafana as they are; it fills them in before the address is opened.
     panes = "".join(part if part.startswith("${") else quote(part) for part in re.split(r"(\$\{[\w:.]+\})", text))
-    return {"title": title, "url": f"/explore?schemaVersion=1&panes={panes}", "targetBlank": True}
+    return [{"title": title, "url": f"/explore?schemaVersion=1&panes={panes}", "targetBlank": True}]

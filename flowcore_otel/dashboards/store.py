@@ -15,6 +15,7 @@ __all__ = ["store"]
 
 def store(q: Source) -> Json:
     return dashboard(
+        q,
         "flowcore-store",
         "flowcore: store and survival",
         "Whether the store is quick and answers, whether runs survive their processes, and what telemetry costs.",
@@ -45,7 +46,9 @@ def _answering(q: Source) -> Section:
                 (7, 0, 17, 8),
                 "How long operations take (p99)",
                 "One in a hundred takes longer. A claim is made once a run, a checkpoint at every transition of a durable one.",
-                target(q.quantile(0.99, took, by=("store", "operation")), q.legend("{{store}} {{operation}}")),
+                target(
+                    f"topk(6, {q.quantile(0.99, took, by=('store', 'operation'))})", q.legend("{{store}} {{operation}}")
+                ),
                 unit="s",
                 log=True,
                 calcs=["mean", "max"],
@@ -54,25 +57,29 @@ def _answering(q: Source) -> Section:
             ),
             lines(
                 (0, 8, 8, 7),
-                "Operations per second",
-                "What is asked of the store.",
-                target(f"{q.rate(took, 'count', by=('store', 'operation'))} > 0", q.legend("{{store}} {{operation}}")),
-                unit="ops",
+                "Operations per minute",
+                "Calls of the store.",
+                target(
+                    f"topk(6, 60 * {q.rate(took, 'count', by=('store', 'operation'))})",
+                    q.legend("{{store}} {{operation}}"),
+                ),
+                unit="short",
                 stacked=True,
                 empty="No store was used in this time.",
             ),
             lines(
                 (8, 8, 8, 7),
                 "Operations that failed",
-                "The store could not be reached, or had no good answer. Runs that it does not come back for are parked.",
+                "The store could not be reached, or returned an error. Runs are parked where it stays away.",
                 target(
-                    f"{q.rate(took, 'count', by=('store', 'operation', 'outcome'), outcome='!=success')} > 0",
-                    q.legend("{{store}} {{operation}}: {{outcome}}"),
+                    q.increase(took, "count", window="$__rate_interval", by=("store",), outcome="!=success"),
+                    q.legend("{{store}}"),
                 ),
-                unit="ops",
+                unit="short",
+                decimals=0,
                 color={"mode": "fixed", "fixedColor": colours.FAILED},
-                stacked=True,
-                empty="The store answered every time.",
+                events=True,
+                empty="No call of the store has failed.",
             ),
             heatmap(
                 (16, 8, 8, 7),
@@ -90,31 +97,29 @@ def _surviving(q: Source) -> Section:
     return Section(
         "Do runs survive?",
         [
-            common.takeovers(q, (0, 0, 8, 7), by=("workflow", "decision")),
+            common.takeovers(q, (0, 0, 8, 7)),
             common.leases_lost(q, (8, 0, 8, 7)),
             common.oldest_run(q, (16, 0, 8, 7)),
             lines(
-                (0, 7, 12, 7),
-                "Runs that are not going on by themselves",
-                "As counted in the store by the recovery loop. Held ones need a person; expired ones a process that "
-                "recovers.",
-                target(
-                    f"sum {q.by('status')} ({q.stored(WAITING)})",
-                    q.legend("{{status}}"),
-                ),
+                (0, 7, 10, 7),
+                "Runs that wait",
+                "As counted in the store. Held ones need a person; expired ones a process that recovers. The workflow _unknown "
+                "stands for those that no engine lists.",
+                target(f"sum {q.by('status')} ({q.stored(WAITING)})", q.legend("{{status}}")),
                 unit="none",
                 coloured=colours.OF_STATUSES,
-                empty="No process counts the runs in its store: give one engine recover_every=.",
+                empty="No process counts the runs in its store.",
             ),
-            lines(
-                (12, 7, 12, 7),
-                "Workers",
-                "Abandoned ones are stuck in calls that were given up: they come back when the calls do.",
-                target(f"sum {q.by('state')} ({q.select(names.WORKERS)})", q.legend("{{state}}")),
-                unit="none",
-                coloured={"busy": colours.WORKING, "abandoned": colours.FAILED},
-                empty="No process reports workers.",
+            stat(
+                (10, 7, 4, 7),
+                "Last round of recovery",
+                "How long ago a process last looked for runs to take over.",
+                f"time() - max({q.select(names.LAST_RECOVERY)})",
+                unit="s",
+                thresholds=steps(colours.SUCCESS, (300, colours.WAITING), (3600, colours.FAILED)),
+                empty="No process recovers: give one engine recover_every=.",
             ),
+            common.workers(q, (14, 7, 10, 7)),
         ],
     )
 
@@ -129,10 +134,18 @@ def _telemetry(q: Source) -> Section:
                 "What hooks could not do",
                 "Errors that hooks raised (they change nothing for a run), and measurements that went to the series _other "
                 "because there were too many.",
-                target(f"{q.rate(names.HOOK_ERRORS, by=('hook',))} > 0", q.legend("{{hook}}: errors")),
-                target(f"{q.rate(names.CAPPED, by=('hook',))} > 0", q.legend("{{hook}}: capped")),
-                unit="ops",
-                empty="No hook raised, and no series was capped.",
+                target(
+                    f"topk(3, {q.increase(names.HOOK_ERRORS, window='$__rate_interval', by=('hook',))})",
+                    q.legend("{{hook}}: errors"),
+                ),
+                target(
+                    f"topk(3, {q.increase(names.CAPPED, window='$__rate_interval', by=('hook',))})",
+                    q.legend("{{hook}}: capped"),
+                ),
+                unit="short",
+                decimals=0,
+                events=True,
+                empty="No process has hooks that are measured.",
             ),
             *(_scrapes(q) if q.scraped else ()),
         ],
@@ -143,18 +156,18 @@ def _costs(q: Source) -> list[Panel]:
     return [
         stat(
             (0, 0, 6, 7),
-            "Hooks, for each step",
-            "The time that all hooks took together, divided by the steps that ended.",
-            f"{q.increase(names.HOOK_DURATION)} / ({q.increase(names.STEP_DURATION, 'count')} > 0)",
+            "Hooks, for each attempt",
+            "The time that all hooks took together, divided by the attempts that ended.",
+            f"{q.increase(names.HOOK_DURATION)} / ({q.increase(names.STEP_ATTEMPTS)} > 0)",
             unit="s",
             thresholds=steps(colours.SUCCESS, (0.001, colours.WAITING), (0.01, colours.FAILED)),
-            empty="No step ended in this time.",
+            empty="No attempt ended in this time.",
         ),
         lines(
             (6, 0, 9, 7),
             "Time spent in hooks",
             "Seconds per second; 1 is a whole core.",
-            target(f"{q.rate(names.HOOK_DURATION, by=('hook',))} > 0", q.legend("{{hook}}")),
+            target(f"topk(6, {q.rate(names.HOOK_DURATION, by=('hook',))})", q.legend("{{hook}}")),
             unit="percentunit",
             empty="No hook took any time.",
         ),
@@ -167,7 +180,7 @@ def _scrapes(q: Source) -> list[Panel]:
             (0, 7, 12, 6),
             "Samples in a scrape",
             "How many series each process exposes.",
-            target(q.of_target("scrape_samples_scraped"), "{{instance}}"),
+            target(f"topk(6, {q.of_target('scrape_samples_scraped')})", "{{instance}}"),
             unit="short",
             empty="Nothing was scraped.",
         ),
@@ -175,7 +188,7 @@ def _scrapes(q: Source) -> list[Panel]:
             (12, 7, 12, 6),
             "How long a scrape takes",
             "Scraping does not stop runs, but a slow one says that there are too many series.",
-            target(q.of_target("scrape_duration_seconds"), "{{instance}}"),
+            target(f"topk(6, {q.of_target('scrape_duration_seconds')})", "{{instance}}"),
             unit="s",
             empty="Nothing was scraped.",
         ),

@@ -1,6 +1,7 @@
-"""Alerts: four for burning the error budget, and one for each cause that is worth waking or telling somebody.
+"""Alerts: four for burning the error budget, and one for each cause that is worth a page or a ticket.
 
-Each names a section of RUNBOOK.md. "page": somebody must act now; "ticket": somebody must act this week.
+Each names a section of RUNBOOK.md. "page": a person must act now; "ticket": a person must act this week. Users set limits of
+their own by recording rules: `AGE_LIMIT`, `SUCCESS_LIMIT`, `OBJECTIVE_OF_LATENCY` and `SERVICE`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ from typing import Final
 from flowcore_otel import names
 
 from .common import OBJECTIVE
-from .queries import Source
-from .recording import Rule, ratio, runs
+from .queries import SERVED, UNDONE, Source
+from .recording import FAILING, GAP, LAST_SUCCESS, USUAL_P95, USUAL_P99, USUALLY_UNDONE, Rule, ratio, runs
 
-__all__ = ["AGE_LIMIT", "Links", "alerting"]
+__all__ = ["AGE_LIMIT", "OBJECTIVE_OF_LATENCY", "SERVICE", "SUCCESS_LIMIT", "Links", "alerting"]
 
 ENOUGH: Final = 20
 """runs, attempts or operations, below which a share says nothing"""
 
 AGE_LIMIT: Final = "workflow:flowcore_run_age_limit:seconds"
-"""a series that users may record for workflows whose runs may take longer, or less long, than an hour"""
+"""a series that users may record: how long runs of a workflow may take. Else an hour, or three times its p99"""
+SUCCESS_LIMIT: Final = "workflow:flowcore_success_limit:seconds"
+"""a series that users may record: how long a workflow may be without a success. Else three times its longest usual gap"""
+OBJECTIVE_OF_LATENCY: Final = "workflow:flowcore_latency_objective:ratio"
+"""a series that users may record, by workflow and le: the share of runs that must not take longer than le seconds"""
+SERVICE: Final = "job:flowcore_service:info"
+"""a series that users may record: jobs that are to run all the time"""
 
 # (long window, short window, times the speed that the budget allows, for, severity)
 BURNS: Final = (
@@ -34,7 +41,7 @@ BURNS: Final = (
 
 @dataclass(frozen=True)
 class Links:
-    """Where the people who are told can read on."""
+    """Where the people who get the alerts can read on."""
 
     runbook: str
     """address of RUNBOOK.md"""
@@ -106,37 +113,53 @@ def _burning() -> list[Alert]:
 
 
 def _runs(q: Source) -> list[Alert]:
-    run, by = names.RUN_DURATION, ("job", "workflow")
-    ended = q.increase(run, "count", window="15m", by=by)
-    succeeded = q.increase(run, "count", window="15m", by=by, outcome="success")
-    in_an_hour = q.increase(run, "count", window="1h", by=by)
-    undone = q.increase(run, "count", window="1h", by=by, outcome="compensated")
+    by = ("job", "workflow")
+    ended = q.increase(names.RUNS, window="15m", by=by)
+    succeeded = q.increase(names.RUNS, window="15m", by=by, outcome=SERVED)
+    in_an_hour = q.increase(names.RUNS, window="1h", by=by)
+    undone = q.increase(names.RUNS, window="1h", by=by, outcome=UNDONE)
+    lately = q.increase(names.RUNS, window="10m", by=by)
+    undone_lately = q.increase(names.RUNS, window="10m", by=by, outcome=UNDONE)
     age = f"time() - min {q.by(*by)} ({q.select(names.OLDEST_START)})"
-    by_workflow = f"on ({q.label('workflow')})"
-    limited = (
-        AGE_LIMIT if q.scraped else f'label_replace({AGE_LIMIT}, "{q.label("workflow")}", "$1", "workflow", "(.*)")'
-    )
-    attempts = q.increase(names.ATTEMPT_DURATION, "count", window="10m", by=(*by, "step"))
+    attempts = q.increase(names.STEP_ATTEMPTS, window="10m", by=(*by, "step"))
+    failed = q.increase(names.STEP_ATTEMPTS, window="10m", by=(*by, "step"), outcome="!=success")
     retries = q.increase(names.STEP_RETRIES, window="10m", by=(*by, "step"))
     step = f"{{{{ $labels.{q.label('step')} }}}}"
+    unsuccessful = f"({LAST_SUCCESS} or {FAILING} * 0)"
+    p95 = q.quantile(0.95, names.RUN_DURATION, by=by, over="30m")
+    in_half_an_hour = q.increase(names.RUNS, window="30m", by=by)
+    waiting = {"status": "held|expired"}
+    counted = q.by("job", "workflow", "status")
     return [
+        *_limits(q, age),
         Alert(
             "FlowcoreRunsHeld",
             f"{q.stored('held', by=('workflow',))} > 0",
             "",
             "ticket",
             f"{OF} has runs that wait for a person",
-            f"{OF}: runs held: {{{{ $value }}}}. An undo failed, or a crash left a step in doubt; until somebody decides, their "
-            "keys are refused.",
+            f"{OF}: runs held: {{{{ $value }}}}. An undo failed, or a crash left a step in doubt; their keys are refused until a "
+            "person decides.",
         ),
         Alert(
             "FlowcoreRunsExpired",
             f"{q.stored('expired', by=('workflow',))} > 0",
             "1m",
             "page",
-            f"{OF} has runs that nobody takes over",
+            f"{OF} has runs that no process takes over",
             f"{OF}: runs whose owner is gone, for more than two leases: {{{{ $value }}}}. Is a process with recover_every= "
             "running, and does it know the workflow?",
+            "store",
+        ),
+        Alert(
+            "FlowcoreSurveyMissing",
+            f"max {counted} (last_over_time({q.select(names.STORE_RUNS, **waiting)}[1d])) > 0\n"
+            f"unless max {counted} ({q.select(names.STORE_RUNS, **waiting)})",
+            "10m",
+            "ticket",
+            f"{OF} had runs that were held or expired, and no process counts them any more",
+            f"{OF}: {{{{ $value }}}} runs were {{{{ $labels.{q.label('status')} }}}} when the store was last counted. The processes "
+            "that counted them are gone.",
             "store",
         ),
         Alert(
@@ -149,6 +172,41 @@ def _runs(q: Source) -> list[Alert]:
             "workflow",
         ),
         Alert(
+            "FlowcoreRunsFailing",
+            f"({FAILING} * 0 + changes({FAILING}[4h]) + 1 >= 3 and min_over_time({FAILING}[4h]) > {unsuccessful}\n"
+            f"or {FAILING} * 0 + changes({FAILING}[3d]) + 1 >= 2 and min_over_time({FAILING}[3d]) > {unsuccessful}\n"
+            f"and {FAILING} - min_over_time({FAILING}[3d]) > 12 * 3600)\n"
+            f"unless {runs('1h')} >= {ENOUGH}",
+            "",
+            "ticket",
+            f"{OF} fails each time",
+            f"{OF}: the last {{{{ $value }}}} runs failed or were undone, and none succeeded between them.",
+            "workflow",
+        ),
+        Alert(
+            "FlowcoreUndoneSurge",
+            f"{undone_lately} / ({lately} > 0) > 0.05\n"
+            f"and {undone_lately} / ({lately} > 0) > 3 * ({USUALLY_UNDONE} offset 1h or {lately} * 0)\n"
+            f"and {lately} >= {ENOUGH}",
+            "3m",
+            "page",
+            f"{OF} is undone far more often than usual",
+            f"{OF}: {{{{ $value | humanizePercentage }}}} of the runs of the last 10 minutes failed and were cleanly undone, "
+            "more than three times as many as usual. A partner may be away; its customers get nothing.",
+            "workflow",
+        ),
+        Alert(
+            "FlowcoreRunsSlow",
+            f"{p95} > 3 * {USUAL_P95} offset 1h\nand {p95} > 1\nand {in_half_an_hour} >= {ENOUGH}",
+            "5m",
+            "ticket",
+            f"{OF} is slower than usual",
+            f"{OF}: one run in twenty of the last half hour took longer than {{{{ $value | humanizeDuration }}}}, more than three "
+            "times as long as the day before.",
+            "workflow",
+        ),
+        *_latency(q, in_half_an_hour),
+        Alert(
             "FlowcoreManyRunsUndone",
             f"{undone} / ({in_an_hour} > 0) > 0.25\nand {in_an_hour} >= {ENOUGH}",
             "15m",
@@ -159,22 +217,12 @@ def _runs(q: Source) -> list[Alert]:
             "workflow",
         ),
         Alert(
-            "FlowcoreRunTooOld",
-            f"{age} > {by_workflow} group_left () {limited}\nor\n({age} > 3600 unless {by_workflow} {limited})",
-            "1m",
-            "ticket",
-            f"{OF} has a run that does not end",
-            f"{OF}: its oldest run in flight started {{{{ $value | humanizeDuration }}}} ago.",
-            "store",
-        ),
-        Alert(
             "FlowcoreRetryStorm",
-            f"{retries} / ({attempts} > 0) > 0.5\nand {attempts} >= {ENOUGH}",
+            f"{failed} / ({attempts} > 0) > 0.5\nand {retries} / ({attempts} > 0) > 0.2\nand {attempts} >= {ENOUGH}",
             "10m",
             "ticket",
             f"{OF} retries step {step} more often than not",
-            f"{OF}: {{{{ $value | humanizePercentage }}}} of the attempts of step {step} in the last 10 minutes failed and "
-            "were made again.",
+            f"{OF}: {{{{ $value | humanizePercentage }}}} of the attempts of step {step} in the last 10 minutes failed.",
             "workflow",
         ),
         Alert(
@@ -196,6 +244,67 @@ def _runs(q: Source) -> list[Alert]:
             "alive, but paused, or cut off from the store.",
             "store",
         ),
+    ]
+
+
+def _limits(q: Source, age: str) -> list[Alert]:
+    """What may take its time: by the user's limit for the workflow, or else by what is usual."""
+    flow = q.label("workflow")
+    by_workflow, by_both = f"on ({flow})", f"on (job, {flow})"
+
+    def limit(series: str) -> str:
+        return series if q.scraped else f'label_replace({series}, "{flow}", "$1", "workflow", "(.*)")'
+
+    since = f"time() - {LAST_SUCCESS}"
+    usual_gap = f"clamp_min(3 * max_over_time({GAP}[8d]), 3600)"
+    return [
+        Alert(
+            "FlowcoreRunTooOld",
+            f"{age} > {by_workflow} group_left () {limit(AGE_LIMIT)}\nor\n"
+            f"(({age} > 3600) unless {by_both} ({age} <= {by_both} 3 * {USUAL_P99}) unless {by_workflow} {limit(AGE_LIMIT)})",
+            "1m",
+            "ticket",
+            f"{OF} has a run that does not end",
+            f"{OF}: its oldest run in flight started {{{{ $value | humanizeDuration }}}} ago.",
+            "store",
+        ),
+        Alert(
+            "FlowcoreSuccessOverdue",
+            f"{since} > {by_workflow} group_left () {limit(SUCCESS_LIMIT)}\nor\n"
+            f"({since} > {usual_gap} and {LAST_SUCCESS} offset 2d unless {by_workflow} {limit(SUCCESS_LIMIT)})\n"
+            f"unless {by_both} {FAILING}",
+            "5m",
+            "ticket",
+            f"{OF} should have succeeded by now",
+            f"{OF}: its last success was {{{{ $value | humanizeDuration }}}} ago, longer than its limit or than three times its "
+            "longest usual pause. Does its schedule still start it?",
+            "workflow",
+        ),
+    ]
+
+
+def _latency(q: Source, enough: str) -> list[Alert]:
+    """By le: native histograms have no such label."""
+    if q.native:
+        return []
+    flow = q.label("workflow")
+    buckets = f"sum {q.by('job', 'workflow', 'le')} (rate({q.select(names.RUN_DURATION, 'bucket')}[30m]))"
+    every = f"sum {q.by('job', 'workflow')} (rate({q.select(names.RUN_DURATION, 'count')}[30m]))"
+    objective = OBJECTIVE_OF_LATENCY
+    if not q.scraped:
+        objective = f'label_replace({objective}, "{flow}", "$1", "workflow", "(.*)")'
+    return [
+        Alert(
+            "FlowcoreLatencyObjective",
+            f"{buckets} / on (job, {flow}) group_left () ({every} > 0)\n"
+            f"< on ({flow}, le) group_left () {objective}\nand on (job, {flow}) {enough} >= {ENOUGH}",
+            "10m",
+            "page",
+            f"{OF} misses its objective of latency",
+            f"{OF}: only {{{{ $value | humanizePercentage }}}} of the runs of the last half hour took at most "
+            "{{ $labels.le }} s.",
+            "workflow",
+        )
     ]
 
 
@@ -232,23 +341,24 @@ def _workers(q: Source) -> list[Alert]:
 def _store(q: Source) -> list[Alert]:
     took, by = names.STORE_DURATION, ("job", "store")
     asked = q.increase(took, "count", window="5m", by=by)
-    failed = q.increase(took, "count", window="5m", by=by, outcome="!=success")
-    buckets = f"sum {q.by(*by, 'le')} (rate({q.select(took, 'bucket')}[5m]))"
+    asked_lately = q.increase(took, "count", window="2m", by=by)
+    failed = q.increase(took, "count", window="2m", by=by, outcome="!=success")
+    p99 = q.quantile(0.99, took, by=by, over="5m")
     of = f"{{{{ $labels.{q.label('store')} }}}} store of {{{{ $labels.job }}}}"
     return [
         Alert(
             "FlowcoreStoreErrors",
-            f"{failed} / ({asked} > 0) > 0.05\nand {asked} >= {ENOUGH}",
+            f"{failed} / ({asked_lately} > 0) > 0.05\nand {asked} >= {ENOUGH}",
             "5m",
             "page",
             f"The {of} fails",
-            f"The {of}: {{{{ $value | humanizePercentage }}}} of its operations in the last 5 minutes failed. Runs that it "
-            "does not come back for are parked.",
+            f"The {of}: {{{{ $value | humanizePercentage }}}} of its operations in the last 2 minutes failed. Runs are parked "
+            "where it stays away.",
             "store",
         ),
         Alert(
             "FlowcoreStoreSlow",
-            f"histogram_quantile(0.99, {buckets}) > 0.5\nand {asked} >= {ENOUGH}",
+            f"{p99} > 0.5\nand {asked} >= {ENOUGH}",
             "10m",
             "ticket",
             f"The {of} is slow",
@@ -262,15 +372,18 @@ def _store(q: Source) -> list[Alert]:
 def _telemetry(q: Source) -> list[Alert]:
     hook = f"{{{{ $labels.{q.label('hook')} }}}}"
     build = q.select(names.BUILD_INFO)
-    scraped = [
+    share = "count by (job) (up == 0) / count by (job) (up)"
+    ours = f"and on (job) count by (job) (last_over_time({build}[1d]))"
+    targets = [
         Alert(
             "FlowcoreTargetDown",
-            f"count by (job) (up == 0)\nand on (job) count by (job) (last_over_time({build}[1d]))",
-            "5m",
-            "page",
+            f"{share} > {floor}{ceiling}\n{ours}",
+            lasting,
+            severity,
             "Processes of {{ $labels.job }} cannot be scraped",
-            "Processes of {{ $labels.job }} that have been down, or out of Prometheus' reach, for 5 minutes: {{ $value }}.",
+            "{{ $value | humanizePercentage }} of the processes of {{ $labels.job }} are down, or out of Prometheus' reach.",
         )
+        for floor, ceiling, lasting, severity in ((0.5, "", "5m", "page"), (0.2, " <= 0.5", "15m", "ticket"))
     ]
     return [
         Alert(
@@ -293,14 +406,15 @@ def _telemetry(q: Source) -> list[Alert]:
             "are more workflows, steps or kinds of errors than the hook keeps apart.",
             "store",
         ),
-        *(scraped if q.scraped else ()),
+        *(targets if q.scraped else ()),
         Alert(
             "FlowcoreAbsent",
-            f"absent({build})",
+            f"{SERVICE}\nunless on (job) count by (job) ({build})",
             "5m",
             "page",
-            "No process reports to be running flowcore",
-            "Either all of them are down, or Prometheus does not get their metrics any more.",
+            "No process of {{ $labels.job }} reports to be running flowcore",
+            "{{ $labels.job }} is declared as a service. Either all of its processes are down, or Prometheus does not get their "
+            "metrics any more.",
         ),
     ]
 

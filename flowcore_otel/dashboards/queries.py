@@ -9,10 +9,27 @@ from typing import Final
 from flowcore_otel import names
 from flowcore_otel.names import Metric
 
-__all__ = ["BAD", "NEEDS_A_PERSON", "OF_THE_TARGET", "OTLP", "PROMETHEUS", "WAITING", "Source"]
+__all__ = [
+    "BAD",
+    "NATIVE",
+    "NEEDS_A_PERSON",
+    "OF_THE_TARGET",
+    "OTLP",
+    "PROMETHEUS",
+    "SERVED",
+    "UNDONE",
+    "WAITING",
+    "Source",
+]
 
 BAD: Final = "failure|compensation_failed|parked|lost"
 """outcomes of runs that use up the error budget: the workflow did not do what it was asked to, nor cleanly undo it"""
+
+UNDONE: Final = "compensated"
+"""the outcome of runs that failed and were cleanly undone: a declined card, or a partner that is away"""
+
+SERVED: Final = "success"
+"""the outcome of runs that did what they were asked to"""
 
 NEEDS_A_PERSON: Final = "held|parked|expired"
 """statuses of runs in a store that somebody should look at"""
@@ -35,6 +52,12 @@ class Source:
     """whether Prometheus scrapes the process itself, and so has `up` and its like"""
     templated: bool = True
     """whether selectors leave the choice of job, instance and workflow to a dashboard's variables"""
+    native: bool = False
+    """whether histograms are native ones, which have no series for their counts, sums and buckets"""
+    traces: str = "tempo"
+    """where traces are: tempo, jaeger or none"""
+    runbook: str = ""
+    """address of the runbook"""
 
     def label(self, label: str) -> str:
         """A label of the catalogue as it is called here; what is no label of ours (job, instance, le) stays."""
@@ -64,7 +87,7 @@ class Source:
             f'{self.label(label)}=~"${label}"' for label in _TEMPLATED if self.templated and self._has(metric, label)
         ]
         chosen += [_matcher(self.label(label), value) for label, value in matchers.items()]
-        name = f"{metric.prometheus}_{part}" if part else metric.prometheus
+        name = f"{metric.prometheus}_{part}" if part and not self.native else metric.prometheus
         return f"{name}{{{', '.join(chosen)}}}" if chosen else name
 
     @staticmethod
@@ -77,9 +100,11 @@ class Source:
             raise ValueError(f"{name} is none of {', '.join(OF_THE_TARGET)}.")
         return f'{name}{{job=~"$job", instance=~"$instance"}}'
 
-    def rate(self, metric: Metric, part: str = "", *, by: tuple[str, ...] = (), **matchers: str) -> str:
+    def rate(
+        self, metric: Metric, part: str = "", *, offset: str = "", by: tuple[str, ...] = (), **matchers: str
+    ) -> str:
         """Per second, over what Grafana thinks is right for the width of the panel."""
-        return self._sum(f"rate({self.select(metric, part, **matchers)}[$__rate_interval])", by)
+        return self._sum(f"rate({self.select(metric, part, **matchers)}[$__rate_interval]{offset})", part, by)
 
     def increase(
         self,
@@ -87,25 +112,46 @@ class Source:
         part: str = "",
         *,
         window: str = "$__range",
+        offset: str = "",
         by: tuple[str, ...] = (),
         **matchers: str,
     ) -> str:
         """How much came in the window; by default in the whole range that the dashboard shows."""
-        return self._sum(f"increase({self.select(metric, part, **matchers)}[{window}])", by)
+        return self._sum(f"increase({self.select(metric, part, **matchers)}[{window}]{offset})", part, by)
 
-    def _sum(self, rates: str, by: tuple[str, ...]) -> str:
+    def _sum(self, rates: str, part: str, by: tuple[str, ...]) -> str:
+        if self.native and part in {"count", "sum"}:
+            rates = f"histogram_{part}({rates})"
         return f"sum {self.by(*by)} ({rates})" if by else f"sum({rates})"
 
     def quantile(
-        self, q: float, metric: Metric, *, by: tuple[str, ...] = (), over: str = "rate", **matchers: str
+        self,
+        q: float,
+        metric: Metric,
+        *,
+        by: tuple[str, ...] = (),
+        over: str = "$__rate_interval",
+        offset: str = "",
+        **matchers: str,
     ) -> str:
-        """`over`: "rate" for a line over time, "range" for one number about all of it."""
-        buckets = self.rate if over == "rate" else self.increase
-        return f"histogram_quantile({q:g}, {buckets(metric, 'bucket', by=(*by, 'le'), **matchers)})"
+        """A quantile of what came in the window `over`."""
+        function = "increase" if over == "$__range" else "rate"
+        buckets = f"{function}({self.select(metric, 'bucket', **matchers)}[{over}]{offset})"
+        labels = by if self.native else (*by, "le")
+        return f"histogram_quantile({q:g}, {self._sum(buckets, 'bucket', labels)})"
 
-    def mean(self, metric: Metric, *, by: tuple[str, ...] = (), over: str = "rate", **matchers: str) -> str:
-        of = self.rate if over == "rate" else self.increase
-        return f"{of(metric, 'sum', by=by, **matchers)} / {of(metric, 'count', by=by, **matchers)}"
+    def most(self, metric: Metric, number: int = 6, *, by: tuple[str, ...], **matchers: str) -> str:
+        """Which series had the most in the range shown: for `and`, so that a panel has few lines and always the same."""
+        counted = self._sum(f"increase({self.select(metric, **matchers)}[$__range] @ end())", "", by)
+        return f"on ({', '.join(map(self.label, by))}) topk({number}, {counted})"
+
+    def alerts(self) -> str:
+        """The alerts that fire now."""
+        return 'ALERTS{alertname=~"Flowcore.+", alertstate="firing", job=~"$job"}'
+
+    def firing_for(self) -> str:
+        """For how many seconds each of them has, within the range that the dashboard shows."""
+        return f"sum_over_time({self.alerts()}[$__range:1m]) * 60 and {self.alerts()}"
 
     def stored(self, status: str, *, by: tuple[str, ...] = ("workflow", "status")) -> str:
         """Runs in the store by status. Every process counts the same store, so the largest count is the count."""
@@ -123,3 +169,5 @@ PROMETHEUS: Final = Source("prometheus", scraped=True)
 """PrometheusHook, scraped"""
 OTLP: Final = Source("otlp", scraped=False)
 """MetricsHook, sent with OTLP"""
+NATIVE: Final = Source("native", scraped=False, native=True)
+"""MetricsHook, sent with OTLP, its histograms exponential"""

@@ -1,1 +1,0 @@
-"""What build.py puts together: queries, panels, the three dashboards, and the rules."""

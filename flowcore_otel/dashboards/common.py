@@ -1,0 +1,226 @@
+"""What the dashboards have in common: variables, annotations, and panels that stand on more than one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from flowcore_otel import names
+
+from . import colours
+from .boards import to_traces, to_workflow
+from .fields import Json, Panel, steps, target
+from .panels import lines, stat
+from .queries import BAD, SERVED, UNDONE, Source
+
+__all__ = [
+    "OBJECTIVE",
+    "failed_traces",
+    "failures",
+    "leases_lost",
+    "numbers",
+    "oldest_run",
+    "retries",
+    "share",
+    "takeovers",
+    "undos",
+    "variables",
+    "versions",
+    "workers",
+]
+
+OBJECTIVE: Final = 0.995
+"""the share of runs that should not be bad: what is missing to 1 is the error budget"""
+
+Place = tuple[int, int, int, int]
+
+
+def variables(q: Source, *, one_workflow: bool = False) -> dict[str, tuple[str, str, bool]]:
+    build, info = names.BUILD_INFO.prometheus, names.WORKFLOW_INFO.prometheus
+    workflow = f'label_values({info}{{job=~"$job", instance=~"$instance"}}, {q.label("workflow")})'
+    return {
+        "job": ("Job", f"label_values({build}, job)", True),
+        "instance": ("Instance", f'label_values({build}{{job=~"$job"}}, instance)', True),
+        "workflow": ("Workflow", workflow, not one_workflow),
+    }
+
+
+def versions(q: Source) -> dict[str, tuple[str, str, str]]:
+    """A line where a version of the service is new."""
+    version = f"count {q.by('job', 'version')} ({q.select(names.APP_INFO)}"
+    new = f"{version}) unless {version} offset 2m)"
+    return {"New version": (new, q.legend("{{job}} {{version}}"), colours.REPLAYED)}
+
+
+def failed_traces(q: Source) -> list[Json]:
+    bad = f'span.{names.WORKFLOW_NAME} =~ "${{workflow:regex}}" && span.{names.RUN_OUTCOME} =~ "{BAD}|{UNDONE}"'
+    return to_traces(q, "Traces of runs that failed", bad, {"error": "true"})
+
+
+def share(q: Source, outcome: str, by: tuple[str, ...] = ()) -> str:
+    """The share of the runs in the time shown that ended so; no data where there were no runs."""
+    return f"{q.increase(names.RUNS, by=by, outcome=outcome)} / ({q.increase(names.RUNS, by=by)} > 0)"
+
+
+def numbers(q: Source, width: int = 4) -> list[Panel]:
+    """Three numbers that add up: what was asked for, what was cleanly undone, what went wrong."""
+    budget = 1 - OBJECTIVE
+    about = (
+        (
+            "Served",
+            SERVED,
+            "Runs that did what they were asked to.",
+            steps(colours.FAILED, (0.9, colours.WAITING), (0.98, colours.SUCCESS)),
+        ),
+        (
+            "Undone",
+            UNDONE,
+            "Runs that failed and were cleanly undone: nothing is lost, but nothing was delivered.",
+            steps(colours.NEUTRAL, (0.05, colours.UNDONE)),
+        ),
+        (
+            "Failed",
+            BAD,
+            f"Runs that failed, could not be undone, were parked or lost: the error budget is {budget:.1%}.",
+            steps(colours.SUCCESS, (budget, colours.FAILED)),
+        ),
+    )
+    return [
+        stat(
+            (width * i, 0, width, 4),
+            title,
+            description,
+            share(q, outcome),
+            unit="percentunit",
+            thresholds=thresholds,
+            decimals=2,
+            empty="No run ended.",
+            links=failed_traces(q),
+        )
+        for i, (title, outcome, description, thresholds) in enumerate(about)
+    ]
+
+
+def failures(q: Source, at: Place) -> Panel:
+    return lines(
+        at,
+        "Runs that failed or were undone",
+        "By outcome. Purple was cleanly undone; what is red, dark red, yellow or grey uses up the error budget.",
+        target(
+            q.increase(names.RUNS, window="$__rate_interval", by=("outcome",), outcome=f"{BAD}|{UNDONE}|incomplete"),
+            q.legend("{{outcome}}"),
+            exemplar=q.traces != "none",
+        ),
+        unit="short",
+        decimals=0,
+        coloured=colours.OF_RUNS,
+        events=True,
+        empty="No process has reported a run.",
+        links=failed_traces(q),
+    )
+
+
+def retries(q: Source, at: Place, by: tuple[str, ...]) -> Panel:
+    return lines(
+        at,
+        "Retries",
+        "Attempts that failed and were followed by another, by step.",
+        target(
+            f"{q.increase(names.STEP_RETRIES, window='$__rate_interval', by=by)} and {q.most(names.STEP_RETRIES, by=by)}",
+            q.legend(" · ".join(f"{{{{{label}}}}}" for label in by)),
+            exemplar=q.traces != "none",
+        ),
+        unit="short",
+        decimals=0,
+        events=True,
+        empty="No process has reported a step.",
+        links=[to_workflow(q)] if "workflow" in by else [],
+    )
+
+
+def undos(q: Source, at: Place) -> Panel:
+    return lines(
+        at,
+        "Compensations",
+        "Steps that were undone. What is not purple could not be undone: its run is held for a person.",
+        target(
+            q.increase(names.COMPENSATIONS, window="$__rate_interval", by=("outcome",)),
+            q.legend("{{outcome}}"),
+            exemplar=q.traces != "none",
+        ),
+        unit="short",
+        decimals=0,
+        coloured=colours.OF_UNDOS,
+        events=True,
+        empty="No process has reported a step.",
+        links=failed_traces(q),
+    )
+
+
+def takeovers(q: Source, at: Place) -> Panel:
+    return lines(
+        at,
+        "Takeovers",
+        "Runs that were taken over because their process had died or hung: resumed, undone, or held for a person.",
+        target(
+            q.increase(names.RUN_RECOVERIES, window="$__rate_interval", by=("decision",)),
+            q.legend("{{decision}}"),
+            exemplar=q.traces != "none",
+        ),
+        unit="short",
+        decimals=0,
+        coloured=colours.OF_DECISIONS,
+        events=True,
+        empty="No process has reported a workflow.",
+    )
+
+
+def leases_lost(q: Source, at: Place) -> Panel:
+    return lines(
+        at,
+        "Leases lost",
+        "Runs that were at work here after their lease had ended, until another owner turned up: the process was paused, or "
+        "could not reach its store.",
+        target(
+            f"{q.increase(names.LEASE_LOST, window='$__rate_interval', by=('instance',))} and "
+            f"{q.most(names.LEASE_LOST, by=('instance',))}",
+            "{{instance}}",
+        ),
+        unit="short",
+        decimals=0,
+        events=True,
+        empty="No process has reported a workflow.",
+    )
+
+
+def oldest_run(q: Source, at: Place) -> Panel:
+    oldest = f"time() - min {q.by('workflow')} ({q.select(names.OLDEST_START)})"
+    return lines(
+        at,
+        "Age of the oldest run in flight",
+        "How long the oldest run of a workflow has been at work. What only rises is stuck, or belongs to a step without a timeout.",
+        target(f"topk(6, {oldest} >= 0)", q.legend("{{workflow}}")),
+        unit="s",
+        empty="No run is in flight.",
+        links=[to_workflow(q)],
+    )
+
+
+def workers(q: Source, at: Place) -> Panel:
+    parts: Sequence[tuple[str, str, str]] = (
+        ("workers busy", f"sum({q.select(names.WORKERS, state='busy')})", colours.WORKING),
+        ("workers abandoned", f"sum({q.select(names.WORKERS, state='abandoned')})", colours.FAILED),
+        ("workers at most", f"sum({q.select(names.WORKERS_LIMIT)})", colours.NEUTRAL),
+        ("runs in flight", f"sum({q.select(names.RUNS_ACTIVE)})", colours.REPLAYED),
+        ("steps ready, not started", f"sum({q.select(names.STEPS_READY)})", colours.WAITING),
+    )
+    return lines(
+        at,
+        "Workers and what waits for them",
+        "Load beside capacity. Ready steps with all workers busy: too few of them. Ready steps with idle workers: nothing drives "
+        "them. Abandoned workers are stuck in calls that timed out.",
+        *(target(expr, name) for name, expr, _ in parts),
+        unit="short",
+        coloured={name: colour for name, _, colour in parts},
+        empty="No process reports workers.",
+    )

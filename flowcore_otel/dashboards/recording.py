@@ -1,0 +1,99 @@
+"""Recording rules: what alerts look at over long windows. Named level:metric:operations, without instance: they are about a
+workflow, on whatever machine it runs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flowcore_otel import names
+
+from .queries import BAD, UNDONE, Source
+
+__all__ = [
+    "FAILING",
+    "GAP",
+    "LAST_SUCCESS",
+    "LONG",
+    "USUALLY_UNDONE",
+    "USUAL_P95",
+    "USUAL_P99",
+    "WINDOWS",
+    "Rule",
+    "ratio",
+    "recording",
+    "runs",
+]
+
+Rule = dict[str, object]
+
+WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+LONG: Final = ("1h", "6h", "1d", "3d")
+"""windows that an alert only believes where there were enough runs in them"""
+
+_OFTEN: Final = ("5m", "30m", "1h")
+_MEMORY: Final = "8d"
+"""how long a job that does not live between its runs is remembered: a week and a day"""
+_LOOK_BACK: Final = "5m"
+
+LAST_SUCCESS: Final = "job_workflow:flowcore_last_success:timestamp"
+"""when a run last succeeded, in a process that may be gone since"""
+FAILING: Final = "job_workflow:flowcore_failing:timestamp"
+"""when the last run ended, where that was no success; no data after a success"""
+GAP: Final = "job_workflow:flowcore_success_gap:seconds"
+"""the time between a success and the one before it, at the moment of the success"""
+USUALLY_UNDONE: Final = "job_workflow:flowcore_runs_undone:ratio_rate1d"
+USUAL_P95: Final = "job_workflow:flowcore_run_duration:p95_1d"
+USUAL_P99: Final = "job_workflow:flowcore_run_duration:p99_7d"
+
+
+def ratio(window: str) -> str:
+    """The share of runs that were bad; no data where there were no runs."""
+    return f"job_workflow:flowcore_run_errors:ratio_rate{window}"
+
+
+def runs(window: str) -> str:
+    return f"job_workflow:flowcore_runs:increase{window}"
+
+
+def recording(q: Source) -> list[dict[str, object]]:
+    """Groups of rules; what changes slowly is not worked out as often."""
+    often = [rule for window in WINDOWS if window in _OFTEN for rule in _rules(q, window)]
+    seldom = [rule for window in WINDOWS if window not in _OFTEN for rule in _rules(q, window)]
+    return [
+        {"name": "flowcore-recording", "rules": [*often, *_ends(q)]},
+        {"name": "flowcore-recording-of-long-windows", "interval": "2m", "rules": [*seldom, *_usual(q)]},
+    ]
+
+
+def _rules(q: Source, window: str) -> list[Rule]:
+    by = q.by("job", "workflow")
+    bad, every = (q.select(names.RUNS, **which) for which in ({"outcome": BAD}, {}))
+    share = f"sum {by} (rate({bad}[{window}]))\n/\n(sum {by} (rate({every}[{window}])) > 0)"
+    found: list[Rule] = [{"record": ratio(window), "expr": share}]
+    if window in LONG:
+        found.append({"record": runs(window), "expr": f"sum {by} (increase({every}[{window}]))"})
+    return found
+
+
+def _ends(q: Source) -> list[Rule]:
+    by = q.by("job", "workflow")
+
+    def last(outcome: str, offset: str = "") -> str:
+        return f"max {by} (last_over_time({q.select(names.LAST_END, outcome=outcome)}[{_MEMORY}]{offset}))"
+
+    succeeded, failed = last("success"), last("!=success")
+    return [
+        {"record": LAST_SUCCESS, "expr": succeeded},
+        {"record": FAILING, "expr": f"{failed}\n> ({succeeded} or {failed} * 0)"},
+        {"record": GAP, "expr": f"{succeeded}\n- {last('success', f' offset {_LOOK_BACK}')}\n> 0"},
+    ]
+
+
+def _usual(q: Source) -> list[Rule]:
+    by, every = q.by("job", "workflow"), q.select(names.RUNS)
+    undone = q.select(names.RUNS, outcome=UNDONE)
+    return [
+        {"record": USUALLY_UNDONE, "expr": f"sum {by} (rate({undone}[1d]))\n/\n(sum {by} (rate({every}[1d])) > 0)"},
+        {"record": USUAL_P95, "expr": q.quantile(0.95, names.RUN_DURATION, by=("job", "workflow"), over="1d")},
+        {"record": USUAL_P99, "expr": q.quantile(0.99, names.RUN_DURATION, by=("job", "workflow"), over="7d")},
+    ]
