@@ -40,7 +40,7 @@ from .outcomes import refusal, replay
 from .takeover import Takeover
 from .waiting import LocalRuns, adopt, outcome_of_owner, refuse_if_cancelled, taken_here
 
-__all__ = ["StoreClaims", "claim"]
+__all__ = ["StoreClaims", "claim", "fingerprint_of"]
 
 _RESENT: Final = 1 / 3
 """of a lease: for how long a claim is sent again to a store that does not answer"""
@@ -79,7 +79,7 @@ def claim(
     """Claim the run's key. Answers None if the run is ours from its beginning, the record if it is ours to go on with,
     else the earlier run whose outcome is ours too."""
     try:
-        run.fingerprint = None if run.recovering is not None else _fingerprint(run)
+        run.fingerprint = None if run.recovering is not None else fingerprint_of(run)
     except Exception as error:
         emit.refused(run, error)
         raise
@@ -204,7 +204,7 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     return claimed.record
 
 
-def _fingerprint(run: RunState) -> str:
+def fingerprint_of(run: RunState) -> str:
     """What tells one use of a key from another: the workflow's name and its initial values, in the codec's canonical form."""
     import hashlib  # with a key only: imports that many a run never needs
 

@@ -351,7 +351,7 @@ class AsyncDriver:
         if run.deadline is not None and run.settings.clock() >= run.deadline:
             self._drop_queued_call(call, timed_out=True)
         elif call in self._queued_calls and not self._inline and len(self._threaded) == len(self._queued_calls):
-            run.park(parked(run, "because no thread of its engine was free for a whole lease"))
+            run.park(parked(run, "no thread of its engine was free for a whole lease"))
             self.stop(Stop(cancel=False))
         elif call in self._queued_calls:
             self._limit_the_wait(call)

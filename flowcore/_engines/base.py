@@ -21,7 +21,7 @@ from .._durable.checkpoints import parked
 from .._durable.claim import StoreClaims
 from .._durable.leases import Leases
 from .._durable.recovery import SURVEY_EVERY, Recovery
-from .._kernel.effects import Call
+from .._kernel.effects import Ask, Call, Program, Sleep
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..context import own_copy, step_name_taken
@@ -56,8 +56,21 @@ from .checks import checked_hooks, checked_store, period, whole
 from .interrupts import hold_sigint
 from .workers import Workers
 
-__all__ = ["CLOSED", "MARGIN", "EngineBase", "I", "call_title", "log", "outcome", "stopped", "unbegun"]
+__all__ = [
+    "CLOSED",
+    "MARGIN",
+    "EngineBase",
+    "I",
+    "call_title",
+    "log",
+    "outcome",
+    "perform",
+    "stopped",
+    "this_process",
+    "unbegun",
+]
 
+T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
 CLOSED: Final = "its engine was closed"
@@ -98,7 +111,7 @@ class EngineBase:
         self._closed = False
         self._lock = threading.Lock()
         self._registered: set[Workflow[Any]] = set()
-        self._claims = StoreClaims(owner=_this_process)
+        self._claims = StoreClaims(owner=this_process)
         self._settings = Settings(
             store=self.store,
             claims=self._claims,
@@ -317,8 +330,25 @@ def unbegun(run: RunState, why: str) -> RunParked:
     return RunParked(f"run {run.run_id} of {name} has not begun: {why}. Another engine may run it.")
 
 
-def _this_process() -> Owner:
+def this_process() -> Owner:
+    """What records say of the owner of a run."""
     return Owner(socket.gethostname(), os.getpid())
+
+
+def perform(program: Program[T], ask: Callable[[str, object], Any]) -> T:
+    """Perform a program that only calls the store, by `ask`, and waits between two calls, in the current thread."""
+    answer: Any = None
+    while True:
+        try:
+            effect = program.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer = None
+        if isinstance(effect, Ask):
+            answer = ask(effect.verb, effect.argument)
+        elif isinstance(effect, Sleep):
+            time.sleep(effect.seconds)
 
 
 def call_title(run: RunState, call: Call) -> str:

@@ -31,6 +31,15 @@ class RunFuture(Future[Run]):
         self._pool = pool
         self._cancel = cancel
 
+    def cancel(self) -> bool:
+        """Cancel the run, unless a thread has begun with it."""
+        if not super().cancel():
+            return False
+        if self._driver.take_start():
+            self.set_running_or_notify_cancel()
+            self._driver.on_over(self._driver)
+        return True
+
     def cancel_run(self) -> bool:
         """Cancel the run, begun or not: running steps get `grace`, and what was done is undone. False: it has ended."""
         return self.cancel() or self._cancel(self._driver.run, f"run {self.run_id} was cancelled by cancel_run().")

@@ -33,6 +33,7 @@ from .._kernel.undo import late
 from ..context import Context
 from ..errors import StoreUnavailable
 from ..run import Run
+from ..stores.base import Claim
 from .base import call_title
 from .interrupts import SigintGuard, raised_by_signal, restore
 from .workers import Timer, Timers, Workers
@@ -54,6 +55,8 @@ class Driver:
     """
 
     over = False
+    recorded: Claim | None = None
+    """what the store was asked when it recorded the run as queued"""
     struck: BaseException | None = None
     """what a signal handler of the user's has raised in the caller's thread"""
     result: Run | None = None
@@ -374,7 +377,7 @@ class Driver:
             return
         if late or (idle and not any(type(waiting) is Call for waiting in list(self._parked))):
             if not late:
-                run.park(parked(run, "because no thread of its engine was free for a whole lease"))
+                run.park(parked(run, "no thread of its engine was free for a whole lease"))
             self._drop_queued_calls(timed_out=late)
             with self._lock:
                 waiting = len(self._letters)

@@ -15,19 +15,20 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from .._durable.checkpoints import cancelled, lose, parked
+from .._durable.queueing import enqueue
 from .._durable.waiting import LocalRuns
 from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, RunTimeout, StepCancelled, safe_repr, safe_str
+from ..errors import FlowcoreError, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..stores.base import Store
+from ..stores.base import Lease, Store
 from ..workflow import Key, Workflow
-from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
+from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, perform, stopped, this_process, unbegun
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .recovering import RecoveryThread, performed
@@ -36,6 +37,7 @@ from .workers import Timers, Workers
 
 __all__ = ["Engine"]
 
+_AT_ONCE: Final = 0.001  # seconds: the lease that releases a run
 _LOOK: Final = 0.01  # seconds between two looks at runs that end while the interpreter exits
 
 
@@ -169,7 +171,9 @@ class Engine(EngineBase):
         """Like `run`, on the engine's own threads. The future raises what `run` raises.
 
         `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
-        Raises QueueFull where `max_queued` runs wait for a thread already. A step on a thread of the engine may wait for the
+        On a durable store the run is recorded as queued before this returns: it survives the process, and any engine that
+        recovers may run it. Raises QueueFull where `max_queued` runs have not begun, NotSerializable, and StoreError where
+        the run could not be recorded. A step on a thread of the engine may wait for the
         future's result: its thread then works on that run.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline)
@@ -178,6 +182,14 @@ class Engine(EngineBase):
         driver = self._driver(run, execute(run))
         future = RunFuture(driver, self._pool, self._cancel)
         driver.on_over = partial(self._resolve, future, check)
+        if self._leases is not None:
+            try:
+                driver.recorded = perform(enqueue(run, this_process()), driver.ask_here)
+            except BaseException:
+                self._forget(run)
+                raise
+            if driver.recorded is not None:
+                self._leases.join(run)
         self._queued[driver] = future
         if not self._pool.put(partial(self._begin, driver, future)) and run.allowed is not None:
             self._timers.after(run.allowed, partial(self._expire, driver))
@@ -209,6 +221,8 @@ class Engine(EngineBase):
         self._queued.pop(driver, None)
         self._over(driver)
         if future.cancelled():
+            if driver.recorded is not None:
+                driver.ask_here("withdraw", driver.recorded)
             return
         try:
             result = outcome(driver.result, driver.error, check=check)
@@ -226,8 +240,8 @@ class Engine(EngineBase):
         self._forget(driver.run)
         if driver.run.claimed:
             self._local.leave(driver.run)
-            if self._leases is not None:
-                self._leases.leave(driver.run)
+        if self._leases is not None and (driver.run.claimed or driver.recorded is not None):
+            self._leases.leave(driver.run)
 
     def _forget(self, run: RunState) -> None:
         """A run is over, or has not begun after all."""
@@ -365,10 +379,8 @@ class Engine(EngineBase):
 
     def _drop_queued(self) -> None:
         """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
-        for driver, future in [] if self.store.durable else list(self._queued.items()):
-            if future.cancel() and driver.take_start():
-                future.set_running_or_notify_cancel()
-                driver.on_over(driver)
+        for future in [] if self.store.durable else list(self._queued.values()):
+            future.cancel()
         drop(self._live, CLOSED)
 
     def __enter__(self) -> Self:
@@ -406,10 +418,15 @@ def _wake(live: dict[RunState, Driver | None], run: RunState) -> None:
 
 
 def drop(live: dict[RunState, Driver | None], why: str) -> None:
-    """End those of these runs that have not begun."""
-    for run, driver in list(live.items()):
-        if driver is not None:
-            driver.drop(unbegun(run, why))
+    """End those of these runs that have not begun, and release what is recorded of them to other engines."""
+    dropped = [driver for run, driver in list(live.items()) if driver is not None and driver.drop(unbegun(run, why))]
+    recorded = [driver for driver in dropped if driver.recorded is not None]
+    if recorded:
+        leases = [Lease(driver.run.stored_key, driver.run.run_id, driver.run.fence) for driver in recorded]
+        try:
+            recorded[0].run.settings.store.renew(leases, _AT_ONCE)
+        except StoreError as error:
+            log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
 
 
 def park(live: dict[RunState, Driver | None], why: str) -> None:

@@ -180,7 +180,7 @@ def test_an_interpreter_that_exits_parks_durable_runs_once_their_current_steps_h
     began.wait()
     _leave(engine._pool, engine._timers, engine._live, 0.0)
     gate.set()
-    with pytest.raises(RunParked, match="because its process ended"):
+    with pytest.raises(RunParked, match="its process ended"):
         future.result(PATIENCE)
     assert ledger == ["a"]
     record = store.find("k")

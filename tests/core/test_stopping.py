@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from flowcore import Context, DefinitionError, Engine, QueueFull, RunParked, Status, StepCancelled, Workflow
+from flowcore import (
+    Context,
+    DefinitionError,
+    Engine,
+    IdempotencyMismatch,
+    NotSerializable,
+    QueueFull,
+    RunParked,
+    Status,
+    StepCancelled,
+    Workflow,
+)
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Gate, Ledger, until
@@ -43,7 +54,7 @@ def test_close_with_a_timeout_parks_a_durable_run_as_soon_as_its_call_has_ended(
     began.wait()
     threading.Timer(0.1, goes.set).start()
     engine.close(timeout=PATIENCE)
-    with pytest.raises(RunParked, match="because its engine was closed"):
+    with pytest.raises(RunParked, match="its engine was closed"):
         future.result(0)
     assert (status(store), ledger) == (Status.PARKED, ["a", "b"])
     with Engine(store=store) as other:  # at once: the lease is released
@@ -260,3 +271,60 @@ def test_submitting_more_than_max_queued_is_refused() -> None:
         assert engine.submit(wf).result(PATIENCE).status is Status.SUCCESS
     with pytest.raises(DefinitionError, match="max_queued="):
         Engine(max_queued=0)
+
+
+# -- durable queues ----------------------------------------------------------------------------------------------------
+
+
+def test_a_submitted_run_is_recorded_before_submit_returns_and_left_to_others_when_the_engine_is_closed(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    began, goes, wf = Gate(), Gate(), Workflow("w")
+    wf.add_step("a", began.then(goes))
+    later = ledger.chain("b")
+    engine = Engine(store=store, max_workers=1, lease=60)
+    engine.submit(wf, idempotency_key="first")
+    queued = engine.submit(later, {"n": 1}, idempotency_key="second")
+    unkeyed = engine.submit(later)
+    assert status(store, "second") is Status.QUEUED
+    assert status(store, unkeyed.run_id) is Status.QUEUED
+    began.wait()
+    threading.Timer(0.05, goes.set).start()
+    engine.close(timeout=PATIENCE)
+    with pytest.raises(RunParked, match="has not begun: its engine was closed"):
+        queued.result(0)
+    with Engine(store=store, workflows=[wf, later], lease=60) as other:  # it does not wait for the lease
+        until(lambda: len(other.recover()) >= 0 and status(store, unkeyed.run_id) is Status.SUCCESS)
+        assert other.run(later, {"n": 1}, idempotency_key="second").replayed
+    assert ledger == ["b", "b"]
+
+
+def test_a_queued_run_that_is_cancelled_releases_its_key(store: SQLiteStore, ledger: Ledger) -> None:
+    began, goes, wf = Gate(), Gate(), Workflow("w")
+    wf.add_step("a", began.then(goes))
+    with Engine(store=store, max_workers=1) as engine:
+        engine.submit(wf)
+        began.wait()
+        future = engine.submit(ledger.chain("b"), idempotency_key="k")
+        assert future.cancel()
+        assert status(store) in {None, Status.FAILURE}
+        assert not store.list_resumable(["chain"])
+        goes.set()
+    assert not ledger
+
+
+def test_submit_raises_where_the_run_cannot_be_recorded(store: SQLiteStore, ledger: Ledger) -> None:
+    with Engine(store=store) as engine:
+        with pytest.raises(NotSerializable):
+            engine.submit(ledger.chain("a"), {"value": object()})
+        assert not engine._live
+
+
+def test_submitting_a_key_that_is_taken_resolves_as_run_does(store: SQLiteStore, ledger: Ledger) -> None:
+    wf = ledger.chain("a")
+    with Engine(store=store) as engine:
+        engine.run(wf, idempotency_key="k")
+        assert engine.submit(wf, idempotency_key="k").result(PATIENCE).replayed
+        with pytest.raises(IdempotencyMismatch):
+            engine.submit(wf, {"other": 1}, idempotency_key="k").result(PATIENCE)
+    assert ledger == ["a"]

@@ -119,6 +119,7 @@ def test_a_signal_while_a_durable_run_is_undone_leaves_the_rest_to_the_next_owne
     async def undo(ctx: Context) -> None:
         if "began" not in ledger:
             ledger.append("began")
+            asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
             await asyncio.sleep(3600)
         ledger.append("-b")
 
@@ -131,7 +132,6 @@ def test_a_signal_while_a_durable_run_is_undone_leaves_the_rest_to_the_next_owne
 
     async def main() -> None:
         engine = AsyncEngine(store=store, grace=0.05)
-        asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), number)
         await engine.run(wf, idempotency_key="k")
 
     with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt):
@@ -175,7 +175,7 @@ def test_aclose_with_a_timeout_parks_a_durable_run_as_soon_as_its_call_has_ended
         future = engine.submit(wf, idempotency_key="k")
         await until_async(lambda: slept)
         await engine.aclose(timeout=PATIENCE)
-        with pytest.raises(RunParked, match="because its engine was closed"):
+        with pytest.raises(RunParked, match="its engine was closed"):
             await future
 
     run_async(main)

@@ -1,0 +1,42 @@
+"""Recording a submitted run as queued, before any thread begins it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .._kernel.effects import Program, Sleep
+from .._kernel.run_state import RunState
+from ..errors import StoreUnavailable
+from ..stores.base import Claim, Claimed, Owner
+from . import checkpoints
+from .claim import fingerprint_of
+
+__all__ = ["enqueue"]
+
+_RESENT: Final = 1 / 3
+"""of a lease: for how long the claim is sent again to a store that is unreachable"""
+
+
+def enqueue(run: RunState, owner: Owner) -> Program[Claim | None]:
+    """Record the run as queued, for this process, `owner`, to begin. None: its key is not free; its claim deals with that.
+
+    Raises NotSerializable, and StoreError where the run could not be recorded.
+    """
+    run.fingerprint = fingerprint_of(run)
+    wanted = Claim(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, run.carrier)
+    wanted.queued, wanted.deadline, wanted.owner = True, run.allowed, owner
+    wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
+    clock = run.settings.clock
+    until, tries = clock() + run.settings.lease * _RESENT, 0
+    while True:
+        answer, failure = yield from checkpoints.ask(run, "claim", wanted)
+        if failure is None:
+            break
+        if not isinstance(failure, StoreUnavailable) or clock() >= until:
+            raise failure
+        tries += 1
+        yield Sleep(checkpoints.STORE_BACKOFF.delay(tries))
+    if not isinstance(answer, Claimed) or answer.record is not None:
+        return None
+    run.fence = answer.fence
+    return wanted
