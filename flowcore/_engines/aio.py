@@ -30,7 +30,7 @@ from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
 from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
-from .recovering import RecoveryTasks
+from .recovering import LEASE_OVER, RecoveryTasks
 from .workers import Workers
 
 __all__ = ["AsyncEngine"]
@@ -82,6 +82,7 @@ class AsyncEngine(EngineBase):
         self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
         self._looking: RecoveryTasks | None = None
+        self._looks_again = False
         if (every := self._look_every()) is not None:
             self._looking = RecoveryTasks(self._look, every)
             self._recovery.wake = self._looking.ring
@@ -208,9 +209,31 @@ class AsyncEngine(EngineBase):
             fresh = False
             running = [task for task in resumed if not task.done()]
             if not running:
+                self._look_again()
                 drivers = [task.result() for task in resumed if not task.cancelled()]
                 return [driver.result for driver in drivers if driver.result is not None]
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
+    def _look_again(self) -> None:
+        """Look once more when the leases of this moment would be over, where no task does."""
+        loop = asyncio.get_running_loop()
+        if self.store.durable and self.recover_every is None and self.workflows and not self._looks_again:
+            self._looks_again = True
+            loop.call_later(self.lease * LEASE_OVER, _begin_late_look, weakref.WeakMethod(self._late_look))
+
+    def _late_look(self) -> None:
+        self._looks_again = False
+        if not self._closed:
+            task = asyncio.get_running_loop().create_task(self._late_round())
+            task.add_done_callback(self._recovering.discard)
+            self._recovering.add(task)
+
+    async def _late_round(self) -> None:
+        try:
+            with self._round() as context:
+                await self._start_recovered(context)
+        except Exception as error:  # noqa: BLE001 - no caller waits for it
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
     async def _look(self) -> None:
         """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it."""
@@ -357,6 +380,13 @@ def _cancel_through_store(live: dict[RunState, AsyncDriver | None], run: RunStat
     if run.interrupt(cancelled(run)) and driver is not None:
         with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
             driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+
+
+def _begin_late_look(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call a method of an engine that is not forgotten, on its loop."""
+    call = method()
+    if call is not None:
+        call()
 
 
 def _wake(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:

@@ -14,8 +14,10 @@ from typing import Any, Final
 from .._durable.recovery import Ask
 from ..errors import safe_str
 
-__all__ = ["RecoveryTasks", "RecoveryThread", "performed"]
+__all__ = ["LEASE_OVER", "RecoveryTasks", "RecoveryThread", "performed"]
 
+LEASE_OVER: Final = 1.1
+"""leases after which the lease of an owner that has just crashed is over"""
 _FIRST: Final = 1.0
 """seconds until the first look at most, so that what waits in the store is counted soon after a start"""
 _log = logging.getLogger("flowcore")

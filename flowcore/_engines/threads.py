@@ -31,7 +31,7 @@ from ..workflow import Key, Workflow
 from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, perform, stopped, this_process, unbegun
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
-from .recovering import RecoveryThread, performed
+from .recovering import LEASE_OVER, RecoveryThread, performed
 from .thread_driver import Driver
 from .workers import Timers, Workers
 
@@ -92,6 +92,7 @@ class Engine(EngineBase):
         self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
         self._looking: RecoveryThread | None = None
+        self._looks_again = False
         if (every := self._look_every()) is not None:
             self._looking = RecoveryThread(self._look, every)
             self._recovery.wake = self._looking.ring
@@ -273,7 +274,8 @@ class Engine(EngineBase):
         released by an operator; at most `recover_at_once` at a time.
 
         Waits for the runs that it resumes and returns them, failed or not; raises nothing of theirs, but StoreError where
-        the store cannot list them. The rounds of `recover_every=` wait for none.
+        the store cannot list them. The rounds of `recover_every=` wait for none. A run whose owner has just crashed keeps
+        its lease for a while: once that would be over, the engine looks again by itself.
         """
         resumed: list[Driver] = []
         over: SimpleQueue[Driver] = SimpleQueue()
@@ -288,9 +290,28 @@ class Engine(EngineBase):
             resumed += started
             in_flight, fresh = in_flight + len(started), False
             if not in_flight:
+                self._look_again()
                 return [driver.result for driver in resumed if driver.result is not None]
             over.get()
             in_flight -= 1
+
+    def _look_again(self) -> None:
+        """Look once more when the leases of this moment would be over, where no loop does."""
+        if self.store.durable and self.recover_every is None and self.workflows and not self._looks_again:
+            self._looks_again = True
+            self._timers.after(
+                self.lease * LEASE_OVER, partial(_hand_over, self._pool, weakref.WeakMethod(self._late_look))
+            )
+
+    def _late_look(self) -> None:
+        self._looks_again = False
+        if self._closed:
+            return
+        try:
+            with self._round() as context:
+                self._start_recovered(context)
+        except Exception as error:  # noqa: BLE001 - no caller waits for it
+            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
     def _look(self) -> None:
         """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it."""
@@ -408,6 +429,13 @@ def _cancel_through_store(live: dict[RunState, Driver | None], run: RunState) ->
     driver = live.get(run)
     if run.interrupt(cancelled(run)) and driver is not None:
         driver.stop(Stop(cancel=True))
+
+
+def _hand_over(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call a method of an engine that is not forgotten, on a thread of its pool."""
+    call = method()
+    if call is not None:
+        pool.put(call)
 
 
 def _wake(live: dict[RunState, Driver | None], run: RunState) -> None:

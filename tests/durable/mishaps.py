@@ -95,7 +95,7 @@ def play(part: Part) -> None:
         # A process that stands still in the middle of a transaction, its heartbeat's for one, keeps everybody else from
         # writing to an SQLite file: that nobody can prevent, and it is not what these tests are about.
         keeps = part.place.kind == "sqlite" and part.mishap in {"frozen", "gil"}
-        still = real._database._lock if keeps else nullcontext()
+        still = real._database._writer.lock if keeps else nullcontext()
         store = Watched(real, Journal(part.place.journal), point)
         try:
             ended = run(part.driver, store, wf, part.key, part.lease, check=True, wait=part.wait)
