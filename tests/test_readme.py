@@ -24,7 +24,8 @@ def test_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_rights_of_a_redis_user_are_those_that_the_store_lists() -> None:
-    (shown,) = re.findall(r"^```acl\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    guide = (ROOT / "examples" / "guide" / "durable.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```acl\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     listed = (RedisStore.__doc__ or "").partition("and for `doctor()`")[0]
 
     assert set(shown.split()) == {"~{flowcore:*", *re.findall(r"(?<!\S)\+\S+", listed)}
@@ -42,7 +43,8 @@ def test_what_the_readme_installs_is_there(line: str) -> None:
     assert "does not provide the extra" not in result.stderr
 
 
-def test_the_groups_that_the_readme_names_are_there() -> None:
+def test_the_groups_that_the_guide_names_are_there() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
 
-    assert {"bench"} == set(re.findall(r"the dependency group `(\w+)`", README)) <= groups.keys()
+    guide = (ROOT / "examples" / "guide" / "benchmarks.md").read_text(encoding="utf-8")
+    assert {"bench"} == set(re.findall(r"the dependency group `(\w+)`", guide)) <= groups.keys()
