@@ -1,6 +1,6 @@
 """The catalogue as Markdown, for documents.
 
-`python dashboards/catalogue.py` writes all of it into flowcore_otel/TELEMETRY.md and the short form into README.md, between the
+`python dashboards/catalogue.py` writes all of it into flowcore_otel/TELEMETRY.md, between the
 lines of `MARKS`.
 """
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from flowcore_otel import names
 
-__all__ = ["DOCUMENTS", "MARKS", "metrics", "rewritten", "short", "spans", "whole"]
+__all__ = ["DOCUMENTS", "MARKS", "metrics", "rewritten", "spans", "whole"]
 
 MARKS: Final = "<!-- catalogue -->", "<!-- end of the catalogue -->"
 
@@ -78,12 +78,6 @@ def whole() -> str:
     return f"### Spans and log events\n\n{spans()}\n\n### Metrics\n\n{metrics()}"
 
 
-def short() -> str:
-    """Every span and metric, without attributes, labels and the like: two tables."""
-    rows = ((f"`{metric.prometheus}`", metric.kind, metric.help) for metric in names.METRICS)
-    return f"{_named_spans()}\n\n{_table(('metric', 'type', 'meaning'), rows)}"
-
-
 def rewritten(text: str, tables: str) -> str:
     """A document with `tables` between its marks. Raises ValueError where these are missing."""
     before, first, rest = text.partition(MARKS[0])
@@ -94,7 +88,7 @@ def rewritten(text: str, tables: str) -> str:
 
 
 ROOT: Final = Path(__file__).parent.parent
-DOCUMENTS: Final = {ROOT / "flowcore_otel" / "TELEMETRY.md": whole, ROOT / "README.md": short}
+DOCUMENTS: Final = {ROOT / "flowcore_otel" / "TELEMETRY.md": whole}
 """documents, and what stands between their marks"""
 
 if __name__ == "__main__":
