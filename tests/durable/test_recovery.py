@@ -1,0 +1,207 @@
+"""Recovery: which runs are resumed, how many at once, and which end as held keys."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowcore import AsyncEngine, Context, Engine, IdempotencyHeld, RunFailed, RunParked, Workflow
+from flowcore.events import StoreSurveyed
+from flowcore.run import StepReport
+from flowcore.status import Status
+from flowcore.stores import SQLiteStore
+from flowcore.stores.base import Checkpoint, Claim, Claimed, Owner, StepRecord
+from flowcore.stores.codec import canonical
+from tests.durable.test_programs import Moody, fine, until
+
+
+def one_step(fn: Any = fine, name: str = "order") -> Workflow:
+    wf = Workflow(name)
+    wf.add_step("a", fn)
+    return wf
+
+
+def fingerprint(wf: Workflow) -> str:
+    """Of a call without initial values."""
+    return hashlib.sha256(f"{wf.name}\0{canonical({})}".encode()).hexdigest()
+
+
+def crashed(store: Any, wf: Workflow, key: str, times: int = 1) -> None:
+    """A run whose owners died so often in its first step; their leases are over."""
+    for number in range(times):
+        claim = Claim(key, f"{key}{number}".rjust(32, "0"), wf.name, fingerprint(wf), wf.freeze().graph, {}, lease=0.0)
+        claim.begins, claim.owner = ("a",), Owner("worker-7", 4711)
+        assert isinstance(store.claim(claim), Claimed)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SQLiteStore:
+    return SQLiteStore(tmp_path / "runs.db", durability="normal")
+
+
+def test_a_run_that_crashed_its_owners_too_often_is_held_with_the_reason_the_owner_and_the_step(
+    store: SQLiteStore,
+) -> None:
+    wf, done = Workflow("order"), list[str]()
+    wf.add_step("a", lambda ctx: done.append("a"))
+    crashed(store, wf, "k", times=3)
+    with Engine(store=store, workflows=[wf], max_takeovers=2) as engine:
+        with pytest.raises(
+            IdempotencyHeld, match=r"its process crashed 3 times without progress, the last time in step 'a'"
+        ):
+            engine.run(wf, idempotency_key="k")
+        record = store.find("k")
+        assert record is not None
+        assert record.held
+        assert record.reason is not None
+        assert "worker-7" in record.reason
+        assert "4711" in record.reason
+        store.resume("k")
+        assert engine.run(wf, idempotency_key="k").status == "success"
+    assert done == ["a"]
+
+
+def test_a_record_with_a_hole_is_held_and_not_run(store: SQLiteStore) -> None:
+    wf, done = Workflow("order"), list[str]()
+    wf.add_step("a", lambda ctx: done.append("a"))
+    wf.add_step("b", lambda ctx: done.append("b"), depends_on="a")
+    wf.add_step("c", lambda ctx: done.append("c"), depends_on="b")
+    claim = Claim("k", "1" * 32, wf.name, fingerprint(wf), wf.freeze().graph, {}, lease=0.0)
+    claimed = store.claim(claim)
+    assert isinstance(claimed, Claimed)
+    steps = {name: StepRecord(seq, StepReport(Status.SUCCESS, 1), True, name) for seq, name in ((1, "a"), (3, "c"))}
+    store.checkpoint(Checkpoint("k", "1" * 32, claimed.fence, 0.0, steps))
+    with Engine(store=store, workflows=[wf]) as engine:
+        with pytest.raises(IdempotencyHeld, match="step 'c' is recorded, but not the end of step 'b'"):
+            engine.run(wf, idempotency_key="k")
+        assert engine.recover() == []
+    record = store.find("k")
+    assert record is not None
+    assert (record.held, done) == (True, [])
+
+
+def test_recovered_runs_in_flight_are_limited_and_a_live_call_goes_first(store: SQLiteStore) -> None:
+    gate, lock, running, most = threading.Event(), threading.Lock(), [0], [0]
+
+    def waits(ctx: Context) -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        gate.wait(20)
+        with lock:
+            running[0] -= 1
+
+    wf, live = one_step(waits), one_step(name="live")
+    for number in range(10):
+        crashed(store, wf, str(number))
+    with Engine(store=store, workflows=[wf], max_workers=4, recover_every=0.01) as engine:
+        until(lambda: running[0] == 2)
+        assert engine.submit(live, idempotency_key="live").result(20).status == "success"
+        gate.set()
+        until(lambda: not store.list_runs(status="expired") and not store.list_runs(status="running"))
+    assert most[0] == 2
+
+
+def test_one_suspect_at_a_time_is_resumed(store: SQLiteStore) -> None:
+    gate, began = threading.Event(), list[str]()
+
+    def waits(ctx: Context) -> None:
+        began.append(ctx.run_id)
+        gate.wait(20)
+
+    wf = one_step(waits)
+    with Engine(store=store, workflows=[wf]) as engine:
+        for key in ("x", "y"):
+            crashed(store, wf, key, times=3)
+        crashed(store, wf, "innocent")
+        recovering = threading.Thread(target=engine.recover)
+        recovering.start()
+        until(lambda: len(began) == 2)
+        gate.set()
+        recovering.join(20)
+    assert len(began) == 3
+
+
+def test_runs_of_workflows_that_no_engine_lists_are_counted_and_logged_once(
+    store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Any] = []
+    crashed(store, one_step(name="removed"), "k")
+    known = one_step()
+    with (
+        caplog.at_level(logging.WARNING, "flowcore"),
+        Engine(store=store, workflows=[known], hooks=[events.append]) as engine,
+    ):
+        engine.recover()
+        engine.recover()
+    counts = [event.counts for event in events if isinstance(event, StoreSurveyed)]
+    assert [count["_unknown", "expired"] for count in counts] == [1, 1]
+    assert sum("'removed'" in record.message for record in caplog.records) == 1
+
+
+def test_several_definitions_of_one_name_resume_each_its_own_runs(store: SQLiteStore) -> None:
+    first, second = one_step(), Workflow("order")
+    second.add_step("b", fine)
+    crashed(store, first, "k")
+    with Engine(store=store, workflows=[second, first]) as engine:
+        (run,) = engine.recover()
+    assert dict(run.results) == {"a": "a"}
+
+
+def test_a_verify_that_hangs_leaves_the_run_to_the_next_round(store: SQLiteStore) -> None:
+    gate, wf = threading.Event(), Workflow("order")
+    wf.add_step("a", fine, verify=lambda ctx: gate.wait(20) and None, timeout=0.05)
+    crashed(store, wf, "k")
+    with (
+        Engine(store=store) as engine,
+        pytest.raises(RunParked, match=r"verify= of step 'a' did not return within 0.05 s"),
+    ):
+        engine.run(wf, idempotency_key="k")
+    gate.set()
+
+
+def test_a_waiting_caller_sends_its_claim_once() -> None:
+    store, gate, began = Moody(), threading.Event(), threading.Event()
+
+    def waits(ctx: Context) -> str:
+        began.set()
+        gate.wait(20)
+        return "done"
+
+    wf = one_step(waits)
+    with Engine(store=store) as owner, Engine(store=store) as other:
+        owner.submit(wf, idempotency_key="k")
+        began.wait(20)
+        futures = [engine.submit(wf, idempotency_key="k", wait=20) for engine in (owner, other)]
+        until(lambda: store.asked.count("head") > 3)
+        claims = store.asked.count("claim")
+        gate.set()
+        assert [future.result(20)["a"] for future in futures] == ["done", "done"]
+    assert store.asked.count("claim") == claims
+
+
+def test_a_waiting_caller_gets_run_failed_where_the_owner_was_cancelled() -> None:
+    async def main() -> BaseException | None:
+        began = asyncio.Event()
+
+        async def waits(ctx: Context) -> None:
+            began.set()
+            await asyncio.sleep(20)
+
+        wf = one_step(waits)
+        async with AsyncEngine() as engine:
+            owner = asyncio.create_task(engine.run(wf, idempotency_key="k"))
+            await began.wait()
+            waiter = asyncio.create_task(engine.run(wf, idempotency_key="k", wait=20))
+            await asyncio.sleep(0.02)
+            owner.cancel()
+            await asyncio.wait([owner, waiter])
+            return waiter.exception()
+
+    assert isinstance(asyncio.run(main()), RunFailed)
