@@ -26,6 +26,7 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
+from ..stores.base import RunRecord
 from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
@@ -191,6 +192,16 @@ class AsyncEngine(EngineBase):
                     driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
                 return stopping
         return False
+
+    async def find(self, key: str) -> RunRecord | None:
+        """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
+        found: RunRecord | None = await self._asked(partial(self.store.find, key), contextvars.copy_context())
+        return found
+
+    async def get(self, run_id: str) -> RunRecord:
+        """The record of a run; the loop goes on meanwhile. Raises RunNotFound, and StoreError."""
+        found: RunRecord = await self._asked(partial(self.store.get_run, run_id), contextvars.copy_context())
+        return found
 
     async def recover(self) -> list[Run]:
         """Resume the runs of `workflows` that have no live owner and are due: as `Engine.recover`."""

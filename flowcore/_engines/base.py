@@ -31,6 +31,7 @@ from ..errors import (
     FlowcoreError,
     IdempotencyError,
     QueueFull,
+    RunNotFound,
     RunParked,
     StepCancelled,
     safe_repr,
@@ -51,6 +52,7 @@ from ..events.process import with_process_hooks
 from ..retry import Duration, seconds, some_random
 from ..run import Run
 from ..stores.base import Owner, Store
+from ..stores.decide import is_over
 from ..workflow import NO_KEY, Key, NoKey, Workflow
 from .checks import checked_hooks, checked_store, period, whole
 from .interrupts import hold_sigint
@@ -62,6 +64,7 @@ __all__ = [
     "EngineBase",
     "I",
     "call_title",
+    "cancel_in_store",
     "log",
     "outcome",
     "perform",
@@ -333,6 +336,20 @@ def unbegun(run: RunState, why: str) -> RunParked:
 def this_process() -> Owner:
     """What records say of the owner of a run."""
     return Owner(socket.gethostname(), os.getpid())
+
+
+def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> bool:
+    """Have the owner of a run on a durable store cancel it. False: there is no such run, or it is over."""
+    try:
+        if key is None:
+            key = store.get_run(run_id or "").key
+        record = store.find(key)
+        if record is None or (is_over(record.status) and not record.held):
+            return False
+        store.cancel(key)
+    except RunNotFound:
+        return False
+    return True
 
 
 def perform(program: Program[T], ask: Callable[[str, object], Any]) -> T:

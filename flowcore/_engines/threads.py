@@ -26,9 +26,9 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..stores.base import Lease, Store
+from ..stores.base import Lease, RunRecord, Store
 from ..workflow import Key, Workflow
-from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, perform, stopped, this_process, unbegun
+from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, perform, stopped, this_process, unbegun
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .recovering import LEASE_OVER, RecoveryThread, performed
@@ -251,13 +251,22 @@ class Engine(EngineBase):
             with self._quiet:
                 self._quiet.notify_all()
 
-    def cancel(self, run_id: str) -> bool:
-        """Cancel a run of this engine: its running steps get at most `grace`, what it did is undone, and its caller gets
-        StepCancelled. False: this engine runs no such run, or it was ending already."""
+    def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
+        """Cancel a run, by its id or its key: running steps get at most `grace`, what it did is undone, and its caller gets
+        StepCancelled. On a durable store also a run of another process, which learns of it with its next checkpoint or
+        renewal. False: there is no such run, or it was ending already."""
         for run in list(self._live):
-            if run.has_id(run_id):
-                return self._cancel(run, f"run {run_id} was cancelled by engine.cancel().")
-        return False
+            if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
+                return self._cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
+        return self.store.durable and cancel_in_store(self.store, run_id, key)
+
+    def find(self, key: str) -> RunRecord | None:
+        """The record of the run that has a key, or None. Raises StoreError."""
+        return self.store.find(key)
+
+    def get(self, run_id: str) -> RunRecord:
+        """The record of a run. Raises RunNotFound, and StoreError."""
+        return self.store.get_run(run_id)
 
     def _cancel(self, run: RunState, why: str) -> bool:
         """Cancel a run, whether it runs inline or has a driver."""

@@ -328,3 +328,27 @@ def test_submitting_a_key_that_is_taken_resolves_as_run_does(store: SQLiteStore,
         with pytest.raises(IdempotencyMismatch):
             engine.submit(wf, {"other": 1}, idempotency_key="k").result(PATIENCE)
     assert ledger == ["a"]
+
+
+def test_an_engine_finds_records_and_cancels_runs_of_other_engines(store: SQLiteStore, ledger: Ledger) -> None:
+    began, wf = Gate(), Workflow("w")
+
+    def heeds(ctx: Context) -> None:
+        began.set()
+        until(lambda: ctx.cancelled)
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "slow", depends_on="a", first=heeds)
+    with Engine(store=store, lease=0.5) as owner, Engine(store=store) as other:
+        future = owner.submit(wf, idempotency_key="k")
+        began.wait()
+        record = other.find("k")
+        assert record is not None
+        assert other.get(record.run_id).key == "k"
+        assert not other.cancel(key="unknown")
+        assert not other.cancel("unknown")
+        assert other.cancel(key="k")
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
+        assert not other.cancel(key="k")
+    assert ledger == ["a", "slow", "-slow", "-a"]

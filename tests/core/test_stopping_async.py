@@ -269,3 +269,15 @@ def test_cancelling_the_task_that_awaits_a_future_cancels_the_run_and_waits_for_
         assert ledger == ["a", "-b", "-a"]
 
     run_async(main)
+
+
+def test_an_engine_finds_records_without_blocking_the_loop(store: SQLiteStore, ledger: Ledger) -> None:
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            run = await engine.run(ledger.chain("a"), idempotency_key="k")
+            record = await engine.find("k")
+            assert record is not None
+            assert (await engine.get(run.id)).key == record.key == "k"
+            assert await engine.find("unknown") is None
+
+    run_async(main)
