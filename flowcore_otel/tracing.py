@@ -75,6 +75,12 @@ _SAMPLED: Final = TraceFlags.SAMPLED
 _DEPENDS_ON: Final = {names.LINK_TYPE: names.LINK_DEPENDS_ON}
 _CALLERS_CONTEXT: Final = "flowcore_otel.context"
 """in a run's state: the caller's context, before any TracingHook made its span current"""
+_OWNER: Final = {
+    "host": names.INTERRUPTED_RUN_HOST,
+    "pid": names.INTERRUPTED_RUN_PID,
+    "since": names.INTERRUPTED_RUN_SINCE,
+    "step": names.INTERRUPTED_RUN_STEP,
+}
 _SUCCESS: Final = Status.SUCCESS
 _UNDONE_OR_NOTHING: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
 """outcomes of a run after which nothing is left to do"""
@@ -231,6 +237,9 @@ class TracingHook:
             before = stored(event.interrupted)
             interrupted[names.INTERRUPTED_RUN_ID] = fit(event.interrupted_run_id)
             interrupted[names.INTERRUPTED_RUN_SAMPLED] = before.get_span_context().trace_flags.sampled
+            for key, value in event.interrupted_by.items():
+                if key in _OWNER:
+                    interrupted[_OWNER[key]] = fit(value) if isinstance(value, str) else value
             run.span.set_attributes(interrupted)
             run.interrupted = links(names.LINK_INTERRUPTED_RUN, before)
             for link in run.interrupted:

@@ -6,7 +6,7 @@ What is known to be done stays done. What was in flight may have happened or not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import CoroutineType
 from typing import Any, Final
@@ -61,11 +61,20 @@ def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
     return workflow.undo == "never" and record.status == Status.INCOMPLETE and record.decision is None
 
 
+def _before(record: RunRecord) -> Mapping[str, str | int | float]:
+    """What is known of the owner before, and of what it did last, for telemetry."""
+    known: dict[str, str | int | float] = {}
+    if record.owner is not None:
+        known |= {"host": record.owner.host, "pid": record.owner.pid, "since": record.owner.since}
+    in_flight = [name for name, report in record.steps.items() if report.status is Status.RUNNING]
+    return known | {"step": in_flight[-1]} if in_flight else known
+
+
 def restore(run: RunState, record: RunRecord) -> None:
     """Put back what the record tells."""
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
     run.retries, run.done_before = record.retries, len(record.results) + len(record.undone)
-    run.interrupted_carrier = record.carrier
+    run.interrupted_carrier, run.interrupted_by = record.carrier, _before(record)
     run.carrier = run.carrier or record.carrier
     run.values.clear()
     run.values.update(record.values)

@@ -177,6 +177,7 @@ def run_started(run: RunState) -> EventScope:
             None if run.interrupted_carrier is None else run.run_id,
             run.interrupted_carrier or {},
             run.ready.__len__,
+            run.interrupted_by,
         )
         scope.enter(run.hooks, event, leaving)
         if leaving:

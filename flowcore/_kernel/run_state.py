@@ -58,6 +58,8 @@ class RunState:
     carrier: Mapping[str, str] = {}
     _run_id: str | None = None
     interrupted_carrier: Mapping[str, str] | None = None
+    interrupted_by: Mapping[str, str | int | float] = {}
+    """after a takeover, what the record says of the owner before: see RunStarted"""
     """after a takeover: the carrier of the owner that went before"""
 
     # the durable store

@@ -11,7 +11,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error |
-| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting |
+| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by |
 | RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
 | RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
 | StepReady | a step's dependencies are done | step |

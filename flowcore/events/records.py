@@ -98,6 +98,9 @@ class RunStarted(Event):
     """its carrier"""
     waiting: Callable[[], int]
     """returns how many of its steps are ready now and have not started; for gauges that are computed when they are read"""
+    interrupted_by: Mapping[str, str | int | float] = field(default_factory=dict[str, "str | int | float"])
+    """after a takeover, what is known of the owner before: `host`, `pid`, `since` (seconds since the epoch), and the `step`
+    that was in flight"""
 
 
 @dataclass(slots=True, eq=False)

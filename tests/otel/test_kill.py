@@ -1,12 +1,15 @@
 """A process dies in the middle of a run (kill -9), and another one goes on: the traces of the two lead to each other."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -108,6 +111,10 @@ def test_the_next_caller_goes_on_forward(dead: Dead, spans: Spans, survive: Surv
     whole = spans["run trip"].attributes or {}
     assert whole["flowcore.interrupted_run.sampled"] is True
     assert whole["flowcore.run.id"] == run.id
+    assert whole["flowcore.interrupted_run.host"] == socket.gethostname()
+    assert whole["flowcore.interrupted_run.pid"] != os.getpid()
+    assert 0 < time.time() - cast("float", whole["flowcore.interrupted_run.since"]) < 600
+    assert whole["flowcore.interrupted_run.step"] == "pay"
     assert dict(spans["recover trip"].attributes or {}) == {
         "flowcore.workflow.name": "trip",
         "flowcore.run.id": run.id,
@@ -131,7 +138,9 @@ def test_a_recovery_round_undoes_in_a_trace_of_its_own(dead: Dead, spans: Spans,
         run trip ERROR flowcore.errors.RunFailed ! flowcore.errors.RunFailed → interrupted_run (elsewhere)
         ├── recover trip → interrupted_run (elsewhere)
         ├── compensate pay
+        │   └── attempt pay
         └── compensate book → compensates (elsewhere)
+            └── attempt book
     """)
     assert whole.parent is None
     assert links(spans["compensate book"]) == [("compensates", dead.book_span)]
