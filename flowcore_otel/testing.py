@@ -115,6 +115,7 @@ def span_tree(spans: Iterable[ReadableSpan]) -> str:
         ├── step book
         ├── step pay ERROR shop.Declined ! shop.Declined → depends_on step book
         └── compensate book → compensates step book
+            └── attempt book
     """
     ordered = sorted(spans, key=lambda span: span.start_time or 0)
     by_id = {span.context.span_id: span for span in ordered if span.context is not None}

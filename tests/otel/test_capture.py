@@ -16,7 +16,8 @@ def test_a_captured_run_can_be_asked_for_everything() -> None:
             "run trip ERROR ValueError\n"
             "├── step book\n"
             "├── step pay ERROR ValueError ! ValueError → depends_on step book\n"
-            "└── compensate book → compensates step book"
+            "└── compensate book → compensates step book\n"
+            "    └── attempt book"
         )
         assert telemetry.span("step book").attributes["flowcore.step.outcome"] == "success"
         undos = {"workflow": "trip", "step": "book", "outcome": "success"}

@@ -37,6 +37,7 @@ def test_a_step_that_is_interrupted_by_its_user(spans: Spans) -> None:
         ├── step book
         ├── step pay ERROR cancelled ! KeyboardInterrupt → depends_on step book
         └── compensate book → compensates step book
+            └── attempt book
     """)
 
 

@@ -70,6 +70,7 @@ def test_a_saga_with_an_undo(driver: Driver, spans: Spans) -> None:
         │   ├── backoff pay
         │   └── attempt pay ERROR ValueError ! ValueError
         └── compensate book → compensates step book
+            └── attempt book
     """)
 
 
@@ -275,5 +276,6 @@ def test_user_spans_nest_under_the_innermost_of_attempt_and_step(driver: Driver,
         │   └── attempt pay ERROR ValueError ! ValueError
         │       └── POST /charges
         └── compensate book → compensates step book
-            └── DELETE seats
+            └── attempt book
+                └── DELETE seats
     """)
