@@ -272,8 +272,9 @@ def dynamic(modules: Sources) -> Iterator[str]:
     """Imports that cannot be read off the text."""
     for name, text in modules.items():
         for node in ast.walk(parsed(text)):
-            by_name = isinstance(node, ast.Call) and ast.unparse(node.func) in {"__import__", "importlib.import_module"}
-            if by_name and name != BY_NAME:
+            if name == BY_NAME or not isinstance(node, ast.Call | ast.ImportFrom):
+                continue
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"__import__", "importlib.import_module"}:
                 yield f"{name}:{node.lineno} imports by a string"
             elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
                 yield f"{name}:{node.lineno} imports a star"
