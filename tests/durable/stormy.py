@@ -85,7 +85,8 @@ def work(post: Post, seed: float) -> None:
             threads = [threading.Thread(target=_call, args=(engine, sagas, board, dice, stop)) for _ in range(THREADS)]
             for thread in threads:
                 thread.start()
-            stop.wait()
+            while not stop.wait(0.05):
+                pass  # A signal that the system gives to another thread does not end a wait of this one.
             engine.close(timeout=GRACE)
             for thread in threads:
                 thread.join()
