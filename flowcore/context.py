@@ -333,7 +333,7 @@ def own_copy(value: Any) -> Any:
 
     What is none of these, such as a connection, stays the object that it is.
     """
-    kind = type(value)
+    kind: Any = value.__class__
     if kind is dict:
         return {key: own_copy(part) for key, part in value.items()}
     if kind in _CONTAINERS:

@@ -1,5 +1,8 @@
 """Typed input of a workflow: `Workflow("trip", input=Order)`. An Order becomes the initial values of a run, and back."""
 
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import dataclasses

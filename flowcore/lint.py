@@ -118,15 +118,17 @@ def _cannot_be_stored(plan: Plan) -> Iterator[str]:
 def _foreign(annotation: Any) -> Iterator[str]:
     """The classes in an annotation whose values neither the default codec nor PydanticCodec keeps."""
     arguments = get_args(annotation)
-    kind = get_origin(annotation) or annotation
+    known: Any = get_origin(annotation) or annotation
+    kind: object = known
     for argument in arguments:
         yield from _foreign(argument)
     if not isinstance(kind, type) or kind.__module__ in {"typing", "types", "collections.abc"}:
         return
-    structured = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_core_schema__")
-    enumerated = any(f"{base.__module__}.{base.__qualname__}" == "enum.Enum" for base in kind.__mro__)
-    named = issubclass(kind, tuple | dict) and hasattr(kind, "__annotations__")  # a NamedTuple, or a TypedDict
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    structured = hasattr(known, "__dataclass_fields__") or hasattr(known, "__pydantic_core_schema__")
+    enumerated = any(f"{base.__module__}.{base.__qualname__}" == "enum.Enum" for base in known.__mro__)
+    containers: tuple[type, ...] = (tuple, dict)
+    named = issubclass(known, containers) and hasattr(known, "__annotations__")  # a NamedTuple, or a TypedDict
+    name = f"{known.__module__}.{known.__qualname__}"
     if not (structured or enumerated or named or name in _STORABLE):
         yield name.removeprefix("builtins.")
 

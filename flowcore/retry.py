@@ -167,14 +167,13 @@ class Retry:
         """
         if attempt >= self.attempts or not isinstance(error, Exception):
             return None
-        if isinstance(error, Fatal | RetryAfter | ExceptionGroup):
+        waits: list[float] = []
+        if isinstance(error, _STEERS):
             steering = _steering(error)
             if any(isinstance(one, Fatal) for one in steering):
                 return None
             waits = [one.seconds for one in steering if isinstance(one, RetryAfter)]
-            pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)
-        else:
-            pause = self._by_policy(attempt, error, random)
+        pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)
         if pause is not None and self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed:
             return None
         return pause
@@ -197,14 +196,25 @@ class Retry:
         return Pause(self.backoff.delay(attempt, random) if self.backoff else 0.0, "policy")
 
 
-def _steering(error: Exception) -> list[BaseException]:
+_STEERS: Final[tuple[type[Exception], ...]] = (Fatal, RetryAfter, ExceptionGroup)
+"""errors that say themselves what follows, or whose members may"""
+
+
+def _steering(error: Any) -> list[BaseException]:
     """The errors that an error consists of: itself, or the members of a group, at any depth."""
     found: list[BaseException] = []
-    waiting: list[BaseException] = [error]
+    waiting: list[Any] = [error]
     while waiting:
         one = waiting.pop()
-        if isinstance(one, BaseExceptionGroup):
-            waiting.extend(one.exceptions)
-        else:
+        members: list[Any] | None = _members(one)
+        if members is None:
             found.append(one)
+        else:
+            waiting.extend(members)
     return found
+
+
+def _members(error: Any) -> list[Any] | None:
+    """The exceptions in a group; None for any other exception."""
+    one: object = error
+    return list(error.exceptions) if isinstance(one, BaseExceptionGroup) else None

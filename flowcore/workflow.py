@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from . import describe
 from .context import Context
@@ -50,6 +50,17 @@ Key: TypeAlias = "str | NoKey"
 _PRINTED: Final[Any] = object()  # wf.run's default: a PrintLogger made at the call, so that it prints to today's stdout
 
 
+class WorkflowOptions(TypedDict, total=False):
+    """The options of a workflow that do not depend on its input; see Workflow."""
+
+    deadline: Duration | None
+    on_failure: Literal["wait", "cancel"]
+    undo: Literal["done", "attempted", "never"]
+    errors: Iterable[type[Exception]]
+    parallel_undo: bool
+    max_parallel: int | None
+
+
 class Workflow(Generic[I]):
     """A definition: named steps and what depends on what. Safe to run many times at once, from any thread.
 
@@ -67,13 +78,33 @@ class Workflow(Generic[I]):
     A definition is frozen by its first run; adding to it afterwards is a DefinitionError.
     """
 
+    @overload
+    def __init__(
+        self: Workflow[Mapping[str, Any]],
+        name: str,
+        *,
+        input: None = None,
+        idempotency_key: Key | Callable[[Mapping[str, Any]], Key] | None = None,
+        fingerprint: Callable[[Mapping[str, Any]], str] | None = None,
+        **options: Unpack[WorkflowOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        *,
+        input: type[I],
+        idempotency_key: Key | Callable[[I], Key] | None = None,
+        fingerprint: Callable[[I], str] | None = None,
+        **options: Unpack[WorkflowOptions],
+    ) -> None: ...
     def __init__(
         self,
         name: str,
         *,
         input: type[I] | None = None,  # noqa: A002 - the word for it
-        idempotency_key: Key | Callable[[I], Key] | None = None,
-        fingerprint: Callable[[I], str] | None = None,
+        idempotency_key: Key | Callable[[Any], Key] | None = None,
+        fingerprint: Callable[[Any], str] | None = None,
         deadline: Duration | None = None,
         on_failure: Literal["wait", "cancel"] = "wait",
         undo: Literal["done", "attempted", "never"] = "done",
@@ -372,7 +403,9 @@ def _named(name: object, what: str) -> str:
 
 
 def _error_types(given: Any, what: str) -> tuple[type[BaseException], ...]:
-    types = tuple(given) if isinstance(given, Iterable) and not isinstance(given, type) else (given,)
+    whole: object = given
+    several = isinstance(whole, Iterable) and not isinstance(whole, type)
+    types: tuple[Any, ...] = tuple(given) if several else (given,)
     if not all(isinstance(one, type) and issubclass(one, BaseException) for one in types):
         raise DefinitionError(f"{what} must be exception classes, not {safe_repr(given)}.")
     return types
@@ -387,11 +420,13 @@ def _one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:
 def _distinct_errors(errors: Any, workflow: str) -> dict[str, type[Exception]]:
     """Error types by name, which is all that a store keeps of a type."""
     what = f"errors= of workflow {safe_repr(workflow)}"
-    if isinstance(errors, type) or not isinstance(errors, Iterable):
+    whole: object = errors
+    if isinstance(whole, type) or not isinstance(whole, Iterable):
         raise DefinitionError(f"{what} must be a tuple of exception types, not {safe_repr(errors)}.")
     known: dict[str, type[Exception]] = {}
-    for kind in errors:
-        if not isinstance(kind, type) or not issubclass(kind, Exception) or issubclass(kind, FlowcoreError):
+    for one in errors:
+        kind: Any = one
+        if not isinstance(one, type) or not issubclass(one, Exception) or issubclass(one, FlowcoreError):
             raise DefinitionError(f"{what} must be exception types of your own, not {safe_repr(kind)}.")
         if known.setdefault(kind.__name__, kind) is not kind:
             raise DefinitionError(f"{what} has two types with the name {kind.__name__}. Rename one of them.")

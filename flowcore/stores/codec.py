@@ -380,7 +380,8 @@ def _comparable(value: Any) -> Any:
     fields = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__pydantic_fields__", None)
     if fields:
         return {TAG: "fields", VALUE: {name: _tagged(getattr(value, name), _comparable) for name in fields}}
-    plain = next((base for base in (str, int, float, dict, list) if isinstance(value, base)), None)
+    bases: tuple[Any, ...] = (str, int, float, dict, list)
+    plain: Any = next((base for base in bases if issubclass(kind, base)), None)
     return _refuse(value) if plain is None else _tagged(plain(value), _comparable)
 
 

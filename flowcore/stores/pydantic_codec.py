@@ -1,5 +1,8 @@
 """PydanticCodec: dataclasses, NamedTuples, Enums, TypedDicts and pydantic models, rebuilt from annotations. Needs pydantic."""
 
+# Values are of any type, and narrowing Any by isinstance leaves containers of unknowns.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import functools

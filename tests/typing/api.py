@@ -9,10 +9,12 @@ Each `type: ignore` marks a line that must be an error: both checkers complain a
 import asyncio
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_type
 
 from flowcore import (
+    NO_KEY,
     SKIP_RUN,
     AsyncEngine,
     AsyncRunFuture,
@@ -179,6 +181,54 @@ assert_type(MemoryStore().list_runs(status="held"), Page)
 assert_type(Backoff.fixed(1).delay(1, lambda: 0.5), float)
 
 
+# -- typed input -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Order:
+    sku: str
+
+
+@dataclass
+class Other:
+    size: int
+
+
+typed = Workflow("typed", input=Order, idempotency_key=lambda order: order.sku, errors=(ValueError,), undo="never")
+assert_type(typed, Workflow[Order])
+
+
+@typed.step
+def charge_card(ctx: Context[Order]) -> int:
+    assert_type(ctx.input, Order)
+    return len(ctx.input.sku)
+
+
+@typed.step
+def bare(ctx: Context) -> int:
+    assert_type(ctx.input, Any)
+    return 1
+
+
+@typed.step
+async def later(ctx: Context[Order]) -> str:
+    return ctx.input.sku
+
+
+assert_type(charge_card, Step[int])
+assert_type(later, Step[str])
+assert_type(engine.run(typed, Order("a"))[charge_card], int)
+engine.run(typed, {"sku": "a"})
+engine.submit(typed, Order("a"))
+typed.run(Order("a"))
+engine.run(wf, {"id": 1}, idempotency_key=NO_KEY)
+wf.include(typed, prefix="typed.", depends_on=book)
+
+
+def wrong(ctx: Context[Other]) -> int:
+    return ctx.input.size
+
+
 # -- what must be refused ----------------------------------------------------------------------------------------------
 
 number: int = run[book]  # type: ignore[assignment]
@@ -187,8 +237,8 @@ wf.step(retries=3)  # type: ignore[call-overload]
 wf.step(undo="never")  # type: ignore[call-overload]
 wf.step(on_crash="pray")  # type: ignore[call-overload]
 wf.add_step("nothing", 7)  # type: ignore[call-overload]
-Workflow("w", on_failure="explode")  # type: ignore[arg-type]
-Workflow(7)  # type: ignore[arg-type]
+Workflow("w", on_failure="explode")  # type: ignore[call-overload]
+Workflow(7)  # type: ignore[call-overload]
 Retry("3")  # type: ignore[arg-type]
 Retry(3, 0.5)  # type: ignore[arg-type]
 Backoff.fixed("1")  # type: ignore[arg-type]
@@ -196,3 +246,10 @@ engine.run("trip")  # type: ignore[arg-type]
 engine.run(wf, idempotency_key=7)  # type: ignore[arg-type]
 Engine(hooks=[7])  # type: ignore[list-item]
 book.name.append("x")  # type: ignore[attr-defined]
+engine.run(typed, Other(1))  # type: ignore[misc]
+engine.run(typed, 7)  # type: ignore[misc]
+typed.run(Other(1))  # type: ignore[arg-type]
+typed.step(wrong)  # type: ignore[arg-type]
+typed.add_step("wrong", wrong)  # type: ignore[arg-type]
+Workflow("w", input=Order, idempotency_key=lambda order: order.size)  # type: ignore[attr-defined]
+Workflow("w", errors=ValueError)  # type: ignore[call-overload]
