@@ -11,12 +11,11 @@ def main() -> None:
         print(f"flowcore {__version__}")  # noqa: T201 - it speaks to a person
         return
     try:
-        import click  # noqa: F401 - an extra, looked for before the commands that need it are imported
-        import rich  # noqa: F401
-    except ImportError:
+        from flowcore.cli import run
+    except ImportError as error:
+        if error.name not in {"click", "rich"}:
+            raise
         sys.exit("The flowcore command needs click and rich: pip install 'flowcore[cli]'")
-    from flowcore.cli import run
-
     run()
 
 

@@ -126,7 +126,7 @@ def _foreign(annotation: Any) -> Iterator[str]:
         return
     structured = hasattr(known, "__dataclass_fields__") or hasattr(known, "__pydantic_core_schema__")
     enumerated = any(f"{base.__module__}.{base.__qualname__}" == "enum.Enum" for base in known.__mro__)
-    containers: tuple[type, ...] = (tuple, dict)
+    containers: Any = (tuple, dict)
     named = issubclass(known, containers) and hasattr(known, "__annotations__")  # a NamedTuple, or a TypedDict
     name = f"{known.__module__}.{known.__qualname__}"
     if not (structured or enumerated or named or name in _STORABLE):

@@ -105,6 +105,11 @@ class Run:
         """How each step went, by name, in definition order."""
         return {node.name: self._report(node.name) for node in self._plan.nodes}
 
+    @property
+    def dependencies(self) -> dict[str, tuple[str, ...]]:
+        """What each step depends on, by name, in definition order."""
+        return {node.name: node.dependencies for node in self._plan.nodes}
+
     def _report(self, name: str) -> StepReport:
         report = self._reports.get(name)
         if report is not None:

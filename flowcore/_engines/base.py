@@ -192,7 +192,7 @@ class EngineBase:
     def _recovery_of(self, live: Mapping[RunState, Any], at_once: int | None) -> Recovery:
         """What finds the runs to resume. It does not keep the engine alive."""
         room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
-        return Recovery(self._settings, self.workflows, partial(list, live), at_once=room)
+        return Recovery(self._settings, self.workflows, partial(list[RunState], live), at_once=room)
 
     def _request(self, workflow: Workflow[Any], key: str) -> RunState:
         return self._execution(workflow, None, key, None, None, recovering=True)

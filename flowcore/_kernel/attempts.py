@@ -7,7 +7,7 @@ import contextvars
 import math
 from collections.abc import Callable
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..context import AttemptContext, Context
 from ..errors import (
@@ -126,7 +126,7 @@ class Attempts:
             if outcome[1] is None and isinstance(outcome[0], CoroutineType):
                 left = None if limit is None else max(0.0, limit.moment - settings.clock())
                 outcome = yield from awaited(run, node, ctx, outcome[0], context, left, undo=self.undo)
-            given_up = outcome[1] if isinstance(outcome[1], GivenUp) else None
+            given_up = _given_up(outcome)
             if given_up is not None and not given_up.began:
                 end = self._never_began(earlier, late=given_up.timed_out)
                 if attempt is not None and scope is not None:
@@ -260,6 +260,11 @@ class Attempts:
         return min(limits) - self.run.settings.clock() if limits else math.inf
 
 
+def _given_up(outcome: Outcome) -> GivenUp | None:
+    error = outcome[1]
+    return error if isinstance(error, GivenUp) else None
+
+
 def judge(
     run: RunState, node: Node, outcome: Outcome, number: int, limit: Limit | None, *, undo: bool, asks: bool = False
 ) -> StepEnd:
@@ -276,7 +281,7 @@ def judge(
         outcome = (None, cancelled)
     failed = undo or (isinstance(outcome[1], Exception) and (asks or not run.interrupted))
     # A step of an interrupted run that ends with an error may have ended early: how far it came is unknown.
-    return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, outcome[1], number)
+    return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, cast("BaseException", outcome[1]), number)
 
 
 def _judge_given_up(

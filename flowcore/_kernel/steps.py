@@ -38,7 +38,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
                 first.outcome = yield first.suspended
         elif timeless and node.plain and not run.tried and (ledger is None or ledger.may_begin(run, node)):
             if ledger is not None and unheard:
-                made = yield from ledger.run_plain(run, node)
+                made: FirstAttempt | Node | None = yield from ledger.run_plain(run, node)
                 if not isinstance(made, FirstAttempt):
                     node = made
                     continue

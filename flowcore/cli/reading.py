@@ -114,7 +114,7 @@ def graph(operator: Operator, workflow: str, form: str | None) -> None:
     """Draw a workflow's steps."""
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an operator names the service's own module
     found = load(workflow)
-    if not isinstance(found, Workflow):
+    if not issubclass(type(found), Workflow):
         raise DefinitionError(f"{safe_repr(workflow)} is no Workflow.")
     drawings = {"mermaid": found.to_mermaid, "dot": found.to_dot}
     say(drawings[form]() if form is not None else repr(found))

@@ -74,7 +74,7 @@ class Row:
     name: str
     status: str
     depends_on: tuple[str, ...] = ()
-    bars: list[Bar] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list[Bar])
     attempts: int = 0
     error: str = ""
     critical: bool = False
@@ -101,7 +101,7 @@ class Timeline:
     seconds: float
     """from the beginning to the end, or to the last thing known"""
     rows: list[Row]
-    takeovers: list[tuple[float, str]] = field(default_factory=list)
+    takeovers: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
     """when another owner took the run over, and who it was"""
     trace_id: str | None = None
     owner: str | None = None
@@ -136,7 +136,7 @@ class Timeline:
     @classmethod
     def of_run(cls, run: Run) -> Timeline:
         """The picture of a run that a caller has. Without hooks and a durable store nothing measured its times."""
-        depends_on = {node.name: node.dependencies for node in run._plan.nodes}
+        depends_on = run.dependencies
         timeline = cls._of_reports(run.workflow, run.id, str(run.status), None, run.steps, depends_on)
         timeline.trace_id = _trace_id(run.carrier)
         return timeline

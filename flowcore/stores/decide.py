@@ -5,7 +5,7 @@ the conformance model. The Lua scripts of the Redis stores cite them line by lin
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from ..errors import CorruptRecord, DefinitionError, StoreError, safe_repr
 from ..status import Status
@@ -147,7 +147,7 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
     return Order.STOP
 
 
-def check_listing(status: str | None, limit: int | None, verb: str = "list_runs") -> None:
+def check_listing(status: str | None, limit: Any, verb: str = "list_runs") -> None:
     """Raises DefinitionError for a status or a limit that means nothing."""
     if status is not None and status not in LISTED:
         raise DefinitionError(f"{verb}(status={safe_repr(status)}) is unknown: use one of {', '.join(LISTED)}.")

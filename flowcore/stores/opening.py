@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from ..errors import DefinitionError, safe_repr
@@ -23,7 +23,7 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
     that does not exist is not created, so that a typing error cannot make an empty store. Raises DefinitionError for
     a URL or a codec that cannot be used, and what the store itself raises.
     """
-    scheme = urlsplit(url).scheme if isinstance(url, str) else ""
+    scheme = urlsplit(url).scheme
     options: dict[str, Any] = {} if codec is None else {"codec": load(codec)}
     if scheme == "sqlite":
         if prefix is not None:
@@ -44,7 +44,7 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
         if prefix is not None:
             options["prefix"] = prefix
         try:
-            client = redis.Redis.from_url(url)
+            client: Any = cast("Any", redis.Redis).from_url(url)
         except ValueError as error:
             raise DefinitionError(f"this is not a Redis URL ({error}). Use {_FORMS}.") from None
         return RedisStore(client, **options)

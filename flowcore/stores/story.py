@@ -62,7 +62,7 @@ def _standing(record: RunRecord) -> str:
 
 def _circumstances(record: RunRecord) -> list[str]:
     """Why it is parked or held, who owns it, and what an operator has decided."""
-    lines = []
+    lines: list[str] = []
     if record.reason is not None:
         lines.append(f"reason: {record.reason}")
     if record.owner is not None:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         services=tuple(chosen.service),
         namespace=chosen.namespace,
     )
-    stale = []
+    stale: list[str] = []
     for name, content in files(options, chosen.format).items():
         path: Path = chosen.out / name
         if path.exists() and path.read_text(encoding="utf-8") == content:

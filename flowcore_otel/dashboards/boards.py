@@ -27,7 +27,7 @@ class Section:
 
 def _variable(name: str, label: str, query: str, *, multi: bool) -> Json:
     everything = {"selected": True, "text": ["All"], "value": ["$__all"]}
-    variable = {
+    variable: Json = {
         "name": name,
         "label": label,
         "type": "query",
@@ -47,7 +47,7 @@ def _variable(name: str, label: str, query: str, *, multi: bool) -> Json:
 
 
 def _variables(variables: Mapping[str, tuple[str, str, bool]], kind: str) -> list[Json]:
-    datasource = {
+    datasource: Json = {
         "name": "datasource",
         "label": "Data source",
         "type": "datasource",
@@ -87,7 +87,7 @@ def dashboard(
     drawn: list[Json] = []
     top = 0
     for section in sections:
-        head = {
+        head: Json = {
             "type": "row",
             "title": section.title,
             "collapsed": False,

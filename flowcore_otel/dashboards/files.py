@@ -66,7 +66,7 @@ def rules(options: Options) -> dict[str, Json]:
 
 
 def runbook() -> str:
-    return (resources(__package__) / "RUNBOOK.md").read_text(encoding="utf-8")
+    return (resources("flowcore_otel.dashboards") / "RUNBOOK.md").read_text(encoding="utf-8")
 
 
 def _json(content: Json) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 __all__ = ["to_yaml"]
 
@@ -22,10 +22,10 @@ def _mapping(content: Mapping[str, Any], indent: str) -> Iterator[str]:
 def _entry(head: str, value: Any, indent: str) -> Iterator[str]:
     if isinstance(value, dict) and value:
         yield head
-        yield from _mapping(value, indent + "  ")
+        yield from _mapping(cast("Mapping[str, Any]", value), indent + "  ")
     elif isinstance(value, list) and value:
         yield head
-        for item in value:
+        for item in cast("Sequence[Any]", value):
             yield from _item(item, indent)
     elif isinstance(value, str) and ("\n" in value.rstrip("\n") or '"' in value):
         yield f"{head} |{'' if value.endswith(chr(10)) else '-'}"
@@ -38,6 +38,6 @@ def _item(item: Any, indent: str) -> Iterator[str]:
     if not isinstance(item, dict):
         yield f"{indent}- {json.dumps(item, ensure_ascii=False)}"
         return
-    lines = list(_mapping(item, indent + "  "))
+    lines = list(_mapping(cast("Mapping[str, Any]", item), indent + "  "))
     yield f"{indent}- {lines[0].lstrip()}"
     yield from lines[1:]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -531,7 +531,7 @@ WRONG_WORKFLOWS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("wrong", "sentence"), WRONG_WORKFLOWS, ids=str)
 def test_a_wrong_option_of_a_workflow_is_refused_by_name(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DefinitionError, match=sentence):
-        Workflow(**({"name": "w"} | wrong))
+        cast("Any", Workflow)(**({"name": "w"} | wrong))
 
 
 WRONG_ENGINES: list[tuple[dict[str, Any], str]] = [
