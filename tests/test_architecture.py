@@ -88,13 +88,15 @@ LAZY: dict[str, set[str]] = {
     },
     "flowcore.stores.opening": {"flowcore.stores.redis", "flowcore.stores.sqlite", "redis"},
     # The commands need the extra `cli`, and each other's group.
-    "flowcore.__main__": {"click", "flowcore.cli", "rich"},
+    "flowcore.__main__": {"flowcore.cli"},
     "flowcore.cli.app": {"flowcore.cli.deciding", "flowcore.cli.reading", "flowcore.cli.top"},
     # The picture of a run is drawn for who asks for it.
     "flowcore.run": {"flowcore.picture"},
     "flowcore.stores.base": {"hashlib", "flowcore.picture", "flowcore.stores.story"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis.store": {"redis"},
+    # Not even with that extra is it always there.
+    "flowcore.stores.redis.connection_cache": {"hiredis"},
     # pytest and hypothesis, which nobody needs who does not write a store.
     "flowcore.testing": {"flowcore.testing.conformance"},
     # wf.run() reaches for an engine: the one place where a definition knows what is above it.

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ...forks import after_fork_in_child
 from .errors import is_reply
@@ -31,10 +30,10 @@ _SHORT: Final = 1 << 16  # bytes of a command that are sent without waiting for 
 def _packer() -> Callable[[tuple[Any, ...]], bytes]:
     """What puts a command into the form in which it is sent: hiredis, where redis-py may use it too."""
     try:
-        hiredis: Any = importlib.import_module("hiredis")
+        import hiredis
     except ImportError:
         return _packed
-    pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+    pack: Callable[[tuple[Any, ...]], bytes] = cast("Any", hiredis).pack_command
     return pack
 
 
