@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from .._durable.checkpoints import lose
+from .._durable.checkpoints import cancelled, lose
 from .._durable.claim import StoreClaims
 from .._kernel.effects import (
     REQUEST_WORKER,
@@ -38,7 +38,7 @@ from ..errors import StepCancelled
 from ..events import Hooks
 from ..plan import Node
 from ..run import Run
-from ..stores.base import Lease
+from ..stores.base import Lease, Renewal
 from ..workflow import Workflow
 from .acts import CRASHES, Act, Caller, Fault, Injected, SimulatedCall
 from .inline import instrumented
@@ -440,10 +440,14 @@ class Process:
 
         def heard(outcome: Outcome) -> None:
             answer, failure = outcome
-            if failure is None and answer[0]:
+            if failure is not None:
+                return
+            if answer[0] is not Renewal.LOST:
                 if self.x.ledger is not None:
                     self.x.ledger.extend_lease(sent + seconds)
-            elif failure is None and self.act.ended is None:
+                if answer[0] is Renewal.CANCEL and self.x.interrupt(cancelled(self.x)):
+                    self._stop(Stop(cancel=True))
+            elif self.act.ended is None:
                 lose(self.x)
                 self._stop(Stop(cancel=True))
 
