@@ -1,12 +1,13 @@
 """What a durable store knew, and when: replayed from the requests that reached it, as the store contract says."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowcore import Status
 from flowcore.events import RunRecovered
-from flowcore.stores.base import Checkpoint, Claim, Claimed, Ending, RunRecord, StepRecord
+from flowcore.stores.base import Checkpoint, Claim, Claimed, Ending, Renewal, RunRecord, StepRecord
 from flowcore.testing.acts import SimulatedCall
 from flowcore.testing.network import StoreCall
 
@@ -100,6 +101,8 @@ class Chronicle:
         self.steps = {step.name: step for step in tale.spec.steps}
         self.runs: list[KeptRun] = []
         self.broken: list[str] = []
+        self._lease_until = -math.inf
+        """when the lease of the present owner ends"""
         for position, call in enumerate(self.story.stored):
             if call.applied is not None and not isinstance(call.answer, Exception):
                 self._replay(position, call)
@@ -114,15 +117,19 @@ class Chronicle:
                 if isinstance(call.answer, Claimed):
                     self._granted(position, call, argument, call.answer)
             case "checkpoint":
-                if call.answer is None:
+                if call.answer is None or call.answer is Renewal.CANCEL:
                     self._told(position, argument)
+                    self._renewed(call, argument.lease)
+            case "renew":
+                if call.answer[0] is not Renewal.LOST:
+                    self._renewed(call, argument[1])
             case "finish":
                 if call.answer is None:
                     self._ended(position, call, argument)
             case "withdraw":
                 self._withdrawn(position, argument)
             case "resume" | "undo" | "hold" | "release":
-                self._decided(position, call.verb)
+                self._decided(position, call)
             case _:
                 pass
 
@@ -135,9 +142,15 @@ class Chronicle:
             run.withdrawn = True
             self._know(run, position, status=Status.FAILURE, fence=run.now.fence + 1)
 
-    def _decided(self, position: int, verb: str) -> None:
-        """An operator has had a word with the store."""
-        run = self.runs[-1]
+    def _renewed(self, call: StoreCall, lease: float) -> None:
+        self._lease_until = max(self._lease_until, (call.applied or 0.0) + lease)
+
+    def _decided(self, position: int, call: StoreCall) -> None:
+        """An operator has decided."""
+        run, verb = self.runs[-1], call.verb
+        if verb == "undo" and run.now.status is Status.RUNNING and (call.applied or 0.0) < self._lease_until:
+            run.decisions.append(verb)  # its owner is alive: it hears of that with its next call, and undoes the run
+            return
         fence = run.now.fence + (run.now.status is Status.RUNNING or verb == "release")
         status = Status.FAILURE if verb == "release" else run.now.status
         if status is Status.RUNNING or (status is Status.COMPENSATION_FAILED and verb != "hold"):
@@ -170,6 +183,7 @@ class Chronicle:
                 self.broken.append("a takeover makes another run of it")
             self._know(run, position, status=Status.RUNNING, fence=answer.fence)
         run.grants.append(grant)
+        self._lease_until = at + claim.lease
 
     def _told(self, position: int, checkpoint: Checkpoint) -> bool:
         run = self.runs[-1]

@@ -230,8 +230,14 @@ def endings(c: Chronicle) -> Iterator[str]:
                 yield "the run is incomplete, though it is not past its pivot"
             if any(done.effect.what == "undo" for done in c.of(run)) and "undo" not in run.decisions:
                 yield "something was undone past the pivot"
-        elif not (end.status is Status.PARKED and end.held):
+        elif not (end.status is Status.PARKED and (end.held or _exits(c, run))):
             yield f"the run is stuck: {end.status}"
+
+
+def _exits(c: Chronicle, run: KeptRun) -> bool:
+    """Whether the last owner left the run because a step of it ended the process."""
+    last = c.story.acts[run.grants[-1].process].run
+    return last is not None and last.error is not None and not isinstance(last.error, Exception)
 
 
 def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
@@ -393,14 +399,16 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
             yield f"verify= of {name} was not asked"
     landed = [name for name in in_doubt if said.get(name) == "landed"]
     lacking = [name for name in in_doubt if said.get(name) == "not landed"]
-    crashed = [n for n in in_doubt if n not in landed + lacking and record.steps[n].status is Status.RUNNING]
+    # What its owner gave up, or cut short, before it parked the run is as unclear as what was in flight at a crash.
+    unclear = [name for name in in_doubt if name not in landed + lacking]
+    crashed = [name for name in unclear if record.steps[name].status is Status.RUNNING or not record.undoing]
     over = {name for name, report in record.steps.items() if report.status in OVER} | set(landed)
     done = {name for name, report in record.steps.items() if report.status is Status.SUCCESS} | set(landed)
     past_pivot = any(step.pivot and step.name in done for step in c.spec.steps)
     ask = crashed if record.decision is None else []  # an operator has decided already
     held = [name for name in ask if c.steps[name].on_crash == "hold"]
     undo = [name for name in ask if c.steps[name].on_crash == "undo" and not past_pivot]
-    undo_all = record.undoing or undo or record.decision == "undo"
+    undo_all = record.undoing or undo or record.decision in {"undo", "cancel"}
     decision = "hold" if held else "undo" if undo_all else "forward"
     facts = {
         "decision": decision,
