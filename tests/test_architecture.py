@@ -95,6 +95,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.stores.base": {"hashlib", "flowcore.picture", "flowcore.stores.story"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis.store": {"redis"},
+    "flowcore.stores.pydantic_codec": {"pydantic"},
     # Not even with that extra is it always there.
     "flowcore.stores.redis.connection_cache": {"hiredis"},
     # pytest and hypothesis, which nobody needs who does not write a store.

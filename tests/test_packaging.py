@@ -87,6 +87,7 @@ def test_metadata_offers_the_extras(metadata: Message) -> None:
         "redis",
         "otel",
         "prometheus",
+        "pydantic",
         "instrumentation",
         "cli",
         "all",

@@ -192,8 +192,9 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     run.generation, run.fence = claimed.generation, claimed.fence
     if claimed.record is not None:
         run.run_id = claimed.record.run_id
-        if claimed.record.deadline is not None:
-            run.allowed = claimed.record.deadline  # of the call that began it
+        # The call that began the run has set its deadline, unless this call sets one of its own.
+        if claimed.record.deadline is not None and run.allowed in {None, run.workflow.deadline}:
+            run.allowed = claimed.record.deadline
     if run.allowed is not None:
         run.deadline = run.settings.clock() + run.allowed - claimed.age
     ledger = ledger_of(run)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final, NoReturn
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import NotSerializable, safe_repr, safe_str
 from .codec import JsonCodec, tagged_text, type_name
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 __all__ = ["PydanticCodec"]
 
@@ -27,8 +28,14 @@ class PydanticCodec:
 
     A value is stored only if it comes back equal and of the same types. What was read never says what is built: the
     definition's annotation does; without one, as in a listing, such a value is read as plain data. Stateless and
-    thread-safe.
+    thread-safe. Raises ImportError where pydantic is not installed.
     """
+
+    def __init__(self) -> None:
+        try:
+            import pydantic  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        except ImportError:
+            raise ImportError("PydanticCodec needs pydantic: pip install 'flowcore[pydantic]'") from None
 
     def dumps(self, value: Any, annotation: Any = Any, /) -> str:
         """The text of a value. Raises NotSerializable, naming the type and the way out."""
@@ -71,6 +78,8 @@ class PydanticCodec:
 
 @functools.lru_cache(maxsize=1024)
 def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(annotation)
 
 
@@ -78,7 +87,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(annotation)
     except TypeError:  # an annotation without a hash
-        return TypeAdapter(annotation)
+        return _cached_adapter.__wrapped__(annotation)
 
 
 def _without_members(value: Any) -> Any:

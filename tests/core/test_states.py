@@ -136,6 +136,7 @@ def test_to_dict_is_plain_data_without_values(drive: Drive, ledger: Ledger) -> N
         **dict.fromkeys(("waited", "ran", "backed_off", "error")),
         "status": "success",
         "attempts": 1,
+        "errors": [],
         "undo": "success",
     }
     assert "SECRET" not in repr(run) + run.explain()
