@@ -16,7 +16,12 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
 
 _TESTS: Final = Path(__file__).parent
-MEASURED: Final = [_TESTS / "core", _TESTS / "durable" / "test_programs.py", _TESTS / "simulator" / "test_crashes.py"]
+MEASURED: Final = [
+    _TESTS / "core",
+    *(_TESTS / "durable" / f"test_{name}.py" for name in ("programs", "recovery", "waiting_for_the_store", "in_place")),
+    *(_TESTS / "durable" / f"test_{name}.py" for name in ("changed_graph", "recovery_warns", "own_errors")),
+    *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks")),
+]
 """Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""
 
 

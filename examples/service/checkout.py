@@ -27,7 +27,8 @@ def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier) -> Workflow:
         if ledger.is_reserved(ctx["ref"]):
             ledger.release(ctx.step_key, ctx["ref"], ctx["sku"], ctx["quantity"])
 
-    @wf.step(depends_on=reserve, retry=PATIENCE, timeout=10.0, undo="attempted")
+    # Attempts count across owners, and a gateway that stumbled twice may do so again for the next one.
+    @wf.step(depends_on=reserve, retry=Retry(5, Backoff.exponential(0.04), on=NoAnswer), timeout=10.0, undo="attempted")
     def charge(ctx: Context) -> str:
         return gateway.charge(ctx["ref"], ctx["card"], ctx["cents"], idempotency_key=ctx.step_key)
 
