@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from typing import Final
 
 from ..errors import StepCancelled, safe_repr
 from ..events import (
@@ -48,9 +47,6 @@ from .run_state import RunState
 
 __all__ = ["EventScope", "StepScope"]
 
-_AT_ONCE: Final = StepEnd(Status.SUCCESS, None, None, 1)
-"""the end of a step whose first attempt has succeeded"""
-
 
 class EventScope:
     """What lies between a start event and its finish event: the moment `at` (monotonic) at which it started, the context
@@ -83,7 +79,10 @@ class StepScope(EventScope):
     __slots__ = ("backoff", "ended", "epoch", "waited")
 
     def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
-        super().__init__(at, context)
+        self.at = at  # what EventScope.__init__ does, less a call for each step
+        self.context = context
+        self.event = None
+        self.scopes = None
         self.waited = waited
         self.backoff = 0.0
         self.ended = 0.0
@@ -378,18 +377,6 @@ def attempt_cancelled(
     """An attempt that never had a thread; `end`: what that means for the step."""
     cancelled = StepEnd(Status.CANCELLED, None, end.error or _never_began(node).error)
     attempt_finished(run, node, step, scope, number, allowed, cancelled, undo=undo)
-
-
-def plain_step_started(run: RunState, node: Node) -> tuple[StepScope, EventScope]:
-    """Start a step and its first attempt."""
-    scope = step_started(run, node)
-    return scope, attempt_started(run, node, scope, 1, node.max_attempts, undo=False)
-
-
-def plain_step_finished(run: RunState, node: Node, scope: StepScope, attempt: EventScope) -> None:
-    """The first attempt of a step has succeeded, and the step with it."""
-    attempt_finished(run, node, scope, attempt, 1, node.max_attempts, _AT_ONCE, undo=False)
-    step_finished(run, node, scope, _AT_ONCE)
 
 
 def backoff_started(

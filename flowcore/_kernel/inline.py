@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, cast
 
 from ..context import Context
 from ..plan import Node
-from . import emit
 from .effects import Interrupts, Outcome, Suspended
 from .emit import EventScope, StepScope
+from .plain_steps import PlainSteps
 from .run_state import RunState
 
 __all__ = ["FirstAttempt", "InlineProgress", "can_run_inline", "run_inline"]
@@ -59,7 +59,8 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
     ready = run.ready
     if len(ready) != 1 or run.stopped:
         return None
-    nodes, counts, results, observed = run.plan.nodes, run.counts, run.results, run.observed
+    nodes, counts, results = run.plan.nodes, run.counts, run.results
+    events = PlainSteps(run) if run.observed else None
     copy, new = run.context.copy, object.__new__
     scope = attempt = None
     node: Node | None = nodes[ready.popleft()]
@@ -70,8 +71,8 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
             run.interrupt(KeyboardInterrupt())
             break
         run.at = node
-        if observed:
-            scope, attempt = emit.plain_step_started(run, node)
+        if events is not None:
+            scope, attempt = events.started(node)
             context = attempt.context.copy()
         else:
             context = copy()
@@ -100,8 +101,8 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
             return InlineProgress(node, FirstAttempt(ctx, (None, error), scope, attempt))
         if type(value) is CoroutineType:
             return InlineProgress(node, FirstAttempt(ctx, (cast("Any", value), None), scope, attempt))
-        if scope is not None and attempt is not None:
-            emit.plain_step_finished(run, node, scope, attempt)
+        if events is not None and scope is not None and attempt is not None:
+            events.finished(node, scope, attempt)
             results[node.name] = value  # before the times: see RunState.repair
             run.times[node.name] = scope.waited, scope.ended - scope.at
         else:
@@ -119,9 +120,10 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
                         following = nodes[index]
                     else:
                         ready.append(index)
-        if scope is not None and following is not None and not run.stopped:
-            run.ready_at.update(dict.fromkeys((following.index, *ready), scope.ended))
-            emit.steps_ready(run, [following, *(nodes[index] for index in ready)])
+        if events is not None and scope is not None and following is not None and not run.stopped:
+            events.ready(following, scope.ended)
+            for index in ready:
+                events.ready(nodes[index], scope.ended)
         node = following
         if ready:
             break

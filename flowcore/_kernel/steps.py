@@ -15,6 +15,7 @@ from .effects import REQUEST_WORKER, Call, Delegate, Program, Stop
 from .inline import FirstAttempt, InlineProgress
 from .ledger import Ledger
 from .outcome import StepEnd
+from .plain_steps import PlainSteps
 from .run_state import RunState
 
 __all__ = ["stopped", "work"]
@@ -23,10 +24,11 @@ __all__ = ["stopped", "work"]
 def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
     """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with `node`."""
     hands_over = main and not run.settings.caller_shares
-    observed, timeless, done = run.observed, run.deadline is None, run.done
+    timeless, done = run.deadline is None, run.done
     ledger = run.ledger
     unheard = timeless and ledger is not None and not run.wanted  # only the store learns of the steps
     first = None if progress is None else progress.first
+    events = PlainSteps(run) if run.observed else None
     while node is not None:
         if hands_over and first is None and _needs_a_worker(run, node):
             yield Delegate(node)  # before a worker is requested for the next ones: ties start in definition order
@@ -44,9 +46,9 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
                     continue
                 node, first = made.ctx.node, made
             # What _step and attempts do, less three generators: most steps succeed at once.
-            elif observed:
+            elif events is not None:
                 ctx = Context(run, node)
-                scope, attempt = emit.plain_step_started(run, node)
+                scope, attempt = events.started(node)
                 outcome = yield Call(node, node.fn, ctx, attempt.context.copy(), None, node.is_async)
                 first = FirstAttempt(ctx, outcome, scope, attempt)
             else:
@@ -59,7 +61,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if first is None:
             end = yield from _step(run, node)
         else:
-            end, first = (yield from _plain_step(run, node, first)), None
+            end, first = (yield from _plain_step(run, node, first, events)), None
         if end.error is not None:
             yield from _failed(run, node, end)
             return
@@ -69,11 +71,13 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         node = _done(run, node, end) if ledger is None else (yield from _recorded(run, ledger, node, end))
 
 
-def _plain_step(run: RunState, node: Node, first: FirstAttempt) -> Program[StepEnd]:
+def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSteps | None) -> Program[StepEnd]:
     """The rest of a plain step whose first attempt was made."""
     scope, attempt, outcome = first.scope, first.attempt, first.outcome
-    if scope is not None and attempt is not None and outcome[1] is None and type(outcome[0]) is not CoroutineType:
-        emit.plain_step_finished(run, node, scope, attempt)
+    if events is None or scope is None or attempt is None:
+        return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, None, scope), first))
+    if outcome[1] is None and type(outcome[0]) is not CoroutineType:
+        events.finished(node, scope, attempt)
         end = StepEnd(Status.SUCCESS, outcome[0], None, 1)
         end.scope = scope
         return end

@@ -164,13 +164,13 @@ MUTANTS = (
     m(
         "inline, the end of a step is not emitted",
         "inline",
-        "            emit.plain_step_finished(",
+        "            events.finished(",
         "            (lambda *_: None)(",
     ),
     m(
         "inline, what is ready is not emitted",
         "inline",
-        "            emit.steps_ready(",
+        "            events.ready(",
         "            (lambda *_: None)(",
     ),
     m(

@@ -1,0 +1,156 @@
+"""The events of plain steps that succeed at their first attempt, which most steps do.
+
+They say what `emit` says of any step, in the same order and contexts. What all steps of a run share is looked up once here,
+so that an observed step costs its events and the calls of its hooks, and hardly more.
+"""
+
+from __future__ import annotations
+
+from ..events import AttemptFinished, AttemptStarted, StepFinished, StepReady, StepStarted
+from ..events.hooks import entered
+from ..plan import Node
+from ..status import Status
+from .emit import EventScope, StepScope
+from .run_state import RunState
+
+__all__ = ["PlainSteps"]
+
+
+class PlainSteps:
+    """Emits the start and the successful end of a run's plain steps. For one thread or task at a time."""
+
+    __slots__ = (
+        *(
+            "_clock",
+            "_copy",
+            "_ends",
+            "_hooks",
+            "_of_lone",
+            "_of_several",
+            "_readies",
+            "_ready_at",
+            "_run",
+            "_run_id",
+            "_starts",
+        ),
+        *("_state", "_workflow"),
+    )
+
+    def __init__(self, run: RunState) -> None:
+        hooks = run.hooks
+        self._run = run
+        self._hooks = hooks
+        self._clock = run.settings.clock
+        self._copy = run.context.copy
+        self._workflow, self._run_id, self._state = run.workflow.name, run.run_id, run.state
+        self._ready_at = run.ready_at
+        self._starts = hooks.listeners.get(StepStarted)
+        self._ends = hooks.listeners.get(StepFinished)
+        self._readies = hooks.listeners.get(StepReady)
+        self._of_lone, self._of_several = (
+            (who, AttemptStarted in who.wanted, AttemptFinished in who.wanted) for who in (hooks.lone, hooks)
+        )
+
+    def started(self, node: Node) -> tuple[StepScope, EventScope]:
+        """The step and its first attempt start. `finished` or, if it does not succeed, `emit` ends them."""
+        run, name, allowed, at = self._run, node.name, node.max_attempts, self._clock()
+        waited = at - self._ready_at.get(node.index, at)
+        if waited < 0.0:  # noqa: PLR1730 - less a call of max
+            waited = 0.0
+        context = self._copy()
+        scope = StepScope(at, context, waited)
+        ledger = run.ledger
+        if self._starts is not None:
+            carrier: dict[str, str] | None = None if ledger is None else {}
+            event = scope.event = StepStarted(
+                self._workflow,
+                self._run_id,
+                at,
+                self._state,
+                name,
+                waited,
+                node.dependencies,
+                allowed,
+                node.function,
+                carrier,
+            )
+            for hook, call in self._starts:  # Hooks.enter, less a call
+                try:
+                    returned = context.run(call, event)
+                    if returned is not None:
+                        scope.scopes = entered(hook, returned, context, scope.scopes)
+                except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                    self._hooks.blame(hook, error, event, context)
+            if ledger is not None and carrier:
+                ledger.carry(name, carrier)
+        if ledger is not None:
+            scope.epoch = ledger.epoch
+        hooks, starts, _ = self._of_lone if allowed == 1 else self._of_several
+        if not starts:  # no hook enters anything: the step's context serves
+            return scope, scope
+        attempt = EventScope(at, context.copy())
+        attempt.event = AttemptStarted(self._workflow, self._run_id, at, self._state, name, 1, allowed, False)
+        attempt.scopes = hooks.enter(attempt.event, attempt.context)
+        return scope, attempt
+
+    def finished(self, node: Node, scope: StepScope, attempt: EventScope) -> None:
+        """The first attempt has succeeded, and the step with it."""
+        name, allowed, at = node.name, node.max_attempts, self._clock()
+        scope.ended = at
+        duration = at - scope.at
+        hooks, _, ends = self._of_lone if allowed == 1 else self._of_several
+        if ends:
+            hooks.emit(
+                AttemptFinished(
+                    self._workflow,
+                    self._run_id,
+                    at,
+                    self._state,
+                    name,
+                    1,
+                    allowed,
+                    False,
+                    Status.SUCCESS,
+                    duration,
+                    None,
+                ),
+                attempt.context,
+            )
+        if attempt is not scope and attempt.scopes is not None:
+            attempt.exit(self._hooks, None)
+        if self._ends is not None:
+            event = StepFinished(
+                self._workflow,
+                self._run_id,
+                at,
+                self._state,
+                name,
+                Status.SUCCESS,
+                duration,
+                1,
+                scope.waited,
+                0.0,
+                None,
+                node.dependencies,
+                allowed,
+            )
+            context = scope.context
+            for hook, call in self._ends:  # Hooks.emit, less a call
+                try:
+                    context.run(call, event)
+                except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                    self._hooks.blame(hook, error, event, context)
+        if scope.scopes is not None:
+            scope.exit(self._hooks, None)
+
+    def ready(self, node: Node, at: float) -> None:
+        """`node` is ready to start since the moment `at`."""
+        self._ready_at[node.index] = at
+        if self._readies is not None:
+            event = StepReady(self._workflow, self._run_id, at, self._state, node.name)
+            context = self._copy()
+            for hook, call in self._readies:  # Hooks.emit, less a call
+                try:
+                    context.run(call, event)
+                except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                    self._hooks.blame(hook, error, event, context)
