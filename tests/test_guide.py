@@ -64,6 +64,7 @@ OPTIONS: dict[str, list[Callable[..., object]]] = {
     "Retry": [Retry.__init__],
     "Engine and AsyncEngine": [Engine.__init__, AsyncEngine.__init__],
     "A call: run, submit": [Engine.run, Engine.submit, AsyncEngine.run, AsyncEngine.submit],
+    "A batch: map": [Engine.map, AsyncEngine.map],
     "Stores": [MemoryStore.__init__, SQLiteStore.__init__, RedisStore.__init__, AsyncRedisStore.__init__],
 }
 

@@ -8,11 +8,11 @@ import inspect
 import math
 import os
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from .._durable.checkpoints import cancelled, lose
 from .._durable.recovery import Ask
@@ -31,10 +31,13 @@ from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
 from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
+from .batches import completed_on_loop, key_of, whole_or
 from .recovering import LEASE_OVER, RecoveryTasks
 from .workers import Workers
 
 __all__ = ["AsyncEngine"]
+
+T = TypeVar("T")
 
 
 class AsyncEngine(EngineBase):
@@ -155,6 +158,32 @@ class AsyncEngine(EngineBase):
         self._queued[run] = future = AsyncRunFuture(run, task, loop)
         task.add_done_callback(partial(self._forget_queued, run))
         return future
+
+    def map(
+        self,
+        workflow: Workflow[I],
+        items: Iterable[T],
+        *,
+        values: Callable[[T], I | Mapping[str, Any]] | None = None,
+        key: Callable[[T], Key | None] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        check: bool = False,
+    ) -> AsyncGenerator[Run, None]:
+        """A run for each item, as an iterator of their Runs, failed ones among them: as they end, or `ordered`.
+
+        `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
+        Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
+        out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
+        With keys on a durable store, a second start replays what has ended and resumes the rest. Leaving the loop takes no
+        further item and cancels the runs in flight.
+        """
+
+        def submit(item: T) -> AsyncRunFuture:
+            made: Any = item if values is None else values(item)
+            return self.submit(workflow, made, idempotency_key=key_of(key, item), check=check)
+
+        return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
     async def _begin(self, run: RunState, check: bool) -> Run:
         self._queued.pop(run, None)

@@ -8,11 +8,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 from .._durable.checkpoints import cancelled, lose, parked
 from .._durable.queueing import enqueue
@@ -29,6 +29,7 @@ from ..run import Run
 from ..stores.base import Lease, RunRecord, Store
 from ..workflow import Key, Workflow
 from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, perform, stopped, this_process, unbegun
+from .batches import completed, key_of, whole_or
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .recovering import LEASE_OVER, RecoveryThread, performed
@@ -36,6 +37,8 @@ from .thread_driver import Driver
 from .workers import Timers, Workers
 
 __all__ = ["Engine"]
+
+T = TypeVar("T")
 
 _AT_ONCE: Final = 0.001  # seconds: the lease that releases a run
 _LOOK: Final = 0.01  # seconds between two looks at runs that end while the interpreter exits
@@ -195,6 +198,33 @@ class Engine(EngineBase):
         if not self._pool.put(partial(self._begin, driver, future)) and run.allowed is not None:
             self._timers.after(run.allowed, partial(self._expire, driver))
         return future
+
+    def map(
+        self,
+        workflow: Workflow[I],
+        items: Iterable[T],
+        *,
+        values: Callable[[T], I | Mapping[str, Any]] | None = None,
+        key: Callable[[T], Key | None] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        check: bool = False,
+    ) -> Generator[Run, None, None]:
+        """A run for each item, as an iterator of their Runs, failed ones among them: as they end, or `ordered`.
+
+        `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
+        Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
+        out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
+        With keys on a durable store, a second start replays what has ended and resumes the rest. Leaving the loop, or a
+        Ctrl-C, takes no further item and drops the runs that have not begun. Usable inside a step.
+        """
+
+        def submit(item: T) -> RunFuture:
+            made: Any = item if values is None else values(item)
+            return self.submit(workflow, made, idempotency_key=key_of(key, item), check=check)
+
+        most = whole_or(concurrency, self.max_workers)
+        return completed(items, submit, most, ordered=ordered, works=self._pool.owns_current_thread)
 
     def _begin(self, driver: Driver, future: RunFuture) -> None:
         """Begin a submitted run on this thread of the pool, unless it was dropped or its future was cancelled."""

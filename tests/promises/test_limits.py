@@ -12,7 +12,16 @@ from tests.core.conftest import Drive, Gate, Ledger
 @pytest.mark.parametrize("engine", [Engine, AsyncEngine])
 def test_these_are_all_the_verbs_of_an_engine(engine: type) -> None:
     verbs = {name for name, _ in inspect.getmembers(engine, inspect.isfunction) if not name.startswith("_")}
-    assert verbs == {"run", "submit", "cancel", "find", "get", "recover", "close" if engine is Engine else "aclose"}
+    assert verbs == {
+        "run",
+        "submit",
+        "map",
+        "cancel",
+        "find",
+        "get",
+        "recover",
+        "close" if engine is Engine else "aclose",
+    }
 
 
 def test_these_are_all_the_verbs_of_a_workflow() -> None:

@@ -1,0 +1,115 @@
+"""`map` of both engines: a run for each item, lazily, and never more of them than are wanted at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from typing import TypeVar
+
+from ..errors import DefinitionError, IdempotencyError, safe_repr
+from ..run import Run
+from ..workflow import Key
+from .aio_handles import AsyncRunFuture
+from .handles import RunFuture
+
+__all__ = ["completed", "completed_on_loop", "key_of", "whole_or"]
+
+T = TypeVar("T")
+
+
+def whole_or(given: int | None, default: int) -> int:
+    """`concurrency=`, checked. Raises DefinitionError."""
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(f"concurrency= must be a whole number from 1 up, not {safe_repr(given)}.")
+    return given
+
+
+def key_of(key: Callable[[T], Key | None] | None, item: T) -> Key | None:
+    """The key of an item's run; None: the workflow's own. Raises IdempotencyError where `key` returns None."""
+    if key is None:
+        return None
+    found = key(item)
+    if found is None:
+        raise IdempotencyError("key= returned None. Return flowcore.NO_KEY for an item whose run shall have no key.")
+    return found
+
+
+def completed(
+    items: Iterable[T], submit: Callable[[T], RunFuture], most: int, *, ordered: bool, works: Callable[[], bool]
+) -> Generator[Run, None, None]:
+    """The runs of `items`, each submitted once there is room for it: `most` are in flight or not yet handed out.
+
+    `works`: whether this thread is one of the engine's. It then works on the oldest run instead of waiting for any.
+    Where it is left early, no further item is taken, and runs that have not begun are dropped.
+    """
+    waiting: deque[RunFuture] = deque()
+    done: SimpleQueue[RunFuture] = SimpleQueue()
+    left = iter(items)
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(waiting) < most:
+                try:
+                    item = next(left)
+                except StopIteration:
+                    exhausted = True
+                    break
+                future = submit(item)
+                waiting.append(future)
+                if not ordered:
+                    future.add_done_callback(partial(_put, done, future))
+            if not waiting:
+                return
+            if ordered:
+                future = waiting[0]
+            else:
+                if works() and done.empty():
+                    waiting[0].exception()
+                future = done.get()
+            run = future.result()
+            waiting.remove(future)
+            yield run
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _put(done: SimpleQueue[RunFuture], future: RunFuture, _: Future[Run]) -> None:
+    done.put(future)
+
+
+async def completed_on_loop(
+    items: Iterable[T], submit: Callable[[T], AsyncRunFuture], most: int, *, ordered: bool
+) -> AsyncGenerator[Run, None]:
+    """The same in a task. Where it is left early, the runs in flight are cancelled, as those of a cancelled task are."""
+    waiting: deque[AsyncRunFuture] = deque()
+    left = iter(items)
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(waiting) < most:
+                try:
+                    item = next(left)
+                except StopIteration:
+                    exhausted = True
+                    break
+                waiting.append(submit(item))
+            if not waiting:
+                return
+            if not ordered:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            future = waiting[0] if ordered else next(one for one in waiting if one.done())
+            run = await future
+            waiting.remove(future)
+            yield run
+    finally:
+        for future in waiting:
+            future.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
