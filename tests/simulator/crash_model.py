@@ -230,14 +230,21 @@ def endings(c: Chronicle) -> Iterator[str]:
                 yield "the run is incomplete, though it is not past its pivot"
             if any(done.effect.what == "undo" for done in c.of(run)) and "undo" not in run.decisions:
                 yield "something was undone past the pivot"
-        elif not (end.status is Status.PARKED and (end.held or _exits(c, run))):
+        elif not (end.status is Status.PARKED and (end.held or _leaves_it_parked(c, run))):
             yield f"the run is stuck: {end.status}"
 
 
-def _exits(c: Chronicle, run: KeptRun) -> bool:
-    """Whether the last owner left the run because a step of it ended the process."""
+def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
+    """Whether the last owner left the run because a step of it ended the process, or a `verify=` took too long."""
     last = c.story.acts[run.grants[-1].process].run
-    return last is not None and last.error is not None and not isinstance(last.error, Exception)
+    exits = last is not None and last.error is not None and not isinstance(last.error, Exception)
+    return exits or bool(_verified_too_late(c, run.grants[-1]))
+
+
+def _verified_too_late(c: Chronicle, grant: Grant) -> set[str]:
+    """The steps whose `verify=` an owner gave up, because it took longer than the step may."""
+    calls = [call for call in c.story.calls if (call.what, call.fence) == ("verify", grant.fence)]
+    return {call.step for call in calls if call.given_up is not None}
 
 
 def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
@@ -394,9 +401,11 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
         return
     if any(isinstance(other, LeaseLost) and other.at <= event.at for other in act.events):
         return  # it did not wait for the answers
+    late = _verified_too_late(c, grant)
     for name in in_doubt:
-        if c.steps[name].verify is not None and name not in said:
+        if c.steps[name].verify is not None and name not in said and name not in late:
             yield f"verify= of {name} was not asked"
+    said = {name: did for name, did in said.items() if name not in late}
     landed = [name for name in in_doubt if said.get(name) == "landed"]
     lacking = [name for name in in_doubt if said.get(name) == "not landed"]
     # What its owner gave up, or cut short, before it parked the run is as unclear as what was in flight at a crash.
@@ -417,7 +426,8 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
         "skipped": [name for name in c.steps if name in over and name not in landed],
         "retried": [name for name in in_doubt if name not in landed] if decision == "forward" else [],
     }
-    raised = [name for name in in_doubt if said.get(name) == "raises"]  # nothing is decided before it knows
+    # Nothing is decided before it knows.
+    raised = [name for name in in_doubt if said.get(name) == "raises" or name in late]
     for name, expected in facts.items() if not raised else ():
         got = getattr(event, name)
         if (list(got) if isinstance(got, tuple) else got) != expected:
