@@ -119,10 +119,6 @@ def judged_twice(trial: Trial) -> list[str]:
             report.status not in {Status.SUCCESS, Status.SKIPPED} for report in again.steps.values()
         ):
             broken.append("a run that went on is a success with steps unrun")
-    elif run.status is Status.PARKED:  # a step of it ended the process
-        repeated = {effect.step for effect in second.effects if effect.what == "do"} & done
-        if repeated or again.id != run.id:
-            broken.append(f"a parked run is resumed: repeated {repeated}, {again!r}")
     else:
         if again.replayed or again.id == run.id:
             broken.append(f"after {run.status} the next call starts afresh")

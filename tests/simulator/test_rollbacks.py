@@ -18,7 +18,7 @@ from flowcore.testing.network import GOES_BACK
 from .crashes import Plot, Tale, from_seed, played
 from .model import judged_twice
 from .mutants import Mutant, applied
-from .specs import from_seed as plain_from_seed, tried
+from .specs import from_seed as plain_from_seed, tried, without_exits
 
 
 class GoesBack(SimulatedStore):
@@ -65,7 +65,7 @@ class GoesBack(SimulatedStore):
 def with_rollbacks(seed: int) -> tuple[Any, GoesBack]:
     """A made-up workflow, run once on a store that goes back."""
     store = GoesBack(seed)
-    trial = tried(replace(plain_from_seed(seed), key="the-key"), store=store)
+    trial = tried(replace(without_exits(plain_from_seed(seed)), key="the-key"), store=store)
     trial.store = store
     return trial, store
 
