@@ -42,7 +42,8 @@ lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must 
 	$(ENV) -m ruff format --check
 	@# B301 and B608 are ruff's S301 and S608, and each line that unpickles or builds SQL answers those with its reason.
 	$(ENV) -m bandit --quiet --recursive --severity-level medium --skip B301,B608 flowcore flowcore_otel
-	@git ls-files -z ':!.ci/secrets.json' | xargs -0 $(ENVIRONMENT)/bin/detect-secrets-hook --baseline .ci/secrets.json
+	@# 3: what is known stands on another line now, and the baseline says so again.
+	@$(ENVIRONMENT)/bin/detect-secrets-hook --baseline .ci/secrets.json $$(git ls-files ':!.ci/secrets.json') || test $$? -eq 3
 
 types: venv  ## mypy and pyright, both strict
 	$(ENV) -m mypy
