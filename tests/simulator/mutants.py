@@ -25,7 +25,9 @@ class Mutant:
 
 ROOMS = {
     "retry": "",
-    **dict.fromkeys(("claim", "ledger", "checkpoints", "unsaved", "fast_checkpoints", "takeover"), "_durable."),
+    **dict.fromkeys(
+        ("claim", "ledger", "checkpoints", "unsaved", "fast_checkpoints", "takeover", "waiting"), "_durable."
+    ),
 }
 """where a module is, if not in the kernel"""
 
