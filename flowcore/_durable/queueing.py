@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from .._kernel import emit
 from .._kernel.effects import Program, Sleep
 from .._kernel.run_state import RunState
 from ..errors import StoreUnavailable
@@ -22,6 +23,7 @@ def enqueue(run: RunState, owner: Owner) -> Program[Claim | None]:
 
     Raises NotSerializable, and StoreError where the run could not be recorded.
     """
+    emit.prepare_store_context(run)  # the store is called before the run is requested, which prepares it again
     run.fingerprint = fingerprint_of(run)
     wanted = Claim(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, run.carrier)
     wanted.queued, wanted.deadline, wanted.owner = True, run.allowed, owner

@@ -224,12 +224,12 @@ class AsyncEngine(EngineBase):
 
     async def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
-        found: RunRecord | None = await self._asked(partial(self.store.find, key), contextvars.copy_context())
+        found: RunRecord | None = await self._asked(partial(self.store.find, key), self._callers_context())
         return found
 
     async def get(self, run_id: str) -> RunRecord:
         """The record of a run; the loop goes on meanwhile. Raises RunNotFound, and StoreError."""
-        found: RunRecord = await self._asked(partial(self.store.get_run, run_id), contextvars.copy_context())
+        found: RunRecord = await self._asked(partial(self.store.get_run, run_id), self._callers_context())
         return found
 
     async def recover(self) -> list[Run]:

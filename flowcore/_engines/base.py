@@ -223,6 +223,10 @@ class EngineBase:
         with hold_sigint():
             self._settings.hooks.emit(event, context or contextvars.copy_context())
 
+    def _callers_context(self) -> contextvars.Context:
+        """The context for what a caller asks of the store outside of any run, as the hooks want it."""
+        return self._settings.hooks.store_context(contextvars.copy_context())
+
     @contextmanager
     def _round(self, kind: str = "recover") -> Generator[contextvars.Context, None, None]:
         """A round of recovery, told to the hooks, and the context for what it asks of the store."""

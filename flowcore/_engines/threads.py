@@ -288,15 +288,15 @@ class Engine(EngineBase):
         for run in list(self._live):
             if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
                 return self._cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
-        return self.store.durable and cancel_in_store(self.store, run_id, key)
+        return self.store.durable and self._callers_context().run(cancel_in_store, self.store, run_id, key)
 
     def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None. Raises StoreError."""
-        return self.store.find(key)
+        return self._callers_context().run(self.store.find, key)
 
     def get(self, run_id: str) -> RunRecord:
         """The record of a run. Raises RunNotFound, and StoreError."""
-        return self.store.get_run(run_id)
+        return self._callers_context().run(self.store.get_run, run_id)
 
     def _cancel(self, run: RunState, why: str) -> bool:
         """Cancel a run, whether it runs inline or has a driver."""

@@ -114,6 +114,11 @@ def requested(run: RunState) -> None:
         run.carrier = carrier
         if leaving:
             _skip(run, leaving)
+    prepare_store_context(run)
+
+
+def prepare_store_context(run: RunState) -> None:
+    """Have the hooks prepare the context in which the store is called for the run, from the run's context as it is now."""
     if run.hooks.around_store and run.settings.store.blocks:
         run.store_context = run.hooks.store_context(run.context)
 

@@ -32,8 +32,8 @@ class Hook(Protocol):
     Optional attributes: `wants`, a frozenset of event types (without it, every event but HooksMeasured);
     `lone_attempts = False`, to get AttemptStarted and AttemptFinished only where the definition allows several attempts;
     `handlers`, a mapping from event types to functions that are called instead of the hook, which saves a call;
-    `around_store`, a function without arguments that sets contextvars: it is called once a run, and the store is called
-    in the context that it leaves.
+    `around_store`, a function without arguments that sets contextvars: the store is called in the context that it leaves.
+    It is called as a run begins, as one is recorded as queued, and for each `find`, `get` and `cancel` of the engine.
 
     A hook is called on the thread or task that drives the run, so it must be thread-safe. It can neither break nor steer
     a run: an exception that it raises is logged once and counted.

@@ -1,14 +1,17 @@
 """Calls of the store: no spans of the client by default, one of flowcore for each call on demand."""
 
+import asyncio
 import importlib
+import inspect
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowcore import Workflow
+from flowcore import Engine, Workflow
 from flowcore.stores import SQLiteStore
 from flowcore_otel import TracingHook
 
@@ -51,6 +54,41 @@ def test_a_run_of_four_steps_has_five_spans(
     assert {span.name.partition(" ")[0] for span in spans.all()} <= {"run", "step", "submit", "attempt"}
     runs = spans.named("run order")
     assert all((span.attributes or {})["flowcore.run.store_seconds"] > 0 for span in runs)
+
+
+def test_what_a_caller_asks_of_the_store_makes_no_spans(
+    make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path
+) -> None:
+    driver = make_driver(TracingHook(spans.provider), store=SQLiteStore(tmp_path / "runs.db"))
+    run = driver.run(chain(), idempotency_key="k")
+    spans.clear()
+
+    async def ask() -> list[str]:
+        asked = [driver.engine.find("k"), driver.engine.get(run.id)]
+        return [(await record if inspect.isawaitable(record) else record).run_id for record in asked]
+
+    assert asyncio.run(ask()) == [run.id, run.id]
+    assert not driver.engine.cancel(run.id)
+    assert spans.all() == ()
+
+
+def test_a_queued_run_that_is_withdrawn_makes_no_spans_of_the_client(spans: Spans, sqlite: Any, tmp_path: Path) -> None:
+    wf, begun, enough = Workflow("order"), threading.Event(), threading.Event()
+
+    @wf.step
+    def wait(ctx: Any) -> None:
+        begun.set()
+        assert enough.wait(30)
+
+    hook = TracingHook(spans.provider)
+    with Engine(store=SQLiteStore(tmp_path / "runs.db"), hooks=[hook], max_workers=1) as engine:
+        engine.submit(wf, idempotency_key="first")
+        assert begun.wait(30)
+        queued = engine.submit(wf, idempotency_key="second")
+        assert queued.cancel()
+        assert not engine.cancel(key="third")
+        enough.set()
+    assert {span.name.partition(" ")[0] for span in spans.all()} == {"run", "step", "submit"}
 
 
 def test_the_users_own_statements_keep_their_spans(
