@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from .._kernel import emit
@@ -18,8 +19,9 @@ _RESENT: Final = 1 / 3
 """of a lease: for how long the claim is sent again to a store that is unreachable"""
 
 
-def enqueue(run: RunState, owner: Owner) -> Program[Claim | None]:
-    """Record the run as queued, for this process, `owner`, to begin. None: its key is not free; its claim deals with that.
+def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program[Claim | None]:
+    """Record the run as queued, for this process, `owner`, to begin. None: its key is not free, and its claim deals with
+    that; or the run was dropped meanwhile.
 
     Raises NotSerializable, and StoreError where the run could not be recorded.
     """
@@ -32,12 +34,16 @@ def enqueue(run: RunState, owner: Owner) -> Program[Claim | None]:
     until, tries = clock() + run.settings.lease * _RESENT, 0
     while True:
         answer, failure = yield from checkpoints.ask(run, "claim", wanted)
-        if failure is None:
+        if not isinstance(failure, StoreUnavailable) or dropped() or clock() >= until:
             break
-        if not isinstance(failure, StoreUnavailable) or clock() >= until:
-            raise failure
         tries += 1
         yield Sleep(checkpoints.STORE_BACKOFF.delay(tries))
+    if isinstance(failure, StoreUnavailable) or dropped():
+        yield from checkpoints.ask(run, "withdraw", wanted)  # should its answer alone have been lost
+    if dropped():
+        return None
+    if failure is not None:
+        raise failure
     if not isinstance(answer, Claimed) or answer.record is not None:
         return None
     run.fence = answer.fence

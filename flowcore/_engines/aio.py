@@ -8,7 +8,7 @@ import inspect
 import math
 import os
 import weakref
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -344,8 +344,7 @@ class AsyncEngine(EngineBase):
         limit = None if limit == math.inf else limit
         self._closed = True
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
-        if self._looking is not None:
-            self._looking.close(loop)
+        looking = [] if self._looking is None else self._looking.close(loop)
         if limit is None:
             await self._wait_for(list(self._queued.values()), None)
         else:
@@ -366,11 +365,12 @@ class AsyncEngine(EngineBase):
         until = loop.time() + (0 if limit is not None and self._pool.counts()[1] else grace)
         while (late := [task for task in self._tasks if task.get_loop() is loop]) and loop.time() < until:
             await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        await self._wait_for([task for task in looking if task is not me], MARGIN)
         if self._leases is not None:
             self._leases.close()
         self._pool.close(0)
 
-    async def _wait_for(self, futures: list[asyncio.Future[Any]], limit: float | None) -> list[asyncio.Future[Any]]:
+    async def _wait_for(self, futures: Sequence[asyncio.Future[Any]], limit: float | None) -> list[asyncio.Future[Any]]:
         """Those of the futures that are not done after `limit` seconds."""
         if not futures:
             return []

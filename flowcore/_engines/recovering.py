@@ -96,10 +96,13 @@ class RecoveryTasks:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(bell.set)
 
-    def close(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End the task on `loop`."""
-        if loop in self._tasks:
-            self._tasks[loop][0].cancel()
+    def close(self, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[None]]:
+        """Cancel the task on `loop`, if there is one. Returns it: it needs a turn of its loop to end."""
+        if loop not in self._tasks:
+            return []
+        task, _ = self._tasks[loop]
+        task.cancel()
+        return [task]
 
 
 async def _look_often_on_loop(

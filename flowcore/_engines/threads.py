@@ -186,15 +186,18 @@ class Engine(EngineBase):
         driver = self._driver(run, execute(run))
         future = RunFuture(driver, self._pool, self._cancel)
         driver.on_over = partial(self._resolve, future, check)
+        self._queued[driver] = future
         if self._leases is not None:
             try:
-                driver.recorded = perform(enqueue(run, this_process()), driver.ask_here)
+                driver.recorded = perform(enqueue(run, this_process(), future.done), driver.ask_here)
             except BaseException:
+                self._queued.pop(driver, None)
                 self._forget(run)
                 raise
+            if future.done():  # cancelled while it was recorded
+                return future
             if driver.recorded is not None:
                 self._leases.join(run)
-        self._queued[driver] = future
         if not self._pool.put(partial(self._begin, driver, future)) and run.allowed is not None:
             self._timers.after(run.allowed, partial(self._expire, driver))
         return future

@@ -64,6 +64,7 @@ class LiveRun:
     def begin_queued(self, claim: Claim) -> None:
         """Its owner begins the run that it had recorded as queued."""
         self.record.status, self.record.graph = Status.RUNNING, claim.graph
+        self.record.carrier = dict(claim.carrier)
         _begin_steps(self.record, claim.begins)
 
     def take_over(self, claim: Claim, wall: float, takeovers: int) -> RunRecord:

@@ -16,7 +16,6 @@ from flowcore import (
     Engine,
     FlowcoreError,
     LeaseLost,
-    NotSerializable,
     Retry,
     Run,
     RunParked,
@@ -377,20 +376,6 @@ def test_a_bug_in_the_backoff_of_an_undo_fails_the_undo(drive: Drive, ledger: Le
     a.compensate(retry=Retry(2, Broken(1.0, 1.0, 1.0, jitter=False)))(lambda ctx: 1 / 0)
     wf.add_step("b", lambda ctx: 1 / 0, depends_on=a)
     assert drive(wf, check=False).status is Status.COMPENSATION_FAILED
-
-
-def test_values_that_have_json_only_now_and_then_are_refused(drive: Drive) -> None:
-    class Values(dict[str, Any]):
-        asked = 0
-
-        def items(self) -> Any:
-            Values.asked += 1
-            if Values.asked == 1:
-                raise ValueError("not today")
-            return super().items()
-
-    with pytest.raises(NotSerializable, match="Values is not a type that the default codec keeps"):
-        drive(Workflow("w"), {"moody": Values(a=1)}, idempotency_key="k")
 
 
 class Durable(MemoryStore):

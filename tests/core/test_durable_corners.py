@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -273,13 +273,47 @@ def test_a_run_that_is_cancelled_while_its_claim_gets_no_answer_has_not_begun_an
 
     store.moods = mood
     one = live(store=store, lease=120.0, hooks=[sees])
-    future = one.start(wf, idempotency_key="k")
-    asked.wait()
-    assert one.engine.cancel(ids[0])
-    with pytest.raises(StepCancelled):
-        future.result(PATIENCE)
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(one.run, wf, idempotency_key="k")
+        asked.wait()
+        assert one.engine.cancel(ids[0])
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
     assert not store.list_runs(status="running")
     assert ledger == []
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_submitted_run_that_is_cancelled_while_it_is_recorded_never_begins(ledger: Ledger, granted: bool) -> None:
+    store, wf, asked = Moody(), ledger.chain("a"), Gate()
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "claim":
+            if granted:
+                SimulatedStore.claim(store, argument)
+            asked.set()
+            raise StoreUnavailable("gone")
+
+    store.moods = mood
+    with Engine(store=store, lease=120.0) as engine, ThreadPoolExecutor() as pool:
+        submitted = pool.submit(engine.submit, wf, idempotency_key="k")
+        asked.wait()
+        assert engine.cancel(key="k")
+        with pytest.raises(StepCancelled):
+            submitted.result(PATIENCE).result(PATIENCE)
+        assert all(record.status is Status.FAILURE for record in store.list_runs())  # its claim was withdrawn
+    assert ledger == []
+
+
+def test_a_run_whose_submission_the_store_refuses_does_not_count_as_queued(ledger: Ledger) -> None:
+    store, wf = Moody(), ledger.chain("a")
+    store.moods = silent("claim")
+    with Engine(store=store, lease=0.1, max_queued=1) as engine:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                engine.submit(wf, idempotency_key="k")
+        store.moods = lambda verb, argument: None
+        assert engine.submit(wf, idempotency_key="k").result(PATIENCE).status is Status.SUCCESS
 
 
 def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_told_to_its_end(

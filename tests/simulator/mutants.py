@@ -172,8 +172,8 @@ MUTANTS = (
     m(
         "inline, what is ready is not emitted",
         "inline",
-        "            events.ready(",
-        "            (lambda *_: None)(",
+        "            events.ready(following,",
+        "            (lambda *_: None)(following,",
     ),
     m(
         "inline, steps with limits run too",

@@ -17,7 +17,15 @@ from typing import Any
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Run, Workflow
-from flowcore.events import EngineStarted, Event, StoreCalled, WorkflowRegistered
+from flowcore.events import (
+    EngineStarted,
+    Event,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    StoreCalled,
+    StoreSurveyed,
+    WorkflowRegistered,
+)
 from flowcore.testing import Fault, no_waiting, simulate
 
 from .specs import Draw, Effect, Policy, Seeded, Spec, StepSpec, UndoSpec, built
@@ -251,6 +259,17 @@ _open: ContextVar[tuple[str, ...]] = ContextVar("open", default=())
 """the scopes that are open, from the outside in"""
 
 
+OF_THE_ENGINE = (
+    EngineStarted,
+    WorkflowRegistered,
+    StoreCalled,
+    MaintenanceStarted,
+    MaintenanceFinished,
+    StoreSurveyed,
+)
+"""belongs to no run: an engine on threads surveys its store whenever it is time"""
+
+
 class Scribe:
     """Notes what is told, and what user code does, with the scopes open around it; answers start events with scopes."""
 
@@ -260,7 +279,7 @@ class Scribe:
 
     def __call__(self, event: Any) -> Any:
         step = getattr(event, "step", None)
-        if not isinstance(event, (EngineStarted, WorkflowRegistered, StoreCalled)):
+        if not isinstance(event, OF_THE_ENGINE):
             self.notes.append((step, fact(event), _open.get()))
         return self.scope(f"{type(event).__name__} {step}") if type(event).__name__.endswith("Started") else None
 

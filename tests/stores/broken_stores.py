@@ -84,6 +84,25 @@ class RepeatsATakeoverAsRunning(Broken):
         return answer
 
 
+class RecordsAQueuedRunAsRunning(Broken):
+    rule = "claim-queued"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(claim, queued=False))
+
+
+class BeginsAQueuedRunWithTheOldCarrier(Broken):
+    rule = "claim-queued"
+
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        kept = self.kept(claim.key)
+        carrier = None if kept is None else kept.record.carrier
+        answer = super().claim(claim)
+        if carrier is not None and kept is self.kept(claim.key):
+            kept.record.carrier = carrier
+        return answer
+
+
 class HasLeasesThatNeverEnd(Broken):
     """The defect of the Go original: a hard crash leaves the key stuck."""
 

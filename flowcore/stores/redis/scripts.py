@@ -68,7 +68,8 @@ if run.owner == ARGV[1] then  -- decide: the owner's own claim
     file_open(run, 'running', false, expires)
     local fields = {'status', 'running', 'graph', ARGV[3], 'expires', expires, 'listed', expires}
     for i = 10, #ARGV, 2 do
-      if ARGV[i] == 'seq' or string.sub(ARGV[i], 1, 2) == 's:' then put_in(fields, ARGV[i], ARGV[i + 1]) end
+      local name = ARGV[i]
+      if name == 'seq' or name == 'carrier' or string.sub(name, 1, 2) == 's:' then put_in(fields, name, ARGV[i + 1]) end
     end
     write(fields)
   else

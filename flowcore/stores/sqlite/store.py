@@ -110,7 +110,8 @@ class SQLiteStore(Operating):
             case Verdict.BEGIN_QUEUED:
                 expires, length = tables.until(now, claim.lease)
                 db.execute(tables.BEGIN_QUEUED, (texts.get("seq", 0), expires, length, expires, number))
-                self._written += tables.put(db, number, {n: t for n, t in texts.items() if n[1] == ":" or n == "graph"})
+                begun = {n: t for n, t in texts.items() if n[1] == ":" or n in {"graph", "carrier"}}
+                self._written += tables.put(db, number, begun)
                 return Claimed(record.generation, record.fence, None, age)
             case Verdict.AGAIN:
                 as_found = None if record.run_id == claim.run_id else self._as_found(db, claim, number, head)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -332,3 +333,37 @@ class ClaimRules(Suite):
         answer = self.store.claim(Claim(owner.key, "another", self.workflow, None, "graph", {}))
         assert isinstance(answer, Finished), broken("claim-success", answer)
         assert answer.age >= later.answer.age, broken("ages", f"{answer.age} s after {later.answer.age} s")
+
+    # -- a queued run --------------------------------------------------------------------------------------------------
+
+    def test_a_queued_run_begins_with_what_its_owner_claims_then(self) -> None:
+        queued = self.request(queued=True, begins=("a",), carrier={})
+        first = self.store.claim(queued)
+        assert isinstance(first, Claimed), broken("claim-queued", first)
+        record = self.record()
+        assert (record.status, dict(record.steps)) == (Status.QUEUED, {}), broken("claim-queued", record)
+        begun = self.store.claim(replace(queued, queued=False, carrier={"traceparent": "00-1-3-01"}))
+        assert isinstance(begun, Claimed), broken("claim-queued", begun)
+        assert (begun.generation, begun.fence) == (first.generation, first.fence), broken("claim-queued", begun)
+        assert begun.record is None, broken("claim-queued", begun)
+        record = self.record()
+        assert record.status is Status.RUNNING, broken("claim-queued", record)
+        assert dict(record.carrier) == {"traceparent": "00-1-3-01"}, broken("claim-queued", record.carrier)
+        steps = {name: report.status for name, report in record.steps.items()}
+        assert steps == {"a": Status.RUNNING}, broken("claim-queued", steps)
+
+    def test_a_queued_run_whose_owner_has_died_is_taken_over(self) -> None:
+        owner = self.begin(queued=True)
+        self.refused(Busy, "claim-queued", graph="another")
+        self.store.renew([owner.lease], SHORT)
+        found: list[Any] = []
+
+        def taken_over() -> bool:
+            answer = self.store.claim(self.request(graph="another"))
+            found.extend([answer.record] if isinstance(answer, Claimed) else [])
+            return bool(found)
+
+        self.until(taken_over, "claim-queued", f"a queued run with a lease of {SHORT} s was not taken over")
+        assert found[0] is not None, broken("claim-queued", "it began anew")
+        assert found[0].status is Status.QUEUED, broken("claim-queued", found[0])
+        assert self.record().status is Status.RUNNING, broken("claim-queued", self.record())

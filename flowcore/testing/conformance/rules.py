@@ -21,6 +21,9 @@ RULES: Final[dict[str, str]] = {
     "have been lost.",
     "claim-again-after-the-end": "The same claim again, once the run is not running any more, is Finished with the record, "
     "whoever has ended it: a late copy begins nothing.",
+    "claim-queued": "A claim with `queued` that begins a run records it as QUEUED, without steps. The same run's claim "
+    "without it is Claimed with the same generation and fence, and the run is RUNNING, with the graph, carrier and steps of "
+    "that claim. A queued run with an expired lease is taken over.",
     "claim-attached": "Whoever waits for a run (`attached`) that is over or held is Finished with its record, whatever came "
     "of it; one that is parked or incomplete is gone on with.",
     "claim-attached-to-an-older-run": "Whoever waits for a run that others have come after begins no run of his own: after "
