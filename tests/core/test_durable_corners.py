@@ -15,6 +15,7 @@ from flowcore import (
     FlowcoreError,
     Landed,
     LeaseLost,
+    NotLanded,
     NotSerializable,
     Retry,
     Run,
@@ -620,4 +621,24 @@ def test_what_hooks_gave_a_run_to_carry_stays_with_it_also_where_the_next_owner_
     with interrupted(store, wf, lambda: len(ledger) == 1, hooks=[gives]):
         with Engine(store=store) as engine:
             assert engine.run(wf, idempotency_key="k").carrier == {"trace": "of the first"}
+        gate.set()
+
+
+def test_a_step_that_verify_found_lacking_is_not_in_flight_if_its_run_stops_before_it_starts_again(
+    ledger: Ledger, gate: Gate
+) -> None:
+    store, wf = Moody(), Workflow("w")
+    ledger.add(wf, "a", first=stalls(ledger, gate), verify=lambda ctx: NotLanded())
+
+    def cancels(event: Any) -> None:
+        if type(event) is RunRecovered:
+            assert engine.cancel(event.run_id)
+
+    with interrupted(store, wf, lambda: len(ledger) == 1):
+        with Engine(store=store, hooks=[cancels]) as engine, pytest.raises(StepCancelled):
+            engine.run(wf, idempotency_key="k")
+        record = store.find("k")
+        assert record is not None
+        assert (record.steps["a"].status, record.effects) == (Status.PENDING, ())
+        assert ledger == ["a begins"]
         gate.set()

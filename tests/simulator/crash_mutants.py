@@ -119,8 +119,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "who has lost the run takes one that goes on for ended",
         "waiting",
-        "head.finished is not None and head.status not in RESUMABLE",
-        "head is not None",
+        "failure is None and head.finished is not None and head.status not in RESUMABLE",
+        "failure is None",
     ),
     # the takeover
     m(
@@ -143,12 +143,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     m("what has landed is done again", "takeover", "        if isinstance(answer, Landed):\n", "        if False:\n"),
     m("what has not landed is undone", "takeover", "            lacking.append(node)\n", "            pass\n"),
-    m(
-        "what has not landed stays in flight",
-        "takeover",
-        "            ledger.withdraw_start(node.name)\n",
-        "            pass\n",
-    ),
     m(
         "what may have happened is asked whether it is wanted",
         "steps",
