@@ -81,7 +81,7 @@ class Process:
     held: Callable[[int, Flow], dict[str, int]] = lambda at, flow: {}
     """what a survey of the store counts, by status"""
     rich: bool = False
-    """whether steps have histograms too: for pictures, not for alerts"""
+    """whether steps have histograms of durations too: for pictures, not for alerts"""
     seed: int = 4
     values: dict[tuple[str, Labels], float] = field(default_factory=dict[tuple[str, Labels], float])
     written: dict[tuple[str, Labels], tuple[int, float]] = field(
@@ -206,6 +206,9 @@ class Process:
 
     def _step(self, flow: Flow, step: Step, count: int, slow: float, weather: Weather) -> None:
         of = {"workflow": flow.name, "step": step.name}
+        self.observe(
+            names.WAIT_DURATION, count, 0.0006 * slow, **of
+        )  # steps that are ready and never start are an alert
         affected = step.name in weather.steps or (not weather.steps and step.attempts > 1)
         fails = step.fails + (weather.attempts_fail if affected else 0.0)
         tries, ended_badly = count, 0
@@ -231,7 +234,6 @@ class Process:
         self.observe(names.COMPENSATION_DURATION, undone, 0.04, **of, outcome="success")
         self.observe(names.STEP_DURATION, count - ended_badly, step.seconds * slow, **of, outcome="success")
         self.observe(names.STEP_DURATION, ended_badly, step.seconds * slow, **of, outcome="failure")
-        self.observe(names.WAIT_DURATION, count, 0.0006 * slow, **of)
 
     def scrape(self, at: int, *, up: bool = True) -> None:
         """A sample of each series that has changed, or would be forgotten."""

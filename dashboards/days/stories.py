@@ -249,6 +249,7 @@ STORIES: Final = (
         (
             Expected("FlowcoreUndoneSurge", "page", "checkout", 5, 12),
             Expected("FlowcoreRetryStorm", "ticket", "checkout", 10, 20),
+            Expected("FlowcoreRetryStorm", "ticket", "refund", 10, 20),
             Expected("FlowcoreRunsSlow", "ticket", "checkout", 5, 25),
             Expected("FlowcoreRunsSlow", "ticket", "refund", 5, 25),
         ),

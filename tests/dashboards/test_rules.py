@@ -224,7 +224,10 @@ def test_the_runbook_types_commands_of_the_command_line() -> None:
     typed = re.findall(r"(?:^|`)flowcore (\w+)", RUNBOOK, re.MULTILINE)
     assert set(typed) == COMMANDS
     if importlib.util.find_spec("click") and importlib.util.find_spec("rich"):
-        command = importlib.import_module("flowcore.cli.app").flowcore
-        assert set(command.commands) >= COMMANDS
+        reading, deciding, top = (
+            importlib.import_module(f"flowcore.cli.{name}") for name in ("reading", "deciding", "top")
+        )
+        commands = {command.name for command in (*reading.COMMANDS, *deciding.COMMANDS, top.top)}
+        assert commands >= COMMANDS
     statuses = set(re.findall(r"--status (\w+)", RUNBOOK))
     assert statuses <= {*names.RUN_OUTCOMES, "running", "held", "expired"}
