@@ -19,7 +19,10 @@ _TESTS: Final = Path(__file__).parent
 MEASURED: Final = [
     _TESTS / "core",
     *(_TESTS / "durable" / f"test_{name}.py" for name in ("programs", "recovery", "waiting_for_the_store", "in_place")),
-    *(_TESTS / "durable" / f"test_{name}.py" for name in ("changed_graph", "recovery_warns", "own_errors")),
+    *(
+        _TESTS / "durable" / f"test_{name}.py"
+        for name in ("changed_graph", "recovery_warns", "recovery_rounds", "own_errors")
+    ),
     *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks")),
 ]
 """Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""

@@ -52,19 +52,16 @@ class Leases:
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._failing = False  # the latest renewal failed
+        self._closed = False
+        self._after_fork()
+        after_fork_in_child(self, Leases._after_fork)
+
+    def _after_fork(self) -> None:
+        """Begin anew, in a child as well: the parent keeps its own runs, and its thread is not here."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._runs: dict[RunState, Lease] = {}
         self._thread: threading.Thread | None = None
-        self._closed = False
-        after_fork_in_child(self, Leases._after_fork)
-
-    def _after_fork(self) -> None:
-        """In a child: the parent keeps its own runs, and its thread is not here."""
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._runs.clear()
-        self._thread = None
 
     def join(self, run: RunState) -> None:
         """Keep the lease of `x`, which has just been claimed."""

@@ -222,14 +222,12 @@ class Recovery:
     def ended(self, run: RunState, error: BaseException | None) -> None:
         """A run that a round started is over here; `error`: why it was not resumed, or what failed it."""
         with self._lock:
-            record = self._in_flight.pop(run, None)
-            if record is None:
-                return
+            record = self._in_flight.pop(run, None)  # none in a child of a fork
             if run.claimed:
-                self._not_again.pop(record.run_id, None)
+                self._not_again.pop(run.recovering or "", None)
             elif isinstance(error, LeaseLost):  # another engine was faster
                 self._refused += 1
-        if not run.claimed and error is not None and not isinstance(error, _NO_FAULT):
+        if record is not None and not run.claimed and error is not None and not isinstance(error, _NO_FAULT):
             self._cannot_resume(record, error)
         if self.wake is not None and self.hungry:
             self.wake()

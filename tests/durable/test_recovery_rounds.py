@@ -1,0 +1,128 @@
+"""Rounds of recovery: the look after the leases, many pages of runs, and runs that cannot be resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pytest
+
+from flowcore import AsyncEngine, Engine, StoreUnavailable, Workflow
+from flowcore._durable import recovery
+from flowcore.stores.base import Page
+from flowcore.testing import SimulatedStore
+from tests.durable.test_programs import Moody, until
+from tests.durable.test_recovery import crashed, one_step
+
+
+class EmptyAtFirst(SimulatedStore):
+    """Its first list is empty, as it is while the lease of a crashed owner lasts. `second` is called before the next one."""
+
+    def __init__(self, second: Callable[[], Any] = lambda: None) -> None:
+        super().__init__()
+        self.lists = 0
+        self._second = second
+
+    def list_resumable(
+        self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
+    ) -> Page:
+        self.lists += 1
+        if self.lists == 1:
+            return Page([], None)
+        self._second()
+        return super().list_resumable(workflows, limit=limit, after=after)
+
+
+def recovered(engines: str, store: Any, wf: Workflow, over: Callable[[], Any]) -> None:
+    """Call `recover()`, which resumes nothing yet, and keep the engine open until `over`."""
+    options: dict[str, Any] = {"store": store, "workflows": [wf], "lease": 0.1}
+
+    async def main() -> None:
+        async with AsyncEngine(**options) as engine:
+            assert await engine.recover() == []
+            while not over():  # noqa: ASYNC110 - what ends it is in the store
+                await asyncio.sleep(0.001)
+
+    if engines == "asyncio":
+        asyncio.run(asyncio.wait_for(main(), 20))
+        return
+    with Engine(**options) as engine:
+        assert engine.recover() == []
+        until(over)
+
+
+@pytest.mark.parametrize("engines", ["threads", "asyncio"])
+def test_recover_looks_again_by_itself_once_the_lease_of_a_crashed_owner_is_over(engines: str) -> None:
+    store, wf = EmptyAtFirst(), one_step()
+    crashed(store, wf, "k")
+    recovered(engines, store, wf, lambda: store.find("k").status == "success")
+    assert store.find("k").results == {"a": "a"}
+
+
+@pytest.mark.parametrize("engines", ["threads", "asyncio"])
+def test_a_second_look_that_fails_is_logged(engines: str, caplog: pytest.LogCaptureFixture) -> None:
+    def away() -> None:
+        raise StoreUnavailable("away")
+
+    store, wf = EmptyAtFirst(away), one_step()
+    with caplog.at_level(logging.WARNING, "flowcore"):
+        recovered(engines, store, wf, lambda: [entry for entry in caplog.records if "recovery round" in entry.message])
+    assert "a recovery round failed: StoreUnavailable: away" in [entry.message for entry in caplog.records]
+
+
+def test_an_engine_without_workflows_recovers_nothing() -> None:
+    store = SimulatedStore()
+    crashed(store, one_step(), "k")
+    with Engine(store=store) as engine:
+        assert engine.recover() == []
+
+
+def test_runs_on_later_pages_are_recovered() -> None:
+    store, wf = SimulatedStore(), one_step()
+    for number in range(150):
+        crashed(store, wf, str(number))
+    with Engine(store=store, workflows=[wf]) as engine:
+        assert len(engine.recover()) == 150
+
+
+class TestARunThatCannotBeResumed:
+    def test_keeps_no_other_run_from_being_resumed(self, caplog: pytest.LogCaptureFixture) -> None:
+        store, wf = SimulatedStore(), one_step()
+        crashed(store, wf, "")  # no engine accepts this key
+        crashed(store, wf, "k")
+        with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=store, workflows=[wf]) as engine:
+            assert [run.status for run in engine.recover()] == ["success"]
+        (line,) = [entry.message for entry in caplog.records]
+        assert line.startswith(f"run {'00'.rjust(32, '0')} of 'order' cannot be recovered: ")
+
+    def test_is_logged_once_and_put_off(self, caplog: pytest.LogCaptureFixture) -> None:
+        store, wf = Moody(), one_step()
+        crashed(store, wf, "k")
+        store.moods = refuse_claims
+        with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=store, workflows=[wf]) as engine:
+            assert engine.recover() == engine.recover() == []
+        assert [entry.message for entry in caplog.records] == [
+            f"run {'k0'.rjust(32, '0')} of 'order' cannot be recovered: ValueError: no such claim"
+        ]
+        assert store.asked.count("claim") == 2  # that of the owner that crashed, and one more
+
+    def test_is_forgotten_once_there_are_too_many(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(recovery, "_REMEMBERED", 1)
+        store, wf = Moody(), one_step()
+        for key in ("x", "y"):
+            crashed(store, wf, key)
+        store.moods = refuse_claims
+        with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=store, workflows=[wf]) as engine:
+            engine.recover()
+            assert len(caplog.records) == 2
+            engine.recover()
+        assert len(caplog.records) > 2
+
+
+def refuse_claims(verb: str, argument: Any) -> None:
+    if verb == "claim":
+        raise ValueError("no such claim")
