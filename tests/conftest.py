@@ -21,7 +21,7 @@ MEASURED: Final = [
     *(_TESTS / "durable" / f"test_{name}.py" for name in ("programs", "recovery", "waiting_for_the_store", "in_place")),
     *(
         _TESTS / "durable" / f"test_{name}.py"
-        for name in ("changed_graph", "recovery_warns", "recovery_rounds", "own_errors")
+        for name in ("changed_graph", "recovery_warns", "recovery_rounds", "lease_thread", "own_errors")
     ),
     *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks")),
 ]

@@ -109,13 +109,13 @@ class Leases:
                 _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
         else:
             for (run, _), renewal in zip(runs.items(), ours, strict=True):
-                if renewal is not Renewal.LOST:
-                    if renewal is Renewal.CANCEL and run in self._runs:
-                        self._on_cancel(run)
-                    if run.ledger is not None:
-                        run.ledger.extend_lease(at + self._lease)
-                elif run in self._runs:  # it has not ended meanwhile
+                ended = run not in self._runs
+                if renewal is Renewal.LOST and not ended:
                     self._on_lost(run)
+                elif renewal is Renewal.CANCEL and not ended:
+                    self._on_cancel(run)
+                if renewal is not Renewal.LOST and run.ledger is not None:
+                    run.ledger.extend_lease(at + self._lease)
         self._failing = failure is not None
         now = time.monotonic()
         outcome = Status.SUCCESS if failure is None else Status.FAILURE

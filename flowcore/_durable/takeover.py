@@ -262,11 +262,10 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
         if name in known and name not in run.reports:
             run.reports[name] = report
     for node in (*open_ones, *lacking):
-        if run.report(node).status is Status.RUNNING:
+        if ledger is not None and run.report(node).status is Status.RUNNING:
             status = Status.CANCELLED if node in lacking else Status.UNKNOWN
             run.reports[node.name] = replace(record.steps[node.name], status=status)
-            if ledger is not None:
-                ledger.decided(run, node, effect=node in open_ones)
+            ledger.decided(run, node, effect=node in open_ones)
     due = [known[name] for name in record.effects if name in known]
     due = [
         node

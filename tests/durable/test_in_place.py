@@ -1,6 +1,7 @@
 """Values that steps change in place are recorded; results keep what was recorded (semantics 5)."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import redis
 
 from flowcore import Engine, MemoryStore, NotSerializable, Status, Workflow
 from flowcore.stores import RedisStore, SQLiteStore
+from flowcore.testing import SimulatedStore
 from tests.stores.redis_servers import redis_url
 
 __all__ = ["redis_url"]  # a fixture
@@ -140,3 +142,76 @@ def test_a_strict_store_replays_copies() -> None:
         again = engine.run(wf, idempotency_key="k")["list"]
     assert first == again == [1, (2,)]
     assert first is not again
+
+
+# -- results that no JSON codec knows, in a store that keeps them --------------------------------------------------------
+
+
+class Basket:
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+
+def changing(make: Callable[[], Any], change: Callable[[Any], Any]) -> Workflow:
+    wf = Workflow("baskets")
+    wf.add_step("make", lambda ctx: make())
+    wf.add_step("change", lambda ctx: change(ctx["make"]) and None, depends_on="make")
+    return wf
+
+
+def test_a_result_of_any_class_stays_as_it_was_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    wf = changing(Basket, lambda basket: basket.items.append("pear"))
+    with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=SimulatedStore()) as engine:
+        run = engine.run(wf, idempotency_key="k")
+    assert run["make"].items == []
+    assert ["step 'change' changed the result of step 'make' in place" in line.message for line in caplog.records] == [
+        True
+    ]
+
+
+def test_a_result_that_cannot_be_compared_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    def make() -> Any:
+        basket = Basket()
+        basket.lock = threading.Lock()  # type: ignore[attr-defined] # no pickle has it
+        return basket
+
+    wf = changing(make, lambda basket: basket.items.append("pear"))
+    with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=SimulatedStore()) as engine:
+        run = engine.run(wf, idempotency_key="k")
+    assert run["make"].items == ["pear"]
+    assert caplog.records == []
+
+
+def test_a_step_that_changes_a_result_again_in_its_undo_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    def change(ctx: Any) -> None:
+        ctx["make"].append("pear")
+
+    wf = Workflow("twice")
+    wf.add_step("make", lambda ctx: [])
+    wf.add_step("change", change, depends_on="make", compensate=change)
+    wf.add_step("fail", lambda ctx: 1 / 0, depends_on="change")
+    with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=SimulatedStore()) as engine:
+        run = engine.run(wf, idempotency_key="k", check=False)
+    assert run.status == "compensated"
+    assert sum("changed the result of step 'make'" in line.message for line in caplog.records) == 1
+
+
+def test_a_value_that_was_changed_and_then_replaced_is_recorded_as_it_was_replaced(
+    make_store: Callable[[], Any],
+) -> None:
+    seen: list[Any] = []
+
+    def replace(ctx: Any) -> None:
+        ctx["reserved"].append("r-1")
+        ctx["reserved"] = ["r-2"]
+
+    def use(ctx: Any) -> None:
+        seen.append(ctx["reserved"])
+        if len(seen) == 1:
+            raise ConnectionError("the first owner ends here")
+
+    wf = Workflow("replaces")
+    wf.add_step("replace", replace, pivot=True)
+    wf.add_step("use", use, depends_on="replace")
+    assert resumed(make_store, wf, {"reserved": []}) == [Status.INCOMPLETE, Status.SUCCESS]
+    assert seen == [["r-2"], ["r-2"]]

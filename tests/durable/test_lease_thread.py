@@ -1,0 +1,57 @@
+"""What the thread that renews the leases of an engine does, and what its hooks hear."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from flowcore import Engine
+from flowcore.events import LeaseLost, MaintenanceFinished, MaintenanceStarted
+from flowcore.stores.base import Renewal
+from tests.durable.test_programs import Moody, of_type, until
+from tests.durable.test_recovery import one_step
+
+
+def test_a_run_that_ended_while_its_lease_was_renewed_is_not_lost() -> None:
+    store, events, begun, over = Moody(), list[Any](), threading.Event(), threading.Event()
+
+    def lost(verb: str, argument: Any) -> Any:
+        if verb != "renew":
+            return None
+        begun.set()
+        over.wait(20)
+        return [Renewal.LOST for _ in argument]
+
+    store.moods = lost
+    wf = one_step(lambda ctx: begun.wait(20))
+    with Engine(store=store, lease=0.1, hooks=[events.append]) as engine:
+        assert engine.run(wf, idempotency_key="k").status == "success"
+        over.set()
+        until(lambda: of_type(events, MaintenanceFinished))
+    assert of_type(events, LeaseLost) == []
+
+
+def test_what_a_hook_enters_for_a_renewal_is_left_after_it() -> None:
+    seen, renewed = list[str](), threading.Event()
+
+    class Traces:
+        def __call__(self, event: Any) -> Any:
+            if isinstance(event, MaintenanceStarted) and event.kind == "heartbeat":
+                return self.span()
+            if isinstance(event, MaintenanceFinished) and event.kind == "heartbeat":
+                seen.append("finished")
+            return None
+
+        @contextlib.contextmanager
+        def span(self) -> Iterator[None]:
+            seen.append("entered")
+            yield
+            seen.append("left")
+            renewed.set()
+
+    wf = one_step(lambda ctx: renewed.wait(20))
+    with Engine(store=Moody(), lease=0.1, hooks=[Traces()]) as engine:
+        assert engine.run(wf, idempotency_key="k")["a"] is True
+    assert seen[:3] == ["entered", "finished", "left"]
