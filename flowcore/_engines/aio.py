@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextvars
 import inspect
 import math
@@ -26,7 +27,7 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..stores.base import RunRecord
+from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
@@ -211,11 +212,12 @@ class AsyncEngine(EngineBase):
                     self._leases.leave(run)
         return driver
 
-    def cancel(self, run_id: str) -> bool:
-        """Cancel a run of this engine, from any thread: as `Engine.cancel`."""
+    def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
+        """Cancel a run of this engine, by its id or its key, from any thread: as `Engine.cancel`. A run of another process is
+        cancelled with `cancel(key)` of the store."""
         for run in list(self._live):
-            if run.has_id(run_id):
-                stopping = run.interrupt(StepCancelled(f"run {run_id} was cancelled by engine.cancel()."))
+            if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
+                stopping = run.interrupt(StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
                 driver = self._live.get(run)
                 if stopping and driver is not None:
                     driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
@@ -232,7 +234,30 @@ class AsyncEngine(EngineBase):
         found: RunRecord = await self._asked(partial(self.store.get_run, run_id), self._callers_context())
         return found
 
-    async def recover(self) -> list[Run]:
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Page:
+        """A page of the store's runs, as `Engine.list`; the loop goes on meanwhile."""
+        ask = partial(
+            self.store.list_runs,
+            status=status,
+            workflow=workflow,
+            older_than=older_than,
+            limit=limit,
+            after=after,
+            text=text,
+        )
+        page: Page = await self._asked(ask, self._callers_context())
+        return page
+
+    async def recover(self) -> builtins.list[Run]:
         """Resume the runs of `workflows` that have no live owner and are due: as `Engine.recover`."""
         self._ensure_looking()
         resumed: list[asyncio.Task[AsyncDriver]] = []
@@ -370,7 +395,9 @@ class AsyncEngine(EngineBase):
             self._leases.close()
         self._pool.close(0)
 
-    async def _wait_for(self, futures: Sequence[asyncio.Future[Any]], limit: float | None) -> list[asyncio.Future[Any]]:
+    async def _wait_for(
+        self, futures: Sequence[asyncio.Future[Any]], limit: float | None
+    ) -> Sequence[asyncio.Future[Any]]:
         """Those of the futures that are not done after `limit` seconds."""
         if not futures:
             return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextvars
 import math
 import os
@@ -26,7 +27,7 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..stores.base import Lease, RunRecord, Store
+from ..stores.base import Lease, Page, RunRecord, Store
 from ..workflow import Key, Workflow
 from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, perform, stopped, this_process, unbegun
 from .batches import completed, key_of, whole_or
@@ -301,6 +302,29 @@ class Engine(EngineBase):
         """The record of a run. Raises RunNotFound, and StoreError."""
         return self._callers_context().run(self.store.get_run, run_id)
 
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Page:
+        """A page of the store's runs, newest first, filtered as `Store.list_runs` does: `after` is the `cursor` of the page
+        before. Raises DefinitionError for a status that no run has, and StoreError."""
+        ask = partial(
+            self.store.list_runs,
+            status=status,
+            workflow=workflow,
+            older_than=older_than,
+            limit=limit,
+            after=after,
+            text=text,
+        )
+        return self._callers_context().run(ask)
+
     def _cancel(self, run: RunState, why: str) -> bool:
         """Cancel a run, whether it runs inline or has a driver."""
         driver = self._live.get(run)
@@ -311,7 +335,7 @@ class Engine(EngineBase):
             driver.stop(Stop(cancel=True))
         return stopping
 
-    def recover(self) -> list[Run]:
+    def recover(self) -> builtins.list[Run]:
         """Resume the runs of `workflows` that have no live owner and are due: crashed, parked, past their pivot, or
         released by an operator; at most `recover_at_once` at a time.
 
@@ -379,7 +403,7 @@ class Engine(EngineBase):
         on_over: Callable[[Driver], None] | None = None,
         *,
         fresh: bool = False,
-    ) -> list[Driver]:
+    ) -> builtins.list[Driver]:
         """Start the runs of one round of recovery."""
         started: list[Driver] = []
 

@@ -345,6 +345,8 @@ def test_an_engine_finds_records_and_cancels_runs_of_other_engines(store: SQLite
         record = other.find("k")
         assert record is not None
         assert other.get(record.run_id).key == "k"
+        assert [one.key for one in other.list(status="running", workflow="w")] == ["k"]
+        assert other.list(status="running", workflow="another") == []
         assert not other.cancel(key="unknown")
         assert not other.cancel("unknown")
         assert other.cancel(key="k")

@@ -279,5 +279,30 @@ def test_an_engine_finds_records_without_blocking_the_loop(store: SQLiteStore, l
             assert record is not None
             assert (await engine.get(run.id)).key == record.key == "k"
             assert await engine.find("unknown") is None
+            await engine.run(ledger.chain("b"), idempotency_key="l")
+            page = await engine.list(limit=1)
+            assert [record.key for record in page] == ["l"]
+            assert [record.key for record in await engine.list(limit=1, after=page.cursor)] == ["k"]
+            assert await engine.list(status="held") == []
+
+    run_async(main)
+
+
+def test_an_async_engine_cancels_its_run_of_a_key(store: SQLiteStore, ledger: Ledger) -> None:
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            began, wf = asyncio.Event(), Workflow("w")
+
+            async def waits(ctx: Context) -> None:
+                began.set()
+                await asyncio.Event().wait()
+
+            wf.add_step("waits", waits)
+            future = asyncio.create_task(engine.run(wf, idempotency_key="k"))
+            await began.wait()
+            assert not engine.cancel(key="another")
+            assert engine.cancel(key="k")
+            with pytest.raises(StepCancelled):
+                await future
 
     run_async(main)

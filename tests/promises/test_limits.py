@@ -19,6 +19,7 @@ def test_these_are_all_the_verbs_of_an_engine(engine: type) -> None:
         "cancel",
         "find",
         "get",
+        "list",
         "recover",
         "close" if engine is Engine else "aclose",
     }
