@@ -12,6 +12,7 @@ import pytest
 
 from flowcore import (
     AsyncEngine,
+    Backoff,
     Context,
     Engine,
     IdempotencyHeld,
@@ -197,7 +198,10 @@ def test_a_write_that_cannot_be_stored_fails_the_run(run: Callable[..., Any], do
     assert done == ["a", "b", "-b", "-a"]
 
 
-def test_a_write_of_a_failed_attempt_that_cannot_be_stored_fails_the_step(run: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.001])
+def test_a_write_of_a_failed_attempt_that_cannot_be_stored_fails_the_step(
+    run: Callable[..., Any], pause: float
+) -> None:
     attempts: list[int] = []
 
     def write(ctx: Context) -> None:
@@ -206,7 +210,7 @@ def test_a_write_of_a_failed_attempt_that_cannot_be_stored_fails_the_step(run: C
         raise ValueError("again")
 
     wf = Workflow("retried")
-    wf.add_step("a", write, retry=3)
+    wf.add_step("a", write, retry=Retry(3, backoff=Backoff.fixed(pause)))
     with pytest.raises(NotSerializable, match="the value of 'thing' cannot be stored"):
         run(wf, options={"store": Strict()}, idempotency_key="k")
     assert attempts == [1]
