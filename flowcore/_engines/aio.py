@@ -114,6 +114,7 @@ class AsyncEngine(EngineBase):
         idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
+        once: bool = False,
         check: bool = True,
     ) -> Run:
         """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
@@ -121,7 +122,7 @@ class AsyncEngine(EngineBase):
         Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
         shielded from further cancellations, and CancelledError is raised again.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         cancels = _cancels()
         if can_run_inline(run):
             self._live[run] = None
@@ -143,6 +144,7 @@ class AsyncEngine(EngineBase):
         idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
+        once: bool = False,
         check: bool = True,
         propagation: Literal["link", "child"] = "link",
     ) -> AsyncRunFuture:
@@ -151,7 +153,7 @@ class AsyncEngine(EngineBase):
         `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
         Raises QueueFull where `max_queued` submitted runs have not begun yet.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
         loop = asyncio.get_running_loop()

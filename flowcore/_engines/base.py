@@ -154,6 +154,7 @@ class EngineBase:
         wait: Duration | None,
         deadline: Duration | None,
         *,
+        once: bool = False,
         recovering: bool = False,
     ) -> RunState:
         """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
@@ -175,6 +176,10 @@ class EngineBase:
         run = RunState(self._settings, workflow, plan, values, contextvars.copy_context())
         if idempotency_key is not None or workflow.idempotency_key is not None:
             run.key = _key(workflow, run.values if given is None else given, idempotency_key)
+        if once:
+            if run.key is None:
+                raise IdempotencyError("once=True asks for the outcome of a key: pass idempotency_key= too.")
+            run.once = True
         if run.values:
             _own_values(run)
         if run.key is None and not self.store.durable:

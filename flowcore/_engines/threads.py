@@ -123,18 +123,21 @@ class Engine(EngineBase):
         idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
+        once: bool = False,
         check: bool = True,
     ) -> Run:
         """Run a workflow to its end; the calling thread takes part.
 
         `values`: the initial values of its context. `idempotency_key`: two calls with the same key are one run. `wait`:
-        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take.
+        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take. `once`: the
+        outcome of an earlier run with the key is this run's too, even if it failed; without it, a failed or compensated run
+        releases its key and this call begins a new one.
 
         Raises the failed step's own exception, with a note that says which run and step, and what was undone;
         CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         inline = can_run_inline(run)
         ctrl_c: SigintGuard | None = None
         try:
@@ -170,6 +173,7 @@ class Engine(EngineBase):
         idempotency_key: Key | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
+        once: bool = False,
         check: bool = True,
         propagation: Literal["link", "child"] = "link",
     ) -> RunFuture:
@@ -181,7 +185,7 @@ class Engine(EngineBase):
         the run could not be recorded. A step on a thread of the engine may wait for the
         future's result: its thread then works on that run.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline)
+        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
         driver = self._driver(run, execute(run))

@@ -1,16 +1,19 @@
 """Idempotency keys (semantics 15 to 18): one owner, replay, waiting, held keys, step keys."""
 
+import asyncio
 import datetime as dt
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowcore import (
     NO_KEY,
+    AsyncEngine,
     Context,
     Engine,
     IdempotencyError,
@@ -18,14 +21,15 @@ from flowcore import (
     IdempotencyInProgress,
     IdempotencyMismatch,
     NotSerializable,
+    Run,
     RunFailed,
     Status,
     StepCancelled,
     Workflow,
 )
 from flowcore.events import IdempotencyHit, RunRefused
-from flowcore.stores import MemoryStore
-from flowcore.stores.base import Busy, Claim, Claimed, Ending, Finished, RunRecord
+from flowcore.stores import MemoryStore, SQLiteStore
+from flowcore.stores.base import Busy, Claim, Claimed, Ending, Finished, RunRecord, Store
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, kinds, of_type, until
 
@@ -52,6 +56,42 @@ def test_a_replayed_run_cannot_be_changed_through_the_first_ones_results(drive: 
     drive(wf, store=store, idempotency_key="k")
     drive(wf, store=store, idempotency_key="k").results.clear()
     assert drive(wf, store=store, idempotency_key="k").results == {"a": "a"}
+
+
+def test_once_makes_a_failure_the_outcome_of_every_later_call(drive: Drive, ledger: Ledger) -> None:
+    store, wf = MemoryStore(), Workflow("w")
+    ledger.add(wf, "a", raises=ValueError("no"))
+    first = drive(wf, store=store, idempotency_key="k", once=True, check=False)
+    again = drive(wf, store=store, idempotency_key="k", once=True, check=False)
+    assert (again.id, again.status, again.replayed, ledger) == (first.id, Status.FAILURE, True, ["a"])
+    with pytest.raises(RunFailed, match="no"):
+        drive(wf, store=store, idempotency_key="k", once=True)
+    assert drive(wf, store=store, idempotency_key="k", check=False).id != first.id  # without once=, it is a new try
+    assert ledger == ["a", "a"]
+
+
+def test_once_without_a_key_is_refused(drive: Drive, ledger: Ledger) -> None:
+    with pytest.raises(IdempotencyError, match="pass idempotency_key="):
+        drive(ledger.chain("a"), once=True)
+    assert ledger == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_once_holds_for_submitted_runs_on_every_store(tmp_path: Path, ledger: Ledger, kind: str) -> None:
+    store: Store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "db")
+    wf = Workflow("w")
+    ledger.add(wf, "a", raises=ValueError("no"))
+
+    async def on_a_loop() -> Run:
+        async with AsyncEngine(store=store) as engine:
+            return await engine.submit(wf, idempotency_key="k", once=True, check=False)
+
+    with Engine(store=store) as engine:
+        first = engine.submit(wf, idempotency_key="k", once=True, check=False).result(PATIENCE)
+        again = engine.submit(wf, idempotency_key="k", once=True, check=False).result(PATIENCE)
+    assert (first.status, again.id, ledger) == (Status.FAILURE, first.id, ["a"])
+    assert asyncio.run(on_a_loop()).id == first.id
+    assert ledger == ["a"]
 
 
 def test_runs_without_a_key_never_replay(drive: Drive, ledger: Ledger) -> None:
