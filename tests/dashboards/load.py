@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ TROUBLES = Path(__file__).with_name("troubles.py")
 # What the processes that are killed and paused have in their hands: see VICTIMS and SLEEPERS in troubles.py.
 TAKEN_FORWARD, TAKEN_UNDONE, TAKEN_HELD, OUTDATED, PAUSED = 12, 1, 1, 1, 4
 LEASE = 1.0
+PATIENCE = 40.0
+"""seconds that a process may take to do one thing, on a busy machine"""
 
 RETRIED = {"flaky card": 2, "lost reply": 1, "black hole": 2, "flaky carrier": 1, "no carrier": 2, "flaky refund": 2}
 """retries of steps that an order of this kind needs"""
@@ -52,7 +55,9 @@ class Process:
     """One of the back office's processes."""
 
     def __init__(self, role: str, folder: Path, *redis_url: str) -> None:
-        with (folder / f"{role}.log").open("wb") as log:
+        self.role = role
+        self.log = folder / f"{role}.log"
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(TROUBLES), role, str(folder), *redis_url],
                 stdin=subprocess.PIPE,
@@ -60,12 +65,16 @@ class Process:
                 stderr=log,
                 text=True,
             )
-        self.target = f"127.0.0.1:{self._said()['port']}"
+        self.target = f"127.0.0.1:{self._said('start')['port']}"
 
-    def _said(self) -> dict[str, int]:
+    def _said(self, what: str) -> dict[str, int]:
+        """Its answer, which is one line; fails with its log when it dies or takes too long."""
         assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        if not ready:
+            raise AssertionError(f"the {self.role} did not {what!r} within {PATIENCE:g} s; its log: {self._logged()}")
         line = self.process.stdout.readline()
-        assert line, f"a process of the back office died, exit {self.process.wait()}"
+        assert line, f"the {self.role} died of {what!r}, exit {self.process.wait()}; its log: {self._logged()}"
         said: dict[str, int] = json.loads(line)
         return said
 
@@ -73,7 +82,10 @@ class Process:
         assert self.process.stdin is not None
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        return Counter(self._said())
+        return Counter(self._said(what))
+
+    def _logged(self) -> str:
+        return self.log.read_text("utf-8", "replace")[-2000:]
 
     def __enter__(self) -> Self:
         return self

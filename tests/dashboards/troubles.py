@@ -52,6 +52,8 @@ ROLE = sys.argv[1] if len(sys.argv) > 1 else "office"
 HANGS = ROLE in {"victim", "sleeper"}
 awake = threading.Event()
 """set when hanging steps may go on"""
+hanging = threading.Semaphore(0)
+"""released by each step that hangs"""
 
 
 # -- workflows ---------------------------------------------------------------------------------------------------------
@@ -158,6 +160,7 @@ def transfer(name: str, **of_credit: Any) -> Workflow:
 
     def credit(_: Context) -> None:
         if HANGS:
+            hanging.release()
             awake.wait(60)
 
     debited = wf.add_step("debit", lambda _: "10", compensate=lambda _: None)
@@ -345,11 +348,8 @@ class Office:
         for wf, count in counts.items():
             for _ in range(count):
                 self.later.append(self.engine.submit(wf, idempotency_key=self.key()))
-        while any(
-            len([r for r in self.engine.store.list_runs(workflow=wf.name) if "credit" in r.steps]) < count
-            for wf, count in counts.items()
-        ):
-            time.sleep(0.01)
+        for _ in range(sum(counts.values())):
+            hanging.acquire()
 
 
 VICTIMS = {TRANSFER: 12, TRANSFER_UNDONE: 1, TRANSFER_HELD: 1, OUTDATED: 1}
