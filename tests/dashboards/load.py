@@ -37,7 +37,7 @@ LEASE = 1.0
 PATIENCE = 40.0
 """seconds that a process may take to do one thing, on a busy machine"""
 
-RETRIED = {"flaky card": 2, "lost reply": 1, "black hole": 2, "flaky carrier": 1, "no carrier": 2, "flaky refund": 2}
+RETRIED = {"flaky card": 2, "lost reply": 1, "black hole": 4, "flaky carrier": 1, "no carrier": 2, "flaky refund": 2}
 """retries of steps that an order of this kind needs"""
 
 
@@ -209,6 +209,7 @@ def load(folder: Path, observer: Observer, slices: int = 1, pause: float = 0.0) 
         sleeper.do("wake")
         told.note("the_rest", office.do("the_rest"))
         ordering.join()
+        told.note("queue", office.do("queue"))  # so that a run is in flight when it ends
         observer.look(alive)
         yield told
 

@@ -132,7 +132,7 @@ def queue() -> Workflow:
     wf = Workflow("queue")
 
     def work(_: Context) -> None:
-        time.sleep(LONG + 2)
+        time.sleep(2 * LONG)
 
     for name in ("first", "second"):
         wf.add_step(name, work)
@@ -262,7 +262,7 @@ class Office:
         return self.many(30, RETURNS, {"refused": False, "stuck": False})
 
     def do_failures(self) -> Counter[str]:
-        return self.many(12, NEWSLETTER)
+        return self.many(30, NEWSLETTER)
 
     def do_retries(self) -> Counter[str]:
         return self.many(12, STOCK_FEED)
