@@ -20,7 +20,7 @@ def printed_by(script: Path) -> str:
     """What the script prints, durations and run ids left out."""
     environment = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"}
     result = subprocess.run(
-        [sys.executable, script], capture_output=True, env=environment, timeout=60, check=False, encoding="utf-8"
+        [sys.executable, script], capture_output=True, env=environment, timeout=300, check=False, encoding="utf-8"
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
