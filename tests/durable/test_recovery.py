@@ -6,12 +6,24 @@ import asyncio
 import hashlib
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, Context, Engine, IdempotencyHeld, RunFailed, RunParked, Workflow
+from flowcore import (
+    AsyncEngine,
+    Context,
+    Engine,
+    IdempotencyHeld,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    RunFailed,
+    RunParked,
+    StoreUnavailable,
+    Workflow,
+)
 from flowcore.events import StoreSurveyed
 from flowcore.run import StepReport
 from flowcore.status import Status
@@ -205,3 +217,88 @@ def test_a_waiting_caller_gets_run_failed_where_the_owner_was_cancelled() -> Non
             return waiter.exception()
 
     assert isinstance(asyncio.run(main()), RunFailed)
+
+
+def test_a_second_call_does_not_take_over_a_run_of_its_own_engine_whose_lease_is_in_doubt() -> None:
+    store, gate, began = Moody(), threading.Event(), threading.Event()
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "renew":
+            raise StoreUnavailable("away")
+
+    def waits(ctx: Context) -> str:
+        began.set()
+        gate.wait(20)
+        return "done"
+
+    store.moods = mood
+    wf = one_step(waits)
+    with Engine(store=store, lease=0.1) as engine:
+        first = engine.submit(wf, {"n": 1}, idempotency_key="k")
+        began.wait(20)
+        over = time.monotonic() + 0.1
+        until(lambda: time.monotonic() >= over)
+        claims = store.asked.count("claim")
+        with pytest.raises(IdempotencyInProgress):
+            engine.run(wf, {"n": 1}, idempotency_key="k")
+        with pytest.raises(IdempotencyMismatch):
+            engine.run(wf, {"n": 2}, idempotency_key="k")
+        assert store.asked.count("claim") == claims
+        gate.set()
+        assert first.result(20)["a"] == "done"
+
+
+def test_a_call_with_a_definition_that_contains_the_recorded_steps_resumes_the_run(store: SQLiteStore) -> None:
+    grown = one_step()
+    grown.add_step("b", fine, depends_on="a")
+    crashed(store, one_step(), "k")
+    with Engine(store=store) as engine:
+        run = engine.run(grown, idempotency_key="k")
+    assert (run.id, run["b"]) == ("k0".rjust(32, "0"), "b")
+
+
+def test_a_waiting_caller_hears_what_its_store_raises() -> None:
+    store, gate, began = Moody(), threading.Event(), threading.Event()
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb == "head":
+            raise ValueError("broken")
+
+    def waits(ctx: Context) -> str:
+        began.set()
+        gate.wait(20)
+        return "done"
+
+    store.moods = mood
+    wf = one_step(waits)
+    with Engine(store=store) as owner, Engine(store=store) as other:
+        first = owner.submit(wf, idempotency_key="k")
+        began.wait(20)
+        with pytest.raises(ValueError, match="broken"):
+            other.run(wf, idempotency_key="k", wait=20)
+        gate.set()
+        assert first.result(20)["a"] == "done"
+
+
+def test_a_run_that_crashed_its_owners_too_often_while_undoing_is_held_with_the_step_that_it_undid(
+    store: SQLiteStore,
+) -> None:
+    wf = Workflow("order")
+    wf.add_step("a", fine, compensate=lambda ctx: None)
+    wf.add_step("b", fine, depends_on="a")
+    crashed(store, wf, "k")
+    record = store.find("k")
+    assert record is not None
+    steps = {
+        "a": StepRecord(5, StepReport(Status.SUCCESS, 1), True, "a", True),
+        "b": StepRecord(6, StepReport(Status.FAILURE, 1)),
+    }
+    undoing = Checkpoint("k", record.run_id, record.fence, 0.0, steps, {}, True)
+    undoing.failed_step, undoing.error = "b", ValueError("b")
+    store.checkpoint(undoing)
+    crashed(store, wf, "k", times=3)
+    with (
+        Engine(store=store, max_takeovers=2) as engine,
+        pytest.raises(IdempotencyHeld, match="in the undo of step 'a'"),
+    ):
+        engine.run(wf, idempotency_key="k")

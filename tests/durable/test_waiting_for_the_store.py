@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowcore import Context, LeaseLost, RunParked, StepCancelled, StoreUnavailable, Workflow
-from flowcore.stores.base import Behind, Checkpoint, Renewal
+from flowcore.stores.base import Behind, Checkpoint, Lost, Renewal
 from tests.durable.test_programs import Moody, done, fine, run, saga, silent, until
 
 __all__ = ["done", "run"]  # fixtures
@@ -167,3 +167,20 @@ def test_a_store_that_is_away_for_good_parks_the_run_when_patience_ends(run: Cal
     with pytest.raises(RunParked, match="its progress could not be saved"):
         run(saga(log, a=fine, b=fine, c=fine), options=options, idempotency_key="k")
     assert time.monotonic() - began >= 2.5 * LEASE
+
+
+def test_an_owner_that_is_taken_over_while_it_heals_its_record_has_lost_the_run(
+    run: Callable[..., Any], done: list[str]
+) -> None:
+    store = Moody()
+
+    def mood(verb: str, argument: Any) -> Any:
+        if verb == "checkpoint" and argument.heals:
+            return Lost()
+        return Behind(0) if verb == "finish" else None
+
+    store.moods = mood
+    with pytest.raises(LeaseLost):
+        run(saga(done, a=fine, b=fine), options={"store": store}, idempotency_key="k")
+    assert store.asked.count("finish") == 1
+    assert done == ["a", "b"]
