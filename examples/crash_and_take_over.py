@@ -3,7 +3,7 @@
     python examples/crash_and_take_over.py
 
 A child process dies of signal 9 just after the bank has charged the card, and before it could write that down. What it had
-written down is done and stays done: `book` is not called again. Nobody knows of `pay`, so its `verify=` goes and looks.
+written down is done and stays done: `book` is not called again. Whether `pay` happened is unknown, so its `verify=` looks.
 Without `verify=` it would be attempted again, with the same `ctx.step_key`, for the bank to recognize.
 """
 
@@ -54,7 +54,7 @@ def send(ctx: Context) -> str:
 def book_a_trip() -> None:
     store = SQLiteStore(folder / "runs.db")
     with Engine(store=store, lease=0.5) as engine:  # half a second, for those who watch; the default is 30
-        # Whoever has the key already may be at work, or dead: wait for its outcome, or for the end of its lease.
+        # The owner of the key may be at work, or dead: wait for its outcome, or for the end of its lease.
         run = engine.run(wf, {"passenger": "Ada"}, idempotency_key="trip-1", wait=10)
         print(run.explain())
     store.close()

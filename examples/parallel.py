@@ -2,7 +2,7 @@
 
     python examples/parallel.py
 
-A step starts as soon as its own dependencies are done; nobody waits for a whole layer. Here the three quotes *meet*:
+A step starts as soon as its own dependencies are done; no step waits for a whole layer. Here the three quotes *meet*:
 each waits at a barrier until all three are there, which only works if they really run at once.
 """
 

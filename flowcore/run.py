@@ -116,7 +116,7 @@ class Run:
             return report
         if name not in self.results:
             return StepReport()
-        # A step that went well at its first attempt left only its result, and its times if anybody asked for them.
+        # A step that went well at its first attempt left only its result, and its times if they were asked for.
         waited, ran = self._times.get(name, (None, None))
         return StepReport(Status.SUCCESS, 1, waited, ran, None if ran is None else 0.0)
 

@@ -1,6 +1,6 @@
 """Where code is, and which spans belong to it: ids for log lines, exemplars for metrics, the trace of a Run.
 
-Needs nothing but flowcore: where OpenTelemetry is in use, it has been imported by whoever uses it.
+Needs nothing but flowcore: where OpenTelemetry is in use, its user has imported it.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class Trace:
         self.caller = caller
         self.epoch = wall - int(at * 1e9)  # wall-clock nanoseconds of the monotonic clock's zero
         self.started_at = at
-        self.interrupted: Sequence[Link] = ()  # to the run that this one goes on with
+        self.interrupted: Sequence[Link] = ()  # to the owner before this one
         self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
         self.steps = StepSpans()
         self.undos = StepSpans()
@@ -197,7 +197,7 @@ class Trace:
         return [link for name in traced for link in self.links_to(names.LINK_DEPENDS_ON, name)]
 
     def links_to(self, kind: str, step: str) -> list[Link]:
-        """A link to a step's span, here or in the run that this one goes on with, if it has one."""
+        """A link to a step's span, here or under the owner before, if it has one."""
         span = self.steps.spans.get(step)
         if span is None and step in self.before:
             span = stored(self.before[step])

@@ -19,7 +19,7 @@ request, and a replay's `Original-Trace-Id` that of the request which did the wo
 
 Told to stop, the service finishes what it has begun. Killed, it forgets the orders in flight, and the answers it gave,
 where its runs are kept in memory (the default). With `--store sqlite:PATH` or a Redis they outlive it: within one and a
-half times the lease another process of it, or the next one, has gone on with each order from where it stood.
+half times the lease another process of it, or the next one, has resumed each order where it stood.
 
 A key belongs to the account that sent it: two accounts that send one key place two orders, and neither can replay, block or
 find out about the other's. What this example leaves out: authentication (the header `X-Account` stands for who is logged in,

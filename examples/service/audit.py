@@ -53,7 +53,7 @@ class Audit:
 
 
 def audit(path: Path) -> Audit:
-    """Go through the books in `path`, which nobody should be writing to."""
+    """Go through the books in `path`, which no process should be writing to."""
     books = Audit()
     with _reading(path) as db:
         for ref, what, sku, quantity, cents in db.execute(
@@ -121,7 +121,7 @@ def _enter_payment(books: Audit, ref: str, cents: int) -> None:
 
 
 def _faults(order: Order) -> list[str]:
-    """Each order either has its parcel out, once, and is paid in full; or it has cost nobody anything."""
+    """Each order either has its parcel out, once, and is paid in full; or it has cost nothing."""
     faults = []
     if order.parcels not in (0, 1) or order.placed != order.parcels:
         faults.append(f"is placed {order.placed} times and shipped {order.parcels} times")

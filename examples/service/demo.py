@@ -2,7 +2,7 @@
 
     python examples/service/demo.py            # or: make demo
     python examples/service/demo.py --serve    # keep it running
-    python examples/service/demo.py --kill     # kill -9 it in the middle, and see its orders gone on with
+    python examples/service/demo.py --kill     # kill -9 it in the middle, and see its orders resumed
 
 Exits with 0 only if the books add up, every client was told what the input says it should be told, and the metrics
 agree with both.

@@ -1,7 +1,7 @@
 """The demo's kill -9: orders that are caught in the act, and what becomes of them.
 
 Five orders meet partners that hang, each at another point. There the service is killed, in the middle of its other work,
-and started again. Nobody asks after the five: the new process finds their runs once the dead one's lease is over.
+and started again. No client asks after the five: the new process finds their runs once the dead one's lease is over.
 """
 
 import http.client
@@ -20,7 +20,7 @@ from running import DemoError, Service, scrape
 from telling import Story, counts, listed
 
 LEASE = 1.5  # seconds
-HANG = 60.0  # seconds: nobody looks for so long
+HANG = 60.0  # seconds: longer than any test looks
 PATIENCE = 30.0  # seconds, for what takes one or two
 
 ORDER = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
@@ -137,7 +137,7 @@ class Killing:
         story = self._story
         story.chapter(
             f"Started again as {self._service.process.pid}, {time.monotonic() - killed:.1f} s after the kill "
-            f"(a lease is {LEASE:g} s), and nobody asks after the five"
+            f"(a lease is {LEASE:g} s), and no client asks after the five"
         )
         over: dict[str, float] = {}
         while len(over) < len(self._cases) and time.monotonic() < killed + PATIENCE:
@@ -152,7 +152,7 @@ class Killing:
             story.say(f"  {name:<10}{'+ ' + ', '.join(entries[case.entries :]):<33}{record}, {when}")
             if entries != case.at_last:
                 faults.append(f"{name}: {', '.join(entries)}; {record}")
-        story.check(not faults, "each was gone on with where it stood: nothing twice, nothing left undone", faults)
+        story.check(not faults, "each was resumed where it stood: nothing twice, nothing left undone", faults)
 
 
 def _in_words(record: RunRecord | None) -> str:

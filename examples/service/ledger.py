@@ -2,7 +2,7 @@
 
 Nothing is ever changed or deleted (triggers refuse it): what happened is appended, and undoing is one more entry. Each
 entry carries the key of the effect it records, and no key is entered twice, so an attempt that is made again finds the
-first one's entry. A card charged under *two* keys, on the other hand, stands in the books twice, for everybody to see.
+first one's entry. A card charged under *two* keys, on the other hand, stands in the books twice, for the audit to see.
 """
 
 import sqlite3

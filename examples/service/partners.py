@@ -13,7 +13,7 @@ from ledger import Ledger
 
 LATENCY = 0.004  # seconds, of every call
 SLOW = 0.25
-HANG = 0.25  # those that hang do so for as long as it pleases whoever starts the service
+HANG = 0.25  # those that hang do so for as long as the service is told
 
 CARDS = {
     "tok_visa": "is charged",
@@ -41,7 +41,7 @@ class Declined(Exception):
 
 
 class NoAnswer(ConnectionError):
-    """The other side did not answer; what it has done is anybody's guess."""
+    """The other side did not answer; what it has done is unknown."""
 
 
 class _Calls:

@@ -119,7 +119,7 @@ class Replay:
         except BaseException:
             self._stop(clients)
             for event in (*self._sent.values(), *self._answered.values()):
-                event.set()  # nobody should wait for what will not come
+                event.set()  # no waiter should wait for what will not come
             raise
         finally:
             connection.close()
@@ -136,7 +136,7 @@ class Replay:
     def retry_store_call(
         self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
     ) -> tuple[Answer, float | None]:
-        """Send it; again, if need be, with the same key: whoever gets no answer cannot know what became of it."""
+        """Send it; again, if need be, with the same key: a client without an answer cannot know what became of it."""
         give_up = time.monotonic() + PATIENCE
         while True:
             try:

@@ -41,7 +41,7 @@ async def opened(where: str) -> AsyncIterator[MemoryStore | SQLiteStore | RedisS
 
 @contextmanager
 def looked_into(where: str) -> Iterator[SQLiteStore | RedisStore]:
-    """The same store for whoever wants to look into it, or to decide on a held order; not for `memory`."""
+    """The same store for an operator, to look into it or to decide on a held order; not for `memory`."""
     if where.startswith(REDIS):
         with redis.Redis.from_url(where, socket_timeout=PATIENCE) as client:
             yield RedisStore(client)

@@ -26,7 +26,7 @@ class Story:
     def say(self, text: str = "") -> None:
         try:
             print(text, flush=True)
-        except BrokenPipeError:  # `make demo | head`: nobody reads on
+        except BrokenPipeError:  # `make demo | head`: the reader has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 

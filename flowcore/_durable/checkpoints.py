@@ -1,7 +1,7 @@
 """Telling a durable store: each start of a step, each end, each undo, before anything that follows from it begins.
 
-Whoever takes the run over knows no more than what was told here. So a step's end is told together with the start of the
-next one that its worker goes on with, in one round trip, and only then may anything else that waited for it begin.
+The next owner of a run knows only what was recorded here. So a step's end is recorded together with the start of the
+step that its worker runs next, in one round trip, and only then may anything else that waited for it begin.
 
 Source of the rules: an unreachable store is called again for `store_patience` seconds, then the run parks; past the lease
 nothing new starts meanwhile. Where the store returns Lost, another owner has the run, and this one starts and undoes

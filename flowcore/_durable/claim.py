@@ -76,7 +76,7 @@ class StoreClaims:
 def claim(
     run: RunState, local: LocalRuns | None = None, owner: Callable[[], Owner] | None = None
 ) -> Program[Run | RunRecord | None]:
-    """Claim the run's key. Answers None if the run is ours from its beginning, the record if it is ours to go on with,
+    """Claim the run's key. Returns None if the run is ours from its beginning, the record if we resume it,
     else the earlier run whose outcome is ours too."""
     try:
         run.fingerprint = None if run.recovering is not None else fingerprint_of(run)

@@ -37,7 +37,7 @@ _UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN})
 _VERIFY_LIMIT: Final = 30.0
 """seconds for `verify=` of a step without a timeout"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
-"""steps of which nobody knows whether they had their effect"""
+"""steps whose effect is unknown: it may have happened or not"""
 
 
 class Takeover:

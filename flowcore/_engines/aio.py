@@ -435,7 +435,7 @@ def _cancels() -> int:
 
 
 def _lose(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
-    """The store says that somebody else has the run: start and undo nothing more of it. On the heartbeat's thread."""
+    """The store says that another process owns the run: start and undo nothing more of it. On the heartbeat's thread."""
     lose(run)
     driver = live.get(run)
     if driver is not None:

@@ -40,13 +40,13 @@ from .workers import Workers
 
 __all__ = ["AsyncDriver"]
 
-TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task goes on with the program
+TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task resumes the program
 _CLOSED: Final = object()
-_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller goes on without it
+_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller gives it up
 
 
 class Gate:
-    """What a program waits at until somebody opens it with an answer; a cancellation does not get past it."""
+    """What a program waits at until it is opened with an answer; a cancellation does not get past it."""
 
     __slots__ = ("_answer", "_driver", "_future")
 
@@ -298,7 +298,7 @@ class AsyncDriver:
             self.loop.call_later(_POLITE if late else self.run.settings.grace, self._give_up, call)
 
     def _give_up(self, call: Call) -> None:
-        """Go on without async user code that does not heed its cancellation, in another task."""
+        """Give up async user code that does not heed its cancellation, and resume the program in another task."""
         entry = self._inline.pop(call, None)
         if entry is not None:
             self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
@@ -369,7 +369,7 @@ class AsyncDriver:
         gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
 
     def _tell(self, callback: Callable[[], None]) -> None:
-        """Call back in the loop, from a thread; a loop that is closed has nobody left to tell."""
+        """Call back in the loop, from a thread; a closed loop has no listener left."""
         try:
             self.loop.call_soon_threadsafe(callback)
         except RuntimeError:
@@ -414,7 +414,7 @@ class AsyncDriver:
     # -- the other effects ---------------------------------------------------------------------------------------------
 
     async def _ask(self, ask: Ask) -> Outcome:
-        """Ask the store: a sync one that may block on a thread, an async one in a task that nobody cancels."""
+        """Ask the store: a sync one that may block on a thread, an async one in a task that is never cancelled."""
         store = self.run.settings.store
         verb = getattr(store, ask.verb)
         if not getattr(store, "blocks", True):

@@ -224,7 +224,7 @@ class EngineBase:
             self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names, self.max_workers))
 
     def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
-        """Everybody hears of it before a Ctrl-C strikes: it would be taken for the failure of whichever hook it strikes."""
+        """All hooks hear of it before a Ctrl-C strikes: it would be taken for the failure of the hook that it strikes."""
         with hold_sigint():
             self._settings.hooks.emit(event, context or contextvars.copy_context())
 

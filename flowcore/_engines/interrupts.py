@@ -50,7 +50,7 @@ class SigintGuard:
 
     @property
     def unseen(self) -> bool:
-        """Whether there was an interrupt that nobody has acted upon."""
+        """Whether there was an interrupt that has had no effect yet."""
         return self.count > self.raised
 
 

@@ -51,7 +51,7 @@ class Driver:
     """Drives the programs of one run on threads.
 
     A program is advanced by whichever thread has it: the caller's own (in `Engine.run`), or one of the pool's. It parks
-    on a sleep, a wait or a limit without holding a thread, and is posted to one when there is something to go on with.
+    on a sleep, a wait or a limit without holding a thread, and is posted to one when it can continue.
     """
 
     over = False
@@ -88,8 +88,8 @@ class Driver:
         self._main = main
         self._starts = [True]  # until the run begins, or is dropped before that; list.pop is atomic
         self._lock = threading.Lock()
-        self._letters: deque[Resumption] = deque()  # (lock) programs to go on with, and their answers
-        # Programs that wait for something to end. Whoever pops one goes on with it; dict.pop is atomic.
+        self._letters: deque[Resumption] = deque()  # (lock) programs to resume, and their answers
+        # Programs that wait for something to end. The thread that pops one resumes it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
         self._queued_calls: dict[Call, Program[Any]] = {}  # calls that wait for a thread, in the same way
         self._patience: Timer | None = None
@@ -282,7 +282,7 @@ class Driver:
     def call_here(
         self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
     ) -> Outcome:
-        """Run user code on the caller's thread, which nobody can give up, but Ctrl-C can interrupt."""
+        """Run user code on the caller's thread, which cannot be given up, but which Ctrl-C can interrupt."""
         ctrl_c = self._ctrl_c
         try:
             if ctrl_c is None:
@@ -337,7 +337,7 @@ class Driver:
             self._post(program, outcome)
 
     def _give_up(self, call: Call, *, timed_out: bool) -> None:
-        """Go on without `call`, unless it is over."""
+        """Give `call` up, unless it is over."""
         program = self._parked.pop(call, None)
         if program is not None:
             call.abandon()
@@ -460,7 +460,7 @@ class Driver:
             self._post(self._main, None)
 
     def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - what it is
-        """Let somebody advance `program`: the caller's thread if it has nothing to do, else one of the pool's, or the
+        """Have a thread advance `program`: the caller's if it has nothing to do, else one of the pool's, or the
         caller's once it has nothing else to do: the pool may be full of threads that wait for this very run."""
         with self._lock:
             self._letters.append((program, answer))
@@ -468,7 +468,7 @@ class Driver:
         if to_caller and self._bell is not None:
             self._bell.put(None)
         else:
-            # Mere help may wait for a thread, and what goes on with a run goes before what begins one. A run that is
+            # Mere help may wait for a thread, and what continues a run goes before what begins one. A run that is
             # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
             beyond = not help and (self._stuck > 0 or self.run.stopped)
             if not self._pool.put(self._advance_there, first=not help, beyond=beyond) and not help:

@@ -51,7 +51,7 @@ class Engine(EngineBase):
     Thread-safe; make one and keep it. Works with or without `with`. `store`: where runs are claimed and kept;
     `hooks`: told what happens; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
     `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
-    that was given up before going on without it; `workflows`: what `recover` may go on with; `recover_every`: seconds
+    that was given up before continuing without it; `workflows`: what `recover` may resume; `recover_every`: seconds
     between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable;
     `max_queued`: submitted runs that may wait for a thread; `max_takeovers`: a run that crashed more of its owners
     in a row, without progress, is held; `recover_at_once`: recovered runs in flight (default: half of `max_workers`).
@@ -487,7 +487,7 @@ class Engine(EngineBase):
 
 
 def _lose(live: dict[RunState, Driver | None], run: RunState) -> None:
-    """The store says that somebody else has the run: start and undo nothing more of it."""
+    """The store says that another process owns the run: start and undo nothing more of it."""
     lose(run)
     driver = live.get(run)
     if driver is not None:

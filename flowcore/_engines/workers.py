@@ -211,7 +211,7 @@ class Timers:
             timer.fire()
 
     def close(self) -> None:
-        """Call nobody any more."""
+        """Call no timer any more."""
         with self._changed:
             self._closed = True
             self._heap.clear()

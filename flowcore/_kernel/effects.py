@@ -150,7 +150,7 @@ class Call:
         self.after_undo = False  # whether its node was being undone, or was undone, when it landed
 
     def abandon(self) -> None:
-        """Nobody waits for it any more: tell the user code, if it looks."""
+        """Its result is not awaited any more: the user code sees `ctx.cancelled`."""
         if isinstance(self.ctx, AttemptContext):
             self.ctx.abandon()
 

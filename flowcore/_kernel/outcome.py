@@ -19,7 +19,7 @@ class StepEnd:
     """How an attempt of a step ended, and the step or undo with its last one, after so many `attempts`: with `value` if
     the status is success, else with `error`. Made where the call ends, and passed on whole.
 
-    `errors`: type and message of each attempt that failed. `scope` knows the times; None if nobody observes the run.
+    `errors`: type and message of each attempt that failed. `scope` knows the times; None if no hook observes the run.
     """
 
     __slots__ = ("attempts", "error", "errors", "scope", "status", "value")

@@ -22,7 +22,7 @@ from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 __all__ = ["abort_inline", "execute", "helper", "run_without_driver"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
-"""outcomes worth a record even where nobody gave the run a key"""
+"""outcomes worth a record even for a run without a key"""
 
 
 def execute(run: RunState) -> Program[Run]:
@@ -182,7 +182,7 @@ _NOTE: Final = "flowcore: "
 
 
 def _note(run: RunState, status: Status) -> str:
-    """What whoever reads the traceback wants to know: which run and step, how often tried, what was undone."""
+    """What the reader of a traceback needs: which run and step, how many attempts, what was undone."""
     where = "was stopped" if run.parked else "was cancelled"
     if run.failed_step is not None:
         tried = run.report(run.plan.by_name[run.failed_step]).attempts

@@ -48,7 +48,7 @@ class RunState:
     once = False
     """an earlier run that failed is the answer too"""
     recovering: str | None = None
-    """nobody called: it goes on with this run, of which the store knows the values"""
+    """no caller waits: recovery resumes this run, whose values are in the store"""
 
     # the claim
     claimed = False
@@ -88,9 +88,9 @@ class RunState:
     interrupted = False
     """the run was cancelled: calls should end early"""
     parked = False
-    """(lock) to be gone on with by somebody else: start nothing, undo nothing"""
+    """(lock) another process is to resume it: start nothing, undo nothing"""
     lost = False
-    """(lock) somebody else has it: start nothing, undo nothing"""
+    """(lock) another process owns it: start nothing, undo nothing"""
     held = False
     """parked until an operator has decided"""
     leaving: BaseException | None = None
@@ -115,7 +115,7 @@ class RunState:
     """(lock) steps whose undo has begun; only once the run has stopped"""
     undo_order = 0
     undo_stopped = False
-    """somebody insists: start no further undo"""
+    """a second Ctrl-C: start no further undo"""
     undone: list[str]
     """steps whose undo succeeded, in order; only once the run has stopped"""
     undo_errors: dict[str, Exception]
@@ -128,7 +128,7 @@ class RunState:
     hooks: Hooks = Hooks()
     wanted: frozenset[type[Event]] = frozenset()
     observed = False
-    """whether anybody wants to know times"""
+    """whether times are wanted"""
     store_context: contextvars.Context | None = None
     """where hooks have prepared one: the contextvars context that each call of the store gets a copy of"""
     scope: EventScope | None = None
@@ -261,7 +261,7 @@ class RunState:
             return True
 
     def done(self, node: Node, value: object, freed: list[Node] | None = None) -> Node | None:
-        """`node` has its result: ready what waited for it (and add that to `freed`), and go on with the next one."""
+        """`node` has its result: ready what waited for it (and add that to `freed`), and continue with the next one."""
         with self.lock:
             self.results[node.name] = value
             if node.compensation is not None:
@@ -311,7 +311,7 @@ class RunState:
             self.running -= 1
 
     def restore(self, over: set[str]) -> None:
-        """Go on with a run whose steps in `over` (names) have ended, under an earlier owner, as they should."""
+        """Resume a run whose steps in `over` (names) have succeeded or were skipped under an earlier owner."""
         nodes = self.plan.nodes
         with self.lock:
             self.left = len(nodes) - len(over)
@@ -368,7 +368,7 @@ class RunState:
             return True
 
     def park(self, error: Exception | None = None) -> None:
-        """Leave the run to whoever goes on with it: start no further step, undo nothing. With an `error`, which says what
+        """Leave the run to its next owner: start no further step, undo nothing. With an `error`, which says what
         keeps it from going on, also while it is being undone."""
         with self.lock:
             if self.finished is not None or self.relinquished or (self.stopped and error is None):
@@ -384,7 +384,7 @@ class RunState:
                 self._leave(error)
 
     def lose(self, error: BaseException) -> bool:
-        """Somebody else has the run. Answers whether that is news."""
+        """Another process owns the run. Returns whether that is news."""
         with self.lock:
             if self.lost or self.finished is not None:
                 return False
@@ -477,7 +477,7 @@ class RunState:
     def landed(self, call: Call, outcome: Outcome) -> bool:
         """A call that was given up is over. Answers whether its run is too: then it is for a `late` program."""
         if isinstance(outcome[0], CoroutineType):
-            outcome[0].close()  # nobody will await it, so it never began
+            outcome[0].close()  # it will not be awaited, so it never began
             outcome = (None, StepCancelled())
         with self.lock:
             call.landed, call.landed_at = outcome, self.settings.clock()
@@ -523,7 +523,7 @@ class RunState:
         undone: list[str],
         undo_errors: dict[str, Exception],
     ) -> None:
-        """Go on with a run that an earlier owner undid in part, or that is to be undone, because of `error`."""
+        """Resume undoing a run that an earlier owner undid in part, or that is to be undone, because of `error`."""
         with self.lock:
             self._stop(error, step)
             self.to_undo = to_undo
@@ -549,7 +549,7 @@ class RunState:
             self._free([node.index for node in reversed(self.plan.nodes) if not node.successors])
 
     def undo_ended(self, node: Node) -> Node | None:
-        """`node` is undone, or could not be: either way, go on with what it depended on."""
+        """`node` is undone, or could not be: either way, what it depended on is next."""
         with self.lock:
             if self.undoes:
                 self._free_before(node.index)

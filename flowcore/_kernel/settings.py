@@ -70,7 +70,7 @@ class Settings:
         self.store_patience = store_patience
         self.max_takeovers = max_takeovers
         self.hooks = hooks
-        self.observed = bool(hooks.wanted)  # whether anybody wants to know of anything
+        self.observed = bool(hooks.wanted)  # whether any hook wants any event
         self.grace = grace
         self.parallel = parallel
         self.runs_async = runs_async

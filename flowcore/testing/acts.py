@@ -53,14 +53,14 @@ class Halt:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who wants the run, in a process of its own."""
+    """A caller of the run, in a process of its own."""
 
     after: float = 0.0
     """seconds after the one before was over, or stopped"""
     beside: bool = False
     """it comes so many seconds after the one before came, whether that one is over or not"""
     recovers: bool = False
-    """nobody calls: it looks for a run that nobody goes on with"""
+    """no caller: it looks for a run without a live owner"""
     wait: float | None = None
     """as the argument of an engine's `run`"""
     decides: str | None = None
@@ -84,7 +84,7 @@ class SimulatedCall:
     ended: float | None = None
     """when it came back; None: never"""
     given_up: float | None = None
-    """when everybody stopped waiting for it; None: it was waited for"""
+    """when its caller stopped waiting for it; None: it was waited for"""
     failed: bool = False
     """whether it came back with an error"""
     process: int = 0

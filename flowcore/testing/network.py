@@ -292,7 +292,7 @@ class Network:
             return None, error
         call.answer = answer
         if isinstance(answer, Claimed) and answer.record is not None:
-            call.answer = replace(answer, record=_copied(answer.record))  # who asked goes on with the other one
+            call.answer = replace(answer, record=_copied(answer.record))  # the caller keeps the other one
         self.log.append(call)
         return answer, None
 

@@ -91,7 +91,7 @@ class Process:
         self._landings: dict[Call, Program[Any]] = {}
         self._main: Program[Run]
         self._main_parked = False
-        self._coroutines: list[Any] = []  # which nobody may ever await
+        self._coroutines: list[Any] = []  # which may never be awaited
         self._asks = 0
         self._called = 0
         self._inline = False  # whether the inline path is at work
@@ -146,7 +146,7 @@ class Process:
         self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
-        """Ask for runs to go on with, as an engine's recover() does."""
+        """Ask for runs to resume, as an engine's recover() does."""
 
         def found(outcome: Outcome) -> None:
             records, failure = outcome

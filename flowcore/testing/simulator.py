@@ -2,7 +2,7 @@
 
 The programs are the ones that `Engine` and `AsyncEngine` drive. Here a step's function runs in an instant, and the time
 it is said to have taken is drawn; so are the order of what happens at one moment, and when helpers come. A thousand
-schedules of a workflow take a second, and a seed replays the one that failed. Processes die, and others go on with
+schedules of a workflow take a second, and a seed replays the one that failed. Processes die, and others resume
 their runs, in the same virtual time.
 """
 
@@ -107,7 +107,7 @@ def _told(story: Story) -> Simulation:
     last = acts[-1]
     if last.refusal is not None:
         raise last.refusal
-    assert last.run is not None  # noqa: S101 - nobody comes after a run that is over, and the last one to come does not die
+    assert last.run is not None  # noqa: S101 - no process comes after a run that is over, and the last one does not die
     assert last.ended is not None  # noqa: S101 - see above
     return Simulation(
         last.run,

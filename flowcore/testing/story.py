@@ -1,4 +1,4 @@
-"""A run and everybody who wants it: processes that come one after the other, or beside each other, until it is over."""
+"""A run and all its callers: processes that come one after the other, or beside each other, until it is over."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .world import VirtualClock, World
 __all__ = ["Story", "play"]
 
 _LATER: Final = 1.1
-"""leases after which somebody looks what has become of the run"""
+"""leases after which a caller looks what has become of the run"""
 _AGAIN: Final = 6
 """callers that come by themselves, one after the other, while the run is not over"""
 _LEFT: Final = frozenset({Status.RUNNING, Status.PARKED})
-"""what a run is that somebody has left in the middle"""
+"""the statuses of a run that was left in the middle"""
 _FINE: Final = Weather()
 _ONE: Final = (Caller(),)
 
@@ -119,7 +119,7 @@ def play(
             world.after(lease * _LATER, look)
 
     def look() -> None:
-        """Somebody looks whether the run is over, and wants it if it is not."""
+        """A caller looks whether the run is over, and calls it if it is not."""
         record = store.find(processes[0].x.stored_key)
         if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > world.now:
             world.after(lease * _LATER, look)

@@ -32,7 +32,7 @@ SERVED: Final = "success"
 """the outcome of runs that did what they were asked to"""
 
 NEEDS_A_PERSON: Final = "held|parked|expired"
-"""statuses of runs in a store that somebody should look at"""
+"""statuses of runs in a store that need a person"""
 
 WAITING: Final = "held|parked|incomplete|expired"
 """statuses of runs in a store that are not going on by themselves"""

@@ -17,12 +17,12 @@ _OF_ONE_POOL: Final = {
 
 
 def another(client: Any) -> Any:
-    """A client of redis.asyncio with the same options and connections of its own; whoever asks for it closes it."""
+    """A client of redis.asyncio with the same options and connections of its own; the caller closes it."""
     if hasattr(client, "nodes_manager"):
         return _cluster(client)
     pool = client.connection_pool
     twin = type(client)(connection_pool=_pool(pool))
-    twin.auto_close_connection_pool = True  # nobody else has the pool
+    twin.auto_close_connection_pool = True  # the pool is this client's alone
     return twin
 
 

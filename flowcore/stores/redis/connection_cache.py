@@ -63,7 +63,7 @@ class _One:
 class Kept:
     """Sends commands as `client` does. Thread-safe.
 
-    It keeps no more than an eighth of what the pool may open, so that whoever else uses the client always finds one; and
+    It keeps no more than an eighth of what the pool may open, so that other users of the client always find one; and
     none of a Sentinel's or a cluster's, nor where passwords change, since those look after each connection themselves.
     """
 
@@ -97,7 +97,7 @@ class Kept:
             reply = client.execute_command(*command, **options)
             one.used()
         except BaseException as error:
-            # The pool would find a reply that nobody has read only if it is there by then.
+            # The pool would find an unread reply only if it has arrived by then.
             if client.connection is not None and not is_reply(error):
                 client.connection.disconnect()
             client.close()

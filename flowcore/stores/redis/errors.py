@@ -79,7 +79,7 @@ def is_unknown_script(reply: object) -> bool:
 
 
 def is_forbidden(reply: object) -> bool:
-    """Whether the server refuses the command as such: to this user, or to everybody."""
+    """Whether the server refuses the command as such: to this user, or to all users."""
     return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in safe_str(reply).lower())
 
 

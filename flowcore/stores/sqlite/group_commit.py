@@ -1,6 +1,6 @@
 """Group commit: what threads want written while one of them is writing, the next one writes all at once.
 
-They wait for the disk together then, and not one after the other. Whoever finds nobody writing writes; the others queue
+They wait for the disk together then, and not one after the other. A thread that finds no other thread writing writes; the others queue
 up, and are woken when theirs is written, or when it is their turn to write all that waits.
 """
 
@@ -31,7 +31,7 @@ class GroupCommit(Generic[C]):
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
         self._door = threading.Lock()
-        self._led = False  # (door) somebody writes, or has been woken to
+        self._led = False  # (door) a thread writes, or has been woken to
         self._waiting: deque[_Write[C]] = deque()  # (door)
 
     def write(self, work: Callable[[C], T], transaction: Transaction[C]) -> T:
@@ -58,13 +58,13 @@ class GroupCommit(Generic[C]):
         return mine
 
     def _wait(self, mine: _Write[C], transaction: Transaction[C]) -> Any:
-        """Until somebody else has written it, or it is our turn."""
+        """Wait until another thread has written it, or it is our turn."""
         try:
             while not mine.done:
                 if mine.bell.acquire(timeout=_LOOK) or not self._lock.locked():
                     self._lead(mine, transaction)
         except BaseException:
-            mine.done = True  # nobody may write later what its caller has given up
+            mine.done = True  # its caller has given it up: no thread may write it later
             self._pass_on()
             raise
         if mine.error is not None:
@@ -72,7 +72,7 @@ class GroupCommit(Generic[C]):
         return mine.answer
 
     def _lead(self, mine: _Write[C], transaction: Transaction[C]) -> None:
-        """Write all that waits, unless somebody else has written `mine` by now."""
+        """Write all that waits, unless another thread has written `mine` by now."""
         if mine.done:
             return
         with self._lock:
@@ -126,7 +126,7 @@ class _Write(Generic[C]):
         return self._context.run(self._work, subject)
 
     def wake(self) -> None:
-        with suppress(RuntimeError):  # somebody was quicker
+        with suppress(RuntimeError):  # another thread was quicker
             self.bell.release()
 
 

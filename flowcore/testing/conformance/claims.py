@@ -116,7 +116,7 @@ class ClaimRules(Suite):
         assert first is not None, broken("claim-takeover", owner.answer)
         assert again.record is not None, broken("claim-again", again)
         seen, expected = snapshot(again.record), snapshot(first)
-        for name in ("fence", "finished", "expires"):  # how these stood before, nobody acts on
+        for name in ("fence", "finished", "expires"):  # no caller acts on how these stood before
             del expected[name]
         self.same(seen, expected, "claim-again")
 

@@ -80,7 +80,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), begins=st.sampled_from([(), ("a",), ("c", "b")]))
     def call(self, key: str, begins: tuple[str, ...]) -> None:
-        """Somebody wants to run the same as ever."""
+        """A claim with the usual fingerprint."""
         key = self.prefix + key
         self.claims.append(Claim(key, new_id(), self.workflow, "f", "g", {"by": "a"}, {"x": 0}, LONG, begins))
         self.ask(self.claims[-1])
@@ -95,7 +95,7 @@ class Histories(RuleBasedStateMachine):
     def call_otherwise(
         self, key: str, fingerprint: str | None, graph: str, carrier: str | None, attached: str | None
     ) -> None:
-        """Somebody wants something else, or waits."""
+        """A claim with another fingerprint, or one that waits."""
         key = self.prefix + key
         if attached == "the present run":
             known = self.model.runs.get(key)
@@ -108,7 +108,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.claims))
     @rule(which=WHICH, gives_up=st.sampled_from([False, False, True]))
     def claim_again(self, which: float, gives_up: bool) -> None:
-        """Somebody has heard no answer, or the network repeats itself."""
+        """A claim is sent again: its answer was lost, or the network repeated it."""
         claim = one_of(self.claims, which)
         if not gives_up:
             self.ask(claim)
@@ -148,7 +148,7 @@ class Histories(RuleBasedStateMachine):
             if known.before is None:
                 assert answer.record is None, differs(f"{answer}, though nothing had begun")
             else:
-                assert answer.record is not None, differs(f"{answer}, though it goes on with a run")
+                assert answer.record is not None, differs(f"{answer}, though it resumes a run")
                 assert before is not None, differs("unreachable")
                 before.status, before.takeovers = known.before, known.takeovers
                 compare(known, answer.record, before, but="fence" if again else "")
@@ -308,7 +308,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(status=st.sampled_from([None, "held", "expired", *ENDS, Status.RUNNING]))
     def look(self, status: str | None) -> None:
-        """Somebody wants to know, and somebody to recover."""
+        """A listing, and a look of recovery."""
         fits: dict[str | None, Callable[[Known], bool]] = {
             None: lambda _: True,
             "held": lambda known: known.held,

@@ -210,7 +210,7 @@ class Model:
     runs: dict[str, Known] = field(default_factory=dict[str, Known])
 
     def claim(self, claim: Claim) -> type[Any]:
-        """Afterwards whoever asks the store too enters the fence that it gave."""
+        """The test that asks the store too enters the store's fence afterwards."""
         known = self.runs.get(claim.key)
         if known is None:
             return self._begin(claim, 0)

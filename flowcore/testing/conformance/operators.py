@@ -38,7 +38,7 @@ class OperatorRules(Suite):
     # -- looking -------------------------------------------------------------------------------------------------------
 
     def test_find_answers_the_record_or_none(self) -> None:
-        assert self.store.find(self.key) is None, broken("find", "of a key that nobody has used")
+        assert self.store.find(self.key) is None, broken("find", "of an unused key")
         owner = self.begin()
         for store in (self.store, self.other):
             record = store.find(self.key)
@@ -229,7 +229,9 @@ class OperatorRules(Suite):
         owner = self.take_over()
         record = owner.answer.record
         assert record is not None, broken("claim-takeover", owner.answer)
-        assert record.decision == "undo", broken("decision-is-heard", f"{record.decision}, though nobody has heard it")
+        assert record.decision == "undo", broken(
+            "decision-is-heard", f"{record.decision}, though no owner has heard it"
+        )
         again = self.store.claim(owner.claim)
         assert isinstance(again, Claimed), broken("claim-again", again)
         assert again.record is not None, broken("claim-again", again)

@@ -20,13 +20,13 @@ RULES: Final[dict[str, str]] = {
     "record it went on with, its status and decision as they were before), and the lease is renewed: the first answer may "
     "have been lost.",
     "claim-again-after-the-end": "The same claim again, once the run is not running any more, is Finished with the record, "
-    "whoever has ended it: a late copy begins nothing.",
+    "by whichever owner it ended: a late copy begins nothing.",
     "claim-queued": "A claim with `queued` that begins a run records it as QUEUED, without steps. The same run's claim "
     "without it is Claimed with the same generation and fence, and the run is RUNNING, with the graph, carrier and steps of "
     "that claim. A queued run with an expired lease is taken over.",
-    "claim-attached": "Whoever waits for a run (`attached`) that is over or held is Finished with its record, whatever came "
-    "of it; one that is parked or incomplete is gone on with.",
-    "claim-attached-to-an-older-run": "Whoever waits for a run that others have come after begins no run of his own: after "
+    "claim-attached": "A claim that waits for a run (`attached`) that is over or held is Finished with its record, whatever "
+    "came of it; one that is parked or incomplete is resumed.",
+    "claim-attached-to-an-older-run": "A claim that waits for a run that later runs have replaced begins no run of its own: after "
     "FAILURE or COMPENSATED of theirs he is Finished with that.",
     "claim-after-release": "After FAILURE or COMPENSATED, unless held, the key is free: the generation rises by 1, the fence "
     "rises, and nothing of the old run is left, its fingerprint neither.",
@@ -60,7 +60,7 @@ RULES: Final[dict[str, str]] = {
     "late copy, and nothing is written.",
     "highest-seq-wins": "Of each step and of each key of the context, what has the highest seq stays; each has a number of its "
     "own, and an equal one changes nothing.",
-    "checkpoint-renews": "A checkpoint renews the lease, also one that has run out, as long as nobody has taken the run over.",
+    "checkpoint-renews": "A checkpoint renews the lease, also one that has run out, as long as the run was not taken over.",
     "undoing-stays": "`undoing` never goes back; failed_step and error stay as they were told until others are.",
     "decision-is-heard": "An operator's decision is told to the next owner, and to the one after, until an owner's first "
     "checkpoint or its ending shows that it was heard.",
@@ -68,7 +68,7 @@ RULES: Final[dict[str, str]] = {
     "running; those are leased from now on, also where the lease had run out.",
     "finish": "finish applies its changes, then status, held, undone, failed_step and error; the run is finished now, and has "
     "no lease.",
-    "finish-late": "A run whose lease has run out may still be finished by its owner while nobody has taken it over.",
+    "finish-late": "A run whose lease has run out may still be finished by its owner until it is taken over.",
     "withdraw-begun": "withdraw of a claim that began its run releases the key: FAILURE, and the fence rises.",
     "withdraw-takeover": "withdraw of a claim that took a run over ends its lease, so that others may; the decision stays.",
     "withdraw-other": "withdraw changes nothing where the run is not running, or has another owner.",
@@ -94,7 +94,7 @@ RULES: Final[dict[str, str]] = {
     "not held, and INCOMPLETE, PARKED, or QUEUED or RUNNING with an expired lease.",
     "list-runs": 'list_runs filters by status ("held" and "expired" are words for it too), by workflow, and by the seconds '
     "since the run began.",
-    "retention": "A run that has ended, not held, and not to be gone on with, is forgotten after the retention; all others "
+    "retention": "A run that has ended, not held, and not resumable, is forgotten after the retention; all others "
     "never are.",
     "about-itself": "A store says its name in one word, whether it is durable and whether it blocks; doctor returns texts and "
     "numbers, gc a number.",
@@ -103,7 +103,7 @@ RULES: Final[dict[str, str]] = {
     "not-while-running": "release (unless forced), hold, resume and undo raise StoreError for a run with a live lease.",
     "release": "release leaves FAILURE, not held, finished now, with a higher fence: the next claim begins afresh, and the old "
     "owner, if there is one, is Lost.",
-    "hold": "hold keeps the key from everybody, and for ever, until release, resume or undo.",
+    "hold": "hold refuses every claim of the key until release, resume or undo.",
     "decide": "resume and undo are for runs that are held, parked, incomplete or expired: not held any more, to be taken over, "
     "with the decision in the record; StoreError for all others.",
     "operators-fence": "hold, resume and undo of a run whose lease has run out shut its owner out: it is Lost, and its claim "

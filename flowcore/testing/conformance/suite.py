@@ -44,7 +44,7 @@ _numbers = count(1)
 
 
 def new_id() -> str:
-    """A name that nobody else has: a run id, a key, the name of a workflow."""
+    """A unique name: a run id, a key, the name of a workflow."""
     return f"{time.time_ns():x}{next(_numbers):x}".rjust(32, "0")
 
 
@@ -122,7 +122,7 @@ class Refusal:
 
 @dataclass
 class Owner:
-    """Somebody whose claim was granted, and who speaks to the store as an engine does: each change with the next number."""
+    """An owner: its claim was granted, and it speaks to the store as an engine does: each change with the next number."""
 
     suite: Suite
     claim: Claim
