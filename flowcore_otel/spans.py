@@ -260,7 +260,7 @@ _CARRIERS: Final = TraceContextTextMapPropagator()
 def store(span: SpanContext, carrier: dict[str, str]) -> bool:
     """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context.
 
-    Answers whether there is one: not without an SDK.
+    Returns whether there is one: not without an SDK.
     """
     if not span.is_valid:
         return False

@@ -64,7 +64,7 @@ def _emit_call(run: RunState, verb: str, began: float, error: BaseException | No
 
 
 def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseException | None]:
-    """Tell the store how the run ended, and all that it does not know yet. Answers why it could not be told."""
+    """Tell the store how the run ended, and all that it does not know yet. Returns why it could not be told."""
     with run.lock:
         steps, writes = ledger.take()
         base = ledger.base
@@ -85,7 +85,7 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
 
 
 def save(run: RunState, ledger: Ledger, steps: Collection[str] | None) -> Program[BaseException | None]:
-    """Tell the store what has changed of `steps` (None: of all). Answers NotSerializable; anything else that keeps the
+    """Tell the store what has changed of `steps` (None: of all). Returns NotSerializable; anything else that keeps the
     store from knowing stops the run."""
     with run.lock:
         if steps is None and run.running > 1:  # what others write goes with their own ends

@@ -180,7 +180,7 @@ def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.A
         if run.error is not None:  # cancelled meanwhile
             break
     if isinstance(failure, StoreUnavailable) and run.settings.durable:
-        yield from checkpoints.ask(run, "withdraw", wanted)  # should its answer alone have been lost
+        yield from checkpoints.ask(run, "withdraw", wanted)  # in case only its answer was lost
     if told is not None:
         emit.maintenance_finished(run, told, "poll", failure)
     return answer, failure

@@ -39,7 +39,7 @@ def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program
         tries += 1
         yield Sleep(checkpoints.STORE_BACKOFF.delay(tries))
     if isinstance(failure, StoreUnavailable) or dropped():
-        yield from checkpoints.ask(run, "withdraw", wanted)  # should its answer alone have been lost
+        yield from checkpoints.ask(run, "withdraw", wanted)  # in case only its answer was lost
     if dropped():
         return None
     if failure is not None:

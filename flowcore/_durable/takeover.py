@@ -153,7 +153,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         run.hold(_held(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'"))
     elif not undoing and ledger is not None:
         ledger.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
-        for node in lacking:  # should the run stop before they start again
+        for node in lacking:  # in case the run stops before they start again
             ledger.withdraw_start(node.name)
     decision = "hold" if held and unclear is None else "undo" if undoing else "forward"
     retried = [] if held or undoing else [node for node in in_doubt if node not in landed]

@@ -28,7 +28,7 @@ __all__ = ["LocalRuns", "adopt", "outcome_of_owner", "refuse_if_cancelled", "tak
 _POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
 """how often a waiting caller looks"""
 _WOKEN: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
-"""the same for one that is woken, should it have been woken a moment before it slept"""
+"""the same for one that is woken, in case it was woken a moment before it slept"""
 _SHORTEST: Final = 0.05
 _WEIGHT: Final = 0.3
 """of the latest run, in the usual time of a workflow's runs"""

@@ -322,7 +322,7 @@ class RunState:
             self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 
     def failed(self, node: Node, end: StepEnd, *, effect: bool) -> bool:
-        """`node` has failed, and with it the run; `effect`: it must be undone. Answers whether this was the first. Its place
+        """`node` has failed, and with it the run; `effect`: it must be undone. Returns whether this was the first. Its place
         is given up later: the run must not end before its store knows."""
         with self.lock:
             effect = effect and node.compensation is not None
@@ -333,14 +333,14 @@ class RunState:
             return self._stop(end.error or StepCancelled(), node.name)
 
     def fail(self, error: BaseException, step: str) -> bool:
-        """The run fails because of `step`, which is done. Answers whether this was the first failure."""
+        """The run fails because of `step`, which is done. Returns whether this was the first failure."""
         with self.lock:
             return self._stop(error, step)
 
     def interrupt(self, error: BaseException, step: str | None = None) -> bool:
         """Cancel the run because of `error` (out of `step`, if one raised it).
 
-        Answers whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
+        Returns whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
         outside of a program, by the driver.
         """
         if isinstance(error, SystemExit | KeyboardInterrupt) and self.settings.durable:
@@ -475,7 +475,7 @@ class RunState:
     # -- calls that were given up --------------------------------------------------------------------------------------
 
     def landed(self, call: Call, outcome: Outcome) -> bool:
-        """A call that was given up is over. Answers whether its run is too: then it is for a `late` program."""
+        """A call that was given up is over. Returns whether its run is too: then it is for a `late` program."""
         if isinstance(outcome[0], CoroutineType):
             outcome[0].close()  # it will not be awaited, so it never began
             outcome = (None, StepCancelled())

@@ -77,7 +77,7 @@ class StepRecord:
     has_result: bool = False
     result: Any = None
     effect: bool = False
-    """it did something, or may have: to be undone should the run fail"""
+    """it did something, or may have: to be undone if the run fails"""
     carrier: Mapping[str, str] = field(default_factory=_empty)
     """trace context of the step, or whatever else hooks stored with it"""
 
@@ -148,7 +148,7 @@ class RunRecord:
     steps: Mapping[str, StepReport] = field(default_factory=_empty)
     """of the steps with more to tell than a result; on durable stores of all that have begun"""
     effects: tuple[str, ...] = ()
-    """the steps to undo should it fail, in order of completion; those in flight come last"""
+    """the steps to undo if it fails, in order of completion; those in flight come last"""
     carriers: Mapping[str, Mapping[str, str]] = field(default_factory=_empty)
     """by step"""
     undone: tuple[str, ...] = ()

@@ -113,8 +113,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a claim without an answer is not withdrawn",
         "claim",
-        'yield from checkpoints.ask(run, "withdraw", wanted)  # should',
-        "pass  # should",
+        'yield from checkpoints.ask(run, "withdraw", wanted)  # in',
+        "pass  # in",
     ),
     m(
         "who has lost the run takes one that goes on for ended",

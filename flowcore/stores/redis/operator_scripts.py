@@ -85,7 +85,7 @@ redis.call('HSET', KEYS[1], 'held', hold and '1' or '0', 'status', status, 'reas
 redis.call('HDEL', KEYS[1], 'expires', 'listed', 'before_status', 'before_expires', 'before_by', 'before_since', 'not_before',
   'delay', 'decision')
 if not hold then redis.call('HSET', KEYS[1], 'decision', decision == 'cancel' and 'undo' or decision) end
-if run.stage == 'owned' then  -- its owner, should it come back, is fenced off
+if run.stage == 'owned' then  -- its owner is fenced off if it comes back
   redis.call('HSET', KEYS[1], 'fence', digits(count(run.fence) + 1))
 end
 return {'done', digits(now)}

@@ -161,7 +161,7 @@ class Verbs(OperatorVerbs):
         return Lost(gone=self._answer(reply, record.key).word == "missing")
 
     def withdraw(self, claim: Claim, /) -> Asked[None]:
-        """Undo a claim whose answer never came, should it have been granted."""
+        """Undo a claim whose answer never came, if it was granted."""
         yield from self._run(scripts.WITHDRAW, claim.key, self._keys(claim.key), claim.run_id, self._retention)
 
     def find(self, key: str, /) -> Asked[RunRecord | None]:

@@ -189,7 +189,7 @@ def whole(db: sqlite3.Cursor, number: int, head: Mapping[str, Any]) -> dict[str,
 
 
 def add(db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: int, now: int, lease: float) -> int:
-    """A new run. Answers its row number; its other fields are still to be put."""
+    """A new run. Returns its row number; its other fields are still to be put."""
     expires, length = until(now, lease)
     values = (*map(texts.get, _BEGUN[:-1]), texts.get("seq", 0), generation, fence, now, now, expires, length, expires)
     number: Any = db.execute(_ADD, values).lastrowid
@@ -197,7 +197,7 @@ def add(db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: in
 
 
 def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
-    """Write those fields of a run that have rows of their own. Answers how many these are."""
+    """Write those fields of a run that have rows of their own. Returns how many these are."""
     raised: list[tuple[int, str, str]] = []
     rows = 0
     for name, text in texts.items():
