@@ -28,7 +28,7 @@ from flowcore.events import StoreSurveyed
 from flowcore.run import StepReport
 from flowcore.status import Status
 from flowcore.stores import SQLiteStore
-from flowcore.stores.base import Checkpoint, Claim, Claimed, Owner, StepRecord
+from flowcore.stores.base import Busy, Checkpoint, Claim, Claimed, Finished, Owner, StepRecord
 from flowcore.stores.codec import canonical
 from tests.durable.test_programs import Moody, fine, until
 
@@ -226,6 +226,11 @@ def test_a_second_call_does_not_take_over_a_run_of_its_own_engine_whose_lease_is
         if verb == "renew":
             raise StoreUnavailable("away")
 
+    def cannot_say(verb: str, argument: Any) -> Any:
+        if verb in {"head", "renew"}:
+            raise StoreUnavailable("away")
+        return Busy("1" * 32, {}, 0.0, 1.0) if verb == "claim" else None
+
     def waits(ctx: Context) -> str:
         began.set()
         gate.wait(20)
@@ -244,6 +249,10 @@ def test_a_second_call_does_not_take_over_a_run_of_its_own_engine_whose_lease_is
         with pytest.raises(IdempotencyMismatch):
             engine.run(wf, {"n": 2}, idempotency_key="k")
         assert store.asked.count("claim") == claims
+        store.moods = cannot_say
+        with pytest.raises(IdempotencyInProgress):  # the claim says so
+            engine.run(wf, {"n": 1}, idempotency_key="k")
+        store.moods = mood
         gate.set()
         assert first.result(20)["a"] == "done"
 
@@ -302,3 +311,15 @@ def test_a_run_that_crashed_its_owners_too_often_while_undoing_is_held_with_the_
         pytest.raises(IdempotencyHeld, match="in the undo of step 'a'"),
     ):
         engine.run(wf, idempotency_key="k")
+
+
+def test_a_call_whose_claim_finds_the_run_held_meanwhile_is_refused() -> None:
+    store, wf = Moody(), one_step()
+    with Engine(store=store) as engine:
+        engine.run(wf, idempotency_key="k")
+        record = store.find("k")
+        assert record is not None
+        record.status, record.held = Status.PARKED, True
+        store.moods = lambda verb, argument: Finished(record, 0.0) if verb == "claim" else None
+        with pytest.raises(IdempotencyHeld, match=f"held by run {record.run_id}"):
+            engine.run(wf, idempotency_key="k", wait=20)
