@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in the background with Ctrl-C ignored, and so would all processes that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stderr = os.dup(2)  # Later the descriptor leads to what pytest captures.
     config.pluginmanager.register(TestLimit(stderr))
     if hasattr(config, "workerinput"):

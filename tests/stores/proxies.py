@@ -85,7 +85,8 @@ class Proxy:
                 self.round_trips += 1
             if self._lose is not None and self._lose in burst:
                 both.losing = True
-            both.server.sendall(burst)
+            if not self._passed_on(burst, both.server):
+                break
         self._end(both.server)
 
     def _answer(self, both: "_Connection") -> None:
@@ -94,9 +95,19 @@ class Proxy:
                 self._lose = None
                 break
             both.asking = False
-            both.client.sendall(burst)
+            if not self._passed_on(burst, both.client):
+                break
         self._end(both.client)
         self._end(both.server)
+
+    @staticmethod
+    def _passed_on(burst: bytes, to: socket.socket) -> bool:
+        """Whether the other side was still there."""
+        try:
+            to.sendall(burst)
+        except OSError:
+            return False
+        return True
 
     def _received(self, one: socket.socket) -> Iterator[bytes]:
         while True:
