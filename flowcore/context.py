@@ -132,7 +132,9 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def step_key(self) -> str:
         """A key for this step's effect: the same for every attempt and after every takeover, another for its undo.
 
-        Hand it to whatever accepts idempotency keys. 64 hex digits.
+        Hand it to whatever accepts idempotency keys. 64 hex digits: a hash of the namespace (of the engine, else of its
+        store), the workflow, the run's key and how often failed runs have released it, and the step. Tenants who share a
+        service need namespaces of their own.
         """
         return self._run.step_key(self.step, undo=self._undo)
 

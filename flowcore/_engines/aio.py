@@ -63,6 +63,7 @@ class AsyncEngine(EngineBase):
         max_queued: int = 10_000,
         max_takeovers: int = 5,
         recover_at_once: int | None = None,
+        namespace: str | None = None,
     ) -> None:
         super().__init__(
             store,
@@ -75,6 +76,7 @@ class AsyncEngine(EngineBase):
             store_patience,
             max_queued,
             max_takeovers,
+            namespace,
             runs_async=True,
         )
         self._pool = Workers(self.max_workers, "flowcore-aio")

@@ -54,7 +54,7 @@ from ..run import Run
 from ..stores.base import Owner, Store
 from ..stores.decide import is_over
 from ..workflow import NO_KEY, Key, NoKey, Workflow
-from .checks import checked_hooks, checked_store, period, whole
+from .checks import checked_hooks, checked_namespace, checked_store, period, whole
 from .interrupts import hold_sigint
 from .workers import Workers
 
@@ -102,6 +102,7 @@ class EngineBase:
         store_patience: Duration,
         max_queued: int,
         max_takeovers: int,
+        namespace: str | None,
         *,
         runs_async: bool,
     ) -> None:
@@ -130,6 +131,7 @@ class EngineBase:
             lease=self.lease,
             store_patience=seconds(store_patience, "store_patience="),
             max_takeovers=whole(max_takeovers, "max_takeovers="),
+            namespace=checked_namespace(namespace),
         )
         self.workflows = tuple(workflows)
         for workflow in self.workflows:

@@ -16,7 +16,7 @@ from ..retry import Duration, seconds
 from ..stores.base import Store
 from ..stores.memory import MemoryStore
 
-__all__ = ["checked_hooks", "checked_store", "period", "whole"]
+__all__ = ["checked_hooks", "checked_namespace", "checked_store", "period", "whole"]
 
 _VERBS: Final = ("claim", "finish")
 """verbs that every store has"""
@@ -51,6 +51,13 @@ def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
         if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
             raise DefinitionError(f"Hooks are called and never awaited, and {safe_repr(hook)} is async.")
     return checked
+
+
+def checked_namespace(namespace: str | None) -> str | None:
+    """What the step keys of an engine depend on; None: its store's."""
+    if namespace is not None and not isinstance(namespace, str):
+        raise DefinitionError(f"namespace= must be a string, not {safe_repr(namespace)}.")
+    return namespace
 
 
 def whole(value: int, what: str) -> int:

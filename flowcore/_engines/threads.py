@@ -54,7 +54,9 @@ class Engine(EngineBase):
     that was given up before continuing without it; `workflows`: what `recover` may resume; `recover_every`: seconds
     between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable;
     `max_queued`: submitted runs that may wait for a thread; `max_takeovers`: a run that crashed more of its owners
-    in a row, without progress, is held; `recover_at_once`: recovered runs in flight (default: half of `max_workers`).
+    in a row, without progress, is held; `recover_at_once`: recovered runs in flight (default: half of `max_workers`);
+    `namespace`: what all step keys depend on (default: the store's, which is the prefix of a Redis store, and else empty).
+    Two engines that share a service outside, such as a payment provider, but no store need different ones.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Engine(EngineBase):
         max_queued: int = 10_000,
         max_takeovers: int = 5,
         recover_at_once: int | None = None,
+        namespace: str | None = None,
     ) -> None:
         super().__init__(
             store,
@@ -83,6 +86,7 @@ class Engine(EngineBase):
             store_patience,
             max_queued,
             max_takeovers,
+            namespace,
             runs_async=False,
         )
         self._pool = Workers(self.max_workers, "flowcore")

@@ -222,7 +222,8 @@ class RunState:
         return no_result(step, report or StepReport(), self.workflow.name)
 
     def step_key(self, step: str, *, undo: bool) -> str:
-        return step_key(self.workflow.name, self.stored_key, self.generation, step, undo=undo)
+        namespace = self.settings.namespace
+        return step_key(namespace, self.workflow.name, self.stored_key, self.generation, step, undo=undo)
 
     @property
     def stored_key(self) -> str:
@@ -597,12 +598,12 @@ class RunState:
         return ended
 
 
-def step_key(workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
+def step_key(namespace: str, workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
     """What `ctx.step_key` is: the same for every attempt and takeover, another for the undo and for a run afresh."""
     import hashlib
 
     digest = hashlib.sha256()
-    for part in (workflow, key, str(generation), step, "undo" if undo else "do"):
+    for part in (namespace, workflow, key, str(generation), step, "undo" if undo else "do"):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()

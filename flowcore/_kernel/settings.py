@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["Settings"]
 
 
+def namespace_of(store: Store) -> str:
+    """The namespace of a store; a store that has none shares the empty one with all others that have none."""
+    return getattr(store, "namespace", "")
+
+
 class Settings:
     """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
     float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
     run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
     durable store; `claims` knows whose runs are whose;
+    `namespace`: what step keys depend on (None: the store's);
     `store_patience`: seconds for which a run waits for a store that is unreachable; `max_takeovers`: a run that crashed more of its owners in a row is held; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
 
     __slots__ = (
@@ -32,6 +38,7 @@ class Settings:
         "hooks",
         "lease",
         "max_takeovers",
+        "namespace",
         "new_id",
         "observed",
         "owns",
@@ -61,6 +68,7 @@ class Settings:
         owns: Callable[[RunState], None] | None = None,
         store_patience: float = 300.0,
         max_takeovers: int = 5,
+        namespace: str | None = None,
     ) -> None:
         self.store = store
         self.claims = claims
@@ -69,6 +77,7 @@ class Settings:
         self.owns = owns
         self.store_patience = store_patience
         self.max_takeovers = max_takeovers
+        self.namespace = namespace_of(store) if namespace is None else namespace
         self.hooks = hooks
         self.observed = bool(hooks.wanted)  # whether any hook wants any event
         self.grace = grace

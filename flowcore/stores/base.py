@@ -369,7 +369,8 @@ class Store(Protocol):
     that the same call may succeed later. An async store has the same verbs as coroutines, and may be called from several
     loops.
 
-    `name`: one word for labels. `durable`: whether runs survive their process, so that every transition is worth
+    `name`: one word for labels. `namespace`: what the step keys of its runs depend on, unless the engine has one of its own
+    (an engine takes a store without it for one with the empty one). `durable`: whether runs survive their process, so that every transition is worth
     writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is False, runs without a key
     are never told to the store unless something is left to decide.
 

@@ -58,6 +58,7 @@ class MemoryStore:
     """
 
     name = "memory"
+    namespace = ""
     durable: bool = False
     blocks = False
 

@@ -58,6 +58,7 @@ class SQLiteStore(Operating):
     """
 
     name = "sqlite"
+    namespace = ""
     durable = True
     blocks = True
 
