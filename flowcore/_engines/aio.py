@@ -9,15 +9,13 @@ import inspect
 import math
 import os
 import weakref
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from .._durable.checkpoints import cancelled, lose
-from .._durable.recovery import Ask
-from .._durable.waiting import LocalRuns
 from .._kernel.effects import Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import run_without_driver
@@ -29,11 +27,12 @@ from ..retry import Duration, seconds
 from ..run import Run
 from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
+from .aio_closing import leave
 from .aio_driver import AsyncDriver
-from .aio_handles import AsyncRunFuture
-from .base import CLOSED, MARGIN, EngineBase, I, log, outcome, stopped, unbegun
+from .aio_handles import AsyncRunFuture, Cancellation, SubmittedRuns
+from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, stopped
 from .batches import completed_on_loop, key_of, whole_or
-from .recovering import LEASE_OVER, RecoveryTasks
+from .recovering import LEASE_OVER, RecoveryTasks, asked_on_loop, performed, performed_on_loop
 from .workers import Workers
 
 __all__ = ["AsyncEngine"]
@@ -79,6 +78,7 @@ class AsyncEngine(EngineBase):
             namespace,
             runs_async=True,
         )
+        self._store_is_async = inspect.iscoroutinefunction(self.store.claim)
         self._pool = Workers(self.max_workers, "flowcore-aio")
         self._live: dict[RunState, AsyncDriver | None] = {}  # None: it runs inline
         self._queued: dict[RunState, AsyncRunFuture] = {}  # submitted runs that have not begun
@@ -86,7 +86,7 @@ class AsyncEngine(EngineBase):
         self._recovering: set[asyncio.Task[Any]] = set()  # the loop itself keeps no task alive
         self._tell_started(self._pool)
         self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
-        self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
+        self._claims.local = self._local = SubmittedRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
         self._looking: RecoveryTasks | None = None
         self._looks_again = False
@@ -103,6 +103,7 @@ class AsyncEngine(EngineBase):
             run.in_child(os.getpid())
         self._live.clear()
         self._queued.clear()
+        self._local.futures.clear()
         self._tasks.clear()
         self._recovery.after_fork()
         if self._looking is not None:
@@ -152,15 +153,17 @@ class AsyncEngine(EngineBase):
     ) -> AsyncRunFuture:
         """Start a run in a task of its own, on the running loop; awaiting the future raises what `run` raises.
 
-        `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
-        Raises QueueFull where `max_queued` submitted runs have not begun yet.
+        This returns before the store has been called, for it must not block the loop: `await future.recorded()` waits
+        until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its own, linked
+        to the caller's; "child" makes it part of that one. Raises QueueFull where `max_queued` submitted runs have not
+        begun yet.
         """
         run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check))
-        self._queued[run] = future = AsyncRunFuture(run, task, loop)
+        self._queued[run] = self._local.futures[run] = future = AsyncRunFuture(run, task, loop)
         task.add_done_callback(partial(self._forget_queued, run))
         return future
 
@@ -191,11 +194,14 @@ class AsyncEngine(EngineBase):
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
     async def _begin(self, run: RunState, check: bool) -> Run:
-        self._queued.pop(run, None)
+        future = self._queued.pop(run)
+        if run.key is None and not self.store.durable:
+            future.claimed()
         return await self._drive(run, 0, check=check)
 
     def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
         self._queued.pop(run, None)
+        self._local.futures.pop(run, None)
 
     async def _drive(self, run: RunState, cancels: int, *, check: bool) -> Run:
         self._ensure_looking()
@@ -216,26 +222,48 @@ class AsyncEngine(EngineBase):
                     self._leases.leave(run)
         return driver
 
-    def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
-        """Cancel a run of this engine, by its id or its key, from any thread: as `Engine.cancel`. A run of another process is
-        cancelled with `cancel(key)` of the store."""
-        for run in list(self._live):
+    def cancel(self, run_id: str | None = None, *, key: str | None = None) -> Cancellation:
+        """Cancel a run, by its id or its key, from any thread: as `Engine.cancel`. A run of this engine is cancelled at once,
+        awaited or not. `await engine.cancel(...)` returns whether any run is cancelled: on a durable store also one of
+        another process, which learns of it with its next checkpoint or renewal. A thread without a loop waits for the store
+        itself. Raises StoreError when it is awaited.
+        """
+        for run in [*self._live, *self._queued]:
             if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
-                stopping = run.interrupt(StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
-                driver = self._live.get(run)
-                if stopping and driver is not None:
-                    driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
-                return stopping
-        return False
+                return Cancellation(self._cancel_here(run))
+        if not self.store.durable:
+            return Cancellation(here=False)
+        asking, context = cancel_in_store(self.store, run_id, key), self._callers_context()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if self._store_is_async:
+                return Cancellation(asyncio.run(performed_on_loop(asking, context)))
+            return Cancellation(performed(asking, context))
+        task = loop.create_task(performed_on_loop(asking, context))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return Cancellation(here=False, asked=task)
+
+    def _cancel_here(self, run: RunState) -> bool:
+        queued = self._queued.get(run)
+        if queued is not None:
+            queued.get_loop().call_soon_threadsafe(queued.cancel)
+            return True
+        stopping = run.interrupt(StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
+        driver = self._live.get(run)
+        if stopping and driver is not None:
+            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+        return stopping
 
     async def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
-        found: RunRecord | None = await self._asked(partial(self.store.find, key), self._callers_context())
+        found: RunRecord | None = await asked_on_loop(partial(self.store.find, key), self._callers_context())
         return found
 
     async def get(self, run_id: str) -> RunRecord:
         """The record of a run; the loop goes on meanwhile. Raises RunNotFound, and StoreError."""
-        found: RunRecord = await self._asked(partial(self.store.get_run, run_id), self._callers_context())
+        found: RunRecord = await asked_on_loop(partial(self.store.get_run, run_id), self._callers_context())
         return found
 
     async def list(
@@ -258,7 +286,7 @@ class AsyncEngine(EngineBase):
             after=after,
             text=text,
         )
-        page: Page = await self._asked(ask, self._callers_context())
+        page: Page = await asked_on_loop(ask, self._callers_context())
         return page
 
     async def recover(self) -> builtins.list[Run]:
@@ -315,7 +343,7 @@ class AsyncEngine(EngineBase):
 
     async def _survey(self, context: contextvars.Context) -> None:
         try:
-            counts = await self._performed(self._recovery.survey(self._known), context)
+            counts = await performed_on_loop(self._recovery.survey(self._known), context)
         except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
             log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
         else:
@@ -333,7 +361,7 @@ class AsyncEngine(EngineBase):
             started[run].add_done_callback(self._recovering.discard)
             self._recovering.add(started[run])
 
-        await self._performed(self._recovery.round(self._request, start, skip, fresh=fresh), context)
+        await performed_on_loop(self._recovery.round(self._request, start, skip, fresh=fresh), context)
         return started
 
     async def _recovered(self, run: RunState) -> AsyncDriver:
@@ -345,22 +373,6 @@ class AsyncEngine(EngineBase):
             self._live.pop(run, None)
             self._recovery.ended(run, error)
         return driver
-
-    async def _performed(self, program: Generator[Ask, Any, Any], context: contextvars.Context) -> Any:
-        """Make the calls of the store that a part of recovery yields. Returns what it returns."""
-        answer: Any = None
-        while True:
-            try:
-                call = program.send(answer)
-            except StopIteration as stop:
-                return stop.value
-            answer = await self._asked(call, context)
-
-    async def _asked(self, verb: Callable[[], Any], context: contextvars.Context) -> Any:
-        """Ask the store outside of any run."""
-        if inspect.iscoroutinefunction(getattr(verb, "func", verb)):
-            return await asyncio.get_running_loop().create_task(verb(), context=context)
-        return await asyncio.to_thread(context.run, verb)
 
     def _ensure_looking(self) -> None:
         """Ensure that one task recovers on this loop, where `recover_every` was given."""
@@ -377,7 +389,7 @@ class AsyncEngine(EngineBase):
         if limit is None:
             await self._wait_for(list(self._queued.values()), None)
         else:
-            self._drop_queued(loop)
+            await self._leave_queued(loop, limit)
         drivers = [d for d in self._live.values() if d is not None and d.loop is loop and d.caller is not me]
         if limit is not None and self.store.durable:
             for driver in drivers:
@@ -408,12 +420,12 @@ class AsyncEngine(EngineBase):
         _, running = await asyncio.wait(futures, timeout=None if limit == math.inf else limit)
         return list(running)
 
-    def _drop_queued(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
-        for run, future in list(self._queued.items()):
-            if future.get_loop() is loop:
-                self._queued.pop(run, None)
-                future.drop(unbegun(run, CLOSED) if self.store.durable else None)
+    async def _leave_queued(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+        """Leave what has not begun: recorded as queued, to other engines; what is in memory only is cancelled."""
+        mine = {run: future for run, future in self._queued.items() if future.get_loop() is loop}
+        for run in mine:
+            self._queued.pop(run)
+        await leave(mine, partial(AsyncDriver, cancels=0, pool=self._pool, tasks=self._tasks), max(limit, MARGIN))
 
     async def __aenter__(self) -> Self:
         self._ensure_looking()
@@ -425,7 +437,7 @@ class AsyncEngine(EngineBase):
         """Close the engine. An exception drops what has not begun; one that stops the task, or the process, ends what runs
         too."""
         if kind is not None:
-            self._drop_queued(asyncio.get_running_loop())
+            await self._leave_queued(asyncio.get_running_loop(), self._settings.grace)
         stops = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt | asyncio.CancelledError)
         await self.aclose(0 if stops else None)
 

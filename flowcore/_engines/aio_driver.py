@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from .._durable.checkpoints import parked
 from .._kernel.effects import (
@@ -40,6 +40,7 @@ from .workers import Workers
 
 __all__ = ["AsyncDriver"]
 
+T = TypeVar("T")
 TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task resumes the program
 _CLOSED: Final = object()
 _POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller gives it up
@@ -116,6 +117,21 @@ class AsyncDriver:
         finally:
             if self._ended is not None and not self._ended.done():
                 self._ended.set_result(None)
+
+    async def perform(self, program: Program[T]) -> T:
+        """Perform a program that only calls the store, and waits between two calls. Returns what it returns."""
+        answer: Any = None
+        while True:
+            try:
+                effect = program.send(answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            answer = None
+            if isinstance(effect, Ask):
+                answer = await self._ask(effect)
+            elif isinstance(effect, Sleep):
+                await asyncio.sleep(effect.seconds)
 
     # -- from outside of the programs ----------------------------------------------------------------------------------
 

@@ -1,14 +1,16 @@
-"""Handles of runs that were submitted to an `AsyncEngine`."""
+"""Handles of runs that were submitted to an `AsyncEngine`, or cancelled by it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Generator
 from typing import Any
 
+from .._durable.waiting import LocalRuns
 from .._kernel.run_state import RunState
 from ..run import Run
 
-__all__ = ["AsyncRunFuture"]
+__all__ = ["AsyncRunFuture", "Cancellation", "SubmittedRuns"]
 
 
 class AsyncRunFuture(asyncio.Future[Run]):
@@ -23,8 +25,26 @@ class AsyncRunFuture(asyncio.Future[Run]):
         self.key: str | None = run.key
         """the idempotency key"""
         self._task = task
-        self._dropped: BaseException | None = None
+        self._dropped = False
+        self._claimed = False
+        self._decided = asyncio.Event()  # the run is claimed, or over
         task.add_done_callback(self._resolve)
+
+    async def recorded(self) -> None:
+        """Wait until the store has recorded the run: from then on it survives this process, and any engine that recovers
+        may run it. Await this before you tell a client that its request was accepted.
+
+        Raises what refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError. Returns
+        at once where the key's earlier outcome is this run's too, and for a run without a key in memory.
+        """
+        await self._decided.wait()
+        if not self._claimed:
+            self.result()
+
+    def claimed(self) -> None:
+        """The run is this engine's, and recorded where its store is durable. On the loop's thread."""
+        self._claimed = True
+        self._decided.set()
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the run; False: it has ended."""
@@ -34,20 +54,63 @@ class AsyncRunFuture(asyncio.Future[Run]):
         """Cancel the run, begun or not: running steps get `grace`, and what was done is undone. False: it has ended."""
         return self.cancel()
 
-    def drop(self, error: BaseException | None) -> None:
-        """End a run that has not begun with `error`, or as cancelled."""
-        self._dropped = error
+    def drop(self) -> None:
+        """Keep the run, which has not begun, from beginning; `end` says how the future ends."""
+        self._dropped = True
         self._task.cancel()
 
-    def _resolve(self, task: asyncio.Task[Run]) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """End a dropped run with `error`, or as cancelled."""
+        self._decided.set()
         if self.done():
             return
+        if error is None:
+            super().cancel()
+        else:
+            self.set_exception(error)
+
+    def _resolve(self, task: asyncio.Task[Run]) -> None:
+        if self.done() or self._dropped:
+            return
+        self._decided.set()
         if task.cancelled():
-            if self._dropped is None:
-                super().cancel()
-            else:
-                self.set_exception(self._dropped)
+            super().cancel()
         elif (error := task.exception()) is not None:
             self.set_exception(error)
         else:
             self.set_result(task.result())
+
+
+class SubmittedRuns(LocalRuns):
+    """`LocalRuns` that tell the futures of submitted runs of their claims."""
+
+    def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
+        super().__init__(wake, clock)
+        self.futures: dict[RunState, AsyncRunFuture] = {}
+        """by run, until it is claimed or over"""
+
+    def join(self, run: RunState) -> None:
+        super().join(run)
+        future = self.futures.pop(run, None)
+        if future is not None:
+            future.claimed()
+
+
+class Cancellation:
+    """What `AsyncEngine.cancel` returns. It is true if a run of this engine is being cancelled; awaiting it returns
+    whether any run is, in whichever process. The request is sent to the store whether or not it is awaited."""
+
+    def __init__(self, here: bool, asked: asyncio.Task[bool] | None = None) -> None:
+        self._here = here
+        self._asked = asked
+
+    def __bool__(self) -> bool:
+        return self._here
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        if self._asked is not None:
+            return (yield from asyncio.shield(self._asked))
+        return self._here
+
+    def __repr__(self) -> str:
+        return f"<Cancellation {'of a run of this engine' if self._here else 'asked of the store'}>"

@@ -51,7 +51,7 @@ from ..events.hooks import hook_name
 from ..events.process import with_process_hooks
 from ..retry import Duration, seconds, some_random
 from ..run import Run
-from ..stores.base import Owner, Store
+from ..stores.base import Owner, RunRecord, Store
 from ..stores.decide import is_over
 from ..workflow import NO_KEY, Key, NoKey, Workflow
 from .checks import checked_hooks, checked_namespace, checked_store, period, whole
@@ -61,6 +61,7 @@ from .workers import Workers
 __all__ = [
     "CLOSED",
     "MARGIN",
+    "RELEASED",
     "EngineBase",
     "I",
     "call_title",
@@ -79,6 +80,8 @@ DEFAULT_WORKERS = 32
 CLOSED: Final = "its engine was closed"
 MARGIN: Final = 0.5
 """seconds in which runs that were stopped write how they ended"""
+RELEASED: Final = 0.001
+"""seconds: the lease that releases a run to other engines"""
 log = logging.getLogger("flowcore")
 
 
@@ -338,10 +341,15 @@ def stopped(run: RunState, why: str) -> Exception:
     return StepCancelled(f"run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled: {why}.")
 
 
-def unbegun(run: RunState, why: str) -> RunParked:
-    """The error of a run that is left to other engines before it has begun."""
+def unbegun(run: RunState, why: str, *, recorded: bool = True) -> RunParked:
+    """The error of a run that is left to other engines before it has begun, or that was not even recorded."""
     name = safe_repr(run.workflow.name)
-    return RunParked(f"run {run.run_id} of {name} has not begun: {why}. Another engine may run it.")
+    rest = (
+        "It is recorded as queued, and another engine may run it."
+        if recorded
+        else "It was not recorded: submit it again."
+    )
+    return RunParked(f"run {run.run_id} of {name} has not begun: {why}. {rest}")
 
 
 def this_process() -> Owner:
@@ -349,15 +357,15 @@ def this_process() -> Owner:
     return Owner(socket.gethostname(), os.getpid())
 
 
-def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> bool:
-    """Have the owner of a run on a durable store cancel it. False: there is no such run, or it is over."""
+def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> Generator[Callable[[], Any], Any, bool]:
+    """Have the owner of a run on a durable store cancel it: yields calls of the store and is sent what they return, or
+    what they raised. False: there is no such run, or it is over."""
     try:
-        if key is None:
-            key = store.get_run(run_id or "").key
-        record = store.find(key)
+        wanted: str = key if key is not None else (yield partial(store.get_run, run_id or "")).key
+        record: RunRecord | None = yield partial(store.find, wanted)
         if record is None or (is_over(record.status) and not record.held):
             return False
-        store.cancel(key)
+        yield partial(store.cancel, wanted)
     except RunNotFound:
         return False
     return True

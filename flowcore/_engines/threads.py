@@ -29,7 +29,20 @@ from ..retry import Duration, seconds
 from ..run import Run
 from ..stores.base import Lease, Page, RunRecord, Store
 from ..workflow import Key, Workflow
-from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, perform, stopped, this_process, unbegun
+from .base import (
+    CLOSED,
+    MARGIN,
+    RELEASED,
+    EngineBase,
+    I,
+    cancel_in_store,
+    log,
+    outcome,
+    perform,
+    stopped,
+    this_process,
+    unbegun,
+)
 from .batches import completed, key_of, whole_or
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
@@ -41,7 +54,6 @@ __all__ = ["Engine"]
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 0.001  # seconds: the lease that releases a run
 _LOOK: Final = 0.01  # seconds between two looks at runs that end while the interpreter exits
 
 
@@ -300,7 +312,7 @@ class Engine(EngineBase):
         for run in list(self._live):
             if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
                 return self._cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
-        return self.store.durable and self._callers_context().run(cancel_in_store, self.store, run_id, key)
+        return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
 
     def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None. Raises StoreError."""
@@ -521,12 +533,16 @@ def _wake(live: dict[RunState, Driver | None], run: RunState) -> None:
 
 def drop(live: dict[RunState, Driver | None], why: str) -> None:
     """End those of these runs that have not begun, and release what is recorded of them to other engines."""
-    dropped = [driver for run, driver in list(live.items()) if driver is not None and driver.drop(unbegun(run, why))]
+    dropped = [
+        driver
+        for run, driver in list(live.items())
+        if driver is not None and driver.drop(unbegun(run, why, recorded=driver.recorded is not None))
+    ]
     recorded = [driver for driver in dropped if driver.recorded is not None]
     if recorded:
         leases = [Lease(driver.run.stored_key, driver.run.run_id, driver.run.fence) for driver in recorded]
         try:
-            recorded[0].run.settings.store.renew(leases, _AT_ONCE)
+            recorded[0].run.settings.store.renew(leases, RELEASED)
         except StoreError as error:
             log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
 

@@ -5,13 +5,28 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, AsyncRunFuture, Context, QueueFull, RunParked, Status, StepCancelled, Workflow
+from flowcore import (
+    AsyncEngine,
+    AsyncRunFuture,
+    Context,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    NotSerializable,
+    QueueFull,
+    RunParked,
+    Status,
+    StepCancelled,
+    StoreUnavailable,
+    Workflow,
+)
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Ledger, run_async, until_async
@@ -218,17 +233,120 @@ def test_aclose_without_a_limit_works_off_what_was_accepted(limit: float | None,
     run_async(main)
 
 
-@pytest.mark.parametrize("durable", [False, True], ids=["memory", "durable"])
-def test_closing_drops_submitted_runs_that_have_not_begun(store: SQLiteStore, ledger: Ledger, durable: bool) -> None:
+def test_closing_cancels_submitted_runs_in_memory_that_have_not_begun(ledger: Ledger) -> None:
     async def main() -> None:
-        engine = AsyncEngine(store=store if durable else None)
+        engine = AsyncEngine()
         future = engine.submit(ledger.chain("a"))
         await engine.aclose(timeout=1)
-        with pytest.raises(RunParked if durable else asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError):
             await future
 
     run_async(main)
     assert not ledger
+
+
+@pytest.mark.parametrize("how", ["aclose", "an exception"])
+def test_closing_records_submitted_runs_that_have_not_begun_and_leaves_them_to_others(
+    store: SQLiteStore, ledger: Ledger, how: str
+) -> None:
+    wf = ledger.chain("a")
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store)
+        if how == "aclose":
+            future = engine.submit(wf, {"n": 7}, idempotency_key="k")
+            await engine.aclose(timeout=1)
+        else:
+            with suppress(LookupError):
+                async with engine:
+                    future = engine.submit(wf, {"n": 7}, idempotency_key="k")
+                    raise LookupError
+        with pytest.raises(RunParked, match="recorded as queued, and another engine may run it"):
+            await future
+        await future.recorded()
+        record = store.find("k")
+        assert record is not None
+        assert (record.status, record.run_id, record.values) == (Status.QUEUED, future.run_id, {"n": 7})
+        assert not ledger
+        async with AsyncEngine(store=store, workflows=[wf]) as other:
+            assert [run.status for run in await other.recover()] == [Status.SUCCESS]
+
+    run_async(main)
+    assert ledger == ["a"]
+
+
+def test_closing_says_which_submitted_runs_could_not_be_recorded(store: SQLiteStore, ledger: Ledger) -> None:
+    wf = ledger.chain("a")
+
+    def unreachable(claim: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store, lease=30)
+        in_use = engine.submit(wf, idempotency_key="k")
+        await in_use
+        again = engine.submit(wf, idempotency_key="k")
+        await engine.aclose(timeout=0)
+        store.claim = unreachable
+        other = AsyncEngine(store=store)
+        unrecorded = other.submit(wf, idempotency_key="l")
+        await other.aclose(timeout=0)
+        for future in (again, unrecorded):
+            with pytest.raises(RunParked, match="It was not recorded: submit it again"):
+                await future
+            with pytest.raises(RunParked, match="It was not recorded"):
+                await future.recorded()
+
+    run_async(main)
+    assert ledger == ["a"]
+    assert store.find("l") is None
+
+
+def test_a_future_says_when_its_run_is_recorded(store: SQLiteStore, ledger: Ledger) -> None:
+    begins, wf = asyncio.Event(), Workflow("w")
+
+    async def waits(ctx: Context) -> None:
+        await begins.wait()
+
+    wf.add_step("waits", waits)
+
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            assert store.find("k") is None  # the loop was not blocked for it
+            await future.recorded()
+            record = store.find("k")
+            assert record is not None
+            assert record.run_id == future.run_id
+            busy = engine.submit(wf, idempotency_key="k")
+            with pytest.raises(IdempotencyInProgress):
+                await busy.recorded()
+            other = engine.submit(wf, {"n": 1}, idempotency_key="k")
+            with pytest.raises(IdempotencyMismatch):
+                await other.recorded()
+            begins.set()
+            await future
+            replay = engine.submit(wf, idempotency_key="k")
+            await replay.recorded()
+            assert (await replay).replayed
+            refused = engine.submit(wf, {"n": object()}, idempotency_key="l")
+            with pytest.raises(NotSerializable):
+                await refused.recorded()
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_in_memory_a_run_counts_as_recorded_when_it_begins(ledger: Ledger, key: str | None) -> None:
+    async def main() -> None:
+        engine, slept = AsyncEngine(), list[int]()
+        future = engine.submit(saga(ledger, forever, slept), idempotency_key=key)
+        await future.recorded()
+        assert not future.done()
+        future.cancel_run()
+        await asyncio.wait([future])
+
+    run_async(main)
 
 
 def test_a_future_knows_its_run_and_key_and_cancels_it(ledger: Ledger) -> None:
@@ -306,3 +424,66 @@ def test_an_async_engine_cancels_its_run_of_a_key(store: SQLiteStore, ledger: Le
                 await future
 
     run_async(main)
+
+
+@pytest.mark.parametrize("by", ["key", "run_id"])
+def test_an_async_engine_cancels_the_run_of_another_engine_through_the_store(
+    store: SQLiteStore, ledger: Ledger, by: str
+) -> None:
+    async def main() -> None:
+        slept: list[int] = []
+        wf = saga(ledger, forever, slept)
+        async with AsyncEngine(store=store, lease=0.5) as owner, AsyncEngine(store=store) as other:
+            future = owner.submit(wf, idempotency_key="k")
+            await until_async(lambda: slept)
+            asked = other.cancel(key="k") if by == "key" else other.cancel(future.run_id)
+            assert not asked  # it is no run of this engine
+            assert await asked
+            assert await asked
+            with pytest.raises(StepCancelled):
+                await future
+            assert not await other.cancel(key="k")
+            assert not await other.cancel(key="another")
+            assert not await other.cancel("another")
+
+    run_async(main)
+    assert ledger == ["a", "-b", "-a"]
+
+
+def test_a_cancellation_reaches_the_store_without_being_awaited_and_from_a_thread_without_a_loop(
+    store: SQLiteStore, ledger: Ledger
+) -> None:
+    async def main() -> None:
+        for asks in (lambda engine, key: engine.cancel(key=key), _in_a_thread):
+            ledger.clear()
+            key, slept = str(id(asks)), list[int]()
+            wf = saga(ledger, forever, slept)
+            async with AsyncEngine(store=store, lease=0.5) as owner, AsyncEngine(store=store) as other:
+                future = owner.submit(wf, idempotency_key=key)
+                await until_async(lambda slept=slept: slept)
+                asks(other, key)
+                with pytest.raises(StepCancelled):
+                    await future
+            assert ledger == ["a", "-b", "-a"]
+
+    run_async(main)
+
+
+def _in_a_thread(engine: AsyncEngine, key: str) -> None:
+    said: list[bool] = []
+    thread = threading.Thread(target=lambda: said.append(bool(engine.cancel(key=key))))
+    thread.start()
+    thread.join(PATIENCE)
+    assert said == [True]
+
+
+def test_a_submitted_run_is_cancelled_before_it_begins(store: SQLiteStore, ledger: Ledger) -> None:
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            future = engine.submit(ledger.chain("a"), idempotency_key="k")
+            assert await engine.cancel(key="k")
+            with pytest.raises(asyncio.CancelledError):
+                await future
+
+    run_async(main)
+    assert not ledger

@@ -1,0 +1,67 @@
+"""What becomes of the submitted runs that have not begun when an `AsyncEngine` is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from .._durable.queueing import enqueue
+from .._kernel.run_state import RunState
+from ..errors import StoreError, safe_str
+from ..stores.base import Claim, Lease
+from .aio_driver import AsyncDriver
+from .aio_handles import AsyncRunFuture
+from .base import CLOSED, RELEASED, log, this_process, unbegun
+from .recovering import asked_on_loop
+
+__all__ = ["leave"]
+
+
+async def leave(
+    futures: Mapping[RunState, AsyncRunFuture], driver: Callable[[RunState], AsyncDriver], limit: float
+) -> None:
+    """Keep these runs from beginning. On a durable store they are recorded as queued, within `limit` seconds, and left to
+    other engines; in memory they are cancelled."""
+    for future in futures.values():
+        future.drop()
+    recorded = await _recorded(futures, driver, limit)
+    for run, future in futures.items():
+        if run in recorded:
+            future.claimed()
+        future.end(unbegun(run, CLOSED, recorded=run in recorded) if run.settings.durable else None)
+
+
+async def _recorded(
+    futures: Mapping[RunState, AsyncRunFuture], driver: Callable[[RunState], AsyncDriver], limit: float
+) -> set[RunState]:
+    tasks = {
+        asyncio.create_task(_record(run, future, driver(run))): run
+        for run, future in futures.items()
+        if run.settings.durable
+    }
+    if not tasks:
+        return set()
+    done, late = await asyncio.wait(tasks, timeout=limit)
+    for task in late:
+        task.cancel()
+    recorded = {tasks[task] for task in done if task.result() is not None}
+    if recorded:
+        leases = [Lease(run.stored_key, run.run_id, run.fence) for run in recorded]
+        settings = next(iter(recorded)).settings
+        context = settings.hooks.store_context(contextvars.copy_context())
+        try:
+            await asked_on_loop(partial(settings.store.renew, leases, RELEASED), context)
+        except StoreError as error:
+            log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
+    return recorded
+
+
+async def _record(run: RunState, future: AsyncRunFuture, driver: AsyncDriver) -> Claim | None:
+    """Record a run as queued. None: it could not be recorded, or its key was in use."""
+    try:
+        return await driver.perform(enqueue(run, this_process(), future.done))
+    except Exception as error:  # noqa: BLE001 - the run's future says that it was not recorded
+        log.warning("queued run %s could not be recorded: %s", run.run_id, safe_str(error, 200))
+        return None
