@@ -93,6 +93,8 @@ class AsyncEngine(EngineBase):
         if (every := self._look_every()) is not None:
             self._looking = RecoveryTasks(self._look, every)
             self._recovery.wake = self._looking.ring
+            with suppress(RuntimeError):  # outside a loop it begins with `async with`, or with the first run
+                self._looking.ensure()
         after_fork_in_child(self, AsyncEngine._after_fork)
         weakref.finalize(self, self._pool.close, self._settings.grace)
 

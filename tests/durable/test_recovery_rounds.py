@@ -61,6 +61,19 @@ def test_recover_looks_again_by_itself_once_the_lease_of_a_crashed_owner_is_over
     assert store.find("k").results == {"a": "a"}
 
 
+def test_an_async_engine_made_on_a_loop_recovers_before_its_first_run() -> None:
+    store, wf = SimulatedStore(), one_step()
+    crashed(store, wf, "k")
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store, workflows=[wf], lease=0.1, recover_every=0.01)
+        while store.find("k").status != "success":  # noqa: ASYNC110 - what ends it is in the store
+            await asyncio.sleep(0.001)
+        await engine.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 @pytest.mark.parametrize("engines", ["threads", "asyncio"])
 def test_a_second_look_that_fails_is_logged(engines: str, caplog: pytest.LogCaptureFixture) -> None:
     def away() -> None:
