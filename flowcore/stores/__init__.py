@@ -8,9 +8,12 @@ from .base import RunRecord, Store
 from .memory import MemoryStore
 
 if TYPE_CHECKING:
+    from .opening import open_store
     from .pydantic_codec import PydanticCodec
     from .redis import AsyncRedisStore, RedisStore
     from .sqlite import SQLiteStore
+
+    open = open_store  # noqa: A001 - the name is public: `flowcore.stores.open`
 
 __all__ = ["AsyncRedisStore", "MemoryStore", "PydanticCodec", "RedisStore", "RunRecord", "SQLiteStore", "Store"]
 
