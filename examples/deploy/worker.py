@@ -1,0 +1,32 @@
+"""A process without a web server: it runs the orders whose numbers it reads, and resumes those of processes that are gone.
+
+    python worker.py < numbers
+
+$FLOWCORE_STORE names its store. SIGTERM ends the interpreter by SystemExit, which parks the runs of the engine.
+"""
+
+import signal
+import sys
+from types import FrameType
+
+from flowcore import Engine
+from orders import open_store, order
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End the process, as `kill` and each supervisor expect it."""
+    sys.exit(0)
+
+
+def main() -> None:
+    """Read numbers as a consumer of a queue would, then stay to recover."""
+    signal.signal(signal.SIGTERM, stop)
+    with Engine(store=open_store(), workflows=[order], recover_every=0.2, grace=5) as engine:
+        for line in sys.stdin:
+            engine.submit(order, {"number": line.strip()}, idempotency_key=line.strip())
+        while True:
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()
