@@ -1,18 +1,24 @@
-"""A checkout service: `POST /orders` with an `Idempotency-Key`, `GET /metrics` for Prometheus.
+"""A checkout service: `POST /orders` with an `Idempotency-Key`, `GET` and `DELETE /orders/KEY`, `GET /metrics` for
+Prometheus.
 
     python examples/service/app.py --port 8000 --store sqlite:runs.db
 
 Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
 
     201  done; with `Idempotent-Replayed: true` it is the stored answer of an earlier request
+    202  accepted, where the request said `Prefer: respond-async`; `Location` is where to ask how it stands
     400  no key, or one that is not 1 to 255 printable ASCII characters
     402  the card was declined                          (what had been done was undone)
-    409  the same order is being worked on right now    (`Retry-After` says when to ask again)
+    409  the same order is being worked on right now    (`Retry-After` says when to ask again), or was cancelled
     410  sold out
     413  the order is larger than any order is
     422  the key was used for another order
     502  the gateway or the carrier gave up on us       (what had been done was undone)
     503  the store does not answer                      (ask again with the same key: the order goes on from there)
+
+`GET` of an order answers 200 with its status while it is worked on, and what `POST` would have answered once it is over;
+`DELETE` cancels it, in whichever process it runs: what was done is undone. An accepted order survives the service where its
+runs are durable.
 
 An answer to an order that has run says where to look: `traceresponse` (W3C Trace Context) is the trace of this very
 request, and a replay's `Original-Trace-Id` that of the request which did the work.
@@ -29,14 +35,14 @@ Spans are written to a file of JSON lines, and sent on with OTLP where OTEL_EXPO
 """
 
 import argparse
-import math
 import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI, Header, Request
@@ -51,6 +57,7 @@ from pydantic import BaseModel, Field
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from answers import accepted, answer, in_progress, out_of_order, problem, standing, traced
 from checkout import checkout
 from flowcore import (
     AsyncEngine,
@@ -58,27 +65,18 @@ from flowcore import (
     IdempotencyHeld,
     IdempotencyInProgress,
     IdempotencyMismatch,
-    LeaseLost,
-    Run,
-    RunFailed,
-    RunParked,
+    Status,
     StoreUnavailable,
 )
-from flowcore_otel import PrometheusHook, TracingHook, original_trace_id
+from flowcore_otel import PrometheusHook, TracingHook
 from ledger import Ledger
 from partners import HANG, Carrier, Gateway
 from stores import known, opened
 
 OPENING_STOCK = {"mug": 500, "shirt": 400, "lamp": 200, "poster": 12}
 LEASE = 10.0  # seconds
-SOON = 2.0  # seconds, at most, until a client may ask again: a lease may be long, an order hardly is
-FAILURES = {
-    "Declined": (402, "declined", "The card was declined."),
-    "SoldOut": (410, "sold-out", "There is not enough left of it."),
-    "NoAnswer": (502, "no-answer", "A partner of ours did not answer; the order was taken back."),
-}
-"""error type -> status, kind, and what the client may know: a message may hold what is not for clients"""
 LARGEST = 16_384  # bytes of a request's body
+Account = Annotated[str, Header(alias="X-Account", pattern=r"^[\w.-]{1,64}$")]
 
 
 class Order(BaseModel):
@@ -132,19 +130,46 @@ def create_app(
     async def place_order(
         order: Order,
         request: Request,
+        account: Account = "guest",
         idempotency_key: Annotated[str | None, Header()] = None,
-        x_account: Annotated[str, Header(pattern=r"^[\w.-]{1,64}$")] = "guest",
+        prefer: Annotated[str, Header()] = "",
     ) -> JSONResponse:
         if idempotency_key is None or not is_a_key(idempotency_key):
             return problem(400, "no-key", "Send an Idempotency-Key header of 1 to 255 printable ASCII characters.")
         engine: AsyncEngine = request.app.state.engine
         caller = propagate.extract(request.headers)
         with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
-            key = f"{x_account}/{idempotency_key}"  # it is also among the values, and so in the fingerprint
-            run = await engine.run(workflow, {"ref": key, **order.model_dump()}, idempotency_key=key, check=False)
+            key = f"{account}/{idempotency_key}"  # it is also among the values, and so in the fingerprint
+            values = {"ref": key, **order.model_dump()}
+            if "respond-async" not in prefer:
+                run = await engine.run(workflow, values, idempotency_key=key, check=False)
+            else:
+                future = engine.submit(workflow, values, idempotency_key=key, check=False)
+                await future.recorded()
+                if not future.done():
+                    return accepted(f"/orders/{quote(idempotency_key)}")
+                run = future.result()
             answered = answer(run)
             answered.headers.update(traced(run))
             return answered
+
+    @app.get("/orders/{key:path}")
+    async def show_order(key: str, request: Request, account: Account = "guest") -> JSONResponse:
+        engine: AsyncEngine = request.app.state.engine
+        record = await engine.find(f"{account}/{key}")
+        if record is None:
+            return problem(404, "no-order", "There is no such order.")
+        if record.held or record.status not in {Status.SUCCESS, Status.FAILURE, Status.COMPENSATED}:
+            return standing(record)
+        values = {"ref": record.key, **Order.model_validate(record.values).model_dump()}
+        return answer(await engine.run(workflow, values, idempotency_key=record.key, once=True, check=False))
+
+    @app.delete("/orders/{key:path}")
+    async def cancel_order(key: str, request: Request, account: Account = "guest") -> JSONResponse:
+        engine: AsyncEngine = request.app.state.engine
+        if await engine.cancel(key=f"{account}/{key}"):
+            return accepted(f"/orders/{quote(key)}")
+        return problem(404, "no-order", "There is no such order that could still be cancelled.")
 
     @app.exception_handler(IdempotencyInProgress)
     async def overlap(_: Request, error: IdempotencyInProgress) -> JSONResponse:
@@ -163,50 +188,6 @@ def create_app(
         return out_of_order()
 
     return app
-
-
-def answer(run: Run) -> JSONResponse:
-    """The answer to a run that has ended, now or earlier."""
-    match run.error:
-        case None:
-            receipt = {"run": run.id, "payment": run["charge"], "parcel": run["ship"], "message": run["notify"]}
-            return JSONResponse(receipt, 201, {"Idempotent-Replayed": "true"} if run.replayed else None)
-        case LeaseLost():
-            return in_progress(SOON)
-        case RunParked():
-            return out_of_order()
-        case RunFailed() as error:  # a process that has died met with it, and left its name
-            name = error.error_type
-        case error:
-            name = type(error).__name__
-    if name not in FAILURES:
-        raise run.error
-    status, kind, detail = FAILURES[name]
-    return problem(status, kind, detail, run=run.id)
-
-
-def traced(run: Run) -> dict[str, str]:
-    """Headers that lead from an answer to its trace, which is the current one, and from a replay to the original's."""
-    headers: dict[str, str] = {}
-    propagate.inject(headers)
-    found = {"traceresponse": headers.get("traceparent"), "Original-Trace-Id": original_trace_id(run)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def in_progress(retry_after: float) -> JSONResponse:
-    wait = str(max(1, math.ceil(min(retry_after, SOON))))
-    return problem(409, "in-progress", "This order is being worked on.", headers={"Retry-After": wait})
-
-
-def out_of_order() -> JSONResponse:
-    detail = "Our own books cannot be reached: ask again with the same key, and the order goes on from where it stands."
-    return problem(503, "out-of-order", detail, headers={"Retry-After": str(math.ceil(SOON))})
-
-
-def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
-    """An answer in the form of RFC 9457."""
-    body = {"type": f"/problems/{kind}", "status": status, "detail": detail, **more}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 def is_a_key(text: str) -> bool:

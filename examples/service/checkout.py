@@ -16,7 +16,7 @@ __all__ = ["Declined", "NoAnswer", "SoldOut", "checkout"]
 
 def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier) -> Workflow:
     """The workflow of one order; initial values: ref, sku, quantity, cents, card, address."""
-    wf = Workflow("checkout")
+    wf = Workflow("checkout", errors=(Declined, SoldOut, NoAnswer))
 
     @wf.step(undo="attempted")
     def reserve(ctx: Context) -> None:

@@ -275,7 +275,9 @@ def test_closing_records_submitted_runs_that_have_not_begun_and_leaves_them_to_o
     assert ledger == ["a"]
 
 
-def test_closing_says_which_submitted_runs_could_not_be_recorded(store: SQLiteStore, ledger: Ledger) -> None:
+def test_closing_says_which_submitted_runs_could_not_be_recorded(
+    store: SQLiteStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wf = ledger.chain("a")
 
     def unreachable(claim: Any) -> Any:
@@ -287,7 +289,7 @@ def test_closing_says_which_submitted_runs_could_not_be_recorded(store: SQLiteSt
         await in_use
         again = engine.submit(wf, idempotency_key="k")
         await engine.aclose(timeout=0)
-        store.claim = unreachable
+        monkeypatch.setattr(store, "claim", unreachable)
         other = AsyncEngine(store=store)
         unrecorded = other.submit(wf, idempotency_key="l")
         await other.aclose(timeout=0)
@@ -454,19 +456,23 @@ def test_a_cancellation_reaches_the_store_without_being_awaited_and_from_a_threa
     store: SQLiteStore, ledger: Ledger
 ) -> None:
     async def main() -> None:
-        for asks in (lambda engine, key: engine.cancel(key=key), _in_a_thread):
+        for asks in (_in_a_task, _in_a_thread):
             ledger.clear()
             key, slept = str(id(asks)), list[int]()
             wf = saga(ledger, forever, slept)
             async with AsyncEngine(store=store, lease=0.5) as owner, AsyncEngine(store=store) as other:
                 future = owner.submit(wf, idempotency_key=key)
-                await until_async(lambda slept=slept: slept)
+                await until_async(slept.copy)
                 asks(other, key)
                 with pytest.raises(StepCancelled):
                     await future
             assert ledger == ["a", "-b", "-a"]
 
     run_async(main)
+
+
+def _in_a_task(engine: AsyncEngine, key: str) -> None:
+    engine.cancel(key=key)
 
 
 def _in_a_thread(engine: AsyncEngine, key: str) -> None:

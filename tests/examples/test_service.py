@@ -202,6 +202,69 @@ def test_declined_customer_may_try_another_card_under_the_same_key(ledger: Path)
     with_service(ledger, talk)
 
 
+def test_order_is_accepted_polled_and_answered(ledger: Path) -> None:
+    async def talk(post: Post, client: httpx.AsyncClient) -> None:
+        wants = {"Prefer": "respond-async"}
+        accepted = await post("k/7", wants, card="tok_slow")
+        assert (accepted.status_code, accepted.headers["Location"]) == (202, "/orders/k/7")
+        assert int(accepted.headers["Retry-After"]) >= 1
+
+        stands = await client.get(accepted.headers["Location"])
+        assert (stands.status_code, stands.json()["status"]) == (200, "running")
+        again = await post("k/7", wants, card="tok_slow")
+        assert (again.status_code, again.json()["type"]) == (409, "/problems/in-progress")
+        other = await post("k/7", wants, card="tok_visa")
+        assert (other.status_code, other.json()["type"]) == (422, "/problems/other-order")
+
+        first = await over(client, "k/7")
+        assert first.status_code == 201
+        replayed = await post("k/7", wants, card="tok_slow")
+        assert (replayed.status_code, replayed.content) == (201, first.content)
+        assert (await client.get("/orders/k/7", headers={"X-Account": "bob"})).status_code == 404
+
+    with_service(ledger, talk)
+
+    assert audit(ledger).charged == 1200
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"), [({"card": "tok_declined"}, 402), ({"sku": "unicorn"}, 410), ({"address": "island"}, 502)]
+)
+def test_accepted_order_that_failed_says_why(ledger: Path, changes: dict[str, Any], status: int) -> None:
+    async def talk(post: Post, client: httpx.AsyncClient) -> None:
+        await post("k", {"Prefer": "respond-async"}, **changes)
+        assert (await over(client, "k")).status_code == status
+
+    with_service(ledger, talk)
+
+
+def test_order_is_cancelled_and_taken_back(ledger: Path) -> None:
+    async def talk(post: Post, client: httpx.AsyncClient) -> None:
+        await post("k", {"Prefer": "respond-async"}, card="tok_slow")
+        assert (await client.delete("/orders/k")).status_code == 202
+        cancelled = await over(client, "k")
+        assert (cancelled.status_code, cancelled.json()["type"]) == (409, "/problems/cancelled")
+        assert (await client.delete("/orders/k")).status_code == 404
+        assert (await client.delete("/orders/another")).status_code == 404
+
+    with_service(ledger, talk)
+
+    books = audit(ledger)
+    assert books.faults == []
+    assert books.charged == books.refunded
+    assert not books.shipped
+
+
+async def over(client: httpx.AsyncClient, key: str) -> httpx.Response:
+    """What the status page says of an order once it is over."""
+    for _ in range(3000):
+        response = await client.get(f"/orders/{key}")
+        if response.status_code != 200:
+            return response
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"order {key!r} is not over after a minute")
+
+
 def test_order_that_cannot_be_undone_is_held(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(*_: object, **__: object) -> int:
         raise NoAnswer("the gateway is down")

@@ -1,6 +1,7 @@
 """The checkout service on durable stores: what it answers after it was started again, and when its store is gone."""
 
 import asyncio
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app import answer, create_app
+import make_orders
+from answers import answer
+from app import create_app
 from audit import audit
 from flowcore import Engine, LeaseLost, RunFailed, RunParked, Workflow
 from flowcore.stores import RedisStore, SQLiteStore
+from running import serving
 from stores import known, looked_into, spoken
 from tests.stores.redis_servers import StartRedis, start_redis
 
@@ -96,8 +100,7 @@ def test_order_is_refused_while_the_store_is_gone_and_taken_once_it_is_back(
 @pytest.mark.parametrize(
     ("error", "status", "kind", "detail"),
     [
-        (RunFailed(error_type="Declined", error_message="the bank said no"), 402, "declined", "The card was declined."),
-        (RunFailed(error_type="NoAnswer", error_message="no ferry"), 502, "no-answer", "taken back"),
+        (RunFailed(error_type="cancelled"), 409, "cancelled", "The order was cancelled"),
         (LeaseLost(), 409, "in-progress", "This order is being worked on."),
         (RunParked(), 503, "out-of-order", "Our own books cannot be reached"),
     ],
@@ -147,3 +150,21 @@ def test_word_that_names_no_store_is_refused_with_those_that_do(word: str) -> No
 )
 def test_password_of_a_store_is_not_printed(where: str, printed: str) -> None:
     assert spoken(where) == printed
+
+
+def test_accepted_order_survives_a_service_that_is_killed(tmp_path: Path, store: str) -> None:
+    """202, then kill -9: the next process of the service does the order."""
+    script = Path(make_orders.__file__).parent / "app.py"
+    options = (f"--store={store}", "--lease=0.5")
+    slow = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_slow", "address": "home"}
+    with serving(script, 0, tmp_path, *options) as service:
+        headers = {"Idempotency-Key": "k", "Prefer": "respond-async"}
+        response = httpx.post(f"{service.url}/orders", json=slow, headers=headers)
+        assert (response.status_code, response.headers["Location"]) == (202, "/orders/k")
+        service.kill()
+        service.start(*options)
+        give_up = time.monotonic() + 60
+        while (order := httpx.get(f"{service.url}/orders/k")).status_code == 200 and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert order.status_code == 201, order.text
+    assert audit(tmp_path / "ledger.db").charged == 1200

@@ -1,0 +1,75 @@
+"""What the service answers, by what became of an order."""
+
+import math
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from opentelemetry import propagate
+
+from flowcore import LeaseLost, Run, RunFailed, RunParked, StepCancelled
+from flowcore.stores.base import RunRecord
+from flowcore_otel import original_trace_id
+from ledger import SoldOut
+from partners import Declined, NoAnswer
+
+__all__ = ["accepted", "answer", "in_progress", "out_of_order", "problem", "standing", "traced"]
+
+
+def answer(run: Run) -> JSONResponse:
+    """The answer to a run that has ended, now or earlier. An error's own message may hold what is not for clients."""
+    match run.error:
+        case None:
+            receipt = {"run": run.id, "payment": run["charge"], "parcel": run["ship"], "message": run["notify"]}
+            return JSONResponse(receipt, 201, {"Idempotent-Replayed": "true"} if run.replayed else None)
+        case Declined():
+            return problem(402, "declined", "The card was declined.", run=run.id)
+        case SoldOut():
+            return problem(410, "sold-out", "There is not enough left of it.", run=run.id)
+        case NoAnswer():
+            return problem(502, "no-answer", "A partner of ours did not answer; the order was taken back.", run=run.id)
+        case StepCancelled() | RunFailed(error_type="cancelled" | "StepCancelled"):
+            return problem(409, "cancelled", "The order was cancelled, and taken back.", run=run.id)
+        case LeaseLost():
+            return in_progress()
+        case RunParked():
+            return out_of_order()
+        case error:
+            raise error
+
+
+def traced(run: Run) -> dict[str, str]:
+    """Headers that lead from an answer to its trace, which is the current one, and from a replay to the original's."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    found = {"traceresponse": headers.get("traceparent"), "Original-Trace-Id": original_trace_id(run)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def accepted(location: str) -> JSONResponse:
+    """The order, or its cancellation, is on its way: its status is at `location`."""
+    headers = {"Location": location, "Retry-After": "1"}
+    return JSONResponse({"status": "accepted", "location": location}, 202, headers)
+
+
+def standing(record: RunRecord) -> JSONResponse:
+    """How an order stands that is not over."""
+    if record.held:
+        return problem(409, "held", "This order could not be undone; a person is looking into it.")
+    done = [name for name, step in record.steps.items() if step.status == "success"]
+    return JSONResponse({"status": str(record.status), "done": done}, 200, {"Retry-After": "1"})
+
+
+def in_progress(retry_after: float = 1.0) -> JSONResponse:
+    wait = str(max(1, math.ceil(retry_after)))
+    return problem(409, "in-progress", "This order is being worked on.", headers={"Retry-After": wait})
+
+
+def out_of_order() -> JSONResponse:
+    detail = "Our own books cannot be reached: ask again with the same key, and the order goes on from where it stands."
+    return problem(503, "out-of-order", detail, headers={"Retry-After": "2"})
+
+
+def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    """An answer in the form of RFC 9457."""
+    body = {"type": f"/problems/{kind}", "status": status, "detail": detail, **more}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
