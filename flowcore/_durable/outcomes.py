@@ -71,6 +71,12 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
                 lease_left=answer.lease_left,
                 run_id=answer.run_id,
             )
+        case Mismatch(erased=True):
+            word = "mismatch"
+            error = IdempotencyMismatch(
+                f"{what} belongs to run {answer.run_id}, whose values and results were erased. Use another key, or free this "
+                f"one with engine.store.release({safe_repr(key)})."
+            )
         case Mismatch():
             word = "mismatch"
             other = (

@@ -39,7 +39,13 @@ VERBS = (
     Verb("hold", "Refuse a key until you resume, undo or release it."),
     Verb(
         "release",
-        "Give a run's record up, so that the next call with its key starts afresh.",
+        "Give a run's record up, so that the next call with its key starts afresh. What it holds stays until its retention is over.",
+        forceable=True,
+        loses=True,
+    ),
+    Verb(
+        "erase",
+        "Forget at once what users put into a run: values, results, errors and carriers. Its key stays used up.",
         forceable=True,
         loses=True,
     ),

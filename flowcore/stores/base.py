@@ -75,10 +75,10 @@ class StepRecord:
     """rises with every change of anything in the run; also the order in which steps ended"""
     report: StepReport
     has_result: bool = False
-    result: Any = None
+    result: Any = field(default=None, repr=False)
     effect: bool = False
     """it did something, or may have: to be undone if the run fails"""
-    carrier: Mapping[str, str] = field(default_factory=_empty)
+    carrier: Mapping[str, str] = field(default_factory=_empty, repr=False)
     """trace context of the step, or whatever else hooks stored with it"""
 
 
@@ -87,7 +87,7 @@ class Write:
     """The latest write to a key of the context."""
 
     seq: int
-    value: Any = None
+    value: Any = field(default=None, repr=False)
     deleted: bool = False
 
 
@@ -108,8 +108,8 @@ class RunRecord:
     key: str
     run_id: str
     workflow: str
-    fingerprint: str | None
-    graph: str
+    fingerprint: str | None = field(repr=False)
+    graph: str = field(repr=False)
     status: Status = Status.RUNNING
     held: bool = False
     undoing: bool = False
@@ -141,21 +141,21 @@ class RunRecord:
     finished: float | None = None
     expires: float | None = None
     """when its owner's lease ends, in seconds since the epoch by the store's clock; None: it has no owner"""
-    results: Mapping[str, Any] = field(default_factory=_empty)
+    results: Mapping[str, Any] = field(default_factory=_empty, repr=False)
     """of the steps that are done, in order of completion"""
-    values: Mapping[Any, Any] = field(default_factory=_empty)
+    values: Mapping[Any, Any] = field(default_factory=_empty, repr=False)
     """the context's values"""
     steps: Mapping[str, StepReport] = field(default_factory=_empty)
     """of the steps with more to tell than a result; on durable stores of all that have begun"""
     effects: tuple[str, ...] = ()
     """the steps to undo if it fails, in order of completion; those in flight come last"""
-    carriers: Mapping[str, Mapping[str, str]] = field(default_factory=_empty)
+    carriers: Mapping[str, Mapping[str, str]] = field(default_factory=_empty, repr=False)
     """by step"""
     undone: tuple[str, ...] = ()
     failed_step: str | None = None
     error: BaseException | None = None
     """what failed it: the exception itself where this process still has it, else a RunFailed that tells of it"""
-    carrier: Mapping[str, str] = field(default_factory=_empty)
+    carrier: Mapping[str, str] = field(default_factory=_empty, repr=False)
 
     def explain(self) -> str:
         """The story of the run in plain words: how it stands and why, who owns it, and a line for each step."""
@@ -193,10 +193,10 @@ class Claim:
     key: str
     run_id: str
     workflow: str
-    fingerprint: str | None
-    graph: str
-    carrier: Mapping[str, str]
-    values: Mapping[Any, Any] = field(default_factory=_empty)
+    fingerprint: str | None = field(repr=False)
+    graph: str = field(repr=False)
+    carrier: Mapping[str, str] = field(repr=False)
+    values: Mapping[Any, Any] = field(default_factory=_empty, repr=False)
     lease: float = float("inf")
     begins: tuple[str, ...] = ()
     attached: str | None = None
@@ -258,6 +258,8 @@ class Mismatch:
     carrier: Mapping[str, str]
     age: float
     workflow: str
+    erased: bool = False
+    """what it was used with has been erased"""
 
 
 @dataclass(slots=True)
@@ -416,7 +418,21 @@ class Store(Protocol):
         status."""
         ...
 
-    def release(self, key: str, /, *, force: bool = False) -> None: ...
+    def release(self, key: str, /, *, force: bool = False) -> None:
+        """Give a run up, so that the next call with its key starts afresh. Its record, with values, results and texts, stays
+        until its retention is over, or until `erase`."""
+        ...
+
+    def erase(self, key: str, /, *, force: bool = False) -> None:
+        """Forget at once what users put into the run of a key, and into the runs before it: values, results, errors, carriers,
+        reasons and the fingerprint. What stays until its retention is over: key, run id, workflow, graph, status and times.
+
+        A key that is used up stays used up: another call with it is a Mismatch until `release`. Raises RunNotFound for an
+        unknown key; StoreError for a run that is not over or is held, unless forced: then it is given up first, as by
+        `release`.
+        """
+        ...
+
     def hold(self, key: str, /, reason: str | None = None) -> None: ...
     def resume(self, key: str, /, *, reason: str | None = None) -> None: ...
     def undo(self, key: str, /, *, reason: str | None = None) -> None: ...

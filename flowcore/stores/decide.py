@@ -129,14 +129,19 @@ class Order(Enum):
 
 
 def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
-    """What `hold`, `resume`, `undo`, `cancel` or `release` of a run comes to. Raises StoreError where it is refused."""
+    """What `hold`, `resume`, `undo`, `cancel`, `release` or `erase` of a run comes to. Raises StoreError where it is refused."""
     if live and verb in {"undo", "cancel"}:
         return Order.NOTHING if record.undoing else Order.CANCEL
     key = safe_repr(record.key)
     if live:
-        way_out = ", or release it with force=True" if verb == "release" else ""
+        way_out = f", or {verb} it with force=True" if verb in {"release", "erase"} else ""
         raise StoreError(
             f"key {key} belongs to run {record.run_id}, which is {record.status}: cancel it first{way_out}."
+        )
+    if verb == "erase" and (record.held or not is_over(record.status)):
+        raise StoreError(
+            f"key {key} belongs to run {record.run_id}, which is {'held' if record.held else record.status} and could not "
+            "continue without what would be erased: end it first, or erase it with force=True."
         )
     again = verb == "resume" and record.status == Status.FAILURE  # nothing was undone, so all that is done still holds
     if verb in {"resume", "undo", "cancel"} and is_over(record.status) and not record.held and not again:

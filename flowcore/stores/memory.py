@@ -120,7 +120,7 @@ class MemoryStore:
                 case Verdict.FINISHED:
                     return Finished(kept.seen(), age)
                 case Verdict.MISMATCH:
-                    return Mismatch(record.run_id, record.carrier, age, record.workflow)
+                    return Mismatch(record.run_id, record.carrier, age, record.workflow, record.fingerprint is None)
                 case Verdict.HELD:
                     return Held(record.run_id, record.carrier, age)
                 case Verdict.OTHER_GRAPH:
@@ -342,6 +342,17 @@ class MemoryStore:
             if not force:
                 self._order(kept, "release")
             self._free(kept)
+
+    def erase(self, key: str, /, *, force: bool = False) -> None:
+        """Forget at once what users put into the run of a key: see Store.erase. Raises RunNotFound for an unknown key, and
+        StoreError for a run that is not over or is held, unless forced."""
+        with self._lock:
+            kept = self._known(key)
+            if not force:
+                self._order(kept, "erase")
+            elif kept.record.held or not kept.over:
+                self._free(kept)
+            kept.erase()
 
     def hold(self, key: str, /, reason: str | None = None) -> None:
         """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and

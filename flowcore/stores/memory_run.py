@@ -86,6 +86,14 @@ class LiveRun:
         )
         return found
 
+    def erase(self) -> None:
+        """Keep what says that there was a run, and how it ended."""
+        record = self.record
+        self.record = RunRecord(record.key, record.run_id, record.workflow, None, record.graph, record.status)
+        self.record.generation, self.record.fence, self.record.seq = record.generation, record.fence, record.seq
+        self.record.started, self.record.finished = record.started, record.finished
+        self.before = self._steps = self._writes = None
+
     @property
     def over(self) -> bool:
         """Whether nothing is left to resume."""

@@ -101,6 +101,15 @@ def test_show_finds_a_run_by_its_id(flowcore: Given) -> None:
     assert data(flowcore("--json", "show", run_id))["key"] == "order-1"
 
 
+def test_a_run_is_erased_once_it_was_asked_for(flowcore: Given, url: str) -> None:
+    code, _, asked = flowcore("erase", "order-0")
+    assert (code != 0, "order-0" in asked) == (True, True)
+    assert flowcore("erase", "order-0", "--yes")[0] == 0
+    assert "secret-card" not in flowcore("show", "order-0", "--values")[1]
+    assert flowcore("erase", "order-2", "--yes")[0] != 0  # it is held
+    assert flowcore("erase", "order-2", "--yes", "--force")[0] == 0
+
+
 def test_values_are_shown_only_if_asked_for(flowcore: Given) -> None:
     assert "secret-card" not in flowcore("--json", "show", "order-0")[1]
     shown = data(flowcore("--json", "show", "order-0", "--values"))

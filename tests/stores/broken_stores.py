@@ -618,6 +618,23 @@ class ReleasesWithoutTellingTheOwner(Broken):
         kept.record.fence -= 1
 
 
+class ErasesValuesButKeepsErrors(Broken):
+    rule = "erase"
+
+    def erase(self, key: str, /, *, force: bool = False) -> None:
+        error = self._runs[key].record.error if key in self._runs else None
+        super().erase(key, force=force)
+        self._runs[key].record.error = error
+
+
+class LetsAnErasedKeyBeginAgain(Broken):
+    rule = "erase"
+
+    def erase(self, key: str, /, *, force: bool = False) -> None:
+        super().erase(key, force=force)
+        self._runs[key].record.status = Status.FAILURE
+
+
 class LetsAnOldOwnerWriteIntoAHeldRun(Broken):
     rule = "operators-fence hold"
 

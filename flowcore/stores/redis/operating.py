@@ -257,6 +257,16 @@ class OperatorVerbs(Calls):
             operator_scripts.RELEASE, "release", key, "1" if force else "", self._retention, way_out
         )
 
+    def erase(self, key: str, /, *, force: bool = False) -> Asked[None]:
+        """Forget at once what users put into the run of a key: see Store.erase. What Redis has written to its own files stays
+        there until it rewrites them (BGREWRITEAOF, BGSAVE).
+
+        Raises RunNotFound for an unknown key; StoreError for a run that is not over or is held, and CorruptRecord for one
+        that cannot be read, unless forced.
+        """
+        way_out = "end it first, or erase it with force=True"
+        yield from self._decide(operator_scripts.ERASE, "erase", key, "1" if force else "", self._retention, way_out)
+
     def hold(self, key: str, /, reason: str | None = None) -> Asked[None]:
         """Refuse the key until `release`, `resume` or `undo`; `reason` is kept in the record. Raises RunNotFound for an
         unknown key, and StoreError for a run in progress."""

@@ -9,7 +9,20 @@ from typing import Final
 
 from .lua import CHANGES, INDEX, NUMBERS, PACKED, RECORD, Script
 
-__all__ = ["COUNT", "DECIDE", "DUE", "DUE_SHARDS", "ENTER", "FORGET", "LIST", "LOCATE", "MEMBERS", "READ", "RELEASE"]
+__all__ = [
+    "COUNT",
+    "DECIDE",
+    "DUE",
+    "DUE_SHARDS",
+    "ENTER",
+    "ERASE",
+    "FORGET",
+    "LIST",
+    "LOCATE",
+    "MEMBERS",
+    "READ",
+    "RELEASE",
+]
 
 # What scripts that change nothing use: a user who may only read may not be allowed to ask for the time.
 _READ_CLOCK: Final = """
@@ -37,6 +50,34 @@ if corrupt then
 end
 if run.stage == 'owned' and run.ends > now and ARGV[1] ~= '1' then return told('busy', now, KEYS[1], true) end
 free(run, now, tonumber(ARGV[2]))
+return {'done', digits(now)}
+""",
+)
+
+# ARGV: '1' to force it, retention (milliseconds).
+ERASE: Final = Script(
+    NUMBERS,
+    PACKED,
+    RECORD,
+    CHANGES,
+    """
+local now = clock()
+local run, corrupt = head(KEYS[1])
+if not run then return {'missing', digits(now)} end
+if corrupt then
+  if ARGV[1] ~= '1' then return corrupted(now, KEYS[1], run) end
+  if run.run_id then unfile(run.run_id) end
+  redis.call('DEL', KEYS[1])
+  return {'done', digits(now)}
+end
+if run.is_held or run.stage ~= 'over' then
+  if ARGV[1] ~= '1' then return told('busy', now, KEYS[1], true) end
+  free(run, now, tonumber(ARGV[2]))
+end
+local all, kept, left = whole(KEYS[1]), {}, redis.call('PTTL', KEYS[1])
+for _, name in ipairs({'schema', 'key', 'run_id', 'owner', 'workflow', 'graph', 'status', 'generation', 'fence', 'seq', 'started',
+  'since', 'finished'}) do kept[name] = all[name] end
+pack(kept, left > 0 and left or tonumber(ARGV[2]))
 return {'done', digits(now)}
 """,
 )

@@ -78,7 +78,7 @@ class Verbs(OperatorVerbs):
             case "finished":
                 return Finished(record, answer.age)
             case "mismatch":
-                return Mismatch(record.run_id, record.carrier, answer.age, record.workflow)
+                return Mismatch(record.run_id, record.carrier, answer.age, record.workflow, record.fingerprint is None)
             case "held":
                 return Held(record.run_id, record.carrier, answer.age)
             case "busy":

@@ -57,6 +57,16 @@ class Channel:
             raise
         return answer
 
+    def empty_log(self) -> bool:
+        """Move all of the log into the file; False: readers were in the way."""
+        with self.lock:
+            cursor = self._connected()
+            try:
+                (busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                raise in_words(self._path, error) from error
+            return not busy
+
     @property
     def is_open(self) -> bool:
         """Whether it has a connection just now."""

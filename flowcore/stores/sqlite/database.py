@@ -9,12 +9,13 @@ import os
 import shutil
 import sqlite3
 import stat
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ...errors import StoreError
+from ...errors import StoreError, StoreUnavailable
 from .channel import Channel
 from .files import Identity, check_access, create
 from .group_commit import GroupCommit
@@ -60,6 +61,18 @@ class Database:
             return work(db)
 
         return self._writers.write(looked, self._writer.transaction)
+
+    def empty_log(self) -> None:
+        """Move all of the log into the file and leave it empty, so that nothing that was deleted is in either. Raises
+        StoreUnavailable where readers in other processes do not let it for too long."""
+        until = time.monotonic() + PATIENCE
+        while not self._writer.empty_log():
+            if time.monotonic() > until:
+                raise StoreUnavailable(
+                    f"The log of {self.path} could not be emptied, because other processes read it. Its old content stays in "
+                    "it until they end; repeat the call then."
+                )
+            time.sleep(0.01)
 
     def read(self, work: Callable[[sqlite3.Cursor], T]) -> T:
         """`work` on what was there at one moment, beside all that is written."""

@@ -66,6 +66,7 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...],
 
     connection.execute("PRAGMA trusted_schema = OFF")  # nothing that a prepared file defines is run
     connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what is erased or forgotten is overwritten
     empty = not ask("SELECT count(*) FROM sqlite_master") and not ask("PRAGMA user_version")
     if not empty:
         if ask("PRAGMA application_id") != _APPLICATION:

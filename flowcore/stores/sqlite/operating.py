@@ -183,6 +183,34 @@ class Operating:
                 raise
             self._database.write(lambda db: db.execute(tables.RETIRE, (key,)))
 
+    def erase(self, key: str, /, *, force: bool = False) -> None:
+        """Forget at once what users put into the run of a key, and into the runs before it: see Store.erase. It is
+        overwritten in the file, and the log is emptied.
+
+        Raises RunNotFound for an unknown key; StoreError for a run that is not over or is held, and CorruptRecord for one
+        that cannot be read, unless forced; StoreUnavailable where others read for so long that the log could not be emptied:
+        erase the key again then.
+        """
+
+        def write(db: sqlite3.Cursor) -> None:
+            now = self._now()
+            number, record, live = self._known(db, key, now)
+            if not force:
+                decide_order(record, live, "erase")
+            elif record.held or not is_over(record.status):
+                db.execute(tables.RELEASE, (now, self._forget_at(now), number))
+            db.execute(tables.ERASE, (number,))
+            db.execute(tables.ERASE_FIELDS, (number,))
+
+        try:
+            self._database.write(write)
+        except CorruptRecord:
+            if not force:
+                raise
+            self._database.write(lambda db: db.execute(tables.RETIRE, (key,)))
+        self.gc()  # the runs before it, which have no key any more
+        self._database.empty_log()
+
     def hold(self, key: str, /, reason: str | None = None) -> None:
         """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
         StoreError for a live run."""

@@ -125,7 +125,7 @@ class SQLiteStore(Operating):
             case Verdict.FINISHED:
                 return _Over(tables.whole(db, number, head), age)
             case Verdict.MISMATCH:
-                return Mismatch(record.run_id, record.carrier, age, record.workflow)
+                return Mismatch(record.run_id, record.carrier, age, record.workflow, record.fingerprint is None)
             case Verdict.HELD:
                 return Held(record.run_id, record.carrier, age)
             case Verdict.OTHER_GRAPH:

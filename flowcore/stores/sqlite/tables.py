@@ -20,6 +20,8 @@ __all__ = [
     "CHECKPOINT",
     "CLEAR",
     "DUE",
+    "ERASE",
+    "ERASE_FIELDS",
     "EXPIRE",
     "FIND",
     "FINISH",
@@ -138,6 +140,12 @@ RELEASE: Final = (
     "UPDATE runs SET status = 'failure', held = 0, decision = NULL, reason = NULL, fence = fence + 1, finished = ?, "
     "expires = NULL, not_before = NULL, due = NULL, forget = ? WHERE id = ?"
 )
+ERASE: Final = (
+    "UPDATE runs SET fingerprint = NULL, decision = NULL, reason = NULL, by = NULL, before_status = NULL, "
+    "before_expires = NULL, before_by = NULL, before_since = NULL, takeovers = 0, retries = 0, undoing = 0, deadline = NULL "
+    "WHERE id = ?"
+)
+ERASE_FIELDS: Final = "DELETE FROM fields WHERE run = ? AND name <> 'graph'"
 STOP: Final = (
     "UPDATE runs SET fence = fence + (status IN ('running', 'queued')), status = ?, held = ?, decision = ?, reason = ?, "
     "expires = NULL, not_before = NULL, delay = 0, due = ?, forget = NULL WHERE id = ?"

@@ -9,15 +9,15 @@ import pytest
 
 from ...errors import RunNotFound
 from ...status import Status
-from ...stores.base import Claimed, Finished, Held, Lost, Renewal
+from ...stores.base import Claimed, Finished, Held, Lost, Mismatch, Renewal, RunRecord
 from .model import snapshot
 from .rules import broken
-from .suite import LONG, Owner, Suite, done, new_id
+from .suite import LONG, Owner, Suite, done, new_id, wrote
 
 __all__ = ["OperatorRules"]
 
 DECISIONS = ("resume", "undo")
-VERBS = ("release", "hold", *DECISIONS)
+VERBS = ("release", "erase", "hold", *DECISIONS)
 ENDED = ("success", "failure", "compensated")
 
 
@@ -165,6 +165,59 @@ class OperatorRules(Suite):
         self._left(state)
         self.store.release(self.key, force=True)
         assert self.begin().answer.generation == 1, broken("release", "force=True")
+
+    def _erased(self, status: Status, old: RunRecord) -> None:
+        for store in (self.store, self.other):
+            record = store.find(self.key)
+            assert record is not None, broken("erase", "there is no record any more")
+            left = (record.status, record.held, record.key, record.run_id, record.workflow, record.graph)
+            assert left == (status, False, old.key, old.run_id, old.workflow, old.graph), broken("erase", left)
+            assert record.fence >= old.fence, broken("fence-rises", f"{record.fence} after {old.fence}")
+            assert record.generation == old.generation, broken("erase", f"the generation is {record.generation}")
+            put_in = (record.values, record.results, record.steps, record.carrier, record.carriers, record.undone)
+            assert not any(put_in), broken("erase", put_in)
+            texts = (record.error, record.reason, record.failed_step, record.fingerprint)
+            assert texts == (None,) * 4, broken("erase", texts)
+
+    @pytest.mark.parametrize("state", ["success", "failure", "compensated"])
+    def test_erase_forgets_what_users_put_in(self, state: str) -> None:
+        owner = self.begin(values={"card": "4111"}, carrier={"baggage": "who"})
+        owner.tells({"a": done("A", carrier={"baggage": "who"})}, {"b": wrote("B")})
+        owner.ends(Status(state), failed_step="b", error=ValueError("card 4111"), undone=("a",))
+        old = self.record()
+        for _ in range(2):
+            self.store.erase(self.key)
+            self._erased(Status(state), old)
+        answer = self.store.claim(self.request())
+        if state == "success":
+            assert isinstance(answer, Mismatch), broken("erase", answer)
+            assert answer.erased, broken("erase", answer)
+            self.store.release(self.key)
+            answer = self.store.claim(self.request())
+        assert isinstance(answer, Claimed), broken("erase", answer)
+        assert (answer.generation, answer.record) == (1, None), broken("erase", answer)
+        assert answer.fence > old.fence, broken("fence-rises", answer)
+
+    @pytest.mark.parametrize("state", ["running", "parked", "incomplete", "compensation_failed", "held", "expired"])
+    def test_what_is_not_over_is_erased_by_force_only(self, state: str) -> None:
+        owner = self.begin() if state == "running" else self._left("success" if state == "held" else state)
+        if state == "held":
+            self.store.hold(self.key)
+        old = self.record()
+        with self.unchanged("erase"), self.refuses("erase", "erase"):
+            self.store.erase(self.key)
+        self.store.erase(self.key, force=True)
+        self._erased(Status.FAILURE, old)
+        assert not self.is_listed(owner), broken("erase", "list_resumable lists it")
+        if state in {"running", "expired"}:
+            assert self.store.finish(owner.ending(Status.SUCCESS)) == Lost(), broken("erase", "its owner's ending")
+        assert self.begin(fingerprint="other").answer.generation == 1, broken("erase", "the key is not free")
+
+    def test_an_erased_run_is_forgotten_too(self) -> None:
+        store = self.forgetful(0.05)
+        self._left("success")
+        store.erase(self.key)
+        self.until(lambda: store.gc() >= 0 and store.find(self.key) is None, "retention", "it was not forgotten")
 
     def test_a_forced_release_stops_the_owner(self) -> None:
         owner = self.begin()

@@ -99,10 +99,13 @@ RULES: Final[dict[str, str]] = {
     "about-itself": "A store says its name in one word, whether it is durable and whether it blocks; doctor returns texts and "
     "numbers, gc a number.",
     # -- operators -----------------------------------------------------------------------------------------------------
-    "not-found": "release, hold, resume and undo raise RunNotFound for a key without a record.",
-    "not-while-running": "release (unless forced), hold, resume and undo raise StoreError for a run with a live lease.",
+    "not-found": "release, erase, hold, resume and undo raise RunNotFound for a key without a record.",
+    "not-while-running": "release and erase (unless forced), hold, resume and undo raise StoreError for a run with a live lease.",
     "release": "release leaves FAILURE, not held, finished now, with a higher fence: the next claim begins afresh, and the old "
     "owner, if there is one, is Lost.",
+    "erase": "erase leaves of a run that is over its key, run id, workflow, graph, status, numbers and times: no values, results, "
+    "steps, errors, carriers and fingerprint. A key that was used up stays so: another claim is a Mismatch until release. A run "
+    "that is not over, or is held, is erased by force only, and given up first.",
     "hold": "hold refuses every claim of the key until release, resume or undo.",
     "decide": "resume and undo are for runs that are held, parked, incomplete or expired: not held any more, to be taken over, "
     "with the decision in the record; StoreError for all others.",
