@@ -30,11 +30,13 @@ from .errors import (
     NoResult,
     NotSerializable,
     QueueFull,
+    ResultLost,
     RetryAfter,
     RunFailed,
     RunNotFound,
     RunParked,
     RunTimeout,
+    SnapshotIsReadOnly,
     StepCancelled,
     StepTimeout,
     StoreError,
@@ -45,6 +47,7 @@ from .errors import (
 from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger
 from .retry import Backoff, Retry
 from .run import Run, StepReport
+from .snapshot import ContextSnapshot
 from .status import Status
 from .step import Landed, NotLanded, Step
 from .stores import MemoryStore
@@ -59,6 +62,7 @@ __all__ = [
     "Backoff",
     "CompensationFailed",
     "Context",
+    "ContextSnapshot",
     "CorruptRecord",
     "DefinitionError",
     "DependencyCycle",
@@ -82,6 +86,7 @@ __all__ = [
     "NotSerializable",
     "PrintLogger",
     "QueueFull",
+    "ResultLost",
     "Retry",
     "RetryAfter",
     "Run",
@@ -90,6 +95,7 @@ __all__ = [
     "RunNotFound",
     "RunParked",
     "RunTimeout",
+    "SnapshotIsReadOnly",
     "Status",
     "Step",
     "StepCancelled",

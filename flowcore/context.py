@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
 
 from .errors import DefinitionError, NoResult, safe_repr
@@ -78,6 +79,7 @@ class RunView(Protocol):
     def no_result(self, step: str) -> NoResult: ...
     def unknown(self, key: object) -> KeyError: ...
     def step_key(self, step: str, *, undo: bool) -> str: ...
+    def crossings(self) -> Iterable[Callable[[], AbstractContextManager[object]]]: ...
 
 
 class Context(MutableMapping[Any, Any], Generic[I]):
@@ -296,13 +298,14 @@ class Context(MutableMapping[Any, Any], Generic[I]):
 class AttemptContext(Context[Any]):
     """The context of an attempt that is not the plain first one of a step: a later one, one with a limit, an undo's."""
 
-    __slots__ = ("_abandoned", "_undo", "attempt", "deadline")
+    __slots__ = ("_abandoned", "_undo", "_when_abandoned", "attempt", "deadline")
 
     def __init__(self, run: RunView, node: Node, attempt: int, deadline: float | None, *, undo: bool) -> None:
         self._run = run
         self.node = node
         self._undo = undo
         self._abandoned = False
+        self._when_abandoned: Callable[[], object] | None = None
         self.attempt = attempt
         self.deadline = deadline
 
@@ -314,6 +317,14 @@ class AttemptContext(Context[Any]):
     def abandon(self) -> None:
         """For engines: the attempt was given up, so `cancelled` is true from now on."""
         self._abandoned = True
+        if self._when_abandoned is not None:
+            self._when_abandoned()
+
+    def when_abandoned(self, act: Callable[[], object]) -> None:
+        """For engines: what to do once the attempt is given up; at once if it was."""
+        self._when_abandoned = act
+        if self._abandoned:
+            act()
 
 
 def initial(values: Mapping[Any, Any] | None) -> dict[Any, Any]:

@@ -17,6 +17,8 @@ FlowcoreError
 ├── UndoInterrupted
 ├── CompensationFailed            (also an ExceptionGroup)
 ├── RunFailed
+├── ResultLost
+├── SnapshotIsReadOnly
 ├── LeaseLost
 ├── RunParked
 ├── QueueFull
@@ -59,11 +61,13 @@ __all__ = [
     "NoResult",
     "NotSerializable",
     "QueueFull",
+    "ResultLost",
     "RetryAfter",
     "RunFailed",
     "RunNotFound",
     "RunParked",
     "RunTimeout",
+    "SnapshotIsReadOnly",
     "StepCancelled",
     "StepTimeout",
     "StoreError",
@@ -300,6 +304,21 @@ class RunFailed(FlowcoreError):
         self.error_type = error_type
         self.message = error_message
         self.traceback_text = traceback_text
+
+
+class ResultLost(FlowcoreError):
+    """The step ran in its executor, and its result did not come back.
+
+    `done`: whether its function has returned, so that its effect has happened; else that is unknown.
+    """
+
+    def __init__(self, message: str | None = None, *, done: bool = False) -> None:
+        super().__init__(message or "The step ran in its executor, and its result did not come back.")
+        self.done = done
+
+
+class SnapshotIsReadOnly(FlowcoreError, TypeError):
+    """A step with executor= cannot write to its ctx, which is a copy. Return the value instead."""
 
 
 class LeaseLost(FlowcoreError):

@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from ._in_executor import InExecutor
 from .errors import DependencyCycle, UnknownDependency, safe_repr
 from .functions import function_name, is_async, return_annotation
 
@@ -56,7 +57,7 @@ class Node:
         self.index = index
         self.step = step
         self.name = step.name
-        self.fn: Callable[..., Any] = step.fn
+        self.fn: Callable[..., Any] = step.fn if step.executor is None else InExecutor(step, step.executor)
         self.function = function_name(step.fn)
         self.is_async = is_async(step.fn)
         self.predecessors = predecessors
@@ -78,6 +79,7 @@ class Node:
             and step.timeout is None
             and step.step_timeout is None
             and not step.pivot
+            and step.executor is None
             and (step.retry is None or step.retry.max_elapsed is None)
         )
         # Whether it can run inline: on threads, on asyncio.

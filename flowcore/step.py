@@ -1,24 +1,36 @@
 """A step: its function, its options and its undo; and what `verify=` may return of a step whose process died in it."""
 
 # What callers without a type checker hand in is checked when it arrives.
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, Self, TypedDict, TypeVar, overload
 
 from .context import Context
 from .errors import DefinitionError, safe_repr
-from .functions import take_one_argument
+from .functions import is_async, take_one_argument
 from .retry import Backoff, Duration, Retry, seconds
+from .snapshot import ContextSnapshot
 
 if TYPE_CHECKING:
     from .workflow import Workflow
 
-__all__ = ["Compensation", "Landed", "NotLanded", "Step", "StepDecorator", "StepOptions", "Undo"]
+__all__ = [
+    "Compensation",
+    "ExecutorStepDecorator",
+    "Landed",
+    "NotLanded",
+    "Step",
+    "StepDecorator",
+    "StepOptions",
+    "Undo",
+    "usable_executor",
+]
 
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -88,6 +100,7 @@ class Step(Generic[R]):
     """of an included step: what the steps of its old workflow are called here"""
     expected: tuple[type[BaseException], ...] = ()
     effect: bool = True
+    executor: Executor | None = None
 
     def __post_init__(self) -> None:
         # Its own name, docstring and signature: for help(), Sphinx and editors.
@@ -135,6 +148,15 @@ class Step(Generic[R]):
         return f"<Step {safe_repr(self.name)}>"
 
 
+def usable_executor(executor: Executor, fn: Callable[..., Any], about: str) -> Executor:
+    """`executor` itself. Raises DefinitionError if it is none, or cannot run `fn`."""
+    if not isinstance(executor, Executor):
+        raise DefinitionError(f"executor {about} must be a concurrent.futures.Executor, not {safe_repr(executor)}.")
+    if is_async(fn):
+        raise DefinitionError(f"executor {about} runs no async function. Use a plain function.")
+    return executor
+
+
 class StepDecorator(Protocol):
     """What `@wf.step(...)` with options returns."""
 
@@ -142,6 +164,12 @@ class StepDecorator(Protocol):
     def __call__(self, fn: Callable[[Context], Coroutine[Any, Any, R]], /) -> Step[R]: ...
     @overload
     def __call__(self, fn: Callable[[Context], R], /) -> Step[R]: ...
+
+
+class ExecutorStepDecorator(Protocol):
+    """What `@wf.step(executor=...)` returns: its function takes a ContextSnapshot, and is not async."""
+
+    def __call__(self, fn: Callable[[ContextSnapshot], R], /) -> Step[R]: ...
 
 
 @dataclass(frozen=True, slots=True)

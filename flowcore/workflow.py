@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Executor
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
@@ -18,7 +19,8 @@ from .inputs import Input
 from .lint import advice
 from .plan import Plan
 from .retry import Duration, Retry, seconds
-from .step import Step, StepDecorator, StepOptions, Undo
+from .snapshot import ContextSnapshot
+from .step import ExecutorStepDecorator, Step, StepDecorator, StepOptions, Undo, usable_executor
 
 if TYPE_CHECKING:
     # Type checkers know typing_extensions without its being installed; the default is for them alone.
@@ -147,16 +149,34 @@ class Workflow(Generic[I]):
     def step(self, fn: Callable[[Context[I]], R], /) -> Step[R]: ...
     @overload
     def step(self, /, *, name: str | None = None, **options: Unpack[StepOptions]) -> StepDecorator: ...
-    def step(self, fn: Any = None, /, *, name: str | None = None, **options: Unpack[StepOptions]) -> Any:
+    @overload
+    def step(
+        self, /, *, executor: Executor, name: str | None = None, **options: Unpack[StepOptions]
+    ) -> ExecutorStepDecorator: ...
+    def step(
+        self,
+        fn: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        executor: Executor | None = None,
+        **options: Unpack[StepOptions],
+    ) -> Any:
         """Register the decorated sync or async `fn(ctx)` as a step; its name is the function's unless `name=` says so.
 
-        The options are those of StepOptions. Raises DuplicateStep, or DefinitionError for an option that makes no sense.
+        `executor`: any `concurrent.futures.Executor`, such as a process pool, that the function runs in. It then takes a
+        ContextSnapshot, a copy of the run's values that it can read; its result comes back; its undo, `when=` and `verify=`
+        run in the engine's process. If a worker dies in the step, `verify=` is asked whether it had its effect; else
+        `on_crash=` decides, and the attempt has failed with ResultLost: `retry=` may attempt it again, or the step is undone.
+
+        The other options are those of StepOptions. Raises DuplicateStep, or DefinitionError for an option that makes no
+        sense.
         """
         if fn is not None:
-            return self.add_step(name, fn, **options)
+            return self._add(name, fn, executor, **options)
 
         def decorate(function: Callable[[Context], Any]) -> Step[Any]:
-            return self.add_step(name, function, **options)
+            return self._add(name, function, executor, **options)
 
         return decorate
 
@@ -166,10 +186,26 @@ class Workflow(Generic[I]):
     ) -> Step[R]: ...
     @overload
     def add_step(self, name: str | None, fn: Callable[[Context[I]], R], **options: Unpack[StepOptions]) -> Step[R]: ...
+    @overload
     def add_step(
         self,
         name: str | None,
-        fn: Callable[[Context[I]], Any],
+        fn: Callable[[ContextSnapshot[I]], R],
+        *,
+        executor: Executor,
+        **options: Unpack[StepOptions],
+    ) -> Step[R]: ...
+    def add_step(
+        self, name: str | None, fn: Any, *, executor: Executor | None = None, **options: Unpack[StepOptions]
+    ) -> Step[Any]:
+        """Register `fn` as a step, without a decorator; `name` None means the function's name."""
+        return self._add(name, fn, executor, **options)
+
+    def _add(
+        self,
+        name: str | None,
+        fn: Callable[..., Any],
+        executor: Executor | None,
         *,
         depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
         retry: int | Retry | None = None,
@@ -184,7 +220,6 @@ class Workflow(Generic[I]):
         expected: type[BaseException] | Iterable[type[BaseException]] = (),
         effect: bool = True,
     ) -> Step[Any]:
-        """Register `fn` as a step, without a decorator; `name` None means the function's name."""
         if isinstance(fn, Step):
             raise DefinitionError(f"{fn!r} is a step already: use wf.include(), or the plain function.")
         if not callable(fn):
@@ -207,6 +242,7 @@ class Workflow(Generic[I]):
             workflow=self,
             expected=_error_types(expected, f"expected {about}"),
             effect=effect,
+            executor=None if executor is None else usable_executor(executor, fn, about),
         )
         for option, function in (("when", when), ("verify", verify)):
             if function is not None:
@@ -249,6 +285,7 @@ class Workflow(Generic[I]):
                 aliases,
                 step.expected,
                 step.effect,
+                step.executor,
             )
             copies[name] = copy
             aliases[step] = copy.name

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowcore import Run
@@ -80,6 +82,10 @@ class LogContext(logging.Filter):
         else:
             _place.set(_Place(event.run_id, event.workflow))
 
+    def across_processes(self) -> Callable[[], AbstractContextManager[None]]:
+        """The log records of a step with `executor=` have the same ids, where its process has the filter too."""
+        return partial(_in_place, _place.get())
+
     def filter(self, record: logging.LogRecord) -> bool:
         trace_id, span_id = _ids_of_current_span()
         known = {**_as_fields(_place.get()), "trace_id": trace_id, "span_id": span_id}
@@ -87,6 +93,15 @@ class LogContext(logging.Filter):
             if not hasattr(record, name):
                 setattr(record, name, value)
         return True
+
+
+@contextmanager
+def _in_place(place: _Place) -> Generator[None]:
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 def _as_fields(place: _Place) -> dict[str, str | int | None]:

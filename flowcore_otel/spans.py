@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from opentelemetry import context as otel, trace
@@ -22,6 +23,7 @@ __all__ = [
     "StepSpans",
     "Suppressed",
     "Trace",
+    "current_span",
     "links",
     "make_current",
     "store",
@@ -269,6 +271,16 @@ def store(span: SpanContext, carrier: dict[str, str]) -> bool:
     if span.trace_state:
         carrier["tracestate"] = span.trace_state.to_header()
     return True
+
+
+@contextmanager
+def current_span(carrier: Mapping[str, str]) -> Generator[None]:
+    """In another process: the span whose context a carrier has is the current one."""
+    token = otel.attach(trace.set_span_in_context(stored(carrier)))
+    try:
+        yield
+    finally:
+        otel.detach(token)
 
 
 def stored(carrier: Mapping[str, str]) -> Span:

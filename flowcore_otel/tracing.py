@@ -15,7 +15,7 @@ turns from `run {workflow}` into `idempotency hit {workflow}`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from opentelemetry import context as otel, trace
@@ -58,6 +58,7 @@ from .spans import (
     StepSpans,
     Suppressed,
     Trace,
+    current_span,
     links,
     make_current,
     store,
@@ -152,6 +153,11 @@ class TracingHook:
     def around_store(self) -> None:
         """The store is called for a run: its client's spans would bury those of the steps."""
         suppress_instrumentation()
+
+    def across_processes(self) -> Callable[[], object] | None:
+        """The span that is current where a step with `executor=` is sent: it is the parent of the spans made there."""
+        carrier: dict[str, str] = {}
+        return partial(current_span, carrier) if store(trace.get_current_span().get_span_context(), carrier) else None
 
     # -- the run -------------------------------------------------------------------------------------------------------
 

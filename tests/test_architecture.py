@@ -27,13 +27,16 @@ PARTS: dict[str, str] = {
     "inputs": "errors",
     "retry": "errors functions",
     "context": "errors",
-    "step": "errors functions retry context",
+    "events": "errors functions status",
+    "snapshot": "errors context",
+    "_wire": "errors events snapshot",
+    "_in_executor": "errors context snapshot _wire",
+    "step": "errors functions retry context snapshot",
     "run": "errors status",
-    "plan": "errors functions",
+    "plan": "errors functions _in_executor",
     "describe": "errors plan",
     "lint": "errors functions plan",
-    "workflow": "errors functions inputs retry step context plan describe lint",
-    "events": "errors functions status",
+    "workflow": "errors functions inputs retry step context plan describe lint snapshot",
     "forks": "",
     "picture": "errors status run events",
     "stores": "errors status retry run forks",
@@ -42,7 +45,7 @@ PARTS: dict[str, str] = {
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks",
     "cli": "errors status stores workflow picture",
     "__main__": "",
-    "testing": "errors status retry context run plan workflow events stores _kernel _durable",
+    "testing": "errors status retry context run plan workflow events stores _kernel _durable _in_executor",
 }
 """what each module or subpackage of flowcore may import of flowcore when it is imported; flowcore itself: all of them"""
 
@@ -73,6 +76,8 @@ LAZY: dict[str, set[str]] = {
     "flowcore.plan": {"json"},
     "flowcore.retry": {"random"},
     "flowcore.context": {"copy"},
+    "flowcore._wire": {"json", "pickle", "pkgutil", "traceback"},
+    "flowcore._in_executor": {"pickle"},
     "flowcore._durable.handed_out": {"pickle"},
     # For an HTTP date, and for an error that leaves the process.
     "flowcore.errors": {"datetime", "email.utils", "pickle", "traceback"},

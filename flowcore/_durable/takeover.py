@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import CoroutineType
 from typing import Any, Final
 
 from .._kernel import emit
-from .._kernel.attempts import awaited
-from .._kernel.effects import Call, GivenUp, Program
+from .._kernel.doubt import Answer, ask_verify
+from .._kernel.effects import Program
 from .._kernel.run_state import RunState
-from ..context import Context
-from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, StepTimeout, safe_repr, safe_str
+from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
 from ..plan import Node
 from ..run import StepReport
 from ..status import Status
-from ..step import Landed, NotLanded
+from ..step import Landed
 from ..stores.base import RunRecord
 from ..workflow import Workflow, own_error
 from .checkpoints import parked
@@ -29,13 +27,9 @@ from .ledger import ledger_of
 
 __all__ = ["Takeover", "left_to_callers", "restore", "take_over"]
 
-Answer = Landed[Any] | NotLanded | type[NotLanded] | None
-"""what `verify=` may answer"""
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
 _UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN})
 """steps that have not ended: attempts that failed count against their retries"""
-_VERIFY_LIMIT: Final = 30.0
-"""seconds for `verify=` of a step without a timeout"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps whose effect is unknown: it may have happened or not"""
 
@@ -122,7 +116,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         answer: Answer = None
         error: BaseException | None = None
         if node.step.verify is not None:
-            answer, error = yield from _verified(run, node)
+            answer, error = yield from ask_verify(run, node)
         unclear = unclear or error
         if isinstance(answer, Landed):
             landed.append(node)
@@ -313,27 +307,3 @@ def _held(run: RunState, why: str) -> IdempotencyHeld:
         f"Run {run.run_id} of {safe_repr(run.workflow.name)} is held: {why}. Check its effects; then resume it with "
         f"engine.store.resume({key}), undo it with engine.store.undo({key}), or discard it with engine.store.release({key})."
     )
-
-
-def _verified(run: RunState, node: Node) -> Program[tuple[Answer, BaseException | None]]:
-    """What the step's `verify=` returns within the step's timeout: Landed, NotLanded, or None; or why it could not tell.
-    Then the run is parked: guessing is what it is there to prevent."""
-    fn = node.step.verify
-    assert fn is not None  # noqa: S101 - the caller has looked
-    ctx = Context(run, node)
-    limit = _VERIFY_LIMIT if node.timeout is None else node.timeout
-    answer, error = yield Call(node, fn, ctx, run.context.copy(), limit, node.verify_is_async, asks=True)
-    if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), limit, undo=False, asks=True)
-    what = f"verify= of step {safe_repr(node.name)}"
-    if isinstance(error, GivenUp):
-        if not error.timed_out:  # the run was cancelled meanwhile
-            return None, None
-        return None, StepTimeout(f"{what} did not return within {limit:g} s")
-    if error is not None:
-        unclear = FlowcoreError(f"{what} raised {type(error).__name__}: {safe_str(error, 200)}")
-        unclear.__cause__ = error
-        return None, unclear
-    if answer is None or answer is NotLanded or type(answer) in {Landed, NotLanded}:
-        return answer, None
-    return None, FlowcoreError(f"{what} returned {safe_repr(answer)} instead of Landed(result), NotLanded or None")

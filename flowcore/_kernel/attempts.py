@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio.exceptions
-import contextvars
 import math
 from collections.abc import Callable
 from types import CoroutineType
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..context import AttemptContext, Context
 from ..errors import (
-    AsyncStepInSyncEngine,
+    ResultLost,
     RunFailed,
     RunTimeout,
     StepCancelled,
@@ -23,6 +22,8 @@ from ..plan import Node
 from ..retry import Pause, Retry, waits
 from ..status import Status
 from . import emit
+from .awaiting import awaited
+from .doubt import settle
 from .effects import AwaitAbandoned, Call, GivenUp, Outcome, Program, Sleep
 from .emit import EventScope, StepScope
 from .outcome import StepEnd
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from .inline import FirstAttempt
     from .run_state import RunState
 
-__all__ = ["Attempts", "awaited", "judge", "wait_rest_of_backoff"]
+__all__ = ["Attempts", "judge", "wait_rest_of_backoff"]
 
 
 class Limit(NamedTuple):
@@ -136,6 +137,11 @@ class Attempts:
             outcome = (None, None)  # an error that this frame holds would be held by its own traceback
             if attempt is not None and scope is not None:
                 emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
+            if isinstance(end.error, ResultLost) and not self.undo:
+                end, over = yield from settle(run, node, end, end.error)
+                if over:
+                    end.errors = self.errors
+                    return end
             if end.status is Status.SUCCESS:
                 end.errors = self.errors
                 return end
@@ -320,31 +326,3 @@ def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
     why = f"run {run.run_id} failed at step {safe_repr(node.name)}: {kind}: {message}"
     error = RunFailed(why, run=run.run_id, step=node.name, error_type=kind, error_message=message)
     return StepEnd(Status.FAILURE, None, error, before.failed, before.errors)
-
-
-def awaited(
-    run: RunState,
-    node: Node,
-    ctx: Context,
-    coroutine: Any,
-    context: contextvars.Context,
-    timeout: float | None,
-    *,
-    undo: bool,
-    asks: bool = False,
-) -> Program[Outcome]:
-    """A plain function has returned a coroutine, as `lambda ctx: fetch(ctx)` does: await it, if the engine can."""
-    if not run.settings.runs_async:
-        coroutine.close()
-        return None, AsyncStepInSyncEngine(
-            f"step {safe_repr(node.name)} returned a coroutine, which Engine cannot await. Run it on AsyncEngine."
-        )
-
-    def same(_: Context) -> Any:
-        return coroutine
-
-    outcome: Outcome = yield Call(node, same, ctx, context, timeout, True, undo, asks)
-    if isinstance(outcome[1], GivenUp) and outcome[1].over:
-        coroutine.close()  # it may never have begun
-        outcome[1].began = True  # the function that made it has
-    return outcome

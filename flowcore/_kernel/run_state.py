@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..context import initial
 from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, safe_repr
 from ..events import Event, Hooks
+from ..events.hooks import Crossing
 from ..plan import Node, Plan
 from ..run import Run, StepReport, no_result
 from ..status import Status
@@ -224,6 +225,10 @@ class RunState:
     def step_key(self, step: str, *, undo: bool) -> str:
         namespace = self.settings.namespace
         return step_key(namespace, self.workflow.name, self.stored_key, self.generation, step, undo=undo)
+
+    def crossings(self) -> list[Crossing]:
+        """What hooks enter around a step in another process; called in the step's contextvars context."""
+        return self.hooks.crossings()
 
     @property
     def stored_key(self) -> str:

@@ -10,7 +10,8 @@ from ..functions import is_async
 from ..plan import Node
 from ..status import Status
 from . import emit
-from .attempts import Attempts, awaited, judge, wait_rest_of_backoff
+from .attempts import Attempts, judge, wait_rest_of_backoff
+from .awaiting import awaited
 from .effects import REQUEST_WORKER, Call, Delegate, Program, Stop
 from .inline import FirstAttempt, InlineProgress
 from .ledger import Ledger

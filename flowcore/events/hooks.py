@@ -12,12 +12,14 @@ from typing import Any, Final, Protocol, cast
 
 from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed, HooksMeasured
 
-__all__ = ["SKIP_RUN", "Entered", "Hook", "Hooks", "Scope", "hook_name", "wants"]
+__all__ = ["SKIP_RUN", "Crossing", "Entered", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
 SKIP_RUN: Final = object()
 """What a hook returns for RunRequested or RunStarted to get no further event of this run."""
 
 Scope = AbstractContextManager[object]
+Crossing = Callable[[], Scope]
+"""a function that can be pickled, and returns what a step with `executor=` is run in"""
 Call = Callable[..., Any]
 _BY_DEFAULT: Final = EVENTS - {HooksMeasured}
 _EVERY: Final = 64
@@ -33,7 +35,9 @@ class Hook(Protocol):
     `lone_attempts = False`, to get AttemptStarted and AttemptFinished only where the definition allows several attempts;
     `handlers`, a mapping from event types to functions that are called instead of the hook, which saves a call;
     `around_store`, a function without arguments that sets contextvars: the store is called in the context that it leaves.
-    It is called as a run begins, as one is recorded as queued, and for each `find`, `get` and `cancel` of the engine.
+    It is called as a run begins, as one is recorded as queued, and for each `find`, `get` and `cancel` of the engine;
+    `across_processes`, a function without arguments, called where a step with `executor=` is sent to it: it returns None, or
+    a function that can be pickled and returns the context manager to run the step in there.
 
     A hook is called on the thread or task that drives the run, so it must be thread-safe. It can neither break nor steer
     a run: an exception that it raises is logged once and counted.
@@ -124,6 +128,22 @@ class Hooks:
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
                 self._log_once(hook_name(hook), "around_store", error)
         return prepared
+
+    def crossings(self) -> list[Crossing]:
+        """What the hooks enter around a step in another process. To be called in the step's context."""
+        found: list[Crossing] = []
+        for hook in self.hooks:
+            across = getattr(hook, "across_processes", None)
+            if across is None:
+                continue
+            try:
+                crossing = across()
+            except BaseException as error:  # noqa: BLE001 - a hook can break nothing
+                self._log_once(hook_name(hook), "across_processes", error)
+            else:
+                if crossing is not None:
+                    found.append(crossing)
+        return found
 
     def without(self, leaving: list[Hook]) -> Hooks:
         """The same hooks less those in `leaving`."""

@@ -44,6 +44,8 @@ def _wrapped(
             await _pause()
         return call(node, fn, ctx)
 
+    if node.step.executor is not None:  # the driver alone runs it
+        return fn
     return async_step if node.is_async else step
 
 

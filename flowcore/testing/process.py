@@ -12,6 +12,7 @@ from typing import Any
 
 from .._durable.checkpoints import cancelled, lose
 from .._durable.claim import StoreClaims
+from .._in_executor import InExecutor
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
@@ -353,7 +354,8 @@ class Process:
             if call.is_async:
                 value = self.world.runner.run(call.context.run(call.fn, call.ctx), context=call.context)
             else:
-                value = call.context.run(call.fn, call.ctx)
+                fn = call.fn.here if isinstance(call.fn, InExecutor) else call.fn
+                value = call.context.run(fn, call.ctx)
         except BaseException as error:  # noqa: BLE001 - the program judges it
             return None, error
         if inspect.iscoroutine(value):  # of a plain function that answered with one

@@ -7,7 +7,7 @@ Each `type: ignore` marks a line that must be an error: both checkers complain a
 # mypy: enable-error-code="arg-type, index, operator, union-attr, var-annotated"
 
 import asyncio
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from flowcore import (
     Backoff,
     CompensationFailed,
     Context,
+    ContextSnapshot,
     Engine,
     Event,
     Hook,
@@ -53,6 +54,23 @@ wf = Workflow(
 
 
 # -- steps keep the type of their result -------------------------------------------------------------------------------
+
+
+pool = ProcessPoolExecutor()
+
+
+@wf.step(executor=pool, retry=2)
+def crunch(ctx: ContextSnapshot) -> float:
+    ctx["key"] = 1  # type: ignore[index]
+    return float(ctx["n"])
+
+
+assert_type(crunch, Step[float])
+
+
+@wf.step(executor=pool)  # type: ignore[arg-type]
+def crunch_live(ctx: Context) -> float:
+    return 1.0
 
 
 @wf.step

@@ -1,0 +1,182 @@
+"""How a step, its inputs and how it ended cross the boundary of a process.
+
+Steps with `executor=` are pickled, as everything is that goes to a process pool. Errors also have a form of plain data,
+for wires that carry JSON: the class by its name, which is only looked for among the modules that are loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from .errors import FlowcoreError, NotSerializable, RunFailed, error_message, safe_repr, safe_str, survives_pickling
+from .events.hooks import Crossing
+from .snapshot import ContextSnapshot, StepInputs
+
+__all__ = ["RemoteTraceback", "StepReply", "pack_error", "pack_step", "run_packed_step", "unpack_error"]
+
+_TRACE: Final = 8_000
+"""characters of a traceback that cross"""
+_CAUSES: Final = 3
+"""errors of a chain of causes that cross"""
+
+
+class RemoteTraceback(Exception):
+    """The cause of an error that a step raised in another process: its traceback there, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}" if self.args else ""
+
+
+class StepReply(NamedTuple):
+    """How a step ended in the other process: with `value`, pickled, or with `error`, pickled, and its traceback as text.
+    An error that
+    pickle cannot restore is plain data. `done`: its function has returned, even if its value cannot cross."""
+
+    value: bytes | None
+    error: bytes | None = None
+    trace: str = ""
+    done: bool = True
+
+
+class _ByName(NamedTuple):
+    """A function by where it is found: pickle would find the Step that the decorator has put in its place."""
+
+    module: str
+    name: str
+
+    def find(self) -> Callable[..., Any]:
+        import pkgutil
+
+        found: Any = pkgutil.resolve_name(f"{self.module}:{self.name}")
+        fn: Callable[..., Any] = found.fn if hasattr(found, "fn") and hasattr(found, "workflow") else found
+        return fn
+
+
+def _reference(fn: Callable[..., Any]) -> Callable[..., Any] | _ByName:
+    """The function by name, where it is found by its name; else itself, for executors that can send any function."""
+    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "<locals>")
+    if module is None or "<" in name:
+        return fn
+    reference = _ByName(module, name)
+    try:
+        return reference if reference.find() is fn else fn
+    except (ImportError, AttributeError):
+        return fn
+
+
+def pack_step(
+    fn: Callable[..., Any], inputs: StepInputs, crossings: Iterable[Crossing]
+) -> tuple[Callable[..., Any] | _ByName, bytes]:
+    """The two arguments of `run_packed_step`. Raises NotSerializable, naming the value that cannot be pickled."""
+    import pickle
+
+    try:
+        return _reference(fn), pickle.dumps((inputs, tuple(crossings)))
+    except Exception as error:
+        what = f"step {safe_repr(inputs.step)} has executor=, and {_culprit(inputs)} cannot be pickled"
+        raise NotSerializable(f"{what}: {safe_str(error, 200)}") from error
+
+
+def _culprit(inputs: StepInputs) -> str:
+    for kind, found in (("the value of", inputs.values), ("the result of step", inputs.results)):
+        for name, value in found.items():
+            if not survives_pickling(value):
+                return f"{kind} {safe_repr(name)}"
+    return "its input"
+
+
+def run_packed_step(fn: Callable[..., Any] | _ByName, packed: bytes) -> StepReply:
+    """In the other process: run the step. Returns also what it raised, so that an error of the executor itself is told
+    apart."""
+    import pickle
+
+    inputs, crossings = pickle.loads(packed)  # noqa: S301 - our own engine has sent it
+    done = False
+    try:
+        function = fn.find() if isinstance(fn, _ByName) else fn
+        with contextlib.ExitStack() as scopes:
+            for crossing in crossings:
+                scopes.enter_context(crossing())
+            value = function(ContextSnapshot(inputs))
+        done = True
+        return StepReply(_pickled_result(value, inputs.step))
+    except BaseException as error:  # noqa: BLE001 - the kernel judges it
+        import traceback
+
+        text = "".join(traceback.format_exception(error))[-_TRACE:]
+        crossing = error if survives_pickling(error) else pack_error(error)
+        return StepReply(None, pickle.dumps(crossing), text, done)
+
+
+def _pickled_result(value: object, step: str) -> bytes:
+    import pickle
+
+    try:
+        return pickle.dumps(value)
+    except Exception as error:
+        what = f"step {safe_repr(step)} has executor=, and its result of type {type(value).__name__} cannot be pickled"
+        raise NotSerializable(f"{what}: {safe_str(error, 200)}") from error
+
+
+# -- errors as plain data ----------------------------------------------------------------------------------------------
+
+
+def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
+    """An error as JSON can carry it."""
+    import json
+    import traceback
+
+    packed: dict[str, Any] = {
+        "module": type(error).__module__,
+        "type": type(error).__qualname__,
+        "message": error_message(error),
+        "trace": "".join(traceback.format_exception(error))[-_TRACE:],
+    }
+    with contextlib.suppress(Exception):  # an exception may have any attributes, and refuse to give them
+        packed["notes"] = [str(note) for note in getattr(error, "__notes__", ())]
+    try:
+        packed["args"] = json.loads(json.dumps(error.args, allow_nan=False))
+        packed["vars"] = {name: value for name, value in vars(error).items() if name != "__notes__"}
+        packed["vars"] = json.loads(json.dumps(packed["vars"], allow_nan=False))
+    except Exception:  # noqa: BLE001 - see above
+        packed.pop("args", None)
+        packed.pop("vars", None)
+    if error.__cause__ is not None and causes:
+        packed["cause"] = pack_error(error.__cause__, causes - 1)
+    return packed
+
+
+def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None = None) -> BaseException:
+    """The error, of its own class where this process has loaded that, and its arguments could be packed; else a RunFailed
+    that says the same. Nothing is imported, and no `__init__` is called."""
+    kind: Any = sys.modules.get(packed["module"])
+    for part in packed["type"].split("."):
+        kind = getattr(kind, part, None)
+    error: BaseException
+    if "args" in packed and isinstance(kind, type) and issubclass(kind, BaseException) and _is_plain(kind):
+        error = kind.__new__(kind, *packed["args"])
+        error.args = tuple(packed["args"])
+        error.__dict__.update(packed.get("vars", {}))
+    else:
+        name, message = packed["type"].rpartition(".")[2], packed["message"]
+        error = RunFailed(
+            f"{name}: {message}",
+            run=run_id,
+            step=step,
+            error_type=name,
+            error_message=message,
+            traceback_text=packed["trace"],
+        )
+    if packed.get("cause") is not None:
+        error.__cause__ = unpack_error(packed["cause"], run_id, step)
+    for note in packed.get("notes", ()):
+        error.add_note(note)
+    return error
+
+
+def _is_plain(kind: type[BaseException]) -> bool:
+    """Whether an error of this class is made of its arguments and attributes alone."""
+    return issubclass(kind, FlowcoreError) or not issubclass(kind, BaseExceptionGroup)
