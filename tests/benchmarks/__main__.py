@@ -31,6 +31,7 @@ WORKLOADS = {
     "sqlite": "durable_sqlite",
     "dbos": "durable_dbos",
     "durable-scaling": "durable_scaling",
+    "durable-growth": "durable_growth",
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 from flowcore import AsyncEngine
 from flowcore.stores import AsyncRedisStore, RedisStore, SQLiteStore
 
-from .durable_work import VALUES, Durable, DurableAsync, book_async, work
+from .durable_work import VALUES, Durable, DurableAsync, a_redis, book_async, work
 from .harness import Options, Report, Row, Target, interleaved, median_ratio
 from .memory import ROOT, resident
 from .subjects import workflow
@@ -46,7 +46,7 @@ def measure(options: Options) -> Report:
     rounds = 3 if options.quick else 5
     with ExitStack() as stack, asyncio.Runner() as runner:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        url = _redis(report, stack, folder / "redis")
+        url = a_redis(report, stack, folder / "redis")
         places = {"sqlite": str(folder / "sqlite")} | ({"redis": url} if url else {})
         for name, where in places.items():
             engine = Durable(_store(name, where))
@@ -66,19 +66,6 @@ def measure(options: Options) -> Report:
         for name, where in places.items():
             report.rows += _weights(name, where, options)
     return report
-
-
-def _redis(report: Report, stack: ExitStack, folder: Path) -> str | None:
-    """The URL of a server for this; None where there can be none."""
-    try:
-        from ..stores.redis_servers import RedisServer, find_redis
-    except ImportError as error:
-        report.notes.append(f"Redis is left out: {error}.")
-        return None
-    if find_redis() is None:
-        report.notes.append("Redis is left out: there is no redis-server.")
-        return None
-    return stack.enter_context(RedisServer(folder, port=0, appendonly="everysec")).url
 
 
 def _store(name: str, where: str) -> Any:

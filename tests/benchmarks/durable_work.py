@@ -1,18 +1,22 @@
-"""What the durable benchmarks run: ten steps in a chain that each return a small value, each run under a key of its own."""
+"""What the durable benchmarks run: ten steps in a chain that each return a small value, each run under a key of its own; and the
+Redis that they run it on."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from flowcore import AsyncEngine, Engine
 
+from .harness import Report
 from .subjects import Run, Subject, workflow
 from .work import Flavour, Work, chain
 
-__all__ = ["STEPS", "VALUES", "Durable", "DurableAsync", "Ready", "keys", "work"]
+__all__ = ["STEPS", "VALUES", "Durable", "DurableAsync", "Ready", "a_redis", "keys", "work"]
 
 STEPS: Final = 10
 VALUES: Final = {"order": 17, "customer": "C-9"}
@@ -34,6 +38,19 @@ def keys() -> Callable[[], str]:
     """Idempotency keys, another one each time."""
     numbers = itertools.count()
     return lambda: f"order-{next(numbers)}"
+
+
+def a_redis(report: Report, stack: ExitStack, folder: Path) -> str | None:
+    """The URL of a server for this; None where there can be none."""
+    try:
+        from ..stores.redis_servers import RedisServer, find_redis
+    except ImportError as error:
+        report.notes.append(f"Redis is left out: {error}.")
+        return None
+    if find_redis() is None:
+        report.notes.append("Redis is left out: there is no redis-server.")
+        return None
+    return stack.enter_context(RedisServer(folder, port=0, appendonly="everysec")).url
 
 
 class Durable(Subject):
