@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from flowcore import Context, Engine, Workflow
+from flowcore import Context, Engine, ProgressHook, Workflow
 from flowcore.stores import SQLiteStore
 
 ROWS = 10_000
@@ -41,7 +41,11 @@ def book(ctx: Context) -> None:
 def run_the_batch() -> None:
     store = SQLiteStore(folder / "runs.db", durability="normal")
     outcomes: Counter[str] = Counter()
-    with (folder / "rows.csv").open(newline="") as file, Engine(store=store, lease=0.5) as engine:
+    with (
+        (folder / "rows.csv").open(newline="") as file,
+        ProgressHook(total=ROWS) as progress,  # on stderr: a bar on a terminal, else a line every few seconds
+        Engine(store=store, hooks=[progress], lease=0.5) as engine,
+    ):
         rows = csv.DictReader(file)
         for run in engine.map(wf, rows, key=lambda row: f"2026-11-29/{row['id']}"):
             outcomes["replayed" if run.replayed else str(run.status)] += 1

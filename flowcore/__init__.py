@@ -44,7 +44,7 @@ from .errors import (
     UndoInterrupted,
     UnknownDependency,
 )
-from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger
+from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger, ProgressHook
 from .retry import Backoff, Retry
 from .run import Run, StepReport
 from .snapshot import ContextSnapshot
@@ -85,6 +85,7 @@ __all__ = [
     "NotLanded",
     "NotSerializable",
     "PrintLogger",
+    "ProgressHook",
     "QueueFull",
     "ResultLost",
     "Retry",

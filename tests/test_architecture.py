@@ -27,7 +27,8 @@ PARTS: dict[str, str] = {
     "inputs": "errors",
     "retry": "errors functions",
     "context": "errors",
-    "events": "errors functions status",
+    "forks": "",
+    "events": "errors functions status retry forks",
     "snapshot": "errors context",
     "_wire": "errors events snapshot",
     "_in_executor": "errors context snapshot _wire",
@@ -37,7 +38,6 @@ PARTS: dict[str, str] = {
     "describe": "errors plan",
     "lint": "errors functions plan",
     "workflow": "errors functions inputs retry step context plan describe lint snapshot",
-    "forks": "",
     "picture": "errors status run events",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events",
@@ -98,6 +98,8 @@ LAZY: dict[str, set[str]] = {
     # The picture of a run is drawn for who asks for it.
     "flowcore.run": {"flowcore.picture"},
     "flowcore.stores.base": {"hashlib", "flowcore.picture", "flowcore.stores.story"},
+    # The bars need the extra `cli`, and a terminal.
+    "flowcore.events.progress": {"flowcore.events.progress_bars"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis.store": {"redis"},
     "flowcore.stores.pydantic_codec": {"pydantic"},

@@ -46,6 +46,7 @@ from __future__ import annotations
 from .hooks import SKIP_RUN, Hook, Hooks
 from .loggers import Logger, LoggingHook, PrintLogger
 from .process import add_process_hook, remove_process_hook
+from .progress import ProgressHook
 from .records import (
     AttemptFinished,
     AttemptStarted,
@@ -96,6 +97,7 @@ __all__ = [
     "MaintenanceFinished",
     "MaintenanceStarted",
     "PrintLogger",
+    "ProgressHook",
     "RunFinished",
     "RunRecovered",
     "RunRefused",

@@ -1,0 +1,304 @@
+"""`ProgressHook`: shows runs as they happen, on a terminal or as plain lines."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self, TextIO
+
+from ..errors import safe_repr
+from ..forks import after_fork_in_child
+from ..retry import Duration, seconds
+from ..status import Status
+from .records import (
+    Event,
+    IdempotencyHit,
+    RunFinished,
+    RunRefused,
+    RunStarted,
+    StepFinished,
+    StepSkipped,
+    StepStarted,
+    WorkflowRegistered,
+)
+
+__all__ = ["ProgressHook"]
+
+_TICK: Final = 0.1
+"""seconds between two looks at the counts"""
+_IDLE: Final = 1.0
+"""seconds without a run in flight after which the display is taken down"""
+_WORDS: Final[Mapping[str, str]] = {
+    Status.FAILURE: "failed",
+    Status.COMPENSATION_FAILED: "not undone",
+    "replayed": "replayed",
+    "adopted": "replayed",
+}
+"""what an outcome is called, where its own name is no adjective"""
+
+
+class Tally:
+    """What is known of the runs of one workflow. Written under the hook's lock."""
+
+    __slots__ = ("began", "changed", "ended", "outcomes", "running", "started", "steps", "steps_done", "total")
+
+    def __init__(self, steps: int, total: int | None) -> None:
+        self.steps = steps
+        self.total = total
+        """runs to come in all, if that is known"""
+        self.began = time.monotonic()
+        self.started = self.ended = self.steps_done = 0
+        self.outcomes: Counter[str] = Counter()
+        self.running: dict[str, None] = {}
+        """the steps in progress, while there has been one run only"""
+        self.changed = True
+
+    @property
+    def in_flight(self) -> int:
+        """Runs that have started and not ended."""
+        return max(0, self.started - self.ended)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is about one run, whose steps are shown."""
+        return self.started <= 1 and self.total is None and self.ended <= 1 and not self.outcomes["replayed"]
+
+    def end(self, outcome: str) -> None:
+        """A run has ended, or never begun."""
+        self.ended += 1
+        self.outcomes[outcome] += 1
+        self.running.clear()
+        self.changed = True
+
+    def detail(self) -> str:
+        """What happens now and what went wrong, in words."""
+        if self.alone and self.ended:
+            (outcome,) = self.outcomes or ("",)
+            return outcome
+        if self.alone:
+            return ", ".join(self.running)
+        parts = [
+            f"{n:,} {_WORDS.get(word, word)}" for word, n in sorted(self.outcomes.items()) if word != Status.SUCCESS
+        ]
+        if self.in_flight:
+            parts.append(f"{self.in_flight:,} in flight")
+        spent = time.monotonic() - self.began
+        if spent >= 1:
+            parts.append(f"{self.ended / spent:,.0f}/s")
+        return ", ".join(parts)
+
+    def count(self) -> tuple[int, int | None, str]:
+        """How many are done, of how many, of what."""
+        if self.alone:
+            return self.steps_done, self.steps or None, "steps"
+        return self.ended, self.total, "runs"
+
+
+class ProgressHook:
+    """Shows how runs progress: a bar for each workflow on a terminal (with rich, from the extra `cli`), else plain lines
+    every few seconds and at the end. A single run is shown by its steps, many runs are counted.
+
+        with ProgressHook(total=len(rows)) as progress, Engine(hooks=[progress]) as engine:
+            for run in engine.map(wf, rows): ...
+
+    `total`: the number of runs to come, of the first workflow that runs. `file`: where to write (default: stderr).
+    `every`: seconds between two plain lines. Events are only counted where they happen; a thread of its own draws, so that
+    neither a slow terminal nor a full pipe slows a run. The display is taken down by `close`, at the end of `with`, or when
+    no run has been in flight for a second. Thread-safe.
+    """
+
+    def __init__(self, total: int | None = None, *, file: TextIO | None = None, every: Duration = 5.0) -> None:
+        self._total = total
+        self._file = file
+        self._every = seconds(every, "every=")
+        self._tallies: dict[str, Tally] = {}
+        self._steps: dict[str, int] = {}
+        self.handlers: Mapping[type[Event], Callable[[Any], object]] = {
+            WorkflowRegistered: self._registered,
+            RunStarted: self._run_started,
+            RunFinished: self._run_finished,
+            RunRefused: self._run_refused,
+            IdempotencyHit: self._hit,
+            StepStarted: self._step_started,
+            StepFinished: self._step_finished,
+            StepSkipped: self._step_skipped,
+        }
+        self.wants = frozenset(self.handlers)
+        self._stays = False  # in a `with` block
+        self._anew()
+        after_fork_in_child(self, ProgressHook._anew)
+        atexit.register(_close, weakref.ref(self))
+
+    def _anew(self) -> None:
+        """Begin without a thread, in a child as well: the parent draws its own runs."""
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._tallies.clear()
+
+    def __call__(self, event: Event, /) -> None:
+        handler = self.handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    # -- counting, where the runs are ----------------------------------------------------------------------------------
+
+    def _registered(self, event: WorkflowRegistered) -> None:
+        self._steps[event.workflow] = len(event.steps)
+
+    def _tally(self, workflow: str) -> Tally:
+        """(lock)"""
+        tally = self._tallies.get(workflow)
+        if tally is None:
+            total = self._total if not self._tallies else None
+            tally = self._tallies[workflow] = Tally(self._steps.get(workflow, 0), total)
+        if self._thread is None:
+            self._over.clear()
+            self._thread = threading.Thread(target=self._draw, name="flowcore-progress", daemon=True)
+            self._thread.start()
+        return tally
+
+    def _run_started(self, event: RunStarted) -> None:
+        with self._lock:
+            tally = self._tally(event.workflow)
+            tally.started += 1
+            tally.changed = True
+
+    def _run_finished(self, event: RunFinished) -> None:
+        with self._lock:
+            self._tally(event.workflow).end(event.outcome)
+
+    def _run_refused(self, event: RunRefused) -> None:
+        self._never_began(event.workflow, "refused")
+
+    def _hit(self, event: IdempotencyHit) -> None:
+        replayed = event.outcome in {"replayed", "adopted"}
+        self._never_began(event.workflow, "replayed" if replayed else "refused")
+
+    def _never_began(self, workflow: str, outcome: str) -> None:
+        with self._lock:
+            tally = self._tally(workflow)
+            tally.started += 1
+            tally.end(outcome)
+
+    def _step_started(self, event: StepStarted) -> None:
+        tally = self._tallies.get(event.workflow)
+        if tally is not None and tally.alone:
+            tally.running[event.step] = None
+            tally.changed = True
+
+    def _step_finished(self, event: StepFinished) -> None:
+        tally = self._tallies.get(event.workflow)
+        if tally is not None and tally.alone:
+            tally.running.pop(event.step, None)
+            tally.steps_done += event.outcome == Status.SUCCESS
+            tally.changed = True
+
+    def _step_skipped(self, event: StepSkipped) -> None:
+        tally = self._tallies.get(event.workflow)
+        if tally is not None and tally.alone:
+            tally.steps_done += 1
+            tally.changed = True
+
+    # -- drawing, on a thread of its own -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Draw how things stand and take the display down. The next run brings it back."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._over.set()
+            thread.join(_IDLE * 2)
+
+    def __enter__(self) -> Self:
+        self._stays = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stays = False
+        self.close()
+
+    def _draw(self) -> None:
+        display, idle = Display(), 0.0
+        try:
+            display = self._display()
+            while not self._over.wait(_TICK):
+                idle = 0.0 if any(tally.in_flight for tally in list(self._tallies.values())) else idle + _TICK
+                if idle >= _IDLE and not self._stays:
+                    break
+                display.show(dict(self._tallies))
+            display.end(self._ended())
+        except Exception:  # noqa: BLE001 - a terminal that is gone, or a closed file, is nothing that a run should mind
+            display.give_up()
+            self._ended()
+
+    def _ended(self) -> dict[str, Tally]:
+        """The last counts. What begins from now on is counted from zero, unless runs are in flight."""
+        with self._lock:
+            self._thread, tallies = None, dict(self._tallies)
+            if not any(tally.in_flight for tally in tallies.values()):
+                self._tallies.clear()
+            return tallies
+
+    def _display(self) -> Display:
+        file = sys.stderr if self._file is None else self._file
+        if file.isatty():
+            try:
+                from .progress_bars import Bars
+            except ImportError:  # without the extra `cli`
+                return Lines(file, self._every)
+            return Bars(file)
+        return Lines(file, self._every)
+
+
+class Display:
+    """Shows tallies; this one nowhere."""
+
+    def show(self, tallies: Mapping[str, Tally]) -> None:
+        """Show how things stand."""
+
+    def end(self, tallies: Mapping[str, Tally]) -> None:
+        """Show it for the last time."""
+
+    def give_up(self) -> None:
+        """Leave the terminal as it should be."""
+
+
+class Lines(Display):
+    """Plain lines: one for each workflow in which something has changed, every few seconds."""
+
+    def __init__(self, file: TextIO, every: float) -> None:
+        self._file = file
+        self._every = every
+        self._due = time.monotonic() + every
+
+    def show(self, tallies: Mapping[str, Tally]) -> None:
+        if time.monotonic() >= self._due:
+            self.end(tallies)
+            self._due = time.monotonic() + self._every
+
+    def end(self, tallies: Mapping[str, Tally]) -> None:
+        for name, tally in tallies.items():
+            if tally.changed:
+                tally.changed = False
+                done, total, what = tally.count()
+                of = "" if total is None else f" of {total:,}"
+                detail = tally.detail()
+                end = f", {detail}" if detail else ""
+                self._file.write(f"{safe_repr(name)[1:-1]}: {done:,}{of} {what}{end}\n")
+        self._file.flush()
+
+
+def _close(reference: weakref.ref[ProgressHook]) -> None:
+    """At the end of the process: what ended in the last second is shown too."""
+    hook = reference()
+    if hook is not None:
+        hook.close()
