@@ -65,6 +65,7 @@ from flowcore import (
     IdempotencyHeld,
     IdempotencyInProgress,
     IdempotencyMismatch,
+    ProgressHook,
     Status,
     StoreUnavailable,
 )
@@ -96,11 +97,13 @@ def create_app(
     store: str = "memory",
     lease: float = LEASE,
     hang: float = HANG,
+    more_hooks: Sequence[Hook] = (),
 ) -> FastAPI:
     """The service on the books in `ledger_path`; spans go to `provider`, by default nowhere.
 
     `store`: where its runs are kept (see stores.py). `lease`: seconds after which others may take over the runs of a
     service that has died. `hang`: seconds for which partners that hang do so.
+    `more_hooks`: beside those for traces and metrics.
     """
     provider = provider or TracerProvider()
     registry = CollectorRegistry()
@@ -108,7 +111,7 @@ def create_app(
     for sku, quantity in OPENING_STOCK.items():
         ledger.deliver(sku, quantity)
     workflow = checkout(ledger, Gateway(ledger, hang), Carrier(ledger, hang))
-    hooks: list[Hook] = [TracingHook(provider), PrometheusHook(registry)]
+    hooks: list[Hook] = [TracingHook(provider), PrometheusHook(registry), *more_hooks]
     tracer = provider.get_tracer("checkout-service")
 
     @asynccontextmanager
@@ -271,7 +274,10 @@ def main() -> None:
     except (OSError, OverflowError) as error:
         sys.exit(f"Port {options.port} cannot be had ({error}): choose another, or 0 for a free one.")
     provider = tracing(options.spans)
-    app = create_app(options.ledger, provider, store=options.store, lease=options.lease, hang=options.hang)
+    hooks = [ProgressHook(file=sys.stdout, every=1)]  # a line a second in the log, while orders are in flight
+    app = create_app(
+        options.ledger, provider, store=options.store, lease=options.lease, hang=options.hang, more_hooks=hooks
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75))
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     listener.listen(128)

@@ -74,6 +74,7 @@ def orders(options: argparse.Namespace, story: Story, service: Service, lines: l
     seconds = time.monotonic() - start
     longest = sorted(answer.seconds for answer in answers)[len(answers) * 95 // 100]
     story.say(f"all answered in {seconds:.1f} s, 95 % of them within {longest * 1e3:.0f} ms")
+    story.say(f"ProgressHook in the service's log: {service.progress()}")
 
     failed = next((a for a in answers if a.line.kind == TIMELINE_KIND and "run" in a.body), None)
     replayed = next((a for a in answers if a.replayed and a.line.when == "after"), None)

@@ -61,6 +61,16 @@ class Service:
             time.sleep(0.02)
         raise DemoError(f"The service did not listen within {START:g} s. {_tail(self.log)}")
 
+    def progress(self) -> str:
+        """What its ProgressHook has said last, once no order is in flight."""
+        give_up = time.monotonic() + START
+        while time.monotonic() < give_up:
+            said = re.findall(rb"^(checkout: .*)\n", self.log.read_bytes(), re.MULTILINE)
+            if said and b"in flight" not in said[-1]:
+                return str(said[-1].decode())
+            time.sleep(0.05)
+        raise DemoError(f"The service says nothing of its progress. {_tail(self.log)}")
+
     def kill(self) -> None:
         """kill -9: whatever it is about, it gets to do nothing more."""
         self.process.kill()

@@ -23,7 +23,9 @@ def printed_by(script: Path) -> str:
         [sys.executable, script], capture_output=True, env=environment, timeout=300, check=False, encoding="utf-8"
     )
     assert result.returncode == 0, result.stderr
-    assert re.sub(r"^row: [\d,]+ of 10,000 runs, .*\n", "", result.stderr, flags=re.MULTILINE) == ""  # batch.py's progress
+    assert (
+        re.sub(r"^row: [\d,]+ of 10,000 runs, .*\n", "", result.stderr, flags=re.MULTILINE) == ""
+    )  # batch.py's progress
     timeless = re.sub(r"(?<!next) in \d+(\.\d+)?(e-\d+)? m?s\b", " in <time>", result.stdout)
     return re.sub(r"\b[0-9a-f]{32}\b", "<run id>", timeless)
 
