@@ -49,7 +49,11 @@ class Codec(Protocol):
     """Values to texts and back; it may encrypt. Must be thread-safe.
 
     `annotation` is the type of the value (a step's return type, a field of `Workflow(input=)`), or Any where none is known. An
-    exception from `dumps` becomes NotSerializable, one from `loads` CorruptRecord.
+    exception from `dumps` becomes NotSerializable, one from `loads` CorruptRecord. Where both take a third argument, they are
+    given the Place of the text, so that an encrypting codec can bind the one to the other.
+
+    Through a codec go values, results, keys, errors, reasons and carriers. One whose class says `plain = True`, as those of
+    flowcore do, is given values and results alone, and all else is kept as it is.
     """
 
     def dumps(self, value: Any, annotation: Any, /) -> str: ...
@@ -58,6 +62,8 @@ class Codec(Protocol):
 
 class JsonCodec:
     """The default codec: see the table above. Stateless and thread-safe."""
+
+    plain = True
 
     def dumps(self, value: Any, annotation: Any = Any, /) -> str:
         """The text of a value, ASCII only. Raises NotSerializable, naming the type and the way out."""

@@ -6,7 +6,7 @@ Whatever is not of that form was not written by flowcore: the record is refused 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from ..errors import CorruptRecord, RunFailed, safe_repr, safe_str
@@ -14,12 +14,15 @@ from ..run import StepReport
 from ..status import Status
 from .base import Owner, RunRecord, StepRecord, Write
 from .codec import json_value
+from .sealing import Sealing
 
-__all__ = ["ENDINGS", "LARGEST", "NEVER", "SCHEMA", "STEP", "WRITE", "decode", "number"]
+__all__ = ["ENDINGS", "INITIAL", "LARGEST", "NEVER", "SCHEMA", "STEP", "WRITE", "decode", "number"]
 
 SCHEMA: Final = 2
 STEP: Final = "s:"
 WRITE: Final = "w:"
+INITIAL: Final = "v:"
+"""before the key of an initial value, where its place is named"""
 LARGEST: Final = 2**53 - 1
 """of all numbers: more, a double such as Lua's cannot tell apart"""
 NEVER: Final = LARGEST
@@ -41,7 +44,19 @@ _LANDING: Final = frozenset({"success", "failure"})
 _DECISION: Final = frozenset({"resume", "undo", "cancel"})
 _HEAD: Final = frozenset(
     {
-        *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "graph", "status", "held", "undoing"),
+        *(
+            "schema",
+            "key",
+            "key_text",
+            "run_id",
+            "owner",
+            "workflow",
+            "fingerprint",
+            "graph",
+            "status",
+            "held",
+            "undoing",
+        ),
         *("decision", "reason", "by", "since", "before_status", "before_expires", "before_by", "before_since"),
         *("takeovers", "retries", "delay", "not_before", "deadline", "generation", "fence", "seq"),
         *("started", "finished", "expires", "values", "carrier", "undone", "failed_step", "error"),
@@ -56,7 +71,6 @@ _IN_A_STEP: Final = frozenset(
 )
 
 Fields = Mapping[str, Any]
-Loads = Callable[[str, Any], Any]
 Types = Mapping[str, Any]
 """annotations by field name"""
 
@@ -65,17 +79,18 @@ class _Foreign(ValueError):
     """Why something in a record cannot be flowcore's."""
 
 
-def decode(key: str, fields: Fields, loads: Loads, types: Types) -> RunRecord:
+def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecord:
     """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
 
-    Raises CorruptRecord, naming the key, for anything that flowcore has not written.
+    `key`: the key, or what it is found under. Raises CorruptRecord, naming the key, for anything that flowcore has not written.
     """
     try:
         _refuse_bytes(fields)
-        record = _head(key, fields)
+        key, fields = _with_key(key, fields, sealing)
+        record = _head(key, fields, sealing)
         told = {field: text for field, text in fields.items() if field not in _HEAD}
-        _add_steps(record, told, loads, types)
-        _add_values(record, told, fields, loads, types)
+        _add_steps(record, told, sealing, types)
+        _add_values(record, told, fields, sealing, types)
     except _Foreign as error:
         raise CorruptRecord(
             f"the record of key {safe_repr(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
@@ -97,7 +112,19 @@ def _refuse_bytes(fields: Fields) -> None:
                 raise _Foreign(f"its field {safe_repr(field)} is not UTF-8") from None
 
 
-def _head(key: str, fields: Fields) -> RunRecord:
+def _with_key(key: str, fields: Fields, sealing: Sealing) -> tuple[str, Fields]:
+    """The key of the record, and the fields with it in its place."""
+    if not sealing.hides:
+        if "key_text" in fields:
+            raise _Foreign("its key was written with a codec= that this store does not have")
+        return key, fields
+    opened = _opened(_parsed(_text(fields, "key_text"), "key_text"), sealing, _text(fields, "run_id"), "key")
+    if sealing.lookup(opened) != _text(fields, "key"):
+        raise _Foreign("its key is another one than it is found under")
+    return (opened if key == fields["key"] else key), {**fields, "key": opened}
+
+
+def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
     schema = number(fields, "schema")
     if schema > SCHEMA:
         raise _Foreign(f"its schema is {schema}, and this version of flowcore knows {SCHEMA}, so take a newer one")
@@ -126,14 +153,18 @@ def _head(key: str, fields: Fields) -> RunRecord:
         started=number(fields, "started") / 1e6,
         finished=_time(fields, "finished"),
         expires=_time(fields, "expires"),
-        carrier=_strings(_json(fields, "carrier", {}), "carrier"),
     )
+    if "carrier" in fields:
+        known = _own(_parsed(_text(fields, "carrier"), "carrier"), sealing, record.run_id, "carrier")
+        record.carrier = _strings(known, "carrier")
     # What was so the last time that the run was parked or held says nothing of a run that is running.
     reason, not_before, delay = _optional(fields, "reason"), _time(fields, "not_before"), _count(fields, "delay") / 1e6
     if record.status not in _LIVE:
         record.not_before = math.inf if not_before == NEVER / 1e6 else not_before
     elif delay and record.expires is not None:
         record.not_before = record.expires + delay
+    if reason and sealing.hides:
+        reason = _opened(_parsed(reason, "reason"), sealing, sealing.lookup(key), "reason")
     if reason and (record.status not in _LIVE or record.decision == "cancel"):
         record.reason = reason
     if "before_status" in fields:
@@ -144,6 +175,7 @@ def _head(key: str, fields: Fields) -> RunRecord:
         record.failed_step = _string(step, "failed_step")
     if (error := _json(fields, "error", None)) is not None:
         where = "" if step is None else f" at step {safe_repr(step)}"
+        error = _own(error, sealing, record.run_id, "error")
         record.error = _failure(error, record, record.failed_step, f"failed{where}")
     if (undone := _json(fields, "undone", None)) is not None:
         record.undone = tuple(_string(name, "undone") for name in _list(undone, "undone"))
@@ -160,9 +192,11 @@ def _owner(fields: Fields, by: str, since: str) -> Owner | None:
     return Owner(_string(known["host"], by), number(known, "pid"), at)
 
 
-def _add_steps(record: RunRecord, told: Fields, loads: Loads, types: Types) -> None:
+def _add_steps(record: RunRecord, told: Fields, sealing: Sealing, types: Types) -> None:
     steps = [
-        (field[2:], _step(field, text, record, loads, types)) for field, text in told.items() if field.startswith(STEP)
+        (field[2:], _step(field, text, record, sealing, types))
+        for field, text in told.items()
+        if field.startswith(STEP)
     ]
     steps.sort(key=lambda step: step[1].seq)
     ended = [(name, step) for name, step in steps if step.report.status is not Status.RUNNING]
@@ -176,10 +210,17 @@ def _add_steps(record: RunRecord, told: Fields, loads: Loads, types: Types) -> N
     record.effects = (*(name for name, step in ended if step.effect), *in_flight)
 
 
-def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads, types: Types) -> None:
+def _add_values(record: RunRecord, told: Fields, fields: Fields, sealing: Sealing, types: Types) -> None:
     initial = _strings(_json(fields, "values", {}), "values")
-    values = {key: _loaded(text, "values", loads, types.get(WRITE + key, Any)) for key, text in initial.items()}
-    writes = [(field, _write(field, text, loads, types)) for field, text in told.items() if not field.startswith(STEP)]
+    values = {
+        key: _loaded(text, "values", sealing, types.get(WRITE + key, Any), record.run_id, INITIAL + key)
+        for key, text in initial.items()
+    }
+    writes = [
+        (field, _write(field, text, record, sealing, types))
+        for field, text in told.items()
+        if not field.startswith(STEP)
+    ]
     writes.sort(key=lambda write: write[1].seq)
     for field, write in writes:
         record.seq = max(record.seq, write.seq)
@@ -190,7 +231,7 @@ def _add_values(record: RunRecord, told: Fields, fields: Fields, loads: Loads, t
     record.values = values
 
 
-def _step(field: str, text: object, record: RunRecord, loads: Loads, types: Types) -> StepRecord:
+def _step(field: str, text: object, record: RunRecord, sealing: Sealing, types: Types) -> StepRecord:
     seq, known = _numbered(text, field)
     name, attempts, effect = field[2:], known.get("attempts"), known.get("effect", False)
     if not _IN_A_STEP.issuperset(known) or type(effect) is not bool:
@@ -200,26 +241,31 @@ def _step(field: str, text: object, record: RunRecord, loads: Loads, types: Type
     report = StepReport(_status(_STEP, known.get("status"), field), attempts)
     report.failed = _count(known, "failed")
     if "errors" in known:
-        report.errors = tuple(_pair(error, field) for error in _list(known["errors"], field))
+        errors = _own(known["errors"], sealing, record.run_id, f"s.errors:{name}")
+        report.errors = tuple(_pair(error, field) for error in _list(errors, field))
     for time in _TIMES:
         if time in known:
             setattr(report, time, _seconds(known[time], field))
     if "error" in known:
-        report.error = _failure(known["error"], record, name, f"failed at step {safe_repr(name)}")
+        error = _own(known["error"], sealing, record.run_id, f"s.error:{name}")
+        report.error = _failure(error, record, name, f"failed at step {safe_repr(name)}")
     if "undo" in known:
         report.undo = _status(_UNDO, known["undo"], field)
     if "undo_error" in known:
-        report.undo_error = _failure(known["undo_error"], record, name, f"could not undo step {safe_repr(name)}")
+        error = _own(known["undo_error"], sealing, record.run_id, f"s.undo_error:{name}")
+        report.undo_error = _failure(error, record, name, f"could not undo step {safe_repr(name)}")
     if "completed_late" in known:
         report.completed_late = _status(_LANDING, known["completed_late"], field)
-    carrier = _strings(known.get("carrier", {}), field)
+    carrier: dict[str, str] = {}
+    if "carrier" in known:
+        carrier = _strings(_own(known["carrier"], sealing, record.run_id, f"s.carrier:{name}"), field)
     if "result" not in known:
         return StepRecord(seq, report, effect=effect, carrier=carrier)
-    result = _loaded(known["result"], field, loads, types.get(field, Any))
+    result = _loaded(known["result"], field, sealing, types.get(field, Any), record.run_id, field)
     return StepRecord(seq, report, True, result, effect, carrier)
 
 
-def _write(field: str, text: object, loads: Loads, types: Types) -> Write:
+def _write(field: str, text: object, record: RunRecord, sealing: Sealing, types: Types) -> Write:
     if not field.startswith(WRITE):
         raise _Foreign(f"it has a field {safe_repr(field)}")
     seq, known = _numbered(text, field)
@@ -227,7 +273,7 @@ def _write(field: str, text: object, loads: Loads, types: Types) -> Write:
         return Write(seq, deleted=True)
     if known.keys() != {"value"}:
         raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of writes")
-    return Write(seq, _loaded(known["value"], field, loads, types.get(field, Any)))
+    return Write(seq, _loaded(known["value"], field, sealing, types.get(field, Any), record.run_id, field))
 
 
 def _failure(known: object, record: RunRecord, step: str | None, what: str) -> RunFailed:
@@ -244,13 +290,30 @@ def _failure(known: object, record: RunRecord, step: str | None, what: str) -> R
     )
 
 
-def _loaded(text: object, field: str, loads: Loads, annotation: Any) -> Any:
+def _loaded(text: object, field: str, sealing: Sealing, annotation: Any, run_id: str, place: str) -> Any:
     given = _string(text, field)
     try:
-        return loads(given, annotation)
+        return sealing.loads(given, annotation, run_id, place)
     except Exception as error:
-        why = f"{type(error).__name__}: {safe_str(error, 200)}"
-        raise _Foreign(f"the store's codec cannot read what is in its field {safe_repr(field)} ({why})") from error
+        raise _unreadable(field, error) from error
+
+
+def _own(known: Any, sealing: Sealing, run_id: str, place: str) -> Any:
+    """JSON of flowcore's own; in a store whose codec hides, from the codec's text."""
+    return _parsed(_opened(known, sealing, run_id, place), place) if sealing.hides else known
+
+
+def _opened(text: object, sealing: Sealing, run_id: str, place: str) -> str:
+    given = _string(text, place)
+    try:
+        return sealing.open(given, run_id, place)
+    except Exception as error:
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(field: str, error: Exception) -> _Foreign:
+    why = f"{type(error).__name__}: {safe_str(error, 200)}"
+    return _Foreign(f"the store's codec cannot read what is in its field {safe_repr(field)} ({why})")
 
 
 # -- the smallest parts: each as it must be, or _Foreign ---------------------------------------------------------------

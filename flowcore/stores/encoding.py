@@ -4,6 +4,7 @@
 |---|---|---|
 | schema | of this table: 2 | the claim that begins the run |
 | key, run_id, workflow, fingerprint (missing: None) | as in RunRecord | the same |
+| key_text | only of a codec that hides: the key's text, and then `key` and `fingerprint` are HMACs (sealing.py) | the same |
 | values (missing: {}) | JSON, of each initial value the codec's text | the same |
 | carrier (missing: {}) | JSON | the same |
 | deadline (missing: None) | microseconds | the same |
@@ -23,6 +24,8 @@
 | s: + name of a step | seq, a space, and the step as JSON; in it, of its result the codec's text | the same |
 | w: + key of the context | seq, a space, and JSON; in it, of the value the codec's text; {}: deleted | the same |
 
+With a codec that hides, each carrier, reason, error and list of errors is a JSON string of the codec's text.
+
 A number is written in decimal digits. The seq stands in front of the JSON so that a store, in SQL or Lua, can compare
 two texts of one field without parsing them. All JSON is ASCII.
 """
@@ -33,18 +36,18 @@ two texts of one field without parsing them. All JSON is ASCII.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from ..errors import DefinitionError, NotSerializable, RunFailed, StoreError, error_message, safe_repr, safe_str
+from ..errors import DefinitionError, NotSerializable, StoreError, safe_repr, safe_str
 from ..run import BEGINS
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
-from .codec import Codec, JsonCodec, json_text as _json_text, quoted
-from .decoding import ENDINGS, LARGEST, NEVER, SCHEMA, STEP, WRITE, decode, number
+from .codec import Codec, json_text as _json_text, quoted
+from .decoding import ENDINGS, INITIAL, LARGEST, NEVER, SCHEMA, STEP, WRITE, decode, number
+from .sealing import Sealing
+from .telling import told
 
 __all__ = [
     "LARGEST",
@@ -53,7 +56,6 @@ __all__ = [
     "STEP",
     "WRITE",
     "Encoding",
-    "clipped_reason",
     "due",
     "microseconds",
     "number",
@@ -61,8 +63,7 @@ __all__ = [
 
 MIB: Final = 1024 * 1024
 _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
-_MESSAGE: Final = 1024  # characters of an error's message that are kept
-_TRACEBACK: Final = 16 * 1024  # of its traceback: the last ones
+_MESSAGE: Final = 1024  # characters of a message that are kept
 
 _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
 _BEGINS: Final = '{"status":"running","attempts":1}'
@@ -84,37 +85,42 @@ def due(now: int, retry_in: float) -> int | None:
 class Encoding:
     """Runs to texts and back. As thread-safe as its codec.
 
-    `codec` (None: JsonCodec) writes what users put into a run: results, and values of the context. The text of each
-    takes at most `max_value_bytes`. Every method that encodes raises NotSerializable, before any I/O.
+    `codec` (None: JsonCodec) writes what users put into a run. The text of each value takes at most `max_value_bytes`.
+    `traceback`: of an error's, "keep" it, or its class and "line" only. Every method that encodes raises NotSerializable,
+    before any I/O.
     """
 
-    def __init__(self, codec: Codec | None = None, max_value_bytes: int = MIB) -> None:
-        if codec is not None and not all(_takes_two(getattr(codec, verb, None)) for verb in ("dumps", "loads")):
-            raise DefinitionError(
-                f"codec= must have the methods dumps(value, type) and loads(text, type), unlike {safe_repr(codec)}."
-            )
+    def __init__(
+        self,
+        codec: Codec | None = None,
+        max_value_bytes: int = MIB,
+        traceback: Literal["keep", "line"] = "keep",
+    ) -> None:
+        self.sealing = Sealing(codec)
+        if traceback not in {"keep", "line"}:
+            raise DefinitionError(f'traceback= must be "keep" or "line", not {safe_repr(traceback)}.')
         if isinstance(max_value_bytes, bool) or not isinstance(max_value_bytes, int) or max_value_bytes < 1:
             raise DefinitionError(
                 f"max_value_bytes= must be a whole number from 1 up, not {safe_repr(max_value_bytes)}."
             )
-        self._codec: Codec = JsonCodec() if codec is None else codec
-        self._dumps = self._codec.dumps
+        self._hides = self.sealing.hides
+        self._brief = traceback == "line"
         self._most = max_value_bytes
 
     def decode(self, key: str, fields: Mapping[str, Any], types: Mapping[str, Any] = _UNTYPED) -> RunRecord:
         """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
 
-        `types`: annotations by field name, for the codec. Raises CorruptRecord, naming the key, for anything that
-        flowcore has not written.
+        `key`: the key, or what it is found under. `types`: annotations by field name, for the codec. Raises CorruptRecord,
+        naming the key, for anything that flowcore has not written.
         """
-        return decode(key, fields, self._codec.loads, types)
+        return decode(key, fields, self.sealing, types)
 
     def encode_claim(self, claim: Claim) -> dict[str, str]:
         """A fresh run: all that the store does not count itself (generation, fence and times). The fields graph, owner and
         by are also what a claim changes that resumes a run."""
         fields = {
             "schema": str(SCHEMA),
-            "key": claim.key,
+            "key": self.sealing.lookup(claim.key),
             "run_id": claim.run_id,
             "owner": claim.run_id,
             "workflow": claim.workflow,
@@ -125,12 +131,14 @@ class Encoding:
             fields["by"] = f'{{"host":{quoted(claim.owner.host)},"pid":{claim.owner.pid}}}'
         if claim.deadline is not None:
             fields["deadline"] = str(microseconds(claim.deadline))
-        if claim.fingerprint is not None:
-            fields["fingerprint"] = claim.fingerprint
+        if self._hides:
+            fields["key_text"] = self.sealing.seal(claim.key, claim.run_id, "key")
+        if (fingerprint := self.sealing.fingerprint(claim.fingerprint)) is not None:
+            fields["fingerprint"] = fingerprint
         if claim.values:
             fields["values"] = self.encode_values(claim.values, claim.run_id, claim.types)
         if carrier := _texts_only(claim.carrier):
-            fields["carrier"] = _json_text(carrier)
+            fields["carrier"] = self._own(_json_text(carrier), claim.run_id, "carrier")
         if claim.begins and not claim.queued:
             for seq, name in enumerate(claim.begins, 1):
                 fields[STEP + name] = f"{seq} {_BEGINS}"
@@ -158,7 +166,7 @@ class Encoding:
         if checkpoint.failed_step is not None:
             fields["failed_step"] = _json_text(checkpoint.failed_step)
         if checkpoint.error is not None:
-            fields["error"] = _json_text(_told(checkpoint.error))
+            fields["error"] = self._error(checkpoint.error, run_id, "error")
         return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)  # their texts are JSON
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
@@ -171,13 +179,18 @@ class Encoding:
             )
         fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
-        fields["retries"], fields["reason"] = str(record.retries), clipped_reason(record.reason)
+        fields["retries"], fields["reason"] = str(record.retries), self.encode_reason(record.key, record.reason)
         if record.undoing:
             fields["undoing"] = "1"
         fields["undone"] = _json_text(record.undone) if record.undone else "[]"
         fields["failed_step"] = "null" if record.failed_step is None else _json_text(record.failed_step)
-        fields["error"] = "null" if record.error is None else _json_text(_told(record.error))
+        fields["error"] = "null" if record.error is None else self._error(record.error, record.run_id, "error")
         return fields
+
+    def encode_reason(self, key: str, reason: str | None) -> str:
+        """The text of a reason, of a length to be shown in a list; empty for none."""
+        text = "" if reason is None else reason[:_MESSAGE].encode("utf-8", "replace").decode()
+        return self.sealing.seal(text, self.sealing.lookup(key), "reason") if self._hides and text else text
 
     def encode_step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of one step."""
@@ -185,12 +198,13 @@ class Encoding:
         report = step.report
         text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
-            result = self._dumped(step.result, types.get(STEP + name, Any), "the result of step", name, run_id)
+            field = STEP + name
+            result = self._dumped(step.result, types.get(field, Any), "the result of step", name, run_id, field)
             text += f',"result":{quoted(result)}'
         if step.effect:
             text += ',"effect":true'
         if step.carrier and (carrier := _texts_only(step.carrier)):
-            text += f',"carrier":{_json_text(carrier)}'
+            text += f',"carrier":{self._own(_json_text(carrier), run_id, f"s.carrier:{name}")}'
         if report.waited is not None:
             text += f',"waited":{report.waited!r}'
         if report.ran is not None:
@@ -200,17 +214,18 @@ class Encoding:
         if report.failed:
             text += f',"failed":{report.failed}'
         if report.errors:
-            text += f',"errors":{_json_text([_clipped(kind, message) for kind, message in report.errors])}'
+            errors = _json_text([_clipped(kind, message) for kind, message in report.errors])
+            text += f',"errors":{self._own(errors, run_id, f"s.errors:{name}")}'
         if report.started is not None:
             text += f',"started":{report.started!r}'
         if report.retry_at is not None:
             text += f',"retry_at":{report.retry_at!r}'
         if report.error is not None:
-            text += f',"error":{_json_text(_told(report.error))}'
+            text += f',"error":{self._error(report.error, run_id, f"s.error:{name}")}'
         if report.undo is not None:
             text += f',"undo":"{report.undo}"'
         if report.undo_error is not None:
-            text += f',"undo_error":{_json_text(_told(report.undo_error))}'
+            text += f',"undo_error":{self._error(report.undo_error, run_id, f"s.undo_error:{name}")}'
         if report.completed_late is not None:
             text += f',"completed_late":"{report.completed_late}"'
         return text + "}"
@@ -219,7 +234,8 @@ class Encoding:
         """The text of one write to the context."""
         if write.deleted:
             return f"{write.seq} {{}}"
-        value = self._dumped(write.value, types.get(WRITE + key, Any), "the value of", key, run_id)
+        field = WRITE + key
+        value = self._dumped(write.value, types.get(field, Any), "the value of", key, run_id, field)
         return f'{write.seq} {{"value":{quoted(value)}}}'
 
     def encode_values(self, values: Mapping[Any, Any], run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
@@ -227,7 +243,7 @@ class Encoding:
         return _json_text(
             {
                 _string_key(key, run_id): self._dumped(
-                    value, types.get(WRITE + key, Any), "the initial value of", key, run_id
+                    value, types.get(WRITE + key, Any), "the initial value of", key, run_id, f"{INITIAL}{key}"
                 )
                 for key, value in values.items()
             }
@@ -235,11 +251,19 @@ class Encoding:
 
     def copied(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> Any:
         """A value as it would be read back."""
-        return self._codec.loads(self._dumped(value, annotation, what, name, run_id), annotation)
+        text = self._dumped(value, annotation, what, name, run_id, name)
+        return self.sealing.loads(text, annotation, run_id, name)
 
-    def _dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> str:
+    def _own(self, text: str, run_id: str, field: str) -> str:
+        """JSON of flowcore's own that may have something of the user's in it."""
+        return self.sealing.seal(text, run_id, field) if self._hides else text
+
+    def _error(self, error: BaseException, run_id: str, field: str) -> str:
+        return self._own(_json_text(told(error, brief=self._brief)), run_id, field)
+
+    def _dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str, field: str) -> str:
         try:
-            text = self._dumps(value, annotation)
+            text = self.sealing.dumps(value, annotation, run_id, field)
         except NotSerializable as error:
             raise NotSerializable(
                 f"{what} {safe_repr(name)} in run {run_id} cannot be stored: {safe_str(error)}"
@@ -261,17 +285,6 @@ class Encoding:
                 "store where it is instead, or make the store with a larger max_value_bytes=."
             )
         return text
-
-
-def _takes_two(verb: Any) -> bool:
-    """Whether a method of a codec can be called with a value and its type."""
-    try:
-        inspect.signature(verb).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:  # a builtin that does not tell its parameters
-        return True
-    return True
 
 
 def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
@@ -301,11 +314,6 @@ def _string_key(key: object, run_id: str) -> str:
     return key
 
 
-def clipped_reason(reason: str | None) -> str:
-    """A reason as stores keep it: UTF-8, of a length to be shown in a list."""
-    return "" if reason is None else reason[:_MESSAGE].encode("utf-8", "replace").decode()
-
-
 def _clipped(kind: str, message: str) -> tuple[str, str]:
     return kind[:_MESSAGE], message[:_MESSAGE]
 
@@ -313,16 +321,3 @@ def _clipped(kind: str, message: str) -> tuple[str, str]:
 def _texts_only(carrier: Mapping[Any, Any]) -> dict[str, str]:
     """What hooks gave, less what is no text: a hook must not make a run fail."""
     return {key: text for key, text in carrier.items() if isinstance(key, str) and isinstance(text, str)}
-
-
-def _told(error: BaseException) -> dict[str, str]:
-    """An error as text."""
-    if isinstance(error, RunFailed) and error.error_type:  # which only tells of another one
-        return {"type": error.error_type, "message": error.message, "traceback": error.traceback_text}
-    try:
-        text = "".join(traceback.format_exception(error))
-    except Exception as failure:  # noqa: BLE001 - an exception may be anything
-        text = f"(its traceback cannot be told: {type(failure).__name__})"
-    if len(text) > _TRACEBACK:
-        text = "…" + text[-_TRACEBACK:]
-    return {"type": type(error).__name__, "message": error_message(error, _MESSAGE), "traceback": text}

@@ -31,6 +31,8 @@ class PydanticCodec:
     thread-safe. Raises ImportError where pydantic is not installed.
     """
 
+    plain = True
+
     def __init__(self) -> None:
         try:
             import pydantic  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -337,6 +337,8 @@ def test_a_codec_sees_every_value_of_the_users_and_nothing_else() -> None:
 
 
 class Odd:
+    plain = True
+
     def __init__(self, text: Any) -> None:
         self.text = text
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from ...errors import CorruptRecord, DefinitionError, StoreError, safe_repr
@@ -80,6 +80,7 @@ class Calls:
         retention: Duration,
         codec: Codec | None,
         max_value_bytes: int,
+        traceback: Literal["keep", "line"],
         shards: int,
         *,
         cluster: bool = False,
@@ -88,7 +89,9 @@ class Calls:
             raise DefinitionError(f"{store}(prefix=) must be a string that is not empty, not {safe_repr(prefix)}.")
         if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= 16384:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DefinitionError(f"{store}(shards=) must be a whole number from 1 to 16,384, not {safe_repr(shards)}.")
-        self._encoding = Encoding(codec, max_value_bytes)
+        self._encoding = Encoding(codec, max_value_bytes, traceback)
+        self._lookup = self._encoding.sealing.lookup
+        self._hides = self._encoding.sealing.hides
         self._retention = max(1, microseconds(seconds(retention, f"{store}(retention=)")) // 1000)
         self._shards = shards
         self._at_once = 1 if cluster else _AT_ONCE  # a cluster's node runs no script over several slots
@@ -103,9 +106,9 @@ class Calls:
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
-    def _keys_of(self, key: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-        """Of an idempotency key: its record, and its shard's open, ended, started and index."""
-        digest = digest_of(as_bytes(key))
+    def _keys_of(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+        """Of what a key is found under: its record, and its shard's open, ended, started and index."""
+        digest = digest_of(as_bytes(lookup))
         shard = self._shard(digest)
         prefix = self._prefixes[shard]
         return self._run_key(shard, digest), prefix + b"open", prefix + b"ended", prefix + b"started", prefix + b"index"
@@ -123,17 +126,27 @@ class Calls:
 
     # -- before the first use ------------------------------------------------------------------------------------------
 
-    def _enter(self, *, writes: bool) -> Asked[None]:
-        """Another number of shards would look for every key in another place."""
-        call: Call = ([self._prefixes[0] + b"shards"], [self._shards, "1" if writes else ""])
-        ((known,),) = yield from self._run_all(operator_scripts.ENTER, [call], reads=not writes)
-        if known != str(self._shards).encode():
+    def _enter(self, *, writes: bool) -> Asked[bool]:
+        """Another number of shards, or another secret, would look for every key in another place. False: there is nothing to
+        find yet, and what was asked will have to be asked again."""
+        sealing = self._encoding.sealing
+        names = [self._prefixes[0] + b"shards", self._prefixes[0] + b"secret"]
+        secret = sealing.secret_text() if writes and sealing.hides else ""
+        call: Call = (names, [self._shards, "1" if writes else "", secret])
+        ((known, kept),) = yield from self._run_all(operator_scripts.ENTER, [call], reads=not writes)
+        if known not in {b"", str(self._shards).encode()}:
             raise StoreError(
                 f"this prefix was set up with {safe_repr(known.decode(errors='replace'))} shards, and this store has "
                 f"{self._shards}, so it would not find its runs. Pass shards= with the same number, or choose another prefix=."
             )
+        text = kept.decode(errors="replace") or None
+        if sealing.use(text, used=known != b"", where="this prefix") and writes and text != secret:
+            # Written anew, so that it is not the last text under a key that the codec is to forget.
+            (reply,) = yield [("SET", names[1], as_bytes(sealing.secret_text()))]
+            if isinstance(reply, Exception):
+                refuse(reply)
         if not writes:
-            return
+            return text is not None or not sealing.hides
         self._entered = True
         if not self._examined:
             self._examined = True  # by now: other claims may be on their way
@@ -141,6 +154,7 @@ class Calls:
                 known = yield from doctor.examine()
                 if risks := doctor.risks(known):
                     _log.warning("this Redis can lose the records of runs: %s.", "; ".join(risks))
+        return True
 
     # -- scripts -------------------------------------------------------------------------------------------------------
 

@@ -152,7 +152,7 @@ end
 local function told(word, now, key, only)  -- an answer with the record; only: without its values, steps and writes
   local answer = {word, digits(now)}
   if only then
-    local names = {'schema', 'key', 'run_id', 'owner', 'workflow', 'graph', 'status', 'started', 'generation', 'fence', 'seq',
+    local names = {'schema', 'key', 'key_text', 'run_id', 'owner', 'workflow', 'graph', 'status', 'started', 'generation', 'fence', 'seq',
       'fingerprint', 'held', 'undoing', 'decision', 'reason', 'by', 'since', 'before_status', 'before_expires', 'before_by',
       'before_since', 'takeovers', 'retries', 'delay', 'not_before', 'deadline', 'finished', 'expires', 'carrier', 'undone',
       'failed_step', 'error'}

@@ -10,7 +10,7 @@ from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, 
 from ...retry import Duration, seconds
 from ..base import Page, RunRecord
 from ..decide import OPEN, check_listing, is_over
-from ..encoding import clipped_reason, microseconds
+from ..encoding import microseconds
 from . import doctor, operator_scripts
 from .calls import PAGE, Asked, Call, Calls, as_bytes, digest_of, in_pages
 from .listing import Entry, Listing, cursor_of, parsed_cursor
@@ -30,8 +30,7 @@ class OperatorVerbs(Calls):
     def _look(self) -> Asked[None]:
         """Before the first listing: a store with another number of shards would list a part of the runs only."""
         if not self._entered and not self._looked:
-            yield from self._enter(writes=False)
-            self._looked = True
+            self._looked = yield from self._enter(writes=False)
 
     # -- listings ------------------------------------------------------------------------------------------------------
 
@@ -288,11 +287,13 @@ class OperatorVerbs(Calls):
 
     def _order(self, verb: str, key: str, reason: str | None) -> Asked[None]:
         way_out = f"cancel it first with store.cancel({safe_repr(key)})"
-        yield from self._decide(operator_scripts.DECIDE, verb, key, verb, clipped_reason(reason), way_out)
+        yield from self._look()
+        reason = self._encoding.encode_reason(key, reason)
+        yield from self._decide(operator_scripts.DECIDE, verb, key, verb, reason, way_out)
 
     def _decide(self, script: Any, verb: str, key: str, first: str, second: str | int, way_out: str) -> Asked[None]:
         yield from self._look()
-        answer = yield from self._run(script, key, self._keys(key), first, second)
+        answer = yield from self._run(script, key, self._keys(self._lookup(key)), first, second)
         if answer.word == "missing":
             raise RunNotFound(f"no run with key {safe_repr(key)} in this store.")
         if answer.word == "done":

@@ -75,8 +75,8 @@ if run.is_held or run.stage ~= 'over' then
   free(run, now, tonumber(ARGV[2]))
 end
 local all, kept, left = whole(KEYS[1]), {}, redis.call('PTTL', KEYS[1])
-for _, name in ipairs({'schema', 'key', 'run_id', 'owner', 'workflow', 'graph', 'status', 'generation', 'fence', 'seq', 'started',
-  'since', 'finished'}) do kept[name] = all[name] end
+for _, name in ipairs({'schema', 'key', 'key_text', 'run_id', 'owner', 'workflow', 'graph', 'status', 'generation', 'fence', 'seq',
+  'started', 'since', 'finished'}) do kept[name] = all[name] end
 pack(kept, left > 0 and left or tonumber(ARGV[2]))
 return {'done', digits(now)}
 """,
@@ -351,9 +351,16 @@ return {gone}
 """,
 )
 
-# KEYS: shards. ARGV: how many shards this store has, '1' to write it down. Returns how many the prefix was set up with.
+# KEYS: shards, secret. ARGV: how many shards this store has, '1' to write it down, '' or the secret of a codec that hides.
+# Returns how many the prefix was set up with and its secret, or ''.
 ENTER: Final = Script("""
-local known = redis.call('GET', KEYS[1])
-if not known and ARGV[2] == '1' then redis.call('SET', KEYS[1], ARGV[1]) end
-return {known or ARGV[1]}
+local known, secret = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+if not known and ARGV[2] == '1' then
+  redis.call('SET', KEYS[1], ARGV[1])
+  if ARGV[3] ~= '' and not secret then
+    redis.call('SET', KEYS[2], ARGV[3])
+    secret = ARGV[3]
+  end
+end
+return {known or '', secret or ''}
 """)

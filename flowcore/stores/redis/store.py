@@ -9,7 +9,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
 from ...errors import DefinitionError, safe_repr
 from ...retry import Duration
@@ -78,8 +78,8 @@ class RedisStore:
     `prefix` comes first in all its keys, percent-encoded and in braces ("{flowcore:3}:…", "{shop%3Aeu:3}:…"); stores with
     different ones know nothing of each other. It is also the store's `namespace`, on which step keys depend.
     `retention`: seconds for which finished runs are kept, and their keys used up. `codec` (None: JsonCodec):
-    dumps(value, type) -> str and loads(text, type) -> value, for other types, or to encrypt. `max_value_bytes`: the most that one value may
-    take. `shards`: over how many slots of a cluster the runs are spread; the same for all stores with this prefix, for ever.
+    dumps(value, type) -> str and loads(text, type) -> value, for other types, or to encrypt (see Codec). `max_value_bytes`: the
+    most that one value may take. `traceback`: what to keep of an error's, all of it or its class and "line" only. `shards`: over how many slots of a cluster the runs are spread; the same for all stores with this prefix, for ever.
 
     All times are the server's. Have it keep its data (appendonly yes, maxmemory-policy noeviction): `doctor()` reports what
     can lose runs, and so does one warning of the logger "flowcore". In a rule another prefix stands as
@@ -107,13 +107,14 @@ class RedisStore:
         retention: Duration = _WEEK,
         codec: Codec | None = None,
         max_value_bytes: int = MIB,
+        traceback: Literal["keep", "line"] = "keep",
         shards: int = _SHARDS,
     ) -> None:
         _check(client, "RedisStore", asynchronous=False)
         self._client = client
         self._kept = Kept(client)
         self._verbs = Verbs(
-            "RedisStore", prefix, retention, codec, max_value_bytes, shards, cluster=_is_cluster(client)
+            "RedisStore", prefix, retention, codec, max_value_bytes, traceback, shards, cluster=_is_cluster(client)
         )
         self.namespace = prefix
         """what the step keys of this store's runs depend on"""
@@ -178,12 +179,13 @@ class AsyncRedisStore:
         retention: Duration = _WEEK,
         codec: Codec | None = None,
         max_value_bytes: int = MIB,
+        traceback: Literal["keep", "line"] = "keep",
         shards: int = _SHARDS,
     ) -> None:
         _check(client, "AsyncRedisStore", asynchronous=True)
         self._given = client
         self._verbs = Verbs(
-            "AsyncRedisStore", prefix, retention, codec, max_value_bytes, shards, cluster=_is_cluster(client)
+            "AsyncRedisStore", prefix, retention, codec, max_value_bytes, traceback, shards, cluster=_is_cluster(client)
         )
         self.namespace = prefix
         """what the step keys of this store's runs depend on"""

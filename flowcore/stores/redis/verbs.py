@@ -43,15 +43,18 @@ class Verbs(OperatorVerbs):
 
     def claim(self, claim: Claim, /) -> Asked[ClaimAnswer]:
         """Take the key, or return who has it."""
-        fields = [text for field in self._encoding.encode_claim(claim).items() for text in field]
-        fingerprint = "" if claim.fingerprint is None else f"={claim.fingerprint}"
+        if self._hides and not self._entered:
+            yield from self._enter(writes=True)
+        texts = self._encoding.encode_claim(claim)
+        fields = [text for field in texts.items() for text in field]
+        fingerprint = f"={texts['fingerprint']}" if "fingerprint" in texts else ""
         attached = "" if claim.attached is None else f"={claim.attached}"
         resumes = "" if claim.resumes is None else f"={claim.resumes}"
         head = (claim.run_id, fingerprint, claim.graph, resumes, attached, microseconds(claim.lease))
         flags = ("q" if claim.queued else "") + ("o" if claim.once else "")
         if not self._entered:
             yield from self._enter(writes=True)
-        keys, seen = self._keys(claim.key), ""
+        keys, seen = self._keys(texts["key"]), ""
         while True:
             answer = yield from self._run(scripts.CLAIM, claim.key, keys, *head, seen, flags, claim.workflow, *fields)
             if answer.word != "look":
@@ -89,8 +92,10 @@ class Verbs(OperatorVerbs):
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> Asked[Lost | Behind | Renewal | None]:
         """Record what has changed in a run, and renew its lease."""
+        if self._hides:
+            yield from self._look()
         fields = self._encoding.encode_checkpoint(checkpoint)
-        run, opened, _, _, index = self._keys(checkpoint.key)
+        run, opened, _, _, index = self._keys(self._lookup(checkpoint.key))
         head = (
             *(3, run, opened, index, as_bytes(checkpoint.run_id), checkpoint.fence, microseconds(checkpoint.lease)),
             *_numbers(checkpoint),
@@ -121,9 +126,11 @@ class Verbs(OperatorVerbs):
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[Renewal]]:
         """Renew these leases for `lease` seconds from now, all in one round trip a node."""
+        if self._hides:
+            yield from self._look()
         renewed: list[Renewal] = [Renewal.LOST] * len(leases)
         by_shard: dict[tuple[bytes, ...], list[int]] = {}
-        keys = [self._keys(one.key) for one in leases]
+        keys = [self._keys(self._lookup(one.key)) for one in leases]
         for position, (_, opened, _, started, index) in enumerate(keys):
             by_shard.setdefault((opened, started, index), []).append(position)
         calls: list[Call] = []
@@ -141,6 +148,8 @@ class Verbs(OperatorVerbs):
 
     def finish(self, ending: Ending, /) -> Asked[Lost | Behind | None]:
         """Record how a run ended."""
+        if self._hides:
+            yield from self._look()
         record, changes = ending.record, ending.changes
         fields = self._encoding.encode_ending(ending)
         kept = record.held or record.status in RESUMABLE
@@ -152,7 +161,7 @@ class Verbs(OperatorVerbs):
             int(makes_progress(changes)),
         )
         texts = [text.encode() for field in fields.items() for text in field]
-        keys = self._keys(record.key)
+        keys = self._keys(self._lookup(record.key))
         reply = yield from self._reply(scripts.FINISH, record.key, (len(keys), *keys, *head, *texts))
         if reply[0] == b"done":
             return None
@@ -162,7 +171,11 @@ class Verbs(OperatorVerbs):
 
     def withdraw(self, claim: Claim, /) -> Asked[None]:
         """Undo a claim whose answer never came, if it was granted."""
-        yield from self._run(scripts.WITHDRAW, claim.key, self._keys(claim.key), claim.run_id, self._retention)
+        if self._hides:
+            yield from self._look()
+        yield from self._run(
+            scripts.WITHDRAW, claim.key, self._keys(self._lookup(claim.key)), claim.run_id, self._retention
+        )
 
     def find(self, key: str, /) -> Asked[RunRecord | None]:
         """The record under a key, or None."""
@@ -174,7 +187,7 @@ class Verbs(OperatorVerbs):
 
     def _found(self, key: str, *, heads: bool) -> Asked[RunRecord | None]:
         yield from self._look()
-        digest = digest_of(as_bytes(key))
+        digest = digest_of(as_bytes(self._lookup(key)))
         (reply,) = yield from self._read([(self._shard(digest), digest)], heads=heads)
         return self._record(key, reply)
 

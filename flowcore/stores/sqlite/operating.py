@@ -14,7 +14,7 @@ from ...retry import Duration, seconds
 from ...status import Status
 from ..base import LIVE, Page, RunRecord
 from ..decide import OPEN, Order, check_listing, decide_order, is_over
-from ..encoding import Encoding, clipped_reason, microseconds
+from ..encoding import Encoding, microseconds
 from . import listing, tables
 from .database import Database
 
@@ -38,20 +38,50 @@ class Operating:
         self.durability = durability
         self._database = database
         self._encoding = encoding
+        self._lookup = encoding.sealing.lookup
+        self._hides = encoding.sealing.hides
+        self._secret_is_fresh = not self._hides
         self._wall = wall
         self._written = 0  # fields, since the last bite was taken
         self._latest: int | None = None  # the highest time at which recovery has looked
         self._warned: set[Any] = set()  # keys whose records could not be read
 
+    def _open_secret(self) -> None:
+        """Take the secret under which the codec's keys are found, or make it. Raises StoreError where it fits neither."""
+        sealing = self._encoding.sealing
+
+        def read(db: sqlite3.Cursor) -> tuple[str | None, bool]:
+            kept = db.execute(tables.SEAL).fetchone()
+            used = sealing.hides and db.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None
+            return None if kept is None else str(kept[0]), used
+
+        def make(db: sqlite3.Cursor) -> None:
+            kept, used = read(db)
+            if not sealing.use(kept, used=used, where=self.path):
+                db.execute(tables.PUT_SEAL, (sealing.secret_text(),))
+
+        try:
+            kept, used = self._database.read(read)
+        except CorruptRecord:  # of a damaged file, which every verb says
+            return
+        if not sealing.use(kept, used=used, where=self.path) and sealing.hides:
+            self._database.write(make)
+
+    def _renew_secret(self, db: sqlite3.Cursor) -> None:
+        """Write the secret anew, once, so that it is not the last text under a key that the codec is to forget."""
+        if not self._secret_is_fresh:
+            self._secret_is_fresh = True
+            db.execute(tables.PUT_SEAL, (self._encoding.sealing.secret_text(),))
+
     # -- finding -------------------------------------------------------------------------------------------------------
 
     def find(self, key: str, /) -> RunRecord | None:
         """The record under a key, or None."""
-        return self._stored(tables.FIND, key, self._now())
+        return self._stored(tables.FIND, self._lookup(key), self._now())
 
     def head(self, key: str, /) -> RunRecord | None:
         """The record under a key without values and without what is of single steps, or None."""
-        found = self._database.read(lambda db: tables.found(db, key, self._now()))
+        found = self._database.read(lambda db: tables.found(db, self._lookup(key), self._now()))
         return None if found is None else self._encoding.decode(key, found[2])
 
     def get_run(self, run_id: str, /) -> RunRecord:
@@ -132,12 +162,14 @@ class Operating:
                 db: sqlite3.Cursor, most: int = most, below: int = below
             ) -> list[tuple[int, dict[str, Any] | None]]:
                 now = self._now()
-                query = listing.Query(status, workflow, None if age is None else now - age, text, below)
+                in_keys = None if self._hides else text
+                query = listing.Query(status, workflow, None if age is None else now - age, in_keys, below)
                 numbers = list(itertools.islice(listing.list_ids(db, query, now), most + 1))
                 return [(number, _head(db, number)) for number in numbers]
 
             found = self._database.read(read)
-            page += [self._listed(head) for _, head in found[:most] if head is not None]
+            records = [self._listed(head) for _, head in found[:most] if head is not None]
+            page += [one for one in records if text is None or not self._hides or text in one.key]
             if len(found) <= most:
                 return page
             below = found[most - 1][0]
@@ -181,7 +213,7 @@ class Operating:
         except CorruptRecord:
             if not force:
                 raise
-            self._database.write(lambda db: db.execute(tables.RETIRE, (key,)))
+            self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)))
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
         """Forget at once what users put into the run of a key, and into the runs before it: see Store.erase. It is
@@ -207,7 +239,7 @@ class Operating:
         except CorruptRecord:
             if not force:
                 raise
-            self._database.write(lambda db: db.execute(tables.RETIRE, (key,)))
+            self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)))
         self.gc()  # the runs before it, which have no key any more
         self._database.empty_log()
 
@@ -219,7 +251,7 @@ class Operating:
             number, record, live = self._known(db, key, self._now())
             decide_order(record, live, "hold")
             status = Status.PARKED if record.status == Status.RUNNING else record.status
-            db.execute(tables.STOP, (str(status), 1, None, clipped_reason(reason), None, number))
+            db.execute(tables.STOP, (str(status), 1, None, self._encoding.encode_reason(key, reason), None, number))
 
         self._database.write(write)
 
@@ -243,12 +275,14 @@ class Operating:
             number, record, live = self._known(db, key, now)
             match decide_order(record, live, decision):
                 case Order.CANCEL:
-                    db.execute(tables.CANCEL, (clipped_reason(reason), number))
+                    db.execute(tables.CANCEL, (self._encoding.encode_reason(key, reason), number))
                 case Order.STOP:
                     over = is_over(record.status) or record.status == Status.RUNNING
                     status = Status.PARKED if over else record.status
                     word = "undo" if decision == "cancel" else decision
-                    db.execute(tables.STOP, (str(status), 0, word, clipped_reason(reason), now, number))
+                    db.execute(
+                        tables.STOP, (str(status), 0, word, self._encoding.encode_reason(key, reason), now, number)
+                    )
                 case Order.NOTHING:
                     pass
 
@@ -256,7 +290,7 @@ class Operating:
 
     def _known(self, db: sqlite3.Cursor, key: str, now: int) -> tuple[int, RunRecord, bool]:
         """The row and the head of a key, and whether it is live."""
-        found = tables.found(db, key, now)
+        found = tables.found(db, self._lookup(key), now)
         if found is None:
             raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
         number, _, head = found

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 
 from ...errors import DefinitionError, safe_repr
@@ -49,8 +50,9 @@ class SQLiteStore(Operating):
 
     `durability`: with "full" a step's end is on the disk before anything that follows from it begins, and survives a power
     cut. With "normal" the disk is not waited for: the death of any process costs nothing, a power cut the last moments.
-    `retention`: how long ended runs, and their keys, are kept. `codec` (None: JsonCodec) turns results and values of the
-    context into texts, of at most `max_value_bytes` each. `shared`: accept a file that other users may write, or have
+    `retention`: how long ended runs, and their keys, are kept. `codec` (None: JsonCodec) turns what users put into a
+    run into texts (see Codec), values of at most `max_value_bytes` each. `traceback`: what to keep of an error's, all of it or
+    its class and "line" only. `shared`: accept a file that other users may write, or have
     made: all of them can forge outcomes. `wall` returns seconds since the epoch: the clock that all processes of the
     machine share.
 
@@ -70,6 +72,7 @@ class SQLiteStore(Operating):
         retention: Duration = _WEEK,
         codec: Codec | None = None,
         max_value_bytes: int = MIB,
+        traceback: Literal["keep", "line"] = "keep",
         shared: bool = False,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -82,14 +85,17 @@ class SQLiteStore(Operating):
         if durability not in {"full", "normal"}:
             raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {safe_repr(durability)}.')
         kept = seconds(retention, "SQLiteStore(retention=)")
-        encoding = Encoding(codec, max_value_bytes)
+        encoding = Encoding(codec, max_value_bytes, traceback)
         place = os.path.abspath(given)  # noqa: PTH100 - not resolved: a link stays the user's
         database = Database(place, tables.SCHEMA, full=durability == "full", shared=shared)
         super().__init__(database, encoding, kept, durability, wall)
+        self._open_secret()
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
         """Take the key, or tell who has it."""
         texts = self._encoding.encode_claim(claim)
+        if self._hides:
+            claim = replace(claim, key=texts["key"], fingerprint=texts.get("fingerprint"))
         answer = self._database.write(lambda db: self._claim(db, claim, texts), look=True)
         if isinstance(answer, _Over):
             return Finished(self._encoding.decode(claim.key, answer.fields, claim.types), answer.age)
@@ -98,6 +104,7 @@ class SQLiteStore(Operating):
     def _claim(self, db: sqlite3.Cursor, claim: Claim, texts: dict[str, str]) -> ClaimAnswer | _Over:
         now = self._now()
         self._forget_some(db, now)
+        self._renew_secret(db)
         found = tables.found(db, claim.key, now)
         if found is None:
             return self._begin(db, claim, texts, now, generation=0, fence=now)
@@ -179,7 +186,7 @@ class SQLiteStore(Operating):
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         """Record what has changed in a run of ours, and renew its lease."""
         texts, lease = self._encoding.encode_checkpoint(checkpoint), microseconds(checkpoint.lease)
-        owner = checkpoint.key, checkpoint.run_id, checkpoint.fence
+        owner = self._lookup(checkpoint.key), checkpoint.run_id, checkpoint.fence
 
         def write(db: sqlite3.Cursor) -> CheckpointAnswer:
             row = db.execute(tables.OWNED, owner).fetchone()
@@ -207,7 +214,7 @@ class SQLiteStore(Operating):
     def finish(self, ending: Ending, /) -> Behind | Lost | None:
         """Record how a run of ours ended."""
         record, changes, texts = ending.record, ending.changes, self._encoding.encode_ending(ending)
-        owner = record.key, record.run_id, record.fence
+        owner = self._lookup(record.key), record.run_id, record.fence
         resumable = record.status in RESUMABLE
 
         def write(db: sqlite3.Cursor) -> Behind | Lost | None:
@@ -252,7 +259,7 @@ class SQLiteStore(Operating):
         return self._database.write(write, look=True)
 
     def _renewed(self, db: sqlite3.Cursor, one: Lease, now: int, lease: float) -> Renewal:
-        row = db.execute(tables.OWNED, (one.key, one.run_id, one.fence)).fetchone()
+        row = db.execute(tables.OWNED, (self._lookup(one.key), one.run_id, one.fence)).fetchone()
         if row is None:
             return Renewal.LOST
         number, decision, _, _, delay, _ = row
@@ -264,7 +271,7 @@ class SQLiteStore(Operating):
 
         def write(db: sqlite3.Cursor) -> None:
             now = self._now()
-            found = tables.found(db, claim.key, now)
+            found = tables.found(db, self._lookup(claim.key), now)
             if found is None or found[2].get("owner") != claim.run_id:
                 return
             number, _, head = found

@@ -31,11 +31,13 @@ __all__ = [
     "OWNED",
     "PROGRESS",
     "PUT",
+    "PUT_SEAL",
     "RAISE",
     "RELEASE",
     "RENEW",
     "RETIRE",
     "SCHEMA",
+    "SEAL",
     "STOP",
     "TAKE_OVER",
     "WITHDRAW",
@@ -145,7 +147,10 @@ ERASE: Final = (
     "before_expires = NULL, before_by = NULL, before_since = NULL, takeovers = 0, retries = 0, undoing = 0, deadline = NULL "
     "WHERE id = ?"
 )
-ERASE_FIELDS: Final = "DELETE FROM fields WHERE run = ? AND name <> 'graph'"
+ERASE_FIELDS: Final = "DELETE FROM fields WHERE run = ? AND name NOT IN ('graph', 'key_text')"
+# Of no run: rows are numbered from 1 up.
+SEAL: Final = "SELECT text FROM fields WHERE run = 0 AND name = 'secret'"
+PUT_SEAL: Final = "INSERT OR REPLACE INTO fields VALUES (0, 'secret', ?)"
 STOP: Final = (
     "UPDATE runs SET fence = fence + (status IN ('running', 'queued')), status = ?, held = ?, decision = ?, reason = ?, "
     "expires = NULL, not_before = NULL, delay = 0, due = ?, forget = NULL WHERE id = ?"
@@ -165,7 +170,8 @@ _ADD: Final = (
 )
 _FORGET: Final = "DELETE FROM fields WHERE run = ? AND name IN (SELECT name FROM fields WHERE run = ? LIMIT ?)"
 _SMALL: Final = (
-    "SELECT name, text FROM fields WHERE run = ? AND name IN ('graph', 'carrier', 'undone', 'failed_step', 'error')"
+    "SELECT name, text FROM fields WHERE run = ? AND name IN "
+    "('graph', 'carrier', 'undone', 'failed_step', 'error', 'key_text')"
 )
 
 

@@ -1,0 +1,156 @@
+"""What a codec that hides something is given beside values: keys, errors, reasons and carriers; and what stands for them where
+a store must look something up or compare it.
+
+A store with such a codec has a secret of its own, 32 random bytes, which it keeps through the codec. A key is found by its
+HMAC under that secret, and so are the initial values of two requests compared: neither can be guessed from what is stored.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Final, NamedTuple
+
+from ..errors import DefinitionError, NotSerializable, StoreError, safe_repr, safe_str
+from .codec import Codec, JsonCodec, quoted
+
+__all__ = ["Place", "Sealing"]
+
+_SECRET: Final = 32  # bytes
+
+
+class Place(NamedTuple):
+    """Where a text is kept. A codec that binds a ciphertext to its place notices one that was moved."""
+
+    run: str
+    """the run's id; of a reason, which operators write too, the HMAC of the key; of the store's secret, nothing"""
+    field: str
+    """`s:` and a step for its result, `w:` and a key of the context for what a step wrote, `v:` and a key for an initial
+    value; `key`, `error`, `carrier`, `reason`; `s.error:`, `s.errors:`, `s.undo_error:` or `s.carrier:` and a step; of the
+    store itself `secret`"""
+
+
+class Sealing:
+    """A store's codec, and all that goes through it. As thread-safe as the codec. `hides`: not only values do.
+
+    Raises DefinitionError for a codec that is none.
+    """
+
+    def __init__(self, codec: Codec | None) -> None:
+        if codec is not None and not all(_takes(getattr(codec, verb, None), 2, 3) for verb in ("dumps", "loads")):
+            raise DefinitionError(
+                f"codec= must have the methods dumps(value, type) and loads(text, type), unlike {safe_repr(codec)}."
+            )
+        self._codec: Any = JsonCodec() if codec is None else codec
+        self._dumps_in_place: bool = _takes(self._codec.dumps, 3)
+        self._loads_in_place: bool = _takes(self._codec.loads, 3)
+        # Said by the class itself: a subclass that encrypts does not inherit it.
+        self.hides = codec is not None and not vars(type(codec)).get("plain", False)
+        self._secret = b""
+        if self.hides:
+            from secrets import token_bytes
+
+            self._secret = token_bytes(_SECRET)
+
+    def dumps(self, value: object, annotation: Any, run: str, field: str) -> Any:
+        """What the codec makes of a value."""
+        if self._dumps_in_place:
+            return self._codec.dumps(value, annotation, Place(run, field))
+        return self._codec.dumps(value, annotation)
+
+    def loads(self, text: str, annotation: Any, run: str, field: str) -> Any:
+        """The value of a text that the codec has made."""
+        if self._loads_in_place:
+            return self._codec.loads(text, annotation, Place(run, field))
+        return self._codec.loads(text, annotation)
+
+    # -- where the codec hides -----------------------------------------------------------------------------------------
+
+    def seal(self, text: str, run: str, field: str) -> str:
+        """A text of flowcore's own as a JSON string of what the codec makes of it. Raises NotSerializable."""
+        try:
+            sealed = self.dumps(text, str, run, field)
+        except Exception as error:
+            raise NotSerializable(
+                f"{field} of run {run} cannot be stored: dumps() of the store's codec= raised {type(error).__name__}: "
+                f"{safe_str(error, 200)}."
+            ) from error
+        if not isinstance(sealed, str):
+            raise NotSerializable(
+                f"{field} of run {run} cannot be stored: dumps() of the store's codec= must return a str, not a "
+                f"{type(sealed).__name__}."
+            )
+        return quoted(sealed)
+
+    def open(self, sealed: str, run: str, field: str) -> str:
+        """A text that `seal` has made, as it was; `sealed`: without its quotes. Raises whatever the codec does."""
+        text = self.loads(sealed, str, run, field)
+        if not isinstance(text, str):
+            raise TypeError(f"it is a {type(text).__name__}")
+        return text
+
+    def lookup(self, key: str) -> str:
+        """Under what a key is found."""
+        return self._mac("key", key) if self.hides else key
+
+    def fingerprint(self, fingerprint: str | None) -> str | None:
+        """What is kept of a fingerprint."""
+        return self._mac("fingerprint", fingerprint) if self.hides and fingerprint is not None else fingerprint
+
+    def _mac(self, what: str, text: str) -> str:
+        import hmac
+
+        return hmac.digest(self._secret, f"{what}\0{text}".encode("utf-8", "surrogatepass"), "sha256").hex()
+
+    # -- the store's secret --------------------------------------------------------------------------------------------
+
+    def secret_text(self) -> str:
+        """The secret as the store keeps it. Made anew by each process that writes, so that it follows the codec's keys."""
+        text = self.dumps(self._secret.hex(), str, "", "secret")
+        if not isinstance(text, str):
+            raise DefinitionError(f"dumps() of codec= must return a str, not a {type(text).__name__}.")
+        return text
+
+    def use(self, kept: str | None, *, used: bool, where: str) -> bool:
+        """Take the secret that the store keeps, or None; `used`: it has runs already. Returns whether there was one to take.
+
+        Raises StoreError where the store was set up with another codec: its keys would not be found, and what was done
+        under them would be done again.
+        """
+        if not self.hides:
+            if kept is not None:
+                raise StoreError(
+                    f"{where} was set up with a codec= that hides keys, so its runs would not be found. Pass that codec."
+                )
+            return False
+        if kept is None:
+            if used:
+                raise StoreError(
+                    f"{where} was set up without this codec=, so its runs would not be found. Use a new store, or give the "
+                    "codec the attribute plain = True if it is to see values alone."
+                )
+            return False
+        try:
+            secret = bytes.fromhex(self.open(kept, "", "secret"))
+        except Exception as error:
+            raise StoreError(
+                f"codec= cannot read the secret of {where} ({type(error).__name__}). Give it the key that it was set up with."
+            ) from error
+        self._secret = secret
+        return True
+
+
+def _takes(verb: Any, *numbers: int) -> bool:
+    """Whether a method of a codec can be called with one of these numbers of arguments."""
+    try:
+        signature = inspect.signature(verb)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell its parameters
+        return 2 in numbers
+    for number in numbers:
+        try:
+            signature.bind(*[None] * number)
+        except TypeError:
+            continue
+        return True
+    return False
