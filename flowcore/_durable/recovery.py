@@ -33,7 +33,10 @@ _WINDOW: Final = 1_000
 """runs that a round chooses from: with many more of them than engines start at once, two engines rarely choose the same"""
 _PAGE: Final = 100
 _FRESH: Final = 1.0
-"""seconds after which what the store listed is out of date"""
+"""seconds after which what the store listed is out of date, at the earliest"""
+_WORTH: Final = 10
+"""what the store listed is used for at least so many times as long as listing took, so that a slow store spends its time on
+runs"""
 _REFUSED: Final = 0.1
 """of the runs started from one list, the part that others may have claimed first before the list is out of date"""
 _SUSPECT: Final = 2
@@ -86,7 +89,7 @@ class Recovery:
         self._salt = self._settings.new_id().encode()
         self._in_flight: dict[RunState, RunRecord] = {}  # (lock)
         self._found: list[RunRecord] = []  # (lock) runs to resume, the next one last
-        self._found_at = 0.0
+        self._fresh_until = 0.0  # (lock)
         self._started = self._refused = 0  # (lock) of the runs in the present list
         self._complete = True  # (lock) whether the list has all that was due
         self._not_again: dict[str, tuple[float, int]] = {}  # (lock) runs that failed to resume: until when, how often
@@ -161,7 +164,7 @@ class Recovery:
 
     def _out_of_date(self) -> bool:
         with self._lock:
-            old = self._settings.clock() - self._found_at > _FRESH
+            old = self._settings.clock() > self._fresh_until
             return not self._found or old or self._refused > self._started * _REFUSED
 
     def _look(self) -> Generator[Ask, Any, None]:
@@ -177,7 +180,8 @@ class Recovery:
                 break
         found.sort(key=lambda record: zlib.crc32(record.run_id.encode("utf-8", "replace"), zlib.crc32(self._salt)))
         with self._lock:
-            self._found, self._found_at, self._complete = found, asked, cursor is None
+            self._found, self._complete = found, cursor is None
+            self._fresh_until = asked + max(_FRESH, _WORTH * (self._settings.clock() - asked))
             self._started = self._refused = 0
 
     def _usable(self, page: Iterable[RunRecord]) -> list[RunRecord]:

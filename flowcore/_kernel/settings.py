@@ -22,12 +22,15 @@ def namespace_of(store: Store) -> str:
 
 
 class Settings:
-    """What an engine gives to all its runs. `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a
-    float in [0, 1); `new_id`: a run id. `parallel`: steps of one run at a time. `runs_async`: whether async steps can be
-    run. `caller_shares`: whether the caller's own thread or task takes steps while others run too. `lease`: seconds, on a
-    durable store; `claims` knows whose runs are whose;
-    `namespace`: what step keys depend on (None: the store's);
-    `store_patience`: seconds for which a run waits for a store that is unreachable; `max_takeovers`: a run that crashed more of its owners in a row is held; `owns` is told of each run that has one, and keeps it renewed until the driver says that it is over."""
+    """What an engine gives to all its runs.
+
+    `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a float in [0, 1); `new_id`: a run id.
+    `parallel`: steps of one run at a time. `runs_async`: whether async steps can be run. `caller_shares`: whether the
+    caller's own thread or task takes steps while others run too. `lease`: seconds, on a durable store. `claims` knows whose
+    runs are whose; `owns` gets each run that has a lease, and keeps it renewed until the driver says that it is over.
+    `namespace`: what step keys depend on (None: the store's). `store_patience`: seconds for which a run waits for a store
+    that is unreachable. `max_takeovers`: a run that crashed more owners in a row is held.
+    """
 
     __slots__ = (
         "caller_shares",

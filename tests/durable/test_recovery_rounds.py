@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Collection
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from flowcore import AsyncEngine, Engine, StoreUnavailable, Workflow
 from flowcore._durable import recovery
+from flowcore._engines.recovering import performed
 from flowcore.stores.base import Page
 from flowcore.testing import SimulatedStore
 from tests.durable.test_programs import Moody, until
@@ -139,3 +141,40 @@ class TestARunThatCannotBeResumed:
 def refuse_claims(verb: str, argument: Any) -> None:
     if verb == "claim":
         raise ValueError("no such claim")
+
+
+class Resumed:
+    """A run that a round starts, as far as recovery looks at it."""
+
+    recovering: str | None = None
+    limit = 1
+    claimed = True
+
+
+def test_a_store_that_lists_slowly_is_listed_again_after_ten_times_as_long() -> None:
+    now = [0.0]
+
+    class Slow(EmptyAtFirst):
+        def list_resumable(self, workflows: Collection[str], /, **options: Any) -> Page:
+            now[0] += 2
+            return super().list_resumable(workflows, **options)
+
+    store, wf = Slow(), one_step()
+    store.lists = 1
+    for number in range(9):
+        crashed(store, wf, f"k{number}")
+    with Engine(store=store) as engine:
+        settings = engine._settings
+    settings.clock = lambda: now[0]
+    found = recovery.Recovery(settings, [wf], list, at_once=1)
+    started: list[Any] = []
+
+    def resume(workflow: Workflow[Any], key: str) -> Any:
+        return Resumed()
+
+    for moment, lists in ((0.0, 2), (19.0, 2), (21.0, 3), (40.0, 3)):
+        now[0] = moment
+        performed(found.round(resume, started.append), contextvars.copy_context())
+        found.ended(started[-1], None)
+        assert store.lists == lists, moment
+    assert len(started) == 4
