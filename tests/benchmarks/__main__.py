@@ -32,6 +32,7 @@ WORKLOADS = {
     "dbos": "durable_dbos",
     "durable-scaling": "durable_scaling",
     "durable-growth": "durable_growth",
+    "durable-recovery": "durable_recovery",
 }
 
 
