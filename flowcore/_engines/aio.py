@@ -185,13 +185,14 @@ class AsyncEngine(EngineBase):
         `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
         Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
         out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a second start replays what has ended and resumes the rest. Leaving the loop takes no
+        With keys on a durable store, a second start replays what has ended and resumes the rest; a run that another owner
+        has in progress is waited for, until its outcome is known or the lease of a dead owner is over. Leaving the loop takes no
         further item and cancels the runs in flight.
         """
 
         def submit(item: T) -> AsyncRunFuture:
             made: Any = item if values is None else values(item)
-            return self.submit(workflow, made, idempotency_key=key_of(key, item), check=check)
+            return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
 
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 

@@ -239,13 +239,14 @@ class Engine(EngineBase):
         `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
         Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
         out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a second start replays what has ended and resumes the rest. Leaving the loop, or a
+        With keys on a durable store, a second start replays what has ended and resumes the rest; a run that another owner
+        has in progress is waited for, until its outcome is known or the lease of a dead owner is over. Leaving the loop, or a
         Ctrl-C, takes no further item and drops the runs that have not begun. Usable inside a step.
         """
 
         def submit(item: T) -> RunFuture:
             made: Any = item if values is None else values(item)
-            return self.submit(workflow, made, idempotency_key=key_of(key, item), check=check)
+            return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
 
         most = whole_or(concurrency, self.max_workers)
         return completed(items, submit, most, ordered=ordered, works=self._pool.owns_current_thread)

@@ -279,3 +279,29 @@ def test_user_spans_nest_under_the_innermost_of_attempt_and_step(driver: Driver,
             └── attempt book
                 └── DELETE seats
     """)
+
+
+def test_the_children_of_a_step_that_fans_out_are_linked_to_their_parent(driver: Driver, spans: Spans) -> None:
+    child, parent = Workflow("letter"), Workflow("mailing")
+    child.add_step("send", lambda ctx: None)
+    whom = [{"id": "ann"}, {"id": "bob"}]
+
+    def send_all(ctx: Context) -> int:
+        return len(list(driver.engine.map(child, whom, key=lambda one: f"{ctx.step_key}/{one['id']}", ordered=True)))
+
+    async def send_all_on_a_loop(ctx: Context) -> int:
+        children = driver.engine.map(child, whom, key=lambda one: f"{ctx.step_key}/{one['id']}", ordered=True)
+        return len([run async for run in children])
+
+    parent.add_step("send all", send_all if driver.kind == "threads" else send_all_on_a_loop)
+    driver.run(parent, idempotency_key="k")
+    assert spans.tree() == golden("""
+        run mailing
+        └── step send all
+            ├── submit letter PRODUCER
+            └── submit letter PRODUCER
+        run letter CONSUMER → request submit letter
+        └── step send
+        run letter CONSUMER → request submit letter
+        └── step send
+    """)
