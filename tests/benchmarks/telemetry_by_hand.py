@@ -29,7 +29,7 @@ from flowcore import AsyncEngine, Engine, Workflow
 from .subjects import Run, Subject
 from .work import Step, Work
 
-__all__ = ["ByHand", "Spans", "SpansAsync", "Unsampled", "UnsampledAsync", "measured"]
+__all__ = ["ByHand", "Plain", "PlainAsync", "Spans", "SpansAsync", "Unsampled", "UnsampledAsync", "measured"]
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
@@ -215,6 +215,44 @@ class Unsampled(Spans):
 
 class UnsampledAsync(Unsampled):
     name = "unsampled by hand, async"
+    is_async = True
+
+
+class Plain(ByHand):
+    """What most people write first: `start_as_current_span` around each step, and no attribute, link or wait."""
+
+    name = "plain spans"
+    is_async = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracer = TracerProvider().get_tracer("plain")
+
+    def begin(self) -> tuple[trace.Span, Any]:
+        span = self.tracer.start_span("run benchmark")
+        return span, otel.attach(trace.set_span_in_context(span))
+
+    def end(self, watch: tuple[trace.Span, Any]) -> None:
+        span, token = watch
+        otel.detach(token)
+        span.end()
+
+    def step(self, step: Step) -> Callable[[Any], Any]:
+        start, fn, title = self.tracer.start_as_current_span, step.fn, f"step {step.name}"
+
+        async def traced_async(ctx: Any) -> Any:
+            with start(title):
+                return await fn(ctx)
+
+        def traced(ctx: Any) -> Any:
+            with start(title):
+                return fn(ctx)
+
+        return traced_async if self.is_async else traced
+
+
+class PlainAsync(Plain):
+    name = "plain spans, async"
     is_async = True
 
 

@@ -49,7 +49,7 @@ PAIRS = (
     (MeteredAsync, measured(is_async=True, exemplars=False)),
     (WithExemplarsAsync, measured(is_async=True, exemplars=True)),
 )
-TARGETS = tuple(Target(ours.name, 1.25, by_hand.name) for ours, by_hand in PAIRS)
+TARGETS = tuple(Target(ours.name, 1.2, by_hand.name) for ours, by_hand in PAIRS)
 SUBJECTS = (FlowcoreThreads, FlowcoreAsync, *(subject for pair in PAIRS for subject in pair))
 
 _span = TracerProvider().get_tracer("the.caller").start_span("caller")
