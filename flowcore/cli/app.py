@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import getpass
 import io
 import json
@@ -86,6 +87,22 @@ def flowcore(context: click.Context, url: str | None, prefix: str | None, codec:
     context.obj = Operator(url, prefix, codec, as_json)
 
 
+def _with_shared_options(command: click.Command) -> click.Command:
+    """The same command, which takes the options of `flowcore` as well: they may stand before its name or behind it."""
+    named = {option.name for option in command.params}
+    for shared in flowcore.params:
+        if isinstance(shared, click.Option) and shared.expose_value and shared.name not in named:
+            option = copy.copy(shared)
+            option.default, option.envvar, option.expose_value, option.callback = None, None, False, _override
+            command.params.append(option)
+    return command
+
+
+def _override(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value and option.name is not None:
+        setattr(context.obj, option.name, value)
+
+
 def say(text: str, *, aside: bool = False) -> None:
     """Print a line, `aside` on stderr. (click's own echo would write UTF-8 to a terminal that is set to ASCII.)"""
     stream = sys.stderr if aside else sys.stdout
@@ -119,7 +136,7 @@ def run(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes `?`
     for command in (*reading.COMMANDS, *deciding.COMMANDS, top.top):
-        flowcore.add_command(command)
+        flowcore.add_command(_with_shared_options(command))
     try:
         flowcore.main(args=arguments, prog_name="flowcore", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -77,6 +77,13 @@ def test_ls_lists_held_runs_first(flowcore: Given) -> None:
     assert text.splitlines()[1].split()[:3] == ["order-2", "order", "held"]
 
 
+def test_shared_options_may_stand_behind_the_command(flowcore: Given, url: str) -> None:
+    assert flowcore("ls", "--json") == flowcore("--json", "ls")
+    assert flowcore("ls", "--json", "--store", url) == flowcore("--json", "ls")
+    code, _, said = flowcore("ls", "--store", "sqlite:missing.db")
+    assert (code, "missing.db" in said) == (2, True)
+
+
 def test_ls_filters_and_pages(flowcore: Given) -> None:
     first = data(flowcore("--json", "ls", "--status", "success"))
     assert [entry["key"] for entry in first["runs"]] == ["order-0"]
