@@ -14,7 +14,7 @@ from .._kernel import emit
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
+from ..errors import CompensationFailed, FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
 from ..plan import Node
 from ..run import StepReport
@@ -270,13 +270,24 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
         or _undo_of(record, node.name) is not None
     ]
     due += [node for node in run.to_undo if node not in due]
+    error = _first_error(record)
     run.undo_on(
-        own_error(run.workflow, record.error) if record.error is not None else _crash(run, crashed),
+        own_error(run.workflow, error) if error is not None else _crash(run, crashed),
         record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],
         undone,
         failed,
     )
+
+
+def _first_error(record: RunRecord) -> BaseException | None:
+    """What failed the run, also where an undo has failed since: its error names that one, and would name itself again and
+    again with each further attempt to undo."""
+    error, step = record.error, record.steps.get(record.failed_step or "")
+    names_an_undo = (
+        isinstance(error, CompensationFailed) or getattr(error, "error_type", "") == CompensationFailed.__name__
+    )
+    return step.error if names_an_undo and step is not None and step.error is not None else error
 
 
 def _undo_of(record: RunRecord, name: str) -> Status | None:
