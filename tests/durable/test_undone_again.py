@@ -1,6 +1,8 @@
 """A held run that an operator has undone again, and again in vain: its error names what failed it first."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,12 +32,17 @@ def refunding(error: Exception) -> Workflow:
 
 @pytest.mark.parametrize("kind", ["memory", "simulated", "sqlite"])
 def test_the_first_error_stays_the_cause_however_often_undoing_fails(kind: str, tmp_path: Path) -> None:
-    stores = {"memory": MemoryStore, "simulated": SimulatedStore, "sqlite": lambda: SQLiteStore(tmp_path / "runs.db")}
+    stores: dict[str, Callable[[], Any]] = {
+        "memory": MemoryStore,
+        "simulated": SimulatedStore,
+        "sqlite": lambda: SQLiteStore(tmp_path / "runs.db"),
+    }
     store, wf = stores[kind](), refunding(PermissionError("card declined"))
     with no_waiting(), Engine(store=store) as engine:
-        for _ in range(3):
-            failed = engine.run(wf, idempotency_key="k", check=False)
+        failed = engine.run(wf, idempotency_key="k", check=False)
+        for _ in range(2):
             store.undo("k")
+            failed = engine.run(wf, idempotency_key="k", check=False)
     assert isinstance(failed.error, CompensationFailed)
     cause = failed.error.__cause__
     assert isinstance(cause, PermissionError) or (
