@@ -283,3 +283,24 @@ def test_an_ending_without_a_fence_is_taken_from_who_began_the_run_and_nobody_el
     assert isinstance(store.claim(a_claim()), Claimed)
     assert store.finish(an_ending(claim, 0)) == Lost()
     assert store.finish(an_ending(a_claim("another"), 0)) == Lost(gone=True)
+
+
+@pytest.mark.parametrize("listing", ["list_runs", "list_resumable"])
+def test_a_page_reads_about_as_many_entries_as_it_has(client: Any, prefix: str, listing: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    for number in range(200):
+        begin(store, f"key {number}", lease=0.001)
+    read: list[int] = []
+    with client.monitor() as monitor:
+        page = store.list_runs(limit=10) if listing == "list_runs" else store.list_resumable(["trip"], limit=10)
+        client.echo(prefix)
+        for command in monitor.listen():
+            words = command["command"].split()
+            if words[0].upper() == "ECHO" and words[1] == prefix:
+                break
+            if f"{{{prefix}:0}}" in command["command"] and "LIMIT" in words:
+                read.append(int(words[words.index("LIMIT") + 2]))
+    assert len(page) == 10
+    assert page.cursor is not None
+    assert read
+    assert sum(read) < 60

@@ -181,24 +181,28 @@ local wanted, now, answers = {}, clock(), {}
 for i = 5, #ARGV do wanted[ARGV[i]] = true end
 local most, window = tonumber(ARGV[3]), tonumber(ARGV[4])
 for k = 1, #KEYS, 2 do
-  local answer = {''}
-  local from = ARGV[1] == '' and '-inf' or ARGV[1]
-  local found = redis.call('ZRANGEBYSCORE', KEYS[k], from, digits(now), 'WITHSCORES', 'LIMIT', 0, window)
-  local ids = {}
-  for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
-  local entries = #ids > 0 and redis.call('HMGET', KEYS[k + 1], unpack(ids)) or {}
-  for i, id in ipairs(ids) do
-    local score = found[2 * i]
-    if ARGV[1] == '' or tonumber(score) > tonumber(ARGV[1]) or id > ARGV[2] then
-      local digest, _, held, _, workflow = entry(entries[i])
-      if wanted[workflow] and not held then
-        for _, text in ipairs({id, digest, score}) do answer[#answer + 1] = text end
+  local answer, from = {''}, ARGV[1] == '' and '-inf' or ARGV[1]
+  local at, size, more = 0, most + 1, true
+  while more and answer[1] == '' do
+    local found = redis.call('ZRANGEBYSCORE', KEYS[k], from, digits(now), 'WITHSCORES', 'LIMIT', at, size)
+    local ids = {}
+    for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
+    at, more = at + #ids, #ids == size
+    local entries = #ids > 0 and redis.call('HMGET', KEYS[k + 1], unpack(ids)) or {}
+    for i, id in ipairs(ids) do
+      local score = found[2 * i]
+      if ARGV[1] == '' or tonumber(score) > tonumber(ARGV[1]) or id > ARGV[2] then
+        local digest, _, held, _, workflow = entry(entries[i])
+        if wanted[workflow] and not held then
+          for _, text in ipairs({id, digest, score}) do answer[#answer + 1] = text end
+        end
+      end
+      if (#answer > 3 * most and (more or i < #ids)) or (more and i == #ids and at >= window) then
+        answer[1] = score .. ' ' .. id
+        break
       end
     end
-    if (#answer > 3 * most and i < #ids) or (i == #ids and #ids == window) then
-      answer[1] = score .. ' ' .. id
-      break
-    end
+    size = math.min(2 * size, window - at)
   end
   answers[#answers + 1] = answer
 end
@@ -227,13 +231,13 @@ local function wanted(text, due)
   return workflow == '' or workflow == '=' .. name
 end
 
-local function newest(started, open, index)  -- run id, entry and score of each run, and whether there are more
+local function newest(started, open, at, size)  -- run ids, their scores and dues, and whether there may be more
   local ids, scores, dues = {}, {}, {}
   if only == '' and letters == '' or string.find(letters, '[sfcx]') then
     local from = ARGV[1] == '' and '+inf' or ARGV[1]
-    local found = redis.call('ZREVRANGEBYSCORE', started, from, '-inf', 'WITHSCORES', 'LIMIT', 0, window)
+    local found = redis.call('ZREVRANGEBYSCORE', started, from, '-inf', 'WITHSCORES', 'LIMIT', at, size)
     for i = 1, #found, 2 do ids[#ids + 1], scores[found[i]] = found[i], found[i + 1] end
-    return ids, scores, dues, #ids == window
+    return ids, scores, dues, #ids == size
   end
   local found = redis.call('ZRANGE', open, 0, -1, 'WITHSCORES')  -- few are not over
   for i = 1, #found, 2 do
@@ -249,21 +253,27 @@ end
 
 for k = 1, #KEYS, 3 do
   local answer = {''}
-  local ids, scores, dues, more = newest(KEYS[k], KEYS[k + 1], KEYS[k + 2])
-  for i, id in ipairs(ids) do
-    local score = scores[id]
-    local number = tonumber(score)
-    if number <= latest
-      and (ARGV[1] == '' or number < tonumber(ARGV[1]) or (number == tonumber(ARGV[1]) and id < ARGV[2])) then
-      local text = redis.call('HGET', KEYS[k + 2], id)
-      if wanted(text, dues[id] or 0) then
-        for _, part in ipairs({id, text or '', score}) do answer[#answer + 1] = part end
+  local at, size, more = 0, most + 1, true
+  while more and answer[1] == '' do
+    local ids, scores, dues
+    ids, scores, dues, more = newest(KEYS[k], KEYS[k + 1], at, size)
+    at = at + #ids
+    for i, id in ipairs(ids) do
+      local score = scores[id]
+      local number = tonumber(score)
+      if number <= latest
+        and (ARGV[1] == '' or number < tonumber(ARGV[1]) or (number == tonumber(ARGV[1]) and id < ARGV[2])) then
+        local text = redis.call('HGET', KEYS[k + 2], id)
+        if wanted(text, dues[id] or 0) then
+          for _, part in ipairs({id, text or '', score}) do answer[#answer + 1] = part end
+        end
+      end
+      if (#answer > 3 * most and (more or i < #ids)) or (more and i == #ids and at >= window) then
+        answer[1] = score .. ' ' .. id
+        break
       end
     end
-    if (#answer > 3 * most and i < #ids) or (more and i == #ids) then
-      answer[1] = score .. ' ' .. id
-      break
-    end
+    size = math.min(2 * size, window - at)
   end
   answers[#answers + 1] = answer
 end
