@@ -1,13 +1,17 @@
-"""How recovery behaves after a crash: 5,000 expired runs, four processes that recover them, and a live call meanwhile.
+"""How recovery behaves: after a crash with 5,000 expired runs, which four processes recover while live calls come in; and after
+a SIGTERM in the middle of a run, which another process resumes.
 
-`python -m tests.benchmarks.durable_recovery STORE WHERE leave` leaves runs that expire; with `recover` instead it recovers them until it
-is told to stop by a line on its standard input, and prints what it saw as JSON.
+`python -m tests.benchmarks.durable_recovery STORE WHERE PART N` is one of these processes. The parts: `leave` leaves N runs that
+expire; `recover` recovers them until it reads a line, and prints what it saw as JSON; `threads` and `asyncio` take part in a run
+of many steps, which the one with N = 1 begins, and print the time of the first step that they run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from flowcore import Context, Engine, Workflow
+from flowcore import AsyncEngine, Context, Engine, Workflow
 from flowcore.stores import RedisStore, SQLiteStore
 from flowcore.stores.base import Claimed
 
@@ -32,6 +36,7 @@ PROCESSES: Final = 4
 LEASE: Final = 2.0
 REFUSED: Final = Target("of all claims", 20, "percent")
 LIVE: Final = Target("a live call", 1_000, "ms")
+NEXT: Final = Target("the next process's step", 500, "ms")
 
 
 def measure(options: Options) -> Report:
@@ -44,7 +49,29 @@ def measure(options: Options) -> Report:
             places["redis"] = url
         for name, where in places.items():
             report.rows += _after_a_crash(name, where, runs)
+            report.rows += [_after_sigterm(name, where, engine) for engine in ("threads", "asyncio")]
     return report
+
+
+def _after_sigterm(name: str, where: str, engine: str) -> Row:
+    first, second = (
+        subprocess.Popen(_command(name, where, engine, begins), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for begins in (1, 0)
+    )
+    assert first.stdout is not None
+    assert second.stdout is not None
+    first.stdout.readline()
+    second.stdout.readline()  # it is ready
+    time.sleep(0.5)
+    sent = time.time()
+    first.send_signal(signal.SIGTERM)
+    took = (float(second.stdout.readline()) - sent) * 1_000
+    for process in (first, second):
+        process.kill()
+        process.communicate()
+    return Row(
+        f"{name}, {engine}: from SIGTERM to the next process's step, ms", took, None, took / NEXT.limit, NEXT, took
+    )
 
 
 def _after_a_crash(name: str, where: str, runs: int) -> list[Row]:
@@ -138,9 +165,48 @@ def _recover(store: Any) -> None:
     print(json.dumps({"claims": counted.claims, "refused": counted.refused, "live": begun[0] - called}))
 
 
+def _long(engine: str) -> Workflow:
+    """A run of many short steps, the first of which that this process runs prints when."""
+    wf = Workflow(engine)
+    printed = list[float]()
+
+    def step(ctx: Context) -> None:
+        if not printed:
+            printed.append(time.time())
+            print(printed[0], flush=True)
+        time.sleep(0.01)
+
+    for number in range(1_000):
+        wf.add_step(f"step {number}", step, depends_on=f"step {number - 1}" if number else ())
+    return wf
+
+
+def _take_part(store: Any, engine: str, *, begins: bool) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    wf = _long(engine)
+    options: dict[str, Any] = {"store": store, "workflows": [wf], "recover_every": 0.2, "lease": 30}
+    if not begins:
+        print("ready", flush=True)
+
+    async def main() -> None:
+        async with AsyncEngine(**options) as one:
+            await (one.run(wf, idempotency_key=engine) if begins else asyncio.Event().wait())
+
+    if engine == "asyncio":
+        asyncio.run(main())
+        return
+    with Engine(**options) as one:
+        if begins:
+            one.run(wf, idempotency_key=engine)
+        else:
+            signal.pause()
+
+
 if __name__ == "__main__":
     _, kind, address, what, number = sys.argv
     if what == "leave":
         _leave(_store(kind, address), int(number))
-    else:
+    elif what == "recover":
         _recover(_store(kind, address))
+    else:
+        _take_part(_store(kind, address), what, begins=number == "1")
