@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..errors import NotSerializable, safe_repr
 from ..stores.codec import FIXED, JsonCodec
 
-__all__ = ["HandedOut"]
+__all__ = ["HandedOut", "complaint"]
 
 Form = str | bytes | None
 """the text of the default codec, or else the pickle; None: this value has neither, so it is not watched"""
@@ -54,14 +54,15 @@ class HandedOut:
         """Log, once in a run, that `step` has changed the result of the step `changed`."""
         if (step, changed) not in self._warned:
             self._warned.add((step, changed))
-            _log.warning("%s (run %s)", self.complaint(step, changed), run_id)
+            _log.warning("%s (run %s)", complaint(step, changed), run_id)
 
-    def complaint(self, step: str, changed: str) -> str:
-        """What is wrong with changing a result, and the way out."""
-        return (
-            f"step {safe_repr(step)} changed the result of step {safe_repr(changed)} in place. The recorded result stays "
-            "as it was. Change a copy, or write it to the context."
-        )
+
+def complaint(step: str, changed: str) -> str:
+    """What is wrong with `step` changing the result of the step `changed`, and the way out."""
+    return (
+        f"step {safe_repr(step)} changed the result of step {safe_repr(changed)} in place. The recorded result stays "
+        "as it was. Change a copy, or write it to the context."
+    )
 
 
 def _form(value: Any) -> Form:

@@ -25,6 +25,7 @@ from ..status import Status
 from ..stores.base import Checkpoint
 from .checkpoints import parked, retry_store_call, save, settle
 from .fast_checkpoints import run_chain
+from .handed_out import complaint
 from .unsaved import Unsaved
 
 __all__ = ["Ledger", "ledger_of"]
@@ -104,7 +105,7 @@ class Ledger(Unsaved):
     def _note_changes(self, run: RunState, node: Node) -> NotSerializable | None:
         """Record what `node`, which has ended, changed in place. A result stays as it is recorded, with a warning, or with the
         error that is returned if the store is strict. Under the run's lock."""
-        step, complaint = node.name, None
+        step, refused = node.name, None
         if step not in self.handed_out:
             return None
         for key, value in self.handed_out.changed_values(step):
@@ -113,10 +114,10 @@ class Ledger(Unsaved):
         for name, recorded in self.handed_out.changed_results(step):
             run.results[name] = recorded
             if getattr(run.settings.store, "strict", False):
-                complaint = NotSerializable(self.handed_out.complaint(step, name))
+                refused = NotSerializable(complaint(step, name))
             else:
                 self.handed_out.warn(step, name, run.run_id)
-        return complaint
+        return refused
 
     def _note_success(self, run: RunState, node: Node, end: StepEnd) -> tuple[Node | None, tuple[str, ...] | None]:
         """Note the end of `node`. Returns the node that this worker runs next, perhaps one that waited for nothing else,

@@ -118,7 +118,7 @@ class MemoryStore:
                 case Verdict.TAKE_OVER:
                     return self._take_over(kept, claim, now, record.takeovers + 1)
                 case Verdict.FINISHED:
-                    return Finished(kept.seen(), age)
+                    return Finished(self._copied(kept.seen(), claim), age)
                 case Verdict.MISMATCH:
                     return Mismatch(record.run_id, record.carrier, age, record.workflow, record.fingerprint is None)
                 case Verdict.HELD:
@@ -139,7 +139,11 @@ class MemoryStore:
     def _take_over(self, kept: LiveRun, claim: Claim, now: float, takeovers: int) -> Claimed:
         found = kept.take_over(claim, self._wall(), takeovers)
         self._renew(kept, now, claim.lease)
-        return Claimed(found.generation, kept.record.fence, found, now - kept.started)
+        return Claimed(found.generation, kept.record.fence, self._copied(found, claim), now - kept.started)
+
+    def _copied(self, record: RunRecord, claim: Claim) -> RunRecord:
+        """The record for a caller; of a strict store with values of its own, which it may change."""
+        return record if self._strict is None else self._strict.record(record, claim.types)
 
     def _renew(self, kept: LiveRun, now: float, lease: float) -> None:
         kept.expires = now + lease

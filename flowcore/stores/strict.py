@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .base import Checkpoint, Claim, Ending, StepRecord, Write
+from ..errors import NotSerializable
+from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .codec import Codec
 from .encoding import STEP, WRITE, Encoding
 
@@ -30,6 +31,26 @@ class Strict:
                 for key, value in claim.values.items()
             },
         )
+
+    def record(self, record: RunRecord, types: Mapping[str, Any]) -> RunRecord:
+        """The record with copies of its results and values, for a claim of a workflow with these annotations."""
+        return replace(
+            record,
+            results={
+                name: self._again(value, types.get(STEP + name, Any), name, record.run_id)
+                for name, value in record.results.items()
+            },
+            values={
+                key: self._again(value, types.get(WRITE + key, Any), key, record.run_id)
+                for key, value in record.values.items()
+            },
+        )
+
+    def _again(self, value: Any, annotation: Any, name: str, run_id: str) -> Any:
+        try:
+            return self._encoding.copied(value, annotation, "the value of", name, run_id)
+        except NotSerializable:  # the claim does not have the annotation with which it was written
+            return value
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint with copies of its results and writes."""

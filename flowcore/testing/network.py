@@ -28,6 +28,7 @@ from ..stores.base import (
 )
 from ..stores.memory import MemoryStore
 from ..stores.memory_run import LiveRun
+from .copies import through_codec
 from .world import VirtualClock, World
 
 __all__ = ["GOES_BACK", "Network", "SimulatedStore", "StoreCall", "Weather"]
@@ -41,8 +42,9 @@ class SimulatedStore(MemoryStore):
     """A durable store for tests: what it was told survives a simulated crash, and nothing else does.
 
     It lives in memory, and by default its clock is that of the simulations it is used in. Of errors it keeps only what can
-    be written down, as stores do that outlive a process; the results of steps and the values of the context it keeps as
-    they are.
+    be written down, as stores do that outlive a process. The results of steps and the values of the context go through the
+    default codec on their way in and out; those that it cannot keep stay as they are. A step that changes the result of
+    another one in place fails.
     """
 
     name = "simulated"
@@ -51,10 +53,12 @@ class SimulatedStore(MemoryStore):
     def __init__(self, *, clock: Callable[[], float] | None = None) -> None:
         self.clock = clock or VirtualClock()
         super().__init__(clock=self.clock, wall=self.clock)
+        self.strict = True
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
         """See Store."""
-        answer = super().claim(claim)
+        values = {key: through_codec(value) for key, value in claim.values.items()}
+        answer = super().claim(replace(claim, values=values))
         if isinstance(answer, Claimed | Finished) and answer.record is not None:
             answer.record = _copied(answer.record)
         return answer
@@ -100,7 +104,13 @@ _Kept: TypeAlias = tuple[dict[str, LiveRun], OrderedDict[str, float]]
 
 def _copied(record: RunRecord) -> RunRecord:
     steps = {name: replace(report) for name, report in record.steps.items()}
-    return replace(record, steps=steps, results=dict(record.results), values=dict(record.values))
+    results = {name: through_codec(value) for name, value in record.results.items()}
+    return replace(
+        record,
+        steps=steps,
+        results=results,
+        values={key: through_codec(value) for key, value in record.values.items()},
+    )
 
 
 def _ended(ending: Ending) -> Ending:
@@ -120,13 +130,13 @@ def _written(checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
         steps={name: _step(record, run_id, name) for name, record in checkpoint.steps.items()},
-        writes={key: replace(write) for key, write in checkpoint.writes.items()},
+        writes={key: replace(write, value=through_codec(write.value)) for key, write in checkpoint.writes.items()},
         error=None if error is None else _as_text(error, run_id, checkpoint.failed_step),
     )
 
 
 def _step(record: StepRecord, run_id: str, name: str) -> StepRecord:
-    return replace(record, report=_report(record.report, run_id, name))
+    return replace(record, report=_report(record.report, run_id, name), result=through_codec(record.result))
 
 
 def _report(report: StepReport, run_id: str, name: str) -> StepReport:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._durable.checkpoints import cancelled, lose
 from .._durable.claim import StoreClaims
+from .._durable.handed_out import complaint
 from .._in_executor import InExecutor
 from .._kernel.effects import (
     REQUEST_WORKER,
@@ -34,14 +35,15 @@ from .._kernel.run import execute, helper, run_without_driver
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.undo import late
-from ..context import Context
-from ..errors import StepCancelled
+from ..context import Context, own_copy
+from ..errors import NotSerializable, StepCancelled
 from ..events import Hooks
 from ..plan import Node
 from ..run import Run
 from ..stores.base import Lease, Renewal
 from ..workflow import Workflow
 from .acts import CRASHES, Act, Caller, Fault, Injected, SimulatedCall
+from .copies import ResultsWatch, through_codec
 from .inline import instrumented
 from .journal import Journal
 from .network import Network
@@ -121,6 +123,8 @@ class Process:
         """Want the run."""
         x = self.x = RunState(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
         x.key, x.wait = key, self.act.caller.wait
+        if key is not None or self._settings.durable:
+            x.values = own_copy(x.values)
         x.allowed = workflow.deadline if deadline is None else deadline
         if can_run_inline(x) and self._random() < _INLINE:
             elsewhere = [name for name, fault in self._faults.items() if fault in {Fault.TIMEOUT, Fault.STUCK}]
@@ -350,6 +354,8 @@ class Process:
             self._fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
         self._traces[call].performed = self.world.now
+        does, results = self._traces[call].what == "do", self.x.results
+        watch = ResultsWatch(results) if does and not self._settings.durable else None
         try:
             if call.is_async:
                 value = self.world.runner.run(call.context.run(call.fn, call.ctx), context=call.context)
@@ -365,7 +371,10 @@ class Process:
         if fault is Fault.FAIL_AFTER:
             self._fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
-        return value, None
+        for name, recorded in ({} if watch is None else watch.changed(results)).items():  # else the ledger watches
+            results[name] = recorded
+            return None, NotSerializable(complaint(call.node.name, name))
+        return through_codec(value) if does else value, None
 
     def _strike_out(self, call: Call, fault: Fault) -> None:
         if call in self._running:

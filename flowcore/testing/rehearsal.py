@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..errors import safe_str
+from ..errors import NotSerializable, safe_str
 from ..run import Run
 from ..status import Status
 from ..stores.memory import MemoryStore
@@ -88,7 +88,8 @@ def rehearse(
             rehearse(checkout, {"order": 7}, world=books.balance, reset=books.clear).assert_clean()
 
     Raises AssertionError where a fault did not strike at its step, as when the workflow fails without any: then the
-    rehearsal would prove nothing.
+    rehearsal would prove nothing. Raises NotSerializable where a step changes the result of another one in place, which no
+    takeover would see.
     """
     scenes: list[Scene] = []
     plan = workflow.freeze()
@@ -101,7 +102,7 @@ def rehearse(
             if fault is Fault.UNDO_FAILS:
                 scene = _undo_fails(workflow, values, node.name, reset, seed)
             else:
-                simulated = simulate(workflow, values, seed=seed, faults={node.name: fault})
+                simulated = _simulated(workflow, values, seed=seed, faults={node.name: fault})
                 fired = _fired(simulated, node.name, fault)
                 scene = _judged(node.name, fault, simulated.run, world) if fired else None
                 if scene is not None and fault in CRASHES and simulated.run.held and node.step.on_crash == "hold":
@@ -112,6 +113,13 @@ def rehearse(
         reset()
     scenes.append(_twice(workflow, values, world, seed))
     return Rehearsal(workflow.name, scenes)
+
+
+def _simulated(workflow: Workflow[Any], values: Mapping[str, Any] | None, **options: Any) -> Simulation:
+    simulated = simulate(workflow, values, **options)
+    if isinstance(simulated.run.error, NotSerializable):
+        raise simulated.run.error
+    return simulated
 
 
 def _fired(simulated: Simulation, step: str, fault: Fault) -> bool:
@@ -146,7 +154,7 @@ def _undo_fails(
     for culprit in _after(workflow, step):
         if reset is not None:
             reset()
-        simulated = simulate(workflow, values, seed=seed, faults={step: Fault.UNDO_FAILS, culprit: Fault.FAIL_BEFORE})
+        simulated = _simulated(workflow, values, seed=seed, faults={step: Fault.UNDO_FAILS, culprit: Fault.FAIL_BEFORE})
         if (step, Fault.UNDO_FAILS) in simulated.fired:
             held = simulated.run.held and simulated.run.status is Status.COMPENSATION_FAILED
             return Scene(step, Fault.UNDO_FAILS, held, simulated.run, "" if held else "the run is not held")
@@ -169,8 +177,8 @@ def _after(workflow: Workflow[Any], step: str) -> list[str]:
 
 def _twice(workflow: Workflow[Any], values: Mapping[str, Any] | None, world: Callable[[], object], seed: int) -> Scene:
     store = MemoryStore()
-    first = simulate(workflow, values, seed=seed, store=store, idempotency_key="rehearsal")
-    second = simulate(workflow, values, seed=seed + 1, store=store, idempotency_key="rehearsal")
+    first = _simulated(workflow, values, seed=seed, store=store, idempotency_key="rehearsal")
+    second = _simulated(workflow, values, seed=seed + 1, store=store, idempotency_key="rehearsal")
     scene = _judged("(all)", TWICE, second.run, world)
     if first.run.status is Status.SUCCESS and not second.run.replayed:
         return Scene("(all)", TWICE, clean=False, run=second.run, trouble="the second run was no replay")

@@ -68,6 +68,9 @@ def simulate(
     raised; refused claims are raised as by an engine. `observed=False` runs without any hook, as an engine without hooks
     would: no events and no journal, all else the same.
 
+    Results go through the default codec, as on a durable store; those that it cannot keep stay as they are. A step that changes
+    the result of another one in place fails with NotSerializable.
+
     A crash wants a durable store: a SimulatedStore, of its own unless you pass one. When the dead process's `lease` is
     over, another one takes the run over, and the answer is what that one got; `events` and `journal` tell of both.
 
