@@ -75,6 +75,7 @@ __all__ = [
     "UndoInterrupted",
     "UnknownDependency",
     "error_message",
+    "hashed_key",
     "portable",
     "safe_repr",
     "safe_str",
@@ -122,6 +123,15 @@ def _one_line(text: str) -> str:
     )
 
 
+def hashed_key(key: object) -> str:
+    """What stands for an idempotency key in messages, which reach logs and spans: 16 hex digits of its SHA-256."""
+    if not isinstance(key, str):  # in a hostile record
+        return safe_repr(key)
+    import hashlib
+
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def portable(error: BaseException | None) -> BaseException | None:
     """The error itself if another process can unpickle it, else a RunFailed with its type, message and traceback."""
     if error is None:
@@ -160,8 +170,13 @@ def _unpickled(cls: type[BaseException], args: tuple[Any, ...], state: dict[str,
 class FlowcoreError(Exception):
     """Something went wrong inside flowcore."""
 
-    def __init__(self, message: str | None = None) -> None:
+    key: str | None = None
+    """the idempotency key that it is about, where there is one; its message has a hash of it only"""
+
+    def __init__(self, message: str | None = None, *, key: str | None = None) -> None:
         super().__init__(message if message is not None else (type(self).__doc__ or "").strip())
+        if key is not None:
+            self.key = key
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {**self.__dict__, "__cause__": portable(self.__cause__)}
@@ -213,8 +228,9 @@ class IdempotencyInProgress(IdempotencyError):
         retry_after: float = 0.0,
         lease_left: float = 0.0,
         run_id: str = "",
+        key: str | None = None,
     ) -> None:
-        super().__init__(message or "Another run with this idempotency key is still in progress.")
+        super().__init__(message or "Another run with this idempotency key is still in progress.", key=key)
         self.retry_after = retry_after
         self.lease_left = lease_left
         self.run_id = run_id

@@ -259,8 +259,14 @@ def _sampled(span: SpanContext) -> bool:
 _CARRIERS: Final = TraceContextTextMapPropagator()
 
 
-def store(span: SpanContext, carrier: dict[str, str]) -> bool:
-    """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context.
+_TRACESTATE: Final = 512
+"""characters that a carrier keeps of what any caller may have sent; a tracestate of that length must be propagated:
+https://www.w3.org/TR/trace-context/#tracestate-limits"""
+
+
+def store(span: SpanContext, carrier: dict[str, str], *, state: bool = True) -> bool:
+    """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context. `state`:
+    the tracestate too, which all spans of a run have in common; of a longer one, its first entries.
 
     Returns whether there is one: not without an SDK.
     """
@@ -268,8 +274,12 @@ def store(span: SpanContext, carrier: dict[str, str]) -> bool:
         return False
     ids = span.trace_id.to_bytes(16).hex(), span.span_id.to_bytes(8).hex()  # the fastest way to hex digits
     carrier["traceparent"] = f"00-{ids[0]}-{ids[1]}-{span.trace_flags:02x}"
-    if span.trace_state:
-        carrier["tracestate"] = span.trace_state.to_header()
+    if state and span.trace_state:
+        header = span.trace_state.to_header()
+        while len(header) > _TRACESTATE:
+            header = header.rpartition(",")[0]
+        if header:
+            carrier["tracestate"] = header
     return True
 
 

@@ -71,5 +71,5 @@ def stacktrace(error: BaseException) -> str:
 
 
 def hashed(key: str) -> str:
-    """The first 16 hex digits of SHA-256: enough to find a key one knows, useless to read one from."""
+    """The first 16 hex digits of SHA-256: enough to find a key that is known, and to guess one that is easy to guess."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]

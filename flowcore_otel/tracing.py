@@ -322,7 +322,7 @@ class TracingHook:
             return
         span = self._step_span(run, event)
         if event.carrier is not None:
-            store(span.get_span_context(), event.carrier)
+            store(span.get_span_context(), event.carrier, state=False)
         if self._step_events and self._logs.enabled():
             attributes = {**run.ids, names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, f"step {fit(event.step)} started", span, run.ns(event.at), attributes)

@@ -16,6 +16,7 @@ from ..errors import (
     NotSerializable,
     RunNotFound,
     StoreUnavailable,
+    hashed_key,
     safe_repr,
     safe_str,
 )
@@ -123,8 +124,9 @@ def claim(
                 # ended by others: two runs must not have one id.
                 yield from checkpoints.ask(run, "withdraw", wanted)
                 late = StoreUnavailable(
-                    f"The store answered the claim for key {safe_repr(wanted.key)} too late (more than one lease), and other "
-                    "runs have used the key since. The claim was withdrawn; retry the call."
+                    f"The store answered the claim for key {hashed_key(wanted.key)} too late (more than one lease), and other "
+                    "runs have used the key since. The claim was withdrawn; retry the call.",
+                    key=wanted.key,
                 )
                 emit.refused(run, late)
                 raise late
@@ -138,7 +140,8 @@ def claim(
                 changed = DefinitionChanged(
                     f"Run {answer.run_id} of {safe_repr(run.workflow.name)} was started with a different step graph "
                     f"({why or 'it changed meanwhile'}). Resume it with that version of the workflow, or discard it "
-                    f"with store.release({safe_repr(wanted.key)})."
+                    "with store.release(error.key).",
+                    key=wanted.key,
                 )
                 emit.refused(run, changed)
                 raise changed

@@ -13,6 +13,7 @@ from ..errors import (
     IdempotencyMismatch,
     RunFailed,
     StepCancelled,
+    hashed_key,
     safe_repr,
     safe_str,
 )
@@ -57,7 +58,7 @@ def _outcome_of(record: RunRecord) -> BaseException | None:
 
 def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
     """The error for a key that cannot be had. Emits it to the hooks."""
-    what = f"Key {safe_repr(key)} of workflow {safe_repr(run.workflow.name)}"
+    what = f"Key {hashed_key(key)} of workflow {safe_repr(run.workflow.name)}"
     word: str
     error: IdempotencyError
     match answer:
@@ -70,12 +71,14 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
                 retry_after=hint,
                 lease_left=answer.lease_left,
                 run_id=answer.run_id,
+                key=key,
             )
         case Mismatch(erased=True):
             word = "mismatch"
             error = IdempotencyMismatch(
                 f"{what} belongs to run {answer.run_id}, whose values and results were erased. Use another key, or free this "
-                f"one with engine.store.release({safe_repr(key)})."
+                "one with engine.store.release(error.key).",
+                key=key,
             )
         case Mismatch():
             word = "mismatch"
@@ -84,13 +87,14 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
                 if answer.workflow == run.workflow.name
                 else f"workflow {safe_repr(answer.workflow)}"
             )
-            error = IdempotencyMismatch(f"{what} was already used with {other}. Use a unique key per request.")
+            error = IdempotencyMismatch(f"{what} was already used with {other}. Use a unique key per request.", key=key)
         case _:
-            word, name = "held", safe_repr(key)
+            word = "held"
             error = IdempotencyHeld(
-                f"{what} is held by run {answer.run_id}. See why with engine.store.find({name}); then resume it with "
-                f"engine.store.resume({name}), undo it with engine.store.undo({name}), or discard it with "
-                f"engine.store.release({name})."
+                f"{what} is held by run {answer.run_id}. See why with engine.store.find(error.key); then resume it with "
+                "engine.store.resume(error.key), undo it with engine.store.undo(error.key), or discard it with "
+                "engine.store.release(error.key).",
+                key=key,
             )
     emit.hit(run, word, answer.run_id, answer.carrier, answer.age)
     return error

@@ -313,8 +313,10 @@ def _crash(run: RunState, crashed: list[Node]) -> RunFailed:
 
 def _held(run: RunState, why: str) -> IdempotencyHeld:
     """The error of a run that only an operator may resume, for the reason that its record keeps."""
-    run.reason, key = why, safe_repr(run.stored_key)
+    run.reason = why
     return IdempotencyHeld(
         f"Run {run.run_id} of {safe_repr(run.workflow.name)} is held: {why}. Check its effects; then resume it with "
-        f"engine.store.resume({key}), undo it with engine.store.undo({key}), or discard it with engine.store.release({key})."
+        "engine.store.resume(error.key), undo it with engine.store.undo(error.key), or discard it with "
+        "engine.store.release(error.key).",
+        key=run.stored_key,
     )

@@ -30,6 +30,7 @@ from ..errors import (
     DefinitionError,
     FlowcoreError,
     IdempotencyError,
+    NotSerializable,
     QueueFull,
     RunNotFound,
     RunParked,
@@ -78,6 +79,10 @@ T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
 CLOSED: Final = "its engine was closed"
+LONGEST_KEY: Final = 1024
+"""characters of an idempotency key"""
+MOST_VALUES: Final = 1000
+"""initial values of a run that is recorded"""
 MARGIN: Final = 0.5
 """seconds in which runs that were stopped write how they ended"""
 RELEASED: Final = 0.001
@@ -308,6 +313,11 @@ def _own_values(run: RunState) -> None:
             name, f"the run of workflow {safe_repr(run.workflow.name)} was given an initial value for it"
         )
     if run.key is not None or run.settings.durable:
+        if len(run.values) > MOST_VALUES:
+            raise NotSerializable(
+                f"the run of workflow {safe_repr(run.workflow.name)} was given {len(run.values):,} initial values, and may have "
+                f"{MOST_VALUES:,} where they are recorded or compared. Put them into one value, or store where they are."
+            )
         try:
             run.values = own_copy(run.values)
         except RecursionError:
@@ -328,9 +338,14 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
     if key is NO_KEY:
         return None
     if not isinstance(key, str):
-        raise IdempotencyError(f"an idempotency key must be a string, not {safe_repr(key)}.")
+        raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
     if not key:
         raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
+    if len(key) > LONGEST_KEY:
+        raise IdempotencyError(
+            f"an idempotency key has {len(key):,} characters, and may have {LONGEST_KEY:,}. Use a shorter one, or a hash of it.",
+            key=key,
+        )
     return key
 
 

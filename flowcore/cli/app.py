@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
-from ..errors import DefinitionError, FlowcoreError, RunNotFound, StoreUnavailable
+from ..errors import DefinitionError, FlowcoreError, StoreUnavailable, safe_repr
 from ..stores.base import Page, RunRecord
 from ..stores.opening import open_store
 
@@ -123,6 +123,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def with_key(error: FlowcoreError) -> str:
+    """What an error says, and to the operator, who may know it, its key."""
+    return str(error) if error.key is None else f"{error} The key is {safe_repr(error.key)}."
+
+
 def fail(message: str, code: int) -> NoReturn:
     say(f"flowcore: {one_line(message)}", aside=True)
     sys.exit(code)
@@ -149,9 +154,9 @@ def run(arguments: list[str] | None = None) -> None:
         fail(str(error), 2)
     except StoreUnavailable as error:
         fail(str(error), 3)
-    except RunNotFound as error:
-        fail(str(error), 1)
-    except (FlowcoreError, ImportError, OSError) as error:
+    except FlowcoreError as error:
+        fail(with_key(error), 1)
+    except (ImportError, OSError) as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail("Interrupted.", 4)

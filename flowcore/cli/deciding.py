@@ -16,7 +16,7 @@ import click
 
 from ..errors import RunNotFound, StoreError, safe_repr
 from ..stores.base import RunRecord
-from .app import Operator, pages, pass_operator, say
+from .app import Operator, pages, pass_operator, say, with_key
 from .words import standing
 
 __all__ = ["COMMANDS"]
@@ -116,7 +116,9 @@ def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason:
         else:
             done.append(record.key)
     lines = [f"{verb.name} {safe_repr(key)}: recorded" for key in done]
-    operator.emit({"verb": verb.name, "done": done, "refused": [str(error) for error in refused]}, "\n".join(lines))
+    operator.emit(
+        {"verb": verb.name, "done": done, "refused": [with_key(error) for error in refused]}, "\n".join(lines)
+    )
     if refused:
         raise refused[0]
 

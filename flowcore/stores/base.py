@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from ..errors import StoreError, safe_repr
+from ..errors import StoreError, hashed_key, safe_repr
 from ..run import StepReport
 from ..status import Status
 
@@ -166,12 +166,11 @@ class RunRecord:
     def html(self, *, trace_url: str | None = None, usual: float | None = None) -> str:
         """The run as one self-contained HTML page. `trace_url`: where its trace is, with `{trace_id}` in it; `usual`: seconds
         that a run of its workflow usually takes."""
-        import hashlib
-
         from ..picture import Timeline, page
 
-        key_hash = hashlib.sha256(self.key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return page(Timeline.of_record(self), self.explain(), key_hash=key_hash, trace_url=trace_url, usual=usual)
+        return page(
+            Timeline.of_record(self), self.explain(), key_hash=hashed_key(self.key), trace_url=trace_url, usual=usual
+        )
 
 
 @dataclass(slots=True)
@@ -362,7 +361,8 @@ class DefinitionChanged(StoreError):
     def of(cls, record: RunRecord, key: str) -> DefinitionChanged:
         return cls(
             f"run {record.run_id} of {safe_repr(record.workflow)} began with another definition of its steps: "
-            f"run it with that one, or give the key up with store.release({safe_repr(key)})."
+            f"run it with that one, or give its key up with store.release(error.key).",
+            key=key,
         )
 
 

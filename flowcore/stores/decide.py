@@ -7,7 +7,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final
 
-from ..errors import CorruptRecord, DefinitionError, StoreError, safe_repr
+from ..errors import CorruptRecord, DefinitionError, StoreError, hashed_key, safe_repr
 from ..status import Status
 from .base import LIVE, RELEASED, RESUMABLE, Checkpoint, Claim, RunRecord
 
@@ -88,8 +88,9 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
         return Verdict.RESUME
     if status not in RESUMABLE and status != Status.RUNNING:
         raise CorruptRecord(
-            f"the record of key {safe_repr(claim.key)} has the status {safe_repr(str(status))}, but is not held: look at it "
-            f"with store.find({safe_repr(claim.key)}), or free the key with store.release({safe_repr(claim.key)})."
+            f"the record of key {hashed_key(claim.key)} has the status {safe_repr(str(status))}, but is not held: look at it "
+            "with store.find(error.key), or free the key with store.release(error.key).",
+            key=claim.key,
         )
     if record.graph not in {claim.graph, claim.resumes}:
         return Verdict.OTHER_GRAPH
@@ -132,22 +133,25 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
     """What `hold`, `resume`, `undo`, `cancel`, `release` or `erase` of a run comes to. Raises StoreError where it is refused."""
     if live and verb in {"undo", "cancel"}:
         return Order.NOTHING if record.undoing else Order.CANCEL
-    key = safe_repr(record.key)
+    key = hashed_key(record.key)
     if live:
         way_out = f", or {verb} it with force=True" if verb in {"release", "erase"} else ""
         raise StoreError(
-            f"key {key} belongs to run {record.run_id}, which is {record.status}: cancel it first{way_out}."
+            f"key {key} belongs to run {record.run_id}, which is {record.status}: cancel it first{way_out}.",
+            key=record.key,
         )
     if verb == "erase" and (record.held or not is_over(record.status)):
         raise StoreError(
             f"key {key} belongs to run {record.run_id}, which is {'held' if record.held else record.status} and could not "
-            "continue without what would be erased: end it first, or erase it with force=True."
+            "continue without what would be erased: end it first, or erase it with force=True.",
+            key=record.key,
         )
     again = verb == "resume" and record.status == Status.FAILURE  # nothing was undone, so all that is done still holds
     if verb in {"resume", "undo", "cancel"} and is_over(record.status) and not record.held and not again:
         raise StoreError(
             f"key {key} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left to "
-            f"{verb}."
+            f"{verb}.",
+            key=record.key,
         )
     return Order.STOP
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from ..errors import CorruptRecord, RunFailed, safe_repr, safe_str
+from ..errors import CorruptRecord, RunFailed, hashed_key, safe_repr, safe_str
 from ..run import StepReport
 from ..status import Status
 from .base import Owner, RunRecord, StepRecord, Write
@@ -93,8 +93,9 @@ def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecor
         _add_values(record, told, fields, sealing, types)
     except _Foreign as error:
         raise CorruptRecord(
-            f"the record of key {safe_repr(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
-            f"hand, or give the key up with store.release({safe_repr(key)}, force=True)."
+            f"the record of key {hashed_key(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
+            "hand, or give the key up with store.release(error.key, force=True).",
+            key=key,
         ) from error
     return record
 
@@ -131,7 +132,7 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
     if schema != SCHEMA:
         raise _Foreign(f"its schema is {schema}, written by an older version of flowcore, and this one knows {SCHEMA}")
     if _text(fields, "key") != key:
-        raise _Foreign(f"its key is {safe_repr(fields['key'])}")
+        raise _Foreign("its key is another one than it is found under")
     _text(fields, "owner")
     record = RunRecord(
         key,

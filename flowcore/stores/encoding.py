@@ -63,6 +63,7 @@ __all__ = [
 
 MIB: Final = 1024 * 1024
 _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
+_TOGETHER: Final = 16  # times as much as one value may take: all initial values of a run
 _MESSAGE: Final = 1024  # characters of a message that are kept
 
 _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -166,7 +167,7 @@ class Encoding:
         if checkpoint.failed_step is not None:
             fields["failed_step"] = _json_text(checkpoint.failed_step)
         if checkpoint.error is not None:
-            fields["error"] = self._error(checkpoint.error, run_id, "error")
+            fields["error"] = self._own(_json_text(told(checkpoint.error, brief=self._brief)), run_id, "error")
         return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)  # their texts are JSON
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
@@ -184,7 +185,11 @@ class Encoding:
             fields["undoing"] = "1"
         fields["undone"] = _json_text(record.undone) if record.undone else "[]"
         fields["failed_step"] = "null" if record.failed_step is None else _json_text(record.failed_step)
-        fields["error"] = "null" if record.error is None else self._error(record.error, record.run_id, "error")
+        fields["error"] = (
+            "null"
+            if record.error is None
+            else self._own(_json_text(told(record.error, brief=self._brief)), record.run_id, "error")
+        )
         return fields
 
     def encode_reason(self, key: str, reason: str | None) -> str:
@@ -221,11 +226,13 @@ class Encoding:
         if report.retry_at is not None:
             text += f',"retry_at":{report.retry_at!r}'
         if report.error is not None:
-            text += f',"error":{self._error(report.error, run_id, f"s.error:{name}")}'
+            text += (
+                f',"error":{self._own(_json_text(told(report.error, brief=self._brief)), run_id, f"s.error:{name}")}'
+            )
         if report.undo is not None:
             text += f',"undo":"{report.undo}"'
         if report.undo_error is not None:
-            text += f',"undo_error":{self._error(report.undo_error, run_id, f"s.undo_error:{name}")}'
+            text += f',"undo_error":{self._own(_json_text(told(report.undo_error, brief=self._brief)), run_id, f"s.undo_error:{name}")}'
         if report.completed_late is not None:
             text += f',"completed_late":"{report.completed_late}"'
         return text + "}"
@@ -240,7 +247,7 @@ class Encoding:
 
     def encode_values(self, values: Mapping[Any, Any], run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of the context's initial values."""
-        return _json_text(
+        text = _json_text(
             {
                 _string_key(key, run_id): self._dumped(
                     value, types.get(WRITE + key, Any), "the initial value of", key, run_id, f"{INITIAL}{key}"
@@ -248,6 +255,12 @@ class Encoding:
                 for key, value in values.items()
             }
         )
+        if len(text) > self._most * _TOGETHER:
+            raise NotSerializable(
+                f"the initial values of run {run_id} take {len(text):,} bytes together, and this store keeps at most "
+                f"{self._most * _TOGETHER:,}: store where they are instead, or make the store with a larger max_value_bytes=."
+            )
+        return text
 
     def copied(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> Any:
         """A value as it would be read back."""
@@ -257,9 +270,6 @@ class Encoding:
     def _own(self, text: str, run_id: str, field: str) -> str:
         """JSON of flowcore's own that may have something of the user's in it."""
         return self.sealing.seal(text, run_id, field) if self._hides else text
-
-    def _error(self, error: BaseException, run_id: str, field: str) -> str:
-        return self._own(_json_text(told(error, brief=self._brief)), run_id, field)
 
     def _dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str, field: str) -> str:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ..errors import DefinitionError, RunNotFound, safe_repr
+from ..errors import DefinitionError, RunNotFound, hashed_key, safe_repr
 from ..retry import Duration, seconds
 from ..status import Status
 from .base import (
@@ -426,7 +426,7 @@ class MemoryStore:
     def _known(self, key: str) -> LiveRun:
         kept = self._runs.get(key)
         if kept is None:
-            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
+            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
         return kept
 
     def gc(self) -> int:

@@ -104,7 +104,8 @@ def test_other_values_are_a_mismatch_told_before_the_state(drive: Drive, ledger:
     store, wf, events = MemoryStore(), ledger.chain("a"), list[Any]()
     drive(wf, {"x": 1}, store=store, idempotency_key="k")
     with pytest.raises(
-        IdempotencyMismatch, match="Key 'k' of workflow 'chain' was already used with different initial values"
+        IdempotencyMismatch,
+        match=r"Key [0-9a-f]{16} of workflow 'chain' was already used with different initial values",
     ):
         drive(wf, {"x": 2}, store=store, idempotency_key="k", hooks=[events.append])
     assert of_type(events, IdempotencyHit)[0].outcome == "mismatch"
@@ -234,7 +235,7 @@ def test_the_empty_key_is_refused(drive: Drive) -> None:
         drive(Workflow("w"), idempotency_key="")
 
 
-@pytest.mark.parametrize("key", ["a ", " a", "A", "a\0", "a\n", "\u00e1", "a\u0301", "\ud800", "k" * 1_000_000])
+@pytest.mark.parametrize("key", ["a ", " a", "A", "a\0", "a\n", "\u00e1", "a\u0301", "\ud800", "k" * 1024])
 def test_keys_are_taken_literally(drive: Drive, ledger: Ledger, key: str) -> None:
     store, wf = MemoryStore(), ledger.chain("a")
     drive(wf, store=store, idempotency_key="a")
@@ -416,9 +417,10 @@ def test_a_held_key_is_refused_naming_the_way_out_until_it_is_released(drive: Dr
     ledger.add(wf, "b", depends_on="a", raises=ValueError("b"))
     first = drive(wf, store=store, idempotency_key="k", check=False)
     assert first.held
-    with pytest.raises(IdempotencyHeld, match=r"engine\.store\.release\('k'\)") as caught:
+    with pytest.raises(IdempotencyHeld, match=r"engine\.store\.release\(error\.key\)") as caught:
         drive(wf, store=store, idempotency_key="k", hooks=[events.append])
     assert f"is held by run {first.id}" in str(caught.value)
+    assert caught.value.key == "k"
     assert of_type(events, IdempotencyHit)[0].outcome == "held"
     store.release("k")
     again = drive(wf, {"other": "values"}, store=store, idempotency_key="k", check=False)

@@ -29,6 +29,7 @@ from flowcore import (
     StoreUnavailable,
     Workflow,
 )
+from flowcore.errors import hashed_key
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import (
     Busy,
@@ -480,7 +481,7 @@ def test_garbage_anywhere_in_a_record_is_told_by_its_key_and_left_as_it_is(
         for ask in {"key": [], "run_id": asks[:2]}.get(place, asks):
             with pytest.raises(CorruptRecord, match=r"the record of key .* is not as flowcore wrote it: its") as caught:
                 ask()
-            assert place == "key" or "the record of key 'k' is" in str(caught.value)
+            assert place == "key" or caught.value.key == "k"
         parked.list_resumable(["w"])
         assert dump(path) == before
         assert parked.find("innocent").status == Status.RUNNING
@@ -494,9 +495,8 @@ def test_a_record_that_cannot_be_read_is_left_out_of_recovery_with_one_warning(
     for _ in range(3):
         assert [record.key for record in parked.list_resumable(["w"])] == ["innocent"]
     (warning,) = caplog.messages
-    assert warning.startswith(
-        f"{path} cannot be recovered: the record of key 'k' is not as flowcore wrote it: its fence"
-    )
+    about = f"the record of key {hashed_key('k')} is not as flowcore wrote it: its fence"
+    assert warning.startswith(f"{path} cannot be recovered: {about}")
 
 
 def test_a_record_that_cannot_be_read_is_given_up_by_force_only(parked: SQLiteStore, path: Path) -> None:
@@ -512,7 +512,7 @@ def test_a_record_that_cannot_be_read_is_given_up_by_force_only(parked: SQLiteSt
 def test_a_row_of_nobody_in_a_record_is_refused(parked: SQLiteStore, path: Path) -> None:
     sql(path, "INSERT INTO fields VALUES (1, 'surprise', '1 {}')")
     with pytest.raises(
-        CorruptRecord, match="the record of key 'k' is not as flowcore wrote it: it has a field 'surprise'"
+        CorruptRecord, match=r"the record of key .* is not as flowcore wrote it: it has a field 'surprise'"
     ):
         parked.find("k")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from ...errors import CorruptRecord, DefinitionError, StoreError, safe_repr
+from ...errors import CorruptRecord, DefinitionError, StoreError, hashed_key, safe_repr
 from ...retry import Duration, seconds
 from ..base import RunRecord
 from ..codec import Codec
@@ -51,7 +51,10 @@ Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
 
 PAGE: Final = 200
 """records that one script reads: Redis does nothing else meanwhile"""
-_CACHED: Final = 1000  # keys whose Redis keys are remembered
+_CACHED: Final = (
+    1000  # keys whose Redis keys are remembered, and how long these may be: what users send must not fill memory
+)
+_SHORT: Final = 1024
 _AT_ONCE: Final = 256  # shards that one script looks at
 _log = logging.getLogger("flowcore")
 
@@ -102,9 +105,12 @@ class Calls:
         self._opens = [(some, tuple(keys)) for some, keys in self._over_shards(range(shards), b"open")]
         self._entered = self._examined = self._looked = False
         self._unreadable: set[str] = set()  # run ids that were logged
-        self._keys = functools.lru_cache(_CACHED)(self._keys_of)
+        self._known_keys = functools.lru_cache(_CACHED)(self._keys_of)
 
     # -- keys ----------------------------------------------------------------------------------------------------------
+
+    def _keys(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+        return self._known_keys(lookup) if len(lookup) <= _SHORT else self._keys_of(lookup)
 
     def _keys_of(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
         """Of what a key is found under: its record, and its shard's open, ended, started and index."""
@@ -296,8 +302,9 @@ def _message_pack(text: bytes, at: int) -> list[bytes]:
 
 def corrupt(key: str, why: str) -> CorruptRecord:
     return CorruptRecord(
-        f"the record of key {safe_repr(key)} is corrupted: {why}. It was not modified; repair it by hand, or discard it with "
-        f"store.release({safe_repr(key)}, force=True)."
+        f"the record of key {hashed_key(key)} is corrupted: {why}. It was not modified; repair it by hand, or discard it with "
+        "store.release(error.key, force=True).",
+        key=key,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NoReturn
 
-from ...errors import CorruptRecord, StoreError, StoreUnavailable, safe_repr, safe_str
+from ...errors import CorruptRecord, StoreError, StoreUnavailable, hashed_key, safe_str
 
 __all__ = ["is_forbidden", "is_reply", "is_unknown_command", "is_unknown_script", "refuse"]
 
@@ -98,8 +98,9 @@ def refuse(error: Exception, key: str = "") -> NoReturn:
         raise StoreUnavailable(f"{_UNAVAILABLE[code]} {what}; retrying is safe.") from error
     if code == "WRONGTYPE":
         raise CorruptRecord(
-            f"a Redis key that belongs to the record of key {safe_repr(key)}, or to its index, is of another type {what}. The "
-            "record was not modified; find out what else writes under the store's prefix."
+            f"a Redis key that belongs to the record of key {hashed_key(key)}, or to its index, is of another type {what}. The "
+            "record was not modified; find out what else writes under the store's prefix.",
+            key=key,
         ) from error
     raise StoreError(_REFUSED.get(code, "Redis refused a command of the store {}.").format(what)) from error
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
-from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, safe_repr
+from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, hashed_key, safe_repr
 from ...retry import Duration, seconds
 from ..base import Page, RunRecord
 from ..decide import OPEN, check_listing, is_over
@@ -251,7 +251,7 @@ class OperatorVerbs(Calls):
         Raises RunNotFound for an unknown key, and StoreError for a run in progress, unless forced: then its owner is
         fenced off. A corrupted record is discarded by force too.
         """
-        way_out = f"cancel it first with store.cancel({safe_repr(key)}), or release it with force=True"
+        way_out = "cancel it first, or release it with force=True"
         yield from self._decide(
             operator_scripts.RELEASE, "release", key, "1" if force else "", self._retention, way_out
         )
@@ -286,7 +286,7 @@ class OperatorVerbs(Calls):
         yield from self._order("cancel", key, reason)
 
     def _order(self, verb: str, key: str, reason: str | None) -> Asked[None]:
-        way_out = f"cancel it first with store.cancel({safe_repr(key)})"
+        way_out = "cancel it first"
         yield from self._look()
         reason = self._encoding.encode_reason(key, reason)
         yield from self._decide(operator_scripts.DECIDE, verb, key, verb, reason, way_out)
@@ -295,17 +295,18 @@ class OperatorVerbs(Calls):
         yield from self._look()
         answer = yield from self._run(script, key, self._keys(self._lookup(key)), first, second)
         if answer.word == "missing":
-            raise RunNotFound(f"no run with key {safe_repr(key)} in this store.")
+            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
         if answer.word == "done":
             return
         record = self._encoding.decode(key, answer.fields)
         if answer.word == "busy":
             raise StoreError(
-                f"key {safe_repr(key)} belongs to run {record.run_id}, which is {record.status}: {way_out}."
+                f"key {hashed_key(key)} belongs to run {record.run_id}, which is {record.status}: {way_out}.", key=key
             )
         raise StoreError(
-            f"key {safe_repr(key)} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left "
-            f"to {verb}."
+            f"key {hashed_key(key)} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left "
+            f"to {verb}.",
+            key=key,
         )
 
 

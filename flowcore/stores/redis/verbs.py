@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ...errors import StoreUnavailable, safe_repr
+from ...errors import StoreUnavailable, hashed_key
 from ..base import (
     RESUMABLE,
     Behind,
@@ -121,7 +121,8 @@ class Verbs(OperatorVerbs):
         if record.status not in {"running", "queued"}:
             return None  # a late copy
         raise StoreUnavailable(
-            f"the record of key {safe_repr(checkpoint.key)} changed while a checkpoint was written; retrying is safe."
+            f"the record of key {hashed_key(checkpoint.key)} changed while a checkpoint was written; retrying is safe.",
+            key=checkpoint.key,
         )
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[Renewal]]:

@@ -29,15 +29,23 @@ Fact = str | int | float
 
 class Database:
     """The file at `path`, with what the statements of `schema` make; `full`: whether a commit waits for the disk;
-    `shared`: accept a file that others may write. Thread-safe.
+    `shared`: accept a file that others may write; `prepare`: called with each connection that is opened. Thread-safe.
 
     Raises StoreError, in one sentence, where there can be no such file.
     """
 
-    def __init__(self, path: str, schema: tuple[str, ...], *, full: bool, shared: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        schema: tuple[str, ...],
+        *,
+        full: bool,
+        shared: bool = False,
+        prepare: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
         self.path = path
         self._missing: StoreError | None = None
-        self._opener = opener = _Opener(path, schema, full=full, shared=shared)
+        self._opener = opener = _Opener(path, schema, prepare, full=full, shared=shared)
         create(path)
         self._writer = Channel(path, "BEGIN IMMEDIATE", functools.partial(opener.open, reads=False))
         self._reader = Channel(path, "BEGIN", functools.partial(opener.open, reads=True))
@@ -136,11 +144,20 @@ class Database:
 class _Opener:
     """Opens the file for one channel or another. It keeps none of them alive: who drops a store closes its file."""
 
-    def __init__(self, path: str, schema: tuple[str, ...], *, full: bool, shared: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        schema: tuple[str, ...],
+        prepare: Callable[[sqlite3.Connection], None] | None,
+        *,
+        full: bool,
+        shared: bool,
+    ) -> None:
         self.identity = Identity(path)
         self.channels = weakref.WeakSet[Channel]()
         self._path = path
         self._schema = schema
+        self._prepare = prepare
         self._full = full
         self._shared = shared
 
@@ -151,7 +168,7 @@ class _Opener:
         for channel in channels:
             channel.refuse_inherited()
         others = any(channel.is_open for channel in channels)
-        connection = open_file(self._path, self._schema, full=self._full, reads=reads)
+        connection = open_file(self._path, self._schema, self._prepare, full=self._full, reads=reads)
         try:
             # The log is removed when the last process closes the file: it may be another one then.
             self.identity.remember(again=others)

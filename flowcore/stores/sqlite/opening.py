@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,13 +29,20 @@ _OBJECTS: Final = (
 _text: Final = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 
 
-def open_file(path: str, schema: tuple[str, ...], *, full: bool, reads: bool) -> sqlite3.Connection:
-    """A connection to the file, with what the statements of `schema` make; `full`: whether a commit waits for the disk;
-    `reads`: it never writes. Raises StoreError where this is not a file of this version."""
+def open_file(
+    path: str,
+    schema: tuple[str, ...],
+    prepare: Callable[[sqlite3.Connection], None] | None = None,
+    *,
+    full: bool,
+    reads: bool,
+) -> sqlite3.Connection:
+    """A connection to the file, with what the statements of `schema` make; `prepare`: called with it; `full`: whether a
+    commit waits for the disk; `reads`: it never writes. Raises StoreError where this is not a file of this version."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            return _prepared(path, schema, full=full, reads=reads)
+            return _prepared(path, schema, prepare, full=full, reads=reads)
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             # SQLite waits for others everywhere but where it turns to a write-ahead log.
@@ -45,13 +53,22 @@ def open_file(path: str, schema: tuple[str, ...], *, full: bool, reads: bool) ->
             time.sleep(0.01)
 
 
-def _prepared(path: str, schema: tuple[str, ...], *, full: bool, reads: bool) -> sqlite3.Connection:
+def _prepared(
+    path: str,
+    schema: tuple[str, ...],
+    prepare: Callable[[sqlite3.Connection], None] | None,
+    *,
+    full: bool,
+    reads: bool,
+) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{Path(path).as_uri()}?mode=rw", uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
     )
     connection.text_factory = _text
     try:
         _prepare(connection, path, schema, full=full)
+        if prepare is not None:
+            prepare(connection)
         if reads:
             connection.execute("PRAGMA query_only = ON")
     except BaseException:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from ...errors import CorruptRecord, DefinitionError, RunNotFound, safe_repr, safe_str
+from ...errors import CorruptRecord, DefinitionError, RunNotFound, hashed_key, safe_repr, safe_str
 from ...retry import Duration, seconds
 from ...status import Status
 from ..base import LIVE, Page, RunRecord
@@ -45,27 +45,6 @@ class Operating:
         self._written = 0  # fields, since the last bite was taken
         self._latest: int | None = None  # the highest time at which recovery has looked
         self._warned: set[Any] = set()  # keys whose records could not be read
-
-    def _open_secret(self) -> None:
-        """Take the secret under which the codec's keys are found, or make it. Raises StoreError where it fits neither."""
-        sealing = self._encoding.sealing
-
-        def read(db: sqlite3.Cursor) -> tuple[str | None, bool]:
-            kept = db.execute(tables.SEAL).fetchone()
-            used = sealing.hides and db.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None
-            return None if kept is None else str(kept[0]), used
-
-        def make(db: sqlite3.Cursor) -> None:
-            kept, used = read(db)
-            if not sealing.use(kept, used=used, where=self.path):
-                db.execute(tables.PUT_SEAL, (sealing.secret_text(),))
-
-        try:
-            kept, used = self._database.read(read)
-        except CorruptRecord:  # of a damaged file, which every verb says
-            return
-        if not sealing.use(kept, used=used, where=self.path) and sealing.hides:
-            self._database.write(make)
 
     def _renew_secret(self, db: sqlite3.Cursor) -> None:
         """Write the secret anew, once, so that it is not the last text under a key that the codec is to forget."""
@@ -292,7 +271,7 @@ class Operating:
         """The row and the head of a key, and whether it is live."""
         found = tables.found(db, self._lookup(key), now)
         if found is None:
-            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
+            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
         number, _, head = found
         record = self._encoding.decode(key, head)
         return number, record, record.status in LIVE and head.get("expires", now) > now

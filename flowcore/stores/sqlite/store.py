@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import time
@@ -87,9 +88,14 @@ class SQLiteStore(Operating):
         kept = seconds(retention, "SQLiteStore(retention=)")
         encoding = Encoding(codec, max_value_bytes, traceback)
         place = os.path.abspath(given)  # noqa: PTH100 - not resolved: a link stays the user's
-        database = Database(place, tables.SCHEMA, full=durability == "full", shared=shared)
+        database = Database(
+            place,
+            tables.SCHEMA,
+            full=durability == "full",
+            shared=shared,
+            prepare=functools.partial(tables.open_seal, sealing=encoding.sealing, where=place),
+        )
         super().__init__(database, encoding, kept, durability, wall)
-        self._open_secret()
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
         """Take the key, or tell who has it."""

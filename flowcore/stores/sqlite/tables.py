@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..encoding import microseconds
+from ..sealing import Sealing
 
 __all__ = [
     "BEGIN_QUEUED",
@@ -37,7 +38,6 @@ __all__ = [
     "RENEW",
     "RETIRE",
     "SCHEMA",
-    "SEAL",
     "STOP",
     "TAKE_OVER",
     "WITHDRAW",
@@ -45,6 +45,7 @@ __all__ = [
     "forget",
     "found",
     "head",
+    "open_seal",
     "put",
     "small",
     "until",
@@ -149,7 +150,7 @@ ERASE: Final = (
 )
 ERASE_FIELDS: Final = "DELETE FROM fields WHERE run = ? AND name NOT IN ('graph', 'key_text')"
 # Of no run: rows are numbered from 1 up.
-SEAL: Final = "SELECT text FROM fields WHERE run = 0 AND name = 'secret'"
+_SEAL: Final = "SELECT text FROM fields WHERE run = 0 AND name = 'secret'"
 PUT_SEAL: Final = "INSERT OR REPLACE INTO fields VALUES (0, 'secret', ?)"
 STOP: Final = (
     "UPDATE runs SET fence = fence + (status IN ('running', 'queued')), status = ?, held = ?, decision = ?, reason = ?, "
@@ -236,3 +237,25 @@ def forget(db: sqlite3.Cursor, now: int, most: int) -> bool:
             db.execute("DELETE FROM runs WHERE id = ?", run)
             most -= 1
     return True
+
+
+def open_seal(connection: sqlite3.Connection, *, sealing: Sealing, where: str) -> None:
+    """Take the secret under which keys are found, or make it. Raises StoreError where the file was set up with another codec.
+    Not through a cursor: instruments of sqlite3 would make spans of it."""
+    try:
+        kept = connection.execute(_SEAL).fetchone()
+    except sqlite3.DatabaseError as error:
+        if sealing.hides or isinstance(error, sqlite3.OperationalError):
+            raise
+        return  # every verb says that the file is damaged
+    if not sealing.hides or kept is not None:
+        sealing.use(None if kept is None else str(kept[0]), used=True, where=where)
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        kept = connection.execute(_SEAL).fetchone()  # another process may have been quicker
+        used = connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None
+        if not sealing.use(None if kept is None else str(kept[0]), used=used, where=where):
+            connection.execute(PUT_SEAL, (sealing.secret_text(),))
+    finally:
+        connection.execute("COMMIT")
