@@ -11,7 +11,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from .errors import FlowcoreError, NotSerializable, RunFailed, error_message, safe_repr, safe_str, survives_pickling
+from .errors import (
+    CompensationFailed,
+    FlowcoreError,
+    NotSerializable,
+    RunFailed,
+    error_message,
+    safe_repr,
+    safe_str,
+    survives_pickling,
+)
 from .events.hooks import Crossing
 from .snapshot import ContextSnapshot, StepInputs
 
@@ -144,7 +153,12 @@ def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
     except Exception:  # noqa: BLE001 - see above
         packed.pop("args", None)
         packed.pop("vars", None)
-    if error.__cause__ is not None and causes:
+    if isinstance(error, CompensationFailed):
+        packed["message"] = error.message
+        packed["failures"] = {step: pack_error(failure) for step, failure in error.failures.items()}
+    if isinstance(error.__cause__, RemoteTraceback):  # its own, from where it was raised
+        packed["trace"] = str(error.__cause__).lstrip()
+    elif error.__cause__ is not None and causes:
         packed["cause"] = pack_error(error.__cause__, causes - 1)
     return packed
 
@@ -156,7 +170,12 @@ def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None =
     for part in packed["type"].split("."):
         kind = getattr(kind, part, None)
     error: BaseException
-    if "args" in packed and isinstance(kind, type) and issubclass(kind, BaseException) and _is_plain(kind):
+    if "failures" in packed:
+        failures = {step: unpack_error(failure, run_id, step) for step, failure in packed["failures"].items()}
+        error = CompensationFailed(
+            packed["message"], {step: failure for step, failure in failures.items() if isinstance(failure, Exception)}
+        )
+    elif "args" in packed and isinstance(kind, type) and issubclass(kind, BaseException) and _is_plain(kind):
         error = kind.__new__(kind, *packed["args"])
         error.args = tuple(packed["args"])
         error.__dict__.update(packed.get("vars", {}))
@@ -172,6 +191,8 @@ def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None =
         )
     if packed.get("cause") is not None:
         error.__cause__ = unpack_error(packed["cause"], run_id, step)
+    elif packed["trace"]:
+        error.__cause__ = RemoteTraceback(packed["trace"])
     for note in packed.get("notes", ()):
         error.add_note(note)
     return error

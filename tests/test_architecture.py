@@ -43,6 +43,7 @@ PARTS: dict[str, str] = {
     "_kernel": "errors functions step status retry context run plan workflow events",
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks",
+    "temporal": ("errors status retry run plan step workflow events stores _wire _kernel _durable _engines"),
     "cli": "errors status stores workflow picture",
     "__main__": "",
     "testing": "errors status retry context run plan workflow events stores _kernel _durable _in_executor",

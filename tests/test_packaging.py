@@ -90,6 +90,7 @@ def test_metadata_offers_the_extras(metadata: Message) -> None:
         "pydantic",
         "instrumentation",
         "cli",
+        "temporal",
         "all",
     }
 

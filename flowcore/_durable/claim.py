@@ -41,7 +41,7 @@ from .outcomes import refusal, replay
 from .takeover import Takeover
 from .waiting import LocalRuns, adopt, outcome_of_owner, refuse_if_cancelled, taken_here
 
-__all__ = ["StoreClaims", "claim", "fingerprint_of"]
+__all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
 
 _RESENT: Final = 1 / 3
 """of a lease: for how long a claim is sent again to a store that does not answer"""
@@ -67,7 +67,7 @@ class StoreClaims:
         return adopt(run)
 
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
-        ledger, record = ledger_of(run), _record(run, finished)
+        ledger, record = ledger_of(run), record_of(run, finished)
         if ledger is not None:
             return (yield from checkpoints.finish(run, ledger, record))
         _, failure = yield from checkpoints.ask(run, "finish", ending(run, record, None))
@@ -243,7 +243,7 @@ def _canonical(values: dict[Any, Any], workflow: str) -> str:
     )
 
 
-def _record(run: RunState, finished: Run) -> RunRecord:
+def record_of(run: RunState, finished: Run) -> RunRecord:
     """The run as its store is to keep it; a durable one knows of single steps from its checkpoints."""
     record = RunRecord(
         run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, finished.status, finished.held

@@ -25,7 +25,7 @@ from ..workflow import Workflow, own_error
 from .checkpoints import parked
 from .ledger import ledger_of
 
-__all__ = ["Takeover", "left_to_callers", "restore", "take_over"]
+__all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "restore", "take_over"]
 
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
 _UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN})
@@ -144,7 +144,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         for node in crashed:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         step = safe_repr(held[0].name)
-        run.hold(_held(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'"))
+        run.hold(held_run(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'"))
     elif not undoing and ledger is not None:
         ledger.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
         for node in lacking:  # in case the run stops before they start again
@@ -197,13 +197,15 @@ def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
             continue
         missing = next((name for name in node.dependencies if name not in over), None)
         if missing is not None:
-            return _held(
+            return held_run(
                 run,
                 f"step {safe_repr(node.name)} is recorded, but not the end of step {safe_repr(missing)}, which it depends "
                 "on: the store has lost a part of the record",
             )
     if record.takeovers > run.settings.max_takeovers and record.decision is None:
-        return _held(run, f"its process crashed {record.takeovers} times without progress, {_last_seen(run, record)}")
+        return held_run(
+            run, f"its process crashed {record.takeovers} times without progress, {_last_seen(run, record)}"
+        )
     return None
 
 
@@ -272,7 +274,7 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
     due += [node for node in run.to_undo if node not in due]
     error = _first_error(record)
     run.undo_on(
-        own_error(run.workflow, error) if error is not None else _crash(run, crashed),
+        own_error(run.workflow, error) if error is not None else crash_of(run, crashed),
         record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],
         undone,
@@ -301,7 +303,7 @@ def _as_exception(error: BaseException | None, step: str) -> Exception:
     )
 
 
-def _crash(run: RunState, crashed: list[Node]) -> RunFailed:
+def crash_of(run: RunState, crashed: list[Node]) -> RunFailed:
     """What failed a run that did not fail by itself."""
     what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
     if not crashed:
@@ -311,7 +313,7 @@ def _crash(run: RunState, crashed: list[Node]) -> RunFailed:
     return RunFailed(why, run=run.run_id, step=crashed[0].name, error_type="crash", error_message=why)
 
 
-def _held(run: RunState, why: str) -> IdempotencyHeld:
+def held_run(run: RunState, why: str) -> IdempotencyHeld:
     """The error of a run that only an operator may resume, for the reason that its record keeps."""
     run.reason = why
     return IdempotencyHeld(

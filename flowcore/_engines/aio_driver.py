@@ -91,12 +91,13 @@ class AsyncDriver:
         cancels: int,
         pool: Workers,
         tasks: set[asyncio.Future[Any]],
+        program: Program[Any] | None = None,
     ) -> None:
         self.run = run
         self._cancels = cancels  # of the caller's task before this run
         self.loop = asyncio.get_running_loop()
         self._pool = pool
-        self._main = execute(run)
+        self._main: Program[Any] = execute(run) if program is None else program
         self.caller: asyncio.Task[Any] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._main_gate: Gate | None = None

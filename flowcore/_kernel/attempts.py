@@ -24,7 +24,7 @@ from ..status import Status
 from . import emit
 from .awaiting import awaited
 from .doubt import settle
-from .effects import AwaitAbandoned, Call, GivenUp, Outcome, Program, Sleep
+from .effects import AwaitAbandoned, Call, GivenUp, Outcome, Program, Sleep, WholeStep
 from .emit import EventScope, StepScope
 from .outcome import StepEnd
 
@@ -94,6 +94,9 @@ class Attempts:
     def program(self, first: FirstAttempt | None = None) -> Program[StepEnd]:
         """Make them. Whatever goes wrong in our own part, in an object that the user passed for one, fails the step: a run
         must neither hang nor end with its effects standing."""
+        if self.run.settings.whole_steps:
+            end: StepEnd = yield WholeStep(self.node, undo=self.undo)
+            return end
         try:
             return (yield from self._program(first))
         except Exception as error:  # noqa: BLE001 - see above

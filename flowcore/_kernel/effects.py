@@ -11,6 +11,7 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | Landing | waits for a call that was given up, at most `seconds` | its (value, error), or None |
 | Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
 | Ask | calls a verb of the store | (answer, None) or (None, error) |
+| WholeStep | has a step, or its undo, made elsewhere with all its attempts; where Settings.whole_steps | its StepEnd |
 | HELP | starts a helper program for this run, or wakes an idle one, if any is to be had | None |
 | Hand | lets a helper carry on with a node | None |
 | WAIT | waits until a program of this run yields RESUME | None |
@@ -51,6 +52,7 @@ __all__ = [
     "Sleep",
     "Stop",
     "Suspended",
+    "WholeStep",
     "as_call",
 ]
 
@@ -238,5 +240,15 @@ class Suspended:
         self.waiting = waiting
 
 
-Effect = Suspended | Call | Context | AwaitAbandoned | Sleep | Ask | Delegate | Stop | Signal
+class WholeStep:
+    """Make all attempts of the step `node`, or of its `undo`, elsewhere."""
+
+    __slots__ = ("node", "undo")
+
+    def __init__(self, node: Node, *, undo: bool) -> None:
+        self.node = node
+        self.undo = undo
+
+
+Effect = WholeStep | Suspended | Call | Context | AwaitAbandoned | Sleep | Ask | Delegate | Stop | Signal
 Program = Generator[Effect, Any, R]

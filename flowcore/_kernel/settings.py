@@ -30,6 +30,7 @@ class Settings:
     runs are whose; `owns` gets each run that has a lease, and keeps it renewed until the driver says that it is over.
     `namespace`: what step keys depend on (None: the store's). `store_patience`: seconds for which a run waits for a store
     that is unreachable. `max_takeovers`: a run that crashed more owners in a row is held.
+    `whole_steps`: the driver has each step made elsewhere, as a whole.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Settings:
         "store",
         "store_patience",
         "wall",
+        "whole_steps",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class Settings:
         owns: Callable[[RunState], None] | None = None,
         store_patience: float = 300.0,
         max_takeovers: int = 5,
+        whole_steps: bool = False,
         namespace: str | None = None,
     ) -> None:
         self.store = store
@@ -80,6 +83,7 @@ class Settings:
         self.owns = owns
         self.store_patience = store_patience
         self.max_takeovers = max_takeovers
+        self.whole_steps = whole_steps
         self.namespace = namespace_of(store) if namespace is None else namespace
         self.hooks = hooks
         self.observed = bool(hooks.wanted)  # whether any hook wants any event

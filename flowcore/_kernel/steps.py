@@ -18,14 +18,15 @@ from .ledger import Ledger
 from .outcome import StepEnd
 from .plain_steps import PlainSteps
 from .run_state import RunState
+from .undo import wait_for_abandoned
 
-__all__ = ["stopped", "work"]
+__all__ = ["ask_when", "run_whole_step", "stopped", "work"]
 
 
 def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
     """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with `node`."""
     hands_over = main and not run.settings.caller_shares
-    timeless, done = run.deadline is None, run.done
+    timeless, done = run.deadline is None and not run.settings.whole_steps, run.done
     ledger = run.ledger
     unheard = timeless and ledger is not None and not run.wanted  # only the store learns of the steps
     first = None if progress is None else progress.first
@@ -98,7 +99,7 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
     """All of a step that has limits, or may be skipped, or whose start must be saved first."""
     end = _overdue(run)
     if node.when is not None and node.name not in run.was_in_doubt and end is None:  # that one was wanted
-        end = (yield from _asked(run, node)) or _overdue(run)
+        end = (yield from ask_when(run, node)) or _overdue(run)
         if run.stopped and (end is None or end.error is None):
             return StepEnd(Status.PENDING)
     if end is not None:
@@ -113,6 +114,14 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
             return end
     scope = emit.step_started(run, node) if run.observed else None
     return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope)))
+
+
+def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
+    """All attempts of a step whose run is driven elsewhere, and all that hooks learn of it."""
+    scope = emit.step_started(run, node) if run.observed else None
+    end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))
+    yield from wait_for_abandoned(run)
+    return end
 
 
 def _began(run: RunState, ledger: Ledger, node: Node) -> Program[StepEnd | None]:
@@ -150,7 +159,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
         emit.step_skipped(run, node)
         after = run.skipped(node, freed)
     else:
-        if run.observed or end.attempts > 1:
+        if run.observed or end.attempts > 1 or end.scope is not None:
             end.report_to(run.report(node))
         if node.step.pivot:
             run.past_pivot = True
@@ -195,7 +204,7 @@ def stopped(run: RunState, first: bool) -> Program[None]:
     run.put_back()
 
 
-def _asked(run: RunState, node: Node) -> Program[StepEnd | None]:
+def ask_when(run: RunState, node: Node) -> Program[StepEnd | None]:
     """Ask the step's `when=`; answers None for go, or the StepEnd of a step that is skipped or whose predicate failed."""
     assert node.when is not None  # noqa: S101 - the caller has looked
     ctx, asynchronous = Context(run, node), is_async(node.when)

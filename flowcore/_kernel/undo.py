@@ -11,12 +11,12 @@ from ..plan import Node
 from ..status import Status
 from . import emit
 from .attempts import Attempts
-from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program
+from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program, WholeStep
 from .inline import FirstAttempt
 from .outcome import StepEnd
 from .run_state import RunState
 
-__all__ = ["collect_landed", "late", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
+__all__ = ["collect_landed", "late", "run_whole_undo", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
 
 
 _UNDONE: Final = StepEnd(Status.SUCCESS, None, None, 1)
@@ -105,6 +105,8 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     if run.undo_stopped:
         why = f"the undo of step {safe_repr(node.name)} was not started."
         end = StepEnd(Status.FAILURE, None, UndoInterrupted(why))
+    elif run.settings.whole_steps:
+        end = yield WholeStep(node, undo=True)
     elif scope is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
         # Nothing observes it and no clock is needed: its first attempt, as a plain step's, is a call and no more.
         ctx = AttemptContext(run, node, 1, None, undo=True)
@@ -124,6 +126,22 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     _note_undo(run, node, end)
     if run.ledger is not None:
         yield from run.ledger.undone(run, node)
+
+
+def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Program[StepEnd]:
+    """All attempts of an undo whose run is driven elsewhere, the `order`-th of that run, and all that hooks learn of it.
+    `trigger`: the step that failed the run."""
+    undo = node.compensation
+    assert undo is not None  # noqa: S101 - only nodes with an undo get here
+    allowed = undo.retry.attempts if undo.retry else 1
+    scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
+    end = yield from Attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True).program()
+    if end.error is not None:
+        _as_failure(node, end)
+    if scope is not None:
+        emit.undo_finished(run, node, scope, order, trigger, end)
+        end.scope = scope
+    return end
 
 
 def _as_failure(node: Node, end: StepEnd) -> None:

@@ -204,7 +204,7 @@ class Encoding:
         text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
             field = STEP + name
-            result = self._dumped(step.result, types.get(field, Any), "the result of step", name, run_id, field)
+            result = self.dumped(step.result, types.get(field, Any), "the result of step", name, run_id, field)
             text += f',"result":{quoted(result)}'
         if step.effect:
             text += ',"effect":true'
@@ -242,14 +242,14 @@ class Encoding:
         if write.deleted:
             return f"{write.seq} {{}}"
         field = WRITE + key
-        value = self._dumped(write.value, types.get(field, Any), "the value of", key, run_id, field)
+        value = self.dumped(write.value, types.get(field, Any), "the value of", key, run_id, field)
         return f'{write.seq} {{"value":{quoted(value)}}}'
 
     def encode_values(self, values: Mapping[Any, Any], run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of the context's initial values."""
         text = _json_text(
             {
-                _string_key(key, run_id): self._dumped(
+                _string_key(key, run_id): self.dumped(
                     value, types.get(WRITE + key, Any), "the initial value of", key, run_id, f"{INITIAL}{key}"
                 )
                 for key, value in values.items()
@@ -264,14 +264,15 @@ class Encoding:
 
     def copied(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> Any:
         """A value as it would be read back."""
-        text = self._dumped(value, annotation, what, name, run_id, name)
+        text = self.dumped(value, annotation, what, name, run_id, name)
         return self.sealing.loads(text, annotation, run_id, name)
 
     def _own(self, text: str, run_id: str, field: str) -> str:
         """JSON of flowcore's own that may have something of the user's in it."""
         return self.sealing.seal(text, run_id, field) if self._hides else text
 
-    def _dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str, field: str) -> str:
+    def dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str, field: str) -> str:
+        """The codec's text of a value. `what` and `name` say which one it is, should it be one that cannot be stored."""
         try:
             text = self.sealing.dumps(value, annotation, run_id, field)
         except NotSerializable as error:

@@ -1,0 +1,353 @@
+"""The activity of one step, undo or question: the asyncio driver runs the kernel's programs for it, in a worker.
+
+A worker that dies is told from a step that fails: Temporal gives the activity to another worker, and its second attempt finds a
+step in doubt. What `verify=` and `on_crash=` say of it is decided here, as a takeover decides it elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError
+
+from .._durable.claim import StoreClaims
+from .._durable.ledger import Ledger
+from .._engines.aio_driver import AsyncDriver
+from .._engines.workers import Workers
+from .._kernel.doubt import ask_verify
+from .._kernel.effects import Program, Stop
+from .._kernel.ledger import Errors
+from .._kernel.outcome import StepEnd
+from .._kernel.run_state import RunState
+from .._kernel.settings import Settings
+from .._kernel.steps import ask_when, run_whole_step
+from .._kernel.undo import run_whole_undo
+from .._wire import pack_error, unpack_error
+from ..errors import NotSerializable, StepCancelled, safe_repr, safe_str
+from ..events import Hooks
+from ..plan import Node
+from ..retry import some_random
+from ..run import StepReport
+from ..status import Status
+from ..step import Landed
+from ..stores.decoding import STEP, WRITE
+from ..stores.encoding import Encoding
+from .flow import FlowcoreWorkflow, definition_of
+from .wire import StepInput, StepOutput
+
+__all__ = ["Steps"]
+
+_BEATS: Final = 3
+"""heartbeats in the time of a lease"""
+_FETCH: Final = 30.0
+"""seconds for a result that did not come along"""
+
+
+class _Unclear(Exception):
+    """`verify=` could not tell: the activity is attempted again, and asks once more."""
+
+
+class _Decided(Exception):
+    """`on_crash=` has decided: undo or hold."""
+
+
+class _Worker:
+    """What stands for the store in a step's process: Temporal has the record."""
+
+    name = "temporal"
+    durable = True
+    blocks = False
+
+
+class _StepLedger(Ledger):
+    """What the run is to know of a step that another process runs: its writes, what it changes in place, its carrier. Attempts
+    that failed are told with the heartbeat, so that they count if this worker dies."""
+
+    def __init__(self, failed: Callable[[StepEnd, float], None]) -> None:
+        super().__init__()
+        self._failed = failed
+
+    def began(self, run: RunState, node: Node, attempt: int, errors: Errors) -> Program[bool]:
+        yield from ()
+        return not run.stopped
+
+    def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
+        yield from ()
+        self._failed(end, run.settings.wall() + delay)
+
+    def may_continue(self, run: RunState) -> Program[bool]:
+        yield from ()
+        return not run.relinquished
+
+    def take_writes(self, run: RunState, node: Node) -> Mapping[Any, Any]:
+        """What the step has written, and changed in place."""
+        with run.lock:
+            self._note_changes(run, node)
+            return self.writes.pop(node.name, {})
+
+
+class _StepClaims(StoreClaims):
+    def __init__(self, failed: Callable[[StepEnd, float], None]) -> None:
+        super().__init__()
+        self._failed = failed
+
+    def open(self) -> Ledger:
+        return _StepLedger(self._failed)
+
+
+class _Results(dict[str, Any]):
+    """Results of other steps. Those that did not come along are fetched, once, when a step on a thread asks for one."""
+
+    def __init__(self, known: Mapping[str, Any], more: Iterable[str], fetch: Callable[[str], Any]) -> None:
+        super().__init__(known)
+        self._more = set(more)
+        self._fetch = fetch
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key in self._more:
+            self[key] = self._fetch(key)
+            self._more.discard(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._more or super().__contains__(key)
+
+
+class Steps:
+    """The activities of one worker. `pool`: threads for sync steps."""
+
+    def __init__(self, client: Client, hooks: Hooks, encoding: Encoding, pool: Workers) -> None:
+        self._client = client
+        self._hooks = hooks
+        self._encoding = encoding
+        self._pool = pool
+        self._tasks: set[asyncio.Future[Any]] = set()  # what completes late outlives its activity
+
+    async def perform(self, args: Sequence[RawValue]) -> StepOutput:
+        """Perform one activity. What fails is raised as well, so that Temporal shows it."""
+        sent = cast("StepInput", activity.payload_converter().from_payload(args[0].payload, dict))
+        call = _Activity(sent, self._client, self._hooks, self._encoding)
+        output = await call.perform(self._pool, self._tasks)
+        if sent["kind"] in {"when", "verify"} or output["status"] == Status.SUCCESS:
+            return output
+        error = output.get("error") or {"type": output["status"], "message": output.get("reason", "")}
+        raise ApplicationError(error["message"], output, type=error["type"], non_retryable=True)
+
+
+class _Activity:
+    """One activity: the part of a run that comes to this process."""
+
+    def __init__(self, sent: StepInput, client: Client, hooks: Hooks, encoding: Encoding) -> None:
+        self._sent, self._client, self._encoding = sent, client, encoding
+        info = self._info = activity.info()
+        known: dict[str, Any] = info.heartbeat_details[0] if info.heartbeat_details else {}
+        self._beat: dict[str, Any] = {name: known[name] for name in ("failed", "errors", "retry_at") if name in known}
+        self._in_doubt = info.attempt > 1 and not known.get("unbegun")
+        self._lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
+        self._loop = asyncio.get_running_loop()
+        definition = definition_of(info.task_queue, sent["workflow"])
+        plan = definition.freeze()
+        settings = Settings(
+            store=_Worker(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            claims=_StepClaims(self._attempt_failed),
+            hooks=hooks,
+            grace=sent["grace"],
+            parallel=1,
+            runs_async=True,
+            caller_shares=False,
+            clock=time.monotonic,
+            wall=time.time,
+            random=some_random,
+            new_id=lambda: sent["run_id"],
+            lease=self._lease,
+            namespace=sent["namespace"],
+        )
+        run = self._run = RunState(settings, definition, plan, None, contextvars.copy_context())
+        self._node = plan.by_name[sent["step"]]
+        self._types = plan.types
+        run.key, run.run_id, run.generation = sent["key"], sent["run_id"], sent["generation"]
+        run.fence = sent["fence"] + info.attempt - 1
+        run.carrier = sent["carrier"]
+        run.values = {key: self._loaded(WRITE + key, text) for key, text in sent["values"].items()}
+        known_results = {name: self._loaded(STEP + name, text) for name, text in sent["results"].items()}
+        run.results = _Results(known_results, sent["more"], self._fetch)
+        run.reports = {name: StepReport(Status(status)) for name, status in sent["reports"].items()}
+        run.failed_step = sent["failed_step"]
+        run.error = None if sent["error"] is None else unpack_error(sent["error"], run.run_id, run.failed_step)
+        now, wall = time.monotonic(), time.time()
+        if run.ledger is not None:
+            run.ledger.epoch = wall - now
+        if sent["deadline"] is not None:
+            run.deadline = now + sent["deadline"] - wall
+        run.ready_at[self._node.index] = now - max(0.0, wall - sent["ready_at"])
+        if self._beat.get("failed"):
+            errors = tuple((kind, message) for kind, message in self._beat["errors"])
+            report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=self._beat["retry_at"])
+            run.tried = {self._node.name: report}
+
+    def _loaded(self, field: str, text: str) -> Any:
+        return self._encoding.sealing.loads(text, self._types.get(field, Any), self._sent["run_id"], field)
+
+    def _fetch(self, name: str) -> Any:
+        """A result that did not come along. On a thread only: a step that is async gets all results."""
+        info = self._info
+        handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+        asked = handle.query(FlowcoreWorkflow.results, [name])
+        found = asyncio.run_coroutine_threadsafe(asked, self._loop).result(_FETCH)
+        return self._loaded(STEP + name, found[name])
+
+    # -- performing it -------------------------------------------------------------------------------------------------
+
+    async def perform(self, pool: Workers, tasks: set[asyncio.Future[Any]]) -> StepOutput:
+        sent, run, node = self._sent, self._run, self._node
+        if self._info.attempt > 1 + sent["max_takeovers"] and self._in_doubt:
+            what = "the undo of step" if sent["kind"] == "undo" else "step"
+            return self._held(f"its worker crashed {self._info.attempt - 1} times in {what} {safe_repr(node.name)}")
+        driver = AsyncDriver(run, 0, pool, tasks, self._program())
+        driving = asyncio.create_task(driver.run_here())
+        heart = asyncio.create_task(self._beat_often())
+        try:
+            while not driving.done():
+                try:
+                    await asyncio.wait([driving])
+                except asyncio.CancelledError:
+                    await self._cancelled(driver)
+        finally:
+            heart.cancel()
+        driving.result()
+        if isinstance(driver.error, _Decided):
+            decision = str(driver.error)
+            if decision == "hold":
+                return self._held(
+                    f"it was interrupted while step {safe_repr(node.name)} was in flight, which has on_crash='hold'"
+                )
+            return {"status": str(Status.FAILURE), "attempts": 1, "decision": decision, "in_doubt": True}
+        if driver.result is None and driver.error is not None:
+            if isinstance(driver.error, _Unclear):
+                raise ApplicationError(str(driver.error), type="Unclear") from driver.error.__cause__
+            raise driver.error
+        end = cast("StepEnd", cast("object", driver.result))
+        if run.parked and end.status in {Status.PENDING, Status.CANCELLED}:
+            if end.status is Status.PENDING:  # its next attempt is its first
+                activity.heartbeat({**self._beat, "unbegun": True})
+            raise ApplicationError(
+                f"step {safe_repr(node.name)} was left: {safe_str(run.leaving or run.error or Exception())}"
+            )
+        return self._output(end)
+
+    def _held(self, reason: str) -> StepOutput:
+        return {
+            "status": str(Status.CANCELLED),
+            "attempts": 1,
+            "decision": "hold",
+            "reason": reason,
+            "in_doubt": True,
+            "error": pack_error(StepCancelled(f"{reason}.")),
+        }
+
+    def _program(self) -> Program[Any]:
+        """What the activity does."""
+        sent, run, node = self._sent, self._run, self._node
+        if sent["kind"] == "undo":
+            return (yield from run_whole_undo(run, node, sent["order"], sent["failed_step"] or "cancelled"))
+        if sent["kind"] == "when":
+            return (yield from ask_when(run, node)) or StepEnd(Status.SUCCESS)
+        if sent["kind"] == "verify":
+            answer, unclear = yield from ask_verify(run, node)
+            end = StepEnd(Status.SUCCESS if unclear is None else Status.FAILURE, answer, unclear)
+            return end
+        if self._in_doubt:
+            answer, unclear = (None, None) if node.step.verify is None else (yield from ask_verify(run, node))
+            if unclear is not None:
+                raise _Unclear(str(unclear)) from unclear
+            if isinstance(answer, Landed):
+                return StepEnd(Status.SUCCESS, answer.result, None, len(self._beat.get("errors", ())) + 1)
+            if answer is None:
+                if node.step.on_crash != "retry":
+                    raise _Decided(node.step.on_crash)
+                run.was_in_doubt = frozenset({node.name})
+        return (yield from run_whole_step(run, node))
+
+    def _attempt_failed(self, end: StepEnd, retry_at: float) -> None:
+        self._beat = {"failed": len(end.errors), "errors": [list(error) for error in end.errors], "retry_at": retry_at}
+        activity.heartbeat(self._beat)
+
+    async def _beat_often(self) -> None:
+        while True:
+            activity.heartbeat(self._beat)
+            await asyncio.sleep(self._lease / _BEATS)
+
+    async def _cancelled(self, driver: AsyncDriver) -> None:
+        """The activity is cancelled: by its run, or because this worker stops. An undo is not."""
+        details = activity.cancellation_details()
+        what = f"step {safe_repr(self._node.name)}"
+        if details is not None and details.worker_shutdown:
+            driver.hand_over(StepCancelled(f"{what} is left to another worker: this one stops."))
+        elif self._sent["kind"] == "do":
+            info = self._info
+            handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+            try:
+                stops = await handle.query(FlowcoreWorkflow.stopping) == "stop"
+            except Exception:  # noqa: BLE001 - the server is away: it has asked for the cancellation all the same
+                stops = False
+            if stops:
+                self._run.fail(StepCancelled(f"{what} makes no further attempt."), self._node.name)
+                driver.stop(Stop(cancel=False))
+            else:
+                driver.cancel(StepCancelled(f"{what} was cancelled."))
+
+    # -- what the run is to know of it ---------------------------------------------------------------------------------
+
+    def _output(self, end: StepEnd) -> StepOutput:
+        run, node, kind = self._run, self._node, self._sent["kind"]
+        run.finished = end.status  # what completes later than this is only reported
+        output: StepOutput = {
+            "status": str(end.status),
+            "attempts": end.attempts,
+            "errors": list(end.errors),
+            "fence": run.fence,
+            "in_doubt": node.name in run.was_in_doubt,
+        }
+        if end.error is not None:
+            output["error"] = pack_error(end.error)
+        if end.scope is not None:
+            scope, epoch = end.scope, time.time() - time.monotonic()
+            output["times"] = (scope.at + epoch, scope.waited, max(0.0, scope.ran), scope.backoff)
+        ledger = run.ledger
+        if isinstance(ledger, _StepLedger) and node.name in ledger.carriers:
+            output["carrier"] = ledger.carriers[node.name]
+        if kind == "when":
+            output["answer"] = end.status is Status.SUCCESS
+        value: Any = end.value
+        has_value = end.status is Status.SUCCESS and kind == "do"
+        if kind == "verify" and end.error is None:
+            output["answer"] = None if value is None else "not landed"
+            if isinstance(value, Landed):
+                output["answer"], value, has_value = "landed", value.result, True
+        report = run.reports.get(node.name)
+        if report is not None and report.completed_late is not None:
+            output["late"] = str(report.completed_late)
+            value, has_value = run.results.get(node.name), report.completed_late is Status.SUCCESS
+        try:
+            if isinstance(ledger, _StepLedger):
+                output["writes"] = {
+                    key: None if write.deleted else self._text(WRITE + key, write.value, "the value of", key)
+                    for key, write in ledger.take_writes(run, node).items()
+                }
+            if has_value:
+                output["value"] = self._text(STEP + node.name, value, "the result of step", node.name)
+        except NotSerializable as error:  # what it did stands, and is undone
+            output["status"], output["error"] = str(Status.FAILURE), pack_error(error)
+            output["in_doubt"], output["writes"] = True, {}
+        return output
+
+    def _text(self, field: str, value: object, what: str, name: str) -> str:
+        return self._encoding.dumped(value, self._types.get(field, Any), what, name, self._run.run_id, field)

@@ -1,0 +1,402 @@
+"""The driver that performs the programs' effects in a Temporal workflow: a step or an undo is one activity.
+
+Temporal replays this code to rebuild a run, so each of its awaits and commands depends on the run's history alone: the clock
+is the workflow's, and what is ready starts in the kernel's order. A change of the order of commands breaks runs in flight:
+recorded histories are replayed by the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+
+from .._durable.claim import record_of
+from .._durable.endings import ending
+from .._durable.takeover import Takeover, crash_of, held_run
+from .._kernel.effects import (
+    REQUEST_WORKER,
+    RESUME,
+    WAIT,
+    Ask,
+    Call,
+    Delegate,
+    Outcome,
+    Program,
+    Sleep,
+    Stop,
+    WholeStep,
+)
+from .._kernel.emit import StepScope
+from .._kernel.ledger import Ledger
+from .._kernel.outcome import StepEnd
+from .._kernel.run import execute, helper
+from .._kernel.run_state import RunState
+from .._kernel.settings import Settings
+from .._wire import pack_error, unpack_error
+from ..errors import FlowcoreError, StepCancelled, safe_repr
+from ..events import Hooks
+from ..plan import Node
+from ..run import Run, StepReport
+from ..status import Status
+from ..step import Landed, NotLanded
+from ..stores.base import RunRecord
+from ..workflow import Workflow
+from .wire import Request, StepInput, StepOutput
+
+__all__ = ["WorkflowDriver", "generation_of"]
+
+_NO_LIMIT: Final = timedelta(days=3650)
+"""what limits a step is its own timeout; what tells that its worker is dead is its heartbeat"""
+_AFTER_A_CRASH: Final = 0.1
+"""of a lease: how long after a worker's death its step is given to another one"""
+_ASKED: Final = 30.0
+"""seconds for `when=`, which has no limit of its own, until another worker is asked"""
+
+
+def generation_of(first_run_id: str) -> int:
+    """What step keys have of the execution that began a run: another number after a failed run."""
+    return int(first_run_id.replace("-", "")[:13], 16)
+
+
+class _NoStore:
+    """Temporal itself keeps what a store would."""
+
+    name = "temporal"
+    durable = False
+    blocks = False
+
+
+class _Granted:
+    """The claim was made when the execution was started, and its end is the workflow's result. See
+    flowcore._kernel.ledger.Claims."""
+
+    def __init__(self, driver: WorkflowDriver) -> None:
+        self._driver = driver
+
+    def open(self) -> Ledger:
+        raise AssertionError
+
+    def claim(self, run: RunState) -> Program[Run | Takeover | None]:
+        yield from ()
+        run.claimed = True
+        return self._driver.begin()
+
+    def adopt(self, run: RunState) -> Program[Run | None]:
+        yield from ()
+        return None
+
+    def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
+        yield from ()
+        self._driver.finish(finished)
+        return None
+
+
+class WorkflowDriver:
+    """Drives the programs of one run. `record`: what the execution began with; later, how the run ended."""
+
+    def __init__(self, definition: Workflow[Any], request: Request, record: RunRecord) -> None:
+        self._request = request
+        self._earlier = record if request["resumed"] else None
+        self.record = record
+        self.retry_in: float | None = None
+        """seconds until a run that is parked or incomplete is to be resumed; None: once that is decided on"""
+        settings = Settings(
+            store=_NoStore(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            claims=_Granted(self),
+            hooks=Hooks(),
+            grace=request["grace"],
+            parallel=request["parallel"],
+            runs_async=True,
+            caller_shares=True,
+            clock=workflow.time,
+            wall=workflow.time,
+            random=workflow.random().random,
+            new_id=lambda: record.run_id,
+            lease=request["lease"],
+            max_takeovers=request["max_takeovers"],
+            whole_steps=True,
+            namespace="",
+        )
+        run = self.run = RunState(settings, definition, definition.freeze(), None, contextvars.copy_context())
+        run.key, run.run_id, run.fence = record.key, record.run_id, request["fence"]
+        run.fingerprint, run.carrier = record.fingerprint, record.carrier
+        run.values = dict(record.values)
+        self._carriers = {name: dict(carrier) for name, carrier in record.carriers.items()}
+        self._generation = generation_of(workflow.info().first_execution_run_id)
+        self._main = execute(run)
+        self._main_waits = self._main_due = False
+        self._over = asyncio.Event()
+        self.raised: BaseException | None = None
+        """what the caller of the run gets to see"""
+        self._failure: BaseException | None = None
+        self._steps: dict[workflow.ActivityHandle[StepOutput], Node] = {}  # in flight; undos are not among them
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def drive(self) -> None:
+        """Drive the run to its end. A cancellation of the execution cancels the run, whose undos it does not reach."""
+        self._advance(self._main, None)
+        while not self._over.is_set():
+            try:
+                await self._over.wait()
+            except asyncio.CancelledError:
+                self.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    def cancel(self) -> None:
+        """Cancel the run."""
+        what = f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)}"
+        if self.run.interrupt(StepCancelled(f"{what} was cancelled.")):
+            self._stop(Stop(cancel=True))
+
+    @property
+    def stopping(self) -> str:
+        """How steps in flight are to end: cancelled, without a further attempt, or as they do."""
+        return "cancel" if self.run.interrupted else "stop" if self.run.stopped else ""
+
+    # -- the claim and the end -----------------------------------------------------------------------------------------
+
+    def begin(self) -> Takeover | None:
+        """The run is ours; what an execution before this one left is taken over."""
+        run = self.run
+        if self.record.deadline is not None:
+            run.allowed = self.record.deadline
+            run.deadline = self._request["wall"] + run.allowed
+        return None if self._earlier is None else Takeover(self._earlier)
+
+    def finish(self, finished: Run) -> None:
+        """Note how the run ended."""
+        run = self.run
+        record = record_of(run, finished)
+        record.carriers, record.deadline = self._carriers, run.allowed
+        record.started, record.finished, record.fence = self._request["wall"], workflow.time(), run.fence
+        ended = ending(run, record, None)
+        if not record.held and record.status in {Status.PARKED, Status.INCOMPLETE} and ended.retry_in < float("inf"):
+            self.retry_in = ended.retry_in
+        self.record = record
+
+    def snapshot(self) -> RunRecord:
+        """The run's record as it stands."""
+        run = self.run
+        if self._over.is_set():
+            return self.record
+        record = RunRecord(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph)
+        record.results, record.values, record.steps = dict(run.results), dict(run.values), dict(run.reports)
+        for node in self._steps.values():
+            record.steps = {**record.steps, node.name: StepReport(Status.RUNNING, 1)}
+        record.undoing, record.failed_step, record.error = run.failing, run.failed_step, run.error
+        record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, run.allowed
+        record.started, record.fence = self._request["wall"], run.fence
+        return record
+
+    # -- performing effects --------------------------------------------------------------------------------------------
+
+    def _advance(self, program: Program[Any], answer: Any) -> None:
+        """Resume `program` and perform what it asks, until it waits or ends."""
+        while True:
+            try:
+                effect = program.send(answer)
+            except StopIteration as stop:
+                if program is self._main:
+                    self.raised = stop.value.error
+                    self._over.set()
+                return
+            except BaseException as error:  # noqa: BLE001 - a defect: the workflow task fails, and is tried again
+                self._failure = error
+                self._over.set()
+                return
+            answer = None
+            if type(effect) is WholeStep:
+                self._spawn(self._whole_step(program, effect))
+                return
+            if type(effect) is Call:
+                self._spawn(self._question(program, effect))
+                return
+            if type(effect) is Sleep:
+                self._spawn(self._sleep(program, effect))
+                return
+            if type(effect) is Ask:
+                answer = None, FlowcoreError(f"a run on Temporal has no store to {effect.verb}.")
+            elif effect is WAIT:
+                if not self._main_due:
+                    self._main_waits = True
+                    return
+                self._main_due = False
+            elif effect is RESUME:
+                self._main_due = not self._main_waits
+                if self._main_waits:
+                    self._main_waits = False
+                    self._spawn(self._later(self._main))
+            elif effect is REQUEST_WORKER:
+                self._spawn(self._later(helper(self.run)))
+            elif type(effect) is Delegate:
+                self._spawn(self._later(helper(self.run, effect.node)))
+            elif type(effect) is Stop:
+                self._stop(effect)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)  # the loop holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+
+    async def _later(self, program: Program[Any]) -> None:
+        self._advance(program, None)
+
+    async def _sleep(self, program: Program[Any], sleep: Sleep) -> None:
+        await workflow.sleep(sleep.seconds)
+        self._advance(program, None)
+
+    def _stop(self, stop: Stop) -> None:
+        """Steps in flight are told by their cancellation, and ask whether they are cancelled or make no further attempt."""
+        for handle, node in self._steps.items():
+            if stop.cancel or node.max_attempts > 1:
+                handle.cancel()
+
+    # -- activities ----------------------------------------------------------------------------------------------------
+
+    async def _whole_step(self, program: Program[Any], effect: WholeStep) -> None:
+        run, node, undo = self.run, effect.node, effect.undo
+        if run.interrupted and not undo:
+            self._advance(program, StepEnd(Status.PENDING))
+            return
+        output = await self._activity(node, "undo" if undo else "do", lease=self._request["lease"])
+        self._advance(program, self._end(node, output, undo=undo))
+
+    async def _activity(
+        self, node: Node, kind: str, *, lease: float | None = None, limit: float | None = None
+    ) -> StepOutput:
+        run = self.run
+        name = f"{run.workflow.name}.{node.name}" + ("" if kind == "do" else f".{kind}")
+        retry = RetryPolicy(
+            initial_interval=timedelta(seconds=self._request["lease"] * _AFTER_A_CRASH), backoff_coefficient=1
+        )
+        handle: workflow.ActivityHandle[StepOutput] = workflow.start_activity(
+            name,
+            self._input(node, kind, limit),
+            start_to_close_timeout=_NO_LIMIT if lease is not None else timedelta(seconds=limit or _ASKED),
+            heartbeat_timeout=None if lease is None else timedelta(seconds=lease),
+            retry_policy=retry,  # of crashes: what a step raises is no failure of its activity to be repeated
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        )
+        if kind == "do":
+            self._steps[handle] = node
+        try:
+            output = await handle
+        except ActivityError as error:
+            output = _output_of(error, node)
+        except asyncio.CancelledError:
+            if not handle.cancelled():  # Temporal takes the run out of this worker's memory
+                raise
+            output = _never_began(node)  # it was cancelled in the moment in which it was to be scheduled
+        finally:
+            self._steps.pop(handle, None)
+        run.fence = max(run.fence, output.get("fence", 0))
+        for key, text in output.get("writes", {}).items():
+            if text is None:
+                run.values.pop(key, None)
+            else:
+                run.values[key] = text
+        return output
+
+    def _input(self, node: Node, kind: str, limit: float | None) -> StepInput:
+        run, now = self.run, workflow.time()
+        undo = kind == "undo"
+        visible = [name for name in run.results if undo or run.plan.precedes(name, node)]
+        if not (node.undo_is_async if undo else node.is_async) and kind in {"do", "undo"}:
+            along = {node.name, *node.dependencies}  # a thread can wait for the others, should the step ask for them
+        else:
+            along = set(visible)
+        return {
+            "workflow": run.workflow.name,
+            "step": node.name,
+            "kind": kind,
+            "run_id": run.run_id,
+            "key": run.stored_key,
+            "generation": self._generation,
+            "namespace": self._request["namespace"],
+            "fence": run.fence,
+            "values": run.values,
+            "results": {name: run.results[name] for name in run.results if name in along},
+            "more": [name for name in visible if name not in along],
+            "reports": {name: str(report.status) for name, report in run.reports.items() if name not in run.results},
+            "deadline": run.deadline,
+            "ready_at": now,
+            "wall": self._request["wall"],
+            "grace": self._request["grace"],
+            "max_takeovers": self._request["max_takeovers"],
+            "timeout": limit,
+            "error": None if run.error is None or not undo else pack_error(run.error),
+            "failed_step": run.failed_step,
+            "order": run.undo_order,
+            "carrier": dict(run.carrier),
+            "carriers": {
+                name: self._carriers[name] for name in (*node.dependencies, node.name) if name in self._carriers
+            },
+        }
+
+    def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:
+        """What the kernel is to know of a step or undo that has ended."""
+        run, error = self.run, output.get("error")
+        failure = None if error is None else unpack_error(error, run.run_id, node.name)
+        end = StepEnd(Status(output["status"]), output.get("value"), failure, output["attempts"])
+        end.errors = tuple((kind, message) for kind, message in output.get("errors", ()))
+        if "times" in output:
+            at, waited, ran, backoff = output["times"]
+            end.scope = StepScope(at, run.context, waited)
+            end.scope.ended, end.scope.backoff, end.scope.epoch = at + ran + backoff, backoff, 0.0
+        if not undo and "carrier" in output:
+            self._carriers[node.name] = output["carrier"]
+        if output.get("in_doubt") and not undo:
+            run.was_in_doubt |= {node.name}
+        late = output.get("late")
+        if late is not None:
+            run.report(node).completed_late = Status(late)
+            if late == Status.SUCCESS and "value" in output:
+                run.results.setdefault(node.name, output["value"])
+        decision = output.get("decision")
+        if decision == "undo":
+            end.error = crash_of(run, [node])
+        elif decision == "hold":
+            run.hold(held_run(run, output.get("reason", "")))
+            end.error = end.error or StepCancelled(f"step {safe_repr(node.name)} was interrupted: its run is held.")
+        return end
+
+    async def _question(self, program: Program[Any], call: Call) -> None:
+        """Ask a step's `when=` or `verify=`."""
+        verifies = call.fn is call.node.step.verify
+        output = await self._activity(call.node, "verify" if verifies else "when", limit=call.timeout)
+        answer: Outcome
+        error = output.get("error")
+        if error is not None:
+            answer = None, unpack_error(error, self.run.run_id, call.node.name)
+        elif not verifies:
+            answer = bool(output.get("answer")), None
+        elif output.get("answer") == "landed":
+            answer = Landed(output.get("value")), None
+        else:
+            answer = (None if output.get("answer") is None else NotLanded), None
+        self._advance(program, answer)
+
+
+def _output_of(error: ActivityError, node: Node) -> StepOutput:
+    """How an activity ended that has failed: as it said itself, or as Temporal says."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.details:
+        output: StepOutput = cause.details[0]
+        return output
+    if isinstance(cause, CancelledError):
+        return _never_began(node)
+    what = f"the activity of step {safe_repr(node.name)} failed ({type(cause).__name__}: {cause})."
+    return {"status": str(Status.FAILURE), "attempts": 1, "error": pack_error(FlowcoreError(what)), "in_doubt": True}
+
+
+def _never_began(node: Node) -> StepOutput:
+    cancelled = StepCancelled(f"step {safe_repr(node.name)} was cancelled before it began.")
+    return {"status": str(Status.CANCELLED), "attempts": 0, "error": pack_error(cancelled)}

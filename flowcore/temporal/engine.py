@@ -1,0 +1,252 @@
+"""`TemporalEngine`: starts runs on Temporal, and waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar
+
+from temporalio.client import Client
+
+from .._durable.claim import claim
+from .._engines.aio_handles import AsyncRunFuture
+from .._engines.base import EngineBase, I, outcome
+from .._engines.batches import completed_on_loop, key_of, whole_or
+from .._engines.in_context import is_process_stopping
+from .._kernel import emit
+from .._kernel.effects import Ask, Program, Sleep
+from .._kernel.run_state import RunState
+from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreError, safe_repr
+from ..events import Hook
+from ..retry import Duration, seconds
+from ..run import Run
+from ..status import Status
+from ..stores.base import RunRecord
+from ..stores.codec import Codec
+from ..workflow import Key, Workflow, own_error
+from .store import Awaited, TemporalStore
+
+__all__ = ["TemporalEngine"]
+
+T = TypeVar("T")
+_MOST_STEPS: Final = 5_000
+"""steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo makes about ten"""
+_CONCURRENCY: Final = 100
+"""runs of a `map` in flight, unless it says otherwise"""
+
+
+class TemporalEngine(EngineBase):
+    """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task queue.
+
+    `run` and its like are those of AsyncEngine, for one event loop: the client's. A run goes on without this process: the
+    engine starts it, waits, and tells its hooks of the run; workers tell theirs of the steps. Keys are ids of Temporal
+    workflows, with `prefix` in front. `lease`: seconds after which a step whose worker is silent is given to another one.
+    `grace` and `max_takeovers` are those of an engine, and hold in the workers. `codec`: as of a store.
+
+    A workflow that cannot run on Temporal is refused when it is started.
+    """
+
+    store: TemporalStore  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        task_queue: str,
+        hooks: Iterable[Hook] = (),
+        lease: Duration = 30.0,
+        grace: Duration = 5.0,
+        max_takeovers: int = 5,
+        store_patience: Duration = 300.0,
+        prefix: str = "flowcore:",
+        codec: Codec | None = None,
+    ) -> None:
+        store = TemporalStore(
+            client,
+            task_queue,
+            prefix=prefix,
+            codec=codec,
+            lease=seconds(lease, "lease="),
+            grace=seconds(grace, "grace="),
+            max_takeovers=max_takeovers,
+        )
+        super().__init__(
+            store, hooks, None, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
+        )
+        self._waiting: set[asyncio.Task[Run]] = set()
+
+    async def run(
+        self,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: Key | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        once: bool = False,
+        check: bool = True,
+    ) -> Run:
+        """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
+
+        Cancelling the task that awaits this cancels the run: what was done is undone, and CancelledError is raised again; a
+        second cancellation does not wait for that. A process that stops leaves its runs to the workers.
+        """
+        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        return await self._followed(run, None, check=check)
+
+    def submit(
+        self,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: Key | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        once: bool = False,
+        check: bool = True,
+        propagation: Literal["link", "child"] = "link",
+    ) -> AsyncRunFuture:
+        """Start a run, and wait for it in a task of its own: as `AsyncEngine.submit`. `await future.recorded()` waits until
+        Temporal has the run."""
+        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        self._tell_submitted(run, propagation)
+        loop = asyncio.get_running_loop()
+        futures: list[AsyncRunFuture] = []
+        task = loop.create_task(self._submitted(run, futures, check=check))
+        futures.append(AsyncRunFuture(run, task, loop))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+        return futures[0]
+
+    async def _submitted(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
+        return await self._followed(run, futures[0].claimed, check=check)
+
+    def map(
+        self,
+        workflow: Workflow[I],
+        items: Iterable[T],
+        *,
+        values: Callable[[T], I | Mapping[str, Any]] | None = None,
+        key: Callable[[T], Key | None] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        check: bool = False,
+    ) -> AsyncGenerator[Run, None]:
+        """A run for each item, as an iterator of their Runs: as `AsyncEngine.map`; `concurrency` is 100 by default."""
+
+        def submit(item: T) -> AsyncRunFuture:
+            made: Any = item if values is None else values(item)
+            return self.submit(workflow, made, idempotency_key=key_of(key, item), check=check)
+
+        return completed_on_loop(items, submit, whole_or(concurrency, _CONCURRENCY), ordered=ordered)
+
+    async def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
+        """Cancel a run by its key, or by the id of a run without a key. False: there is none, or it is over. Raises
+        StoreError."""
+        try:
+            await self.store.cancel(run_id or "" if key is None else key)
+        except RunNotFound:
+            return False
+        return True
+
+    async def find(self, key: str) -> RunRecord | None:
+        """The record of the run that has a key, or None. Raises StoreError."""
+        return await self.store.find(key)
+
+    async def close(self) -> None:
+        """Start no more runs, and wait for none: they go on in the workers. What awaits one here gets CancelledError."""
+        self._closed = True
+        for task in self._waiting:
+            task.cancel("closed")
+        await asyncio.gather(*self._waiting, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- one run -------------------------------------------------------------------------------------------------------
+
+    async def _followed(self, run: RunState, claimed: Callable[[], None] | None, *, check: bool) -> Run:
+        _refuse_what_cannot_be(run)
+        task = asyncio.create_task(self._performed(self._follow(run, claimed)))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                if not run.claimed or self._closed or cancelled is not None or is_process_stopping():
+                    task.cancel()  # the run goes on, or is being undone, without this caller
+                else:
+                    with suppress(StoreError):
+                        await self.store.cancel(run.stored_key)
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        finished = task.result()
+        return outcome(finished, finished.error, check=check)
+
+    async def _performed(self, program: Program[Run]) -> Run:
+        """Perform a program that only asks Temporal, and waits between two questions."""
+        answer: Any = None
+        while True:
+            try:
+                effect = program.send(answer)
+            except StopIteration as stop:
+                finished: Run = stop.value
+                return finished
+            answer = None
+            if isinstance(effect, Sleep):
+                await asyncio.sleep(effect.seconds)
+            elif isinstance(effect, Ask):
+                try:
+                    answer = await getattr(self.store, effect.verb)(effect.argument), None
+                except Exception as error:  # noqa: BLE001 - the program decides what an error means
+                    answer = None, error
+
+    def _follow(self, run: RunState, claimed: Callable[[], None] | None) -> Program[Run]:
+        """Claim the key, and wait for the run, which others drive."""
+        emit.requested(run)
+        found = yield from claim(run, None, None)
+        if isinstance(found, Run):
+            return found
+        if claimed is not None:
+            claimed()
+        scope = emit.run_started(run)
+        answer, failure = yield Ask("outcome", Awaited(run.stored_key, run.plan.types, run.settings.store_patience))
+        if failure is not None:
+            failed = Run(run, run.workflow.name, Status.LOST, {}, {}, run.plan)
+            failed.error = failure
+            emit.run_finished(run, scope, failed)
+            raise failure
+        record, raised = answer
+        finished = _run_of(run, record, raised)
+        emit.run_finished(run, scope, finished)
+        return finished
+
+
+def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> Run:
+    """The Run of this caller's own run, which has ended as `record` says."""
+    finished = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
+    finished.held, finished.carrier = record.held, record.carrier
+    finished.error = own_error(run.workflow, raised)
+    finished.failed_step, finished.undone = record.failed_step, record.undone
+    if isinstance(finished.error, CompensationFailed):
+        finished.error.run = finished
+    run.reports = dict(record.steps)
+    run.stopped, run.undone = record.status is not Status.SUCCESS, list(record.undone)
+    return finished
+
+
+def _refuse_what_cannot_be(run: RunState) -> None:
+    """Raise DefinitionError for a workflow that Temporal cannot carry."""
+    if len(run.plan.nodes) > _MOST_STEPS:
+        raise DefinitionError(
+            f"workflow {safe_repr(run.workflow.name)} has {len(run.plan.nodes):,} steps, and a run on Temporal can have "
+            f"{_MOST_STEPS:,}. Split it, or run it on AsyncEngine."
+        )

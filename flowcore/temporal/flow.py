@@ -1,0 +1,133 @@
+"""The Temporal workflow that every run of flowcore is. Its type, in Temporal, is the name of the flowcore workflow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from temporalio import workflow
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError
+
+from ..errors import DefinitionError, safe_repr, safe_str
+from ..status import Status
+from ..stores.base import RESUMABLE, RunRecord
+from ..workflow import Workflow
+from .driver import WorkflowDriver
+from .wire import TEXTS, Outcome, Request, decode_outcome, encode_outcome
+
+__all__ = ["FlowcoreWorkflow", "definition_of", "register"]
+
+_definitions: Final[dict[str, dict[str, Workflow[Any]]]] = {}
+"""by task queue, then by name: Temporal makes the objects below itself, and gives them nothing but their history"""
+
+
+def register(task_queue: str, definitions: Iterable[Workflow[Any]]) -> None:
+    """Have the workers of this process that poll `task_queue` know these workflows; also before histories of them are
+    replayed. Raises DefinitionError for two of one name."""
+    known: dict[str, Workflow[Any]] = {}
+    for definition in definitions:
+        if not isinstance(definition, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"workflows= must be workflows, not {safe_repr(definition)}.")
+        if known.setdefault(definition.name, definition) is not definition:
+            raise DefinitionError(f"workflows= has two workflows with the name {safe_repr(definition.name)}.")
+        definition.freeze()
+    _definitions.setdefault(task_queue, {}).update(known)
+
+
+def definition_of(task_queue: str, name: str) -> Workflow[Any]:
+    """The workflow of that name. Raises DefinitionError where no worker of this process has it."""
+    definition = _definitions.get(task_queue, {}).get(name)
+    if definition is None:
+        raise DefinitionError(f"this worker has no workflow {safe_repr(name)}. Name it in temporal_worker(workflows=).")
+    return definition
+
+
+@workflow.defn(dynamic=True)
+class FlowcoreWorkflow:
+    """One run. A run that is held, parked or incomplete continues as a new execution, which stays open until an operator or
+    the next call with the key decides: no retention time forgets it."""
+
+    def __init__(self) -> None:
+        self._driver: WorkflowDriver | None = None
+        self._record: RunRecord | None = None
+        self._errors: dict[str, dict[str, Any]] = {}
+        self._raised: dict[str, Any] | None = None
+        self._decision: str | None = None
+
+    @workflow.run
+    async def run(self, args: Sequence[RawValue]) -> Outcome:
+        request = cast("Request", workflow.payload_converter().from_payload(args[0].payload, dict))
+        record = self._record = decode_outcome(request["fields"], request["errors"], TEXTS)
+        self._errors, self._raised = request["errors"], request["raised"]
+        if request["resumed"]:
+            record.decision = await self._decided(request["retry_in"])
+            record.held = False
+            workflow.upsert_memo({"state": str(Status.RUNNING)})
+        info = workflow.info()
+        definition = definition_of(info.task_queue, info.workflow_type)
+        other = definition.freeze().contains(record.graph)
+        if other is not None:
+            raise RuntimeError(
+                f"run {record.run_id} of {safe_repr(record.workflow)} was started with a different step graph ({other}). It "
+                "waits for a worker that has that version of the workflow."
+            )
+        record.graph = definition.freeze().graph
+        driver = self._driver = WorkflowDriver(definition, request, record)
+        await driver.drive()
+        record, outcome = driver.record, encode_outcome(driver.record, driver.raised)
+        self._record, self._errors = record, outcome["errors"]
+        if record.held or record.status in RESUMABLE:
+            left: Request = {
+                **request,
+                "fields": outcome["fields"],
+                "errors": outcome["errors"],
+                "raised": outcome["raised"],
+                "fence": driver.run.fence + 1,
+                "resumed": True,
+                "retry_in": driver.retry_in,
+            }
+            workflow.continue_as_new(left)
+        if record.status is Status.SUCCESS:
+            return outcome
+        error = driver.raised or Exception(record.status)
+        raise ApplicationError(safe_str(error), outcome, type=type(error).__name__, non_retryable=True)
+
+    async def _decided(self, retry_in: float | None) -> str | None:
+        """Wait until it is decided what becomes of the run. None: it is resumed, as the next call with its key would."""
+        assert self._record is not None  # noqa: S101 - `run` has set it
+        workflow.upsert_memo({"state": "held" if self._record.held else str(self._record.status)})
+        limit = None if retry_in is None else timedelta(seconds=max(retry_in, 0.001))
+        try:
+            await workflow.wait_condition(lambda: self._decision is not None, timeout=limit)
+        except TimeoutError:
+            return None
+        except asyncio.CancelledError:
+            return "cancel"
+        return None if self._decision == "again" else self._decision
+
+    @workflow.signal
+    def decide(self, decision: str) -> None:
+        """What becomes of a run that waits for that: resume, undo, or again, which is the next call with its key."""
+        self._decision = decision
+
+    @workflow.query
+    def stopping(self) -> str:
+        """For a step in flight that is cancelled: see WorkflowDriver.stopping."""
+        return "" if self._driver is None else self._driver.stopping
+
+    @workflow.query
+    def results(self, names: list[str]) -> dict[str, str]:
+        """For a step in flight that asks for results that did not come along: their texts."""
+        known = {} if self._driver is None else self._driver.run.results
+        return {name: known[name] for name in names if name in known}
+
+    @workflow.query
+    def outcome(self) -> Outcome:
+        """The run's record: as it stands, or as it was left."""
+        assert self._record is not None  # noqa: S101 - `run` has set it
+        if self._driver is None:
+            return {**encode_outcome(self._record), "errors": self._errors, "raised": self._raised}
+        return encode_outcome(self._driver.snapshot(), self._driver.raised)

@@ -1,0 +1,230 @@
+"""What crosses between a caller, the Temporal workflow of its run, and the activities of its steps: JSON, and no pickle.
+
+A run crosses as the flat mapping of texts that durable stores keep (see flowcore.stores.encoding). Results and values are the
+codec's texts everywhere but in the code that wants them: the workflow, which is replayed, never decodes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NotRequired, TypedDict
+
+from .._wire import pack_error, unpack_error
+from ..errors import DefinitionError
+from ..run import StepReport
+from ..status import Status
+from ..stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord
+from ..stores.codec import Codec
+from ..stores.encoding import Encoding
+
+__all__ = [
+    "TEXTS",
+    "Outcome",
+    "Request",
+    "StepInput",
+    "StepOutput",
+    "decode_outcome",
+    "encode_outcome",
+    "fields_of",
+    "plain_encoding",
+    "times_of",
+]
+
+Packed = dict[str, Any]
+"""an error as plain data: see flowcore._wire"""
+_UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
+_ENDINGS: Final = frozenset(
+    {
+        *(Status.SUCCESS, Status.FAILURE, Status.COMPENSATED, Status.COMPENSATION_FAILED),
+        *(Status.INCOMPLETE, Status.PARKED),
+    }
+)
+
+
+class _Texts:
+    """The codec of the workflow, in which all results and values are texts already."""
+
+    plain = True
+
+    def dumps(self, value: Any, type: Any, /) -> str:  # noqa: A002 - a codec's word
+        text: str = value
+        return text
+
+    def loads(self, text: str, type: Any, /) -> Any:  # noqa: A002 - see above
+        return text
+
+
+TEXTS: Final = Encoding(_Texts())
+"""the encoding of records whose results and values are the codec's texts"""
+
+
+class Request(TypedDict):
+    """The argument of the Temporal workflow. `fields`: the run's record; at first that of its claim. `lease`, `grace`:
+    seconds. `wall`: when the caller started it, in seconds since the epoch. `errors`: those of the record, packed.
+    `resumed`: the record is of an execution before this one, which left it to be decided on."""
+
+    fields: dict[str, str]
+    lease: float
+    grace: float
+    wall: float
+    parallel: int
+    namespace: str
+    max_takeovers: int
+    fence: int
+    errors: dict[str, Packed]
+    raised: Packed | None
+    resumed: bool
+    retry_in: float | None
+
+
+class StepInput(TypedDict):
+    """The argument of an activity: all that one step, undo or question needs of its run.
+
+    `kind`: do, undo, when or verify. `values`, `results`: texts of the codec; `more`: steps whose results the activity may ask for.
+    `reports`: statuses of steps without a result. `timeout`: seconds, of `verify=`.
+    `deadline`, `ready_at`, `wall`: seconds since the epoch. `order`: of an undo, from 1. `error`: what failed the run.
+    """
+
+    workflow: str
+    step: str
+    kind: str
+    run_id: str
+    key: str
+    generation: int
+    namespace: str
+    fence: int
+    values: dict[str, str]
+    results: dict[str, str]
+    more: list[str]
+    reports: dict[str, str]
+    deadline: float | None
+    ready_at: float
+    wall: float
+    grace: float
+    max_takeovers: int
+    timeout: float | None
+    error: Packed | None
+    failed_step: str | None
+    order: int
+    carrier: dict[str, str]
+    carriers: dict[str, dict[str, str]]
+
+
+class StepOutput(TypedDict):
+    """How an activity ended. `value`: the result's text. `writes`: texts by key, None for a key that was deleted. `times`:
+    when it started, in seconds since the epoch, and the seconds waited, run and backed off. `late`: how an attempt that was given up has completed
+    after all. `in_doubt`: the step may have had its effect, whatever `status` says. `decision`: what `on_crash=` says of a
+    step whose worker died: undo, or hold, for the reason `reason`. `answer`: of `when=`, or of `verify=`: landed (with
+    `value`), not landed, or None."""
+
+    status: str
+    attempts: int
+    errors: NotRequired[list[tuple[str, str]]]
+    value: NotRequired[str]
+    error: NotRequired[Packed]
+    writes: NotRequired[dict[str, str | None]]
+    times: NotRequired[tuple[float, float, float, float]]
+    late: NotRequired[str]
+    in_doubt: NotRequired[bool]
+    decision: NotRequired[str]
+    reason: NotRequired[str]
+    carrier: NotRequired[dict[str, str]]
+    fence: NotRequired[int]
+    answer: NotRequired[bool | str | None]
+
+
+class Outcome(TypedDict):
+    """How a run ended, or stands: its record, and its errors as plain data, by step; "" is the run's own, and those of undos
+    are under "undo:" and the step. `raised`: what its caller gets to see."""
+
+    fields: dict[str, str]
+    errors: dict[str, Packed]
+    raised: Packed | None
+
+
+def plain_encoding(codec: Codec | None) -> Encoding:
+    """The encoding with a codec that leaves keys and errors as they are. Raises DefinitionError for one that hides them."""
+    encoding = Encoding(codec)
+    if encoding.sealing.hides:
+        raise DefinitionError(
+            "codec= must have the attribute plain = True here. To encrypt, give Temporal's client a payload codec, which sees "
+            "all that is sent."
+        )
+    return encoding
+
+
+def fields_of(encoding: Encoding, record: RunRecord, types: Mapping[str, Any] = _UNTYPED) -> dict[str, str]:
+    """A whole record as texts."""
+    claim = Claim(
+        record.key,
+        record.run_id,
+        record.workflow,
+        record.fingerprint,
+        record.graph,
+        record.carrier,
+        record.values,
+        deadline=record.deadline,
+        types=types,
+    )
+    names = dict.fromkeys((*record.results, *record.effects, *record.steps))
+    steps = {
+        name: StepRecord(
+            seq,
+            record.steps.get(name, StepReport(Status.SUCCESS, 1)),
+            name in record.results,
+            record.results.get(name),
+            name in record.effects,
+            record.carriers.get(name, {}),
+        )
+        for seq, name in enumerate(names, 1)
+    }
+    fields = encoding.encode_claim(claim)
+    changes = Checkpoint(record.key, record.run_id, record.fence, 0.0, steps, types=types)
+    if record.status in _ENDINGS:
+        fields |= encoding.encode_ending(Ending(record, changes))
+    else:
+        fields |= encoding.encode_checkpoint(changes)
+        fields["status"] = str(record.status)
+    if record.undoing:
+        fields["undoing"] = "1"
+    if record.decision is not None:
+        fields["decision"] = record.decision
+    return fields | times_of(record.started, record.finished, record.fence)
+
+
+def times_of(started: float, finished: float | None = None, fence: int = 1) -> dict[str, str]:
+    """The fields of a record that a store counts itself."""
+    fields = {"generation": "0", "fence": str(fence), "started": str(round(started * 1e6))}
+    if finished is not None:
+        fields["finished"] = str(round(finished * 1e6))
+    return fields
+
+
+def encode_outcome(record: RunRecord, raised: BaseException | None = None) -> Outcome:
+    """A record of texts, and what its caller gets to see."""
+    errors: dict[str, Packed] = {}
+    if record.error is not None:
+        errors[""] = pack_error(record.error)
+    for name, report in record.steps.items():
+        if report.error is not None:
+            errors[name] = pack_error(report.error)
+        if report.undo_error is not None:
+            errors[f"undo:{name}"] = pack_error(report.undo_error)
+    packed = None if raised is None else pack_error(raised)
+    return {"fields": fields_of(TEXTS, record), "errors": errors, "raised": packed}
+
+
+def decode_outcome(
+    fields: Mapping[str, str], errors: Mapping[str, Packed], encoding: Encoding, types: Mapping[str, Any] = _UNTYPED
+) -> RunRecord:
+    """The record, with its errors as they were raised where that is possible. Raises CorruptRecord."""
+    record = encoding.decode(fields["key"], fields, types)
+    if "" in errors:
+        record.error = unpack_error(errors[""], record.run_id, record.failed_step)
+    for name, report in record.steps.items():
+        if name in errors:
+            report.error = unpack_error(errors[name], record.run_id, name)
+        if f"undo:{name}" in errors:
+            report.undo_error = unpack_error(errors[f"undo:{name}"], record.run_id, name)
+    return record

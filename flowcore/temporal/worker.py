@@ -1,0 +1,78 @@
+"""`temporal_worker`: what runs the steps of workflows that were started on Temporal, and their workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.common import RawValue
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from .._engines.checks import checked_hooks, period, whole
+from .._engines.workers import Workers
+from ..errors import DefinitionError
+from ..events import Hook, Hooks
+from ..events.process import with_process_hooks
+from ..retry import Duration
+from ..stores.codec import Codec
+from ..workflow import Workflow
+from .activity import Steps
+from .flow import FlowcoreWorkflow, register
+from .wire import StepOutput, plain_encoding
+
+__all__ = ["temporal_worker"]
+
+_STICKY: Final = 10.0
+"""seconds for which the server waits for the worker that has a run in its memory, unless leases are shorter"""
+
+
+def temporal_worker(
+    client: Client,
+    *,
+    task_queue: str,
+    workflows: Iterable[Workflow[Any]],
+    hooks: Iterable[Hook] = (),
+    lease: Duration = 30.0,
+    max_workers: int = 100,
+    codec: Codec | None = None,
+    **options: Any,
+) -> Worker:
+    """A `temporalio.worker.Worker` that runs `workflows` for every `TemporalEngine` of the same task queue.
+
+    Run it with `await worker.run()`, or as `async with worker:`. It has the task queue for itself. `hooks` get the events of
+    the steps and undos that it runs. `lease`: of the engines; a shorter one here only lets it stop sooner. `max_workers`:
+    steps at a time, those that wait for their next attempt included. `codec`: as of a store, the same as the engines'.
+    `options`: of the Worker. Its workflow code is flowcore's own and is not sandboxed.
+
+    Raises DefinitionError for two workflows of one name, and for anything else that is no workflow.
+    """
+    most = whole(max_workers, "max_workers=")
+    seconds = period(lease, "lease=")
+    definitions = tuple(workflows)
+    if not definitions:
+        raise DefinitionError("workflows= is empty: a worker runs the workflows that it is given.")
+    register(task_queue, definitions)
+    steps = Steps(
+        client,
+        Hooks(with_process_hooks(checked_hooks(hooks))),
+        plain_encoding(codec),
+        Workers(most, "flowcore-temporal"),
+    )
+
+    @activity.defn(dynamic=True)
+    async def flowcore_step(args: Sequence[RawValue]) -> StepOutput:
+        return await steps.perform(args)
+
+    settings: dict[str, Any] = {
+        "max_concurrent_activities": most,
+        "max_heartbeat_throttle_interval": timedelta(seconds=seconds / 3),
+        "default_heartbeat_throttle_interval": timedelta(seconds=seconds / 3),
+        "sticky_queue_schedule_to_start_timeout": timedelta(seconds=min(_STICKY, seconds / 4)),
+        "workflow_runner": UnsandboxedWorkflowRunner(),
+    }
+    return Worker(
+        client, task_queue=task_queue, workflows=[FlowcoreWorkflow], activities=[flowcore_step], **(settings | options)
+    )
