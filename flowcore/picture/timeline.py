@@ -64,6 +64,7 @@ class Bar:
 
     @property
     def seconds(self) -> float:
+        """How long it took."""
         return self.end - self.start
 
 
@@ -86,6 +87,7 @@ class Row:
         return max(ends) if ends else None
 
     def seconds(self, *kinds: Kind) -> float:
+        """How long its bars of these kinds took together."""
         return sum(bar.seconds for bar in self.bars if bar.kind in kinds)
 
 

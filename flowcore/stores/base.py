@@ -372,9 +372,9 @@ class Store(Protocol):
     loops.
 
     `name`: one word for labels. `namespace`: what the step keys of its runs depend on, unless the engine has one of its own
-    (an engine takes a store without it for one with the empty one). `durable`: whether runs survive their process, so that every transition is worth
-    writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is False, runs without a key
-    are never told to the store unless something is left to decide.
+    (an engine takes a store without it for one with the empty one). `durable`: whether runs survive their process, so that
+    every transition is worth writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is
+    False, runs without a key are never sent to the store unless something is left to decide.
 
     A head is a record without what is of single steps (steps, results, effects, carriers) and without values.
     """
@@ -383,12 +383,32 @@ class Store(Protocol):
     durable: bool
     blocks: bool
 
-    def claim(self, claim: Claim, /) -> ClaimAnswer: ...
-    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer: ...
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]: ...
-    def finish(self, ending: Ending, /) -> Behind | Lost | None: ...
-    def withdraw(self, claim: Claim, /) -> None: ...
-    def find(self, key: str, /) -> RunRecord | None: ...
+    def claim(self, claim: Claim, /) -> ClaimAnswer:
+        """Take a key for a run, or return who has it. What is returned when is decided in `decide.py`, for every store. Sent
+        again for the same run, it returns the same."""
+        ...
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
+        """Record what has changed in a run of ours, and renew its lease; `Lost` where it is not ours any more, `Behind` where
+        the record has gone back in time. Sent again, it changes nothing."""
+        ...
+
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
+        """Renew leases for `lease` seconds from now, and return of each whether its run is still ours."""
+        ...
+
+    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+        """Record how a run of ours ended, and free, keep or hold its key accordingly; None: recorded."""
+        ...
+
+    def withdraw(self, claim: Claim, /) -> None:
+        """Forget a claim whose run has not begun, so that its key is as it was before."""
+        ...
+
+    def find(self, key: str, /) -> RunRecord | None:
+        """The whole record under a key, or None. Raises CorruptRecord for one that flowcore cannot have written."""
+        ...
+
     def head(self, key: str, /) -> RunRecord | None:
         """The head under a key, or None: cheap, for callers that poll."""
         ...
@@ -399,7 +419,10 @@ class Store(Protocol):
         """Heads of the runs of these workflows that recovery may resume now, the oldest due first."""
         ...
 
-    def get_run(self, run_id: str, /) -> RunRecord: ...
+    def get_run(self, run_id: str, /) -> RunRecord:
+        """The whole record of a run, also where its key has another one by now; raises RunNotFound."""
+        ...
+
     def list_runs(
         self,
         *,
@@ -433,13 +456,36 @@ class Store(Protocol):
         """
         ...
 
-    def hold(self, key: str, /, reason: str | None = None) -> None: ...
-    def resume(self, key: str, /, *, reason: str | None = None) -> None: ...
-    def undo(self, key: str, /, *, reason: str | None = None) -> None: ...
-    def cancel(self, key: str, /, *, reason: str | None = None) -> None: ...
-    def gc(self) -> int: ...
-    def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]: ...
-    def close(self) -> None: ...
+    def hold(self, key: str, /, reason: str | None = None) -> None:
+        """Refuse a key until `resume`, `undo` or `release`. This and the next three raise RunNotFound for an unknown key, and
+        StoreError for a run that they cannot be meant for; `reason` is kept in the record."""
+        ...
+
+    def resume(self, key: str, /, *, reason: str | None = None) -> None:
+        """Let the next caller, or recovery, continue a run that is held, parked, incomplete, expired, or failed with nothing
+        undone."""
+        ...
+
+    def undo(self, key: str, /, *, reason: str | None = None) -> None:
+        """Let the next caller, or recovery, undo a run; a running one is cancelled first."""
+        ...
+
+    def cancel(self, key: str, /, *, reason: str | None = None) -> None:
+        """Cancel a run, whichever process it is in: its owner notices with its next renewal or checkpoint."""
+        ...
+
+    def gc(self) -> int:
+        """Forget the ended runs that are past their retention now, and return how many are left."""
+        ...
+
+    def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
+        """What of this store can lose runs, and how many runs wait, by name; numbers are numbers. `deep`: check all that is
+        stored, which may take as long as reading it."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections and files that the store has opened."""
+        ...
 
 
 RELEASED: Final = frozenset({Status.FAILURE, Status.COMPENSATED})

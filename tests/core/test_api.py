@@ -20,6 +20,35 @@ def test_all_names_of_a_module_are_there(module: str) -> None:
     assert all(getattr(imported, name) is not None for name in imported.__all__)
 
 
+def undocumented(module: str) -> list[str]:
+    """The public names of a module, and the methods of its classes, that have no docstring of their own or inherited."""
+    found = list[str]()
+    for name in importlib.import_module(module).__all__:
+        value = getattr(importlib.import_module(module), name)
+        if not inspect.isclass(value):
+            found += [name] if callable(value) and not inspect.getdoc(value) else []
+            continue
+        found += [] if vars(value).get("__doc__") else [name]
+        for method, held in vars(value).items():
+            function = held.fget if isinstance(held, property) else getattr(held, "__func__", held)
+            if (
+                not method.startswith("_")
+                and inspect.isfunction(function)
+                and not inspect.getdoc(getattr(value, method))
+            ):
+                found.append(f"{name}.{method}")
+    return found
+
+
+PUBLIC = ["flowcore", "flowcore.stores", "flowcore.events", "flowcore.testing", "flowcore.picture", "flowcore_otel"]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_has_a_docstring(module: str) -> None:
+    # A Logger's method is named after the event that it gets, and documented there.
+    assert [name for name in undocumented(module) if not name.startswith("Logger.")] == []
+
+
 def test_every_error_is_importable_from_flowcore() -> None:
     kinds = {
         name
