@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
-from .errors import safe_repr
+from .errors import encodable, safe_repr
 from .plan import Node, Plan
 
-__all__ = ["dot", "mermaid", "text"]
+__all__ = ["dot", "mermaid", "plain", "text"]
 
 _LINES: Final = 40  # steps that a repr shows
 _NAME: Final = 60  # characters of a name that a picture shows
+_ASCII: Final = str.maketrans(
+    {
+        "·": "-",
+        "─": "-",
+        "┬": "+",
+        "├": "|",
+        "└": "+",
+        "←": "<-",
+        "×": "x",
+        "…": "...",
+        "↶": "(undo)",
+        "◆": "(pivot)",
+        "⏱": "timeout",
+    }
+)
 
 
 def text(plan: Plan, name: str) -> str:
@@ -30,6 +45,13 @@ def text(plan: Plan, name: str) -> str:
             lines.append(f"  {label} {joint} {_described(node)}")
             drawn += 1
     return "\n".join(lines)
+
+
+def plain(drawn: str, stream: object) -> str:
+    """A drawn plan in what the encoding of a text stream has: where it lacks a mark, all are written in ASCII."""
+    if encodable(drawn, stream) == drawn:
+        return drawn
+    return encodable(drawn.translate(_ASCII), stream)
 
 
 def mermaid(plan: Plan) -> str:

@@ -114,6 +114,12 @@ def error_message(error: BaseException, limit: int = 1024) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
+def encodable(text: str, stream: object) -> str:
+    """`text` in what the encoding of a text stream has: other characters are escaped. Unchanged for a stream without one."""
+    encoding = getattr(stream, "encoding", None)
+    return text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _one_line(text: str) -> str:
     """The same text, with all that could begin a line or steer a terminal escaped."""
     if text.isprintable():

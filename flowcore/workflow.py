@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
@@ -385,6 +386,10 @@ class Workflow(Generic[I]):
             return describe.text(self.plan(), self.name)
         except FlowcoreError as error:
             return f"Workflow {safe_repr(self.name)} · {len(self._steps)} steps · cannot run: {error}"
+
+    def __str__(self) -> str:
+        """The same in what standard output can show, so that it can be printed on a terminal that is set to ASCII."""
+        return describe.plain(repr(self), sys.stdout)
 
     # -- running -------------------------------------------------------------------------------------------------------
 

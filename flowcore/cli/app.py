@@ -99,7 +99,7 @@ def _with_shared_options(command: click.Command) -> click.Command:
 
 
 def _override(context: click.Context, option: click.Parameter, value: Any) -> None:
-    if value and option.name is not None:
+    if value:
         setattr(context.obj, option.name, value)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, TextIO, cast
 
-from ..errors import DefinitionError, safe_repr, safe_str
+from ..errors import DefinitionError, encodable, safe_repr, safe_str
 from ..functions import is_async
 from ..status import Status
 from .records import (
@@ -214,7 +214,11 @@ class PrintLogger(Logger):
     def __call__(self, event: Any, /) -> None:
         text = line(event)
         if text is not None:
-            print(text, file=self._file or sys.stdout)
+            file = self._file or sys.stdout
+            try:
+                print(text, file=file)
+            except UnicodeEncodeError:  # a terminal that is set to ASCII, or to a code page
+                print(encodable(text, file), file=file)
 
 
 class LoggingHook(Logger):

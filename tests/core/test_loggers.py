@@ -253,3 +253,18 @@ def test_no_message_makes_a_line_of_its_own(caplog: pytest.LogCaptureFixture, js
         assert len(text.splitlines()) <= 1
         assert not set(text) & set("\x1b\u2028\x85\u202e\x00\t")
     assert run.to_dict()["steps"]["charge"]["error"]["message"] == FORGED
+
+
+def test_a_terminal_that_is_set_to_ascii_gets_every_line() -> None:
+    written = io.BytesIO()
+    out = io.TextIOWrapper(written, "ascii")
+    wf = Workflow("w")
+    wf.add_step("café", lambda ctx: None)
+    wf.run(hooks=[PrintLogger(out)])
+    out.flush()
+    assert [line.split(" in ")[0] for line in written.getvalue().decode("ascii").splitlines()] == [
+        "run w started",
+        "  step caf\\xe9 started",
+        "  step caf\\xe9 succeeded",
+        "run w success",
+    ]

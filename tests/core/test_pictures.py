@@ -1,5 +1,7 @@
 """How a definition looks: layers, repr, Mermaid, DOT, and include() which builds one out of others."""
 
+import io
+
 import pytest
 
 from flowcore import Context, DuplicateStep, NoResult, Retry, Workflow
@@ -202,3 +204,23 @@ def test_explain_and_the_report_tell_the_errors_of_all_attempts(drive: Drive) ->
     assert [kind for kind, _ in run.steps["fetch"].errors] == ["ConnectionError", "ValueError"]
     assert "failed attempts: 1. ConnectionError: reset\\nby peer; 2. ValueError: odd" in run.explain()
     assert [one["type"] for one in run.to_dict()["steps"]["fetch"]["errors"]] == ["ConnectionError", "ValueError"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "first", "last"),
+    [
+        ("utf-8", "  1 ─ café ↶ ◆", "  2 ─ b  ← café"),
+        ("cp1252", "  1 - café (undo) (pivot)", "  2 - b  <- café"),
+        ("ascii", "  1 - caf\\xe9 (undo) (pivot)", "  2 - b  <- caf\\xe9"),
+    ],
+)
+def test_a_workflow_can_be_printed_on_any_terminal(
+    encoding: str, first: str, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wf = Workflow("w")
+    wf.add_step("café", lambda ctx: None, compensate=lambda ctx: None, pivot=True)
+    wf.add_step("b", lambda ctx: None, depends_on="café")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding))
+    print(wf, flush=True)
+    assert written.getvalue().decode(encoding).splitlines()[1:] == [first, last]
