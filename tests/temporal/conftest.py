@@ -99,6 +99,7 @@ class Temporal:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.queue = f"q-{uuid.uuid4().hex[:8]}"
+        self._processes: list[subprocess.Popen[str]] = []
 
     def run(self, main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Run a test's coroutine to its end."""
@@ -142,9 +143,17 @@ class Temporal:
         ]
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})}
         process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True, env=environ)
+        self._processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "polls\n"
         return process
+
+    def kill_workers(self) -> None:
+        """Kill the worker processes that there are."""
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        self._processes.clear()
 
 
 @pytest.fixture(scope="session")
@@ -155,8 +164,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def temporal(server: Server) -> Temporal:
-    return Temporal(server)
+def temporal(server: Server) -> Iterator[Temporal]:
+    temporal = Temporal(server)
+    yield temporal
+    temporal.kill_workers()
 
 
 def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

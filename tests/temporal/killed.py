@@ -1,0 +1,69 @@
+"""Workflows whose steps wait until a file lets them go on, so that their worker can be killed in them."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from flowcore import Backoff, Landed, Retry, Workflow
+
+
+def note(ctx: Any, what: str) -> None:
+    """Write down that something of a run happened, and in which process."""
+    with (Path(ctx["folder"]) / f"{ctx['name']}.log").open("a") as log:
+        log.write(f"{what} {os.getpid()} {ctx.fence} {ctx.step_key}\n")
+
+
+def wait(ctx: Any) -> None:
+    while not (Path(ctx["folder"]) / "go").exists():
+        time.sleep(0.005)
+
+
+def stuck(ctx: Any) -> str:
+    note(ctx, "stuck")
+    wait(ctx)
+    return "done"
+
+
+def fails(ctx: Any) -> None:
+    raise ValueError("this run is undone")
+
+
+def workflow(name: str, **options: Any) -> Workflow:
+    """A step with an undo, then one in which the worker is killed."""
+    wf = Workflow(name)
+    first = wf.add_step("first", lambda ctx: note(ctx, "first"))
+    first.compensate(lambda ctx: note(ctx, "undo first"))
+    step = wf.add_step("stuck", stuck, depends_on=first, **options)
+    step.compensate(lambda ctx: note(ctx, "undo stuck"))
+    return wf
+
+
+def in_undo() -> Workflow:
+    wf = Workflow("in undo")
+    step = wf.add_step("step", lambda ctx: note(ctx, "step"))
+    step.compensate(stuck)
+    wf.add_step("fails", fails, depends_on=step)
+    return wf
+
+
+def in_backoff() -> Workflow:
+    wf = Workflow("in backoff")
+
+    @wf.step(retry=Retry(2, Backoff.fixed(1.5)))
+    def step(ctx: Any) -> None:
+        note(ctx, "stuck")
+        raise ValueError(f"attempt {ctx.attempt}")
+
+    return wf
+
+
+def workflows() -> list[Workflow]:
+    return [
+        workflow("plain"),
+        workflow("verified", verify=lambda ctx: Landed("landed")),
+        workflow("undone", on_crash="undo"),
+        workflow("held", on_crash="hold"),
+        in_undo(),
+        in_backoff(),
+    ]
