@@ -39,7 +39,7 @@ from .endings import ending
 from .ledger import Ledger, ledger_of
 from .outcomes import refusal, replay
 from .takeover import Takeover
-from .waiting import LocalRuns, adopt, outcome_of_owner, refuse_if_cancelled, taken_here
+from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
 
@@ -161,9 +161,7 @@ def claim(
                 return replay(run, record)
             case Busy() if until is not None and run.settings.clock() < until:
                 polls += 1
-                outcome = yield from outcome_of_owner(run, local, wanted, answer, sent, until)
-                if outcome is not None:
-                    return outcome
+                yield from wait_for_owner(run, local, wanted, answer, sent, until)
             case _:
                 raise refusal(run, local, wanted.key, answer)
 

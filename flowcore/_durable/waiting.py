@@ -18,12 +18,12 @@ from ..errors import StoreUnavailable
 from ..forks import after_fork_in_child
 from ..retry import Backoff
 from ..run import Run
-from ..stores.base import RESUMABLE, Busy, Claim, Held, Mismatch, RunRecord
+from ..stores.base import RESUMABLE, Busy, Claim, Claimed, Finished, Mismatch, RunRecord
 from . import checkpoints
 from .ledger import ledger_of
 from .outcomes import UNKNOWN, refusal, replay
 
-__all__ = ["LocalRuns", "adopt", "outcome_of_owner", "refuse_if_cancelled", "taken_here"]
+__all__ = ["LocalRuns", "adopt", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
 
 _POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
 """how often a waiting caller looks"""
@@ -116,13 +116,13 @@ def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program
     return Busy(mine.run_id, mine.carrier, age, max(0.0, left))
 
 
-def outcome_of_owner(
+def wait_for_owner(
     run: RunState, local: LocalRuns | None, wanted: Claim, busy: Busy, asked: float, until: float
-) -> Program[Run | None]:
-    """Wait, at most `until`, for the run that has the key, which was `busy` when the store was asked. Returns its outcome,
-    or None where it seems to have no owner any more, so that the claim is to be sent again.
+) -> Program[None]:
+    """Wait, at most `until`, for the run that has the key, which was `busy` when the store was asked. Returns once the
+    claim is to be sent again: the run is over or held, or seems to have no owner any more.
 
-    Raises IdempotencyInProgress when the time is up, and IdempotencyHeld for a run that was held meanwhile.
+    Raises IdempotencyInProgress when the time is up.
     """
     clock = run.settings.clock
     lease_ends, expires = asked + busy.lease_left, None
@@ -143,29 +143,15 @@ def outcome_of_owner(
             emit.refused(run, failure)
             raise failure
         if head is None or head.run_id != busy.run_id:
-            return None
-        if head.held or (head.finished is not None and head.status not in RESUMABLE):
-            return (yield from _ended(run, wanted.key, head))
-        if head.expires is None or head.finished is not None:
-            return None
+            return
+        if head.held or head.expires is None or head.finished is not None:
+            return
         if expires is not None and head.expires > expires and lease_ends < math.inf:
             lease_ends += head.expires - expires
         expires = head.expires
         if clock() >= lease_ends:
-            return None
+            return
     raise refusal(run, local, wanted.key, busy)
-
-
-def _ended(run: RunState, key: str, head: RunRecord) -> Program[Run | None]:
-    """The outcome of the run with this head, which has ended; None: its record has changed meanwhile."""
-    age = max(0.0, run.settings.wall() - head.started)
-    if head.held and head.status in RESUMABLE:
-        raise refusal(run, None, key, Held(head.run_id, head.carrier, age))
-    record, failure = yield from checkpoints.ask(run, "find", key)
-    if failure is not None or record is None or record.run_id != head.run_id:
-        return None
-    emit.hit(run, "adopted", record.run_id, record.carrier, age)
-    return replay(run, record)
 
 
 def adopt(run: RunState) -> Program[Run | None]:
@@ -177,14 +163,26 @@ def adopt(run: RunState) -> Program[Run | None]:
         if failure is None and (head is None or head.run_id != run.run_id):
             return None
         if failure is None and head.finished is not None and head.status not in RESUMABLE:
-            record, failure = yield from checkpoints.ask(run, "find", run.stored_key)
-            if failure is None and record is not None and record.run_id == run.run_id:
+            record = yield from _ended(run)
+            if record is not None:
                 return replay(run, record)
         left = until - run.settings.clock()
         if left <= 0:
             return None
         polls += 1
         yield Sleep(min(_POLL.delay(polls), left), shielded=True)
+
+
+def _ended(run: RunState) -> Program[RunRecord | None]:
+    """The record of the run, which another owner has ended: a claim reads it with the annotations of its workflow."""
+    wanted = Claim(run.stored_key, run.run_id, run.workflow.name, None, run.plan.graph, {}, attached=run.run_id)
+    wanted.lease, wanted.types = run.settings.lease, run.plan.types
+    answer, _ = yield from checkpoints.ask(run, "claim", wanted)
+    if isinstance(answer, Finished) and answer.record.run_id == run.run_id:
+        return answer.record
+    if isinstance(answer, Claimed):  # it was forgotten meanwhile
+        yield from checkpoints.ask(run, "withdraw", wanted)
+    return None
 
 
 def refuse_if_cancelled(run: RunState) -> None:

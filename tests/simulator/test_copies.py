@@ -36,7 +36,12 @@ def test_a_rehearsal_says_which_step_changes_a_result_in_place() -> None:
 def test_a_step_that_keeps_its_result_and_changes_it_later_changes_nothing(fault: Fault | None) -> None:
     kept: list[list[int]] = []
     wf = Workflow("keeps")
-    wf.add_step("book", lambda ctx: kept.append([1]) or kept[-1])
+
+    @wf.step
+    def book(ctx: Context) -> list[int]:
+        kept.append([1])
+        return kept[-1]
+
     wf.add_step("cheat", lambda ctx: kept[-1].append(2), depends_on="book")
     wf.add_step("read", lambda ctx: ctx["book"], depends_on="cheat")
     assert simulate(wf, faults={} if fault is None else {"read": fault}).run["read"] == [1]

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import enum
+import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -15,10 +16,20 @@ import pytest
 import redis
 import redis.asyncio
 
-from flowcore import AsyncEngine, Context, CorruptRecord, Engine, MemoryStore, NotSerializable, Status, Workflow
+from flowcore import (
+    AsyncEngine,
+    Context,
+    CorruptRecord,
+    Engine,
+    MemoryStore,
+    NotSerializable,
+    Status,
+    StoreUnavailable,
+    Workflow,
+)
 from flowcore.stores import AsyncRedisStore, PydanticCodec, RedisStore, SQLiteStore
 from flowcore.stores.codec import JsonCodec
-from tests.stores.redis_servers import redis_url
+from tests.stores.redis_servers import redis_url, until
 from tests.stores.test_codec import KEPT, same
 
 __all__ = ["redis_url"]  # a fixture
@@ -227,3 +238,37 @@ def test_a_typed_input_is_the_same_for_each_owner(typed_store: MakeStore) -> Non
     statuses = [run.status for run in owners("", typed_store, wf, trip, "trip")]
     assert statuses == [Status.INCOMPLETE, Status.SUCCESS, Status.SUCCESS]
     assert seen == [trip, trip]
+
+
+def test_an_owner_that_was_taken_over_gets_the_outcome_rebuilt_from_annotations(tmp_path: Path) -> None:
+    """Its heartbeat failed; the next owner has ended the run by the time its step comes back."""
+
+    class Mute(SQLiteStore):
+        def renew(self, leases: Any, lease: float, /) -> Any:
+            raise StoreUnavailable("away")
+
+    calls: list[int] = []
+    ended, wf = threading.Event(), Workflow("typed")
+
+    def make(ctx: Any) -> Order:
+        return ORDER
+
+    def slow(ctx: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            assert ended.wait(60)
+
+    wf.add_step("make", make)
+    wf.add_step("slow", slow, depends_on="make")
+    with (
+        Engine(store=Mute(tmp_path / "db", codec=PydanticCodec()), lease=0.3) as first,
+        Engine(store=SQLiteStore(tmp_path / "db", codec=PydanticCodec()), lease=0.3) as second,
+    ):
+        lost = first.submit(wf, idempotency_key="k")
+        until(lambda: calls, "the first owner's step")
+        taken_over = second.run(wf, idempotency_key="k", wait=60)
+        ended.set()
+        outcome = lost.result(60)
+    assert taken_over["make"] == ORDER
+    assert (type(outcome["make"]), outcome["make"]) == (Order, ORDER)
+    assert outcome.replayed
