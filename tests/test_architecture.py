@@ -80,8 +80,8 @@ LAZY: dict[str, set[str]] = {
     "flowcore._wire": {"json", "pickle", "pkgutil", "traceback"},
     "flowcore._in_executor": {"pickle"},
     "flowcore._durable.handed_out": {"pickle"},
-    # For an HTTP date, and for an error that leaves the process.
-    "flowcore.errors": {"datetime", "email.utils", "pickle", "traceback"},
+    # For an HTTP date, a key in a message, and an error that leaves the process.
+    "flowcore.errors": {"datetime", "email.utils", "hashlib", "pickle", "traceback"},
     # For the first value that JSON has no form for.
     "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
     "flowcore.stores": {
@@ -100,7 +100,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.cli.app": {"flowcore.cli.deciding", "flowcore.cli.reading", "flowcore.cli.top"},
     # The picture of a run is drawn for who asks for it.
     "flowcore.run": {"flowcore.picture"},
-    "flowcore.stores.base": {"hashlib", "flowcore.picture", "flowcore.stores.story"},
+    "flowcore.stores.base": {"flowcore.picture", "flowcore.stores.story"},
     # The bars need the extra `cli`, and a terminal.
     "flowcore.events.progress": {"flowcore.events.progress_bars"},
     # An extra, asked for when somebody wants it.
