@@ -20,6 +20,7 @@ from flowcore.events import (
     LeaseLost,
     MaintenanceFinished,
     RunFinished,
+    RunJoined,
     RunRecovered,
     RunStarted,
     RunSubmitted,
@@ -59,6 +60,7 @@ class MeasuringHook:
             IdempotencyHit: self._idempotency_hit,
             RunStarted: self._run_started,
             RunRecovered: self._run_recovered,
+            RunJoined: self._run_joined,
             RunFinished: self._run_finished,
             StepFinished: self._step_finished,
             StepCompletedLate: self._step_completed_late,
@@ -164,6 +166,13 @@ class MeasuringHook:
             elif traced.sampled:
                 run.traced = traced
 
+    def _run_joined(self, event: RunJoined) -> None:
+        """A step of a run that is counted elsewhere, as one in flight too."""
+        run = event.state[self] = InFlightRun(self._series.flow(event.workflow), event.at, event.wall, _none_waits)
+        traced: Traced | None = event.state.get(TRACE) if self._exemplars else None
+        if traced is not None and traced.sampled:
+            run.traced = traced
+
     def _run_recovered(self, event: RunRecovered) -> None:
         self._to(names.RUN_RECOVERIES, event.workflow, event.decision)(1, self._exemplar(event))
 
@@ -251,6 +260,10 @@ class MeasuringHook:
         exemplar = run.exemplar(step, undo=True)
         self._to(names.COMPENSATIONS, flow, step, outcome)(1, exemplar)
         self._to(names.COMPENSATION_DURATION, flow, step, outcome)(event.duration, exemplar)
+
+
+def _none_waits() -> int:
+    return 0
 
 
 def _service_version() -> str | None:

@@ -35,6 +35,7 @@ from flowcore.events import (
     IdempotencyHit,
     MaintenanceStarted,
     RunFinished,
+    RunJoined,
     RunRecovered,
     RunRefused,
     RunRequested,
@@ -132,6 +133,7 @@ class TracingHook:
             RunRefused: self._run_refused,
             RunStarted: self._run_started,
             RunRecovered: self._run_recovered,
+            RunJoined: self._run_joined,
             RunFinished: self._run_finished,
             StepSkipped: self._step_skipped,
             StepStarted: self._step_started,
@@ -255,6 +257,20 @@ class TracingHook:
             self._logs.emit(names.RUN_STARTED, body, run.span, run.ns(event.at), {**run.ids, **interrupted})
         return None
 
+    def _run_joined(self, event: RunJoined) -> object | None:
+        """The span of the run is another process's: here it is only the parent of others."""
+        span = stored(event.carrier)
+        context = trace.set_span_in_context(span, otel.Context())
+        otel.attach(context)
+        if span.get_span_context().is_valid and not span.get_span_context().trace_flags.sampled:
+            event.state.setdefault(TRACE, UNTRACED)
+            return SKIP_RUN
+        run = event.state[self] = Trace(span, context, trace.INVALID_SPAN, event.at, int(event.wall * 1e9))
+        event.state.setdefault(TRACE, run)
+        run.ids = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: event.run_id}
+        run.before = event.carriers
+        return None
+
     def _run_recovered(self, event: RunRecovered) -> None:
         run: Trace = event.state[self]
         found = {
@@ -287,8 +303,9 @@ class TracingHook:
             attributes[names.RUN_UNTRACED_STEPS] = len(run.deferred)
         if run.store_seconds:
             attributes[names.RUN_STORE_SECONDS] = run.store_seconds
-        recorded = event.error is not None and run.was_recorded(event.error)
-        expected = event.outcome in _UNDONE_OR_NOTHING and any(event.error is error for error in run.expected)
+        recorded = event.error is not None and (event.elsewhere or run.was_recorded(event.error))
+        expected = event.expected or any(event.error is error for error in run.expected)
+        expected = expected and event.outcome in _UNDONE_OR_NOTHING
         self._end(run, run.span, event, attributes, recorded=recorded, expected=expected)
         run.recorded.clear()  # their tracebacks lead back to here
         run.expected.clear()

@@ -24,6 +24,7 @@ from ..events import (
     MaintenanceFinished,
     MaintenanceStarted,
     RunFinished,
+    RunJoined,
     RunRecovered,
     RunRefused,
     RunRequested,
@@ -195,6 +196,17 @@ def first_ready(run: RunState) -> None:
         steps_ready(run, [run.plan.nodes[index] for index in run.ready])
 
 
+def joined(run: RunState, carriers: Mapping[str, Mapping[str, str]]) -> None:
+    """A part of the run comes to this process."""
+    if RunJoined in run.wanted:
+        leaving: list[Hook] = []
+        at, wall = run.settings.clock(), run.settings.wall()
+        event = RunJoined(run.workflow.name, run.run_id, at, run.state, wall, run.carrier, carriers)
+        run.hooks.emit(event, run.context, leaving)
+        if leaving:
+            _skip(run, leaving)
+
+
 def recovered(run: RunState, event: RunRecovered) -> None:
     if RunRecovered in run.wanted:
         run.hooks.emit(event, run.context)
@@ -231,7 +243,8 @@ def maintenance_finished(run: RunState, scope: EventScope, kind: str, error: Bas
     scope.exit(run.hooks, error)
 
 
-def run_finished(run: RunState, scope: EventScope, finished: Run) -> None:
+def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: bool = False) -> None:
+    """`elsewhere`: its steps ran in other processes."""
     at = run.settings.clock()
     if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
@@ -248,6 +261,9 @@ def run_finished(run: RunState, scope: EventScope, finished: Run) -> None:
             skipped,
             tuple(run.undone) if run.stopped else (),
         )
+        if elsewhere and finished.failed_step is not None:
+            event.elsewhere = True
+            event.expected = isinstance(finished.error, run.plan.by_name[finished.failed_step].expected)
         run.hooks.emit(event, run.context)
     if scope.scopes is not None:
         scope.exit(run.hooks, finished.error)

@@ -13,7 +13,8 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | RunRefused | the claim failed with `error`: ends the request | key, error |
 | RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by |
 | RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
-| RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone |
+| RunJoined | a step or undo of a run that another process drives comes here (on Temporal) | wall, carrier, carriers |
+| RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone, elsewhere, expected |
 | StepReady | a step's dependencies are done | step |
 | StepSkipped | `when=` said no | step, depends_on |
 | StepStarted * | before the first attempt; hooks may fill `carrier` | step, waited, depends_on, max_attempts, function, carrier |
@@ -62,6 +63,7 @@ from .records import (
     MaintenanceFinished,
     MaintenanceStarted,
     RunFinished,
+    RunJoined,
     RunRecovered,
     RunRefused,
     RunRequested,
@@ -99,6 +101,7 @@ __all__ = [
     "PrintLogger",
     "ProgressHook",
     "RunFinished",
+    "RunJoined",
     "RunRecovered",
     "RunRefused",
     "RunRequested",

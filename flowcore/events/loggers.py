@@ -27,6 +27,7 @@ from .records import (
     MaintenanceFinished,
     MaintenanceStarted,
     RunFinished,
+    RunJoined,
     RunRecovered,
     RunRefused,
     RunRequested,
@@ -62,6 +63,7 @@ class Logger:
         RunRefused: ("run_refused",),
         RunStarted: ("run_started",),
         RunRecovered: ("run_recovered",),
+        RunJoined: ("run_joined",),
         RunFinished: ("run_succeeded", "run_failed"),
         StepReady: ("step_ready",),
         StepSkipped: ("step_skipped",),
@@ -108,6 +110,7 @@ class Logger:
     def run_refused(self, event: RunRefused) -> Any: ...
     def run_started(self, event: RunStarted) -> Any: ...
     def run_recovered(self, event: RunRecovered) -> Any: ...
+    def run_joined(self, event: RunJoined) -> Any: ...
     def run_succeeded(self, event: RunFinished) -> Any: ...
     def run_failed(self, event: RunFinished) -> Any: ...
     def step_ready(self, event: StepReady) -> Any: ...

@@ -119,6 +119,18 @@ class RunRecovered(Event):
 
 
 @dataclass(slots=True, eq=False)
+class RunJoined(Event):
+    """A part of a run that another process drives comes to this one: a step or an undo, whose events follow."""
+
+    wall: float
+    """seconds since the epoch at the moment `at`"""
+    carrier: Mapping[str, str]
+    """what hooks gave for the run where it was requested"""
+    carriers: Mapping[str, Mapping[str, str]]
+    """what was given for the steps that this part depends on, by name"""
+
+
+@dataclass(slots=True, eq=False)
 class RunFinished(Event):
     """The run has ended."""
 
@@ -128,6 +140,10 @@ class RunFinished(Event):
     skipped: tuple[str, ...]
     undone: tuple[str, ...]
     """steps whose undo succeeded, in the order of undoing"""
+    elsewhere: bool = False
+    """its steps ran in other processes, whose hooks have got its error"""
+    expected: bool = False
+    """then: whether the failed step's definition lists the error as one that is to be expected"""
 
 
 @dataclass(slots=True, eq=False)

@@ -22,6 +22,7 @@ from .._durable.claim import StoreClaims
 from .._durable.ledger import Ledger
 from .._engines.aio_driver import AsyncDriver
 from .._engines.workers import Workers
+from .._kernel import emit
 from .._kernel.doubt import ask_verify
 from .._kernel.effects import Program, Stop
 from .._kernel.ledger import Errors
@@ -188,6 +189,7 @@ class _Activity:
         if sent["deadline"] is not None:
             run.deadline = now + sent["deadline"] - wall
         run.ready_at[self._node.index] = now - max(0.0, wall - sent["ready_at"])
+        emit.joined(run, sent["carriers"])
         if self._beat.get("failed"):
             errors = tuple((kind, message) for kind, message in self._beat["errors"])
             report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=self._beat["retry_at"])

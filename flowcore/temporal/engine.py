@@ -226,7 +226,7 @@ class TemporalEngine(EngineBase):
             raise failure
         record, raised = answer
         finished = _run_of(run, record, raised)
-        emit.run_finished(run, scope, finished)
+        emit.run_finished(run, scope, finished, elsewhere=True)
         return finished
 
 
