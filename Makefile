@@ -53,7 +53,8 @@ format: venv  ## let ruff fix and format
 	$(ENV) -m ruff check --fix
 	$(ENV) -m ruff format
 
-storm: venv  ## kill, freeze, deploy and cut off processes and servers until 100,000 durable runs are over
+storm: venv  ## fuzz records for five minutes; kill, freeze, deploy and cut off processes and servers until 100,000 durable runs are over
+	$(ENV) -m tests.security.fuzz --minutes 5
 	$(ENV) -m pytest tests/durable/long_outages.py
 	$(ENV) -m tests.durable.storm
 

@@ -26,6 +26,7 @@ _ASCII: Final = str.maketrans(
         "⏱": "timeout",
     }
 )
+_IN_MERMAID: Final = {char: f"#{ord(char)};" for char in "#&<>`"} | {'"': "#quot;"}
 
 
 def text(plan: Plan, name: str) -> str:
@@ -58,7 +59,7 @@ def mermaid(plan: Plan) -> str:
     """A Mermaid flowchart, top down; an undo is a dotted edge back."""
     lines = ["flowchart TD"]
     for node in plan.nodes:
-        lines.append(f'    s{node.index}["{_escaped(node, "#quot;")}"]')
+        lines.append(f'    s{node.index}["{_for_mermaid(node.name)}"]')
         lines.extend(f"    s{before} --> s{node.index}" for before in node.predecessors)
         if node.compensation is not None:
             lines.append(f'    s{node.index} -. undo .-> u{node.index}(("↶"))')
@@ -67,11 +68,10 @@ def mermaid(plan: Plan) -> str:
 
 def dot(plan: Plan, name: str) -> str:
     """Graphviz's DOT language."""
-    title = _clipped(name).replace("\\", "\\\\").replace('"', '\\"')
-    lines = [f'digraph "{title}" {{', "    rankdir=LR;", "    node [shape=box, style=rounded];"]
+    lines = [f'digraph "{_for_dot(name)}" {{', "    rankdir=LR;", "    node [shape=box, style=rounded];"]
     for node in plan.nodes:
         dashed = ", peripheries=2" if node.compensation is not None else ""
-        lines.append(f'    s{node.index} [label="{_escaped(node, chr(92) + chr(34))}"{dashed}];')
+        lines.append(f'    s{node.index} [label="{_for_dot(node.name)}"{dashed}];')
         lines.extend(f"    s{before} -> s{node.index};" for before in node.predecessors)
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -100,7 +100,11 @@ def _clipped(name: str) -> str:
     return clean if len(clean) <= _NAME else clean[:_NAME] + "…"
 
 
-def _escaped(node: Node, quote: str) -> str:
-    """A node's name inside double quotes, where `quote` stands for a double quote."""
-    name = _clipped(node.name)
-    return (name.replace("\\", "\\\\") if quote.startswith("\\") else name).replace('"', quote)
+def _for_mermaid(name: str) -> str:
+    """A name inside double quotes, which Mermaid may show as HTML or Markdown."""
+    return "".join(_IN_MERMAID.get(char, char) for char in _clipped(name))
+
+
+def _for_dot(name: str) -> str:
+    """A name inside double quotes."""
+    return _clipped(name).replace("\\", "\\\\").replace('"', '\\"')

@@ -252,5 +252,5 @@ def _recorded_steps(text: str) -> list[tuple[str, list[str], int, int]] | None:
     try:
         steps: Any = json.loads(text)
         return [(str(name), [str(one) for one in needs], int(undo), int(pivot)) for name, needs, undo, pivot in steps]
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return None

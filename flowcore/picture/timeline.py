@@ -7,9 +7,11 @@ when each attempt, backoff and undo began; the others know when a step started, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import safe_str
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bar", "Kind", "Row", "Timeline", "in_words", "milliseconds"]
 
+_TRACE_ID: Final = re.compile("[0-9a-f]{32}")
 _SPLIT: Final = 3
 """steps that the sentence about the time names"""
 
@@ -119,7 +122,7 @@ class Timeline:
     @classmethod
     def of_record(cls, record: RunRecord) -> Timeline:
         """The picture of a run as its store knows it."""
-        depends_on = {name: tuple(before) for name, before, *_ in json.loads(record.graph or "[]")}
+        depends_on = _dependencies(record.graph)
         names = [*depends_on, *(name for name in record.steps if name not in depends_on)]
         results = set(record.results)
         reports = {name: record.steps.get(name) or _result_alone(name in results) for name in names}
@@ -283,7 +286,7 @@ def _with(label: str, error: BaseException | None) -> str:
 
 def _trace_id(carrier: Mapping[str, Any]) -> str | None:
     parts = str(carrier.get("traceparent", "")).split("-")
-    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else None
+    return parts[1] if len(parts) == 4 and _TRACE_ID.fullmatch(parts[1]) else None
 
 
 def in_words(timeline: Timeline) -> str:
@@ -324,3 +327,14 @@ def milliseconds(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes} min {left} s"
+
+
+def _dependencies(graph: str) -> dict[str, tuple[str, ...]]:
+    """The steps of a recorded graph, each with those that it depends on; none where the text is no graph."""
+    try:
+        steps: list[Any] = json.loads(graph or "[]")
+        found = {str(name): tuple(map(str, before)) for name, before, *_ in steps}
+        TopologicalSorter(found).prepare()
+    except (TypeError, ValueError, RecursionError):  # a CycleError is a ValueError
+        return {}
+    return {name: tuple(one for one in before if one in found) for name, before in found.items()}

@@ -37,7 +37,7 @@ def _steps(record: RunRecord) -> dict[str, StepReport]:
     known = dict.fromkeys(record.results, StepReport(Status.SUCCESS, 1)) | dict(record.steps)
     try:
         order = [str(step[0]) for step in json.loads(record.graph)]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         order = []
     return {name: known[name] for name in [*(n for n in order if n in known), *(n for n in known if n not in order)]}
 

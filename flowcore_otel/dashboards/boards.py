@@ -155,7 +155,7 @@ def _annotation(name: str, expr: str, title: str, colour: str) -> Json:
 
 def to_workflow(q: Source, workflow: str = "") -> Json:
     """From a series with a workflow to the dashboard about it, or from what `workflow` says."""
-    workflow = workflow or f"${{__field.labels.{q.label('workflow')}}}"
+    workflow = workflow or f"${{__field.labels.{q.label('workflow')}:percentencode}}"
     url = f"/d/flowcore-workflow?var-datasource=${{datasource}}&var-workflow={workflow}&${{__url_time_range}}"
     return {"title": "This workflow, in detail", "url": url, "targetBlank": False}
 

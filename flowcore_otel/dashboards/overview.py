@@ -132,7 +132,7 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
             "Burn": steps(colours.NEUTRAL, (1, colours.WAITING), (14.4, colours.FAILED)),
             "Held": steps(colours.NEUTRAL, (1, colours.HELD)),
         },
-        linked={"Workflow": [to_workflow(q, "${__value.text}")]},
+        linked={"Workflow": [to_workflow(q, "${__value.text:percentencode}")]},
         decimals=2,
         empty="No process has reported a workflow.",
     )

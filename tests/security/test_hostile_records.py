@@ -1,0 +1,13 @@
+"""Records with anything in any field: a verb returns, or raises a StoreError, in time and within a bound of memory."""
+
+from pathlib import Path
+
+from tests.security.fuzz import OfRedis, OfSQLite, fuzz
+
+
+def test_no_field_of_an_sqlite_record_breaks_a_verb(tmp_path: Path, *, full: bool) -> None:
+    assert fuzz(OfSQLite(tmp_path), 1000 if full else 60)
+
+
+def test_no_field_of_a_redis_record_breaks_a_verb(redis_url: str, *, full: bool) -> None:
+    assert fuzz(OfRedis(redis_url), 1000 if full else 60)
