@@ -316,6 +316,42 @@ class StoreSurveyed(Event):
 
 
 @dataclass(slots=True, eq=False)
+class SchedulePlanned(Event):
+    """An engine waits for another fire of a schedule than before; `run_id` is empty."""
+
+    schedule: str
+    """the schedule's name"""
+    due: float | None
+    """when that fire is to begin, jitter included, in seconds since the epoch; None: there is none"""
+
+
+@dataclass(slots=True, eq=False)
+class ScheduleFired(Event):
+    """An engine has begun the run of a fire; `run_id` is empty."""
+
+    schedule: str
+    """the schedule's name"""
+    scheduled_at: float
+    """the planned time, without jitter, in seconds since the epoch"""
+    lateness: float
+    """seconds after that time and its jitter"""
+
+
+@dataclass(slots=True, eq=False)
+class ScheduleMissed(Event):
+    """Fires of a schedule will not be begun; `run_id` is empty. Of all engines, one reports it."""
+
+    schedule: str
+    """the schedule's name"""
+    count: int
+    """how many fires"""
+    reason: str
+    """down: no engine began them in time; overlap: the run before was still in progress; error: they could not be begun"""
+    last: float
+    """the planned time of the latest of them, in seconds since the epoch"""
+
+
+@dataclass(slots=True, eq=False)
 class EngineStarted(Event):
     """An engine was made; belongs to no run."""
 

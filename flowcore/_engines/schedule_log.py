@@ -1,0 +1,122 @@
+"""The log of a schedule in a durable store: since when its fires count, and which were skipped.
+
+An entry is a record that no run has made, claimed with `once=`: the first engine to write it has decided. Ended records are
+forgotten after the store's retention, so entries are renewed twice in that time, in periods that all engines count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from typing import Any, Final
+
+from .._durable.recovery import Ask
+from ..errors import FlowcoreError
+from ..fires import LOG, log_key
+from ..schedule import Schedule
+from ..status import Status
+from ..stores.base import Claim, Claimed, Ending, RunRecord, Store
+
+__all__ = ["Log"]
+
+_CHANGES: Final = 1000
+"""entries in one period"""
+_ROUNDS: Final = 5
+"""tries of an engine to have its own definition of a schedule be the last one written"""
+
+
+class Log:
+    """The log of one schedule. `period`: seconds after which entries are renewed."""
+
+    def __init__(self, store: Store, schedule: Schedule, period: float, lease: float, new_id: Callable[[], str]) -> None:
+        self._store = store
+        self._schedule = schedule
+        self._period = period
+        self._lease = lease
+        self._new_id = new_id
+        self._read_in: int | None = None  # the period in which this engine has read or renewed it
+
+    def outdated(self, now: float) -> bool:
+        """Whether a new period has begun."""
+        return self._read_in != int(now // self._period)
+
+    def open(self, now: float) -> Generator[Ask, Any, float]:
+        """Since when this schedule's fires count, in seconds since the epoch by the store's clock: since the engines that
+        run now began to have this definition of it."""
+        current = int(now // self._period)
+        for _ in range(_ROUNDS):
+            period, number, record = yield from self._last(current)
+            same = record is not None and self._is_same(record.values)
+            since = _since(record) if record is not None and same else None
+            wanted = {**self._schedule.to_record(), "since": since}
+            if record is not None and same and period == current and {**record.values, "since": since} == wanted:
+                self._read_in = current
+                return _since(record)
+            yield from self._append(current, number + 1 if period == current else 0, wanted)
+        return now
+
+    def renew(self, now: float) -> Generator[Ask, Any, None]:
+        """Take the last entry over into a new period, unless engines with another definition have written since."""
+        current = int(now // self._period)
+        period, _, record = yield from self._last(current)
+        if record is not None and period < current and self._is_same(record.values):
+            since = _since(record)
+            yield from self._append(current, 0, {**self._schedule.to_record(), "since": since})
+        self._read_in = current
+
+    def forgo(self, now: float) -> Generator[Ask, Any, bool]:
+        """Let no fire before `now` count any more. Returns whether this engine is the first to decide so."""
+        current = int(now // self._period)
+        period, number, record = yield from self._last(current)
+        if record is not None and _since(record) >= now:
+            return False
+        entry = {**self._schedule.to_record(), "since": now}
+        return (yield from self._append(current, number + 1 if period == current else 0, entry))
+
+    def skip(self, key: str, values: Mapping[str, Any], reason: str) -> Generator[Ask, Any, bool]:
+        """Record that the fire with this key is not begun. Returns whether this engine is the first to decide on it."""
+        return (yield from self._write(key, values, Status.FAILURE, reason))
+
+    def _is_same(self, values: Mapping[Any, Any]) -> bool:
+        return (values.get("cron"), values.get("every"), values.get("timezone")) == self._schedule.times
+
+    def _last(self, current: int) -> Generator[Ask, Any, tuple[int, int, RunRecord | None]]:
+        """The last entry, of this period or else of the one before: its period, its number and its record."""
+        for period in (current, current - 1):
+            number = 0
+            while number < _CHANGES and (yield self._head(period, number)) is not None:
+                number += 1
+            if number:
+                record = yield partial(self._store.find, log_key(self._schedule.name, period, number - 1))
+                return period, number - 1, record
+        return current, -1, None
+
+    def _head(self, period: int, number: int) -> Ask:
+        return partial(self._store.head, log_key(self._schedule.name, period, number))
+
+    def _append(self, period: int, number: int, values: Mapping[str, Any]) -> Generator[Ask, Any, bool]:
+        return (yield from self._write(log_key(self._schedule.name, period, number), values, Status.SUCCESS, None))
+
+    def _write(
+        self, key: str, values: Mapping[str, Any], status: Status, reason: str | None
+    ) -> Generator[Ask, Any, bool]:
+        """Write a record that has ended. False: the key has one already."""
+        claim = Claim(key, self._new_id(), LOG, "", LOG, {}, values, self._lease, once=True)
+        try:
+            answer = yield partial(self._store.claim, claim)
+        except (FlowcoreError, OSError):
+            yield partial(self._store.withdraw, claim)  # in case only its answer was lost
+            raise
+        if not isinstance(answer, Claimed):
+            return False
+        found = answer.record  # of an engine that died before it ended the record
+        run_id = claim.run_id if found is None else found.run_id
+        record = RunRecord(key, run_id, LOG, "", LOG, status, generation=answer.generation, fence=answer.fence)
+        record.reason = reason
+        yield partial(self._store.finish, Ending(record))
+        return found is None
+
+
+def _since(record: RunRecord) -> float:
+    """Since when fires count, by this entry: since it was written, if it does not say."""
+    return float(record.values.get("since") or record.started)

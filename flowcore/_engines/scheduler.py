@@ -1,0 +1,380 @@
+"""What fires schedules: which fires are due, which of them this engine begins, and what becomes of the others.
+
+A program: it yields calls of the store and of its engine, and has the time from the engine's settings alone. Any number of
+engines look at the same schedule without a leader: a fire is decided by the first to record a run, or a skip, under its key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+from .._durable.recovery import Ask
+from .._kernel.settings import Settings
+from ..errors import DefinitionError, IdempotencyError, NotSerializable, StoreError, safe_repr, safe_str
+from ..events import Event, ScheduleFired, ScheduleMissed, SchedulePlanned
+from ..fires import LOG, fire_key
+from ..schedule import Schedule, ScheduleStatus, status_of
+from ..status import Status
+from ..stores.base import LIVE, RunRecord
+from ..workflow import Workflow
+from .schedule_log import Log
+
+__all__ = ["Scheduled", "window_of"]
+
+ON_TIME: Final = timedelta(seconds=60)
+"""after which a fire that no engine has looked at is missed"""
+LONGEST_WAIT: Final = 30.0
+"""seconds between two looks at the clock, which may have been set"""
+_LOOKED_BACK: Final = 1000
+"""fires that a schedule makes up for at most"""
+_ABANDONED: Final = 300.0
+"""seconds, or ten leases if they are longer, after which a run without a live owner keeps no fire waiting"""
+_DEFAULT_RETENTION: Final = 86_400.0
+_SHORTEST_RETENTION: Final = 3600.0
+_FAULTS: Final = (DefinitionError, IdempotencyError, NotSerializable)
+"""errors of what a fire was to run with: another try will hardly do better"""
+_log = logging.getLogger("flowcore")
+
+Begin = Callable[[Workflow[Any], Any, str], Any]
+"""begins the run of a key, in an engine; returns False where another engine has done so"""
+
+
+def window_of(store: Any) -> timedelta:
+    """For how long a schedule makes up for missed fires: half of the time for which the store remembers them, so that none
+    is forgotten and begun again. Raises DefinitionError where that is too short for clocks that differ by minutes."""
+    retention = getattr(store, "retention", _DEFAULT_RETENTION)
+    if retention < _SHORTEST_RETENTION:
+        raise DefinitionError(
+            f"A store that forgets runs after {retention:g} seconds cannot keep a schedule's fires from being repeated. "
+            f"Give it a retention= of at least {_SHORTEST_RETENTION:g} seconds."
+        )
+    return timedelta(seconds=min(retention / 2, 365 * 86_400))
+
+
+@dataclass(slots=True, eq=False)
+class Fire:
+    """A fire that is due. `made_up`: nothing looked at its schedule when it was."""
+
+    at: datetime
+    made_up: bool
+    superseded: list[datetime] = field(default_factory=list[datetime])
+    """fires before it that it stands for"""
+    error: Exception | None = None
+    """why the last try to begin it failed"""
+    tries: int = 0
+
+
+class Scheduled:
+    """One schedule of one engine. For one thread or task at a time.
+
+    `begin`: see Begin; `cancel`: cancels the run of a key, if it is in flight in this engine; `emit`: reports to hooks.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workflow: Workflow[Any],
+        schedule: Schedule,
+        values: Any,
+        *,
+        begin: Begin,
+        cancel: Callable[[str], bool],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.schedule = schedule
+        self.workflow = workflow
+        self._settings = settings
+        self._store = settings.store
+        self._values = values
+        self._begin = begin
+        self._cancel = cancel
+        self._emit = emit
+        self._window = window_of(settings.store)
+        period = self._window.total_seconds()
+        self._log = Log(settings.store, schedule, period, settings.lease, settings.new_id) if settings.durable else None
+        self._position = self._now()  # the last fire that is no business of this engine any more
+        self._since: datetime | None = None if settings.durable else self._position
+        self._queue: deque[Fire] = deque()
+        self._retry_at: datetime | None = None
+        self._failures = 0
+        self._running: str | None = None  # the key of the latest run
+        self._cancelled: str | None = None
+        self._blocked_since: datetime | None = None
+        self._announced: datetime | None = None
+        self._announce()
+
+    # -- when to look --------------------------------------------------------------------------------------------------
+
+    def wait(self) -> float:
+        """Seconds until the next look."""
+        now = self._now()
+        if self._retry_at is not None:
+            at: datetime | None = self._retry_at
+        elif self._since is None or self._queue:
+            return 0.0
+        else:
+            at = self._next_due(min(self._position, now))
+        return LONGEST_WAIT if at is None else min(max((at - now).total_seconds(), 0.0), LONGEST_WAIT)
+
+    def due(self) -> bool:
+        """Whether there is something to do now."""
+        renew = self._log is not None and self._retry_at is None and self._log.outdated(self._settings.wall())
+        return renew or self.wait() <= 0
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._settings.wall(), UTC)
+
+    def _next_due(self, moment: datetime) -> datetime | None:
+        following = next(self.schedule.after(moment), None)
+        return None if following is None else self.schedule.due(following)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def look(self) -> Generator[Ask, Any, None]:
+        """Begin what is due. Raises nothing but what is no Exception: what fails is logged and tried again."""
+        self._retry_at = None
+        try:
+            now = self._now()
+            if self._since is None and self._log is not None:
+                yield from self._open(self._log, now)
+            yield from self._gather(now)
+            yield from self._begin_due(now)
+            if self._log is not None and self._log.outdated(now.timestamp()):
+                yield from self._log.renew(now.timestamp())
+            self._failures = 0
+        except Exception as error:  # noqa: BLE001 - a schedule outlives whatever its store, its values or a hook raises
+            self._failed(error)
+        self._announce()
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            _log.warning(
+                "schedule %s could not begin what is due, and tries again: %s: %s",
+                *(safe_repr(self.schedule.name), type(error).__name__, safe_str(error, 200)),
+            )
+        self._retry_by(self._now(), min(60.0, 0.25 * 2 ** min(self._failures, 10)))
+
+    def _retry_by(self, now: datetime, delay: float) -> None:
+        """Look again after `delay` seconds, or when the next fire is due."""
+        following = self._next_due(self._position)
+        at = now + timedelta(seconds=delay)
+        self._retry_at = at if following is None or following <= now else min(at, following)
+
+    def _open(self, log: Log, now: datetime) -> Generator[Ask, Any, None]:
+        """Find out which fires are decided on: the last one with a record, and all before it."""
+        since = yield from log.open(now.timestamp())
+        start = datetime.fromtimestamp(since, UTC)
+        position = max(start, now - self._window)
+        for fire in islice(self.schedule.before(now, position), _LOOKED_BACK):
+            head = yield self._head(fire)
+            if head is not None:
+                yield from self._saw(fire, head)
+                position = fire
+                break
+        self._position, self._since = position, start
+
+    def _gather(self, now: datetime) -> Generator[Ask, Any, None]:
+        """Queue the fires that have become due, by `missed`."""
+        self._position = min(self._position, now)  # the clock was set back; keys keep its fires from being repeated
+        floor = max(self._position, now - self._window, self._since or self._position)
+        due = [fire for fire in self.schedule.before(now, floor) if self.schedule.due(fire) <= now]
+        if not due:
+            return
+        self._position = due[0]
+        latest = due[0]
+        late = {fire for fire in due if now - self.schedule.due(fire) > ON_TIME}
+        failed = [fire for fire in self._queue if fire.error is not None]
+        for fire in failed:
+            if self.schedule.missed != "all" or isinstance(fire.error, _FAULTS):
+                self._queue.remove(fire)
+        for fire in failed:
+            if isinstance(fire.error, _FAULTS):
+                yield from self._skip(fire, "error", f"skipped: {type(fire.error).__name__}: {safe_str(fire.error, 200)}")
+        given_up = [] if self.schedule.missed == "all" else [fire for fire in failed if not isinstance(fire.error, _FAULTS)]
+        before = [at for fire in given_up for at in (*fire.superseded, fire.at)]
+        match self.schedule.missed:
+            case "all":
+                made = [Fire(fire, fire in late) for fire in reversed(due[:_LOOKED_BACK])]
+                made[0].superseded.extend(reversed(due[_LOOKED_BACK : 2 * _LOOKED_BACK]))
+                self._queue.extend(made)
+            case "latest":
+                self._queue.append(Fire(latest, latest in late, [*before, *reversed(due[1:_LOOKED_BACK])]))
+            case "skip" if latest in late:
+                yield from self._forgo([*before, *reversed(due[:_LOOKED_BACK])], now)
+            case "skip":
+                self._queue.append(Fire(latest, made_up=False, superseded=[*before, *reversed(due[1:_LOOKED_BACK])]))
+
+    def _begin_due(self, now: datetime) -> Generator[Ask, Any, None]:
+        """Begin the fires in the queue, one after another, until one has to wait."""
+        while self._queue:
+            fire = self._queue[0]
+            head = yield self._head(fire.at)
+            if head is not None:  # another engine was first
+                yield from self._saw(fire.at, head)
+            elif (busy := (yield from self._in_progress(now))) is not None:
+                if fire.made_up or self.schedule.overlap != "skip":
+                    if self.schedule.overlap == "cancel" and not fire.made_up:
+                        yield from self._make_way(busy)
+                    self._wait_for_the_run(now)
+                    return
+                yield from self._skip(fire, "overlap", "skipped: the run before was still in progress.")
+            else:
+                yield from self._begin_one(fire)
+            self._queue.popleft()
+            self._blocked_since = None
+
+    def _begin_one(self, fire: Fire) -> Generator[Ask, Any, None]:
+        key = fire_key(self.schedule.name, fire.at)
+        try:
+            values = self._values
+            if callable(values):
+                try:
+                    values = yield partial(values, fire.at)
+                except Exception as error:
+                    raise DefinitionError(
+                        f"values= of schedule {safe_repr(self.schedule.name)} raised {type(error).__name__}: {safe_str(error)}"
+                    ) from error
+            begun = yield partial(self._begin, self.workflow, values, key)
+        except Exception as error:
+            fire.error = error
+            raise
+        self._running = key
+        if begun:
+            lateness = max(0.0, (self._now() - self.schedule.due(fire.at)).total_seconds())
+            self._emit(
+                ScheduleFired(
+                    *(self.workflow.name, "", self._settings.clock(), {}),
+                    *(self.schedule.name, fire.at.timestamp(), lateness),
+                )
+            )
+            yield from self._report_superseded(fire)
+
+    # -- fires that are not begun --------------------------------------------------------------------------------------
+
+    def _report_superseded(self, fire: Fire) -> Generator[Ask, Any, None]:
+        missed: list[datetime] = []
+        for at in fire.superseded:
+            if (yield self._head(at)) is None:
+                missed.append(at)
+        if missed:
+            self._report(missed, "down")
+
+    def _forgo(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, None]:
+        missed: list[datetime] = []
+        for at in fires:
+            if (yield self._head(at)) is None:
+                missed.append(at)
+        if missed and (self._log is None or (yield from self._log.forgo(now.timestamp()))):
+            self._report(missed, "down")
+
+    def _skip(self, fire: Fire, why: str, reason: str) -> Generator[Ask, Any, None]:
+        """Decide for all engines that this fire is not begun."""
+        if self._log is not None:
+            values = {"schedule": self.schedule.name, "skipped": why, "in_progress": self._running}
+            if not (yield from self._log.skip(fire_key(self.schedule.name, fire.at), values, reason)):
+                return
+        self._report([fire.at], why)
+
+    def _report(self, missed: list[datetime], why: str) -> None:
+        last = max(missed)
+        _log.warning(
+            "schedule %s did not begin %d of its fires, the last one at %s: %s",
+            *(safe_repr(self.schedule.name), len(missed), last.isoformat(), _REASONS[why]),
+        )
+        self._emit(
+            ScheduleMissed(
+                *(self.workflow.name, "", self._settings.clock(), {}),
+                *(self.schedule.name, len(missed), why, last.timestamp()),
+            )
+        )
+
+    # -- the run before ------------------------------------------------------------------------------------------------
+
+    def _head(self, fire: datetime) -> Ask:
+        return partial(self._store.head, fire_key(self.schedule.name, fire))
+
+    def _saw(self, fire: datetime, head: RunRecord) -> Generator[Ask, Any, None]:
+        """Another engine has decided on this fire: note which run is the latest now."""
+        key = fire_key(self.schedule.name, fire)
+        if head.workflow != LOG:
+            self._running = key
+        elif self._running is None:
+            record = yield partial(self._store.find, key)
+            self._running = None if record is None else record.values.get("in_progress")
+
+    def _in_progress(self, now: datetime) -> Generator[Ask, Any, str | None]:
+        """The key of the run before, if that is in progress."""
+        if self._running is None:
+            return None
+        head = yield partial(self._store.head, self._running)
+        return self._running if head is not None and self._blocks(head, now.timestamp()) else None
+
+    def _blocks(self, head: RunRecord, now: float) -> bool:
+        """Whether a run is in progress. One that nothing drives, and that nothing has resumed for long, is not."""
+        if head.held or head.status not in {*LIVE, Status.WAITING, Status.PARKED}:
+            return False
+        if head.status is Status.WAITING or (head.status in LIVE and head.expires is None):
+            return True
+        left = head.expires or head.finished or head.started
+        return now - left < max(_ABANDONED, 10 * self._settings.lease)
+
+    def _make_way(self, busy: str) -> Generator[Ask, Any, None]:
+        """Cancel the run before, and skip the fires before the latest."""
+        while len(self._queue) > 1:
+            yield from self._skip(self._queue[0], "overlap", "skipped: a later fire came while it waited.")
+            self._queue.popleft()
+        if busy != self._cancelled:
+            here = yield partial(self._cancel, busy)
+            if not here and self._settings.durable:
+                try:
+                    yield partial(self._store.cancel, busy, reason=f"the next fire of schedule {self.schedule.name}")
+                except StoreError as error:  # it may have ended meanwhile
+                    _log.info("run of key %s was not cancelled: %s", safe_repr(busy), safe_str(error, 200))
+            self._cancelled = busy
+
+    def _wait_for_the_run(self, now: datetime) -> None:
+        """Look again soon; less often the longer it takes."""
+        self._blocked_since = self._blocked_since or now
+        waited = (now - self._blocked_since).total_seconds()
+        self._retry_by(now, min(10.0, 0.2 + waited / 10))
+
+    # -- what is said of it --------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """Report the next fire that this engine waits for, when that has changed."""
+        planned = self.schedule.due(self._queue[0].at) if self._queue else self._next_due(self._position)
+        if planned != self._announced:
+            self._announced = planned
+            self._emit(
+                SchedulePlanned(
+                    *(self.workflow.name, "", self._settings.clock(), {}),
+                    *(self.schedule.name, None if planned is None else planned.timestamp()),
+                )
+            )
+
+    def status(self) -> Generator[Ask, Any, ScheduleStatus]:
+        """How the schedule stands, with what the store remembers."""
+        asking = status_of(self.schedule, self._now(), self._window)
+        head: RunRecord | None = None
+        while True:
+            try:
+                key = asking.send(head)
+            except StopIteration as stop:
+                found: ScheduleStatus = stop.value
+                return found
+            head = yield partial(self._store.head, key)
+
+
+_REASONS: Final = {
+    "down": "no engine began them in time.",
+    "overlap": "the run before was still in progress.",
+    "error": "they could not be begun.",
+}
