@@ -11,8 +11,11 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
 
 from .errors import DefinitionError, NoResult, safe_repr
+from .fires import fire_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from .plan import Node, Plan
     from .step import Step
     from .workflow import Workflow
@@ -61,6 +64,8 @@ class RunView(Protocol):
 
     @property
     def run_id(self) -> str: ...
+    @property
+    def key(self) -> str | None: ...
     @property
     def fence(self) -> int: ...
     @property
@@ -139,6 +144,11 @@ class Context(MutableMapping[Any, Any], Generic[I]):
         service need namespaces of their own.
         """
         return self._run.step_key(self.step, undo=self._undo)
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The planned time, in UTC, of the fire of a schedule that this run belongs to; None for any other run."""
+        return fire_of(self._run.key)
 
     @property
     def fence(self) -> int:

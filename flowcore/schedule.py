@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice, takewhile
@@ -26,7 +26,7 @@ from .functions import take_one_argument
 from .retry import Duration, seconds
 from .status import Status
 
-__all__ = ["Missed", "Overlap", "Schedule", "ScheduleStatus", "checked_values", "status_of"]
+__all__ = ["Missed", "Overlap", "Schedule", "ScheduleStatus", "check_values", "status_of"]
 
 Missed = Literal["skip", "latest", "all"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -150,9 +150,10 @@ class Schedule:
 
     def check_cron(self) -> None:
         """Raise DefinitionError for a cron expression that is none, or that never fires."""
+        _cronsim()
         try:
             first = next(self._fires(_EPOCH), None)
-        except _cron_error() as error:
+        except Exception as error:  # noqa: BLE001 - besides its own errors, cronsim has others for what it cannot read
             raise DefinitionError(
                 f"cron={safe_repr(self.cron)} of schedule {safe_repr(self.name)} is no cron expression: {safe_str(error)}. "
                 "Use five fields: minute, hour, day of the month, month, day of the week."
@@ -237,13 +238,11 @@ class Schedule:
     def _change(self, start: datetime, end: datetime) -> datetime | None:
         """When the clocks change for the first time after `start` and up to `end`; None: they do not."""
         offset = self._offset(start)
-        while start < end:
-            step = min(start + _A_DAY, end)
-            if self._offset(step) != offset:
-                break
-            start = step
-        else:
-            return None
+        step = min(start + _A_DAY, end)
+        while self._offset(step) == offset:
+            if step == end:
+                return None
+            start, step = step, min(step + _A_DAY, end)
         while step - start > _RESOLUTION:
             middle = start + (step - start) // 2
             if self._offset(middle) == offset:
@@ -292,17 +291,19 @@ def status_of(schedule: Schedule, now: datetime, window: timedelta) -> Generator
     )
 
 
-def checked_values(values: Any, name: str) -> Mapping[Any, Any] | Callable[[datetime], Any] | Any:
-    """`values=` of a schedule: a mapping, an input, or a function of the planned time. Raises DefinitionError."""
-    if callable(values) and not isinstance(values, Mapping) and not hasattr(type(values), "__dataclass_fields__"):
+def check_values(values: Any, name: str) -> None:
+    """Raise DefinitionError for a `values=` that is neither initial values nor a function of the planned time."""
+    plain = isinstance(values, Mapping) or hasattr(type(values), "__dataclass_fields__")
+    if callable(values) and not plain:
         take_one_argument(values, f"values= of schedule {safe_repr(name)}", "the planned time", sync=True)
-    return values
 
 
 def _period(every: Duration, name: str) -> timedelta:
     number = seconds(every, f"every= of schedule {safe_repr(name)}")
     if not _SHORTEST.total_seconds() <= number < math.inf:
-        raise DefinitionError(f"every= of schedule {safe_repr(name)} must be at least one second, not {safe_repr(every)}.")
+        raise DefinitionError(
+            f"every= of schedule {safe_repr(name)} must be at least one second, not {safe_repr(every)}."
+        )
     return every if isinstance(every, timedelta) else timedelta(seconds=number)
 
 
@@ -333,8 +334,3 @@ def _cronsim() -> Any:
     except ImportError:
         raise ImportError("cron= needs cronsim: pip install 'flowcore[schedule]'") from None
     return cronsim
-
-
-def _cron_error() -> type[Exception]:
-    error: type[Exception] = _cronsim().CronSimError
-    return error

@@ -26,7 +26,9 @@ PARTS: dict[str, str] = {
     "functions": "errors",
     "inputs": "errors",
     "retry": "errors functions",
-    "context": "errors",
+    "fires": "",
+    "schedule": "errors fires functions retry status",
+    "context": "errors fires",
     "forks": "",
     "events": "errors functions status retry forks",
     "snapshot": "errors context",
@@ -42,7 +44,7 @@ PARTS: dict[str, str] = {
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events",
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
-    "_engines": "errors status retry context run workflow events stores _kernel _durable forks",
+    "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule",
     "temporal": ("errors status retry run plan step workflow events stores _wire _kernel _durable _engines"),
     "cli": "errors status stores workflow picture",
     "__main__": "",
@@ -82,6 +84,11 @@ LAZY: dict[str, set[str]] = {
     "flowcore._durable.handed_out": {"pickle"},
     # For an HTTP date, a key in a message, and an error that leaves the process.
     "flowcore.errors": {"datetime", "email.utils", "hashlib", "pickle", "traceback"},
+    # With schedules only, which bring zoneinfo and cronsim along.
+    "flowcore.fires": {"datetime"},
+    "flowcore.schedule": {"cronsim"},
+    "flowcore._engines.threads": {"flowcore._engines.schedules"},
+    "flowcore._engines.aio": {"flowcore._engines.schedules"},
     # For the first value that JSON has no form for.
     "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
     "flowcore.stores": {

@@ -75,7 +75,7 @@ class Recovery:
         self._settings = settings
         self._definitions: dict[str, list[Workflow[Any]]] = {}
         for workflow in workflows:
-            self._definitions.setdefault(workflow.name, []).append(workflow)
+            self.include(workflow)
         self._live = live
         self.at_once = at_once
         self.wake: Callable[[], None] | None = None
@@ -95,6 +95,10 @@ class Recovery:
         self._not_again: dict[str, tuple[float, int]] = {}  # (lock) runs that failed to resume: until when, how often
         self._surveyed: float | None = None
         self._looked: float | None = None
+
+    def include(self, workflow: Workflow[Any]) -> None:
+        """Resume runs of this definition too."""
+        self._definitions[workflow.name] = [*self._definitions.get(workflow.name, ()), workflow]
 
     @property
     def hungry(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapp
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from .._durable.checkpoints import cancelled, lose
 from .._kernel.effects import Stop
@@ -34,6 +34,10 @@ from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, 
 from .batches import completed_on_loop, key_of, whole_or
 from .recovering import LEASE_OVER, RecoveryTasks, asked_on_loop, performed, performed_on_loop
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from ..schedule import ScheduleStatus
+    from .schedules import AsyncSchedules
 
 __all__ = ["AsyncEngine"]
 
@@ -89,12 +93,9 @@ class AsyncEngine(EngineBase):
         self._claims.local = self._local = SubmittedRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
         self._looking: RecoveryTasks | None = None
+        self._schedules: AsyncSchedules | None = None
         self._looks_again = False
-        if (every := self._look_every()) is not None:
-            self._looking = RecoveryTasks(self._look, every)
-            self._recovery.wake = self._looking.ring
-            with suppress(RuntimeError):  # outside a loop it begins with `async with`, or with the first run
-                self._looking.ensure()
+        self._begin_looking()
         after_fork_in_child(self, AsyncEngine._after_fork)
         weakref.finalize(self, self._pool.close, self._settings.grace)
 
@@ -110,6 +111,29 @@ class AsyncEngine(EngineBase):
         self._recovery.after_fork()
         if self._looking is not None:
             self._looking.after_fork()
+        if self._schedules is not None:
+            self._schedules.after_fork()
+
+    def _begin_looking(self) -> None:
+        """Have a task look at the store, where anything wants that, or look at once."""
+        if self._looking is not None:
+            self._looking.ring()
+        elif (every := self._look_every()) is not None:
+            self._looking = RecoveryTasks(self._look, every)
+            self._recovery.wake = self._looking.ring
+            with suppress(RuntimeError):  # outside a loop it begins with `async with`, or with the first run
+                self._looking.ensure()
+
+    def _own_schedules(self) -> AsyncSchedules:
+        from .schedules import AsyncSchedules
+
+        with self._lock:
+            self._schedules = self._schedules or AsyncSchedules(self)
+            return self._schedules
+
+    async def schedules(self) -> builtins.list[ScheduleStatus]:
+        """How each schedule of this engine stands, as `Engine.schedules`; the loop goes on meanwhile."""
+        return [] if self._schedules is None else await self._schedules.statuses()
 
     async def run(
         self,
@@ -163,6 +187,10 @@ class AsyncEngine(EngineBase):
         run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
+        return self._queue(run, check=check)
+
+    def _queue(self, run: RunState, *, check: bool) -> AsyncRunFuture:
+        """Begin a run in a task of its own."""
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check))
         self._queued[run] = self._local.futures[run] = future = AsyncRunFuture(run, task, loop)
@@ -335,14 +363,16 @@ class AsyncEngine(EngineBase):
         except Exception as error:  # noqa: BLE001 - no caller waits for it
             log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
-    async def _look(self) -> None:
-        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it."""
+    async def _look(self) -> float | None:
+        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it. Returns
+        the seconds until the next look."""
         if self._surveys and self._recovery.survey_due():
             with self._round("survey") as context:
                 await self._survey(context)
         if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
             with self._round() as context:
                 await self._start_recovered(context)
+        return self._look_every()
 
     async def _survey(self, context: contextvars.Context) -> None:
         try:
@@ -378,9 +408,11 @@ class AsyncEngine(EngineBase):
         return driver
 
     def _ensure_looking(self) -> None:
-        """Ensure that one task recovers on this loop, where `recover_every` was given."""
+        """Ensure that one task recovers on this loop, where `recover_every` was given, and one looks at schedules."""
         if self._looking is not None:
             self._looking.ensure()
+        if self._schedules is not None:
+            self._schedules.ensure()
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
         """Start no more runs, and wait for those on this loop; with a `timeout`, do with them what `Engine.close` does."""
@@ -389,6 +421,8 @@ class AsyncEngine(EngineBase):
         self._closed = True
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
         looking = [] if self._looking is None else self._looking.close(loop)
+        if self._schedules is not None:
+            looking += self._schedules.tasks.close(loop)
         if limit is None:
             await self._wait_for(list(self._queued.values()), None)
         else:

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._durable.checkpoints import parked
 from .._durable.claim import StoreClaims
@@ -59,6 +59,12 @@ from .checks import checked_hooks, checked_namespace, checked_store, period, who
 from .interrupts import hold_sigint
 from .workers import Workers
 
+if TYPE_CHECKING:
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    from ..schedule import Missed, Overlap, Schedule
+
 __all__ = [
     "CLOSED",
     "MARGIN",
@@ -97,6 +103,8 @@ def new_id() -> str:
 
 class EngineBase:
     """The part of an engine that knows no threads and no event loop."""
+
+    _recovery: Recovery
 
     def __init__(
         self,
@@ -145,6 +153,59 @@ class EngineBase:
         for workflow in self.workflows:
             workflow.freeze()
             self._register(workflow)
+
+    def schedule(
+        self,
+        workflow: Workflow[I],
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | ZoneInfo | None = None,
+        values: I | Mapping[str, Any] | Callable[[datetime], I | Mapping[str, Any]] | None = None,
+        missed: Missed = "latest",
+        overlap: Overlap = "skip",
+        jitter: Duration = 0,
+        name: str | None = None,
+    ) -> Schedule:
+        """Run a workflow at planned times, once each, however many engines on the same store have the same schedule.
+
+        `cron`: five fields, in `timezone` (default UTC); needs the extra `schedule`. Or `every`: a period, counted from
+        1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned time that returns them.
+        `missed`: which of the fires that no engine began in time are made up for: none ("skip"), the "latest", or "all", one
+        after another; at most those of half of the store's retention. `overlap`: what a fire does while the run before is
+        in progress: it is left out ("skip"), waits ("queue"), or cancels that run and begins when it is over ("cancel").
+        `jitter`: seconds by which each fire may be delayed, by the same amount on every engine. `name`: the schedule's
+        name, by which engines know it as the same (default: the workflow's).
+
+        A fire's run has the key `schedule/NAME/TIME`, is never repeated, even if it fails, and has `ctx.scheduled_at`. The
+        engine recovers the workflow, every lease unless `recover_every` says otherwise. Thread-safe.
+
+        Raises DefinitionError for options that make no schedule, AsyncStepInSyncEngine, FlowcoreError once the engine is
+        closed, and ImportError without the extra.
+        """
+        schedules: Any = self._own_schedules()
+        options = {"cron": cron, "every": every, "timezone": timezone}
+        options |= {"missed": missed, "overlap": overlap, "jitter": jitter}
+        made: Schedule = schedules.add(workflow, name, values, **options)
+        if self.store.durable:
+            self._recover_also(workflow)
+        schedules.begin_looking()
+        return made
+
+    def _own_schedules(self) -> object:
+        raise NotImplementedError
+
+    def _begin_looking(self) -> None:
+        raise NotImplementedError
+
+    def _recover_also(self, workflow: Workflow[Any]) -> None:
+        """Resume the runs of this workflow too, every lease if the engine has recovered none so far."""
+        if workflow not in self.workflows:
+            self.workflows = (*self.workflows, workflow)
+            self._recovery.include(workflow)
+        if self.recover_every is None:
+            self.recover_every = self.lease
+            self._begin_looking()
 
     def _refuse_if_full(self, queued: int) -> None:
         if queued >= self.max_queued:

@@ -28,12 +28,14 @@ _log = logging.getLogger("flowcore")
 
 
 class RecoveryThread:
-    """Calls `look` every so many seconds, and at once when rung, until it is closed or the engine that `look` is bound
-    to is forgotten. It survives whatever a look raises. Thread-safe; start it again in a forked child."""
+    """Calls `look` after the seconds that its last call returned, or else after `every`, and at once when rung, until it is
+    closed or what `look` is bound to is forgotten. It survives whatever a look raises. Thread-safe; start it again in a
+    forked child. `what`: what a look is, for the thread's name and for the log."""
 
-    def __init__(self, look: Callable[[], None], every: float) -> None:
+    def __init__(self, look: Callable[[], float | None], every: float, what: str = "recovery") -> None:
         self._look = weakref.WeakMethod(look)
         self._every = every
+        self._what = what
         self._closed = False
         self.start()
 
@@ -41,8 +43,8 @@ class RecoveryThread:
         """Start the thread."""
         self._bell = threading.Event()
         if not self._closed:
-            target, arguments = _look_often, (self._look, self._bell, self._every, lambda: self._closed)
-            threading.Thread(target=target, args=arguments, name="flowcore-recovery", daemon=True).start()
+            target, arguments = _look_often, (self._look, self._bell, self._every, self._what, lambda: self._closed)
+            threading.Thread(target=target, args=arguments, name=f"flowcore-{self._what}", daemon=True).start()
 
     def ring(self) -> None:
         """Look again now."""
@@ -55,7 +57,11 @@ class RecoveryThread:
 
 
 def _look_often(
-    method: weakref.WeakMethod[Callable[[], None]], bell: threading.Event, every: float, closed: Callable[[], bool]
+    method: weakref.WeakMethod[Callable[[], float | None]],
+    bell: threading.Event,
+    every: float,
+    what: str,
+    closed: Callable[[], bool],
 ) -> None:
     wait = min(every, _FIRST)
     while True:
@@ -64,21 +70,23 @@ def _look_often(
         look = method()
         if look is None or closed():
             return
+        following: float | None = None
         try:
-            look()
+            following = look()
         except BaseException as error:  # noqa: BLE001 - the next look may have more luck, and a hook may raise anything
-            _warn(error)
+            _warn(what, error)
         del look
-        wait = every
+        wait = every if following is None else following
 
 
 class RecoveryTasks:
     """The same with a task on each loop on which `ensure` is called. Thread-safe, but for `ensure` and `close`, which are
     for the loop's own thread."""
 
-    def __init__(self, look: Callable[[], Awaitable[None]], every: float) -> None:
+    def __init__(self, look: Callable[[], Awaitable[float | None]], every: float, what: str = "recovery") -> None:
         self._look = weakref.WeakMethod(look)
         self._every = every
+        self._what = what
         self._tasks: dict[asyncio.AbstractEventLoop, tuple[asyncio.Task[None], asyncio.Event]] = {}
 
     def after_fork(self) -> None:
@@ -90,7 +98,8 @@ class RecoveryTasks:
         loop = asyncio.get_running_loop()
         if loop not in self._tasks:
             bell = asyncio.Event()
-            task = loop.create_task(_look_often_on_loop(self._look, bell, self._every), name="flowcore-recovery")
+            looking = _look_often_on_loop(self._look, bell, self._every, self._what)
+            task = loop.create_task(looking, name=f"flowcore-{self._what}")
             self._tasks[loop] = task, bell
             task.add_done_callback(lambda _: self._tasks.pop(loop, None))
 
@@ -110,7 +119,7 @@ class RecoveryTasks:
 
 
 async def _look_often_on_loop(
-    method: weakref.WeakMethod[Callable[[], Awaitable[None]]], bell: asyncio.Event, every: float
+    method: weakref.WeakMethod[Callable[[], Awaitable[float | None]]], bell: asyncio.Event, every: float, what: str
 ) -> None:
     wait = min(every, _FIRST)
     while True:
@@ -120,12 +129,13 @@ async def _look_often_on_loop(
         look = method()
         if look is None:
             return
+        following: float | None = None
         try:
-            await look()
+            following = await look()
         except Exception as error:  # noqa: BLE001 - the next look may have more luck
-            _warn(error)
+            _warn(what, error)
         del look
-        wait = every
+        wait = every if following is None else following
 
 
 def performed(program: Generator[Ask, Any, T], context: contextvars.Context) -> T:
@@ -166,5 +176,5 @@ async def asked_on_loop(verb: Ask, context: contextvars.Context) -> Any:
     return await asyncio.to_thread(context.run, verb)
 
 
-def _warn(error: BaseException) -> None:
-    _log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
+def _warn(what: str, error: BaseException) -> None:
+    _log.warning("a %s round failed: %s: %s", what, type(error).__name__, safe_str(error, 200))

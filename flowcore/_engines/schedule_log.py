@@ -28,7 +28,9 @@ _ROUNDS: Final = 5
 class Log:
     """The log of one schedule. `period`: seconds after which entries are renewed."""
 
-    def __init__(self, store: Store, schedule: Schedule, period: float, lease: float, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, store: Store, schedule: Schedule, period: float, lease: float, new_id: Callable[[], str]
+    ) -> None:
         self._store = store
         self._schedule = schedule
         self._period = period

@@ -68,7 +68,6 @@ class Fire:
     """fires before it that it stands for"""
     error: Exception | None = None
     """why the last try to begin it failed"""
-    tries: int = 0
 
 
 class Scheduled:
@@ -197,8 +196,12 @@ class Scheduled:
                 self._queue.remove(fire)
         for fire in failed:
             if isinstance(fire.error, _FAULTS):
-                yield from self._skip(fire, "error", f"skipped: {type(fire.error).__name__}: {safe_str(fire.error, 200)}")
-        given_up = [] if self.schedule.missed == "all" else [fire for fire in failed if not isinstance(fire.error, _FAULTS)]
+                yield from self._skip(
+                    fire, "error", f"skipped: {type(fire.error).__name__}: {safe_str(fire.error, 200)}"
+                )
+        given_up = (
+            [] if self.schedule.missed == "all" else [fire for fire in failed if not isinstance(fire.error, _FAULTS)]
+        )
         before = [at for fire in given_up for at in (*fire.superseded, fire.at)]
         match self.schedule.missed:
             case "all":
@@ -216,64 +219,70 @@ class Scheduled:
         """Begin the fires in the queue, one after another, until one has to wait."""
         while self._queue:
             fire = self._queue[0]
-            head = yield self._head(fire.at)
-            if head is not None:  # another engine was first
-                yield from self._saw(fire.at, head)
-            elif (busy := (yield from self._in_progress(now))) is not None:
-                if fire.made_up or self.schedule.overlap != "skip":
-                    if self.schedule.overlap == "cancel" and not fire.made_up:
-                        yield from self._make_way(busy)
-                    self._wait_for_the_run(now)
-                    return
-                yield from self._skip(fire, "overlap", "skipped: the run before was still in progress.")
-            else:
-                yield from self._begin_one(fire)
+            try:
+                decided = yield from self._decide(fire, now)
+            except Exception as error:
+                fire.error = error
+                raise
+            if not decided:
+                return
             self._queue.popleft()
             self._blocked_since = None
 
+    def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
+        """Begin a fire, or leave it out, unless another engine has decided on it. False: it waits for the run before."""
+        head = yield self._head(fire.at)
+        if head is not None:
+            yield from self._saw(fire.at, head)
+            return True
+        busy = yield from self._in_progress(now)
+        if busy is None:
+            yield from self._begin_one(fire)
+            return True
+        fire.error = None
+        if not fire.made_up and self.schedule.overlap == "skip":
+            yield from self._skip(fire, "overlap", "skipped: the run before was still in progress.")
+            return True
+        if not fire.made_up and self.schedule.overlap == "cancel":
+            yield from self._make_way(busy)
+        self._wait_for_the_run(now)
+        return False
+
     def _begin_one(self, fire: Fire) -> Generator[Ask, Any, None]:
-        key = fire_key(self.schedule.name, fire.at)
-        try:
-            values = self._values
-            if callable(values):
-                try:
-                    values = yield partial(values, fire.at)
-                except Exception as error:
-                    raise DefinitionError(
-                        f"values= of schedule {safe_repr(self.schedule.name)} raised {type(error).__name__}: {safe_str(error)}"
-                    ) from error
-            begun = yield partial(self._begin, self.workflow, values, key)
-        except Exception as error:
-            fire.error = error
-            raise
+        key, values = fire_key(self.schedule.name, fire.at), self._values
+        if callable(values):
+            try:
+                values = yield partial(values, fire.at)
+            except Exception as error:
+                raise DefinitionError(
+                    f"values= of schedule {safe_repr(self.schedule.name)} raised {type(error).__name__}: {safe_str(error)}"
+                ) from error
+        begun = yield partial(self._begin, self.workflow, values, key)
         self._running = key
         if begun:
             lateness = max(0.0, (self._now() - self.schedule.due(fire.at)).total_seconds())
-            self._emit(
-                ScheduleFired(
-                    *(self.workflow.name, "", self._settings.clock(), {}),
-                    *(self.schedule.name, fire.at.timestamp(), lateness),
-                )
-            )
+            at, planned = self._settings.clock(), fire.at.timestamp()
+            self._emit(ScheduleFired(self.workflow.name, "", at, {}, self.schedule.name, planned, lateness))
             yield from self._report_superseded(fire)
 
     # -- fires that are not begun --------------------------------------------------------------------------------------
 
     def _report_superseded(self, fire: Fire) -> Generator[Ask, Any, None]:
-        missed: list[datetime] = []
-        for at in fire.superseded:
-            if (yield self._head(at)) is None:
-                missed.append(at)
+        missed = yield from self._undecided(fire.superseded)
         if missed:
             self._report(missed, "down")
 
     def _forgo(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, None]:
-        missed: list[datetime] = []
-        for at in fires:
-            if (yield self._head(at)) is None:
-                missed.append(at)
+        """Decide for all engines that these fires are not begun."""
+        missed = yield from self._undecided(fires)
         if missed and (self._log is None or (yield from self._log.forgo(now.timestamp()))):
             self._report(missed, "down")
+
+    def _undecided(self, fires: list[datetime]) -> Generator[Ask, Any, list[datetime]]:
+        heads: dict[datetime, RunRecord | None] = {}
+        for at in fires:
+            heads[at] = yield self._head(at)
+        return [at for at, head in heads.items() if head is None]
 
     def _skip(self, fire: Fire, why: str, reason: str) -> Generator[Ask, Any, None]:
         """Decide for all engines that this fire is not begun."""
@@ -289,12 +298,8 @@ class Scheduled:
             "schedule %s did not begin %d of its fires, the last one at %s: %s",
             *(safe_repr(self.schedule.name), len(missed), last.isoformat(), _REASONS[why]),
         )
-        self._emit(
-            ScheduleMissed(
-                *(self.workflow.name, "", self._settings.clock(), {}),
-                *(self.schedule.name, len(missed), why, last.timestamp()),
-            )
-        )
+        at, name = self._settings.clock(), self.schedule.name
+        self._emit(ScheduleMissed(self.workflow.name, "", at, {}, name, len(missed), why, last.timestamp()))
 
     # -- the run before ------------------------------------------------------------------------------------------------
 
@@ -353,12 +358,8 @@ class Scheduled:
         planned = self.schedule.due(self._queue[0].at) if self._queue else self._next_due(self._position)
         if planned != self._announced:
             self._announced = planned
-            self._emit(
-                SchedulePlanned(
-                    *(self.workflow.name, "", self._settings.clock(), {}),
-                    *(self.schedule.name, None if planned is None else planned.timestamp()),
-                )
-            )
+            at, due = self._settings.clock(), None if planned is None else planned.timestamp()
+            self._emit(SchedulePlanned(self.workflow.name, "", at, {}, self.schedule.name, due))
 
     def status(self) -> Generator[Ask, Any, ScheduleStatus]:
         """How the schedule stands, with what the store remembers."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from .._durable.checkpoints import cancelled, lose, parked
 from .._durable.queueing import enqueue
@@ -49,6 +49,10 @@ from .interrupts import SigintGuard, guard, restore
 from .recovering import LEASE_OVER, RecoveryThread, performed
 from .thread_driver import Driver
 from .workers import Timers, Workers
+
+if TYPE_CHECKING:
+    from ..schedule import ScheduleStatus
+    from .schedules import ThreadSchedules
 
 __all__ = ["Engine"]
 
@@ -112,10 +116,9 @@ class Engine(EngineBase):
         self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
         self._looking: RecoveryThread | None = None
+        self._schedules: ThreadSchedules | None = None
         self._looks_again = False
-        if (every := self._look_every()) is not None:
-            self._looking = RecoveryThread(self._look, every)
-            self._recovery.wake = self._looking.ring
+        self._begin_looking()
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
         after_fork_in_child(self, Engine._after_fork)
         weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
@@ -130,6 +133,28 @@ class Engine(EngineBase):
         self._recovery.after_fork()
         if self._looking is not None:
             self._looking.start()
+        if self._schedules is not None:
+            self._schedules.after_fork()
+
+    def _begin_looking(self) -> None:
+        """Have a thread look at the store, where anything wants that, or look at once."""
+        if self._looking is not None:
+            self._looking.ring()
+        elif (every := self._look_every()) is not None:
+            self._looking = RecoveryThread(self._look, every)
+            self._recovery.wake = self._looking.ring
+
+    def _own_schedules(self) -> ThreadSchedules:
+        from .schedules import ThreadSchedules
+
+        with self._lock:
+            self._schedules = self._schedules or ThreadSchedules(self)
+            return self._schedules
+
+    def schedules(self) -> builtins.list[ScheduleStatus]:
+        """How each schedule of this engine stands: its next fires, and its last fire and its outcome, as the store has them.
+        Raises StoreError."""
+        return [] if self._schedules is None else self._schedules.statuses()
 
     def run(
         self,
@@ -204,6 +229,10 @@ class Engine(EngineBase):
         run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
+        return self._queue(run, check=check)
+
+    def _queue(self, run: RunState, *, check: bool, only_new: bool = False) -> RunFuture:
+        """Have a thread of the pool begin a run. `only_new`: drop it where its key is not free, as its future then says."""
         driver = self._driver(run, execute(run))
         future = RunFuture(driver, self._pool, self._cancel)
         driver.on_over = partial(self._resolve, future, check)
@@ -219,6 +248,9 @@ class Engine(EngineBase):
                 return future
             if driver.recorded is not None:
                 self._leases.join(run)
+            elif only_new:
+                future.cancel()
+                return future
         if not self._pool.put(partial(self._begin, driver, future)) and run.allowed is not None:
             self._timers.after(run.allowed, partial(self._expire, driver))
         return future
@@ -400,14 +432,16 @@ class Engine(EngineBase):
         except Exception as error:  # noqa: BLE001 - no caller waits for it
             log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
-    def _look(self) -> None:
-        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it."""
+    def _look(self) -> float | None:
+        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it. Returns
+        the seconds until the next look."""
         if self._surveys and self._recovery.survey_due():
             with self._round("survey") as context:
                 self._survey(context)
         if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
             with self._round() as context:
                 self._start_recovered(context)
+        return self._look_every()
 
     def _survey(self, context: contextvars.Context) -> None:
         try:
@@ -460,6 +494,8 @@ class Engine(EngineBase):
         limit = None if timeout is None else seconds(timeout, "close(timeout=)")
         if self._pool.owns_current_thread():
             raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
+        if self._schedules is not None:
+            self._schedules.close()
         if self._looking is not None:
             self._looking.close()
         with self._quiet:

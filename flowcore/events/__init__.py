@@ -30,6 +30,9 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | MaintenanceFinished | after it | kind, duration, error, wall |
 | StoreCalled | a verb of the store has returned or failed | store, operation, outcome, duration, error |
 | StoreSurveyed | a recovery round has counted what waits (no run) | counts |
+| SchedulePlanned | an engine waits for another fire of a schedule (no run) | schedule, due |
+| ScheduleFired | an engine has begun the run of a fire (no run) | schedule, scheduled_at, lateness |
+| ScheduleMissed | fires will not be begun (no run) | schedule, count, reason, last |
 | HookFailed | a hook raised (emitted to the other hooks) | hook, error |
 | HooksMeasured | after the last event of some runs; to hooks that name it in `wants` | seconds |
 
@@ -69,6 +72,9 @@ from .records import (
     RunRequested,
     RunStarted,
     RunSubmitted,
+    ScheduleFired,
+    ScheduleMissed,
+    SchedulePlanned,
     StepCompletedLate,
     StepFinished,
     StepReady,
@@ -107,6 +113,9 @@ __all__ = [
     "RunRequested",
     "RunStarted",
     "RunSubmitted",
+    "ScheduleFired",
+    "ScheduleMissed",
+    "SchedulePlanned",
     "StepCompletedLate",
     "StepFinished",
     "StepReady",

@@ -33,6 +33,9 @@ from .records import (
     RunRequested,
     RunStarted,
     RunSubmitted,
+    ScheduleFired,
+    ScheduleMissed,
+    SchedulePlanned,
     StepCompletedLate,
     StepFinished,
     StepReady,
@@ -80,6 +83,9 @@ class Logger:
         MaintenanceFinished: ("maintenance_finished",),
         StoreCalled: ("store_called",),
         StoreSurveyed: ("store_surveyed",),
+        SchedulePlanned: ("schedule_planned",),
+        ScheduleFired: ("schedule_fired",),
+        ScheduleMissed: ("schedule_missed",),
         HookFailed: ("hook_failed",),
         HooksMeasured: ("hooks_measured",),
     }
@@ -131,6 +137,9 @@ class Logger:
     def maintenance_finished(self, event: MaintenanceFinished) -> Any: ...
     def store_called(self, event: StoreCalled) -> Any: ...
     def store_surveyed(self, event: StoreSurveyed) -> Any: ...
+    def schedule_planned(self, event: SchedulePlanned) -> Any: ...
+    def schedule_fired(self, event: ScheduleFired) -> Any: ...
+    def schedule_missed(self, event: ScheduleMissed) -> Any: ...
     def hook_failed(self, event: HookFailed) -> Any: ...
     def hooks_measured(self, event: HooksMeasured) -> Any: ...
 

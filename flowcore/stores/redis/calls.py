@@ -95,7 +95,8 @@ class Calls:
         self._encoding = Encoding(codec, max_value_bytes, traceback)
         self._lookup = self._encoding.sealing.lookup
         self._hides = self._encoding.sealing.hides
-        self._retention = max(1, microseconds(seconds(retention, f"{store}(retention=)")) // 1000)
+        self.retention = seconds(retention, f"{store}(retention=)")
+        self._retention = max(1, microseconds(self.retention) // 1000)
         self._shards = shards
         self._at_once = 1 if cluster else _AT_ONCE  # a cluster's node runs no script over several slots
         # Encoded, because the first "}" of a key ends what decides on its slot, a ":" ends the prefix itself, and the pattern

@@ -1,0 +1,212 @@
+"""The schedules of an engine: what looks at them, on a thread or on a loop, and how the engine begins a fire's run."""
+
+# It is a part of the engines in a file of its own, which is imported with the first schedule, and knows their privates.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .._durable.queueing import enqueue
+from ..errors import DefinitionError, RunParked, safe_repr, safe_str
+from ..fires import schedule_of
+from ..schedule import Schedule, ScheduleStatus, check_values
+from ..workflow import Workflow
+from .aio_driver import AsyncDriver
+from .base import EngineBase, log, this_process
+from .recovering import RecoveryTasks, RecoveryThread, performed, performed_on_loop
+from .scheduler import LONGEST_WAIT, Begin, Scheduled
+
+if TYPE_CHECKING:
+    from .aio import AsyncEngine
+    from .threads import Engine
+
+__all__ = ["AsyncSchedules", "Schedules", "ThreadSchedules"]
+
+E = TypeVar("E", bound=EngineBase)
+_AFTER_A_FAULT = 1.0  # seconds
+
+
+class Schedules(Generic[E]):
+    """What the schedules of both engines have in common. Thread-safe. It does not keep the engine alive."""
+
+    def __init__(self, engine: E) -> None:
+        self._reference = weakref.ref(engine)
+        self._scheduled: dict[str, Scheduled] = {}
+        self._looking_now = threading.Lock()  # an async engine may have several loops
+
+    begin: Begin
+
+    def cancel(self, key: str) -> bool:
+        """Cancel the run of a key, if it is in flight in this engine."""
+        raise NotImplementedError
+
+    def add(self, workflow: Workflow[Any], name: str | None, values: Any, **options: Any) -> Schedule:
+        """Add a schedule. Raises DefinitionError, and what the engine raises for a workflow that it cannot run."""
+        engine = self._engine
+        engine._execution(workflow, None, "-", None, None, recovering=True)  # refuses what this engine cannot run
+        schedule = Schedule.of(workflow.name if name is None else name, workflow.name, **options)
+        if schedule.name in self._scheduled:
+            raise DefinitionError(
+                f"this engine has a schedule {safe_repr(schedule.name)} already. Give this one a name of its own with name=."
+            )
+        check_values(values, schedule.name)
+        self._scheduled[schedule.name] = Scheduled(
+            *(engine._settings, workflow, schedule, values),
+            begin=self.begin,
+            cancel=self.cancel,
+            emit=partial(_emit, self._reference),
+        )
+        return schedule
+
+    @property
+    def _engine(self) -> E:
+        engine = self._reference()
+        assert engine is not None  # noqa: S101 - it holds this object, and nothing else does
+        return engine
+
+    def _due(self) -> list[Scheduled]:
+        engine = self._reference()
+        if engine is None or engine._closed:
+            return []
+        return [one for one in list(self._scheduled.values()) if one.due()]
+
+    def _wait(self) -> float:
+        return min((one.wait() for one in list(self._scheduled.values())), default=LONGEST_WAIT)
+
+    def _after_fork(self) -> None:
+        self._looking_now = threading.Lock()
+
+
+class ThreadSchedules(Schedules["Engine"]):
+    """The schedules of an `Engine`: a thread of their own looks at them."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._thread = RecoveryThread(self._look, _AFTER_A_FAULT, "schedule")
+
+    def begin_looking(self) -> None:
+        """Look at once."""
+        self._thread.ring()
+
+    def after_fork(self) -> None:
+        """In a child: begin a thread."""
+        self._after_fork()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Begin no more fires."""
+        self._thread.close()
+
+    def _look(self) -> float:
+        if self._reference() is None:
+            self.close()
+        for one in self._due():
+            with self._engine._round("schedule") as context:
+                performed(one.look(), context)
+        return self._wait()
+
+    def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
+        """Begin the run of a fire. False: another engine has."""
+        return contextvars.Context().run(self._begin, workflow, values, key)
+
+    def _begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
+        engine = self._engine
+        run = engine._execution(workflow, values, key, None, None, once=True)
+        engine._refuse_if_full(len(engine._queued))
+        future = engine._queue(run, check=True, only_new=True)
+        future.add_done_callback(_report)
+        return not future.cancelled()
+
+    def cancel(self, key: str) -> bool:
+        """Cancel the run of a key, if it is in flight in this engine."""
+        engine = self._engine
+        why = "was cancelled: the next fire of its schedule is due."
+        return any(engine._cancel(run, f"run {run.run_id} {why}") for run in list(engine._live) if run.key == key)
+
+    def statuses(self) -> list[ScheduleStatus]:
+        """How each schedule stands."""
+        context = self._engine._callers_context()
+        return [performed(one.status(), context) for one in list(self._scheduled.values())]
+
+
+class AsyncSchedules(Schedules["AsyncEngine"]):
+    """The schedules of an `AsyncEngine`: a task looks at them, on each loop that the engine runs on; one at a time."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self.tasks = RecoveryTasks(self._look, _AFTER_A_FAULT, "schedule")
+
+    def begin_looking(self) -> None:
+        """Look at once on loops that look already, and on the running loop, if there is one."""
+        self.tasks.ring()
+        try:
+            get_running_loop()
+        except RuntimeError:  # the engine's first use on a loop begins a task there
+            return
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Ensure that one task looks on the running loop, in a context that has nothing of the caller's."""
+        contextvars.Context().run(self.tasks.ensure)
+
+    def after_fork(self) -> None:
+        """In a child: the loops are the parent's."""
+        self._after_fork()
+        self.tasks.after_fork()
+
+    async def _look(self) -> float:
+        if not self._looking_now.acquire(blocking=False):
+            return _AFTER_A_FAULT
+        try:
+            for one in self._due():
+                with self._engine._round("schedule") as context:
+                    await performed_on_loop(one.look(), context)
+            return self._wait()
+        finally:
+            self._looking_now.release()
+
+    async def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
+        """Begin the run of a fire. False: another engine has."""
+        engine, context = self._engine, contextvars.Context()
+        run = context.run(engine._execution, workflow, values, key, None, None, once=True)
+        engine._refuse_if_full(len(engine._queued))
+        if engine.store.durable:
+            driver = AsyncDriver(run, 0, engine._pool, engine._tasks)
+            if await driver.perform(enqueue(run, this_process(), lambda: False)) is None:
+                return False
+        future = context.run(partial(engine._queue, run, check=True))
+        future.add_done_callback(_report)
+        return True
+
+    def cancel(self, key: str) -> bool:
+        """Cancel the run of a key, if it is in flight in this engine."""
+        engine = self._engine
+        return any(engine._cancel_here(run) for run in list(engine._live) if run.key == key)
+
+    async def statuses(self) -> list[ScheduleStatus]:
+        """How each schedule stands."""
+        context = self._engine._callers_context()
+        return [await performed_on_loop(one.status(), context) for one in list(self._scheduled.values())]
+
+
+def _emit(reference: Callable[[], EngineBase | None], event: Any) -> None:
+    engine = reference()
+    if engine is not None and type(event) in engine._settings.hooks.wanted:
+        engine._tell(event)
+
+
+def _report(future: Any) -> None:
+    """No caller waits for a scheduled run: its error goes to the log."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not isinstance(error, RunParked):
+        log.warning(
+            "run %s of schedule %s failed: %s: %s",
+            *(future.run_id, safe_repr(schedule_of(future.key)), type(error).__name__, safe_str(error, 200)),
+        )
