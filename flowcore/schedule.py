@@ -293,8 +293,8 @@ def status_of(schedule: Schedule, now: datetime, window: timedelta) -> Generator
 
 def check_values(values: Any, name: str) -> None:
     """Raise DefinitionError for a `values=` that is neither initial values nor a function of the planned time."""
-    plain = isinstance(values, Mapping) or hasattr(type(values), "__dataclass_fields__")
-    if callable(values) and not plain:
+    plain = hasattr(values, "keys") or hasattr(values, "__dataclass_fields__")
+    if not plain and callable(values):
         take_one_argument(values, f"values= of schedule {safe_repr(name)}", "the planned time", sync=True)
 
 

@@ -91,6 +91,7 @@ def test_metadata_offers_the_extras(metadata: Message) -> None:
         "instrumentation",
         "cli",
         "temporal",
+        "schedule",
         "all",
     }
 
