@@ -1,0 +1,75 @@
+PRAGMA page_size = 4096;
+BEGIN TRANSACTION;
+CREATE TABLE fields (run INTEGER, name TEXT, text TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID;
+INSERT INTO "fields" VALUES(1,'graph','[["reserve",[],1,0],["charge",["reserve"],0,0]]');
+INSERT INTO "fields" VALUES(1,'s:charge','5 {"status":"success","attempts":1,"result":"\"paid\"","waited":2.9344999347813427e-05,"ran":2.1640000340994447e-05,"backed_off":0.0,"started":1795948409.9467332}');
+INSERT INTO "fields" VALUES(1,'s:reserve','3 {"status":"success","attempts":1,"result":"{\"seat\":\"12A\",\"price\":{\"$\":\"Decimal\",\"v\":\"9.90\"},\"at\":{\"$\":\"datetime\",\"v\":[\"2026-11-29T00:00:00\",0,[[0,0,0]]]},\"pair\":{\"$\":\"tuple\",\"v\":[1,2]}}","effect":true,"waited":9.425600001122802e-05,"ran":8.92570024007e-05,"backed_off":0.0,"started":1795948409.9449131}');
+INSERT INTO "fields" VALUES(1,'values','{"card":"\"good\""}');
+INSERT INTO "fields" VALUES(1,'w:seen','2 {"value":"{\"$\":\"set\",\"v\":[\"caf\\u00e9\",\"tea\"]}"}');
+INSERT INTO "fields" VALUES(2,'error','{"type":"PermissionError","message":"card declined","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 51, in charge\n    raise PermissionError(\"card declined\")\nPermissionError: card declined\nflowcore: run a1cd5ab8f95ebc53152ccf81a484bc19 of workflow ''order'' failed at step ''charge'' after 2 attempts; undone: ''reserve''.\n"}');
+INSERT INTO "fields" VALUES(2,'failed_step','"charge"');
+INSERT INTO "fields" VALUES(2,'graph','[["reserve",[],1,0],["charge",["reserve"],0,0]]');
+INSERT INTO "fields" VALUES(2,'s:charge','6 {"status":"failure","attempts":2,"waited":4.393200288177468e-05,"ran":0.00016987699927994981,"backed_off":0.002550810000684578,"failed":2,"errors":[["PermissionError","card declined"],["PermissionError","card declined"]],"started":1795948409.9783099,"error":{"type":"PermissionError","message":"card declined","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 51, in charge\n    raise PermissionError(\"card declined\")\nPermissionError: card declined\n"}}');
+INSERT INTO "fields" VALUES(2,'s:reserve','7 {"status":"success","attempts":1,"result":"{\"seat\":\"12A\",\"price\":{\"$\":\"Decimal\",\"v\":\"9.90\"},\"at\":{\"$\":\"datetime\",\"v\":[\"2026-11-29T00:00:00\",0,[[0,0,0]]]},\"pair\":{\"$\":\"tuple\",\"v\":[1,2]}}","effect":true,"waited":5.893999696127139e-05,"ran":6.636400212300941e-05,"backed_off":0.0,"started":1795948409.9654975,"undo":"success"}');
+INSERT INTO "fields" VALUES(2,'undone','["reserve"]');
+INSERT INTO "fields" VALUES(2,'values','{"card":"\"stolen\""}');
+INSERT INTO "fields" VALUES(2,'w:seen','2 {"value":"{\"$\":\"set\",\"v\":[\"caf\\u00e9\",\"tea\"]}"}');
+INSERT INTO "fields" VALUES(3,'error','{"type":"CompensationFailed","message":"run 50d344d13d5e4707168dfff5922ac51d of ''order'' failed (PermissionError: card declined), and undoing ''reserve'' failed too (1 sub-exception)","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 51, in charge\n    raise PermissionError(\"card declined\")\nPermissionError: card declined\n\nThe above exception was the direct cause of the following exception:\n\n  | flowcore.errors.CompensationFailed: run 50d344d13d5e4707168dfff5922ac51d of ''order'' failed (PermissionError: card declined), and undoing ''reserve'' failed too (1 sub-exception)\n  | flowcore: run 50d344d13d5e4707168dfff5922ac51d of workflow ''order'' failed at step ''charge'' after 2 attempts; nothing was undone.\n  |   could not undo ''reserve'': ConnectionError: warehouse is down\n  +-+---------------- 1 ----------------\n    | Traceback (most recent call last):\n    |   File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    |     return context.run(fn, ctx), None\n    |            ^^^^^^^^^^^^^^^^^^^^\n    |   File \"/work/wt/lead/tests/stores/released.py\", line 46, in release\n    |     raise ConnectionError(\"warehouse is down\")\n    | ConnectionError: warehouse is down\n    +------------------------------------\n"}');
+INSERT INTO "fields" VALUES(3,'failed_step','"charge"');
+INSERT INTO "fields" VALUES(3,'graph','[["reserve",[],1,0],["charge",["reserve"],0,0]]');
+INSERT INTO "fields" VALUES(3,'s:charge','6 {"status":"failure","attempts":2,"waited":2.615900302771479e-05,"ran":0.00014992099750088528,"backed_off":0.003826489999482874,"failed":2,"errors":[["PermissionError","card declined"],["PermissionError","card declined"]],"started":1795948410.00504,"error":{"type":"PermissionError","message":"card declined","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 51, in charge\n    raise PermissionError(\"card declined\")\nPermissionError: card declined\n"}}');
+INSERT INTO "fields" VALUES(3,'s:reserve','7 {"status":"success","attempts":1,"result":"{\"seat\":\"12A\",\"price\":{\"$\":\"Decimal\",\"v\":\"9.90\"},\"at\":{\"$\":\"datetime\",\"v\":[\"2026-11-29T00:00:00\",0,[[0,0,0]]]},\"pair\":{\"$\":\"tuple\",\"v\":[1,2]}}","effect":true,"waited":4.030600030091591e-05,"ran":5.049399987910874e-05,"backed_off":0.0,"started":1795948409.998378,"undo":"failure","undo_error":{"type":"ConnectionError","message":"warehouse is down","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 46, in release\n    raise ConnectionError(\"warehouse is down\")\nConnectionError: warehouse is down\n"}}');
+INSERT INTO "fields" VALUES(3,'values','{"card":"\"stuck\""}');
+INSERT INTO "fields" VALUES(3,'w:seen','2 {"value":"{\"$\":\"set\",\"v\":[\"caf\\u00e9\",\"tea\"]}"}');
+INSERT INTO "fields" VALUES(4,'error','{"type":"OSError","message":"the disk is full","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 65, in load\n    raise OSError(\"the disk is full\")\nOSError: the disk is full\nflowcore: run fa7f45c1be01f42a9f444dcbca7e249b of workflow ''etl'' failed at step ''load'' after 1 attempt; nothing was undone: the next call with its key continues at the failed step.\n"}');
+INSERT INTO "fields" VALUES(4,'failed_step','"load"');
+INSERT INTO "fields" VALUES(4,'graph','[["extract",[],0,0],["load",["extract"],0,0]]');
+INSERT INTO "fields" VALUES(4,'s:extract','2 {"status":"success","attempts":1,"result":"[1,2,3]","waited":9.723100083647296e-05,"ran":1.2233002053108066e-05,"backed_off":0.0,"started":1795948410.0290043}');
+INSERT INTO "fields" VALUES(4,'s:load','4 {"status":"failure","attempts":1,"waited":0.0,"ran":0.00011177900159964338,"backed_off":0.0,"failed":1,"errors":[["OSError","the disk is full"]],"started":1795948410.032775,"error":{"type":"OSError","message":"the disk is full","traceback":"Traceback (most recent call last):\n  File \"/work/wt/lead/flowcore/_engines/thread_driver.py\", line 294, in call_here\n    return context.run(fn, ctx), None\n           ^^^^^^^^^^^^^^^^^^^^\n  File \"/work/wt/lead/tests/stores/released.py\", line 65, in load\n    raise OSError(\"the disk is full\")\nOSError: the disk is full\nflowcore: run fa7f45c1be01f42a9f444dcbca7e249b of workflow ''etl'' failed at step ''load'' after 1 attempt; nothing was undone: the next call with its key continues at the failed step.\n"}}');
+INSERT INTO "fields" VALUES(4,'values','{"fails":"true"}');
+CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,     -- rises with each run that begins
+        schema INTEGER,
+        key TEXT UNIQUE,            -- NULL: another run has it by now, or none
+        run_id TEXT,
+        owner TEXT,
+        workflow TEXT,
+        fingerprint TEXT,
+        status TEXT,
+        held INTEGER DEFAULT 0,
+        undoing INTEGER DEFAULT 0,
+        decision TEXT,
+        reason TEXT,
+        by TEXT,
+        since INTEGER,              -- this and all other times: microseconds since the epoch
+        before_status TEXT,
+        before_expires INTEGER,
+        before_by TEXT,
+        before_since INTEGER,
+        takeovers INTEGER DEFAULT 0,
+        retries INTEGER DEFAULT 0,
+        delay INTEGER DEFAULT 0,
+        not_before INTEGER,
+        deadline INTEGER,
+        generation INTEGER,
+        fence INTEGER,
+        seq INTEGER DEFAULT 0,
+        started INTEGER,
+        finished INTEGER,
+        expires INTEGER,
+        lease INTEGER,              -- microseconds from when `expires` was set to then
+        due INTEGER,                -- recovery may resume it then, or later while its owner lives; NULL: never
+        forget INTEGER              -- the end of its retention; NULL: there is more to come, or it is held
+    );
+INSERT INTO "runs" VALUES(1,2,'good','93358aa8bf73dae52607f17cb6355ec8','93358aa8bf73dae52607f17cb6355ec8','order','56d424407c800b3823fada87349d42ab7c47bf6f36ce971f0e46a70bb93a6238','success',0,0,NULL,'','{"host":"vm","pid":10563}',1795948409934018,NULL,NULL,NULL,NULL,0,0,0,NULL,NULL,0,1795948409934018,5,1795948409934018,1795948409946954,NULL,30000000,NULL,2111308409946954);
+INSERT INTO "runs" VALUES(2,2,'stolen','a1cd5ab8f95ebc53152ccf81a484bc19','a1cd5ab8f95ebc53152ccf81a484bc19','order','a34fc367ca1334e99ee45a434ed672ed89aaa6c6ed1d15372f9eb28e4a5851c6','compensated',0,1,NULL,'','{"host":"vm","pid":10563}',1795948409955554,NULL,NULL,NULL,NULL,0,0,0,NULL,NULL,0,1795948409955554,7,1795948409955554,1795948409985543,NULL,30000000,NULL,2111308409985543);
+INSERT INTO "runs" VALUES(3,2,'stuck','50d344d13d5e4707168dfff5922ac51d','50d344d13d5e4707168dfff5922ac51d','order','6772c83098e7796eb341deca2ef4bc5f47cc4908e56e4fe858a5787338ca06c0','compensation_failed',1,1,NULL,'the undo of step ''reserve'' (ConnectionError: warehouse is down) failed','{"host":"vm","pid":10563}',1795948409993820,NULL,NULL,NULL,NULL,0,0,0,NULL,NULL,0,1795948409993820,7,1795948409993820,1795948410019751,NULL,30000000,NULL,NULL);
+INSERT INTO "runs" VALUES(4,2,'nightly','fa7f45c1be01f42a9f444dcbca7e249b','fa7f45c1be01f42a9f444dcbca7e249b','etl','1d6f0f9ad70438f1d33f9cceb88d63a94e7b4121446bff4b82d1b632a9086c91','incomplete',0,0,NULL,'step ''load'' failed (OSError: the disk is full)','{"host":"vm","pid":10563}',1795948410023105,NULL,NULL,NULL,NULL,0,1,0,9007199254740991,NULL,0,1795948410023105,4,1795948410023105,1795948410033913,NULL,30000000,NULL,NULL);
+CREATE INDEX runs_by_run_id ON runs (run_id);
+CREATE INDEX runs_by_status ON runs (status, workflow);
+CREATE INDEX runs_by_due ON runs (workflow, due) WHERE due IS NOT NULL;
+CREATE INDEX runs_by_end ON runs (forget) WHERE forget IS NOT NULL;
+CREATE INDEX runs_held ON runs (held) WHERE held = 1;
+COMMIT;
+PRAGMA application_id = 1718382455;
+PRAGMA user_version = 2;
