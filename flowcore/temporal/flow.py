@@ -39,7 +39,10 @@ def register(task_queue: str, definitions: Iterable[Workflow[Any]]) -> None:
 
 def definition_of(task_queue: str, name: str) -> Workflow[Any]:
     """The workflow of that name. Raises DefinitionError where no worker of this process has it."""
-    definition = _definitions.get(task_queue, {}).get(name)
+    known = _definitions.get(task_queue)
+    if known is None:  # Temporal's Replayer has a task queue of its own
+        known = {name: definition for several in _definitions.values() for name, definition in several.items()}
+    definition = known.get(name)
     if definition is None:
         raise DefinitionError(f"this worker has no workflow {safe_repr(name)}. Name it in temporal_worker(workflows=).")
     return definition
@@ -68,13 +71,16 @@ class FlowcoreWorkflow:
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         info = workflow.info()
         definition = definition_of(info.task_queue, info.workflow_type)
-        other = definition.freeze().contains(record.graph)
+        plan = definition.freeze()
+        other = plan.contains(record.graph)
+        if other is None and not request["resumed"] and plan.graph != record.graph:
+            other = "a run in flight cannot change its steps on Temporal"  # what it has done is replayed
         if other is not None:
             raise RuntimeError(
                 f"run {record.run_id} of {safe_repr(record.workflow)} was started with a different step graph ({other}). It "
                 "waits for a worker that has that version of the workflow."
             )
-        record.graph = definition.freeze().graph
+        record.graph = plan.graph
         driver = self._driver = WorkflowDriver(definition, request, record)
         await driver.drive()
         record, outcome = driver.record, encode_outcome(driver.record, driver.raised)
