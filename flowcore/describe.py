@@ -7,7 +7,7 @@ from typing import Final
 from .errors import encodable, safe_repr
 from .plan import Node, Plan
 
-__all__ = ["dot", "mermaid", "plain", "text"]
+__all__ = ["described", "dot", "mermaid", "plain", "text"]
 
 _LINES: Final = 40  # steps that a repr shows
 _NAME: Final = 60  # characters of a name that a picture shows
@@ -43,7 +43,7 @@ def text(plan: Plan, name: str) -> str:
             last = place == len(layer) - 1
             joint = "─" if len(layer) == 1 else "┬" if place == 0 else "└" if last else "├"
             label = f"{number:>{wide}}" if place == 0 else " " * wide
-            lines.append(f"  {label} {joint} {_described(node)}")
+            lines.append(f"  {label} {joint} {described(node)}")
             drawn += 1
     return "\n".join(lines)
 
@@ -76,7 +76,8 @@ def dot(plan: Plan, name: str) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _described(node: Node) -> str:
+def described(node: Node) -> str:
+    """A step with its retries, limits, undo and dependencies, in a line."""
     marks = [
         *(["↶"] if node.compensation is not None else []),
         *(["◆"] if node.step.pivot else []),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .events import Hook
     from .run import Run
+    from .stores.base import RunRecord
     from .stores.memory import MemoryStore
 
     I = InputTypeVar("I", default=Mapping[str, Any])  # noqa: E741 - the input, as R is the result
@@ -303,14 +304,20 @@ class Workflow(Generic[I]):
         with self._lock:
             self._refuse_if_frozen(f"add step {safe_repr(step.name)}")
             if step.name in self._steps:
-                raise DuplicateStep(f"workflow {safe_repr(self.name)} already has a step {safe_repr(step.name)}.")
+                raise DuplicateStep(
+                    f"workflow {safe_repr(self.name)} already has a step {safe_repr(step.name)}. Choose another name; in a "
+                    "notebook, first run the cell that makes the workflow again."
+                )
             self._steps[step.name] = step
             self._plan = None
         return step
 
     def _refuse_if_frozen(self, what: str) -> None:
         if self._frozen:
-            raise DefinitionError(f"cannot {what}: workflow {safe_repr(self.name)} has run, its definition is frozen.")
+            raise DefinitionError(
+                f"cannot {what}: workflow {safe_repr(self.name)} has run, its definition is frozen. Make a new Workflow; in a "
+                "notebook, run the cell that makes it again."
+            )
 
     def _names(self, depends_on: Step[Any] | str | Iterable[Step[Any] | str], name: str) -> tuple[str, ...]:
         several = (depends_on,) if isinstance(depends_on, Step | str) else depends_on
@@ -380,6 +387,19 @@ class Workflow(Generic[I]):
     def to_dot(self) -> str:
         """The graph in Graphviz's DOT language."""
         return describe.dot(self.plan(), self.name)
+
+    def to_svg(self, run: Run | RunRecord | None = None) -> str:
+        """The graph as SVG; with a `run` of this workflow, or its record, each step is coloured by how it went."""
+        from .picture import graph_svg
+
+        return graph_svg(self.plan(), self.name, None if run is None else run.steps)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; None, for a definition that cannot run: its repr, which says why."""
+        try:
+            return self.to_svg()
+        except FlowcoreError:
+            return None
 
     def __repr__(self) -> str:
         try:

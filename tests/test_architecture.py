@@ -40,7 +40,7 @@ PARTS: dict[str, str] = {
     "describe": "errors plan",
     "lint": "errors functions plan",
     "workflow": "errors functions inputs retry step context plan describe lint snapshot",
-    "picture": "errors status run events",
+    "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events",
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
@@ -118,7 +118,7 @@ LAZY: dict[str, set[str]] = {
     # pytest and hypothesis, which nobody needs who does not write a store.
     "flowcore.testing": {"flowcore.testing.conformance"},
     # wf.run() reaches for an engine: the one place where a definition knows what is above it.
-    "flowcore.workflow": {"flowcore.events", "flowcore.stores.memory", "flowcore._engines.threads"},
+    "flowcore.workflow": {"flowcore.events", "flowcore.picture", "flowcore.stores.memory", "flowcore._engines.threads"},
 }
 """imports inside of functions; all others stand at the top"""
 

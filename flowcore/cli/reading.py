@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,14 +110,19 @@ def doctor(operator: Operator, *, deep: bool) -> None:
 @click.argument("workflow", metavar="PACKAGE.MODULE:WORKFLOW")
 @click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid flowchart.")
 @click.option("--dot", "form", flag_value="dot", help="In Graphviz's DOT language.")
+@click.option("--svg", "form", flag_value="svg", help="As an SVG picture.")
+@click.option("--run", "name", metavar="KEY|RUN", help="With --svg: colour each step by how it went in this run.")
 @pass_operator
-def graph(operator: Operator, workflow: str, form: str | None) -> None:
+def graph(operator: Operator, workflow: str, form: str | None, name: str | None) -> None:
     """Draw a workflow's steps."""
+    if name is not None and form != "svg":
+        raise click.UsageError("--run colours a picture: add --svg.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an operator names the service's own module
     found = load(workflow)
     if not issubclass(type(found), Workflow):
         raise DefinitionError(f"{safe_repr(workflow)} is no Workflow.")
-    drawings = {"mermaid": found.to_mermaid, "dot": found.to_dot}
+    record = None if name is None else operator.find(name)
+    drawings = {"mermaid": found.to_mermaid, "dot": found.to_dot, "svg": partial(found.to_svg, record)}
     say(drawings[form]() if form is not None else repr(found))
 
 

@@ -222,6 +222,17 @@ def test_graph_draws_a_workflow_of_a_module(flowcore: Given, tmp_path: Path, mon
     assert "Workflow 'shop'" in flowcore("graph", "shop_of_the_tests:wf")[1]
     assert flowcore("graph", "shop_of_the_tests:wf", "--mermaid")[1].startswith("flowchart TD")
     assert flowcore("graph", "shop_of_the_tests:wf", "--dot")[1].startswith("digraph")
+    assert flowcore("graph", "shop_of_the_tests:wf", "--svg")[1].startswith("<svg")
+    assert flowcore("graph", "shop_of_the_tests:wf", "--run", "order-0")[0] == 2
+
+
+def test_graph_colours_the_steps_of_a_run(flowcore: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "order_of_the_tests.py").write_text("from tests.cli.test_cli import order\nwf = order()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, drawn, _ = flowcore("graph", "order_of_the_tests:wf", "--svg", "--run", "order-1")
+    assert code == 0
+    assert 'class="undo undone"' in drawn
+    assert 'class="failed"' in drawn
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

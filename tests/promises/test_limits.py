@@ -27,7 +27,7 @@ def test_these_are_all_the_verbs_of_an_engine(engine: type) -> None:
 
 def test_these_are_all_the_verbs_of_a_workflow() -> None:
     verbs = {name for name, _ in inspect.getmembers(Workflow, inspect.isfunction) if not name.startswith("_")}
-    looking = {"layers", "check", "to_mermaid", "to_dot", "plan", "freeze"}
+    looking = {"layers", "check", "to_mermaid", "to_dot", "to_svg", "plan", "freeze"}
     assert verbs == {"step", "add_step", "include", "run"} | looking
 
 
