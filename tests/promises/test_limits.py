@@ -21,6 +21,8 @@ def test_these_are_all_the_verbs_of_an_engine(engine: type) -> None:
         "get",
         "list",
         "recover",
+        "schedule",
+        "schedules",
         "close" if engine is Engine else "aclose",
     }
 
