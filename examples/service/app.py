@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--hang", type=float, default=HANG, help=f"seconds that some partners hang (default: {HANG:g})")
     options = parser.parse_args()
 
+    os.umask(0o077)  # orders and spans are for this user's eyes alone
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer would take 40 ms more.
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

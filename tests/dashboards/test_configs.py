@@ -115,10 +115,33 @@ def test_the_provider_finds_all_dashboards() -> None:
 def test_services_are_made_of_what_compose_knows() -> None:
     assert set(COMPOSE) == {"services", "volumes"}
     for name, service in SERVICES.items():
-        assert set(service) <= {"build", "image", "command", "environment", "ports", "volumes", "depends_on"}, name
+        known = {
+            "build",
+            "image",
+            "command",
+            "environment",
+            "ports",
+            "volumes",
+            "depends_on",
+            "cap_drop",
+            "security_opt",
+        }
+        assert set(service) <= known, name
         assert ("image" in service) != ("build" in service), name
         assert re.search(r":v?\d+(\.\d+)+$", service.get("image", ":1.0")), "a version, so that it works next year too"
         assert set(service.get("depends_on", [])) <= set(SERVICES)
+
+
+def test_nothing_has_more_rights_than_it_needs() -> None:
+    built = SERVICES["checkout"]
+    recipe = built["build"]["dockerfile_inline"]
+    assert re.search(r"^FROM python:\d+\.\d+\.\d+-slim-\w+$", recipe, re.MULTILINE)
+    assert re.search(r"^USER (?!root)\w+$", recipe, re.MULTILINE)
+    assert (built["cap_drop"], built["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    grafana = SERVICES["grafana"]["environment"]
+    assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    for service in SERVICES.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
 def test_what_is_mounted_is_there() -> None:
