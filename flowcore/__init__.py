@@ -36,6 +36,7 @@ from .errors import (
     RunNotFound,
     RunParked,
     RunTimeout,
+    SendRefused,
     SnapshotIsReadOnly,
     StepCancelled,
     StepTimeout,
@@ -46,7 +47,7 @@ from .errors import (
 )
 from .events import SKIP_RUN, Event, Hook, Logger, LoggingHook, PrintLogger, ProgressHook
 from .retry import Backoff, Retry
-from .run import Run, StepReport
+from .run import Run, Sent, StepReport
 from .snapshot import ContextSnapshot
 from .status import Status
 from .step import Landed, NotLanded, Step
@@ -96,6 +97,8 @@ __all__ = [
     "RunNotFound",
     "RunParked",
     "RunTimeout",
+    "SendRefused",
+    "Sent",
     "SnapshotIsReadOnly",
     "Status",
     "Step",

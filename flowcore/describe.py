@@ -59,7 +59,8 @@ def mermaid(plan: Plan) -> str:
     """A Mermaid flowchart, top down; an undo is a dotted edge back."""
     lines = ["flowchart TD"]
     for node in plan.nodes:
-        lines.append(f'    s{node.index}["{_for_mermaid(node.name)}"]')
+        left, right = ("[", "]") if node.wait is None else ("([", "])")
+        lines.append(f'    s{node.index}{left}"{_for_mermaid(node.name)}"{right}')
         lines.extend(f"    s{before} --> s{node.index}" for before in node.predecessors)
         if node.compensation is not None:
             lines.append(f'    s{node.index} -. undo .-> u{node.index}(("↶"))')
@@ -71,7 +72,8 @@ def dot(plan: Plan, name: str) -> str:
     lines = [f'digraph "{_for_dot(name)}" {{', "    rankdir=LR;", "    node [shape=box, style=rounded];"]
     for node in plan.nodes:
         dashed = ", peripheries=2" if node.compensation is not None else ""
-        lines.append(f'    s{node.index} [label="{_for_dot(node.name)}"{dashed}];')
+        rounded = "" if node.wait is None else ', style="rounded,dashed"'
+        lines.append(f'    s{node.index} [label="{_for_dot(node.name)}"{dashed}{rounded}];')
         lines.extend(f"    s{before} -> s{node.index};" for before in node.predecessors)
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -83,6 +85,11 @@ def described(node: Node) -> str:
         *(["◆"] if node.step.pivot else []),
         *([f"×{node.max_attempts}"] if node.max_attempts > 1 else []),
         *([f"⏱ {node.timeout:g} s"] if node.timeout is not None else []),
+        *(
+            [f"⏳{f' {node.wait.timeout:g} s' if node.wait.timeout is not None else ''}"]
+            if node.wait is not None
+            else []
+        ),
         *(["?"] if node.when is not None else []),
     ]
     before = ", ".join(_clipped(name) for name in node.dependencies[:_LINES])

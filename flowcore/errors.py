@@ -26,6 +26,7 @@ FlowcoreError
     ├── RunNotFound
     ├── StoreUnavailable
     ├── CorruptRecord
+    ├── SendRefused
     └── NotSerializable
 
 Raised BY steps, to steer their own retries: ``Fatal`` and ``RetryAfter``.
@@ -67,6 +68,7 @@ __all__ = [
     "RunNotFound",
     "RunParked",
     "RunTimeout",
+    "SendRefused",
     "SnapshotIsReadOnly",
     "StepCancelled",
     "StepTimeout",
@@ -224,7 +226,8 @@ class IdempotencyInProgress(IdempotencyError):
     """Another run with this idempotency key is still in progress.
 
     `retry_after`: seconds after which a retry makes sense, a hint for clients. `lease_left`: seconds until its owner's
-    lease ends; infinite in memory. `run_id`: the run that holds the key.
+    lease ends; infinite in memory. `run_id`: the run that holds the key. `waiting_for`: the steps that it waits for, where
+    nothing else of it can go on.
     """
 
     def __init__(
@@ -235,8 +238,10 @@ class IdempotencyInProgress(IdempotencyError):
         lease_left: float = 0.0,
         run_id: str = "",
         key: str | None = None,
+        waiting_for: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message or "Another run with this idempotency key is still in progress.", key=key)
+        self.waiting_for = waiting_for
         self.retry_after = retry_after
         self.lease_left = lease_left
         self.run_id = run_id
@@ -376,6 +381,10 @@ class StoreUnavailable(StoreError):
 
 class CorruptRecord(StoreError):
     """The store holds a record that flowcore did not write."""
+
+
+class SendRefused(StoreError):
+    """The run does not wait for this value: it has no such wait, is past it, or is over."""
 
 
 class NotSerializable(StoreError):

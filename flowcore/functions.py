@@ -10,7 +10,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import DefinitionError, safe_repr
 
-__all__ = ["function_name", "is_async", "return_annotation", "take_one_argument"]
+__all__ = ["function_name", "is_async", "no_function", "return_annotation", "take_one_argument"]
+
+
+def no_function(name: str) -> Callable[..., Any]:
+    """What stands for the function of the step `name`, which only waits and has none."""
+
+    def wait(ctx: Any) -> Any:
+        raise DefinitionError(f"step {safe_repr(name)} only waits: it has no function to call.")
+
+    wait.__name__ = wait.__qualname__ = name
+    return wait
 
 
 def is_async(fn: Any) -> bool:

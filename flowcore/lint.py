@@ -33,6 +33,7 @@ def advice(plan: Plan, deadline: float | None, undo: str) -> list[str]:
         *_sync_with_a_timeout(plan),
         *_no_retries_past_the_pivot(plan, after_pivot),
         *_cannot_be_stored(plan),
+        *_wait_for_ever(plan, deadline),
         *(sentence for node in plan.nodes for sentence in _worst_case(node, deadline)),
     ]
 
@@ -95,7 +96,7 @@ def _sync_with_a_timeout(plan: Plan) -> Iterator[str]:
 
 
 def _no_retries_past_the_pivot(plan: Plan, after_pivot: set[int]) -> Iterator[str]:
-    nodes = [node for node in plan.nodes if node.index in after_pivot and node.retry is None]
+    nodes = [node for node in plan.nodes if node.index in after_pivot and node.retry is None and node.wait is None]
     remedy = (
         "if one fails, the run stays incomplete until the next call with its key, or recovery, resumes it. Add retry=."
     )
@@ -113,6 +114,20 @@ def _cannot_be_stored(plan: Plan) -> Iterator[str]:
     for kind, nodes in by_type.items():
         who = f"step {safe_repr(nodes[0].name)} returns" if len(nodes) == 1 else f"{_named(nodes)} return"
         yield f"{who} {kind}, which no durable store keeps. Return plain data, or give the store a codec= that keeps it."
+
+
+def _wait_for_ever(plan: Plan, deadline: float | None) -> Iterator[str]:
+    for node in plan.nodes:
+        wait, name = node.wait, safe_repr(node.name)
+        if wait is None:
+            continue
+        if wait.timeout is None and deadline is None:
+            yield f"wait {name} has no timeout, so a run whose value is never sent waits for ever: give it a timeout=."
+        elif wait.timeout is not None and deadline is not None and wait.timeout >= deadline:
+            yield (
+                f"{'sleep' if wait.sleeps else 'wait'} {name} may take {wait.timeout:g} s, as long as the workflow's deadline of "
+                f"{deadline:g} s or longer: raise that, or shorten it."
+            )
 
 
 def _foreign(annotation: Any) -> Iterator[str]:

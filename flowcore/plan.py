@@ -50,6 +50,7 @@ class Node:
         "undo_attempted",
         "undo_is_async",
         "verify_is_async",
+        "wait",
         "when",
     )
 
@@ -69,6 +70,7 @@ class Node:
         self.timeout = step.timeout
         self.step_timeout = step.step_timeout
         self.when = step.when
+        self.wait = step.wait
         self.expected = step.expected
         self.compensation: Compensation | None = step.compensation
         self.undo_is_async = step.compensation is not None and is_async(step.compensation.fn)
@@ -76,6 +78,7 @@ class Node:
         # Plain: its first attempt needs no clock and no question asked before it.
         self.plain = (
             step.when is None
+            and step.wait is None
             and step.timeout is None
             and step.step_timeout is None
             and not step.pivot
@@ -94,7 +97,7 @@ class Plan:
 
     __slots__ = (
         *("_ancestors", "_graph", "_inputs", "_types", "by_name", "conditional", "has_async", "indegrees", "nodes"),
-        *("pivoted", "ready"),
+        *("pivoted", "ready", "waits"),
     )
 
     def __init__(self, steps: Mapping[str, Step[Any]], undo: str, inputs: Mapping[str, Any] = _UNTYPED) -> None:
@@ -119,6 +122,7 @@ class Plan:
             (node.name for node in self.nodes if node.is_async or node.undo_is_async or node.verify_is_async), None
         )
         self.conditional = any(node.when is not None for node in self.nodes)
+        self.waits = any(node.wait is not None for node in self.nodes)
         self.pivoted = any(node.step.pivot for node in self.nodes)
         self._graph: str | None = None
         self._inputs = inputs
@@ -162,11 +166,15 @@ class Plan:
 
     @property
     def graph(self) -> str:
-        """What a store records of the definition: per step, in definition order, its name, sorted dependencies, and
-        whether it has an undo and is a pivot, as canonical JSON. Not code, retries or timeouts."""
+        """What a store records of the definition: per step, in definition order, its name, sorted dependencies, whether it
+        has an undo and is a pivot, and of a step without a function what it does, as canonical JSON. Not code, retries or
+        timeouts."""
         if self._graph is None:
             steps = [
-                [node.name, sorted(node.dependencies), int(node.compensation is not None), int(node.step.pivot)]
+                [
+                    *(node.name, sorted(node.dependencies), int(node.compensation is not None), int(node.step.pivot)),
+                    *(() if node.wait is None else ("sleep" if node.wait.sleeps else "wait",)),
+                ]
                 for node in self.nodes
             ]
             self._graph = _as_json(steps)
@@ -183,7 +191,7 @@ class Plan:
         steps = _recorded_steps(recorded)
         if steps is None:
             return "its recorded step graph cannot be read"
-        for name, dependencies, undo, pivot in steps:
+        for name, dependencies, undo, pivot, waits in steps:
             node = self.by_name.get(name)
             if node is None:
                 return f"step {safe_repr(name)} is missing"
@@ -193,6 +201,8 @@ class Plan:
                 return f"step {safe_repr(name)} has lost its undo"
             if bool(pivot) != node.step.pivot:
                 return f"step {safe_repr(name)} {'is no pivot any more' if pivot else 'has become a pivot'}"
+            if waits != (None if node.wait is None else "sleep" if node.wait.sleeps else "wait"):
+                return f"step {safe_repr(name)} was a {waits or 'function'}"
         return None
 
     def layers(self) -> list[list[Step[Any]]]:
@@ -245,12 +255,15 @@ def _as_json(steps: list[list[Any]]) -> str:
     return json.dumps(steps, separators=(",", ":"))
 
 
-def _recorded_steps(text: str) -> list[tuple[str, list[str], int, int]] | None:
+def _recorded_steps(text: str) -> list[tuple[str, list[str], int, int, str | None]] | None:
     """The steps of a recorded graph; None where the text is not one."""
     import json
 
     try:
         steps: Any = json.loads(text)
-        return [(str(name), [str(one) for one in needs], int(undo), int(pivot)) for name, needs, undo, pivot in steps]
+        return [
+            (str(name), [str(one) for one in needs], int(undo), int(pivot), str(more[0]) if more else None)
+            for name, needs, undo, pivot, *more in steps
+        ]
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None

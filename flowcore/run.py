@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .step import Step
 
-__all__ = ["BEGINS", "Run", "StepReport", "in_words"]
+__all__ = ["BEGINS", "Run", "Sent", "StepReport", "in_words"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
@@ -45,8 +45,25 @@ class StepReport:
     """when the first attempt started, in seconds since the epoch by the owner's clock; None in memory"""
     retry_at: float | None = None
     """between two attempts: when the next one is due, in seconds since the epoch"""
+    until: float | None = None
+    """of a step that waits: when its time is over, in seconds since the epoch; None: no limit"""
     completed_late: Status | None = None
     """how an attempt that had been given up came back after all: success or failure"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A value that was sent to a wait, by whom, and when."""
+
+    value: Any
+    at: float = 0.0
+    """seconds since the epoch, by the store's clock; in memory by this process's"""
+    host: str = ""
+    pid: int = 0
+    id: str | None = None
+    """what the sender called it: the same again is the same value"""
+    carrier: Mapping[str, str] = field(default_factory=dict[str, str])
+    """trace context of the sender"""
 
 
 BEGINS: Final = StepReport(Status.RUNNING, 1)
@@ -269,6 +286,8 @@ def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
             why = "has not run"
         case Status.RUNNING:
             why = "is still running"
+        case Status.WAITING:
+            why = "is still waiting"
         case Status.SKIPPED:
             why = "was skipped by its when="
         case Status.FAILURE:

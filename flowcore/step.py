@@ -9,6 +9,7 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, Self, TypedDict, TypeVar, overload
 
 from .context import Context
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .workflow import Workflow
 
 __all__ = [
+    "NO_DEFAULT",
     "Compensation",
     "ExecutorStepDecorator",
     "Landed",
@@ -29,6 +31,7 @@ __all__ = [
     "StepDecorator",
     "StepOptions",
     "Undo",
+    "Wait",
     "usable_executor",
 ]
 
@@ -46,6 +49,26 @@ class Compensation:
     fn: Undo
     retry: Retry | None = None
     timeout: float | None = None
+
+
+class NoDefault(Enum):
+    """The type of NO_DEFAULT."""
+
+    NO_DEFAULT = "no default"
+
+
+NO_DEFAULT: Final = NoDefault.NO_DEFAULT
+"""of a wait: its step fails when its time is over"""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a step without a function waits for: a value, for `timeout` seconds at most (None: without a limit), after which
+    its result is `default`; or, if it `sleeps`, only for its time to be over."""
+
+    timeout: float | None = None
+    default: Any = NO_DEFAULT
+    sleeps: bool = False
 
 
 class StepOptions(TypedDict, total=False):
@@ -101,6 +124,8 @@ class Step(Generic[R]):
     expected: tuple[type[BaseException], ...] = ()
     effect: bool = True
     executor: Executor | None = None
+    wait: Wait | None = None
+    """of a step that `Workflow.wait` or `Workflow.sleep` made"""
 
     def __post_init__(self) -> None:
         # Its own name, docstring and signature: for help(), Sphinx and editors.
@@ -139,6 +164,8 @@ class Step(Generic[R]):
             self.workflow._refuse_if_frozen(f"give step {safe_repr(self.name)} an undo")
         if self.compensation is not None:
             raise DefinitionError(f"step {safe_repr(self.name)} already has an undo.")
+        if self.wait is not None:
+            raise DefinitionError(f"step {safe_repr(self.name)} only waits, so there is nothing to undo.")
         take_one_argument(fn, f"the undo of step {safe_repr(self.name)}")
         limit = None if timeout is None else seconds(timeout, f"timeout of the undo of step {safe_repr(self.name)}")
         self.compensation = Compensation(fn, _UNDO_RETRY if retry is None else Retry.of(retry), limit)

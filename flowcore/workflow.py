@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, Typed
 from . import describe
 from .context import Context
 from .errors import DefinitionError, DuplicateStep, FlowcoreError, RunFailed, UnknownDependency, safe_repr
-from .functions import take_one_argument
+from .functions import no_function, take_one_argument
 from .inputs import Input
 from .lint import advice
 from .plan import Plan
 from .retry import Duration, Retry, seconds
 from .snapshot import ContextSnapshot
-from .step import ExecutorStepDecorator, Step, StepDecorator, StepOptions, Undo, usable_executor
+from .step import NO_DEFAULT, ExecutorStepDecorator, Step, StepDecorator, StepOptions, Undo, Wait, usable_executor
 
 if TYPE_CHECKING:
     # Type checkers know typing_extensions without its being installed; the default is for them alone.
@@ -254,6 +255,60 @@ class Workflow(Generic[I]):
             step._undo_by(compensate, None, None)
         return self._register(step)
 
+    def wait(
+        self,
+        name: str,
+        *,
+        timeout: Duration | None = None,
+        default: Any = NO_DEFAULT,
+        depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
+        when: Callable[[Context], Any] | None = None,
+    ) -> Step[Any]:
+        """Register a step without a function. Its result is the value that is sent to it, with `engine.send(key, name, value)`
+        or `store.send(key, name, value)`; a value that is sent earlier, while the run has not come to it, is kept.
+
+        `timeout`: seconds, or a timedelta, after which the step fails with StepTimeout, or its result is `default`. A run
+        that waits holds no thread, and on a durable store no process. Raises DuplicateStep, or DefinitionError for an
+        option that makes no sense.
+        """
+        name = _named(name, "a wait")
+        limit = None if timeout is None else seconds(timeout, f"timeout of wait {safe_repr(name)}")
+        limit = None if limit == math.inf else limit
+        if default is not NO_DEFAULT and limit is None:
+            raise DefinitionError(
+                f"wait {safe_repr(name)} has a default=, but no timeout= after which it would be used."
+            )
+        return self._add_wait(name, Wait(limit, default), depends_on, when)
+
+    def sleep(
+        self,
+        name: str,
+        duration: Duration,
+        *,
+        depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
+        when: Callable[[Context], Any] | None = None,
+    ) -> Step[None]:
+        """Register a step without a function that ends `duration` (seconds, or a timedelta) after it began, with the result
+        None. A run that sleeps holds no thread, and on a durable store no process. Raises as `wait` does."""
+        name = _named(name, "a sleep")
+        what = f"duration of sleep {safe_repr(name)}"
+        limit = seconds(duration, what)
+        if limit == math.inf:
+            raise DefinitionError(f"{what} must be finite.")
+        return self._add_wait(name, Wait(limit, None, sleeps=True), depends_on, when)
+
+    def _add_wait(
+        self,
+        name: str,
+        wait: Wait,
+        depends_on: Step[Any] | str | Iterable[Step[Any] | str],
+        when: Callable[[Context], Any] | None,
+    ) -> Step[Any]:
+        if when is not None:
+            take_one_argument(when, f"when of step {safe_repr(name)}")
+        fn, names = no_function(name), self._names(depends_on, name)
+        return self._register(Step(name, fn, names, when=when, workflow=self, effect=False, wait=wait))
+
     def include(
         self,
         other: Workflow[Any],
@@ -289,6 +344,7 @@ class Workflow(Generic[I]):
                 step.expected,
                 step.effect,
                 step.executor,
+                step.wait,
             )
             copies[name] = copy
             aliases[step] = copy.name

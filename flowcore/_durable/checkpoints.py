@@ -20,7 +20,7 @@ from .._kernel.effects import Ask, Program, Sleep, Stop
 from .._kernel.run_state import RunState
 from ..errors import LeaseLost, NotSerializable, RunParked, StepCancelled, StoreUnavailable, safe_repr, safe_str
 from ..retry import Backoff
-from ..stores.base import Behind, Checkpoint, DefinitionChanged, Lost, Renewal, RunRecord
+from ..stores.base import Arrived, Behind, Checkpoint, DefinitionChanged, Lost, Renewal, RunRecord
 from .endings import ending
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def _emit_call(run: RunState, verb: str, began: float, error: BaseException | No
     emit.store_called(run, verb, began, error, healthy=error is None or isinstance(error, _REFUSALS))
 
 
-def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseException | None]:
-    """Tell the store how the run ended, and all that it does not know yet. Returns why it could not be told."""
+def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseException | Arrived | None]:
+    """Tell the store how the run ended, and all that it does not know yet. Returns why it could not be told; Arrived, of a run
+    that was to wait, if values have come."""
     with run.lock:
         steps, writes = ledger.take()
         base = ledger.base
@@ -79,8 +80,10 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
         if failure is None and not isinstance(answer, Lost):
             changes.base = ledger.base
             answer, failure = yield from retry_store_call(run, ledger, "finish", end)
-    if failure is not None:
+    if failure is not None or isinstance(answer, Arrived):
         _put_back(run, ledger, changes, failure)
+    if isinstance(answer, Arrived):
+        return answer
     return lose(run, gone=answer.gone) if isinstance(answer, Lost) else failure
 
 
@@ -173,7 +176,7 @@ def retry_store_call(
             return answer, None
 
 
-def _put_back(run: RunState, ledger: Ledger, checkpoint: Checkpoint, failure: BaseException) -> None:
+def _put_back(run: RunState, ledger: Ledger, checkpoint: Checkpoint, failure: BaseException | None) -> None:
     """The store does not know of these changes after all. Later ones win; what it cannot keep is left out."""
     with run.lock:
         for name, record in checkpoint.steps.items():

@@ -23,6 +23,7 @@ from ..errors import (
 from ..run import Run
 from ..stores.base import (
     RESUMABLE,
+    Arrived,
     Busy,
     Claim,
     Claimed,
@@ -35,6 +36,7 @@ from ..stores.base import (
 )
 from ..stores.codec import canonical
 from . import checkpoints
+from .dormant import take_back
 from .endings import ending
 from .ledger import Ledger, ledger_of
 from .outcomes import refusal, replay
@@ -66,10 +68,28 @@ class StoreClaims:
     def adopt(self, run: RunState) -> Program[Run | None]:
         return adopt(run)
 
+    def suspend(self, run: RunState, waiting: Run) -> Program[bool]:
+        ledger, record = ledger_of(run), record_of(run, waiting)
+        assert ledger is not None and run.waits is not None  # noqa: S101, PT018 - only a durable run is suspended
+        record.waiting_for = tuple(run.waits.aside)
+        failure = yield from checkpoints.finish(run, ledger, record)
+        if failure is None or isinstance(failure, LeaseLost):  # lost: another owner has resumed it
+            return True
+        if isinstance(failure, Arrived):
+            found, failure = yield from checkpoints.ask(run, "find", record.key)
+            run.resume_waits({} if found is None else found.sent)
+            if found is not None and found.decision == "cancel":
+                run.interrupt(checkpoints.cancelled(run))
+            return False
+        run.resume_waits({})
+        run.park(checkpoints.parked(run, f"it could not be left to its store ({safe_str(failure, 200)})", failure))
+        return False
+
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
         ledger, record = ledger_of(run), record_of(run, finished)
         if ledger is not None:
-            return (yield from checkpoints.finish(run, ledger, record))
+            failure = yield from checkpoints.finish(run, ledger, record)
+            return None if isinstance(failure, Arrived) else failure
         _, failure = yield from checkpoints.ask(run, "finish", ending(run, record, None))
         return failure
 
@@ -99,10 +119,14 @@ def claim(
         wanted.owner = None if owner is None else owner()
         wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
         first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
-        if first is not None and first.when is None:
+        if first is not None and first.when is None and first.wait is None:
             wanted.begins = (first.name,)
     until = None if run.wait is None else run.settings.clock() + run.wait
     polls = 0
+    if run.error is not None and run.wait is not None and run.recovering is not None:
+        if run.relinquished:
+            refuse_if_cancelled(run)
+        yield from take_back(run, wanted.key)
     failure: BaseException | None = None
     while True:
         sent = run.settings.clock()
@@ -145,7 +169,7 @@ def claim(
                 )
                 emit.refused(run, changed)
                 raise changed
-            case _ if run.recovering is not None:  # no caller waits for an answer
+            case _ if run.recovering is not None and run.wait is None:  # no caller waits for an answer
                 over = LeaseLost(
                     f"Run {run.recovering} has already finished or was taken over by another process.",
                     run_id=run.recovering,
@@ -252,5 +276,6 @@ def record_of(run: RunState, finished: Run) -> RunRecord:
     record.fence = run.fence if run.claimed else 0  # 0: the claim's answer never came
     if run.ledger is None:
         record.results, record.values, record.steps = run.results, run.values, finished.steps
+        record.sent = {} if run.waits is None else dict(run.waits.sent)
         record.effects = (*(node.name for node in run.to_undo), *(run.undo_errors if run.stopped else ()))
     return record

@@ -30,6 +30,9 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Endi
     A run that parks because its process stops may be resumed at once; one that was kept from going on waits longer each
     time.
     """
+    if record.status is Status.WAITING and run.waits is not None:
+        left = run.waits.next_limit(run.deadline) - run.settings.clock()
+        return Ending(record, changes, max(0.0, left), len(run.waits.sent))
     kept = record.status is Status.INCOMPLETE or (
         record.status is Status.PARKED
         and not record.held

@@ -8,12 +8,14 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import safe_str
 from ..events import Hooks, MaintenanceFinished, MaintenanceStarted, StoreCalled
 from ..forks import after_fork_in_child
+from ..run import Sent
 from ..status import Status
 from ..stores.base import Lease, Renewal
 
@@ -45,12 +47,14 @@ class Leases:
         hooks: Hooks,
         on_lost: Callable[[RunState], None],
         on_cancel: Callable[[RunState], None],
+        on_sent: Callable[[RunState, Mapping[str, Sent]], None],
     ) -> None:
         self._store = store
         self._lease = lease
         self._hooks = hooks
         self._on_lost = on_lost
         self._on_cancel = on_cancel
+        self._on_sent = on_sent
         self._failing = False  # the latest renewal failed
         self._closed = False
         self._after_fork()
@@ -92,7 +96,7 @@ class Leases:
                     if idle > _BEATS or self._closed:
                         self._thread = None
                         return
-                    runs = dict(self._runs)
+                    runs = {run: _as_known(run, lease) for run, lease in self._runs.items()}
                 renewed = not runs or self._renew(runs, loop)
 
     def _renew(self, runs: dict[RunState, Lease], loop: asyncio.Runner) -> bool:
@@ -114,6 +118,8 @@ class Leases:
                     self._on_lost(run)
                 elif renewal is Renewal.CANCEL and not ended:
                     self._on_cancel(run)
+                elif renewal is Renewal.SENT and not ended:
+                    self._fetch(run, loop, context)
                 if renewal is not Renewal.LOST and run.ledger is not None:
                     run.ledger.extend_lease(at + self._lease)
         self._failing = failure is not None
@@ -128,6 +134,20 @@ class Leases:
             self._hooks.exit(scopes, context, event, failure)
         return failure is None
 
+    def _fetch(self, run: RunState, loop: asyncio.Runner, context: contextvars.Context) -> None:
+        """Get what was sent to a run; what cannot be had now is there when the next lease is renewed, or when the run waits."""
+        find = self._store.find
+        try:
+            if inspect.iscoroutinefunction(find):
+                record = loop.run(find(run.stored_key), context=context)
+            else:
+                record = context.run(find, run.stored_key)
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.warning("what was sent to run %s could not be read: %s", run.run_id, safe_str(error, 200))
+            return
+        if record is not None and record.run_id == run.run_id:
+            self._on_sent(run, record.sent)
+
     def _asked(self, leases: list[Lease], loop: asyncio.Runner) -> list[Renewal]:
         renew = self._store.renew
         if inspect.iscoroutinefunction(renew):
@@ -135,3 +155,8 @@ class Leases:
         else:
             answer = renew(leases, self._lease)
         return answer
+
+
+def _as_known(run: RunState, lease: Lease) -> Lease:
+    """The lease of a run, with how many of the values that were sent to it are known here."""
+    return lease if run.waits is None else replace(lease, received=len(run.waits.sent))

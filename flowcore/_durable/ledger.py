@@ -83,6 +83,15 @@ class Ledger(Unsaved):
             self.withdrawn(run, node)
         return failure is None and not run.stopped
 
+    def waits(self, run: RunState, node: Node, until: float) -> Program[bool]:
+        ends = None if until == math.inf else until + self.epoch
+        with run.lock:
+            self.note_wait(node.name, run.settings.wall(), ends)
+        failure = yield from save(run, self, (node.name,))
+        if isinstance(failure, NotSerializable):
+            raise failure
+        return failure is None and not run.stopped
+
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
         if end.scope is not None:
             self.first_starts.setdefault(node.name, end.scope.at + self.epoch)
@@ -143,7 +152,7 @@ class Ledger(Unsaved):
                         break
             if following is None:
                 return None, (node.name,)
-            if following.when is None:
+            if following.when is None and following.wait is None:
                 self.note_start(following.name, 1, run.settings.clock() + self.epoch)
                 self.announced.add(following.name)
             return following, (node.name, following.name)
@@ -165,7 +174,7 @@ class Ledger(Unsaved):
             else:
                 unblocked = None
                 run.running -= 1
-                if following is not None and following.when is None:
+                if following is not None and following.when is None and following.wait is None:
                     self.withdraw_start(following.name)
                 following = None
         emit.steps_ready(run, unblocked)
@@ -231,6 +240,8 @@ class Ledger(Unsaved):
                 self.withdraw_start(name)
             if not run.undoes:
                 return
+            for name in () if run.waits is None else list(run.waits.until):
+                self.withdraw_start(name)
             for name, report in (self.in_doubt or {}).items():
                 node = run.plan.by_name[name]
                 run.reports[name] = replace(report, status=Status.UNKNOWN)

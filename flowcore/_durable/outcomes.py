@@ -65,13 +65,17 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
         case Busy():
             word = "in_progress"
             hint = UNKNOWN if local is None else local.usual_rest(run.workflow.name, answer.age)
+            awaited = answer.waiting_for or (() if local is None else local.awaited(key))
+            names = ", ".join(map(safe_repr, awaited))
+            stands = f"waits for {names}" if awaited else f"is still in progress. Retry in about {hint:.2g} s"
             error = IdempotencyInProgress(
-                f"{what} belongs to run {answer.run_id}, which is still in progress. Retry in about {hint:.2g} s, or pass "
-                "wait= to get its outcome.",
+                f"{what} belongs to run {answer.run_id}, which {stands}{'. Send that' if awaited else ''}, or pass wait= to get "
+                "its outcome.",
                 retry_after=hint,
                 lease_left=answer.lease_left,
                 run_id=answer.run_id,
                 key=key,
+                waiting_for=awaited,
             )
         case Mismatch(erased=True):
             word = "mismatch"

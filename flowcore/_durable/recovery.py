@@ -11,6 +11,7 @@ its process does not take its neighbours down with it again and again.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
@@ -20,6 +21,7 @@ from typing import Any, Final
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import LeaseLost, RunNotFound, StoreUnavailable, safe_repr, safe_str
+from ..status import Status
 from ..stores.base import Page, RunRecord
 from ..workflow import Workflow
 from .endings import retry_in
@@ -142,6 +144,22 @@ class Recovery:
                     self._in_flight[run] = record
                     self._started += 1
                 start(run)
+
+    def resume(
+        self, request: Callable[[Workflow[Any], str], RunState], key: str
+    ) -> Generator[Ask, Any, RunState | None]:
+        """The run to start for a key whose run waits, and is due, if this engine has its workflow and room for it."""
+        head: RunRecord | None = yield partial(self._settings.store.head, key)
+        waits = head is not None and head.status is Status.WAITING and head.not_before != math.inf
+        if head is None or not waits or head.held or self._room() <= 0:
+            return None
+        workflow = self._definition(head)
+        run = None if workflow is None else self._requested(request, workflow, head)
+        if run is not None:
+            with self._lock:
+                self._in_flight[run] = head
+                self._started += 1
+        return run
 
     def _requested(
         self, request: Callable[[Workflow[Any], str], RunState], workflow: Workflow[Any], record: RunRecord

@@ -6,6 +6,7 @@ What is known to be done stays done. What was in flight may have happened or not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -14,6 +15,7 @@ from .._kernel import emit
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
 from .._kernel.run_state import RunState
+from .._kernel.waits import Waits
 from ..errors import CompensationFailed, FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
 from ..plan import Node
@@ -70,6 +72,7 @@ def restore(run: RunState, record: RunRecord) -> None:
     run.retries, run.done_before = record.retries, len(record.results) + len(record.undone)
     run.interrupted_carrier, run.interrupted_by = record.carrier, _before(record)
     run.carrier = run.carrier or record.carrier
+    run.after_wait = record.status is Status.WAITING
     run.values.clear()
     run.values.update(record.values)
     known = run.plan.by_name
@@ -84,11 +87,24 @@ def restore(run: RunState, record: RunRecord) -> None:
         for name, report in record.steps.items()
         if report.failed and report.status in _UNFINISHED and name in known
     }
+    if run.waits is not None:
+        _restore_waits(run, run.waits, record)
     ledger = ledger_of(run)
     if ledger is not None:
         ledger.found(record)
         ledger.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
     run.restore(over)
+
+
+def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
+    """Put back which steps wait, since when and until when, and what was sent."""
+    now, wall = run.settings.clock(), run.settings.wall()
+    waits.sent.update(record.sent)
+    for node in run.plan.nodes:
+        report = record.steps.get(node.name)
+        if node.wait is not None and report is not None and report.status is Status.WAITING:
+            began = now - max(0.0, wall - (report.started or wall))
+            waits.begin(node, began, math.inf if report.until is None else now + report.until - wall)
 
 
 def take_over(run: RunState, record: RunRecord) -> Program[None]:
@@ -103,6 +119,8 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         run.hold(refused)
         emit.recovered(run, _recovered(run, record, "hold", held=crashed))
+        return
+    if record.status is Status.WAITING and record.decision in {None, "resume"}:  # it was left in order
         return
     in_doubt = [
         node

@@ -65,6 +65,11 @@ class Unsaved:
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report)
 
+    def note_wait(self, step: str, at: float, until: float | None) -> None:
+        """`step` waits since `at`, until `until` at most, in seconds since the epoch."""
+        self.seq += 1
+        self.steps[step] = StepRecord(self.seq, StepReport(Status.WAITING, started=at, until=until))
+
     def note_failed_attempt(
         self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float
     ) -> None:

@@ -18,12 +18,13 @@ from ..errors import StoreUnavailable
 from ..forks import after_fork_in_child
 from ..retry import Backoff
 from ..run import Run
+from ..status import Status
 from ..stores.base import RESUMABLE, Busy, Claim, Claimed, Finished, Mismatch, RunRecord
 from . import checkpoints
 from .ledger import ledger_of
 from .outcomes import UNKNOWN, refusal, replay
 
-__all__ = ["LocalRuns", "adopt", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
+__all__ = ["LocalRuns", "adopt", "head_of", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
 
 _POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
 """how often a waiting caller looks"""
@@ -52,6 +53,7 @@ class LocalRuns:
         self._runs: dict[str, RunState] = {}  # (lock)
         self._began: dict[RunState, float] = {}  # (lock)
         self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) by the run that they wait for
+        self._sleepers: dict[RunState, None] = {}  # (lock) callers of runs that wait in their store
 
     def join(self, run: RunState) -> None:
         """The run has been claimed."""
@@ -79,6 +81,14 @@ class LocalRuns:
             run = self._runs.get(key)
         return None if run is None or run.lost else run
 
+    def awaited(self, key: str) -> tuple[str, ...]:
+        """What the run that has this key here waits for, if nothing else of it can go on."""
+        run = self.find(key)
+        if run is None or run.waits is None:
+            return ()
+        with run.lock:
+            return () if run.running or run.ready else tuple(run.waits.aside)
+
     def wait_for(self, run_id: str, waiter: RunState) -> bool:
         """Whether the run with the waiter's key and this id is in flight here; `waiter` is then woken when it ends."""
         with self._lock:
@@ -87,6 +97,29 @@ class LocalRuns:
                 return False
             self._waiters.setdefault(run, {})[waiter] = None
             return True
+
+    def sleep(self, run: RunState) -> None:
+        """The caller of this run sleeps until its store has a value for it."""
+        with self._lock:
+            self._sleepers[run] = None
+
+    def wake_up(self, run: RunState) -> None:
+        """It does not any more."""
+        with self._lock:
+            self._sleepers.pop(run, None)
+
+    @property
+    def sleepers(self) -> int:
+        """How many callers sleep."""
+        return len(self._sleepers)
+
+    def wake_sleepers(self, key: str) -> bool:
+        """Have the callers of this run look at once. Returns whether there is one."""
+        with self._lock:
+            found = [run for run in self._sleepers if run.stored_key == key]
+        for run in found:
+            self._wake(run)
+        return bool(found)
 
     def usual_rest(self, workflow: str, age: float) -> float:
         """Seconds after which a run of this workflow, which began `age` seconds ago, has usually ended."""
@@ -106,7 +139,7 @@ def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program
     left = ledger.lease_until - run.settings.clock()
     if left > run.settings.lease * _DOUBT:
         return None
-    head, failure = yield from _head(run, wanted.key)
+    head, failure = yield from head_of(run, wanted.key)
     same = failure is None and head is not None and head.run_id == mine.run_id and head.fence == mine.fence
     if not same or head is None or head.finished is not None:
         return None
@@ -132,10 +165,14 @@ def wait_for_owner(
         here = local is not None and local.wait_for(busy.run_id, run)
         polls += 1
         yield Sleep(min((_WOKEN if here else _POLL).delay(polls), left))
+        if (
+            run.error is not None and run.recovering is not None and not run.relinquished
+        ):  # its own run goes on elsewhere
+            yield from checkpoints.ask(run, "cancel", wanted.key)
         refuse_if_cancelled(run)
         if here and local is not None and local.wait_for(busy.run_id, run):
             continue
-        head, failure = yield from _head(run, wanted.key)
+        head, failure = yield from head_of(run, wanted.key)
         refuse_if_cancelled(run)
         if isinstance(failure, StoreUnavailable):
             continue
@@ -144,6 +181,10 @@ def wait_for_owner(
             raise failure
         if head is None or head.run_id != busy.run_id:
             return
+        if head.status is Status.WAITING and head.not_before == busy.due and not head.held:
+            if clock() >= lease_ends:
+                return
+            continue
         if head.held or head.expires is None or head.finished is not None:
             return
         if expires is not None and head.expires > expires and lease_ends < math.inf:
@@ -192,7 +233,8 @@ def refuse_if_cancelled(run: RunState) -> None:
         raise run.error
 
 
-def _head(run: RunState, key: str) -> Program[checkpoints.Answer]:
+def head_of(run: RunState, key: str) -> Program[checkpoints.Answer]:
+    """The head under a key, as a caller that waits asks for it."""
     told = emit.maintenance_started(run, "poll")
     head, failure = yield from checkpoints.ask(run, "head", key, told.context)
     emit.maintenance_finished(run, told, "poll", failure)

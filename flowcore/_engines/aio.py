@@ -16,23 +16,27 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from .._durable.checkpoints import cancelled, lose
-from .._kernel.effects import Stop
+from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import run_without_driver
 from .._kernel.run_state import RunState
+from ..context import own_copy
 from ..errors import StepCancelled, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
-from ..run import Run
+from ..run import Run, Sent
+from ..status import Status
 from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
 from .aio_closing import leave
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, Cancellation, SubmittedRuns
-from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, log, outcome, stopped
+from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, is_meant, left, log, outcome, stopped
 from .batches import completed_on_loop, key_of, whole_or
+from .checks import runs_here
 from .recovering import LEASE_OVER, RecoveryTasks, asked_on_loop, performed, performed_on_loop
+from .sending import announce, counts_as, fetched, hand_on, made_here
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -89,9 +93,12 @@ class AsyncEngine(EngineBase):
         self._tasks: set[asyncio.Future[Any]] = set()
         self._recovering: set[asyncio.Task[Any]] = set()  # the loop itself keeps no task alive
         self._tell_started(self._pool)
-        self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
+        self._leases = self._keep_leases(
+            partial(_lose, self._live), partial(_cancel_through_store, self._live), partial(fetched, self._live, _look)
+        )
         self._claims.local = self._local = SubmittedRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
+        self._listen(self._received)
         self._looking: RecoveryTasks | None = None
         self._schedules: AsyncSchedules | None = None
         self._looks_again = False
@@ -145,13 +152,20 @@ class AsyncEngine(EngineBase):
         deadline: Duration | None = None,
         once: bool = False,
         check: bool = True,
+        until: Literal["end", "waiting"] = "end",
     ) -> Run:
         """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
 
         Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
         shielded from further cancellations, and CancelledError is raised again.
         """
+        if not runs_here(until, durable=self.store.durable):
+            future = self.submit(
+                workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
+            )
+            return await future.first_pause()
         run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        run.until_waiting = until == "waiting"
         cancels = _cancels()
         if can_run_inline(run):
             self._live[run] = None
@@ -194,6 +208,7 @@ class AsyncEngine(EngineBase):
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check))
         self._queued[run] = self._local.futures[run] = future = AsyncRunFuture(run, task, loop)
+        run.on_pause = future.pause
         task.add_done_callback(partial(self._forget_queued, run))
         return future
 
@@ -237,12 +252,21 @@ class AsyncEngine(EngineBase):
     async def _drive(self, run: RunState, cancels: int, *, check: bool) -> Run:
         self._ensure_looking()
         driver = await self._driven(run, cancels)
+        while driver.result is not None and driver.result.status is Status.WAITING:
+            if run.on_pause is not None:
+                run.on_pause(driver.result)
+            again = self._continuation(driver.run, self._local)
+            if again is None and not run.until_waiting:
+                driver.result, driver.error = None, left(driver.run)
+            if again is None:
+                break
+            driver = await self._driven(again[0], cancels, again[1])
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
         return outcome(driver.result, driver.error, check=check)
 
-    async def _driven(self, run: RunState, cancels: int) -> AsyncDriver:
-        driver = self._live[run] = AsyncDriver(run, cancels, self._pool, self._tasks)
+    async def _driven(self, run: RunState, cancels: int, main: Program[Run] | None = None) -> AsyncDriver:
+        driver = self._live[run] = AsyncDriver(run, cancels, self._pool, self._tasks, main)
         try:
             await driver.run_here()
         finally:
@@ -260,7 +284,7 @@ class AsyncEngine(EngineBase):
         itself. Raises StoreError when it is awaited.
         """
         for run in [*self._live, *self._queued]:
-            if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
+            if is_meant(run, run_id, key):
                 return Cancellation(self._cancel_here(run))
         if not self.store.durable:
             return Cancellation(here=False)
@@ -286,6 +310,44 @@ class AsyncEngine(EngineBase):
         if stopping and driver is not None:
             driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
         return stopping
+
+    async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
+        """Send a value to the wait `name` of the run with this key: as `Engine.send`; the loop goes on meanwhile."""
+        kept, carrier = own_copy(value), announce(self._settings, key, name)
+        if self._knows_alone(self._live, key):
+            sent = made_here(self._settings, kept, id, carrier)
+            return counts_as(self._received(key, name, sent), sent)
+        send = partial(self.store.send, key, name, kept, id=id, carrier=carrier)
+        context = self._callers_context()
+        counts: bool = await asked_on_loop(send, context)
+        if counts and self.store.durable:
+            sent = made_here(self._settings, kept, id, carrier)
+            woken = self._local.wake_sleepers(key)
+            if self._received(key, name, sent) is None and not woken and self.workflows:
+                await self._resume(key, context)
+        return counts
+
+    async def _resume(self, key: str, context: contextvars.Context) -> None:
+        """Resume a run that waits in the store, and is due: a value was sent to it here."""
+        try:
+            run = await performed_on_loop(self._recovery.resume(self._request, key), context)
+        except Exception as error:  # noqa: BLE001 - the next round may have more luck
+            log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
+            return
+        if run is not None:
+            self._start(run)
+
+    def _start(self, run: RunState) -> asyncio.Task[AsyncDriver]:
+        """Start a recovered run in a task of its own."""
+        self._live[run] = None
+        task = asyncio.create_task(self._recovered(run))
+        task.add_done_callback(self._recovering.discard)
+        self._recovering.add(task)
+        return task
+
+    def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
+        """A value was sent through this process's store. Returns what counts for a run of this engine. From any thread."""
+        return hand_on(self._live, key, name, sent, _look)
 
     async def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
@@ -389,10 +451,7 @@ class AsyncEngine(EngineBase):
         started: dict[RunState, asyncio.Task[AsyncDriver]] = {}
 
         def start(run: RunState) -> None:
-            self._live[run] = None
-            started[run] = asyncio.create_task(self._recovered(run))
-            started[run].add_done_callback(self._recovering.discard)
-            self._recovering.add(started[run])
+            started[run] = self._start(run)
 
         await performed_on_loop(self._recovery.round(self._request, start, skip, fresh=fresh), context)
         return started
@@ -428,6 +487,10 @@ class AsyncEngine(EngineBase):
         else:
             await self._leave_queued(loop, limit)
         drivers = [d for d in self._live.values() if d is not None and d.loop is loop and d.caller is not me]
+        for driver in drivers:
+            if driver.run.dormant:  # it is in its store, for other engines
+                driver.run.park(left(driver.run))
+                driver.stop(Stop(cancel=False))
         if limit is not None and self.store.durable:
             for driver in drivers:
                 driver.run.park(stopped(driver.run, CLOSED))
@@ -507,6 +570,12 @@ def _begin_late_look(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     call = method()
     if call is not None:
         call()
+
+
+def _look(driver: AsyncDriver) -> None:
+    """Have the driver look for what its run waits for. From any thread."""
+    with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+        driver.loop.call_soon_threadsafe(driver.look)
 
 
 def _wake(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:

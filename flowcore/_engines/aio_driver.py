@@ -14,6 +14,7 @@ from .._kernel.effects import (
     RESUME,
     SHIELD,
     WAIT,
+    Alarm,
     Ask,
     AwaitAbandoned,
     Call,
@@ -108,6 +109,7 @@ class AsyncDriver:
         self._sleeping: dict[Sleep, Gate] = {}
         self._landings: dict[Call, Gate] = {}
         self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
+        self._alarms: list[asyncio.TimerHandle] = []  # what wakes a run whose waits are over by themselves
         self._cancelled_calls: dict[Call, bool] = {}  # calls whose task we have cancelled; whether for being late
 
     async def run_here(self) -> None:
@@ -116,6 +118,8 @@ class AsyncDriver:
         try:
             await self._advance(self._main, None)
         finally:
+            for alarm in self._alarms:
+                alarm.cancel()
             if self._ended is not None and not self._ended.done():
                 self._ended.set_result(None)
 
@@ -149,6 +153,11 @@ class AsyncDriver:
         stopping = self.run.hand_over(error) if is_process_stopping() else self.run.interrupt(error)
         if stopping:
             self.stop(Stop(cancel=True))
+
+    def look(self) -> None:
+        """Something that the run waits for may be there: have a task look. In the loop's thread only."""
+        if self.result is None and self.error is None:
+            self._spawn(helper(self.run), None)
 
     def hand_over(self, error: BaseException) -> None:
         """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
@@ -232,6 +241,8 @@ class AsyncDriver:
                     self._spawn(helper(self.run, effect.node), None)
                 elif effect is RESUME:
                     self._resume_main()
+                elif type(effect) is Alarm:
+                    self._alarms.append(self.loop.call_later(effect.seconds, self.look))
                 elif type(effect) is Stop:
                     self.stop(effect)
 
@@ -481,6 +492,8 @@ class AsyncDriver:
         return landed
 
     def stop(self, stop: Stop) -> None:
+        if self.run.waits is not None and self.run.resumes_main():  # it waits for a value, or for a time
+            self._resume_main()
         for sleep, gate in list(self._sleeping.items()):
             if not sleep.shielded:
                 gate.open(None)

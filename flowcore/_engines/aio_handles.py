@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any
 
 from .._durable.waiting import LocalRuns
@@ -25,6 +26,9 @@ class AsyncRunFuture(asyncio.Future[Run]):
         self.key: str | None = run.key
         """the idempotency key"""
         self._task = task
+        self._pause: Run | None = None
+        self._pauses: asyncio.Future[None] | None = None
+        self.add_done_callback(lambda _: self._wake())
         self._dropped = False
         self._claimed = False
         self._decided = asyncio.Event()  # the run is claimed, or over
@@ -53,6 +57,36 @@ class AsyncRunFuture(asyncio.Future[Run]):
     def cancel_run(self) -> bool:
         """Cancel the run, begun or not: running steps get `grace`, and what was done is undone. False: it has ended."""
         return self.cancel()
+
+    async def waiting(self) -> Run:
+        """The Run once nothing of it but waits can go on, its status `waiting`, or once it has ended. Cancelling this does not
+        cancel the run."""
+        while self._pause is None and not self.done():
+            paused = self._pauses or asyncio.get_running_loop().create_future()
+            self._pauses = paused
+            await asyncio.shield(paused)
+        return self._pause if self._pause is not None and not self.done() else await asyncio.shield(self)
+
+    async def first_pause(self) -> Run:
+        """`waiting`, for a caller who cannot cancel the run any more once it is interrupted: that cancels the run."""
+        try:
+            return await self.waiting()
+        except asyncio.CancelledError:
+            self.cancel()
+            with suppress(BaseException):
+                await asyncio.shield(self)
+            raise
+
+    def pause(self, run: Run | None) -> None:
+        """For engines: nothing but waits can go on; or, with None, it goes on. In the loop's thread only."""
+        self._pause = run
+        if run is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        paused, self._pauses = self._pauses, None
+        if paused is not None and not paused.done():
+            paused.set_result(None)
 
     def drop(self) -> None:
         """Keep the run, which has not begun, from beginning; `end` says how the future ends."""

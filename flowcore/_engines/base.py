@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import os
 import socket
 import threading
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._durable.checkpoints import parked
 from .._durable.claim import StoreClaims
+from .._durable.dormant import resume_when_due
 from .._durable.leases import Leases
 from .._durable.recovery import SURVEY_EVERY, Recovery
+from .._durable.waiting import LocalRuns
 from .._kernel.effects import Ask, Call, Program, Sleep
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -51,12 +54,13 @@ from ..events import (
 from ..events.hooks import hook_name
 from ..events.process import with_process_hooks
 from ..retry import Duration, seconds, some_random
-from ..run import Run
+from ..run import Run, Sent
 from ..stores.base import Owner, RunRecord, Store
 from ..stores.decide import is_over
 from ..workflow import NO_KEY, Key, NoKey, Workflow
 from .checks import checked_hooks, checked_namespace, checked_store, period, whole
 from .interrupts import hold_sigint
+from .sending import runs_of
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -73,6 +77,8 @@ __all__ = [
     "I",
     "call_title",
     "cancel_in_store",
+    "is_meant",
+    "left",
     "log",
     "outcome",
     "perform",
@@ -265,6 +271,18 @@ class EngineBase:
             self._register(workflow)
         return run
 
+    def _continuation(self, run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run]] | None:
+        """What continues a run that waits in its store, for its caller: a run, and its main program. None if the engine is
+        closed, or its caller wants to have it as it is."""
+        if self._closed or run.waits is None or (run.until_waiting and run.continue_as(None)):
+            return None
+        again = self._execution(run.workflow, None, run.stored_key, None, None, recovering=True)
+        again.dormant = True
+        again.recovering, again.wait, again.context, again.on_pause = run.run_id, math.inf, run.context, run.on_pause
+        run.continue_as(again)
+        due = run.waits.next_limit(run.deadline)
+        return again, resume_when_due(again, local, due, len(run.waits.sent))
+
     def _recovery_of(self, live: Mapping[RunState, Any], at_once: int | None) -> Recovery:
         """What finds the runs to resume. It does not keep the engine alive."""
         room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
@@ -273,11 +291,26 @@ class EngineBase:
     def _request(self, workflow: Workflow[Any], key: str) -> RunState:
         return self._execution(workflow, None, key, None, None, recovering=True)
 
-    def _keep_leases(self, on_lost: Callable[[RunState], None], on_cancel: Callable[[RunState], None]) -> Leases | None:
+    def _listen(self, received: Callable[[str, str, Sent], Sent | None]) -> None:
+        """Have a store of this process say what is sent to its runs."""
+        listen = getattr(self.store, "listen", None)
+        if listen is not None:
+            listen(received)
+
+    def _knows_alone(self, live: Mapping[RunState, Any], key: str) -> bool:
+        """Whether a run of this engine has this key, or this id, of which its store does not know."""
+        return not self.store.durable and any(not run.claimed for run in runs_of(live, key))
+
+    def _keep_leases(
+        self,
+        on_lost: Callable[[RunState], None],
+        on_cancel: Callable[[RunState], None],
+        on_sent: Callable[[RunState, Mapping[str, Sent]], None],
+    ) -> Leases | None:
         """Who keeps the leases of this engine's runs; None where its store gives none."""
         if not self.store.durable:
             return None
-        leases = Leases(self.store, self.lease, self._settings.hooks, on_lost, on_cancel)
+        leases = Leases(self.store, self.lease, self._settings.hooks, on_lost, on_cancel, on_sent)
         self._settings.owns = leases.join
         return leases
 
@@ -410,6 +443,11 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
     return key
 
 
+def left(run: RunState) -> RunParked:
+    """The error of a run that waits in its store, where its engine was closed."""
+    return parked(run, f"{CLOSED} while it waited")
+
+
 def stopped(run: RunState, why: str) -> Exception:
     """The error of a run whose process stops: it is parked, or cancelled where it is in memory only."""
     if run.settings.durable:
@@ -431,6 +469,13 @@ def unbegun(run: RunState, why: str, *, recorded: bool = True) -> RunParked:
 def this_process() -> Owner:
     """What records say of the owner of a run."""
     return Owner(socket.gethostname(), os.getpid())
+
+
+def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
+    """Whether an id or a key names this run."""
+    if run_id is not None and (run.has_id(run_id) or run.recovering == run_id):
+        return True
+    return key is not None and run.key == key
 
 
 def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> Generator[Callable[[], Any], Any, bool]:

@@ -73,3 +73,10 @@ def period(value: Duration, what: str) -> float:
     if not 0 < number < math.inf:
         raise DefinitionError(f"{what} must be more than 0 and finite, not {safe_repr(value)}.")
     return number
+
+
+def runs_here(until: str, *, durable: bool) -> bool:
+    """Whether a call of `run` with this `until=` is made by its caller: to the end, or until the run is in its store."""
+    if until not in {"end", "waiting"}:
+        raise DefinitionError(f"until= must be 'end' or 'waiting', not {safe_repr(until)}.")
+    return until == "end" or durable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ class RunFuture(Future[Run]):
         self._driver = driver
         self._pool = pool
         self._cancel = cancel
+        self._paused = threading.Condition()
+        self._pause: Run | None = None
+        self.add_done_callback(lambda _: self.pause(self._pause))
 
     def cancel(self) -> bool:
         """Cancel the run, unless a thread has begun with it."""
@@ -56,6 +60,34 @@ class RunFuture(Future[Run]):
         """What `result` would raise, or None; waits as `result` does."""
         self._help_out()
         return super().exception(timeout)
+
+    def waiting(self, timeout: float | None = None) -> Run:
+        """The Run once nothing of it but waits can go on, its status `waiting`, or once it has ended, as `result` gives it.
+        Raises TimeoutError after `timeout` seconds."""
+        with self._paused:
+            if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
+                raise TimeoutError(f"Run {self.run_id} has neither ended nor begun to wait in {timeout:g} s.")
+            if self._pause is not None and not self.done():
+                return self._pause
+        return self.result()
+
+    def first_pause(self) -> Run:
+        """`waiting`, for a caller who cannot cancel the run any more once it is interrupted: that cancels the run."""
+        try:
+            return self.waiting()
+        except BaseException:
+            self.cancel_run()
+            raise
+
+    def pause(self, run: Run | None) -> None:
+        """For engines: nothing but waits can go on; or, with None, it goes on."""
+        with self._paused:
+            self._pause = run
+            self._paused.notify_all()
+
+    def continues(self, driver: Driver) -> None:
+        """For engines: another driver continues the run, which has waited."""
+        self._driver = driver
 
     def _help_out(self) -> None:
         if self.done() or not self._pool.owns_current_thread():

@@ -17,6 +17,7 @@ from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
     WAIT,
+    Alarm,
     Ask,
     AwaitAbandoned,
     Call,
@@ -70,6 +71,8 @@ class Driver:
     """(lock) the main program waits to be resumed"""
     _main_due = False
     """(lock) it was resumed before it waited"""
+    _alarms: tuple[Timer, ...] = ()
+    """what wakes a run whose waits are over by themselves"""
     _stuck = 0
     """calls that were given up and are not over"""
 
@@ -199,6 +202,11 @@ class Driver:
         thread does."""
         self._serve()
 
+    def look(self) -> None:
+        """Something that the run waits for may be there: have a thread look."""
+        if not self.over:
+            self._post(helper(self.run), None, help=True)
+
     def hand_over(self, error: BaseException) -> bool:
         """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
         if not self.run.hand_over(error):
@@ -274,6 +282,8 @@ class Driver:
                     self._post(helper(self.run), None, help=True)
                 elif effect is RESUME:
                     self._resume_main()
+                elif type(effect) is Alarm:
+                    self._alarms = (*self._alarms, self._timers.after(effect.seconds, self.look))
                 elif effect is DIRECT:
                     answer = self if here else None
                 elif type(effect) is Stop:
@@ -445,6 +455,8 @@ class Driver:
             return None, StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
 
     def stop(self, stop: Stop) -> None:
+        if self.run.waits is not None and self.run.resumes_main():  # it waits for a value, or for a time
+            self._resume_main()
         self._drop_queued_calls(timed_out=False)
         for waiting in list(self._parked):
             if type(waiting) is Sleep and not waiting.shielded:
@@ -487,6 +499,8 @@ class Driver:
         with self._lock:
             self.over = True
             self._end_the_wait()
+        for alarm in self._alarms:
+            alarm.cancel()
         self.on_over(self)
         if self._bell is not None:
             self._bell.put(None)

@@ -22,11 +22,13 @@ from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
+from ..context import own_copy
 from ..errors import FlowcoreError, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
-from ..run import Run
+from ..run import Run, Sent
+from ..status import Status
 from ..stores.base import Lease, Page, RunRecord, Store
 from ..workflow import Key, Workflow
 from .base import (
@@ -36,6 +38,8 @@ from .base import (
     EngineBase,
     I,
     cancel_in_store,
+    is_meant,
+    left,
     log,
     outcome,
     perform,
@@ -44,9 +48,11 @@ from .base import (
     unbegun,
 )
 from .batches import completed, key_of, whole_or
+from .checks import runs_here
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .recovering import LEASE_OVER, RecoveryThread, performed
+from .sending import announce, counts_as, fetched, hand_on, made_here
 from .thread_driver import Driver
 from .workers import Timers, Workers
 
@@ -112,9 +118,14 @@ class Engine(EngineBase):
         self._queued: dict[Driver, RunFuture] = {}  # submitted runs that have not begun
         self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
         self._closing = False
-        self._leases = self._keep_leases(partial(_lose, self._live), partial(_cancel_through_store, self._live))
+        self._leases = self._keep_leases(
+            partial(_lose, self._live),
+            partial(_cancel_through_store, self._live),
+            partial(fetched, self._live, Driver.look),
+        )
         self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
+        self._listen(self._received)
         self._looking: RecoveryThread | None = None
         self._schedules: ThreadSchedules | None = None
         self._looks_again = False
@@ -166,19 +177,27 @@ class Engine(EngineBase):
         deadline: Duration | None = None,
         once: bool = False,
         check: bool = True,
+        until: Literal["end", "waiting"] = "end",
     ) -> Run:
         """Run a workflow to its end; the calling thread takes part.
 
         `values`: the initial values of its context. `idempotency_key`: two calls with the same key are one run. `wait`:
         seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take. `once`: the
         outcome of an earlier run with the key is this run's too, even if it failed; without it, a failed or compensated run
-        releases its key and this call begins a new one.
+        releases its key and this call begins a new one. `until`: with "waiting", a run of which nothing but waits can go on is
+        returned as it is, its status `waiting`: a durable one goes on in an engine that recovers, one in memory in this engine.
 
         Raises the failed step's own exception, with a note that says which run and step, and what was undone;
         CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
+        if not runs_here(until, durable=self.store.durable):
+            future = self.submit(
+                workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
+            )
+            return future.first_pause()
         run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        run.until_waiting = until == "waiting"
         inline = can_run_inline(run)
         ctrl_c: SigintGuard | None = None
         try:
@@ -203,8 +222,26 @@ class Engine(EngineBase):
                 raise
             main, ctrl_c = abort_inline(run, error), ctrl_c or guard()
         driver = self._driver(run, main)
-        driver.run_here(ctrl_c)
-        return outcome(driver.result, driver.error, check=check)
+        while True:
+            driver.run_here(ctrl_c)
+            again = self._continued(driver)
+            if again is None:
+                return outcome(driver.result, driver.error, check=check)
+            driver, ctrl_c = again, guard()
+
+    def _continued(self, driver: Driver) -> Driver | None:
+        """The driver of what follows a run that waits in its store; None if its caller gets what there is."""
+        if driver.result is None or driver.result.status is not Status.WAITING:
+            return None
+        again = self._continuation(driver.run, self._local)
+        if again is None and not driver.run.until_waiting:
+            driver.result, driver.error = None, left(driver.run)
+        if again is None:
+            return None
+        continued = self._driver(*again)
+        if self._closed:  # meanwhile
+            park_dormant(self._live)
+        return continued
 
     def submit(
         self,
@@ -235,6 +272,7 @@ class Engine(EngineBase):
         """Have a thread of the pool begin a run. `only_new`: drop it where its key is not free, as its future then says."""
         driver = self._driver(run, execute(run))
         future = RunFuture(driver, self._pool, self._cancel)
+        run.on_pause = future.pause
         driver.on_over = partial(self._resolve, future, check)
         self._queued[driver] = future
         if self._leases is not None:
@@ -305,9 +343,18 @@ class Engine(EngineBase):
             self._timers.after(run.allowed, partial(self._expire, driver))
 
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
-        """A submitted run is over, or was dropped."""
+        """A submitted run is over, waits in its store, or was dropped."""
         self._queued.pop(driver, None)
         self._over(driver)
+        if driver.result is not None and driver.result.status is Status.WAITING:
+            future.pause(driver.result)
+        again = self._continued(driver)
+        if again is not None:
+            again.on_over = partial(self._resolve, future, check)
+            future.continues(again)
+            if again.take_start():
+                self._pool.put(again.begin_now)
+            return
         if future.cancelled():
             if driver.recorded is not None:
                 driver.ask_here("withdraw", driver.recorded)
@@ -343,9 +390,50 @@ class Engine(EngineBase):
         StepCancelled. On a durable store also a run of another process, which learns of it with its next checkpoint or
         renewal. False: there is no such run, or it was ending already."""
         for run in list(self._live):
-            if (run_id is not None and run.has_id(run_id)) or (key is not None and run.key == key):
+            if is_meant(run, run_id, key):
                 return self._cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
         return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
+
+    def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
+        """Send a value to the wait `name` of the run with this key (or id, of a run without a key), in this process or any
+        other of the store. It is kept until the run comes to that wait; the first value counts.
+
+        Returns True if this one does, False if another one was sent before. `id`: a name for this value; the same again
+        is True again. Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has
+        no such wait, or is past it; NotSerializable, and StoreError.
+        """
+        kept, carrier = own_copy(value), announce(self._settings, key, name)
+        if self._knows_alone(self._live, key):
+            sent = made_here(self._settings, kept, id, carrier)
+            return counts_as(self._received(key, name, sent), sent)
+        context = self._callers_context()
+        counts = context.run(partial(self.store.send, key, name, kept, id=id, carrier=carrier))
+        if counts and self.store.durable:
+            sent = made_here(self._settings, kept, id, carrier)
+            woken = self._local.wake_sleepers(key)
+            if self._received(key, name, sent) is None and not woken and self.workflows:
+                self._pool.put(partial(_hand_over_now, weakref.WeakMethod(self._resume), key, context))
+        return counts
+
+    def _resume(self, key: str, context: contextvars.Context) -> None:
+        """Resume a run that waits in the store, and is due: a value was sent to it here."""
+        try:
+            run = performed(self._recovery.resume(self._request, key), context)
+        except Exception as error:  # noqa: BLE001 - the next round may have more luck
+            log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
+            return
+        if run is not None:
+            driver = self._driver(run, execute(run))
+            driver.on_over = self._recovered
+            driver.begin()
+
+    def _recovered(self, driver: Driver) -> None:
+        self._over(driver)
+        self._recovery.ended(driver.run, driver.error)
+
+    def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
+        """A value was sent through this process's store. Returns what counts for a run of this engine."""
+        return hand_on(self._live, key, name, sent, Driver.look)
 
     def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None. Raises StoreError."""
@@ -384,6 +472,8 @@ class Engine(EngineBase):
         if driver is not None and driver.drop(StepCancelled(why)):
             return True
         stopping = run.interrupt(StepCancelled(why))
+        if not stopping and run.finished is Status.WAITING:
+            return performed(cancel_in_store(self.store, None, run.stored_key), self._callers_context())
         if stopping and driver is not None:
             driver.stop(Stop(cancel=True))
         return stopping
@@ -463,8 +553,7 @@ class Engine(EngineBase):
         started: list[Driver] = []
 
         def over(driver: Driver) -> None:
-            self._over(driver)
-            self._recovery.ended(driver.run, driver.error)
+            self._recovered(driver)
             if on_over is not None:
                 on_over(driver)
 
@@ -500,6 +589,7 @@ class Engine(EngineBase):
             self._looking.close()
         with self._quiet:
             self._closed = self._closing = True
+        park_dormant(self._live)
         if limit is not None and limit != math.inf:
             self._drop_queued()
             park(self._live, CLOSED)
@@ -561,6 +651,15 @@ def _hand_over(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) ->
         pool.put(call)
 
 
+def _hand_over_now(
+    method: weakref.WeakMethod[Callable[[str, contextvars.Context], None]], key: str, context: contextvars.Context
+) -> None:
+    """Call a method of an engine that is not forgotten."""
+    call = method()
+    if call is not None:
+        call(key, context)
+
+
 def _wake(live: dict[RunState, Driver | None], run: RunState) -> None:
     """The run that `run` waits for is over."""
     driver = live.get(run)
@@ -589,6 +688,15 @@ def park(live: dict[RunState, Driver | None], why: str) -> None:
     for run, driver in list(live.items()):
         if run.settings.durable:
             run.park(parked(run, why))
+            if driver is not None:
+                driver.stop(Stop(cancel=False))
+
+
+def park_dormant(live: dict[RunState, Driver | None]) -> None:
+    """Leave the runs that wait in their store to other engines."""
+    for run, driver in list(live.items()):
+        if run.dormant:
+            run.park(left(run))
             if driver is not None:
                 driver.stop(Stop(cancel=False))
 

@@ -10,6 +10,7 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | Suspended | awaits the rest of a call that was begun without a driver | the same |
 | Landing | waits for a call that was given up, at most `seconds` | its (value, error), or None |
 | Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
+| Alarm | does what HELP does in so many seconds, unless the run is over | None |
 | Ask | calls a verb of the store | (answer, None) or (None, error) |
 | WholeStep | has a step, or its undo, made elsewhere with all its attempts; where Settings.whole_steps | its StepEnd |
 | HELP | starts a helper program for this run, or wakes an idle one, if any is to be had | None |
@@ -38,6 +39,7 @@ __all__ = [
     "RESUME",
     "SHIELD",
     "WAIT",
+    "Alarm",
     "Ask",
     "AwaitAbandoned",
     "Call",
@@ -199,6 +201,15 @@ class Sleep:
         self.shielded = shielded
 
 
+class Alarm:
+    """Start a helper in so many seconds."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
 class Ask:
     """Call `verb` of the store with one argument, in `context`, or in the run's own where None."""
 
@@ -250,5 +261,5 @@ class WholeStep:
         self.undo = undo
 
 
-Effect = WholeStep | Suspended | Call | Context | AwaitAbandoned | Sleep | Ask | Delegate | Stop | Signal
+Effect = WholeStep | Suspended | Call | Context | AwaitAbandoned | Sleep | Alarm | Ask | Delegate | Stop | Signal
 Program = Generator[Effect, Any, R]

@@ -35,12 +35,14 @@ from ..events import (
     StepSkipped,
     StepStarted,
     StoreCalled,
+    WaitFinished,
+    WaitStarted,
 )
 from ..events.hooks import Entered, Hook
 from ..functions import function_name
 from ..plan import Node
 from ..retry import Pause
-from ..run import Run
+from ..run import Run, Sent
 from ..status import Status
 from .effects import Call
 from .outcome import StepEnd
@@ -183,6 +185,7 @@ def run_started(run: RunState) -> EventScope:
             run.interrupted_carrier or {},
             run.ready.__len__,
             run.interrupted_by,
+            run.after_wait,
         )
         scope.enter(run.hooks, event, leaving)
         if leaving:
@@ -273,8 +276,31 @@ def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: 
 def steps_ready(run: RunState, nodes: list[Node] | None) -> None:
     if StepReady in run.wanted:
         for node in nodes or ():
+            if node.wait is not None:  # it takes no worker
+                continue
             at = run.ready_at[node.index]
             run.hooks.emit(StepReady(run.workflow.name, run.run_id, at, run.state, node.name), run.context.copy())
+
+
+def wait_started(run: RunState, node: Node) -> None:
+    if WaitStarted in run.wanted and node.wait is not None:
+        at, wait = run.settings.clock(), node.wait
+        event = WaitStarted(run.workflow.name, run.run_id, at, run.state, node.name, wait.timeout, wait.sleeps)
+        run.hooks.emit(event, run.context.copy())
+
+
+def wait_finished(run: RunState, node: Node, end: StepEnd, waited: float, sent: Sent | None) -> None:
+    if WaitFinished in run.wanted:
+        at, sender = run.settings.clock(), {} if sent is None else sent.carrier
+        event = WaitFinished(
+            *(run.workflow.name, run.run_id, at, run.state, node.name),
+            end.status,
+            waited,
+            end.error,
+            sender,
+            node.dependencies,
+        )
+        run.hooks.emit(event, run.context.copy())
 
 
 def step_skipped(run: RunState, node: Node) -> None:

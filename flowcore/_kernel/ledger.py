@@ -48,6 +48,11 @@ class Ledger(Protocol):
         cannot keep what an earlier attempt wrote."""
         ...
 
+    def waits(self, run: RunState, node: Node, until: float) -> Program[bool]:
+        """`node` waits from now on, until the moment `until` (monotonic) at most. False: it must not, the run stops. Raises as
+        `began` does."""
+        ...
+
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
         """An attempt of `node` has failed, and the next one is due in `delay` seconds. Raises as `began` does."""
         ...
@@ -129,6 +134,11 @@ class Claims(Protocol):
 
     def adopt(self, run: RunState) -> Program[Run | None]:
         """The outcome of a run that another owner has taken over, if it ends while the caller waits."""
+        ...
+
+    def suspend(self, run: RunState, waiting: Run) -> Program[bool]:
+        """Leave a durable run that only waits to its store. False: it must not wait, because values have come, or the store
+        cannot be had, which has stopped the run."""
         ...
 
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:

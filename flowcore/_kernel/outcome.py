@@ -50,7 +50,9 @@ class StepEnd:
 
 
 STEP: Final[Mapping[Status, frozenset[Status]]] = {
-    Status.PENDING: frozenset({Status.RUNNING, Status.SKIPPED, Status.FAILURE}),  # FAILURE: its when= raised
+    # FAILURE: its when= raised. SUCCESS: a wait whose value was there before it.
+    Status.PENDING: frozenset({Status.RUNNING, Status.WAITING, Status.SKIPPED, Status.FAILURE, Status.SUCCESS}),
+    Status.WAITING: frozenset({Status.SUCCESS, Status.TIMEOUT, Status.FAILURE, Status.PENDING}),
     Status.RUNNING: frozenset(
         # UNKNOWN: the process died. PENDING: it waits for its next attempt.
         {Status.SUCCESS, Status.FAILURE, Status.TIMEOUT, Status.CANCELLED, Status.UNKNOWN, Status.PENDING}
@@ -81,9 +83,11 @@ RUN: Final[Mapping[Status, frozenset[Status]]] = {
             Status.COMPENSATION_FAILED,
             Status.INCOMPLETE,
             Status.PARKED,
+            Status.WAITING,
             Status.LOST,
         }
     ),
+    Status.WAITING: frozenset({Status.RUNNING}),
     Status.PARKED: frozenset({Status.RUNNING}),
     Status.INCOMPLETE: frozenset({Status.RUNNING}),
     Status.SUCCESS: frozenset(),

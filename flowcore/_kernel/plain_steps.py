@@ -146,7 +146,7 @@ class PlainSteps:
     def ready(self, node: Node, at: float) -> None:
         """`node` is ready to start since the moment `at`."""
         self._ready_at[node.index] = at
-        if self._readies is not None:
+        if self._readies is not None and node.wait is None:
             event = StepReady(self._workflow, self._run_id, at, self._state, node.name)
             context = self._copy()
             for hook, call in self._readies:  # Hooks.emit, less a call

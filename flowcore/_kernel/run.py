@@ -18,6 +18,7 @@ from .outcome import outcome
 from .run_state import RunState
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
+from .wait_steps import arm, withdraw
 
 __all__ = ["abort_inline", "execute", "helper", "run_without_driver"]
 
@@ -53,9 +54,17 @@ def execute(run: RunState) -> Program[Run]:
         yield from earlier.decide(run)
     if starts:
         emit.first_ready(run)
+    if run.on_pause is not None:
+        run.on_pause(None)
     run.working = True
     yield from work(run, run.take() if progress is None else progress.node, main=True, progress=progress)
-    if run.running and not run.idle(waits=True):
+    if run.waits is not None:
+        waiting = yield from _rest(run)
+        if waiting is not None:
+            if scope is not None:
+                emit.run_finished(run, scope, waiting)
+            return waiting
+    elif run.running and not run.idle(waits=True):
         yield WAIT
     if not run.succeed():
         return (yield from _fail(run, scope))
@@ -72,6 +81,28 @@ def execute(run: RunState) -> Program[Run]:
         _annotate(failure, f"{_NOTE}run {run.run_id} succeeded, but the store could not be told: its key stays taken.")
         raise failure
     return finished
+
+
+def _rest(run: RunState) -> Program[Run | None]:
+    """The main program of a run with waits has nothing to do: wait until no step runs and none waits, or the run stops. A
+    durable run that only waits is left to its store, and returned."""
+    while not run.idle(waits=True):
+        node = run.take() if run.ledger is not None else None
+        if node is not None:
+            yield from work(run, node, main=True)
+        elif run.ledger is not None and run.pause():
+            waiting = run.as_run(Status.WAITING)
+            if (yield from run.settings.claims.suspend(run, waiting)):
+                return waiting
+        else:
+            yield from arm(run)
+            if run.on_pause is not None and not run.running and run.ledger is None:
+                run.on_pause(run.snapshot(Status.WAITING))
+                yield WAIT
+                run.on_pause(None)
+            else:
+                yield WAIT
+    return None
 
 
 def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> Run | None:
@@ -102,6 +133,8 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
     if run.ledger is not None:
         run.ledger.stopped(run)
+    if run.waits is not None and run.undoes:
+        withdraw(run)
     if run.undoes:
         yield from undo_all(run)
     elif run.past_pivot:
@@ -145,6 +178,8 @@ def helper(run: RunState, node: Node | None = None) -> Program[None]:
     """A worker beside the main program: takes what is ready until nothing is; begins with `node` if handed one."""
     node = run.take() if node is None else node
     yield from work(run, node, main=False) if run.undoing is None else work_undo(run, node)
+    if run.waits is not None:
+        yield from arm(run)
     if run.resumes_main():
         yield RESUME
 
@@ -185,8 +220,10 @@ def _note(run: RunState, status: Status) -> str:
     """What the reader of a traceback needs: which run and step, how many attempts, what was undone."""
     where = "was stopped" if run.parked else "was cancelled"
     if run.failed_step is not None:
-        tried = run.report(run.plan.by_name[run.failed_step]).attempts
-        where = f"failed at step {safe_repr(run.failed_step)} after {tried} attempt{'' if tried == 1 else 's'}"
+        node = run.plan.by_name[run.failed_step]
+        tried = run.report(node).attempts
+        attempts = "" if node.wait is not None else f" after {tried} attempt{'' if tried == 1 else 's'}"
+        where = f"failed at step {safe_repr(run.failed_step)}{attempts}"
     lines = [f"{_NOTE}run {run.run_id} of workflow {safe_repr(run.workflow.name)} {where}; {_aftermath(run, status)}."]
     lines.extend(f"could not undo {safe_repr(name)}: {_brief(error)}" for name, error in run.undo_errors.items())
     lines.extend(f"step {safe_repr(step)} failed too: {_brief(error)}" for step, error in run.other_errors)

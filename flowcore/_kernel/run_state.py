@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,14 @@ from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, safe_repr
 from ..events import Event, Hooks
 from ..events.hooks import Crossing
 from ..plan import Node, Plan
-from ..run import Run, StepReport, no_result
+from ..run import Run, Sent, StepReport, no_result
 from ..status import Status
 from ..step import Step
 from ..workflow import Workflow
 from .effects import Call, Outcome
 from .ledger import Ledger
 from .settings import Settings
+from .waits import Waits
 
 if TYPE_CHECKING:
     from .emit import EventScope
@@ -49,7 +51,21 @@ class RunState:
     once = False
     """an earlier run that failed is the answer too"""
     recovering: str | None = None
-    """no caller waits: recovery resumes this run, whose values are in the store"""
+    """recovery resumes this run, whose values are in the store, or, where `wait` is given, its caller does"""
+    after_wait = False
+    """it had waited in its store"""
+    cancelled_late: BaseException | None = None
+    """(lock) what it was cancelled with while it was left to its store"""
+    continued: RunState | None = None
+    """(lock) after that: the same run once more, for its caller"""
+    given = False
+    """(lock) after that: its caller has it as it is"""
+    until_waiting = False
+    """its caller wants to have it as soon as it only waits"""
+    dormant = False
+    """it waits in its store, and its caller here for it"""
+    on_pause: Callable[[Run | None], None] | None = None
+    """called with the run when nothing of it can go on but its waits, and with None when it goes on"""
 
     # the claim
     claimed = False
@@ -140,6 +156,8 @@ class RunState:
     """for hooks: shared by all events of this run in this process; only where it is observed"""
     ready_at: dict[int, float]
     """when nodes became ready, in monotonic seconds; only where it is observed"""
+    waits: Waits | None = None
+    """(lock) of steps without a function; None: the workflow has none"""
     times: dict[str, tuple[float, float]]
     """seconds waited and ran of steps that succeeded inline: kept instead of reports, which few callers read"""
 
@@ -166,6 +184,8 @@ class RunState:
             self.ledger, self.observed = settings.claims.open(), True  # its record tells times
             self.left = len(plan.nodes)  # (lock) nodes that are not over
             self.state, self.ready_at, self.times = {}, {}, {}
+        if plan.waits:
+            self.waits = Waits()
         self.lock = threading.Lock()
         self.limit = settings.parallel  # steps of this run at a time
         if workflow.max_parallel is not None:
@@ -253,10 +273,16 @@ class RunState:
         """The next node to run, or None: nothing is ready, enough are running, or the run stops."""
         with self.lock:
             self.waking = False
+            if self.waits is not None:
+                self._ready_waits(self.waits)
             if not self.ready or self.running >= self.limit:
                 return None
             self.running += 1
             return self.plan.nodes[self.ready.popleft()]
+
+    def _ready_waits(self, waits: Waits) -> None:
+        if waits.aside and not self.stopped:
+            self.ready.extend(node.index for node in waits.due(self.settings.clock(), self.deadline))
 
     def wants_help(self) -> bool:
         """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""
@@ -325,7 +351,8 @@ class RunState:
                 node.step.pivot and node.name in over and self.report(node).status is Status.SUCCESS for node in nodes
             )
             self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
-            self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
+            if not self.stopped:
+                self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
 
     def failed(self, node: Node, end: StepEnd, *, effect: bool) -> bool:
         """`node` has failed, and with it the run; `effect`: it must be undone. Returns whether this was the first. Its place
@@ -349,6 +376,8 @@ class RunState:
         Returns whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
         outside of a program, by the driver.
         """
+        if self.finished is Status.WAITING:
+            return self._cancel_late(error)
         if isinstance(error, SystemExit | KeyboardInterrupt) and self.settings.durable:
             return self.hand_over(error)
         with self.lock:
@@ -457,11 +486,49 @@ class RunState:
             self.running = 0
 
     def idle(self, *, waits: bool = False) -> bool:
-        """Whether no step is running; else, with `waits`, the main program is noted as waiting for that."""
+        """Whether no step is running, and none waits; else, with `waits`, the main program is noted as waiting for that."""
         with self.lock:
-            if self.running and waits:
+            aside = self.waits is not None and not self.stopped and bool(self.waits.aside)
+            if (self.running or aside) and waits:
                 self.main_waits = True
-            return not self.running
+            return not (self.running or aside)
+
+    def pause(self) -> bool:
+        """Whether nothing of it can go on but its waits: it may be left to its store, and cannot be cancelled here meanwhile."""
+        with self.lock:
+            if self.stopped or self.running or self.ready or self.waits is None or not self.waits.aside:
+                return False
+            self.finished, self.main_waits = Status.WAITING, False
+            return True
+
+    def _cancel_late(self, error: BaseException) -> bool:
+        """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already."""
+        with self.lock:
+            if self.given:
+                return False
+            self.cancelled_late, continued = self.cancelled_late or error, self.continued
+        return continued is None or continued.interrupt(error)
+
+    def continue_as(self, again: RunState | None) -> bool:
+        """`again`, or with None nothing here, continues a run that was left to its store. False: it was cancelled meanwhile, so
+        that something must."""
+        with self.lock:
+            if again is None and self.cancelled_late is not None:
+                return False
+            self.continued, self.given = again, again is None
+            error = self.cancelled_late
+        if again is not None and error is not None:
+            again.interrupt(error)
+        return True
+
+    def resume_waits(self, sent: Mapping[str, Sent]) -> None:
+        """It is not left to its store after all: `sent` has come."""
+        with self.lock:
+            self.finished, error = None, self.cancelled_late
+            if self.waits is not None:
+                self.waits.sent.update(sent)
+        if error is not None:
+            self.interrupt(error)
 
     def succeed(self) -> bool:
         """End as a success, unless the run has stopped: from now on it cannot be cancelled any more."""
@@ -588,6 +655,11 @@ class RunState:
         self._free(freed)
 
     # -- the end -------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, status: Status) -> Run:
+        """The run as it is now."""
+        reports = {name: replace(report) for name, report in list(self.reports.items())}
+        return Run(self, self.workflow.name, status, dict(self.results), reports, self.plan)
 
     def as_run(self, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
         """The run, for its caller."""

@@ -19,6 +19,7 @@ from .outcome import StepEnd
 from .plain_steps import PlainSteps
 from .run_state import RunState
 from .undo import wait_for_abandoned
+from .wait_steps import arm, begin_or_end
 
 __all__ = ["ask_when", "run_whole_step", "stopped", "work"]
 
@@ -67,6 +68,11 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if end.error is not None:
             yield from _failed(run, node, end)
             return
+        if end.status is Status.WAITING:  # it has left its place
+            if run.running or run.ready:
+                yield from arm(run)
+            node = run.take()
+            continue
         if end.status is Status.PENDING:  # the run stopped before it began
             run.put_back()
             return
@@ -98,12 +104,16 @@ def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttemp
 def _step(run: RunState, node: Node) -> Program[StepEnd]:
     """All of a step that has limits, or may be skipped, or whose start must be saved first."""
     end = _overdue(run)
+    if run.waits is not None and node.name in run.waits.until:  # it has begun, so that its when= was asked
+        return (yield from begin_or_end(run, node, end))
     if node.when is not None and node.name not in run.was_in_doubt and end is None:  # that one was wanted
         end = (yield from ask_when(run, node)) or _overdue(run)
         if run.stopped and (end is None or end.error is None):
             return StepEnd(Status.PENDING)
     if end is not None:
         return end
+    if node.wait is not None:
+        return (yield from begin_or_end(run, node))
     if node.name in run.tried:
         end = (yield from wait_rest_of_backoff(run, node)) or _overdue(run)
         if end is not None:
@@ -159,7 +169,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
         emit.step_skipped(run, node)
         after = run.skipped(node, freed)
     else:
-        if run.observed or end.attempts > 1 or end.scope is not None:
+        if run.observed or end.attempts > 1 or end.scope is not None or node.wait is not None:
             end.report_to(run.report(node))
         if node.step.pivot:
             run.past_pivot = True

@@ -11,7 +11,7 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the claim met an earlier run: ends the request | key, outcome, original_run_id, original, age |
 | RunRefused | the claim failed with `error`: ends the request | key, error |
-| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by |
+| RunStarted * | the run is ours | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by, after_wait |
 | RunRecovered | after RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
 | RunJoined | a step or undo of a run that another process drives comes here (on Temporal) | wall, carrier, carriers |
 | RunFinished | the end of what RunStarted began | outcome, duration, error, skipped, undone, elsewhere, expected |
@@ -22,6 +22,9 @@ that lives as long as the run in this process, shared by all its events, for hoo
 | AttemptFinished | after it | step, attempt, undo, outcome, duration, error, expected |
 | BackoffStarted | a failed attempt will be made again | step, attempt, undo, delay, reason, error |
 | StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on, expected |
+| WaitStarted | a step without a function waits | step, timeout, sleeps |
+| WaitFinished | its value, or its time, has come, or neither in time | step, outcome, waited, error, sender, depends_on |
+| ValueSent | `engine.send`, on the caller's thread; hooks may fill `carrier` | step, key, carrier |
 | StepCompletedLate | an abandoned attempt came back after all | step, attempt, undo, outcome, error, late |
 | CompensationStarted * | before an undo's first attempt | step, order, trigger, max_attempts, function |
 | CompensationFinished | after its last | step, order, trigger, outcome, duration, attempts, backoff, error |
@@ -82,6 +85,9 @@ from .records import (
     StepStarted,
     StoreCalled,
     StoreSurveyed,
+    ValueSent,
+    WaitFinished,
+    WaitStarted,
     WorkflowRegistered,
 )
 
@@ -123,6 +129,9 @@ __all__ = [
     "StepStarted",
     "StoreCalled",
     "StoreSurveyed",
+    "ValueSent",
+    "WaitFinished",
+    "WaitStarted",
     "WorkflowRegistered",
     "add_process_hook",
     "remove_process_hook",

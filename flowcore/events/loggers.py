@@ -43,6 +43,9 @@ from .records import (
     StepStarted,
     StoreCalled,
     StoreSurveyed,
+    ValueSent,
+    WaitFinished,
+    WaitStarted,
     WorkflowRegistered,
 )
 
@@ -67,7 +70,7 @@ class Logger:
         RunStarted: ("run_started",),
         RunRecovered: ("run_recovered",),
         RunJoined: ("run_joined",),
-        RunFinished: ("run_succeeded", "run_failed"),
+        RunFinished: ("run_succeeded", "run_failed", "run_waiting"),
         StepReady: ("step_ready",),
         StepSkipped: ("step_skipped",),
         StepStarted: ("step_started",),
@@ -75,6 +78,9 @@ class Logger:
         AttemptFinished: ("attempt_succeeded", "attempt_failed"),
         BackoffStarted: ("step_retrying",),
         StepFinished: ("step_succeeded", "step_failed"),
+        WaitStarted: ("wait_started",),
+        WaitFinished: ("wait_succeeded", "wait_failed"),
+        ValueSent: ("value_sent",),
         StepCompletedLate: ("step_completed_late",),
         CompensationStarted: ("compensation_started",),
         CompensationFinished: ("compensation_succeeded", "compensation_failed"),
@@ -89,7 +95,8 @@ class Logger:
         HookFailed: ("hook_failed",),
         HooksMeasured: ("hooks_measured",),
     }
-    """event type -> the method that gets it; where there are two, the second gets every outcome but success"""
+    """event type -> the method that gets it; where there are two, the second gets every outcome but success; the third one
+    a run that only waits from now on"""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,6 +113,8 @@ class Logger:
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None:
         names = self.METHODS[type(event)]
         name = names[0] if len(names) == 1 or event.outcome == Status.SUCCESS else names[1]
+        if len(names) > 2 and event.outcome == Status.WAITING:
+            name = names[2]
         return cast("object", getattr(self, name)(event))
 
     def engine_started(self, event: EngineStarted) -> Any: ...
@@ -119,6 +128,7 @@ class Logger:
     def run_joined(self, event: RunJoined) -> Any: ...
     def run_succeeded(self, event: RunFinished) -> Any: ...
     def run_failed(self, event: RunFinished) -> Any: ...
+    def run_waiting(self, event: RunFinished) -> Any: ...
     def step_ready(self, event: StepReady) -> Any: ...
     def step_skipped(self, event: StepSkipped) -> Any: ...
     def step_started(self, event: StepStarted) -> Any: ...
@@ -128,6 +138,10 @@ class Logger:
     def step_retrying(self, event: BackoffStarted) -> Any: ...
     def step_succeeded(self, event: StepFinished) -> Any: ...
     def step_failed(self, event: StepFinished) -> Any: ...
+    def wait_started(self, event: WaitStarted) -> Any: ...
+    def wait_succeeded(self, event: WaitFinished) -> Any: ...
+    def wait_failed(self, event: WaitFinished) -> Any: ...
+    def value_sent(self, event: ValueSent) -> Any: ...
     def step_completed_late(self, event: StepCompletedLate) -> Any: ...
     def compensation_started(self, event: CompensationStarted) -> Any: ...
     def compensation_succeeded(self, event: CompensationFinished) -> Any: ...
@@ -149,6 +163,8 @@ def line(event: Any) -> str | None:
     match event:
         case RunStarted(interrupted_run_id=None):
             return f"run {_name(event.workflow)} started"
+        case RunStarted(after_wait=True):
+            return f"run {_name(event.workflow)} resumed after its wait"
         case RunStarted():
             return f"run {_name(event.workflow)} resumed after a crash"
         case IdempotencyHit():
@@ -156,12 +172,20 @@ def line(event: Any) -> str | None:
         case RunRefused() | RunFinished(error=BaseException()):
             outcome = event.outcome.replace("_", " ") if isinstance(event, RunFinished) else "refused"
             return f"run {_name(event.workflow)} {outcome}: {_error(event.error)}"
+        case RunFinished(outcome=Status.WAITING):
+            return f"run {_name(event.workflow)} waits in its store"
         case RunFinished():
             return f"run {_name(event.workflow)} {event.outcome} in {_ms(event.duration)}"
         case StepSkipped():
             return f"  step {_name(event.step)} skipped"
         case StepStarted():
             return f"  step {_name(event.step)} started"
+        case WaitStarted():
+            return f"  step {_name(event.step)} {'sleeps' if event.sleeps else 'waits for its value'}"
+        case WaitFinished(error=None):
+            return f"  step {_name(event.step)} waited for {_ms(event.waited)}"
+        case WaitFinished():
+            return f"  step {_name(event.step)} {_ENDED[event.outcome]}: {_error(event.error)}"
         case BackoffStarted():
             what = "undo of" if event.undo else "step"
             tried = f"attempt {event.attempt} of {event.max_attempts} failed: {_error(event.error)}"
@@ -195,6 +219,8 @@ TOLD: frozenset[type[Event]] = frozenset(
         StepStarted,
         BackoffStarted,
         StepFinished,
+        WaitStarted,
+        WaitFinished,
         StepCompletedLate,
         CompensationFinished,
         LeaseLost,

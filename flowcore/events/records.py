@@ -101,6 +101,8 @@ class RunStarted(Event):
     interrupted_by: Mapping[str, str | int | float] = field(default_factory=dict[str, "str | int | float"])
     """after a takeover, what is known of the owner before: `host`, `pid`, `since` (seconds since the epoch), and the `step`
     that was in flight"""
+    after_wait: bool = False
+    """whether it had waited in its store, which is no takeover: `interrupted_run_id` and `interrupted` are of that run"""
 
 
 @dataclass(slots=True, eq=False)
@@ -132,9 +134,10 @@ class RunJoined(Event):
 
 @dataclass(slots=True, eq=False)
 class RunFinished(Event):
-    """The run has ended."""
+    """The run has ended here."""
 
     outcome: Status
+    """how; `waiting`: it waits in its store from now on, and RunStarted comes again when it is resumed"""
     duration: float
     error: BaseException | None
     skipped: tuple[str, ...]
@@ -228,6 +231,39 @@ class StepFinished(StepEvent):
     max_attempts: int
     expected: bool = False
     """whether the step's definition lists the error as one that is to be expected"""
+
+
+@dataclass(slots=True, eq=False)
+class WaitStarted(StepEvent):
+    """A step without a function waits from now on."""
+
+    timeout: float | None
+    """seconds until it is over by itself; None: no limit"""
+    sleeps: bool
+    """whether it waits for its time only, and for no value"""
+
+
+@dataclass(slots=True, eq=False)
+class WaitFinished(StepEvent):
+    """A wait has ended."""
+
+    outcome: Status
+    """success, timeout or failure"""
+    waited: float
+    """seconds since it began, under all owners"""
+    error: BaseException | None
+    sender: Mapping[str, str]
+    """trace context of who sent the value; empty where no value was sent"""
+    depends_on: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class ValueSent(StepEvent):
+    """A value is about to be sent to the wait `step`; `workflow` and `run_id` are empty: only its store knows them."""
+
+    key: str
+    carrier: dict[str, str]
+    """empty: a hook may put trace context in, which the run's store keeps with the value"""
 
 
 @dataclass(slots=True, eq=False)

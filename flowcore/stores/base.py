@@ -8,8 +8,9 @@ run, each one atomic:
 | claim(Claim) | before anything else | Claimed, or why not: Finished, Busy, Mismatch, Held, OtherGraph |
 | checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, Renewal.CANCEL, Behind or Lost |
 | renew(leases, seconds) | on a durable store, every third of a lease, for all runs of an engine at once | a Renewal for each |
-| finish(Ending) | at the end | None, Behind or Lost |
+| finish(Ending) | at the end, and where the run only waits | None, Behind, Lost, or Arrived |
 | withdraw(Claim) | where the reply to a claim was lost | None |
+| send(key, name, value) | by anyone, while the run is not over | whether this value counts |
 | find(key), head(key) | after Lost, and by callers that wait for another owner's run | the record, or None |
 | list_resumable(workflows) | to recover | heads of the runs that recovery may resume now |
 
@@ -28,7 +29,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from ..errors import StoreError, hashed_key, safe_repr
-from ..run import StepReport
+from ..run import Sent, StepReport
 from ..status import Status
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "LIVE",
     "RELEASED",
     "RESUMABLE",
+    "Arrived",
     "Behind",
     "Busy",
     "Checkpoint",
@@ -125,7 +127,7 @@ class RunRecord:
     retries: int = 0
     """how often it ended parked or incomplete since the last step that ended"""
     not_before: float | None = None
-    """when recovery may resume it, in seconds since the epoch by the store's clock; None: at once"""
+    """when recovery may resume it, in seconds since the epoch by the store's clock; None: at once; infinite: never by itself"""
     deadline: float | None = None
     """seconds that the run may take, counted from `started`; None: no limit"""
     problem: str | None = None
@@ -156,6 +158,12 @@ class RunRecord:
     error: BaseException | None = None
     """what failed it: the exception itself where this process still has it, else a RunFailed that tells of it"""
     carrier: Mapping[str, str] = field(default_factory=_empty, repr=False)
+    sent: Mapping[str, Sent] = field(default_factory=_empty, repr=False)
+    """what was sent to its waits, by step"""
+    received: int = 0
+    """how many values that is; in a head too"""
+    waiting_for: tuple[str, ...] = ()
+    """while its status is WAITING: the steps that wait; `not_before` says when it is resumed even if nothing is sent"""
 
     def explain(self) -> str:
         """The story of the run in plain words: how it stands and why, who owns it, and a line for each step."""
@@ -237,7 +245,11 @@ class Busy:
     carrier: Mapping[str, str]
     age: float
     lease_left: float
-    """seconds until its owner's lease ends; infinite without a limit"""
+    """seconds until its owner's lease ends, or until a waiting run is due by itself; infinite without a limit"""
+    waiting_for: tuple[str, ...] = ()
+    """of a waiting run: the steps that wait"""
+    due: float | None = None
+    """of a waiting run: its `not_before`"""
 
 
 @dataclass(slots=True)
@@ -303,11 +315,13 @@ class Checkpoint:
 class Ending:
     """How a run of ours ended. A durable store has most of `record` from its checkpoints: of it, it takes what is not
     of single steps (status, held, undone, failed_step, error, reason, retries), and `changes`. Fence 0 in `record`: its
-    store was never asked for a claim. `retry_in`: seconds until recovery may resume a parked or incomplete run."""
+    store was never asked for a claim. `retry_in`: seconds until recovery may resume a parked, incomplete or waiting run."""
 
     record: RunRecord
     changes: Checkpoint | None = None
     retry_in: float = 0.0
+    received: int = 0
+    """of a run that is WAITING from now on: how many of the values that were sent to it its owner knows"""
 
 
 @dataclass(slots=True)
@@ -317,6 +331,14 @@ class Lease:
     key: str
     run_id: str
     fence: int
+    received: int = 0
+    """how many of the values that were sent to it its owner knows"""
+
+
+@dataclass(slots=True)
+class Arrived:
+    """The run cannot wait: values were sent to it that its owner does not know, or it is to be cancelled. Nothing was
+    written."""
 
 
 @dataclass(slots=True)
@@ -342,6 +364,8 @@ class Renewal(Enum):
     LOST = "lost"
     CANCEL = "cancel"
     """renewed, and an operator wants the run cancelled"""
+    SENT = "sent"
+    """renewed, and values were sent to the run that its owner does not know"""
 
 
 class Page(list[RunRecord]):
@@ -397,8 +421,8 @@ class Store(Protocol):
         """Renew leases for `lease` seconds from now, and return of each whether its run is still ours."""
         ...
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
-        """Record how a run of ours ended, and free, keep or hold its key accordingly; None: recorded."""
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
+        """Record how a run of ours ended, or that it only waits, and free, keep or hold its key accordingly; None: recorded."""
         ...
 
     def withdraw(self, claim: Claim, /) -> None:
@@ -411,6 +435,25 @@ class Store(Protocol):
 
     def head(self, key: str, /) -> RunRecord | None:
         """The head under a key, or None: cheap, for callers that poll."""
+        ...
+
+    def send(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        /,
+        *,
+        id: str | None = None,  # noqa: A002 - the word for it
+        carrier: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send a value to the wait `name` of the run with a key, which keeps it until it comes to that wait. True: it counts.
+        False: another value was sent before, and counts. `id`: a name for this value; the same again is True again.
+        `carrier`: trace context of the sender.
+
+        Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has no such wait, or
+        is past it; NotSerializable for a value that cannot be stored.
+        """
         ...
 
     def list_resumable(

@@ -4,10 +4,11 @@ the conformance model. The Lua scripts of the Redis stores cite them line by lin
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from typing import Any, Final
 
-from ..errors import CorruptRecord, DefinitionError, StoreError, hashed_key, safe_repr
+from ..errors import CorruptRecord, DefinitionError, SendRefused, StoreError, hashed_key, safe_repr
 from ..status import Status
 from .base import LIVE, RELEASED, RESUMABLE, Checkpoint, Claim, RunRecord
 
@@ -19,6 +20,8 @@ __all__ = [
     "check_listing",
     "decide",
     "decide_order",
+    "decide_send",
+    "has_wait",
     "is_over",
     "makes_progress",
     "takeover_delay",
@@ -58,7 +61,7 @@ class Verdict(Enum):
 
 def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim) -> Verdict:
     """What `claim` is granted. Only the record's head is looked at. `owner`: run id of the claim that made its present
-    owner. `lease_left`: seconds, 0 or less once it is over.
+    owner. `lease_left`: seconds, 0 or less once it is over; of a waiting run: until it may be resumed.
 
     Raises CorruptRecord where the status means nothing here.
     """
@@ -82,11 +85,11 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
         return Verdict.HELD
     if status == Status.SUCCESS:
         return Verdict.FINISHED
-    if status in LIVE and lease_left > 0:
+    if (status in LIVE or status == Status.WAITING) and lease_left > 0:
         return Verdict.BUSY
     if status == Status.QUEUED:  # no step has begun: any definition of its workflow may run it
         return Verdict.RESUME
-    if status not in RESUMABLE and status != Status.RUNNING:
+    if is_over(status):
         raise CorruptRecord(
             f"the record of key {hashed_key(claim.key)} has the status {safe_repr(str(status))}, but is not held: look at it "
             "with store.find(error.key), or free the key with store.release(error.key).",
@@ -99,7 +102,7 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
 
 def is_over(status: Status) -> bool:
     """Whether nothing is left to resume."""
-    return status not in LIVE and status not in RESUMABLE
+    return status not in LIVE and status not in RESUMABLE and status != Status.WAITING
 
 
 def takeover_delay(takeovers: int, lease: float) -> float:
@@ -154,6 +157,44 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
             key=record.key,
         )
     return Order.STOP
+
+
+def decide_send(
+    record: RunRecord,
+    name: str,
+    id: str | None,  # noqa: A002 - the word for it
+    *,
+    known: bool,
+    known_id: str | None,
+    step: Status | None,
+) -> bool | None:
+    """What becomes of a value that is sent to the wait `name`: None: it is to be kept, and counts; else whether it counts
+    already. Only the record's head is looked at. `known`: whether a value was sent before, and what its sender called it;
+    `step`: the recorded status of that step.
+
+    Raises SendRefused where the run does not wait for it.
+    """
+    if known:
+        return id is not None and known_id == id
+    run = f"run {record.run_id} of {safe_repr(record.workflow)}"
+    if not has_wait(record.graph, name):
+        raise SendRefused(f"{run} has no wait {safe_repr(name)}.")
+    if is_over(record.status):
+        raise SendRefused(f"{run} is over ({record.status}): it does not wait for {safe_repr(name)} any more.")
+    if record.undoing:
+        raise SendRefused(f"{run} has failed and is being undone: it does not wait for {safe_repr(name)} any more.")
+    if step is not None and step not in {Status.PENDING, Status.WAITING}:
+        raise SendRefused(f"{run} is past its wait {safe_repr(name)}, which has ended: {step}.")
+    return None
+
+
+def has_wait(graph: str, name: str) -> bool:
+    """Whether a step of a recorded graph waits for a value."""
+    try:
+        steps: Any = json.loads(graph)
+        return any(step[0] == name and step[4:] == ["wait"] for step in steps)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def check_listing(status: str | None, limit: Any, verb: str = "list_runs") -> None:

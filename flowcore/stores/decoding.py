@@ -6,36 +6,52 @@ Whatever is not of that form was not written by flowcore: the record is refused 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from ..errors import CorruptRecord, RunFailed, hashed_key, safe_repr, safe_str
-from ..run import StepReport
+from ..run import Sent, StepReport
 from ..status import Status
 from .base import Owner, RunRecord, StepRecord, Write
 from .codec import json_value
 from .sealing import Sealing
 
-__all__ = ["ENDINGS", "INITIAL", "LARGEST", "NEVER", "SCHEMA", "STEP", "WRITE", "decode", "number"]
+__all__ = [
+    "ENDINGS",
+    "INITIAL",
+    "LARGEST",
+    "NEVER",
+    "SCHEMA",
+    "SENT",
+    "STEP",
+    "WRITE",
+    "decode",
+    "number",
+    "refusing",
+    "sent_id",
+    "step_status",
+]
 
 SCHEMA: Final = 2
 STEP: Final = "s:"
 WRITE: Final = "w:"
 INITIAL: Final = "v:"
 """before the key of an initial value, where its place is named"""
+SENT: Final = "m:"
 LARGEST: Final = 2**53 - 1
 """of all numbers: more, a double such as Lua's cannot tell apart"""
 NEVER: Final = LARGEST
 """as `not_before`: recovery does not resume the run"""
 
 ENDINGS: Final = frozenset(
-    {"success", "failure", "compensated", "compensation_failed", "incomplete", "parked"},
+    {"success", "failure", "compensated", "compensation_failed", "incomplete", "parked", "waiting"},
 )
 """what a run's owner may leave it as"""
 
 _DIGITS: Final = len(str(LARGEST))
 _LIVE: Final = frozenset({"running", "queued"})
-_RUN: Final = ENDINGS | _LIVE | {"waiting"}
+_RUN: Final = ENDINGS | _LIVE
 _STEP: Final = frozenset(
     {"pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown", "waiting"},
 )
@@ -60,9 +76,10 @@ _HEAD: Final = frozenset(
         *("decision", "reason", "by", "since", "before_status", "before_expires", "before_by", "before_since"),
         *("takeovers", "retries", "delay", "not_before", "deadline", "generation", "fence", "seq"),
         *("started", "finished", "expires", "values", "carrier", "undone", "failed_step", "error"),
+        *("received", "waiting_for"),
     }
 )
-_TIMES: Final = ("waited", "ran", "backed_off", "started", "retry_at")
+_TIMES: Final = ("waited", "ran", "backed_off", "started", "retry_at", "until")
 _IN_A_STEP: Final = frozenset(
     {
         *("status", "attempts", "failed", "errors", "result", "effect", "carrier", *_TIMES),
@@ -84,20 +101,27 @@ def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecor
 
     `key`: the key, or what it is found under. Raises CorruptRecord, naming the key, for anything that flowcore has not written.
     """
-    try:
+    with refusing(key):
         _refuse_bytes(fields)
         key, fields = _with_key(key, fields, sealing)
         record = _head(key, fields, sealing)
         told = {field: text for field, text in fields.items() if field not in _HEAD}
         _add_steps(record, told, sealing, types)
         _add_values(record, told, fields, sealing, types)
+    return record
+
+
+@contextmanager
+def refusing(key: str) -> Iterator[None]:
+    """Raises CorruptRecord, naming the key, for what is found not to be flowcore's."""
+    try:
+        yield
     except _Foreign as error:
         raise CorruptRecord(
             f"the record of key {hashed_key(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
             "hand, or give the key up with store.release(error.key, force=True).",
             key=key,
         ) from error
-    return record
 
 
 def _refuse_bytes(fields: Fields) -> None:
@@ -151,6 +175,7 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
         generation=number(fields, "generation"),
         fence=number(fields, "fence"),
         seq=_count(fields, "seq"),
+        received=_count(fields, "received"),
         started=number(fields, "started") / 1e6,
         finished=_time(fields, "finished"),
         expires=_time(fields, "expires"),
@@ -164,6 +189,9 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
         record.not_before = math.inf if not_before == NEVER / 1e6 else not_before
     elif delay and record.expires is not None:
         record.not_before = record.expires + delay
+    if record.status == Status.WAITING:
+        names = _list(_json(fields, "waiting_for", []), "waiting_for")
+        record.waiting_for = tuple(_string(name, "waiting_for") for name in names)
     if reason and sealing.hides:
         reason = _opened(_parsed(reason, "reason"), sealing, sealing.lookup(key), "reason")
     if reason and (record.status not in _LIVE or record.decision == "cancel"):
@@ -217,10 +245,13 @@ def _add_values(record: RunRecord, told: Fields, fields: Fields, sealing: Sealin
         key: _loaded(text, "values", sealing, types.get(WRITE + key, Any), record.run_id, INITIAL + key)
         for key, text in initial.items()
     }
+    record.sent = {
+        field[2:]: _sent(field, text, record, sealing) for field, text in told.items() if field.startswith(SENT)
+    }
     writes = [
         (field, _write(field, text, record, sealing, types))
         for field, text in told.items()
-        if not field.startswith(STEP)
+        if not field.startswith((STEP, SENT))
     ]
     writes.sort(key=lambda write: write[1].seq)
     for field, write in writes:
@@ -275,6 +306,32 @@ def _write(field: str, text: object, record: RunRecord, sealing: Sealing, types:
     if known.keys() != {"value"}:
         raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of writes")
     return Write(seq, _loaded(known["value"], field, sealing, types.get(field, Any), record.run_id, field))
+
+
+def _sent(field: str, text: object, record: RunRecord, sealing: Sealing) -> Sent:
+    known, name = _dict(_parsed(_string(text, field), field), field), field[2:]
+    if known.keys() != {"value", "at", "host", "pid", "id", "carrier"}:
+        raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of values that were sent")
+    return Sent(
+        _loaded(known["value"], field, sealing, Any, record.run_id, field),
+        number(known, "at") / 1e6,
+        _string(known["host"], field),
+        number(known, "pid"),
+        sent_id(text, name, sealing, record.run_id),
+        _strings(_own(known["carrier"], sealing, record.run_id, f"m.carrier:{name}"), field),
+    )
+
+
+def sent_id(text: object, name: str, sealing: Sealing, run_id: str) -> str | None:
+    """What the sender of a value, as stores keep it, called it. Raises ValueError for what flowcore has not written."""
+    field = SENT + name
+    known = _dict(_parsed(_string(text, field), field), field).get("id")
+    return None if known is None else _string(_own(known, sealing, run_id, f"m.id:{name}"), field)
+
+
+def step_status(text: object) -> Status:
+    """The status of a step, as stores keep it. Raises ValueError for what flowcore has not written."""
+    return _status(_STEP, _numbered(text, STEP)[1].get("status"), STEP)
 
 
 def _failure(known: object, record: RunRecord, step: str | None, what: str) -> RunFailed:

@@ -22,6 +22,9 @@
 | undone (missing: none) | JSON | finish |
 | failed_step, error (missing: None) | JSON; of an error its type, message and traceback | checkpoint, finish |
 | s: + name of a step | seq, a space, and the step as JSON; in it, of its result the codec's text | the same |
+| m: + name of a step | JSON of a value that was sent to it: the codec's text, when, by whom, and its `id` | send |
+| received (missing: 0) | how many these are | the same |
+| waiting_for (missing: []) | JSON; means nothing unless the status is waiting | finish |
 | w: + key of the context | seq, a space, and JSON; in it, of the value the codec's text; {}: deleted | the same |
 
 With a codec that hides, each carrier, reason, error and list of errors is a JSON string of the codec's text.
@@ -37,15 +40,30 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 from ..errors import DefinitionError, NotSerializable, StoreError, safe_repr, safe_str
-from ..run import BEGINS
+from ..run import BEGINS, Sent
+from ..status import Status
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .codec import Codec, json_text as _json_text, quoted
-from .decoding import ENDINGS, INITIAL, LARGEST, NEVER, SCHEMA, STEP, WRITE, decode, number
+from .decoding import (
+    ENDINGS,
+    INITIAL,
+    LARGEST,
+    NEVER,
+    SCHEMA,
+    SENT,
+    STEP,
+    WRITE,
+    decode,
+    number,
+    refusing,
+    sent_id,
+    step_status,
+)
 from .sealing import Sealing
 from .telling import told
 
@@ -53,6 +71,7 @@ __all__ = [
     "LARGEST",
     "MIB",
     "NEVER",
+    "SENT",
     "STEP",
     "WRITE",
     "Encoding",
@@ -81,6 +100,14 @@ def due(now: int, retry_in: float) -> int | None:
     if retry_in <= 0:
         return None
     return NEVER if retry_in == math.inf else now + microseconds(retry_in)
+
+
+class KnownWait(TypedDict):
+    """What a store knows of a wait: see decide_send."""
+
+    known: bool
+    known_id: str | None
+    step: Status | None
 
 
 class Encoding:
@@ -115,6 +142,17 @@ class Encoding:
         naming the key, for anything that flowcore has not written.
         """
         return decode(key, fields, self.sealing, types)
+
+    def decode_wait(
+        self, record: RunRecord, name: str, sent: Sequence[Any] | None, step: Sequence[Any] | None
+    ) -> KnownWait:
+        """What is known of a wait: the first of what a row, or the reply of a server, has of its value and of its step. Raises
+        as `decode` does."""
+        with refusing(record.key):
+            known_id = None if sent is None else sent_id(sent[0], name, self.sealing, record.run_id)
+            return KnownWait(
+                known=sent is not None, known_id=known_id, step=None if step is None else step_status(step[0])
+            )
 
     def encode_claim(self, claim: Claim) -> dict[str, str]:
         """A fresh run: all that the store does not count itself (generation, fence and times). The fields graph, owner and
@@ -183,6 +221,8 @@ class Encoding:
         fields["retries"], fields["reason"] = str(record.retries), self.encode_reason(record.key, record.reason)
         if record.undoing:
             fields["undoing"] = "1"
+        if record.waiting_for:
+            fields["waiting_for"] = _json_text(record.waiting_for)
         fields["undone"] = _json_text(record.undone) if record.undone else "[]"
         fields["failed_step"] = "null" if record.failed_step is None else _json_text(record.failed_step)
         fields["error"] = (
@@ -225,6 +265,8 @@ class Encoding:
             text += f',"started":{report.started!r}'
         if report.retry_at is not None:
             text += f',"retry_at":{report.retry_at!r}'
+        if report.until is not None:
+            text += f',"until":{report.until!r}'
         if report.error is not None:
             text += (
                 f',"error":{self._own(_json_text(told(report.error, brief=self._brief)), run_id, f"s.error:{name}")}'
@@ -244,6 +286,17 @@ class Encoding:
         field = WRITE + key
         value = self.dumped(write.value, types.get(field, Any), "the value of", key, run_id, field)
         return f'{write.seq} {{"value":{quoted(value)}}}'
+
+    def encode_sent(self, name: str, sent: Sent, run_id: str) -> str:
+        """The text of a value that is sent to the wait `name`."""
+        value = self.dumped(sent.value, Any, "the value sent to", name, run_id, SENT + name)
+        carrier = self._own(_json_text(_texts_only(sent.carrier)), run_id, f"m.carrier:{name}")
+        named = "null" if sent.id is None else self._own(_json_text(sent.id), run_id, f"m.id:{name}")
+        text = (
+            f'{{"value":{quoted(value)},"at":{round(sent.at * 1e6)},"host":{quoted(sent.host)},"pid":{sent.pid},'
+            f'"id":{named},"carrier":{carrier}}}'
+        )
+        return _of_unicode({SENT + name: text}, run_id)[SENT + name]
 
     def encode_values(self, values: Mapping[Any, Any], run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of the context's initial values."""

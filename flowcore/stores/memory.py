@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
+from weakref import WeakMethod
 
 from ..errors import DefinitionError, RunNotFound, hashed_key, safe_repr
 from ..retry import Duration, seconds
+from ..run import Sent
 from ..status import Status
 from .base import (
     RESUMABLE,
+    Arrived,
     Behind,
     Busy,
     Checkpoint,
@@ -37,7 +42,7 @@ from .base import (
     RunRecord,
 )
 from .codec import Codec
-from .decide import OPEN, Order, Verdict, check_listing, decide, decide_order, is_over
+from .decide import OPEN, Order, Verdict, check_listing, decide, decide_order, decide_send, is_over
 from .memory_run import LiveRun
 from .strict import Strict
 
@@ -84,6 +89,7 @@ class MemoryStore:
         self.strict = strict
         self.durable = self.durable or strict
         self._lock = threading.Lock()
+        self._methods: list[WeakMethod[Callable[[str, str, Sent], Sent | None]]] = []
         self._runs: dict[str, LiveRun] = {}
         self._numbers = itertools.count(1)
         self._watched: set[str] = set()  # runs in progress that a caller waits for
@@ -103,7 +109,8 @@ class MemoryStore:
             if kept is None:
                 return self._begin(claim, now, generation=0, fence=1)
             record, age = kept.record, now - kept.started
-            match decide(record, kept.owner, kept.expires - now, claim):
+            left = (kept.due if record.status == Status.WAITING else kept.expires) - now
+            match decide(record, kept.owner, left, claim):
                 case Verdict.AGAIN:
                     self._renew(kept, now, claim.lease)
                     return Claimed(record.generation, record.fence, kept.as_found(), age)
@@ -128,7 +135,7 @@ class MemoryStore:
                 case Verdict.BUSY:
                     if claim.waits:
                         self._watched.add(record.run_id)
-                    return Busy(record.run_id, record.carrier, age, kept.expires - now)
+                    return Busy(record.run_id, record.carrier, age, left, record.waiting_for, record.not_before)
 
     def _begin(self, claim: Claim, now: float, generation: int, fence: int) -> Claimed:
         self._ended.pop(claim.key, None)
@@ -181,9 +188,11 @@ class MemoryStore:
         if kept is None or not kept.live or kept.record.run_id != one.run_id or kept.record.fence != one.fence:
             return Renewal.LOST
         self._renew(kept, self._clock(), lease)
-        return Renewal.CANCEL if kept.record.decision == "cancel" else Renewal.OURS
+        if kept.record.decision == "cancel":
+            return Renewal.CANCEL
+        return Renewal.SENT if kept.record.received > one.received else Renewal.OURS
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         """Record how a run ended. Fence 0: it was never claimed, or its owner was interrupted before it heard that its claim
         was granted."""
         if self._strict is not None:
@@ -205,10 +214,13 @@ class MemoryStore:
             changes = ending.changes
             if changes is not None and known.seq < changes.base and not changes.heals:
                 return Behind(known.seq)
+            arrived = known.received > ending.received or known.decision == "cancel"
+            if end.status == Status.WAITING and arrived:
+                return Arrived()
             wall = self._wall()
             kept.end(ending, wall, watched=end.run_id in self._watched)
             self._watched.discard(end.run_id)
-            if end.status in RESUMABLE:
+            if end.status in RESUMABLE or end.status == Status.WAITING:
                 kept.due = now + ending.retry_in
                 known.not_before = wall + ending.retry_in if ending.retry_in > 0 else None
             elif not end.held:
@@ -230,6 +242,45 @@ class MemoryStore:
                     kept.record.takeovers = max(0, kept.record.takeovers - 1)
                 kept.delay = 0.0
                 self._renew(kept, self._clock(), 0.0)
+
+    def send(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        /,
+        *,
+        id: str | None = None,  # noqa: A002 - the word for it
+        carrier: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send a value to the wait `name` of the run with a key: see Store.send. Any engine of this store learns of it at once."""
+        with self._lock:
+            kept = self._known(key)
+            record = kept.record
+            if self._strict is not None:
+                value = self._strict.sent(value, name, record.run_id)
+            sent = Sent(value, self._wall(), socket.gethostname(), os.getpid(), id, dict(carrier or {}))
+            known = record.sent.get(name)
+            known_id, step = None if known is None else known.id, kept.step_status(name)
+            counts = decide_send(record, name, id, known=known is not None, known_id=known_id, step=step)
+            if counts is not None:
+                return counts
+            told = [first for one in self._listeners if (first := one(key, name, sent)) is not None]
+            if told and told[0] is not sent:  # a run in memory knows more than its record
+                return id is not None and told[0].id == id
+            kept.receive(name, sent, self._clock(), self._wall())
+            return True
+
+    def listen(self, listener: Callable[[str, str, Sent], Sent | None]) -> None:
+        """Call this, a method of an engine, with key, step and value whenever a value is sent. It returns the value that
+        counts for its run, or None for a run that it does not have. A listener that nothing else keeps is forgotten."""
+        with self._lock:
+            self._methods = [method for method in self._methods if method() is not None]
+            self._methods.append(WeakMethod(listener))
+
+    @property
+    def _listeners(self) -> list[Callable[[str, str, Sent], Sent | None]]:
+        return [listener for method in self._methods if (listener := method()) is not None]
 
     def find(self, key: str, /) -> RunRecord | None:
         """The record under a key, or None."""

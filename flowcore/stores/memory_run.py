@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import RunFailed, error_message, safe_repr
-from ..run import StepReport
+from ..run import Sent, StepReport
 from ..status import Status
 from .base import LIVE, Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .decide import is_over, makes_progress, takeover_delay
@@ -83,6 +83,7 @@ class LiveRun:
             reason=record.reason if record.decision == "cancel" else None,
             not_before=None,
             finished=None,
+            waiting_for=(),
         )
         return found
 
@@ -140,6 +141,20 @@ class LiveRun:
         if checkpoint.error is not None:
             record.error = checkpoint.error
 
+    def step_status(self, name: str) -> Status | None:
+        """How a step stands, as far as it is known here."""
+        told = None if self._steps is None else self._steps.get(name)
+        report = self.record.steps.get(name) if told is None else told.report
+        return None if report is None else report.status
+
+    def receive(self, name: str, sent: Sent, now: float, wall: float) -> None:
+        """Keep a value that was sent to a wait; a run that waits for it may be resumed now."""
+        record = self.record
+        record.sent = {**record.sent, name: sent}
+        record.received = len(record.sent)
+        if record.status == Status.WAITING and name in record.waiting_for:
+            self.due, record.not_before = now, wall
+
     def end(self, ending: Ending, finished: float, *, watched: bool) -> None:
         """Take over how the run ended; its errors as they are only if a caller waits for them."""
         known, end = self.record, ending.record
@@ -148,8 +163,12 @@ class LiveRun:
         elif self._steps is None and self._writes is None:  # it was never told in pieces
             known.results, known.values, known.steps = end.results, end.values, end.steps
             known.effects, known.carriers = end.effects, end.carriers
+            known.sent = {**end.sent, **known.sent}
         known.status, known.held, known.undone, known.failed_step = end.status, end.held, end.undone, end.failed_step
         known.finished, known.reason, known.retries = finished, end.reason, end.retries
+        known.waiting_for = end.waiting_for
+        if end.status == Status.WAITING:
+            known.finished = None
         known.decision = known.expires = self.before = None
         if end.undoing:
             known.undoing = True
@@ -184,7 +203,7 @@ class LiveRun:
 
     def head(self) -> RunRecord:
         """The record without values, and without what is of single steps."""
-        return replace(self.seen(), results={}, values={}, steps={}, effects=(), carriers={})
+        return replace(self.seen(), results={}, values={}, steps={}, effects=(), carriers={}, sent={})
 
     def _forget_frames(self) -> None:
         """Keep the errors of a run as text: an exception holds on to every frame it came through, and to all in them."""

@@ -25,7 +25,8 @@ class Place(NamedTuple):
     """the run's id; of a reason, which operators write too, the HMAC of the key; of the store's secret, nothing"""
     field: str
     """`s:` and a step for its result, `w:` and a key of the context for what a step wrote, `v:` and a key for an initial
-    value; `key`, `error`, `carrier`, `reason`; `s.error:`, `s.errors:`, `s.undo_error:` or `s.carrier:` and a step; of the
+    value; `key`, `error`, `carrier`, `reason`; `s.error:`, `s.errors:`, `s.undo_error:` or `s.carrier:` and a step; `m:`, `m.id:` or
+    `m.carrier:` and a step for what was sent to it; of the
     store itself `secret`"""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,10 @@ def _standing(record: RunRecord) -> str:
     why = "" if error is None else f": {kind}: {safe_str(error, 200)}"
     if record.held:
         return f"held{failed}{why}"
+    if record.status is Status.WAITING and record.waiting_for:
+        limit = record.not_before
+        until = "" if limit is None or limit == math.inf else f" until {moment(limit)} at most"
+        return f"waits for {', '.join(map(safe_repr, record.waiting_for))}{until}"
     if record.status is Status.COMPENSATED:
         return f"failed{failed}{why}; undone: {', '.join(record.undone)}"
     if (
@@ -70,8 +75,11 @@ def _circumstances(record: RunRecord) -> list[str]:
         lines.append(f"owner: process {record.owner.pid} on {safe_repr(record.owner.host)[1:-1]}{since}")
     if record.takeovers:
         lines.append(f"taken over {record.takeovers} time{'s' * (record.takeovers > 1)} since the last step that ended")
-    if record.not_before is not None:
+    if record.not_before is not None and record.status is not Status.WAITING:
         lines.append(f"recovery resumes it after {moment(record.not_before)}")
+    for name, sent in record.sent.items():
+        by = f"process {sent.pid} on {safe_repr(sent.host)[1:-1]}"
+        lines.append(f"sent to {safe_repr(name)}: a value, by {by} at {moment(sent.at)}")
     if record.decision is not None:
         lines.append(f"decided: {record.decision}; the next owner carries it out")
     return lines

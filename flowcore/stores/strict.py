@@ -62,6 +62,10 @@ class Strict:
             writes={key: self._write(key, write, run_id, types) for key, write in checkpoint.writes.items()},
         )
 
+    def sent(self, value: Any, name: str, run_id: str) -> Any:
+        """A copy of a value that is sent to the wait `name`."""
+        return self._encoding.copied(value, Any, "the value sent to", name, run_id)
+
     def ending(self, ending: Ending) -> Ending:
         """The ending with copies of its results and writes. Those of single steps are in its changes alone."""
         return ending if ending.changes is None else replace(ending, changes=self.checkpoint(ending.changes))

@@ -92,6 +92,9 @@ class _Granted:
         yield from ()
         return None
 
+    def suspend(self, run: RunState, waiting: Run) -> Program[bool]:
+        raise AssertionError  # the engine refuses workflows with waits
+
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
         yield from ()
         self._driver.finish(finished)

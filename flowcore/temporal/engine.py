@@ -245,6 +245,10 @@ def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> R
 
 def _refuse_what_cannot_be(run: RunState) -> None:
     """Raise DefinitionError for a workflow that Temporal cannot carry."""
+    if run.plan.waits:
+        raise DefinitionError(
+            f"workflow {safe_repr(run.workflow.name)} has waits, which TemporalEngine does not have yet. Run it on AsyncEngine."
+        )
     if len(run.plan.nodes) > _MOST_STEPS:
         raise DefinitionError(
             f"workflow {safe_repr(run.workflow.name)} has {len(run.plan.nodes):,} steps, and a run on Temporal can have "

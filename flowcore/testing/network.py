@@ -13,6 +13,7 @@ from .._kernel.effects import Outcome
 from ..errors import RunFailed, StoreUnavailable, error_message
 from ..run import StepReport
 from ..stores.base import (
+    Arrived,
     Behind,
     Checkpoint,
     CheckpointAnswer,
@@ -67,7 +68,7 @@ class SimulatedStore(MemoryStore):
         """See Store."""
         return super().checkpoint(_written(checkpoint))
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         """See Store. Of single steps it takes no more than what was told by checkpoints."""
         ended = _ended(ending)
         known = super().find(ended.record.key)
@@ -121,6 +122,7 @@ def _ended(ending: Ending) -> Ending:
         replace(_copied(record), steps=steps, error=error),
         None if ending.changes is None else _written(ending.changes),
         ending.retry_in,
+        ending.received,
     )
 
 

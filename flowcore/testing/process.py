@@ -18,6 +18,7 @@ from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
     WAIT,
+    Alarm,
     Ask,
     AwaitAbandoned,
     Call,
@@ -247,6 +248,8 @@ class Process:
                 if self._main_parked:
                     self._main_parked = False
                     self._soon(self._main, None)
+            elif type(effect) is Alarm:
+                self._after(effect.seconds, self.look)
             elif effect is REQUEST_WORKER:
                 self._after(self.world.random.random() * 0.1, partial(self._advance, helper(self.x), None))
             elif type(effect) is Delegate:
@@ -472,6 +475,11 @@ class Process:
         if program is not None:
             self._soon(program, None)
 
+    def look(self) -> None:
+        """Something that the run waits for may be there."""
+        if self.act.ended is None:
+            self._soon(helper(self.x), None)
+
     def cancel_after(self, seconds: float) -> None:
         """Cancel the run so many seconds from now."""
         self._after(seconds, self.cancel)
@@ -487,6 +495,9 @@ class Process:
             self._soon(program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
 
     def _stop(self, stop: Stop) -> None:
+        if self.x.resumes_main() and self._main_parked:
+            self._main_parked = False
+            self._soon(self._main, None)
         for call in list(self._waiting):
             self._ends_wait(call, timed_out=False)
         for sleep in list(self._sleeping):

@@ -39,6 +39,7 @@ from flowcore.events import (
     StoreSurveyed,
 )
 from flowcore.stores.base import (
+    Arrived,
     Behind,
     Checkpoint,
     CheckpointAnswer,
@@ -77,7 +78,7 @@ class Moody(SimulatedStore):
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         return self._mood("checkpoint", checkpoint) or super().checkpoint(checkpoint)
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         return self._mood("finish", ending) or super().finish(ending)
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
@@ -103,7 +104,7 @@ class Strict(Moody):
         self._refuse(checkpoint)
         return super().checkpoint(checkpoint)
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         if ending.changes is not None:
             self._refuse(ending.changes)
         return super().finish(ending)
@@ -620,7 +621,7 @@ class Coroutines:
         await asyncio.sleep(0)
         return self.inner.checkpoint(checkpoint)
 
-    async def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    async def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         await asyncio.sleep(0)
         return self.inner.finish(ending)
 

@@ -17,6 +17,7 @@ def test_these_are_all_the_verbs_of_an_engine(engine: type) -> None:
         "submit",
         "map",
         "cancel",
+        "send",
         "find",
         "get",
         "list",
@@ -30,7 +31,7 @@ def test_these_are_all_the_verbs_of_an_engine(engine: type) -> None:
 def test_these_are_all_the_verbs_of_a_workflow() -> None:
     verbs = {name for name, _ in inspect.getmembers(Workflow, inspect.isfunction) if not name.startswith("_")}
     looking = {"layers", "check", "to_mermaid", "to_dot", "to_svg", "plan", "freeze"}
-    assert verbs == {"step", "add_step", "include", "run"} | looking
+    assert verbs == {"step", "add_step", "wait", "sleep", "include", "run"} | looking
 
 
 def test_the_steps_of_a_run_are_those_of_its_definition(drive: Drive, ledger: Ledger) -> None:

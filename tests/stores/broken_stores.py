@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from flowcore import RunNotFound, Status
+from flowcore import RunNotFound, SendRefused, Status
 from flowcore.stores import MemoryStore
 from flowcore.stores.base import (
     RESUMABLE,
+    Arrived,
     Behind,
     Busy,
     Checkpoint,
@@ -307,7 +308,7 @@ class TakesEndingsFromAnOldOwner(Broken):
 
     rule = "lost late-copies"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         kept = self.kept(ending.record.key)
         if kept is not None and kept.record.run_id == ending.record.run_id:
             ending = replace(ending, record=replace(ending.record, fence=kept.record.fence))
@@ -317,7 +318,7 @@ class TakesEndingsFromAnOldOwner(Broken):
 class TakesEndingsFromAnotherRun(Broken):
     rule = "lost"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         kept = self.kept(ending.record.key)
         if kept is not None:
             ending = replace(ending, record=replace(ending.record, run_id=kept.record.run_id))
@@ -335,7 +336,7 @@ class NeverSaysThatARecordIsGone(Broken):
 class MakesARecordAtTheEndWhereThereIsNone(Broken):
     rule = "lost"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         if self.kept(ending.record.key) is None:
             ending = replace(ending, record=replace(ending.record, fence=0))
         return super().finish(ending)
@@ -379,7 +380,7 @@ class WritesAfterTheEnd(Broken):
 class FinishesTwice(Broken):
     rule = "late-copies late-after-the-end"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         kept = self.kept(ending.record.key)
         if kept is not None and kept.record.run_id == ending.record.run_id and kept.record.fence == ending.record.fence:
             kept.record.status = Status.RUNNING
@@ -400,7 +401,7 @@ class IgnoresTheLastChanges(Broken):
 
     rule = "results finish"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         if ending.changes is None:
             return super().finish(ending)
         return super().finish(Ending(ending.record, replace(ending.changes, steps={}, writes={})))
@@ -409,7 +410,7 @@ class IgnoresTheLastChanges(Broken):
 class KeepsTheLeaseAfterTheEnd(Broken):
     rule = "finish"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         answer = super().finish(ending)
         if answer is None:
             kept = self.kept(ending.record.key)
@@ -420,7 +421,7 @@ class KeepsTheLeaseAfterTheEnd(Broken):
 class LetsNobodyFinishLate(Broken):
     rule = "finish-late lost"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         kept = self.kept(ending.record.key)
         return Lost() if kept is not None and kept.expired(self._clock()) else super().finish(ending)
 
@@ -652,7 +653,7 @@ class DecidesOnWhatIsOver(Broken):
 class ForgetsHeldRuns(Broken):
     rule = "retention"
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         answer = super().finish(ending)
         self._ended[ending.record.key] = self._clock()
         return answer
@@ -665,6 +666,65 @@ class NeverForgets(Broken):
 
     def _forget_old(self, now: float) -> None:
         pass
+
+
+class LosesWhatIsSent(Broken):
+    rule = "send"
+
+    def send(self, *args: Any, **options: Any) -> bool:
+        return True
+
+
+class TakesTheLastValue(Broken):
+    rule = "send-first"
+
+    def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
+        kept = self.kept(key)
+        kept.record.sent = {other: sent for other, sent in kept.record.sent.items() if other != name}
+        return super().send(key, name, value, **options)
+
+
+class TakesValuesForAnything(Broken):
+    rule = "send-refused"
+
+    def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
+        try:
+            return super().send(key, name, value, **options)
+        except SendRefused:
+            return True
+
+
+class KeepsValuesFromOwners(Broken):
+    rule = "send-is-heard"
+
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
+        return [Renewal.OURS if one is Renewal.SENT else one for one in super().renew(leases, lease)]
+
+
+class ResumesWhatWaits(Broken):
+    rule = "waits claim-busy"
+
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
+        return super().finish(replace(ending, retry_in=0.0) if ending.record.status == Status.WAITING else ending)
+
+
+class LeavesWhatWaitsAsleep(Broken):
+    rule = "wakes decide"
+
+    def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
+        kept = self.kept(key)
+        due = None if kept is None else (kept.due, kept.record.not_before)
+        counts = super().send(key, name, value, **options)
+        if due is not None:
+            kept.due, kept.record.not_before = due
+        return counts
+
+
+class WaitsThoughTheValueIsThere(Broken):
+    rule = "arrived"
+
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
+        return super().finish(replace(ending, received=99) if ending.record.status == Status.WAITING else ending)
 
 
 class HasNoLock(Broken):

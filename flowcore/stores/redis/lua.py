@@ -99,7 +99,7 @@ end
 
 RECORD: Final = """
 local function checked(run)  -- whether flowcore can have written the head of this record
-  local stages = {queued = 'owned', running = 'owned', incomplete = 'left', parked = 'left', waiting = 'over',
+  local stages = {queued = 'owned', running = 'owned', incomplete = 'left', parked = 'left', waiting = 'left',
     success = 'over', failure = 'over', compensated = 'over', compensation_failed = 'over'}
   run.stage = stages[run.status]
   run.is_held = run.held == '1'
@@ -132,7 +132,7 @@ end
 
 local function head(key)  -- the fields that scripts read, and whether the record is corrupt; nil if there is none
   local run = opened(key, {'schema', 'run_id', 'owner', 'workflow', 'graph', 'status', 'held', 'started', 'generation',
-    'fence', 'expires', 'fingerprint', 'takeovers', 'delay', 'before_status', 'undoing'})
+    'fence', 'expires', 'fingerprint', 'takeovers', 'delay', 'before_status', 'undoing', 'not_before'})
   if not run then return nil end
   return run, not (not run.kind and checked(run))
 end
@@ -155,7 +155,7 @@ local function told(word, now, key, only)  -- an answer with the record; only: w
     local names = {'schema', 'key', 'key_text', 'run_id', 'owner', 'workflow', 'graph', 'status', 'started', 'generation', 'fence', 'seq',
       'fingerprint', 'held', 'undoing', 'decision', 'reason', 'by', 'since', 'before_status', 'before_expires', 'before_by',
       'before_since', 'takeovers', 'retries', 'delay', 'not_before', 'deadline', 'finished', 'expires', 'carrier', 'undone',
-      'failed_step', 'error'}
+      'failed_step', 'error', 'received', 'waiting_for'}
     local run = opened(key, names)
     for _, name in ipairs(names) do
       if run[name] then answer[#answer + 1], answer[#answer + 2] = name, run[name] end
@@ -227,7 +227,7 @@ end
 local function pack(run, retention)  -- write the record of a run that is over; milliseconds
   local dropped = {{expires = true, listed = true, decision = true, before_status = true, before_expires = true,
     before_by = true, before_since = true, not_before = true, delay = true, held = '0', undone = '[]', failed_step = 'null',
-    error = 'null', reason = '', retries = '0', takeovers = '0', owner = run.run_id, stage = true, ends = true,
+    error = 'null', reason = '', waiting_for = true, retries = '0', takeovers = '0', owner = run.run_id, stage = true, ends = true,
     is_held = true, packed = true}}
   local fields, n = {{}}, 0
   for name, text in pairs(run) do

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, hashed_key, safe_repr
 from ...retry import Duration, seconds
+from ...run import Sent
 from ..base import Page, RunRecord
-from ..decide import OPEN, check_listing, is_over
+from ..decide import OPEN, check_listing, decide_send, has_wait, is_over
 from ..encoding import microseconds
 from . import doctor, operator_scripts
 from .calls import PAGE, Asked, Call, Calls, as_bytes, digest_of, in_pages
@@ -242,6 +245,44 @@ class OperatorVerbs(Calls):
         except StoreUnavailable:  # such as a user who may not run scripts
             return {**known, **dict.fromkeys(OPEN, "unknown")}
         return {**known, **{word: sum(n for (_, status), n in counts.items() if status == word) for word in OPEN}}
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        /,
+        *,
+        id: str | None = None,  # noqa: A002 - the word for it
+        carrier: Mapping[str, str] | None = None,
+    ) -> Asked[bool]:
+        """Send a value to the wait `name` of the run with a key, which keeps it until it comes to that wait. Returns whether it
+        counts: see Store.send."""
+        yield from self._look()
+        digest = digest_of(as_bytes(self._lookup(key)))
+        place = self._shard(digest), digest
+        while True:
+            (reply,) = yield from self._read([place], heads=True)
+            record = self._record(key, reply)
+            if record is None:
+                raise RunNotFound(f"no run with key {safe_repr(key)} in this store.")
+            now = self._answer(reply, key).now / 1e6
+            sent = Sent(value, now, socket.gethostname(), os.getpid(), id, carrier or {})
+            text = self._encoding.encode_sent(name, sent, record.run_id)
+            if not has_wait(record.graph, name):
+                decide_send(record, name, id, known=False, known_id=None, step=None)
+            answer = yield from self._run(
+                operator_scripts.SEND, key, self._keys(self._lookup(key)), record.run_id, name, text
+            )
+            if answer.word == "done":
+                return True
+            if answer.word == "known":
+                known, step = ([answer.fields[name]] if answer.fields[name] else None for name in ("sent", "step"))
+                counts = decide_send(record, name, id, **self._encoding.decode_wait(record, name, known, step))
+                if counts is not None:
+                    return counts
 
     # -- operators -----------------------------------------------------------------------------------------------------
 

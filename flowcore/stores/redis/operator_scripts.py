@@ -22,6 +22,7 @@ __all__ = [
     "MEMBERS",
     "READ",
     "RELEASE",
+    "SEND",
 ]
 
 # What scripts that change nothing use: a user who may only read may not be allowed to ask for the time.
@@ -129,6 +130,40 @@ if not hold then redis.call('HSET', KEYS[1], 'decision', decision == 'cancel' an
 if run.stage == 'owned' then  -- its owner is fenced off if it comes back
   redis.call('HSET', KEYS[1], 'fence', digits(count(run.fence) + 1))
 end
+return {'done', digits(now)}
+""",
+)
+
+# ARGV: run id, name of the step, text. Returns `other` where another run has the key, `known` where the step has a value or is no
+# more waiting, with both texts.
+SEND: Final = Script(
+    NUMBERS,
+    PACKED,
+    RECORD,
+    CHANGES,
+    """
+local now = clock()
+local run, corrupt = head(KEYS[1])
+if not run then return {'missing', digits(now)} end
+if corrupt then return corrupted(now, KEYS[1], run) end
+if run.run_id ~= ARGV[1] then return {'other', digits(now)} end
+local names = {'m:' .. ARGV[2], 's:' .. ARGV[2], 'waiting_for', 'received'}
+local known = opened(KEYS[1], names)
+local status = known[names[2]] and string.match(known[names[2]], '^%d+ {"status":"(%l+)"')
+if known[names[1]] or run.stage == 'over' or run.undoing == '1'
+  or (known[names[2]] and status ~= 'pending' and status ~= 'waiting') then
+  return {'known', digits(now), 'sent', known[names[1]] or '', 'step', known[names[2]] or ''}
+end
+local fields = {names[1], ARGV[3], 'received', digits((count(known.received or '0') or 0) + 1)}
+local awaited, waits = pcall(cjson.decode, known.waiting_for or '[]')
+for _, name in ipairs(run.status == 'waiting' and awaited and waits or {}) do
+  if name == ARGV[2] then
+    if not run.is_held then redis.call('ZADD', KEYS[2], digits(now), run.run_id) end
+    put_in(fields, 'not_before', digits(now))
+    break
+  end
+end
+write(fields)
 return {'done', digits(now)}
 """,
 )

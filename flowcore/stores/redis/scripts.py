@@ -95,6 +95,9 @@ if run.is_held then return told('held', now, KEYS[1], true) end
 if run.status == 'success' then return told('finished', now, KEYS[1]) end
 if run.stage == 'over' then return corrupted(now, KEYS[1], run) end
 if run.stage == 'owned' and run.ends > now then return told('busy', now, KEYS[1], true) end
+if run.status == 'waiting' and run.not_before and count(run.not_before) ~= 0 and tonumber(run.not_before) > now then
+  return told('busy', now, KEYS[1], true)
+end
 if run.status ~= 'queued' and run.graph ~= ARGV[3] and '=' .. run.graph ~= ARGV[4] then return told('graph', now, KEYS[1], true) end
 if ARGV[7] ~= run.fence then return told('look', now, KEYS[1]) end
 
@@ -105,7 +108,7 @@ local delay = takeovers > 0 and math.min(ARGV[6] * math.min(2 ^ (takeovers - 1),
 local answer = granted('taken', fence, digits(takeovers))
 file_open(run, 'running', false, digits(now + ARGV[6] + delay), digits(delay))
 local before = redis.call('HMGET', KEYS[1], 'by', 'since')
-redis.call('HDEL', KEYS[1], 'finished', 'not_before', 'before_expires', 'before_by', 'before_since', 'by')
+redis.call('HDEL', KEYS[1], 'finished', 'not_before', 'waiting_for', 'before_expires', 'before_by', 'before_since', 'by')
 local fields = {'owner', ARGV[1], 'status', 'running', 'expires', expires, 'listed', expires, 'before_status', run.status,
   'fence', fence, 'graph', ARGV[3], 'since', digits(now), 'takeovers', digits(takeovers), 'delay', digits(delay)}
 put_in(fields, 'before_expires', run.expires)
@@ -176,7 +179,7 @@ return 1
 
 # ARGV: run id, fence (0: that of the claim which began the run), retention (milliseconds; '' for a run that is kept), status,
 # 1 if it is held, microseconds until recovery may resume it or 'never', '' or the number that the record must have reached,
-# 1 if a step has ended; then fields.
+# 1 if a step has ended, '' or how many of the values that were sent the owner of a run knows that only waits; then fields.
 FINISH: Final = Script(
     NUMBERS,
     PACKED,
@@ -193,9 +196,12 @@ if all.stage ~= 'owned' then return {'done', digits(now)} end  -- a late copy
 local seq = count(all.seq or '0')
 if not seq then return corrupted(now, KEYS[1], all) end
 if ARGV[7] ~= '' and seq < tonumber(ARGV[7]) then return {'behind', digits(now), 'seq', digits(seq)} end
+if ARGV[9] ~= '' and ((count(all.received or '0') or 0) > tonumber(ARGV[9]) or all.decision == 'cancel') then
+  return {'arrived', digits(now)}
+end
 
 local fields = {}
-for i = 9, #ARGV, 2 do
+for i = 10, #ARGV, 2 do
   local name, text = ARGV[i], ARGV[i + 1]
   local old = all[name]
   if old and (name == 'seq' or string.find(name, '^[sw]:')) then
@@ -217,8 +223,8 @@ if ARGV[3] ~= '' then
 end
 local due = ARGV[6] == 'never' and '9007199254740991' or digits(now + ARGV[6])
 file_open(all, ARGV[4], ARGV[5] == '1', (ARGV[5] == '1' or ARGV[6] == 'never') and '+inf' or due)
-put_in(fields, 'finished', digits(now))
-if tonumber(ARGV[6]) ~= 0 then put_in(fields, 'not_before', due) end
+if ARGV[9] == '' then put_in(fields, 'finished', digits(now)) end
+if ARGV[6] == 'never' or tonumber(ARGV[6]) ~= 0 then put_in(fields, 'not_before', due) end
 write(fields)
 redis.call('HDEL', KEYS[1], 'expires', 'listed', 'decision', 'delay', 'before_status', 'before_expires', 'before_by',
   'before_since', ARGV[8] == '1' and 'takeovers' or 'delay')
@@ -226,8 +232,9 @@ return {'done', digits(now)}
 """,
 )
 
-# KEYS: open, started, index, runs. ARGV: lease (microseconds), then run id and fence of each run. Returns 0 (lost), 1 (renewed) or 2
-# (renewed, and to be cancelled) for each.
+# KEYS: open, started, index, runs. ARGV: lease (microseconds), then of each run its id, fence, and how many of the values that
+# were sent to it its owner knows. Returns 0 (lost), 1 (renewed), 2 (renewed, and to be cancelled) or 3 (renewed, and there are
+# more values) for each.
 RENEW: Final = Script(
     NUMBERS,
     """
@@ -237,12 +244,14 @@ for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
 local expires, answer = digits(clock() + ARGV[1]), {}
 for i = 4, #KEYS do
   answer[i - 3] = 0
-  local got = redis.pcall('HMGET', KEYS[i], 'run_id', 'fence', 'status', 'delay', 'decision')
-  if not got.err and got[1] == ARGV[2 * i - 6] and got[2] == ARGV[2 * i - 5] and (got[3] == 'running' or got[3] == 'queued')
+  local got = redis.pcall('HMGET', KEYS[i], 'run_id', 'fence', 'status', 'delay', 'decision', 'received')
+  local own = 3 * i - 10
+  if not got.err and got[1] == ARGV[own] and got[2] == ARGV[own + 1] and (got[3] == 'running' or got[3] == 'queued')
   then
     redis.call('ZADD', KEYS[1], digits(expires + (count(got[4]) or 0)), got[1])
     redis.call('HSET', KEYS[i], 'expires', expires, 'listed', expires)
-    answer[i - 3] = got[5] == 'cancel' and 2 or 1
+    local more = got[6] and (count(got[6]) or 0) > tonumber(ARGV[own + 2])
+    answer[i - 3] = got[5] == 'cancel' and 2 or more and 3 or 1
   end
 end
 return answer

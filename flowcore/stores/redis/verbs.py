@@ -9,6 +9,7 @@ from typing import Any, Final
 from ...errors import StoreUnavailable, hashed_key
 from ..base import (
     RESUMABLE,
+    Arrived,
     Behind,
     Busy,
     Checkpoint,
@@ -34,7 +35,7 @@ from .operating import OperatorVerbs
 __all__ = ["Verbs"]
 
 _FOREVER: Final = 50 * 365 * 24 * 3600.0  # seconds; a lease that ends later was given without an end
-_RENEWALS: Final = (Renewal.LOST, Renewal.OURS, Renewal.CANCEL)  # by what the script returns
+_RENEWALS: Final = (Renewal.LOST, Renewal.OURS, Renewal.CANCEL, Renewal.SENT)  # by what the script returns
 _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "before_by": "by", "before_since": "since"}
 
 
@@ -85,6 +86,10 @@ class Verbs(OperatorVerbs):
             case "held":
                 return Held(record.run_id, record.carrier, answer.age)
             case "busy":
+                if record.status == "waiting":
+                    due = record.not_before or 0.0
+                    left = due - answer.now / 1e6
+                    return Busy(record.run_id, record.carrier, answer.age, left, record.waiting_for, due)
                 left = (record.expires or 0.0) - answer.now / 1e6
                 return Busy(record.run_id, record.carrier, answer.age, math.inf if left > _FOREVER else left)
             case _:  # "graph"
@@ -138,7 +143,11 @@ class Verbs(OperatorVerbs):
         asked: list[list[int]] = []
         for shard, positions in by_shard.items():
             for page in in_pages(positions, PAGE):
-                owners = [part for position in page for part in (leases[position].run_id, leases[position].fence)]
+                owners = [
+                    part
+                    for position in page
+                    for part in (leases[position].run_id, leases[position].fence, leases[position].received)
+                ]
                 calls.append(([*shard, *(keys[position][0] for position in page)], [microseconds(lease), *owners]))
                 asked.append(page)
         replies = yield from self._run_all(scripts.RENEW, calls)
@@ -147,19 +156,20 @@ class Verbs(OperatorVerbs):
                 renewed[position] = _RENEWALS[answer]
         return renewed
 
-    def finish(self, ending: Ending, /) -> Asked[Lost | Behind | None]:
+    def finish(self, ending: Ending, /) -> Asked[Lost | Behind | Arrived | None]:
         """Record how a run ended."""
         if self._hides:
             yield from self._look()
         record, changes = ending.record, ending.changes
         fields = self._encoding.encode_ending(ending)
-        kept = record.held or record.status in RESUMABLE
-        later = ending.retry_in if record.status in RESUMABLE else 0.0
+        waiting = record.status == "waiting"
+        kept = record.held or record.status in RESUMABLE or waiting
+        later = ending.retry_in if record.status in RESUMABLE or waiting else 0.0
         head = (
             *(as_bytes(record.run_id), record.fence, b"" if kept else self._retention, str(record.status)),
             *(int(record.held), "never" if later == math.inf else microseconds(max(later, 0.0))),
             b"" if changes is None else _numbers(changes)[0],
-            int(makes_progress(changes)),
+            *(int(makes_progress(changes)), ending.received if waiting else b""),
         )
         texts = [text.encode() for field in fields.items() for text in field]
         keys = self._keys(self._lookup(record.key))
@@ -168,6 +178,8 @@ class Verbs(OperatorVerbs):
             return None
         if reply[0] == b"behind":
             return Behind(int(reply[3]))
+        if reply[0] == b"arrived":
+            return Arrived()
         return Lost(gone=self._answer(reply, record.key).word == "missing")
 
     def withdraw(self, claim: Claim, /) -> Asked[None]:

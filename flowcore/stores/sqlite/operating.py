@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import socket
 import sqlite3
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from ...errors import CorruptRecord, DefinitionError, RunNotFound, hashed_key, safe_repr, safe_str
 from ...retry import Duration, seconds
+from ...run import Sent
 from ...status import Status
 from ..base import LIVE, Page, RunRecord
-from ..decide import OPEN, Order, check_listing, decide_order, is_over
-from ..encoding import Encoding, microseconds
+from ..decide import OPEN, Order, check_listing, decide_order, decide_send, is_over
+from ..encoding import SENT, STEP, Encoding, microseconds
 from . import listing, tables
 from .database import Database
 
@@ -170,6 +173,40 @@ class Operating:
         """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
         status."""
         return self._database.read(lambda db: listing.count(db, self._now()))
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        /,
+        *,
+        id: str | None = None,  # noqa: A002 - the word for it
+        carrier: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send a value to the wait `name` of the run with a key, which keeps it until it comes to that wait. Returns whether it
+        counts: see Store.send."""
+        record = self.head(key)
+        if record is None:
+            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
+        sent = Sent(value, self._wall(), socket.gethostname(), os.getpid(), id, carrier or {})
+        text = self._encoding.encode_sent(name, sent, record.run_id)
+
+        def write(db: sqlite3.Cursor) -> bool:
+            now = self._now()
+            number, record, _ = self._known(db, key, now)
+            known, step = (db.execute(tables.FIELD, (number, kind + name)).fetchone() for kind in (SENT, STEP))
+            counts = decide_send(record, name, id, **self._encoding.decode_wait(record, name, known, step))
+            if counts is None:
+                db.execute(tables.PUT, (number, SENT + name, text))
+                db.execute(tables.RECEIVED, (number,))
+                if name in record.waiting_for:
+                    db.execute(tables.WAKE, (now, now, number))
+            return counts is not False
+
+        return self._database.write(write)
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 

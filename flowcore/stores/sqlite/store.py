@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sqlite3
 import time
@@ -12,9 +13,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 from ...errors import DefinitionError, safe_repr
 from ...retry import Duration, seconds
+from ...status import Status
 from ..base import (
     LIVE,
     RESUMABLE,
+    Arrived,
     Behind,
     Busy,
     Checkpoint,
@@ -117,6 +120,8 @@ class SQLiteStore(Operating):
         number, lease, head = found
         record = self._encoding.decode(claim.key, head)
         age, left = max(0.0, now / 1e6 - record.started), head.get("expires", now) - now
+        if record.status == Status.WAITING:
+            left = head.get("not_before", now) - now
         match decide(record, head["owner"], left, claim):
             case Verdict.BEGIN | Verdict.BEGIN_ANEW:
                 fence = max(record.fence + 1, now)
@@ -143,6 +148,9 @@ class SQLiteStore(Operating):
                 return Held(record.run_id, record.carrier, age)
             case Verdict.OTHER_GRAPH:
                 return OtherGraph(record.run_id, record.graph)
+            case Verdict.BUSY if record.status == Status.WAITING:
+                due_in = math.inf if record.not_before == math.inf else left / 1e6
+                return Busy(record.run_id, record.carrier, age, due_in, record.waiting_for, record.not_before)
             case Verdict.BUSY:
                 if left > lease:  # the clock was set back: from now on its owner has as long as it asked for
                     left = lease
@@ -198,7 +206,7 @@ class SQLiteStore(Operating):
             row = db.execute(tables.OWNED, owner).fetchone()
             if row is None:
                 return self._refused(db, *owner)
-            number, decision, seq, troubled, delay, due_at = row
+            number, decision, seq, troubled, delay, due_at, _ = row
             if seq < checkpoint.base and not checkpoint.heals:
                 return Behind(seq)
             now = self._now()
@@ -217,19 +225,22 @@ class SQLiteStore(Operating):
 
         return self._database.write(write)
 
-    def finish(self, ending: Ending, /) -> Behind | Lost | None:
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         """Record how a run of ours ended."""
         record, changes, texts = ending.record, ending.changes, self._encoding.encode_ending(ending)
         owner = self._lookup(record.key), record.run_id, record.fence
-        resumable = record.status in RESUMABLE
+        waiting = record.status == Status.WAITING
+        resumable = record.status in RESUMABLE or waiting
 
-        def write(db: sqlite3.Cursor) -> Behind | Lost | None:
+        def write(db: sqlite3.Cursor) -> Behind | Lost | Arrived | None:
             row = db.execute(tables.OWNED, owner).fetchone()
             if row is None:
                 return self._refused(db, *owner)
-            number, _, seq, *_ = row
+            number, decision, seq, _, _, _, received = row
             if changes is not None and seq < changes.base and not changes.heals:
                 return Behind(seq)
+            if waiting and (received > ending.received or decision == "cancel"):
+                return Arrived()
             now = self._now()
             db.execute(tables.CLEAR, (number,))
             self._written += tables.put(db, number, texts)
@@ -237,7 +248,7 @@ class SQLiteStore(Operating):
             waits = resumable and not record.held and not_before != NEVER
             end = (
                 *(texts["status"], record.held, "undoing" in texts, texts["reason"], record.retries),
-                *(not makes_progress(changes), texts.get("seq", 0), now, not_before),
+                *(not makes_progress(changes), texts.get("seq", 0), None if waiting else now, not_before),
                 *((now if not_before is None else not_before) if waits else None,),
                 None if record.held or resumable else self._forget_at(now),
             )
@@ -268,9 +279,11 @@ class SQLiteStore(Operating):
         row = db.execute(tables.OWNED, (self._lookup(one.key), one.run_id, one.fence)).fetchone()
         if row is None:
             return Renewal.LOST
-        number, decision, _, _, delay, _ = row
+        number, decision, _, _, delay, _, received = row
         self._renew(db, (number, delay), now, lease)
-        return Renewal.CANCEL if decision == "cancel" else Renewal.OURS
+        if decision == "cancel":
+            return Renewal.CANCEL
+        return Renewal.SENT if received > one.received else Renewal.OURS
 
     def withdraw(self, claim: Claim, /) -> None:
         """Take a claim back whose answer was lost, if it was granted."""

@@ -24,6 +24,7 @@ __all__ = [
     "ERASE",
     "ERASE_FIELDS",
     "EXPIRE",
+    "FIELD",
     "FIND",
     "FINISH",
     "FORGOTTEN",
@@ -34,12 +35,14 @@ __all__ = [
     "PUT",
     "PUT_SEAL",
     "RAISE",
+    "RECEIVED",
     "RELEASE",
     "RENEW",
     "RETIRE",
     "SCHEMA",
     "STOP",
     "TAKE_OVER",
+    "WAKE",
     "WITHDRAW",
     "add",
     "forget",
@@ -56,6 +59,7 @@ _COLUMNS: Final = (
     *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "status", "held", "undoing", "decision", "reason"),
     *("by", "since", "before_status", "before_expires", "before_by", "before_since", "takeovers", "retries", "delay"),
     *("not_before", "deadline", "generation", "fence", "seq", "started", "finished", "expires"),
+    "received",
 )
 _IN_RUNS: Final = frozenset(_COLUMNS)
 _BEGUN: Final = (  # of a fresh run
@@ -92,6 +96,7 @@ SCHEMA: Final = (
         generation INTEGER,
         fence INTEGER,
         seq INTEGER DEFAULT 0,
+        received INTEGER DEFAULT 0,
         started INTEGER,
         finished INTEGER,
         expires INTEGER,
@@ -111,8 +116,8 @@ HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"
 OWNED: Final = (
-    "SELECT id, decision, CAST(seq AS INTEGER), takeovers + retries + delay, CAST(delay AS INTEGER), CAST(due AS INTEGER) "
-    "FROM runs "
+    "SELECT id, decision, CAST(seq AS INTEGER), takeovers + retries + delay, CAST(delay AS INTEGER), CAST(due AS INTEGER), "
+    "CAST(received AS INTEGER) FROM runs "
     "WHERE key = ? AND run_id = ? AND fence = ? AND status IN ('running', 'queued')"
 )
 RETIRE: Final = "UPDATE runs SET key = NULL, status = 'failure', held = 0, due = NULL, forget = 0 WHERE key = ?"
@@ -157,7 +162,10 @@ STOP: Final = (
     "expires = NULL, not_before = NULL, delay = 0, due = ?, forget = NULL WHERE id = ?"
 )
 CANCEL: Final = "UPDATE runs SET decision = 'cancel', reason = ? WHERE id = ?"
-CLEAR: Final = "DELETE FROM fields WHERE run = ? AND name IN ('undone', 'failed_step', 'error')"
+CLEAR: Final = "DELETE FROM fields WHERE run = ? AND name IN ('undone', 'failed_step', 'error', 'waiting_for')"
+RECEIVED: Final = "UPDATE runs SET received = received + 1 WHERE id = ?"
+WAKE: Final = "UPDATE runs SET not_before = ?, due = CASE held WHEN 1 THEN NULL ELSE ? END WHERE id = ?"
+FIELD: Final = "SELECT text FROM fields WHERE run = ? AND name = ?"
 PUT: Final = "INSERT OR REPLACE INTO fields VALUES (?, ?, ?)"
 # Of a step or a write the text with the higher number in front wins: CAST reads that number, and stops behind it.
 RAISE: Final = (
@@ -172,7 +180,7 @@ _ADD: Final = (
 _FORGET: Final = "DELETE FROM fields WHERE run = ? AND name IN (SELECT name FROM fields WHERE run = ? LIMIT ?)"
 _SMALL: Final = (
     "SELECT name, text FROM fields WHERE run = ? AND name IN "
-    "('graph', 'carrier', 'undone', 'failed_step', 'error', 'key_text')"
+    "('graph', 'carrier', 'undone', 'failed_step', 'error', 'key_text', 'waiting_for')"
 )
 
 

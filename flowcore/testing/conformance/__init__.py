@@ -21,7 +21,7 @@ flowcore does.
 
 from __future__ import annotations
 
-from . import claims, contents, late, machine, operators, races, writes
+from . import claims, contents, late, machine, operators, races, waits, writes
 
 __all__ = ["StoreConformance"]
 
@@ -32,6 +32,7 @@ class StoreConformance(
     races.Races,
     contents.ContentRules,
     late.LateCopies,
+    waits.WaitRules,
     operators.OperatorRules,
     writes.WriteRules,
     claims.ClaimRules,

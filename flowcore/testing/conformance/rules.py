@@ -72,6 +72,21 @@ RULES: Final[dict[str, str]] = {
     "withdraw-begun": "withdraw of a claim that began its run releases the key: FAILURE, and the fence rises.",
     "withdraw-takeover": "withdraw of a claim that took a run over ends its lease, so that others may; the decision stays.",
     "withdraw-other": "withdraw changes nothing where the run is not running, or has another owner.",
+    # -- waits ---------------------------------------------------------------------------------------------------------
+    "send": "send of a value to a wait of the recorded graph is True, and the record has the value, host, process and time, the "
+    "sender's `id` and carrier; `received` counts the values, also in a head.",
+    "send-first": "The first value that is sent to a wait counts, for ever: any other is False, and changes nothing. The same `id` "
+    "again is True.",
+    "send-refused": "send raises RunNotFound for an unknown key, and SendRefused where the graph has no such wait, its step has "
+    "ended, or the run is over or being undone.",
+    "send-is-heard": "renew answers SENT for a run to which more values were sent than its owner knows, each time; CANCEL comes "
+    "first.",
+    "waits": "A run that is finished as WAITING has no lease and is not finished; it says for what it waits, and in `not_before` "
+    "until when, infinite without a limit; a claim is Busy until then, and says so.",
+    "wakes": "A run that waits is due at once when a value is sent for which it waits, and else at its `not_before`; then it is "
+    "taken over as it was, which counts as no takeover.",
+    "arrived": "finish as WAITING is Arrived, and writes nothing, where more values were sent than the owner knows, or the run "
+    "is to be cancelled.",
     # -- what is kept --------------------------------------------------------------------------------------------------
     "results": "`results` are those of the steps that have one, in the order of seq.",
     "steps": "`steps` has the report of every step that was told.",

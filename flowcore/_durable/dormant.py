@@ -1,0 +1,60 @@
+"""Callers of a run that only waits: its store has it, and no process.
+
+Such a caller looks at the head of its record, with growing delays, until the run may be resumed or another process has
+resumed it; then it claims the run like any caller. All of them together look a bounded number of times a second. A value
+that is sent by this engine wakes the caller at once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .._kernel.effects import Program, Sleep
+from .._kernel.run import execute
+from .._kernel.run_state import RunState
+from ..errors import StoreUnavailable
+from ..retry import Backoff
+from ..run import Run
+from ..status import Status
+from . import checkpoints
+from .waiting import LocalRuns, head_of
+
+__all__ = ["resume_when_due", "take_back"]
+
+_POLL: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
+_SHARE: Final = 0.01
+"""seconds between the looks of two such callers of one engine, on average"""
+
+
+def resume_when_due(run: RunState, local: LocalRuns, due: float, received: int) -> Program[Run]:
+    """The main program of a caller whose run waits in its store, until the moment `due` (monotonic) at most; `received`: how
+    many of the values that were sent to it were known when it began to wait."""
+    local.sleep(run)
+    try:
+        polls, until = 0, None
+        while run.error is None and (left := due - run.settings.clock()) > 0:
+            polls += 1
+            yield Sleep(min(max(_POLL.delay(polls), local.sleepers * _SHARE), left))
+            if run.error is None:
+                head, failure = yield from head_of(run, run.stored_key)
+                if isinstance(failure, StoreUnavailable):
+                    continue
+                if failure is not None or head is None or head.run_id != run.recovering:
+                    break
+                if head.status is not Status.WAITING or head.decision is not None:
+                    break
+                if head.received > received and (until is None or head.not_before != until):
+                    break
+                received, until = head.received, head.not_before  # what came meanwhile is for another wait
+    finally:
+        run.dormant = False
+        local.wake_up(run)
+    return (yield from execute(run))
+
+
+def take_back(run: RunState, key: str) -> Program[None]:
+    """The caller of a run that may wait in its store has cancelled it: have it claimed here, where it is undone, or, if it
+    runs elsewhere, cancelled there."""
+    _, failure = yield from checkpoints.ask(run, "resume", key)
+    if failure is not None:
+        yield from checkpoints.ask(run, "cancel", key)

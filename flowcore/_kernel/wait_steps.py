@@ -1,0 +1,123 @@
+"""Steps without a function, whose result is sent to them, or comes with time.
+
+A step that waits holds no worker and no place among the steps that run at a time: it is set aside, and ready again once
+its value is there, its time is over, or the run's deadline has passed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from ..errors import NotSerializable, SendRefused, StepTimeout, safe_repr
+from ..plan import Node
+from ..run import Sent
+from ..status import Status
+from ..step import NO_DEFAULT
+from . import emit
+from .effects import Alarm, Program
+from .outcome import StepEnd
+from .run_state import RunState
+
+__all__ = ["arm", "begin_or_end", "keep", "receive", "withdraw"]
+
+_OPEN: Final = frozenset({Status.PENDING, Status.WAITING})
+"""statuses of a wait that has not ended"""
+
+
+def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> Program[StepEnd]:
+    """Begin the wait `node`, or look whether it is over; `overdue`: its end, if the run's deadline has passed. Returns a
+    StepEnd that is WAITING for one that was set aside."""
+    waits, wait, name = run.waits, node.wait, node.name
+    assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has looked
+    if name not in waits.until:
+        now = run.settings.clock()
+        until = math.inf if wait.timeout is None else now + wait.timeout
+        with run.lock:
+            waits.begin(node, now, until)
+        emit.wait_started(run, node)
+        if run.ledger is not None and name not in waits.sent:
+            try:
+                begins = yield from run.ledger.waits(run, node, until)
+            except NotSerializable as error:  # what its when= wrote
+                overdue = StepEnd(Status.FAILURE, None, error)
+            else:
+                if not begins:
+                    return StepEnd(Status.PENDING)
+    return _end_or_set_aside(run, node, overdue)
+
+
+def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> StepEnd:
+    waits, wait, name = run.waits, node.wait, node.name
+    assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has looked
+    with run.lock:
+        if run.stopped:
+            return StepEnd(Status.PENDING)
+        now = run.settings.clock()
+        sent = waits.sent.get(name)
+        if sent is None and overdue is None and now < waits.until[name]:
+            waits.aside[name] = node
+            run.report(node).status = Status.WAITING
+            run.running -= 1
+            return StepEnd(Status.WAITING)
+        waited = now - waits.over(name)
+    if overdue is not None:
+        end = overdue
+    elif sent is not None:
+        end = StepEnd(Status.SUCCESS, sent.value)
+    elif wait.default is not NO_DEFAULT:
+        end = StepEnd(Status.SUCCESS, wait.default)
+    else:
+        late = StepTimeout(
+            f"no value was sent to step {safe_repr(name)} within its timeout of {wait.timeout or 0.0:g} s."
+        )
+        end = StepEnd(Status.TIMEOUT, None, late)
+    run.report(node).ran = waited
+    emit.wait_finished(run, node, end, waited, sent)
+    return end
+
+
+def arm(run: RunState) -> Program[None]:
+    """Have a worker come when the next of the waits is due by itself."""
+    waits = run.waits
+    assert waits is not None  # noqa: S101 - the caller has looked
+    with run.lock:
+        seconds = None if run.stopped else waits.alarm_in(run.settings.clock(), run.deadline)
+    if seconds is not None:
+        yield Alarm(seconds)
+
+
+def withdraw(run: RunState) -> None:
+    """The run is undone: what it waited for is not to come any more."""
+    for node in run.plan.nodes:
+        if node.wait is not None and run.report(node).status is Status.WAITING:
+            run.report(node).status = Status.PENDING
+
+
+def receive(run: RunState, name: str, sent: Sent) -> Sent:
+    """A value was sent to the wait `name` of a run in memory. Returns what counts: this one, or an earlier one. Raises
+    SendRefused if the run does not wait for it any more."""
+    waits = run.waits
+    what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
+    node = run.plan.by_name.get(name)
+    if waits is None or node is None or node.wait is None or node.wait.sleeps:
+        raise SendRefused(f"{what} has no wait {safe_repr(name)}.")
+    with run.lock:
+        if name in waits.sent:
+            return waits.sent[name]
+        if run.finished is not None or run.stopped:
+            raise SendRefused(f"{what} is over, or is being undone: it does not wait for {safe_repr(name)} any more.")
+        report = run.reports.get(name)
+        if name in run.results or (report is not None and report.status not in _OPEN):
+            status = Status.SUCCESS if report is None else report.status
+            raise SendRefused(f"{what} is past its wait {safe_repr(name)}, which has ended: {status}.")
+        waits.sent[name] = sent
+    return sent
+
+
+def keep(run: RunState, name: str, sent: Sent) -> Sent:
+    """The store of the run has accepted a value for its wait `name`: keep it here too. Returns what counts here."""
+    if run.waits is None:
+        return sent
+    with run.lock:
+        return run.waits.sent.setdefault(name, sent)

@@ -1,0 +1,610 @@
+"""Runs on durable stores that wait: their store has them, and no process; whoever recovers the workflow resumes them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import pytest
+import redis
+import redis.asyncio
+
+from flowcore import (
+    AsyncEngine,
+    Context,
+    Engine,
+    IdempotencyInProgress,
+    MemoryStore,
+    Run,
+    RunParked,
+    RunTimeout,
+    SendRefused,
+    StepCancelled,
+    StepTimeout,
+    Workflow,
+)
+from flowcore.events import Event, RunFinished, RunRecovered
+from flowcore.stores import AsyncRedisStore, RedisStore, SQLiteStore
+from tests.core.conftest import PATIENCE
+from tests.stores.redis_servers import until
+
+LEASE: Final = 30.0
+
+
+class Town:
+    """One store, as many processes see it, and engines of one kind on it."""
+
+    def __init__(self, kind: str, driver: str, tmp_path: Path, redis_url: str) -> None:
+        self.kind, self.driver = kind, driver
+        self._path, self._url, self._prefix = tmp_path / "runs.db", redis_url, f"waits-{uuid4().hex}"
+        self._memory = MemoryStore(strict=True)
+        self._engines: list[Any] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.store: Any = self._open(sync=True)
+
+    def _open(self, *, sync: bool = False) -> Any:
+        if self.kind == "memory":
+            return self._memory
+        if self.kind == "sqlite":
+            return SQLiteStore(self._path, durability="normal")
+        if sync or self.driver == "threads":
+            return RedisStore(redis.Redis.from_url(self._url), prefix=self._prefix)
+        return AsyncRedisStore(redis.asyncio.Redis.from_url(self._url), prefix=self._prefix)
+
+    def engine(self, **options: Any) -> Any:
+        """An engine as another process has it."""
+        options = {"store": self._open(), "lease": LEASE, **options}
+
+        async def make() -> Any:
+            engine = AsyncEngine(**options)
+            engine._ensure_looking()
+            return engine
+
+        engine = Engine(**options) if self.driver == "threads" else self.call(make())
+        self._engines.append(engine)
+        return engine
+
+    def call(self, awaitable: Any) -> Any:
+        """What a verb of an engine returns, waited for."""
+        if not asyncio.iscoroutine(awaitable):
+            return awaitable
+        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result(PATIENCE)
+
+    def start(self, engine: Any, wf: Workflow, **request: Any) -> Future[Run]:
+        """`engine.run`, beside the calling thread."""
+        if self.driver == "threads":
+            future: Future[Run] = engine.submit(wf, **request)
+            return future
+        return asyncio.run_coroutine_threadsafe(engine.run(wf, **request), self._loop)
+
+    def pause(self, engine: Any, wf: Workflow, key: str = "k", **request: Any) -> Run:
+        """Run until it waits, and no longer."""
+        run: Run = self.call(engine.run(wf, idempotency_key=key, until="waiting", **request))
+        assert run.status == "waiting"
+        return run
+
+    def close(self, engine: Any, timeout: float | None = None) -> None:
+        if engine in self._engines:
+            self._engines.remove(engine)
+            self.call(engine.close(timeout) if self.driver == "threads" else engine.aclose(timeout))
+
+    def leave(self) -> None:
+        for engine in list(self._engines):
+            self.close(engine, 0)
+        self.call(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        if self.kind == "redis":
+            with redis.Redis.from_url(self._url) as client:
+                for key in client.scan_iter(f"{{{self._prefix}*", count=1000):
+                    client.delete(key)
+
+    def status(self, key: str = "k") -> str:
+        record = self.store.head(key)
+        return "" if record is None else str(record.status)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def town(request: pytest.FixtureRequest, kind: str, tmp_path: Path, redis_url: str) -> Iterator[Town]:
+    made = Town(kind, request.param, tmp_path, redis_url)
+    yield made
+    made.leave()
+
+
+Effects = list[str]
+
+
+def order(effects: Effects, **options: Any) -> Workflow:
+    """quote, then approved, then ship."""
+    wf = Workflow("order")
+
+    @wf.step
+    def quote(ctx: Context) -> int:
+        effects.append("quote")
+        return 41
+
+    @quote.compensate
+    def unquote(ctx: Context) -> None:
+        effects.append("-quote")
+
+    approved = wf.wait("approved", depends_on=quote, **options)
+
+    @wf.step(depends_on=approved)
+    def ship(ctx: Context) -> Any:
+        effects.append("ship")
+        return [ctx[quote], ctx[approved]]
+
+    return wf
+
+
+# -- waiting in the store ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_only_waits_is_left_to_its_store(town: Town) -> None:
+    effects = Effects()
+    engine = town.engine()
+    run = town.pause(engine, order(effects, timeout=timedelta(days=3)))
+    record = town.store.find("k")
+    assert (record.status, record.waiting_for, record.expires) == ("waiting", ("approved",), None)
+    assert record.not_before == pytest.approx(time.time() + 3 * 86400, abs=60)
+    assert record.run_id == run.id
+    assert "waits for 'approved'" in record.explain()
+    assert town.store.counts() == {("order", "waiting"): 1}
+    assert effects == ["quote"]
+    assert not town.store.list_resumable(["order"])
+
+
+def test_an_engine_that_recovers_resumes_it_when_the_value_is_there(town: Town) -> None:
+    effects, events = Effects(), list[Event]()
+    wf = order(effects)
+    first = town.engine()
+    town.pause(first, wf)
+    town.close(first)
+    town.engine(workflows=[wf], recover_every=0.05, hooks=[events.append])
+    assert town.store.send("k", "approved", "yes", id="1")
+    until(lambda: town.status() == "success", "the run's end")
+    record = town.store.find("k")
+    assert record.results["ship"] == [41, "yes"]
+    assert record.takeovers == 0
+    assert record.sent["approved"].value == "yes"
+    assert effects == ["quote", "ship"]
+    assert not [event for event in events if isinstance(event, RunRecovered)]  # nothing has crashed
+    assert [event.outcome for event in events if isinstance(event, RunFinished)] == ["success"]
+    assert town.store.send("k", "approved", "yes", id="1")
+    assert not town.store.send("k", "approved", "no")
+
+
+def test_the_engine_that_sends_the_value_resumes_the_run_at_once(town: Town) -> None:
+    effects = Effects()
+    wf = order(effects)
+    town.pause(town.engine(), wf)
+    other = town.engine(workflows=[wf])  # which looks for runs when it is told to
+    assert town.call(other.send("k", "approved", 1))
+    until(lambda: town.status() == "success", "the run's end")
+
+
+def test_a_caller_waits_in_its_process_for_the_end(town: Town) -> None:
+    effects = Effects()
+    wf = order(effects)
+    engine = town.engine()
+    future = town.start(engine, wf, idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the run to wait")
+    assert town.store.send("k", "approved", "from elsewhere")
+    assert future.result(PATIENCE)["ship"] == [41, "from elsewhere"]
+    assert effects == ["quote", "ship"]
+
+
+def test_its_own_engine_wakes_the_caller_at_once(town: Town) -> None:
+    wf = order(Effects())
+    engine = town.engine()
+    future = town.start(engine, wf)
+    until(lambda: town.store.counts().get(("order", "waiting")), "the run to wait")
+    (head,) = town.store.list_runs(status="waiting")
+    assert town.call(engine.send(head.run_id, "approved", 1))
+    run = future.result(PATIENCE)
+    assert run.id == head.run_id
+    assert not run.replayed
+    assert run["ship"] == [41, 1]
+
+
+def test_a_caller_gets_the_outcome_of_another_process_that_has_resumed_its_run(town: Town) -> None:
+    wf = order(Effects())
+    future = town.start(town.engine(), wf, idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the run to wait")
+    other = town.engine(workflows=[wf])
+    assert town.call(other.send("k", "approved", 1))
+    assert future.result(PATIENCE)["ship"] == [41, 1]
+
+
+def test_a_caller_with_the_key_learns_what_the_run_waits_for_or_waits_too(town: Town) -> None:
+    effects = Effects()
+    wf = order(effects)
+    town.pause(town.engine(), wf)
+    other = town.engine()
+    with pytest.raises(IdempotencyInProgress, match="waits for 'approved'") as caught:
+        town.call(other.run(wf, idempotency_key="k"))
+    assert caught.value.waiting_for == ("approved",)
+    with pytest.raises(IdempotencyInProgress):
+        town.call(other.run(wf, idempotency_key="k", wait=0.05))
+    future = town.start(other, wf, idempotency_key="k", wait=PATIENCE)
+    town.store.send("k", "approved", 1)
+    assert future.result(PATIENCE)["ship"] == [41, 1]
+    assert effects == ["quote", "ship"]
+
+
+def test_a_run_in_memory_tells_its_key_what_it_waits_for() -> None:
+    wf = order(Effects())
+    with Engine() as engine:
+        future = engine.submit(wf, idempotency_key="k")
+        assert future.waiting(PATIENCE).status == "waiting"
+        with pytest.raises(IdempotencyInProgress) as caught:
+            engine.run(wf, idempotency_key="k")
+        assert caught.value.waiting_for == ("approved",)
+        engine.send("k", "approved", 1)
+        assert future.waiting(PATIENCE).status == "success"
+
+
+def test_a_future_gives_the_run_as_it_waits_and_its_end(town: Town) -> None:
+    wf = order(Effects())
+    wf.wait("again", depends_on="ship")
+    engine = town.engine()
+
+    async def waits() -> None:
+        future = engine.submit(wf, idempotency_key="k")
+        for name in ("approved", "again"):
+            run = await future.waiting()
+            assert run.status == "waiting"
+            assert run.steps[name].status == "waiting"
+            assert await engine.send("k", name, 1)
+            while (await future.waiting()).steps[name].status == "waiting":  # noqa: ASYNC110 - until the engine has heard
+                await asyncio.sleep(0.001)
+        assert (await future).status == (await future.waiting()).status == "success"
+
+    if town.driver == "asyncio":
+        town.call(waits())
+        return
+    future = engine.submit(wf, idempotency_key="k")
+    for name in ("approved", "again"):
+        run = future.waiting(PATIENCE)
+        assert run.steps[name].status == "waiting"
+        assert engine.send("k", name, 1)
+        while future.waiting(PATIENCE).steps[name].status == "waiting":
+            time.sleep(0.001)
+    assert future.result(PATIENCE).status == future.waiting().status == "success"
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+def test_until_waiting_in_memory_leaves_the_run_to_its_engine(driver: str) -> None:
+    wf = order(Effects())
+
+    async def main() -> None:
+        async with AsyncEngine() as engine:
+            run = await engine.run(wf, idempotency_key="k", until="waiting")
+            assert (run.status, run["quote"]) == ("waiting", 41)
+            assert await engine.send("k", "approved", 1)
+            assert (await engine.run(wf, idempotency_key="k", wait=PATIENCE)).status == "success"
+
+    if driver == "asyncio":
+        asyncio.run(main())
+        return
+    with Engine() as engine:
+        run = engine.run(wf, idempotency_key="k", until="waiting")
+        assert (run.status, run["quote"]) == ("waiting", 41)
+        assert engine.send("k", "approved", 1)
+        assert engine.run(wf, idempotency_key="k", wait=PATIENCE).status == "success"
+
+
+def test_a_value_that_comes_before_its_wait_is_kept(town: Town) -> None:
+    wf = Workflow("webhook")
+
+    @wf.step
+    def charge(ctx: Context) -> None:
+        assert town.store.send("k", "paid", "webhook")  # before the call has returned
+
+    wf.wait("paid", depends_on=charge, timeout=60)
+    run = town.call(town.engine().run(wf, idempotency_key="k"))
+    assert run["paid"] == "webhook"
+
+
+def test_a_value_reaches_an_owner_that_is_busy_with_its_next_renewal(town: Town) -> None:
+    wf, go, after = Workflow("busy"), threading.Event(), threading.Event()
+    wf.add_step("long", lambda ctx: go.wait(PATIENCE))
+    wf.wait("value")
+    wf.add_step("after", lambda ctx: after.set(), depends_on="value")
+    future = town.start(town.engine(lease=0.5), wf, idempotency_key="k")
+    until(lambda: (record := town.store.find("k")) and "value" in record.steps, "the wait")
+    assert town.store.send("k", "value", 1)
+    assert after.wait(PATIENCE)
+    go.set()
+    assert future.result(PATIENCE).status == "success"
+
+
+def test_a_value_that_cannot_be_stored_is_refused_and_a_large_one_too(town: Town) -> None:
+    from flowcore import NotSerializable
+
+    wf = order(Effects())
+    engine = town.engine()
+    town.pause(engine, wf)
+    for value in (object(), "x" * 2_000_000):
+        with pytest.raises(NotSerializable, match="'approved'"):
+            town.call(engine.send("k", "approved", value))
+    assert town.call(engine.send("k", "approved", (1, {"at": timedelta(1)})))
+    assert town.call(engine.run(wf, idempotency_key="k", wait=PATIENCE))["ship"] == [41, (1, {"at": timedelta(1)})]
+
+
+# -- the end of the time -----------------------------------------------------------------------------------------------
+
+
+def test_a_wait_whose_time_is_over_fails_the_run_in_whichever_process_resumes_it(town: Town) -> None:
+    effects = Effects()
+    wf = order(effects, timeout=0.1)
+    town.pause(town.engine(), wf)
+    town.engine(workflows=[wf], recover_every=0.05)
+    until(lambda: town.status() == "compensated", "the undo")
+    assert effects == ["quote", "-quote"]
+    with pytest.raises(SendRefused, match="is over"):
+        town.store.send("k", "approved", 1)
+
+
+def test_a_caller_gets_the_timeout_of_its_wait(town: Town) -> None:
+    effects = Effects()
+    with pytest.raises(StepTimeout, match="'approved'"):
+        town.call(town.engine().run(order(effects, timeout=0.1), idempotency_key="k"))
+    assert effects == ["quote", "-quote"]
+
+
+def test_a_default_and_a_sleep_hold_over_processes(town: Town) -> None:
+    wf = order(Effects(), timeout=0.1, default="nobody")
+    wf.sleep("nap", 0.1, depends_on="ship")
+    wf.add_step("end", lambda ctx: ctx["nap"], depends_on="nap")
+    town.pause(town.engine(), wf)
+    town.engine(workflows=[wf], recover_every=0.05)
+    until(lambda: town.status() == "success", "the end")
+    assert town.store.find("k").results["ship"] == [41, "nobody"]
+
+
+def test_the_time_of_a_wait_counts_from_its_begin_whoever_resumes_the_run(town: Town) -> None:
+    wf = order(Effects(), timeout=1000)
+    wf.wait("other", depends_on="quote")
+    town.pause(town.engine(), wf)
+    before = town.store.find("k").steps["approved"].until
+    town.engine(workflows=[wf], recover_every=0.05)
+    town.store.send("k", "other", 1)
+    until(lambda: town.store.head("k").waiting_for == ("approved",), "the other wait's end")
+    record = town.store.find("k")
+    assert record.steps["approved"].until == before
+    assert record.not_before == pytest.approx(before, abs=30)
+
+
+def test_a_deadline_ends_a_run_that_waits_in_its_store(town: Town) -> None:
+    effects = Effects()
+    wf = order(effects)
+    town.pause(town.engine(), wf, deadline=0.5)
+    town.engine(workflows=[wf], recover_every=0.05)
+    until(lambda: town.status() == "compensated", "the deadline")
+    assert town.store.find("k").error.error_type == "RunTimeout"
+    with pytest.raises(RunTimeout):
+        town.call(town.engine().run(wf, idempotency_key="k2", deadline=0.3))
+
+
+# -- cancelling, undoing, stopping -------------------------------------------------------------------------------------
+
+
+def test_cancelling_a_run_that_waits_undoes_it_in_the_process_of_its_caller(town: Town) -> None:
+    effects = Effects()
+    engine = town.engine()
+    future = town.start(engine, order(effects), idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the run to wait")
+    until(lambda: engine.cancel(key="k"), "its caller to wait")
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert town.status() == "compensated"
+    assert effects == ["quote", "-quote"]
+
+
+def test_cancelling_the_task_that_awaits_a_run_that_waits_undoes_it(tmp_path: Path) -> None:
+    effects, store = Effects(), SQLiteStore(tmp_path / "runs.db", durability="normal")
+
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            task = asyncio.create_task(engine.run(order(effects), idempotency_key="k"))
+            while (record := store.head("k")) is None or record.status != "waiting":  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert effects == ["quote", "-quote"]
+    record = store.find("k")
+    assert record is not None
+    assert record.status == "compensated"
+
+
+@pytest.mark.parametrize("verb", ["cancel", "undo"])
+def test_an_operator_cancels_a_run_that_waits(town: Town, verb: str) -> None:
+    effects = Effects()
+    wf = order(effects)
+    town.pause(town.engine(), wf)
+    town.engine(workflows=[wf], recover_every=0.05)
+    getattr(town.store, verb)("k")
+    until(lambda: town.status() == "compensated", "the undo")
+    assert effects == ["quote", "-quote"]
+
+
+def test_a_run_past_its_pivot_that_is_cancelled_while_it_waits_is_incomplete(town: Town) -> None:
+    effects, wf = Effects(), Workflow("pivot")
+    wf.add_step("a", lambda ctx: effects.append("a"), compensate=lambda ctx: effects.append("-a"))
+    wf.add_step("pay", lambda ctx: effects.append("pay"), depends_on="a", pivot=True)
+    wf.wait("delivered", depends_on="pay")
+    engine = town.engine()
+    future = town.start(engine, wf, idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the run to wait")
+    until(lambda: engine.cancel(key="k"), "its caller to wait")
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert town.status() == "incomplete"
+    assert effects == ["a", "pay"]
+    assert town.store.send("k", "delivered", 1)  # it may still be resumed
+    town.store.resume("k")
+    assert town.call(town.engine().run(wf, idempotency_key="k"))["delivered"] == 1
+
+
+def test_an_engine_that_is_closed_leaves_what_waits_to_others(town: Town) -> None:
+    effects = Effects()
+    wf = order(effects)
+    engine = town.engine()
+    future = town.start(engine, wf, idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the run to wait")
+    town.close(engine)
+    with pytest.raises(RunParked, match="closed while it waited"):
+        future.result(PATIENCE)
+    assert town.status() == "waiting"
+    town.store.send("k", "approved", 1)
+    assert town.call(town.engine().run(wf, idempotency_key="k"))["ship"] == [41, 1]
+    assert effects == ["quote", "ship"]
+
+
+def test_a_ctrl_c_leaves_a_run_that_waits_in_its_store(tmp_path: Path) -> None:
+    effects, store = Effects(), SQLiteStore(tmp_path / "runs.db", durability="normal")
+
+    def strike() -> None:
+        until(lambda: (head := store.head("k")) and head.status == "waiting", "the run to wait")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=strike)
+    with Engine(store=store) as engine:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(order(effects), idempotency_key="k")
+    thread.join()
+    record = store.find("k")
+    assert record is not None
+    assert record.status == "waiting"
+    assert effects == ["quote"]
+
+
+# -- changed definitions -----------------------------------------------------------------------------------------------
+
+
+def test_a_definition_that_has_grown_resumes_a_run_that_waits_and_another_one_does_not(town: Town) -> None:
+    effects = Effects()
+    town.pause(town.engine(), order(effects))
+    town.store.send("k", "approved", 1)
+    changed = Workflow("order")
+    changed.add_step("quote", lambda ctx: 1, compensate=lambda ctx: None)
+    changed.add_step("approved", lambda ctx: 1, depends_on="quote")
+    changed.add_step("ship", lambda ctx: 1, depends_on="approved")
+    with pytest.raises(Exception, match="'approved' was a wait"):
+        town.call(town.engine().run(changed, idempotency_key="k"))
+    grown = order(effects)
+    grown.wait("invoiced", depends_on="ship", timeout=0, default="later")
+    assert town.call(town.engine().run(grown, idempotency_key="k"))["invoiced"] == "later"
+
+
+# -- many --------------------------------------------------------------------------------------------------------------
+
+
+def many(store: Any, wf: Workflow, number: int) -> None:
+    """So many runs that wait."""
+    with Engine(store=store) as engine:
+        for index in range(number):
+            engine.run(wf, idempotency_key=f"k{index}", until="waiting")
+
+
+def test_a_round_of_recovery_costs_the_same_however_many_runs_wait_on_sqlite(tmp_path: Path) -> None:
+    wf = Workflow("many")
+    wf.wait("endless")
+    wf.wait("long", timeout=100_000)
+    costs: list[int] = []
+    for number in (1, 300):
+        store = SQLiteStore(tmp_path / f"{number}.db", durability="normal")
+        many(store, wf, number)
+        assert not store.list_resumable(["many"])
+        costs.append(cost_of(store))
+    assert costs[1] <= costs[0] + 50, costs
+
+
+def cost_of(store: SQLiteStore) -> int:
+    """What a list of due runs costs: instructions of SQLite's machine, in tens."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def watch(db: sqlite3.Cursor) -> None:
+        db.connection.set_progress_handler(count, 10)
+
+    store._database.read(watch)
+    store.list_resumable(["many"])
+    store._database.read(lambda db: db.connection.set_progress_handler(None, 0))
+    return steps
+
+
+def test_a_round_of_recovery_looks_at_none_of_the_runs_that_wait_on_redis(redis_url: str) -> None:
+    wf, prefix = Workflow("many"), f"waits-{uuid4().hex}"
+    wf.wait("endless")
+    client = redis.Redis.from_url(redis_url)
+    store = RedisStore(client, prefix=prefix)
+    many(store, wf, 100)
+    assert not store.list_resumable(["many"])  # the server knows the script now
+    sent: list[Any] = []
+    ask = store._replies
+
+    def counted(wanted: Any) -> list[Any]:
+        sent.append(wanted)
+        return ask(wanted)
+
+    store._replies = counted  # type: ignore[method-assign]
+    assert not store.list_resumable(["many"])
+    assert len(sent) == 1
+    for key in client.scan_iter(f"{{{prefix}*", count=1000):
+        client.delete(key)
+
+
+def test_a_waiting_caller_of_many_runs_looks_seldom(tmp_path: Path) -> None:
+    """All together a hundred times a second, whatever their number."""
+
+    class Counting(SQLiteStore):
+        heads = 0
+
+        def head(self, key: str, /) -> Any:
+            self.heads += 1
+            return super().head(key)
+
+    wf, store = Workflow("many"), Counting(tmp_path / "runs.db", durability="normal")
+    wf.wait("value")
+    with Engine(store=store) as engine:
+        futures = [engine.submit(wf, idempotency_key=f"k{number}") for number in range(200)]
+        for future in futures:
+            assert future.waiting(PATIENCE).status == "waiting"
+        time.sleep(0.3)
+        before, began = store.heads, time.monotonic()
+        time.sleep(1.0)
+        assert (store.heads - before) / (time.monotonic() - began) < 300
+        assert threading.active_count() < 100
+        for number, future in enumerate(futures):
+            assert engine.send(f"k{number}", "value", number)
+            assert future.result(PATIENCE)["value"] == number
+    assert not math.isinf(store.heads)
