@@ -17,7 +17,7 @@ import click
 from ..errors import RunNotFound, StoreError, safe_repr
 from ..stores.base import RunRecord
 from .app import Operator, pages, pass_operator, say, with_key
-from .words import standing
+from .words import age, standing
 
 __all__ = ["COMMANDS"]
 
@@ -58,7 +58,9 @@ def _command(verb: Verb) -> click.Command:
         click.Option(["--reason"], help="Why, for the record."),
         click.Option(["--workflow"], help="Every run of this workflow."),
         click.Option(["--status"], help="Every run that stands so."),
-        click.Option(["--older-than"], type=float, metavar="SECONDS", help="Every run started so long ago."),
+        click.Option(
+            ["--older-than"], callback=age, metavar="AGE", help="Every run started so long ago: 90s, 10m, 1h, 2d."
+        ),
         click.Option(["--dry-run"], is_flag=True, help="Say which runs it would be, and do nothing."),
         click.Option(["--yes", "-y"], is_flag=True, help="Do not ask."),
     ]

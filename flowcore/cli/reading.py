@@ -20,7 +20,7 @@ from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
 from .app import Operator, pass_operator, say, shows
-from .words import as_data, duration, standing, ways_on
+from .words import age, as_data, duration, standing, ways_on
 
 __all__ = ["COMMANDS"]
 
@@ -32,7 +32,7 @@ _LAST: Final = 50
 @click.command("ls")
 @click.option("--status", help="queued, running, waiting, success, failure, compensated, parked, …, held or expired.")
 @click.option("--workflow", help="Only runs of this workflow.")
-@click.option("--older-than", type=float, metavar="SECONDS", help="Only runs started so long ago.")
+@click.option("--older-than", callback=age, metavar="AGE", help="Only runs started so long ago: 90s, 10m, 1h, 2d.")
 @click.option("--key", "text", help="Only runs whose key contains this text.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Runs to list.")
 @click.option("--after", metavar="CURSOR", help="The next page: the cursor that the last one ended with.")

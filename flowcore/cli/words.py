@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from typing import Any
+from typing import Any, Final
+
+import click
 
 from ..status import Status
 from ..stores.base import RESUMABLE, RunRecord
 
-__all__ = ["as_data", "duration", "standing", "ways_on"]
+__all__ = ["age", "as_data", "duration", "standing", "ways_on"]
+
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+
+
+def age(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """Seconds of what was typed: 90, 90s, 10m, 1.5h, 2d."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|min|h|d|)", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no age. Give seconds, or a unit as in 90s, 10m, 1h or 2d.")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def standing(record: RunRecord, now: float) -> str:
