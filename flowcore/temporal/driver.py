@@ -23,8 +23,10 @@ from .._durable.takeover import Takeover, crash_of, held_run
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
+    SHIELD,
     WAIT,
     Ask,
+    AwaitAbandoned,
     Call,
     Delegate,
     Outcome,
@@ -243,6 +245,10 @@ class WorkflowDriver:
                 self._spawn(self._later(helper(self.run, effect.node)))
             elif type(effect) is Stop:
                 self._stop(effect)
+            elif (
+                effect is not SHIELD and type(effect) is not AwaitAbandoned
+            ):  # a cancellation and late calls are elsewhere
+                raise FlowcoreError(f"a run on Temporal cannot do {effect!r}.")
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

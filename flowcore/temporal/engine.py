@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Never, Self, TypeVar
 
 from temporalio.client import Client
 
@@ -170,6 +170,12 @@ class TemporalEngine(EngineBase):
     ) -> None:
         await self.close()
 
+    def _own_schedules(self) -> Never:
+        raise DefinitionError(
+            "TemporalEngine keeps no schedules. Give an AsyncEngine the schedule, of a workflow whose step calls run() here, or "
+            "start the workflow from one of Temporal's own schedules."
+        )
+
     # -- one run -------------------------------------------------------------------------------------------------------
 
     async def _followed(self, run: RunState, claimed: Callable[[], None] | None, *, check: bool) -> Run:
@@ -253,4 +259,9 @@ def _refuse_what_cannot_be(run: RunState) -> None:
         raise DefinitionError(
             f"workflow {safe_repr(run.workflow.name)} has {len(run.plan.nodes):,} steps, and a run on Temporal can have "
             f"{_MOST_STEPS:,}. Split it, or run it on AsyncEngine."
+        )
+    if getattr(run.plan, "waits", False):
+        raise DefinitionError(
+            f"workflow {safe_repr(run.workflow.name)} has steps that wait or sleep, which TemporalEngine cannot run. Run it on "
+            "AsyncEngine."
         )

