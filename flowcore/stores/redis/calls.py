@@ -105,7 +105,7 @@ class Calls:
         self._prefixes = [f"{{{encoded}:{shard}}}:".encode() for shard in range(shards)]
         self._opens = [(some, tuple(keys)) for some, keys in self._over_shards(range(shards), b"open")]
         self._entered = self._examined = self._looked = False
-        self._unreadable: set[str] = set()  # run ids that were logged
+        self._unreadable: set[str] = set()  # hashes of run ids that were logged
         self._known_keys = functools.lru_cache(_CACHED)(self._keys_of)
 
     # -- keys ----------------------------------------------------------------------------------------------------------

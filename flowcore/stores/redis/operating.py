@@ -59,8 +59,8 @@ class OperatorVerbs(Calls):
 
     def _is_due(self, record: RunRecord, now: int) -> bool:
         if record.problem is not None:
-            if len(self._unreadable) < _REMEMBERED and record.run_id not in self._unreadable:
-                self._unreadable.add(record.run_id)
+            if len(self._unreadable) < _REMEMBERED and (known := hashed_key(record.run_id)) not in self._unreadable:
+                self._unreadable.add(known)
                 _log.warning("run %s cannot be recovered: %s", safe_repr(record.run_id), record.problem)
             return False
         due = record.not_before

@@ -26,6 +26,7 @@ __all__ = ["BITE", "Operating"]
 BITE: Final = 256
 """fields that are forgotten at a time"""
 _CHUNK: Final = 1000  # records of a listing that are read at one moment
+_REMEMBERED: Final = 1000  # unreadable records that were logged
 _SECOND: Final = 1_000_000
 _log = logging.getLogger("flowcore")
 
@@ -47,7 +48,7 @@ class Operating:
         self._wall = wall
         self._written = 0  # fields, since the last bite was taken
         self._latest: int | None = None  # the highest time at which recovery has looked
-        self._warned: set[Any] = set()  # keys whose records could not be read
+        self._warned: set[str] = set()  # hashes of keys whose records could not be read
 
     def _renew_secret(self, db: sqlite3.Cursor) -> None:
         """Write the secret anew, once, so that it is not the last text under a key that the codec is to forget."""
@@ -112,8 +113,8 @@ class Operating:
         try:
             return self._encoding.decode(key, head)
         except CorruptRecord as error:
-            if key not in self._warned:
-                self._warned.add(key)
+            if len(self._warned) < _REMEMBERED and (known := hashed_key(key)) not in self._warned:
+                self._warned.add(known)
                 _log.warning("%s cannot be recovered: %s", self.path, error)
             return None
 
