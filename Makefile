@@ -17,7 +17,7 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all proof lint types format bench storm dashboards dist docs clean venv venv-demo servers
+.PHONY: help demo test test-all proof lint types format bench storm dashboards dist docs clean venv venv-demo servers lock
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -78,8 +78,14 @@ clean:  ## remove environments, caches and build output
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# LOCKED=1: the tools of .ci/tools.lock alone, checked against its checksums; enough for lint and dist.
 venv:
-	@$(call make-env,$(ENVIRONMENT),dev)
+	@$(call make-env,$(ENVIRONMENT),$(if $(LOCKED),tools,dev))
+
+lock:  ## write .ci/tools.lock anew, with uv
+	@sed -n '/^#/p' .ci/tools.lock > .ci/tools.lock.new
+	uv pip compile pyproject.toml --group tools --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url --upgrade >> .ci/tools.lock.new && mv .ci/tools.lock.new .ci/tools.lock
 
 venv-demo:
 	@$(call make-env,.venv-demo,demo)

@@ -2,7 +2,8 @@
 
     python3 .ci/bootstrap.py DIRECTORY GROUP
 
-DIRECTORY gets flowcore (editable) and one of pyproject.toml's dependency groups. A stamp, written last, says what
+DIRECTORY gets flowcore (editable) and one of pyproject.toml's dependency groups. Where .ci/GROUP.lock is there, it gets
+just what that names, without flowcore, each file with the checksum that it has there. A stamp, written last, says what
 is inside: an environment that is half-made, out of date or moved has no matching stamp and is made anew. Nothing
 but the standard library is needed: where Python comes without ensurepip (Debian without python3-venv), pip itself
 is fetched from the index that pip is configured to use.
@@ -50,14 +51,16 @@ def main(directory: str, group: str) -> None:
     environment = ROOT / directory
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = requirements(project["dependency-groups"], group)
-    content = stamp(environment, project, wanted)
+    lock = ROOT / ".ci" / f"{group}.lock"
+    locked = lock if lock.is_file() else None
+    content = stamp(environment, project, wanted, locked)
     reason = why_make(environment, content)
     if reason is None:
         return
     print(f"{directory}: {reason}; making it with Python {PYTHON_VERSION}", flush=True)
     make(environment)
-    print(f"{directory}: installing flowcore, {', '.join(names(wanted))}", flush=True)
-    install(environment, wanted)
+    print(f"{directory}: installing {', '.join(['flowcore', *names(wanted)][locked is not None :])}", flush=True)
+    install(environment, wanted, locked)
     (environment / STAMP).write_text(content, encoding="utf-8")
     print(f"{directory}: ready", flush=True)
 
@@ -77,9 +80,11 @@ def names(wanted: "list[str]") -> "list[str]":
     return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in wanted]
 
 
-def stamp(environment: Path, project: "dict[str, Any]", wanted: "list[str]") -> str:
+def stamp(environment: Path, project: "dict[str, Any]", wanted: "list[str]", locked: "Path | None" = None) -> str:
     """What the environment depends on. Its own path is part of it: neither scripts nor editable installs can move."""
     inputs = [PYTHON_VERSION, str(environment), project["build-system"], project["project"], wanted]
+    if locked is not None:
+        inputs.append(locked.read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,11 +130,19 @@ def run_venv(environment: Path, *options: str) -> "subprocess.CompletedProcess[s
     return run(command)
 
 
-def install(environment: Path, wanted: "list[str]") -> None:
-    """Install flowcore and what is wanted. Shown are the packages' names and large
+def install(environment: Path, wanted: "list[str]", locked: "Path | None" = None) -> None:
+    """Install flowcore and what is wanted, or what is locked. Shown are the packages' names and large
     downloads; the whole log only if it fails."""
     pip = [str(python_of(environment)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command = [*pip, "install", "--progress-bar=off", *wanted, "--editable", str(ROOT)]
+    command = [*pip, "install", "--progress-bar=off"]
+    if locked is None:
+        pip_install([*command, *wanted, "--editable", str(ROOT)], environment)
+        return
+    # Not flowcore itself, which would fetch what builds it: tools need the checkout alone.
+    pip_install([*command, "--require-hashes", "--requirement", str(locked)], environment)
+
+
+def pip_install(command: "list[str]", environment: Path) -> None:
     log = []
     with subprocess.Popen(
         command,

@@ -37,8 +37,8 @@ def checkout(bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
 
-    def install(environment: Path, wanted: list[str]) -> None:
-        (environment / "installed").write_text("\n".join(wanted))
+    def install(environment: Path, wanted: list[str], locked: Path | None = None) -> None:
+        (environment / "installed").write_text("\n".join(wanted) if locked is None else locked.read_text())
 
     monkeypatch.setattr(bootstrap, "install", install)
     monkeypatch.setattr(bootstrap, "make", lambda environment: bootstrap.run_venv(environment, "--without-pip"))
@@ -85,6 +85,30 @@ def test_what_is_being_installed_is_printed(
     bootstrap.main(".venv", "demo")
     assert ".venv: installing flowcore, fastapi, uvicorn" in capsys.readouterr().out
     assert "fastapi" in (checkout / ".venv" / "installed").read_text()
+
+
+def test_a_locked_group_gets_what_its_lock_names_and_is_made_anew_with_it(
+    bootstrap: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = checkout / ".ci" / "demo.lock"
+    lock.parent.mkdir()
+    lock.write_text("fastapi==1.0 --hash=sha256:00")
+    bootstrap.main(".venv", "demo")
+    assert ".venv: installing fastapi, uvicorn" in capsys.readouterr().out
+    assert (checkout / ".venv" / "installed").read_text() == lock.read_text()
+    lock.write_text("fastapi==1.1 --hash=sha256:11")
+    bootstrap.main(".venv", "demo")
+    assert ".venv: out of date" in capsys.readouterr().out
+
+
+def test_what_is_locked_is_checked_against_its_checksums(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(bootstrap, "pip_install", lambda command, environment: asked.append(command))
+    bootstrap.install(tmp_path, ["x"], tmp_path / "tools.lock")
+    ((*_, hashes, option, lock),) = asked
+    assert (hashes, option, lock) == ("--require-hashes", "--requirement", str(tmp_path / "tools.lock"))
 
 
 def interrupt(environment: Path) -> None:

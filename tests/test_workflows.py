@@ -1,14 +1,18 @@
 """The workflows on GitHub: nothing they run can change under its name, and none holds more rights than it needs."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-WORKFLOWS = sorted((Path(__file__).parents[1] / ".github" / "workflows").glob("*.yml"))
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def loosely_pinned(text: str) -> list[str]:
@@ -47,3 +51,15 @@ def test_a_workflow_may_only_read_unless_a_job_says_why(path: Path) -> None:
 def test_a_checkout_leaves_no_credentials_behind(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert all(step["with"]["persist-credentials"] is False for step in checkouts(workflow))
+
+
+def test_the_tools_are_locked_with_checksums() -> None:
+    lock = (ROOT / ".ci" / "tools.lock").read_text(encoding="utf-8")
+    entries = [entry for entry in re.split(r"(?m)^(?=[^\s#])", lock) if not entry.startswith("#")]
+    assert all(re.match(r"[\w.-]+==[\w.!+-]+ ", entry) for entry in entries)
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    pinned = {canonicalize_name(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==([\w.!+-]+) ", lock)}
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    for text in [*groups["lint"], *(entry for entry in groups["tools"] if isinstance(entry, str))]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), text
