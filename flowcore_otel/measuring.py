@@ -180,6 +180,8 @@ class MeasuringHook:
         flow = event.workflow
         run: InFlightRun = event.state[self]
         run.flow.end(run)
+        if event.outcome is Status.WAITING:  # in its store; it is counted when it has ended
+            return
         exemplar, at = run.exemplar(), run.wall + event.at - run.at
         self._to(names.RUNS, flow, event.outcome)(1, exemplar)
         self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, exemplar)

@@ -529,7 +529,7 @@ class TracingHook:
         end, error = run.ns(event.at), event.error
         outcome = "failure" if isinstance(event, RunRefused) else event.outcome
         try:
-            if outcome is not _SUCCESS:
+            if outcome is not _SUCCESS and outcome is not Status.WAITING:
                 attributes[names.ERROR_TYPE] = error_type(error, outcome)
                 if not expected:
                     span.set_status(StatusCode.ERROR, outcome if error is None else message(error))

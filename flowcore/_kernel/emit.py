@@ -291,7 +291,8 @@ def wait_started(run: RunState, node: Node) -> None:
 
 def wait_finished(run: RunState, node: Node, end: StepEnd, waited: float, sent: Sent | None) -> None:
     if WaitFinished in run.wanted:
-        at, sender = run.settings.clock(), {} if sent is None else sent.carrier
+        at = run.settings.clock()
+        sender: Mapping[str, str] = {} if sent is None else sent.carrier
         event = WaitFinished(
             *(run.workflow.name, run.run_id, at, run.state, node.name),
             end.status,

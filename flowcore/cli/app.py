@@ -90,8 +90,14 @@ def flowcore(context: click.Context, url: str | None, prefix: str | None, codec:
 def _with_shared_options(command: click.Command) -> click.Command:
     """The same command, which takes the options of `flowcore` as well: they may stand before its name or behind it."""
     named = {option.name for option in command.params}
+    taken = {text for option in command.params for text in option.opts}
     for shared in flowcore.params:
-        if isinstance(shared, click.Option) and shared.expose_value and shared.name not in named:
+        if (
+            isinstance(shared, click.Option)
+            and shared.expose_value
+            and shared.name not in named
+            and taken.isdisjoint(shared.opts)
+        ):
             option = copy.copy(shared)
             option.default, option.envvar, option.expose_value, option.callback = None, None, False, _override
             command.params.append(option)

@@ -1,4 +1,4 @@
-"""The commands that decide: cancel, resume, undo, hold, release, for one run or for many, and gc.
+"""The commands that decide: cancel, resume, undo, hold, release, for one run or for many, send, and gc.
 
 Each says what it will do and to which runs, asks before it touches more than one, and leaves in the record who decided,
 and why.
@@ -6,6 +6,7 @@ and why.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,6 +126,24 @@ def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason:
         raise refused[0]
 
 
+@click.command("send")
+@click.argument("name", metavar="KEY|RUN")
+@click.argument("step")
+@click.option("--json", "value", required=True, metavar="JSON", help="The value, as JSON.")
+@click.option("--id", "named", help="A name for this value: sending it again is the same.")
+@pass_operator
+def send(operator: Operator, name: str, step: str, value: str, named: str | None) -> None:
+    """Send a value to a STEP that waits for it. The run keeps it until it comes to that step; the first value counts."""
+    try:
+        known = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}", param_hint="--json") from error
+    key = operator.find(name).key
+    counts: bool = operator.store.send(key, step, known, id=named)
+    said = "recorded" if counts else "refused: another value was sent before, and counts"
+    operator.emit({"verb": "send", "key": key, "step": step, "counts": counts}, f"send {safe_repr(key)} {step}: {said}")
+
+
 @click.command("gc")
 @pass_operator
 def gc(operator: Operator) -> None:
@@ -133,4 +152,4 @@ def gc(operator: Operator) -> None:
     operator.emit({"left": left}, f"{left} runs are left.")
 
 
-COMMANDS = (*map(_command, VERBS), gc)
+COMMANDS = (*map(_command, VERBS), send, gc)

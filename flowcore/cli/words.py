@@ -60,7 +60,13 @@ def ways_on(record: RunRecord, now: float) -> list[str]:
             "undo": "the next owner undoes it",
             "hold": "its key is refused until you decide",
         }
-    elif record.status in {Status.RUNNING, Status.QUEUED, Status.WAITING}:
+    elif record.status == Status.WAITING:
+        ways = {f"send {key} {shlex.quote(name)} --json VALUE": "what it waits for" for name in record.waiting_for}
+        return [
+            *(f"flowcore {command}    # {meaning}" for command, meaning in ways.items()),
+            f"flowcore undo {key}    # the next owner undoes it",
+        ]
+    elif record.status in {Status.RUNNING, Status.QUEUED}:
         return [f"flowcore cancel {key}    # its owner stops it and undoes what it did"]
     elif record.status == Status.FAILURE:
         return [f"flowcore resume {key}    # it continues at the failed step"]
@@ -86,6 +92,11 @@ def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
         "finished": record.finished,
         "expires": record.expires,
         "not_before": record.not_before,
+        "waiting_for": list(record.waiting_for),
+        "sent": {
+            name: {"at": sent.at, "host": sent.host, "pid": sent.pid, "id": sent.id}
+            for name, sent in record.sent.items()
+        },
         "takeovers": record.takeovers,
         "retries": record.retries,
         "owner": None if owner is None else {"host": owner.host, "pid": owner.pid, "since": owner.since},

@@ -6,7 +6,7 @@ Whatever is not of that form was not written by flowcore: the record is refused 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -112,7 +112,7 @@ def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecor
 
 
 @contextmanager
-def refusing(key: str) -> Iterator[None]:
+def refusing(key: str) -> Generator[None]:
     """Raises CorruptRecord, naming the key, for what is found not to be flowcore's."""
     try:
         yield

@@ -208,6 +208,27 @@ def test_a_redis_that_is_down_has_an_exit_code_of_its_own(capsys: pytest.Capture
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_value_is_sent_to_a_run_that_waits(flowcore: Given, url: str) -> None:
+    store, wf = SQLiteStore(url.removeprefix("sqlite:"), durability="normal"), Workflow("approval")
+    wf.wait("approved")
+    with Engine(store=store) as engine:
+        engine.run(wf, idempotency_key="o 1", until="waiting")
+        code, shown, _ = flowcore("show", "o 1")
+        assert code == 0
+        assert "waits for 'approved'" in shown
+        assert "flowcore send 'o 1' approved --json VALUE" in shown
+        assert flowcore("send", "o 1", "approved", "--json", "{no")[0] == 2
+        assert (
+            flowcore("send", "o 1", "approved", "--json", '{"by": "Ann"}', "--id", "7")[1]
+            == "send 'o 1' approved: recorded\n"
+        )
+        assert "another value was sent before" in flowcore("send", "o 1", "approved", "--json", "2")[1]
+        assert flowcore("send", "nothing", "approved", "--json", "2")[0] != 0
+        assert engine.run(wf, idempotency_key="o 1")["approved"] == {"by": "Ann"}
+        assert flowcore("send", "o 1", "missing", "--json", "2")[0] != 0
+    store.close()
+
+
 def test_top_counts_what_is_not_over(flowcore: Given) -> None:
     assert {"workflow": "order", "status": "held", "runs": 1} in data(flowcore("--json", "top"))
     _, text, _ = flowcore("top", "--once")
