@@ -12,7 +12,7 @@ from .acts import Fault
 from .journal import Journal
 from .network import SimulatedStore
 from .rehearsal import Rehearsal, rehearse
-from .simulator import Simulation, simulate
+from .simulator import Sending, Simulation, simulate
 from .waiting import no_waiting
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "Fault",
     "Journal",
     "Rehearsal",
+    "Sending",
     "SimulatedStore",
     "Simulation",
     "StoreConformance",

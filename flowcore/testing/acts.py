@@ -10,7 +10,7 @@ from typing import Final
 from ..events import Event
 from ..run import Run
 
-__all__ = ["CRASHES", "Act", "Caller", "Fault", "Halt", "Injected", "SimulatedCall"]
+__all__ = ["CRASHES", "Act", "Caller", "Fault", "Halt", "Injected", "Sending", "SimulatedCall"]
 
 
 class Fault(StrEnum):
@@ -68,6 +68,17 @@ class Caller:
     halt: Halt | None = None
     beats: bool = True
     """whether it has a heartbeat; without one, the lease runs out in the middle of long work"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A value that is sent to the run, beside its processes."""
+
+    step: str
+    value: object
+    at: float
+    """seconds since the simulation began"""
+    id: str | None = None
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,14 +37,15 @@ from .._kernel.run import execute, helper, run_without_driver
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.undo import late
+from .._kernel.wait_steps import keep, receive
 from ..context import Context, own_copy
 from ..errors import NotSerializable, StepCancelled
 from ..events import Hooks
 from ..plan import Node
-from ..run import Run
+from ..run import Run, Sent
 from ..stores.base import Lease, Renewal
 from ..workflow import Workflow
-from .acts import CRASHES, Act, Caller, Fault, Injected, SimulatedCall
+from .acts import CRASHES, Act, Caller, Fault, Injected, Sending, SimulatedCall
 from .copies import ResultsWatch, through_codec
 from .inline import instrumented
 from .journal import Journal
@@ -99,6 +101,7 @@ class Process:
         self._asks = 0
         self._called = 0
         self._inline = False  # whether the inline path is at work
+        self._begun = False  # whether the main program is made
         self._due = 0  # what will happen to it, or may; its heartbeat not counted
         self._thaws = 0.0  # nothing of it goes on before that moment
         self._settings = Settings(
@@ -124,6 +127,8 @@ class Process:
         """Want the run."""
         x = self.x = RunState(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
         x.key, x.wait = key, self.act.caller.wait
+        if not self._settings.durable and x.waits is not None:
+            self._network.store.listen(self._received)
         if key is not None or self._settings.durable:
             x.values = own_copy(x.values)
         x.allowed = workflow.deadline if deadline is None else deadline
@@ -134,7 +139,7 @@ class Process:
             )
             self._after(0.0, self._run_inline)
             return
-        self._main = execute(x)
+        self._main, self._begun = execute(x), True
         if self.act.caller.recovers:
             self._after(0.0, self._look_for_work)
         else:
@@ -148,7 +153,7 @@ class Process:
         if finished is not None:
             self.over(finished, None)
             return
-        self._main = execute(self.x)
+        self._main, self._begun = execute(self.x), True
         self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
@@ -459,13 +464,18 @@ class Process:
             if answer[0] is not Renewal.LOST:
                 if self.x.ledger is not None:
                     self.x.ledger.extend_lease(sent + seconds)
+                if answer[0] is Renewal.SENT and (record := self._settings.store.find(lease.key)) is not None:
+                    for name, value in record.sent.items():
+                        keep(self.x, name, value)
+                    self.look()
                 if answer[0] is Renewal.CANCEL and self.x.interrupt(cancelled(self.x)):
                     self._stop(Stop(cancel=True))
             elif self.act.ended is None:
                 lose(self.x)
                 self._stop(Stop(cancel=True))
 
-        self._send("renew", ([lease], seconds), heard)
+        received = 0 if self.x.waits is None else len(self.x.waits.sent)
+        self._send("renew", ([replace(lease, received=received)], seconds), heard)
         self._beat_later(lease)
 
     # -- the other effects ---------------------------------------------------------------------------------------------
@@ -475,10 +485,30 @@ class Process:
         if program is not None:
             self._soon(program, None)
 
+    def send(self, sending: Sending) -> bool:
+        """Send a value to the run, through its store or, where that does not know it, directly."""
+        store, known = self._settings.store, sending.id
+        if self._settings.durable or self.x.claimed or self.act.ended is not None:
+            return store.send(self.x.stored_key, sending.step, sending.value, id=known)
+        sent = Sent(sending.value, self.world.now, id=known)
+        first = self._received(self.x.stored_key, sending.step, sent)
+        return first is sent or (first is not None and known is not None and first.id == known)
+
+    def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
+        """A value was sent to a run. Returns what counts, or None for a run that is not this process's own."""
+        if self.act.ended is not None or self._thaws > self.world.now or key != self.x.stored_key or self.x.lost:
+            return None
+        first = keep(self.x, name, sent) if self._settings.durable else receive(self.x, name, sent)
+        self.look()
+        return first
+
     def look(self) -> None:
         """Something that the run waits for may be there."""
-        if self.act.ended is None:
-            self._soon(helper(self.x), None)
+        self._after(0.0, self._help)
+
+    def _help(self) -> None:
+        if self.act.ended is None and self._begun:  # the inline path comes to its waits by itself
+            self._advance(helper(self.x), None)
 
     def cancel_after(self, seconds: float) -> None:
         """Cancel the run so many seconds from now."""

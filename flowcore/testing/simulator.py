@@ -8,21 +8,21 @@ their runs, in the same virtual time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DefinitionError, safe_repr
+from ..errors import DefinitionError, StoreError, safe_repr
 from ..events import Event
 from ..run import Run
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
-from .acts import CRASHES, Fault, SimulatedCall
+from .acts import CRASHES, Fault, Sending, SimulatedCall
 from .journal import Journal
 from .network import SimulatedStore
 from .story import Story, play
 
-__all__ = ["Fault", "SimulatedCall", "Simulation", "simulate"]
+__all__ = ["Fault", "Sending", "SimulatedCall", "Simulation", "simulate"]
 
 
 @dataclass(slots=True)
@@ -41,6 +41,8 @@ class Simulation:
     """virtual seconds until the run was over; a call that was given up may have landed later"""
     cancelled: float | None = None
     """the moment at which the run was cancelled, if it was"""
+    sent: list[tuple[Sending, bool | StoreError]] = field(default_factory=list[tuple[Sending, bool | StoreError]])
+    """what was sent to its waits, and whether it counts, or why it was refused"""
     calls: list[SimulatedCall] = field(default_factory=list[SimulatedCall], repr=False)
     """every call of user code, in order"""
 
@@ -59,6 +61,7 @@ def simulate(
     idempotency_key: str | None = None,
     deadline: float | None = None,
     observed: bool = True,
+    sends: Sequence[Sending] = (),
 ) -> Simulation:
     """Run a workflow in virtual time; the same arguments give the same run.
 
@@ -66,7 +69,8 @@ def simulate(
     functions are really called; async ones run to their end at once, in a loop of the simulation's own, so their waits
     are real ones and should be short. Each call is said to take up to a virtual second. A failed run is answered, never
     raised; refused claims are raised as by an engine. `observed=False` runs without any hook, as an engine without hooks
-    would: no events and no journal, all else the same.
+    would: no events and no journal, all else the same. `sends`: values that are sent to waits, each at its virtual second;
+    `sent` has what came of each.
 
     Results go through the default codec, as on a durable store; those that it cannot keep stay as they are. A step that changes
     the result of another one in place fails with NotSerializable.
@@ -101,6 +105,7 @@ def simulate(
         grace=grace,
         lease=lease,
         observed=observed,
+        sends=sends,
     )
     return _told(story)
 
@@ -121,5 +126,6 @@ def _told(story: Story) -> Simulation:
         story.began,
         last.ended - story.began,
         acts[0].cancelled,
-        story.calls,
+        sent=story.sent,
+        calls=story.calls,
     )

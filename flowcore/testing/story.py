@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ..errors import safe_repr
+from ..errors import RunNotFound, StoreError, safe_repr
 from ..status import Status
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
-from .acts import Act, Caller, Fault, SimulatedCall
+from .acts import Act, Caller, Fault, Sending, SimulatedCall
 from .journal import Journal
 from .network import Network, StoreCall, Weather
 from .process import Process
@@ -24,7 +25,7 @@ _LATER: Final = 1.1
 """leases after which a caller looks what has become of the run"""
 _AGAIN: Final = 6
 """callers that come by themselves, one after the other, while the run is not over"""
-_LEFT: Final = frozenset({Status.RUNNING, Status.PARKED})
+_LEFT: Final = frozenset({Status.RUNNING, Status.PARKED, Status.WAITING})
 """the statuses of a run that was left in the middle"""
 _FINE: Final = Weather()
 _ONE: Final = (Caller(),)
@@ -45,6 +46,8 @@ class Story:
     """every request to the store, in order of arrival"""
     fired: list[tuple[str, Fault]] = field(default_factory=list[tuple[str, Fault]])
     """the injected faults, by step, as they struck"""
+    sent: list[tuple[Sending, bool | StoreError]] = field(default_factory=list[tuple[Sending, bool | StoreError]])
+    """what was sent to the run, and whether it counts, or why it was refused"""
     key: str = ""
     """under which the store keeps the run"""
 
@@ -65,11 +68,12 @@ def play(
     grace: float = 5.0,
     lease: float = 30.0,
     observed: bool = True,
+    sends: Sequence[Sending] = (),
 ) -> Story:
     """Let the `callers` come, and others after them, in fine weather, for as long as the run is not over; the same
     arguments, the same story.
 
-    `cancel_at`: when the first caller cancels the run.
+    `cancel_at`: when the first caller cancels the run. `sends`: what is sent to its waits.
     """
     clock = getattr(store, "clock", None)
     world = World(seed, clock if isinstance(clock, VirtualClock) else VirtualClock())
@@ -118,20 +122,39 @@ def play(
         if len(story.acts) >= len(callers) and store.durable:
             world.after(lease * _LATER, look)
 
+    def send(sending: Sending) -> None:
+        """Send a value, beside the store."""
+        outcome: bool | StoreError
+        try:
+            if not processes:
+                raise RunNotFound("The run has not begun.")
+            outcome = processes[0].send(sending)
+        except StoreError as error:
+            outcome = error
+        story.sent.append((sending, outcome))
+
     def look() -> None:
         """A caller looks whether the run is over, and calls it if it is not."""
         record = store.find(processes[0].x.stored_key)
+        if record is not None and record.status is Status.WAITING and record.decision is None:
+            due = 0.0 if record.not_before is None else record.not_before
+            if due > world.now and (due < math.inf or len(story.sent) < len(sends)):
+                world.after(min(due - world.now, lease) * _LATER, look)
+            if due > world.now:
+                return
         if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > world.now:
             world.after(lease * _LATER, look)
             return
         left = key is not None if record is None else record.status in _LEFT and not record.held
-        if left and len(story.acts) < len(callers) + _AGAIN:
+        if left and len(story.acts) < len(callers) + _AGAIN + len(sends):
             network.clears_up()
             come(len(story.acts))
 
     seen: set[int] = set()
     processes: list[Process] = []
     world.after(callers[0].after, partial(come, 0))
+    for sending in sends:
+        world.after(sending.at, partial(send, sending))
     try:
         if not world.run() or any(process.hangs for process in processes):
             raise AssertionError(f"the run of {safe_repr(workflow.name)} never ended; replay with seed={seed}")

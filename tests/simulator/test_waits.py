@@ -1,0 +1,153 @@
+"""Waits in virtual time: values that come at any moment, twice, early and late, to runs whose processes die."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from flowcore import SendRefused, Status, StepTimeout, StoreError, Workflow
+from flowcore.stores import MemoryStore
+from flowcore.testing import Sending, SimulatedStore, simulate
+from flowcore.testing.acts import Caller, Halt
+from flowcore.testing.story import Story, play
+
+LEASE = 5.0
+WAITS = ("approved", "paid", "free")
+
+
+def order(effects: Counter[str]) -> Workflow:
+    """quote, then approved beside paid, then ship; free, with a default, and a nap beside all of it."""
+    wf = Workflow("order")
+
+    def step(name: str, *after: str) -> None:
+        def do(ctx: Any) -> str:
+            effects[name] += 1
+            return name
+
+        def undo(ctx: Any) -> None:
+            effects[f"-{name}"] += 1
+
+        wf.add_step(name, do, depends_on=after, compensate=undo)
+
+    step("quote")
+    wf.wait("approved", depends_on="quote", timeout=20)
+    wf.wait("paid", depends_on="quote")
+    step("ship", "approved", "paid")
+    wf.wait("free", timeout=8, default="nothing")
+    wf.sleep("nap", 3)
+    step("end", "ship", "free", "nap")
+    return wf
+
+
+def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
+    """What is sent, how the story goes, and whether the run is durable."""
+    draw = random.Random(seed)
+    sends = [
+        Sending(
+            name, number, draw.choice([0.0, draw.random() * 3, draw.random() * 30]), draw.choice([None, "one", "two"])
+        )
+        for name in WAITS
+        for number in range(draw.randrange(4))
+    ]
+    sends.append(Sending("paid", "last", 40.0))  # a run must not wait for ever
+    durable = draw.random() < 0.7
+    callers: list[Caller] = [Caller()]
+    if durable and draw.random() < 0.7:
+        halt = Halt(draw.choice(["store", "store", "call"]), draw.randrange(1, 12), done=draw.random() < 0.5)
+        callers = [Caller(halt=halt), Caller(after=LEASE * 1.2), Caller(after=draw.random() * 20, recovers=True)]
+    if durable and draw.random() < 0.3:
+        callers.append(Caller(after=draw.random() * 5, beside=True, wait=5.0))
+    options: dict[str, Any] = {"callers": callers, "key": "k" if durable or draw.random() < 0.5 else None}
+    if draw.random() < 0.2:
+        options["cancel_at"] = draw.random() * 10
+    if draw.random() < 0.2:
+        options["deadline"] = 5 + draw.random() * 20
+    return sends, options, durable
+
+
+def told(seed: int) -> tuple[Story, Any, Counter[str]]:
+    effects: Counter[str] = Counter()
+    sends, options, durable = drawn(seed)
+    store: MemoryStore = SimulatedStore() if durable else MemoryStore()
+    story = play(order(effects), seed=seed, store=store, lease=LEASE, sends=sends, **options)
+    return story, store.find(story.key), effects
+
+
+def judged(seed: int) -> list[str]:
+    """What is wrong with the story of a seed."""
+    story, record, effects = told(seed)
+    if record is not None and record.generation:  # a caller began afresh after a run that was undone
+        return []
+    wrong: list[str] = []
+    accepted: dict[str, Sending] = {}
+    for sending, outcome in story.sent:
+        first = accepted.get(sending.step)
+        again = first is not None and sending.id is not None and first.id == sending.id
+        if outcome is True and first is None:
+            accepted[sending.step] = sending
+        elif outcome is True and not again:
+            wrong.append(f"two values for {sending.step} count")
+        elif outcome is False and first is None:
+            wrong.append(f"{sending.step} has a value that was never sent")
+        elif isinstance(outcome, SendRefused) and first is not None:
+            wrong.append(f"a second value for {sending.step} was refused with {outcome}")
+    ended = [act.run for act in story.acts if act.run is not None and act.run.status is not Status.WAITING]
+    run = ended[-1] if ended else None
+    status = record.status if record is not None else None if run is None else run.status
+    if record is not None and status not in {"success", "failure", "compensated"}:
+        wrong.append(f"the run is left {status}")
+    results = record.results if record is not None else {} if run is None else run.results
+    if status == "success":
+        for name in WAITS:
+            expected = accepted[name].value if name in accepted else "nothing"
+            if results[name] != expected and not (name == "free" and results[name] == "nothing"):
+                wrong.append(f"{name} has {results[name]}, and {expected} was sent")
+        wrong += [f"{name} was undone" for name in effects if name.startswith("-")]
+    elif status is not None:
+        wrong += [f"{name} was not undone" for name in ("quote", "ship") if effects[name] and not effects[f"-{name}"]]
+    return wrong
+
+
+@pytest.mark.proof(quick=1000, full=5_000, each=500)
+def test_every_promise_of_waits_holds_whenever_values_come(seeds: range) -> None:
+    for seed in seeds:
+        assert judged(seed) == [], f"seed {seed}"
+
+
+def test_the_stories_meet_what_can_go_wrong() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(300):
+        story, record, _ = told(seed)
+        seen["durable"] += drawn(seed)[2]
+        seen["over " + str(None if record is None else record.status)] += 1
+        seen["waited in its store"] += sum(
+            act.run is not None and act.run.status is Status.WAITING for act in story.acts
+        )
+        seen["crashed"] += any(act.halted is not None for act in story.acts)
+        for _, outcome in story.sent:
+            seen[f"sent: {outcome}" if isinstance(outcome, bool) else f"refused: {type(outcome).__name__}"] += 1
+    wanted = (
+        "durable",
+        "over success",
+        "over compensated",
+        "waited in its store",
+        "crashed",
+        "sent: True",
+        "sent: False",
+    )
+    assert all(seen[name] > 10 for name in (*wanted, "refused: SendRefused")), seen
+
+
+def test_a_simulation_takes_values_to_send() -> None:
+    wf = order(Counter())
+    simulation = simulate(
+        wf, seed=1, sends=[Sending("approved", 1, 2.0), Sending("paid", 2, 1.0), Sending("paid", 3, 4.0)]
+    )
+    assert simulation.run["approved"] == 1
+    assert [outcome for _, outcome in simulation.sent] == [True, True, False]
+    failed = simulate(wf, seed=1, sends=[Sending("paid", 2, 1.0), Sending("approved", 1, 30.0)])
+    assert isinstance(failed.run.error, StepTimeout)
+    assert isinstance(failed.sent[-1][1], SendRefused | StoreError)
