@@ -105,6 +105,8 @@ LAZY: dict[str, set[str]] = {
     # The commands need the extra `cli`, and each other's group.
     "flowcore.__main__": {"flowcore.cli"},
     "flowcore.cli.app": {"flowcore.cli.deciding", "flowcore.cli.reading", "flowcore.cli.top"},
+    # Terminals whose keys can be read, which not every system has.
+    "flowcore.cli.top": {"termios", "tty"},
     # The picture of a run is drawn for who asks for it.
     "flowcore.run": {"flowcore.picture"},
     "flowcore.stores.base": {"flowcore.picture", "flowcore.stores.story"},
