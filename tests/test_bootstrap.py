@@ -185,7 +185,7 @@ def test_an_unrelated_setting_in_pyproject_does_not_remake_the_environment(
 def test_a_failed_install_leaves_no_stamp(
     bootstrap: ModuleType, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_environment: Path, _wanted: list[str]) -> None:
+    def fail(_environment: Path, _wanted: list[str], _locked: Path | None = None) -> None:
         sys.exit("no network")
 
     monkeypatch.setattr(bootstrap, "install", fail)
