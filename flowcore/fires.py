@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["LOG", "fire_key", "fire_of", "log_key", "schedule_of"]
+__all__ = ["LOG", "fire_key", "fire_of", "log_key", "logged_schedule", "schedule_of"]
 
 LOG: Final = "flowcore.schedule"
 """the workflow of records that no run has made: which schedules there are, and which of their fires were skipped"""
@@ -17,6 +17,12 @@ _PREFIX: Final = "schedule/"
 def log_key(schedule: str, period: int, number: int) -> str:
     """The key of an entry in the log of a schedule: within a period, the entry with the highest number holds."""
     return f"{_PREFIX}{schedule}/since/{period}.{number}"
+
+
+def logged_schedule(key: str) -> str | None:
+    """The schedule whose log has this key; None for any other key."""
+    name, between, _ = key.removeprefix(_PREFIX).rpartition("/since/")
+    return name if between and key.startswith(_PREFIX) else None
 
 
 def fire_key(schedule: str, fire: datetime) -> str:

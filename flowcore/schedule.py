@@ -26,7 +26,7 @@ from .functions import take_one_argument
 from .retry import Duration, seconds
 from .status import Status
 
-__all__ = ["Missed", "Overlap", "Schedule", "ScheduleStatus", "check_values", "status_of"]
+__all__ = ["Missed", "Overlap", "Schedule", "ScheduleStatus", "check_values", "status_of", "window_of"]
 
 Missed = Literal["skip", "latest", "all"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -39,8 +39,10 @@ _RESOLUTION: Final = timedelta(seconds=1)
 """of the moments at which clocks change"""
 _NEXT: Final = 3
 """next fires that a status has"""
-_LOOKED_BACK: Final = 100
+_LOOKED_BACK: Final = 1000
 """fires among which a status finds the last one that was begun"""
+_DEFAULT_RETENTION: Final = 86_400.0
+_SHORTEST_RETENTION: Final = 3600.0
 _FIRST_SPAN: Final = timedelta(hours=1)
 """how far `before` looks back at first"""
 
@@ -289,6 +291,18 @@ def status_of(schedule: Schedule, now: datetime, window: timedelta) -> Generator
     return ScheduleStatus(
         schedule, schedule.next_fires(now, _NEXT), last, Status.SKIPPED if skipped else head.status, head.reason
     )
+
+
+def window_of(store: Any) -> timedelta:
+    """For how long a schedule makes up for missed fires: half of the time for which the store remembers them, so that none
+    is forgotten and begun again. Raises DefinitionError where that is too short for clocks that differ by minutes."""
+    retention = getattr(store, "retention", _DEFAULT_RETENTION)
+    if retention < _SHORTEST_RETENTION:
+        raise DefinitionError(
+            f"A store that forgets runs after {retention:g} seconds cannot keep a schedule's fires from being repeated. "
+            f"Give it a retention= of at least {_SHORTEST_RETENTION:g} seconds."
+        )
+    return timedelta(seconds=min(retention / 2, 365 * 86_400))
 
 
 def check_values(values: Any, name: str) -> None:

@@ -24,11 +24,15 @@ from flowcore.events import (
     RunRecovered,
     RunStarted,
     RunSubmitted,
+    ScheduleFired,
+    ScheduleMissed,
+    SchedulePlanned,
     StepCompletedLate,
     StepFinished,
     StoreCalled,
     StoreSurveyed,
     WorkflowRegistered,
+    schedule_of,
 )
 
 from . import names
@@ -70,6 +74,9 @@ class MeasuringHook:
             LeaseLost: self._lease_lost,
             StoreCalled: self._store_called,
             StoreSurveyed: self._store_surveyed,
+            SchedulePlanned: self._schedule_planned,
+            ScheduleFired: self._schedule_fired,
+            ScheduleMissed: self._schedule_missed,
             HookFailed: self._hook_failed,
             HooksMeasured: self._hooks_measured,
             MaintenanceFinished: self._maintenance_finished,
@@ -118,6 +125,20 @@ class MeasuringHook:
         for write, total in totals.items():
             write(total)
 
+    def _schedule_planned(self, event: SchedulePlanned) -> None:
+        of = event.workflow, event.schedule
+        self._to(names.SCHEDULE_LATENESS, *of)
+        for reason in names.MISSED_REASONS:  # see _workflow_registered
+            self._to(names.SCHEDULE_MISSED, *of, reason)
+        if event.due is not None:
+            self._to(names.SCHEDULE_NEXT, *of)(event.due)
+
+    def _schedule_fired(self, event: ScheduleFired) -> None:
+        self._to(names.SCHEDULE_LATENESS, event.workflow, event.schedule)(event.lateness)
+
+    def _schedule_missed(self, event: ScheduleMissed) -> None:
+        self._to(names.SCHEDULE_MISSED, event.workflow, event.schedule, event.reason)(event.count)
+
     def _maintenance_finished(self, event: MaintenanceFinished) -> None:
         if event.kind == "recover" and event.error is None:
             self._to(names.LAST_RECOVERY)(event.wall)
@@ -158,6 +179,8 @@ class MeasuringHook:
 
     def _run_started(self, event: RunStarted) -> None:
         run = event.state[self] = self._series.flow(event.workflow).begin(event.at, event.wall, event.waiting)
+        if event.key is not None:
+            run.schedule = schedule_of(event.key)
         if self._exemplars:
             traced: Traced | None = event.state.get(TRACE)
             if traced is None:
@@ -188,6 +211,8 @@ class MeasuringHook:
         self._to(names.LAST_END, flow, event.outcome)(at)
         if event.outcome is _SUCCESS:
             self._to(names.LAST_SUCCESS, flow)(at)
+            if run.schedule is not None:
+                self._to(names.SCHEDULE_LAST_SUCCESS, flow, run.schedule)(at)
 
     def _lease_lost(self, event: LeaseLost) -> None:
         self._to(names.LEASE_LOST, event.workflow)(1, self._exemplar(event))

@@ -183,6 +183,8 @@ LABELS: Final = {
     "operation": STORE_OPERATION,
     "status": "flowcore.run.status",
     "state": "flowcore.worker.state",
+    "schedule": "flowcore.schedule.name",
+    "reason": "flowcore.schedule.reason",
     "steps": "flowcore.workflow.steps",
     "version": "flowcore.version",
 }
@@ -214,10 +216,12 @@ COMPENSATION_OUTCOMES: Final = ("success", "failure", "timeout")
 IDEMPOTENCY_OUTCOMES: Final = ("replayed", "adopted", "in_progress", "mismatch", "held")
 RECOVERY_DECISIONS: Final = ("forward", "undo", "hold")
 ATTEMPT_OUTCOMES: Final = ("success", "failure", "timeout", "cancelled")
+MISSED_REASONS: Final = ("down", "overlap", "error")
 WORKER_STATES: Final = ("busy", "abandoned")
 
 _OF_RUN = ("workflow", "outcome")
 _OF_STEP = ("workflow", "step")
+_OF_SCHEDULE = ("workflow", "schedule")
 _ENDED = ("workflow", "step", "outcome")
 
 RUNS: Final = Metric("flowcore.runs", "counter", "{run}", _OF_RUN, "Runs that ended.")
@@ -324,6 +328,33 @@ OLDEST_START: Final = Metric(
     "When the oldest run in flight started; +Inf when there is none.",
     "livemin",
 )
+SCHEDULE_NEXT: Final = Metric(
+    "flowcore.schedule.next_fire.timestamp",
+    "gauge",
+    "s",
+    _OF_SCHEDULE,
+    "When the next fire of a schedule is to begin; in the past while it has not.",
+    "max",
+)
+SCHEDULE_LATENESS: Final = Metric(
+    "flowcore.schedule.lateness",
+    "histogram",
+    "s",
+    _OF_SCHEDULE,
+    "Seconds by which fires began late.",
+    buckets=BUCKETS,
+)
+SCHEDULE_MISSED: Final = Metric(
+    "flowcore.schedule.missed", "counter", "{fire}", ("workflow", "schedule", "reason"), "Fires that were not begun."
+)
+SCHEDULE_LAST_SUCCESS: Final = Metric(
+    "flowcore.schedule.last_success.timestamp",
+    "gauge",
+    "s",
+    _OF_SCHEDULE,
+    "When a run of a schedule last succeeded.",
+    "max",
+)
 HOOK_ERRORS: Final = Metric("flowcore.hook.errors", "counter", "{error}", ("hook",), "Errors raised by hooks.")
 HOOK_DURATION: Final = Metric(
     "flowcore.hook.duration", "counter", "s", ("hook",), "Seconds spent in hooks; of many runs, an estimate."
@@ -367,6 +398,10 @@ METRICS: Final = (
     LAST_END,
     LAST_RECOVERY,
     OLDEST_START,
+    SCHEDULE_NEXT,
+    SCHEDULE_LATENESS,
+    SCHEDULE_MISSED,
+    SCHEDULE_LAST_SUCCESS,
     HOOK_ERRORS,
     HOOK_DURATION,
     CAPPED,

@@ -61,7 +61,7 @@ POLLED: Final[tuple[Metric, ...]] = (names.RUNS_ACTIVE, names.STEPS_READY, names
 class InFlightRun:
     """One run in flight, as one hook sees it."""
 
-    __slots__ = ("at", "caller", "flow", "steps", "traced", "waiting", "wall")
+    __slots__ = ("at", "caller", "flow", "schedule", "steps", "traced", "waiting", "wall")
 
     def __init__(self, flow: WorkflowSeries, at: float, wall: float, waiting: Callable[[], int]) -> None:
         self.flow = flow
@@ -75,6 +75,8 @@ class InFlightRun:
         """its spans, if they are sampled"""
         self.caller: Exemplar | None = None
         """without any: who asked for it"""
+        self.schedule: str | None = None
+        """the schedule that it is a run of"""
 
     def exemplar(self, step: str | None = None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """Of the run, of a step or of its undo, or of the latest attempt of these."""
@@ -151,7 +153,9 @@ class Series(ABC):
         self.known: dict[Metric, dict[tuple[str, ...], Write]] = {metric: {} for metric in names.METRICS}
         """the series so far, by the labels they were asked for with"""
         self._lock = threading.RLock()
-        self._seen: dict[str, set[tuple[str, ...]]] = {"workflow": set(), "step": set(), "error_type": set()}
+        self._seen: dict[str, set[tuple[str, ...]]] = {
+            label: set() for label in ("workflow", "step", "schedule", "error_type")
+        }
         self._warned: set[str] = set()
         self._flows: dict[str, WorkflowSeries] = {}  # by label, and by the names they were asked for with
         self._engines = Engines()
@@ -171,6 +175,7 @@ class Series(ABC):
                 capped |= self._cap(fitting, "step", ("workflow", "step"), max_pairs)
             else:
                 fitting["step"] = names.ALL_STEPS
+            capped |= self._cap(fitting, "schedule", ("workflow", "schedule"), max_pairs)
             capped |= self._cap(fitting, "error_type", ("error_type",), MAX_ERROR_TYPES)
             values = tuple(fitting.values())
             known = self.known[metric]

@@ -30,7 +30,7 @@ PARTS: dict[str, str] = {
     "schedule": "errors fires functions retry status",
     "context": "errors fires",
     "forks": "",
-    "events": "errors functions status retry forks",
+    "events": "errors functions status retry forks fires",
     "snapshot": "errors context",
     "_wire": "errors events snapshot",
     "_in_executor": "errors context snapshot _wire",
@@ -46,7 +46,7 @@ PARTS: dict[str, str] = {
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule",
     "temporal": ("errors status retry run plan step workflow events stores _wire _kernel _durable _engines"),
-    "cli": "errors status stores workflow picture",
+    "cli": "errors status stores workflow picture schedule fires",
     "__main__": "",
     "testing": "errors status retry context run plan workflow events stores _kernel _durable _in_executor",
 }

@@ -20,13 +20,13 @@ from .._kernel.settings import Settings
 from ..errors import DefinitionError, IdempotencyError, NotSerializable, StoreError, safe_repr, safe_str
 from ..events import Event, ScheduleFired, ScheduleMissed, SchedulePlanned
 from ..fires import LOG, fire_key
-from ..schedule import Schedule, ScheduleStatus, status_of
+from ..schedule import Schedule, ScheduleStatus, status_of, window_of
 from ..status import Status
 from ..stores.base import LIVE, RunRecord
 from ..workflow import Workflow
 from .schedule_log import Log
 
-__all__ = ["Scheduled", "window_of"]
+__all__ = ["LONGEST_WAIT", "Begin", "Scheduled"]
 
 ON_TIME: Final = timedelta(seconds=60)
 """after which a fire that no engine has looked at is missed"""
@@ -36,26 +36,12 @@ _LOOKED_BACK: Final = 1000
 """fires that a schedule makes up for at most"""
 _ABANDONED: Final = 300.0
 """seconds, or ten leases if they are longer, after which a run without a live owner keeps no fire waiting"""
-_DEFAULT_RETENTION: Final = 86_400.0
-_SHORTEST_RETENTION: Final = 3600.0
 _FAULTS: Final = (DefinitionError, IdempotencyError, NotSerializable)
 """errors of what a fire was to run with: another try will hardly do better"""
 _log = logging.getLogger("flowcore")
 
 Begin = Callable[[Workflow[Any], Any, str], Any]
 """begins the run of a key, in an engine; returns False where another engine has done so"""
-
-
-def window_of(store: Any) -> timedelta:
-    """For how long a schedule makes up for missed fires: half of the time for which the store remembers them, so that none
-    is forgotten and begun again. Raises DefinitionError where that is too short for clocks that differ by minutes."""
-    retention = getattr(store, "retention", _DEFAULT_RETENTION)
-    if retention < _SHORTEST_RETENTION:
-        raise DefinitionError(
-            f"A store that forgets runs after {retention:g} seconds cannot keep a schedule's fires from being repeated. "
-            f"Give it a retention= of at least {_SHORTEST_RETENTION:g} seconds."
-        )
-    return timedelta(seconds=min(retention / 2, 365 * 86_400))
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The commands that only read: ls, show, timeline, html, doctor, graph. A read-only user of the store may give them."""
+"""The commands that only read: ls, show, timeline, html, doctor, graph, schedules. A read-only user of the store may give them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +16,13 @@ import click
 from rich.table import Table
 
 from ..errors import DefinitionError, safe_repr
+from ..fires import LOG, logged_schedule
 from ..picture import Timeline, gantt
+from ..schedule import Schedule, ScheduleStatus, status_of, window_of
 from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
-from .app import Operator, pass_operator, say, shows
+from .app import Operator, pages, pass_operator, say, shows
 from .words import age, as_data, duration, standing, ways_on
 
 __all__ = ["COMMANDS"]
@@ -153,4 +156,69 @@ def html(operator: Operator, name: str, output: Path, trace_url: str | None) -> 
     operator.emit({"written": str(output)}, f"Written to {output}.")
 
 
-COMMANDS = (ls, show, timeline, html, doctor, graph)
+@click.command("schedules")
+@pass_operator
+def schedules(operator: Operator) -> None:
+    """List the schedules that engines on this store have: their next fires, and the last one and what became of it."""
+    window, now = window_of(operator.store), datetime.now(UTC)
+    found: list[ScheduleStatus] = []
+    for schedule in _recorded(operator):
+        asking, head = status_of(schedule, now, window), None
+        while True:
+            try:
+                key = asking.send(head)
+            except StopIteration as stop:
+                found.append(stop.value)
+                break
+            head = operator.store.head(key)
+    if operator.as_json:
+        operator.emit({"schedules": [_as_data(one) for one in found]}, "")
+    elif not found:
+        say("No engine has recorded a schedule in this store.")
+    else:
+        operator.console.print(_schedule_table(found))
+
+
+def _recorded(operator: Operator) -> list[Schedule]:
+    """The schedules in the store, by their newest entries, in order of their names."""
+    found: dict[str, Schedule] = {}
+    for head in pages(operator, workflow=LOG, status="success"):
+        name = logged_schedule(head.key)
+        if name is None or name in found:
+            continue
+        record = operator.store.find(head.key)
+        if record is not None and record.values:
+            found[name] = Schedule.from_record(record.values)
+    return [found[name] for name in sorted(found)]
+
+
+def _as_data(status: ScheduleStatus) -> dict[str, Any]:
+    outcome, last = status.last_outcome, status.last_fire
+    return {
+        **status.schedule.to_record(),
+        "next_fires": [fire.isoformat() for fire in status.next_fires],
+        "last_fire": None if last is None else last.isoformat(),
+        "last_outcome": None if outcome is None else str(outcome),
+        "reason": status.reason,
+    }
+
+
+def _schedule_table(found: Sequence[ScheduleStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STANDS", "WHY"):
+        table.add_column(heading, overflow="fold")
+    for status in found:
+        cells = (
+            safe_repr(status.name)[1:-1],
+            safe_repr(status.schedule.workflow)[1:-1],
+            str(status.schedule),
+            f"{status.next_fires[0]:%Y-%m-%d %H:%M:%S}" if status.next_fires else "",
+            "" if status.last_fire is None else f"{status.last_fire:%Y-%m-%d %H:%M:%S}",
+            "" if status.last_outcome is None else str(status.last_outcome),
+            status.reason or "",
+        )
+        table.add_row(*(_unmarked(cell) for cell in cells))
+    return table
+
+
+COMMANDS = (ls, show, timeline, html, doctor, graph, schedules)

@@ -50,6 +50,7 @@ All durations are monotonic seconds. Events are read-only by contract.
 
 from __future__ import annotations
 
+from ..fires import schedule_of
 from .hooks import SKIP_RUN, Hook, Hooks
 from .loggers import Logger, LoggingHook, PrintLogger
 from .process import add_process_hook, remove_process_hook
@@ -135,4 +136,5 @@ __all__ = [
     "WorkflowRegistered",
     "add_process_hook",
     "remove_process_hook",
+    "schedule_of",
 ]

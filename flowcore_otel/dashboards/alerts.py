@@ -86,7 +86,10 @@ class Alert:
 def alerting(q: Source, links: Links) -> list[dict[str, object]]:
     """Groups of rules."""
     q = dataclasses.replace(q, templated=False)
-    groups = {"flowcore-burn": _burning(), "flowcore-causes": [*_runs(q), *_workers(q), *_store(q), *_telemetry(q)]}
+    groups = {
+        "flowcore-burn": _burning(),
+        "flowcore-causes": [*_runs(q), *_schedules(q), *_workers(q), *_store(q), *_telemetry(q)],
+    }
     return [{"name": name, "rules": [alert.rule(q, links) for alert in alerts]} for name, alerts in groups.items()]
 
 
@@ -334,6 +337,25 @@ def _workers(q: Source) -> list[Alert]:
             f"{OF} has steps that are ready and do not start",
             f"{OF}: processes in which steps have been ready, but none has started, for more than 5 minutes: "
             "{{ $value }}.",
+        ),
+    ]
+
+
+def _schedules(q: Source) -> list[Alert]:
+    by = q.by("job", "workflow", "schedule")
+    schedule = f"{{{{ $labels.{q.label('schedule')} }}}}"
+    missed = q.select(names.SCHEDULE_MISSED, reason="down|error")
+    return [
+        Alert(
+            "FlowcoreScheduleNotFiring",
+            f"time() - max {by} ({q.select(names.SCHEDULE_NEXT)}) > 300\nor\n"
+            f"sum {by} (increase({missed}[1h])) > 0\nor\nsum {by} ({missed} unless {missed} offset 1h) > 0",
+            "1m",
+            "ticket",
+            f"{OF} does not run when schedule {schedule} says so",
+            f"{OF}: a fire of schedule {schedule} that is more than five minutes late has not begun, or fires were given up "
+            "in the last hour.",
+            "workflow",
         ),
     ]
 

@@ -19,7 +19,7 @@ def workflow(q: Source) -> Json:
         "flowcore-workflow",
         "flowcore: one workflow",
         "A workflow's runs and steps: which one is slow, which one fails, and what is undone.",
-        [_working(q), _steps(q), _retrying(q), _undoing(q)],
+        [_working(q), _steps(q), _retrying(q), _undoing(q), _firing(q)],
         common.variables(q, one_workflow=True),
         common.versions(q),
     )
@@ -246,6 +246,56 @@ def _undoing(q: Source) -> Section:
                 target(f"topk(6, {q.quantile(0.95, names.COMPENSATION_DURATION, by=('step',))})", q.legend("{{step}}")),
                 unit="s",
                 empty="Nothing had to be undone.",
+            ),
+        ],
+    )
+
+
+def _firing(q: Source) -> Section:
+    by = ("schedule",)
+    empty = "No process has a schedule of this workflow."
+    return Section(
+        "Does its schedule fire?",
+        [
+            stat(
+                (0, 0, 4, 7),
+                "Until the next fire",
+                "Of its schedules' next fires, the earliest. Negative while one is late.",
+                f"min(max {q.by('schedule')} ({q.select(names.SCHEDULE_NEXT)})) - time()",
+                unit="s",
+                thresholds=steps(colours.FAILED, (-300, colours.WAITING), (0, colours.SUCCESS)),
+                empty=empty,
+            ),
+            stat(
+                (4, 0, 4, 7),
+                "Since a scheduled run succeeded",
+                "Of its schedules, the one whose last success is the longest ago.",
+                f"time() - min(max {q.by('schedule')} ({q.select(names.SCHEDULE_LAST_SUCCESS)}))",
+                unit="s",
+                thresholds=steps(colours.WORKING),
+                empty="None has succeeded yet.",
+            ),
+            lines(
+                (8, 0, 8, 7),
+                "How late fires begin",
+                "After the planned time and its jitter, by schedule: one fire in twenty begins later than this.",
+                target(f"topk(6, {q.quantile(0.95, names.SCHEDULE_LATENESS, by=by)})", q.legend("{{schedule}}")),
+                unit="s",
+                empty=empty,
+            ),
+            lines(
+                (16, 0, 8, 7),
+                "Fires that were not begun",
+                "down: no engine began them in time; overlap: the run before was still in progress; error: they could not be "
+                "begun.",
+                target(
+                    f"topk(6, {q.increase(names.SCHEDULE_MISSED, window='$__rate_interval', by=('schedule', 'reason'))})",
+                    q.legend("{{schedule}}: {{reason}}"),
+                ),
+                unit="short",
+                decimals=0,
+                events=True,
+                empty=empty,
             ),
         ],
     )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from flowcore import Context, Engine, Workflow
 from flowcore.cli import run
 from flowcore.stores import SQLiteStore
+from tests.stores.redis_servers import until
 
 Given = Callable[..., tuple[int, str, str]]
 
@@ -227,6 +229,29 @@ def test_a_value_is_sent_to_a_run_that_waits(flowcore: Given, url: str) -> None:
         assert engine.run(wf, idempotency_key="o 1")["approved"] == {"by": "Ann"}
         assert flowcore("send", "o 1", "missing", "--json", "2")[0] != 0
     store.close()
+
+
+def test_schedules_are_listed_from_the_store_alone(flowcore: Given, url: str) -> None:
+    assert data(flowcore("--json", "schedules")) == {"schedules": []}
+    assert "No engine has recorded a schedule" in flowcore("schedules")[1]
+    store = SQLiteStore(url.removeprefix("sqlite:"))
+    began, wf = threading.Event(), Workflow("settle")
+    wf.add_step("a", lambda ctx: began.set())
+    with Engine(store=store) as engine:
+        engine.schedule(wf, cron="30 2 * * *", timezone="Europe/Berlin", name="nightly [1]")
+        engine.schedule(wf, every=1)
+        assert began.wait(20)
+    with Engine(store=store) as engine:  # a new version
+        engine.schedule(wf, cron="45 3 * * *", timezone="Europe/Berlin", name="nightly [1]")
+        until(lambda: "45 3" in flowcore("schedules")[1], "the new version's entry")
+    store.close()
+    nightly, settle = data(flowcore("--json", "schedules"))["schedules"]
+    assert (nightly["schedule"], nightly["cron"], nightly["last_fire"]) == ("nightly [1]", "45 3 * * *", None)
+    assert (settle["workflow"], settle["every"], settle["last_outcome"]) == ("settle", 1.0, "success")
+    assert len(settle["next_fires"]) == 3
+    _, text, _ = flowcore("schedules")
+    assert "nightly [1]" in text
+    assert "every 0:00:01" in text
 
 
 def test_top_counts_what_is_not_over(flowcore: Given) -> None:

@@ -217,7 +217,7 @@ def test_the_panels_that_the_runbook_names_are_on_the_dashboards() -> None:
         assert any(one.startswith(title) for one in titles), title
 
 
-COMMANDS = {"ls", "show", "resume", "undo", "release", "hold", "cancel", "gc", "doctor"}
+COMMANDS = {"ls", "show", "resume", "undo", "release", "schedules", "hold", "cancel", "gc", "doctor"}
 
 
 def test_the_runbook_types_commands_of_the_command_line() -> None:

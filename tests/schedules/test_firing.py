@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flowcore import DefinitionError, MemoryStore, Status
-from flowcore._engines.scheduler import window_of
 from flowcore.fires import LOG, fire_key, fire_of, schedule_of
+from flowcore.schedule import window_of
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Lease
 from tests.schedules.virtual import START, Clockwork, World

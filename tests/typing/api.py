@@ -10,8 +10,9 @@ import asyncio
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
+from zoneinfo import ZoneInfo
 
 from flowcore import (
     NO_KEY,
@@ -38,6 +39,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.events import RunStarted, StepFinished, StepStarted
+from flowcore.schedule import Schedule, ScheduleStatus
 from flowcore.stores import MemoryStore, Store
 from flowcore.stores.base import Page
 
@@ -243,6 +245,23 @@ engine.run(wf, {"id": 1}, idempotency_key=NO_KEY)
 wf.include(typed, prefix="typed.", depends_on=book)
 
 
+assert_type(engine.schedule(typed, every=60, values=Order("a")), Schedule)
+engine.schedule(typed, every=timedelta(hours=1), values=lambda planned: Order(planned.isoformat()))
+engine.schedule(
+    wf, cron="* * * * *", timezone=ZoneInfo("UTC"), missed="all", overlap="cancel", jitter=timedelta(seconds=3)
+)
+assert_type(engine.schedules(), list[ScheduleStatus])
+
+
+async def scheduled(aio: AsyncEngine) -> None:
+    assert_type(aio.schedule(wf, every=60), Schedule)
+    assert_type(await aio.schedules(), list[ScheduleStatus])
+
+
+def planned(ctx: Context) -> None:
+    assert_type(ctx.scheduled_at, datetime | None)
+
+
 def wrong(ctx: Context[Other]) -> int:
     return ctx.input.size
 
@@ -250,6 +269,9 @@ def wrong(ctx: Context[Other]) -> int:
 # -- what must be refused ----------------------------------------------------------------------------------------------
 
 number: int = run[book]  # type: ignore[assignment]
+engine.schedule(wf, every=60, missed="some")  # type: ignore[arg-type]
+engine.schedule(wf, every="60")  # type: ignore[arg-type]
+engine.schedule(typed, every=60, values=lambda planned: 7)  # type: ignore[arg-type, return-value]
 wf.step(timeout="soon")  # type: ignore[call-overload]
 wf.step(retries=3)  # type: ignore[call-overload]
 wf.step(undo="never")  # type: ignore[call-overload]
