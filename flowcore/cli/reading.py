@@ -176,7 +176,7 @@ def schedules(operator: Operator) -> None:
     elif not found:
         say("No engine has recorded a schedule in this store.")
     else:
-        operator.console.print(_schedule_table(found))
+        operator.console.print(_schedule_table(found), width=max(operator.console.width, 160))
 
 
 def _recorded(operator: Operator) -> list[Schedule]:
