@@ -22,7 +22,7 @@ from ..schedule import Schedule, ScheduleStatus, status_of, window_of
 from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
-from .app import Operator, pages, pass_operator, say, shows
+from .app import Operator, one_line, pages, pass_operator, say, shows
 from .words import age, as_data, duration, standing, ways_on
 
 __all__ = ["COMMANDS"]
@@ -176,7 +176,7 @@ def schedules(operator: Operator) -> None:
     elif not found:
         say("No engine has recorded a schedule in this store.")
     else:
-        operator.console.print(_schedule_table(found), width=max(operator.console.width, 160))
+        say(_schedule_lines(found))
 
 
 def _recorded(operator: Operator) -> list[Schedule]:
@@ -203,22 +203,23 @@ def _as_data(status: ScheduleStatus) -> dict[str, Any]:
     }
 
 
-def _schedule_table(found: Sequence[ScheduleStatus]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STANDS", "WHY"):
-        table.add_column(heading, overflow="fold")
-    for status in found:
-        cells = (
-            safe_repr(status.name)[1:-1],
-            safe_repr(status.schedule.workflow)[1:-1],
-            str(status.schedule),
-            f"{status.next_fires[0]:%Y-%m-%d %H:%M:%S}" if status.next_fires else "",
-            "" if status.last_fire is None else f"{status.last_fire:%Y-%m-%d %H:%M:%S}",
-            "" if status.last_outcome is None else str(status.last_outcome),
-            status.reason or "",
-        )
-        table.add_row(*(_unmarked(cell) for cell in cells))
-    return table
+def _schedule_lines(found: Sequence[ScheduleStatus]) -> str:
+    """A line for each schedule, as long as it needs: a table would cut what is wider than the terminal."""
+    rows = [("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STANDS", "WHY"), *map(_cells, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _cells(status: ScheduleStatus) -> tuple[str, ...]:
+    return (
+        safe_repr(status.name)[1:-1],
+        safe_repr(status.schedule.workflow)[1:-1],
+        str(status.schedule),
+        f"{status.next_fires[0]:%Y-%m-%d %H:%M:%S}" if status.next_fires else "",
+        "" if status.last_fire is None else f"{status.last_fire:%Y-%m-%d %H:%M:%S}",
+        "" if status.last_outcome is None else str(status.last_outcome),
+        one_line(status.reason or ""),
+    )
 
 
 COMMANDS = (ls, show, timeline, html, doctor, graph, schedules)
