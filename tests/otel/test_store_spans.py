@@ -6,6 +6,7 @@ import inspect
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def sqlite(spans: Spans) -> Iterator[Any]:
     instrumentor.uninstrument()
 
 
+@pytest.fixture
+def store(tmp_path: Path, sqlite: Any) -> Iterator[SQLiteStore]:
+    with closing(SQLiteStore(tmp_path / "runs.db")) as store:
+        yield store
+
+
 def chain(**options: Any) -> Workflow:
     wf = Workflow("order")
     before: Any = ()
@@ -43,10 +50,10 @@ def chain(**options: Any) -> Workflow:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_run_of_four_steps_has_five_spans(
-    make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path, fast: bool
+    store: SQLiteStore, make_driver: MakeDriver, spans: Spans, fast: bool
 ) -> None:
     wf = chain(retry=None if fast else 2)
-    driver = make_driver(TracingHook(spans.provider), store=SQLiteStore(tmp_path / "runs.db"))
+    driver = make_driver(TracingHook(spans.provider), store=store)
     driver.run(wf, idempotency_key="warm-up")
     spans.clear()
     driver.run(wf, idempotency_key="k")
@@ -57,9 +64,9 @@ def test_a_run_of_four_steps_has_five_spans(
 
 
 def test_what_a_caller_asks_of_the_store_makes_no_spans(
-    make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path
+    store: SQLiteStore, make_driver: MakeDriver, spans: Spans, sqlite: Any
 ) -> None:
-    driver = make_driver(TracingHook(spans.provider), store=SQLiteStore(tmp_path / "runs.db"))
+    driver = make_driver(TracingHook(spans.provider), store=store)
     run = driver.run(chain(), idempotency_key="k")
     spans.clear()
 
@@ -72,7 +79,7 @@ def test_what_a_caller_asks_of_the_store_makes_no_spans(
     assert spans.all() == ()
 
 
-def test_a_queued_run_that_is_withdrawn_makes_no_spans_of_the_client(spans: Spans, sqlite: Any, tmp_path: Path) -> None:
+def test_a_queued_run_that_is_withdrawn_makes_no_spans_of_the_client(store: SQLiteStore, spans: Spans) -> None:
     wf, begun, enough = Workflow("order"), threading.Event(), threading.Event()
 
     @wf.step
@@ -81,7 +88,7 @@ def test_a_queued_run_that_is_withdrawn_makes_no_spans_of_the_client(spans: Span
         assert enough.wait(30)
 
     hook = TracingHook(spans.provider)
-    with Engine(store=SQLiteStore(tmp_path / "runs.db"), hooks=[hook], max_workers=1) as engine:
+    with Engine(store=store, hooks=[hook], max_workers=1) as engine:
         engine.submit(wf, idempotency_key="first")
         assert begun.wait(30)
         queued = engine.submit(wf, idempotency_key="second")
@@ -92,22 +99,22 @@ def test_a_queued_run_that_is_withdrawn_makes_no_spans_of_the_client(spans: Span
 
 
 def test_the_users_own_statements_keep_their_spans(
-    make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path
+    store: SQLiteStore, make_driver: MakeDriver, spans: Spans, sqlite: Any
 ) -> None:
     wf = Workflow("order")
 
     @wf.step
     def query(ctx: Any) -> None:
-        with sqlite.connect(":memory:") as connection:
+        with closing(sqlite.connect(":memory:")) as connection:
             connection.cursor().execute("SELECT 1").fetchone()
 
-    make_driver(TracingHook(spans.provider), store=SQLiteStore(tmp_path / "runs.db")).run(wf)
+    make_driver(TracingHook(spans.provider), store=store).run(wf)
     assert spans.tree() == "run order\n└── step query\n    └── SELECT CLIENT"
 
 
-def test_on_demand_each_call_has_a_span(make_driver: MakeDriver, spans: Spans, sqlite: Any, tmp_path: Path) -> None:
+def test_on_demand_each_call_has_a_span(store: SQLiteStore, make_driver: MakeDriver, spans: Spans) -> None:
     hook = TracingHook(spans.provider, store_spans=True)
-    run = make_driver(hook, store=SQLiteStore(tmp_path / "runs.db")).run(chain(), idempotency_key="k")
+    run = make_driver(hook, store=store).run(chain(), idempotency_key="k")
     calls = [span for span in spans.all() if span.name.startswith("store ")]
     assert {span.name for span in calls} == {"store claim", "store checkpoint", "store finish"}
     assert all("sqlite" not in span.instrumentation_scope.name for span in spans.all() if span.instrumentation_scope)
