@@ -26,6 +26,7 @@ from ..stores.base import (
     Arrived,
     Busy,
     Claim,
+    ClaimAnswer,
     Claimed,
     DefinitionChanged,
     Finished,
@@ -127,10 +128,11 @@ def claim(
         if run.relinquished:
             refuse_if_cancelled(run)
         yield from take_back(run, wanted.key)
+    known: ClaimAnswer | None = None
     failure: BaseException | None = None
     while True:
         sent = run.settings.clock()
-        answer = yield from taken_here(run, local, wanted)
+        answer = known or (yield from taken_here(run, local, wanted))
         if answer is None:
             answer, failure = yield from _asked(run, wanted, poll=polls > 0)
         if failure is not None:
@@ -185,7 +187,7 @@ def claim(
                 return replay(run, record)
             case Busy() if until is not None and run.settings.clock() < until:
                 polls += 1
-                yield from wait_for_owner(run, local, wanted, answer, sent, until)
+                known = yield from wait_for_owner(run, local, wanted, answer, sent, until)
             case _:
                 raise refusal(run, local, wanted.key, answer)
 

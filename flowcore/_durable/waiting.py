@@ -19,7 +19,7 @@ from ..forks import after_fork_in_child
 from ..retry import Backoff
 from ..run import Run
 from ..status import Status
-from ..stores.base import RESUMABLE, Busy, Claim, Claimed, Finished, Mismatch, RunRecord
+from ..stores.base import RESUMABLE, Busy, Claim, ClaimAnswer, Claimed, Finished, Held, Mismatch
 from . import checkpoints
 from .ledger import ledger_of
 from .outcomes import UNKNOWN, refusal, replay
@@ -151,9 +151,9 @@ def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program
 
 def wait_for_owner(
     run: RunState, local: LocalRuns | None, wanted: Claim, busy: Busy, asked: float, until: float
-) -> Program[None]:
-    """Wait, at most `until`, for the run that has the key, which was `busy` when the store was asked. Returns once the
-    claim is to be sent again: the run is over or held, or seems to have no owner any more.
+) -> Program[ClaimAnswer | None]:
+    """Wait, at most `until`, for the run that has the key, which was `busy` when the store was asked. Returns what it came
+    to, or None where it seems to have no owner any more, so that the claim is to be sent again.
 
     Raises IdempotencyInProgress when the time is up.
     """
@@ -180,18 +180,20 @@ def wait_for_owner(
             emit.refused(run, failure)
             raise failure
         if head is None or head.run_id != busy.run_id:
-            return
-        if head.status is Status.WAITING and head.not_before == busy.due and not head.held:
+            return None
+        if head.held or (head.finished is not None and head.status not in RESUMABLE):
+            return (yield from _ended(run, busy.run_id))
+        if head.status is Status.WAITING and head.not_before == busy.due:
             if clock() >= lease_ends:
-                return
+                return None
             continue
-        if head.held or head.expires is None or head.finished is not None:
-            return
+        if head.expires is None or head.finished is not None:
+            return None
         if expires is not None and head.expires > expires and lease_ends < math.inf:
             lease_ends += head.expires - expires
         expires = head.expires
         if clock() >= lease_ends:
-            return
+            return None
     raise refusal(run, local, wanted.key, busy)
 
 
@@ -204,9 +206,9 @@ def adopt(run: RunState) -> Program[Run | None]:
         if failure is None and (head is None or head.run_id != run.run_id):
             return None
         if failure is None and head.finished is not None and head.status not in RESUMABLE:
-            record = yield from _ended(run)
-            if record is not None:
-                return replay(run, record)
+            answer = yield from _ended(run, run.run_id)
+            if isinstance(answer, Finished):
+                return replay(run, answer.record)
         left = until - run.settings.clock()
         if left <= 0:
             return None
@@ -214,13 +216,16 @@ def adopt(run: RunState) -> Program[Run | None]:
         yield Sleep(min(_POLL.delay(polls), left), shielded=True)
 
 
-def _ended(run: RunState) -> Program[RunRecord | None]:
-    """The record of the run, which another owner has ended: a claim reads it with the annotations of its workflow."""
-    wanted = Claim(run.stored_key, run.run_id, run.workflow.name, None, run.plan.graph, {}, attached=run.run_id)
+def _ended(run: RunState, run_id: str) -> Program[Finished | Held | None]:
+    """What became of a run that is over or held, by a claim: it reads the record with the annotations of the workflow. The
+    claim has no initial values, which the store has already; None: another run has the key meanwhile."""
+    wanted = Claim(run.stored_key, run.run_id, run.workflow.name, None, run.plan.graph, {}, attached=run_id)
     wanted.lease, wanted.types = run.settings.lease, run.plan.types
     answer, _ = yield from checkpoints.ask(run, "claim", wanted)
-    if isinstance(answer, Finished) and answer.record.run_id == run.run_id:
-        return answer.record
+    if isinstance(answer, Finished) and answer.record.run_id == run_id:
+        return answer
+    if isinstance(answer, Held) and answer.run_id == run_id:
+        return answer
     if isinstance(answer, Claimed):  # it was forgotten meanwhile
         yield from checkpoints.ask(run, "withdraw", wanted)
     return None

@@ -329,7 +329,8 @@ def test_a_claim_that_is_granted_a_lease_late_is_taken_back_where_the_key_has_ha
         again()
     store.asked.clear()
     with pytest.raises(
-        StoreUnavailable, match=r"The store answered the claim for key 'k' too late \(more than one lease\)"
+        StoreUnavailable,
+        match=r"The store answered the claim for key 8254c329a92850f6 too late \(more than one lease\)",
     ):
         again()
     assert (store.asked, done) == (["claim", "withdraw"], ["a", "b", "-a"])
