@@ -41,7 +41,8 @@ from ..status import Status
 from ..step import Landed
 from ..stores.decoding import STEP, WRITE
 from ..stores.encoding import Encoding
-from .flow import FlowcoreWorkflow, definition_of
+from .definitions import definition_of
+from .flow import FlowcoreWorkflow
 from .wire import StepInput, StepOutput
 
 __all__ = ["Steps"]
@@ -154,7 +155,7 @@ class _Activity:
         self._in_doubt = info.attempt > 1 and not known.get("unbegun")
         self._lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
         self._loop = asyncio.get_running_loop()
-        definition = definition_of(info.task_queue, sent["workflow"])
+        definition = definition_of(info.task_queue, sent["workflow"]).workflow
         plan = definition.freeze()
         settings = Settings(
             store=_Worker(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -25,6 +25,7 @@ from .._kernel.effects import (
     RESUME,
     SHIELD,
     WAIT,
+    Alarm,
     Ask,
     AwaitAbandoned,
     Call,
@@ -41,16 +42,17 @@ from .._kernel.outcome import StepEnd
 from .._kernel.run import execute, helper
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
+from .._kernel.wait_steps import receive
 from .._wire import pack_error, unpack_error
 from ..errors import FlowcoreError, StepCancelled, safe_repr
 from ..events import Hooks
 from ..plan import Node
-from ..run import Run, StepReport
+from ..run import Run, Sent, StepReport
 from ..status import Status
 from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
-from ..workflow import Workflow
-from .wire import Request, StepInput, StepOutput
+from .definitions import Definition
+from .wire import Request, SentValue, StepInput, StepOutput
 
 __all__ = ["WorkflowDriver", "generation_of"]
 
@@ -106,7 +108,7 @@ class _Granted:
 class WorkflowDriver:
     """Drives the programs of one run. `record`: what the execution began with; later, how the run ended."""
 
-    def __init__(self, definition: Workflow[Any], request: Request, record: RunRecord) -> None:
+    def __init__(self, definition: Definition, request: Request, record: RunRecord) -> None:
         self._request = request
         self._earlier = record if request["resumed"] else None
         self.record = record
@@ -129,10 +131,12 @@ class WorkflowDriver:
             whole_steps=True,
             namespace="",
         )
-        run = self.run = RunState(settings, definition, definition.freeze(), None, contextvars.copy_context())
+        run = self.run = RunState(settings, definition.workflow, definition.plan, None, contextvars.copy_context())
         run.key, run.run_id, run.fence = record.key, record.run_id, request["fence"]
         run.fingerprint, run.carrier = record.fingerprint, record.carrier
         run.values = dict(record.values)
+        if run.waits is not None:
+            run.waits.sent.update((name, Sent(**sent)) for name, sent in request["sent"].items())
         self._carriers = {name: dict(carrier) for name, carrier in record.carriers.items()}
         self._generation = generation_of(workflow.info().first_execution_run_id)
         self._main = execute(run)
@@ -160,6 +164,12 @@ class WorkflowDriver:
         what = f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)}"
         if self.run.interrupt(StepCancelled(f"{what} was cancelled.")):
             self._stop(Stop(cancel=True))
+
+    @property
+    def sent(self) -> dict[str, SentValue]:
+        """What was sent to the run's waits."""
+        waits = self.run.waits
+        return {} if waits is None else {name: _packed(sent) for name, sent in waits.sent.items()}
 
     @property
     def stopping(self) -> str:
@@ -227,7 +237,9 @@ class WorkflowDriver:
             if type(effect) is Sleep:
                 self._spawn(self._sleep(program, effect))
                 return
-            if type(effect) is Ask:
+            if type(effect) is Alarm:
+                self._spawn(self._look_in(effect.seconds))
+            elif type(effect) is Ask:
                 answer = None, FlowcoreError(f"a run on Temporal has no store to {effect.verb}.")
             elif effect is WAIT:
                 if not self._main_due:
@@ -235,10 +247,7 @@ class WorkflowDriver:
                     return
                 self._main_due = False
             elif effect is RESUME:
-                self._main_due = not self._main_waits
-                if self._main_waits:
-                    self._main_waits = False
-                    self._spawn(self._later(self._main))
+                self._resume_main()
             elif effect is REQUEST_WORKER:
                 self._spawn(self._later(helper(self.run)))
             elif type(effect) is Delegate:
@@ -249,6 +258,12 @@ class WorkflowDriver:
                 effect is not SHIELD and type(effect) is not AwaitAbandoned
             ):  # a cancellation and late calls are elsewhere
                 raise FlowcoreError(f"a run on Temporal cannot do {effect!r}.")
+
+    def _resume_main(self) -> None:
+        self._main_due = not self._main_waits
+        if self._main_waits:
+            self._main_waits = False
+            self._spawn(self._later(self._main))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -262,8 +277,23 @@ class WorkflowDriver:
         await workflow.sleep(sleep.seconds)
         self._advance(program, None)
 
+    async def _look_in(self, seconds: float) -> None:
+        """A wait is over by itself in so many seconds: look then."""
+        await workflow.sleep(seconds)
+        if not self._over.is_set():
+            self._advance(helper(self.run), None)
+
+    def receive(self, name: str, sent: Sent) -> bool:
+        """A value was sent to a wait of the run. Returns whether it counts. Raises SendRefused."""
+        first = receive(self.run, name, sent)
+        if first is sent:
+            self._advance(helper(self.run), None)
+        return first is sent or (sent.id is not None and first.id == sent.id)
+
     def _stop(self, stop: Stop) -> None:
         """Steps in flight are told by their cancellation, and ask whether they are cancelled or make no further attempt."""
+        if self.run.waits is not None and self.run.resumes_main():  # nothing is in flight, and nothing is waited for
+            self._resume_main()
         for handle, node in self._steps.items():
             if stop.cancel or node.max_attempts > 1:
                 handle.cancel()
@@ -409,3 +439,14 @@ def _output_of(error: ActivityError, node: Node) -> StepOutput:
 def _never_began(node: Node) -> StepOutput:
     cancelled = StepCancelled(f"step {safe_repr(node.name)} was cancelled before it began.")
     return {"status": str(Status.CANCELLED), "attempts": 0, "error": pack_error(cancelled)}
+
+
+def _packed(sent: Sent) -> SentValue:
+    return {
+        "value": sent.value,
+        "at": sent.at,
+        "host": sent.host,
+        "pid": sent.pid,
+        "id": sent.id,
+        "carrier": dict(sent.carrier),
+    }

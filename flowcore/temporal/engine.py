@@ -15,6 +15,7 @@ from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import EngineBase, I, outcome
 from .._engines.batches import completed_on_loop, key_of, whole_or
 from .._engines.in_context import is_process_stopping
+from .._engines.sending import announce
 from .._kernel import emit
 from .._kernel.effects import Ask, Program, Sleep
 from .._kernel.run_state import RunState
@@ -151,6 +152,10 @@ class TemporalEngine(EngineBase):
             return False
         return True
 
+    async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
+        """Send a value to the wait `name` of the run with this key: as `AsyncEngine.send`. A worker must be there."""
+        return await self.store.send(key, name, value, id=id, carrier=announce(self._settings, key, name))
+
     async def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None. Raises StoreError."""
         return await self.store.find(key)
@@ -251,17 +256,8 @@ def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> R
 
 def _refuse_what_cannot_be(run: RunState) -> None:
     """Raise DefinitionError for a workflow that Temporal cannot carry."""
-    if run.plan.waits:
-        raise DefinitionError(
-            f"workflow {safe_repr(run.workflow.name)} has waits, which TemporalEngine does not have yet. Run it on AsyncEngine."
-        )
     if len(run.plan.nodes) > _MOST_STEPS:
         raise DefinitionError(
             f"workflow {safe_repr(run.workflow.name)} has {len(run.plan.nodes):,} steps, and a run on Temporal can have "
             f"{_MOST_STEPS:,}. Split it, or run it on AsyncEngine."
-        )
-    if getattr(run.plan, "waits", False):
-        raise DefinitionError(
-            f"workflow {safe_repr(run.workflow.name)} has steps that wait or sleep, which TemporalEngine cannot run. Run it on "
-            "AsyncEngine."
         )

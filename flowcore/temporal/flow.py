@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
-from ..errors import DefinitionError, safe_repr, safe_str
+from ..errors import SendRefused, safe_repr, safe_str
+from ..run import Sent
 from ..status import Status
 from ..stores.base import RESUMABLE, RunRecord
-from ..workflow import Workflow
+from .definitions import definition_of
 from .driver import WorkflowDriver
-from .wire import TEXTS, Outcome, Request, decode_outcome, encode_outcome
+from .wire import TEXTS, Outcome, Request, SentValue, decode_outcome, encode_outcome
 
-__all__ = ["FlowcoreWorkflow", "definition_of", "register"]
-
-_definitions: Final[dict[str, dict[str, Workflow[Any]]]] = {}
-"""by task queue, then by name: Temporal makes the objects below itself, and gives them nothing but their history"""
-
-
-def register(task_queue: str, definitions: Iterable[Workflow[Any]]) -> None:
-    """Have the workers of this process that poll `task_queue` know these workflows; also before histories of them are
-    replayed. Raises DefinitionError for two of one name."""
-    known: dict[str, Workflow[Any]] = {}
-    for definition in definitions:
-        if not isinstance(definition, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DefinitionError(f"workflows= must be workflows, not {safe_repr(definition)}.")
-        if known.setdefault(definition.name, definition) is not definition:
-            raise DefinitionError(f"workflows= has two workflows with the name {safe_repr(definition.name)}.")
-        definition.freeze()
-    _definitions.setdefault(task_queue, {}).update(known)
-
-
-def definition_of(task_queue: str, name: str) -> Workflow[Any]:
-    """The workflow of that name. Raises DefinitionError where no worker of this process has it."""
-    known = _definitions.get(task_queue)
-    if known is None:  # Temporal's Replayer has a task queue of its own
-        known = {name: definition for several in _definitions.values() for name, definition in several.items()}
-    definition = known.get(name)
-    if definition is None:
-        raise DefinitionError(f"this worker has no workflow {safe_repr(name)}. Name it in temporal_worker(workflows=).")
-    return definition
+__all__ = ["FlowcoreWorkflow"]
 
 
 @workflow.defn(dynamic=True)
@@ -71,7 +45,7 @@ class FlowcoreWorkflow:
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         info = workflow.info()
         definition = definition_of(info.task_queue, info.workflow_type)
-        plan = definition.freeze()
+        plan = definition.plan
         other = plan.contains(record.graph)
         if other is None and not request["resumed"] and plan.graph != record.graph:
             other = "a run in flight cannot change its steps on Temporal"  # what it has done is replayed
@@ -92,6 +66,7 @@ class FlowcoreWorkflow:
                 "errors": outcome["errors"],
                 "raised": outcome["raised"],
                 "fence": driver.run.fence + 1,
+                "sent": driver.sent,
                 "resumed": True,
                 "retry_in": driver.retry_in,
             }
@@ -119,6 +94,18 @@ class FlowcoreWorkflow:
         """What becomes of a run that waits for that: resume, undo, or again, which is the next call with its key."""
         self._decision = decision
 
+    @workflow.update
+    async def send(self, name: str, value: SentValue) -> bool:
+        """Send a value to a wait. Returns whether it counts. Fails with SendRefused, whose message is the error's own."""
+        if self._driver is None and self._record is not None and self._record.status in RESUMABLE:
+            raise _refused(f"run {self._record.run_id} waits for a decision, and takes no value meanwhile.")
+        await workflow.wait_condition(lambda: self._driver is not None)
+        assert self._driver is not None  # noqa: S101 - see above
+        try:
+            return self._driver.receive(name, Sent(**value))
+        except SendRefused as error:
+            raise _refused(str(error)) from None
+
     @workflow.query
     def stopping(self) -> str:
         """For a step in flight that is cancelled: see WorkflowDriver.stopping."""
@@ -137,3 +124,7 @@ class FlowcoreWorkflow:
         if self._driver is None:
             return {**encode_outcome(self._record), "errors": self._errors, "raised": self._raised}
         return encode_outcome(self._driver.snapshot(), self._driver.raised)
+
+
+def _refused(why: str) -> ApplicationError:
+    return ApplicationError(why, type=SendRefused.__name__, non_retryable=True)

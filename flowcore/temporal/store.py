@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import os
+import socket
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,19 +21,29 @@ from temporalio.client import (
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from .._wire import unpack_error
-from ..errors import DefinitionError, RunFailed, RunNotFound, StoreError, StoreUnavailable, safe_repr
+from ..errors import (
+    DefinitionError,
+    RunFailed,
+    RunNotFound,
+    SendRefused,
+    StoreError,
+    StoreUnavailable,
+    error_message,
+    safe_repr,
+)
 from ..retry import Duration, seconds
 from ..status import Status
 from ..stores.base import Busy, Claim, ClaimAnswer, Claimed, Ending, Finished, Held, Mismatch, Page, RunRecord
 from ..stores.codec import Codec
 from .flow import FlowcoreWorkflow
-from .wire import Outcome, Request, decode_outcome, plain_encoding, times_of
+from .wire import Outcome, Request, SentValue, decode_outcome, plain_encoding, times_of
 
 __all__ = ["Awaited", "TemporalStore"]
 
@@ -125,6 +137,7 @@ class TemporalStore:
             "fence": 1,
             "errors": {},
             "raised": None,
+            "sent": {},
             "resumed": False,
             "retry_in": None,
         }
@@ -279,6 +292,40 @@ class TemporalStore:
                 break
         page.cursor = found.next_page_token.hex() if found.next_page_token else None
         return page
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        /,
+        *,
+        id: str | None = None,  # noqa: A002 - the word for it
+        carrier: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Send a value to the wait `name` of the run with a key: as `Store.send`. It waits for a worker, which decides."""
+        text = self._encoding.dumped(value, Any, "the value for wait", name, key, f"s:{name}")
+        host, pid = socket.gethostname(), os.getpid()
+        sent: SentValue = {
+            "value": text,
+            "at": time.time(),
+            "host": host,
+            "pid": pid,
+            "id": id,
+            "carrier": dict(carrier or {}),
+        }
+        handle = self._handle(key)
+        if await self._described(handle) is None:
+            raise RunNotFound(f"No run with key {safe_repr(key)} here.")
+        try:
+            counts: bool = await self._reached(handle.execute_update(FlowcoreWorkflow.send, args=[name, sent]))
+        except RunNotFound:
+            raise SendRefused(f"the run of key {safe_repr(key)} is over, and waits for nothing.") from None
+        except WorkflowUpdateFailedError as error:
+            raise SendRefused(error_message(error.cause)) from error
+        return counts
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ __all__ = [
     "TEXTS",
     "Outcome",
     "Request",
+    "SentValue",
     "StepInput",
     "StepOutput",
     "decode_outcome",
@@ -59,9 +60,20 @@ TEXTS: Final = Encoding(_Texts())
 """the encoding of records whose results and values are the codec's texts"""
 
 
+class SentValue(TypedDict):
+    """A value that was sent to a wait: see flowcore.run.Sent. `value`: its text."""
+
+    value: str
+    at: float
+    host: str
+    pid: int
+    id: str | None
+    carrier: dict[str, str]
+
+
 class Request(TypedDict):
     """The argument of the Temporal workflow. `fields`: the run's record; at first that of its claim. `lease`, `grace`:
-    seconds. `wall`: when the caller started it, in seconds since the epoch. `errors`: those of the record, packed.
+    seconds. `wall`: when the caller started it, in seconds since the epoch. `errors`: those of the record, packed. `sent`: values for waits.
     `resumed`: the record is of an execution before this one, which left it to be decided on."""
 
     fields: dict[str, str]
@@ -74,6 +86,7 @@ class Request(TypedDict):
     fence: int
     errors: dict[str, Packed]
     raised: Packed | None
+    sent: dict[str, SentValue]
     resumed: bool
     retry_in: float | None
 

@@ -20,7 +20,8 @@ from ..retry import Duration
 from ..stores.codec import Codec
 from ..workflow import Workflow
 from .activity import Steps
-from .flow import FlowcoreWorkflow, register
+from .definitions import register
+from .flow import FlowcoreWorkflow
 from .wire import StepOutput, plain_encoding
 
 __all__ = ["temporal_worker"]
@@ -54,11 +55,12 @@ def temporal_worker(
     definitions = tuple(workflows)
     if not definitions:
         raise DefinitionError("workflows= is empty: a worker runs the workflows that it is given.")
-    register(task_queue, definitions)
+    encoding = plain_encoding(codec)
+    register(task_queue, definitions, encoding)
     steps = Steps(
         client,
         Hooks(with_process_hooks(checked_hooks(hooks))),
-        plain_encoding(codec),
+        encoding,
         Workers(most, "flowcore-temporal"),
     )
 

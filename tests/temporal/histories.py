@@ -17,7 +17,9 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from flowcore import Backoff, Retry, Workflow
 from flowcore.temporal import TemporalEngine, temporal_worker
-from flowcore.temporal.flow import FlowcoreWorkflow, register
+from flowcore.temporal.definitions import register
+from flowcore.temporal.flow import FlowcoreWorkflow
+from flowcore.temporal.wire import plain_encoding
 
 QUEUE = "flowcore-histories"
 
@@ -91,6 +93,16 @@ def cancelled(started: threading.Event | None = None) -> Workflow:
     return wf
 
 
+def waits() -> Workflow:
+    """A sleep, a value that comes, and one that does not."""
+    wf = Workflow("waits")
+    wf.sleep("nap", 0.05)
+    wf.wait("value", depends_on="nap")
+    wf.wait("never", timeout=0.05, default="none", depends_on="nap")
+    wf.add_step("after", lambda ctx: (ctx["value"], ctx["never"]), depends_on=["value", "never"])
+    return wf
+
+
 def workflows(started: threading.Event | None = None) -> list[Workflow]:
     return [
         trip("success", fails=False),
@@ -98,6 +110,7 @@ def workflows(started: threading.Event | None = None) -> list[Workflow]:
         trip("incomplete", fails=True, undo="never"),
         held(),
         cancelled(started),
+        waits(),
         generated(1),
         generated(2, parallel_undo=True),
         generated(3, max_parallel=2),
@@ -116,6 +129,9 @@ async def record(address: str, folder: Path) -> None:
             if wf.name == "cancelled":
                 await asyncio.to_thread(started.wait)
                 await engine.cancel(key=wf.name)
+            if wf.name == "waits":
+                await future.recorded()
+                await engine.send(wf.name, "value", 7)
             await future
             handle = client.get_workflow_handle(engine.store.workflow_id(wf.name), run_id=None)
             first = (await handle.describe()).raw_description.workflow_execution_info.first_run_id
@@ -129,7 +145,7 @@ async def record(address: str, folder: Path) -> None:
 
 async def replay(folder: Path, definitions: list[Workflow]) -> list[str]:
     """The names of the histories, which were replayed without a difference. Raises for one that was not."""
-    register(QUEUE, definitions)
+    register(QUEUE, definitions, plain_encoding(None))
     replayer = Replayer(workflows=[FlowcoreWorkflow], workflow_runner=UnsandboxedWorkflowRunner())
     names: list[str] = []
     for path in sorted(folder.glob("*.json.gz")):  # noqa: ASYNC240 - nothing else is on this loop

@@ -1,0 +1,65 @@
+"""The workflows of this process's workers, as runs on Temporal need them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from ..errors import DefinitionError, safe_repr
+from ..plan import Plan
+from ..step import NoDefault
+from ..stores.encoding import Encoding
+from ..workflow import Workflow
+
+__all__ = ["Definition", "definition_of", "register"]
+
+
+class Definition(NamedTuple):
+    """A workflow, and its plan with the codec's texts where results come from the plan itself: the defaults of waits."""
+
+    workflow: Workflow[Any]
+    plan: Plan
+
+
+_definitions: Final[dict[str, dict[str, Definition]]] = {}
+"""by task queue, then by name: Temporal makes the objects that run them itself, and gives them nothing but their history"""
+
+
+def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Encoding) -> None:
+    """Have the workers of this process that poll `task_queue` know these workflows; also before histories of them are
+    replayed. Raises DefinitionError for two of one name."""
+    known: dict[str, Definition] = {}
+    for workflow in workflows:
+        if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DefinitionError(f"workflows= must be workflows, not {safe_repr(workflow)}.")
+        definition = Definition(workflow, _with_texts(workflow.freeze(), encoding))
+        if known.setdefault(workflow.name, definition).workflow is not workflow:
+            raise DefinitionError(f"workflows= has two workflows with the name {safe_repr(workflow.name)}.")
+    _definitions.setdefault(task_queue, {}).update(known)
+
+
+def definition_of(task_queue: str, name: str) -> Definition:
+    """The workflow of that name. Raises DefinitionError where no worker of this process has it."""
+    known = _definitions.get(task_queue)
+    if known is None:  # Temporal's Replayer has a task queue of its own
+        known = {name: definition for several in _definitions.values() for name, definition in several.items()}
+    definition = known.get(name)
+    if definition is None:
+        raise DefinitionError(f"this worker has no workflow {safe_repr(name)}. Name it in temporal_worker(workflows=).")
+    return definition
+
+
+def _with_texts(plan: Plan, encoding: Encoding) -> Plan:
+    if not plan.waits:
+        return plan
+    twin = copy.copy(plan)
+    nodes = [copy.copy(node) for node in plan.nodes]
+    for node in nodes:
+        node.follows = None if node.follows is None else nodes[node.follows.index]
+        if node.wait is not None and (node.wait.sleeps or not isinstance(node.wait.default, NoDefault)):
+            text = encoding.dumped(node.wait.default, Any, "the default of wait", node.name, "", f"s:{node.name}")
+            node.wait = replace(node.wait, default=text)
+    twin.nodes, twin.by_name = tuple(nodes), {node.name: node for node in nodes}
+    return twin

@@ -1,0 +1,116 @@
+"""Steps that wait for a value or for time, on Temporal: no worker holds anything for them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flowcore import NotSerializable, RunNotFound, SendRefused, Status, StepTimeout, Workflow
+
+from .conftest import Temporal
+
+
+def approval(**options: Any) -> Workflow:
+    wf = Workflow("approval", **options)
+    ask = wf.add_step("ask", lambda ctx: "asked")
+    ask.compensate(lambda ctx: None)
+    approved = wf.wait("approved", depends_on=ask)
+    wf.add_step("act", lambda ctx: (ctx[ask], ctx[approved]), depends_on=["ask", approved])
+    return wf
+
+
+def test_a_value_that_is_sent_is_the_result_of_its_wait(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            await future.recorded()
+            assert await engine.send("k", "approved", ("yes", 3), id="first")
+            assert await engine.send("k", "approved", ("yes", 3), id="first")
+            run = await future
+            assert run["act"] == ("asked", ("yes", 3))
+            with pytest.raises(SendRefused, match="is over"):
+                await engine.send("k", "approved", "late")
+            with pytest.raises(RunNotFound):
+                await engine.send("unknown", "approved", 1)
+
+    temporal.run(main)
+
+
+def test_a_run_waits_without_any_worker_and_takes_only_what_it_waits_for(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            await future.recorded()
+            with pytest.raises(SendRefused, match="has no wait 'other'"):
+                await engine.send("k", "other", 1)
+            with pytest.raises(NotSerializable):
+                await engine.send("k", "approved", object())
+        async with temporal.open(wf):
+            assert await engine.send("k", "approved", "yes")
+            assert not await engine.send("k", "approved", "no")
+            assert (await future)["act"] == ("asked", "yes")
+
+    temporal.run(main)
+
+
+def test_a_wait_ends_with_its_time_and_a_sleep_with_its_own(temporal: Temporal) -> None:
+    wf = Workflow("times")
+    wf.sleep("nap", 0.2)
+    wf.wait("never", timeout=0.2, default={"by": ("default",)})
+    wf.add_step("after", lambda ctx: (ctx["nap"], ctx["never"]), depends_on=["nap", "never"])
+    strict = Workflow("strict")
+    strict.wait("never", timeout=0.1)
+
+    async def main() -> None:
+        async with temporal.open(wf, strict) as engine:
+            assert (await engine.run(wf))["after"] == (None, {"by": ("default",)})
+            with pytest.raises(StepTimeout, match="no value was sent to step 'never'"):
+                await engine.run(strict)
+
+    temporal.run(main)
+
+
+def test_a_run_that_waits_can_be_cancelled(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            future = engine.submit(wf, idempotency_key="k", check=False)
+            await future.recorded()
+            await asyncio.sleep(0.3)
+            assert await engine.cancel(key="k")
+            assert (await future).status is Status.COMPENSATED
+
+    temporal.run(main)
+
+
+def test_what_was_sent_early_is_kept_when_the_run_is_resumed(temporal: Temporal) -> None:
+    wf = Workflow("early", undo="never")
+    tries: list[int] = []
+
+    @wf.step
+    def first(ctx: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("once")
+
+    wf.wait("value", depends_on=first)
+
+    async def main() -> None:
+        engine = await temporal.engine()
+        future = engine.submit(wf, idempotency_key="k", check=False)
+        await future.recorded()
+        sending = asyncio.create_task(engine.send("k", "value", 7))
+        await asyncio.sleep(0.2)
+        async with temporal.open(wf):
+            await sending
+            assert (await future).status is Status.INCOMPLETE
+            with pytest.raises(SendRefused, match="waits for a decision"):
+                await engine.send("k", "value", 8)
+            assert (await engine.run(wf, idempotency_key="k"))["value"] == 7
+
+    temporal.run(main)
