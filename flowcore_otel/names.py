@@ -119,7 +119,7 @@ INTERRUPTED_RUN_STEP: Final = _attribute(
     "flowcore.interrupted_run.step", "the step that was in flight when its last owner died, where known"
 )
 LINK_TYPE: Final = _attribute(
-    "flowcore.link.type", "on links: depends_on, compensates, request, original_run or interrupted_run"
+    "flowcore.link.type", "on links: depends_on, compensates, request, original_run, interrupted_run or sender"
 )
 CODE_FUNCTION: Final = _attribute("code.function.name", "the function that the step, or its undo, calls")
 ERROR_TYPE: Final = _attribute("error.type", "timeout, cancelled, or the error's class; absent on success")
@@ -129,6 +129,8 @@ EXCEPTION_STACKTRACE: Final = _attribute("exception.stacktrace", "of a recorded 
 STEP_LATE: Final = _attribute(
     "flowcore.step.late", "seconds from an attempt's timeout to its end; on a step: its result came that late"
 )
+WAIT_SECONDS: Final = _attribute("flowcore.wait.seconds", "on a span event of a wait that has ended: how long it took")
+WAIT_TIMEOUT: Final = _attribute("flowcore.wait.timeout", "on a span event of a wait that begins: its limit in seconds")
 STORE_NAME: Final = _attribute("flowcore.store.name", "memory, sqlite, redis, or a third party's store")
 STORE_OPERATION: Final = _attribute("flowcore.store.operation", "the verb of the store")
 
@@ -138,11 +140,15 @@ LINK_COMPENSATES: Final = "compensates"
 LINK_REQUEST: Final = "request"
 LINK_ORIGINAL_RUN: Final = "original_run"
 LINK_INTERRUPTED_RUN: Final = "interrupted_run"
+LINK_SENDER: Final = "sender"
+"""of a value that a wait has got"""
 
 # Log events.
 EXCEPTION: Final = _log_event("exception", "an exception, on the innermost span that failed with it; also a span event")
 RUN_STARTED: Final = _log_event("flowcore.run.started", "a recorded run has started: evidence, should it never end")
 STEP_STARTED: Final = _log_event("flowcore.step.started", "the same of a step, with step_events=True")
+WAIT_STARTED: Final = _log_event("flowcore.wait.started", "a wait begins; an event of the run's span only")
+WAIT_FINISHED: Final = _log_event("flowcore.wait.finished", "a wait has ended; an event of the run's span only")
 STEP_COMPLETED_LATE: Final = _log_event("flowcore.step.completed_late", "an attempt that had timed out ended after all")
 
 

@@ -46,6 +46,9 @@ from flowcore.events import (
     StepSkipped,
     StepStarted,
     StoreCalled,
+    ValueSent,
+    WaitFinished,
+    WaitStarted,
 )
 
 from . import names
@@ -138,6 +141,9 @@ class TracingHook:
             StepSkipped: self._step_skipped,
             StepStarted: self._step_started,
             StepFinished: self._step_finished,
+            WaitStarted: self._wait_started,
+            WaitFinished: self._wait_finished,
+            ValueSent: self._value_sent,
             StepCompletedLate: self._step_completed_late,
             AttemptStarted: self._attempt_started,
             AttemptFinished: self._attempt_finished,
@@ -309,6 +315,29 @@ class TracingHook:
         self._end(run, run.span, event, attributes, recorded=recorded, expected=expected)
         run.recorded.clear()  # their tracebacks lead back to here
         run.expected.clear()
+
+    def _wait_started(self, event: WaitStarted) -> None:
+        run: Trace = event.state[self]
+        attributes: Attributes = {names.STEP_NAME: fit(event.step)}
+        if event.timeout is not None:
+            attributes[names.WAIT_TIMEOUT] = event.timeout
+        run.span.add_event(names.WAIT_STARTED, attributes, run.ns(event.at))
+
+    def _wait_finished(self, event: WaitFinished) -> None:
+        run: Trace = event.state[self]
+        attributes: Attributes = {
+            names.STEP_NAME: fit(event.step),
+            names.STEP_OUTCOME: str(event.outcome),
+            names.WAIT_SECONDS: event.waited,
+        }
+        run.span.add_event(names.WAIT_FINISHED, attributes, run.ns(event.at))
+        if event.sender:
+            for link in links(names.LINK_SENDER, stored(event.sender)):
+                run.span.add_link(link.context, link.attributes)
+
+    def _value_sent(self, event: ValueSent) -> None:
+        """The run that gets the value links to the span in which it was sent."""
+        store(trace.get_current_span().get_span_context(), event.carrier)
 
     def _store_called(self, event: StoreCalled) -> None:
         run: Trace | None = event.state.get(self)

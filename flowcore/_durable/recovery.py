@@ -45,7 +45,7 @@ _SUSPECT: Final = 2
 """takeovers without progress that make a run a suspect"""
 _REMEMBERED: Final = 10_000
 """runs that could not be resumed, and names and runs that were logged, that an engine remembers"""
-_WAITING: Final = ("held", "parked", "incomplete", "expired")
+_WAITING: Final = ("held", "parked", "incomplete", "expired", "waiting")
 """what a run in a survey waits as"""
 _UNKNOWN: Final = "_unknown"
 """the name under which a survey counts the runs of workflows that the engine does not have"""
