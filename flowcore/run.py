@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .step import Step
 
-__all__ = ["BEGINS", "Run", "Sent", "StepReport", "in_words"]
+__all__ = ["BEGINS", "Run", "Sent", "StepReport", "error_line", "in_words"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
@@ -210,7 +210,7 @@ class Run:
 
     def _ending(self) -> str:
         cause = f" at step {safe_repr(self.failed_step)}" if self.failed_step else ""
-        why = f"{cause}: {_error(self.error)}" if self.error is not None else ""
+        why = f"{cause}: {error_line(self.error)}" if self.error is not None else ""
         match self.status:
             case Status.SUCCESS:
                 return "success" + (", replayed from an earlier run with the same key" if self.replayed else "")
@@ -306,7 +306,7 @@ def _error_dict(error: BaseException | None) -> dict[str, str] | None:
     return {"type": type(error).__name__, "message": error_message(error)}
 
 
-def _error(error: BaseException, limit: int = 1024) -> str:
+def error_line(error: BaseException, limit: int = 1024) -> str:
     """Type and message of an error in one line; of a RunFailed, those of the error that it stands for."""
     if isinstance(error, RunFailed) and error.error_type:
         return f"{_clipped(error.error_type)}: {safe_str(Exception(error.message), limit)}"
@@ -323,13 +323,13 @@ def in_words(report: StepReport) -> str:
     if report.attempts > 1:
         parts.append(f"after {report.attempts} attempts")
     if report.error is not None and report.status is not Status.SUCCESS:
-        parts.append(f"with {_error(report.error, 200)}")
+        parts.append(f"with {error_line(report.error, 200)}")
     if report.ran is not None:
         parts.append(f"in {report.ran * 1e3:.1f} ms")
     if report.backed_off:
         parts.append(f"and {report.backed_off * 1e3:.1f} ms between attempts")
     text = " ".join(parts)
-    last = "" if report.status is Status.SUCCESS or report.error is None else _error(report.error, 200)
+    last = "" if report.status is Status.SUCCESS or report.error is None else error_line(report.error, 200)
     failures = [f"{_clipped(kind)}: {safe_str(Exception(message), 200)}" for kind, message in report.errors]
     if any(failure != last for failure in failures):
         first = max(0, len(failures) - _TRIES)
@@ -339,5 +339,5 @@ def in_words(report: StepReport) -> str:
     if report.undo == Status.SUCCESS:
         text += "; undone"
     elif report.undo is not None:
-        text += f"; its undo FAILED with {_error(report.undo_error or Exception())}"
+        text += f"; its undo FAILED with {error_line(report.undo_error or Exception())}"
     return text

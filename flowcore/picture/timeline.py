@@ -14,7 +14,6 @@ from enum import StrEnum
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import safe_str
 from ..events import (
     AttemptFinished,
     BackoffStarted,
@@ -28,7 +27,7 @@ from ..events import (
     StepFinished,
     StepStarted,
 )
-from ..run import Run, StepReport
+from ..run import Run, StepReport, error_line
 from ..status import Status
 
 if TYPE_CHECKING:
@@ -278,9 +277,7 @@ def _mark_critical(rows: list[Row]) -> None:
 
 
 def _with(label: str, error: BaseException | None) -> str:
-    said = (
-        "" if error is None else f"{getattr(error, 'error_type', '') or type(error).__name__}: {safe_str(error, 200)}"
-    )
+    said = "" if error is None else error_line(error, 200)
     return ": ".join(part for part in (label, said) if part)
 
 

@@ -7,8 +7,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
-from ..errors import safe_repr, safe_str
-from ..run import StepReport, in_words
+from ..errors import safe_repr
+from ..run import StepReport, error_line, in_words
 from ..status import Status
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def _steps(record: RunRecord) -> dict[str, StepReport]:
 def _standing(record: RunRecord) -> str:
     failed = f" at step {safe_repr(record.failed_step)}" if record.failed_step else ""
     error = record.error
-    kind = "" if error is None else getattr(error, "error_type", "") or type(error).__name__
-    why = "" if error is None else f": {kind}: {safe_str(error, 200)}"
+    why = "" if error is None else f": {error_line(error, 200)}"
     if record.held:
         return f"held{failed}{why}"
     if record.status is Status.WAITING and record.waiting_for:
