@@ -151,7 +151,7 @@ class Told:
 
 
 ALWAYS = ("good", "retries", "fan_out", "duplicates")
-AT_FIRST = ("returns", "failures", "pivot")
+AT_FIRST = ("returns", "failures", "pivot", "schedules")
 """troubles by when they happen"""
 
 WORKFLOWS = {
@@ -162,6 +162,7 @@ WORKFLOWS = {
     "fan_out": "report",
     "duplicates": "report",
     "pivot": "move",
+    "schedules": "stocktake",
     "time_outs": "scan",
     "bulk": "bulk",
     "claims": "bulk",

@@ -256,6 +256,8 @@ def test_every_number_that_stands_large_is_compared() -> None:
     times = {
         ("workflow", "p95 of runs"),
         ("workflow", "Since the last success"),
+        ("workflow", "Until the next fire"),
+        ("workflow", "Since a scheduled run succeeded"),
         ("store", "Operations that went well"),
         ("store", "Hooks, for each attempt"),
         ("store", "Last round of recovery"),

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from flowcore import (
     StoreError,
     Workflow,
 )
-from flowcore.events import Event, RunFinished
+from flowcore.events import Event, RunFinished, ScheduleMissed
 from flowcore.stores import RedisStore, SQLiteStore
 from flowcore_otel import PrometheusHook, TracingHook
 
@@ -272,6 +273,27 @@ class Office:
 
     def do_pivot(self) -> Counter[str]:
         return self.many(2, MOVE)
+
+    def do_schedules(self) -> Counter[str]:
+        """One that fires each second, and one whose fires cannot be begun, of which it gives one up."""
+        given_up, told = threading.Event(), Counter[str]()
+        stocktake = Workflow("stocktake")
+        stocktake.add_step("count", lambda _: told.update(["success"]))
+
+        def missed(event: Event) -> None:
+            if isinstance(event, ScheduleMissed):
+                given_up.set()
+
+        def broken(planned: datetime) -> dict[str, Any]:
+            raise LookupError("no shelves")
+
+        with Engine(hooks=[PrometheusHook(self.registry, max_series=MAX_SERIES), missed]) as engine:
+            engine.schedule(stocktake, every=1)
+            engine.schedule(stocktake, every=1, values=broken, name="broken")
+            given_up.wait(20)
+            while not told:
+                time.sleep(0.01)
+        return told
 
     def do_duplicates(self) -> Counter[str]:
         """One that waits for the result, one that does not, one with other values, and one that comes later."""
