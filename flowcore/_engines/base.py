@@ -184,7 +184,8 @@ class EngineBase:
         name, by which engines know it as the same (default: the workflow's).
 
         A fire's run has the key `schedule/NAME/TIME`, is never repeated, even if it fails, and has `ctx.scheduled_at`. The
-        engine recovers the workflow, every lease unless `recover_every` says otherwise. Thread-safe.
+        engine recovers the workflow, every lease unless `recover_every` says otherwise. Thread-safe. An AsyncEngine begins
+        to look at its schedules on the running loop, or else with its first use on one.
 
         Raises DefinitionError for options that make no schedule, AsyncStepInSyncEngine, FlowcoreError once the engine is
         closed, and ImportError without the extra.

@@ -39,6 +39,7 @@ class Schedules(Generic[E]):
     def __init__(self, engine: E) -> None:
         self._reference = weakref.ref(engine)
         self._scheduled: dict[str, Scheduled] = {}
+        self._adding = threading.Lock()
         self._looking_now = threading.Lock()  # an async engine may have several loops
 
     begin: Begin
@@ -50,19 +51,22 @@ class Schedules(Generic[E]):
     def add(self, workflow: Workflow[Any], name: str | None, values: Any, **options: Any) -> Schedule:
         """Add a schedule. Raises DefinitionError, and what the engine raises for a workflow that it cannot run."""
         engine = self._engine
-        engine._execution(workflow, None, "-", None, None, recovering=True)  # refuses what this engine cannot run
+        later = callable(values)
+        # Refuses what this engine cannot run, and initial values that the workflow does not take.
+        engine._execution(workflow, None if later else values, "-", None, None, recovering=later)
         schedule = Schedule.of(workflow.name if name is None else name, workflow.name, **options)
-        if schedule.name in self._scheduled:
-            raise DefinitionError(
-                f"this engine has a schedule {safe_repr(schedule.name)} already. Give this one a name of its own with name=."
-            )
         check_values(values, schedule.name)
-        self._scheduled[schedule.name] = Scheduled(
-            *(engine._settings, workflow, schedule, values),
-            begin=self.begin,
-            cancel=self.cancel,
-            emit=partial(_emit, self._reference),
-        )
+        with self._adding:
+            if schedule.name in self._scheduled:
+                raise DefinitionError(
+                    f"this engine has a schedule {safe_repr(schedule.name)} already. Give this one a name of its own with name=."
+                )
+            self._scheduled[schedule.name] = Scheduled(
+                *(engine._settings, workflow, schedule, values),
+                begin=self.begin,
+                cancel=self.cancel,
+                emit=partial(_emit, self._reference),
+            )
         return schedule
 
     @property
@@ -81,6 +85,7 @@ class Schedules(Generic[E]):
         return min((one.wait() for one in list(self._scheduled.values())), default=LONGEST_WAIT)
 
     def _after_fork(self) -> None:
+        self._adding = threading.Lock()
         self._looking_now = threading.Lock()
 
 

@@ -228,6 +228,10 @@ def test_what_an_engine_cannot_run_is_refused_when_it_is_scheduled(tmp_path: Pat
             engine.schedule(wf, every=60, values=step)
         with pytest.raises(DefinitionError, match="must take exactly one argument"):
             engine.schedule(wf, every=60, values=lambda: {"a": 1})  # type: ignore[misc]
+        with pytest.raises(DefinitionError, match="initial values must be a mapping"):
+            engine.schedule(wf, every=60, values=7)
+        with pytest.raises(DefinitionError, match="is the name of step 'note'"):
+            engine.schedule(wf, every=60, values={"note": 1})
         engine.schedule(wf, every=60)
         with pytest.raises(DefinitionError, match="has a schedule 'noting' already"):
             engine.schedule(wf, every=30)
