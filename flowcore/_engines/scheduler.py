@@ -170,7 +170,8 @@ class Scheduled:
         """Queue the fires that have become due, by `missed`."""
         self._position = min(self._position, now)  # the clock was set back; keys keep its fires from being repeated
         floor = max(self._position, now - self._window, self._since or self._position)
-        due = [fire for fire in self.schedule.before(now, floor) if self.schedule.due(fire) <= now]
+        latest_fires = islice(self.schedule.before(now, floor), 2 * _LOOKED_BACK)
+        due = [fire for fire in latest_fires if self.schedule.due(fire) <= now]
         if not due:
             return
         self._position = due[0]
@@ -280,9 +281,10 @@ class Scheduled:
 
     def _report(self, missed: list[datetime], why: str) -> None:
         last = max(missed)
+        fires = "its fire" if len(missed) == 1 else f"{len(missed)} fires, the last of them that"
         _log.warning(
-            "schedule %s did not begin %d of its fires, the last one at %s: %s",
-            *(safe_repr(self.schedule.name), len(missed), last.isoformat(), _REASONS[why]),
+            "schedule %s did not begin %s of %s: %s",
+            *(safe_repr(self.schedule.name), fires, last.isoformat(), _REASONS[why]),
         )
         at, name = self._settings.clock(), self.schedule.name
         self._emit(ScheduleMissed(self.workflow.name, "", at, {}, name, len(missed), why, last.timestamp()))
@@ -361,7 +363,7 @@ class Scheduled:
 
 
 _REASONS: Final = {
-    "down": "no engine began them in time.",
+    "down": "no engine was there in time.",
     "overlap": "the run before was still in progress.",
-    "error": "they could not be begun.",
+    "error": "each try failed.",
 }

@@ -34,7 +34,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.events import Event, MaintenanceStarted, ScheduleFired, ScheduleMissed, SchedulePlanned
-from flowcore.fires import fire_key
+from flowcore.fires import LOG, fire_key, fire_of
 from flowcore.stores import AsyncRedisStore, RedisStore, SQLiteStore
 from flowcore.stores.base import Claim, RunRecord
 from tests.stores.redis_servers import redis_url, until
@@ -350,6 +350,22 @@ def test_a_long_run_has_the_fires_of_its_time_left_out(driver: str, tmp_path: Pa
     assert began[1] is not None
     assert began[1] - began[0] >= 2 * EVERY
     assert {event.reason for event in events if isinstance(event, ScheduleMissed)} == {"overlap"}
+
+
+def test_a_scheduled_run_may_wait_for_a_person_and_holds_no_thread(tmp_path: Path) -> None:
+    wf, seen = Workflow("approval"), list[Any]()
+    approved = wf.wait("approved")
+    wf.add_step("book", lambda ctx: seen.append((ctx.scheduled_at, ctx["approved"])), depends_on=approved)
+    with closing(SQLiteStore(tmp_path / "runs.db")) as store, Engine(store=store, lease=2) as engine:
+        engine.schedule(wf, every=EVERY)
+        until(lambda: store.list_runs(workflow=LOG, status="failure"), "a fire that is left out meanwhile")
+        (waiting,) = store.list_runs(workflow="approval")
+        assert waiting.status is Status.WAITING
+        until(lambda: engine._pool.counts() == (0, 0), "no thread at work")
+        engine.send(waiting.key, "approved", "by Ann")
+        until(lambda: seen, "the end of the run")
+        engine.close(0)
+    assert seen == [(fire_of(waiting.key), "by Ann")]
 
 
 def test_scheduled_runs_have_nothing_of_their_callers_context() -> None:

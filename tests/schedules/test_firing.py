@@ -186,6 +186,17 @@ def test_nothing_older_than_half_of_the_retention_is_made_up_for(world: World, t
     assert sorted(world.minutes()) == sorted(set(world.minutes()))
 
 
+def test_at_most_a_thousand_fires_are_made_up_for(world: World) -> None:
+    engine = Clockwork(world, cron="* * * * *", missed="all")
+    world.run(2 * MINUTE)
+    engine.stop()
+    world.moment = START + 25 * HOUR
+    back = Clockwork(world, "back", cron="* * * * *", missed="all")
+    world.run(timedelta(seconds=10))
+    assert world.minutes() == [1, 2, *range(501, 1501)]
+    assert back.missed == [(498, "down")]
+
+
 def test_a_store_with_too_short_a_retention_is_refused() -> None:
     with pytest.raises(DefinitionError, match="retention= of at least 3600 seconds"):
         window_of(MemoryStore(retention=60))
