@@ -334,7 +334,7 @@ class _Activity:
         if kind == "verify" and end.error is None:
             output["answer"] = None if value is None else "not landed"
             if isinstance(value, Landed):
-                output["answer"], value, has_value = "landed", value.result, True
+                output["answer"], value, has_value = "landed", cast("Any", value).result, True
         report = run.reports.get(node.name)
         if report is not None and report.completed_late is not None:
             output["late"] = str(report.completed_late)

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from temporalio.client import (
     Client,
@@ -320,7 +320,7 @@ class TemporalStore:
         if await self._described(handle) is None:
             raise RunNotFound(f"No run with key {safe_repr(key)} here.")
         try:
-            counts: bool = await self._reached(handle.execute_update(FlowcoreWorkflow.send, args=[name, sent]))
+            counts: bool = await self._reached(cast("Any", handle).execute_update("send", args=[name, sent]))
         except RunNotFound:
             raise SendRefused(f"the run of key {safe_repr(key)} is over, and waits for nothing.") from None
         except WorkflowUpdateFailedError as error:
