@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and nothing else: each target makes the environment it runs in.
 #   make demo                    make test PYTHON=python3.12
-#   make demo KILL=1             make demo STORE=sqlite:PATH (or redis: one of its own, or redis://HOST:PORT)
+#   make demo KILL=1             make demo STORE=sqlite:PATH (or redis, temporal: one of its own, or its address)
 
 PYTHON      ?= python3
 ENVIRONMENT ?= .venv

@@ -72,7 +72,7 @@ from flowcore import (
 from flowcore_otel import PrometheusHook, TracingHook
 from ledger import Ledger
 from partners import HANG, Carrier, Gateway
-from stores import known, opened
+from stores import known, started
 
 OPENING_STOCK = {"mug": 500, "shirt": 400, "lamp": 200, "poster": 12}
 LEASE = 10.0  # seconds
@@ -116,10 +116,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with (
-            opened(store) as runs,
-            AsyncEngine(store=runs, hooks=hooks, lease=lease, workflows=[workflow], recover_every=lease / 4) as engine,
-        ):
+        async with started(store, workflow, hooks, lease) as engine:
             app.state.engine = engine
             yield
         ledger.close()
@@ -261,7 +258,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
     parser.add_argument("--ledger", type=Path, default=Path("ledger.db"), help="default: ledger.db")
     parser.add_argument("--spans", type=Path, default=Path("spans.jsonl"), help="default: spans.jsonl")
-    parser.add_argument("--store", type=known, default="memory", help="memory (default), sqlite:PATH or redis://...")
+    parser.add_argument(
+        "--store", type=known, default="memory", help="memory (default), sqlite:PATH, redis://..., temporal://..."
+    )
     parser.add_argument("--lease", type=float, default=LEASE, help=f"seconds (default: {LEASE:g})")
     parser.add_argument("--hang", type=float, default=HANG, help=f"seconds that some partners hang (default: {HANG:g})")
     options = parser.parse_args()

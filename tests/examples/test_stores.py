@@ -136,7 +136,9 @@ def test_failure_that_nobody_has_an_answer_for_is_raised() -> None:
 
 @pytest.mark.parametrize("word", ["", "disk", "sqlite", "sqlite:", "http://localhost"])
 def test_word_that_names_no_store_is_refused_with_those_that_do(word: str) -> None:
-    with pytest.raises(ArgumentTypeError, match="names no store: memory, sqlite:PATH and redis://HOST:PORT/NUMBER do"):
+    with pytest.raises(
+        ArgumentTypeError, match="names no store: memory, sqlite:PATH, redis://HOST:PORT/NUMBER and temporal:"
+    ):
         known(word)
 
 
