@@ -87,6 +87,9 @@ class Scheduled:
         self._position = self._now()  # the last fire that is no business of this engine any more
         self._since: datetime | None = None if settings.durable else self._position
         self._queue: deque[Fire] = deque()
+        self._faulty: deque[tuple[Fire, str]] = deque()  # to be skipped, and why
+        self._forgone: list[datetime] = []  # to be skipped by an entry in the log
+        self._superseded: list[datetime] = []  # a later fire was begun for them
         self._retry_at: datetime | None = None
         self._failures = 0
         self._running: str | None = None  # the key of the latest run
@@ -129,8 +132,10 @@ class Scheduled:
             now = self._now()
             if self._since is None and self._log is not None:
                 yield from self._open(self._log, now)
-            yield from self._gather(now)
+            self._gather(now)
+            yield from self._settle_missed(now)
             yield from self._begin_due(now)
+            yield from self._settle_missed(now)
             if self._log is not None and self._log.outdated(now.timestamp()):
                 yield from self._log.renew(now.timestamp())
             self._failures = 0
@@ -166,7 +171,7 @@ class Scheduled:
                 break
         self._position, self._since = position, start
 
-    def _gather(self, now: datetime) -> Generator[Ask, Any, None]:
+    def _gather(self, now: datetime) -> None:
         """Queue the fires that have become due, by `missed`."""
         self._position = min(self._position, now)  # the clock was set back; keys keep its fires from being repeated
         floor = max(self._position, now - self._window, self._since or self._position)
@@ -174,33 +179,47 @@ class Scheduled:
         due = [fire for fire in latest_fires if self.schedule.due(fire) <= now]
         if not due:
             return
-        self._position = due[0]
-        latest = due[0]
+        self._position = latest = due[0]
         late = {fire for fire in due if now - self.schedule.due(fire) > ON_TIME}
-        failed = [fire for fire in self._queue if fire.error is not None]
-        for fire in failed:
-            if self.schedule.missed != "all" or isinstance(fire.error, _FAULTS):
-                self._queue.remove(fire)
-        for fire in failed:
-            if isinstance(fire.error, _FAULTS):
-                yield from self._skip(
-                    fire, "error", f"skipped: {type(fire.error).__name__}: {safe_str(fire.error, 200)}"
-                )
-        given_up = (
-            [] if self.schedule.missed == "all" else [fire for fire in failed if not isinstance(fire.error, _FAULTS)]
-        )
-        before = [at for fire in given_up for at in (*fire.superseded, fire.at)]
+        before = [*self._given_up(), *reversed(due[1:_LOOKED_BACK])]
         match self.schedule.missed:
             case "all":
                 made = [Fire(fire, fire in late) for fire in reversed(due[:_LOOKED_BACK])]
-                made[0].superseded.extend(reversed(due[_LOOKED_BACK : 2 * _LOOKED_BACK]))
+                made[0].superseded.extend(reversed(due[_LOOKED_BACK:]))
                 self._queue.extend(made)
-            case "latest":
-                self._queue.append(Fire(latest, latest in late, [*before, *reversed(due[1:_LOOKED_BACK])]))
             case "skip" if latest in late:
-                yield from self._forgo([*before, *reversed(due[:_LOOKED_BACK])], now)
-            case "skip":
-                self._queue.append(Fire(latest, made_up=False, superseded=[*before, *reversed(due[1:_LOOKED_BACK])]))
+                self._forgone += [*before, latest]
+            case _:
+                self._queue.append(Fire(latest, latest in late, before))
+
+    def _given_up(self) -> list[datetime]:
+        """Take the fires from the queue that could not be begun until the next one came. Returns those that this one stands
+        for; those that have a fault of their own are skipped."""
+        patient = self.schedule.missed == "all" or self.schedule.overlap == "queue"
+        failed = [fire for fire in self._queue if fire.error is not None]
+        faulty = [fire for fire in failed if isinstance(fire.error, _FAULTS)]
+        self._faulty += [(fire, f"skipped: {safe_str(fire.error, 200)}") for fire in faulty if fire.error is not None]
+        others = [] if patient else [fire for fire in failed if fire not in faulty]
+        for fire in (*faulty, *others):
+            self._queue.remove(fire)
+        return [at for fire in others for at in (*fire.superseded, fire.at)]
+
+    def _settle_missed(self, now: datetime) -> Generator[Ask, Any, None]:
+        """Decide for all engines on the fires that are not begun, and report those that no engine has decided on."""
+        while self._faulty:
+            fire, why = self._faulty[0]
+            yield from self._skip(fire, "error", why)
+            self._faulty.popleft()
+        if self._forgone:
+            missed = yield from self._undecided(self._forgone)
+            if missed and (self._log is None or (yield from self._log.forgo(now.timestamp()))):
+                self._report(missed, "down")
+            self._forgone.clear()
+        if self._superseded:
+            missed = yield from self._undecided(self._superseded)
+            if missed:
+                self._report(missed, "down")
+            self._superseded.clear()
 
     def _begin_due(self, now: datetime) -> Generator[Ask, Any, None]:
         """Begin the fires in the queue, one after another, until one has to wait."""
@@ -209,7 +228,8 @@ class Scheduled:
             try:
                 decided = yield from self._decide(fire, now)
             except Exception as error:
-                fire.error = error
+                if not isinstance(fire.error, _FAULTS):  # a store that is away meanwhile does not cure a fault
+                    fire.error = error
                 raise
             if not decided:
                 return
@@ -250,20 +270,9 @@ class Scheduled:
             lateness = max(0.0, (self._now() - self.schedule.due(fire.at)).total_seconds())
             at, planned = self._settings.clock(), fire.at.timestamp()
             self._emit(ScheduleFired(self.workflow.name, "", at, {}, self.schedule.name, planned, lateness))
-            yield from self._report_superseded(fire)
+            self._superseded += fire.superseded
 
     # -- fires that are not begun --------------------------------------------------------------------------------------
-
-    def _report_superseded(self, fire: Fire) -> Generator[Ask, Any, None]:
-        missed = yield from self._undecided(fire.superseded)
-        if missed:
-            self._report(missed, "down")
-
-    def _forgo(self, fires: list[datetime], now: datetime) -> Generator[Ask, Any, None]:
-        """Decide for all engines that these fires are not begun."""
-        missed = yield from self._undecided(fires)
-        if missed and (self._log is None or (yield from self._log.forgo(now.timestamp()))):
-            self._report(missed, "down")
 
     def _undecided(self, fires: list[datetime]) -> Generator[Ask, Any, list[datetime]]:
         heads: dict[datetime, RunRecord | None] = {}

@@ -338,6 +338,33 @@ def test_values_that_raise_are_tried_again_until_the_next_fire(world: World, mis
     assert world.store.find(fire_key("nightly", START + 30 * MINUTE)).values == {"day": "2026-03-02T12:30:00+00:00"}
 
 
+def test_a_store_that_is_away_when_a_fire_is_given_up_loses_no_other(world: World) -> None:
+    def values(planned: datetime) -> dict[str, Any]:
+        if planned == START + 10 * MINUTE:
+            raise LookupError("no database")
+        return {}
+
+    engine = Clockwork(world, values=values)
+    world.run(19 * MINUTE)
+    world.down = True
+    world.run(2 * MINUTE)
+    world.down = False
+    world.run(2 * MINUTE)
+    assert world.minutes() == [20]
+    assert engine.missed == [(1, "error")]
+
+
+def test_a_fire_that_waits_survives_a_store_that_is_away(world: World) -> None:
+    world.lasts = 25 * MINUTE
+    Clockwork(world, overlap="queue")
+    world.run(28 * MINUTE)
+    world.down = True
+    world.run(5 * MINUTE)
+    world.down = False
+    world.run(60 * MINUTE)
+    assert world.minutes() == [10, 20, 30, 40]
+
+
 def test_a_clock_that_was_set_back_or_forward_stops_nothing(world: World) -> None:
     engine = Clockwork(world, missed="latest")
     world.run(15 * MINUTE)
