@@ -17,7 +17,8 @@ from flowcore import Context, Engine, Workflow
 from flowcore.cli import run
 from flowcore.stores import RedisStore, SQLiteStore
 from tests.stores.redis_servers import StartRedis, redis_url, start_redis, until
-from tests.stores.test_redis_operating import reading_rights
+
+from .left_behind import PASSWORD, reader_of
 
 __all__ = ["redis_url", "start_redis"]  # fixtures
 
@@ -159,8 +160,7 @@ def test_reading_needs_no_more_than_a_read_only_user_has(
     server = start_redis(port=0)
     with server.client() as owner:
         filled(RedisStore(owner))
-        owner.execute_command("ACL", "SETUSER", "reader", "on", ">secret", *reading_rights())
-        reader = ["--store", f"redis://reader:secret@127.0.0.1:{server.port}/0"]
+        reader = ["--store", reader_of(f"redis://127.0.0.1:{server.port}/0")]
         before = {key: owner.dump(key) for key in owner.keys("*")}
         for command in READING:
             for form in ([], ["--json"]):
@@ -173,4 +173,4 @@ def test_reading_needs_no_more_than_a_read_only_user_has(
             assert code == 3
             assert error.count("\n") == 1
             assert "does not let this user" in error
-            assert "secret" not in error
+            assert PASSWORD not in error

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from flowcore import Engine
+from tests.cli.left_behind import complaints, reader_of
 from tests.durable.audit import audit, audit_after_loss
 from tests.durable.crash import Place
 from tests.durable.ledger import Effect, Journal, Ledger, Word, effects_of, words_of
@@ -103,6 +104,7 @@ class Storm:
             with self.place(direct=True).store() as store:
                 self._calm(store)
                 self._audit(store)
+            self._operate()
         return self.figures
 
     @contextlib.contextmanager
@@ -274,6 +276,16 @@ class Storm:
             counts["effects"] += len(did)
             counts["effects twice"] += len(did) - len({effect.step_key for effect in did})
             counts[f"ended {'held' if record is None or record.held else record.status}"] += 1
+
+    def _operate(self) -> None:
+        """The commands of an operator on what the storm has left, also for a user who may only read."""
+        place = self.place(direct=True)
+        if self.server is None:
+            self.figures.wrong += complaints(f"sqlite:{place.address}", most=10)
+            return
+        options = ("--prefix", place.prefix)
+        self.figures.wrong += complaints(reader_of(place.address, place.prefix), *options, may_decide=False, most=10)
+        self.figures.wrong += complaints(place.address, *options, most=10)
 
     def _was_frozen(self, effect: Effect, since: float) -> bool:
         frozen = any(pid == effect.pid and since <= to and begins <= effect.at for pid, begins, to in self.freezes)
