@@ -36,6 +36,7 @@ from ..errors import (
     StoreError,
     StoreUnavailable,
     error_message,
+    hashed_key,
     safe_repr,
 )
 from ..retry import Duration, seconds
@@ -173,7 +174,7 @@ class TemporalStore:
                     return known
             else:
                 return Claimed(0, 1)
-        raise StoreUnavailable(f"Key {safe_repr(claim.key)} changed hands too often. Retry the call.")
+        raise StoreUnavailable(f"Key {hashed_key(claim.key)} changed hands too often. Retry the call.", key=claim.key)
 
     async def _known(self, claim: Claim) -> ClaimAnswer | None:
         """What the run that has the key means to a claim; None: the key is free."""
@@ -318,11 +319,11 @@ class TemporalStore:
         }
         handle = self._handle(key)
         if await self._described(handle) is None:
-            raise RunNotFound(f"No run with key {safe_repr(key)} here.")
+            raise RunNotFound(f"No run with key {hashed_key(key)} here.", key=key)
         try:
             counts: bool = await self._reached(cast("Any", handle).execute_update("send", args=[name, sent]))
         except RunNotFound:
-            raise SendRefused(f"the run of key {safe_repr(key)} is over, and waits for nothing.") from None
+            raise SendRefused(f"the run of key {hashed_key(key)} is over, and waits for nothing.", key=key) from None
         except WorkflowUpdateFailedError as error:
             raise SendRefused(error_message(error.cause)) from error
         return counts
@@ -351,19 +352,25 @@ class TemporalStore:
         one, whose steps in flight are not undone."""
         state = (await self._running(key)).get("state")
         if state == str(Status.RUNNING) and not force:
-            raise StoreError(f"The run of key {safe_repr(key)} is still in progress. Cancel it, or pass force=True.")
+            raise StoreError(
+                f"The run of key {hashed_key(key)} is still in progress. Cancel it, or pass force=True.", key=key
+            )
         await self._reached(self._handle(key).terminate("released by flowcore"))
 
     async def _decide(self, key: str, decision: str) -> None:
         if (await self._running(key)).get("state") == str(Status.RUNNING):
-            raise StoreError(f"The run of key {safe_repr(key)} is still in progress: there is nothing to decide.")
+            raise StoreError(
+                f"The run of key {hashed_key(key)} is still in progress: there is nothing to decide.", key=key
+            )
         await self._reached(self._handle(key).signal(FlowcoreWorkflow.decide, decision))
 
     async def _running(self, key: str) -> Mapping[str, Any]:
         """The memo of the run of a key. Raises RunNotFound where it has none that is not over."""
         found = await self._described(self._handle(key))
         if found is None or found.status is not WorkflowExecutionStatus.RUNNING:
-            raise RunNotFound(f"No run with key {safe_repr(key)} is in progress or waits for a decision here.")
+            raise RunNotFound(
+                f"No run with key {hashed_key(key)} is in progress or waits for a decision here.", key=key
+            )
         return await found.memo()
 
     # -- asking the server ---------------------------------------------------------------------------------------------

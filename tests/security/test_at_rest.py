@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -322,3 +323,38 @@ def test_on_asyncio_the_same_holds(redis_url: str) -> None:
 def test_a_strict_store_in_memory_gives_the_codec_its_values(tmp_path: Path) -> None:
     with Engine(store=MemoryStore(strict=True, codec=Encrypted())) as engine:
         assert engine.run(payment(), {"card": SECRET}, idempotency_key=KEY)["charge"] == f"charged {SECRET}"
+
+
+@CODECS
+def test_what_is_sent_to_a_wait_is_not_in_clear_and_is_erased(opened: Opened, codec: Any) -> None:
+    make, content = opened
+    wf = Workflow("approval")
+    answer = wf.wait("answer")
+    wf.add_step("note", lambda ctx: str(ctx["answer"]), depends_on=answer)
+    with closing(make(codec)) as store, Engine(store=store, workflows=[wf]) as engine:
+        engine.submit(wf, {"card": SECRET}, idempotency_key=KEY)
+        engine.send(KEY, "answer", f"yes, says {SECRET}", id=f"from {KEY}")
+        for clear in (SECRET, KEY, "yes, says"):
+            assert clear.encode() not in content(), clear
+        assert store.find(KEY).sent["answer"].value == f"yes, says {SECRET}"
+        assert engine.run(wf, {"card": SECRET}, idempotency_key=KEY, wait=30)["note"] == f"yes, says {SECRET}"
+        store.erase(KEY)
+        record = store.find(KEY)
+        assert (dict(record.sent), dict(record.values), dict(record.results)) == ({}, {}, {})
+
+
+def test_a_run_that_waits_is_erased_by_force_only(opened: Opened) -> None:
+    make, content = opened
+    wf = Workflow("approval")
+    wf.wait("answer")
+    with closing(make(None)) as store, Engine(store=store) as engine:
+        future = engine.submit(wf, {"card": SECRET}, idempotency_key=KEY)
+        until = time.monotonic() + 30
+        while store.find(KEY).status is not Status.WAITING and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(StoreError):
+            store.erase(KEY)
+        store.erase(KEY, force=True)
+        assert SECRET.encode() not in content()
+        assert store.find(KEY).status is Status.FAILURE
+        future.cancel_run()

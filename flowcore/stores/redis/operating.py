@@ -267,7 +267,7 @@ class OperatorVerbs(Calls):
             (reply,) = yield from self._read([place], heads=True)
             record = self._record(key, reply)
             if record is None:
-                raise RunNotFound(f"no run with key {safe_repr(key)} in this store.")
+                raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
             now = self._answer(reply, key).now / 1e6
             sent = Sent(value, now, socket.gethostname(), os.getpid(), id, carrier or {})
             text = self._encoding.encode_sent(name, sent, record.run_id)

@@ -191,7 +191,7 @@ class Operating:
         counts: see Store.send."""
         record = self.head(key)
         if record is None:
-            raise RunNotFound(f"this store knows no key {safe_repr(key)}.")
+            raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
         sent = Sent(value, self._wall(), socket.gethostname(), os.getpid(), id, carrier or {})
         text = self._encoding.encode_sent(name, sent, record.run_id)
 
