@@ -132,7 +132,8 @@ class Unsaved:
     def started(self, claim: Claim) -> None:
         """The store has the steps and the values with which `claim` began the run."""
         self.announced.update(claim.begins)
-        self.base = self.seq = len(claim.begins)
+        # A value that was sent to the run may have been noted already: numbers never fall.
+        self.base, self.seq = max(self.base, len(claim.begins)), max(self.seq, len(claim.begins))
         self.sent.update((name, StepRecord(seq, BEGINS)) for seq, name in enumerate(claim.begins, 1))
 
     def found(self, record: RunRecord) -> None:

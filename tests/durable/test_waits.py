@@ -33,8 +33,10 @@ from flowcore import (
     StepTimeout,
     Workflow,
 )
+from flowcore._durable.ledger import Ledger
 from flowcore.events import Event, RunFinished, RunRecovered
 from flowcore.stores import AsyncRedisStore, RedisStore, SQLiteStore
+from flowcore.stores.base import Claim
 from tests.core.conftest import PATIENCE
 from tests.stores.redis_servers import until
 
@@ -608,3 +610,12 @@ def test_a_waiting_caller_of_many_runs_looks_seldom(tmp_path: Path) -> None:
             assert engine.send(f"k{number}", "value", number)
             assert future.result(PATIENCE)["value"] == number
     assert not math.isinf(store.heads)
+
+
+def test_the_numbers_of_a_run_do_not_fall_where_a_value_came_before_its_claim_was_answered() -> None:
+    ledger = Ledger()
+    ledger.note_start("answer", 1, 0.0)
+    first = ledger.steps["answer"].seq
+    ledger.started(Claim("k", "r", "w", None, "[]", {}))
+    ledger.note_start("note", 1, 0.0)
+    assert ledger.steps["note"].seq > first
