@@ -131,11 +131,11 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
 def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Program[StepEnd]:
     """All attempts of an undo whose run is driven elsewhere, the `order`-th of that run, and all that hooks learn of it.
     `trigger`: the step that failed the run."""
-    undo = node.compensation
-    assert undo is not None  # noqa: S101 - only nodes with an undo get here
-    allowed = undo.retry.attempts if undo.retry else 1
+    how = node.compensation
+    assert how is not None  # noqa: S101 - only nodes with an undo get here
+    allowed = how.retry.attempts if how.retry else 1
     scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
-    end = yield from Attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True).program()
+    end = yield from Attempts(run, node, how.fn, how.retry, how.timeout, scope, undo=True).program()
     if end.error is not None:
         _as_failure(node, end)
     if scope is not None:
