@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import redis
 
@@ -16,7 +17,7 @@ from tests.stores.test_redis_operating import reading_rights
 
 __all__ = ["PASSWORD", "complaints", "reader_of"]
 
-PASSWORD = "secret"
+PASSWORD = uuid4().hex
 _DECIDES = ("cancel", "resume", "undo", "hold", "release")
 
 
