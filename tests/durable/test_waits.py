@@ -37,6 +37,7 @@ from flowcore._durable.ledger import Ledger
 from flowcore.events import Event, RunFinished, RunRecovered
 from flowcore.stores import AsyncRedisStore, RedisStore, SQLiteStore
 from flowcore.stores.base import Claim
+from flowcore.stores.codec import JsonCodec
 from tests.core.conftest import PATIENCE
 from tests.stores.redis_servers import until
 
@@ -351,6 +352,40 @@ def test_a_value_that_cannot_be_stored_is_refused_and_a_large_one_too(town: Town
             town.call(engine.send("k", "approved", value))
     assert town.call(engine.send("k", "approved", (1, {"at": timedelta(1)})))
     assert town.call(engine.run(wf, idempotency_key="k", wait=PATIENCE))["ship"] == [41, (1, {"at": timedelta(1)})]
+
+
+class Hiding:
+    """A codec that hides what it is given, and knows where that is kept."""
+
+    def dumps(self, value: Any, annotation: Any, place: Any) -> str:
+        return JsonCodec().dumps([place.field, value], Any)[::-1]
+
+    def loads(self, text: str, annotation: Any, place: Any) -> Any:
+        field, value = JsonCodec().loads(text[::-1], Any)
+        assert field == place.field
+        return value
+
+
+def test_a_codec_that_hides_hides_what_was_sent(tmp_path: Path) -> None:
+    wf, path = order(Effects()), tmp_path / "runs.db"
+    store = SQLiteStore(path, durability="normal", codec=Hiding())
+    with Engine(store=store) as engine:
+        engine.run(wf, idempotency_key="k", until="waiting")
+        assert store.send("k", "approved", "secret-value", id="secret-id", carrier={"traceparent": "secret-trace"})
+        assert store.send("k", "approved", "secret-value", id="secret-id")
+        assert not store.send("k", "approved", "other", id="other-id")
+        record = store.find("k")
+        assert record is not None
+        sent = record.sent["approved"]
+        assert (sent.value, sent.id, sent.carrier) == ("secret-value", "secret-id", {"traceparent": "secret-trace"})
+        kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        assert not [text for text in (b"secret-value", b"secret-id", b"secret-trace") if text in kept]
+        assert engine.run(wf, idempotency_key="k")["ship"] == [41, "secret-value"]
+        store.erase("k")
+        erased = store.find("k")
+        assert erased is not None
+        assert not erased.sent
+    store.close()
 
 
 # -- the end of the time -----------------------------------------------------------------------------------------------
