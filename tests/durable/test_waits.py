@@ -436,9 +436,10 @@ def test_a_deadline_ends_a_run_that_waits_in_its_store(town: Town) -> None:
     effects = Effects()
     wf = order(effects)
     town.pause(town.engine(), wf, deadline=0.5)
-    town.engine(workflows=[wf], recover_every=0.05)
+    recovering = town.engine(workflows=[wf], recover_every=0.05)
     until(lambda: town.status() == "compensated", "the deadline")
     assert town.store.find("k").error.error_type == "RunTimeout"
+    town.close(recovering)  # which would be the one to end the next run too
     with pytest.raises(RunTimeout):
         town.call(town.engine().run(wf, idempotency_key="k2", deadline=0.3))
 
