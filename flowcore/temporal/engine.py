@@ -41,7 +41,7 @@ _CONCURRENCY: Final = 100
 class TemporalEngine(EngineBase):
     """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task queue.
 
-    `run` and its like are those of AsyncEngine, for one event loop: the client's. A run goes on without this process: the
+    `run` and its like are those of AsyncEngine, for one event loop: the client's. A run does not need this process: the
     engine starts it, waits, and tells its hooks of the run; workers tell theirs of the steps. Keys are ids of Temporal
     workflows, with `prefix` in front. `lease`: seconds after which a step whose worker is silent is given to another one.
     `grace` and `max_takeovers` are those of an engine, and hold in the workers. `codec`: as of a store.
