@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import click
@@ -202,7 +202,8 @@ def _keyboard() -> Generator[Any]:
     try:
         yield _Typed()
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # it may be gone
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 class _Typed:
@@ -215,6 +216,8 @@ class _Typed:
         terminal = sys.stdin.fileno()
         if not self._waiting and select.select([terminal], [], [], seconds)[0]:
             typed = os.read(terminal, 1024).decode("utf-8", "replace")
+            if not typed:
+                raise click.Abort  # the terminal is gone, and with it the person who watched
             self._waiting = re.findall(r"\x1b[\[O][A-D]|.", typed, re.DOTALL)
         if not self._waiting:
             return None

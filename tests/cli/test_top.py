@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,13 +113,22 @@ def test_a_store_that_is_away_is_said_and_what_was_seen_stays(
     assert held(store)[0] in text(screen)
 
 
-def test_it_is_worked_by_keys_in_a_terminal(store: SQLiteStore, tmp_path: Path) -> None:
-    (first, second), (mine, theirs) = held(store), pty.openpty()
+@pytest.fixture
+def watched(store: SQLiteStore, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`flowcore top` in a terminal of its own, and the other end of that."""
+    mine, theirs = pty.openpty()
     command = [sys.executable, "-m", "flowcore", "--store", f"sqlite:{tmp_path / 'runs.db'}", "top", "--every", "0.2"]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "160"}
     )
     os.close(theirs)
+    yield process, mine
+    process.kill()
+    process.wait(60)
+
+
+def test_it_is_worked_by_keys_in_a_terminal(store: SQLiteStore, watched: tuple[subprocess.Popen[bytes], int]) -> None:
+    (first, second), (process, mine) = held(store), watched
     seen = bytearray()
 
     def shows(wanted: str) -> bool:
@@ -135,3 +145,11 @@ def test_it_is_worked_by_keys_in_a_terminal(store: SQLiteStore, tmp_path: Path) 
     assert process.wait(60) == 0
     os.close(mine)
     assert [store.find(key).decision for key in (first, second)] == [None, "undo"]
+
+
+def test_it_ends_with_its_terminal(store: SQLiteStore, watched: tuple[subprocess.Popen[bytes], int]) -> None:
+    held(store)
+    process, mine = watched
+    os.read(mine, 1)
+    os.close(mine)
+    assert process.wait(60) != 0
