@@ -363,7 +363,9 @@ def _answer(who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
         cause = got.error.__cause__ if isinstance(got.error, CompensationFailed) else got.error
         if got.status in RELEASED | {Status.COMPENSATION_FAILED} and not isinstance(cause, RunFailed):
             yield f"{who} has finished the undo of a run that failed elsewhere, and is told {cause!r}"
-        known = grant.record.error
+        known, failed = grant.record.error, grant.record.steps.get(grant.record.failed_step or "")
+        if isinstance(known, RunFailed) and known.error_type == "CompensationFailed" and failed and failed.error:
+            known = failed.error  # it was undone before, in vain: what failed it first stays the cause
         kinds = {"CompensationFailed"} | ({known.error_type} if isinstance(known, RunFailed) else set())
         if isinstance(known, RunFailed) and isinstance(cause, RunFailed) and cause.error_type not in kinds:
             yield f"{who} says that {cause.error_type} failed the run, it was {known.error_type}"
