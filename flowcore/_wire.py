@@ -98,7 +98,7 @@ def _culprit(inputs: StepInputs) -> str:
 
 
 def run_packed_step(fn: Callable[..., Any] | _ByName, packed: bytes) -> StepReply:
-    """In the other process: run the step. Returns also what it raised, so that an error of the executor itself is told
+    """In the other process: run the step. Returns also what it raised, so that an error of the executor itself is reported
     apart."""
     import pickle
 

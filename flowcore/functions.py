@@ -69,7 +69,7 @@ def _takes_one(fn: Any) -> bool:
         inspect.signature(fn, follow_wrapped=False).bind(None)
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not tell its parameters
+    except ValueError:  # a builtin whose parameters are unknown
         return True
     return True
 

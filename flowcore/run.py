@@ -185,7 +185,7 @@ class Run:
         return f"<Run {self.id} of {safe_repr(self.workflow)}: {self.status}>"
 
     def explain(self) -> str:
-        """The story of the run in plain words, one line per step that has something to tell."""
+        """The story of the run in plain words, one line for each step that ran."""
         lines = [f"Run {self.id} of {safe_repr(self.workflow)}: {self._ending()}"]
         steps = self.steps
         for name, report in list(steps.items())[:_LISTED]:

@@ -24,7 +24,7 @@ class StepInputs:
 
     `values`: the run's values. `results`: those of the steps that it depends on, by name. `names`: what steps of an
     included workflow are called here, by (workflow, step). `deadline`: seconds since the epoch, as clocks that another
-    machine has too tell it; None: no limit.
+    machine has, too; None: no limit.
     """
 
     __slots__ = (

@@ -71,7 +71,7 @@ class Workflow(Generic[I]):
 
     `input`: the type of the initial values, a dataclass or a pydantic model; `ctx.input` is one. `idempotency_key`: the
     key of every run, or a function of the input (without `input`: of the initial values) that returns it, or NO_KEY.
-    `fingerprint`: a function of the same that returns what tells one use of a key from another; by default all initial
+    `fingerprint`: a function of the same that returns what distinguishes one use of a key from another; by default all initial
     values do. What it leaves out is not compared: a caller who sends another one's key is then given that one's results, so
     the caller belongs into it, or into the key. `deadline`: seconds for a whole run, counted from its first claim. `on_failure`: whether running siblings of
     a failed step are waited for ("wait") or cancelled ("cancel"). `undo`: which steps a failure undoes: those that are

@@ -71,7 +71,7 @@ class Captured:
 
     @property
     def log_events(self) -> list[ReadableLogRecord]:
-        """What TracingHook told through the OpenTelemetry logs API."""
+        """What TracingHook emitted through the OpenTelemetry logs API."""
         return list(self._records.get_finished_logs())
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -142,8 +142,8 @@ def _line(span: ReadableSpan, by_id: dict[int, ReadableSpan]) -> str:
     if span.status.status_code is StatusCode.ERROR:
         parts.append(f"ERROR {(span.attributes or {}).get(names.ERROR_TYPE, '')}".rstrip())
     for event in span.events:
-        told = (event.attributes or {}).get(names.EXCEPTION_TYPE, "")
-        parts.append(f"! {told if event.name == names.EXCEPTION else event.name}")
+        error_type = (event.attributes or {}).get(names.EXCEPTION_TYPE, "")
+        parts.append(f"! {error_type if event.name == names.EXCEPTION else event.name}")
     for link in span.links:
         target = by_id.get(link.context.span_id)
         kind = (link.attributes or {}).get(names.LINK_TYPE, "")

@@ -1,4 +1,4 @@
-"""The checkout saga: reserve the goods, charge the card, ship the parcel, tell the customer.
+"""The checkout saga: reserve the goods, charge the card, ship the parcel, notify the customer.
 
 Every effect is made under `ctx.step_key`, which stays the same over all attempts: a charge that landed although its
 reply was lost is not made again. Steps are undone even if they *raised* (`undo="attempted"`), for the same reason: an

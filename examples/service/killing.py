@@ -62,7 +62,7 @@ class Killing:
         self._cases = {line.ref: self._cases[line.key] for line in self._lines}
 
     def run(self, lines: Sequence[Line], clients: int, *again: str) -> list[Answer]:
-        """Kill the service while it works on `lines`, start it with the options `again`; answers what all were told."""
+        """Kill the service while it works on `lines`, start it with the options `again`; returns what all got."""
         others = Replay(self._service.port, lines, patient=True)
         with ThreadPoolExecutor() as pool:
             try:

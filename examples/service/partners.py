@@ -13,7 +13,7 @@ from ledger import Ledger
 
 LATENCY = 0.004  # seconds, of every call
 SLOW = 0.25
-HANG = 0.25  # those that hang do so for as long as the service is told
+HANG = 0.25  # seconds for which a partner that hangs does so, unless the service sets another time
 
 CARDS = {
     "tok_visa": "is charged",

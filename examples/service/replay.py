@@ -1,4 +1,4 @@
-"""Sends a file of orders to the service, as several clients at once would, and keeps what they are told."""
+"""Sends a file of orders to the service, as several clients at once would, and keeps what they got."""
 
 import http.client
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 30.0  # seconds for an answer, and for another line to be sent or answered first
-MOST_WAITS = 30  # after being told so often to ask again later, that is the answer
+MOST_WAITS = 30  # after so many replies that ask for patience, that is the answer
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the client of a line was told in the end."""
+    """What the client of a line got in the end."""
 
     line: Line
     status: int
@@ -63,7 +63,7 @@ def read_orders(path: Path, mark: str = "") -> list[Line]:
 def replay(port: int, lines: Sequence[Line], clients: int = 8) -> list[Answer]:
     """Send `lines` in their order from `clients` threads; answers come in the order of the lines.
 
-    A client that is told to wait (409 or 503 with Retry-After) asks again after that time. Raises OSError or
+    A client that is asked to wait (409 or 503 with Retry-After) asks again after that time. Raises OSError or
     HTTPException where the service does not answer.
     """
     return Replay(port, lines).run(clients)
@@ -81,7 +81,7 @@ class Replay:
         self._sent = {line.key: threading.Event() for line in lines}
         self._answered = {line.key: threading.Event() for line in lines}
         self._answers: list[Answer] = []
-        # (when it is due, number) orders the queue: first the file, in its order; then those who were told to wait.
+        # (when it is due, number) orders the queue: first the file, in its order; then those who were asked to wait.
         self._due: queue.PriorityQueue[tuple[float, int, Line | None, int, float]] = queue.PriorityQueue()
         for line in lines:
             self._due.put((0.0, line.number, line, 0, 0.0))

@@ -52,7 +52,7 @@ _CURABLE: Final = (StoreUnavailable, OSError)
 
 
 def ask(run: RunState, verb: str, argument: object, context: contextvars.Context | None = None) -> Program[Answer]:
-    """Ask the store once, in the run's context or in that given, and tell the hooks how it went."""
+    """Ask the store once, in the run's context or in that given, and report to the hooks how it went."""
     began = run.settings.clock()
     outcome: Answer = yield Ask(verb, argument, context)
     _emit_call(run, verb, began, outcome[1])
@@ -64,7 +64,7 @@ def _emit_call(run: RunState, verb: str, began: float, error: BaseException | No
 
 
 def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseException | Arrived | None]:
-    """Tell the store how the run ended, and all that it does not know yet. Returns why it could not be told; Arrived, of a run
+    """Record how the run ended, and all that the store does not know yet. Returns why that failed; Arrived, of a run
     that was to wait, if values have come."""
     with run.lock:
         steps, writes = ledger.take()

@@ -194,11 +194,11 @@ def claim(
 
 def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.Answer]:
     """Send the claim, again and again where a durable store does not answer; nothing has begun that could be lost."""
-    told = emit.maintenance_started(run, "poll") if poll else None
+    polled = emit.maintenance_started(run, "poll") if poll else None
     until = run.settings.clock() + (run.settings.lease * _RESENT if run.settings.durable else 0.0)
     tries = 0
     while True:
-        answer, failure = yield from checkpoints.ask(run, "claim", wanted, None if told is None else told.context)
+        answer, failure = yield from checkpoints.ask(run, "claim", wanted, None if polled is None else polled.context)
         left = until - run.settings.clock()
         if not isinstance(failure, StoreUnavailable) or left <= 0:
             break
@@ -208,8 +208,8 @@ def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.A
             break
     if isinstance(failure, StoreUnavailable) and run.settings.durable:
         yield from checkpoints.ask(run, "withdraw", wanted)  # in case only its answer was lost
-    if told is not None:
-        emit.maintenance_finished(run, told, "poll", failure)
+    if polled is not None:
+        emit.maintenance_finished(run, polled, "poll", failure)
     return answer, failure
 
 
@@ -233,7 +233,7 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
 
 
 def fingerprint_of(run: RunState) -> str:
-    """What tells one use of a key from another: the workflow's name and its initial values, in the codec's canonical form."""
+    """What distinguishes one use of a key from another: the workflow's name and its initial values, in the codec's canonical form."""
     import hashlib  # with a key only: imports that many a run never needs
 
     values: dict[Any, Any] = run.values

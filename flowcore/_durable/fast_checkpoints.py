@@ -70,7 +70,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
             run.left -= 1
             ledger.seq = seq = ledger.seq + 2
             done = StepRecord(seq - 1, report, True, value, effect, {})
-            if after is None:  # the checkpoint that the run ends with tells of its last step
+            if after is None:  # the checkpoint that the run ends with has its last step
                 ledger.steps[name] = done
                 run.running -= 1
                 return node, None, None, ended, (None, None)

@@ -36,7 +36,7 @@ class Leases:
     lease. It survives whatever the store raises: the runs fence themselves by `lease_until`.
 
     The thread is started with the first run, and ends when it has had nothing to do for a lease, so that an engine that
-    is forgotten leaves none behind. `on_lost` is told of each run that the store says is not ours any more. A coroutine
+    is forgotten leaves none behind. `on_lost` gets each run that the store says is not ours any more. A coroutine
     as the store's `renew` runs in an event loop of the thread's own.
     """
 

@@ -31,7 +31,7 @@ UNKNOWN: Final = 1.0
 
 
 def replay(run: RunState, record: RunRecord) -> Run:
-    """The run that `record` tells of, for the caller of `run`."""
+    """The run that `record` describes, for the caller of `run`."""
     run.run_id = record.run_id
     ended = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
     ended.replayed, ended.held, ended.carrier = True, record.held, record.carrier

@@ -67,7 +67,7 @@ def _before(record: RunRecord) -> Mapping[str, str | int | float]:
 
 
 def restore(run: RunState, record: RunRecord) -> None:
-    """Put back what the record tells."""
+    """Restore what the record says."""
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
     run.retries, run.done_before = record.retries, len(record.results) + len(record.undone)
     run.interrupted_carrier, run.interrupted_by = record.carrier, _before(record)

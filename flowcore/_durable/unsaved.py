@@ -100,11 +100,11 @@ class Unsaved:
         record.has_result, record.result = False, None
 
     def take(self, steps: Collection[str] | None = None) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
-        """Take out what is to be told of `steps` (None: of all), the latest of each."""
+        """Take out what is to be recorded of `steps` (None: of all), the latest of each."""
         if steps is None and not self.writes:
-            told, self.steps = self.steps, {}
-            self.sent.update(told)
-            return told, {}
+            steps_due, self.steps = self.steps, {}
+            self.sent.update(steps_due)
+            return steps_due, {}
         names = list(self.steps.keys() | self.writes.keys()) if steps is None else steps
         records = {name: self.steps.pop(name) for name in names if name in self.steps}
         writes: dict[Any, Write] = {}

@@ -240,7 +240,7 @@ def refuse_if_cancelled(run: RunState) -> None:
 
 def head_of(run: RunState, key: str) -> Program[checkpoints.Answer]:
     """The head under a key, as a caller that waits asks for it."""
-    told = emit.maintenance_started(run, "poll")
-    head, failure = yield from checkpoints.ask(run, "head", key, told.context)
-    emit.maintenance_finished(run, told, "poll", failure)
+    polled = emit.maintenance_started(run, "poll")
+    head, failure = yield from checkpoints.ask(run, "head", key, polled.context)
+    emit.maintenance_finished(run, polled, "poll", failure)
     return head, failure

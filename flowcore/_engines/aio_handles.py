@@ -36,7 +36,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
 
     async def recorded(self) -> None:
         """Wait until the store has recorded the run: from then on it survives this process, and any engine that recovers
-        may run it. Await this before you tell a client that its request was accepted.
+        may run it. Await this before you answer a client that its request was accepted.
 
         Raises what refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError. Returns
         at once where the key's earlier outcome is this run's too, and for a run without a key in memory.
@@ -116,7 +116,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
 
 
 class SubmittedRuns(LocalRuns):
-    """`LocalRuns` that tell the futures of submitted runs of their claims."""
+    """`LocalRuns` that report claims to the futures of submitted runs."""
 
     def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
         super().__init__(wake, clock)

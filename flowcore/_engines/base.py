@@ -315,7 +315,7 @@ class EngineBase:
         self._settings.owns = leases.join
         return leases
 
-    # -- telling the hooks what no run tells ---------------------------------------------------------------------------
+    # -- what hooks get beside the events of runs ---------------------------------------------------------------------------
 
     def _tell_started(self, pool: Workers) -> None:
         if EngineStarted in self._settings.hooks.wanted:
@@ -339,7 +339,7 @@ class EngineBase:
 
     @contextmanager
     def _round(self, kind: str = "recover") -> Generator[contextvars.Context, None, None]:
-        """A round of recovery, told to the hooks, and the context for what it asks of the store."""
+        """A round of recovery, reported to the hooks, and the context for what it asks of the store."""
         hooks, clock = self._settings.hooks, self._settings.clock
         context, began, error = contextvars.copy_context(), clock(), None
         event = MaintenanceStarted("", "", began, {}, kind)

@@ -68,10 +68,10 @@ _LOOK: Final = 0.01  # seconds between two looks at runs that end while the inte
 
 
 class Engine(EngineBase):
-    """Runs workflows on threads. Silent and in memory unless told otherwise.
+    """Runs workflows on threads. Silent and in memory unless its options say otherwise.
 
     Thread-safe; make one and keep it. Works with or without `with`. `store`: where runs are claimed and kept;
-    `hooks`: told what happens; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
+    `hooks`: callables that get events; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
     `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
     that was given up before continuing without it; `workflows`: what `recover` may resume; `recover_every`: seconds
     between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable;

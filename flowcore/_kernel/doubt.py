@@ -48,7 +48,7 @@ def settle(run: RunState, node: Node, end: StepEnd, lost: ResultLost) -> Program
 
 
 def ask_verify(run: RunState, node: Node) -> Program[tuple[Answer, BaseException | None]]:
-    """What the step's `verify=` returns within the step's timeout: Landed, NotLanded, or None; or why it could not tell.
+    """What the step's `verify=` returns within the step's timeout: Landed, NotLanded, or None; or why it could not say.
     Then the run is parked: guessing is what it is there to prevent."""
     fn = node.step.verify
     assert fn is not None  # noqa: S101 - the caller has looked

@@ -1,4 +1,4 @@
-"""A run from request to outcome: claim it, work its steps, undo them if one failed, tell the store."""
+"""A run from request to outcome: claim it, work its steps, undo them if one failed, record the end."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def execute(run: RunState) -> Program[Run]:
     if scope is not None:
         emit.run_finished(run, scope, finished)
     if failure is not None:
-        _annotate(failure, f"{_NOTE}run {run.run_id} succeeded, but the store could not be told: its key stays taken.")
+        _annotate(
+            failure, f"{_NOTE}run {run.run_id} succeeded, but its end could not be recorded: its key stays taken."
+        )
         raise failure
     return finished
 
@@ -149,7 +151,7 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
         run.end(_outcome(run))
         finished = _failed(run)
     elif failure is not None and finished.error is not None:
-        finished.error.add_note(f"the store could not be told, so the key stays taken: {_brief(failure)}")
+        finished.error.add_note(f"the end of the run could not be recorded, so the key stays taken: {_brief(failure)}")
     if scope is not None:
         emit.run_finished(run, scope, finished)
     if finished.status is Status.LOST:

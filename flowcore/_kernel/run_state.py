@@ -181,7 +181,7 @@ class RunState:
             self.wanted = self.hooks.wanted
             self.state, self.ready_at, self.times = {}, {}, {}
         if settings.durable:
-            self.ledger, self.observed = settings.claims.open(), True  # its record tells times
+            self.ledger, self.observed = settings.claims.open(), True  # its record has times
             self.left = len(plan.nodes)  # (lock) nodes that are not over
             self.state, self.ready_at, self.times = {}, {}, {}
         if plan.waits:
@@ -194,7 +194,7 @@ class RunState:
         self.ready = deque(plan.ready)  # (lock) nodes to start, by index
         self.results: dict[str, Any] = {}  # (lock) in order of completion
         self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed
-        self.reports: dict[str, StepReport] = {}  # of the steps with more to tell than a result
+        self.reports: dict[str, StepReport] = {}  # of the steps that have more than a result
 
     # -- what a Context and a Run ask ----------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class RunState:
         return self.key if self.key is not None else self.run_id
 
     def report(self, node: Node) -> StepReport:
-        """The report of a step that has more to tell than a result."""
+        """The report of a step that has more than a result."""
         report = self.reports.get(node.name)
         if report is not None:
             return report
@@ -437,7 +437,7 @@ class RunState:
         self.running = min(self.running, 1)  # no thread is here that runs any other step
 
     def fail_after_all(self, error: BaseException) -> None:
-        """The store cannot be told of a run that has done all its steps: it has not succeeded."""
+        """The end of a run that has done all its steps cannot be recorded: it has not succeeded."""
         with self.lock:
             self.finished = None
             self.parked, self.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)

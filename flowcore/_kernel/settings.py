@@ -1,4 +1,4 @@
-"""What an engine gives to all its runs, so that the programs need nothing of their own that waits or tells the time."""
+"""What an engine gives to all its runs, so that the programs need nothing of their own that waits or reads a clock."""
 
 from __future__ import annotations
 

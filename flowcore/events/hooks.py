@@ -69,18 +69,19 @@ class Hooks:
     )
 
     def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None, *, _lone: bool = False) -> None:
-        told = [(hook, _wants_of_lone(hook) if _lone else wants(hook)) for hook in hooks if wants(hook)]
-        self.hooks: tuple[Hook, ...] = tuple(hook for hook, _ in told)
-        self.wanted: frozenset[type[Event]] = frozenset().union(*(kinds for _, kinds in told))
+        listening = [(hook, _wants_of_lone(hook) if _lone else wants(hook)) for hook in hooks if wants(hook)]
+        self.hooks: tuple[Hook, ...] = tuple(hook for hook, _ in listening)
+        self.wanted: frozenset[type[Event]] = frozenset().union(*(kinds for _, kinds in listening))
         self.listeners: dict[type[Event], Listeners] = {
-            kind: tuple((hook, _handler(hook, kind)) for hook, kinds in told if kind in kinds) for kind in self.wanted
+            kind: tuple((hook, _handler(hook, kind)) for hook, kinds in listening if kind in kinds)
+            for kind in self.wanted
         }
         self.around_store: tuple[Hook, ...] = tuple(hook for hook in self.hooks if hasattr(hook, "around_store"))
         self._failed: set[str] = set() if _failed is None else _failed
         self._without: dict[tuple[int, ...], Hooks] = {}
         self._watch: _Stopwatch | None = None
         self._runs, self._measured_at = 0, -math.inf
-        differ = not _lone and any(kinds != _wants_of_lone(hook) for hook, kinds in told)
+        differ = not _lone and any(kinds != _wants_of_lone(hook) for hook, kinds in listening)
         self.lone: Hooks = Hooks(self.hooks, self._failed, _lone=True) if differ else self
 
     def __bool__(self) -> bool:

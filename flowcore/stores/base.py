@@ -148,7 +148,7 @@ class RunRecord:
     values: Mapping[Any, Any] = field(default_factory=_empty, repr=False)
     """the context's values"""
     steps: Mapping[str, StepReport] = field(default_factory=_empty)
-    """of the steps with more to tell than a result; on durable stores of all that have begun"""
+    """of the steps that have more than a result; on durable stores of all that have begun"""
     effects: tuple[str, ...] = ()
     """the steps to undo if it fails, in order of completion; those in flight come last"""
     carriers: Mapping[str, Mapping[str, str]] = field(default_factory=_empty, repr=False)
@@ -156,7 +156,7 @@ class RunRecord:
     undone: tuple[str, ...] = ()
     failed_step: str | None = None
     error: BaseException | None = None
-    """what failed it: the exception itself where this process still has it, else a RunFailed that tells of it"""
+    """what failed it: the exception itself where this process still has it, else a RunFailed with its type and message"""
     carrier: Mapping[str, str] = field(default_factory=_empty, repr=False)
     sent: Mapping[str, Sent] = field(default_factory=_empty, repr=False)
     """what was sent to its waits, by step"""
@@ -351,7 +351,7 @@ class Lost:
 
 @dataclass(slots=True)
 class Behind:
-    """The record has gone back in time: it lacks what this owner was told had been written. Nothing was written now."""
+    """The record has gone back in time: it lacks what this owner knows to have been written. Nothing was written now."""
 
     seq: int
     """the highest number that the record has"""

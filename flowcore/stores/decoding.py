@@ -40,7 +40,7 @@ INITIAL: Final = "v:"
 """before the key of an initial value, where its place is named"""
 SENT: Final = "m:"
 LARGEST: Final = 2**53 - 1
-"""of all numbers: more, a double such as Lua's cannot tell apart"""
+"""of all numbers: more, a double such as Lua's cannot distinguish"""
 NEVER: Final = LARGEST
 """as `not_before`: recovery does not resume the run"""
 
@@ -105,9 +105,9 @@ def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecor
         _refuse_bytes(fields)
         key, fields = _with_key(key, fields, sealing)
         record = _head(key, fields, sealing)
-        told = {field: text for field, text in fields.items() if field not in _HEAD}
-        _add_steps(record, told, sealing, types)
-        _add_values(record, told, fields, sealing, types)
+        stored = {field: text for field, text in fields.items() if field not in _HEAD}
+        _add_steps(record, stored, sealing, types)
+        _add_values(record, stored, fields, sealing, types)
     return record
 
 
@@ -221,10 +221,10 @@ def _owner(fields: Fields, by: str, since: str) -> Owner | None:
     return Owner(_string(known["host"], by), number(known, "pid"), at)
 
 
-def _add_steps(record: RunRecord, told: Fields, sealing: Sealing, types: Types) -> None:
+def _add_steps(record: RunRecord, stored: Fields, sealing: Sealing, types: Types) -> None:
     steps = [
         (field[2:], _step(field, text, record, sealing, types))
-        for field, text in told.items()
+        for field, text in stored.items()
         if field.startswith(STEP)
     ]
     steps.sort(key=lambda step: step[1].seq)
@@ -239,18 +239,18 @@ def _add_steps(record: RunRecord, told: Fields, sealing: Sealing, types: Types) 
     record.effects = (*(name for name, step in ended if step.effect), *in_flight)
 
 
-def _add_values(record: RunRecord, told: Fields, fields: Fields, sealing: Sealing, types: Types) -> None:
+def _add_values(record: RunRecord, stored: Fields, fields: Fields, sealing: Sealing, types: Types) -> None:
     initial = _strings(_json(fields, "values", {}), "values")
     values = {
         key: _loaded(text, "values", sealing, types.get(WRITE + key, Any), record.run_id, INITIAL + key)
         for key, text in initial.items()
     }
     record.sent = {
-        field[2:]: _sent(field, text, record, sealing) for field, text in told.items() if field.startswith(SENT)
+        field[2:]: _sent(field, text, record, sealing) for field, text in stored.items() if field.startswith(SENT)
     }
     writes = [
         (field, _write(field, text, record, sealing, types))
-        for field, text in told.items()
+        for field, text in stored.items()
         if not field.startswith((STEP, SENT))
     ]
     writes.sort(key=lambda write: write[1].seq)
@@ -269,7 +269,7 @@ def _step(field: str, text: object, record: RunRecord, sealing: Sealing, types: 
     if not _IN_A_STEP.issuperset(known) or type(effect) is not bool:
         raise _Foreign(f"its field {safe_repr(field)} has something in it that is not known of steps")
     if type(attempts) is not int or not 0 <= attempts <= LARGEST:
-        raise _Foreign(f"its field {safe_repr(field)} tells of {safe_repr(attempts)} attempts")
+        raise _Foreign(f"its field {safe_repr(field)} says {safe_repr(attempts)} attempts")
     report = StepReport(_status(_STEP, known.get("status"), field), attempts)
     report.failed = _count(known, "failed")
     if "errors" in known:
@@ -335,16 +335,16 @@ def step_status(text: object) -> Status:
 
 
 def _failure(known: object, record: RunRecord, step: str | None, what: str) -> RunFailed:
-    told = _strings(known, "error")
-    if told.keys() != {"type", "message", "traceback"}:
+    stored = _strings(known, "error")
+    if stored.keys() != {"type", "message", "traceback"}:
         raise _Foreign("an error in it has not just type, message and traceback")
     return RunFailed(
-        f"run {record.run_id} of {safe_repr(record.workflow)} {what}: {told['type']}: {told['message']}",
+        f"run {record.run_id} of {safe_repr(record.workflow)} {what}: {stored['type']}: {stored['message']}",
         run=record.run_id,
         step=step,
-        error_type=told["type"],
-        error_message=told["message"],
-        traceback_text=told["traceback"],
+        error_type=stored["type"],
+        error_message=stored["message"],
+        traceback_text=stored["traceback"],
     )
 
 
@@ -467,5 +467,5 @@ def _status(known: frozenset[str], value: object, field: str) -> Status:
 
 def _seconds(value: object, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
-        raise _Foreign(f"its field {safe_repr(field)} tells of {safe_repr(value)} seconds")
+        raise _Foreign(f"its field {safe_repr(field)} says {safe_repr(value)} seconds")
     return float(value)

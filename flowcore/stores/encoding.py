@@ -64,8 +64,8 @@ from .decoding import (
     sent_id,
     step_status,
 )
+from .error_texts import texts_of
 from .sealing import Sealing
-from .telling import told
 
 __all__ = [
     "LARGEST",
@@ -205,7 +205,7 @@ class Encoding:
         if checkpoint.failed_step is not None:
             fields["failed_step"] = _json_text(checkpoint.failed_step)
         if checkpoint.error is not None:
-            fields["error"] = self._own(_json_text(told(checkpoint.error, brief=self._brief)), run_id, "error")
+            fields["error"] = self._own(_json_text(texts_of(checkpoint.error, brief=self._brief)), run_id, "error")
         return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)  # their texts are JSON
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
@@ -228,7 +228,7 @@ class Encoding:
         fields["error"] = (
             "null"
             if record.error is None
-            else self._own(_json_text(told(record.error, brief=self._brief)), record.run_id, "error")
+            else self._own(_json_text(texts_of(record.error, brief=self._brief)), record.run_id, "error")
         )
         return fields
 
@@ -239,7 +239,7 @@ class Encoding:
 
     def encode_step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of one step."""
-        # Put together by hand: most steps have little to tell, and a JSON encoder takes longer to set out than to do this.
+        # Put together by hand: most steps have little to record, and a JSON encoder takes longer to set out than to do this.
         report = step.report
         text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
@@ -268,13 +268,11 @@ class Encoding:
         if report.until is not None:
             text += f',"until":{report.until!r}'
         if report.error is not None:
-            text += (
-                f',"error":{self._own(_json_text(told(report.error, brief=self._brief)), run_id, f"s.error:{name}")}'
-            )
+            text += f',"error":{self._own(_json_text(texts_of(report.error, brief=self._brief)), run_id, f"s.error:{name}")}'
         if report.undo is not None:
             text += f',"undo":"{report.undo}"'
         if report.undo_error is not None:
-            text += f',"undo_error":{self._own(_json_text(told(report.undo_error, brief=self._brief)), run_id, f"s.undo_error:{name}")}'
+            text += f',"undo_error":{self._own(_json_text(texts_of(report.undo_error, brief=self._brief)), run_id, f"s.undo_error:{name}")}'
         if report.completed_late is not None:
             text += f',"completed_late":"{report.completed_late}"'
         return text + "}"

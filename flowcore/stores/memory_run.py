@@ -35,7 +35,7 @@ class LiveRun:
         """once no owner has it: when recovery may resume it"""
         self.before: RunRecord | None = None
         """the record as the present owner found it, where it did not begin the run"""
-        self._steps: dict[str, StepRecord] | None = None  # what checkpoints told; wins over what `record` says
+        self._steps: dict[str, StepRecord] | None = None  # what checkpoints said; wins over what `record` says
         self._writes: dict[str, Write] | None = None
 
     @classmethod
@@ -122,7 +122,7 @@ class LiveRun:
         return self.expired(now) if status == "expired" else self.record.status == status
 
     def note(self, checkpoint: Checkpoint) -> None:
-        """Take over what a checkpoint tells; of each field, the highest number wins."""
+        """Take over what a checkpoint says; of each field, the highest number wins."""
         record = self.record
         if makes_progress(checkpoint):
             record.takeovers = record.retries = 0
@@ -133,8 +133,8 @@ class LiveRun:
         if checkpoint.writes:
             self._writes = {} if self._writes is None else self._writes
             _update(self._writes, checkpoint.writes)
-        told: tuple[StepRecord | Write, ...] = (*checkpoint.steps.values(), *checkpoint.writes.values())
-        record.seq = max((record.seq, *(one.seq for one in told)))
+        saved: tuple[StepRecord | Write, ...] = (*checkpoint.steps.values(), *checkpoint.writes.values())
+        record.seq = max((record.seq, *(one.seq for one in saved)))
         record.undoing = record.undoing or checkpoint.undoing
         if checkpoint.failed_step is not None:
             record.failed_step = checkpoint.failed_step
@@ -143,8 +143,8 @@ class LiveRun:
 
     def step_status(self, name: str) -> Status | None:
         """How a step stands, as far as it is known here."""
-        told = None if self._steps is None else self._steps.get(name)
-        report = self.record.steps.get(name) if told is None else told.report
+        saved = None if self._steps is None else self._steps.get(name)
+        report = self.record.steps.get(name) if saved is None else saved.report
         return None if report is None else report.status
 
     def receive(self, name: str, sent: Sent, now: float, wall: float) -> None:
@@ -160,7 +160,7 @@ class LiveRun:
         known, end = self.record, ending.record
         if ending.changes is not None:
             self.note(ending.changes)
-        elif self._steps is None and self._writes is None:  # it was never told in pieces
+        elif self._steps is None and self._writes is None:  # it never came in pieces
             known.results, known.values, known.steps = end.results, end.values, end.steps
             known.effects, known.carriers = end.effects, end.carriers
             known.sent = {**end.sent, **known.sent}
@@ -184,21 +184,21 @@ class LiveRun:
             record = replace(record, not_before=record.expires + self.delay)
         if self._steps is None and self._writes is None:
             return replace(record) if self.live else record
-        told = sorted((self._steps or {}).items(), key=lambda step: step[1].seq)
-        names = {name for name, _ in told}
-        steps = {**record.steps, **{name: step.report for name, step in told}}
+        saved = sorted((self._steps or {}).items(), key=lambda step: step[1].seq)
+        names = {name for name, _ in saved}
+        steps = {**record.steps, **{name: step.report for name, step in saved}}
         effects = [name for name in record.effects if name not in names]
-        effects += [name for name, step in told if step.effect or step.report.status == Status.RUNNING]
+        effects += [name for name, step in saved if step.effect or step.report.status == Status.RUNNING]
         effects.sort(key=lambda name: name in steps and steps[name].status == Status.RUNNING)  # in flight: the last
         writes = self._writes or {}
         return replace(
             record,
-            results=_without(record.results, names) | {name: step.result for name, step in told if step.has_result},
+            results=_without(record.results, names) | {name: step.result for name, step in saved if step.has_result},
             values=_without(record.values, writes)
             | {key: write.value for key, write in writes.items() if not write.deleted},
             steps=steps,
             effects=tuple(effects),
-            carriers=_without(record.carriers, names) | {name: step.carrier for name, step in told if step.carrier},
+            carriers=_without(record.carriers, names) | {name: step.carrier for name, step in saved if step.carrier},
         )
 
     def head(self) -> RunRecord:
@@ -238,8 +238,8 @@ def _begin_steps(record: RunRecord, begins: tuple[str, ...]) -> None:
     record.effects = begins
 
 
-def _update(known: dict[str, Any], told: Mapping[str, StepRecord | Write]) -> None:
-    for name, one in told.items():
+def _update(known: dict[str, Any], saved: Mapping[str, StepRecord | Write]) -> None:
+    for name, one in saved.items():
         if name not in known or known[name].seq < one.seq:
             known[name] = one
 

@@ -146,7 +146,7 @@ def _takes(verb: Any, *numbers: int) -> bool:
         signature = inspect.signature(verb)
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not tell its parameters
+    except ValueError:  # a builtin whose parameters are unknown
         return 2 in numbers
     for number in numbers:
         try:

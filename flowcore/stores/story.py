@@ -1,4 +1,4 @@
-"""What a store knows of one run, told in plain words."""
+"""What a store knows of one run, in plain words."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Sending:
 
 @dataclass(slots=True)
 class SimulatedCall:
-    """One call of user code, as the driver made it, whatever was told of it. Moments are those of the events' `at`."""
+    """One call of user code, as the driver made it, whatever was reported of it. Moments are those of the events' `at`."""
 
     step: str
     what: str
@@ -91,7 +91,7 @@ class SimulatedCall:
     attempt: int
     began: float
     told_before: int
-    """events that its process had told before it began"""
+    """events that its process had emitted before it began"""
     ended: float | None = None
     """when it came back; None: never"""
     given_up: float | None = None

@@ -40,7 +40,7 @@ _READS: Final = frozenset({"find", "head", "list_resumable"})
 
 
 class SimulatedStore(MemoryStore):
-    """A durable store for tests: what it was told survives a simulated crash, and nothing else does.
+    """A durable store for tests: what it recorded survives a simulated crash, and nothing else does.
 
     It lives in memory, and by default its clock is that of the simulations it is used in. Of errors it keeps only what can
     be written down, as stores do that outlive a process. The results of steps and the values of the context go through the
@@ -69,7 +69,7 @@ class SimulatedStore(MemoryStore):
         return super().checkpoint(_written(checkpoint))
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        """See Store. Of single steps it takes no more than what was told by checkpoints."""
+        """See Store. Of single steps it takes no more than what checkpoints said."""
         ended = _ended(ending)
         known = super().find(ended.record.key)
         if known is not None and ended.changes is not None:

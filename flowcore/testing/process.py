@@ -535,7 +535,7 @@ class Process:
                 self._wake(sleep)
         for call in list(self._running) if stop.cancel else ():
             if not call.shielded:
-                # A coroutine stops when it is told to; a thread has its grace, and may end in time.
+                # A coroutine stops when it is cancelled; a thread has its grace, and may end in time.
                 heeds = self._random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
                 self._after(wait, partial(self._give_up, call, timed_out=False))

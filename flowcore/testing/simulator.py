@@ -76,7 +76,7 @@ def simulate(
     the result of another one in place fails with NotSerializable.
 
     A crash wants a durable store: a SimulatedStore, of its own unless you pass one. When the dead process's `lease` is
-    over, another one takes the run over, and the answer is what that one got; `events` and `journal` tell of both.
+    over, another one takes the run over, and the answer is what that one got; `events` and `journal` have both.
 
     Raises DefinitionError for a fault at a step that the workflow does not have, and for a crash without a durable store.
     """

@@ -61,7 +61,7 @@ class Alert:
     labels: dict[str, str] = field(default_factory=dict[str, str])
 
     def rule(self, q: Source, links: Links) -> Rule:
-        told = {
+        annotations = {
             "summary": self.summary,
             "description": self.description,
             "runbook_url": f"{links.runbook}#{self.name.lower()}",
@@ -73,13 +73,13 @@ class Alert:
             "expr": self.expr,
             **({"for": self.lasting} if self.lasting else {}),
             "labels": {"severity": self.severity, **self.labels},
-            "annotations": {k: v.replace("$labels.workflow", f"$labels.{workflow}") for k, v in told.items()},
+            "annotations": {k: v.replace("$labels.workflow", f"$labels.{workflow}") for k, v in annotations.items()},
         }
 
     def _chosen(self) -> str:
         """The dashboard's variables, as far as this alert has labels for them."""
-        told = f"{self.summary} {self.description}"
-        chosen = [name for name in ("job", "workflow") if f"$labels.{name} " in told]
+        texts = f"{self.summary} {self.description}"
+        chosen = [name for name in ("job", "workflow") if f"$labels.{name} " in texts]
         return "?" + "&".join(f"var-{name}={{{{ $labels.{name} | urlquery }}}}" for name in chosen) if chosen else ""
 
 
@@ -415,7 +415,7 @@ def _telemetry(q: Source) -> list[Alert]:
             "ticket",
             f"Hook {hook} of {{{{ $labels.job }}}} raises errors",
             f"{{{{ $value | humanize }}}} errors of {hook} in {{{{ $labels.job }}}} in the last 15 minutes. Runs are not touched "
-            "by it, but what the hook should have told is missing.",
+            "by it, but what the hook should have reported is missing.",
             "store",
         ),
         Alert(

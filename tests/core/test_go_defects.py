@@ -105,7 +105,7 @@ def test_an_error_of_the_store_at_the_end_is_not_dropped(drive: Drive, ledger: L
     wf = ledger.chain("a")
     with pytest.raises(StoreError, match="the disk is full") as caught:
         drive(wf, store=Broken(), idempotency_key="k")
-    assert "succeeded, but the store could not be told: its key stays taken" in notes(caught.value)
+    assert "succeeded, but its end could not be recorded: its key stays taken" in notes(caught.value)
 
 
 def test_an_error_of_the_store_after_a_failure_is_a_note_on_it(drive: Drive, ledger: Ledger) -> None:
@@ -118,7 +118,10 @@ def test_an_error_of_the_store_after_a_failure_is_a_note_on_it(drive: Drive, led
     wf = ledger.chain("a", "b!")
     with pytest.raises(ValueError, match="b") as caught:
         drive(wf, store=Broken(), idempotency_key="k")
-    assert "the store could not be told, so the key stays taken: StoreError: the disk is full" in caught.value.__notes__
+    assert (
+        "the end of the run could not be recorded, so the key stays taken: StoreError: the disk is full"
+        in caught.value.__notes__
+    )
 
 
 def test_a_failed_undo_does_not_release_the_key(drive: Drive, ledger: Ledger) -> None:

@@ -43,16 +43,16 @@ def examine() -> Generator[Any, list[Any], dict[str, str]]:
     }
 
 
-def risks(told: Mapping[str, str]) -> list[str]:
+def risks(report: Mapping[str, str]) -> list[str]:
     """What of that can lose runs, each as a clause."""
     found: list[str] = []
-    if told["eviction"] not in {"noeviction", _UNKNOWN}:
+    if report["eviction"] not in {"noeviction", _UNKNOWN}:
         found.append(
-            f"it throws keys away when its memory is full (set maxmemory-policy noeviction, not {told['eviction']})"
+            f"it throws keys away when its memory is full (set maxmemory-policy noeviction, not {report['eviction']})"
         )
-    if "none" in told["persistence"].split(", "):
+    if "none" in report["persistence"].split(", "):
         found.append("it keeps nothing on disk (set appendonly yes)")
-    if "replica" in told["role"]:
+    if "replica" in report["role"]:
         found.append("it is a replica (connect to the primary)")
     return found
 

@@ -1,4 +1,4 @@
-"""What redis-py raises, as flowcore tells it. It goes by names, so that it needs no redis to be installed."""
+"""What redis-py raises, as flowcore's own errors. It goes by names, so that it needs no redis to be installed."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ local function whole(key)  -- all fields of a record; nil if there is none
   return run
 end
 
-local function told(word, now, key, only)  -- an answer with the record; only: without its values, steps and writes
+local function reply(word, now, key, only)  -- an answer with the record; only: without its values, steps and writes
   local answer = {word, digits(now)}
   if only then
     local names = {'schema', 'key', 'key_text', 'run_id', 'owner', 'workflow', 'graph', 'status', 'started', 'generation', 'fence', 'seq',
@@ -172,7 +172,7 @@ end
 
 local function corrupted(now, key, run)
   if run.kind then return {'corrupt', digits(now), 'kind', run.kind} end
-  return told('corrupt', now, key)
+  return reply('corrupt', now, key)
 end
 """
 

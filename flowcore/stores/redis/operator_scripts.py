@@ -49,7 +49,7 @@ if corrupt then
   redis.call('DEL', KEYS[1])
   return {'done', digits(now)}
 end
-if run.stage == 'owned' and run.ends > now and ARGV[1] ~= '1' then return told('busy', now, KEYS[1], true) end
+if run.stage == 'owned' and run.ends > now and ARGV[1] ~= '1' then return reply('busy', now, KEYS[1], true) end
 free(run, now, tonumber(ARGV[2]))
 return {'done', digits(now)}
 """,
@@ -72,7 +72,7 @@ if corrupt then
   return {'done', digits(now)}
 end
 if run.is_held or run.stage ~= 'over' then
-  if ARGV[1] ~= '1' then return told('busy', now, KEYS[1], true) end
+  if ARGV[1] ~= '1' then return reply('busy', now, KEYS[1], true) end
   free(run, now, tonumber(ARGV[2]))
 end
 local all, kept, left = whole(KEYS[1]), {}, redis.call('PTTL', KEYS[1])
@@ -97,14 +97,14 @@ if corrupt then return corrupted(now, KEYS[1], run) end
 local decision, hold = ARGV[1], ARGV[1] == 'hold'
 local stops = decision == 'undo' or decision == 'cancel'
 if run.stage == 'owned' and run.ends > now then
-  if not stops then return told('busy', now, KEYS[1], true) end
+  if not stops then return reply('busy', now, KEYS[1], true) end
   if run.undoing ~= '1' then  -- its owner hears of it with the next renewal or checkpoint
     redis.call('HSET', KEYS[1], 'decision', 'cancel', 'reason', ARGV[2])
   end
   return {'done', digits(now)}
 end
 if run.stage == 'over' and not run.is_held and not hold and not (decision == 'resume' and run.status == 'failure') then
-  return told('over', now, KEYS[1], true)
+  return reply('over', now, KEYS[1], true)
 end
 
 local status = run.status
@@ -183,7 +183,7 @@ for i, key in ipairs(KEYS) do
   elseif run.kind then
     answers[i] = {'corrupt', digits(now), 'kind', run.kind}
   else
-    answers[i] = told('found', now, key, ARGV[1] == '1')
+    answers[i] = reply('found', now, key, ARGV[1] == '1')
   end
 end
 return answers

@@ -51,7 +51,7 @@ local run, corrupt = head(KEYS[1])
 if corrupt then return corrupted(now, KEYS[1], run) end
 
 local function granted(word, fence, takeovers)  -- the record as its owner finds it, and the owner's fence
-  local answer = told(word, now, KEYS[1])
+  local answer = reply(word, now, KEYS[1])
   for _, text in ipairs({'granted', fence, 'takeovers', takeovers, 'graph', ARGV[3]}) do answer[#answer + 1] = text end
   return answer
 end
@@ -63,7 +63,7 @@ local function renewed()
 end
 
 if run.owner == ARGV[1] then  -- decide: the owner's own claim
-  if run.stage ~= 'owned' then return told('finished', now, KEYS[1]) end
+  if run.stage ~= 'owned' then return reply('finished', now, KEYS[1]) end
   if run.status == 'queued' and not queued then
     file_open(run, 'running', false, expires)
     local fields = {'status', 'running', 'graph', ARGV[3], 'expires', expires, 'listed', expires}
@@ -75,31 +75,31 @@ if run.owner == ARGV[1] then  -- decide: the owner's own claim
   else
     renewed()
   end
-  if not run.before_status then return told('begun', now, KEYS[1], true) end
+  if not run.before_status then return reply('begun', now, KEYS[1], true) end
   return granted('again', run.fence, run.takeovers or '0')
 end
 
 local attached = ARGV[5] ~= '' and string.sub(ARGV[5], 2)
 local released = (run.status == 'failure' or run.status == 'compensated') and not run.is_held
-if attached == run.run_id and (run.is_held or run.stage == 'over') then return told('finished', now, KEYS[1]) end
+if attached == run.run_id and (run.is_held or run.stage == 'over') then return reply('finished', now, KEYS[1]) end
 if released then  -- decide: released
   -- Others came after the run that it waits for, or ended its own while the reply was lost.
-  if attached or run.run_id == ARGV[1] or string.find(ARGV[8], 'o', 1, true) then return told('finished', now, KEYS[1]) end
-  if ARGV[7] ~= run.fence then return told('look', now, KEYS[1]) end
+  if attached or run.run_id == ARGV[1] or string.find(ARGV[8], 'o', 1, true) then return reply('finished', now, KEYS[1]) end
+  if ARGV[7] ~= run.fence then return reply('look', now, KEYS[1]) end
   return begin(count(run.generation) + 1, count(run.fence), run.run_id)
 end
 if ARGV[2] ~= '' and (not run.fingerprint or '=' .. run.fingerprint ~= ARGV[2]) then
-  return told('mismatch', now, KEYS[1], true)
+  return reply('mismatch', now, KEYS[1], true)
 end
-if run.is_held then return told('held', now, KEYS[1], true) end
-if run.status == 'success' then return told('finished', now, KEYS[1]) end
+if run.is_held then return reply('held', now, KEYS[1], true) end
+if run.status == 'success' then return reply('finished', now, KEYS[1]) end
 if run.stage == 'over' then return corrupted(now, KEYS[1], run) end
-if run.stage == 'owned' and run.ends > now then return told('busy', now, KEYS[1], true) end
+if run.stage == 'owned' and run.ends > now then return reply('busy', now, KEYS[1], true) end
 if run.status == 'waiting' and run.not_before and count(run.not_before) ~= 0 and tonumber(run.not_before) > now then
-  return told('busy', now, KEYS[1], true)
+  return reply('busy', now, KEYS[1], true)
 end
-if run.status ~= 'queued' and run.graph ~= ARGV[3] and '=' .. run.graph ~= ARGV[4] then return told('graph', now, KEYS[1], true) end
-if ARGV[7] ~= run.fence then return told('look', now, KEYS[1]) end
+if run.status ~= 'queued' and run.graph ~= ARGV[3] and '=' .. run.graph ~= ARGV[4] then return reply('graph', now, KEYS[1], true) end
+if ARGV[7] ~= run.fence then return reply('look', now, KEYS[1]) end
 
 -- decide: resumed, taken over, or begun from the queue
 local fence = digits(math.max(count(run.fence) + 1, now))

@@ -101,7 +101,7 @@ class SQLiteStore(Operating):
         super().__init__(database, encoding, kept, durability, wall)
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        """Take the key, or tell who has it."""
+        """Take the key, or return who has it."""
         texts = self._encoding.encode_claim(claim)
         if self._hides:
             claim = replace(claim, key=texts["key"], fingerprint=texts.get("fingerprint"))
@@ -213,8 +213,8 @@ class SQLiteStore(Operating):
             expires = now + lease
             self._written += tables.put(db, number, texts)
             cancelled = decision == "cancel" and not checkpoint.undoing
-            told = (expires, lease, checkpoint.undoing, "cancel" if cancelled else None, texts.get("seq", 0), number)
-            db.execute(tables.CHECKPOINT, told)
+            row = (expires, lease, checkpoint.undoing, "cancel" if cancelled else None, texts.get("seq", 0), number)
+            db.execute(tables.CHECKPOINT, row)
             if troubled and makes_progress(checkpoint):
                 db.execute(tables.PROGRESS, (expires, number))
             elif due_at is None or expires + delay < due_at:

@@ -29,7 +29,7 @@ class ClaimRules(Suite):
     def bring_to(self, state: str, **claim: Any) -> Owner:
         """A run in this state: a status, "expired", or "held" by an operator after its success."""
         owner = self.begin(**claim)
-        owner.tells({"a": done("A")}, {})
+        owner.saves({"a": done("A")}, {})
         match state:
             case "running":
                 pass
@@ -271,7 +271,7 @@ class ClaimRules(Suite):
             "finished": None,
             "expires": after["expires"],
         }
-        del expected["undone"]  # until the end, a store may tell it from the steps
+        del expected["undone"]  # until the end, a store may derive it from the steps
         self.same(after, expected, "claim-takeover")
         self.refused(Busy, "claim-takeover")
 
@@ -280,11 +280,11 @@ class ClaimRules(Suite):
         old = self.bring_to(state)
         first = dict(old.claim.carrier)
         new = self.take_over(carrier={"traceparent": "another"})
-        told = new.answer.record
-        assert told is not None, broken("claim-takeover", new.answer)
-        assert dict(told.carrier) == first, broken("carriers", f"the new owner is told {told.carrier}, not {first}")
+        record = new.answer.record
+        assert record is not None, broken("claim-takeover", new.answer)
+        assert dict(record.carrier) == first, broken("carriers", f"the new owner gets {record.carrier}, not {first}")
         busy = self.refused(Busy, "claim-busy")
-        assert dict(busy.carrier) == first, broken("carriers", f"others are told {busy.carrier}, not {first}")
+        assert dict(busy.carrier) == first, broken("carriers", f"others get {busy.carrier}, not {first}")
         new.ends(Status.SUCCESS)
         assert dict(self.record().carrier) == first, broken("carriers", f"{self.record().carrier}, not {first}")
 

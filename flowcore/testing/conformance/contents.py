@@ -92,7 +92,7 @@ class ContentRules(Suite):
     def test_json_values_come_back_as_they_were(self, kind: str) -> None:
         value = VALUES[kind]
         owner = self.begin(values={"initial": value})
-        owner.tells({"a": done(value)}, {"written": wrote(value)})
+        owner.saves({"a": done(value)}, {"written": wrote(value)})
         owner.ends(Status.SUCCESS, {"b": done(value)}, {"late": wrote(value)})
         answer = self.other.claim(self.request())
         assert isinstance(answer, Finished), broken("claim-success", answer)
@@ -140,7 +140,7 @@ class ContentRules(Suite):
 
     def test_what_is_being_undone_for_comes_back_too(self) -> None:
         owner, error = self.begin(), LookupError("no seat")
-        owner.tells(undoing=True, failed_step="pay", error=error)
+        owner.saves(undoing=True, failed_step="pay", error=error)
         self._tells_of(error, owner.run_id)
 
     def _tells_of(self, error: BaseException, run_id: str) -> None:
@@ -155,10 +155,10 @@ class ContentRules(Suite):
 
     def test_an_error_that_was_only_told_of_is_passed_on_as_it_is(self) -> None:
         owner = self.begin()
-        told = RunFailed(
+        failed = RunFailed(
             run=owner.run_id, step="pay", error_type="CardError", error_message="declined", traceback_text="…"
         )
-        owner.ends(Status.INCOMPLETE, failed_step="pay", error=told)
+        owner.ends(Status.INCOMPLETE, failed_step="pay", error=failed)
         assert snapshot(self.record())["error"] == ("CardError", "declined"), broken("errors", self.record().error)
 
     def test_an_error_that_cannot_be_told_does_no_harm(self) -> None:
@@ -205,7 +205,7 @@ class ContentRules(Suite):
         name = HOSTILE[kind]
         try:
             owner = self.begin(values={name: 1}, carrier={name: name}, begins=(name,))
-            owner.tells({name: done(name, carrier={name: name})}, {name: wrote(2), name + "2": wrote(name)})
+            owner.saves({name: done(name, carrier={name: name})}, {name: wrote(2), name + "2": wrote(name)})
         except FlowcoreError:
             return
         record = self.record()
@@ -234,8 +234,8 @@ class ContentRules(Suite):
     @pytest.mark.parametrize("name", ["run_id", "status", "s:a", "w:x", "fence", "0", "values"])
     def test_names_that_a_store_may_use_itself_are_as_good_as_any(self, name: str) -> None:
         owner = self.begin(values={name: 1, "kept": 1}, begins=(name,))
-        owner.tells({name: done(name)}, {name: wrote(2)})
-        owner.tells({name + "2": done(name)}, {"other": wrote(3)})
+        owner.saves({name: done(name)}, {name: wrote(2)})
+        owner.saves({name + "2": done(name)}, {"other": wrote(3)})
         record = self.record()
         assert (record.run_id, record.status, record.fence) == (owner.run_id, Status.RUNNING, owner.fence), broken(
             "steps"
@@ -245,5 +245,5 @@ class ContentRules(Suite):
 
 
 def _text(value: Any) -> str:
-    """What tells values apart that are equal to Python: 1, True and 1.0."""
+    """What distinguishes values that are equal to Python: 1, True and 1.0."""
     return pprint.pformat(value, width=1_000_000)

@@ -47,7 +47,7 @@ class LateCopies(Suite):
     @pytest.mark.parametrize(("late", "since"), PAIRS)
     def test_a_late_copy_is_answered_by_what_holds_now(self, late: str, since: str) -> None:
         owner = self.begin(begins=("a",))
-        checkpoint = owner.tells({"a": done("early")}, {"x": wrote("early")})
+        checkpoint = owner.saves({"a": done("early")}, {"x": wrote("early")})
         ending = owner.ending(Status.SUCCESS, {"b": in_flight()}, {"y": wrote("early")})
         send = self._copies(owner, checkpoint, ending)[late]
         self._then(since, owner, ending)
@@ -70,17 +70,17 @@ class LateCopies(Suite):
         """What happens before the late copy comes."""
         match since:
             case "a checkpoint":
-                owner.tells({"a": done("new"), "b": done("new")}, {"x": gone(), "y": wrote("new")})
+                owner.saves({"a": done("new"), "b": done("new")}, {"x": gone(), "y": wrote("new")})
             case "success":
                 self.store.finish(ending)
             case "failure" | "parked":
                 owner.ends(Status(since), {"a": done("new"), "b": done("new")})
             case "a takeover":
                 self.expire(owner)
-                self.take_over().tells({"a": done("new"), "b": done("new")}, {"x": gone()})
+                self.take_over().saves({"a": done("new"), "b": done("new")}, {"x": gone()})
             case "another run":
                 owner.ends(Status.FAILURE)
-                self.begin().tells({"a": done("new")})
+                self.begin().saves({"a": done("new")})
             case "release":
                 self.store.release(self.key, force=True)
             case _:

@@ -196,15 +196,15 @@ class Histories(RuleBasedStateMachine):
         undoing: bool,
         when: str,
     ) -> None:
-        """An owner has something to tell."""
+        """An owner has something to record."""
         lease, known = one_of(self.owners, which)
         steps, writes = self.numbered(known, steps, writes, behind)
-        told = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes, undoing)
+        sent = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes, undoing)
         if undoing:
-            told.failed_step, told.error = "a", ValueError("no")
-        self.checkpoints.append(told)
+            sent.failed_step, sent.error = "a", ValueError("no")
+        self.checkpoints.append(sent)
         if when == "at once":
-            self.answers("checkpoint", told)
+            self.answers("checkpoint", sent)
 
     @precondition(lambda self: bool(self.checkpoints))
     @rule(which=WHICH)
@@ -358,7 +358,7 @@ def compare(known: Known, record: RunRecord, expected: RunRecord | None = None, 
 
 
 class MadeUpHistories(Suite):
-    """Hypothesis looks for a history after which the store and the model differ, and tells the shortest it finds."""
+    """Hypothesis looks for a history after which the store and the model differ, and reports the shortest it finds."""
 
     phases: ClassVar[tuple[Phase, ...]] = (Phase.generate, Phase.shrink)
 

@@ -36,7 +36,7 @@ UNDONE_YET: Final = (Status.INCOMPLETE, Status.PARKED)
 
 
 class Pieces:
-    """What was told of a run step by step and key by key: the highest seq of each."""
+    """What checkpoints say of a run, step by step and key by key: the highest seq of each."""
 
     def __init__(self, values: Mapping[str, Any] = {}) -> None:
         self.initial = dict(values)
@@ -96,8 +96,8 @@ class Pieces:
 
     @property
     def seq(self) -> int:
-        told: list[StepRecord | Write] = [*self.steps.values(), *self.writes.values()]
-        return max([one.seq for one in told], default=0)
+        sent: list[StepRecord | Write] = [*self.steps.values(), *self.writes.values()]
+        return max([one.seq for one in sent], default=0)
 
 
 def snapshot(record: RunRecord) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Known:
     failed_step: str | None = None
     error: BaseException | None = None
     undone: tuple[str, ...] = ()
-    """as its last owner told at the end"""
+    """as its last owner recorded it at the end"""
     is_finished: bool = False
 
     @property
@@ -251,20 +251,20 @@ class Model:
             return Lost(gone=True)
         return None if (known.run_id, known.fence) == (run_id, fence) else Lost()
 
-    def checkpoint(self, told: Checkpoint) -> Lost | None:
-        lost = self._refused(told.key, told.run_id, told.fence)
-        if lost is None and (known := self.runs[told.key]).running:
-            self._take(known, told)
+    def checkpoint(self, sent: Checkpoint) -> Lost | None:
+        lost = self._refused(sent.key, sent.run_id, sent.fence)
+        if lost is None and (known := self.runs[sent.key]).running:
+            self._take(known, sent)
             known.live, known.decision = True, None
         return lost
 
-    def _take(self, known: Known, told: Checkpoint) -> None:
-        if makes_progress(told):
+    def _take(self, known: Known, sent: Checkpoint) -> None:
+        if makes_progress(sent):
             known.takeovers, known.delayed = 0, False
-        known.pieces.take(told.steps, told.writes)
-        known.undoing = known.undoing or told.undoing
-        known.failed_step = told.failed_step if told.failed_step is not None else known.failed_step
-        known.error = told.error if told.error is not None else known.error
+        known.pieces.take(sent.steps, sent.writes)
+        known.undoing = known.undoing or sent.undoing
+        known.failed_step = sent.failed_step if sent.failed_step is not None else known.failed_step
+        known.error = sent.error if sent.error is not None else known.error
 
     def renew(self, lease: Lease) -> Renewal:
         known = self.runs.get(lease.key)

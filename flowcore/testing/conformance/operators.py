@@ -27,7 +27,7 @@ class OperatorRules(Suite):
     def _left(self, state: str, key: str | None = None) -> Owner:
         """A run that waits for a decision, or may be given one."""
         owner = self.begin(key)
-        owner.tells({"a": done("A")})
+        owner.saves({"a": done("A")})
         if state == "expired":
             self.expire(owner)
         else:
@@ -47,7 +47,7 @@ class OperatorRules(Suite):
 
     def test_get_run_answers_the_record_of_a_run_id(self) -> None:
         owner = self.begin()
-        owner.tells({"a": done("A")})
+        owner.saves({"a": done("A")})
         self.same(snapshot(self.other.get_run(owner.run_id)), snapshot(self.record()), "get-run")
         owner.ends(Status.FAILURE)
         self.same(snapshot(self.store.get_run(owner.run_id)), snapshot(self.record()), "get-run")
@@ -118,10 +118,10 @@ class OperatorRules(Suite):
         assert store.name.isidentifier(), broken("about-itself", store.name)
         assert isinstance(store.durable, bool), broken("about-itself", store.durable)
         assert isinstance(store.blocks, bool), broken("about-itself", store.blocks)
-        told = store.doctor()
-        assert told, broken("about-itself", "doctor has nothing to say")
-        assert all(isinstance(name, str) for name in told), broken("about-itself", told)
-        assert all(isinstance(what, str | int | float) for what in told.values()), broken("about-itself", told)
+        report = store.doctor()
+        assert report, broken("about-itself", "doctor has nothing to say")
+        assert all(isinstance(name, str) for name in report), broken("about-itself", report)
+        assert all(isinstance(what, str | int | float) for what in report.values()), broken("about-itself", report)
         assert isinstance(store.gc(), int), broken("about-itself", "gc")
 
     # -- deciding ------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class OperatorRules(Suite):
     @pytest.mark.parametrize("state", ["success", "failure", "compensated"])
     def test_erase_forgets_what_users_put_in(self, state: str) -> None:
         owner = self.begin(values={"card": "4111"}, carrier={"baggage": "who"})
-        owner.tells({"a": done("A", carrier={"baggage": "who"})}, {"b": wrote("B")})
+        owner.saves({"a": done("A", carrier={"baggage": "who"})}, {"b": wrote("B")})
         owner.ends(Status(state), failed_step="b", error=ValueError("card 4111"), undone=("a",))
         old = self.record()
         for _ in range(2):
@@ -264,8 +264,8 @@ class OperatorRules(Suite):
         assert self.is_listed(owner), broken("decide", "list_resumable does not list it")
         new = self.take_over()
         assert new.answer.record is not None, broken("claim-takeover", new.answer)
-        told = (new.run_id, new.answer.record.decision, new.answer.record.status)
-        assert told == (owner.run_id, decision, record.status), broken("decide", told)
+        got = (new.run_id, new.answer.record.decision, new.answer.record.status)
+        assert got == (owner.run_id, decision, record.status), broken("decide", got)
         assert new.fence > max(owner.fence, record.fence), broken("fence-rises", new.answer)
 
     def test_the_last_decision_counts(self) -> None:
@@ -292,7 +292,7 @@ class OperatorRules(Suite):
             "decision-is-heard", f"{again.record.decision}, for the claim again"
         )
         if how == "a checkpoint":
-            owner.tells(undoing=True)
+            owner.saves(undoing=True)
             assert self.record().decision is None, broken("decision-is-heard", "it stays after a checkpoint")
             self.expire(owner)
         else:

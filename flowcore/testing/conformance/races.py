@@ -108,17 +108,17 @@ class Races(Suite):
 
     def test_checkpoints_at_once_lose_nothing(self) -> None:
         owner = self.begin()
-        told = [owner.says({f"{number}-{turn}": done(turn)}) for number in range(THREADS) for turn in range(10)]
+        sent = [owner.says({f"{number}-{turn}": done(turn)}) for number in range(THREADS) for turn in range(10)]
 
-        def tell(store: Store, number: int) -> list[object]:
-            return [store.checkpoint(checkpoint) for checkpoint in told[number * 10 : number * 10 + 10]]
+        def send(store: Store, number: int) -> list[object]:
+            return [store.checkpoint(checkpoint) for checkpoint in sent[number * 10 : number * 10 + 10]]
 
-        answers = self._at_once(tell)
+        answers = self._at_once(send)
         assert answers == [[None] * 10] * THREADS, broken("lost", answers)
         record = self.record()
         assert len(record.results) == THREADS * 10, broken("results", f"{len(record.results)} of {THREADS * 10}")
         assert record.seq == owner.seq, broken("seq", record.seq)
-        assert list(record.results) == [name for one in told for name in one.steps], broken("results", "their order")
+        assert list(record.results) == [name for one in sent for name in one.steps], broken("results", "their order")
 
     def test_an_old_owner_and_its_successor_at_once_never_both_write(self) -> None:
         for turn in range(5):

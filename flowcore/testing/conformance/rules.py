@@ -61,8 +61,8 @@ RULES: Final[dict[str, str]] = {
     "highest-seq-wins": "Of each step and of each key of the context, what has the highest seq stays; each has a number of its "
     "own, and an equal one changes nothing.",
     "checkpoint-renews": "A checkpoint renews the lease, also one that has run out, as long as the run was not taken over.",
-    "undoing-stays": "`undoing` never goes back; failed_step and error stay as they were told until others are.",
-    "decision-is-heard": "An operator's decision is told to the next owner, and to the one after, until an owner's first "
+    "undoing-stays": "`undoing` never goes back; failed_step and error stay as they were recorded until others are.",
+    "decision-is-heard": "The next owner gets an operator's decision, and so does the one after, until an owner's first "
     "checkpoint or its ending shows that it was heard.",
     "renew": "renew answers for each lease, in order, whether record, run id and fence are still the same and the run is "
     "running; those are leased from now on, also where the lease had run out.",
@@ -89,7 +89,7 @@ RULES: Final[dict[str, str]] = {
     "is to be cancelled.",
     # -- what is kept --------------------------------------------------------------------------------------------------
     "results": "`results` are those of the steps that have one, in the order of seq.",
-    "steps": "`steps` has the report of every step that was told.",
+    "steps": "`steps` has the report of every step that was recorded.",
     "effects": "`effects` are the ended steps with an effect in the order of seq, then all that are running.",
     "values": "`values` are the claim's, with the latest write or deletion of each key.",
     "carriers": "The carriers of run and steps come back as they were given; a run keeps that of its first owner.",

@@ -94,22 +94,22 @@ class Asked:
 
 
 def done(result: Any = None, *, effect: bool = True, carrier: Mapping[str, str] | None = None) -> StepRecord:
-    """What is told of a step that went well."""
+    """What a checkpoint says of a step that went well."""
     return StepRecord(0, StepReport(Status.SUCCESS, 1), True, result, effect, dict(carrier or {}))
 
 
 def in_flight(attempt: int = 1) -> StepRecord:
-    """What is told of a step that begins."""
+    """What a checkpoint says of a step that begins."""
     return StepRecord(0, StepReport(Status.RUNNING, attempt))
 
 
 def wrote(value: Any) -> Write:
-    """What is told of a key of the context that was set."""
+    """What a checkpoint says of a key of the context that was set."""
     return Write(0, value)
 
 
 def gone() -> Write:
-    """What is told of a key of the context that was deleted."""
+    """What a checkpoint says of a key of the context that was deleted."""
     return Write(0, deleted=True)
 
 
@@ -178,7 +178,7 @@ class Owner:
             self.key, self.run_id, self.fence, lease, numbered, written, undoing, failed_step=failed_step, error=error
         )
 
-    def tells(self, *args: Any, **options: Any) -> Checkpoint:
+    def saves(self, *args: Any, **options: Any) -> Checkpoint:
         """Say it to the store, which must take it."""
         checkpoint = self.says(*args, **options)
         answer = self.suite.store.checkpoint(checkpoint)
@@ -197,7 +197,7 @@ class Owner:
         failed_step: str | None = None,
         error: BaseException | None = None,
     ) -> Ending:
-        """The end of the run as an engine tells it: the record as a whole, and what no checkpoint has told yet."""
+        """The end of the run as an engine records it: the record as a whole, and what no checkpoint has said yet."""
         changes = self.says(steps, writes) if steps or writes else None
         claim, pieces, found = self.claim, self.pieces, self.answer.record
         record = RunRecord(
@@ -332,7 +332,7 @@ class Suite:
         return f"workflow-{new_id()}"
 
     def request(self, key: str | None = None, **changes: Any) -> Claim:
-        """A claim, of a new run of this test's workflow unless told otherwise."""
+        """A claim, of a new run of this test's workflow unless said otherwise."""
         claim = Claim(
             self.key if key is None else key,
             new_id(),
@@ -404,7 +404,7 @@ class Suite:
         return seen
 
     def same(self, seen: Mapping[str, Any], expected: Mapping[str, Any], rule: str) -> None:
-        """Compare what is in both, and tell of the first difference."""
+        """Compare what is in both, and report the first difference."""
         for name in expected:
             detail = f"{name} is {seen.get(name)!r:.500}, not {expected[name]!r:.500}"
             assert seen.get(name) == expected[name], broken(rule, detail)  # noqa: S101

@@ -36,7 +36,7 @@ class WaitRules(Suite):
     def _suspended(self, seconds: float = math.inf, **changes: Any) -> Owner:
         """A run that only waits."""
         owner = self._with_waits(**changes)
-        owner.tells({"a": done("A"), "wait": waits()})
+        owner.saves({"a": done("A"), "wait": waits()})
         answer = self.store.finish(self._waiting(owner, seconds))
         assert answer is None, broken("waits", answer)
         return owner
@@ -104,10 +104,10 @@ class WaitRules(Suite):
         for name in ("a", "nap", "missing", ""):
             with self.unchanged(), self.refuses("send-refused", f"send to {name!r}, which is no wait", SendRefused):
                 self._send(1, name)
-        owner.tells({"a": done("A"), "wait": StepRecord(0, StepReport(Status.TIMEOUT, error=ValueError("late")))})
+        owner.saves({"a": done("A"), "wait": StepRecord(0, StepReport(Status.TIMEOUT, error=ValueError("late")))})
         with self.unchanged(), self.refuses("send-refused", "send to a wait that has ended", SendRefused):
             self._send(1)
-        owner.tells(undoing=True, failed_step="a", error=ValueError("no"))
+        owner.saves(undoing=True, failed_step="a", error=ValueError("no"))
         with self.unchanged(), self.refuses("send-refused", "send to a run that is being undone", SendRefused):
             self._send(1, "more")
         owner.ends(Status.COMPENSATED, error=ValueError("no"))
@@ -191,7 +191,7 @@ class WaitRules(Suite):
 
     def test_a_run_whose_value_is_there_does_not_begin_to_wait(self) -> None:
         owner = self._with_waits()
-        owner.tells({"a": done("A"), "wait": waits()})
+        owner.saves({"a": done("A"), "wait": waits()})
         self._send(1)
         with self.unchanged(but_lease=True):
             answer = self.store.finish(self._waiting(owner))
@@ -201,7 +201,7 @@ class WaitRules(Suite):
 
     def test_a_run_that_is_to_be_cancelled_does_not_begin_to_wait(self) -> None:
         owner = self._with_waits()
-        owner.tells({"a": done("A"), "wait": waits()})
+        owner.saves({"a": done("A"), "wait": waits()})
         self.store.cancel(self.key)
         with self.unchanged(but_lease=True):
             answer = self.store.finish(self._waiting(owner))
@@ -210,7 +210,7 @@ class WaitRules(Suite):
 
     def test_a_late_copy_of_the_end_that_began_the_wait_changes_nothing(self) -> None:
         owner = self._with_waits()
-        owner.tells({"a": done("A"), "wait": waits()})
+        owner.saves({"a": done("A"), "wait": waits()})
         ending = self._waiting(owner)
         assert self.store.finish(ending) is None, broken("waits", "refused")
         with self.unchanged():

@@ -1,4 +1,4 @@
-"""Tests of what an owner tells: checkpoint, renew, finish and withdraw."""
+"""Tests of what an owner sends: checkpoint, renew, finish and withdraw."""
 # ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WriteRules(Suite):
 
     def test_a_checkpoint_is_recorded(self) -> None:
         owner = self.begin(begins=("a",))
-        owner.tells(
+        owner.saves(
             {"a": done({"seat": 7}, carrier={"traceparent": "00-a"}), "b": in_flight(2)},
             {"x": wrote([1, 2]), "new": wrote(None)},
         )
@@ -38,12 +38,12 @@ class WriteRules(Suite):
         assert reports == {"a": (Status.SUCCESS, 1), "b": (Status.RUNNING, 2)}, broken("steps", reports)
         assert tuple(record.effects) == ("a", "b"), broken("effects", record.effects)
         assert record.carriers["a"] == {"traceparent": "00-a"}, broken("carriers", record.carriers)
-        assert record.seq == owner.seq, broken("seq", f"{record.seq}, though {owner.seq} was told")
+        assert record.seq == owner.seq, broken("seq", f"{record.seq}, though {owner.seq} was sent")
         assert record.status == Status.RUNNING, broken("checkpoint-renews", f"the run is {record.status}")
 
     def test_the_next_owner_is_told_all_of_it(self) -> None:
         old = self.begin(begins=("a",))
-        old.tells({"a": done(1), "b": in_flight()}, {"x": wrote(2), "y": gone()})
+        old.saves({"a": done(1), "b": in_flight()}, {"x": wrote(2), "y": gone()})
         self.expire(old)
         record = self.take_over().answer.record
         assert record is not None, broken("claim-takeover")
@@ -52,9 +52,9 @@ class WriteRules(Suite):
 
     def test_results_come_in_the_order_in_which_steps_ended(self) -> None:
         owner = self.begin(begins=("a",))
-        owner.tells({"b": in_flight(), "c": in_flight()}, {})
-        owner.tells({"c": done(3)})
-        owner.tells({"a": done(1, effect=False)})
+        owner.saves({"b": in_flight(), "c": in_flight()}, {})
+        owner.saves({"c": done(3)})
+        owner.saves({"a": done(1, effect=False)})
         owner.ends(Status.INCOMPLETE, {"b": done(2)})
         seen = (list(self.record().results.items()), tuple(self.record().effects))
         assert seen[0] == [("c", 3), ("a", 1), ("b", 2)], broken("results", seen[0])
@@ -63,15 +63,15 @@ class WriteRules(Suite):
     def test_results_come_in_the_order_of_seq_whatever_the_order_they_were_told_in(self) -> None:
         owner = self.begin()
         first, second, third = (owner.says({name: done(name)}) for name in "abc")
-        for told in (third, first, second):
-            assert self.store.checkpoint(told) is None, broken("lost", told)
+        for sent in (third, first, second):
+            assert self.store.checkpoint(sent) is None, broken("lost", sent)
         assert list(self.record().results) == ["a", "b", "c"], broken("results", self.record().results)
         assert tuple(self.record().effects) == ("a", "b", "c"), broken("effects", self.record().effects)
 
     def test_steps_in_flight_come_last_among_the_effects(self) -> None:
         owner = self.begin()
-        owner.tells({"a": in_flight(), "b": done("B"), "c": done("C", effect=False)})
-        owner.tells({"d": done("D")})
+        owner.saves({"a": in_flight(), "b": done("B"), "c": done("C", effect=False)})
+        owner.saves({"d": done("D")})
         assert tuple(self.record().effects) == ("b", "d", "a"), broken("effects", self.record().effects)
 
     def test_of_each_step_the_highest_number_stays(self) -> None:
@@ -94,11 +94,11 @@ class WriteRules(Suite):
 
     def test_each_field_has_a_number_of_its_own(self) -> None:
         owner = self.begin()
-        owner.tells({"a": done("new")}, {"x": wrote("new")})
+        owner.saves({"a": done("new")}, {"x": wrote("new")})
         late = Checkpoint(owner.key, owner.run_id, owner.fence, LONG)
         late.steps = {"a": StepRecord(1, StepReport(Status.RUNNING, 1)), "b": replace(done("b"), seq=1)}
         late.writes = {"x": Write(1, "late"), "z": Write(1, "z")}
-        owner.tells({"c": done("c")})
+        owner.saves({"c": done("c")})
         assert self.store.checkpoint(late) is None, broken("lost", late)
         record = self.record()
         assert dict(record.results) == {"b": "b", "a": "new", "c": "c"}, broken("highest-seq-wins", record.results)
@@ -107,38 +107,38 @@ class WriteRules(Suite):
 
     def test_an_equal_number_changes_nothing(self) -> None:
         owner = self.begin()
-        told = owner.tells({"a": done("first")}, {"x": wrote("first")})
+        sent = owner.saves({"a": done("first")}, {"x": wrote("first")})
         again = replace(
-            told,
-            steps={name: replace(step, result="second") for name, step in told.steps.items()},
-            writes={key: replace(write, value="second") for key, write in told.writes.items()},
+            sent,
+            steps={name: replace(step, result="second") for name, step in sent.steps.items()},
+            writes={key: replace(write, value="second") for key, write in sent.writes.items()},
         )
         with self.unchanged("highest-seq-wins", but_lease=True):
             assert self.store.checkpoint(again) is None, broken("highest-seq-wins", "a late copy is no error")
 
     def test_the_numbers_go_on_over_a_takeover(self) -> None:
         old = self.begin()
-        old.tells({"a": done(1)}, {"x": wrote(1)})
+        old.saves({"a": done(1)}, {"x": wrote(1)})
         self.expire(old)
         new = self.take_over()
-        assert new.seq == old.seq, broken("seq", f"the new owner is told {new.seq}, the old one had told {old.seq}")
-        new.tells({"b": done(2)}, {"x": wrote(2)})
+        assert new.seq == old.seq, broken("seq", f"the new owner gets {new.seq}, the old one had sent {old.seq}")
+        new.saves({"b": done(2)}, {"x": wrote(2)})
         record = self.record()
         assert list(record.results) == ["a", "b"], broken("results", record.results)
         assert record.values["x"] == 2, broken("values", record.values)
 
     def test_a_deleted_key_may_be_written_again(self) -> None:
         owner = self.begin()
-        owner.tells(writes={"x": gone(), "y": gone()})
+        owner.saves(writes={"x": gone(), "y": gone()})
         assert dict(self.record().values) == {}, broken("values", self.record().values)
-        owner.tells(writes={"x": wrote("back")})
+        owner.saves(writes={"x": wrote("back")})
         assert dict(self.record().values) == {"x": "back"}, broken("values", self.record().values)
 
     def test_a_step_that_failed_has_no_result(self) -> None:
         owner = self.begin()
-        owner.tells({"a": done("A")})
+        owner.saves({"a": done("A")})
         report = StepReport(Status.TIMEOUT, 3, waited=0.25, ran=1.5, backed_off=0.5, error=ValueError("too late"))
-        owner.tells({"b": StepRecord(0, report, effect=True)})
+        owner.saves({"b": StepRecord(0, report, effect=True)})
         record = self.record()
         assert dict(record.results) == {"a": "A"}, broken("results", record.results)
         assert tuple(record.effects) == ("a", "b"), broken("effects", record.effects)
@@ -149,10 +149,10 @@ class WriteRules(Suite):
 
     def test_an_undone_step_is_no_effect_any_more(self) -> None:
         owner = self.begin()
-        owner.tells({"a": done("A"), "b": done("B")})
+        owner.saves({"a": done("A"), "b": done("B")})
         failed = StepReport(Status.SUCCESS, 1, undo=Status.FAILURE, undo_error=ValueError("no"))
         undone = StepReport(Status.SUCCESS, 1, undo=Status.SUCCESS)
-        owner.tells({"b": StepRecord(0, undone, True, "B"), "a": StepRecord(0, failed, True, "A", effect=True)})
+        owner.saves({"b": StepRecord(0, undone, True, "B"), "a": StepRecord(0, failed, True, "A", effect=True)})
         seen = snapshot(self.record())
         assert seen["effects"] == ("a",), broken("effects", seen["effects"])
         assert dict(seen["results"]) == {"a": "A", "b": "B"}, broken("results", seen["results"])
@@ -162,24 +162,24 @@ class WriteRules(Suite):
     def test_a_checkpoint_renews_the_lease_also_one_that_is_over(self) -> None:
         owner = self.begin(lease=SHORT)
         self.expired(self.key)
-        owner.tells()
+        owner.saves()
         self.refused(Busy, "checkpoint-renews")
-        owner.tells(lease=SHORT)
+        owner.saves(lease=SHORT)
         self.expired(self.key)
 
     def test_undoing_stays_and_so_does_what_failed(self) -> None:
         owner = self.begin()
-        owner.tells(undoing=True, failed_step="a", error=ValueError("no"))
+        owner.saves(undoing=True, failed_step="a", error=ValueError("no"))
         for _ in range(2):
             record = self.record()
             assert record.undoing, broken("undoing-stays")
             seen = (record.failed_step, snapshot(record)["error"])
             assert seen == ("a", ("ValueError", "no")), broken("undoing-stays", seen)
-            owner.tells({"b": done()})
+            owner.saves({"b": done()})
         self.expire(owner)
         taken = self.take_over().answer.record
         assert taken is not None, broken("claim-takeover")
-        assert taken.undoing, broken("undoing-stays", "the next owner is not told of it")
+        assert taken.undoing, broken("undoing-stays", "the next owner does not get it")
 
     # -- not ours ------------------------------------------------------------------------------------------------------
 
@@ -197,29 +197,29 @@ class WriteRules(Suite):
     def test_a_stranger_is_told_that_it_is_not_his(self, wrong: str) -> None:
         self.begin().ends(Status.FAILURE)
         owner = self.begin()
-        told, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
+        sent, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
         match wrong:
             case "run id":
-                told.run_id = ending.record.run_id = "another"
+                sent.run_id = ending.record.run_id = "another"
             case _:
-                told.fence = ending.record.fence = owner.fence + (1 if wrong == "fence above" else -1)
+                sent.fence = ending.record.fence = owner.fence + (1 if wrong == "fence above" else -1)
         with self.unchanged():
-            assert self.store.checkpoint(told) == Lost(), broken("lost", f"a checkpoint with a wrong {wrong}")
+            assert self.store.checkpoint(sent) == Lost(), broken("lost", f"a checkpoint with a wrong {wrong}")
             assert self.store.finish(ending) == Lost(), broken("lost", f"an ending with a wrong {wrong}")
-            assert self.store.renew([Lease(told.key, told.run_id, told.fence)], SHORT) == [Renewal.LOST], broken(
+            assert self.store.renew([Lease(sent.key, sent.run_id, sent.fence)], SHORT) == [Renewal.LOST], broken(
                 "renew", wrong
             )
 
     def test_where_there_is_no_record_it_is_gone(self) -> None:
         owner = self.begin()
-        told, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
-        told.key = ending.record.key = self.key + "-gone"
-        assert self.store.checkpoint(told) == Lost(gone=True), broken("lost", "without a record")
+        sent, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
+        sent.key = ending.record.key = self.key + "-gone"
+        assert self.store.checkpoint(sent) == Lost(gone=True), broken("lost", "without a record")
         assert self.store.finish(ending) == Lost(gone=True), broken("lost", "without a record")
-        assert self.store.renew([Lease(told.key, told.run_id, told.fence)], LONG) == [Renewal.LOST], broken(
+        assert self.store.renew([Lease(sent.key, sent.run_id, sent.fence)], LONG) == [Renewal.LOST], broken(
             "renew", "nothing"
         )
-        assert self.store.find(told.key) is None, broken("nothing-is-written", "a record came from nothing")
+        assert self.store.find(sent.key) is None, broken("nothing-is-written", "a record came from nothing")
 
     # -- renew ---------------------------------------------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ class WriteRules(Suite):
 
     def test_renew_changes_nothing_else(self) -> None:
         owner = self.begin()
-        owner.tells({"a": done()}, {"x": gone()})
+        owner.saves({"a": done()}, {"x": gone()})
         with self.unchanged(but_lease=True):
             self.store.renew([owner.lease], 2 * LONG)
 
@@ -253,7 +253,7 @@ class WriteRules(Suite):
     @pytest.mark.parametrize("status", ENDS)
     def test_an_ending_is_recorded(self, status: str) -> None:
         owner = self.begin(begins=("a",))
-        owner.tells({"a": done("A")})
+        owner.saves({"a": done("A")})
         held = status == Status.COMPENSATION_FAILED
         failed: dict[str, Any] = {}
         if status != Status.SUCCESS:
@@ -292,7 +292,7 @@ class WriteRules(Suite):
     def test_changes_of_an_ending_go_by_their_numbers_too(self) -> None:
         owner = self.begin()
         late = owner.ending(Status.INCOMPLETE, {"a": in_flight()}, {"x": wrote("late")})
-        owner.tells({"a": done("new")}, {"x": wrote("new")})
+        owner.saves({"a": done("new")}, {"x": wrote("new")})
         assert self.store.finish(late) is None, broken("lost", "an ending")
         record = self.record()
         seen = (record.status, dict(record.results), record.values["x"])
@@ -359,10 +359,10 @@ class WriteRules(Suite):
     def test_records_of_a_run_that_goes_on_do_not_change_by_themselves(self) -> None:
         owner = self.begin()
         found = [self.record()]
-        owner.tells({"a": done()})
+        owner.saves({"a": done()})
         found.append(self.record())
         before = [snapshot(record) for record in found]
-        owner.tells({"b": done()}, {"x": gone()}, undoing=True)
+        owner.saves({"b": done()}, {"x": gone()}, undoing=True)
         owner.ends(Status.FAILURE, failed_step="b")
         assert isinstance(self.store.claim(self.request()), Claimed), broken("claim-after-release")
         for record, then in zip(found, before, strict=True):
