@@ -7,15 +7,13 @@ import contextvars
 import math
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from .._durable.checkpoints import cancelled, lose, parked
 from .._durable.queueing import enqueue
 from .._durable.waiting import LocalRuns
 from .._kernel.effects import Program, Stop
@@ -23,18 +21,17 @@ from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
 from ..context import own_copy
-from ..errors import FlowcoreError, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
+from ..errors import FlowcoreError, RunTimeout, StepCancelled, safe_repr, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run, Sent
 from ..status import Status
-from ..stores.base import Lease, Page, RunRecord, Store
+from ..stores.base import Page, RunRecord, Store
 from ..workflow import Key, Workflow
 from .base import (
     CLOSED,
     MARGIN,
-    RELEASED,
     EngineBase,
     I,
     cancel_in_store,
@@ -43,14 +40,25 @@ from .base import (
     log,
     outcome,
     perform,
-    stopped,
     this_process,
-    unbegun,
 )
 from .batches import completed, key_of, whole_or
 from .checks import runs_here
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
+from .live_runs import (
+    Live,
+    call_now,
+    cancel_through_store,
+    drop,
+    hand_over,
+    leave,
+    lose_run,
+    park,
+    park_dormant,
+    put_on_pool,
+    wake,
+)
 from .recovering import LEASE_OVER, RecoveryThread, performed
 from .sending import announce, counts_as, fetched, hand_on, made_here
 from .thread_driver import Driver
@@ -63,8 +71,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 T = TypeVar("T")
-
-_LOOK: Final = 0.01  # seconds between two looks at runs that end while the interpreter exits
 
 
 class Engine(EngineBase):
@@ -114,16 +120,16 @@ class Engine(EngineBase):
         self._pool = Workers(self.max_workers, "flowcore")
         self._timers = Timers("flowcore-timers")
         self._tell_started(self._pool)
-        self._live: dict[RunState, Driver | None] = {}  # None: it runs inline
+        self._live: Live = {}  # None: it runs inline
         self._queued: dict[Driver, RunFuture] = {}  # submitted runs that have not begun
         self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
         self._closing = False
         self._leases = self._keep_leases(
-            partial(_lose, self._live),
-            partial(_cancel_through_store, self._live),
+            partial(lose_run, self._live),
+            partial(cancel_through_store, self._live),
             partial(fetched, self._live, Driver.look),
         )
-        self._claims.local = self._local = LocalRuns(partial(_wake, self._live), self._settings.clock)
+        self._claims.local = self._local = LocalRuns(partial(wake, self._live), self._settings.clock)
         self._recovery = self._recovery_of(self._live, recover_at_once)
         self._listen(self._received)
         self._looking: RecoveryThread | None = None
@@ -132,7 +138,7 @@ class Engine(EngineBase):
         self._begin_looking()
         # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
         after_fork_in_child(self, Engine._after_fork)
-        weakref.finalize(self, _leave, self._pool, self._timers, self._live, self._settings.grace)
+        weakref.finalize(self, leave, self._pool, self._timers, self._live, self._settings.grace)
 
     def _after_fork(self) -> None:
         """In a child: the runs in flight are the parent's."""
@@ -412,7 +418,7 @@ class Engine(EngineBase):
             sent = made_here(self._settings, kept, id, carrier)
             woken = self._local.wake_sleepers(key)
             if self._received(key, name, sent) is None and not woken and self.workflows:
-                self._pool.put(partial(_hand_over_now, weakref.WeakMethod(self._resume), key, context))
+                self._pool.put(partial(call_now, weakref.WeakMethod(self._resume), key, context))
         return counts
 
     def _resume(self, key: str, context: contextvars.Context) -> None:
@@ -509,7 +515,7 @@ class Engine(EngineBase):
         if self.store.durable and self.recover_every is None and self.workflows and not self._looks_again:
             self._looks_again = True
             self._timers.after(
-                self.lease * LEASE_OVER, partial(_hand_over, self._pool, weakref.WeakMethod(self._late_look))
+                self.lease * LEASE_OVER, partial(put_on_pool, self._pool, weakref.WeakMethod(self._late_look))
             )
 
     def _late_look(self) -> None:
@@ -627,94 +633,3 @@ class Engine(EngineBase):
         if kind is not None:
             self._drop_queued()
         self.close(0 if kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt) else None)
-
-
-def _lose(live: dict[RunState, Driver | None], run: RunState) -> None:
-    """The store says that another process owns the run: start and undo nothing more of it."""
-    lose(run)
-    driver = live.get(run)
-    if driver is not None:
-        driver.stop(Stop(cancel=True))
-
-
-def _cancel_through_store(live: dict[RunState, Driver | None], run: RunState) -> None:
-    """An operator wants the run cancelled, through the store."""
-    driver = live.get(run)
-    if run.interrupt(cancelled(run)) and driver is not None:
-        driver.stop(Stop(cancel=True))
-
-
-def _hand_over(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """Call a method of an engine that is not forgotten, on a thread of its pool."""
-    call = method()
-    if call is not None:
-        pool.put(call)
-
-
-def _hand_over_now(
-    method: weakref.WeakMethod[Callable[[str, contextvars.Context], None]], key: str, context: contextvars.Context
-) -> None:
-    """Call a method of an engine that is not forgotten."""
-    call = method()
-    if call is not None:
-        call(key, context)
-
-
-def _wake(live: dict[RunState, Driver | None], run: RunState) -> None:
-    """The run that `run` waits for is over."""
-    driver = live.get(run)
-    if driver is not None:
-        driver.stop(Stop(cancel=False))
-
-
-def drop(live: dict[RunState, Driver | None], why: str) -> None:
-    """End those of these runs that have not begun, and release what is recorded of them to other engines."""
-    dropped = [
-        driver
-        for run, driver in list(live.items())
-        if driver is not None and driver.drop(unbegun(run, why, recorded=driver.recorded is not None))
-    ]
-    recorded = [driver for driver in dropped if driver.recorded is not None]
-    if recorded:
-        leases = [Lease(driver.run.stored_key, driver.run.run_id, driver.run.fence) for driver in recorded]
-        try:
-            recorded[0].run.settings.store.renew(leases, RELEASED)
-        except StoreError as error:
-            log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
-
-
-def park(live: dict[RunState, Driver | None], why: str) -> None:
-    """Park the durable ones of these runs; their calls may end."""
-    for run, driver in list(live.items()):
-        if run.settings.durable:
-            run.park(parked(run, why))
-            if driver is not None:
-                driver.stop(Stop(cancel=False))
-
-
-def park_dormant(live: dict[RunState, Driver | None]) -> None:
-    """Leave the runs that wait in their store to other engines."""
-    for run, driver in list(live.items()):
-        if run.dormant:
-            run.park(left(run))
-            if driver is not None:
-                driver.stop(Stop(cancel=False))
-
-
-def hand_over(live: dict[RunState, Driver | None], why: str) -> None:
-    """Park these runs, or cancel those that are in memory only, because this process stops."""
-    for run, driver in list(live.items()):
-        if run.hand_over(stopped(run, why)) and driver is not None:
-            driver.stop(Stop(cancel=True))
-
-
-def _leave(pool: Workers, timers: Timers, live: dict[RunState, Driver | None], grace: float) -> None:
-    """The engine was forgotten, or the interpreter exits: runs are handed over, and threads end."""
-    drop(live, "its process ended")
-    hand_over(live, "its process ended")
-    until = time.monotonic() + grace
-    # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
-    while live and not threading.main_thread().is_alive() and time.monotonic() < until:
-        time.sleep(_LOOK)
-    pool.close(0.0 if live or threading.main_thread().is_alive() else grace)
-    timers.close()
