@@ -253,13 +253,12 @@ def test_closing_records_submitted_runs_that_have_not_begun_and_leaves_them_to_o
 
     async def main() -> None:
         engine = AsyncEngine(store=store)
+        future = engine.submit(wf, {"n": 7}, idempotency_key="k")
         if how == "aclose":
-            future = engine.submit(wf, {"n": 7}, idempotency_key="k")
             await engine.aclose(timeout=1)
         else:
             with suppress(LookupError):
                 async with engine:
-                    future = engine.submit(wf, {"n": 7}, idempotency_key="k")
                     raise LookupError
         with pytest.raises(RunParked, match="recorded as queued, and another engine may run it"):
             await future
