@@ -22,9 +22,17 @@ MEASURED: Final = [
     *(_TESTS / "durable" / f"test_{name}.py" for name in ("programs", "recovery", "waiting_for_the_store", "in_place")),
     *(
         _TESTS / "durable" / f"test_{name}.py"
-        for name in ("changed_graph", "recovery_warns", "recovery_rounds", "lease_thread", "own_errors")
+        for name in (
+            "changed_graph",
+            "recovery_warns",
+            "recovery_rounds",
+            "lease_thread",
+            "own_errors",
+            "waits",
+            "submitted",
+        )
     ),
-    *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks")),
+    *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks", "waits")),
 ]
 """Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""
 

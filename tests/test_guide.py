@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ DOCUMENTS = [
 ]
 
 
+@pytest.fixture
+def _logging_as_it_was() -> Iterator[None]:
+    """A page may set logging up, as Celery does for its worker; the tests after it find what was there before."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
 def test_a_page_runs_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """Steps with `executor=`: their functions run in another process, on a copy of the run's values."""
 
 import asyncio
+import copyreg
 import importlib
 import multiprocessing
 import os
@@ -239,6 +240,16 @@ def test_on_crash_hold_holds_a_durable_run(go: Go, mortal: Executor, there: Any,
     assert len(undone) == 1
 
 
+@pytest.fixture
+def _pickle_as_it_was() -> Iterator[None]:
+    """Dask has pickle treat exceptions in another way, in the whole process."""
+    before = dict(copyreg.dispatch_table)
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
+
+
+@pytest.mark.usefixtures("_pickle_as_it_was")
 @pytest.mark.filterwarnings("ignore")  # of Dask's own
 def test_a_worker_of_dask_that_is_killed_is_told_from_an_error_of_the_step(there: Any, tmp_path: Path) -> None:
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")

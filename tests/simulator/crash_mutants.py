@@ -9,8 +9,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a step starts though the run failed while its store was told",
         "ledger",
-        "        return failure is None and not run.stopped\n",
-        "        return failure is None\n",
+        "            self.withdrawn(run, node)\n        return failure is None and not run.stopped\n",
+        "            self.withdrawn(run, node)\n        return failure is None\n",
     ),
     m(
         "what the run's failure forestalled stays in flight",
@@ -56,8 +56,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "starts are not told",
         "unsaved",
-        "        self.steps[step] = StepRecord(self.seq, report)\n\n    def note_failed",
-        "        self.steps.pop(step, None)\n\n    def note_failed",
+        "        self.steps[step] = StepRecord(self.seq, report)\n\n    def note_wait",
+        "        self.steps.pop(step, None)\n\n    def note_wait",
     ),
     m(
         "results are not told",
@@ -208,7 +208,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "what failed the run is forgotten",
         "takeover",
-        "own_error(run.workflow, record.error) if record.error is not None else",
+        "own_error(run.workflow, error) if error is not None else",
         "None or",
     ),
 )
