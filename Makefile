@@ -28,8 +28,8 @@ demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 ke
 
 test: lint types servers  ## lint, check types, run the tests with coverage
 	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov $(PARALLEL) --durations=15 --durations-min=2
-	@report=$$($(ENV) -m coverage report --fail-under=99) \
-		|| { echo "$$report"; echo '99 % of the lines and branches of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
+	@report=$$($(ENV) -m coverage report --fail-under=98) \
+		|| { echo "$$report"; echo '98 % of the lines and branches of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
 
 test-all:  ## the same on each of Python 3.11, 3.12 and 3.13 that is here, on PATH or in pyenv
 	@.ci/test-all
