@@ -3,7 +3,7 @@
     python examples/approval.py
 
 The order waits for its approval in its store, and its process forgets it. Another engine, as another process would have it, sends
-the approval and goes on with the run. A second approval does not count.
+the approval and resumes the run. A second approval does not count.
 """
 
 import tempfile
