@@ -16,8 +16,9 @@ BLOCK = re.compile(r"^```(python|text|console)\n(.*?)^```$", re.MULTILINE | re.D
 
 
 def elided(text: str) -> str:
-    """Times and run ids, which no two runs share, as an ellipsis."""
+    """Times and run ids, which no two runs share, as an ellipsis. A rate stands only where a batch took over a second."""
     text = re.sub(r"\b[0-9.e+-]+ m?s\b", "… ms", text)
+    text = re.sub(r", [0-9,.]+/s$", "", text, flags=re.MULTILINE)
     return re.sub(r"\b[0-9a-f]{32}\b", "…", text)
 
 
@@ -42,9 +43,10 @@ def run_as_printed(document: str, name: str) -> int:
     for language, text in blocks:
         script = re.match(r"# (\w+\.py)\n", text)
         if language == "console":
-            assert elided(in_a_console(text)) == text
+            shown = elided(in_a_console(text))
+            assert shown == text, f"{name} says\n{text}and its console showed\n{shown}"
         elif language == "text":
-            assert elided(printed) == text
+            assert elided(printed) == text, f"{name} says\n{text}and its block printed\n{elided(printed)}"
         elif script is not None:
             Path(script[1]).write_text(text, encoding="utf-8")
         else:
