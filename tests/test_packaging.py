@@ -1,5 +1,7 @@
 """The wheel that users get: what is in it, and what it says where an extra is missing."""
 
+import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -148,3 +150,27 @@ def test_a_hook_without_its_extra_names_the_extra(bare_python: Path) -> None:
 def test_making_a_redis_store_without_its_extra_names_the_extra(bare_python: Path, name: str) -> None:
     code = f"from flowcore.stores import {name}; {name}(object())"
     assert "pip install 'flowcore[redis]'" in error_of(bare_python, code)
+
+
+@pytest.fixture(scope="module")
+def beside_the_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The tests in a folder without the packages, and the environment in which both come from the wheel."""
+    folder, site = tmp_path_factory.mktemp("beside"), tmp_path_factory.mktemp("site")
+    pip("install", "--no-deps", "--no-index", "--target", site, wheel)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder, {**os.environ, "PYTHONPATH": str(site)}
+
+
+def test_the_tests_pass_against_the_wheel(beside_the_wheel: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = beside_the_wheel
+    where = "import flowcore, flowcore_otel; print(flowcore.__file__, flowcore_otel.__file__)"
+    shown = subprocess.run([sys.executable, "-c", where], cwd=folder, env=environment, capture_output=True, check=True)
+    assert str(ROOT).encode() not in shown.stdout
+    chosen = [
+        f"tests/{name}.py" for name in ("core/test_undo", "durable/test_takeover", "otel/test_tracing", "cli/test_cli")
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout.splitlines()[-1]
