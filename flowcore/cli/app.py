@@ -19,9 +19,10 @@ from rich.console import Console
 
 from ..errors import DefinitionError, FlowcoreError, StoreUnavailable, safe_repr
 from ..stores.base import Page, RunRecord
+from ..stores.decide import LISTED
 from ..stores.opening import open_store
 
-__all__ = ["EXIT_CODES", "Operator", "flowcore", "pass_operator", "run"]
+__all__ = ["EXIT_CODES", "Operator", "complete_status", "flowcore", "pass_operator", "run"]
 
 EXIT_CODES = """\b
 Exit codes:
@@ -107,6 +108,11 @@ def _with_shared_options(command: click.Command) -> click.Command:
 def _override(context: click.Context, option: click.Parameter, value: Any) -> None:
     if value:
         setattr(context.obj, option.name, value)
+
+
+def complete_status(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    """The statuses that a shell offers for what is typed so far. (The store refuses others, and names these.)"""
+    return [status for status in LISTED if status.startswith(begun)]
 
 
 def say(text: str, *, aside: bool = False) -> None:

@@ -17,7 +17,7 @@ import click
 
 from ..errors import RunNotFound, StoreError, safe_repr
 from ..stores.base import RunRecord
-from .app import Operator, pages, pass_operator, say, with_key
+from .app import Operator, complete_status, pages, pass_operator, say, with_key
 from .words import age, standing
 
 __all__ = ["COMMANDS"]
@@ -58,7 +58,7 @@ def _command(verb: Verb) -> click.Command:
         click.Argument(["names"], nargs=-1, metavar="[KEY|RUN]..."),
         click.Option(["--reason"], help="Why, for the record."),
         click.Option(["--workflow"], help="Every run of this workflow."),
-        click.Option(["--status"], help="Every run that stands so."),
+        click.Option(["--status"], shell_complete=complete_status, help="Every run that stands so."),
         click.Option(
             ["--older-than"], callback=age, metavar="AGE", help="Every run started so long ago: 90s, 10m, 1h, 2d."
         ),

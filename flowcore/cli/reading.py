@@ -22,7 +22,7 @@ from ..schedule import Schedule, ScheduleStatus, status_of, window_of
 from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
-from .app import Operator, one_line, pages, pass_operator, say, shows
+from .app import Operator, complete_status, one_line, pages, pass_operator, say, shows
 from .words import age, as_data, duration, standing, ways_on
 
 __all__ = ["COMMANDS"]
@@ -33,7 +33,11 @@ _LAST: Final = 50
 
 
 @click.command("ls")
-@click.option("--status", help="queued, running, waiting, success, failure, compensated, parked, …, held or expired.")
+@click.option(
+    "--status",
+    shell_complete=complete_status,
+    help="queued, running, waiting, success, failure, compensated, parked, …, held or expired.",
+)
 @click.option("--workflow", help="Only runs of this workflow.")
 @click.option("--older-than", callback=age, metavar="AGE", help="Only runs started so long ago: 90s, 10m, 1h, 2d.")
 @click.option("--key", "text", help="Only runs whose key contains this text.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -290,6 +291,29 @@ def test_it_works_without_a_terminal_and_in_small_encodings(url: str, encoding: 
         )
         assert (done.returncode, done.stderr) == (0, b""), done.stderr
         assert done.stdout.decode(encoding)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("flowcore sh", ["show"]),
+        ("flowcore ls --stat", ["--status"]),
+        ("flowcore ls --status h", ["held"]),
+        ("flowcore undo --status comp", ["compensated", "compensation_failed"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_statuses(typed: str, offered: list[str]) -> None:
+    words = typed.split()
+    script = f"""
+        eval "$(_FLOWCORE_COMPLETE=bash_source flowcore)"
+        COMP_WORDS=({typed}) COMP_CWORD={len(words) - 1}
+        _flowcore_completion flowcore
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "--norc", "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == offered
 
 
 def test_the_version_needs_nothing(url: str) -> None:
