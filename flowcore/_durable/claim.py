@@ -100,8 +100,9 @@ def claim(
 ) -> Program[Run | RunRecord | None]:
     """Claim the run's key. Returns None if the run is ours from its beginning, the record if we resume it,
     else the earlier run whose outcome is ours too."""
+    request = run.request
     try:
-        run.fingerprint = None if run.recovering is not None else fingerprint_of(run)
+        run.fingerprint = None if request.recovering is not None else fingerprint_of(run)
     except Exception as error:
         emit.refused(run, error)
         raise
@@ -112,19 +113,19 @@ def claim(
         run.fingerprint,
         run.plan.graph,
         run.carrier,
-        attached=run.recovering,
-        waits=run.wait is not None,
+        attached=request.recovering,
+        waits=request.wait is not None,
     )
-    wanted.once, wanted.deadline = run.once, run.allowed
+    wanted.once, wanted.deadline = request.once, request.deadline
     if run.ledger is not None:
         wanted.owner = None if owner is None else owner()
         wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
         first = run.plan.nodes[run.plan.ready[0]] if run.plan.ready else None
         if first is not None and first.when is None and first.wait is None:
             wanted.begins = (first.name,)
-    until = None if run.wait is None else run.settings.clock() + run.wait
+    until = None if request.wait is None else run.settings.clock() + request.wait
     polls = 0
-    if run.error is not None and run.wait is not None and run.recovering is not None:
+    if run.error is not None and request.wait is not None and request.recovering is not None:
         if run.relinquished:
             refuse_if_cancelled(run)
         yield from take_back(run, wanted.key)
@@ -140,9 +141,9 @@ def claim(
             emit.refused(run, failure)
             raise failure
         match answer:
-            case Claimed(record=None) if run.recovering is not None:  # it was forgotten meanwhile
+            case Claimed(record=None) if request.recovering is not None:  # it was forgotten meanwhile
                 yield from checkpoints.ask(run, "withdraw", wanted)
-                gone = RunNotFound(f"run {run.recovering} is not in the store any more.")
+                gone = RunNotFound(f"run {request.recovering} is not in the store any more.")
                 emit.refused(run, gone)
                 raise gone
             case Claimed(record=None, generation=later) if later and run.settings.clock() >= sent + run.settings.lease:
@@ -171,10 +172,10 @@ def claim(
                 )
                 emit.refused(run, changed)
                 raise changed
-            case _ if run.recovering is not None and run.wait is None:  # no caller waits for an answer
+            case _ if request.recovering is not None and request.wait is None:  # no caller waits for an answer
                 over = LeaseLost(
-                    f"Run {run.recovering} has already finished or was taken over by another process.",
-                    run_id=run.recovering,
+                    f"Run {request.recovering} has already finished or was taken over by another process.",
+                    run_id=request.recovering,
                 )
                 emit.refused(run, over)
                 raise over
@@ -217,13 +218,14 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     """The run is ours."""
     run.claimed = True
     run.generation, run.fence = claimed.generation, claimed.fence
+    allowed = run.request.deadline
     if claimed.record is not None:
         run.run_id = claimed.record.run_id
         # The call that began the run has set its deadline, unless this call sets one of its own.
-        if claimed.record.deadline is not None and run.allowed in {None, run.workflow.deadline}:
-            run.allowed = claimed.record.deadline
-    if run.allowed is not None:
-        run.deadline = run.settings.clock() + run.allowed - claimed.age
+        if claimed.record.deadline is not None and allowed in {None, run.workflow.deadline}:
+            allowed = claimed.record.deadline
+    if allowed is not None:
+        run.deadline = run.settings.clock() + allowed - claimed.age
     ledger = ledger_of(run)
     if ledger is not None:
         ledger.lease_until, ledger.epoch = sent + run.settings.lease, run.settings.wall() - run.settings.clock()

@@ -39,7 +39,7 @@ def resume_when_due(run: RunState, local: LocalRuns, due: float, received: int) 
                 head, failure = yield from head_of(run, run.stored_key)
                 if isinstance(failure, StoreUnavailable):
                     continue
-                if failure is not None or head is None or head.run_id != run.recovering:
+                if failure is not None or head is None or head.run_id != run.request.recovering:
                     break
                 if head.status is not Status.WAITING or head.decision is not None:
                     break

@@ -28,7 +28,7 @@ def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program
     emit.prepare_store_context(run)  # the store is called before the run is requested, which prepares it again
     run.fingerprint = fingerprint_of(run)
     wanted = Claim(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, run.carrier)
-    wanted.queued, wanted.once, wanted.deadline, wanted.owner = True, run.once, run.allowed, owner
+    wanted.queued, wanted.once, wanted.deadline, wanted.owner = True, run.request.once, run.request.deadline, owner
     wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
     clock = run.settings.clock
     until, tries = clock() + run.settings.lease * _RESENT, 0

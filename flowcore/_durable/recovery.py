@@ -116,7 +116,7 @@ class Recovery:
 
     def round(
         self,
-        request: Callable[[Workflow[Any], str], RunState],
+        request: Callable[[Workflow[Any], str, str], RunState],
         start: Callable[[RunState], None],
         skip: Collection[str | None] = (),
         *,
@@ -124,7 +124,7 @@ class Recovery:
     ) -> Generator[Ask, Any, None]:
         """Start runs that have no live owner, as many as there is room for, except those with an id in `skip`.
 
-        `request`: makes a run for a definition and a key; `fresh`: of a list made now.
+        `request`: makes a run for a definition, a key and an id; `fresh`: of a list made now.
         """
         self._looked = self._settings.clock()
         if not self._definitions:
@@ -146,7 +146,7 @@ class Recovery:
                 start(run)
 
     def resume(
-        self, request: Callable[[Workflow[Any], str], RunState], key: str
+        self, request: Callable[[Workflow[Any], str, str], RunState], key: str
     ) -> Generator[Ask, Any, RunState | None]:
         """The run to start for a key whose run waits, and is due, if this engine has its workflow and room for it."""
         head: RunRecord | None = yield partial(self._settings.store.head, key)
@@ -162,14 +162,13 @@ class Recovery:
         return run
 
     def _requested(
-        self, request: Callable[[Workflow[Any], str], RunState], workflow: Workflow[Any], record: RunRecord
+        self, request: Callable[[Workflow[Any], str, str], RunState], workflow: Workflow[Any], record: RunRecord
     ) -> RunState | None:
         try:
-            run = request(workflow, record.key)
+            run = request(workflow, record.key, record.run_id)
         except Exception as error:  # noqa: BLE001 - one record must not keep the others from being resumed
             self._cannot_resume(record, error)
             return None
-        run.recovering = record.run_id
         run.limit = min(run.limit, self._share())
         return run
 
@@ -211,7 +210,7 @@ class Recovery:
         resume."""
         live = {run.known_id for run in self._live()}
         with self._lock:
-            live.update(run.recovering for run in self._in_flight)
+            live.update(run.request.recovering for run in self._in_flight)
             now = self._settings.clock()
             return [
                 record
@@ -250,7 +249,7 @@ class Recovery:
         with self._lock:
             record = self._in_flight.pop(run, None)  # none in a child of a fork
             if run.claimed:
-                self._not_again.pop(run.recovering or "", None)
+                self._not_again.pop(run.request.recovering or "", None)
             elif isinstance(error, LeaseLost):  # another engine was faster
                 self._refused += 1
         if record is not None and not run.claimed and error is not None and not isinstance(error, _NO_FAULT):

@@ -166,7 +166,7 @@ def wait_for_owner(
         polls += 1
         yield Sleep(min((_WOKEN if here else _POLL).delay(polls), left))
         if (
-            run.error is not None and run.recovering is not None and not run.relinquished
+            run.error is not None and run.request.recovering is not None and not run.relinquished
         ):  # its own run goes on elsewhere
             yield from checkpoints.ask(run, "cancel", wanted.key)
         refuse_if_cancelled(run)
@@ -199,7 +199,7 @@ def wait_for_owner(
 
 def adopt(run: RunState) -> Program[Run | None]:
     """The run was taken over: if its new owner has ended it, or does so while its caller waits, that is its outcome."""
-    until = run.settings.clock() + (run.wait or 0.0)
+    until = run.settings.clock() + (run.request.wait or 0.0)
     polls = 0
     while True:
         head, failure = yield from checkpoints.ask(run, "head", run.stored_key)

@@ -159,13 +159,13 @@ class AsyncEngine(EngineBase):
         Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
         shielded from further cancellations, and CancelledError is raised again.
         """
-        if not runs_here(until, durable=self.store.durable):
+        if until != "end" and not runs_here(until, durable=self.store.durable):
             future = self.submit(
                 workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
             )
             return await future.first_pause()
-        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
-        run.until_waiting = until == "waiting"
+        until_waiting = until == "waiting"
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         cancels = _cancels()
         if can_run_inline(run):
             self._live[run] = None
@@ -198,7 +198,7 @@ class AsyncEngine(EngineBase):
         to the caller's; "child" makes it part of that one. Raises QueueFull where `max_queued` submitted runs have not
         begun yet.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
         return self._queue(run, check=check)
@@ -256,7 +256,7 @@ class AsyncEngine(EngineBase):
             if run.on_pause is not None:
                 run.on_pause(driver.result)
             again = self._continuation(driver.run, self._local)
-            if again is None and not run.until_waiting:
+            if again is None and not run.request.until_waiting:
                 driver.result, driver.error = None, left(driver.run)
             if again is None:
                 break
@@ -330,7 +330,7 @@ class AsyncEngine(EngineBase):
     async def _resume(self, key: str, context: contextvars.Context) -> None:
         """Resume a run that waits in the store, and is due: a value was sent to it here."""
         try:
-            run = await performed_on_loop(self._recovery.resume(self._request, key), context)
+            run = await performed_on_loop(self._recovery.resume(self._resumed, key), context)
         except Exception as error:  # noqa: BLE001 - the next round may have more luck
             log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
             return
@@ -394,7 +394,7 @@ class AsyncEngine(EngineBase):
         while True:
             with self._round() as context:
                 started = await self._start_recovered(context, skip, fresh=fresh)
-            skip.update(run.recovering for run in started)
+            skip.update(run.request.recovering for run in started)
             resumed += started.values()
             fresh = False
             running = [task for task in resumed if not task.done()]
@@ -453,7 +453,7 @@ class AsyncEngine(EngineBase):
         def start(run: RunState) -> None:
             started[run] = self._start(run)
 
-        await performed_on_loop(self._recovery.round(self._request, start, skip, fresh=fresh), context)
+        await performed_on_loop(self._recovery.round(self._resumed, start, skip, fresh=fresh), context)
         return started
 
     async def _recovered(self, run: RunState) -> AsyncDriver:

@@ -25,15 +25,12 @@ from .._durable.leases import Leases
 from .._durable.recovery import SURVEY_EVERY, Recovery
 from .._durable.waiting import LocalRuns
 from .._kernel.effects import Ask, Call, Program, Sleep
+from .._kernel.request import Request
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
-from ..context import own_copy, step_name_taken
 from ..errors import (
-    AsyncStepInSyncEngine,
     DefinitionError,
     FlowcoreError,
-    IdempotencyError,
-    NotSerializable,
     QueueFull,
     RunNotFound,
     RunParked,
@@ -57,9 +54,10 @@ from ..retry import Duration, seconds, some_random
 from ..run import Run, Sent
 from ..stores.base import Owner, RunRecord, Store
 from ..stores.decide import is_over
-from ..workflow import NO_KEY, Key, NoKey, Workflow
+from ..workflow import Key, Workflow
 from .checks import checked_hooks, checked_namespace, checked_store, period, whole
 from .interrupts import hold_sigint
+from .requests import checked_request
 from .sending import runs_of
 from .workers import Workers
 
@@ -91,10 +89,6 @@ T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
 CLOSED: Final = "its engine was closed"
-LONGEST_KEY: Final = 1024
-"""characters of an idempotency key"""
-MOST_VALUES: Final = 1000
-"""initial values of a run that is recorded"""
 MARGIN: Final = 0.5
 """seconds in which runs that were stopped write how they ended"""
 RELEASED: Final = 0.001
@@ -224,62 +218,52 @@ class EngineBase:
         """In a child of a fork: other threads may have held what this one is to hold."""
         self._lock = threading.Lock()
 
-    def _execution(
+    def _requested(
         self,
         workflow: Workflow[Any],
         values: Any,
         idempotency_key: Key | None,
-        wait: Duration | None,
-        deadline: Duration | None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
         *,
         once: bool = False,
-        recovering: bool = False,
+        submitted: bool = False,
+        until_waiting: bool = False,
+        recovering: str | None = None,
     ) -> RunState:
-        """A run about to start. Raises DefinitionError and its like, IdempotencyError for a key that cannot be one."""
+        """A run about to start. Raises FlowcoreError once the engine is closed, and what `checked_request` raises."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
-        try:
-            plan = workflow.freeze()
-        except AttributeError:
-            if isinstance(workflow, Workflow):
-                raise
-            raise DefinitionError(f"what an engine runs must be a workflow, not {safe_repr(workflow)}.") from None
-        if plan.has_async is not None and not self._settings.runs_async:
-            raise AsyncStepInSyncEngine(
-                f"step {safe_repr(plan.has_async)} of workflow {safe_repr(workflow.name)} is async: run it on AsyncEngine."
-            )
-        given = None if workflow.input is None or recovering else workflow.input.accept(values)
-        if given is not None and workflow.input is not None:
-            values = workflow.input.values(given)
-        run = RunState(self._settings, workflow, plan, values, contextvars.copy_context())
-        if idempotency_key is not None or workflow.idempotency_key is not None:
-            run.key = _key(workflow, run.values if given is None else given, idempotency_key)
-        if once:
-            if run.key is None:
-                raise IdempotencyError("once=True asks for the outcome of a key: pass idempotency_key= too.")
-            run.once = True
-        if run.values:
-            _own_values(run)
-        if run.key is None and not self.store.durable:
-            run.input = given
-        if wait is not None:
-            run.wait = seconds(wait, "wait=")
-        if deadline is not None:
-            run.allowed = seconds(deadline, "deadline=")
-        elif workflow.deadline is not None:
-            run.allowed = workflow.deadline
+        request = checked_request(
+            self._settings,
+            workflow,
+            values,
+            idempotency_key,
+            wait,
+            deadline,
+            once=once,
+            submitted=submitted,
+            until_waiting=until_waiting,
+            recovering=recovering,
+        )
         if workflow not in self._registered:
             self._register(workflow)
-        return run
+        return RunState(self._settings, request)
 
     def _continuation(self, run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run]] | None:
         """What continues a run that waits in its store, for its caller: a run, and its main program. None if the engine is
         closed, or its caller wants to have it as it is."""
-        if self._closed or run.waits is None or (run.until_waiting and run.continue_as(None)):
+        if self._closed or run.waits is None or (run.request.until_waiting and run.continue_as(None)):
             return None
-        again = self._execution(run.workflow, None, run.stored_key, None, None, recovering=True)
-        again.dormant = True
-        again.recovering, again.wait, again.context, again.on_pause = run.run_id, math.inf, run.context, run.on_pause
+        workflow = run.workflow
+        request = Request(
+            *(workflow, run.plan, {}, run.context, run.stored_key),
+            wait=math.inf,
+            deadline=workflow.deadline,
+            recovering=run.run_id,
+        )
+        again = RunState(self._settings, request)
+        again.dormant, again.on_pause = True, run.on_pause
         run.continue_as(again)
         due = run.waits.next_limit(run.deadline)
         return again, resume_when_due(again, local, due, len(run.waits.sent))
@@ -289,8 +273,8 @@ class EngineBase:
         room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
         return Recovery(self._settings, self.workflows, partial(list[RunState], live), at_once=room)
 
-    def _request(self, workflow: Workflow[Any], key: str) -> RunState:
-        return self._execution(workflow, None, key, None, None, recovering=True)
+    def _resumed(self, workflow: Workflow[Any], key: str, run_id: str) -> RunState:
+        return self._requested(workflow, None, key, recovering=run_id)
 
     def _listen(self, received: Callable[[str, str, Sent], Sent | None]) -> None:
         """Have a store of this process say what is sent to its runs."""
@@ -394,54 +378,10 @@ class EngineBase:
     def _tell_submitted(self, run: RunState, propagation: str) -> None:
         if propagation not in {"link", "child"}:
             raise DefinitionError(f"propagation= must be 'link' or 'child', not {safe_repr(propagation)}.")
-        run.submitted = True
         if RunSubmitted in run.wanted:
             event = RunSubmitted(run.workflow.name, run.run_id, self._settings.clock(), run.state, run.key, propagation)
             with hold_sigint():
                 run.hooks.emit(event, contextvars.copy_context())
-
-
-def _own_values(run: RunState) -> None:
-    """Refuse initial values with the names of steps; copy those that the caller must not see changed."""
-    for name in run.plan.by_name.keys() & run.values.keys():
-        raise step_name_taken(
-            name, f"the run of workflow {safe_repr(run.workflow.name)} was given an initial value for it"
-        )
-    if run.key is not None or run.settings.durable:
-        if len(run.values) > MOST_VALUES:
-            raise NotSerializable(
-                f"the run of workflow {safe_repr(run.workflow.name)} was given {len(run.values):,} initial values, and may have "
-                f"{MOST_VALUES:,} where they are recorded or compared. Put them into one value, or store where they are."
-            )
-        try:
-            run.values = own_copy(run.values)
-        except RecursionError:
-            return  # which the store refuses, or the comparison with other requests
-
-
-def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | None:
-    """The run's idempotency key: the call's own, or the workflow's. Taken literally."""
-    key: Any = called_with
-    if key is None:
-        default = workflow.idempotency_key
-        key = default if default is None or isinstance(default, str | NoKey) else default(given)
-        if key is None:
-            raise IdempotencyError(
-                f"the key function of workflow {safe_repr(workflow.name)} returned None, which would leave the run unprotected. "
-                "Return flowcore.NO_KEY for a run without a key."
-            )
-    if key is NO_KEY:
-        return None
-    if not isinstance(key, str):
-        raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
-    if not key:
-        raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
-    if len(key) > LONGEST_KEY:
-        raise IdempotencyError(
-            f"an idempotency key has {len(key):,} characters, and may have {LONGEST_KEY:,}. Use a shorter one, or a hash of it.",
-            key=key,
-        )
-    return key
 
 
 def left(run: RunState) -> RunParked:
@@ -474,7 +414,7 @@ def this_process() -> Owner:
 
 def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
     """Whether an id or a key names this run."""
-    if run_id is not None and (run.has_id(run_id) or run.recovering == run_id):
+    if run_id is not None and (run.has_id(run_id) or run.request.recovering == run_id):
         return True
     return key is not None and run.key == key
 

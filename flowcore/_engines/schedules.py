@@ -53,7 +53,7 @@ class Schedules(Generic[E]):
         engine = self._engine
         later = callable(values)
         # Refuses what this engine cannot run, and initial values that the workflow does not take.
-        engine._execution(workflow, None if later else values, "-", None, None, recovering=later)
+        engine._requested(workflow, None if later else values, "-", recovering="-" if later else None)
         schedule = Schedule.of(workflow.name if name is None else name, workflow.name, **options)
         check_values(values, schedule.name)
         with self._adding:
@@ -123,7 +123,7 @@ class ThreadSchedules(Schedules["Engine"]):
 
     def _begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
         engine = self._engine
-        run = engine._execution(workflow, values, key, None, None, once=True)
+        run = engine._requested(workflow, values, key, once=True)
         engine._refuse_if_full(len(engine._queued))
         future = engine._queue(run, check=True, only_new=True)
         future.add_done_callback(_report)
@@ -180,7 +180,7 @@ class AsyncSchedules(Schedules["AsyncEngine"]):
     async def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
         """Begin the run of a fire. False: another engine has."""
         engine, context = self._engine, contextvars.Context()
-        run = context.run(engine._execution, workflow, values, key, None, None, once=True)
+        run = context.run(partial(engine._requested, workflow, values, key, once=True))
         engine._refuse_if_full(len(engine._queued))
         if engine.store.durable:
             driver = AsyncDriver(run, 0, engine._pool, engine._tasks)

@@ -24,7 +24,7 @@ def runs_of(live: Mapping[RunState, Any], key: str) -> list[RunState]:
     """The runs of an engine that have a key, or that id: not those that wait for one of them."""
     found = [run for run in list(live) if run.key == key or (run.key is None and run.has_id(key))]
     claimed = [run for run in found if run.claimed]
-    return claimed or [run for run in found if run.wait is None]
+    return claimed or [run for run in found if run.request.wait is None]
 
 
 def hand_on(

@@ -197,13 +197,13 @@ class Engine(EngineBase):
         CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
         claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
         """
-        if not runs_here(until, durable=self.store.durable):
+        if until != "end" and not runs_here(until, durable=self.store.durable):
             future = self.submit(
                 workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
             )
             return future.first_pause()
-        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
-        run.until_waiting = until == "waiting"
+        until_waiting = until == "waiting"
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         inline = can_run_inline(run)
         ctrl_c: SigintGuard | None = None
         try:
@@ -240,7 +240,7 @@ class Engine(EngineBase):
         if driver.result is None or driver.result.status is not Status.WAITING:
             return None
         again = self._continuation(driver.run, self._local)
-        if again is None and not driver.run.until_waiting:
+        if again is None and not driver.run.request.until_waiting:
             driver.result, driver.error = None, left(driver.run)
         if again is None:
             return None
@@ -269,7 +269,7 @@ class Engine(EngineBase):
         the run could not be recorded. A step on a thread of the engine may wait for the
         future's result: its thread then works on that run.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(len(self._queued))
         self._tell_submitted(run, propagation)
         return self._queue(run, check=check)
@@ -295,8 +295,8 @@ class Engine(EngineBase):
             elif only_new:
                 future.cancel()
                 return future
-        if not self._pool.put(partial(self._begin, driver, future)) and run.allowed is not None:
-            self._timers.after(run.allowed, partial(self._expire, driver))
+        if not self._pool.put(partial(self._begin, driver, future)) and run.request.deadline is not None:
+            self._timers.after(run.request.deadline, partial(self._expire, driver))
         return future
 
     def map(
@@ -339,14 +339,14 @@ class Engine(EngineBase):
     def _expire(self, driver: Driver) -> None:
         """A deadline counts from the claim, which will never come where calls hang on all threads: then it ends the run."""
         run = driver.run
-        assert run.allowed is not None  # noqa: S101 - the caller has looked
+        assert run.request.deadline is not None  # noqa: S101 - the caller has looked
         if self._pool.exhausted:
             name = safe_repr(run.workflow.name)
             driver.drop(
                 RunTimeout(f"run {run.run_id} of {name} did not begin before its deadline: no thread was free.")
             )
         elif driver in self._queued:
-            self._timers.after(run.allowed, partial(self._expire, driver))
+            self._timers.after(run.request.deadline, partial(self._expire, driver))
 
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
         """A submitted run is over, waits in its store, or was dropped."""
@@ -424,7 +424,7 @@ class Engine(EngineBase):
     def _resume(self, key: str, context: contextvars.Context) -> None:
         """Resume a run that waits in the store, and is due: a value was sent to it here."""
         try:
-            run = performed(self._recovery.resume(self._request, key), context)
+            run = performed(self._recovery.resume(self._resumed, key), context)
         except Exception as error:  # noqa: BLE001 - the next round may have more luck
             log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
             return
@@ -499,7 +499,7 @@ class Engine(EngineBase):
             if self._surveys:
                 self._survey(context)
         while True:
-            skip = {driver.run.recovering for driver in resumed}
+            skip = {driver.run.request.recovering for driver in resumed}
             with self._round() as context:
                 started = self._start_recovered(context, skip, over.put, fresh=fresh)
             resumed += started
@@ -568,7 +568,7 @@ class Engine(EngineBase):
             driver.on_over = over
             started.append(driver)
 
-        performed(self._recovery.round(self._request, start, skip, fresh=fresh), context)
+        performed(self._recovery.round(self._resumed, start, skip, fresh=fresh), context)
         here = self._pool.owns_current_thread()  # a step of ours: the pool may be full of those who wait for it
         for driver in started:
             if here:

@@ -110,8 +110,8 @@ def requested(run: RunState) -> None:
             run.key,
             wall,
             carrier,
-            run.submitted,
-            run.recovering is not None,
+            run.request.submitted,
+            run.request.recovering is not None,
         )
         run.hooks.emit(event, run.context, leaving)
         run.carrier = carrier

@@ -51,7 +51,7 @@ class InlineProgress(NamedTuple):
 
 def can_run_inline(run: RunState) -> bool:
     """Whether the run needs no answer of a store and has no deadline."""
-    return run.key is None and run.allowed is None and not run.settings.durable
+    return run.key is None and run.request.deadline is None and not run.settings.durable
 
 
 def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> InlineProgress | None:

@@ -42,8 +42,8 @@ def execute(run: RunState) -> Program[Run]:
         if isinstance(found, Run):
             return found
         earlier = found
-    elif run.allowed is not None:
-        run.deadline = run.settings.clock() + run.allowed
+    elif run.request.deadline is not None:
+        run.deadline = run.settings.clock() + run.request.deadline
     if earlier is not None:
         earlier.restore(run)
     if run.ledger is not None and run.settings.owns is not None:

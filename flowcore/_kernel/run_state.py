@@ -10,17 +10,16 @@ from dataclasses import replace
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from ..context import initial
 from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, safe_repr
 from ..events import Event, Hooks
 from ..events.hooks import Crossing
-from ..plan import Node, Plan
+from ..plan import Node
 from ..run import Run, Sent, StepReport, no_result
 from ..status import Status
 from ..step import Step
-from ..workflow import Workflow
 from .effects import Call, Outcome
 from .ledger import Ledger
+from .request import Request
 from .settings import Settings
 from .waits import Waits
 
@@ -38,20 +37,7 @@ class RunState:
     What most runs never touch has its default on the class, so that beginning a run stays cheap.
     """
 
-    # the request
-    key: str | None = None
-    """the idempotency key"""
-    wait: float | None = None
-    """seconds to wait for another run that has the key"""
-    allowed: float | None = None
-    """seconds from the first claim to the deadline; None: no limit"""
-    deadline: float | None = None
-    """monotonic; known once the run is claimed"""
-    submitted = False
-    once = False
-    """an earlier run that failed is the answer too"""
-    recovering: str | None = None
-    """recovery resumes this run, whose values are in the store, or, where `wait` is given, its caller does"""
+    # its caller
     after_wait = False
     """it had waited in its store"""
     cancelled_late: BaseException | None = None
@@ -60,8 +46,6 @@ class RunState:
     """(lock) after that: the same run once more, for its caller"""
     given = False
     """(lock) after that: its caller has it as it is"""
-    until_waiting = False
-    """its caller wants to have it as soon as it only waits"""
     dormant = False
     """it waits in its store, and its caller here for it"""
     on_pause: Callable[[Run | None], None] | None = None
@@ -69,6 +53,8 @@ class RunState:
 
     # the claim
     claimed = False
+    deadline: float | None = None
+    """monotonic"""
     fingerprint: str | None = ""
     generation = 0
     fence = 1
@@ -150,8 +136,6 @@ class RunState:
     """where hooks have prepared one: the contextvars context that each call of the store gets a copy of"""
     scope: EventScope | None = None
     """what hooks entered at the run's start"""
-    input: Any = None
-    """of Workflow(input=); None until a step asks for it"""
     state: dict[Any, Any]
     """for hooks: shared by all events of this run in this process; only where it is observed"""
     ready_at: dict[int, float]
@@ -161,21 +145,13 @@ class RunState:
     times: dict[str, tuple[float, float]]
     """seconds waited and ran of steps that succeeded inline: kept instead of reports, which few callers read"""
 
-    def __init__(
-        self,
-        settings: Settings,
-        workflow: Workflow[Any],
-        plan: Plan,
-        values: Mapping[Any, Any] | None,
-        context: contextvars.Context,
-    ) -> None:
+    def __init__(self, settings: Settings, request: Request) -> None:
         self.settings = settings
-        self.workflow = workflow
+        self.request = request
+        workflow, plan = self.workflow, self.plan = request.workflow, request.plan
+        self.key, self.values, self.input, self.context = request.key, request.values, request.input, request.context
         if workflow.undo == "never":
             self.past_pivot = True
-        self.plan = plan
-        self.values: dict[Any, Any] = {} if values is None else initial(values)
-        self.context = context
         if settings.observed:
             self.hooks, self.observed = settings.hooks.of_run(settings.clock), True
             self.wanted = self.hooks.wanted

@@ -27,6 +27,7 @@ from .._kernel.doubt import ask_verify
 from .._kernel.effects import Program, Stop
 from .._kernel.ledger import Errors
 from .._kernel.outcome import StepEnd
+from .._kernel.request import Request
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.steps import ask_when, run_whole_step
@@ -172,13 +173,14 @@ class _Activity:
             lease=self._lease,
             namespace=sent["namespace"],
         )
-        run = self._run = RunState(settings, definition, plan, None, contextvars.copy_context())
-        self._node = plan.by_name[sent["step"]]
         self._types = plan.types
-        run.key, run.run_id, run.generation = sent["key"], sent["run_id"], sent["generation"]
+        values = {key: self._loaded(WRITE + key, text) for key, text in sent["values"].items()}
+        request = Request(definition, plan, values, contextvars.copy_context(), sent["key"])
+        run = self._run = RunState(settings, request)
+        self._node = plan.by_name[sent["step"]]
+        run.run_id, run.generation = sent["run_id"], sent["generation"]
         run.fence = sent["fence"] + info.attempt - 1
         run.carrier = sent["carrier"]
-        run.values = {key: self._loaded(WRITE + key, text) for key, text in sent["values"].items()}
         known_results = {name: self._loaded(STEP + name, text) for name, text in sent["results"].items()}
         run.results = _Results(known_results, sent["more"], self._fetch)
         run.reports = {name: StepReport(Status(status)) for name, status in sent["reports"].items()}

@@ -39,6 +39,7 @@ from .._kernel.effects import (
 from .._kernel.emit import StepScope
 from .._kernel.ledger import Ledger
 from .._kernel.outcome import StepEnd
+from .._kernel.request import Request as RunRequest
 from .._kernel.run import execute, helper
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -131,10 +132,13 @@ class WorkflowDriver:
             whole_steps=True,
             namespace="",
         )
-        run = self.run = RunState(settings, definition.workflow, definition.plan, None, contextvars.copy_context())
-        run.key, run.run_id, run.fence = record.key, record.run_id, request["fence"]
+        requested = RunRequest(
+            *(definition.workflow, definition.plan, dict(record.values), contextvars.copy_context(), record.key),
+            deadline=record.deadline,
+        )
+        run = self.run = RunState(settings, requested)
+        run.run_id, run.fence = record.run_id, request["fence"]
         run.fingerprint, run.carrier = record.fingerprint, record.carrier
-        run.values = dict(record.values)
         if run.waits is not None:
             run.waits.sent.update((name, Sent(**sent)) for name, sent in request["sent"].items())
         self._carriers = {name: dict(carrier) for name, carrier in record.carriers.items()}
@@ -181,16 +185,15 @@ class WorkflowDriver:
     def begin(self) -> Takeover | None:
         """The run is ours; what an execution before this one left is taken over."""
         run = self.run
-        if self.record.deadline is not None:
-            run.allowed = self.record.deadline
-            run.deadline = self._request["wall"] + run.allowed
+        if run.request.deadline is not None:
+            run.deadline = self._request["wall"] + run.request.deadline
         return None if self._earlier is None else Takeover(self._earlier)
 
     def finish(self, finished: Run) -> None:
         """Note how the run ended."""
         run = self.run
         record = record_of(run, finished)
-        record.carriers, record.deadline = self._carriers, run.allowed
+        record.carriers, record.deadline = self._carriers, run.request.deadline
         record.started, record.finished, record.fence = self._request["wall"], workflow.time(), run.fence
         ended = ending(run, record, None)
         if not record.held and record.status in {Status.PARKED, Status.INCOMPLETE} and ended.retry_in < float("inf"):
@@ -207,7 +210,7 @@ class WorkflowDriver:
         for node in self._steps.values():
             record.steps = {**record.steps, node.name: StepReport(Status.RUNNING, 1)}
         record.undoing, record.failed_step, record.error = run.failing, run.failed_step, run.error
-        record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, run.allowed
+        record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, run.request.deadline
         record.started, record.fence = self._request["wall"], run.fence
         return record
 

@@ -94,7 +94,7 @@ class TemporalEngine(EngineBase):
         Cancelling the task that awaits this cancels the run: what was done is undone, and CancelledError is raised again; a
         second cancellation does not wait for that. A process that stops leaves its runs to the workers.
         """
-        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once)
         return await self._followed(run, None, check=check)
 
     def submit(
@@ -111,7 +111,7 @@ class TemporalEngine(EngineBase):
     ) -> AsyncRunFuture:
         """Start a run, and wait for it in a task of its own: as `AsyncEngine.submit`. `await future.recorded()` waits until
         Temporal has the run."""
-        run = self._execution(workflow, values, idempotency_key, wait, deadline, once=once)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._tell_submitted(run, propagation)
         loop = asyncio.get_running_loop()
         futures: list[AsyncRunFuture] = []

@@ -33,12 +33,13 @@ from .._kernel.effects import (
     as_call,
 )
 from .._kernel.inline import can_run_inline
+from .._kernel.request import Request
 from .._kernel.run import execute, helper, run_without_driver
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.undo import late
 from .._kernel.wait_steps import keep, receive
-from ..context import Context, own_copy
+from ..context import Context, initial, own_copy
 from ..errors import NotSerializable, StepCancelled
 from ..events import Hooks
 from ..plan import Node
@@ -125,13 +126,17 @@ class Process:
         self, workflow: Workflow, values: Mapping[str, Any] | None, key: str | None, deadline: float | None
     ) -> None:
         """Want the run."""
-        x = self.x = RunState(self._settings, workflow, workflow.freeze(), values, contextvars.copy_context())
-        x.key, x.wait = key, self.act.caller.wait
+        own = initial(values)
+        if key is not None or self._settings.durable:
+            own = own_copy(own)
+        request = Request(
+            *(workflow, workflow.freeze(), own, contextvars.copy_context(), key),
+            wait=self.act.caller.wait,
+            deadline=workflow.deadline if deadline is None else deadline,
+        )
+        x = self.x = RunState(self._settings, request)
         if not self._settings.durable and x.waits is not None:
             self._network.store.listen(self._received)
-        if key is not None or self._settings.durable:
-            x.values = own_copy(x.values)
-        x.allowed = workflow.deadline if deadline is None else deadline
         if can_run_inline(x) and self._random() < _INLINE:
             elsewhere = [name for name, fault in self._faults.items() if fault in {Fault.TIMEOUT, Fault.STUCK}]
             x.plan = instrumented(
@@ -164,7 +169,8 @@ class Process:
             if failure is not None or not records:
                 self.over(None, failure if isinstance(failure, BaseException) else None)
                 return
-            self.x.key, self.x.recovering = records[0].key, records[0].run_id
+            self.x.key = records[0].key
+            self.x.request = self.x.request._replace(key=records[0].key, recovering=records[0].run_id)
             self._advance(self._main, None)
 
         self._send("list_resumable", [self.x.workflow.name], found)

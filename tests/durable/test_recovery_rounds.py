@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Collection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,9 +147,11 @@ def refuse_claims(verb: str, argument: Any) -> None:
 class Resumed:
     """A run that a round starts, as far as recovery looks at it."""
 
-    recovering: str | None = None
     limit = 1
     claimed = True
+
+    def __init__(self, run_id: str) -> None:
+        self.request = SimpleNamespace(recovering=run_id)
 
 
 def test_a_store_that_lists_slowly_is_listed_again_after_ten_times_as_long() -> None:
@@ -169,8 +172,8 @@ def test_a_store_that_lists_slowly_is_listed_again_after_ten_times_as_long() -> 
     found = recovery.Recovery(settings, [wf], list, at_once=1)
     started: list[Any] = []
 
-    def resume(workflow: Workflow[Any], key: str) -> Any:
-        return Resumed()
+    def resume(workflow: Workflow[Any], key: str, run_id: str) -> Any:
+        return Resumed(run_id)
 
     for moment, lists in ((0.0, 2), (19.0, 2), (21.0, 3), (40.0, 3)):
         now[0] = moment

@@ -1,0 +1,125 @@
+"""Requests, made of what a caller hands in: all that an engine refuses before a run begins is refused here."""
+
+# What callers without a type checker hand in is checked when it arrives.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+import contextvars
+from typing import TYPE_CHECKING, Any, Final
+
+from .._kernel.request import Request
+from .._kernel.settings import Settings
+from ..context import initial, own_copy, step_name_taken
+from ..errors import AsyncStepInSyncEngine, DefinitionError, IdempotencyError, NotSerializable, safe_repr
+from ..retry import Duration, seconds
+from ..workflow import NO_KEY, Key, NoKey, Workflow
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+__all__ = ["checked_request"]
+
+LONGEST_KEY: Final = 1024
+"""characters of an idempotency key"""
+MOST_VALUES: Final = 1000
+"""initial values of a run that is recorded"""
+
+
+def checked_request(
+    settings: Settings,
+    workflow: Workflow[Any],
+    values: Any,
+    idempotency_key: Key | None,
+    wait: Duration | None,
+    deadline: Duration | None,
+    *,
+    once: bool,
+    submitted: bool,
+    until_waiting: bool,
+    recovering: str | None,
+) -> Request:
+    """The request of a caller, or, with `recovering`, of an engine that resumes the run with that id.
+
+    Raises DefinitionError and its like, IdempotencyError for a key that cannot be one, and NotSerializable.
+    """
+    try:
+        plan = workflow.freeze()
+    except AttributeError:
+        if isinstance(workflow, Workflow):
+            raise
+        raise DefinitionError(f"what an engine runs must be a workflow, not {safe_repr(workflow)}.") from None
+    if plan.has_async is not None and not settings.runs_async:
+        raise AsyncStepInSyncEngine(
+            f"step {safe_repr(plan.has_async)} of workflow {safe_repr(workflow.name)} is async: run it on AsyncEngine."
+        )
+    given = None
+    if workflow.input is not None and recovering is None:
+        given = workflow.input.accept(values)
+        values = workflow.input.values(given)
+    own: dict[Any, Any] = {} if values is None else initial(values)
+    key = None
+    if idempotency_key is not None or workflow.idempotency_key is not None:
+        key = _key(workflow, own if given is None else given, idempotency_key)
+    if once and key is None:
+        raise IdempotencyError("once=True asks for the outcome of a key: pass idempotency_key= too.")
+    recorded = key is not None or settings.durable
+    if own:
+        own = _own_values(workflow, plan, own, recorded=recorded)
+    return Request(
+        workflow,
+        plan,
+        own,
+        contextvars.copy_context(),
+        key,
+        None if recorded else given,
+        None if wait is None else seconds(wait, "wait="),
+        workflow.deadline if deadline is None else seconds(deadline, "deadline="),
+        once,
+        submitted,
+        until_waiting,
+        recovering,
+    )
+
+
+def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, recorded: bool) -> dict[Any, Any]:
+    """Refuse initial values with the names of steps; copy those that the caller must not see changed."""
+    for name in plan.by_name.keys() & values.keys():
+        raise step_name_taken(name, f"the run of workflow {safe_repr(workflow.name)} was given an initial value for it")
+    if not recorded:
+        return values
+    if len(values) > MOST_VALUES:
+        raise NotSerializable(
+            f"the run of workflow {safe_repr(workflow.name)} was given {len(values):,} initial values, and may have "
+            f"{MOST_VALUES:,} where they are recorded or compared. Put them into one value, or store where they are."
+        )
+    try:
+        copied: dict[Any, Any] = own_copy(values)
+    except RecursionError:
+        return values  # which the store refuses, or the comparison with other requests
+    return copied
+
+
+def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | None:
+    """The run's idempotency key: the call's own, or the workflow's. Taken literally."""
+    key: Any = called_with
+    if key is None:
+        default = workflow.idempotency_key
+        key = default if default is None or isinstance(default, str | NoKey) else default(given)
+        if key is None:
+            raise IdempotencyError(
+                f"the key function of workflow {safe_repr(workflow.name)} returned None, which would leave the run unprotected. "
+                "Return flowcore.NO_KEY for a run without a key."
+            )
+    if key is NO_KEY:
+        return None
+    if not isinstance(key, str):
+        raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
+    if not key:
+        raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
+    if len(key) > LONGEST_KEY:
+        raise IdempotencyError(
+            f"an idempotency key has {len(key):,} characters, and may have {LONGEST_KEY:,}. Use a shorter one, or a hash of it.",
+            key=key,
+        )
+    return key
