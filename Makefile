@@ -17,7 +17,7 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all proof lint types format bench storm dashboards dist docs clean venv venv-demo servers lock
+.PHONY: help demo test test-all proof lint types format bench storm fleet dashboards dist docs clean venv venv-demo servers lock
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -57,6 +57,9 @@ storm: venv  ## fuzz records for five minutes; kill, freeze, deploy and cut off 
 	$(ENV) -m tests.security.fuzz --minutes 5
 	$(ENV) -m pytest tests/durable/long_outages.py
 	$(ENV) -m tests.durable.storm
+
+fleet: venv  ## four processes under load on a Redis Cluster: killed, stopped, added, and a primary killed; what callers saw
+	$(ENV) -m tests.durable.fleet
 
 bench: venv  ## run the benchmarks
 	$(ENV) -m tests.benchmarks

@@ -196,11 +196,20 @@ def _answers(client: Any) -> bool:
 
 
 class RedisClusterServers:
-    """Three masters on free ports of 127.0.0.1, each with a third of the slots."""
+    """Three primaries on free ports of 127.0.0.1, each with a third of the slots. `replicas`: each has a replica, which takes
+    its place when it dies."""
 
-    def __init__(self, directory: Path, *, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, *, replicas: bool = False, appendonly: str | None = None, arguments: Sequence[str] = ()
+    ) -> None:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *arguments)
-        self.nodes = [RedisServer(directory / f"node{number}", port=0, arguments=options) for number in range(3)]
+        self.nodes, self.replicas = (
+            [
+                RedisServer(directory / f"{name}{number}", port=0, appendonly=appendonly, arguments=options)
+                for number in range(3 if wanted else 0)
+            ]
+            for name, wanted in (("node", True), ("replica", replicas))
+        )
 
     @property
     def url(self) -> str:
@@ -218,15 +227,20 @@ class RedisClusterServers:
             client.close()
 
     def start(self) -> Self:
-        """Start all three; returns once they agree that every slot is served."""
+        """Start them; returns once they agree that every slot is served, and replicas have what their primaries have."""
+        every = [*self.nodes, *self.replicas]
         with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(node.start().client(decode_responses=True)) for node in self.nodes]
-            for number, client in enumerate(clients):
+            clients = [stack.enter_context(node.start().client(decode_responses=True)) for node in every]
+            for number, client in enumerate(clients[:3]):
                 client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
                 slots = range(SLOTS * number // 3, SLOTS * (number + 1) // 3)
                 client.execute_command("CLUSTER ADDSLOTS", *slots)
+            for client in clients:
                 client.execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
-            until(lambda: all(_whole(client) for client in clients), "the cluster forming")
+            until(lambda: all(_whole(client, len(every)) for client in clients), "the cluster forming")
+            for primary, replica in zip(clients, clients[3:], strict=False):
+                replica.execute_command("CLUSTER REPLICATE", _id(primary))
+            until(lambda: all(map(_follows, clients[3:])), "replicas that follow")
         return self
 
     def owner(self, slot: int) -> RedisServer:
@@ -263,8 +277,23 @@ class RedisClusterServers:
             with node.client() as client:
                 client.execute_command("CLUSTER SETSLOT", slot, "NODE", number)
 
+    def fail_over(self, node: RedisServer) -> RedisServer:
+        """kill -9 a primary, and return the replica that has taken its place. `node` follows that one after `start`."""
+        with contextlib.ExitStack() as stack:
+            others = {
+                other: stack.enter_context(other.client(decode_responses=True))
+                for other in (*self.nodes, *self.replicas)
+                if other is not node and other.alive
+            }
+            (heir,) = (
+                other for other, client in others.items() if client.info("replication").get("master_port") == node.port
+            )
+            node.kill()
+            until(lambda: others[heir].info("replication")["role"] == "master", "a replica that takes over")
+        return heir
+
     def close(self) -> None:
-        for node in self.nodes:
+        for node in (*self.nodes, *self.replicas):
             node.close()
 
     def __enter__(self) -> Self:
@@ -279,10 +308,16 @@ def _id(client: Any) -> str:
     return answer.decode() if isinstance(answer, bytes) else str(answer)
 
 
-def _whole(client: Any) -> bool:
-    """Whether a node sees all three, and every slot served."""
+def _whole(client: Any, nodes: int) -> bool:
+    """Whether a node sees all of them, and every slot served by three."""
     info = client.execute_command("CLUSTER INFO")
-    return bool(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == info["cluster_size"] == "3")
+    seen = (info["cluster_state"], int(info["cluster_known_nodes"]), int(info["cluster_size"]))
+    return bool(seen == ("ok", nodes, 3))
+
+
+def _follows(replica: Any) -> bool:
+    """Whether a replica has all that its primary has."""
+    return bool(replica.info("replication").get("master_link_status") == "up")
 
 
 # -- fixtures ----------------------------------------------------------------------------------------------------------

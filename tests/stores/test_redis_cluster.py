@@ -15,6 +15,7 @@ from redis.retry import Retry
 from flowcore import StoreError, StoreUnavailable
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.stores.base import Claimed, Renewal
+from flowcore.stores.redis.errors import refuse
 from tests.stores.proxies import Proxy
 from tests.stores.redis_runs import a_checkpoint, a_claim, a_lease, an_ending, begin
 from tests.stores.redis_servers import RedisClusterServers, RedisServer, redis_cluster
@@ -156,4 +157,41 @@ def test_an_async_store_follows_a_slot_that_moves(redis_cluster: RedisClusterSer
     with redis_cluster.client() as client:
         slot = client.keyslot(f"{{{prefix}:0}}")
     to = elsewhere(redis_cluster, slot)
+    asyncio.run(main())
+
+
+def refused_as_elsewhere(cluster: RedisClusterServers) -> int:
+    """How many commands the nodes have refused, since another node has their slot."""
+    refused = 0
+    for node in cluster.nodes:
+        with node.client(decode_responses=True) as client:
+            refused += int(client.info("errorstats").get("errorstat_MOVED", {}).get("count", 0))
+    return refused
+
+
+def test_the_first_calls_of_an_asyncio_client_go_to_the_right_nodes(redis_cluster: RedisClusterServers) -> None:
+    """redis-py sends them to any node, gets MOVED, and at the fifth closes connections that other calls wait on."""
+
+    async def main() -> None:
+        store = AsyncRedisStore(redis.asyncio.RedisCluster.from_url(redis_cluster.url), prefix=uuid4().hex)
+        claims = [a_claim(f"key {number}") for number in range(50)]
+        answers = await asyncio.gather(*(store.claim(claim) for claim in claims))
+        assert all(isinstance(answer, Claimed) for answer in answers)
+        await store.close()
+
+    before = refused_as_elsewhere(redis_cluster)
+    asyncio.run(main())
+    assert refused_as_elsewhere(redis_cluster) == before
+
+
+def test_a_connection_that_the_client_closed_under_a_call_is_an_unreachable_server() -> None:
+    """What redis.asyncio's cluster does with idle connections to a node where one of them has failed; the call finds no writer."""
+
+    async def main() -> None:
+        connection: Any = redis.asyncio.Connection()
+        with pytest.raises(AttributeError) as raised:
+            await connection._send_packed_command([b"PING"])
+        with pytest.raises(StoreUnavailable, match="Redis is unreachable"):
+            refuse(raised.value)
+
     asyncio.run(main())

@@ -109,6 +109,8 @@ def _code(error: Exception) -> str | None:
     """The word by which Redis calls an error; None for one that is not of Redis."""
     if isinstance(error, OSError):  # asyncio's and the socket's own, where redis-py lets them through
         return "UNREACHABLE"
+    if isinstance(error, AttributeError) and "NoneType" in safe_str(error):
+        return "UNREACHABLE"  # redis.asyncio's cluster closes connections that another task is about to use
     names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "redis"}
     if not names:
         return None

@@ -253,9 +253,9 @@ class AsyncRedisStore:
         kept = await self._client()
         client = kept.client
         try:
+            if hasattr(client, "nodes_manager"):  # until it knows the cluster, it sends commands to any node
+                await client.initialize()
             if isinstance(wanted, Everywhere):
-                if hasattr(client, "initialize"):
-                    await client.initialize()
                 return [await client.execute_command(*wanted.command, **node) for node in _primaries(client)]
             if len(wanted) == 1:
                 return [await kept.execute_command(*wanted[0], **_RAW)]
