@@ -403,20 +403,22 @@ def test_the_heartbeat_keeps_a_lease_and_tells_of_itself(run: Callable[..., Any]
 
 def test_a_heartbeat_that_finds_the_run_lost_stops_it(run: Callable[..., Any], done: list[str]) -> None:
     store, events = Moody(), []
+    noticed: list[str] = []
 
     def waits(ctx: Context) -> None:
         until(lambda: ctx.cancelled)
+        noticed.append(ctx.step)
 
     def mood(verb: str, argument: Any) -> Any:
         if verb == "renew":
-            return [False]
+            return [Renewal.LOST]
         return Lost() if verb in {"checkpoint", "finish"} else None
 
     store.moods = mood
     options = {"store": store, "lease": 0.1, "hooks": [events.append], "grace": 0.1}
     with pytest.raises(LeaseLost):
         run(saga(done, a=waits, b=fine), options=options, idempotency_key="k")
-    assert done == ["a"]
+    assert noticed == done == ["a"]
     assert len(of_type(events, LeaseLostEvent)) == 1
 
 
