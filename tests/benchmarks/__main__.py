@@ -33,6 +33,7 @@ WORKLOADS = {
     "durable-scaling": "durable_scaling",
     "durable-growth": "durable_growth",
     "durable-recovery": "durable_recovery",
+    "durable-capacity": "durable_capacity",
 }
 
 
