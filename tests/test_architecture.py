@@ -99,7 +99,12 @@ LAZY: dict[str, set[str]] = {
             "flowcore.stores.sqlite",
         )
     },
-    "flowcore.stores.opening": {"flowcore.stores.redis", "flowcore.stores.sqlite", "redis"},
+    "flowcore.stores.opening": {
+        "flowcore.stores.redis",
+        "flowcore.stores.sqlite",
+        "flowcore.temporal.blocking",
+        "redis",
+    },
     # For a codec that hides keys.
     "flowcore.stores.sealing": {"hmac", "secrets"},
     # The commands need the extra `cli`, and each other's group.

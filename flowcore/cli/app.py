@@ -74,9 +74,15 @@ pass_operator = click.make_pass_decorator(Operator)
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
-    "--store", "url", envvar="FLOWCORE_STORE", metavar="URL", help="sqlite:runs.db, redis://…, rediss://…, unix://…"
+    "--store",
+    "url",
+    envvar="FLOWCORE_STORE",
+    metavar="URL",
+    help="sqlite:runs.db, redis://…, rediss://…, unix://…, temporal://…",
 )
-@click.option("--prefix", envvar="FLOWCORE_PREFIX", help="Prefix of a Redis store's keys.")
+@click.option(
+    "--prefix", envvar="FLOWCORE_PREFIX", help="Prefix of a Redis store's keys, or of Temporal's workflow ids."
+)
 @click.option(
     "--codec", envvar="FLOWCORE_CODEC", metavar="MODULE:NAME", help="The codec that the store's service uses."
 )

@@ -5,21 +5,22 @@ from __future__ import annotations
 import importlib
 import os
 from typing import Any, Final, cast
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import DefinitionError, safe_repr
 from .base import Store
 
 __all__ = ["open_store"]
 
-_FORMS: Final = "sqlite:runs.db, redis://host:6379/0, rediss://host:6379/0 or unix:///run/redis.sock"
+_TEMPORAL: Final = "temporal://host:7233/namespace?task_queue=orders"
+_FORMS: Final = f"sqlite:runs.db, redis://host:6379/0, rediss://host:6379/0, unix:///run/redis.sock or {_TEMPORAL}"
 
 
 def open_store(url: str, *, prefix: str | None = None, codec: str | None = None) -> Store:
-    """Open the durable store that `url` names: `sqlite:runs.db` (`sqlite:/var/lib/runs.db`), `redis://…`, `rediss://…` or
-    `unix://…`.
+    """Open the durable store that `url` names: `sqlite:runs.db` (`sqlite:/var/lib/runs.db`), `redis://…`, `rediss://…`,
+    `unix://…`, or `temporal://host:7233/namespace?task_queue=orders`, which has an operator's verbs only: no engine takes it.
 
-    `prefix`: of a Redis store's keys. `codec`: `module:attribute`, a codec or a function that returns one. An SQLite file
+    `prefix`: of a Redis store's keys, or of Temporal's workflow ids. `codec`: `module:attribute`, a codec or a function that returns one. An SQLite file
     that does not exist is not created, so that a typing error cannot make an empty store. Raises DefinitionError for
     a URL or a codec that cannot be used, and what the store itself raises.
     """
@@ -48,7 +49,22 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
         except ValueError as error:
             raise DefinitionError(f"this is not a Redis URL ({error}). Use {_FORMS}.") from None
         return RedisStore(client, **options)
+    if scheme == "temporal":
+        return _temporal(url, options if prefix is None else {**options, "prefix": prefix})
     raise DefinitionError(f"{safe_repr(_without_password(url))} names no store. Use {_FORMS}.")
+
+
+def _temporal(url: str, options: dict[str, Any]) -> Store:
+    parts = urlsplit(url)
+    asked = dict(parse_qsl(parts.query))
+    queue, namespace = asked.pop("task_queue", ""), unquote(parts.path.strip("/")) or "default"
+    if not queue or not parts.netloc or asked:
+        raise DefinitionError(f"{safe_repr(_without_password(url))} names no task queue of Temporal. Use {_TEMPORAL}.")
+    try:
+        from ..temporal.blocking import BlockingTemporalStore
+    except ImportError:
+        raise ImportError("Temporal needs its SDK: pip install 'flowcore[temporal]'") from None
+    return cast("Store", BlockingTemporalStore(parts.netloc, namespace, queue, **options))
 
 
 def load(name: str) -> Any:

@@ -61,6 +61,8 @@ _NO_LIMIT: Final = timedelta(days=3650)
 """what limits a step is its own timeout; what tells that its worker is dead is its heartbeat"""
 _AFTER_A_CRASH: Final = 0.1
 """of a lease: how long after a worker's death its step is given to another one"""
+_SHOWS_WAITING: Final = "memo-waiting"
+"""the change since which a run says in its memo that it waits: runs begun before it have other commands"""
 _ASKED: Final = 30.0
 """seconds for `when=`, which has no limit of its own, until another worker is asked"""
 
@@ -98,7 +100,7 @@ class _Granted:
         return None
 
     def suspend(self, run: RunState, waiting: Run) -> Program[bool]:
-        raise AssertionError  # the engine refuses workflows with waits
+        raise AssertionError  # a run that only waits stays where it is, and costs nothing
 
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
         yield from ()
@@ -113,6 +115,8 @@ class WorkflowDriver:
         self._request = request
         self._earlier = record if request["resumed"] else None
         self.record = record
+        self.reason = record.reason
+        """what an operator gave as the reason for the latest decision"""
         self.retry_in: float | None = None
         """seconds until a run that is parked or incomplete is to be resumed; None: once that is decided on"""
         settings = Settings(
@@ -139,8 +143,11 @@ class WorkflowDriver:
         run = self.run = RunState(settings, requested)
         run.run_id, run.fence = record.run_id, request["fence"]
         run.fingerprint, run.carrier = record.fingerprint, record.carrier
+        self.waiting_for: tuple[str, ...] = ()
+        """the waits for which the run waits while it does nothing else"""
         if run.waits is not None:
             run.waits.sent.update((name, Sent(**sent)) for name, sent in request["sent"].items())
+            run.on_pause = self._paused
         self._carriers = {name: dict(carrier) for name, carrier in record.carriers.items()}
         self._generation = generation_of(workflow.info().first_execution_run_id)
         self._main = execute(run)
@@ -166,6 +173,7 @@ class WorkflowDriver:
     def cancel(self) -> None:
         """Cancel the run."""
         what = f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)}"
+        self.reason = workflow.cancellation_reason() or self.reason
         if self.run.interrupt(StepCancelled(f"{what} was cancelled.")):
             self._stop(Stop(cancel=True))
 
@@ -198,6 +206,7 @@ class WorkflowDriver:
         ended = ending(run, record, None)
         if not record.held and record.status in {Status.PARKED, Status.INCOMPLETE} and ended.retry_in < float("inf"):
             self.retry_in = ended.retry_in
+        record.reason = record.reason or self.reason
         self.record = record
 
     def snapshot(self) -> RunRecord:
@@ -211,8 +220,21 @@ class WorkflowDriver:
             record.steps = {**record.steps, node.name: StepReport(Status.RUNNING, 1)}
         record.undoing, record.failed_step, record.error = run.failing, run.failed_step, run.error
         record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, run.request.deadline
-        record.started, record.fence = self._request["wall"], run.fence
+        record.started, record.fence, record.reason = self._request["wall"], run.fence, self.reason
+        if self.waiting_for:
+            record.status, record.waiting_for = Status.WAITING, self.waiting_for
         return record
+
+    def _paused(self, waiting: Run | None) -> None:
+        """The run only waits from now on, or does not any more: callers and operators see it in the memo of its workflow."""
+        waits = self.run.waits
+        names = () if waiting is None or waits is None else tuple(waits.aside)
+        if names == self.waiting_for:
+            return
+        self.waiting_for = names
+        if workflow.patched(_SHOWS_WAITING):
+            state = Status.WAITING if names else Status.RUNNING
+            workflow.upsert_memo({"state": str(state), "waiting_for": list(names)})
 
     # -- performing effects --------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from .._durable.claim import claim
 from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import EngineBase, I, outcome
 from .._engines.batches import completed_on_loop, key_of, whole_or
+from .._engines.checks import runs_here
 from .._engines.in_context import is_process_stopping
 from .._engines.sending import announce
 from .._kernel import emit
@@ -26,6 +27,7 @@ from ..run import Run
 from ..status import Status
 from ..stores.base import RunRecord
 from ..stores.codec import Codec
+from ..stores.decide import is_over
 from ..workflow import Key, Workflow, own_error
 from .store import Awaited, TemporalStore
 
@@ -34,6 +36,7 @@ __all__ = ["TemporalEngine"]
 T = TypeVar("T")
 _MOST_STEPS: Final = 5_000
 """steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo makes about ten"""
+_NOT_OVER: Final = frozenset({Status.RUNNING, Status.WAITING})
 _CONCURRENCY: Final = 100
 """runs of a `map` in flight, unless it says otherwise"""
 
@@ -88,13 +91,15 @@ class TemporalEngine(EngineBase):
         deadline: Duration | None = None,
         once: bool = False,
         check: bool = True,
+        until: Literal["end", "waiting"] = "end",
     ) -> Run:
         """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
 
         Cancelling the task that awaits this cancels the run: what was done is undone, and CancelledError is raised again; a
         second cancellation does not wait for that. A process that stops leaves its runs to the workers.
         """
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once)
+        until_waiting = not runs_here(until, durable=False)
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         return await self._followed(run, None, check=check)
 
     def submit(
@@ -122,7 +127,7 @@ class TemporalEngine(EngineBase):
         return futures[0]
 
     async def _submitted(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
-        return await self._followed(run, futures[0].claimed, check=check)
+        return await self._followed(run, futures[0], check=check)
 
     def map(
         self,
@@ -146,9 +151,13 @@ class TemporalEngine(EngineBase):
     async def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
         """Cancel a run by its key, or by the id of a run without a key. False: there is none, or it is over. Raises
         StoreError."""
+        key = run_id or "" if key is None else key
+        head = await self.store.head(key)
+        if head is None or (is_over(head.status) and not head.held):
+            return False
         try:
-            await self.store.cancel(run_id or "" if key is None else key)
-        except RunNotFound:
+            await self.store.cancel(key)
+        except RunNotFound:  # it ended just now
             return False
         return True
 
@@ -183,9 +192,9 @@ class TemporalEngine(EngineBase):
 
     # -- one run -------------------------------------------------------------------------------------------------------
 
-    async def _followed(self, run: RunState, claimed: Callable[[], None] | None, *, check: bool) -> Run:
+    async def _followed(self, run: RunState, future: AsyncRunFuture | None, *, check: bool) -> Run:
         _refuse_what_cannot_be(run)
-        task = asyncio.create_task(self._performed(self._follow(run, claimed)))
+        task = asyncio.create_task(self._performed(self._follow(run, future)))
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
             try:
@@ -220,29 +229,37 @@ class TemporalEngine(EngineBase):
                 except Exception as error:  # noqa: BLE001 - the program decides what an error means
                     answer = None, error
 
-    def _follow(self, run: RunState, claimed: Callable[[], None] | None) -> Program[Run]:
-        """Claim the key, and wait for the run, which others drive."""
+    def _follow(self, run: RunState, future: AsyncRunFuture | None) -> Program[Run]:
+        """Claim the key, and wait for the run, which others drive: until it is over, or only waits where its caller wants that."""
         emit.requested(run)
         found = yield from claim(run, None, None)
         if isinstance(found, Run):
             return found
-        if claimed is not None:
-            claimed()
+        if future is not None:
+            future.claimed()
         scope = emit.run_started(run)
-        answer, failure = yield Ask("outcome", Awaited(run.stored_key, run.plan.types, run.settings.store_patience))
-        if failure is not None:
-            failed = Run(run, run.workflow.name, Status.LOST, {}, {}, run.plan)
-            failed.error = failure
-            emit.run_finished(run, scope, failed)
-            raise failure
-        record, raised = answer
-        finished = _run_of(run, record, raised)
+        until_waiting, patience = run.request.until_waiting, run.settings.store_patience
+        until = Status.WAITING if run.waits is not None and (until_waiting or future is not None) else None
+        while True:
+            answer, failure = yield Ask("outcome", Awaited(run.stored_key, run.plan.types, patience, until))
+            if failure is not None:
+                failed = Run(run, run.workflow.name, Status.LOST, {}, {}, run.plan)
+                failed.error = failure
+                emit.run_finished(run, scope, failed)
+                raise failure
+            finished = _run_of(run, *answer)
+            waits = finished.status is Status.WAITING
+            if finished.status not in _NOT_OVER or (waits and until_waiting):
+                break
+            if future is not None:
+                future.pause(finished if waits else None)
+            until = Status.RUNNING if waits else Status.WAITING
         emit.run_finished(run, scope, finished, elsewhere=True)
         return finished
 
 
 def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> Run:
-    """The Run of this caller's own run, which has ended as `record` says."""
+    """The Run of this caller's own run, which has ended, or stands, as `record` says."""
     finished = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
     finished.held, finished.carrier = record.held, record.carrier
     finished.error = own_error(run.workflow, raised)
@@ -250,7 +267,7 @@ def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> R
     if isinstance(finished.error, CompensationFailed):
         finished.error.run = finished
     run.reports = dict(record.steps)
-    run.stopped, run.undone = record.status is not Status.SUCCESS, list(record.undone)
+    run.stopped, run.undone = record.status not in {Status.SUCCESS, *_NOT_OVER}, list(record.undone)
     return finished
 
 

@@ -33,6 +33,7 @@ class FlowcoreWorkflow:
         self._errors: dict[str, dict[str, Any]] = {}
         self._raised: dict[str, Any] | None = None
         self._decision: str | None = None
+        self._reason: str | None = None
 
     @workflow.run
     async def run(self, args: Sequence[RawValue]) -> Outcome:
@@ -41,7 +42,7 @@ class FlowcoreWorkflow:
         self._errors, self._raised = request["errors"], request["raised"]
         if request["resumed"]:
             record.decision = await self._decided(request["retry_in"])
-            record.held = False
+            record.held, record.reason = False, self._reason or record.reason
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         info = workflow.info()
         definition = definition_of(info.task_queue, info.workflow_type)
@@ -79,20 +80,28 @@ class FlowcoreWorkflow:
     async def _decided(self, retry_in: float | None) -> str | None:
         """Wait until it is decided what becomes of the run. None: it is resumed, as the next call with its key would."""
         assert self._record is not None  # noqa: S101 - `run` has set it
-        workflow.upsert_memo({"state": "held" if self._record.held else str(self._record.status)})
+        state = "held" if self._record.held else str(self._record.status)
+        workflow.upsert_memo({"state": state, "reason": self._record.reason or ""})
         limit = None if retry_in is None else timedelta(seconds=max(retry_in, 0.001))
-        try:
-            await workflow.wait_condition(lambda: self._decision is not None, timeout=limit)
-        except TimeoutError:
-            return None
-        except asyncio.CancelledError:
-            return "cancel"
-        return None if self._decision == "again" else self._decision
+        while True:
+            try:
+                await workflow.wait_condition(lambda: self._decision is not None, timeout=limit)
+            except TimeoutError:
+                return None
+            except asyncio.CancelledError:
+                self._reason = workflow.cancellation_reason() or self._reason
+                return "cancel"
+            decision, self._decision = self._decision, None
+            if decision != "hold":
+                return None if decision == "again" else decision
+            self._record.held, self._record.reason, limit = True, self._reason, None
+            workflow.upsert_memo({"state": "held", "reason": self._reason or ""})
 
     @workflow.signal
-    def decide(self, decision: str) -> None:
-        """What becomes of a run that waits for that: resume, undo, or again, which is the next call with its key."""
-        self._decision = decision
+    def decide(self, decision: str, reason: str | None = None) -> None:
+        """What becomes of a run that waits for that: resume, undo, hold, or again, which is the next call with its key.
+        `reason`: of an operator, for the record."""
+        self._decision, self._reason = decision, reason or self._reason
 
     @workflow.update
     async def send(self, name: str, value: SentValue) -> bool:

@@ -38,7 +38,7 @@ _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
 _ENDINGS: Final = frozenset(
     {
         *(Status.SUCCESS, Status.FAILURE, Status.COMPENSATED, Status.COMPENSATION_FAILED),
-        *(Status.INCOMPLETE, Status.PARKED),
+        *(Status.INCOMPLETE, Status.PARKED, Status.WAITING),
     }
 )
 
@@ -199,6 +199,7 @@ def fields_of(encoding: Encoding, record: RunRecord, types: Mapping[str, Any] = 
     else:
         fields |= encoding.encode_checkpoint(changes)
         fields["status"] = str(record.status)
+        fields["reason"] = encoding.encode_reason(record.key, record.reason)
     if record.undoing:
         fields["undoing"] = "1"
     if record.decision is not None:

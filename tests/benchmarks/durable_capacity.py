@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,19 +113,19 @@ def _full_shard(client: Any, runs: int, rounds: int) -> list[Row]:
         for _ in range(size):
             _claim_and_finish(store)
         engine = Engine(store=store, workflows=[workflow(work(SYNC, STEPS))])
-        turns["claim and finish"][str(size)] = _turn(lambda store=store: _claim_and_finish(store))
+        turns["claim and finish"][str(size)] = _turn(partial(_claim_and_finish, store))
         turns["recovery round"][str(size)] = _turn(engine.recover)
         turns["list one page"][str(size)] = _turn(store.list_runs)
     rows: list[Row] = []
     for what, of in turns.items():
         samples = interleaved(of, rounds)
         few, many = of
-        for size in of:
-            ratio = median_ratio(samples, size, few)
-            target = FLAT if size == many else None
-            figure = statistics.median(samples[size]) * 1e6
+        for name in of:
+            ratio = median_ratio(samples, name, few)
+            target = FLAT if name == many else None
+            figure = statistics.median(samples[name]) * 1e6
             against = ratio if target else None
-            rows.append(Row(f"{what}, {int(size):,} runs in one shard: µs", figure, None, ratio, target, against))
+            rows.append(Row(f"{what}, {int(name):,} runs in one shard: µs", figure, None, ratio, target, against))
     return rows
 
 

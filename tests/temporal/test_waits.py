@@ -1,21 +1,27 @@
 """Steps that wait for a value or for time, on Temporal: no worker holds anything for them."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from flowcore import NotSerializable, RunNotFound, SendRefused, Status, StepTimeout, Workflow
 
-from .conftest import Temporal
+from .conftest import PATIENCE, Temporal
 
 
-def approval(**options: Any) -> Workflow:
+def approval(goes_on: threading.Event | None = None, **options: Any) -> Workflow:
     wf = Workflow("approval", **options)
+
+    def act(ctx: Any) -> Any:
+        assert goes_on is None or goes_on.wait(PATIENCE)
+        return ctx[ask], ctx[approved]
+
     ask = wf.add_step("ask", lambda ctx: "asked")
     ask.compensate(lambda ctx: None)
     approved = wf.wait("approved", depends_on=ask)
-    wf.add_step("act", lambda ctx: (ctx[ask], ctx[approved]), depends_on=["ask", approved])
+    wf.add_step("act", act, depends_on=["ask", approved])
     return wf
 
 
@@ -39,7 +45,8 @@ def test_a_value_that_is_sent_is_the_result_of_its_wait(temporal: Temporal) -> N
 
 
 def test_a_run_waits_without_any_worker_and_takes_only_what_it_waits_for(temporal: Temporal) -> None:
-    wf = approval()
+    goes_on = threading.Event()
+    wf = approval(goes_on)
 
     async def main() -> None:
         async with temporal.open(wf) as engine:
@@ -52,6 +59,7 @@ def test_a_run_waits_without_any_worker_and_takes_only_what_it_waits_for(tempora
         async with temporal.open(wf):
             assert await engine.send("k", "approved", "yes")
             assert not await engine.send("k", "approved", "no")
+            goes_on.set()
             assert (await future)["act"] == ("asked", "yes")
 
     temporal.run(main)

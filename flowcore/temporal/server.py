@@ -1,0 +1,158 @@
+"""What a Temporal server says of runs: asked with flowcore's errors, and understood."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from temporalio.client import (
+    Client,
+    WorkflowContinuedAsNewError,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+)
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from ..errors import DefinitionError, RunFailed, RunNotFound, StoreError, StoreUnavailable, safe_repr
+from ..status import Status
+from ..stores.base import RunRecord
+from ..stores.codec import Codec
+from .flow import FlowcoreWorkflow
+from .wire import Outcome, decode_outcome, plain_encoding
+
+__all__ = ["CLOSED", "Handle", "TemporalServer", "head_of", "is_running"]
+
+_LONGEST: Final = 900
+"""bytes of a workflow id; Temporal allows 1,000"""
+_UNREACHABLE: Final = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+CLOSED: Final[Mapping[WorkflowExecutionStatus | None, Status]] = {
+    WorkflowExecutionStatus.COMPLETED: Status.SUCCESS,
+    WorkflowExecutionStatus.FAILED: Status.FAILURE,
+    WorkflowExecutionStatus.TERMINATED: Status.FAILURE,
+    WorkflowExecutionStatus.CANCELED: Status.FAILURE,
+    WorkflowExecutionStatus.TIMED_OUT: Status.FAILURE,
+}
+"""what the end of an execution says of its run"""
+
+Handle = WorkflowHandle[Any, Any]
+
+
+class TemporalServer:
+    """A task queue of a Temporal namespace. `prefix`: of the ids of workflows."""
+
+    def __init__(self, client: Client, task_queue: str, prefix: str, codec: Codec | None, lease: float) -> None:
+        self._client = client
+        self._task_queue = task_queue
+        self._prefix = prefix
+        self._encoding = plain_encoding(codec)
+        self._lease = lease
+
+    def workflow_id(self, key: str) -> str:
+        """The id of the Temporal workflow of a key; of one that is too long, or no UTF-8, with its hash."""
+        name = self._prefix + key
+        data = name.encode("utf-8", "surrogatepass")
+        if len(data) <= _LONGEST and key.isprintable():
+            return name
+        return f"{self._prefix}sha256:{hashlib.sha256(data).hexdigest()}"
+
+    def _handle(self, key: str) -> Handle:
+        return self._client.get_workflow_handle(self.workflow_id(key))
+
+    async def _reached(self, asked: Any) -> Any:
+        try:
+            return await asked
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise RunNotFound(f"Temporal has no such run any more ({error.message}).") from error
+            if error.status in _UNREACHABLE:
+                raise StoreUnavailable(f"Temporal is unreachable ({error.message}). Retry the call.") from error
+            raise StoreError(f"Temporal refused the call: {error.message}.") from error
+
+    async def _described(self, handle: Handle) -> WorkflowExecutionDescription | None:
+        try:
+            found: WorkflowExecutionDescription = await self._reached(handle.describe())
+        except RunNotFound:
+            return None
+        if "run_id" not in await found.memo():
+            raise DefinitionError(f"Temporal's workflow {safe_repr(handle.id)} is not flowcore's. Use another prefix=.")
+        return found
+
+    async def _ended(self, handle: Handle) -> Outcome:
+        """How a run ended, or was left, once it has."""
+        try:
+            outcome: Outcome = await self._reached(handle.result(follow_runs=False))
+        except WorkflowContinuedAsNewError as error:
+            left = self._client.get_workflow_handle(handle.id, run_id=error.new_execution_run_id)
+            outcome = await self._asked(left)
+        except WorkflowFailureError as error:
+            cause = error.cause
+            if not isinstance(cause, ApplicationError) or not cause.details:
+                name = type(cause).__name__
+                what = f"The run was ended from outside of flowcore ({name}: {cause}). Nothing was undone."
+                raise RunFailed(what, error_type=name, error_message=str(cause)) from error
+            outcome = cause.details[0]
+        return outcome
+
+    async def _asked(self, handle: Handle) -> Outcome:
+        """What a live run says of itself; it needs a worker."""
+        try:
+            outcome: Outcome = await self._reached(handle.query(FlowcoreWorkflow.outcome))
+        except WorkflowQueryFailedError as error:
+            raise StoreUnavailable(
+                f"No worker can tell how the run stands ({error.message}). Retry the call."
+            ) from error
+        return outcome
+
+    async def _closed(self, handle: Handle, types: Mapping[str, Any]) -> RunRecord:
+        outcome = await self._ended(handle)
+        return decode_outcome(outcome["fields"], outcome["errors"], self._encoding, types)
+
+    async def _left(self, handle: Handle, types: Mapping[str, Any]) -> RunRecord:
+        outcome = await self._asked(handle)
+        return decode_outcome(outcome["fields"], outcome["errors"], self._encoding, types)
+
+    async def _live(self, handle: Handle, found: WorkflowExecutionDescription) -> RunRecord:
+        try:
+            return await self._left(handle, {})
+        except StoreUnavailable:  # no worker polls the queue: this much Temporal knows itself
+            return await head_of(found, self._lease)
+
+
+async def head_of(found: WorkflowExecution, lease: float) -> RunRecord:
+    """The head of a run's record, from what Temporal shows of its workflow."""
+    memo = await found.memo()
+    record = RunRecord(
+        memo.get("key", found.id), memo.get("run_id", ""), found.workflow_type, memo.get("fingerprint"), ""
+    )
+    record.carrier, record.started = memo.get("carrier", {}), found.start_time.timestamp()
+    if found.status is WorkflowExecutionStatus.RUNNING:
+        state = memo.get("state", str(Status.RUNNING))
+        record.held = state == "held"
+        record.status = Status.PARKED if record.held else Status(state)
+        record.reason = memo.get("reason") or None
+        record.waiting_for = tuple(memo.get("waiting_for", ())) if record.status is Status.WAITING else ()
+        record.expires = time.time() + lease if record.status is Status.RUNNING else None
+        record.finished = None if record.status in {Status.RUNNING, Status.WAITING} else record.started
+    else:
+        record.status = CLOSED[found.status]
+        record.finished = None if found.close_time is None else found.close_time.timestamp()
+    return record
+
+
+def is_running(found: WorkflowExecution) -> bool:
+    """Whether the run is not over: it is at work, waits, or is left to be decided on."""
+    return found.status is WorkflowExecutionStatus.RUNNING

@@ -1,0 +1,195 @@
+"""What operators do with runs on Temporal: `engine.store`, and the command `flowcore`."""
+
+import asyncio
+import contextlib
+import io
+import json
+from typing import Any
+
+import pytest
+
+from flowcore import (
+    DefinitionError,
+    IdempotencyHeld,
+    RunNotFound,
+    Status,
+    StoreError,
+    StoreUnavailable,
+    Workflow,
+    stores,
+)
+from flowcore.cli.app import run
+
+from .conftest import Temporal, is_over, until
+
+
+def incomplete(tries: list[int]) -> Workflow:
+    """Its second step fails until `tries` has something in it, and nothing is undone."""
+    wf = Workflow("etl", undo="never")
+    wf.add_step("extract", lambda ctx: 1)
+
+    @wf.step(depends_on="extract")
+    def load(ctx: Any) -> int:
+        if not tries:
+            raise ValueError("no table")
+        return 2
+
+    return wf
+
+
+def approval() -> Workflow:
+    wf = Workflow("approval")
+    wf.add_step("ask", lambda ctx: "asked").compensate(lambda ctx: None)
+    wf.wait("approved", depends_on="ask")
+    wf.add_step("act", lambda ctx: ctx["approved"], depends_on="approved")
+    return wf
+
+
+async def is_listed(engine: Any, status: str, key: str) -> bool:
+    return key in [head.key for head in await engine.store.list_runs(status=status)]
+
+
+def test_a_run_that_is_left_can_be_held_with_a_reason_and_resumed(temporal: Temporal) -> None:
+    tries: list[int] = []
+    wf = incomplete(tries)
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            store = engine.store
+            assert (await engine.run(wf, idempotency_key="k", check=False)).status is Status.INCOMPLETE
+            head = await store.head("k")
+            assert head is not None
+            assert "no table" in (head.reason or "")
+            await store.hold("k", "the table is being moved")
+            await until(lambda: is_listed(engine, "held", "k"))
+            for found in (await store.head("k"), await store.find("k")):
+                assert found is not None
+                assert (found.held, found.reason) == (True, "the table is being moved")
+            assert await store.counts() == {("etl", "held"): 1}
+            with pytest.raises(IdempotencyHeld):
+                await engine.run(wf, idempotency_key="k")
+            tries.append(1)
+            await store.resume("k", reason="it was moved")
+            await until(lambda: is_over(engine, "k"))
+            found = await store.find("k")
+            assert found is not None
+            assert (found.status, found.reason) == (Status.SUCCESS, "it was moved")
+            with pytest.raises(StoreError, match="there is nothing left to resume"):
+                await store.resume("k")
+
+    temporal.run(main)
+
+
+def test_the_reason_of_a_cancellation_is_in_the_record(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            run = await engine.run(wf, idempotency_key="k", until="waiting")
+            assert run.status is Status.WAITING
+            with pytest.raises(StoreError, match="which is waiting: cancel it first"):
+                await engine.store.hold("k")
+            await engine.store.cancel("k", reason="the order was withdrawn")
+            await until(lambda: is_over(engine, "k"))
+            found = await engine.store.find("k")
+            assert found is not None
+            assert (found.status, found.reason) == (Status.COMPENSATED, "the order was withdrawn")
+
+    temporal.run(main)
+
+
+def test_what_temporal_does_by_itself_is_refused_in_one_sentence(temporal: Temporal) -> None:
+    async def main() -> None:
+        engine = await temporal.engine()
+        with pytest.raises(StoreError, match="Temporal itself forgets runs that are over"):
+            await engine.store.gc()
+        with pytest.raises(StoreError, match="delete its workflow there, or encrypt with a payload codec"):
+            await engine.store.erase("k")
+        with pytest.raises(RunNotFound):
+            await engine.store.hold("k")
+        report = await engine.store.doctor()
+        assert (report["store"], report["pollers"]) == ("temporal", 0)
+        assert float(report["retention"]) >= 3600
+        assert "no worker has polled" in str(report["risk"])
+
+    temporal.run(main)
+
+
+def test_a_run_that_only_waits_says_so_to_callers_and_operators(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            assert (await future.waiting()).status is Status.WAITING
+            head = await engine.store.head("k")
+            assert head is not None
+            assert (head.status, head.waiting_for) == (Status.WAITING, ("approved",))
+            found = await engine.find("k")
+            assert found is not None
+            assert (found.status, found.waiting_for, found.results) == (Status.WAITING, ("approved",), {"ask": "asked"})
+            await until(lambda: is_listed(engine, "waiting", "k"))
+            assert await engine.store.counts() == {("approval", "waiting"): 1}
+            assert await engine.send("k", "approved", "yes")
+            assert (await future)["act"] == "yes"
+            assert (await engine.run(wf, idempotency_key="k", until="waiting")).replayed
+
+    temporal.run(main)
+
+
+def give(*arguments: str) -> tuple[object, str, str]:
+    """A command of `flowcore`: its exit code, and what it prints."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        run(list(arguments))
+    return ended.value.code, out.getvalue(), err.getvalue()
+
+
+def test_the_command_line_reads_and_decides(temporal: Temporal) -> None:
+    tries: list[int] = []
+    etl, wf = incomplete(tries), approval()
+
+    async def command(*arguments: str, code: int = 0) -> str:
+        store = f"temporal://{temporal.server.address}/default?task_queue={temporal.queue}"
+        ended, out, err = await asyncio.to_thread(give, "--store", store, "--prefix", f"{temporal.queue}:", *arguments)
+        assert ended == code, err
+        return out if code == 0 else err
+
+    async def main() -> None:
+        async with temporal.open(etl, wf) as engine:
+            await engine.run(etl, idempotency_key="e", check=False)
+            future = engine.submit(wf, idempotency_key="a")
+            await future.waiting()
+            await until(lambda: is_listed(engine, "waiting", "a"))
+            listed = json.loads(await command("--json", "ls"))["runs"]
+            assert {run["key"]: run["status"] for run in listed} == {"e": "incomplete", "a": "waiting"}
+            assert "no table" in await command("show", "e")
+            await command("hold", "e", "--reason", "the table is being moved")
+            await until(lambda: is_listed(engine, "held", "e"))
+            assert "the table is being moved" in await command("show", "e")
+            tries.append(1)
+            await command("resume", "e")
+            await until(lambda: is_over(engine, "e"))
+            await command("send", "a", "approved", "--json", '"yes"')
+            assert (await future)["act"] == "yes"
+            assert "success" in await command("ls", "--status", "success")
+            assert "pollers: " in await command("doctor")
+            for verb in ("cancel", "undo"):
+                assert "there is nothing left to" in await command(verb, "a", code=1)
+            assert "Temporal changes no run that is over" in await command("release", "a", "--yes", code=1)
+            assert "Temporal itself forgets" in await command("gc", code=1)
+            assert "No run" in await command("show", "unknown", code=1)
+
+    temporal.run(main)
+
+
+def test_a_url_without_a_task_queue_and_a_server_that_is_away_are_refused() -> None:
+    for url in (
+        "temporal://127.0.0.1:7233/default",
+        "temporal:///default?task_queue=q",
+        "temporal://h/n?task_queue=q&x=1",
+    ):
+        with pytest.raises(DefinitionError, match="names no task queue of Temporal"):
+            stores.open(url)
+    with pytest.raises(StoreUnavailable, match=r"Temporal is unreachable at 127\.0\.0\.1:1 "):
+        stores.open("temporal://127.0.0.1:1/default?task_queue=q").counts()
