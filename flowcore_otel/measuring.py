@@ -247,6 +247,8 @@ class MeasuringHook:
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
     def _step_finished(self, event: StepFinished) -> None:
+        if event.outcome is Status.WAITING:  # for its next attempt; it is counted when it has ended
+            return
         run: InFlightRun = event.state[self]
         step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)

@@ -79,8 +79,8 @@ class Ledger(Unsaved):
         if run.stopped and self.in_doubt is not None and doubtful is not None:
             with run.lock:
                 self.in_doubt[node.name] = doubtful
-        elif run.stopped and failure is None and attempt == 1:  # the run failed while the start was being saved
-            self.withdrawn(run, node)
+        elif run.stopped and failure is None:  # it stopped while the start was being saved
+            self.withdrawn(run, node, errors)
         return failure is None and not run.stopped
 
     def waits(self, run: RunState, node: Node, until: float) -> Program[bool]:
@@ -206,9 +206,12 @@ class Ledger(Unsaved):
         self._note_changes(run, node)
         self.note_end(node.name, run.report(node), run.results, effect=effect)
 
-    def withdrawn(self, run: RunState, node: Node) -> None:
+    def withdrawn(self, run: RunState, node: Node, errors: Errors = ()) -> None:
         with run.lock:
-            self.withdraw_start(node.name)
+            if errors:
+                self.note_failed_attempt(node.name, len(errors), errors, run.settings.wall())
+            else:
+                self.withdraw_start(node.name)
 
     # -- undoing, and the end ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from .._kernel import emit
@@ -66,11 +67,15 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
             word = "in_progress"
             hint = UNKNOWN if local is None else local.usual_rest(run.workflow.name, answer.age)
             awaited = answer.waiting_for or (() if local is None else local.awaited(key))
-            names = ", ".join(map(safe_repr, awaited))
-            stands = f"waits for {names}" if awaited else f"is still in progress. Retry in about {hint:.2g} s"
+            values = [name for name in awaited if _takes_a_value(run, name)]
+            if answer.waiting_for and not values and answer.lease_left < math.inf:  # it is due then, and not before
+                hint = answer.lease_left
+            stands = f"is still in progress. Retry in about {hint:.2g} s"
+            if awaited:
+                stands = f"waits for {', '.join(map(safe_repr, awaited))}"
+                stands += ". Send that" if values else f", which is due in {hint:.2g} s. Retry then"
             error = IdempotencyInProgress(
-                f"{what} belongs to run {answer.run_id}, which {stands}{'. Send that' if awaited else ''}, or pass wait= to get "
-                "its outcome.",
+                f"{what} belongs to run {answer.run_id}, which {stands}, or pass wait= to get its outcome.",
                 retry_after=hint,
                 lease_left=answer.lease_left,
                 run_id=answer.run_id,
@@ -102,3 +107,9 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
             )
     emit.hit(run, word, answer.run_id, answer.carrier, answer.age)
     return error
+
+
+def _takes_a_value(run: RunState, name: str) -> bool:
+    """Whether the step that a run with this workflow waits for is one that a value can be sent to."""
+    node = run.plan.by_name.get(name)
+    return node is None or (node.wait is not None and not node.wait.sleeps)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from .._kernel import emit
+from .._kernel.attempts import failed_before
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
 from .._kernel.run_state import RunState
@@ -30,8 +31,8 @@ from .ledger import ledger_of
 __all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "restore", "take_over"]
 
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
-_UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN})
-"""steps that have not ended: attempts that failed count against their retries"""
+_UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN, Status.CANCELLED})
+"""steps that have not ended, or were cut short by their owner's end: attempts that failed count against their retries"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps whose effect is unknown: it may have happened or not"""
 
@@ -82,11 +83,13 @@ def restore(run: RunState, record: RunRecord) -> None:
     # A definition that has grown may undo what its earlier version could not.
     effects = list(dict.fromkeys((*record.results, *record.effects)))
     run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
+    at_once = record.decision == "resume"  # an operator wants the next attempts now
     run.tried = {
-        name: report
+        name: replace(report, retry_at=None if at_once else report.retry_at)
         for name, report in record.steps.items()
         if report.failed and report.status in _UNFINISHED and name in known
     }
+    run.reports.update((name, report) for name, report in run.tried.items() if report.status is Status.PENDING)
     if run.waits is not None:
         _restore_waits(run, run.waits, record)
     ledger = ledger_of(run)
@@ -280,7 +283,8 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
             status = Status.CANCELLED if node in lacking else Status.UNKNOWN
             run.reports[node.name] = replace(record.steps[node.name], status=status)
             ledger.decided(run, node, effect=node in open_ones)
-    due = [known[name] for name in record.effects if name in known]
+    given_up = _give_up_retries(run)
+    due = [known[name] for name in (*record.effects, *given_up) if name in known]
     due = [
         node
         for node in due
@@ -298,6 +302,21 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
         undone,
         failed,
     )
+
+
+def _give_up_retries(run: RunState) -> list[str]:
+    """The run is undone, and steps that waited for their next attempt have failed. Returns those that are undone."""
+    ledger, effects = ledger_of(run), list[str]()
+    for name, report in run.tried.items():
+        node = run.plan.by_name[name]
+        if report.status is Status.PENDING:
+            error = failed_before(run, node)
+            run.reports[name] = replace(report, status=Status.FAILURE, error=error, retry_at=None)
+            if node.undo_attempted:
+                effects.append(name)
+            if ledger is not None:
+                ledger.decided(run, node, effect=node.undo_attempted)
+    return effects
 
 
 def _first_error(record: RunRecord) -> BaseException | None:

@@ -71,6 +71,7 @@ class AsyncEngine(EngineBase):
         max_takeovers: int = 5,
         recover_at_once: int | None = None,
         namespace: str | None = None,
+        park_after: Duration = 60.0,
     ) -> None:
         super().__init__(
             store,
@@ -84,6 +85,7 @@ class AsyncEngine(EngineBase):
             max_queued,
             max_takeovers,
             namespace,
+            park_after,
             runs_async=True,
         )
         self._store_is_async = inspect.iscoroutinefunction(self.store.claim)

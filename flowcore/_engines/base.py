@@ -119,6 +119,7 @@ class EngineBase:
         max_queued: int,
         max_takeovers: int,
         namespace: str | None,
+        park_after: Duration = math.inf,
         *,
         runs_async: bool,
     ) -> None:
@@ -147,6 +148,7 @@ class EngineBase:
             lease=self.lease,
             store_patience=seconds(store_patience, "store_patience="),
             max_takeovers=whole(max_takeovers, "max_takeovers="),
+            park_after=seconds(park_after, "park_after="),
             namespace=checked_namespace(namespace),
         )
         self.workflows = tuple(workflows)

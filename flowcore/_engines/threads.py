@@ -84,7 +84,8 @@ class Engine(EngineBase):
     `max_queued`: submitted runs that may wait for a thread; `max_takeovers`: a run that crashed more of its owners
     in a row, without progress, is held; `recover_at_once`: recovered runs in flight (default: half of `max_workers`);
     `namespace`: what all step keys depend on (default: the store's, which is the prefix of a Redis store, and else empty).
-    Two engines that share a service outside, such as a payment provider, but no store need different ones.
+    Two engines that share a service outside, such as a payment provider, but no store need different ones. `park_after`:
+    seconds; a run on a durable store of which nothing but longer waits between attempts can go on is left to its store.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Engine(EngineBase):
         max_takeovers: int = 5,
         recover_at_once: int | None = None,
         namespace: str | None = None,
+        park_after: Duration = 60.0,
     ) -> None:
         super().__init__(
             store,
@@ -115,6 +117,7 @@ class Engine(EngineBase):
             max_queued,
             max_takeovers,
             namespace,
+            park_after,
             runs_async=False,
         )
         self._pool = Workers(self.max_workers, "flowcore")

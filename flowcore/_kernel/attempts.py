@@ -27,12 +27,13 @@ from .doubt import settle
 from .effects import AwaitAbandoned, Call, GivenUp, Outcome, Program, Sleep, WholeStep
 from .emit import EventScope, StepScope
 from .outcome import StepEnd
+from .set_aside import is_left, left, set_aside
 
 if TYPE_CHECKING:
     from .inline import FirstAttempt
     from .run_state import RunState
 
-__all__ = ["Attempts", "judge", "wait_rest_of_backoff"]
+__all__ = ["Attempts", "failed_before", "judge", "wait_rest_of_backoff"]
 
 
 class Limit(NamedTuple):
@@ -141,8 +142,8 @@ class Attempts:
             if attempt is not None and scope is not None:
                 emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
             if isinstance(end.error, ResultLost) and not self.undo:
-                end, over = yield from settle(run, node, end, end.error)
-                if over:
+                end, settled = yield from settle(run, node, end, end.error)
+                if settled:
                     end.errors = self.errors
                     return end
             if end.status is Status.SUCCESS:
@@ -162,8 +163,9 @@ class Attempts:
                     return late
                 if abandoned.landed is None or self._too_late(pause):
                     return end
-            if (yield from self._wait(pause, end)):
-                return end
+            over = yield from self._wait(pause, end)
+            if over is not None:
+                return over
             if given_up is not None:
                 run.forget(given_up.call)
             earlier = end
@@ -202,11 +204,11 @@ class Attempts:
         if late:
             what = f"step {name} was still waiting for a thread at the deadline of run {run.run_id}."
             return StepEnd(Status.FAILURE, None, RunTimeout(what), self.number - 1, self.errors)
-        if earlier is not None:
+        if earlier is not None and not is_left(run):
             return StepEnd(Status.FAILURE, None, earlier.error, self.number - 1, self.errors)
         if run.ledger is not None:
-            run.ledger.withdrawn(run, self.node)
-        return StepEnd(Status.PENDING)
+            run.ledger.withdrawn(run, self.node, self.errors)
+        return StepEnd(Status.PENDING, attempts=self.number - 1)
 
     # -- between two attempts ------------------------------------------------------------------------------------------
 
@@ -225,7 +227,7 @@ class Attempts:
         that is the end of the step."""
         run = self.run
         if call.landed is None:
-            yield AwaitAbandoned(call, max(0.0, min(run.settings.grace, self._left())))
+            yield AwaitAbandoned(call, max(0.0, min(run.settings.grace, self._seconds_left())))
         if self.scope is not None:
             self.scope.ended = run.settings.clock()
         if call.landed is None or call.landed[1] is not None:
@@ -233,11 +235,12 @@ class Attempts:
         run.forget(call)
         return StepEnd(Status.SUCCESS, call.landed[0], None, self.number, self.errors[:-1])
 
-    def _wait(self, pause: Pause, end: StepEnd) -> Program[bool]:
-        """Wait for the next attempt. Returns whether there is none after all."""
+    def _wait(self, pause: Pause, end: StepEnd) -> Program[StepEnd | None]:
+        """Wait for the next attempt, which follows one that ended as `end`. Returns the step's end where there is none, or
+        where the step is set aside until then."""
         run, node, scope, undo = self.run, self.node, self.scope, self.undo
-        if (run.stopped and not undo) or (self.started is not None and pause.delay >= self._left()):
-            return True
+        if (run.stopped and not undo) or (self.started is not None and pause.delay >= self._seconds_left()):
+            return end
         began = 0.0
         if scope is not None:
             began = emit.backoff_started(run, node, scope, self.number, self.allowed, pause, end, undo=undo)
@@ -245,16 +248,22 @@ class Attempts:
         if run.ledger is not None and not undo:
             end.scope = scope
             yield from run.ledger.attempt_failed(run, node, end, waits_for)
+            if waits_for > run.settings.park_after:
+                aside = set_aside(run, node, end, waits_for)
+                if aside is not None:
+                    return aside
         if waits_for:
             yield Sleep(waits_for, shielded=undo)
         if run.ledger is not None and undo and run.finished is None and not (yield from run.ledger.may_continue(run)):
-            return True
+            return end
         if run.ledger is not None and not undo and not run.stopped:
             yield from run.ledger.began(run, node, self.number + 1, self.errors)
         if scope is not None:
             scope.ended = run.settings.clock()
             scope.backoff += scope.ended - began
-        return run.stopped and not undo
+        if run.stopped and not undo:
+            return left(end) if waits_for and is_left(run) else end
+        return None
 
     def _too_late(self, pause: Pause) -> bool:
         """Whether the retries' time is over, now that some has passed since they were decided."""
@@ -262,7 +271,7 @@ class Attempts:
             return False
         return self.run.settings.clock() - self.started + pause.delay > self.retry.max_elapsed
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         """Seconds until the step's or the run's limit."""
         deadline = None if self.undo else self.run.deadline
         limits = [limit for limit in (self.until, deadline) if limit is not None]
@@ -317,15 +326,30 @@ def _what(node: Node, *, undo: bool) -> str:
 
 
 def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
-    """Where an earlier owner was between two attempts of the step: wait for the rest of that time. Returns the end of a
-    step whose run stops meanwhile: it has failed, with the error of its latest attempt."""
+    """Where an earlier owner was between two attempts of the step: wait for the rest of that time, or set the step aside.
+    Returns the end of a step whose run stops meanwhile: it has failed, with the error of its latest attempt."""
     before = run.tried[node.name]
-    left = 0.0 if before.retry_at is None else before.retry_at - run.settings.wall()
-    if left > 0 and run.context.get(waits, True) and not run.stopped:
-        yield Sleep(left)
+    rest = 0.0 if before.retry_at is None else before.retry_at - run.settings.wall()
+    if rest > 0 and run.context.get(waits, True) and not run.stopped:
+        aside = set_aside(run, node, _of_earlier(run, node), rest) if rest > run.settings.park_after else None
+        if aside is not None:
+            return aside
+        yield Sleep(rest)
     if not run.stopped:
         return None
-    kind, message = before.errors[-1] if before.errors else ("Exception", "")
+    end = _of_earlier(run, node)
+    return left(end) if is_left(run) else end
+
+
+def _of_earlier(run: RunState, node: Node) -> StepEnd:
+    """How a step ends whose latest attempt failed under an earlier owner."""
+    before = run.tried[node.name]
+    return StepEnd(Status.FAILURE, None, failed_before(run, node), before.failed, before.errors)
+
+
+def failed_before(run: RunState, node: Node) -> RunFailed:
+    """The error of a step whose latest attempt failed under an earlier owner."""
+    errors = run.tried[node.name].errors
+    kind, message = errors[-1] if errors else ("Exception", "")
     why = f"run {run.run_id} failed at step {safe_repr(node.name)}: {kind}: {message}"
-    error = RunFailed(why, run=run.run_id, step=node.name, error_type=kind, error_message=message)
-    return StepEnd(Status.FAILURE, None, error, before.failed, before.errors)
+    return RunFailed(why, run=run.run_id, step=node.name, error_type=kind, error_message=message)

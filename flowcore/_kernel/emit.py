@@ -338,7 +338,7 @@ def step_started(run: RunState, node: Node) -> StepScope:
 
 def step_finished(run: RunState, node: Node, scope: StepScope, end: StepEnd) -> None:
     if end.status is Status.PENDING:
-        end = _never_began(node)
+        end = StepEnd(Status.WAITING, attempts=end.attempts) if end.attempts else _never_began(node)
     at = scope.ended = scope.ended or run.settings.clock()
     if StepFinished in run.wanted:
         event = StepFinished(

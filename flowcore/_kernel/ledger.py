@@ -65,8 +65,8 @@ class Ledger(Protocol):
         """`node` has failed, as its report says; `effect`: it must be undone. Under the run's lock."""
         ...
 
-    def withdrawn(self, run: RunState, node: Node) -> None:
-        """`node`, whose start is saved, does not start."""
+    def withdrawn(self, run: RunState, node: Node, errors: Errors = ()) -> None:
+        """`node`, whose start is saved, does not start; `errors`: of the attempts before it, where it was no first one."""
         ...
 
     def undone(self, run: RunState, node: Node) -> Program[None]:

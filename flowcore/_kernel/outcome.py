@@ -41,11 +41,12 @@ class StepEnd:
 
     def report_to(self, report: StepReport) -> None:
         """Write down how the step ended."""
+        begun_before = report.failed > 0 and report.started is not None  # under an earlier owner
         report.status, report.attempts, report.error = self.status, self.attempts, self.error
         report.failed, report.errors, report.retry_at = len(self.errors), self.errors, None
         if self.scope is not None:
             report.waited, report.ran, report.backed_off = self.scope.waited, self.scope.ran, self.scope.backoff
-            if self.scope.epoch is not None:
+            if self.scope.epoch is not None and not begun_before:
                 report.started = self.scope.at + self.scope.epoch
 
 

@@ -16,6 +16,7 @@ from .inline import run_inline
 from .ledger import Takeover
 from .outcome import outcome
 from .run_state import RunState
+from .set_aside import end_retries, is_left
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 from .wait_steps import arm, withdraw
@@ -58,14 +59,15 @@ def execute(run: RunState) -> Program[Run]:
         run.on_pause(None)
     run.working = True
     yield from work(run, run.take() if progress is None else progress.node, main=True, progress=progress)
+    if run.waits is None and run.running and not run.idle(waits=True):
+        yield WAIT
     if run.waits is not None:
         waiting = yield from _rest(run)
         if waiting is not None:
+            end_retries(run, run.waits, failed=False)
             if scope is not None:
                 emit.run_finished(run, scope, waiting)
             return waiting
-    elif run.running and not run.idle(waits=True):
-        yield WAIT
     if not run.succeed():
         return (yield from _fail(run, scope))
     finished = run.as_run(Status.SUCCESS)
@@ -133,6 +135,8 @@ def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
 
 def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     """The end of a run that stopped: undo what it did, and say how it ended."""
+    if run.waits is not None:
+        end_retries(run, run.waits, failed=not is_left(run))
     if run.ledger is not None:
         run.ledger.stopped(run)
     if run.waits is not None and run.undoes:

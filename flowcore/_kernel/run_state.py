@@ -258,7 +258,12 @@ class RunState:
 
     def _ready_waits(self, waits: Waits) -> None:
         if waits.aside and not self.stopped:
-            self.ready.extend(node.index for node in waits.due(self.settings.clock(), self.deadline))
+            now = self.settings.clock()
+            due = waits.due(now, self.deadline)
+            self.ready.extend(node.index for node in due)
+            for node in due:
+                if node.wait is None:
+                    self.ready_at[node.index] = now
 
     def wants_help(self) -> bool:
         """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""

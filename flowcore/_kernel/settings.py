@@ -29,7 +29,8 @@ class Settings:
     caller's own thread or task takes steps while others run too. `lease`: seconds, on a durable store. `claims` knows whose
     runs are whose; `owns` gets each run that has a lease, and keeps it renewed until the driver says that it is over.
     `namespace`: what step keys depend on (None: the store's). `store_patience`: seconds for which a run waits for a store
-    that is unreachable. `max_takeovers`: a run that crashed more owners in a row is held.
+    that is unreachable. `max_takeovers`: a run that crashed more owners in a row is held. `park_after`: seconds; a durable
+    run does not keep its process for the wait between two attempts of a step that is longer.
     `whole_steps`: the driver has each step made elsewhere, as a whole.
     """
 
@@ -47,6 +48,7 @@ class Settings:
         "observed",
         "owns",
         "parallel",
+        "park_after",
         "random",
         "runs_async",
         "store",
@@ -73,6 +75,7 @@ class Settings:
         owns: Callable[[RunState], None] | None = None,
         store_patience: float = 300.0,
         max_takeovers: int = 5,
+        park_after: float = math.inf,
         whole_steps: bool = False,
         namespace: str | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class Settings:
         self.owns = owns
         self.store_patience = store_patience
         self.max_takeovers = max_takeovers
+        self.park_after = park_after if store.durable else math.inf
         self.whole_steps = whole_steps
         self.namespace = namespace_of(store) if namespace is None else namespace
         self.hooks = hooks

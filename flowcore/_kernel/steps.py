@@ -18,6 +18,7 @@ from .ledger import Ledger
 from .outcome import StepEnd
 from .plain_steps import PlainSteps
 from .run_state import RunState
+from .set_aside import backed_off, has_effect, is_left, left, take_retry
 from .undo import wait_for_abandoned
 from .wait_steps import arm, begin_or_end
 
@@ -95,7 +96,7 @@ def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSte
 def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttempt | None = None) -> Program[StepEnd]:
     """The attempts of a step, and the end of it."""
     end = yield from attempts.program(first)
-    if attempts.scope is not None:
+    if attempts.scope is not None and end.status is not Status.WAITING:
         emit.step_finished(run, node, attempts.scope, end)
         end.scope = attempts.scope
     return end
@@ -104,9 +105,14 @@ def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttemp
 def _step(run: RunState, node: Node) -> Program[StepEnd]:
     """All of a step that has limits, or may be skipped, or whose start must be saved first."""
     end = _overdue(run)
-    if run.waits is not None and node.name in run.waits.until:  # it has begun, so that its when= was asked
-        return (yield from begin_or_end(run, node, end))
-    if node.when is not None and node.name not in run.was_in_doubt and end is None:  # that one was wanted
+    if run.waits is not None:
+        aside = take_retry(run, node)
+        if aside is not None:
+            return (yield from _retried(run, node, aside, end))
+        if node.name in run.waits.until:  # it has begun, so that its when= was asked
+            return (yield from begin_or_end(run, node, end))
+    asked = node.name in run.was_in_doubt or node.name in run.tried
+    if node.when is not None and not asked and end is None:
         end = (yield from ask_when(run, node)) or _overdue(run)
         if run.stopped and (end is None or end.error is None):
             return StepEnd(Status.PENDING)
@@ -123,6 +129,26 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
         if end is not None:
             return end
     scope = emit.step_started(run, node) if run.observed else None
+    return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope)))
+
+
+def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None) -> Program[StepEnd]:
+    """The rest of a step that was set aside, and whose next attempt is due. `before`: how it ends if that is not made."""
+    scope, end = before.scope, None
+    if overdue is not None:
+        end = StepEnd(Status.FAILURE, None, overdue.error, before.attempts, before.errors)
+    elif run.ledger is not None:
+        end = yield from _began(run, run.ledger, node)
+        if end is not None and end.status is Status.PENDING:  # the run has stopped
+            end = left(before) if is_left(run) else before
+    if scope is not None:
+        backed_off(run, scope)
+    if end is not None:
+        if scope is not None:
+            emit.step_finished(run, node, scope, end)
+        return end
+    if scope is None and run.observed:
+        scope = emit.step_started(run, node)
     return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope)))
 
 
@@ -194,8 +220,7 @@ def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
     if end.status is Status.CANCELLED and end.error is not None and not isinstance(end.error, StepCancelled):
         # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
         run.interrupt(end.error, node.name)
-    raised = end.status is Status.FAILURE and not node.undo_attempted and node.name not in run.was_in_doubt
-    first = run.failed(node, end, effect=end.attempts > 0 and not raised)
+    first = run.failed(node, end, effect=has_effect(run, node, end))
     yield from stopped(run, first)
 
 

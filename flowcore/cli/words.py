@@ -10,6 +10,7 @@ import click
 
 from ..status import Status
 from ..stores.base import RESUMABLE, RunRecord
+from ..stores.story import waits_to_retry
 
 __all__ = ["age", "as_data", "duration", "standing", "ways_on"]
 
@@ -61,7 +62,13 @@ def ways_on(record: RunRecord, now: float) -> list[str]:
             "hold": "its key is refused until you decide",
         }
     elif record.status == Status.WAITING:
-        ways = {f"send {key} {shlex.quote(name)} --json VALUE": "what it waits for" for name in record.waiting_for}
+        again = [name for name in record.waiting_for if waits_to_retry(record, name)]
+        ways = {f"resume {key}": "it attempts the step at once" for _ in again[:1]}
+        ways |= {
+            f"send {key} {shlex.quote(name)} --json VALUE": "what it waits for"
+            for name in record.waiting_for
+            if name not in again
+        }
         return [
             *(f"flowcore {command}    # {meaning}" for command, meaning in ways.items()),
             f"flowcore undo {key}    # the next owner undoes it",

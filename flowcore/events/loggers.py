@@ -77,7 +77,7 @@ class Logger:
         AttemptStarted: ("attempt_started",),
         AttemptFinished: ("attempt_succeeded", "attempt_failed"),
         BackoffStarted: ("step_retrying",),
-        StepFinished: ("step_succeeded", "step_failed"),
+        StepFinished: ("step_succeeded", "step_failed", "step_waiting"),
         WaitStarted: ("wait_started",),
         WaitFinished: ("wait_succeeded", "wait_failed"),
         ValueSent: ("value_sent",),
@@ -96,7 +96,7 @@ class Logger:
         HooksMeasured: ("hooks_measured",),
     }
     """event type -> the method that gets it; where there are two, the second gets every outcome but success; the third one
-    a run that only waits from now on"""
+    a run that only waits from now on, and its steps that wait for their next attempt"""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -138,6 +138,7 @@ class Logger:
     def step_retrying(self, event: BackoffStarted) -> Any: ...
     def step_succeeded(self, event: StepFinished) -> Any: ...
     def step_failed(self, event: StepFinished) -> Any: ...
+    def step_waiting(self, event: StepFinished) -> Any: ...
     def wait_started(self, event: WaitStarted) -> Any: ...
     def wait_succeeded(self, event: WaitFinished) -> Any: ...
     def wait_failed(self, event: WaitFinished) -> Any: ...
@@ -190,6 +191,8 @@ def line(event: Any) -> str | None:
             what = "undo of" if event.undo else "step"
             tried = f"attempt {event.attempt} of {event.max_attempts} failed: {_error(event.error)}"
             return f"  {what} {_name(event.step)} {tried}; next in {_ms(event.delay)}"
+        case StepFinished(outcome=Status.WAITING):
+            return f"  step {_name(event.step)} waits for its next attempt, which the next owner of the run makes"
         case StepFinished(error=None):
             return f"  step {_name(event.step)} succeeded in {_ms(event.duration)}"
         case StepFinished():

@@ -216,10 +216,11 @@ class BackoffStarted(StepEvent):
 
 @dataclass(slots=True, eq=False)
 class StepFinished(StepEvent):
-    """The step has ended: its last attempt is over."""
+    """The step has ended: its last attempt is over, or, where it is `waiting`, the last one that this process makes."""
 
     outcome: Status
-    """success, failure, timeout or cancelled"""
+    """success, failure, timeout or cancelled; `waiting`: its run leaves this process, and the next owner makes the next
+    attempt"""
     duration: float
     """from the first attempt's start to the last one's end: attempts plus backoffs"""
     attempts: int

@@ -14,7 +14,7 @@ from ..status import Status
 if TYPE_CHECKING:
     from .base import RunRecord
 
-__all__ = ["story"]
+__all__ = ["story", "waits_to_retry"]
 
 _LISTED: Final = 200
 """steps that are listed one by one"""
@@ -50,9 +50,7 @@ def _standing(record: RunRecord) -> str:
     if record.held:
         return f"held{failed}{why}"
     if record.status is Status.WAITING and record.waiting_for:
-        limit = record.not_before
-        until = "" if limit is None or limit == math.inf else f" until {moment(limit)} at most"
-        return f"waits for {', '.join(map(safe_repr, record.waiting_for))}{until}"
+        return _awaits(record, record.not_before)
     if record.status is Status.COMPENSATED:
         return f"failed{failed}{why}; undone: {', '.join(record.undone)}"
     if (
@@ -62,6 +60,24 @@ def _standing(record: RunRecord) -> str:
     ):
         return f"{record.status}, but its owner's lease is over"
     return f"{record.status}{failed}{why}"
+
+
+def _awaits(record: RunRecord, limit: float | None) -> str:
+    """What a waiting run waits for, and until when."""
+    again = [name for name in record.waiting_for if waits_to_retry(record, name)]
+    awaited = [name for name in record.waiting_for if name not in again]
+    until = "" if limit is None or limit == math.inf else f" until {moment(limit)}"
+    retried = f"to attempt {', '.join(map(safe_repr, again))} again"
+    if not awaited:
+        return f"waits{until} {retried}"
+    names = ", ".join(map(safe_repr, awaited))
+    return f"waits for {names}{until and until + ' at most'}{', and ' + retried if again else ''}"
+
+
+def waits_to_retry(record: RunRecord, name: str) -> bool:
+    """Whether the step of a waiting run waits for its next attempt, and for no value; a head does not say so."""
+    report = record.steps.get(name)
+    return report is not None and report.retry_at is not None
 
 
 def _circumstances(record: RunRecord) -> list[str]:

@@ -78,6 +78,7 @@ class Process:
         max_workers: int,
         grace: float,
         lease: float,
+        park_after: float,
         ids: random.Random,
         on_idle: Callable[[], None],
     ) -> None:
@@ -120,6 +121,7 @@ class Process:
             lease=lease,
             owns=self._owns,
             store_patience=lease * PATIENCE,
+            park_after=park_after,
         )
 
     def begin(

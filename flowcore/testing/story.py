@@ -69,6 +69,7 @@ def play(
     lease: float = 30.0,
     observed: bool = True,
     sends: Sequence[Sending] = (),
+    park_after: float = math.inf,
 ) -> Story:
     """Let the `callers` come, and others after them, in fine weather, for as long as the run is not over; the same
     arguments, the same story.
@@ -97,6 +98,7 @@ def play(
             max_workers=max_workers,
             grace=grace,
             lease=lease,
+            park_after=park_after,
             ids=random.Random(f"{seed} {known} {number}"),  # noqa: S311 - a seed that replays is the point
             on_idle=partial(idle, number),
         )
@@ -146,7 +148,8 @@ def play(
             world.after(lease * _LATER, look)
             return
         left = key is not None if record is None else record.status in _LEFT and not record.held
-        if left and len(story.acts) < len(callers) + _AGAIN + len(sends):
+        waited = sum(act.run is not None and act.run.status is Status.WAITING for act in story.acts)
+        if left and len(story.acts) < len(callers) + _AGAIN + len(sends) + waited:
             network.clears_up()
             come(len(story.acts))
 

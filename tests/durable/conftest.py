@@ -1,6 +1,7 @@
 """Processes to be killed, and places where their runs are kept."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -8,6 +9,7 @@ import redis
 
 from tests.durable.crash import Place
 from tests.durable.nursery import Nursery
+from tests.durable.towns import Town
 from tests.stores.redis_servers import redis_url
 
 __all__ = ["redis_url"]  # a fixture
@@ -33,3 +35,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[
     with redis.Redis.from_url(redis_url) as client:
         for key in client.scan_iter(f"{{{prefix}*", count=1000):
             client.delete(key)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def town(request: pytest.FixtureRequest, kind: str, tmp_path: Path, redis_url: str) -> Iterator[Town]:
+    made = Town(kind, request.param, tmp_path, redis_url)
+    yield made
+    made.leave()

@@ -394,6 +394,10 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
         for name in c.steps
         if name in record.steps and record.steps[name].status in IN_DOUBT and record.steps[name].undo is None
     ]
+    if record.status is Status.WAITING and record.decision in {None, "resume"}:  # left in order: no takeover
+        if told:
+            yield f"process {grant.process} recovers a run that was left in order"
+        return
     if not told:
         if any(effect.what in {"do", "undo", "when"} for effect in mine):
             yield f"process {grant.process} goes on without saying so"

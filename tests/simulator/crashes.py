@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ class Plot:
     lease: float
     callers: tuple[Caller, ...]
     weather: Weather
+    park_after: float = math.inf
 
 
 @dataclass
@@ -104,7 +106,8 @@ def plotted(draw: Draw, seed: int) -> Plot:
     )
     lease = draw.choice((2.0, 6.0, 30.0))
     callers = tuple(_caller(draw, lease, key, number) for number in range(draw.integer(1, 4)))
-    return Plot(spec, lease, callers, _weather(draw, lease))
+    weather = _weather(draw, lease)
+    return Plot(spec, lease, callers, weather, draw.choice((math.inf, math.inf, 1.0, 0.2)))
 
 
 def from_seed(seed: int) -> Plot:
@@ -131,6 +134,7 @@ def played(plot: Plot, *, observed: bool = True) -> Tale:
         max_workers=spec.max_workers,
         grace=spec.grace,
         lease=plot.lease,
+        park_after=plot.park_after,
         observed=observed,
     )
     return Tale(plot, story, effects, workflow, store)
@@ -181,7 +185,7 @@ def told(tale: Tale) -> Iterator[str]:
     for step in plot.spec.steps:
         yield f"step {step.name}: " + _unlike(step, StepSpec(step.name))
     yield _unlike(plot.spec, Spec(-1, ()), ("steps",))
-    yield f"lease={plot.lease} {plot.weather}"
+    yield f"lease={plot.lease} park_after={plot.park_after} {plot.weather}"
     lines: list[tuple[float, int, str]] = []
     for number, act in enumerate(story.acts):
         yield f"process {number}: {_unlike(act.caller, Caller())}"

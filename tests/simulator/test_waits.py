@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from flowcore import SendRefused, Status, StepTimeout, StoreError, Workflow
+from flowcore import RetryAfter, SendRefused, Status, StepTimeout, StoreError, Workflow
 from flowcore.stores import MemoryStore
 from flowcore.testing import Sending, SimulatedStore, simulate
 from flowcore.testing.acts import Caller, Halt
@@ -19,7 +20,8 @@ WAITS = ("approved", "paid", "free")
 
 
 def order(effects: Counter[str]) -> Workflow:
-    """quote, then approved beside paid, then ship; free, with a default, and a nap beside all of it."""
+    """quote, then approved beside paid, then ship; free, with a default, a nap, and a step that is told twice to come again
+    later beside all of it."""
     wf = Workflow("order")
 
     def step(name: str, *after: str) -> None:
@@ -38,7 +40,14 @@ def order(effects: Counter[str]) -> Workflow:
     step("ship", "approved", "paid")
     wf.wait("free", timeout=8, default="nothing")
     wf.sleep("nap", 3)
-    step("end", "ship", "free", "nap")
+
+    def charge(ctx: Any) -> int:
+        if ctx.attempt < 3:
+            raise RetryAfter(4)
+        return int(ctx.attempt)
+
+    wf.add_step("charge", charge, retry=4, depends_on="nap")
+    step("end", "ship", "free", "charge")
     return wf
 
 
@@ -65,6 +74,7 @@ def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
         options["cancel_at"] = draw.random() * 10
     if draw.random() < 0.2:
         options["deadline"] = 5 + draw.random() * 20
+    options["park_after"] = draw.choice([1.0, 1.0, math.inf])
     return sends, options, durable
 
 
@@ -106,6 +116,9 @@ def judged(seed: int) -> list[str]:
             if results[name] != expected and not (name == "free" and results[name] == "nothing"):
                 wrong.append(f"{name} has {results[name]}, and {expected} was sent")
         wrong += [f"{name} was undone" for name in effects if name.startswith("-")]
+        charge = record.steps["charge"] if record is not None else None if run is None else run.steps["charge"]
+        if results["charge"] != 3 or charge is None or (charge.attempts, charge.failed) != (3, 2):
+            wrong.append(f"charge ended as {charge}")
     elif status is not None:
         wrong += [f"{name} was not undone" for name in ("quote", "ship") if effects[name] and not effects[f"-{name}"]]
     return wrong
@@ -126,6 +139,10 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
         seen["waited in its store"] += sum(
             act.run is not None and act.run.status is Status.WAITING for act in story.acts
         )
+        seen["waited for an attempt"] += any(
+            act.run is not None and act.run.status is Status.WAITING and act.run.steps["charge"].failed
+            for act in story.acts
+        )
         seen["crashed"] += any(act.halted is not None for act in story.acts)
         for _, outcome in story.sent:
             seen[f"sent: {outcome}" if isinstance(outcome, bool) else f"refused: {type(outcome).__name__}"] += 1
@@ -134,6 +151,7 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
         "over success",
         "over compensated",
         "waited in its store",
+        "waited for an attempt",
         "crashed",
         "sent: True",
         "sent: False",

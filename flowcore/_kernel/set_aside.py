@@ -1,0 +1,87 @@
+"""Steps whose next attempt is due later than a process is kept for.
+
+Such a step holds no worker and no place among the steps that run at a time: it is set aside like a wait. Where nothing else
+of its run can go on, the run is left to its store; the engine that resumes it makes the next attempt when that is due.
+"""
+
+from __future__ import annotations
+
+from ..plan import Node
+from ..run import StepReport
+from ..status import Status
+from . import emit
+from .emit import StepScope
+from .outcome import StepEnd
+from .run_state import RunState
+from .waits import Waits
+
+__all__ = ["backed_off", "end_retries", "has_effect", "is_left", "left", "set_aside", "take_retry"]
+
+
+def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd | None:
+    """The next attempt of `node`, whose latest one ended as `end`, is due in `delay` seconds, and the step leaves its place
+    until then. Returns its WAITING end; None if the run has stopped."""
+    before = run.tried.get(node.name)
+    started = end.scope.at + end.scope.epoch if end.scope is not None and end.scope.epoch is not None else None
+    with run.lock:
+        if run.stopped:
+            return None
+        run.waits = run.waits or Waits()
+        run.waits.set_aside(node, run.settings.clock() + delay, end)
+        report = StepReport(Status.PENDING, end.attempts, failed=len(end.errors), errors=end.errors)
+        report.retry_at = run.settings.wall() + delay
+        report.started = started if before is None or before.started is None else before.started
+        run.tried = {**run.tried, node.name: report}
+        run.reports[node.name] = report
+        run.running -= 1
+    return StepEnd(Status.WAITING, attempts=end.attempts)
+
+
+def take_retry(run: RunState, node: Node) -> StepEnd | None:
+    """How `node`, if it was set aside, ends if its next attempt, which is due, is not made."""
+    if run.waits is None:
+        return None
+    with run.lock:
+        return run.waits.take_retry(node.name)
+
+
+def backed_off(run: RunState, scope: StepScope) -> None:
+    """The wait for the next attempt is over."""
+    now = run.settings.clock()
+    scope.backoff += now - scope.ended
+    scope.ended = now
+
+
+def is_left(run: RunState) -> bool:
+    """Whether the run has stopped only because it is left to another owner, who makes the next attempts."""
+    return run.leaving is not None and run.error is run.leaving
+
+
+def left(end: StepEnd) -> StepEnd:
+    """How a step ends here that waits for its next attempt, which another owner makes."""
+    return StepEnd(Status.PENDING, attempts=end.attempts)
+
+
+def has_effect(run: RunState, node: Node, end: StepEnd) -> bool:
+    """Whether a step that has failed may have had its effect, and is to be undone."""
+    raised = end.status is Status.FAILURE and not node.undo_attempted and node.name not in run.was_in_doubt
+    return end.attempts > 0 and not raised
+
+
+def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
+    """The run ends here, and with it the steps that wait for their next attempt: in failure if the run has `failed`, else
+    the next owner makes those attempts."""
+    with run.lock:
+        retries = dict(waits.retries)
+        for name in retries if failed else ():
+            waits.take_retry(name)
+        waits.retries = {}  # their errors lead back to the run; until when they wait is still wanted
+    for name, end in retries.items():
+        node = run.plan.by_name[name]
+        if end.scope is not None:
+            backed_off(run, end.scope)
+        if failed:
+            end.report_to(run.report(node))
+            run.failed(node, end, effect=has_effect(run, node, end))
+        if end.scope is not None:
+            emit.step_finished(run, node, end.scope, end if failed else left(end))
