@@ -49,6 +49,7 @@ ENDINGS: Final = frozenset(
 )
 """what a run's owner may leave it as"""
 
+_LONGEST_RUN_ID: Final = 128
 _DIGITS: Final = len(str(LARGEST))
 _LIVE: Final = frozenset({"running", "queued"})
 _RUN: Final = ENDINGS | _LIVE
@@ -143,7 +144,7 @@ def _with_key(key: str, fields: Fields, sealing: Sealing) -> tuple[str, Fields]:
         if "key_text" in fields:
             raise _Foreign("its key was written with a codec= that this store does not have")
         return key, fields
-    opened = _opened(_parsed(_text(fields, "key_text"), "key_text"), sealing, _text(fields, "run_id"), "key")
+    opened = _opened(_parsed(_text(fields, "key_text"), "key_text"), sealing, _run_id(fields), "key")
     if sealing.lookup(opened) != _text(fields, "key"):
         raise _Foreign("its key is another one than it is found under")
     return (opened if key == fields["key"] else key), {**fields, "key": opened}
@@ -160,7 +161,7 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
     _text(fields, "owner")
     record = RunRecord(
         key,
-        _text(fields, "run_id"),
+        _run_id(fields),
         _text(fields, "workflow"),
         _text(fields, "fingerprint") if "fingerprint" in fields else None,
         _text(fields, "graph"),
@@ -413,6 +414,14 @@ def _numbered(text: object, field: str) -> tuple[int, dict[str, Any]]:
 
 def _text(fields: Fields, name: str) -> str:
     return _string(fields.get(name), name)
+
+
+def _run_id(fields: Fields) -> str:
+    """Messages quote it, so that a long one is refused: flowcore writes 32 characters."""
+    run_id = _text(fields, "run_id")
+    if len(run_id) > _LONGEST_RUN_ID:
+        raise _Foreign(f"its run id has {len(run_id):,} characters")
+    return run_id
 
 
 def _string(value: object, field: str) -> str:

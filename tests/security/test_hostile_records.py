@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.security.fuzz import OfRedis, OfSQLite, fuzz
+from tests.security.fuzz import STATES, OfRedis, OfSQLite, fuzz
 
 
 def test_no_field_of_an_sqlite_record_breaks_a_verb(tmp_path: Path, *, full: bool) -> None:
@@ -11,3 +11,10 @@ def test_no_field_of_an_sqlite_record_breaks_a_verb(tmp_path: Path, *, full: boo
 
 def test_no_field_of_a_redis_record_breaks_a_verb(redis_url: str, *, full: bool) -> None:
     assert fuzz(OfRedis(redis_url), 1000 if full else 60)
+
+
+def test_a_run_id_that_would_swamp_a_message_is_refused(tmp_path: Path, redis_url: str) -> None:
+    sqlite, redis = OfSQLite(tmp_path), OfRedis(redis_url)
+    for state in STATES:
+        assert sqlite.attempt(state, ("runs", "run_id"), "9" * 5000) == []
+        assert redis.attempt(state, b"run_id", "9" * 5000) == []
