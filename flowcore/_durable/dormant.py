@@ -7,9 +7,11 @@ that is sent by this engine wakes the caller at once.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from .._kernel.effects import Program, Sleep
+from .._kernel.request import Request
 from .._kernel.run import execute
 from .._kernel.run_state import RunState
 from ..errors import StoreUnavailable
@@ -19,14 +21,32 @@ from ..status import Status
 from . import checkpoints
 from .waiting import LocalRuns, head_of
 
-__all__ = ["resume_when_due", "take_back"]
+__all__ = ["continuation", "take_back"]
 
 _POLL: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
 _SHARE: Final = 0.01
 """seconds between the looks of two such callers of one engine, on average"""
 
 
-def resume_when_due(run: RunState, local: LocalRuns, due: float, received: int) -> Program[Run]:
+def continuation(run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run]] | None:
+    """What continues a run that waits in its store, for its caller: a run, and its main program. None if the caller wants
+    to have it as it is."""
+    if run.waits is None or (run.request.until_waiting and run.continue_as(None)):
+        return None
+    request = Request(
+        *(run.workflow, run.plan, {}, run.context, run.stored_key),
+        wait=math.inf,
+        deadline=run.workflow.deadline,
+        recovering=run.run_id,
+    )
+    again = RunState(run.settings, request)
+    again.dormant, again.on_pause = True, run.on_pause
+    run.continue_as(again)
+    due = run.waits.next_limit(run.deadline)
+    return again, _resume_when_due(again, local, due, len(run.waits.sent))
+
+
+def _resume_when_due(run: RunState, local: LocalRuns, due: float, received: int) -> Program[Run]:
     """The main program of a caller whose run waits in its store, until the moment `due` (monotonic) at most; `received`: how
     many of the values that were sent to it were known when it began to wait."""
     local.sleep(run)

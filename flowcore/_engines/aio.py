@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextvars
 import inspect
 import math
-import os
 import weakref
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from .._durable.checkpoints import cancelled, lose
-from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import run_without_driver
 from .._kernel.run_state import RunState
-from ..context import own_copy
-from ..errors import StepCancelled, safe_str
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
-from ..run import Run, Sent
-from ..status import Status
+from ..run import Run
 from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
-from .aio_closing import leave
 from .aio_driver import AsyncDriver
-from .aio_handles import AsyncRunFuture, Cancellation, SubmittedRuns
-from .base import CLOSED, MARGIN, EngineBase, I, cancel_in_store, is_meant, left, log, outcome, stopped
+from .aio_handles import AsyncRunFuture, Cancellation
+from .aio_runs import AsyncRuns, cancels
+from .asking import asked_on_loop, cancel_in_store, performed, performed_on_loop
+from .base import I
 from .batches import completed_on_loop, key_of, whole_or
 from .checks import runs_here
-from .recovering import LEASE_OVER, RecoveryTasks, asked_on_loop, performed, performed_on_loop
-from .sending import announce, counts_as, fetched, hand_on, made_here
-from .workers import Workers
+from .live_runs import is_meant
+from .local import LocalEngine
+from .recovering import LEASE_OVER, RecoveryTasks
 
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
@@ -48,7 +42,7 @@ __all__ = ["AsyncEngine"]
 T = TypeVar("T")
 
 
-class AsyncEngine(EngineBase):
+class AsyncEngine(LocalEngine):
     """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
 
     The arguments are those of `Engine`. May be made outside of a loop and used on several; each run belongs to the loop
@@ -89,34 +83,19 @@ class AsyncEngine(EngineBase):
             runs_async=True,
         )
         self._store_is_async = inspect.iscoroutinefunction(self.store.claim)
-        self._pool = Workers(self.max_workers, "flowcore-aio")
-        self._live: dict[RunState, AsyncDriver | None] = {}  # None: it runs inline
-        self._queued: dict[RunState, AsyncRunFuture] = {}  # submitted runs that have not begun
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._runs = AsyncRuns(self._settings, self.max_workers)
         self._recovering: set[asyncio.Task[Any]] = set()  # the loop itself keeps no task alive
+        self._pool = self._runs.pool
         self._tell_started(self._pool)
-        self._leases = self._keep_leases(
-            partial(_lose, self._live), partial(_cancel_through_store, self._live), partial(fetched, self._live, _look)
-        )
-        self._claims.local = self._local = SubmittedRuns(partial(_wake, self._live), self._settings.clock)
-        self._recovery = self._recovery_of(self._live, recover_at_once)
-        self._listen(self._received)
+        self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
         self._looking: RecoveryTasks | None = None
         self._schedules: AsyncSchedules | None = None
-        self._looks_again = False
         self._begin_looking()
         after_fork_in_child(self, AsyncEngine._after_fork)
-        weakref.finalize(self, self._pool.close, self._settings.grace)
 
     def _after_fork(self) -> None:
-        """In a child: the runs in flight are the parent's, and so are its loops."""
+        """In a child: the loops are the parent's, and so are their tasks."""
         super()._after_fork()
-        for run in self._live:
-            run.in_child(os.getpid())
-        self._live.clear()
-        self._queued.clear()
-        self._local.futures.clear()
-        self._tasks.clear()
         self._recovery.after_fork()
         if self._looking is not None:
             self._looking.after_fork()
@@ -168,7 +147,7 @@ class AsyncEngine(EngineBase):
             return await future.first_pause()
         until_waiting = until == "waiting"
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
-        cancels = _cancels()
+        cancelled = cancels()
         if can_run_inline(run):
             self._live[run] = None
             try:
@@ -179,7 +158,8 @@ class AsyncEngine(EngineBase):
             if finished is not None:
                 self._live.pop(run, None)
                 return finished
-        return await self._drive(run, cancels, check=check)
+        self._ensure_looking()
+        return await self._runs.drive(run, cancelled, check=check)
 
     def submit(
         self,
@@ -201,17 +181,10 @@ class AsyncEngine(EngineBase):
         begun yet.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
-        self._refuse_if_full(len(self._queued))
+        self._refuse_if_full(len(self._runs.queued))
         self._tell_submitted(run, propagation)
-        return self._queue(run, check=check)
-
-    def _queue(self, run: RunState, *, check: bool) -> AsyncRunFuture:
-        """Begin a run in a task of its own."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._begin(run, check))
-        self._queued[run] = self._local.futures[run] = future = AsyncRunFuture(run, task, loop)
-        run.on_pause = future.pause
-        task.add_done_callback(partial(self._forget_queued, run))
+        future = self._runs.queue(run, check=check)
+        self._ensure_looking()
         return future
 
     def map(
@@ -241,53 +214,15 @@ class AsyncEngine(EngineBase):
 
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
-    async def _begin(self, run: RunState, check: bool) -> Run:
-        future = self._queued.pop(run)
-        if run.key is None and not self.store.durable:
-            future.claimed()
-        return await self._drive(run, 0, check=check)
-
-    def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
-        self._queued.pop(run, None)
-        self._local.futures.pop(run, None)
-
-    async def _drive(self, run: RunState, cancels: int, *, check: bool) -> Run:
-        self._ensure_looking()
-        driver = await self._driven(run, cancels)
-        while driver.result is not None and driver.result.status is Status.WAITING:
-            if run.on_pause is not None:
-                run.on_pause(driver.result)
-            again = self._continuation(driver.run, self._local)
-            if again is None and not run.request.until_waiting:
-                driver.result, driver.error = None, left(driver.run)
-            if again is None:
-                break
-            driver = await self._driven(again[0], cancels, again[1])
-        if driver.cancelled is not None and driver.error is not driver.cancelled:
-            raise driver.cancelled from driver.error
-        return outcome(driver.result, driver.error, check=check)
-
-    async def _driven(self, run: RunState, cancels: int, main: Program[Run] | None = None) -> AsyncDriver:
-        driver = self._live[run] = AsyncDriver(run, cancels, self._pool, self._tasks, main)
-        try:
-            await driver.run_here()
-        finally:
-            self._live.pop(run, None)
-            if run.claimed:
-                self._local.leave(run)
-                if self._leases is not None:
-                    self._leases.leave(run)
-        return driver
-
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> Cancellation:
         """Cancel a run, by its id or its key, from any thread: as `Engine.cancel`. A run of this engine is cancelled at once,
         awaited or not. `await engine.cancel(...)` returns whether any run is cancelled: on a durable store also one of
         another process, which learns of it with its next checkpoint or renewal. A thread without a loop waits for the store
         itself. Raises StoreError when it is awaited.
         """
-        for run in [*self._live, *self._queued]:
+        for run in [*self._live, *self._runs.queued]:
             if is_meant(run, run_id, key):
-                return Cancellation(self._cancel_here(run))
+                return Cancellation(self._runs.cancel(run))
         if not self.store.durable:
             return Cancellation(here=False)
         asking, context = cancel_in_store(self.store, run_id, key), self._callers_context()
@@ -298,58 +233,19 @@ class AsyncEngine(EngineBase):
                 return Cancellation(asyncio.run(performed_on_loop(asking, context)))
             return Cancellation(performed(asking, context))
         task = loop.create_task(performed_on_loop(asking, context))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._runs.tasks.add(task)
+        task.add_done_callback(self._runs.tasks.discard)
         return Cancellation(here=False, asked=task)
-
-    def _cancel_here(self, run: RunState) -> bool:
-        queued = self._queued.get(run)
-        if queued is not None:
-            queued.get_loop().call_soon_threadsafe(queued.cancel)
-            return True
-        stopping = run.interrupt(StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
-        driver = self._live.get(run)
-        if stopping and driver is not None:
-            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
-        return stopping
 
     async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key: as `Engine.send`; the loop goes on meanwhile."""
-        kept, carrier = own_copy(value), announce(self._settings, key, name)
-        if self._knows_alone(self._live, key):
-            sent = made_here(self._settings, kept, id, carrier)
-            return counts_as(self._received(key, name, sent), sent)
-        send = partial(self.store.send, key, name, kept, id=id, carrier=carrier)
         context = self._callers_context()
-        counts: bool = await asked_on_loop(send, context)
-        if counts and self.store.durable:
-            sent = made_here(self._settings, kept, id, carrier)
-            woken = self._local.wake_sleepers(key)
-            if self._received(key, name, sent) is None and not woken and self.workflows:
-                await self._resume(key, context)
+        counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
+        if due:
+            run = await performed_on_loop(self._due(key), context)
+            if run is not None:
+                self._begin_recovered([run])
         return counts
-
-    async def _resume(self, key: str, context: contextvars.Context) -> None:
-        """Resume a run that waits in the store, and is due: a value was sent to it here."""
-        try:
-            run = await performed_on_loop(self._recovery.resume(self._resumed, key), context)
-        except Exception as error:  # noqa: BLE001 - the next round may have more luck
-            log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
-            return
-        if run is not None:
-            self._start(run)
-
-    def _start(self, run: RunState) -> asyncio.Task[AsyncDriver]:
-        """Start a recovered run in a task of its own."""
-        self._live[run] = None
-        task = asyncio.create_task(self._recovered(run))
-        task.add_done_callback(self._recovering.discard)
-        self._recovering.add(task)
-        return task
-
-    def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
-        """A value was sent through this process's store. Returns what counts for a run of this engine. From any thread."""
-        return hand_on(self._live, key, name, sent, _look)
 
     async def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
@@ -390,83 +286,47 @@ class AsyncEngine(EngineBase):
         resumed: list[asyncio.Task[AsyncDriver]] = []
         skip: set[str | None] = set()
         fresh = True
-        with self._round() as context:
-            if self._surveys:
-                await self._survey(context)
+        await performed_on_loop(self._surveyed("recover"))
         while True:
-            with self._round() as context:
-                started = await self._start_recovered(context, skip, fresh=fresh)
+            started = await performed_on_loop(self._recovered(self._begin_recovered, skip, fresh=fresh))
             skip.update(run.request.recovering for run in started)
             resumed += started.values()
             fresh = False
             running = [task for task in resumed if not task.done()]
             if not running:
-                self._look_again()
+                if self._looks_once_more():
+                    loop, look = asyncio.get_running_loop(), weakref.WeakMethod(self._late_look)
+                    loop.call_later(self.lease * LEASE_OVER, _begin_late_look, look)
                 drivers = [task.result() for task in resumed if not task.cancelled()]
                 return [driver.result for driver in drivers if driver.result is not None]
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
-    def _look_again(self) -> None:
-        """Look once more when the leases of this moment would be over, where no task does."""
-        loop = asyncio.get_running_loop()
-        if self.store.durable and self.recover_every is None and self.workflows and not self._looks_again:
-            self._looks_again = True
-            loop.call_later(self.lease * LEASE_OVER, _begin_late_look, weakref.WeakMethod(self._late_look))
+    def _begin_recovered(self, runs: Iterable[RunState]) -> dict[RunState, asyncio.Task[AsyncDriver]]:
+        """Begin the runs of one round of recovery, each in a task of its own."""
+        self._live.update(dict.fromkeys(runs))
+        return {run: self._recovery_task(self._drive_recovered(run)) for run in runs}
 
-    def _late_look(self) -> None:
-        self._looks_again = False
-        if not self._closed:
-            task = asyncio.get_running_loop().create_task(self._late_round())
-            task.add_done_callback(self._recovering.discard)
-            self._recovering.add(task)
-
-    async def _late_round(self) -> None:
-        try:
-            with self._round() as context:
-                await self._start_recovered(context)
-        except Exception as error:  # noqa: BLE001 - no caller waits for it
-            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
-
-    async def _look(self) -> float | None:
-        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it. Returns
-        the seconds until the next look."""
-        if self._surveys and self._recovery.survey_due():
-            with self._round("survey") as context:
-                await self._survey(context)
-        if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
-            with self._round() as context:
-                await self._start_recovered(context)
-        return self._look_every()
-
-    async def _survey(self, context: contextvars.Context) -> None:
-        try:
-            counts = await performed_on_loop(self._recovery.survey(self._known), context)
-        except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
-            log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
-        else:
-            self._emit_survey(counts, context)
-
-    async def _start_recovered(
-        self, context: contextvars.Context, skip: Collection[str | None] = (), *, fresh: bool = False
-    ) -> dict[RunState, asyncio.Task[AsyncDriver]]:
-        """Start the runs of one round of recovery, each in a task of its own."""
-        started: dict[RunState, asyncio.Task[AsyncDriver]] = {}
-
-        def start(run: RunState) -> None:
-            started[run] = self._start(run)
-
-        await performed_on_loop(self._recovery.round(self._resumed, start, skip, fresh=fresh), context)
-        return started
-
-    async def _recovered(self, run: RunState) -> AsyncDriver:
+    async def _drive_recovered(self, run: RunState) -> AsyncDriver:
         error: BaseException | None = None
         try:
-            driver = await self._driven(run, _cancels())
+            driver = await self._runs.driven(run, cancels())
             error = driver.error
         finally:
             self._live.pop(run, None)
             self._recovery.ended(run, error)
         return driver
+
+    def _recovery_task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(coroutine)
+        task.add_done_callback(self._recovering.discard)
+        self._recovering.add(task)
+        return task
+
+    def _late_look(self) -> None:
+        self._recovery_task(performed_on_loop(self._recovered_late(self._begin_recovered)))
+
+    async def _look(self) -> float | None:
+        return await performed_on_loop(self._looked(self._begin_recovered))
 
     def _ensure_looking(self) -> None:
         """Ensure that one task recovers on this loop, where `recover_every` was given, and one looks at schedules."""
@@ -478,56 +338,12 @@ class AsyncEngine(EngineBase):
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
         """Start no more runs, and wait for those on this loop; with a `timeout`, do with them what `Engine.close` does."""
         limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
-        limit = None if limit == math.inf else limit
         self._closed = True
-        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        loop = asyncio.get_running_loop()
         looking = [] if self._looking is None else self._looking.close(loop)
         if self._schedules is not None:
             looking += self._schedules.tasks.close(loop)
-        if limit is None:
-            await self._wait_for(list(self._queued.values()), None)
-        else:
-            await self._leave_queued(loop, limit)
-        drivers = [d for d in self._live.values() if d is not None and d.loop is loop and d.caller is not me]
-        for driver in drivers:
-            if driver.run.dormant:  # it is in its store, for other engines
-                driver.run.park(left(driver.run))
-                driver.stop(Stop(cancel=False))
-        if limit is not None and self.store.durable:
-            for driver in drivers:
-                driver.run.park(stopped(driver.run, CLOSED))
-                driver.stop(Stop(cancel=False))
-        running = await self._wait_for([driver.ended() for driver in drivers], limit)
-        for driver in drivers:
-            driver.hand_over(stopped(driver.run, CLOSED))
-        grace = self._settings.grace
-        # One grace is for calls, one for those that were given up, and one for the compensations.
-        if await self._wait_for(running, None if limit is None else grace * (1 if self.store.durable else 3) + MARGIN):
-            log.warning("an engine was closed while some of its runs had not ended")
-        # What was given up has its grace to complete, and may then have to be undone.
-        until = loop.time() + (0 if limit is not None and self._pool.counts()[1] else grace)
-        while (late := [task for task in self._tasks if task.get_loop() is loop]) and loop.time() < until:
-            await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        await self._wait_for([task for task in looking if task is not me], MARGIN)
-        if self._leases is not None:
-            self._leases.close()
-        self._pool.close(0)
-
-    async def _wait_for(
-        self, futures: Sequence[asyncio.Future[Any]], limit: float | None
-    ) -> Sequence[asyncio.Future[Any]]:
-        """Those of the futures that are not done after `limit` seconds."""
-        if not futures:
-            return []
-        _, running = await asyncio.wait(futures, timeout=None if limit == math.inf else limit)
-        return list(running)
-
-    async def _leave_queued(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
-        """Leave what has not begun: recorded as queued, to other engines; what is in memory only is cancelled."""
-        mine = {run: future for run, future in self._queued.items() if future.get_loop() is loop}
-        for run in mine:
-            self._queued.pop(run)
-        await leave(mine, partial(AsyncDriver, cancels=0, pool=self._pool, tasks=self._tasks), max(limit, MARGIN))
+        await self._runs.close(None if limit == math.inf else limit, looking)
 
     async def __aenter__(self) -> Self:
         self._ensure_looking()
@@ -539,32 +355,9 @@ class AsyncEngine(EngineBase):
         """Close the engine. An exception drops what has not begun; one that stops the task, or the process, ends what runs
         too."""
         if kind is not None:
-            await self._leave_queued(asyncio.get_running_loop(), self._settings.grace)
+            await self._runs.leave_queued(self._settings.grace)
         stops = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt | asyncio.CancelledError)
         await self.aclose(0 if stops else None)
-
-
-def _cancels() -> int:
-    """How often the current task has been cancelled and has not minded."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
-
-
-def _lose(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
-    """The store says that another process owns the run: start and undo nothing more of it. On the heartbeat's thread."""
-    lose(run)
-    driver = live.get(run)
-    if driver is not None:
-        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
-            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
-
-
-def _cancel_through_store(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
-    """An operator wants the run cancelled, through the store. On the heartbeat's thread."""
-    driver = live.get(run)
-    if run.interrupt(cancelled(run)) and driver is not None:
-        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
-            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
 
 
 def _begin_late_look(method: weakref.WeakMethod[Callable[[], None]]) -> None:
@@ -572,17 +365,3 @@ def _begin_late_look(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     call = method()
     if call is not None:
         call()
-
-
-def _look(driver: AsyncDriver) -> None:
-    """Have the driver look for what its run waits for. From any thread."""
-    with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
-        driver.loop.call_soon_threadsafe(driver.look)
-
-
-def _wake(live: dict[RunState, AsyncDriver | None], run: RunState) -> None:
-    """The run that `run` waits for is over. From any thread."""
-    driver = live.get(run)
-    if driver is not None:
-        with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
-            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=False))

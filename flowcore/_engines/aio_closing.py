@@ -13,8 +13,9 @@ from ..errors import StoreError, safe_str
 from ..stores.base import Claim, Lease
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
-from .base import CLOSED, RELEASED, log, this_process, unbegun
-from .recovering import asked_on_loop
+from .asking import asked_on_loop
+from .base import log, this_process
+from .live_runs import CLOSED, RELEASED, unbegun
 
 __all__ = ["leave"]
 

@@ -1,129 +1,128 @@
-"""What happens to the runs in flight of an `Engine` from outside of them: lost, woken, dropped, parked, handed over."""
+"""The runs in flight of an engine, and what happens to them from outside: lost, woken, parked, handed over, sent to."""
 
 from __future__ import annotations
 
-import contextvars
-import threading
-import time
-import weakref
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Mapping
+from typing import Final, TypeVar
 
 from .._durable.checkpoints import cancelled, lose, parked
-from .._kernel.effects import Stop
 from .._kernel.run_state import RunState
-from ..errors import StoreError, safe_str
-from ..stores.base import Lease
-from .base import RELEASED, left, log, stopped, unbegun
-from .thread_driver import Driver
-from .workers import Timers, Workers
+from .._kernel.wait_steps import keep, receive
+from ..errors import RunParked, StepCancelled, safe_repr
+from ..run import Sent
 
-__all__ = [
-    "Live",
-    "call_now",
-    "cancel_through_store",
-    "drop",
-    "hand_over",
-    "leave",
-    "lose_run",
-    "park",
-    "park_dormant",
-    "put_on_pool",
-    "wake",
-]
+__all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left", "stopped", "unbegun"]
 
-Live: TypeAlias = dict[RunState, Driver | None]
-"""the runs in flight, and what drives them; None: the run is inline"""
-_LOOK: Final = 0.01
-"""seconds between two looks at runs that end while the interpreter exits"""
+D = TypeVar("D")
+"""what drives a run"""
+CLOSED: Final = "its engine was closed"
+RELEASED: Final = 0.001
+"""seconds: the lease that releases a run to other engines"""
 
 
-def lose_run(live: Live, run: RunState) -> None:
-    """The store says that another process owns the run: start and undo nothing more of it."""
-    lose(run)
-    driver = live.get(run)
-    if driver is not None:
-        driver.stop(Stop(cancel=True))
+class LiveRuns(dict[RunState, D | None]):
+    """The runs in flight of an engine, and what drives each of them; None: it runs inline.
+
+    It knows neither the engine nor its settings, so that what is called from elsewhere (leases, the store, the end of the
+    interpreter) can hold it without keeping the engine alive.
+    """
+
+    def stop(self, run: RunState, *, cancel: bool) -> None:
+        """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls. From any thread."""
+        raise NotImplementedError
+
+    def look(self, run: RunState) -> None:
+        """Have the driver of a run look for what the run waits for. From any thread."""
+        raise NotImplementedError
+
+    def lose(self, run: RunState) -> None:
+        """The store says that another process owns the run: start and undo nothing more of it."""
+        lose(run)
+        self.stop(run, cancel=True)
+
+    def cancel_through_store(self, run: RunState) -> None:
+        """An operator wants the run cancelled, through the store."""
+        if run.interrupt(cancelled(run)):
+            self.stop(run, cancel=True)
+
+    def wake(self, run: RunState) -> None:
+        """The run that `run` waits for is over."""
+        self.stop(run, cancel=False)
+
+    def park(self, why: str) -> None:
+        """Park the durable ones; their calls may end."""
+        for run in list(self):
+            if run.settings.durable:
+                run.park(parked(run, why))
+                self.stop(run, cancel=False)
+
+    def park_dormant(self) -> None:
+        """Leave the runs that wait in their store to other engines."""
+        for run in list(self):
+            if run.dormant:
+                run.park(left(run))
+                self.stop(run, cancel=False)
+
+    def hand_over(self, why: str) -> None:
+        """Park these runs, or cancel those that are in memory only, because this process stops."""
+        for run in list(self):
+            if run.hand_over(stopped(run, why)):
+                self.stop(run, cancel=True)
+
+    # -- values that are sent to them ----------------------------------------------------------------------------------
+
+    def with_key(self, key: str) -> list[RunState]:
+        """The runs that have a key, or that id: not those that wait for one of them."""
+        found = [run for run in list(self) if run.key == key or (run.key is None and run.has_id(key))]
+        claimed = [run for run in found if run.claimed]
+        return claimed or [run for run in found if run.request.wait is None]
+
+    def hand_on(self, key: str, name: str, sent: Sent) -> Sent | None:
+        """Give what was sent to the runs that have this key. Returns what counts, or None if there is no such run. Raises
+        SendRefused if a run in memory does not wait for it."""
+        counts: Sent | None = None
+        for run in self.with_key(key):
+            # The store of a durable run has decided already.
+            first = keep(run, name, sent) if run.settings.durable else receive(run, name, sent)
+            counts = counts or first
+            if first is sent and self.get(run) is not None:
+                if run.on_pause is not None:
+                    run.on_pause(None)
+                self.look(run)
+        return counts
+
+    def fetched(self, run: RunState, sent: Mapping[str, Sent]) -> None:
+        """What was sent to a run through its store, elsewhere."""
+        for name, value in sent.items():
+            keep(run, name, value)
+        self.look(run)
 
 
-def cancel_through_store(live: Live, run: RunState) -> None:
-    """An operator wants the run cancelled, through the store."""
-    driver = live.get(run)
-    if run.interrupt(cancelled(run)) and driver is not None:
-        driver.stop(Stop(cancel=True))
+def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
+    """Whether an id or a key names this run."""
+    if run_id is not None and (run.has_id(run_id) or run.request.recovering == run_id):
+        return True
+    return key is not None and run.key == key
 
 
-def put_on_pool(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """Call a method of an engine that is not forgotten, on a thread of its pool."""
-    call = method()
-    if call is not None:
-        pool.put(call)
+def left(run: RunState) -> RunParked:
+    """The error of a run that waits in its store, where its engine was closed."""
+    return parked(run, f"{CLOSED} while it waited")
 
 
-def call_now(
-    method: weakref.WeakMethod[Callable[[str, contextvars.Context], None]], key: str, context: contextvars.Context
-) -> None:
-    """Call a method of an engine that is not forgotten."""
-    call = method()
-    if call is not None:
-        call(key, context)
+def stopped(run: RunState, why: str) -> Exception:
+    """The error of a run whose process stops: it is parked, or cancelled where it is in memory only."""
+    if run.settings.durable:
+        return parked(run, why)
+    return StepCancelled(f"run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled: {why}.")
 
 
-def wake(live: Live, run: RunState) -> None:
-    """The run that `run` waits for is over."""
-    driver = live.get(run)
-    if driver is not None:
-        driver.stop(Stop(cancel=False))
-
-
-def drop(live: Live, why: str) -> None:
-    """End those of these runs that have not begun, and release what is recorded of them to other engines."""
-    dropped = [
-        driver
-        for run, driver in list(live.items())
-        if driver is not None and driver.drop(unbegun(run, why, recorded=driver.recorded is not None))
-    ]
-    recorded = [driver for driver in dropped if driver.recorded is not None]
-    if recorded:
-        leases = [Lease(driver.run.stored_key, driver.run.run_id, driver.run.fence) for driver in recorded]
-        try:
-            recorded[0].run.settings.store.renew(leases, RELEASED)
-        except StoreError as error:
-            log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
-
-
-def park(live: Live, why: str) -> None:
-    """Park the durable ones of these runs; their calls may end."""
-    for run, driver in list(live.items()):
-        if run.settings.durable:
-            run.park(parked(run, why))
-            if driver is not None:
-                driver.stop(Stop(cancel=False))
-
-
-def park_dormant(live: Live) -> None:
-    """Leave the runs that wait in their store to other engines."""
-    for run, driver in list(live.items()):
-        if run.dormant:
-            run.park(left(run))
-            if driver is not None:
-                driver.stop(Stop(cancel=False))
-
-
-def hand_over(live: Live, why: str) -> None:
-    """Park these runs, or cancel those that are in memory only, because this process stops."""
-    for run, driver in list(live.items()):
-        if run.hand_over(stopped(run, why)) and driver is not None:
-            driver.stop(Stop(cancel=True))
-
-
-def leave(pool: Workers, timers: Timers, live: Live, grace: float) -> None:
-    """The engine was forgotten, or the interpreter exits: runs are handed over, and threads end."""
-    drop(live, "its process ended")
-    hand_over(live, "its process ended")
-    until = time.monotonic() + grace
-    # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
-    while live and not threading.main_thread().is_alive() and time.monotonic() < until:
-        time.sleep(_LOOK)
-    pool.close(0.0 if live or threading.main_thread().is_alive() else grace)
-    timers.close()
+def unbegun(run: RunState, why: str, *, recorded: bool = True) -> RunParked:
+    """The error of a run that is left to other engines before it has begun, or that was not even recorded."""
+    name = safe_repr(run.workflow.name)
+    rest = (
+        "It is recorded as queued, and another engine may run it."
+        if recorded
+        else "It was not recorded: submit it again."
+    )
+    return RunParked(f"run {run.run_id} of {name} has not begun: {why}. {rest}")

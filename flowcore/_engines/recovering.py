@@ -1,22 +1,18 @@
-"""What calls recovery every so many seconds: a thread for `Engine`, a task on each of its loops for `AsyncEngine`; and how
-both call the store outside of any run."""
+"""What calls recovery every so many seconds: a thread for `Engine`, a task on each of its loops for `AsyncEngine`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar
 
-from .._durable.recovery import Ask
 from ..errors import safe_str
 
-__all__ = ["LEASE_OVER", "RecoveryTasks", "RecoveryThread", "asked_on_loop", "performed", "performed_on_loop"]
+__all__ = ["LEASE_OVER", "RecoveryTasks", "RecoveryThread"]
 
 T = TypeVar("T")
 
@@ -136,44 +132,6 @@ async def _look_often_on_loop(
             _warn(what, error)
         del look
         wait = every if following is None else following
-
-
-def performed(program: Generator[Ask, Any, T], context: contextvars.Context) -> T:
-    """Make the calls of the store that a program outside of any run yields; it is sent what they return or raise. Returns
-    what it returns."""
-    resume, value = program.send, cast("Any", None)
-    while True:
-        try:
-            call = resume(value)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        try:
-            resume, value = program.send, context.run(call)
-        except Exception as error:  # noqa: BLE001 - the program's to handle
-            resume, value = program.throw, error
-
-
-async def performed_on_loop(program: Generator[Ask, Any, T], context: contextvars.Context) -> T:
-    """The same in a task: a store that blocks is called on a thread, an async one is awaited."""
-    resume, value = program.send, cast("Any", None)
-    while True:
-        try:
-            call = resume(value)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        try:
-            resume, value = program.send, await asked_on_loop(call, context)
-        except Exception as error:  # noqa: BLE001 - the program's to handle
-            resume, value = program.throw, error
-
-
-async def asked_on_loop(verb: Ask, context: contextvars.Context) -> Any:
-    """Call the store outside of any run, without blocking the loop."""
-    if inspect.iscoroutinefunction(getattr(verb, "func", verb)):
-        return await asyncio.get_running_loop().create_task(verb(), context=context)
-    return await asyncio.to_thread(context.run, verb)
 
 
 def _warn(what: str, error: BaseException) -> None:

@@ -19,8 +19,9 @@ from ..fires import schedule_of
 from ..schedule import Schedule, ScheduleStatus, check_values
 from ..workflow import Workflow
 from .aio_driver import AsyncDriver
+from .asking import performed, performed_on_loop
 from .base import EngineBase, log, this_process
-from .recovering import RecoveryTasks, RecoveryThread, performed, performed_on_loop
+from .recovering import RecoveryTasks, RecoveryThread
 from .scheduler import LONGEST_WAIT, Begin, Scheduled
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class ThreadSchedules(Schedules["Engine"]):
     def _begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
         engine = self._engine
         run = engine._requested(workflow, values, key, once=True)
-        engine._refuse_if_full(len(engine._queued))
-        future = engine._queue(run, check=True, only_new=True)
+        engine._refuse_if_full(len(engine._runs.queued))
+        future = engine._runs.queue(run, check=True, only_new=True)
         future.add_done_callback(_report)
         return not future.cancelled()
 
@@ -133,7 +134,7 @@ class ThreadSchedules(Schedules["Engine"]):
         """Cancel the run of a key, if it is in flight in this engine."""
         engine = self._engine
         why = "was cancelled: the next fire of its schedule is due."
-        return any(engine._cancel(run, f"run {run.run_id} {why}") for run in list(engine._live) if run.key == key)
+        return any(engine._runs.cancel(run, f"run {run.run_id} {why}") for run in list(engine._live) if run.key == key)
 
     def statuses(self) -> list[ScheduleStatus]:
         """How each schedule stands."""
@@ -181,19 +182,19 @@ class AsyncSchedules(Schedules["AsyncEngine"]):
         """Begin the run of a fire. False: another engine has."""
         engine, context = self._engine, contextvars.Context()
         run = context.run(partial(engine._requested, workflow, values, key, once=True))
-        engine._refuse_if_full(len(engine._queued))
+        engine._refuse_if_full(len(engine._runs.queued))
         if engine.store.durable:
-            driver = AsyncDriver(run, 0, engine._pool, engine._tasks)
+            driver = AsyncDriver(run, 0, engine._pool, engine._runs.tasks)
             if await driver.perform(enqueue(run, this_process(), lambda: False)) is None:
                 return False
-        future = context.run(partial(engine._queue, run, check=True))
+        future = context.run(partial(engine._runs.queue, run, check=True))
         future.add_done_callback(_report)
         return True
 
     def cancel(self, key: str) -> bool:
         """Cancel the run of a key, if it is in flight in this engine."""
         engine = self._engine
-        return any(engine._cancel_here(run) for run in list(engine._live) if run.key == key)
+        return any(engine._runs.cancel(run) for run in list(engine._live) if run.key == key)
 
     async def statuses(self) -> list[ScheduleStatus]:
         """How each schedule stands."""

@@ -5,64 +5,35 @@ from __future__ import annotations
 import builtins
 import contextvars
 import math
-import os
-import threading
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from .._durable.queueing import enqueue
-from .._durable.waiting import LocalRuns
-from .._kernel.effects import Program, Stop
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..context import own_copy
-from ..errors import FlowcoreError, RunTimeout, StepCancelled, safe_repr, safe_str
+from ..errors import FlowcoreError
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
-from ..run import Run, Sent
-from ..status import Status
+from ..run import Run
 from ..stores.base import Page, RunRecord, Store
 from ..workflow import Key, Workflow
-from .base import (
-    CLOSED,
-    MARGIN,
-    EngineBase,
-    I,
-    cancel_in_store,
-    is_meant,
-    left,
-    log,
-    outcome,
-    perform,
-    this_process,
-)
+from .asking import cancel_in_store, performed
+from .base import I, outcome
 from .batches import completed, key_of, whole_or
 from .checks import runs_here
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
-from .live_runs import (
-    Live,
-    call_now,
-    cancel_through_store,
-    drop,
-    hand_over,
-    leave,
-    lose_run,
-    park,
-    park_dormant,
-    put_on_pool,
-    wake,
-)
-from .recovering import LEASE_OVER, RecoveryThread, performed
-from .sending import announce, counts_as, fetched, hand_on, made_here
+from .live_runs import is_meant
+from .local import LocalEngine
+from .recovering import LEASE_OVER, RecoveryThread
 from .thread_driver import Driver
-from .workers import Timers, Workers
+from .thread_runs import ThreadRuns
+from .workers import Workers
 
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
@@ -73,7 +44,7 @@ __all__ = ["Engine"]
 T = TypeVar("T")
 
 
-class Engine(EngineBase):
+class Engine(LocalEngine):
     """Runs workflows on threads. Silent and in memory unless its options say otherwise.
 
     Thread-safe; make one and keep it. Works with or without `with`. `store`: where runs are claimed and kept;
@@ -120,36 +91,18 @@ class Engine(EngineBase):
             park_after,
             runs_async=False,
         )
-        self._pool = Workers(self.max_workers, "flowcore")
-        self._timers = Timers("flowcore-timers")
+        self._runs = ThreadRuns(self._settings, self.max_workers)
+        self._pool = self._runs.pool
         self._tell_started(self._pool)
-        self._live: Live = {}  # None: it runs inline
-        self._queued: dict[Driver, RunFuture] = {}  # submitted runs that have not begun
-        self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
-        self._closing = False
-        self._leases = self._keep_leases(
-            partial(lose_run, self._live),
-            partial(cancel_through_store, self._live),
-            partial(fetched, self._live, Driver.look),
-        )
-        self._claims.local = self._local = LocalRuns(partial(wake, self._live), self._settings.clock)
-        self._recovery = self._recovery_of(self._live, recover_at_once)
-        self._listen(self._received)
+        self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
         self._looking: RecoveryThread | None = None
         self._schedules: ThreadSchedules | None = None
-        self._looks_again = False
         self._begin_looking()
-        # Idle threads hold the pool, and only runs in flight hold the engine: one that is forgotten ends its threads.
         after_fork_in_child(self, Engine._after_fork)
-        weakref.finalize(self, leave, self._pool, self._timers, self._live, self._settings.grace)
 
     def _after_fork(self) -> None:
-        """In a child: the runs in flight are the parent's."""
+        """In a child: other threads are the parent's, and so is what they have begun."""
         super()._after_fork()
-        self._quiet = threading.Condition()
-        for run in self._live:
-            run.in_child(os.getpid())
-        self._live.clear()
         self._recovery.after_fork()
         if self._looking is not None:
             self._looking.start()
@@ -216,7 +169,7 @@ class Engine(EngineBase):
             if inline:
                 finished = run_without_driver(run, is_async=False, interrupts=ctrl_c)
                 if finished is not None:
-                    self._forget(run)
+                    self._runs.forget(run)
                     if ctrl_c is not None:
                         restore(ctrl_c)
                         if ctrl_c.count:
@@ -226,31 +179,17 @@ class Engine(EngineBase):
             main = execute(run)
         except BaseException as error:
             if not inline or run.finished is not None:  # nothing has begun, or all is over
-                self._forget(run)
+                self._runs.forget(run)
                 restore(ctrl_c)
                 raise
             main, ctrl_c = abort_inline(run, error), ctrl_c or guard()
-        driver = self._driver(run, main)
+        driver = self._runs.driver(run, main)
         while True:
             driver.run_here(ctrl_c)
-            again = self._continued(driver)
+            again = self._runs.continued(driver)
             if again is None:
                 return outcome(driver.result, driver.error, check=check)
             driver, ctrl_c = again, guard()
-
-    def _continued(self, driver: Driver) -> Driver | None:
-        """The driver of what follows a run that waits in its store; None if its caller gets what there is."""
-        if driver.result is None or driver.result.status is not Status.WAITING:
-            return None
-        again = self._continuation(driver.run, self._local)
-        if again is None and not driver.run.request.until_waiting:
-            driver.result, driver.error = None, left(driver.run)
-        if again is None:
-            return None
-        continued = self._driver(*again)
-        if self._closed:  # meanwhile
-            park_dormant(self._live)
-        return continued
 
     def submit(
         self,
@@ -273,34 +212,9 @@ class Engine(EngineBase):
         future's result: its thread then works on that run.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
-        self._refuse_if_full(len(self._queued))
+        self._refuse_if_full(len(self._runs.queued))
         self._tell_submitted(run, propagation)
-        return self._queue(run, check=check)
-
-    def _queue(self, run: RunState, *, check: bool, only_new: bool = False) -> RunFuture:
-        """Have a thread of the pool begin a run. `only_new`: drop it where its key is not free, as its future then says."""
-        driver = self._driver(run, execute(run))
-        future = RunFuture(driver, self._pool, self._cancel)
-        run.on_pause = future.pause
-        driver.on_over = partial(self._resolve, future, check)
-        self._queued[driver] = future
-        if self._leases is not None:
-            try:
-                driver.recorded = perform(enqueue(run, this_process(), future.done), driver.ask_here)
-            except BaseException:
-                self._queued.pop(driver, None)
-                self._forget(run)
-                raise
-            if future.done():  # cancelled while it was recorded
-                return future
-            if driver.recorded is not None:
-                self._leases.join(run)
-            elif only_new:
-                future.cancel()
-                return future
-        if not self._pool.put(partial(self._begin, driver, future)) and run.request.deadline is not None:
-            self._timers.after(run.request.deadline, partial(self._expire, driver))
-        return future
+        return self._runs.queue(run, check=check)
 
     def map(
         self,
@@ -330,77 +244,13 @@ class Engine(EngineBase):
         most = whole_or(concurrency, self.max_workers)
         return completed(items, submit, most, ordered=ordered, works=self._pool.owns_current_thread)
 
-    def _begin(self, driver: Driver, future: RunFuture) -> None:
-        """Begin a submitted run on this thread of the pool, unless it was dropped or its future was cancelled."""
-        if driver.take_start():
-            self._queued.pop(driver, None)
-            if future.set_running_or_notify_cancel():
-                driver.begin_now()
-            else:
-                driver.on_over(driver)
-
-    def _expire(self, driver: Driver) -> None:
-        """A deadline counts from the claim, which will never come where calls hang on all threads: then it ends the run."""
-        run = driver.run
-        assert run.request.deadline is not None  # noqa: S101 - the caller has looked
-        if self._pool.exhausted:
-            name = safe_repr(run.workflow.name)
-            driver.drop(
-                RunTimeout(f"run {run.run_id} of {name} did not begin before its deadline: no thread was free.")
-            )
-        elif driver in self._queued:
-            self._timers.after(run.request.deadline, partial(self._expire, driver))
-
-    def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
-        """A submitted run is over, waits in its store, or was dropped."""
-        self._queued.pop(driver, None)
-        self._over(driver)
-        if driver.result is not None and driver.result.status is Status.WAITING:
-            future.pause(driver.result)
-        again = self._continued(driver)
-        if again is not None:
-            again.on_over = partial(self._resolve, future, check)
-            future.continues(again)
-            if again.take_start():
-                self._pool.put(again.begin_now)
-            return
-        if future.cancelled():
-            if driver.recorded is not None:
-                driver.ask_here("withdraw", driver.recorded)
-            return
-        try:
-            result = outcome(driver.result, driver.error, check=check)
-        except BaseException as error:  # noqa: BLE001 - the future raises it
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    def _driver(self, run: RunState, main: Program[Run]) -> Driver:
-        driver = Driver(run, main, self._pool, self._timers, self._over)
-        self._live[run] = driver
-        return driver
-
-    def _over(self, driver: Driver) -> None:
-        self._forget(driver.run)
-        if driver.run.claimed:
-            self._local.leave(driver.run)
-        if self._leases is not None and (driver.run.claimed or driver.recorded is not None):
-            self._leases.leave(driver.run)
-
-    def _forget(self, run: RunState) -> None:
-        """A run is over, or has not begun after all."""
-        self._live.pop(run, None)
-        if self._closing:
-            with self._quiet:
-                self._quiet.notify_all()
-
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
         """Cancel a run, by its id or its key: running steps get at most `grace`, what it did is undone, and its caller gets
         StepCancelled. On a durable store also a run of another process, which learns of it with its next checkpoint or
         renewal. False: there is no such run, or it was ending already."""
         for run in list(self._live):
             if is_meant(run, run_id, key):
-                return self._cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
+                return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
         return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
 
     def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
@@ -411,38 +261,17 @@ class Engine(EngineBase):
         is True again. Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has
         no such wait, or is past it; NotSerializable, and StoreError.
         """
-        kept, carrier = own_copy(value), announce(self._settings, key, name)
-        if self._knows_alone(self._live, key):
-            sent = made_here(self._settings, kept, id, carrier)
-            return counts_as(self._received(key, name, sent), sent)
         context = self._callers_context()
-        counts = context.run(partial(self.store.send, key, name, kept, id=id, carrier=carrier))
-        if counts and self.store.durable:
-            sent = made_here(self._settings, kept, id, carrier)
-            woken = self._local.wake_sleepers(key)
-            if self._received(key, name, sent) is None and not woken and self.workflows:
-                self._pool.put(partial(call_now, weakref.WeakMethod(self._resume), key, context))
+        counts, due = performed(self._sent(key, name, value, id), context)
+        if due:
+            self._pool.put(partial(_call_now, weakref.WeakMethod(self._resume), key, context))
         return counts
 
     def _resume(self, key: str, context: contextvars.Context) -> None:
-        """Resume a run that waits in the store, and is due: a value was sent to it here."""
-        try:
-            run = performed(self._recovery.resume(self._resumed, key), context)
-        except Exception as error:  # noqa: BLE001 - the next round may have more luck
-            log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
-            return
+        """Resume the run with this key, if it waits in the store: a value was sent to it here."""
+        run = performed(self._due(key), context)
         if run is not None:
-            driver = self._driver(run, execute(run))
-            driver.on_over = self._recovered
-            driver.begin()
-
-    def _recovered(self, driver: Driver) -> None:
-        self._over(driver)
-        self._recovery.ended(driver.run, driver.error)
-
-    def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
-        """A value was sent through this process's store. Returns what counts for a run of this engine."""
-        return hand_on(self._live, key, name, sent, Driver.look)
+            self._recovered_driver(run).begin()
 
     def find(self, key: str) -> RunRecord | None:
         """The record of the run that has a key, or None. Raises StoreError."""
@@ -475,18 +304,6 @@ class Engine(EngineBase):
         )
         return self._callers_context().run(ask)
 
-    def _cancel(self, run: RunState, why: str) -> bool:
-        """Cancel a run, whether it runs inline or has a driver."""
-        driver = self._live.get(run)
-        if driver is not None and driver.drop(StepCancelled(why)):
-            return True
-        stopping = run.interrupt(StepCancelled(why))
-        if not stopping and run.finished is Status.WAITING:
-            return performed(cancel_in_store(self.store, None, run.stored_key), self._callers_context())
-        if stopping and driver is not None:
-            driver.stop(Stop(cancel=True))
-        return stopping
-
     def recover(self) -> builtins.list[Run]:
         """Resume the runs of `workflows` that have no live owner and are due: crashed, parked, past their pivot, or
         released by an operator; at most `recover_at_once` at a time.
@@ -497,88 +314,51 @@ class Engine(EngineBase):
         """
         resumed: list[Driver] = []
         over: SimpleQueue[Driver] = SimpleQueue()
+        begin = partial(self._begin_recovered, on_over=over.put)
         in_flight, fresh = 0, True
-        with self._round() as context:
-            if self._surveys:
-                self._survey(context)
+        performed(self._surveyed("recover"))
         while True:
             skip = {driver.run.request.recovering for driver in resumed}
-            with self._round() as context:
-                started = self._start_recovered(context, skip, over.put, fresh=fresh)
+            started = performed(self._recovered(begin, skip, fresh=fresh))
             resumed += started
             in_flight, fresh = in_flight + len(started), False
             if not in_flight:
-                self._look_again()
+                if self._looks_once_more():
+                    later = partial(_put_on_pool, self._pool, weakref.WeakMethod(self._late_look))
+                    self._runs.timers.after(self.lease * LEASE_OVER, later)
                 return [driver.result for driver in resumed if driver.result is not None]
             over.get()
             in_flight -= 1
 
-    def _look_again(self) -> None:
-        """Look once more when the leases of this moment would be over, where no loop does."""
-        if self.store.durable and self.recover_every is None and self.workflows and not self._looks_again:
-            self._looks_again = True
-            self._timers.after(
-                self.lease * LEASE_OVER, partial(put_on_pool, self._pool, weakref.WeakMethod(self._late_look))
-            )
-
-    def _late_look(self) -> None:
-        self._looks_again = False
-        if self._closed:
-            return
-        try:
-            with self._round() as context:
-                self._start_recovered(context)
-        except Exception as error:  # noqa: BLE001 - no caller waits for it
-            log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
-
-    def _look(self) -> float | None:
-        """Count what waits in the store, if that is due, and start what is to be resumed, without waiting for it. Returns
-        the seconds until the next look."""
-        if self._surveys and self._recovery.survey_due():
-            with self._round("survey") as context:
-                self._survey(context)
-        if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
-            with self._round() as context:
-                self._start_recovered(context)
-        return self._look_every()
-
-    def _survey(self, context: contextvars.Context) -> None:
-        try:
-            counts = performed(self._recovery.survey(self._known), context)
-        except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
-            log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
-        else:
-            self._emit_survey(counts, context)
-
-    def _start_recovered(
-        self,
-        context: contextvars.Context,
-        skip: Collection[str | None] = (),
-        on_over: Callable[[Driver], None] | None = None,
-        *,
-        fresh: bool = False,
+    def _begin_recovered(
+        self, runs: builtins.list[RunState], on_over: Callable[[Driver], None] | None = None
     ) -> builtins.list[Driver]:
-        """Start the runs of one round of recovery."""
-        started: list[Driver] = []
-
-        def over(driver: Driver) -> None:
-            self._recovered(driver)
-            if on_over is not None:
-                on_over(driver)
-
-        def start(run: RunState) -> None:
-            driver = self._driver(run, execute(run))
-            driver.on_over = over
-            started.append(driver)
-
-        performed(self._recovery.round(self._resumed, start, skip, fresh=fresh), context)
+        """Begin the runs of one round of recovery."""
+        drivers = [self._recovered_driver(run, on_over) for run in runs]
         here = self._pool.owns_current_thread()  # a step of ours: the pool may be full of those who wait for it
-        for driver in started:
+        for driver in drivers:
             if here:
                 driver.run_here(None)
             else:
                 self._pool.put(driver.begin)
-        return started
+        return drivers
+
+    def _recovered_driver(self, run: RunState, on_over: Callable[[Driver], None] | None = None) -> Driver:
+        def over(driver: Driver) -> None:
+            self._runs.over(driver)
+            self._recovery.ended(driver.run, driver.error)
+            if on_over is not None:
+                on_over(driver)
+
+        driver = self._runs.driver(run, execute(run))
+        driver.on_over = over
+        return driver
+
+    def _late_look(self) -> None:
+        performed(self._recovered_late(self._begin_recovered))
+
+    def _look(self) -> float | None:
+        return performed(self._looked(self._begin_recovered))
 
     def close(self, timeout: Duration | None = None) -> None:
         """Start no more runs, and wait for those that were accepted.
@@ -596,35 +376,8 @@ class Engine(EngineBase):
             self._schedules.close()
         if self._looking is not None:
             self._looking.close()
-        with self._quiet:
-            self._closed = self._closing = True
-        park_dormant(self._live)
-        if limit is not None and limit != math.inf:
-            self._drop_queued()
-            park(self._live, CLOSED)
-        self._wait_for_quiet(limit)
-        hand_over(self._live, CLOSED)
-        # One grace is for calls, one for those that were given up, and one for the compensations.
-        self._wait_for_quiet(
-            None if limit is None else self._settings.grace * (1 if self.store.durable else 3) + MARGIN
-        )
-        if self._live:
-            log.warning("an engine was closed while %d of its runs had not ended", len(self._live))
-        self._timers.close()
-        if self._leases is not None:
-            self._leases.close()
-        hangs = self._pool.counts()[1] > 0 and limit is not None
-        self._pool.close(0.0 if hangs or self._live else min(self._settings.grace, threading.TIMEOUT_MAX))
-
-    def _wait_for_quiet(self, limit: float | None) -> None:
-        with self._quiet:
-            self._quiet.wait_for(lambda: not self._live, None if limit is None else min(limit, threading.TIMEOUT_MAX))
-
-    def _drop_queued(self) -> None:
-        """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
-        for future in [] if self.store.durable else list(self._queued.values()):
-            future.cancel()
-        drop(self._live, CLOSED)
+        self._closed = True
+        self._runs.close(limit)
 
     def __enter__(self) -> Self:
         return self
@@ -634,5 +387,21 @@ class Engine(EngineBase):
     ) -> None:
         """Close the engine. An exception drops what has not begun, and one that stops the process ends what runs too."""
         if kind is not None:
-            self._drop_queued()
+            self._runs.drop_queued()
         self.close(0 if kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt) else None)
+
+
+def _put_on_pool(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call a method of an engine that is not forgotten, on a thread of its pool."""
+    call = method()
+    if call is not None:
+        pool.put(call)
+
+
+def _call_now(
+    method: weakref.WeakMethod[Callable[[str, contextvars.Context], None]], key: str, context: contextvars.Context
+) -> None:
+    """Call a method of an engine that is not forgotten."""
+    call = method()
+    if call is not None:
+        call(key, context)

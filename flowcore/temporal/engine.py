@@ -184,7 +184,8 @@ class TemporalEngine(EngineBase):
     ) -> None:
         await self.close()
 
-    def _own_schedules(self) -> Never:
+    def schedule(self, *_: object, **options: object) -> Never:
+        """Raises DefinitionError."""
         raise DefinitionError(
             "TemporalEngine keeps no schedules. Give an AsyncEngine the schedule, of a workflow whose step calls run() here, or "
             "start the workflow from one of Temporal's own schedules."

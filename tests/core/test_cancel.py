@@ -289,7 +289,7 @@ def test_close_waits_for_a_run_in_another_thread(gate: Gate, hooks: Any) -> None
     began.wait()
     closes = threading.Thread(target=engine.close, daemon=True)
     closes.start()
-    until(lambda: engine._closing)
+    until(lambda: engine._runs.closing)
     gate.set()
     runs.join()
     closes.join(PATIENCE)

@@ -24,7 +24,7 @@ from flowcore import (
     StoreError,
     Workflow,
 )
-from flowcore._engines.live_runs import leave
+from flowcore._engines.thread_runs import leave
 from flowcore._kernel.outcome import _first_match
 from flowcore._kernel.run_state import RunState
 from flowcore.events import AttemptFinished, StepCompletedLate, StepFinished, StepStarted
@@ -177,7 +177,7 @@ def test_an_interpreter_that_exits_parks_durable_runs_once_their_current_steps_h
     engine = Engine(store=store)
     future = engine.submit(wf, idempotency_key="k")
     began.wait()
-    leave(engine._pool, engine._timers, engine._live, 0.0)
+    leave(engine._pool, engine._runs.timers, engine._runs.live, 0.0)
     gate.set()
     with pytest.raises(RunParked, match="its process ended"):
         future.result(PATIENCE)
@@ -197,7 +197,7 @@ def test_an_interpreter_that_exits_cancels_runs_in_memory_and_undoes_them(ledger
     engine = Engine()
     future = engine.submit(wf)
     began.wait()
-    leave(engine._pool, engine._timers, engine._live, 0.0)
+    leave(engine._pool, engine._runs.timers, engine._runs.live, 0.0)
     gate.set()
     with pytest.raises(StepCancelled, match="was cancelled: its process ended"):
         future.result(PATIENCE)
@@ -258,7 +258,7 @@ def test_an_engine_that_is_left_does_not_touch_a_run_that_fails_already(ledger: 
     engine = Engine()
     future = engine.submit(wf, check=False)
     undoing.wait()
-    leave(engine._pool, engine._timers, engine._live, 0.0)
+    leave(engine._pool, engine._runs.timers, engine._runs.live, 0.0)
     gate.set()
     assert future.result(PATIENCE).undone == ("b", "a")
 

@@ -13,7 +13,7 @@ import pytest
 
 from flowcore import AsyncEngine, Engine, StoreUnavailable, Workflow
 from flowcore._durable import recovery
-from flowcore._engines.recovering import performed
+from flowcore._engines.asking import performed
 from flowcore.stores.base import Page
 from flowcore.testing import SimulatedStore
 from tests.durable.test_programs import Moody, until

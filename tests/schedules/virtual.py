@@ -9,7 +9,7 @@ from typing import Any
 
 from flowcore import StoreUnavailable, Workflow
 from flowcore._durable.claim import StoreClaims
-from flowcore._engines.recovering import performed
+from flowcore._engines.asking import performed
 from flowcore._engines.scheduler import Scheduled
 from flowcore._kernel.settings import Settings
 from flowcore.events import Event, Hooks, ScheduleFired, ScheduleMissed, SchedulePlanned

@@ -1,0 +1,196 @@
+"""Runs on event loops: in flight, queued, continued after a wait, and over."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from .._durable.dormant import continuation
+from .._durable.leases import Leases
+from .._kernel.effects import Program, Stop
+from .._kernel.run_state import RunState
+from .._kernel.settings import Settings
+from ..errors import StepCancelled
+from ..forks import after_fork_in_child
+from ..run import Run
+from ..status import Status
+from .aio_closing import leave
+from .aio_driver import AsyncDriver
+from .aio_handles import AsyncRunFuture, SubmittedRuns
+from .base import MARGIN, log, outcome
+from .live_runs import CLOSED, LiveRuns, left, stopped
+from .workers import Workers
+
+__all__ = ["AsyncRuns", "LiveAsyncRuns", "cancels"]
+
+
+class LiveAsyncRuns(LiveRuns[AsyncDriver]):
+    """The runs in flight of an `AsyncEngine`."""
+
+    def stop(self, run: RunState, *, cancel: bool) -> None:
+        """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls. From any thread."""
+        driver = self.get(run)
+        if driver is not None:
+            with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+                driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=cancel))
+
+    def look(self, run: RunState) -> None:
+        """Have the driver of a run look for what the run waits for. From any thread."""
+        driver = self.get(run)
+        if driver is not None:
+            with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+                driver.loop.call_soon_threadsafe(driver.look)
+
+
+class AsyncRuns:
+    """The runs of one `AsyncEngine`, and the threads of their sync steps. Runs in flight hold it, and it holds no engine."""
+
+    def __init__(self, settings: Settings, workers: int) -> None:
+        self._settings = settings
+        self.pool = Workers(workers, "flowcore-aio")
+        self.live = LiveAsyncRuns()
+        self.local = SubmittedRuns(self.live.wake, settings.clock)
+        self.leases: Leases | None = None
+        self.queued: dict[RunState, AsyncRunFuture] = {}
+        """submitted runs that have not begun"""
+        self.tasks: set[asyncio.Future[Any]] = set()
+        """what may outlive its run; the loop itself keeps no task alive"""
+        self.closing = False
+        after_fork_in_child(self, AsyncRuns._after_fork)
+        weakref.finalize(self, self.pool.close, settings.grace)
+
+    def _after_fork(self) -> None:
+        """In a child: the runs in flight are the parent's, and so are its loops."""
+        for run in self.live:
+            run.in_child(os.getpid())
+        self.live.clear()
+        self.queued.clear()
+        self.local.futures.clear()
+        self.tasks.clear()
+
+    # -- one run -------------------------------------------------------------------------------------------------------
+
+    async def drive(self, run: RunState, cancelled: int, *, check: bool) -> Run:
+        """Drive a run to its end in this task, which had been cancelled so many times before."""
+        driver = await self.driven(run, cancelled)
+        while driver.result is not None and driver.result.status is Status.WAITING:
+            if run.on_pause is not None:
+                run.on_pause(driver.result)
+            again = None if self.closing else continuation(driver.run, self.local)
+            if again is None and not run.request.until_waiting:
+                driver.result, driver.error = None, left(driver.run)
+            if again is None:
+                break
+            driver = await self.driven(again[0], cancelled, again[1])
+        if driver.cancelled is not None and driver.error is not driver.cancelled:
+            raise driver.cancelled from driver.error
+        return outcome(driver.result, driver.error, check=check)
+
+    async def driven(self, run: RunState, cancelled: int, main: Program[Run] | None = None) -> AsyncDriver:
+        """Drive a run until it ends, or waits in its store. Returns what has driven it."""
+        driver = self.live[run] = AsyncDriver(run, cancelled, self.pool, self.tasks, main)
+        try:
+            await driver.run_here()
+        finally:
+            self.live.pop(run, None)
+            if run.claimed:
+                self.local.leave(run)
+                if self.leases is not None:
+                    self.leases.leave(run)
+        return driver
+
+    def cancel(self, run: RunState) -> bool:
+        """Cancel a run, begun or not, from any thread. False: it was ending already."""
+        queued = self.queued.get(run)
+        if queued is not None:
+            queued.get_loop().call_soon_threadsafe(queued.cancel)
+            return True
+        stopping = run.interrupt(StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
+        driver = self.live.get(run)
+        if stopping and driver is not None:
+            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+        return stopping
+
+    # -- submitted runs ------------------------------------------------------------------------------------------------
+
+    def queue(self, run: RunState, *, check: bool) -> AsyncRunFuture:
+        """Begin a run in a task of its own."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._begin(run, check))
+        self.queued[run] = self.local.futures[run] = future = AsyncRunFuture(run, task, loop)
+        run.on_pause = future.pause
+        task.add_done_callback(partial(self._forget_queued, run))
+        return future
+
+    async def _begin(self, run: RunState, check: bool) -> Run:
+        future = self.queued.pop(run)
+        if run.key is None and not self._settings.durable:
+            future.claimed()
+        return await self.drive(run, 0, check=check)
+
+    def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
+        self.queued.pop(run, None)
+        self.local.futures.pop(run, None)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    async def leave_queued(self, limit: float) -> None:
+        """Leave what has not begun on this loop: recorded as queued, to other engines; what is in memory only is cancelled."""
+        loop = asyncio.get_running_loop()
+        mine = {run: future for run, future in self.queued.items() if future.get_loop() is loop}
+        for run in mine:
+            self.queued.pop(run)
+        await leave(mine, partial(AsyncDriver, cancels=0, pool=self.pool, tasks=self.tasks), max(limit, MARGIN))
+
+    async def close(self, limit: float | None, looking: Sequence[asyncio.Task[Any]]) -> None:
+        """Wait for the runs on this loop, and for the tasks that `look` at the store. After `limit` seconds: see
+        `Engine.close`."""
+        settings, loop, me = self._settings, asyncio.get_running_loop(), asyncio.current_task()
+        self.closing = True
+        if limit is None:
+            await _done(list(self.queued.values()), None)
+        else:
+            await self.leave_queued(limit)
+        drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
+        for driver in drivers:
+            if driver.run.dormant:  # it is in its store, for other engines
+                driver.run.park(left(driver.run))
+                driver.stop(Stop(cancel=False))
+        if limit is not None and settings.durable:
+            for driver in drivers:
+                driver.run.park(stopped(driver.run, CLOSED))
+                driver.stop(Stop(cancel=False))
+        running = await _done([driver.ended() for driver in drivers], limit)
+        for driver in drivers:
+            driver.hand_over(stopped(driver.run, CLOSED))
+        # One grace is for calls, one for those that were given up, and one for the compensations.
+        if await _done(running, None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN):
+            log.warning("an engine was closed while some of its runs had not ended")
+        # What was given up has its grace to complete, and may then have to be undone.
+        until = loop.time() + (0 if limit is not None and self.pool.counts()[1] else settings.grace)
+        while (late := [task for task in self.tasks if task.get_loop() is loop]) and loop.time() < until:
+            await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        await _done([task for task in looking if task is not me], MARGIN)
+        if self.leases is not None:
+            self.leases.close()
+        self.pool.close(0)
+
+
+async def _done(futures: Sequence[asyncio.Future[Any]], limit: float | None) -> Sequence[asyncio.Future[Any]]:
+    """Those of the futures that are not done after `limit` seconds."""
+    if not futures:
+        return []
+    _, running = await asyncio.wait(futures, timeout=None if limit == math.inf else limit)
+    return list(running)
+
+
+def cancels() -> int:
+    """How often the current task has been cancelled and has not minded."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

@@ -1,0 +1,259 @@
+"""Runs on threads: in flight, queued, begun, continued after a wait, and over."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import os
+import threading
+import time
+import weakref
+from functools import partial
+from typing import Final
+
+from .._durable.dormant import continuation
+from .._durable.leases import Leases
+from .._durable.queueing import enqueue
+from .._durable.waiting import LocalRuns
+from .._kernel.effects import Program, Stop
+from .._kernel.run import execute
+from .._kernel.run_state import RunState
+from .._kernel.settings import Settings
+from ..errors import RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
+from ..forks import after_fork_in_child
+from ..run import Run
+from ..status import Status
+from ..stores.base import Lease
+from .asking import cancel_in_store, perform, performed
+from .base import MARGIN, log, outcome, this_process
+from .handles import RunFuture
+from .live_runs import CLOSED, RELEASED, LiveRuns, left, unbegun
+from .thread_driver import Driver
+from .workers import Timers, Workers
+
+__all__ = ["LiveThreadRuns", "ThreadRuns", "leave"]
+
+_LOOK: Final = 0.01
+"""seconds between two looks at runs that end while the interpreter exits"""
+
+
+class LiveThreadRuns(LiveRuns[Driver]):
+    """The runs in flight of an `Engine`."""
+
+    def stop(self, run: RunState, *, cancel: bool) -> None:
+        """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls."""
+        driver = self.get(run)
+        if driver is not None:
+            driver.stop(Stop(cancel=cancel))
+
+    def look(self, run: RunState) -> None:
+        """Have the driver of a run look for what the run waits for."""
+        driver = self.get(run)
+        if driver is not None:
+            driver.look()
+
+    def drop(self, why: str) -> None:
+        """End those that have not begun, and release what is recorded of them to other engines."""
+        dropped = [
+            driver
+            for run, driver in list(self.items())
+            if driver is not None and driver.drop(unbegun(run, why, recorded=driver.recorded is not None))
+        ]
+        recorded = [driver for driver in dropped if driver.recorded is not None]
+        if recorded:
+            leases = [Lease(driver.run.stored_key, driver.run.run_id, driver.run.fence) for driver in recorded]
+            try:
+                recorded[0].run.settings.store.renew(leases, RELEASED)
+            except StoreError as error:
+                log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
+
+
+class ThreadRuns:
+    """The runs of one `Engine`, and the threads that they have. Thread-safe.
+
+    Runs in flight hold it, and it holds no engine: once both are forgotten, its threads end.
+    """
+
+    def __init__(self, settings: Settings, workers: int) -> None:
+        self._settings = settings
+        self.pool = Workers(workers, "flowcore")
+        self.timers = Timers("flowcore-timers")
+        self.live = LiveThreadRuns()
+        self.local = LocalRuns(self.live.wake, settings.clock)
+        self.leases: Leases | None = None
+        self.queued: dict[Driver, RunFuture] = {}
+        """submitted runs that have not begun"""
+        self.closing = False
+        self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
+        after_fork_in_child(self, ThreadRuns._after_fork)
+        weakref.finalize(self, leave, self.pool, self.timers, self.live, settings.grace)
+
+    def _after_fork(self) -> None:
+        """In a child: the runs in flight are the parent's."""
+        self._quiet = threading.Condition()
+        for run in self.live:
+            run.in_child(os.getpid())
+        self.live.clear()
+
+    # -- one run -------------------------------------------------------------------------------------------------------
+
+    def driver(self, run: RunState, main: Program[Run]) -> Driver:
+        """What drives a run, which is in flight from now on."""
+        driver = Driver(run, main, self.pool, self.timers, self.over)
+        self.live[run] = driver
+        return driver
+
+    def over(self, driver: Driver) -> None:
+        """A run is over here, or was dropped."""
+        self.forget(driver.run)
+        if driver.run.claimed:
+            self.local.leave(driver.run)
+        if self.leases is not None and (driver.run.claimed or driver.recorded is not None):
+            self.leases.leave(driver.run)
+
+    def forget(self, run: RunState) -> None:
+        """A run is over, or has not begun after all."""
+        self.live.pop(run, None)
+        if self.closing:
+            with self._quiet:
+                self._quiet.notify_all()
+
+    def continued(self, driver: Driver) -> Driver | None:
+        """The driver of what follows a run that waits in its store; None if its caller gets what there is."""
+        if driver.result is None or driver.result.status is not Status.WAITING:
+            return None
+        again = None if self.closing else continuation(driver.run, self.local)
+        if again is None and not driver.run.request.until_waiting:
+            driver.result, driver.error = None, left(driver.run)
+        if again is None:
+            return None
+        continued = self.driver(*again)
+        if self.closing:  # meanwhile
+            self.live.park_dormant()
+        return continued
+
+    def cancel(self, run: RunState, why: str) -> bool:
+        """Cancel a run, whether it runs inline or has a driver. False: it was ending already."""
+        driver = self.live.get(run)
+        if driver is not None and driver.drop(StepCancelled(why)):
+            return True
+        stopping = run.interrupt(StepCancelled(why))
+        if not stopping and run.finished is Status.WAITING:
+            context = self._settings.hooks.store_context(contextvars.copy_context())
+            return performed(cancel_in_store(self._settings.store, None, run.stored_key), context)
+        if stopping and driver is not None:
+            driver.stop(Stop(cancel=True))
+        return stopping
+
+    # -- submitted runs ------------------------------------------------------------------------------------------------
+
+    def queue(self, run: RunState, *, check: bool, only_new: bool = False) -> RunFuture:
+        """Have a thread of the pool begin a run. `only_new`: drop it where its key is not free, as its future then says."""
+        driver = self.driver(run, execute(run))
+        future = RunFuture(driver, self.pool, self.cancel)
+        run.on_pause = future.pause
+        driver.on_over = partial(self._resolve, future, check)
+        self.queued[driver] = future
+        if self.leases is not None:
+            try:
+                driver.recorded = perform(enqueue(run, this_process(), future.done), driver.ask_here)
+            except BaseException:
+                self.queued.pop(driver, None)
+                self.forget(run)
+                raise
+            if future.done():  # cancelled while it was recorded
+                return future
+            if driver.recorded is not None:
+                self.leases.join(run)
+            elif only_new:
+                future.cancel()
+                return future
+        if not self.pool.put(partial(self._begin, driver, future)) and run.request.deadline is not None:
+            self.timers.after(run.request.deadline, partial(self._expire, driver, run.request.deadline))
+        return future
+
+    def _begin(self, driver: Driver, future: RunFuture) -> None:
+        """Begin a submitted run on this thread of the pool, unless it was dropped or its future was cancelled."""
+        if driver.take_start():
+            self.queued.pop(driver, None)
+            if future.set_running_or_notify_cancel():
+                driver.begin_now()
+            else:
+                driver.on_over(driver)
+
+    def _expire(self, driver: Driver, deadline: float) -> None:
+        """A deadline counts from the claim, which will never come where calls hang on all threads: then it ends the run."""
+        if self.pool.exhausted:
+            run_id, name = driver.run.run_id, safe_repr(driver.run.workflow.name)
+            driver.drop(RunTimeout(f"run {run_id} of {name} did not begin before its deadline: no thread was free."))
+        elif driver in self.queued:
+            self.timers.after(deadline, partial(self._expire, driver, deadline))
+
+    def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
+        """A submitted run is over, waits in its store, or was dropped."""
+        self.queued.pop(driver, None)
+        self.over(driver)
+        if driver.result is not None and driver.result.status is Status.WAITING:
+            future.pause(driver.result)
+        again = self.continued(driver)
+        if again is not None:
+            again.on_over = partial(self._resolve, future, check)
+            future.continues(again)
+            if again.take_start():
+                self.pool.put(again.begin_now)
+            return
+        if future.cancelled():
+            if driver.recorded is not None:
+                driver.ask_here("withdraw", driver.recorded)
+            return
+        try:
+            result = outcome(driver.result, driver.error, check=check)
+        except BaseException as error:  # noqa: BLE001 - the future raises it
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def drop_queued(self) -> None:
+        """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
+        for future in [] if self._settings.durable else list(self.queued.values()):
+            future.cancel()
+        self.live.drop(CLOSED)
+
+    def close(self, limit: float | None) -> None:
+        """Wait for the runs that were accepted, and end the threads. After `limit` seconds: see `Engine.close`."""
+        settings = self._settings
+        with self._quiet:
+            self.closing = True
+        self.live.park_dormant()
+        if limit is not None and limit != math.inf:
+            self.drop_queued()
+            self.live.park(CLOSED)
+        self._wait_until_quiet(limit)
+        self.live.hand_over(CLOSED)
+        # One grace is for calls, one for those that were given up, and one for the compensations.
+        self._wait_until_quiet(None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN)
+        if self.live:
+            log.warning("an engine was closed while %d of its runs had not ended", len(self.live))
+        self.timers.close()
+        if self.leases is not None:
+            self.leases.close()
+        hangs = self.pool.counts()[1] > 0 and limit is not None
+        self.pool.close(0.0 if hangs or self.live else min(settings.grace, threading.TIMEOUT_MAX))
+
+    def _wait_until_quiet(self, limit: float | None) -> None:
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self.live, None if limit is None else min(limit, threading.TIMEOUT_MAX))
+
+
+def leave(pool: Workers, timers: Timers, live: LiveThreadRuns, grace: float) -> None:
+    """The engine was forgotten, or the interpreter exits: runs are handed over, and threads end."""
+    live.drop("its process ended")
+    live.hand_over("its process ended")
+    until = time.monotonic() + grace
+    # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
+    while live and not threading.main_thread().is_alive() and time.monotonic() < until:
+        time.sleep(_LOOK)
+    pool.close(0.0 if live or threading.main_thread().is_alive() else grace)
+    timers.close()
