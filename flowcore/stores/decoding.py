@@ -417,10 +417,10 @@ def _text(fields: Fields, name: str) -> str:
 
 
 def _run_id(fields: Fields) -> str:
-    """Messages quote it, so that a long one is refused: flowcore writes 32 characters."""
+    """Messages quote it, so that one of many characters or lines is refused: flowcore writes 32 digits."""
     run_id = _text(fields, "run_id")
-    if len(run_id) > _LONGEST_RUN_ID:
-        raise _Foreign(f"its run id has {len(run_id):,} characters")
+    if len(run_id) > _LONGEST_RUN_ID or not run_id.isprintable():
+        raise _Foreign(f"its run id is {safe_repr(run_id)}")
     return run_id
 
 

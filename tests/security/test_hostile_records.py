@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.security.fuzz import STATES, OfRedis, OfSQLite, fuzz
 
 
@@ -13,8 +15,9 @@ def test_no_field_of_a_redis_record_breaks_a_verb(redis_url: str, *, full: bool)
     assert fuzz(OfRedis(redis_url), 1000 if full else 60)
 
 
-def test_a_run_id_that_would_swamp_a_message_is_refused(tmp_path: Path, redis_url: str) -> None:
+@pytest.mark.parametrize("run_id", ["9" * 5000, "a line\nand another", "\x1b[2J"])
+def test_a_run_id_that_would_swamp_or_break_a_message_is_refused(tmp_path: Path, redis_url: str, run_id: str) -> None:
     sqlite, redis = OfSQLite(tmp_path), OfRedis(redis_url)
     for state in STATES:
-        assert sqlite.attempt(state, ("runs", "run_id"), "9" * 5000) == []
-        assert redis.attempt(state, b"run_id", "9" * 5000) == []
+        assert sqlite.attempt(state, ("runs", "run_id"), run_id) == []
+        assert redis.attempt(state, b"run_id", run_id) == []
