@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from ..plan import Plan
 from ..workflow import Workflow
@@ -11,27 +11,55 @@ from ..workflow import Workflow
 __all__ = ["Request"]
 
 
-class Request(NamedTuple):
-    """A run that an engine is asked for. Made once, of options that were checked, and passed on whole."""
+class Request:
+    """A run that an engine is asked for. Made once, of options that were checked, and passed on whole.
 
-    workflow: Workflow[Any]
-    plan: Plan
-    values: dict[Any, Any]
-    """the initial values; the run changes them"""
-    context: contextvars.Context
-    """the caller's, of which each call of user code gets a copy"""
-    key: str | None = None
-    """the idempotency key"""
-    input: Any = None
-    """of Workflow(input=), as the caller gave it; None where it is made of the values"""
-    wait: float | None = None
-    """seconds to wait for another run that has the key"""
-    deadline: float | None = None
-    """seconds from the first claim to the run's deadline; None: no limit"""
-    once: bool = False
-    """an earlier run that failed is the answer too"""
-    submitted: bool = False
-    until_waiting: bool = False
-    """the caller wants to have the run as soon as it only waits"""
-    recovering: str | None = None
-    """the id of a run whose values are in the store: recovery resumes it, or, where `wait` is given, its caller does"""
+    `values`: the initial ones, which the run changes; `context`: the caller's, of which each call of user code gets a copy;
+    `key`: the idempotency key; `input`: of Workflow(input=), as the caller gave it. Seconds: `wait`, for another run that has
+    the key; `deadline`, from the first claim until the run must be over; None: no limit. `once`: an earlier run that failed is
+    the answer too. `until_waiting`: the caller wants to have the run as soon as it only waits. `recovering`: the id of a run
+    whose values are in the store; recovery resumes it, or, where `wait` is given, its caller does.
+    """
+
+    __slots__ = (
+        "context",
+        "deadline",
+        "input",
+        "key",
+        "once",
+        "plan",
+        "recovering",
+        "submitted",
+        "until_waiting",
+        "values",
+        "wait",
+        "workflow",
+    )
+
+    def __init__(
+        self,
+        workflow: Workflow[Any],
+        plan: Plan,
+        values: dict[Any, Any],
+        context: contextvars.Context,
+        key: str | None = None,
+        input: Any = None,  # noqa: A002 - its name in Workflow
+        wait: float | None = None,
+        deadline: float | None = None,
+        once: bool = False,
+        submitted: bool = False,
+        until_waiting: bool = False,
+        recovering: str | None = None,
+    ) -> None:
+        self.workflow: Final = workflow
+        self.plan: Final = plan
+        self.values: Final = values
+        self.context: Final = context
+        self.key: Final = key
+        self.input: Final = input
+        self.wait: Final = wait
+        self.deadline: Final = deadline
+        self.once: Final = once
+        self.submitted: Final = submitted
+        self.until_waiting: Final = until_waiting
+        self.recovering: Final = recovering

@@ -38,6 +38,10 @@ class RunState:
     """
 
     # its caller
+    key: str | None = None
+    """the idempotency key"""
+    input: Any = None
+    """of Workflow(input=); None until a step asks for it"""
     after_wait = False
     """it had waited in its store"""
     cancelled_late: BaseException | None = None
@@ -149,7 +153,11 @@ class RunState:
         self.settings = settings
         self.request = request
         workflow, plan = self.workflow, self.plan = request.workflow, request.plan
-        self.key, self.values, self.input, self.context = request.key, request.values, request.input, request.context
+        self.values, self.context = request.values, request.context
+        if request.key is not None:
+            self.key = request.key
+        if request.input is not None:
+            self.input = request.input
         if workflow.undo == "never":
             self.past_pivot = True
         if settings.observed:
@@ -166,7 +174,7 @@ class RunState:
         self.limit = settings.parallel  # steps of this run at a time
         if workflow.max_parallel is not None:
             self.limit = min(self.limit, workflow.max_parallel)
-        self.counts = plan.indegrees.copy()  # (lock) unfinished dependencies of each node
+        self.counts = plan.indegrees[:]  # (lock) unfinished dependencies of each node
         self.ready = deque(plan.ready)  # (lock) nodes to start, by index
         self.results: dict[str, Any] = {}  # (lock) in order of completion
         self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed

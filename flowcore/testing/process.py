@@ -172,7 +172,13 @@ class Process:
                 self.over(None, failure if isinstance(failure, BaseException) else None)
                 return
             self.x.key = records[0].key
-            self.x.request = self.x.request._replace(key=records[0].key, recovering=records[0].run_id)
+            wanted = self.x.request
+            self.x.request = Request(
+                *(wanted.workflow, wanted.plan, wanted.values, wanted.context, records[0].key),
+                wait=wanted.wait,
+                deadline=wanted.deadline,
+                recovering=records[0].run_id,
+            )
             self._advance(self._main, None)
 
         self._send("list_resumable", [self.x.workflow.name], found)
