@@ -45,7 +45,9 @@ PARTS: dict[str, str] = {
     "_kernel": "errors functions step status retry context run plan workflow events",
     "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule",
-    "temporal": ("errors status retry run plan step workflow events stores _wire _kernel _durable _engines"),
+    "temporal": (
+        "errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"
+    ),
     "cli": "errors status stores workflow picture schedule fires",
     "__main__": "",
     "testing": "errors status retry context run plan workflow events stores _kernel _durable _in_executor",
@@ -88,6 +90,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.fires": {"datetime"},
     "flowcore.schedule": {"cronsim"},
     "flowcore._engines.threads": {"flowcore._engines.schedules"},
+    "flowcore.temporal.engine": {"flowcore.temporal.schedules"},
     "flowcore._engines.aio": {"flowcore._engines.schedules"},
     # For the first value that JSON has no form for.
     "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},

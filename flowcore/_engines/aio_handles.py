@@ -45,6 +45,11 @@ class AsyncRunFuture(asyncio.Future[Run]):
         if not self._claimed:
             self.result()
 
+    async def begun(self) -> bool:
+        """`recorded`; returns whether the run is this call's own, and no earlier one with its key."""
+        await self.recorded()
+        return self._claimed
+
     def claimed(self) -> None:
         """The run is this engine's, and recorded where its store is durable. On the loop's thread."""
         self._claimed = True

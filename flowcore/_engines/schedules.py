@@ -23,14 +23,15 @@ from .asking import performed, performed_on_loop
 from .base import EngineBase, log, this_process
 from .recovering import RecoveryTasks, RecoveryThread
 from .scheduler import LONGEST_WAIT, Begin, Scheduled
+from .scheduling import SchedulingEngine
 
 if TYPE_CHECKING:
     from .aio import AsyncEngine
     from .threads import Engine
 
-__all__ = ["AsyncSchedules", "Schedules", "ThreadSchedules"]
+__all__ = ["AsyncSchedules", "LoopSchedules", "Schedules", "ThreadSchedules", "report"]
 
-E = TypeVar("E", bound=EngineBase)
+E = TypeVar("E", bound=SchedulingEngine)
 _AFTER_A_FAULT = 1.0  # seconds
 
 
@@ -127,7 +128,7 @@ class ThreadSchedules(Schedules["Engine"]):
         run = engine._requested(workflow, values, key, once=True)
         engine._refuse_if_full(len(engine._runs.queued))
         future = engine._runs.queue(run, check=True, only_new=True)
-        future.add_done_callback(_report)
+        future.add_done_callback(report)
         return not future.cancelled()
 
     def cancel(self, key: str) -> bool:
@@ -142,10 +143,10 @@ class ThreadSchedules(Schedules["Engine"]):
         return [performed(one.status(), context) for one in list(self._scheduled.values())]
 
 
-class AsyncSchedules(Schedules["AsyncEngine"]):
-    """The schedules of an `AsyncEngine`: a task looks at them, on each loop that the engine runs on; one at a time."""
+class LoopSchedules(Schedules[E]):
+    """The schedules of an engine of event loops: a task looks at them, on each loop that the engine runs on; one at a time."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: E) -> None:
         super().__init__(engine)
         self.tasks = RecoveryTasks(self._look, _AFTER_A_FAULT, "schedule")
 
@@ -178,6 +179,18 @@ class AsyncSchedules(Schedules["AsyncEngine"]):
         finally:
             self._looking_now.release()
 
+    async def statuses(self) -> list[ScheduleStatus]:
+        """How each schedule stands."""
+        context = self._engine._callers_context()
+        return [await performed_on_loop(one.status(), context) for one in list(self._scheduled.values())]
+
+
+class AsyncSchedules(LoopSchedules["AsyncEngine"]):
+    """The schedules of an `AsyncEngine`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+
     async def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
         """Begin the run of a fire. False: another engine has."""
         engine, context = self._engine, contextvars.Context()
@@ -188,18 +201,13 @@ class AsyncSchedules(Schedules["AsyncEngine"]):
             if await driver.perform(enqueue(run, this_process(), lambda: False)) is None:
                 return False
         future = context.run(partial(engine._runs.queue, run, check=True))
-        future.add_done_callback(_report)
+        future.add_done_callback(report)
         return True
 
     def cancel(self, key: str) -> bool:
         """Cancel the run of a key, if it is in flight in this engine."""
         engine = self._engine
         return any(engine._runs.cancel(run) for run in list(engine._live) if run.key == key)
-
-    async def statuses(self) -> list[ScheduleStatus]:
-        """How each schedule stands."""
-        context = self._engine._callers_context()
-        return [await performed_on_loop(one.status(), context) for one in list(self._scheduled.values())]
 
 
 def _emit(reference: Callable[[], EngineBase | None], event: Any) -> None:
@@ -208,7 +216,7 @@ def _emit(reference: Callable[[], EngineBase | None], event: Any) -> None:
         engine._tell(event)
 
 
-def _report(future: Any) -> None:
+def report(future: Any) -> None:
     """No caller waits for a scheduled run: its error goes to the log."""
     error = None if future.cancelled() else future.exception()
     if error is not None and not isinstance(error, RunParked):

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, Never, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from temporalio.client import Client
 
 from .._durable.claim import claim
 from .._engines.aio_handles import AsyncRunFuture
-from .._engines.base import EngineBase, I, outcome
+from .._engines.base import I, outcome
 from .._engines.batches import completed_on_loop, key_of, whole_or
 from .._engines.checks import runs_here
 from .._engines.in_context import is_process_stopping
+from .._engines.scheduling import SchedulingEngine
 from .._engines.sending import announce
 from .._kernel import emit
 from .._kernel.effects import Ask, Program, Sleep
@@ -31,6 +32,10 @@ from ..stores.decide import is_over
 from ..workflow import Key, Workflow, own_error
 from .store import Awaited, TemporalStore
 
+if TYPE_CHECKING:
+    from ..schedule import ScheduleStatus
+    from .schedules import TemporalSchedules
+
 __all__ = ["TemporalEngine"]
 
 T = TypeVar("T")
@@ -41,7 +46,7 @@ _CONCURRENCY: Final = 100
 """runs of a `map` in flight, unless it says otherwise"""
 
 
-class TemporalEngine(EngineBase):
+class TemporalEngine(SchedulingEngine):
     """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task queue.
 
     `run` and its like are those of AsyncEngine, for one event loop: the client's. A run does not need this process: the
@@ -80,6 +85,7 @@ class TemporalEngine(EngineBase):
             store, hooks, None, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
         )
         self._waiting: set[asyncio.Task[Run]] = set()
+        self._schedules: TemporalSchedules | None = None
 
     async def run(
         self,
@@ -172,9 +178,10 @@ class TemporalEngine(EngineBase):
     async def close(self) -> None:
         """Start no more runs, and wait for none: they go on in the workers. What awaits one here gets CancelledError."""
         self._closed = True
+        looking = [] if self._schedules is None else self._schedules.tasks.close(asyncio.get_running_loop())
         for task in self._waiting:
             task.cancel("closed")
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await asyncio.gather(*self._waiting, *looking, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -184,12 +191,19 @@ class TemporalEngine(EngineBase):
     ) -> None:
         await self.close()
 
-    def schedule(self, *_: object, **options: object) -> Never:
-        """Raises DefinitionError."""
-        raise DefinitionError(
-            "TemporalEngine keeps no schedules. Give an AsyncEngine the schedule, of a workflow whose step calls run() here, or "
-            "start the workflow from one of Temporal's own schedules."
-        )
+    def _own_schedules(self) -> TemporalSchedules:
+        from .schedules import TemporalSchedules
+
+        if self._schedules is None:
+            self._schedules = TemporalSchedules(self)
+        return self._schedules
+
+    def _recover_also(self, workflow: Workflow[Any]) -> None:
+        """Temporal resumes runs by itself."""
+
+    async def schedules(self) -> list[ScheduleStatus]:
+        """How each schedule of this engine stands, as `Engine.schedules`."""
+        return [] if self._schedules is None else await self._schedules.statuses()
 
     # -- one run -------------------------------------------------------------------------------------------------------
 

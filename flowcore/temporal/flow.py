@@ -12,6 +12,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 from ..errors import SendRefused, safe_repr, safe_str
+from ..fires import LOG
 from ..run import Sent
 from ..status import Status
 from ..stores.base import RESUMABLE, RunRecord
@@ -40,11 +41,14 @@ class FlowcoreWorkflow:
         request = cast("Request", workflow.payload_converter().from_payload(args[0].payload, dict))
         record = self._record = decode_outcome(request["fields"], request["errors"], TEXTS)
         self._errors, self._raised = request["errors"], request["raised"]
+        info = workflow.info()
+        if info.workflow_type == LOG:  # an entry in the log of a schedule
+            record.status = Status.SUCCESS
+            return encode_outcome(record)
         if request["resumed"]:
             record.decision = await self._decided(request["retry_in"])
             record.held, record.reason = False, self._reason or record.reason
             workflow.upsert_memo({"state": str(Status.RUNNING)})
-        info = workflow.info()
         definition = definition_of(info.task_queue, info.workflow_type)
         plan = definition.plan
         other = plan.contains(record.graph)

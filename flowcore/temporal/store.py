@@ -54,6 +54,8 @@ class TemporalStore(Operators):
     name = "temporal"
     durable = True
     blocks = True
+    retention = 86_400.0
+    """seconds for which any namespace keeps what is over, at least"""
 
     def __init__(
         self,

@@ -586,8 +586,6 @@ def test_what_temporal_cannot_carry_is_refused_at_the_start(temporal: Temporal) 
         engine = await temporal.engine()
         with pytest.raises(DefinitionError, match="has 5,001 steps, and a run on Temporal can have 5,000"):
             await engine.run(wf)
-        with pytest.raises(DefinitionError, match="TemporalEngine keeps no schedules"):
-            engine.schedule(wf, every=60)
         with pytest.raises(RunNotFound):
             await engine.store.resume("unknown")
 
