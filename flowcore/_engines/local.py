@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .._durable.leases import Leases
 from .._durable.recovery import SURVEY_EVERY, Recovery
@@ -24,9 +24,6 @@ from .checks import whole
 from .live_runs import LiveRuns
 from .scheduling import SchedulingEngine
 from .sending import announce, counts_as, made_here
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["LocalEngine"]
 
