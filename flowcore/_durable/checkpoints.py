@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from .._kernel import emit
+from .._kernel import emit, stopping
 from .._kernel.effects import Ask, Program, Sleep, Stop
 from .._kernel.run_state import RunState
 from ..errors import LeaseLost, NotSerializable, RunParked, StepCancelled, StoreUnavailable, safe_repr, safe_str
@@ -117,12 +117,12 @@ def settle(
         answer, failure = yield from _healed(run, ledger, empty, answer, failure)
     if failure is not None:
         _put_back(run, ledger, checkpoint, failure)
-    elif answer is Renewal.CANCEL and run.interrupt(cancelled(run)):
+    elif answer is Renewal.CANCEL and stopping.interrupt(run, cancelled(run)):
         yield Stop(cancel=True)
     if isinstance(answer, Lost):
         failure = lose(run, gone=answer.gone)
     elif failure is not None and not isinstance(failure, NotSerializable):
-        run.park(parked(run, f"its progress could not be saved ({safe_str(failure, 200)})", failure))
+        stopping.park(run, parked(run, f"its progress could not be saved ({safe_str(failure, 200)})", failure))
     if run.relinquished:
         yield Stop(cancel=run.lost)
     return failure
@@ -197,7 +197,7 @@ def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
         else f"another process has taken {what} over: it goes on there, and here nothing more was started or undone."
     )
     error = LeaseLost(why, run_id=run.run_id)
-    if run.lose(error):
+    if stopping.lose(run, error):
         emit.lease_lost(run)
     return error
 

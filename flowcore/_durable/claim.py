@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from .._kernel import emit
+from .._kernel import emit, stopping
 from .._kernel.effects import Program, Sleep
 from .._kernel.run_state import RunState
 from ..errors import (
@@ -78,12 +78,14 @@ class StoreClaims:
             return True
         if isinstance(failure, Arrived):
             found, failure = yield from checkpoints.ask(run, "find", record.key)
-            run.resume_waits({} if found is None else found.sent)
+            stopping.resume_waits(run, {} if found is None else found.sent)
             if found is not None and found.decision == "cancel":
-                run.interrupt(checkpoints.cancelled(run))
+                stopping.interrupt(run, checkpoints.cancelled(run))
             return False
-        run.resume_waits({})
-        run.park(checkpoints.parked(run, f"it could not be left to its store ({safe_str(failure, 200)})", failure))
+        stopping.resume_waits(run, {})
+        stopping.park(
+            run, checkpoints.parked(run, f"it could not be left to its store ({safe_str(failure, 200)})", failure)
+        )
         return False
 
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:

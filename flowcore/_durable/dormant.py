@@ -8,8 +8,9 @@ that is sent by this engine wakes the caller at once.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
+from .._kernel import stopping
 from .._kernel.effects import Program, Sleep
 from .._kernel.request import Request
 from .._kernel.run import execute
@@ -31,17 +32,18 @@ _SHARE: Final = 0.01
 def continuation(run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run]] | None:
     """What continues a run that waits in its store, for its caller: a run, and its main program. None if the caller wants
     to have it as it is."""
-    if run.waits is None or (run.request.until_waiting and run.continue_as(None)):
+    if run.waits is None or (run.request.until_waiting and stopping.continue_as(run, None)):
         return None
+    values: dict[Any, Any] = {}  # the store has them
     request = Request(
-        *(run.workflow, run.plan, {}, run.context, run.stored_key),
+        *(run.workflow, run.plan, values, run.context, run.stored_key),
         wait=math.inf,
         deadline=run.workflow.deadline,
         recovering=run.run_id,
     )
     again = RunState(run.settings, request)
     again.dormant, again.on_pause = True, run.on_pause
-    run.continue_as(again)
+    stopping.continue_as(run, again)
     due = run.waits.next_limit(run.deadline)
     return again, _resume_when_due(again, local, due, len(run.waits.sent))
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 from typing import cast
 
-from .._kernel import emit
+from .._kernel import emit, stopping
 from .._kernel.effects import Program
 from .._kernel.inline import FirstAttempt
 from .._kernel.ledger import Errors
@@ -166,11 +166,11 @@ class Ledger(Unsaved):
                 with run.lock:
                     self.steps.pop(following.name, None)
                     self.announced.discard(following.name)
-            yield from stopped(run, run.fail(failure, node.name))
+            yield from stopped(run, stopping.fail(run, failure, node.name))
             return None
         with run.lock:
             if not run.stopped:
-                unblocked, following = run.unblock_saved(node, following)
+                unblocked, following = _unblock(run, node, following)
             else:
                 unblocked = None
                 run.running -= 1
@@ -275,3 +275,21 @@ class Ledger(Unsaved):
 def ledger_of(run: RunState) -> Ledger | None:
     """The run's ledger; None in memory."""
     return cast("Ledger | None", run.ledger)
+
+
+def _unblock(run: RunState, node: Node, following: Node | None) -> tuple[list[Node], Node | None]:
+    """(lock) The end of `node` is saved: unblock its dependents. Returns them, and the node that this worker runs next:
+    `following`, or else a ready one."""
+    unblocked: list[Node] = []
+    for index in node.successors:
+        run.counts[index] -= 1
+        if not run.counts[index]:
+            run.ready_at[index] = run.settings.clock()
+            unblocked.append(run.plan.nodes[index])
+            if unblocked[-1] is not following:
+                run.ready.append(index)
+    if following is None and run.ready:
+        following = run.plan.nodes[run.ready.popleft()]
+    if following is None:
+        run.running -= 1
+    return unblocked, following

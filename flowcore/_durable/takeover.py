@@ -7,11 +7,12 @@ What is known to be done stays done. What was in flight may have happened or not
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from .._kernel import emit
+from .._kernel import emit, stopping
 from .._kernel.attempts import failed_before
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
@@ -96,7 +97,20 @@ def restore(run: RunState, record: RunRecord) -> None:
     if ledger is not None:
         ledger.found(record)
         ledger.carriers.update((name, dict(carrier)) for name, carrier in record.carriers.items())
-    run.restore(over)
+    _restore_queue(run, over)
+
+
+def _restore_queue(run: RunState, over: set[str]) -> None:
+    """Resume a run whose steps in `over` (names) have succeeded or were skipped under an earlier owner."""
+    nodes = run.plan.nodes
+    with run.lock:
+        run.left = len(nodes) - len(over)
+        run.past_pivot = run.workflow.undo == "never" or any(
+            node.step.pivot and node.name in over and run.report(node).status is Status.SUCCESS for node in nodes
+        )
+        run.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
+        if not run.stopped:
+            run.ready = deque(n.index for n in nodes if n.name not in over and not run.counts[n.index])
 
 
 def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
@@ -120,7 +134,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         crashed = [node for node in run.plan.nodes if _was_running(record, node)]
         for node in crashed:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
-        run.hold(refused)
+        stopping.hold(run, refused)
         emit.recovered(run, _recovered(run, record, "hold", held=crashed))
         return
     if record.status is Status.WAITING and record.decision in {None, "resume"}:  # it was left in order
@@ -145,7 +159,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         elif answer is not None:
             lacking.append(node)
     if landed:
-        run.restore({node.name for node in run.plan.nodes if _is_over(run, node)})
+        _restore_queue(run, {node.name for node in run.plan.nodes if _is_over(run, node)})
     open_ones = [node for node in in_doubt if node not in landed and node not in lacking]
     # A run that was parked while it went forward has steps that its owner gave up: they are as unclear as after a crash.
     crashed = [node for node in open_ones if record.steps[node.name].status is Status.RUNNING or not record.undoing]
@@ -160,12 +174,14 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
         _undo(run, record, open_ones, lacking, to_undo)
     if unclear is not None:
-        run.park(parked(run, safe_str(unclear, 300), unclear))
+        stopping.park(run, parked(run, safe_str(unclear, 300), unclear))
     elif held:
         for node in crashed:
             run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
         step = safe_repr(held[0].name)
-        run.hold(held_run(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'"))
+        stopping.hold(
+            run, held_run(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'")
+        )
     elif not undoing and ledger is not None:
         ledger.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
         for node in lacking:  # in case the run stops before they start again
@@ -295,7 +311,8 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
     ]
     due += [node for node in run.to_undo if node not in due]
     error = _first_error(record)
-    run.undo_on(
+    stopping.resume_undo(
+        run,
         own_error(run.workflow, error) if error is not None else crash_of(run, crashed),
         record.failed_step if record.error is not None or not crashed else crashed[0].name,
         [node for node in due if node.compensation is not None and node.name not in undone and node.name not in failed],

@@ -93,7 +93,7 @@ class LocalRuns:
         """Whether the run with the waiter's key and this id is in flight here; `waiter` is then woken when it ends."""
         with self._lock:
             run = self._runs.get(waiter.stored_key)
-            if run is None or run.lost or not run.has_id(run_id):
+            if run is None or run.lost or run.known_id != run_id:
                 return False
             self._waiters.setdefault(run, {})[waiter] = None
             return True

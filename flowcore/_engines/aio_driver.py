@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from .._durable.checkpoints import parked
+from .._kernel import stopping
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
@@ -142,7 +143,7 @@ class AsyncDriver:
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over. In the loop's thread only."""
-        if not self.run.interrupt(error):
+        if not stopping.interrupt(self.run, error):
             return False
         self.stop(Stop(cancel=True))
         return True
@@ -150,8 +151,10 @@ class AsyncDriver:
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
         """One of the run's tasks was cancelled: its caller's own, or any of them by a loop that shuts down."""
         self.cancelled = self.cancelled or error
-        stopping = self.run.hand_over(error) if is_process_stopping() else self.run.interrupt(error)
-        if stopping:
+        interrupted = (
+            stopping.hand_over(self.run, error) if is_process_stopping() else stopping.interrupt(self.run, error)
+        )
+        if interrupted:
             self.stop(Stop(cancel=True))
 
     def look(self) -> None:
@@ -161,7 +164,7 @@ class AsyncDriver:
 
     def hand_over(self, error: BaseException) -> None:
         """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
-        if self.run.hand_over(error):
+        if stopping.hand_over(self.run, error):
             self.stop(Stop(cancel=True))
 
     def ended(self) -> asyncio.Future[None]:
@@ -379,7 +382,7 @@ class AsyncDriver:
         if run.deadline is not None and run.settings.clock() >= run.deadline:
             self._drop_queued_call(call, timed_out=True)
         elif call in self._queued_calls and not self._inline and len(self._threaded) == len(self._queued_calls):
-            run.park(parked(run, "no thread of its engine was free for a whole lease"))
+            stopping.park(run, parked(run, "no thread of its engine was free for a whole lease"))
             self.stop(Stop(cancel=False))
         elif call in self._queued_calls:
             self._limit_the_wait(call)

@@ -13,6 +13,7 @@ from typing import Any
 
 from .._durable.dormant import continuation
 from .._durable.leases import Leases
+from .._kernel import stopping
 from .._kernel.effects import Program, Stop
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -68,7 +69,7 @@ class AsyncRuns:
     def _after_fork(self) -> None:
         """In a child: the runs in flight are the parent's, and so are its loops."""
         for run in self.live:
-            run.in_child(os.getpid())
+            stopping.leave_to_parent(run, os.getpid())
         self.live.clear()
         self.queued.clear()
         self.local.futures.clear()
@@ -111,11 +112,11 @@ class AsyncRuns:
         if queued is not None:
             queued.get_loop().call_soon_threadsafe(queued.cancel)
             return True
-        stopping = run.interrupt(StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
+        interrupted = stopping.interrupt(run, StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
         driver = self.live.get(run)
-        if stopping and driver is not None:
+        if interrupted and driver is not None:
             driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
-        return stopping
+        return interrupted
 
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
@@ -160,11 +161,11 @@ class AsyncRuns:
         drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
         for driver in drivers:
             if driver.run.dormant:  # it is in its store, for other engines
-                driver.run.park(left(driver.run))
+                stopping.park(driver.run, left(driver.run))
                 driver.stop(Stop(cancel=False))
         if limit is not None and settings.durable:
             for driver in drivers:
-                driver.run.park(stopped(driver.run, CLOSED))
+                stopping.park(driver.run, stopped(driver.run, CLOSED))
                 driver.stop(Stop(cancel=False))
         running = await _done([driver.ended() for driver in drivers], limit)
         for driver in drivers:

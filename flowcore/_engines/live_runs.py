@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final, TypeVar
 
 from .._durable.checkpoints import cancelled, lose, parked
+from .._kernel import stopping
 from .._kernel.run_state import RunState
 from .._kernel.wait_steps import keep, receive
 from ..errors import RunParked, StepCancelled, safe_repr
@@ -42,7 +43,7 @@ class LiveRuns(dict[RunState, D | None]):
 
     def cancel_through_store(self, run: RunState) -> None:
         """An operator wants the run cancelled, through the store."""
-        if run.interrupt(cancelled(run)):
+        if stopping.interrupt(run, cancelled(run)):
             self.stop(run, cancel=True)
 
     def wake(self, run: RunState) -> None:
@@ -53,27 +54,27 @@ class LiveRuns(dict[RunState, D | None]):
         """Park the durable ones; their calls may end."""
         for run in list(self):
             if run.settings.durable:
-                run.park(parked(run, why))
+                stopping.park(run, parked(run, why))
                 self.stop(run, cancel=False)
 
     def park_dormant(self) -> None:
         """Leave the runs that wait in their store to other engines."""
         for run in list(self):
             if run.dormant:
-                run.park(left(run))
+                stopping.park(run, left(run))
                 self.stop(run, cancel=False)
 
     def hand_over(self, why: str) -> None:
         """Park these runs, or cancel those that are in memory only, because this process stops."""
         for run in list(self):
-            if run.hand_over(stopped(run, why)):
+            if stopping.hand_over(run, stopped(run, why)):
                 self.stop(run, cancel=True)
 
     # -- values that are sent to them ----------------------------------------------------------------------------------
 
     def with_key(self, key: str) -> list[RunState]:
         """The runs that have a key, or that id: not those that wait for one of them."""
-        found = [run for run in list(self) if run.key == key or (run.key is None and run.has_id(key))]
+        found = [run for run in list(self) if run.key == key or (run.key is None and run.known_id == key)]
         claimed = [run for run in found if run.claimed]
         return claimed or [run for run in found if run.request.wait is None]
 
@@ -100,7 +101,7 @@ class LiveRuns(dict[RunState, D | None]):
 
 def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
     """Whether an id or a key names this run."""
-    if run_id is not None and (run.has_id(run_id) or run.request.recovering == run_id):
+    if run_id is not None and run_id in {run.known_id, run.request.recovering}:
         return True
     return key is not None and run.key == key
 

@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from .._durable.checkpoints import parked
+from .._kernel import stopping
 from .._kernel.effects import (
     DIRECT,
     REQUEST_WORKER,
@@ -209,14 +210,14 @@ class Driver:
 
     def hand_over(self, error: BaseException) -> bool:
         """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
-        if not self.run.hand_over(error):
+        if not stopping.hand_over(self.run, error):
             return False
         self.stop(Stop(cancel=True))
         return True
 
     def cancel(self, error: BaseException) -> bool:
         """Stop the run because of `error`; False if it was stopping already, or is over."""
-        if not self.run.interrupt(error):
+        if not stopping.interrupt(self.run, error):
             return False
         self.stop(Stop(cancel=True))
         return True
@@ -387,7 +388,7 @@ class Driver:
             return
         if late or (idle and not any(type(waiting) is Call for waiting in list(self._parked))):
             if not late:
-                run.park(parked(run, "no thread of its engine was free for a whole lease"))
+                stopping.park(run, parked(run, "no thread of its engine was free for a whole lease"))
             self._drop_queued_calls(timed_out=late)
             with self._lock:
                 waiting = len(self._letters)

@@ -15,6 +15,7 @@ from .._durable.dormant import continuation
 from .._durable.leases import Leases
 from .._durable.queueing import enqueue
 from .._durable.waiting import LocalRuns
+from .._kernel import stopping
 from .._kernel.effects import Program, Stop
 from .._kernel.run import execute
 from .._kernel.run_state import RunState
@@ -92,7 +93,7 @@ class ThreadRuns:
         """In a child: the runs in flight are the parent's."""
         self._quiet = threading.Condition()
         for run in self.live:
-            run.in_child(os.getpid())
+            stopping.leave_to_parent(run, os.getpid())
         self.live.clear()
 
     # -- one run -------------------------------------------------------------------------------------------------------
@@ -137,13 +138,13 @@ class ThreadRuns:
         driver = self.live.get(run)
         if driver is not None and driver.drop(StepCancelled(why)):
             return True
-        stopping = run.interrupt(StepCancelled(why))
-        if not stopping and run.finished is Status.WAITING:
+        interrupted = stopping.interrupt(run, StepCancelled(why))
+        if not interrupted and run.finished is Status.WAITING:
             context = self._settings.hooks.store_context(contextvars.copy_context())
             return performed(cancel_in_store(self._settings.store, None, run.stored_key), context)
-        if stopping and driver is not None:
+        if interrupted and driver is not None:
             driver.stop(Stop(cancel=True))
-        return stopping
+        return interrupted
 
     # -- submitted runs ------------------------------------------------------------------------------------------------
 

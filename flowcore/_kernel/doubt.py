@@ -10,6 +10,7 @@ from ..errors import FlowcoreError, IdempotencyHeld, ResultLost, StepCancelled, 
 from ..plan import Node
 from ..status import Status
 from ..step import Landed, NotLanded
+from . import stopping
 from .awaiting import awaited
 from .effects import Call, GivenUp, Program
 from .outcome import StepEnd
@@ -40,7 +41,9 @@ def settle(run: RunState, node: Node, end: StepEnd, lost: ResultLost) -> Program
         run.was_in_doubt |= {node.name}
     if node.step.on_crash == "hold" and not lost.done and run.settings.durable:
         run.reason = f"its executor lost the worker of step {safe_repr(node.name)}, which has on_crash='hold'"
-        run.hold(IdempotencyHeld(f"Run {run.run_id} of {safe_repr(run.workflow.name)} is held: {run.reason}."))
+        stopping.hold(
+            run, IdempotencyHeld(f"Run {run.run_id} of {safe_repr(run.workflow.name)} is held: {run.reason}.")
+        )
         cancelled = StepCancelled(safe_str(lost, 300))
         cancelled.__cause__ = lost
         return StepEnd(Status.CANCELLED, None, cancelled, end.attempts), True

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from ..context import Context
 from ..plan import Node
+from . import stopping
 from .effects import Interrupts, Outcome, Suspended
 from .emit import EventScope, StepScope
 from .plain_steps import PlainSteps
@@ -68,7 +69,7 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
     while node is not None and node.inline[is_async] and not run.stopped:
         if interrupts is not None and interrupts.count > interrupts.raised:
             interrupts.raised = interrupts.count
-            run.interrupt(KeyboardInterrupt())
+            stopping.interrupt(run, KeyboardInterrupt())
             break
         run.at = node
         if events is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Final
 
 from ..errors import CompensationFailed, LeaseLost, safe_repr, safe_str
 from ..plan import Node
-from ..run import Run
+from ..run import Run, StepReport
 from ..status import Status
-from . import emit
+from . import emit, stopping
 from .effects import RESUME, WAIT, Interrupts, Program
 from .emit import EventScope
 from .inline import run_inline
@@ -70,12 +71,12 @@ def execute(run: RunState) -> Program[Run]:
             return waiting
     if not run.succeed():
         return (yield from _fail(run, scope))
-    finished = run.as_run(Status.SUCCESS)
+    finished = _as_run(run, Status.SUCCESS)
     failure = None
     if run.claimed:
         failure = yield from run.settings.claims.finish(run, finished)
         if failure is not None and run.ledger is not None:
-            run.fail_after_all(run.ledger.unfinished(run, failure))
+            stopping.fail_after_all(run, run.ledger.unfinished(run, failure))
             return (yield from _fail(run, scope))
     if scope is not None:
         emit.run_finished(run, scope, finished)
@@ -94,14 +95,14 @@ def _rest(run: RunState) -> Program[Run | None]:
         node = run.take() if run.ledger is not None else None
         if node is not None:
             yield from work(run, node, main=True)
-        elif run.ledger is not None and run.pause():
-            waiting = run.as_run(Status.WAITING)
+        elif run.ledger is not None and stopping.pause(run):
+            waiting = _as_run(run, Status.WAITING)
             if (yield from run.settings.claims.suspend(run, waiting)):
                 return waiting
         else:
             yield from arm(run)
             if run.on_pause is not None and not run.running and run.ledger is None:
-                run.on_pause(run.snapshot(Status.WAITING))
+                run.on_pause(_so_far(run, Status.WAITING))
                 yield WAIT
                 run.on_pause(None)
             else:
@@ -120,7 +121,7 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
     run.progress = run_inline(run, is_async=is_async, interrupts=interrupts)
     if run.progress is not None or run.ready or not run.succeed():
         return None
-    finished = run.as_run(Status.SUCCESS)
+    finished = _as_run(run, Status.SUCCESS)
     if run.scope is not None:
         emit.run_finished(run, run.scope, finished)
     return finished
@@ -128,9 +129,28 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
 
 def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
     """The main program of a run whose inline part was interrupted by `error` between two steps, or while it kept books."""
-    run.interrupt(error)
-    run.repair()
+    stopping.interrupt(run, error)
+    _repair(run)
     return (yield from _fail(run, run.scope))
+
+
+def _repair(run: RunState) -> None:
+    """Make the books right after an interrupt struck somewhere in them, when nothing else of the run goes on.
+
+    What is known to have ended is in `results` and in the reports; if the last node that the thread which was struck
+    had begun is not there, what it did is unknown.
+    """
+    with run.lock:
+        node = run.at
+        ended = {name: run.plan.by_name[name] for name in run.results}
+        known = [*ended.values(), *(other for other in run.to_undo if other.name not in ended)]
+        if node is not None and node not in known and node.name not in run.reports:
+            run.reports[node.name] = StepReport(Status.CANCELLED, 1, error=run.error)
+            run.failed_step = run.failed_step or node.name
+            known.append(node)
+        undone = {name for name, report in run.reports.items() if report.undo is not None}
+        run.to_undo = [other for other in known if other.compensation is not None and other.name not in undone]
+        run.running = 0
 
 
 def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
@@ -151,7 +171,7 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     if finished.status is not Status.LOST and (run.claimed or run.key is not None or finished.status in _TO_DECIDE):
         failure = yield from run.settings.claims.finish(run, finished)
     if failure is not None and run.ledger is not None and (isinstance(failure, LeaseLost) or not run.relinquished):
-        run.fail_after_all(run.ledger.unfinished(run, failure))
+        stopping.fail_after_all(run, run.ledger.unfinished(run, failure))
         run.end(_outcome(run))
         finished = _failed(run)
     elif failure is not None and finished.error is not None:
@@ -174,7 +194,7 @@ def _failed(run: RunState) -> Run:
     """The Run of one that has ended, with what its caller gets to see raised."""
     status = _outcome(run)
     held = run.held or status is Status.COMPENSATION_FAILED
-    finished = run.as_run(status, _final_error(run, status), held=held)
+    finished = _as_run(run, status, _final_error(run, status), held=held)
     if isinstance(finished.error, CompensationFailed):
         finished.error.run = finished
     return finished
@@ -191,6 +211,26 @@ def helper(run: RunState, node: Node | None = None) -> Program[None]:
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def _so_far(run: RunState, status: Status) -> Run:
+    """The run as it is now."""
+    reports = {name: replace(report) for name, report in list(run.reports.items())}
+    return Run(run, run.workflow.name, status, dict(run.results), reports, run.plan)
+
+
+def _as_run(run: RunState, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
+    """The run, for its caller."""
+    ended = Run(run, run.workflow.name, status, run.results, run.reports, run.plan)
+    if run.observed:
+        ended._times = run.times  # pyright: ignore[reportPrivateUsage]
+    if error is not None:
+        ended.results = dict(run.results)  # what lands late is not the caller's any more
+        ended.error, ended.held = error, held
+        ended.failed_step, ended.undone = run.failed_step, tuple(run.undone)
+    if run.carrier:
+        ended.carrier = run.carrier
+    return ended
 
 
 def _final_error(run: RunState, status: Status) -> BaseException:

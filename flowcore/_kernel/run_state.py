@@ -6,27 +6,26 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LeaseLost, NoResult, RunParked, StepCancelled, safe_repr
+from ..errors import NoResult, StepCancelled, safe_repr
 from ..events import Event, Hooks
 from ..events.hooks import Crossing
 from ..plan import Node
-from ..run import Run, Sent, StepReport, no_result
+from ..run import Run, StepReport, no_result
 from ..status import Status
 from ..step import Step
 from .effects import Call, Outcome
 from .ledger import Ledger
 from .request import Request
 from .settings import Settings
+from .undo_order import UndoOrder
 from .waits import Waits
 
 if TYPE_CHECKING:
     from .emit import EventScope
     from .inline import InlineProgress
-    from .outcome import StepEnd
 
 __all__ = ["RunState", "step_key"]
 
@@ -116,8 +115,8 @@ class RunState:
     """(lock) what came after it"""
     abandoned: tuple[Call, ...] = ()
     """(lock) calls that were given up and may not have landed"""
-    undoing: set[int] | None = None
-    """(lock) in a parallel undo: the nodes to undo"""
+    undoing: UndoOrder | None = None
+    """(lock) in a parallel undo: which steps are ready to be undone"""
     undo_begun: set[str]
     """(lock) steps whose undo has begun; only once the run has stopped"""
     undo_order = 0
@@ -180,6 +179,10 @@ class RunState:
         self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed
         self.reports: dict[str, StepReport] = {}  # of the steps that have more than a result
 
+    def after_fork(self) -> None:
+        """In a child: another thread may have held the lock."""
+        self.lock = threading.Lock()
+
     # -- what a Context and a Run ask ----------------------------------------------------------------------------------
 
     @property
@@ -199,10 +202,6 @@ class RunState:
     def known_id(self) -> str | None:
         """This run's id, if it has been drawn."""
         return self._run_id
-
-    def has_id(self, run_id: str) -> bool:
-        """Whether this run's id has been drawn and is this one."""
-        return self._run_id == run_id
 
     def step_meant(self, key: object, by: str) -> str | None:
         """The name of the step that `key` (a Step or a name) means to the function of step `by`; None: no step."""
@@ -309,170 +308,15 @@ class RunState:
         self.running -= 1
         return None
 
-    def unblock_saved(self, node: Node, following: Node | None) -> tuple[list[Node], Node | None]:
-        """(lock) The end of `node` is saved: unblock its dependents. Returns them, and the node that this worker runs next:
-        `following`, or else a ready one."""
-        unblocked: list[Node] = []
-        for index in node.successors:
-            self.counts[index] -= 1
-            if not self.counts[index]:
-                self.ready_at[index] = self.settings.clock()
-                unblocked.append(self.plan.nodes[index])
-                if unblocked[-1] is not following:
-                    self.ready.append(index)
-        if following is None and self.ready:
-            following = self.plan.nodes[self.ready.popleft()]
-        if following is None:
-            self.running -= 1
-        return unblocked, following
-
     def put_back(self) -> None:
         """A node that was taken does not start after all, or has failed."""
         with self.lock:
             self.running -= 1
 
-    def restore(self, over: set[str]) -> None:
-        """Resume a run whose steps in `over` (names) have succeeded or were skipped under an earlier owner."""
-        nodes = self.plan.nodes
-        with self.lock:
-            self.left = len(nodes) - len(over)
-            self.past_pivot = self.workflow.undo == "never" or any(
-                node.step.pivot and node.name in over and self.report(node).status is Status.SUCCESS for node in nodes
-            )
-            self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]
-            if not self.stopped:
-                self.ready = deque(n.index for n in nodes if n.name not in over and not self.counts[n.index])
-
-    def failed(self, node: Node, end: StepEnd, *, effect: bool) -> bool:
-        """`node` has failed, and with it the run; `effect`: it must be undone. Returns whether this was the first. Its place
-        is given up later: the run must not end before its store knows."""
-        with self.lock:
-            effect = effect and node.compensation is not None
-            if effect:
-                self.to_undo.append(node)
-            if self.ledger is not None:
-                self.ledger.failed(self, node, effect=effect)
-            return self._stop(end.error or StepCancelled(), node.name)
-
-    def fail(self, error: BaseException, step: str) -> bool:
-        """The run fails because of `step`, which is done. Returns whether this was the first failure."""
-        with self.lock:
-            return self._stop(error, step)
-
-    def interrupt(self, error: BaseException, step: str | None = None) -> bool:
-        """Cancel the run because of `error` (out of `step`, if one raised it).
-
-        Returns whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
-        outside of a program, by the driver.
-        """
-        if self.finished is Status.WAITING:
-            return self._cancel_late(error)
-        if isinstance(error, SystemExit | KeyboardInterrupt) and self.settings.durable:
-            return self.hand_over(error)
-        with self.lock:
-            if self.finished is not None or self.interrupted:
-                return False
-            self.interrupted = True
-            self._stop(error, step)
-            return True
-
-    def hand_over(self, error: BaseException) -> bool:
-        """This process stops because of `error`: park the run for another one, also while it is being undone, and end its
-        calls early. A run in memory, which no other process can resume, is cancelled instead. Returns what `interrupt`
-        does."""
-        if not self.settings.durable:
-            return self.interrupt(error)
-        with self.lock:
-            if self.finished is not None or self.lost or (self.parked and self.interrupted):
-                return False
-            self.interrupted = True
-            if not self.parked:
-                self.parked = True
-                self._leave(error)
-            return True
-
-    def park(self, error: Exception | None = None) -> None:
-        """Leave the run to its next owner: start no further step, undo nothing. With an `error`, which says what
-        keeps it from going on, also while it is being undone."""
-        with self.lock:
-            if self.finished is not None or self.relinquished or (self.stopped and error is None):
-                return
-            self.parked = True
-            self._leave(error or RunParked(f"run {self._run_id or ''} is parked: its engine was left."))
-
-    def hold(self, error: BaseException) -> None:
-        """Leave the run to an operator: start nothing, undo nothing."""
-        with self.lock:
-            if not self.lost:
-                self.parked = self.held = True
-                self._leave(error)
-
-    def lose(self, error: BaseException) -> bool:
-        """Another process owns the run. Returns whether that is news."""
-        with self.lock:
-            if self.lost or self.finished is not None:
-                return False
-            self.lost = self.interrupted = True
-            self._leave(error)
-            return True
-
-    def in_child(self, process: int) -> None:
-        """This process, a child, was forked in the middle of the run, which is its parent's. The thread that has forked, in a step,
-        may come back into it."""
-        self.lock = threading.Lock()
-        what = f"process {process} was forked in the middle of run {self.run_id} of {safe_repr(self.workflow.name)}"
-        why = f"{what}, which is its parent's: here nothing more of it is started or undone."
-        self.lose(LeaseLost(why, run_id=self.run_id))
-        self.running = min(self.running, 1)  # no thread is here that runs any other step
-
-    def fail_after_all(self, error: BaseException) -> None:
-        """The end of a run that has done all its steps cannot be recorded: it has not succeeded."""
-        with self.lock:
-            self.finished = None
-            self.parked, self.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)
-            if self.relinquished:
-                self._leave(error)
-            else:
-                self._stop(error, next(reversed(self.results), None))
-
-    def _leave(self, error: BaseException) -> None:
-        self.leaving = error
-        self._stop(error, None)
-
     @property
     def relinquished(self) -> bool:
         """Whether this process starts and undoes nothing more of the run, whatever is left to do."""
         return self.parked or self.lost
-
-    def _stop(self, error: BaseException, step: str | None) -> bool:
-        first = not self.stopped
-        if first:
-            self.undone, self.undo_errors, self.undo_begun = [], {}, set()
-            self.error, self.failed_step = error, step
-        elif step is not None and error is not self.error and not isinstance(error, StepCancelled):
-            self.other_errors += ((step, error),)
-        if first:  # later there may be a parallel undo in the queue
-            self.ready.clear()
-        self.stopped = True
-        return first
-
-    def repair(self) -> None:
-        """Make the books right after an interrupt struck somewhere in them, when nothing else of the run goes on.
-
-        What is known to have ended is in `results` and in the reports; if the last node that the thread which was struck
-        had begun is not there, what it did is unknown.
-        """
-        with self.lock:
-            node = self.at
-            ended = {name: self.plan.by_name[name] for name in self.results}
-            known = [*ended.values(), *(other for other in self.to_undo if other.name not in ended)]
-            if node is not None and node not in known and node.name not in self.reports:
-                self.reports[node.name] = StepReport(Status.CANCELLED, 1, error=self.error)
-                self.failed_step = self.failed_step or node.name
-                known.append(node)
-            undone = {name for name, report in self.reports.items() if report.undo is not None}
-            self.to_undo = [other for other in known if other.compensation is not None and other.name not in undone]
-            self.running = 0
 
     def idle(self, *, waits: bool = False) -> bool:
         """Whether no step is running, and none waits; else, with `waits`, the main program is noted as waiting for that."""
@@ -481,43 +325,6 @@ class RunState:
             if (self.running or aside) and waits:
                 self.main_waits = True
             return not (self.running or aside)
-
-    def pause(self) -> bool:
-        """Whether nothing of it can go on but its waits: it may be left to its store, and cannot be cancelled here meanwhile."""
-        with self.lock:
-            if self.stopped or self.running or self.ready or self.waits is None or not self.waits.aside:
-                return False
-            self.finished, self.main_waits = Status.WAITING, False
-            return True
-
-    def _cancel_late(self, error: BaseException) -> bool:
-        """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already."""
-        with self.lock:
-            if self.given:
-                return False
-            self.cancelled_late, continued = self.cancelled_late or error, self.continued
-        return continued is None or continued.interrupt(error)
-
-    def continue_as(self, again: RunState | None) -> bool:
-        """`again`, or with None nothing here, continues a run that was left to its store. False: it was cancelled meanwhile, so
-        that something must."""
-        with self.lock:
-            if again is None and self.cancelled_late is not None:
-                return False
-            self.continued, self.given = again, again is None
-            error = self.cancelled_late
-        if again is not None and error is not None:
-            again.interrupt(error)
-        return True
-
-    def resume_waits(self, sent: Mapping[str, Sent]) -> None:
-        """It is not left to its store after all: `sent` has come."""
-        with self.lock:
-            self.finished, error = None, self.cancelled_late
-            if self.waits is not None:
-                self.waits.sent.update(sent)
-        if error is not None:
-            self.interrupt(error)
 
     def succeed(self) -> bool:
         """End as a success, unless the run has stopped: from now on it cannot be cancelled any more."""
@@ -577,22 +384,6 @@ class RunState:
         """Whether what this run did is, or was, undone here."""
         return self.stopped and not self.past_pivot and not self.parked and not self.lost
 
-    def undo_on(
-        self,
-        error: BaseException,
-        step: str | None,
-        to_undo: list[Node],
-        undone: list[str],
-        undo_errors: dict[str, Exception],
-    ) -> None:
-        """Resume undoing a run that an earlier owner undid in part, or that is to be undone, because of `error`."""
-        with self.lock:
-            self._stop(error, step)
-            self.to_undo = to_undo
-            self.undone, self.undo_errors = undone, undo_errors
-            self.undo_begun.update(undone, undo_errors)
-            self.undo_order = len(self.undo_begun)
-
     def begin_undo(self, node: Node) -> int:
         """The undo of `node` is about to start; answers its number, from 1."""
         with self.lock:
@@ -601,67 +392,24 @@ class RunState:
             return self.undo_order
 
     def begin_parallel_undo(self) -> None:
-        """Fill the ready queue for undoing: a step is ready once all that depended on it are undone."""
+        """Fill the ready queue for undoing."""
         with self.lock:
-            self.ready = deque[int]()  # of undos; hooks go on asking the other one how many steps are ready
-            self.undoing = {node.index for node in self.to_undo}
+            self.undoing = UndoOrder(self.plan, self.to_undo)
             self.to_undo.clear()
-            self.counts = [len(node.successors) for node in self.plan.nodes]
             self.waking = False
-            self._free([node.index for node in reversed(self.plan.nodes) if not node.successors])
+            self.ready = deque(self.undoing.first())  # hooks go on asking the other one how many steps are ready
 
     def undo_ended(self, node: Node) -> Node | None:
         """`node` is undone, or could not be: either way, what it depended on is next."""
         with self.lock:
-            if self.undoes:
-                self._free_before(node.index)
+            if self.undoes and self.undoing is not None:
+                self.ready.extend(self.undoing.after(node.index))
             else:
                 self.ready.clear()
             if self.ready:
                 return self.plan.nodes[self.ready.popleft()]
             self.running -= 1
             return None
-
-    def _free(self, indices: list[int]) -> None:
-        # A step without an undo holds up nothing: pass through it. A loop, for chains of any length.
-        assert self.undoing is not None  # noqa: S101 - begin_parallel_undo has been here
-        while indices:
-            index = indices.pop(0)
-            if index in self.undoing:
-                self.ready.append(index)
-                continue
-            for before in self.plan.nodes[index].predecessors:
-                self.counts[before] -= 1
-                if not self.counts[before]:
-                    indices.append(before)
-
-    def _free_before(self, index: int) -> None:
-        freed: list[int] = []
-        for before in self.plan.nodes[index].predecessors:
-            self.counts[before] -= 1
-            if not self.counts[before]:
-                freed.append(before)
-        self._free(freed)
-
-    # -- the end -------------------------------------------------------------------------------------------------------
-
-    def snapshot(self, status: Status) -> Run:
-        """The run as it is now."""
-        reports = {name: replace(report) for name, report in list(self.reports.items())}
-        return Run(self, self.workflow.name, status, dict(self.results), reports, self.plan)
-
-    def as_run(self, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
-        """The run, for its caller."""
-        ended = Run(self, self.workflow.name, status, self.results, self.reports, self.plan)
-        if self.observed:
-            ended._times = self.times  # pyright: ignore[reportPrivateUsage]
-        if error is not None:
-            ended.results = dict(self.results)  # what lands late is not the caller's any more
-            ended.error, ended.held = error, held
-            ended.failed_step, ended.undone = self.failed_step, tuple(self.undone)
-        if self.carrier:
-            ended.carrier = self.carrier
-        return ended
 
 
 def step_key(namespace: str, workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:

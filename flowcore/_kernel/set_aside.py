@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..plan import Node
 from ..run import StepReport
 from ..status import Status
-from . import emit
+from . import emit, stopping
 from .emit import StepScope
 from .outcome import StepEnd
 from .run_state import RunState
@@ -82,6 +82,6 @@ def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
             backed_off(run, end.scope)
         if failed:
             end.report_to(run.report(node))
-            run.failed(node, end, effect=has_effect(run, node, end))
+            stopping.fail_step(run, node, end, effect=has_effect(run, node, end))
         if end.scope is not None:
             emit.step_finished(run, node, end.scope, end if failed else left(end))

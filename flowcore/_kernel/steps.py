@@ -9,7 +9,7 @@ from ..errors import NotSerializable, RunTimeout, StepCancelled, safe_repr
 from ..functions import is_async
 from ..plan import Node
 from ..status import Status
-from . import emit
+from . import emit, stopping
 from .attempts import Attempts, judge, wait_rest_of_backoff
 from .awaiting import awaited
 from .effects import REQUEST_WORKER, Call, Delegate, Program, Stop
@@ -219,8 +219,8 @@ def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
     end.report_to(run.report(node))
     if end.status is Status.CANCELLED and end.error is not None and not isinstance(end.error, StepCancelled):
         # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
-        run.interrupt(end.error, node.name)
-    first = run.failed(node, end, effect=has_effect(run, node, end))
+        stopping.interrupt(run, end.error, node.name)
+    first = stopping.fail_step(run, node, end, effect=has_effect(run, node, end))
     yield from stopped(run, first)
 
 

@@ -22,7 +22,7 @@ from .._durable.claim import StoreClaims
 from .._durable.ledger import Ledger
 from .._engines.aio_driver import AsyncDriver
 from .._engines.workers import Workers
-from .._kernel import emit
+from .._kernel import emit, stopping
 from .._kernel.doubt import ask_verify
 from .._kernel.effects import Program, Stop
 from .._kernel.ledger import Errors
@@ -304,7 +304,7 @@ class _Activity:
             except Exception:  # noqa: BLE001 - the server is away: it has asked for the cancellation all the same
                 stops = False
             if stops:
-                self._run.fail(StepCancelled(f"{what} makes no further attempt."), self._node.name)
+                stopping.fail(self._run, StepCancelled(f"{what} makes no further attempt."), self._node.name)
                 driver.stop(Stop(cancel=False))
             else:
                 driver.cancel(StepCancelled(f"{what} was cancelled."))

@@ -20,6 +20,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 from .._durable.claim import record_of
 from .._durable.endings import ending
 from .._durable.takeover import Takeover, crash_of, held_run
+from .._kernel import stopping
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
@@ -174,7 +175,7 @@ class WorkflowDriver:
         """Cancel the run."""
         what = f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)}"
         self.reason = workflow.cancellation_reason() or self.reason
-        if self.run.interrupt(StepCancelled(f"{what} was cancelled.")):
+        if stopping.interrupt(self.run, StepCancelled(f"{what} was cancelled.")):
             self._stop(Stop(cancel=True))
 
     @property
@@ -428,7 +429,7 @@ class WorkflowDriver:
         if decision == "undo":
             end.error = crash_of(run, [node])
         elif decision == "hold":
-            run.hold(held_run(run, output.get("reason", "")))
+            stopping.hold(run, held_run(run, output.get("reason", "")))
             end.error = end.error or StepCancelled(f"step {safe_repr(node.name)} was interrupted: its run is held.")
         return end
 

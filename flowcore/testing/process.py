@@ -15,6 +15,7 @@ from .._durable.checkpoints import cancelled, lose
 from .._durable.claim import StoreClaims
 from .._durable.handed_out import complaint
 from .._in_executor import InExecutor
+from .._kernel import stopping
 from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
@@ -482,7 +483,7 @@ class Process:
                     for name, value in record.sent.items():
                         keep(self.x, name, value)
                     self.look()
-                if answer[0] is Renewal.CANCEL and self.x.interrupt(cancelled(self.x)):
+                if answer[0] is Renewal.CANCEL and stopping.interrupt(self.x, cancelled(self.x)):
                     self._stop(Stop(cancel=True))
             elif self.act.ended is None:
                 lose(self.x)
@@ -529,7 +530,7 @@ class Process:
         self._after(seconds, self.cancel)
 
     def cancel(self) -> None:
-        if self.x.interrupt(StepCancelled("the run was cancelled by the simulation.")):
+        if stopping.interrupt(self.x, StepCancelled("the run was cancelled by the simulation.")):
             self.act.cancelled = self.world.now
             self._stop(Stop(cancel=True))
 

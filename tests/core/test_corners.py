@@ -25,6 +25,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore._engines.thread_runs import leave
+from flowcore._kernel import stopping
 from flowcore._kernel.outcome import _first_match
 from flowcore._kernel.run_state import RunState
 from flowcore.events import AttemptFinished, StepCompletedLate, StepFinished, StepStarted
@@ -232,7 +233,7 @@ def test_a_copy_of_a_run_in_a_forked_child_is_left_to_its_parent(ledger: Ledger,
 
     def forks(ctx: Context) -> None:
         for run in list(engine._live):
-            getattr(run, "x", run).in_child(4711)
+            stopping.leave_to_parent(run, 4711)
 
     wf = Workflow("w")
     ledger.add(wf, "a")

@@ -9,13 +9,13 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a step starts though the run failed while its store was told",
         "ledger",
-        "            self.withdrawn(run, node)\n        return failure is None and not run.stopped\n",
-        "            self.withdrawn(run, node)\n        return failure is None\n",
+        "            self.withdrawn(run, node, errors)\n        return failure is None and not run.stopped\n",
+        "            self.withdrawn(run, node, errors)\n        return failure is None\n",
     ),
     m(
         "what the run's failure forestalled stays in flight",
         "ledger",
-        "        elif run.stopped and failure is None and attempt == 1:",
+        "        elif run.stopped and failure is None:",
         "        elif False:",
     ),
     m(
@@ -146,7 +146,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "what may have happened is asked whether it is wanted",
         "steps",
-        "if node.when is not None and node.name not in run.was_in_doubt and end is None:",
+        "if node.when is not None and not asked and end is None:",
         "if node.when is not None and end is None:",
     ),
     m("verify= is not asked", "takeover", "        if node.step.verify is not None:\n", "        if False:\n"),
@@ -190,20 +190,20 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "undone in the order of completion",
         "takeover",
-        "due = [known[name] for name in record.effects if",
-        "due = [known[name] for name in reversed(record.effects) if",
+        "due = [known[name] for name in (*record.effects, *given_up) if",
+        "due = [known[name] for name in reversed((*record.effects, *given_up)) if",
     ),
     m(
         "the pivot is forgotten",
-        "run_state",
-        'self.past_pivot = self.workflow.undo == "never" or any(',
-        "self.past_pivot = False and any(",
+        "takeover",
+        'run.past_pivot = run.workflow.undo == "never" or any(',
+        "run.past_pivot = False and any(",
     ),
     m(
         "dependencies are forgotten",
-        "run_state",
-        "self.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]",
-        "self.counts = [0 for node in nodes]",
+        "takeover",
+        "run.counts = [sum(nodes[i].name not in over for i in node.predecessors) for node in nodes]",
+        "run.counts = [0 for node in nodes]",
     ),
     m(
         "what failed the run is forgotten",

@@ -42,28 +42,28 @@ MUTANTS = (
     m("drop the last undo", "undo", "while run.undoes and run.to_undo:", "while run.undoes and len(run.to_undo) > 1:"),
     m("undo nothing at all", "undo", "if not run.to_undo:", "if run.to_undo:"),
     m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(run)", "collect_landed(run)"),
-    m("parallel undo in definition order", "run_state", "if not node.successors])", "])"),
+    m("parallel undo in definition order", "undo_order", "if not node.successors])", "])"),
     m(
         "parallel undo does not wait for dependants",
-        "run_state",
-        "[len(node.successors) for node in self.plan.nodes]",
-        "[min(1, len(node.successors)) for node in self.plan.nodes]",
+        "undo_order",
+        "[len(node.successors) for node in plan.nodes]",
+        "[min(1, len(node.successors)) for node in plan.nodes]",
     ),
     m(
         "steps of unknown outcome are not undone",
-        "steps",
+        "set_aside",
         "raised = end.status is Status.FAILURE and not node.undo_attempted",
         "raised = not node.undo_attempted",
     ),
     m(
         "steps that raised are always undone",
-        "steps",
+        "set_aside",
         "raised = end.status is Status.FAILURE and not node.undo_attempted",
         "raised = False",
     ),
     m(
         "undo=attempted is ignored",
-        "steps",
+        "set_aside",
         "raised = end.status is Status.FAILURE and not node.undo_attempted",
         "raised = end.status is Status.FAILURE",
     ),
@@ -108,8 +108,8 @@ MUTANTS = (
     m(
         "undo is cancelled with its run",
         "attempts",
-        "return run.stopped and not undo",
-        "return run.stopped",
+        "        if run.stopped and not undo:\n",
+        "        if run.stopped:\n",
     ),
     m(
         "an undo has a deadline",
@@ -203,8 +203,8 @@ MUTANTS = (
     m(
         "a sibling in backoff tries again after a failure",
         "attempts",
-        "return run.stopped and not undo",
-        "return False",
+        "        if run.stopped and not undo:\n",
+        "        if False:\n",
     ),
     m(
         "last come, first started",
@@ -349,9 +349,9 @@ MUTANTS = (
     ),
     m(
         "the last error is raised, not the first",
-        "run_state",
-        "        if first:\n            self.undone",
-        "        self.error, self.failed_step = error, step\n        if first:\n            self.undone",
+        "stopping",
+        "    if first:\n        run.undone",
+        "    run.error, run.failed_step = error, step\n    if first:\n        run.undone",
     ),
     m(
         "the end of the run is not told",

@@ -25,7 +25,21 @@ from typing import Any
 from . import mutants, test_crash_mutants, test_mutants
 
 MODULES = (
-    *(f"_kernel.{name}" for name in ("outcome", "run", "steps", "attempts", "undo", "run_state", "inline", "effects")),
+    *(
+        f"_kernel.{name}"
+        for name in (
+            "outcome",
+            "run",
+            "steps",
+            "attempts",
+            "undo",
+            "undo_order",
+            "run_state",
+            "stopping",
+            "inline",
+            "effects",
+        )
+    ),
     *(
         "_kernel.settings",
         "_kernel.emit",

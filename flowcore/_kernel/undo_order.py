@@ -1,0 +1,47 @@
+"""The order of a parallel undo: a step may be undone once all that depended on it are undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..plan import Node, Plan
+
+__all__ = ["UndoOrder"]
+
+
+class UndoOrder:
+    """Which of the steps to undo are ready. All of it under the run's lock."""
+
+    __slots__ = ("_due", "_left", "_nodes")
+
+    def __init__(self, plan: Plan, to_undo: Iterable[Node]) -> None:
+        self._nodes = plan.nodes
+        self._due = {node.index for node in to_undo}
+        self._left = [len(node.successors) for node in plan.nodes]  # of each node: dependents that are not undone
+
+    def first(self) -> list[int]:
+        """The indices of the nodes that may be undone at once."""
+        return self._ready([node.index for node in reversed(self._nodes) if not node.successors])
+
+    def after(self, index: int) -> list[int]:
+        """The indices of the nodes that may be undone now that this one is."""
+        return self._ready(self._freed_by(index))
+
+    def _ready(self, indices: list[int]) -> list[int]:
+        # A step without an undo holds up nothing: pass through it. A loop, for chains of any length.
+        ready: list[int] = []
+        while indices:
+            index = indices.pop(0)
+            if index in self._due:
+                ready.append(index)
+            else:
+                indices.extend(self._freed_by(index))
+        return ready
+
+    def _freed_by(self, index: int) -> list[int]:
+        freed: list[int] = []
+        for before in self._nodes[index].predecessors:
+            self._left[before] -= 1
+            if not self._left[before]:
+                freed.append(before)
+        return freed
