@@ -43,7 +43,7 @@ PARTS: dict[str, str] = {
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events",
-    "_durable": "errors status retry context run plan workflow events stores.base stores.codec step forks _kernel",
+    "_durable": "errors status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule",
     "temporal": (
         "errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"
@@ -93,7 +93,8 @@ LAZY: dict[str, set[str]] = {
     "flowcore.temporal.engine": {"flowcore.temporal.schedules"},
     "flowcore._engines.aio": {"flowcore._engines.schedules"},
     # For the first value that JSON has no form for.
-    "flowcore.stores.codec": {"base64", "datetime", "decimal", "unicodedata", "uuid", "zoneinfo"},
+    "flowcore.stores.codec": {"base64", "datetime", "decimal", "uuid", "zoneinfo"},
+    "flowcore.stores.canonical": {"decimal", "unicodedata"},
     "flowcore.stores": {
         *(
             "flowcore.stores.opening",
@@ -117,7 +118,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.cli.top": {"termios", "tty"},
     # The picture of a run is drawn for who asks for it.
     "flowcore.run": {"flowcore.picture"},
-    "flowcore.stores.base": {"flowcore.picture", "flowcore.stores.story"},
+    "flowcore.stores.records": {"flowcore.picture", "flowcore.stores.story"},
     # The bars need the extra `cli`, and a terminal.
     "flowcore.events.progress": {"flowcore.events.progress_bars"},
     # An extra, asked for when somebody wants it.

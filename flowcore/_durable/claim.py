@@ -35,7 +35,7 @@ from ..stores.base import (
     Owner,
     RunRecord,
 )
-from ..stores.codec import canonical
+from ..stores.canonical import canonical
 from . import checkpoints
 from .dormant import take_back
 from .endings import ending

@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from ..errors import StoreError, hashed_key, safe_repr
-from ..run import Sent, StepReport
+from ..errors import StoreError, safe_repr
 from ..status import Status
+from .records import Owner, RunRecord, StepRecord, Write, empty
 
 if TYPE_CHECKING:
     from ..retry import Duration
@@ -65,122 +65,6 @@ __all__ = [
 ]
 
 
-def _empty() -> dict[Any, Any]:
-    return {}  # dict[str, str]() would take several times as long
-
-
-@dataclass(slots=True)
-class StepRecord:
-    """What is known of one step. `report.status` is RUNNING from the start of an attempt to the step's end."""
-
-    seq: int
-    """rises with every change of anything in the run; also the order in which steps ended"""
-    report: StepReport
-    has_result: bool = False
-    result: Any = field(default=None, repr=False)
-    effect: bool = False
-    """it did something, or may have: to be undone if the run fails"""
-    carrier: Mapping[str, str] = field(default_factory=_empty, repr=False)
-    """trace context of the step, or whatever else hooks stored with it"""
-
-
-@dataclass(slots=True)
-class Write:
-    """The latest write to a key of the context."""
-
-    seq: int
-    value: Any = field(default=None, repr=False)
-    deleted: bool = False
-
-
-@dataclass(slots=True)
-class Owner:
-    """The process that owns a run, or owned it last."""
-
-    host: str
-    pid: int
-    since: float = 0.0
-    """when it claimed the run, in seconds since the epoch by the store's clock; set by the store"""
-
-
-@dataclass(slots=True)
-class RunRecord:
-    """What a store knows of a run."""
-
-    key: str
-    run_id: str
-    workflow: str
-    fingerprint: str | None = field(repr=False)
-    graph: str = field(repr=False)
-    status: Status = Status.RUNNING
-    held: bool = False
-    undoing: bool = False
-    """the run has failed for good: from here on it is only undone"""
-    decision: str | None = None
-    """what an operator has decided: "resume" or "undo", carried out by the next owner, or "cancel", carried out by the
-    present one"""
-    reason: str | None = None
-    """why it is parked or held, in one sentence"""
-    owner: Owner | None = None
-    takeovers: int = 0
-    """how often a crashed owner was replaced since the last step that ended"""
-    retries: int = 0
-    """how often it ended parked or incomplete since the last step that ended"""
-    not_before: float | None = None
-    """when recovery may resume it, in seconds since the epoch by the store's clock; None: at once; infinite: never by itself"""
-    deadline: float | None = None
-    """seconds that the run may take, counted from `started`; None: no limit"""
-    problem: str | None = None
-    """in a listing: why the record cannot be read; its other fields are then empty"""
-    generation: int = 0
-    """rises each time a failed run releases the key"""
-    fence: int = 0
-    """rises with each owner"""
-    seq: int = 0
-    """the highest of its fields"""
-    started: float = 0.0
-    """seconds since the epoch, by the store's clock"""
-    finished: float | None = None
-    expires: float | None = None
-    """when its owner's lease ends, in seconds since the epoch by the store's clock; None: it has no owner"""
-    results: Mapping[str, Any] = field(default_factory=_empty, repr=False)
-    """of the steps that are done, in order of completion"""
-    values: Mapping[Any, Any] = field(default_factory=_empty, repr=False)
-    """the context's values"""
-    steps: Mapping[str, StepReport] = field(default_factory=_empty)
-    """of the steps that have more than a result; on durable stores of all that have begun"""
-    effects: tuple[str, ...] = ()
-    """the steps to undo if it fails, in order of completion; those in flight come last"""
-    carriers: Mapping[str, Mapping[str, str]] = field(default_factory=_empty, repr=False)
-    """by step"""
-    undone: tuple[str, ...] = ()
-    failed_step: str | None = None
-    error: BaseException | None = None
-    """what failed it: the exception itself where this process still has it, else a RunFailed with its type and message"""
-    carrier: Mapping[str, str] = field(default_factory=_empty, repr=False)
-    sent: Mapping[str, Sent] = field(default_factory=_empty, repr=False)
-    """what was sent to its waits, by step"""
-    received: int = 0
-    """how many values that is; in a head too"""
-    waiting_for: tuple[str, ...] = ()
-    """while its status is WAITING: the steps that wait; `not_before` says when it is resumed even if nothing is sent"""
-
-    def explain(self) -> str:
-        """The story of the run in plain words: how it stands and why, who owns it, and a line for each step."""
-        from .story import story
-
-        return story(self)
-
-    def html(self, *, trace_url: str | None = None, usual: float | None = None) -> str:
-        """The run as one self-contained HTML page. `trace_url`: where its trace is, with `{trace_id}` in it; `usual`: seconds
-        that a run of its workflow usually takes."""
-        from ..picture import Timeline, page
-
-        return page(
-            Timeline.of_record(self), self.explain(), key_hash=hashed_key(self.key), trace_url=trace_url, usual=usual
-        )
-
-
 @dataclass(slots=True)
 class Claim:
     """The request to own the run of a key.
@@ -203,7 +87,7 @@ class Claim:
     fingerprint: str | None = field(repr=False)
     graph: str = field(repr=False)
     carrier: Mapping[str, str] = field(repr=False)
-    values: Mapping[Any, Any] = field(default_factory=_empty, repr=False)
+    values: Mapping[Any, Any] = field(default_factory=empty, repr=False)
     lease: float = float("inf")
     begins: tuple[str, ...] = ()
     attached: str | None = None
@@ -213,7 +97,7 @@ class Claim:
     queued: bool = False
     once: bool = False
     deadline: float | None = None
-    types: Mapping[str, Any] = field(default_factory=_empty)
+    types: Mapping[str, Any] = field(default_factory=empty)
     """annotations for the codec: under "s:a" of the result of step `a`, under "w:b" of the context's key `b`"""
 
 
@@ -297,8 +181,8 @@ class Checkpoint:
     run_id: str
     fence: int
     lease: float
-    steps: Mapping[str, StepRecord] = field(default_factory=_empty)
-    writes: Mapping[str, Write] = field(default_factory=_empty)
+    steps: Mapping[str, StepRecord] = field(default_factory=empty)
+    writes: Mapping[str, Write] = field(default_factory=empty)
     undoing: bool = False
     failed_step: str | None = None
     error: BaseException | None = None
@@ -307,7 +191,7 @@ class Checkpoint:
     """the highest `seq` that the store has acknowledged to this owner: a record that is behind it has gone back in time"""
     heals: bool = False
     """it holds all that the owner knows of the run, and brings a record that went back up to date"""
-    types: Mapping[str, Any] = field(default_factory=_empty)
+    types: Mapping[str, Any] = field(default_factory=empty)
     """as in Claim"""
 
 

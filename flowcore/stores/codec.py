@@ -28,18 +28,37 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, cast
 
 from ..errors import CorruptRecord, NotSerializable, safe_repr, safe_str
 
-__all__ = ["FIXED", "Codec", "JsonCodec", "canonical", "json_text", "json_value", "quoted", "tagged_text", "type_name"]
+__all__ = [
+    "DEEP",
+    "FIXED",
+    "LONG",
+    "NESTED",
+    "TAG",
+    "VALUE",
+    "Codec",
+    "JsonCodec",
+    "is_plain",
+    "json_text",
+    "json_value",
+    "quoted",
+    "refuse",
+    "sorted_text",
+    "tagged",
+    "tagged_text",
+    "type_name",
+    "untagged",
+]
 
 TAG: Final = "$"
 VALUE: Final = "v"
 _ATOMS: Final[frozenset[type]] = frozenset({str, int, float, bool, type(None)})
-_NESTED: Final = frozenset({dict, list})
+NESTED: Final = frozenset({dict, list})
 FIXED: Final[frozenset[type]] = _ATOMS | {bytes}
 """types whose values cannot be changed in place"""
-_LONG: Final = 2000  # bits; the decimal digits of a longer int may be refused by the interpreter that reads them
+LONG: Final = 2000  # bits; the decimal digits of a longer int may be refused by the interpreter that reads them
 _PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
-_DEEP: Final = "it contains itself, or is nested too deep"
+DEEP: Final = "it contains itself, or is nested too deep"
 
 Tagger: TypeAlias = "Callable[[Any], dict[str, Any]]"
 """makes the tagged form of a value that the default codec does not know; raises NotSerializable"""
@@ -72,7 +91,7 @@ class JsonCodec:
                 text = quoted(value)
                 if "\\ud" not in text:
                     return text
-            elif _is_plain(value):
+            elif is_plain(value):
                 text = json_text(value)
                 # An escaped surrogate is most often an emoji; halves that are no pair would be read as one.
                 if "\\ud" not in text or json_value(text) == value:
@@ -80,8 +99,8 @@ class JsonCodec:
         except ValueError:  # NaN, an infinity, or an int with more digits than the interpreter writes
             pass
         except RecursionError:
-            raise NotSerializable(f"{_DEEP}. Store a flat value.") from None
-        return tagged_text(value, _refuse)
+            raise NotSerializable(f"{DEEP}. Store a flat value.") from None
+        return tagged_text(value, refuse)
 
     def loads(self, text: str, annotation: Any = Any, /) -> Any:
         """The value of a text. Raises CorruptRecord for an unknown tag, ValueError for what is not JSON."""
@@ -123,11 +142,11 @@ json_text: Final = _strict_json()
 """the strict JSON of a value, as the json module reads it: tuples become lists"""
 json_value: Final[Callable[[str], Any]] = json.JSONDecoder(parse_constant=_no_constant).decode
 """the value of a text of strict JSON; raises ValueError"""
-_sorted_text: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+sorted_text: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _TAGGED: Final = f'"{TAG}":'
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether strict JSON keeps a value and its type. May say so of NaN, which the JSON encoder then refuses."""
     # Loops, because sets of types cost more for the small values that most are.
     kind = type(value)
@@ -137,12 +156,12 @@ def _is_plain(value: Any) -> bool:
         if TAG in value:
             return False
         for key, part in value.items():
-            if type(key) is not str or (type(part) not in _ATOMS and not _is_plain(part)):
+            if type(key) is not str or (type(part) not in _ATOMS and not is_plain(part)):
                 return False
         return True
     if kind is list:
         for part in value:  # noqa: SIM110 - all() of a generator takes twice as long
-            if type(part) not in _ATOMS and not _is_plain(part):
+            if type(part) not in _ATOMS and not is_plain(part):
                 return False
         return True
     return False
@@ -250,22 +269,22 @@ def _table() -> tuple[_Tag, ...]:
 def tagged_text(value: object, tagger: Tagger) -> str:
     """The text of any value; `tagger` sees each part of it that the table lacks. Raises NotSerializable."""
     try:
-        return json_text(_tagged(value, tagger))
+        return json_text(tagged(value, tagger))
     except (RecursionError, ValueError):
-        raise NotSerializable(f"{_DEEP}. Store a flat value.") from None
+        raise NotSerializable(f"{DEEP}. Store a flat value.") from None
 
 
-def _tagged(value: Any, tagger: Tagger) -> Any:
+def tagged(value: Any, tagger: Tagger) -> Any:
     """A value as plain JSON, with tags where JSON would lose its type."""
     kind = type(value)
     if kind is dict:
         if TAG not in value and all(type(key) is str and not _PAIR.search(key) for key in value):
-            return {key: _tagged(part, tagger) for key, part in value.items()}
+            return {key: tagged(part, tagger) for key, part in value.items()}
     elif kind is list:
-        return [_tagged(part, tagger) for part in value]
+        return [tagged(part, tagger) for part in value]
     elif kind in _ATOMS and not (
         (kind is float and not math.isfinite(value))
-        or (kind is int and value.bit_length() > _LONG)
+        or (kind is int and value.bit_length() > LONG)
         or (kind is str and _PAIR.search(value))
     ):
         return value
@@ -274,7 +293,7 @@ def _tagged(value: Any, tagger: Tagger) -> Any:
         return tagger(value)
     known = tag.dump(value)
     if tag.nests:
-        known = [_tagged(part, tagger) for part in known]
+        known = [tagged(part, tagger) for part in known]
         if kind is set or kind is frozenset:
             known.sort(key=json_text)  # equal sets have one text
     return {TAG: tag.name, VALUE: known}
@@ -329,7 +348,7 @@ def type_name(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _refuse(value: Any) -> NoReturn:
+def refuse(value: Any) -> NoReturn:
     raise NotSerializable(f"{type_name(value)} is not a type that the default codec keeps. {_way_out(value)}")
 
 
@@ -353,102 +372,3 @@ def _is_structured(kind: type) -> bool:
         or "enum.Enum" in bases
         or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
     )
-
-
-# -- comparing ---------------------------------------------------------------------------------------------------------
-
-
-def canonical(value: object) -> str:
-    """One text for all values that mean the same request: numbers by value, text in NFC, dicts in any order, tuples as lists.
-
-    Raises NotSerializable for what no codec of flowcore keeps.
-    """
-    try:
-        if _is_plain(value):
-            text = _sorted_text(value)
-            if "\\u" not in text and not _needs_comparing(value):
-                return text
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return _sorted_text(_canonical(json_value(tagged_text(value, _comparable))))
-    except (RecursionError, ValueError):
-        raise NotSerializable(f"{_DEEP}. Use a flat value.") from None
-
-
-def _comparable(value: Any) -> Any:
-    """What stands for a value that the default codec lacks: for an Enum member its value, for an object its fields."""
-    kind = type(value)
-    if any(base.__module__ == "enum" and base.__name__ == "Enum" for base in kind.__mro__):
-        return _tagged(value.value, _comparable)
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        return [_tagged(part, _comparable) for part in value]
-    fields = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__pydantic_fields__", None)
-    if fields:
-        return {TAG: "fields", VALUE: {name: _tagged(getattr(value, name), _comparable) for name in fields}}
-    bases: tuple[Any, ...] = (str, int, float, dict, list)
-    plain: Any = next((base for base in bases if issubclass(kind, base)), None)
-    return _refuse(value) if plain is None else _tagged(plain(value), _comparable)
-
-
-def _needs_comparing(value: Any) -> bool:
-    """Whether a plain value has numbers in it that may equal one of another type."""
-    parts = value.values() if type(value) is dict else value if type(value) is list else (value,)
-    return any(
-        type(part) is float
-        or (type(part) is int and part.bit_length() > _LONG)
-        or (type(part) in _NESTED and _needs_comparing(part))
-        for part in parts
-    )
-
-
-def _canonical(known: Any) -> Any:
-    """The canonical form of a tagged value."""
-    if isinstance(known, str):
-        return known if known.isascii() else _nfc(known)
-    if isinstance(known, float):
-        return _number(known)
-    if isinstance(known, list):
-        return [_canonical(part) for part in known]
-    if not isinstance(known, dict):
-        return known
-    parts = cast("dict[str, Any]", known)
-    match parts:
-        case {"$": "Decimal" | "int" | "float" as name, "v": _}:
-            number = untagged(parts)
-            return _number(number) if name == "int" or _is_finite(number) else parts
-        case {"$": "set" | "frozenset" | "dict" as name, "v": list(inner)}:
-            return {TAG: name, VALUE: sorted(map(_canonical, inner), key=_sorted_text)}
-        case {"$": "tuple", "v": list(inner)}:  # a client that repeats a request in JSON has lists
-            return [_canonical(part) for part in inner]
-        case {"$": str(name), "v": inner}:
-            return {TAG: name, VALUE: _canonical(inner)}
-        case _:
-            pairs = [[_nfc(key), _canonical(part)] for key, part in parts.items()]
-            whole = dict(pairs)
-            return whole if len(whole) == len(pairs) else {TAG: "dict", VALUE: sorted(pairs, key=_sorted_text)}
-
-
-def _nfc(text: str) -> str:
-    from unicodedata import normalize
-
-    return normalize("NFC", text)
-
-
-def _is_finite(number: Any) -> bool:
-    return bool(number.is_finite()) if hasattr(number, "is_finite") else math.isfinite(number)
-
-
-def _number(number: Any) -> Any:
-    """A finite number by its exact value, so that 1, 1.0 and Decimal("1.00") are one."""
-    from decimal import Decimal
-
-    exact = Decimal(number)
-    sign, digits, exponent = exact.as_tuple()
-    if not exact:
-        return 0
-    if exact.adjusted() < _LONG and exact == exact.to_integral_value() and (whole := int(exact)).bit_length() <= _LONG:
-        return whole
-    text = "".join(map(str, digits))
-    bare = text.rstrip("0")
-    return {TAG: "number", VALUE: f"{'-' * sign}{bare}e{cast('int', exponent) + len(text) - len(bare)}"}

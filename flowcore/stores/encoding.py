@@ -52,19 +52,18 @@ from .codec import Codec, json_text as _json_text, quoted
 from .decoding import (
     ENDINGS,
     INITIAL,
-    LARGEST,
     NEVER,
     SCHEMA,
     SENT,
     STEP,
     WRITE,
     decode,
-    number,
     refusing,
     sent_id,
     step_status,
 )
 from .error_texts import texts_of
+from .parts import LARGEST, number
 from .sealing import Sealing
 
 __all__ = [

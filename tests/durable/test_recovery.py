@@ -29,7 +29,7 @@ from flowcore.run import StepReport
 from flowcore.status import Status
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Busy, Checkpoint, Claim, Claimed, Finished, Owner, StepRecord
-from flowcore.stores.codec import canonical
+from flowcore.stores.canonical import canonical
 from tests.durable.test_programs import Moody, fine, until
 
 

@@ -20,7 +20,8 @@ from hypothesis import given, strategies as st
 
 from flowcore import CorruptRecord, NotSerializable
 from flowcore.stores import codec
-from flowcore.stores.codec import JsonCodec, canonical
+from flowcore.stores.canonical import canonical
+from flowcore.stores.codec import JsonCodec
 
 CODEC = JsonCodec()
 
