@@ -220,10 +220,10 @@ NAMES = st.text().filter(lambda text: text.encode("utf-8", "ignore").decode() ==
 def test_any_json_under_any_name_comes_back_equal(results: dict[str, Any], values: dict[str, Any], name: str) -> None:
     steps = {step: done(seq, result) for seq, (step, result) in enumerate(results.items(), 2)}
     writes = {key: Write(seq, value) for seq, (key, value) in enumerate(values.items(), 2)}
-    fields = stored(checkpoint(steps, writes), claim=Claim(name, name, name, name, name, {name: name}, values))
+    fields = stored(checkpoint(steps, writes), claim=Claim(name, "r", name, name, name, {name: name}, values))
     record = ENCODING.decode(name, fields)
     assert (record.results, record.values) == (results, values)
-    assert (record.run_id, record.workflow, record.graph, record.carrier) == (name, name, name, {name: name})
+    assert (record.key, record.workflow, record.graph, record.carrier) == (name, name, name, {name: name})
     for text in (*fields, *fields.values()):
         text.encode()
 
