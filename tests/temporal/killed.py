@@ -58,6 +58,26 @@ def in_backoff() -> Workflow:
     return wf
 
 
+def waits() -> Workflow:
+    wf = Workflow("waits")
+    wf.wait("value")
+    return wf
+
+
+def held() -> Workflow:
+    """Its undo fails until a file lets it succeed, so that its key is held."""
+    wf = Workflow("held")
+
+    def undo(ctx: Any) -> None:
+        if not (Path(ctx["folder"]) / "go").exists():
+            raise OSError("no line")
+
+    step = wf.add_step("step", lambda ctx: 1)
+    step.compensate(retry=1)(undo)
+    wf.add_step("fails", fails, depends_on=step)
+    return wf
+
+
 def workflows() -> list[Workflow]:
     return [
         workflow("plain"),

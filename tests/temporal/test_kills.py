@@ -130,20 +130,40 @@ def test_a_worker_that_is_stopped_leaves_its_step_to_another_one(
 
 
 def test_a_killed_server_goes_on_where_it_was(killed: Any, tmp_path: Path) -> None:
+    """It is killed while one run is in a step, one in an undo, one waits for a value, and one is held."""
     server = Server(tmp_path)
     temporal = Temporal(server)
-    plain, held = killed.workflow("plain"), killed.in_undo()
+    plain, undone, waits, held = killed.workflow("plain"), killed.in_undo(), killed.waits(), killed.held()
 
     async def main() -> None:
-        async with temporal.open(plain, held) as engine:
-            future = engine.submit(plain, {"folder": str(tmp_path), "name": "plain"}, idempotency_key="k")
-            await asyncio.to_thread(eventually, lambda: "stuck" in whats(tmp_path, "plain"))
+        async with temporal.open(plain, undone, waits, held) as engine:
+
+            def submit(wf: Any) -> Any:
+                values = {"folder": str(tmp_path), "name": wf.name}
+                return engine.submit(wf, values, idempotency_key=wf.name, check=False)
+
+            assert (await submit(held)).held
+            stuck, in_undo, waiting = submit(plain), submit(undone), submit(waits)
+            await waiting.waiting()
+            await until(lambda: _all_stuck(tmp_path, [plain.name, undone.name]))
             server.kill()
             (tmp_path / "go").touch()
             await asyncio.to_thread(server.start)
-            assert (await asyncio.wait_for(future, PATIENCE))["stuck"] == "done"
+            assert (await asyncio.wait_for(stuck, PATIENCE))["stuck"] == "done"
             assert whats(tmp_path, "plain")[0] == "first"
             assert set(whats(tmp_path, "plain")[1:]) == {"stuck"}
+            assert (await asyncio.wait_for(in_undo, PATIENCE)).status is Status.COMPENSATED
+            assert set(whats(tmp_path, "in undo")) == {"step", "stuck"}
+            assert await engine.send("waits", "value", 7)
+            assert (await asyncio.wait_for(waiting, PATIENCE))["value"] == 7
+            record = await engine.find("held")
+            assert record is not None
+            assert record.held
+            await engine.store.undo("held", reason="the line is back")
+            await until(lambda: is_over(engine, "held"))
+            record = await engine.find("held")
+            assert record is not None
+            assert (record.status, record.reason) == (Status.COMPENSATED, "the line is back")
 
     try:
         temporal.run(main)
