@@ -14,6 +14,10 @@ import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Run, Step, Workflow
 from flowcore.events import EngineStarted, Event, StoreCalled
+from tests.core import on_temporal
+from tests.temporal.conftest import server
+
+__all__ = ["server"]  # a fixture
 
 PATIENCE = 20.0
 """seconds after which a test that waits gives up: never reached unless something is broken"""
@@ -90,9 +94,21 @@ def _suspending(fn: Callable[[Context], Any]) -> Callable[[Context], Any]:
     return suspends
 
 
-@pytest.fixture(params=["threads", "asyncio", "coroutines"])
-def drive(request: pytest.FixtureRequest) -> Drive:
-    """Every driver in turn: threads, asyncio with sync steps, asyncio with async steps."""
+DRIVERS = ("threads", "asyncio", "coroutines")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every driver in turn: threads, asyncio with sync steps, asyncio with async steps, and a Temporal server."""
+    if "drive" in metafunc.fixturenames:
+        kinds = [*DRIVERS, *on_temporal.params(metafunc.definition)]
+        metafunc.parametrize("drive", kinds, indirect=True)
+
+
+@pytest.fixture
+def drive(request: pytest.FixtureRequest) -> Any:
+    """A driver: see pytest_generate_tests."""
+    if request.param == "temporal":
+        return on_temporal.TemporalDrive(request.getfixturevalue("server"))
     return Drive(request.param)
 
 
