@@ -7,7 +7,7 @@ import builtins
 import inspect
 import math
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -27,7 +27,7 @@ from .aio_handles import AsyncRunFuture, Cancellation
 from .aio_runs import AsyncRuns, cancels
 from .asking import asked_on_loop, cancel_in_store, performed, performed_on_loop
 from .base import I
-from .batches import completed_on_loop, key_of, whole_or
+from .calls import LoopCalls
 from .checks import runs_here
 from .live_runs import is_meant
 from .local import LocalEngine
@@ -42,7 +42,7 @@ __all__ = ["AsyncEngine"]
 T = TypeVar("T")
 
 
-class AsyncEngine(LocalEngine):
+class AsyncEngine(LoopCalls, LocalEngine):
     """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
 
     The arguments are those of `Engine`. May be made outside of a loop and used on several; each run belongs to the loop
@@ -161,58 +161,13 @@ class AsyncEngine(LocalEngine):
         self._ensure_looking()
         return await self._runs.drive(run, cancelled, check=check)
 
-    def submit(
-        self,
-        workflow: Workflow[I],
-        values: I | Mapping[str, Any] | None = None,
-        *,
-        idempotency_key: Key | None = None,
-        wait: Duration | None = None,
-        deadline: Duration | None = None,
-        once: bool = False,
-        check: bool = True,
-        propagation: Literal["link", "child"] = "link",
-    ) -> AsyncRunFuture:
-        """Start a run in a task of its own, on the running loop; awaiting the future raises what `run` raises.
+    def _unbegun(self) -> int:
+        return len(self._runs.queued)
 
-        This returns before the store has been called, for it must not block the loop: `await future.recorded()` waits
-        until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its own, linked
-        to the caller's; "child" makes it part of that one. Raises QueueFull where `max_queued` submitted runs have not
-        begun yet.
-        """
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
-        self._refuse_if_full(len(self._runs.queued))
-        self._tell_submitted(run, propagation)
+    def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
         future = self._runs.queue(run, check=check)
         self._ensure_looking()
         return future
-
-    def map(
-        self,
-        workflow: Workflow[I],
-        items: Iterable[T],
-        *,
-        values: Callable[[T], I | Mapping[str, Any]] | None = None,
-        key: Callable[[T], Key | None] | None = None,
-        concurrency: int | None = None,
-        ordered: bool = False,
-        check: bool = False,
-    ) -> AsyncGenerator[Run, None]:
-        """A run for each item, as an iterator of their Runs, failed ones among them: as they end, or `ordered`.
-
-        `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
-        Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
-        out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a second start replays what has ended and resumes the rest; a run that another owner
-        has in progress is waited for, until its outcome is known or the lease of a dead owner is over. Leaving the loop takes no
-        further item and cancels the runs in flight.
-        """
-
-        def submit(item: T) -> AsyncRunFuture:
-            made: Any = item if values is None else values(item)
-            return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
-
-        return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> Cancellation:
         """Cancel a run, by its id or its key, from any thread: as `Engine.cancel`. A run of this engine is cancelled at once,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
@@ -13,7 +13,7 @@ from temporalio.client import Client
 from .._durable.claim import claim
 from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import I, outcome
-from .._engines.batches import completed_on_loop, key_of, whole_or
+from .._engines.calls import LoopCalls
 from .._engines.checks import runs_here
 from .._engines.in_context import is_process_stopping
 from .._engines.scheduling import SchedulingEngine
@@ -42,11 +42,11 @@ T = TypeVar("T")
 _MOST_STEPS: Final = 5_000
 """steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo makes about ten"""
 _NOT_OVER: Final = frozenset({Status.RUNNING, Status.WAITING})
-_CONCURRENCY: Final = 100
+_AT_ONCE: Final = 100
 """runs of a `map` in flight, unless it says otherwise"""
 
 
-class TemporalEngine(SchedulingEngine):
+class TemporalEngine(LoopCalls, SchedulingEngine):
     """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task queue.
 
     `run` and its like are those of AsyncEngine, for one event loop: the client's. A run does not need this process: the
@@ -82,7 +82,7 @@ class TemporalEngine(SchedulingEngine):
             max_takeovers=max_takeovers,
         )
         super().__init__(
-            store, hooks, None, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
+            store, hooks, _AT_ONCE, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
         )
         self._waiting: set[asyncio.Task[Run]] = set()
         self._schedules: TemporalSchedules | None = None
@@ -108,22 +108,10 @@ class TemporalEngine(SchedulingEngine):
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         return await self._followed(run, None, check=check)
 
-    def submit(
-        self,
-        workflow: Workflow[I],
-        values: I | Mapping[str, Any] | None = None,
-        *,
-        idempotency_key: Key | None = None,
-        wait: Duration | None = None,
-        deadline: Duration | None = None,
-        once: bool = False,
-        check: bool = True,
-        propagation: Literal["link", "child"] = "link",
-    ) -> AsyncRunFuture:
-        """Start a run, and wait for it in a task of its own: as `AsyncEngine.submit`. `await future.recorded()` waits until
-        Temporal has the run."""
-        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
-        self._tell_submitted(run, propagation)
+    def _unbegun(self) -> int:
+        return 0  # Temporal has them
+
+    def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
         loop = asyncio.get_running_loop()
         futures: list[AsyncRunFuture] = []
         task = loop.create_task(self._submitted(run, futures, check=check))
@@ -134,25 +122,6 @@ class TemporalEngine(SchedulingEngine):
 
     async def _submitted(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
         return await self._followed(run, futures[0], check=check)
-
-    def map(
-        self,
-        workflow: Workflow[I],
-        items: Iterable[T],
-        *,
-        values: Callable[[T], I | Mapping[str, Any]] | None = None,
-        key: Callable[[T], Key | None] | None = None,
-        concurrency: int | None = None,
-        ordered: bool = False,
-        check: bool = False,
-    ) -> AsyncGenerator[Run, None]:
-        """A run for each item, as an iterator of their Runs: as `AsyncEngine.map`; `concurrency` is 100 by default."""
-
-        def submit(item: T) -> AsyncRunFuture:
-            made: Any = item if values is None else values(item)
-            return self.submit(workflow, made, idempotency_key=key_of(key, item), check=check)
-
-        return completed_on_loop(items, submit, whole_or(concurrency, _CONCURRENCY), ordered=ordered)
 
     async def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
         """Cancel a run by its key, or by the id of a run without a key. False: there is none, or it is over. Raises

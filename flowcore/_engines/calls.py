@@ -1,0 +1,82 @@
+"""What engines of event loops share: runs that are submitted, one by one or as a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from .._kernel.run_state import RunState
+from ..retry import Duration
+from ..run import Run
+from ..workflow import Key, Workflow
+from .aio_handles import AsyncRunFuture
+from .base import EngineBase, I
+from .batches import completed_on_loop, key_of, whole_or
+
+__all__ = ["LoopCalls"]
+
+T = TypeVar("T")
+
+
+class LoopCalls(EngineBase):
+    """An engine whose runs are awaited."""
+
+    def submit(
+        self,
+        workflow: Workflow[I],
+        values: I | Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: Key | None = None,
+        wait: Duration | None = None,
+        deadline: Duration | None = None,
+        once: bool = False,
+        check: bool = True,
+        propagation: Literal["link", "child"] = "link",
+    ) -> AsyncRunFuture:
+        """Start a run in a task of its own, on the running loop; awaiting the future raises what `run` raises.
+
+        This returns before the store has been called, for it must not block the loop: `await future.recorded()` waits
+        until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its own, linked
+        to the caller's; "child" makes it part of that one. Raises QueueFull where `max_queued` submitted runs have not
+        begun yet.
+        """
+        run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
+        self._refuse_if_full(self._unbegun())
+        self._tell_submitted(run, propagation)
+        return self._begin(run, check=check)
+
+    def map(
+        self,
+        workflow: Workflow[I],
+        items: Iterable[T],
+        *,
+        values: Callable[[T], I | Mapping[str, Any]] | None = None,
+        key: Callable[[T], Key | None] | None = None,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        check: bool = False,
+    ) -> AsyncGenerator[Run, None]:
+        """A run for each item, as an iterator of their Runs, failed ones among them: as they end, or `ordered`.
+
+        `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
+        Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
+        out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
+        With keys on a durable store, a second start replays what has ended and resumes the rest; a run that another owner
+        has in progress is waited for, until its outcome is known or the lease of a dead owner is over. Leaving the loop takes no
+        further item and cancels the runs in flight.
+        """
+
+        def submit(item: T) -> AsyncRunFuture:
+            made: Any = item if values is None else values(item)
+            return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
+
+        return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
+
+    def _unbegun(self) -> int:
+        """How many submitted runs have not begun."""
+        raise NotImplementedError
+
+    def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
+        """Begin a submitted run in a task of its own."""
+        raise NotImplementedError
