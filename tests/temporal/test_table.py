@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 import uuid
@@ -28,6 +29,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.stores import AsyncRedisStore, SQLiteStore
+from tests.core.on_temporal import DIFFERENT
 from tests.stores.redis_servers import redis_url
 
 from .conftest import PATIENCE, Temporal
@@ -35,7 +37,8 @@ from .conftest import PATIENCE, Temporal
 __all__ = ["redis_url"]  # a fixture
 
 PAGE = Path(__file__).parents[2] / "examples" / "guide" / "temporal.md"
-BEGIN, END = "<!-- table -->\n", "<!-- end -->\n"
+CORE = Path(__file__).parents[1] / "core"
+BEGIN, CORE_BEGIN, END = "<!-- table -->\n", "<!-- core -->\n", "<!-- end -->\n"
 
 Row = Callable[["Backend"], Awaitable[object]]
 ROWS: dict[str, Row] = {}
@@ -291,12 +294,31 @@ def test_the_guides_table_is_what_the_back_ends_do(temporal: Temporal, tmp_path:
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {text} | {' | '.join(cells)} |" for text, *cells in zip(ROWS, *columns.values(), strict=True)]
     table = "\n" + "\n".join(lines) + "\n\n"
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
+    on_page(BEGIN, table)
+
+
+def test_the_guide_names_the_tests_of_the_core_that_do_not_hold() -> None:
+    names = {test.partition("::")[2] for tests in DIFFERENT.values() for test in tests}
+    assert len(names) == sum(map(len, DIFFERENT.values()))
+    for test in itertools.chain.from_iterable(DIFFERENT.values()):
+        module, _, name = test.partition("::")
+        assert f"def {name}(" in (CORE / f"{module}.py").read_text(encoding="utf-8"), test
+    lines = ["| reason | tests of the core |", "|---|---|"]
+    lines += [
+        f"| {reason} | {', '.join(test.partition('::')[2].removeprefix('test_').replace('_', ' ') for test in tests)} |"
+        for reason, tests in DIFFERENT.items()
+    ]
+    on_page(CORE_BEGIN, "\n" + "\n".join(lines) + "\n\n")
+
+
+def on_page(begin: str, table: str) -> None:
+    """The page has the table; with FLOWCORE_WRITE_TABLE=1 it gets it."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(END, 1)
+    wanted = f"{before}{begin}{table}{END}{after}"
     if os.environ.get("FLOWCORE_WRITE_TABLE"):
-        PAGE.write_text(f"{before}{BEGIN}{table}{END}{after}", encoding="utf-8")
-    assert PAGE.read_text(encoding="utf-8") == f"{before}{BEGIN}{table}{END}{after}", "run with FLOWCORE_WRITE_TABLE=1"
+        PAGE.write_text(wanted, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == wanted, "run with FLOWCORE_WRITE_TABLE=1"
 
 
 def test_the_guides_code_can_be_read(temporal: Temporal) -> None:
