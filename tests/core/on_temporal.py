@@ -58,13 +58,9 @@ class TemporalDrive:
                 max_workers=max_workers or 32,
             )
             try:
-                async with worker:
-                    run = asyncio.create_task(engine.run(workflow, values, **request))
-                    await asyncio.wait([run], timeout=PATIENCE)
-                    while not run.done():  # the second cancellation does not wait for undos
-                        run.cancel()
-                        await asyncio.sleep(0.1)
-                    runs.append(await run)
+                # The first cancellation waits for undos, which a worker must make; the second one waits for nothing.
+                async with worker, asyncio.timeout(PATIENCE + 1), asyncio.timeout(PATIENCE):
+                    runs.append(await engine.run(workflow, values, **request))
             except BaseException as error:  # noqa: BLE001 - asyncio.run cannot raise an exception without a repr
                 errors.append(error)
 

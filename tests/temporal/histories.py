@@ -130,7 +130,7 @@ async def record(address: str, folder: Path) -> None:
                 await asyncio.to_thread(started.wait)
                 await engine.cancel(key=wf.name)
             if wf.name == "waits":
-                await future.recorded()
+                await future.waiting()
                 await engine.send(wf.name, "value", 7)
             await future
             handle = client.get_workflow_handle(engine.store.workflow_id(wf.name), run_id=None)

@@ -323,6 +323,6 @@ def on_page(begin: str, table: str) -> None:
 
 def test_the_guides_code_can_be_read(temporal: Temporal) -> None:
     blocks = PAGE.read_text(encoding="utf-8").split("```py\n")[1:]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         compile(block.split("```")[0], PAGE.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
