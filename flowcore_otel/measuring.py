@@ -31,6 +31,7 @@ from flowcore.events import (
     StepFinished,
     StoreCalled,
     StoreSurveyed,
+    WaitFinished,
     WorkflowRegistered,
     schedule_of,
 )
@@ -68,6 +69,7 @@ class MeasuringHook:
             RunFinished: self._run_finished,
             StepFinished: self._step_finished,
             StepCompletedLate: self._step_completed_late,
+            WaitFinished: self._wait_finished,
             AttemptFinished: self._attempt_finished,
             BackoffStarted: self._backoff_started,
             CompensationFinished: self._compensation_finished,
@@ -118,12 +120,13 @@ class MeasuringHook:
         self._to(names.STORE_DURATION, event.store, event.operation, event.outcome)(event.duration)
 
     def _store_surveyed(self, event: StoreSurveyed) -> None:
-        totals: dict[Write, int] = {}  # past the limit, workflows share a series
-        for (flow, status), count in event.counts.items():
-            write = self._to(names.STORE_RUNS, flow, status)
-            totals[write] = totals.get(write, 0) + count
-        for write, total in totals.items():
-            write(total)
+        for metric, counts in ((names.STORE_RUNS, event.counts), (names.STORE_WAITING, event.waiting)):
+            totals: dict[Write, int] = {}  # past the limit, workflows and steps share a series
+            for labels, count in counts.items():
+                write = self._to(metric, *labels)
+                totals[write] = totals.get(write, 0) + count
+            for write, total in totals.items():
+                write(total)
 
     def _schedule_planned(self, event: SchedulePlanned) -> None:
         of = event.workflow, event.schedule
@@ -160,6 +163,9 @@ class MeasuringHook:
         ):
             for value in values:
                 self._to(metric, flow, value)
+        for step in event.waits:
+            for outcome in names.WAIT_OUTCOMES:
+                self._to(names.WAITED, flow, step, outcome)
         several = {step for step, allowed in zip(event.steps, event.max_attempts, strict=False) if allowed > 1}
         for step in event.steps:
             for metric in (names.STEP_RETRIES, names.BACKOFF_SECONDS, names.LATE_COMPLETIONS, names.WAIT_DURATION):
@@ -247,9 +253,11 @@ class MeasuringHook:
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
     def _step_finished(self, event: StepFinished) -> None:
-        if event.outcome is Status.WAITING:  # for its next attempt; it is counted when it has ended
-            return
         run: InFlightRun = event.state[self]
+        if event.outcome is Status.WAITING:  # for its next attempt; it is counted when it has ended
+            if event.backoff:
+                self._to(names.BACKOFF_SECONDS, event.workflow, event.step)(event.backoff, run.exemplar(event.step))
+            return
         step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
         if outcome is _SUCCESS:
@@ -277,6 +285,10 @@ class MeasuringHook:
         if of_outcome in self._known[names.STEP_DURATION]:
             run.steps[step] = writes
         return writes
+
+    def _wait_finished(self, event: WaitFinished) -> None:
+        run: InFlightRun = event.state[self]
+        self._to(names.WAITED, event.workflow, event.step, event.outcome)(event.waited, run.exemplar())
 
     def _step_completed_late(self, event: StepCompletedLate) -> None:
         run: InFlightRun = event.state[self]

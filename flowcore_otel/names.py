@@ -217,10 +217,14 @@ STORE_BUCKETS: Final = (
 )
 """of what stores do: the same"""
 
+WAIT_BUCKETS: Final = (1, 10, 60, 300, 900, 3600, 14_400, 43_200, 86_400, 259_200, 604_800)
+"""of waits, which may take days: the same"""
+
 RUN_OUTCOMES: Final = ("success", "failure", "compensated", "compensation_failed", "incomplete", "parked", "lost")
 COMPENSATION_OUTCOMES: Final = ("success", "failure", "timeout")
 IDEMPOTENCY_OUTCOMES: Final = ("replayed", "adopted", "in_progress", "mismatch", "held")
 RECOVERY_DECISIONS: Final = ("forward", "undo", "hold")
+WAIT_OUTCOMES: Final = ("success", "timeout", "failure")
 ATTEMPT_OUTCOMES: Final = ("success", "failure", "timeout", "cancelled")
 MISSED_REASONS: Final = ("down", "overlap", "error")
 WORKER_STATES: Final = ("busy", "abandoned")
@@ -314,8 +318,24 @@ STORE_RUNS: Final = Metric(
     "gauge",
     "{run}",
     ("workflow", "status"),
-    "Runs in the store that nothing drives, when last counted: held, parked, incomplete or expired.",
+    "Runs in the store that nothing drives, when last counted: held, parked, incomplete, expired or waiting.",
     "livemostrecent",
+)
+STORE_WAITING: Final = Metric(
+    "flowcore.store.runs.waiting",
+    "gauge",
+    "{run}",
+    _OF_STEP,
+    "Runs in the store that wait, by the step they wait for, when last counted; past 1,000 of a workflow an estimate.",
+    "livemostrecent",
+)
+WAITED: Final = Metric(
+    "flowcore.wait.duration",
+    "histogram",
+    "s",
+    _ENDED,
+    "Seconds that steps without a function waited for a value or a time, under all owners.",
+    buckets=WAIT_BUCKETS,
 )
 LAST_SUCCESS: Final = Metric(
     "flowcore.run.last_success.timestamp", "gauge", "s", ("workflow",), "When a run last succeeded.", "max"
@@ -400,6 +420,8 @@ METRICS: Final = (
     LEASE_LOST,
     STORE_DURATION,
     STORE_RUNS,
+    STORE_WAITING,
+    WAITED,
     LAST_SUCCESS,
     LAST_END,
     LAST_RECOVERY,

@@ -76,8 +76,9 @@ class _PrometheusSeries(Series):
         super().forked()
         # Counters continue: each process has its own. In multiprocess mode prometheus_client starts all of a child's at 0.
         if not _MULTIPROCESS and self._metrics:  # this process has not counted the store's runs
-            self.known[names.STORE_RUNS].clear()
-            self._metrics[names.STORE_RUNS].clear()
+            for metric in (names.STORE_RUNS, names.STORE_WAITING):
+                self.known[metric].clear()
+                self._metrics[metric].clear()
 
 
 class _PolledGauges(Collector):

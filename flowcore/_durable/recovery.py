@@ -14,20 +14,22 @@ import logging
 import math
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import LeaseLost, RunNotFound, StoreUnavailable, safe_repr, safe_str
+from ..events import StoreSurveyed
 from ..status import Status
 from ..stores.base import Page, RunRecord
 from ..workflow import Workflow
 from .endings import retry_in
 from .takeover import left_to_callers
 
-__all__ = ["SURVEY_EVERY", "Ask", "Recovery"]
+__all__ = ["SURVEY_EVERY", "Ask", "Recovery", "Survey"]
 
 SURVEY_EVERY: Final = 30.0
 """seconds between two counts of what waits in the store"""
@@ -45,6 +47,8 @@ _SUSPECT: Final = 2
 """takeovers without progress that make a run a suspect"""
 _REMEMBERED: Final = 10_000
 """runs that could not be resumed, and names and runs that were logged, that an engine remembers"""
+_SAMPLED: Final = 1_000
+"""waiting runs of a workflow that a survey looks at"""
 _WAITING: Final = ("held", "parked", "incomplete", "expired", "waiting")
 """what a run in a survey waits as"""
 _UNKNOWN: Final = "_unknown"
@@ -57,6 +61,13 @@ _NO_FAULT: Final = (LeaseLost, RunNotFound, StoreUnavailable)
 """why a run may not be resumed here though nothing is wrong with it"""
 _NEARLY: Final = 0.9
 """of the time between two rounds: a thread that wakes up a little early need not wait for another one"""
+
+
+class Survey(NamedTuple):
+    """What waits in a store: how many runs by workflow and status, and how many waiting ones by workflow and step."""
+
+    counts: Mapping[tuple[str, str], int]
+    waiting: Mapping[tuple[str, str], int]
 
 
 class Recovery:
@@ -96,6 +107,7 @@ class Recovery:
         self._complete = True  # (lock) whether the list has all that was due
         self._not_again: dict[str, tuple[float, int]] = {}  # (lock) runs that failed to resume: until when, how often
         self._surveyed: float | None = None
+        self._seen: dict[tuple[str, str], None] = {}  # workflows and steps that runs were seen to wait for
         self._looked: float | None = None
 
     def include(self, workflow: Workflow[Any]) -> None:
@@ -287,7 +299,7 @@ class Recovery:
         """Whether it is time to count what waits in the store."""
         return self._surveyed is None or self._settings.clock() - self._surveyed >= SURVEY_EVERY
 
-    def survey(self, known: Iterable[str]) -> Generator[Ask, Any, dict[tuple[str, str], int]]:
+    def survey(self, known: Iterable[str]) -> Generator[Ask, Any, Survey]:
         """Count what waits in the store, for each of the workflows `known`, and the rest as "_unknown"."""
         self._surveyed = self._settings.clock()
         counted: Mapping[tuple[str, str], int] = yield self._settings.store.counts
@@ -305,4 +317,18 @@ class Recovery:
                 f"the store has {number} unfinished run{'' if number == 1 else 's'} of workflow {safe_repr(name)}, which is "
                 f"not among this engine's workflows=: they are not recovered here.",
             )
-        return counts
+        by_step = StoreSurveyed in self._settings.hooks.wanted
+        return Survey(counts, (yield from self._awaited(counts)) if by_step else {})
+
+    def _awaited(self, counts: Mapping[tuple[str, str], int]) -> Generator[Ask, Any, dict[tuple[str, str], int]]:
+        """How many runs wait for which step of which workflow, by the newest of them."""
+        found = dict.fromkeys(self._seen, 0)  # those that no run waits for any more
+        listed = partial(self._settings.store.list_runs, status="waiting", limit=_SAMPLED)
+        for (workflow, status), number in counts.items():
+            if status == "waiting" and number and workflow != _UNKNOWN:
+                page: Page = yield partial(listed, workflow=workflow)
+                steps = Counter(step for record in page for step in record.waiting_for)
+                share = number / len(page) if number > _SAMPLED and page else 1.0
+                found.update(((workflow, step), round(times * share)) for step, times in steps.items())
+        self._seen.update(dict.fromkeys(found))
+        return found

@@ -196,7 +196,8 @@ class EngineBase:
         if WorkflowRegistered in self._settings.hooks.wanted:
             names = tuple(step.name for step in workflow.steps)
             allowed = tuple(1 if step.retry is None else step.retry.attempts for step in workflow.steps)
-            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names, allowed))
+            waits = tuple(step.name for step in workflow.steps if step.wait is not None)
+            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names, allowed, waits))
 
     def _tell_submitted(self, run: RunState, propagation: str) -> None:
         if propagation not in {"link", "child"}:

@@ -117,12 +117,12 @@ class LocalEngine(SchedulingEngine):
                 return
             yield context
             try:
-                counts = yield from self._recovery.survey(self._known)
+                survey = yield from self._recovery.survey(self._known)
             except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
                 log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
                 return
             if StoreSurveyed in self._settings.hooks.wanted:
-                self._tell(StoreSurveyed("", "", self._settings.clock(), {}, counts), context)
+                self._tell(StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting), context)
 
     def _look_every(self) -> float | None:
         """Seconds between two looks at the store, for recovery or for surveys; None: nothing wants them."""

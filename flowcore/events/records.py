@@ -35,6 +35,8 @@ class WorkflowRegistered(Event):
     steps: tuple[str, ...]
     max_attempts: tuple[int, ...] = ()
     """how many attempts the definition allows each of them"""
+    waits: tuple[str, ...] = ()
+    """those of the steps that have no function, and wait for a value or a time"""
 
 
 @dataclass(slots=True, eq=False)
@@ -348,8 +350,11 @@ class StoreSurveyed(Event):
     """The runs that are not over were counted; belongs to no run."""
 
     counts: Mapping[tuple[str, str], int]
-    """(workflow, status) -> how many; status is held, parked, incomplete or expired. All of the engine's workflows and all
-    four are in it."""
+    """(workflow, status) -> how many; status is held, parked, incomplete, expired or waiting. All of the engine's workflows
+    and all five are in it."""
+    waiting: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    """(workflow, step) -> how many waiting runs wait for that step; where more than 1,000 runs of a workflow wait, as many
+    as the newest 1,000 of them suggest"""
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,7 @@ def workflow(q: Source) -> Json:
         "flowcore-workflow",
         "flowcore: one workflow",
         "A workflow's runs and steps: which one is slow, which one fails, and what is undone.",
-        [_working(q), _steps(q), _retrying(q), _undoing(q), _firing(q)],
+        [_working(q), _steps(q), _retrying(q), _undoing(q), _waiting(q), _firing(q)],
         common.variables(q, one_workflow=True),
         common.versions(q),
     )
@@ -246,6 +246,32 @@ def _undoing(q: Source) -> Section:
                 target(f"topk(6, {q.quantile(0.95, names.COMPENSATION_DURATION, by=('step',))})", q.legend("{{step}}")),
                 unit="s",
                 empty="Nothing had to be undone.",
+            ),
+        ],
+    )
+
+
+def _waiting(q: Source) -> Section:
+    by = ("step",)
+    return Section(
+        "What does it wait for?",
+        [
+            lines(
+                (0, 0, 12, 7),
+                "Runs that wait, by step",
+                "Runs in the store that wait for a value, a time, or a step's next attempt. They need no process.",
+                target(f"topk(6, max {q.by('step')} ({q.select(names.STORE_WAITING)}))", q.legend("{{step}}")),
+                unit="short",
+                decimals=0,
+                empty="No process has counted a run that waits.",
+            ),
+            lines(
+                (12, 0, 12, 7),
+                "p95 of waits",
+                "One wait in twenty took longer than this, from its beginning, whichever processes had the run.",
+                target(f"topk(6, {q.quantile(0.95, names.WAITED, by=by)})", q.legend("{{step}}")),
+                unit="s",
+                empty="No wait has ended.",
             ),
         ],
     )
