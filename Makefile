@@ -1,6 +1,6 @@
 # Needs python3 (3.11 or newer) and nothing else: each target makes the environment it runs in.
 #   make demo                    make test PYTHON=python3.12
-#   make demo KILL=1             make demo STORE=sqlite:PATH (or redis, temporal: one of its own, or its address)
+#   make demo KILL=1 (WAIT=1)    make demo STORE=sqlite:PATH (or redis, temporal: one of its own, or its address)
 
 PYTHON      ?= python3
 ENVIRONMENT ?= .venv
@@ -23,8 +23,8 @@ help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
 		printf '%-15s%s\n' "$$target" "$$what"; done
 
-demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle)
-	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(STORE),--store='$(STORE)')
+demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle, WAIT=1 has an order wait)
+	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(WAIT),--wait) $(if $(STORE),--store='$(STORE)')
 
 test: lint types servers  ## lint, check types, run the tests with coverage
 	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov $(PARALLEL) --durations=15 --durations-min=2

@@ -87,6 +87,7 @@ __all__ = [
     "NotSerializable",
     "PrintLogger",
     "ProgressHook",
+    "ProgressHook",
     "QueueFull",
     "ResultLost",
     "Retry",

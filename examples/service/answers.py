@@ -6,13 +6,14 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from opentelemetry import propagate
 
-from flowcore import LeaseLost, Run, RunFailed, RunParked, StepCancelled
+from checkout import NotApproved
+from flowcore import LeaseLost, Run, RunFailed, RunParked, StepCancelled, StepTimeout
 from flowcore.stores.base import RunRecord
 from flowcore_otel import original_trace_id
 from ledger import SoldOut
 from partners import Declined, NoAnswer
 
-__all__ = ["accepted", "answer", "in_progress", "out_of_order", "problem", "standing", "traced"]
+__all__ = ["accepted", "answer", "in_progress", "out_of_order", "problem", "received", "standing", "traced"]
 
 
 def answer(run: Run) -> JSONResponse:
@@ -23,6 +24,10 @@ def answer(run: Run) -> JSONResponse:
             return JSONResponse(receipt, 201, {"Idempotent-Replayed": "true"} if run.replayed else None)
         case Declined():
             return problem(402, "declined", "The card was declined.", run=run.id)
+        case NotApproved():
+            return problem(403, "not-approved", "The order was not approved, and taken back.", run=run.id)
+        case StepTimeout() | RunFailed(error_type="StepTimeout"):
+            return problem(504, "too-late", "What the order waited for did not come; it was taken back.", run=run.id)
         case SoldOut():
             return problem(410, "sold-out", "There is not enough left of it.", run=run.id)
         case NoAnswer():
@@ -51,12 +56,20 @@ def accepted(location: str) -> JSONResponse:
     return JSONResponse({"status": "accepted", "location": location}, 202, headers)
 
 
+def received(counts: bool) -> JSONResponse:
+    """A value for an order that waits, or will wait, has come; `counts`: no other one came before it."""
+    if counts:
+        return JSONResponse({"status": "accepted"}, 202)
+    return problem(409, "decided", "That was decided before.")
+
+
 def standing(record: RunRecord) -> JSONResponse:
     """How an order stands that is not over."""
     if record.held:
         return problem(409, "held", "This order could not be undone; a person is looking into it.")
     done = [name for name, step in record.steps.items() if step.status == "success"]
-    return JSONResponse({"status": str(record.status), "done": done}, 200, {"Retry-After": "1"})
+    waits = {"waiting_for": list(record.waiting_for)} if record.waiting_for else {}
+    return JSONResponse({"status": str(record.status), "done": done, **waits}, 200, {"Retry-After": "1"})
 
 
 def in_progress(retry_after: float = 1.0) -> JSONResponse:

@@ -1,5 +1,6 @@
 """A checkout service: `POST /orders` with an `Idempotency-Key`, `GET` and `DELETE /orders/KEY`, `GET /metrics` for
-Prometheus.
+Prometheus. `POST /purchases` places an order that waits for a person, `POST /approvals/ACCOUNT/KEY`, and for the payment
+provider's webhook, `POST /webhooks/payments`.
 
     python examples/service/app.py --port 8000 --store sqlite:runs.db
 
@@ -9,11 +10,15 @@ Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
     202  accepted, where the request said `Prefer: respond-async`; `Location` is where to ask how it stands
     400  no key, or one that is not 1 to 255 printable ASCII characters
     402  the card was declined                          (what had been done was undone)
-    409  the same order is being worked on right now    (`Retry-After` says when to ask again), or was cancelled
+    403  a person refused the order                     (the same)
+    404  there is no such order
+    409  the same order is being worked on right now    (`Retry-After` says when to ask again), or was cancelled;
+         a second decision on an order
     410  sold out
     413  the order is larger than any order is
     422  the key was used for another order
     502  the gateway or the carrier gave up on us       (what had been done was undone)
+    504  no decision, or no payment, came in time       (the same)
     503  the store does not answer                      (ask again with the same key: the order goes on from there)
 
 `GET` of an order answers 200 with its status while it is worked on, and what `POST` would have answered once it is over;
@@ -57,7 +62,7 @@ from pydantic import BaseModel, Field
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from answers import accepted, answer, in_progress, out_of_order, problem, standing, traced
+from answers import accepted, answer, in_progress, out_of_order, problem, received, standing, traced
 from checkout import checkout
 from flowcore import (
     AsyncEngine,
@@ -66,6 +71,8 @@ from flowcore import (
     IdempotencyInProgress,
     IdempotencyMismatch,
     ProgressHook,
+    RunNotFound,
+    SendRefused,
     Status,
     StoreUnavailable,
 )
@@ -90,6 +97,21 @@ class Order(BaseModel):
     address: str = Field(examples=["home"])
 
 
+class Approval(BaseModel):
+    """What a person decides."""
+
+    by: str = Field(min_length=1, max_length=64, examples=["Ann"])
+    approved: bool = True
+
+
+class PaymentEvent(BaseModel):
+    """What the payment provider's webhook says. A real one is signed; see the docs of yours."""
+
+    id: str = Field(min_length=1, max_length=64, examples=["evt_1"])
+    ref: str = Field(examples=["guest/order-1"])
+    cents: int = Field(gt=0)
+
+
 def create_app(
     ledger_path: Path,
     provider: TracerProvider | None = None,
@@ -110,13 +132,14 @@ def create_app(
     ledger = Ledger(ledger_path)
     for sku, quantity in OPENING_STOCK.items():
         ledger.deliver(sku, quantity)
-    workflow = checkout(ledger, Gateway(ledger, hang), Carrier(ledger, hang))
+    gateway, carrier = Gateway(ledger, hang), Carrier(ledger, hang)
+    workflow, purchase = checkout(ledger, gateway, carrier), checkout(ledger, gateway, carrier, approval=True)
     hooks: list[Hook] = [TracingHook(provider), PrometheusHook(registry), *more_hooks]
     tracer = provider.get_tracer("checkout-service")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with started(store, workflow, hooks, lease) as engine:
+        async with started(store, [workflow, purchase], hooks, lease) as engine:
             app.state.engine = engine
             yield
         ledger.close()
@@ -153,6 +176,42 @@ def create_app(
             answered.headers.update(traced(run))
             return answered
 
+    @app.post("/purchases", status_code=202)
+    async def place_purchase(
+        order: Order,
+        request: Request,
+        account: Account = "guest",
+        idempotency_key: Annotated[str | None, Header()] = None,
+    ) -> JSONResponse:
+        """An order that a person has to approve: it is accepted once it waits for that."""
+        if idempotency_key is None or not is_a_key(idempotency_key):
+            return problem(400, "no-key", "Send an Idempotency-Key header of 1 to 255 printable ASCII characters.")
+        engine: AsyncEngine = request.app.state.engine
+        with tracer.start_as_current_span("POST /purchases", kind=SpanKind.SERVER):
+            key = f"{account}/{idempotency_key}"
+            values = {"ref": key, **order.model_dump()}
+            try:
+                run = await engine.run(purchase, values, idempotency_key=key, check=False, until="waiting")
+            except IdempotencyInProgress as error:
+                if not error.waiting_for:
+                    raise
+                return accepted(f"/orders/{quote(idempotency_key)}")
+        return accepted(f"/orders/{quote(idempotency_key)}") if run.status is Status.WAITING else answer(run)
+
+    @app.post("/approvals/{key:path}", status_code=202)
+    async def approve(key: str, approval: Approval, request: Request) -> JSONResponse:
+        """A person decides on an order, `key` being its account and Idempotency-Key. The first decision counts."""
+        engine: AsyncEngine = request.app.state.engine
+        with tracer.start_as_current_span("POST /approvals", kind=SpanKind.SERVER):
+            return received(await engine.send(key, "approved", approval.model_dump(), id=approval.by))
+
+    @app.post("/webhooks/payments", status_code=202)
+    async def payment_confirmed(event: PaymentEvent, request: Request) -> JSONResponse:
+        """The payment provider says that it has the money: as often as it likes, and before the charge call returns."""
+        engine: AsyncEngine = request.app.state.engine
+        with tracer.start_as_current_span("POST /webhooks/payments", kind=SpanKind.SERVER):
+            return received(await engine.send(event.ref, "paid", event.cents, id=event.id))
+
     @app.get("/orders/{key:path}")
     async def show_order(key: str, request: Request, account: Account = "guest") -> JSONResponse:
         engine: AsyncEngine = request.app.state.engine
@@ -162,7 +221,8 @@ def create_app(
         if record.held or record.status not in {Status.SUCCESS, Status.FAILURE, Status.COMPENSATED}:
             return standing(record)
         values = {"ref": record.key, **Order.model_validate(record.values).model_dump()}
-        return answer(await engine.run(workflow, values, idempotency_key=record.key, once=True, check=False))
+        placed = purchase if record.workflow == purchase.name else workflow
+        return answer(await engine.run(placed, values, idempotency_key=record.key, once=True, check=False))
 
     @app.delete("/orders/{key:path}")
     async def cancel_order(key: str, request: Request, account: Account = "guest") -> JSONResponse:
@@ -170,6 +230,14 @@ def create_app(
         if await engine.cancel(key=f"{account}/{key}"):
             return accepted(f"/orders/{quote(key)}")
         return problem(404, "no-order", "There is no such order that could still be cancelled.")
+
+    @app.exception_handler(RunNotFound)
+    async def unknown(_: Request, __: RunNotFound) -> JSONResponse:
+        return problem(404, "no-order", "There is no such order.")
+
+    @app.exception_handler(SendRefused)
+    async def past(_: Request, __: SendRefused) -> JSONResponse:
+        return problem(409, "past", "The order does not wait for that, or not any more.")
 
     @app.exception_handler(IdempotencyInProgress)
     async def overlap(_: Request, error: IdempotencyInProgress) -> JSONResponse:

@@ -1,22 +1,34 @@
 """The checkout saga: reserve the goods, charge the card, ship the parcel, notify the customer.
 
+With `approval`, a person has to approve the order before the card is charged, and the parcel leaves once the payment
+provider's webhook has confirmed the payment. A webhook that comes before the charge call has returned is kept.
+
 Every effect is made under `ctx.step_key`, which stays the same over all attempts: a charge that landed although its
 reply was lost is not made again. Steps are undone even if they *raised* (`undo="attempted"`), for the same reason: an
 attempt that got no answer may have landed all the same, so the undos look at what is really there.
 """
 
+from datetime import timedelta
+
 from flowcore import Backoff, Context, Retry, Workflow
 from ledger import Ledger, SoldOut
 from partners import Carrier, Declined, Gateway, NoAnswer
 
+TO_APPROVE = timedelta(days=3)
+TO_CONFIRM = timedelta(hours=1)
 PATIENCE = Retry(3, Backoff.exponential(0.04), on=NoAnswer)
 
-__all__ = ["Declined", "NoAnswer", "SoldOut", "checkout"]
+__all__ = ["Declined", "NoAnswer", "NotApproved", "SoldOut", "checkout"]
 
 
-def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier) -> Workflow:
+class NotApproved(Exception):
+    """A person has refused the order."""
+
+
+def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier, *, approval: bool = False) -> Workflow:
     """The workflow of one order; initial values: ref, sku, quantity, cents, card, address."""
-    wf = Workflow("checkout", errors=(Declined, SoldOut, NoAnswer))
+    wf = Workflow("purchase" if approval else "checkout", errors=(Declined, SoldOut, NoAnswer, NotApproved))
+    before_charge, before_ship = ["reserve"], ["charge"]
 
     @wf.step(undo="attempted")
     def reserve(ctx: Context) -> None:
@@ -27,8 +39,22 @@ def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier) -> Workflow:
         if ledger.is_reserved(ctx["ref"]):
             ledger.release(ctx.step_key, ctx["ref"], ctx["sku"], ctx["quantity"])
 
+    if approval:
+        approved = wf.wait("approved", depends_on=reserve, timeout=TO_APPROVE)
+
+        @wf.step(depends_on=approved, effect=False)
+        def decide(ctx: Context) -> str:
+            if not ctx[approved]["approved"]:
+                raise NotApproved(f"{ctx[approved]['by']} refused it")
+            return f"approved by {ctx[approved]['by']}"
+
+        wf.wait("paid", depends_on=decide, timeout=TO_CONFIRM)
+        before_charge, before_ship = ["decide"], ["charge", "paid"]
+
     # Attempts count across owners, and a gateway that stumbled twice may do so again for the next one.
-    @wf.step(depends_on=reserve, retry=Retry(5, Backoff.exponential(0.04), on=NoAnswer), timeout=10.0, undo="attempted")
+    @wf.step(
+        depends_on=before_charge, retry=Retry(5, Backoff.exponential(0.04), on=NoAnswer), timeout=10.0, undo="attempted"
+    )
     def charge(ctx: Context) -> str:
         return gateway.charge(ctx["ref"], ctx["card"], ctx["cents"], idempotency_key=ctx.step_key)
 
@@ -36,7 +62,7 @@ def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier) -> Workflow:
     def refund(ctx: Context) -> None:
         gateway.refund(ctx["ref"], moody="refund flaky" in ctx["address"], idempotency_key=ctx.step_key)
 
-    @wf.step(depends_on=charge, retry=PATIENCE, timeout=10.0, undo="attempted")
+    @wf.step(depends_on=before_ship, retry=PATIENCE, timeout=10.0, undo="attempted")
     def ship(ctx: Context) -> str:
         return carrier.ship(ctx["ref"], ctx["address"], idempotency_key=ctx.step_key)
 

@@ -3,6 +3,7 @@
     python examples/service/demo.py            # or: make demo
     python examples/service/demo.py --serve    # keep it running
     python examples/service/demo.py --kill     # kill -9 it in the middle, and see its orders resumed
+    python examples/service/demo.py --wait     # an order waits for a person, over a kill -9, a deploy and a restart
 
 Exits with 0 only if the books add up, every client was told what the input says it should be told, and the metrics
 agree with both.
@@ -21,12 +22,13 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
+import waiting
 from audit import audit
 from flowcore import StoreError
 from flowcore.stores import RedisStore, SQLiteStore
 from killing import HANG, LEASE, Killing
 from replay import Answer, Line, read_orders, replay
-from running import DemoError, Service, own_redis, own_temporal, scrape, serving
+from running import DemoError, Redis, Service, own_redis, own_temporal, scrape, serving
 from stores import TEMPORAL, known, looked_into, spoken
 from telling import Story, tell_books, tell_failure, tell_metrics, tell_outcomes, tell_replay, tell_where_next
 from timeline import Span, read_spans
@@ -39,12 +41,21 @@ OWN = ("sqlite", "redis", "temporal")  # stores that the demo brings along; else
 def demo(options: argparse.Namespace, folder: Path) -> int:
     """Run it; answers the exit code."""
     story = Story()
-    wanted = options.store or ("sqlite" if options.kill else "memory")
+    wanted = options.store or ("sqlite" if options.kill or options.wait else "memory")
     mark = "" if wanted in {*OWN, "memory"} else f"-{os.getpid():x}{int(time.time()):x}"
     lines = read_orders(options.orders, mark)
-    with own_store(wanted, folder) as (store, runs):
-        settings = [f"--store={store}", *([f"--lease={LEASE}"] if options.kill else [])]
-        with serving(options.service, options.port, folder, *settings, f"--hang={HANG}") as service:
+    with own_store(wanted, folder) as (store, runs, server):
+        settings = [f"--store={store}", *([f"--lease={LEASE}"] if options.kill or options.wait else [])]
+        settings += [f"--hang={waiting.HANG}"] if options.wait else []
+        hang = [] if options.wait else [f"--hang={HANG}"]
+        with serving(options.service, options.port, folder, *settings, *hang) as service:
+            if runs is not None and options.wait:
+                story.say(f"{story.paint('flowcore demo', 'bold')}: a checkout service on {service.url}")
+                story.say(f"runs are kept in {spoken(store)}")
+                waiting.Waiting(story, service, runs, server, mark, *settings).run()
+                if story.failed:
+                    story.say(f"\n{story.failed} checks FAILED; ledger, spans and log are kept in {folder}")
+                return 1 if story.failed else 0
             story.say(
                 f"{story.paint('flowcore demo', 'bold')}: a checkout service on {service.url}, "
                 f"{len(lines)} requests for {len({line.key for line in lines})} orders, {options.clients} clients at once"
@@ -90,12 +101,13 @@ def orders(options: argparse.Namespace, story: Story, service: Service, lines: l
 
 
 @contextmanager
-def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | RedisStore | None]]:
+def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | RedisStore | None, Redis | None]]:
     """Where the service is to keep its runs, with what has to be brought along for that, and a look into it."""
     with ExitStack() as stack:
-        store = wanted
+        store, server = wanted, None
         if wanted == "redis":
-            store = stack.enter_context(own_redis(folder))
+            server = stack.enter_context(own_redis(folder))
+            store = server.url
         elif wanted == "sqlite":
             store = f"sqlite:{folder / 'runs.db'}"
         elif wanted == "temporal":
@@ -104,7 +116,7 @@ def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | Re
         if store != "memory" and not store.startswith(TEMPORAL):
             runs = stack.enter_context(looked_into(store))
             runs.list_runs(status="held")  # is it there at all?
-        yield store, runs
+        yield store, runs, server
 
 
 def main() -> int:
@@ -120,7 +132,10 @@ def main() -> int:
         help="memory (default), sqlite:PATH, redis://..., temporal://...; sqlite, redis, temporal: one that ends with the demo",
     )
     parser.add_argument("--kill", action="store_true", help="kill -9 the service in the middle; see it taken over")
+    parser.add_argument("--wait", action="store_true", help="an order waits for a person, over a kill -9 and a deploy")
     options = parser.parse_args()
+    if options.wait and (options.kill or options.store == "memory" or (options.store or "").startswith("temporal")):
+        parser.error("--wait goes without --kill, and needs --store sqlite or redis, or one of yours")
     if options.kill and (options.store or "").startswith("temporal"):
         parser.error("--kill looks into a store as operators do: give it --store sqlite or redis, or one of yours")
     if options.kill and options.store == "memory":

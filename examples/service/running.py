@@ -100,26 +100,54 @@ def serving(script: Path, port: int, folder: Path, *options: str) -> Iterator[Se
         service.stop()
 
 
-@contextmanager
-def own_redis(folder: Path) -> Iterator[str]:
-    """A Redis that ends with the demo, set up as one should be that keeps runs; answers its address. Raises DemoError."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "redis.log"
-    options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "", "--appendonly", "yes"]
-    with log.open("wb") as output:
-        command = [_redis_server(), *options, "--maxmemory-policy", "noeviction"]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 - ours
-    try:
+class Redis:
+    """A redis-server, set up as one should be that keeps runs, running as a process of its own from `start` on."""
+
+    process: "subprocess.Popen[bytes]"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        """Start it, after `restart` once more from its file; returns when it answers. Raises DemoError."""
+        log = self._folder / "redis.log"
+        options = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder), "--save", ""]
+        options += ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen([_redis_server(), *options], stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 - ours
         give_up = time.monotonic() + START
         while b"Ready to accept connections" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > give_up:
+            if self.process.poll() is not None or time.monotonic() > give_up:
                 raise DemoError(f"The redis-server did not start. {_tail(log)}")
             time.sleep(0.02)
-        yield f"redis://127.0.0.1:{port}/0"
+
+    def restart(self) -> None:
+        """kill -9, and start it again."""
+        self.process.kill()
+        self.process.wait()
+        self.start()
+
+    def stop(self) -> None:
+        _end(self.process)
+
+
+@contextmanager
+def own_redis(folder: Path) -> Iterator[Redis]:
+    """A Redis that ends with the demo. Raises DemoError."""
+    server = Redis(folder)
+    try:
+        server.start()
+        yield server
     finally:
-        _end(process)
+        if hasattr(server, "process"):
+            server.stop()
 
 
 @contextmanager

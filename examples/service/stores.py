@@ -37,12 +37,14 @@ def known(where: str) -> str:
 
 
 @asynccontextmanager
-async def started(where: str, workflow: Workflow[Any], hooks: Sequence[Hook], lease: float) -> AsyncIterator[Any]:
+async def started(
+    where: str, workflows: Sequence[Workflow[Any]], hooks: Sequence[Hook], lease: float
+) -> AsyncIterator[Any]:
     """The engine: an AsyncEngine on the store, which also resumes what others have left; or a TemporalEngine, with a worker."""
     if not where.startswith(TEMPORAL):
         async with (
             opened(where) as runs,
-            AsyncEngine(store=runs, hooks=hooks, lease=lease, workflows=[workflow], recover_every=lease / 4) as engine,
+            AsyncEngine(store=runs, hooks=hooks, lease=lease, workflows=workflows, recover_every=lease / 4) as engine,
         ):
             yield engine
         return
@@ -52,7 +54,7 @@ async def started(where: str, workflow: Workflow[Any], hooks: Sequence[Hook], le
 
     client = await Client.connect(where.removeprefix(TEMPORAL))
     async with (
-        temporal_worker(client, task_queue="checkout", workflows=[workflow], hooks=hooks, lease=lease),
+        temporal_worker(client, task_queue="checkout", workflows=workflows, hooks=hooks, lease=lease),
         TemporalEngine(client, task_queue="checkout", hooks=hooks, lease=lease) as on_temporal,
     ):
         yield on_temporal

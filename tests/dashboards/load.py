@@ -151,7 +151,7 @@ class Told:
 
 
 ALWAYS = ("good", "retries", "fan_out", "duplicates")
-AT_FIRST = ("returns", "failures", "pivot", "schedules")
+AT_FIRST = ("returns", "failures", "pivot", "schedules", "waits")
 """troubles by when they happen"""
 
 WORKFLOWS = {
@@ -163,6 +163,7 @@ WORKFLOWS = {
     "duplicates": "report",
     "pivot": "move",
     "schedules": "stocktake",
+    "waits": "approval",
     "time_outs": "scan",
     "bulk": "bulk",
     "claims": "bulk",

@@ -40,13 +40,13 @@ from flowcore import (
     StoreError,
     Workflow,
 )
-from flowcore.events import Event, RunFinished, ScheduleMissed
+from flowcore.events import Event, RunFinished, ScheduleMissed, StoreSurveyed
 from flowcore.stores import RedisStore, SQLiteStore
 from flowcore_otel import PrometheusHook, TracingHook
 
 LEASE = 1.0
 RECOVER_EVERY = 0.5
-MAX_SERIES = 32  # of which the workflows below take all but a few
+MAX_SERIES = 33  # of which the workflows below take all but a few
 LONG = 6.0  # seconds of what takes too long
 
 ROLE = sys.argv[1] if len(sys.argv) > 1 else "office"
@@ -194,6 +194,8 @@ TRANSFER_HELD = transfer("transfer-held", on_crash="hold")
 OUTDATED = outdated()
 TAKEN_OVER = (TRANSFER, TRANSFER_UNDONE, TRANSFER_HELD, OUTDATED)
 BULK = bulk()
+APPROVAL = Workflow("approval")
+APPROVAL.wait("approved")
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -294,6 +296,23 @@ class Office:
             while not told:
                 time.sleep(0.01)
         return told
+
+    def do_waits(self) -> Counter[str]:
+        """One that gets the approval it waits for, and one that waits on, as the store is counted."""
+        counted = threading.Event()
+
+        def surveyed(event: Event) -> None:
+            if isinstance(event, StoreSurveyed) and event.waiting.get(("approval", "approved")):
+                counted.set()
+
+        future, key = self.engine.submit(APPROVAL, idempotency_key=self.key()), self.key()
+        future.waiting(20)
+        self.engine.run(APPROVAL, idempotency_key=key, until="waiting")
+        hooks = [PrometheusHook(self.registry, max_series=MAX_SERIES), surveyed]
+        with Engine(store=self.engine.store, hooks=hooks, workflows=[APPROVAL], recover_every=60):
+            counted.wait(20)
+        self.engine.send(future.key or "", "approved", "yes")
+        return Counter([str(future.result(20).status)])
 
     def do_duplicates(self) -> Counter[str]:
         """One that waits for the result, one that does not, one with other values, and one that comes later."""

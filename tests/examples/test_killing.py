@@ -175,8 +175,8 @@ def test_service_that_dies_before_it_is_killed_shows_its_last_words(tmp_path: Pa
 
 def test_redis_of_the_demo_ends_with_it(tmp_path: Path) -> None:
     redis_binary()
-    with own_redis(tmp_path) as address:
-        port = int(address.rpartition(":")[2].partition("/")[0])
+    with own_redis(tmp_path) as server:
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
     with pytest.raises(ConnectionRefusedError):
