@@ -72,7 +72,7 @@ def audit_after_loss(effects: Sequence[Effect], record: RunRecord | None, workfl
             if step.name in first and any(name not in _skippable(workflow) for name in early):
                 wrong.append(f"{step.name} was done before {early} (run {run_id})")
         if record is not None and record.run_id == run_id and record.status == Status.SUCCESS:
-            ended = {name for name, report in record.steps.items() if report.status == "success"}
+            ended = {name for name, report in record.steps.items() if report.status == "success"} - _waits(workflow)
             missing = [step.name for step in workflow.steps if step.name not in record.steps]
             if missing or ended - first.keys() or ended - record.results.keys():
                 wrong.append(f"run {run_id} succeeded with {sorted(ended)}, done were {sorted(first)}")
@@ -80,7 +80,12 @@ def audit_after_loss(effects: Sequence[Effect], record: RunRecord | None, workfl
 
 
 def _skippable(workflow: Workflow) -> set[str]:
-    return {step.name for step in workflow.steps if step.when is not None}
+    return {step.name for step in workflow.steps if step.when is not None} | _waits(workflow)
+
+
+def _waits(workflow: Workflow) -> set[str]:
+    """The steps without a function, which leave no line."""
+    return {step.name for step in workflow.steps if step.wait is not None}
 
 
 def _in_time(effects: Iterable[Effect]) -> list[Effect]:
@@ -186,7 +191,8 @@ def _end(effects: Sequence[Effect], record: RunRecord, workflow: Workflow) -> It
     if record.status not in {Status.SUCCESS, *RELEASED}:
         yield f"the run did not end: {record.status}"
     if record.status == Status.SUCCESS:
-        expected = sorted(name for name, report in record.steps.items() if report.status == "success")
+        ended = {name for name, report in record.steps.items() if report.status == "success"}
+        expected = sorted(ended - _waits(workflow))
         missing = [step.name for step in workflow.steps if step.name not in record.steps]
         if standing != expected or missing:
             yield f"the run succeeded, and {standing} stand, not {expected}; never ended: {missing}"

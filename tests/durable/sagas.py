@@ -213,6 +213,18 @@ def slow(world: World) -> Workflow:
     return wf
 
 
+def waits(world: World) -> Workflow:
+    """A value, which may be sent to it, and a while, each of which ends by itself soon; and an attempt that is due later."""
+    wf = Workflow("waits")
+    do, undo = world.as_step(world.do), world.as_step(world.undo)
+    wf.add_step("a", do, compensate=undo)
+    wf.wait("approved", depends_on="a", timeout=0.15, default="no one")
+    wf.sleep("nap", 0.02, depends_on="approved")
+    wf.add_step("b", world.as_step(world.flaky), depends_on="nap", compensate=undo, retry=Retry(3, Backoff.fixed(0.02)))
+    wf.add_step("c", do, depends_on="b", compensate=undo)
+    return wf
+
+
 SAGAS: dict[str, tuple[Callable[[World], Workflow], frozenset[Status]]] = {
     build.__name__: (build, frozenset(ends))
     for build, *ends in (
@@ -229,6 +241,7 @@ SAGAS: dict[str, tuple[Callable[[World], Workflow], frozenset[Status]]] = {
         (held, Status.COMPENSATED),
         (skipping, Status.SUCCESS),
         (slow, Status.COMPENSATED),
+        (waits, Status.SUCCESS),
     )
 }
 """by name: what builds it, and how its runs may end"""

@@ -24,14 +24,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from flowcore import Engine
+from flowcore.status import Status
 from tests.cli.left_behind import complaints, reader_of
 from tests.durable.audit import audit, audit_after_loss
 from tests.durable.crash import Place
-from tests.durable.ledger import Effect, Journal, Ledger, Word, effects_of, words_of
+from tests.durable.ledger import Effect, Journal, Ledger, Word, effects_of, lines_of, words_of
 from tests.durable.nursery import Nursery
 from tests.durable.proxy import Weather, run_proxy
 from tests.durable.sagas import SAGAS, World
-from tests.durable.stormy import KEYS, LEASE, ROUND, Post, saga_of, work
+from tests.durable.stormy import KEYS, LEASE, ROUND, Post, saga_of, sendings_of, work
 from tests.durable.watched import Watched
 from tests.stores.redis_servers import RedisServer, free_port, until
 
@@ -243,7 +244,7 @@ class Storm:
     def _open(store: Any) -> list[str]:
         return [
             record.key
-            for status in ("running", "parked", "incomplete")
+            for status in ("running", "waiting", "parked", "incomplete")
             for record in store.list_runs(status=status)
             if not record.held
         ]
@@ -252,6 +253,10 @@ class Storm:
         effects, words = effects_of(self.folder / "ledger"), words_of(self.folder / "journal")
         workflows = saga_of(World(Ledger(str(self.folder / "ledger"))))
         counts = self.figures.counts
+        sendings: dict[str, list[list[Any]]] = {}
+        for line in lines_of(sendings_of(self.place(direct=True))):
+            sendings.setdefault(line[0], []).append(line)
+            counts[f"values sent: {line[2]}"] += 1
         for key in sorted(effects.keys() | words.keys()):
             record = store.find(key)
             did, said = effects.get(key, []), words.get(key, [])
@@ -270,6 +275,10 @@ class Storm:
                 lines.sort(key=lambda line: line.at if isinstance(line, Effect) else line.heard)
                 freezes = [freeze for freeze in self.freezes if any(line.pid == freeze[0] for line in lines)]
                 self.figures.stories.append("\n".join(map(str, (*lines, record, freezes))))
+            sent = sendings.get(key, [])
+            told = [*((word.sent, word.heard) for word in said), *((line[3], line[4]) for line in sent)]
+            if not any(began <= to and since <= ended for since, to in told for began, ended in self.lost):
+                self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in _received(record, sent))
             runs = {word.run_id for word in said}
             counts["keyed runs"] += len(runs)
             counts["owners"] += len({(word.run_id, word.fence) for word in said if word.verb == "claim"})
@@ -291,6 +300,20 @@ class Storm:
         frozen = any(pid == effect.pid and since <= to and begins <= effect.at for pid, begins, to in self.freezes)
         self.figures.counts["effects of zombies"] += frozen
         return frozen
+
+
+def _received(record: Any, sendings: list[list[Any]]) -> list[str]:
+    """What is wrong with the value that a run has got: at most one counts, and that is its result."""
+    counted = {line[1] for line in sendings if line[2] == "counts"}
+    asked = {line[1] for line in sendings}
+    if len(counted) > 1:
+        return [f"{len(counted)} values count: {sorted(counted)}"]
+    got = None if record is None or record.status != Status.SUCCESS else record.results.get("approved")
+    if got is None:
+        return []
+    if counted and got not in counted:
+        return [f"it has got {got}, and {counted} counts"]
+    return [] if got == "no one" or got in asked else [f"it has got {got}, which was never sent"]
 
 
 def _follow(replica: RedisServer, primary: RedisServer) -> None:

@@ -28,7 +28,7 @@ from tests.durable.ledger import Journal, Ledger
 from tests.durable.sagas import SAGAS, World, saga
 from tests.durable.watched import Watched
 
-__all__ = ["KEYS", "LEASE", "ROUND", "Post", "saga_of", "work"]
+__all__ = ["KEYS", "LEASE", "ROUND", "Post", "saga_of", "sendings_of", "work"]
 
 KEYS: Final = 200
 """at a time: a key is given up for the next one of its place once its run is over"""
@@ -56,6 +56,11 @@ class Post:
     asynchronous: bool
 
 
+def sendings_of(place: Place) -> str:
+    """The file that says what was sent: key, value, and whether that was tried, counts or is late, and from when to when."""
+    return f"{place.ledger}.sendings"
+
+
 def work(post: Post, seed: float) -> None:
     faulthandler.enable()  # SIGABRT, for a process that hangs: it says where.
     dice = random.Random(seed)
@@ -81,8 +86,12 @@ def work(post: Post, seed: float) -> None:
             return
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
-        with Engine(store=watched, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3) as engine:
-            threads = [threading.Thread(target=_call, args=(engine, sagas, board, dice, stop)) for _ in range(THREADS)]
+        with Engine(
+            store=watched, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3, park_after=0.01
+        ) as engine:
+            told = Ledger(sendings_of(post.place))
+            callers = (engine, sagas, board, dice, stop, told)
+            threads = [threading.Thread(target=_call, args=callers) for _ in range(THREADS)]
             for thread in threads:
                 thread.start()
             while not stop.wait(0.05):
@@ -93,9 +102,15 @@ def work(post: Post, seed: float) -> None:
 
 
 def _call(
-    engine: Engine, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random, stop: threading.Event
+    engine: Engine,
+    sagas: dict[int, Workflow],
+    board: mmap.mmap,
+    dice: random.Random,
+    stop: threading.Event,
+    told: Ledger,
 ) -> None:
     while not stop.is_set():
+        _send(engine, sagas, board, dice, told)
         place, number = _drawn(board, dice)
         key = f"{place}.{number}"
         wait = dice.choice((None, 0.05))
@@ -110,6 +125,21 @@ def _call(
                 time.sleep(0.02)
         if over:
             _next(board, place, number)
+
+
+def _send(engine: Engine, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random, told: Ledger) -> None:
+    """Send a value to some run that waits, will wait, or has waited, and write down what became of it."""
+    place = dice.choice([place for place in range(KEYS) if sagas[place % len(sagas)].name == "waits"])
+    key = f"{place}.{ROUND.unpack_from(board, place * ROUND.size)[0]}"
+    value = f"{os.getpid()}/{dice.getrandbits(40)}"
+    for _ in range(dice.choice((1, 1, 2))):  # twice, under one id, is once
+        began = time.monotonic()
+        told.write([key, value, "tried", began, began])
+        try:
+            counts = engine.send(key, "approved", value, id=value)
+        except FlowcoreError:  # it is over, past that wait, or unknown; or the store is down
+            return
+        told.write([key, value, "counts" if counts else "late", began, time.monotonic()])
 
 
 def _decide(store: Any, key: str, dice: random.Random) -> bool:
@@ -141,7 +171,9 @@ async def _work_async(store: Any, sagas: dict[int, Workflow], board: mmap.mmap, 
             if over:
                 _next(board, place, number)
 
-    async with AsyncEngine(store=store, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3) as engine:
+    async with AsyncEngine(
+        store=store, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3, park_after=0.01
+    ) as engine:
         callers = [asyncio.create_task(call()) for _ in range(THREADS)]
         await stop.wait()
         await engine.aclose(timeout=GRACE)
