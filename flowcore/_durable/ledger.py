@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import cast
 
 from .._kernel import emit, stopping
-from .._kernel.effects import Program
+from .._kernel.effects import Program, Sleep
 from .._kernel.inline import FirstAttempt
 from .._kernel.ledger import Errors
 from .._kernel.outcome import StepEnd
@@ -23,7 +23,7 @@ from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from ..stores.base import Checkpoint
-from .checkpoints import parked, retry_store_call, save, settle
+from .checkpoints import STORE_BACKOFF, ask, parked, retry_store_call, save, settle
 from .fast_checkpoints import run_chain
 from .handed_out import complaint
 from .unsaved import Unsaved
@@ -91,6 +91,30 @@ class Ledger(Unsaved):
         if isinstance(failure, NotSerializable):
             raise failure
         return failure is None and not run.stopped
+
+    def close_wait(self, run: RunState, node: Node) -> Program[bool]:
+        with run.lock:
+            self.note_closed(node.name, run.settings.wall())
+        failure = yield from save(run, self, (node.name,))
+        if isinstance(failure, NotSerializable):
+            raise failure
+        if failure is not None or run.stopped:
+            return False
+        began, tries = run.settings.clock(), 0
+        while True:
+            found, failure = yield from ask(run, "find", run.stored_key)
+            if failure is None or run.stopped:
+                break
+            tries += 1
+            if run.settings.clock() - began > run.settings.store_patience:
+                why = f"what was sent to it could not be read ({safe_str(failure, 200)})"
+                stopping.park(run, parked(run, why, failure))
+                break
+            yield Sleep(STORE_BACKOFF.delay(tries))
+        if run.waits is not None and found is not None and found.run_id == run.run_id and node.name in found.sent:
+            with run.lock:
+                run.waits.sent.setdefault(node.name, found.sent[node.name])
+        return not run.stopped
 
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
         if end.scope is not None:

@@ -119,7 +119,10 @@ def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
     waits.sent.update(record.sent)
     for node in run.plan.nodes:
         report = record.steps.get(node.name)
-        if node.wait is not None and report is not None and report.status is Status.WAITING:
+        if node.wait is None or report is None:
+            continue
+        # A wait whose time was over, and whose owner died before it had ended, has a moment at which it was.
+        if report.status is Status.WAITING or (report.status is Status.TIMEOUT and report.until is not None):
             began = now - max(0.0, wall - (report.started or wall))
             waits.begin(node, began, math.inf if report.until is None else now + report.until - wall)
 
@@ -143,6 +146,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         node
         for node in run.plan.nodes
         if (report := record.steps.get(node.name)) is not None and report.status in _IN_DOUBT and report.undo is None
+        if node.wait is None
     ]
     landed: list[Node] = []
     lacking: list[Node] = []

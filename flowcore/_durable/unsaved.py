@@ -70,6 +70,12 @@ class Unsaved:
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, StepReport(Status.WAITING, started=at, until=until))
 
+    def note_closed(self, step: str, at: float) -> None:
+        """The time of `step`, which waited, is over at `at`, in seconds since the epoch: no value counts for it any more."""
+        before = self.sent[step].report.started if step in self.sent else None
+        self.seq += 1
+        self.steps[step] = StepRecord(self.seq, StepReport(Status.TIMEOUT, started=before, until=at))
+
     def note_failed_attempt(
         self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float
     ) -> None:

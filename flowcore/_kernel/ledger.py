@@ -53,6 +53,11 @@ class Ledger(Protocol):
         `began` does."""
         ...
 
+    def close_wait(self, run: RunState, node: Node) -> Program[bool]:
+        """The time of the wait `node` is over: have the store accept no value for it any more, and take in what was accepted
+        before. False: the run stops. Raises as `began` does."""
+        ...
+
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
         """An attempt of `node` has failed, and the next one is due in `delay` seconds. Raises as `began` does."""
         ...

@@ -44,7 +44,22 @@ def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> P
             else:
                 if not begins:
                     return StepEnd(Status.PENDING)
+    if (
+        run.ledger is not None
+        and not wait.sleeps
+        and _is_over(run, name)
+        and not (yield from run.ledger.close_wait(run, node))
+    ):
+        return StepEnd(Status.PENDING)
     return _end_or_set_aside(run, node, overdue)
+
+
+def _is_over(run: RunState, name: str) -> bool:
+    """Whether the time of a wait is over, and no value has come."""
+    waits = run.waits
+    assert waits is not None  # noqa: S101 - the caller has looked
+    with run.lock:
+        return not run.stopped and name not in waits.sent and run.settings.clock() >= waits.until[name]
 
 
 def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> StepEnd:
@@ -108,8 +123,8 @@ def receive(run: RunState, name: str, sent: Sent) -> Sent:
         if run.finished is not None or run.stopped:
             raise SendRefused(f"{what} is over, or is being undone: it does not wait for {safe_repr(name)} any more.")
         report = run.reports.get(name)
-        if name in run.results or (report is not None and report.status not in _OPEN):
-            status = Status.SUCCESS if report is None else report.status
+        if name in waits.ended or name in run.results or (report is not None and report.status not in _OPEN):
+            status = Status.SUCCESS if report is None or report.status in _OPEN else report.status
             raise SendRefused(f"{what} is past its wait {safe_repr(name)}, which has ended: {status}.")
         waits.sent[name] = sent
     return sent

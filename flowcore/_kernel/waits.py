@@ -18,12 +18,13 @@ __all__ = ["Waits"]
 class Waits:
     """The waits of one run. All of it is read and changed under the run's lock."""
 
-    __slots__ = ("_alarm", "aside", "began", "retries", "sent", "until")
+    __slots__ = ("_alarm", "aside", "began", "ended", "retries", "sent", "until")
 
     def __init__(self) -> None:
         self.began: dict[str, float] = {}  # of waits that are not over: when they began (monotonic)
         self.until: dict[str, float] = {}  # of the same: when their time is over (monotonic); infinite: never
         self.sent: dict[str, Sent] = {}
+        self.ended: set[str] = set()  # no value counts for them any more
         self.aside: dict[str, Node] = {}  # waits that are neither ready nor being looked at
         self.retries: dict[str, StepEnd] = {}  # steps that wait for their next attempt: how they end if there is none
         self._alarm = math.inf
@@ -45,6 +46,7 @@ class Waits:
 
     def over(self, name: str) -> float:
         """The wait has ended. Returns when it began."""
+        self.ended.add(name)
         self.until.pop(name, None)
         return self.began.pop(name, 0.0)
 

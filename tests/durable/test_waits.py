@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import signal
 import sqlite3
@@ -25,14 +26,16 @@ from flowcore import (
     RunParked,
     RunTimeout,
     SendRefused,
+    Status,
     StepCancelled,
     StepTimeout,
     Workflow,
 )
 from flowcore._durable.ledger import Ledger
 from flowcore.events import Event, RunFinished, RunRecovered
+from flowcore.run import StepReport
 from flowcore.stores import RedisStore, SQLiteStore
-from flowcore.stores.base import Claim
+from flowcore.stores.base import Checkpoint, Claim, StepRecord
 from flowcore.stores.codec import JsonCodec
 from tests.core.conftest import PATIENCE
 from tests.stores.redis_servers import until
@@ -561,3 +564,67 @@ def test_the_numbers_of_a_run_do_not_fall_where_a_value_came_before_its_claim_wa
     ledger.started(Claim("k", "r", "w", None, "[]", {}))
     ledger.note_start("note", 1, 0.0)
     assert ledger.steps["note"].seq > first
+
+
+# -- the moment at which its time is over ------------------------------------------------------------------------------
+
+
+def test_a_value_that_was_accepted_counts_though_the_time_is_over_a_moment_later(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent when the owner knows that the time is over, and the store does not."""
+    wf = order(Effects(), timeout=0.2, default="no one")
+    wf.add_step("beside", lambda ctx: time.sleep(0.5))  # so that the run keeps its process
+    accepted, close = list[bool](), Ledger.close_wait
+
+    def send_first(self: Ledger, run: Any, node: Any) -> Any:
+        accepted.append(town.store.send("k", "approved", "in the last moment"))
+        return close(self, run, node)
+
+    monkeypatch.setattr(Ledger, "close_wait", send_first)
+    run = town.call(town.engine().run(wf, idempotency_key="k"))
+    assert accepted == [True]
+    assert run["approved"] == "in the last moment"
+    assert town.store.find("k").results["ship"] == [41, "in the last moment"]
+
+
+def test_a_value_that_comes_when_the_store_knows_that_the_time_is_over_is_refused(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wf = order(Effects(), timeout=0.2, default="no one")
+    wf.add_step("beside", lambda ctx: time.sleep(0.5))
+    refused, close = list[str](), Ledger.close_wait
+
+    def send_then(self: Ledger, run: Any, node: Any) -> Any:
+        answer = yield from close(self, run, node)
+        try:
+            town.store.send("k", "approved", "too late")
+        except SendRefused as error:
+            refused.append(str(error))
+        return answer
+
+    monkeypatch.setattr(Ledger, "close_wait", send_then)
+    run = town.call(town.engine().run(wf, idempotency_key="k"))
+    assert len(refused) == 1
+    assert "is past its wait 'approved'" in refused[0]
+    assert run["approved"] == "no one"
+
+
+def test_an_owner_that_dies_when_the_time_is_over_leaves_that_to_the_next_one(tmp_path: Path) -> None:
+    wf = order(Effects(), timeout=3600, default="no one")
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    fingerprint = hashlib.sha256(b"order\0{}").hexdigest()
+    wanted = Claim("k", "1" * 32, "order", None, wf.freeze().graph, {}, lease=0.05)
+    wanted.fingerprint = fingerprint
+    claimed: Any = store.claim(wanted)
+    over = StepReport(Status.TIMEOUT, started=time.time() - 3600, until=time.time())
+    steps = {
+        "quote": StepRecord(1, StepReport(Status.SUCCESS, 1), True, 41, True),
+        "approved": StepRecord(2, over),
+    }
+    store.checkpoint(Checkpoint("k", "1" * 32, claimed.fence, 0.05, steps, {}))
+    until(lambda: store.list_runs(status="expired"), "the end of the lease")
+    with Engine(store=store, workflows=[wf]) as engine:
+        engine.recover()
+    record = store.find("k")
+    assert (str(record.status), record.results["approved"]) == ("success", "no one")
