@@ -87,7 +87,6 @@ __all__ = [
     "NotSerializable",
     "PrintLogger",
     "ProgressHook",
-    "ProgressHook",
     "QueueFull",
     "ResultLost",
     "Retry",

@@ -121,8 +121,6 @@ LAZY: dict[str, set[str]] = {
     "flowcore.stores.records": {"flowcore.picture", "flowcore.stores.story"},
     # The bars need the extra `cli`, and a terminal.
     "flowcore.events.progress": {"flowcore.events.progress_bars"},
-    # The bars need the extra `cli`, and a terminal.
-    "flowcore.events.progress": {"flowcore.events.progress_bars"},
     # An extra, asked for when somebody wants it.
     "flowcore.stores.redis.store": {"redis"},
     "flowcore.stores.pydantic_codec": {"pydantic"},

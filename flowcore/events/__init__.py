@@ -53,7 +53,6 @@ from __future__ import annotations
 from ..fires import schedule_of
 from .hooks import SKIP_RUN, Hook, Hooks
 from .loggers import Logger, LoggingHook, PrintLogger
-from .progress import ProgressHook
 from .process import add_process_hook, remove_process_hook
 from .progress import ProgressHook
 from .records import (
@@ -113,7 +112,6 @@ __all__ = [
     "MaintenanceFinished",
     "MaintenanceStarted",
     "PrintLogger",
-    "ProgressHook",
     "ProgressHook",
     "RunFinished",
     "RunJoined",
