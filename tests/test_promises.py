@@ -27,6 +27,9 @@ def sentences(page: str) -> Iterator[tuple[str, list[Reference]]]:
         text = " ".join(block.split())
         if not text or text.startswith("#"):
             continue
+        if text.startswith("|"):
+            yield from _rows(block)
+            continue
         begin = 0
         said: list[tuple[str, list[Reference]]] = []
         for match in [*REFERENCE.finditer(text), None]:
@@ -38,6 +41,13 @@ def sentences(page: str) -> Iterator[tuple[str, list[Reference]]]:
                     raise AssertionError(f"a test before any sentence: {text}")
                 said[-1][1].append((match[1], match[2]))
         yield from said
+
+
+def _rows(table: str) -> Iterator[tuple[str, list[Reference]]]:
+    """The rows of a table, each a sentence; the tests are in its last cell."""
+    for row in table.strip().splitlines()[2:]:
+        cells = [cell.strip() for cell in row.strip().strip("|").split("|")]
+        yield f"{': '.join(cells[:-1])}.", [(match[1], match[2]) for match in REFERENCE.finditer(cells[-1])]
 
 
 def _split(prose: str) -> Iterator[str]:
@@ -159,3 +169,11 @@ def test_a_sentence_that_loses_its_test_is_found_in_the_page_itself() -> None:
         if number % 10 == 0:
             renamed = page[: match.start(2)] + "test_that_nobody_wrote" + page[match.end(2) :]
             assert f"{match[1]}::test_that_nobody_wrote" in "".join(problems(renamed))
+
+
+def test_each_row_of_a_table_is_held_to_its_tests() -> None:
+    table = "| beside | what follows | tests |\n|---|---|---|\n| a wait | {} | {} |\n"
+    fine = "`core/test_waits.py::test_a_deadline_ends_a_wait`"
+    assert list(problems(table.format("it ends", fine))) == []
+    assert list(problems(table.format("it ends", "`core/test_waits.py::test_nothing`")))
+    assert list(problems(table.format("it ends", "")))
