@@ -1,7 +1,8 @@
 """What a step costs on Temporal: `python tests/benchmarks/temporal_cost.py TEMPORAL_ADDRESS REDIS_URL`.
 
-A chain of ten plain steps, run one after another and ten at a time, on Redis and on Temporal, alternating; and the events of
-one run's history, by the number of its steps.
+A chain of ten plain steps, run one after another and ten at a time, on Redis and on Temporal, alternating, and beside it the same
+as a Temporal workflow by hand, with activities and with local ones; and the events of one run's history, by the number of its
+steps.
 """
 
 import asyncio
@@ -9,10 +10,13 @@ import statistics
 import sys
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import redis.asyncio
+from temporalio import activity, workflow
 from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from flowcore import AsyncEngine, Workflow
 from flowcore.stores import AsyncRedisStore
@@ -32,6 +36,35 @@ def chain(length: int) -> Workflow:
     return wf
 
 
+@activity.defn
+async def step() -> int:
+    return 1
+
+
+@workflow.defn
+class ByHand:
+    """So many activities, one after the other."""
+
+    @workflow.run
+    async def run(self, steps: int, local: bool) -> None:
+        execute: Any = workflow.execute_local_activity if local else workflow.execute_activity
+        for _ in range(steps):
+            await execute(step, start_to_close_timeout=timedelta(seconds=30))
+
+
+class Hand:
+    """Runs `ByHand` where an engine would run a chain."""
+
+    def __init__(self, client: Client, queue: str, *, local: bool) -> None:
+        self._client, self._queue, self._local = client, queue, local
+
+    async def run(self, wf: Workflow, *, idempotency_key: str) -> None:
+        arguments = [len(wf.steps), self._local]
+        await self._client.execute_workflow(
+            ByHand.run, args=arguments, id=f"hand-{idempotency_key}", task_queue=self._queue
+        )
+
+
 async def seconds_of(engine: Any, wf: Workflow, runs: int) -> float:
     """Seconds that so many runs at once take."""
     began = time.perf_counter()
@@ -45,10 +78,23 @@ async def main(address: str, url: str) -> None:
     of_redis = redis.asyncio.Redis.from_url(url)
     on_redis = AsyncEngine(store=AsyncRedisStore(of_redis, prefix=queue))
     on_temporal = TemporalEngine(client, task_queue=queue, prefix=queue)
-    async with temporal_worker(client, task_queue=queue, workflows=[wf, long]), on_redis:
+    by_hand = Worker(
+        client,
+        task_queue=f"{queue}-hand",
+        workflows=[ByHand],
+        activities=[step],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    )
+    engines: dict[str, Any] = {
+        "redis": on_redis,
+        "temporal": on_temporal,
+        "by hand": Hand(client, f"{queue}-hand", local=False),
+        "by hand, local": Hand(client, f"{queue}-hand", local=True),
+    }
+    async with temporal_worker(client, task_queue=queue, workflows=[wf, long]), by_hand, on_redis:
         taken: dict[tuple[str, int], list[float]] = {}
         for number in range(ROUNDS + 1):
-            for name, engine in (("redis", on_redis), ("temporal", on_temporal)):
+            for name, engine in engines.items():
                 for runs in (1, AT_ONCE):
                     took = await seconds_of(engine, wf, runs)
                     if number:  # the first round warms up
@@ -56,7 +102,7 @@ async def main(address: str, url: str) -> None:
         for (name, runs), times in taken.items():
             whole = statistics.median(times)
             print(
-                f"{name:9} {runs:3} at once: {whole / STEPS * 1e3:7.2f} ms a step, {runs * STEPS / whole:8.0f} steps/s"
+                f"{name:15} {runs:3} at once: {whole / STEPS * 1e3:7.2f} ms a step, {runs * STEPS / whole:8.0f} steps/s"
             )
         for one in (wf, long):
             key = uuid.uuid4().hex
