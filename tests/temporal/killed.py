@@ -50,7 +50,7 @@ def in_undo() -> Workflow:
 def in_backoff() -> Workflow:
     wf = Workflow("in backoff")
 
-    @wf.step(retry=Retry(2, Backoff.fixed(1.5)))
+    @wf.step(retry=Retry(2, Backoff.fixed(5)))
     def step(ctx: Any) -> None:
         note(ctx, "stuck")
         raise ValueError(f"attempt {ctx.attempt}")
