@@ -8,13 +8,13 @@ threading, no asyncio, no clock and no randomness: those it is given in `Setting
 | Call | runs user code in the call's context | (value, None), (None, error) or (None, GivenUp) |
 | a Context | runs its step's function in a copy of the run's context: the leanest Call there is | the same |
 | Suspended | awaits the rest of a call that was begun without a driver | the same |
-| Landing | waits for a call that was given up, at most `seconds` | its (value, error), or None |
+| AwaitAbandoned | waits for a call that was given up, at most `seconds` | its (value, error), or None |
 | Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
-| Alarm | does what HELP does in so many seconds, unless the run is over | None |
+| Alarm | does what REQUEST_WORKER does in so many seconds, unless the run is over | None |
 | Ask | calls a verb of the store | (answer, None) or (None, error) |
 | WholeStep | has a step, or its undo, made elsewhere with all its attempts; where Settings.whole_steps | its StepEnd |
-| HELP | starts a helper program for this run, or wakes an idle one, if any is to be had | None |
-| Hand | lets a helper carry on with a node | None |
+| REQUEST_WORKER | starts a helper program for this run, or wakes an idle one, if any is to be had | None |
+| Delegate | lets a helper carry on with a node | None |
 | WAIT | waits until a program of this run yields RESUME | None |
 | RESUME | resumes the program that waits, or will wait next | None |
 | DIRECT | looks whether user code and the store may be called without going through the driver each time | a Direct, or None |
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from ..context import AttemptContext, Context
@@ -83,27 +84,17 @@ Outcome = tuple[Any, "BaseException | GivenUp | None"]
 """(value, None) where it went well, else (None, what went wrong)"""
 
 
+@dataclass(slots=True, eq=False)
 class GivenUp:
     """A call that nothing waits for any more: it was late (`timed_out`), or cancelled because the run stops. `over`: it
     has ended without a result, or never began (`began` is false); nothing will come of it. `error`: what it has then
     raised, if that was not the cancellation itself."""
 
-    __slots__ = ("began", "call", "error", "over", "timed_out")
-
-    def __init__(
-        self,
-        call: Call,
-        *,
-        timed_out: bool,
-        over: bool = False,
-        error: BaseException | None = None,
-        began: bool = True,
-    ) -> None:
-        self.call = call
-        self.timed_out = timed_out
-        self.over = over
-        self.error = error
-        self.began = began
+    call: Call
+    timed_out: bool = field(kw_only=True)
+    over: bool = field(default=False, kw_only=True)
+    error: BaseException | None = field(default=None, kw_only=True)
+    began: bool = field(default=True, kw_only=True)
 
 
 class Call:
@@ -111,7 +102,7 @@ class Call:
 
     `timeout`: seconds, or None. `shielded`: an undo, which no cancellation of the run touches. `asks`: a predicate, which
     has no effect to undo. A call that is given up
-    goes on in its thread or task; what comes of it is the answer of a Landing, or the subject of a `late` program.
+    goes on in its thread or task; what comes of it is the answer to an AwaitAbandoned, or the subject of a `late` program.
     """
 
     __slots__ = (
@@ -149,7 +140,7 @@ class Call:
         self.shielded = shielded
         self.asks = asks
         self.given_up = 0.0  # monotonic seconds at which it was
-        self.landed: Outcome | None = None  # what came of a call after it was given up; see Execution.landed
+        self.landed: Outcome | None = None  # what came of a call after it was given up; see RunState.landed
         self.landed_at = 0.0
         self.after_undo = False  # whether its node was being undone, or was undone, when it landed
 
@@ -174,91 +165,76 @@ class Direct(Protocol):
 
 
 class Interrupts(Protocol):
-    """What a Ctrl-C comes to while a sprint runs in the main thread: it is raised `in_step`, and else counted."""
+    """What a Ctrl-C comes to while the inline path runs in the main thread: it is raised `in_step`, and else counted."""
 
     in_step: bool
     count: int
     raised: int
 
 
+@dataclass(slots=True, eq=False)
 class AwaitAbandoned:
     """Wait until `call`, which was given up, is over; at most `seconds`."""
 
-    __slots__ = ("call", "seconds")
-
-    def __init__(self, call: Call, seconds: float) -> None:
-        self.call = call
-        self.seconds = seconds
+    call: Call
+    seconds: float
 
 
+@dataclass(slots=True, eq=False)
 class Sleep:
     """Wait, unless the run stops; a `shielded` one, between the attempts of an undo, is never cut short."""
 
-    __slots__ = ("seconds", "shielded")
-
-    def __init__(self, seconds: float, *, shielded: bool = False) -> None:
-        self.seconds = seconds
-        self.shielded = shielded
+    seconds: float
+    shielded: bool = field(default=False, kw_only=True)
 
 
+@dataclass(slots=True, eq=False)
 class Alarm:
     """Start a helper in so many seconds."""
 
-    __slots__ = ("seconds",)
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    seconds: float
 
 
+@dataclass(slots=True, eq=False)
 class Ask:
     """Call `verb` of the store with one argument, in `context`, or in the run's own where None."""
 
-    __slots__ = ("argument", "context", "verb")
-
-    def __init__(self, verb: str, argument: object, context: contextvars.Context | None = None) -> None:
-        self.verb = verb
-        self.argument = argument
-        self.context = context
+    verb: str
+    argument: object
+    context: contextvars.Context | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Delegate:
     """Let a helper carry on with `node`, which has been taken."""
 
-    __slots__ = ("node",)
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    node: Node
 
 
+@dataclass(slots=True, eq=False)
 class Stop:
     """The run stops: nothing new will start."""
 
-    __slots__ = ("cancel",)
-
-    def __init__(self, *, cancel: bool) -> None:
-        self.cancel = cancel
+    cancel: bool = field(kw_only=True)
 
 
+@dataclass(slots=True, eq=False)
 class Suspended:
-    """Async user code that a sprint has begun, with `ctx` in `context`, and that waits for `waiting`: await the rest."""
+    """Async user code that the inline path has begun, with `ctx` in `context`, and that waits for `waiting`: await the
+    rest."""
 
-    __slots__ = ("context", "coroutine", "ctx", "waiting")
-
-    def __init__(self, ctx: Context, context: contextvars.Context, coroutine: Any, waiting: Any) -> None:
-        self.ctx = ctx
-        self.context = context
-        self.coroutine = coroutine
-        self.waiting = waiting
+    ctx: Context
+    context: contextvars.Context
+    coroutine: Any
+    waiting: Any
 
 
+@dataclass(slots=True, eq=False)
 class WholeStep:
     """Make all attempts of the step `node`, or of its `undo`, elsewhere."""
 
-    __slots__ = ("node", "undo")
-
-    def __init__(self, node: Node, *, undo: bool) -> None:
-        self.node = node
-        self.undo = undo
+    node: Node
+    undo: bool = field(kw_only=True)
 
 
 Effect = WholeStep | Suspended | Call | Context | AwaitAbandoned | Sleep | Alarm | Ask | Delegate | Stop | Signal

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import StepCancelled, safe_repr
 from ..events import (
@@ -97,21 +98,18 @@ class StepScope(EventScope):
         return self.ended - self.at - self.backoff
 
 
+def _of(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
+    """The fields that every event of a run begins with."""
+    return run.workflow.name, run.run_id, at, run.state
+
+
 def requested(run: RunState) -> None:
     if RunRequested in run.wanted:
         carrier: dict[str, str] = {}
         leaving: list[Hook] = []
         at, wall = run.settings.clock(), run.settings.wall()
         event = RunRequested(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
-            run.key,
-            wall,
-            carrier,
-            run.request.submitted,
-            run.request.recovering is not None,
+            *_of(run, at), run.key, wall, carrier, run.request.submitted, run.request.recovering is not None
         )
         run.hooks.emit(event, run.context, leaving)
         run.carrier = carrier
@@ -136,27 +134,14 @@ def _skip(run: RunState, leaving: list[Hook]) -> None:
 def hit(run: RunState, outcome: str, run_id: str, carrier: Mapping[str, str], age: float | None) -> None:
     if IdempotencyHit in run.wanted:
         run.hooks.emit(
-            IdempotencyHit(
-                run.workflow.name,
-                run.run_id,
-                run.settings.clock(),
-                run.state,
-                run.key or "",
-                outcome,
-                run_id,
-                carrier,
-                age,
-            ),
-            run.context,
+            IdempotencyHit(*_of(run, run.settings.clock()), run.key or "", outcome, run_id, carrier, age), run.context
         )
     _measured(run)
 
 
 def refused(run: RunState, error: BaseException) -> None:
     if RunRefused in run.wanted:
-        run.hooks.emit(
-            RunRefused(run.workflow.name, run.run_id, run.settings.clock(), run.state, run.key, error), run.context
-        )
+        run.hooks.emit(RunRefused(*_of(run, run.settings.clock()), run.key, error), run.context)
     _measured(run)
 
 
@@ -164,7 +149,7 @@ def _measured(run: RunState) -> None:
     """After the last event: how long the hooks took, of some runs."""
     spent = run.hooks.spent
     if spent is not None and HooksMeasured in run.wanted:
-        event = HooksMeasured(run.workflow.name, run.run_id, run.settings.clock(), run.state, spent)
+        event = HooksMeasured(*_of(run, run.settings.clock()), spent)
         run.hooks.emit(event, run.context)
 
 
@@ -173,10 +158,7 @@ def run_started(run: RunState) -> EventScope:
     if RunStarted in run.wanted:
         leaving: list[Hook] = []
         event = RunStarted(
-            run.workflow.name,
-            run.run_id,
-            scope.at,
-            run.state,
+            *_of(run, scope.at),
             run.key,
             run.settings.wall(),
             run.carrier,
@@ -204,7 +186,7 @@ def joined(run: RunState, carriers: Mapping[str, Mapping[str, str]]) -> None:
     if RunJoined in run.wanted:
         leaving: list[Hook] = []
         at, wall = run.settings.clock(), run.settings.wall()
-        event = RunJoined(run.workflow.name, run.run_id, at, run.state, wall, run.carrier, carriers)
+        event = RunJoined(*_of(run, at), wall, run.carrier, carriers)
         run.hooks.emit(event, run.context, leaving)
         if leaving:
             _skip(run, leaving)
@@ -217,7 +199,7 @@ def recovered(run: RunState, event: RunRecovered) -> None:
 
 def lease_lost(run: RunState) -> None:
     if LeaseLost in run.wanted:
-        event = LeaseLost(run.workflow.name, run.run_id, run.settings.clock(), run.state)
+        event = LeaseLost(*_of(run, run.settings.clock()))
         run.hooks.emit(event, run.context.copy())
 
 
@@ -226,7 +208,7 @@ def store_called(run: RunState, verb: str, began: float, error: BaseException | 
     if StoreCalled in run.wanted:
         at, name = run.settings.clock(), run.settings.store.name
         outcome = Status.SUCCESS if healthy else Status.FAILURE
-        event = StoreCalled(run.workflow.name, run.run_id, at, run.state, name, verb, outcome, at - began, error)
+        event = StoreCalled(*_of(run, at), name, verb, outcome, at - began, error)
         run.hooks.emit(event, run.context.copy())
 
 
@@ -254,10 +236,7 @@ def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: 
         if run.plan.conditional or run.ledger is not None:  # in the record, by an earlier definition
             skipped = tuple(name for name, report in run.reports.items() if report.status is Status.SKIPPED)
         event = RunFinished(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
+            *_of(run, at),
             finished.status,
             at - scope.at,
             finished.error,
@@ -279,13 +258,13 @@ def steps_ready(run: RunState, nodes: list[Node] | None) -> None:
             if node.wait is not None:  # it takes no worker
                 continue
             at = run.ready_at[node.index]
-            run.hooks.emit(StepReady(run.workflow.name, run.run_id, at, run.state, node.name), run.context.copy())
+            run.hooks.emit(StepReady(*_of(run, at), node.name), run.context.copy())
 
 
 def wait_started(run: RunState, node: Node) -> None:
     if WaitStarted in run.wanted and node.wait is not None:
         at, wait = run.settings.clock(), node.wait
-        event = WaitStarted(run.workflow.name, run.run_id, at, run.state, node.name, wait.timeout, wait.sleeps)
+        event = WaitStarted(*_of(run, at), node.name, wait.timeout, wait.sleeps)
         run.hooks.emit(event, run.context.copy())
 
 
@@ -293,23 +272,13 @@ def wait_finished(run: RunState, node: Node, end: StepEnd, waited: float, sent: 
     if WaitFinished in run.wanted:
         at = run.settings.clock()
         sender: Mapping[str, str] = {} if sent is None else sent.carrier
-        event = WaitFinished(
-            *(run.workflow.name, run.run_id, at, run.state, node.name),
-            end.status,
-            waited,
-            end.error,
-            sender,
-            node.dependencies,
-        )
+        event = WaitFinished(*(*_of(run, at), node.name), end.status, waited, end.error, sender, node.dependencies)
         run.hooks.emit(event, run.context.copy())
 
 
 def step_skipped(run: RunState, node: Node) -> None:
     if StepSkipped in run.wanted:
-        run.hooks.emit(
-            StepSkipped(run.workflow.name, run.run_id, run.settings.clock(), run.state, node.name, node.dependencies),
-            run.context.copy(),
-        )
+        run.hooks.emit(StepSkipped(*_of(run, run.settings.clock()), node.name, node.dependencies), run.context.copy())
 
 
 def step_started(run: RunState, node: Node) -> StepScope:
@@ -317,10 +286,7 @@ def step_started(run: RunState, node: Node) -> StepScope:
     scope = StepScope(at, run.context.copy(), max(0.0, at - run.ready_at.get(node.index, at)))
     if StepStarted in run.wanted:
         event = StepStarted(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
+            *_of(run, at),
             node.name,
             scope.waited,
             node.dependencies,
@@ -342,10 +308,7 @@ def step_finished(run: RunState, node: Node, scope: StepScope, end: StepEnd) -> 
     at = scope.ended = scope.ended or run.settings.clock()
     if StepFinished in run.wanted:
         event = StepFinished(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
+            *_of(run, at),
             node.name,
             end.status,
             at - scope.at,
@@ -373,7 +336,7 @@ def attempt_started(run: RunState, node: Node, step: StepScope, number: int, all
     if AttemptStarted not in hooks.wanted:  # no hook enters anything: the step's context serves
         return step if number == 1 else EventScope(run.settings.clock(), step.context)
     scope = EventScope(run.settings.clock() if number > 1 else step.at, step.context.copy())
-    event = AttemptStarted(run.workflow.name, run.run_id, scope.at, run.state, node.name, number, allowed, undo)
+    event = AttemptStarted(*_of(run, scope.at), node.name, number, allowed, undo)
     scope.scopes, scope.event = hooks.enter(event, scope.context), event
     return scope
 
@@ -392,19 +355,7 @@ def attempt_finished(
     at = step.ended = run.settings.clock()
     hooks = run.hooks if allowed > 1 else run.hooks.lone
     if AttemptFinished in hooks.wanted:
-        event = AttemptFinished(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
-            node.name,
-            number,
-            allowed,
-            undo,
-            end.status,
-            at - scope.at,
-            end.error,
-        )
+        event = AttemptFinished(*_of(run, at), node.name, number, allowed, undo, end.status, at - scope.at, end.error)
         event.expected = not undo and isinstance(end.error, node.expected)
         hooks.emit(event, scope.context)
     if scope.scopes is not None and scope is not step:
@@ -428,31 +379,11 @@ def attempt_cancelled(
 
 
 def backoff_started(
-    run: RunState,
-    node: Node,
-    step: StepScope,
-    number: int,
-    allowed: int,
-    pause: Pause,
-    end: StepEnd,
-    *,
-    undo: bool,
+    run: RunState, node: Node, step: StepScope, number: int, allowed: int, pause: Pause, end: StepEnd, *, undo: bool
 ) -> float:
     at = step.ended
     if BackoffStarted in run.wanted and end.error is not None:
-        event = BackoffStarted(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
-            node.name,
-            number,
-            allowed,
-            undo,
-            pause.delay,
-            pause.reason,
-            end.error,
-        )
+        event = BackoffStarted(*_of(run, at), node.name, number, allowed, undo, pause.delay, pause.reason, end.error)
         run.hooks.emit(event, step.context)
     return at
 
@@ -461,43 +392,17 @@ def undo_started(run: RunState, node: Node, order: int, trigger: str, allowed: i
     scope = StepScope(run.settings.clock(), run.context.copy())
     if CompensationStarted in run.wanted and node.compensation is not None:
         event = CompensationStarted(
-            run.workflow.name,
-            run.run_id,
-            scope.at,
-            run.state,
-            node.name,
-            order,
-            trigger,
-            allowed,
-            function_name(node.compensation.fn),
+            *_of(run, scope.at), node.name, order, trigger, allowed, function_name(node.compensation.fn)
         )
         scope.enter(run.hooks, event)
     return scope
 
 
-def undo_finished(
-    run: RunState,
-    node: Node,
-    scope: StepScope,
-    order: int,
-    trigger: str,
-    end: StepEnd,
-) -> None:
+def undo_finished(run: RunState, node: Node, scope: StepScope, order: int, trigger: str, end: StepEnd) -> None:
     at = scope.ended or run.settings.clock()
     if CompensationFinished in run.wanted:
         event = CompensationFinished(
-            run.workflow.name,
-            run.run_id,
-            at,
-            run.state,
-            node.name,
-            order,
-            trigger,
-            end.status,
-            at - scope.at,
-            end.attempts,
-            scope.backoff,
-            end.error,
+            *_of(run, at), node.name, order, trigger, end.status, at - scope.at, end.attempts, scope.backoff, end.error
         )
         run.hooks.emit(event, scope.context)
     scope.exit(run.hooks, end.error)
@@ -507,7 +412,5 @@ def completed_late(run: RunState, call: Call, outcome: Status, error: BaseExcept
     if StepCompletedLate in run.wanted:
         at = run.settings.clock()
         name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.landed_at - call.given_up)
-        event = StepCompletedLate(
-            run.workflow.name, run.run_id, at, run.state, name, attempt, call.shielded, outcome, error, late
-        )
+        event = StepCompletedLate(*_of(run, at), name, attempt, call.shielded, outcome, error, late)
         run.hooks.emit(event, run.context.copy())

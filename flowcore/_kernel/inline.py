@@ -8,6 +8,7 @@ and a step that starts at the same moment counts as started before.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any, NamedTuple, cast
 
@@ -22,25 +23,16 @@ from .run_state import RunState
 __all__ = ["FirstAttempt", "InlineProgress", "can_run_inline", "run_inline"]
 
 
+@dataclass(slots=True, eq=False)
 class FirstAttempt:
     """The first attempt of a plain step: with its `outcome`, or else `suspended`. `scope` and `attempt`: what hooks entered
     for the step and for this attempt; None if the run is not observed."""
 
-    __slots__ = ("attempt", "ctx", "outcome", "scope", "suspended")
-
-    def __init__(
-        self,
-        ctx: Context,
-        outcome: Outcome,
-        scope: StepScope | None,
-        attempt: EventScope | None,
-        suspended: Suspended | None = None,
-    ) -> None:
-        self.ctx = ctx
-        self.outcome = outcome
-        self.scope = scope
-        self.attempt = attempt
-        self.suspended = suspended
+    ctx: Context
+    outcome: Outcome
+    scope: StepScope | None
+    attempt: EventScope | None
+    suspended: Suspended | None = None
 
 
 class InlineProgress(NamedTuple):

@@ -368,8 +368,8 @@ MUTANTS = (
     m(
         "the end of an attempt is told as a failure",
         "emit",
-        "            undo,\n            end.status,",
-        "            undo,\n            Status.FAILURE,",
+        "number, allowed, undo, end.status,",
+        "number, allowed, undo, Status.FAILURE,",
     ),
     m(
         "late landings are not told",
