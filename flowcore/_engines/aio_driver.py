@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Coroutine
 from typing import Any, Final, TypeVar, cast
 
-from .._durable.checkpoints import parked
 from .._kernel import stopping
 from .._kernel.effects import (
     REQUEST_WORKER,
@@ -35,7 +33,7 @@ from .._kernel.undo import late
 from ..context import Context
 from ..errors import StoreUnavailable
 from ..run import Run
-from .base import call_title
+from .aio_threads import Gate, ThreadCalls
 from .in_context import InContext, is_process_stopping
 from .interrupts import raised_by_signal
 from .workers import Workers
@@ -44,38 +42,10 @@ __all__ = ["AsyncDriver"]
 
 T = TypeVar("T")
 TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task resumes the program
-_CLOSED: Final = object()
 _POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller gives it up
 
 
-class Gate:
-    """What a program waits at until it is opened with an answer; a cancellation does not get past it."""
-
-    __slots__ = ("_answer", "_driver", "_future")
-
-    def __init__(self, driver: AsyncDriver) -> None:
-        self._driver = driver
-        self._answer: Any = _CLOSED
-        self._future: asyncio.Future[None] | None = None
-
-    def open(self, answer: Any) -> None:
-        """Let the program go on; only the first answer counts."""
-        if self._answer is _CLOSED:
-            self._answer = answer
-            if self._future is not None and not self._future.done():
-                self._future.set_result(None)
-
-    async def wait(self) -> Any:
-        while self._answer is _CLOSED:
-            self._future = self._driver.loop.create_future()
-            try:
-                await self._future
-            except asyncio.CancelledError as error:
-                self._driver.cancelled_from_outside(error)
-        return self._answer
-
-
-class AsyncDriver:
+class AsyncDriver(ThreadCalls):
     """Drives the programs of one run on one event loop.
 
     The main program is advanced by the caller's task, helpers by tasks of their own; whatever a program waits for, its
@@ -95,21 +65,14 @@ class AsyncDriver:
         tasks: set[asyncio.Future[Any]],
         program: Program[Any] | None = None,
     ) -> None:
-        self.run = run
+        super().__init__(run, pool, tasks)
         self._cancels = cancels  # of the caller's task before this run
-        self.loop = asyncio.get_running_loop()
-        self._pool = pool
         self._main: Program[Any] = execute(run) if program is None else program
         self.caller: asyncio.Task[Any] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._main_gate: Gate | None = None
-        self._tasks = tasks  # the engine's: what lands late outlives its run
-        self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
-        self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
-        self._queued_calls: dict[Call, list[bool]] = {}  # those that wait for a thread
         self._sleeping: dict[Sleep, Gate] = {}
         self._landings: dict[Call, Gate] = {}
-        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
         self._alarms: list[asyncio.TimerHandle] = []  # what wakes a run whose waits are over by themselves
         self._cancelled_calls: dict[Call, bool] = {}  # calls whose task we have cancelled; whether for being late
 
@@ -334,102 +297,10 @@ class AsyncDriver:
         if entry is not None:
             self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
 
-    async def _on_a_thread(self, call: Call) -> Outcome:
-        gate = self._threaded[call] = Gate(self)
-        begins = [True]  # until the call begins on a thread, or its wait for one ends; list.pop is atomic
-
-        def job() -> None:
-            try:
-                begins.pop()
-            except IndexError:  # the wait has ended
-                return
-            self._tell(arm)
-            try:
-                result: Outcome = (call.context.run(call.fn, call.ctx), None)
-            except BaseException as error:  # noqa: BLE001 - the program judges it
-                result = (None, error)
-            self._tell(partial(self._thread_done, call, result))
-
-        def arm() -> None:
-            if timer is not None:
-                timer.cancel()
-            self._queued_calls.pop(call, None)
-            if call.timeout is not None and call in self._threaded:
-                self.loop.call_later(call.timeout, self._leave_thread, call, True)
-
-        timer: asyncio.TimerHandle | None = None
-        if not self._pool.put(job, first=True, beyond=call.shielded) and not call.shielded:
-            self._queued_calls[call] = begins
-            timer = self._limit_the_wait(call)
-        result: Outcome = await gate.wait()
-        if timer is not None:
-            timer.cancel()
-        return result
-
-    def _limit_the_wait(self, call: Call) -> asyncio.TimerHandle | None:
-        """A call waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
-        run, limits = self.run, list[float]()
-        if run.deadline is not None:
-            limits.append(run.deadline - run.settings.clock())
-        if run.settings.durable:
-            limits.append(run.settings.lease)
-        return self.loop.call_later(max(0.0, min(limits)), self._waited_long, call) if limits else None
-
-    def _waited_long(self, call: Call) -> None:
-        """End the wait for a thread: at the deadline the step fails; after a lease, where nothing of the run is in
-        flight, the run is parked, so that another process can take it."""
-        run = self.run
-        if run.deadline is not None and run.settings.clock() >= run.deadline:
-            self._drop_queued_call(call, timed_out=True)
-        elif call in self._queued_calls and not self._inline and len(self._threaded) == len(self._queued_calls):
-            stopping.park(run, parked(run, "no thread of its engine was free for a whole lease"))
-            self.stop(Stop(cancel=False))
-        elif call in self._queued_calls:
-            self._limit_the_wait(call)
-
-    def _drop_queued_call(self, call: Call, *, timed_out: bool) -> None:
-        """Give up a call that waits for a thread, unless it has begun."""
-        begins = self._queued_calls.pop(call, None)
-        if begins is None:
-            return
-        try:
-            begins.pop()
-        except IndexError:  # it has begun, and will say so in a moment
-            return
-        gate = self._threaded.pop(call)
-        gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
-
-    def _tell(self, callback: Callable[[], None]) -> None:
-        """Call back in the loop, from a thread; a closed loop has no listener left."""
-        try:
-            self.loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            if not self.loop.is_closed():
-                raise
-
-    def _thread_done(self, call: Call, result: Outcome) -> None:
-        gate = self._threaded.pop(call, None)
-        if gate is not None:
-            gate.open(result)
-        else:
-            self._land(call, result)
-
-    def _leave_thread(self, call: Call, late: bool) -> None:
-        gate = self._threaded.pop(call, None)
-        if gate is not None:
-            call.abandon()
-            self._pool.abandon(call_title(self.run, call))
-            self._stragglers[call] = straggler = self.loop.create_future()
-            self._tasks.add(straggler)
-            straggler.add_done_callback(self._tasks.discard)
-            gate.open((None, GivenUp(call, timed_out=late)))
-
     def _land(self, call: Call, result: Outcome) -> None:
         """A call that was given up is over."""
         over = self.run.landed(call, result)
-        if (straggler := self._stragglers.pop(call, None)) is not None:
-            self._pool.returned(call_title(self.run, call))
-            straggler.set_result(None)
+        self._thread_returned(call)
         gate = self._landings.pop(call, None)
         if gate is not None:
             gate.open(result)

@@ -50,17 +50,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MARGIN",
+    "NO_THREAD",
     "EngineBase",
     "I",
     "call_title",
     "log",
     "outcome",
+    "patience",
     "this_process",
 ]
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
+NO_THREAD: Final = "no thread of its engine was free for a whole lease"
 MARGIN: Final = 0.5
 """seconds in which runs that were stopped write how they ended"""
 log = logging.getLogger("flowcore")
@@ -211,6 +214,15 @@ class EngineBase:
 def this_process() -> Owner:
     """What records say of the owner of a run."""
     return Owner(socket.gethostname(), os.getpid())
+
+
+def patience(run: RunState) -> float | None:
+    """Seconds for which a run waits for a thread at most: until its deadline, and, on a durable store, for a lease. None: for
+    ever."""
+    limits = [] if run.deadline is None else [run.deadline - run.settings.clock()]
+    if run.settings.durable:
+        limits.append(run.settings.lease)
+    return max(0.0, min(limits)) if limits else None
 
 
 def call_title(run: RunState, call: Call) -> str:

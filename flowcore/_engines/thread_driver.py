@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-import threading
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from .._durable.checkpoints import parked
@@ -36,38 +32,27 @@ from ..context import Context
 from ..errors import StoreUnavailable
 from ..run import Run
 from ..stores.base import Claim
-from .base import call_title
-from .interrupts import SigintGuard, raised_by_signal, restore
+from .base import NO_THREAD, call_title, patience
+from .callers_thread import CallersThread
 from .workers import Timer, Timers, Workers
 
 __all__ = ["Driver"]
 
 TAKEN_OVER: Final = object()  # the call was given up while this thread was in it: another one continues the program
-_LOOK: Final = 0.5  # seconds between two looks for a Ctrl-C, while the main thread waits
 
-Resumption = tuple[Program[Any], Any]
 Parked = Call | Sleep | AwaitAbandoned
 
 
-class Driver:
+class Driver(CallersThread):
     """Drives the programs of one run on threads.
 
     A program is advanced by whichever thread has it: the caller's own (in `Engine.run`), or one of the pool's. It parks
     on a sleep, a wait or a limit without holding a thread, and is posted to one when it can continue.
     """
 
-    over = False
     recorded: Claim | None = None
     """what the store was asked when it recorded the run as queued"""
-    struck: BaseException | None = None
-    """what a signal handler of the user's has raised in the caller's thread"""
     result: Run | None = None
-    error: BaseException | None = None
-    _bell: SimpleQueue[None] | None = None
-    """what the caller's thread waits at while it has nothing to do; may be rung in a signal handler"""
-    _ctrl_c: SigintGuard | None = None
-    _caller_idle = False
-    """(lock) the caller's thread waits at the bell"""
     _main_parked = False
     """(lock) the main program waits to be resumed"""
     _main_due = False
@@ -85,92 +70,15 @@ class Driver:
         timers: Timers,
         on_over: Callable[[Driver], None],
     ) -> None:
-        self.run = run
+        super().__init__(run, main)
         self.on_over = on_over
         self._pool = pool
         self._timers = timers
-        self._main = main
-        self._starts = [True]  # until the run begins, or is dropped before that; list.pop is atomic
-        self._lock = threading.Lock()
-        self._letters: deque[Resumption] = deque()  # (lock) programs to resume, and their answers
         # Programs that wait for something to end. The thread that pops one resumes it; dict.pop is atomic.
         self._parked: dict[Parked, Program[Any]] = {}
         self._queued_calls: dict[Call, Program[Any]] = {}  # calls that wait for a thread, in the same way
         self._patience: Timer | None = None
         """(lock) what ends the wait of a run that waits for a thread"""
-
-    # -- in the caller's thread ----------------------------------------------------------------------------------------
-
-    def run_here(self, ctrl_c: SigintGuard | None) -> None:
-        """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
-        self._starts.clear()
-        self._ctrl_c = ctrl_c
-        if ctrl_c is not None:
-            ctrl_c.ring = self._ring
-        try:
-            self._advance(self._main, None, here=True)
-            if not self.over:
-                self._serve()
-        except BaseException as error:
-            self.cancel(error)  # a signal handler has raised this between two instructions of the driver
-            raise
-        finally:
-            self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
-            restore(ctrl_c)
-        if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
-            raise KeyboardInterrupt from self.error
-        if self.struck is not None and self.error is not self.struck:
-            raise self.struck from self.error
-
-    def _serve(self) -> None:
-        """Do for the run what there is to do until it is over."""
-        with self._lock:
-            if self.over or self._bell is not None:  # another thread does
-                return
-            bell = self._bell = SimpleQueue()
-        while not self.over:
-            if self._ctrl_c is not None and self._ctrl_c.unseen:
-                self._interrupted()
-            with self._lock:
-                letter = self._letters.popleft() if self._letters else None
-                self._caller_idle = letter is None
-            if letter is not None:
-                self._advance(*letter, here=True)
-            elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
-                # Help was asked for, but no thread of the pool has come yet.
-                self._caller_idle = False
-                self._advance(helper(self.run, node), None, here=True)
-            else:
-                self._wait(bell)
-                self._caller_idle = False
-
-    def _wait(self, bell: SimpleQueue[None]) -> None:
-        """Wait in the caller's thread for something to do."""
-        try:
-            # A signal that comes just before the wait does not end it, and Python looks for it only after.
-            with suppress(Empty):
-                bell.get(timeout=None if self._ctrl_c is None else _LOOK)
-        except BaseException as error:  # noqa: BLE001 - the run ends first
-            self._is_struck(error)
-
-    def _is_struck(self, error: BaseException) -> None:
-        """A signal handler of the user's, such as one that calls sys.exit(), has raised in the caller's thread."""
-        self.struck = error
-        self.cancel(error)
-
-    def _ring(self) -> None:
-        """Ctrl-C outside of user code, in the signal handler."""
-        if self._bell is not None:
-            self._bell.put(None)
-
-    def _interrupted(self) -> None:
-        """Act on a Ctrl-C that came while the main thread was not in user code."""
-        assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
-        failed_already = self.run.stopped
-        if self.cancel(KeyboardInterrupt()) and not failed_already:
-            self._ctrl_c.raised = self._ctrl_c.count
-        elif self._ctrl_c.count > 1:
-            self.run.undo_stopped = True
 
     # -- from anywhere -------------------------------------------------------------------------------------------------
 
@@ -207,20 +115,6 @@ class Driver:
         """Something that the run waits for may be there: have a thread look."""
         if not self.over:
             self._post(helper(self.run), None, help=True)
-
-    def hand_over(self, error: BaseException) -> bool:
-        """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
-        if not stopping.hand_over(self.run, error):
-            return False
-        self.stop(Stop(cancel=True))
-        return True
-
-    def cancel(self, error: BaseException) -> bool:
-        """Stop the run because of `error`; False if it was stopping already, or is over."""
-        if not stopping.interrupt(self.run, error):
-            return False
-        self.stop(Stop(cancel=True))
-        return True
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
@@ -290,26 +184,6 @@ class Driver:
                 elif type(effect) is Stop:
                     self.stop(effect)
 
-    def call_here(
-        self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
-    ) -> Outcome:
-        """Run user code on the caller's thread, which cannot be given up, but which Ctrl-C can interrupt."""
-        ctrl_c = self._ctrl_c
-        try:
-            if ctrl_c is None:
-                return context.run(fn, ctx), None
-            if ctrl_c.unseen:
-                self._interrupted()
-            try:
-                ctrl_c.in_step, ctrl_c.in_undo = not shielded, shielded
-                return context.run(fn, ctx), None
-            finally:
-                ctrl_c.in_step = ctrl_c.in_undo = False
-        except BaseException as error:  # noqa: BLE001 - the program judges it
-            if shielded and raised_by_signal(error):  # the second Ctrl-C
-                self.run.undo_stopped = True
-            return None, error
-
     def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code on this thread of the pool; returns TAKEN_OVER if it was given up meanwhile."""
         self._parked[call] = program
@@ -360,16 +234,11 @@ class Driver:
 
     def _limit_the_wait(self) -> None:
         """Something of the run waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
-        run, limits = self.run, list[float]()
-        if run.deadline is not None:
-            limits.append(run.deadline - run.settings.clock())
-        if run.settings.durable:
-            limits.append(run.settings.lease)
-        if not limits:
-            return
-        with self._lock:
-            if self._patience is None or self._patience.callback is None:
-                self._patience = self._timers.after(max(0.0, min(limits)), self._waited_long)
+        seconds = patience(self.run)
+        if seconds is not None:
+            with self._lock:
+                if self._patience is None or self._patience.callback is None:
+                    self._patience = self._timers.after(seconds, self._waited_long)
 
     def _end_the_wait(self) -> None:
         """(lock) A thread has come, so that nothing waits for one, or something has not waited long."""
@@ -388,7 +257,7 @@ class Driver:
             return
         if late or (idle and not any(type(waiting) is Call for waiting in list(self._parked))):
             if not late:
-                stopping.park(run, parked(run, "no thread of its engine was free for a whole lease"))
+                stopping.park(run, parked(run, NO_THREAD))
             self._drop_queued_calls(timed_out=late)
             with self._lock:
                 waiting = len(self._letters)

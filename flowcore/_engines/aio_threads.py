@@ -1,0 +1,164 @@
+"""Sync user code of a run on an event loop: it runs on threads, waits for one, and may be given up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from .._durable.checkpoints import parked
+from .._kernel import stopping
+from .._kernel.effects import Call, GivenUp, Outcome, Program, Stop
+from .._kernel.run_state import RunState
+from .base import NO_THREAD, call_title, patience
+from .workers import Workers
+
+__all__ = ["Gate", "ThreadCalls"]
+
+_CLOSED: Final = object()
+
+
+class Gate:
+    """What a program waits at until it is opened with an answer; a cancellation does not get past it."""
+
+    __slots__ = ("_answer", "_driver", "_future")
+
+    def __init__(self, driver: ThreadCalls) -> None:
+        self._driver = driver
+        self._answer: Any = _CLOSED
+        self._future: asyncio.Future[None] | None = None
+
+    def open(self, answer: Any) -> None:
+        """Let the program go on; only the first answer counts."""
+        if self._answer is _CLOSED:
+            self._answer = answer
+            if self._future is not None and not self._future.done():
+                self._future.set_result(None)
+
+    async def wait(self) -> Any:
+        while self._answer is _CLOSED:
+            self._future = self._driver.loop.create_future()
+            try:
+                await self._future
+            except asyncio.CancelledError as error:
+                self._driver.cancelled_from_outside(error)
+        return self._answer
+
+
+class ThreadCalls:
+    """The part of an `AsyncDriver` that has sync user code run on threads. All of it in the loop's thread."""
+
+    def __init__(self, run: RunState, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
+        self.run = run
+        self.loop = asyncio.get_running_loop()
+        self._pool = pool
+        self._tasks = tasks  # the engine's: what lands late outlives its run
+        self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
+        self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
+        self._queued_calls: dict[Call, list[bool]] = {}  # those that wait for a thread
+        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
+
+    def _land(self, call: Call, result: Outcome) -> None:
+        raise NotImplementedError
+
+    def stop(self, stop: Stop) -> None:
+        """The run stops: end its waits, and, with `cancel`, its calls."""
+        raise NotImplementedError
+
+    def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
+        """One of the run's tasks was cancelled."""
+        raise NotImplementedError
+
+    async def _on_a_thread(self, call: Call) -> Outcome:
+        gate = self._threaded[call] = Gate(self)
+        begins = [True]  # until the call begins on a thread, or its wait for one ends; list.pop is atomic
+
+        def job() -> None:
+            try:
+                begins.pop()
+            except IndexError:  # the wait has ended
+                return
+            self._tell(arm)
+            try:
+                result: Outcome = (call.context.run(call.fn, call.ctx), None)
+            except BaseException as error:  # noqa: BLE001 - the program judges it
+                result = (None, error)
+            self._tell(partial(self._thread_done, call, result))
+
+        def arm() -> None:
+            if timer is not None:
+                timer.cancel()
+            self._queued_calls.pop(call, None)
+            if call.timeout is not None and call in self._threaded:
+                self.loop.call_later(call.timeout, self._leave_thread, call, True)
+
+        timer: asyncio.TimerHandle | None = None
+        if not self._pool.put(job, first=True, beyond=call.shielded) and not call.shielded:
+            self._queued_calls[call] = begins
+            timer = self._limit_the_wait(call)
+        result: Outcome = await gate.wait()
+        if timer is not None:
+            timer.cancel()
+        return result
+
+    def _limit_the_wait(self, call: Call) -> asyncio.TimerHandle | None:
+        """A call waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
+        seconds = patience(self.run)
+        return None if seconds is None else self.loop.call_later(seconds, self._waited_long, call)
+
+    def _waited_long(self, call: Call) -> None:
+        """End the wait for a thread: at the deadline the step fails; after a lease, where nothing of the run is in
+        flight, the run is parked, so that another process can take it."""
+        run = self.run
+        if run.deadline is not None and run.settings.clock() >= run.deadline:
+            self._drop_queued_call(call, timed_out=True)
+        elif call in self._queued_calls and not self._inline and len(self._threaded) == len(self._queued_calls):
+            stopping.park(run, parked(run, NO_THREAD))
+            self.stop(Stop(cancel=False))
+        elif call in self._queued_calls:
+            self._limit_the_wait(call)
+
+    def _drop_queued_call(self, call: Call, *, timed_out: bool) -> None:
+        """Give up a call that waits for a thread, unless it has begun."""
+        begins = self._queued_calls.pop(call, None)
+        if begins is None:
+            return
+        try:
+            begins.pop()
+        except IndexError:  # it has begun, and will say so in a moment
+            return
+        gate = self._threaded.pop(call)
+        gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop, from a thread; a closed loop has no listener left."""
+        try:
+            self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+
+    def _thread_done(self, call: Call, result: Outcome) -> None:
+        gate = self._threaded.pop(call, None)
+        if gate is not None:
+            gate.open(result)
+        else:
+            self._land(call, result)
+
+    def _leave_thread(self, call: Call, late: bool) -> None:
+        gate = self._threaded.pop(call, None)
+        if gate is not None:
+            call.abandon()
+            self._pool.abandon(call_title(self.run, call))
+            self._stragglers[call] = straggler = self.loop.create_future()
+            self._tasks.add(straggler)
+            straggler.add_done_callback(self._tasks.discard)
+            gate.open((None, GivenUp(call, timed_out=late)))
+
+    def _thread_returned(self, call: Call) -> None:
+        """A call that was given up is over; perhaps it was on a thread."""
+        straggler = self._stragglers.pop(call, None)
+        if straggler is not None:
+            self._pool.returned(call_title(self.run, call))
+            straggler.set_result(None)

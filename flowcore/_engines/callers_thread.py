@@ -1,0 +1,153 @@
+"""What the thread of `Engine.run` does for its own run: it takes steps, waits, and is where Ctrl-C strikes."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from .._kernel import stopping
+from .._kernel.effects import Outcome, Program, Stop
+from .._kernel.run import helper
+from .._kernel.run_state import RunState
+from ..context import Context
+from ..run import Run
+from .interrupts import SigintGuard, raised_by_signal, restore
+
+__all__ = ["CallersThread"]
+
+_LOOK: Final = 0.5
+"""seconds between two looks for a Ctrl-C, while the main thread waits"""
+Resumption = tuple[Program[Any], Any]
+"""a program, and the answer that it is resumed with"""
+
+
+class CallersThread:
+    """The part of a `Driver` that is in the caller's thread. A step that waits for the run lends it its thread in the same
+    way."""
+
+    over = False
+    error: BaseException | None = None
+    struck: BaseException | None = None
+    """what a signal handler of the user's has raised in the caller's thread"""
+    _bell: SimpleQueue[None] | None = None
+    """what the caller's thread waits at while it has nothing to do; may be rung in a signal handler"""
+    _ctrl_c: SigintGuard | None = None
+    _caller_idle = False
+    """(lock) the caller's thread waits at the bell"""
+
+    def __init__(self, run: RunState, main: Program[Run]) -> None:
+        self.run = run
+        self._main = main
+        self._starts = [True]  # until the run begins, or is dropped before that; list.pop is atomic
+        self._lock = threading.Lock()
+        self._letters: deque[Resumption] = deque()  # (lock) programs to resume
+
+    def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
+        raise NotImplementedError
+
+    def stop(self, stop: Stop) -> None:
+        """The run stops: end its waits, and, with `cancel`, its calls. From any thread."""
+        raise NotImplementedError
+
+    def run_here(self, ctrl_c: SigintGuard | None) -> None:
+        """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
+        self._starts.clear()
+        self._ctrl_c = ctrl_c
+        if ctrl_c is not None:
+            ctrl_c.ring = self._ring
+        try:
+            self._advance(self._main, None, here=True)
+            if not self.over:
+                self._serve()
+        except BaseException as error:
+            self.cancel(error)  # a signal handler has raised this between two instructions of the driver
+            raise
+        finally:
+            self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
+            restore(ctrl_c)
+        if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
+            raise KeyboardInterrupt from self.error
+        if self.struck is not None and self.error is not self.struck:
+            raise self.struck from self.error
+
+    def _serve(self) -> None:
+        """Do for the run what there is to do until it is over."""
+        with self._lock:
+            if self.over or self._bell is not None:  # another thread does
+                return
+            bell = self._bell = SimpleQueue()
+        while not self.over:
+            if self._ctrl_c is not None and self._ctrl_c.unseen:
+                self._interrupted()
+            with self._lock:
+                letter = self._letters.popleft() if self._letters else None
+                self._caller_idle = letter is None
+            if letter is not None:
+                self._advance(*letter, here=True)
+            elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
+                # Help was asked for, but no thread of the pool has come yet.
+                self._caller_idle = False
+                self._advance(helper(self.run, node), None, here=True)
+            else:
+                self._wait(bell)
+                self._caller_idle = False
+
+    def _wait(self, bell: SimpleQueue[None]) -> None:
+        """Wait in the caller's thread for something to do."""
+        try:
+            # A signal that comes just before the wait does not end it, and Python looks for it only after.
+            with suppress(Empty):
+                bell.get(timeout=None if self._ctrl_c is None else _LOOK)
+        except BaseException as error:  # noqa: BLE001 - the run ends first
+            self._is_struck(error)
+
+    def _is_struck(self, error: BaseException) -> None:
+        """A signal handler of the user's, such as one that calls sys.exit(), has raised in the caller's thread."""
+        self.struck = error
+        self.cancel(error)
+
+    def _ring(self) -> None:
+        """Ctrl-C outside of user code, in the signal handler."""
+        if self._bell is not None:
+            self._bell.put(None)
+
+    def _interrupted(self) -> None:
+        """Act on a Ctrl-C that came while the main thread was not in user code."""
+        assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
+        failed_already = self.run.stopped
+        if self.cancel(KeyboardInterrupt()) and not failed_already:
+            self._ctrl_c.raised = self._ctrl_c.count
+        elif self._ctrl_c.count > 1:
+            self.run.undo_stopped = True
+
+    def call_here(
+        self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
+    ) -> Outcome:
+        """Run user code on the caller's thread, which cannot be given up, but which Ctrl-C can interrupt."""
+        ctrl_c = self._ctrl_c
+        try:
+            if ctrl_c is None:
+                return context.run(fn, ctx), None
+            if ctrl_c.unseen:
+                self._interrupted()
+            try:
+                ctrl_c.in_step, ctrl_c.in_undo = not shielded, shielded
+                return context.run(fn, ctx), None
+            finally:
+                ctrl_c.in_step = ctrl_c.in_undo = False
+        except BaseException as error:  # noqa: BLE001 - the program judges it
+            if shielded and raised_by_signal(error):  # the second Ctrl-C
+                self.run.undo_stopped = True
+            return None, error
+
+    def cancel(self, error: BaseException) -> bool:
+        """Stop the run because of `error`; False if it was stopping already, or is over."""
+        if not stopping.interrupt(self.run, error):
+            return False
+        self.stop(Stop(cancel=True))
+        return True
