@@ -23,6 +23,7 @@ from flowcore import (
     Context,
     Engine,
     IdempotencyInProgress,
+    NotSerializable,
     RunParked,
     RunTimeout,
     SendRefused,
@@ -35,7 +36,7 @@ from flowcore._durable.ledger import Ledger
 from flowcore.events import Event, RunFinished, RunRecovered
 from flowcore.run import StepReport
 from flowcore.stores import RedisStore, SQLiteStore
-from flowcore.stores.base import Checkpoint, Claim, StepRecord
+from flowcore.stores.base import Checkpoint, Claim, RunRecord, StepRecord
 from flowcore.stores.codec import JsonCodec
 from tests.core.conftest import PATIENCE
 from tests.stores.redis_servers import until
@@ -628,3 +629,161 @@ def test_an_owner_that_dies_when_the_time_is_over_leaves_that_to_the_next_one(tm
         engine.recover()
     record = store.find("k")
     assert (str(record.status), record.results["approved"]) == ("success", "no one")
+
+
+# -- callers and owners in different engines ---------------------------------------------------------------------------
+
+
+def shipping(shipped: threading.Event, may_end: threading.Event) -> Workflow:
+    """quote, then approved, then ship, which takes as long as it may."""
+    wf = Workflow("shipping")
+    wf.add_step("quote", lambda ctx: 41, compensate=lambda ctx: None)
+    wf.wait("approved", depends_on="quote")
+
+    def ship(ctx: Context) -> str:
+        shipped.set()
+        while not may_end.wait(0.01):
+            if ctx.cancelled:
+                raise RuntimeError("cut short")
+        return "parcel"
+
+    wf.add_step("ship", ship, depends_on="approved")
+    return wf
+
+
+def test_a_caller_that_is_cancelled_has_its_run_cancelled_where_it_was_resumed(town: Town) -> None:
+    shipped, never = threading.Event(), threading.Event()
+    wf = shipping(shipped, never)
+    first = town.engine(lease=1)
+    future = town.start(first, wf, idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the run to wait")
+    second = town.engine(lease=1, workflows=[wf])
+    assert town.call(second.send("k", "approved", 1))
+    assert shipped.wait(PATIENCE)
+    time.sleep(1.2)  # its caller has noticed by now, and waits for the other engine
+    assert town.call(first.cancel(key="k"))
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    until(lambda: town.status() == "compensated", "the undo")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_caller_whose_run_makes_room_for_another_one_waits_for_that(town: Town) -> None:
+    shipped, may_end = threading.Event(), threading.Event()
+    wf = Workflow("work")
+
+    def work(ctx: Context) -> int:
+        shipped.set()
+        assert may_end.wait(PATIENCE)
+        return 1
+
+    wf.add_step("work", work)
+    first = town.start(town.engine(), wf, idempotency_key="k", check=False)
+    assert shipped.wait(PATIENCE)
+    waiter = town.start(town.engine(), wf, idempotency_key="k", wait=PATIENCE)
+    before = town.store.head("k").run_id
+    time.sleep(0.2)
+    town.store.release("k", force=True)
+    second = town.start(town.engine(), wf, idempotency_key="k")
+    until(lambda: (head := town.store.head("k")) is not None and head.run_id != before, "another run")
+    may_end.set()
+    assert second.result(PATIENCE)["work"] == 1
+    assert waiter.result(PATIENCE)["work"] == 1
+    assert first.result(PATIENCE).status == "lost" or first.result(PATIENCE)["work"] == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_caller_that_waits_for_a_run_that_is_held_in_the_end_learns_that(town: Town) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    wf = Workflow("stuck")
+
+    def fail(ctx: Context) -> None:
+        raise ValueError("no")
+
+    step = wf.add_step("pay", lambda ctx: 1)
+    step.compensate(retry=1)(fail)
+
+    def work(ctx: Context) -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE)
+        raise ValueError("no")
+
+    wf.add_step("work", work, depends_on="pay")
+    first = town.start(town.engine(), wf, idempotency_key="k", check=False)
+    assert begun.wait(PATIENCE)
+    waiter = town.start(town.engine(), wf, idempotency_key="k", wait=PATIENCE, check=False)
+    time.sleep(0.2)
+    may_end.set()
+    assert first.result(PATIENCE).status == "compensation_failed"
+    assert waiter.result(PATIENCE).held
+
+
+class Forgetful(SQLiteStore):
+    """Gives up the record of a run that is over as soon as a caller has seen its head."""
+
+    def head(self, key: str, /) -> RunRecord | None:
+        found = super().head(key)
+        if found is not None and found.finished is not None:
+            self.release(key)
+        return found
+
+
+def test_a_caller_whose_run_gives_its_key_up_before_it_has_read_the_outcome_gets_that(tmp_path: Path) -> None:
+    begun, may_end, times = threading.Event(), threading.Event(), list[int]()
+    wf = Workflow("work")
+
+    def work(ctx: Context) -> int:
+        begun.set()
+        assert may_end.wait(PATIENCE)
+        times.append(1)
+        return len(times)
+
+    wf.add_step("work", work)
+    path = tmp_path / "runs.db"
+    with Engine(store=SQLiteStore(path)) as one, Engine(store=Forgetful(path)) as other:
+        first = one.submit(wf, idempotency_key="k")
+        assert begun.wait(PATIENCE)
+        waiter = other.submit(wf, idempotency_key="k", wait=PATIENCE)
+        time.sleep(0.2)
+        may_end.set()
+        assert first.result(PATIENCE)["work"] == 1
+        assert waiter.result(PATIENCE)["work"] == 1
+
+
+# -- waits that do not begin -------------------------------------------------------------------------------------------
+
+
+def test_what_the_when_of_a_wait_writes_must_be_storable(town: Town) -> None:
+    def wanted(ctx: Context) -> bool:
+        ctx["thing"] = object()
+        return True
+
+    effects = Effects()
+    run = town.call(town.engine().run(order(effects, when=wanted), idempotency_key="k", check=False))
+    assert (run.failed_step, type(run.error)) == ("approved", NotSerializable)
+    assert effects == ["quote", "-quote"]
+
+
+def test_a_wait_does_not_begin_where_the_run_is_cancelled_as_that_is_recorded(town: Town) -> None:
+    def wanted(ctx: Context) -> bool:
+        town.store.cancel("k")
+        return True
+
+    effects = Effects()
+    run = town.call(town.engine().run(order(effects, when=wanted), idempotency_key="k", check=False))
+    assert (run.status, run.steps["approved"].status) == ("compensated", "pending")
+    assert effects == ["quote", "-quote"]
+
+
+def test_a_run_in_memory_without_a_key_refuses_a_value_for_what_is_no_wait() -> None:
+    wf = order(Effects())
+    wf.sleep("nap", 3600)
+    with Engine() as engine:
+        future = engine.submit(wf)
+        future.waiting(PATIENCE)
+        for name in ("quote", "nap", "nothing"):
+            with pytest.raises(SendRefused, match="has no wait"):
+                engine.send(future.run_id, name, 1)
+        engine.cancel(run_id=future.run_id)
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
