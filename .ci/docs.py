@@ -30,6 +30,7 @@ API = {
     "flowcore.stores": "Stores",
     "flowcore.events": "Events and hooks",
     "flowcore.testing": "Testing kit",
+    "flowcore.temporal": "On Temporal",
     "flowcore.picture": "Pictures of a run",
     "flowcore_otel": "Telemetry",
 }

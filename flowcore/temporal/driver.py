@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import ActivityError
 
 from .._durable.claim import record_of
 from .._durable.endings import ending
@@ -38,7 +38,6 @@ from .._kernel.effects import (
     WholeStep,
 )
 from .._kernel.emit import StepScope
-from .._kernel.ledger import Ledger
 from .._kernel.outcome import StepEnd
 from .._kernel.request import Request as RunRequest
 from .._kernel.run import execute, helper
@@ -54,7 +53,9 @@ from ..status import Status
 from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
 from .definitions import Definition
-from .wire import Request, SentValue, StepInput, StepOutput
+from .granted import Granted, NoStore
+from .outputs import never_began, output_of
+from .wire import Request, SentValue, StepInput, StepOutput, pack_sent
 
 __all__ = ["WorkflowDriver", "generation_of"]
 
@@ -73,42 +74,6 @@ def generation_of(first_run_id: str) -> int:
     return int(first_run_id.replace("-", "")[:13], 16)
 
 
-class _NoStore:
-    """Temporal itself keeps what a store would."""
-
-    name = "temporal"
-    durable = False
-    blocks = False
-
-
-class _Granted:
-    """The claim was made when the execution was started, and its end is the workflow's result. See
-    flowcore._kernel.ledger.Claims."""
-
-    def __init__(self, driver: WorkflowDriver) -> None:
-        self._driver = driver
-
-    def open(self) -> Ledger:
-        raise AssertionError
-
-    def claim(self, run: RunState) -> Program[Run | Takeover | None]:
-        yield from ()
-        run.claimed = True
-        return self._driver.begin()
-
-    def adopt(self, run: RunState) -> Program[Run | None]:
-        yield from ()
-        return None
-
-    def suspend(self, run: RunState, waiting: Run) -> Program[bool]:
-        raise AssertionError  # a run that only waits stays where it is, and costs nothing
-
-    def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
-        yield from ()
-        self._driver.finish(finished)
-        return None
-
-
 class WorkflowDriver:
     """Drives the programs of one run. `record`: what the execution began with; later, how the run ended."""
 
@@ -121,8 +86,8 @@ class WorkflowDriver:
         self.retry_in: float | None = None
         """seconds until a run that is parked or incomplete is to be resumed; None: once that is decided on"""
         settings = Settings(
-            store=_NoStore(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-            claims=_Granted(self),
+            store=NoStore(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            claims=Granted(self),
             hooks=Hooks(),
             grace=request["grace"],
             parallel=request["parallel"],
@@ -182,7 +147,7 @@ class WorkflowDriver:
     def sent(self) -> dict[str, SentValue]:
         """What was sent to the run's waits."""
         waits = self.run.waits
-        return {} if waits is None else {name: _packed(sent) for name, sent in waits.sent.items()}
+        return {} if waits is None else {name: pack_sent(sent) for name, sent in waits.sent.items()}
 
     @property
     def stopping(self) -> str:
@@ -355,11 +320,11 @@ class WorkflowDriver:
         try:
             output = await handle
         except ActivityError as error:
-            output = _output_of(error, node)
+            output = output_of(error, node)
         except asyncio.CancelledError:
             if not handle.cancelled():  # Temporal takes the run out of this worker's memory
                 raise
-            output = _never_began(node)  # it was cancelled in the moment in which it was to be scheduled
+            output = never_began(node)  # it was cancelled in the moment in which it was to be scheduled
         finally:
             self._steps.pop(handle, None)
         run.fence = max(run.fence, output.get("fence", 0))
@@ -448,31 +413,3 @@ class WorkflowDriver:
         else:
             answer = (None if output.get("answer") is None else NotLanded), None
         self._advance(program, answer)
-
-
-def _output_of(error: ActivityError, node: Node) -> StepOutput:
-    """How an activity ended that has failed: as it said itself, or as Temporal says."""
-    cause = error.cause
-    if isinstance(cause, ApplicationError) and cause.details:
-        output: StepOutput = cause.details[0]
-        return output
-    if isinstance(cause, CancelledError):
-        return _never_began(node)
-    what = f"the activity of step {safe_repr(node.name)} failed ({type(cause).__name__}: {cause})."
-    return {"status": str(Status.FAILURE), "attempts": 1, "error": pack_error(FlowcoreError(what)), "in_doubt": True}
-
-
-def _never_began(node: Node) -> StepOutput:
-    cancelled = StepCancelled(f"step {safe_repr(node.name)} was cancelled before it began.")
-    return {"status": str(Status.CANCELLED), "attempts": 0, "error": pack_error(cancelled)}
-
-
-def _packed(sent: Sent) -> SentValue:
-    return {
-        "value": sent.value,
-        "at": sent.at,
-        "host": sent.host,
-        "pid": sent.pid,
-        "id": sent.id,
-        "carrier": dict(sent.carrier),
-    }

@@ -12,7 +12,7 @@ from typing import Any, Final, NotRequired, TypedDict
 
 from .._wire import pack_error, unpack_error
 from ..errors import DefinitionError
-from ..run import StepReport
+from ..run import Sent, StepReport
 from ..status import Status
 from ..stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord
 from ..stores.codec import Codec
@@ -28,6 +28,7 @@ __all__ = [
     "decode_outcome",
     "encode_outcome",
     "fields_of",
+    "pack_sent",
     "plain_encoding",
     "times_of",
 ]
@@ -69,6 +70,18 @@ class SentValue(TypedDict):
     pid: int
     id: str | None
     carrier: dict[str, str]
+
+
+def pack_sent(sent: Sent) -> SentValue:
+    """A value that was sent to a wait, as plain data."""
+    return {
+        "value": sent.value,
+        "at": sent.at,
+        "host": sent.host,
+        "pid": sent.pid,
+        "id": sent.id,
+        "carrier": dict(sent.carrier),
+    }
 
 
 class Request(TypedDict):
