@@ -1,6 +1,7 @@
 """Spans and counters of a run on Temporal are those of the same run on AsyncEngine."""
 
 import asyncio
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flowcore.stores import SQLiteStore
 from flowcore_otel import LogContext, PrometheusHook, TracingHook
 from tests.otel.conftest import Spans
 
-from .conftest import Temporal
+from .conftest import Temporal, eventually
 
 
 def checkout(*, declined: bool) -> Workflow:
@@ -78,3 +79,44 @@ def test_spans_and_counters_are_those_of_asyncengine(temporal: Temporal, tmp_pat
     assert "attempt charge" in tree
     assert ("compensate charge" in tree) is declined
     assert numbers_there == numbers
+
+
+def test_a_step_that_is_taken_over_is_in_the_trace_of_its_run_and_is_counted_once(
+    temporal: Temporal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first worker is killed, and its spans and counters with it; what the others have is that of a run without a kill."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    killed: Any = importlib.import_module("killed")
+    found: list[tuple[str, dict[tuple[str, ...], float]]] = []
+
+    for kills in (False, True):
+        spans, registry, name = Spans(), CollectorRegistry(), f"plain-{kills}"
+        hooks = [TracingHook(spans.provider), PrometheusHook(registry=registry)]
+        wf, values = killed.workflow("plain"), {"folder": str(tmp_path), "name": name}
+
+        async def main(hooks: Any = hooks, wf: Any = wf, values: Any = values, kills: bool = kills) -> None:
+            engine = await temporal.engine(hooks=hooks)
+            if kills:
+                (tmp_path / "go").unlink()
+                await asyncio.to_thread(temporal.worker_process, Path(killed.__file__))
+            else:
+                (tmp_path / "go").touch()
+            future = engine.submit(wf, values, idempotency_key=values["name"])
+            if kills:
+                log = tmp_path / f"{values['name']}.log"
+                await asyncio.to_thread(eventually, lambda: log.exists() and "stuck" in log.read_text())
+                temporal.kill_workers()
+                (tmp_path / "go").touch()
+            async with temporal.open(wf, worker_hooks=hooks):
+                assert (await future)["stuck"] == "done"
+
+        temporal.run(main)
+        found.append((spans.tree(), counts(registry)))
+    (tree, numbers), (after_a_kill, numbers_after) = found
+    whole = tree.splitlines()
+    assert [line.partition(" → depends_on")[0] for line in whole[2:]] == ["├── step first", "└── step stuck"]
+    assert after_a_kill.splitlines() == [
+        *whole[:2],
+        "└── step stuck",
+    ]  # its link leads to a span that died with its worker
+    assert numbers_after == {name: number for name, number in numbers.items() if "first" not in name}
