@@ -87,14 +87,21 @@ def goes_on(store: SQLiteStore, ledger: Ledger, wf: Workflow) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 @pytest.mark.parametrize("how", ["run", "task", "submit", "with block", "beside another step"])
 def test_a_signal_parks_durable_runs(store: SQLiteStore, ledger: Ledger, number: int, how: str) -> None:
-    wf = saga(ledger, forever)
+    sleeping = 2 if how == "beside another step" else 1
+    asleep: list[str] = []
+
+    async def until_the_signal(ctx: Context) -> None:
+        asleep.append(ctx.step)
+        if len(asleep) == sleeping:
+            asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
+        await forever(ctx)
+
+    wf = saga(ledger, until_the_signal)
     if how == "beside another step":
-        wf.add_step("beside", forever, timeout=None)
-        wf.steps[-1].fn = _once(forever)
+        wf.add_step("beside", _once(until_the_signal), timeout=None)
 
     async def main() -> None:
         engine = AsyncEngine(store=store, grace=0.05)
-        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), number)
         if how == "with block":
             async with engine:
                 await engine.submit(wf, idempotency_key="k")

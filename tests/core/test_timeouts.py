@@ -497,15 +497,16 @@ def test_a_task_group_inside_a_step_works_in_company_and_alone() -> None:
 
 
 def test_an_outer_asyncio_timeout_cancels_the_run_and_raises_timeouterror(ledger: Ledger) -> None:
-    async def slow(ctx: Context) -> None:
-        await asyncio.sleep(3600)
-
     async def main() -> None:
+        async def slow(ctx: Context) -> None:
+            limit.reschedule(asyncio.get_running_loop().time())
+            await asyncio.sleep(3600)
+
         wf = Workflow("outer")
         ledger.add(wf, "a")
         wf.add_step("slow", slow, depends_on="a", compensate=lambda ctx: ledger.append("-slow"))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(None) as limit:
                 await AsyncEngine().run(wf)
         assert ledger == ["a", "-slow", "-a"]
 
