@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, Typed
 
 from . import describe
 from .context import Context
-from .errors import DefinitionError, DuplicateStep, FlowcoreError, RunFailed, UnknownDependency, safe_repr
-from .functions import no_function, take_one_argument
+from .errors import DefinitionError, DuplicateStep, FlowcoreError, safe_repr
+from .functions import take_one_argument
 from .inputs import Input
 from .lint import advice
+from .new_steps import checked_name, copied_steps, dependency_names, new_step, new_wait, one_of
+from .own_errors import distinct_errors
 from .plan import Plan
-from .retry import Duration, Retry, seconds
+from .retry import Duration, seconds
 from .snapshot import ContextSnapshot
-from .step import NO_DEFAULT, ExecutorStepDecorator, Step, StepDecorator, StepOptions, Undo, Wait, usable_executor
+from .step import NO_DEFAULT, ExecutorStepDecorator, Step, StepDecorator, StepOptions, Wait
 
 if TYPE_CHECKING:
     # Type checkers know typing_extensions without its being installed; the default is for them alone.
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 else:
     I = TypeVar("I")  # noqa: E741
 
-__all__ = ["NO_KEY", "NoKey", "Workflow", "own_error"]
+__all__ = ["NO_KEY", "NoKey", "Workflow"]
 
 R = TypeVar("R")
 
@@ -118,7 +120,7 @@ class Workflow(Generic[I]):
         parallel_undo: bool = False,
         max_parallel: int | None = None,
     ) -> None:
-        self.name = _named(name, "a workflow")
+        self.name = checked_name(name, "a workflow")
         self.input: Input[I] | None = None if input is None else Input(input, name)
         for option, function in (("idempotency_key", idempotency_key), ("fingerprint", fingerprint)):
             if function is not None and not isinstance(function, str | NoKey):
@@ -127,9 +129,9 @@ class Workflow(Generic[I]):
         self.idempotency_key = idempotency_key
         self.fingerprint = fingerprint
         self.deadline = None if deadline is None else seconds(deadline, f"deadline of workflow {safe_repr(name)}")
-        self.on_failure = _one_of(on_failure, ("wait", "cancel"), "on_failure=")
-        self.undo = _one_of(undo, ("done", "attempted", "never"), "undo=")
-        self.errors = _distinct_errors(errors, name)
+        self.on_failure = one_of(on_failure, ("wait", "cancel"), "on_failure=")
+        self.undo = one_of(undo, ("done", "attempted", "never"), "undo=")
+        self.errors = distinct_errors(errors, name)
         self.parallel_undo = parallel_undo
         if max_parallel is not None and (type(max_parallel) is not int or max_parallel < 1):
             raise DefinitionError(f"max_parallel= must be a whole number from 1 up, not {safe_repr(max_parallel)}.")
@@ -177,10 +179,10 @@ class Workflow(Generic[I]):
         sense.
         """
         if fn is not None:
-            return self._add(name, fn, executor, **options)
+            return self._register(new_step(self, name, fn, executor, **options))
 
         def decorate(function: Callable[[Context], Any]) -> Step[Any]:
-            return self._add(name, function, executor, **options)
+            return self._register(new_step(self, name, function, executor, **options))
 
         return decorate
 
@@ -203,57 +205,7 @@ class Workflow(Generic[I]):
         self, name: str | None, fn: Any, *, executor: Executor | None = None, **options: Unpack[StepOptions]
     ) -> Step[Any]:
         """Register `fn` as a step, without a decorator; `name` None means the function's name."""
-        return self._add(name, fn, executor, **options)
-
-    def _add(
-        self,
-        name: str | None,
-        fn: Callable[..., Any],
-        executor: Executor | None,
-        *,
-        depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
-        retry: int | Retry | None = None,
-        timeout: Duration | None = None,
-        step_timeout: Duration | None = None,
-        compensate: Undo | None = None,
-        when: Callable[[Context], Any] | None = None,
-        undo: Literal["done", "attempted"] | None = None,
-        pivot: bool = False,
-        on_crash: Literal["retry", "undo", "hold"] = "retry",
-        verify: Callable[[Context], Any] | None = None,
-        expected: type[BaseException] | Iterable[type[BaseException]] = (),
-        effect: bool = True,
-    ) -> Step[Any]:
-        if isinstance(fn, Step):
-            raise DefinitionError(f"{fn!r} is a step already: use wf.include(), or the plain function.")
-        if not callable(fn):
-            raise DefinitionError(f"a step must be a function of ctx, not {safe_repr(fn)}.")
-        name = _named(getattr(fn, "__name__", None) if name is None else name, "a step")
-        take_one_argument(fn, f"the function of step {safe_repr(name)}")
-        about = f"of step {safe_repr(name)}"
-        step: Step[Any] = Step(
-            name,
-            fn,
-            self._names(depends_on, name),
-            Retry.of(retry),
-            None if timeout is None else seconds(timeout, f"timeout {about}"),
-            None if step_timeout is None else seconds(step_timeout, f"step_timeout {about}"),
-            when,
-            None if undo is None else _one_of(undo, ("done", "attempted"), f"undo {about}"),
-            pivot,
-            _one_of(on_crash, ("retry", "undo", "hold"), f"on_crash {about}"),
-            verify,
-            workflow=self,
-            expected=_error_types(expected, f"expected {about}"),
-            effect=effect,
-            executor=None if executor is None else usable_executor(executor, fn, about),
-        )
-        for option, function in (("when", when), ("verify", verify)):
-            if function is not None:
-                take_one_argument(function, f"{option} {about}")
-        if compensate is not None:
-            step._undo_by(compensate, None, None)
-        return self._register(step)
+        return self._register(new_step(self, name, fn, executor, **options))
 
     def wait(
         self,
@@ -271,14 +223,14 @@ class Workflow(Generic[I]):
         that waits holds no thread, and on a durable store no process. Raises DuplicateStep, or DefinitionError for an
         option that makes no sense.
         """
-        name = _named(name, "a wait")
+        name = checked_name(name, "a wait")
         limit = None if timeout is None else seconds(timeout, f"timeout of wait {safe_repr(name)}")
         limit = None if limit == math.inf else limit
         if default is not NO_DEFAULT and limit is None:
             raise DefinitionError(
                 f"wait {safe_repr(name)} has a default=, but no timeout= after which it would be used."
             )
-        return self._add_wait(name, Wait(limit, default), depends_on, when)
+        return self._register(new_wait(self, name, Wait(limit, default), depends_on, when))
 
     def sleep(
         self,
@@ -290,24 +242,12 @@ class Workflow(Generic[I]):
     ) -> Step[None]:
         """Register a step without a function that ends `duration` (seconds, or a timedelta) after it began, with the result
         None. A run that sleeps holds no thread, and on a durable store no process. Raises as `wait` does."""
-        name = _named(name, "a sleep")
+        name = checked_name(name, "a sleep")
         what = f"duration of sleep {safe_repr(name)}"
         limit = seconds(duration, what)
         if limit == math.inf:
             raise DefinitionError(f"{what} must be finite.")
-        return self._add_wait(name, Wait(limit, None, sleeps=True), depends_on, when)
-
-    def _add_wait(
-        self,
-        name: str,
-        wait: Wait,
-        depends_on: Step[Any] | str | Iterable[Step[Any] | str],
-        when: Callable[[Context], Any] | None,
-    ) -> Step[Any]:
-        if when is not None:
-            take_one_argument(when, f"when of step {safe_repr(name)}")
-        fn, names = no_function(name), self._names(depends_on, name)
-        return self._register(Step(name, fn, names, when=when, workflow=self, effect=False, wait=wait))
+        return self._register(new_wait(self, name, Wait(limit, None, sleeps=True), depends_on, when))
 
     def include(
         self,
@@ -322,33 +262,8 @@ class Workflow(Generic[I]):
         first steps of `other`, those without dependencies of their own, wait for. Raises DuplicateStep if a name is
         taken: choose another prefix.
         """
-        before = self._names(depends_on, f"{prefix}…")
-        copies: dict[str, Step[Any]] = {}
-        aliases: dict[Step[Any], str] = {}
-        for name, step in other._steps.items():
-            copy: Step[Any] = Step(
-                prefix + name,
-                step.fn,
-                tuple(prefix + dependency for dependency in step.depends_on) or before,
-                step.retry,
-                step.timeout,
-                step.step_timeout,
-                step.when,
-                step.undo or (None if other.undo == "never" else other.undo),
-                step.pivot,
-                step.on_crash,
-                step.verify,
-                step.compensation,
-                self,
-                aliases,
-                step.expected,
-                step.effect,
-                step.executor,
-                step.wait,
-            )
-            copies[name] = copy
-            aliases[step] = copy.name
-            aliases.update({inner: prefix + outer for inner, outer in (step.aliases or {}).items()})
+        before = dependency_names(self, depends_on, f"{prefix}…")
+        copies = copied_steps(other, self, prefix, before)
         for copy in copies.values():
             if copy.name in self._steps:
                 raise DuplicateStep(f"workflow {safe_repr(self.name)} already has a step {safe_repr(copy.name)}.")
@@ -374,25 +289,6 @@ class Workflow(Generic[I]):
                 f"cannot {what}: workflow {safe_repr(self.name)} has run, its definition is frozen. Make a new Workflow; in a "
                 "notebook, run the cell that makes it again."
             )
-
-    def _names(self, depends_on: Step[Any] | str | Iterable[Step[Any] | str], name: str) -> tuple[str, ...]:
-        several = (depends_on,) if isinstance(depends_on, Step | str) else depends_on
-        if not isinstance(several, Iterable):
-            raise DefinitionError(
-                f"depends_on of step {safe_repr(name)} must be steps or names, not {safe_repr(depends_on)}."
-            )
-        names: list[str] = []
-        for one in several:
-            if isinstance(one, Step) and one.workflow is not self:
-                raise UnknownDependency(
-                    f"step {safe_repr(name)} depends on {one!r} of another workflow: use wf.include() to bring it here."
-                )
-            if not isinstance(one, Step | str):
-                raise DefinitionError(
-                    f"depends_on of step {safe_repr(name)} must be steps or names, not {safe_repr(one)}."
-                )
-            names.append(one.name if isinstance(one, Step) else one)
-        return tuple(names)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -497,79 +393,3 @@ class Workflow(Generic[I]):
             if self._store is None:
                 self._store = MemoryStore()
             return self._store
-
-
-@overload
-def own_error(workflow: Workflow[Any], error: BaseException) -> BaseException: ...
-@overload
-def own_error(workflow: Workflow[Any], error: None) -> None: ...
-def own_error(workflow: Workflow[Any], error: BaseException | None) -> BaseException | None:
-    """An error that a store knows as text, as the type of `errors=` that it was raised as; any other as it is."""
-    if not workflow.errors or not isinstance(error, RunFailed):
-        return error
-    kind = workflow.errors.get(error.error_type) or _subclass(workflow.errors.values(), error.error_type)
-    if kind is None:
-        return error
-    rebuilt = _rebuilt(kind, error.message)
-    rebuilt.__cause__ = error
-    return rebuilt
-
-
-def _named(name: object, what: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise DefinitionError(f"{what} needs a name that is a non-empty string, not {safe_repr(name)}.")
-    return name
-
-
-def _error_types(given: Any, what: str) -> tuple[type[BaseException], ...]:
-    whole: object = given
-    several = isinstance(whole, Iterable) and not isinstance(whole, type)
-    types: tuple[Any, ...] = tuple(given) if several else (given,)
-    if not all(isinstance(one, type) and issubclass(one, BaseException) for one in types):
-        raise DefinitionError(f"{what} must be exception classes, not {safe_repr(given)}.")
-    return types
-
-
-def _one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:
-    if value not in allowed:
-        raise DefinitionError(f"{what} must be {' or '.join(map(repr, allowed))}, not {safe_repr(value)}.")
-    return value
-
-
-def _distinct_errors(errors: Any, workflow: str) -> dict[str, type[Exception]]:
-    """Error types by name, which is all that a store keeps of a type."""
-    what = f"errors= of workflow {safe_repr(workflow)}"
-    whole: object = errors
-    if isinstance(whole, type) or not isinstance(whole, Iterable):
-        raise DefinitionError(f"{what} must be a tuple of exception types, not {safe_repr(errors)}.")
-    known: dict[str, type[Exception]] = {}
-    for one in errors:
-        kind: Any = one
-        if not isinstance(one, type) or not issubclass(one, Exception) or issubclass(one, FlowcoreError):
-            raise DefinitionError(f"{what} must be exception types of your own, not {safe_repr(kind)}.")
-        if known.setdefault(kind.__name__, kind) is not kind:
-            raise DefinitionError(f"{what} has two types with the name {kind.__name__}. Rename one of them.")
-    return known
-
-
-def _subclass(kinds: Iterable[type[Exception]], name: str) -> type[Exception] | None:
-    """A subclass, at any depth, that this process knows under that name."""
-    for kind in kinds:
-        for inner in kind.__subclasses__():
-            found = inner if inner.__name__ == name else _subclass((inner,), name)
-            if found is not None:
-                return found
-    return None
-
-
-def _rebuilt(kind: type[Exception], message: str) -> Exception:
-    """An error of a type with a message, also where its __init__ takes something else than that."""
-    try:
-        error = kind(message)
-        if str(error) == message:
-            return error
-    except Exception:  # noqa: BLE001 - foreign code
-        error = None
-    error = kind.__new__(kind, message)
-    error.args = (message,)
-    return error

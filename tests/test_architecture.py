@@ -39,11 +39,13 @@ PARTS: dict[str, str] = {
     "plan": "errors functions _in_executor",
     "describe": "errors plan",
     "lint": "errors functions plan",
-    "workflow": "errors functions inputs retry step context plan describe lint snapshot",
+    "own_errors": "errors",
+    "new_steps": "errors functions retry context step",
+    "workflow": "own_errors new_steps errors functions inputs retry step context plan describe lint snapshot",
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
     "_kernel": "errors functions step status retry context run plan workflow events",
-    "_durable": "errors status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
+    "_durable": "own_errors errors status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
     "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule",
     "temporal": (
         "errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"

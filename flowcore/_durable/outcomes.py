@@ -18,9 +18,9 @@ from ..errors import (
     safe_repr,
     safe_str,
 )
+from ..own_errors import own_error
 from ..run import Run
 from ..stores.base import Busy, Held, Mismatch, RunRecord
-from ..workflow import own_error
 
 if TYPE_CHECKING:
     from .waiting import LocalRuns

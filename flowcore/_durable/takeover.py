@@ -20,12 +20,13 @@ from .._kernel.run_state import RunState
 from .._kernel.waits import Waits
 from ..errors import CompensationFailed, FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
 from ..events import RunRecovered
+from ..own_errors import own_error
 from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from ..step import Landed
 from ..stores.base import RunRecord
-from ..workflow import Workflow, own_error
+from ..workflow import Workflow
 from .checkpoints import parked
 from .ledger import ledger_of
 

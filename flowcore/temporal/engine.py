@@ -23,13 +23,14 @@ from .._kernel.effects import Ask, Program, Sleep
 from .._kernel.run_state import RunState
 from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreError, safe_repr
 from ..events import Hook
+from ..own_errors import own_error
 from ..retry import Duration, seconds
 from ..run import Run
 from ..status import Status
 from ..stores.base import RunRecord
 from ..stores.codec import Codec
 from ..stores.decide import is_over
-from ..workflow import Key, Workflow, own_error
+from ..workflow import Key, Workflow
 from .store import Awaited, TemporalStore
 
 if TYPE_CHECKING:

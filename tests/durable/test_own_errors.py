@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from flowcore import Engine, RunFailed, Workflow
+from flowcore.own_errors import own_error
 from flowcore.stores import SQLiteStore
-from flowcore.workflow import own_error
 
 
 class Declined(Exception):
