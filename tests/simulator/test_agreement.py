@@ -22,6 +22,7 @@ from flowcore.events import (
     Event,
     MaintenanceFinished,
     MaintenanceStarted,
+    RunSubmitted,
     StoreCalled,
     StoreSurveyed,
     WorkflowRegistered,
@@ -188,12 +189,12 @@ def fact(event: Any) -> tuple[Any, ...]:
 
 
 def facts(events: Sequence[Event], step: str | None = None) -> list[tuple[Any, ...]]:
-    """What was told of a step (None: of everything), in order."""
-    foreign = {"EngineStarted", "WorkflowRegistered", "RunSubmitted"}
+    """What was told of a step (None: of all runs), in order."""
+    foreign = (EngineStarted, WorkflowRegistered, RunSubmitted, MaintenanceStarted, MaintenanceFinished, StoreSurveyed)
     return [
         fact(event)
         for event in events
-        if type(event).__name__ not in foreign and (step is None or getattr(event, "step", None) == step)
+        if not isinstance(event, foreign) and (step is None or getattr(event, "step", None) == step)
     ]
 
 
