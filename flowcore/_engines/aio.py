@@ -9,7 +9,6 @@ import math
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -20,12 +19,11 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
-from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, Cancellation
 from .aio_runs import AsyncRuns, cancels
-from .asking import asked_on_loop, cancel_in_store, performed, performed_on_loop
+from .asking import cancel_in_store, performed, performed_on_loop
 from .base import I
 from .calls import LoopCalls
 from .checks import runs_here
@@ -201,39 +199,6 @@ class AsyncEngine(LoopCalls, LocalEngine):
             if run is not None:
                 self._begin_recovered([run])
         return counts
-
-    async def find(self, key: str) -> RunRecord | None:
-        """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
-        found: RunRecord | None = await asked_on_loop(partial(self.store.find, key), self._callers_context())
-        return found
-
-    async def get(self, run_id: str) -> RunRecord:
-        """The record of a run; the loop goes on meanwhile. Raises RunNotFound, and StoreError."""
-        found: RunRecord = await asked_on_loop(partial(self.store.get_run, run_id), self._callers_context())
-        return found
-
-    async def list(
-        self,
-        *,
-        status: str | None = None,
-        workflow: str | None = None,
-        older_than: Duration | None = None,
-        limit: int | None = 100,
-        after: str | None = None,
-        text: str | None = None,
-    ) -> Page:
-        """A page of the store's runs, as `Engine.list`; the loop goes on meanwhile."""
-        ask = partial(
-            self.store.list_runs,
-            status=status,
-            workflow=workflow,
-            older_than=older_than,
-            limit=limit,
-            after=after,
-            text=text,
-        )
-        page: Page = await asked_on_loop(ask, self._callers_context())
-        return page
 
     async def recover(self) -> builtins.list[Run]:
         """Resume the runs of `workflows` that have no live owner and are due: as `Engine.recover`."""

@@ -1,16 +1,19 @@
-"""What engines of event loops share: runs that are submitted, one by one or as a batch."""
+"""What engines of event loops share: runs that are submitted, one by one or as a batch, and what their store knows of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from .._kernel.run_state import RunState
 from ..retry import Duration
 from ..run import Run
+from ..stores.base import Page, RunRecord
 from ..workflow import Key, Workflow
 from .aio_handles import AsyncRunFuture
+from .asking import asked_on_loop
 from .base import EngineBase, I
 from .batches import completed_on_loop, key_of, whole_or
 
@@ -72,6 +75,39 @@ class LoopCalls(EngineBase):
             return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
 
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
+
+    async def find(self, key: str) -> RunRecord | None:
+        """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
+        found: RunRecord | None = await asked_on_loop(partial(self.store.find, key), self._callers_context())
+        return found
+
+    async def get(self, run_id: str) -> RunRecord:
+        """The record of a run; the loop goes on meanwhile. Raises RunNotFound, and StoreError."""
+        found: RunRecord = await asked_on_loop(partial(self.store.get_run, run_id), self._callers_context())
+        return found
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        older_than: Duration | None = None,
+        limit: int | None = 100,
+        after: str | None = None,
+        text: str | None = None,
+    ) -> Page:
+        """A page of the store's runs, as `Engine.list`; the loop goes on meanwhile."""
+        ask = partial(
+            self.store.list_runs,
+            status=status,
+            workflow=workflow,
+            older_than=older_than,
+            limit=limit,
+            after=after,
+            text=text,
+        )
+        page: Page = await asked_on_loop(ask, self._callers_context())
+        return page
 
     def _unbegun(self) -> int:
         """How many submitted runs have not begun."""

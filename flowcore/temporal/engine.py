@@ -141,10 +141,6 @@ class TemporalEngine(LoopCalls, SchedulingEngine):
         """Send a value to the wait `name` of the run with this key: as `AsyncEngine.send`. A worker must be there."""
         return await self.store.send(key, name, value, id=id, carrier=announce(self._settings, key, name))
 
-    async def find(self, key: str) -> RunRecord | None:
-        """The record of the run that has a key, or None. Raises StoreError."""
-        return await self.store.find(key)
-
     async def close(self) -> None:
         """Start no more runs, and wait for none: they go on in the workers. What awaits one here gets CancelledError."""
         self._closed = True

@@ -94,6 +94,11 @@ def test_the_reason_of_a_cancellation_is_in_the_record(temporal: Temporal) -> No
             found = await engine.store.find("k")
             assert found is not None
             assert (found.status, found.reason) == (Status.COMPENSATED, "the order was withdrawn")
+            listed = [head.key for head in await engine.list(workflow="approval")]
+            assert listed == ["k"]
+            alone = await engine.run(wf, until="waiting")
+            assert (await engine.get(alone.id)).status is Status.WAITING
+            assert await engine.cancel(alone.id)
 
     temporal.run(main)
 
