@@ -29,6 +29,8 @@ MEASURED: Final = [
             "lease_thread",
             "own_errors",
             "waits",
+            "waits_beside",
+            "long_backoffs",
             "submitted",
         )
     ),

@@ -8,19 +8,23 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
-from asyncio import get_running_loop
+from asyncio import CancelledError, ensure_future, get_running_loop, shield
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .._durable.queueing import enqueue
-from ..errors import DefinitionError, RunParked, safe_repr, safe_str
+from .._kernel.run_state import RunState
+from ..errors import DefinitionError, RunParked, StoreError, safe_repr, safe_str
 from ..fires import schedule_of
 from ..schedule import Schedule, ScheduleStatus, check_values
+from ..stores.base import Lease
 from ..workflow import Workflow
 from .aio_driver import AsyncDriver
-from .asking import performed, performed_on_loop
+from .asking import asked_on_loop, performed, performed_on_loop
 from .base import EngineBase, log, this_process
+from .live_runs import RELEASED
 from .recovering import RecoveryTasks, RecoveryThread
 from .scheduler import LONGEST_WAIT, Begin, Scheduled
 from .scheduling import SchedulingEngine
@@ -196,13 +200,27 @@ class AsyncSchedules(LoopSchedules["AsyncEngine"]):
         engine, context = self._engine, contextvars.Context()
         run = context.run(partial(engine._requested, workflow, values, key, once=True))
         engine._refuse_if_full(len(engine._runs.queued))
-        if engine.store.durable:
-            driver = AsyncDriver(run, 0, engine._pool, engine._runs.tasks)
-            if await driver.perform(enqueue(run, this_process(), lambda: False)) is None:
-                return False
+        if engine.store.durable and not await self._claimed(run):
+            return False
         future = context.run(partial(engine._runs.queue, run, check=True))
         future.add_done_callback(report)
         return True
+
+    async def _claimed(self, run: RunState) -> bool:
+        """Record the run of a fire as queued. False: another engine has. Where this engine is closed meanwhile, its lease is
+        released, so that another one need not wait for the end of it."""
+        engine = self._engine
+        driver = AsyncDriver(run, 0, engine._pool, engine._runs.tasks)
+        claiming = ensure_future(driver.perform(enqueue(run, this_process(), lambda: False)))
+        try:
+            return await shield(claiming) is not None
+        except CancelledError:
+            with suppress(StoreError):
+                if await claiming is not None:
+                    lease = Lease(run.stored_key, run.run_id, run.fence)
+                    release = partial(engine.store.renew, [lease], RELEASED)
+                    await asked_on_loop(release, engine._callers_context())
+            raise
 
     def cancel(self, key: str) -> bool:
         """Cancel the run of a key, if it is in flight in this engine."""

@@ -252,6 +252,38 @@ def test_a_closed_engine_begins_no_more(driver: str) -> None:
     assert len(seen) == count
 
 
+class Slow(SQLiteStore):
+    """Answers the claims of fires late."""
+
+    claimed, may_answer = threading.Event(), threading.Event()
+
+    def claim(self, claim: Claim, /) -> Any:
+        answer = super().claim(claim)
+        if claim.queued and fire_of(claim.key) is not None and not claim.key.endswith(LOG):
+            self.claimed.set()
+            self.may_answer.wait(20)
+        return answer
+
+
+def test_an_engine_that_is_closed_in_the_middle_of_a_claim_leaves_the_fire_to_others_at_once(tmp_path: Path) -> None:
+    wf, seen = noting()
+    store = Slow(tmp_path / "runs.db", durability="normal")
+
+    async def main() -> None:
+        async with AsyncEngine(store=store, lease=3600) as engine:
+            engine.schedule(wf, every=EVERY)
+            await asyncio.to_thread(store.claimed.wait, 20)
+            asyncio.get_running_loop().call_later(0.05, store.may_answer.set)
+
+    asyncio.run(main())
+    assert store.claimed.is_set()
+    (fire,) = [run for run in store.list_runs() if fire_of(run.key) is not None]
+    assert (fire.status, seen) == ("queued", [])
+    with Engine(store=SQLiteStore(tmp_path / "runs.db", durability="normal")) as engine:
+        engine.schedule(wf, every=EVERY)
+        until(lambda: fire_of(fire.key) in seen, "that fire")
+
+
 def test_a_forgotten_engine_ends_its_thread() -> None:
     wf, _ = noting()
     engine = Engine()
