@@ -37,12 +37,10 @@ def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd 
     return StepEnd(Status.WAITING, attempts=end.attempts)
 
 
-def take_retry(run: RunState, node: Node) -> StepEnd | None:
+def take_retry(run: RunState, waits: Waits, node: Node) -> StepEnd | None:
     """How `node`, if it was set aside, ends if its next attempt, which is due, is not made."""
-    if run.waits is None:
-        return None
     with run.lock:
-        return run.waits.take_retry(node.name)
+        return waits.take_retry(node.name)
 
 
 def backed_off(run: RunState, scope: StepScope) -> None:

@@ -106,7 +106,7 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
     """All of a step that has limits, or may be skipped, or whose start must be saved first."""
     end = _overdue(run)
     if run.waits is not None:
-        aside = take_retry(run, node)
+        aside = take_retry(run, run.waits, node)
         if aside is not None:
             return (yield from _retried(run, node, aside, end))
         if node.name in run.waits.until:  # it has begun, so that its when= was asked

@@ -30,6 +30,7 @@ from flowcore import (
     Status,
     StepCancelled,
     StepTimeout,
+    StoreUnavailable,
     Workflow,
 )
 from flowcore._durable.ledger import Ledger
@@ -684,7 +685,7 @@ def test_a_caller_whose_run_makes_room_for_another_one_waits_for_that(town: Town
     before = town.store.head("k").run_id
     time.sleep(0.2)
     town.store.release("k", force=True)
-    second = town.start(town.engine(), wf, idempotency_key="k")
+    second = town.start(town.engine(), wf, idempotency_key="k", wait=PATIENCE)
     until(lambda: (head := town.store.head("k")) is not None and head.run_id != before, "another run")
     may_end.set()
     assert second.result(PATIENCE)["work"] == 1
@@ -787,3 +788,54 @@ def test_a_run_in_memory_without_a_key_refuses_a_value_for_what_is_no_wait() -> 
         engine.cancel(run_id=future.run_id)
         with pytest.raises(StepCancelled):
             future.result(PATIENCE)
+
+
+def test_a_cancellation_that_is_heard_as_the_time_is_over_goes_before_the_default(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects, close = Effects(), Ledger.close_wait
+
+    def cancel_first(self: Ledger, run: Any, node: Any) -> Any:
+        town.store.cancel("k")
+        return close(self, run, node)
+
+    monkeypatch.setattr(Ledger, "close_wait", cancel_first)
+    wf = order(effects, timeout=0.1, default="no one")
+    wf.add_step("beside", lambda ctx: time.sleep(0.3))
+    run = town.call(town.engine().run(wf, idempotency_key="k", check=False))
+    assert run.status == "compensated"
+    assert "ship" not in effects
+
+
+class Unreachable(SQLiteStore):
+    """Cannot be read for a while."""
+
+    fails = 2
+
+    def find(self, key: str, /) -> RunRecord | None:
+        if self.fails:
+            self.fails -= 1
+            raise StoreUnavailable("it is being moved")
+        return super().find(key)
+
+
+def test_a_store_that_cannot_be_read_as_the_time_is_over_is_asked_again(tmp_path: Path) -> None:
+    store = Unreachable(tmp_path / "runs.db", durability="normal")
+    wf = order(Effects(), timeout=0.1, default="no one")
+    wf.add_step("beside", lambda ctx: time.sleep(0.3))
+    with Engine(store=store) as engine:
+        run = engine.run(wf, idempotency_key="k")
+    assert (run["approved"], store.fails) == ("no one", 0)
+
+
+def test_a_store_that_cannot_be_read_for_too_long_parks_the_run(tmp_path: Path) -> None:
+    store = Unreachable(tmp_path / "runs.db", durability="normal")
+    store.fails = 1000
+    wf = order(Effects(), timeout=0.1, default="no one")
+    wf.add_step("beside", lambda ctx: time.sleep(0.3))
+    with Engine(store=store, store_patience=0.1) as engine, pytest.raises(RunParked, match="could not be read"):
+        engine.run(wf, idempotency_key="k")
+    store.fails = 0
+    store.resume("k")
+    with Engine(store=store) as engine:
+        assert engine.run(wf, idempotency_key="k")["approved"] == "no one"
