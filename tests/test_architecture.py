@@ -150,6 +150,9 @@ WITHOUT_ALL = {
 }
 """two docstrings alone, and two modules of nothing but public names"""
 
+LONGEST = 450
+"""lines of a file"""
+
 OF_FLOWCORE = {"flowcore", "flowcore.errors", "flowcore.events"}
 """what flowcore_otel may know of flowcore"""
 
@@ -459,6 +462,11 @@ def test_every_listed_name_exists(module: str) -> None:
 @pytest.mark.parametrize("module", ["flowcore", "flowcore.events", "flowcore.stores", "flowcore.testing"])
 def test_every_public_name_says_what_it_is(module: str) -> None:
     assert list(undocumented(module, FLOWCORE)) == []
+
+
+def test_no_file_is_too_long_to_be_read_in_one_go() -> None:
+    lines = {name: len(text.splitlines()) for name, text in {**FLOWCORE, **OTEL}.items()}
+    assert {name: number for name, number in lines.items() if number > LONGEST} == {}
 
 
 def test_every_module_says_what_it_is_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import inspect
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -13,8 +12,6 @@ from typing import Any
 
 from .._durable.checkpoints import cancelled, lose
 from .._durable.claim import StoreClaims
-from .._durable.handed_out import complaint
-from .._in_executor import InExecutor
 from .._kernel import stopping
 from .._kernel.effects import (
     REQUEST_WORKER,
@@ -25,7 +22,6 @@ from .._kernel.effects import (
     AwaitAbandoned,
     Call,
     Delegate,
-    GivenUp,
     Outcome,
     Program,
     Sleep,
@@ -38,31 +34,28 @@ from .._kernel.request import Request
 from .._kernel.run import execute, helper, run_without_driver
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
-from .._kernel.undo import late
 from .._kernel.wait_steps import keep, receive
 from ..context import Context, initial, own_copy
-from ..errors import NotSerializable, StepCancelled
+from ..errors import StepCancelled
 from ..events import Hooks
-from ..plan import Node
 from ..run import Run, Sent
 from ..stores.base import Lease, Renewal
 from ..workflow import Workflow
-from .acts import CRASHES, Act, Caller, Fault, Injected, Sending, SimulatedCall
-from .copies import ResultsWatch, through_codec
+from .acts import Act, Caller, Fault, Sending, SimulatedCall
 from .inline import instrumented
 from .journal import Journal
 from .network import Network
+from .user_code import SimulatedCode
 from .world import World
 
 __all__ = ["PATIENCE", "Process"]
 
-_FOREVER = 1e9  # virtual seconds that no workflow is still running after
 PATIENCE = 2.5  # leases for which a run waits for a store that is unreachable
 _INLINE = 0.75  # of the runs that can run inline
 _BEATS = 3  # renewals in the time of a lease, as an engine has them
 
 
-class Process:
+class Process(SimulatedCode):
     """Drives the programs of one run in virtual time."""
 
     def __init__(
@@ -83,9 +76,9 @@ class Process:
         ids: random.Random,
         on_idle: Callable[[], None],
     ) -> None:
+        super().__init__()
         self.world = world
         self.act = Act(caller, world.now)
-        self.x: RunState
         self._network = network
         self._number = number
         self._halt = caller.halt
@@ -93,16 +86,10 @@ class Process:
         self._fired = fired
         self._calls = calls
         self._on_idle = on_idle
-        self._traces: dict[Call, SimulatedCall] = {}
-        self._running: dict[Call, Program[Any]] = {}
         self._sleeping: dict[Sleep, Program[Any]] = {}
-        self._waiting: dict[Call, Program[Any]] = {}  # calls that wait for a thread
-        self._landings: dict[Call, Program[Any]] = {}
         self._main: Program[Run]
         self._main_parked = False
-        self._coroutines: list[Any] = []  # which may never be awaited
         self._asks = 0
-        self._called = 0
         self._inline = False  # whether the inline path is at work
         self._begun = False  # whether the main program is made
         self._due = 0  # what will happen to it, or may; its heartbeat not counted
@@ -277,161 +264,6 @@ class Process:
             elif type(effect) is Stop:
                 self._stop(effect)
 
-    # -- user code -----------------------------------------------------------------------------------------------------
-
-    def _call_inline(self, node: Node, fn: Callable[..., Any], ctx: Context) -> Any:
-        """A call that the inline path makes. Others act before it returns, as they do while a thread is in user code; no
-        one can give it up, so it heeds the cancellation of its run."""
-
-        def interrupted() -> bool:
-            return self.x.interrupted
-
-        call = Call(node, fn, ctx, contextvars.copy_context(), None, node.is_async)
-        trace = self._traced(call, "do")
-        fault, takes = self._fault(call), self._random()
-        performed = self._performed(call, fault) if self._random() < 0.5 else None
-        if fault is Fault.CANCEL:
-            self.world.let_pass(takes / 2, interrupted)
-            self._fired.append((node.name, fault))
-            self.cancel()
-        self.world.let_pass(takes, interrupted)
-        value, error = performed or self._performed(call, fault)
-        trace.ended, trace.failed = self.world.now, error is not None
-        if isinstance(error, BaseException):
-            raise error
-        return value
-
-    def _traced(self, call: Call, what: str) -> SimulatedCall:
-        trace = self._traces[call] = SimulatedCall(
-            call.node.name,
-            what,
-            call.ctx.attempt,
-            self.world.now,
-            len(self.act.events),
-            process=self._number,
-            fence=self.x.fence,
-            stored_before=len(self._network.log),
-        )
-        self._calls.append(trace)
-        self._called += 1
-        return trace
-
-    def _call(self, program: Program[Any], call: Call) -> None:
-        """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
-        if self.x.interrupted and not call.shielded:
-            self._advance(program, (None, GivenUp(call, timed_out=False, over=True, began=False)))
-            return
-        fault = self._fault(call)
-        if fault is Fault.NO_THREAD and self.x.deadline is not None:
-            self._fired.append((call.node.name, fault))
-            self._waiting[call] = program
-            self._after(max(0.0, self.x.deadline - self.world.now), partial(self._ends_wait, call, timed_out=True))
-            return
-        self._running[call] = program
-        self._traced(call, _what(call))
-        halt = self._halt if self._halts("call", self._called) else None
-        takes = self.world.random.random()
-        if fault is Fault.CRASH_BEFORE or fault is Fault.CRASH_AFTER:
-            if fault is Fault.CRASH_AFTER:
-                self._performed(call, fault)
-            self._fired.append((call.node.name, fault))
-            self._stops(math.inf)
-            return
-        if fault is Fault.TIMEOUT or fault is Fault.STUCK:
-            limit = call.timeout if call.timeout is not None else 0.0
-            takes = limit + self._random() * self._settings.grace * 0.9 if fault is Fault.TIMEOUT else _FOREVER
-            self._after(limit, partial(self._strike_out, call, fault))
-        elif call.timeout is not None:
-            self._after(call.timeout, partial(self._give_up, call, timed_out=True))
-        if fault is Fault.CANCEL:
-            self._after(takes * self._random(), partial(self._strike_run, call, fault))
-        if halt is not None:
-            self._after(takes * self._random(), partial(self._stops, halt.seconds))
-        if fault is Fault.STUCK:
-            return
-        if self._random() < 0.5 and fault is not Fault.TIMEOUT if halt is None else halt.done:
-            outcome = self._performed(call, fault)
-            self._after(takes, lambda: self._ends(call, outcome))
-        else:
-            self._after(takes, lambda: self._ends(call, self._performed(call, fault)))
-
-    def _random(self) -> float:
-        return self.world.random.random()
-
-    def _halts(self, at: str, number: int) -> bool:
-        halt = self._halt
-        return halt is not None and halt.at == at and halt.number == number
-
-    def _fault(self, call: Call) -> Fault | None:
-        fault = self._faults.get(call.node.name)
-        if fault is None or call.asks or call.shielded is not (fault is Fault.UNDO_FAILS):
-            return None
-        if fault is Fault.NO_THREAD and call.node.step_timeout is not None:
-            return None
-        if fault in CRASHES and (call.node.name, fault) in self._fired:
-            return None
-        return fault
-
-    def _performed(self, call: Call, fault: Fault | None) -> Outcome:
-        if fault is Fault.FAIL_BEFORE or fault is Fault.UNDO_FAILS:
-            self._fired.append((call.node.name, fault))
-            return None, Injected(f"{call.node.name} {fault}")
-        self._traces[call].performed = self.world.now
-        does, results = self._traces[call].what == "do", self.x.results
-        watch = ResultsWatch(results) if does and not self._settings.durable else None
-        try:
-            if call.is_async:
-                value = self.world.runner.run(call.context.run(call.fn, call.ctx), context=call.context)
-            else:
-                fn = call.fn.here if isinstance(call.fn, InExecutor) else call.fn
-                value = call.context.run(fn, call.ctx)
-        except BaseException as error:  # noqa: BLE001 - the program judges it
-            return None, error
-        if inspect.iscoroutine(value):  # of a plain function that answered with one
-            self._coroutines.append(value)
-            if fault is Fault.CRASH_AFTER:
-                self.world.runner.run(value, context=call.context)
-        if fault is Fault.FAIL_AFTER:
-            self._fired.append((call.node.name, fault))
-            return None, Injected(f"{call.node.name} {fault}")
-        for name, recorded in ({} if watch is None else watch.changed(results)).items():  # else the ledger watches
-            results[name] = recorded
-            return None, NotSerializable(complaint(call.node.name, name))
-        return through_codec(value) if does else value, None
-
-    def _strike_out(self, call: Call, fault: Fault) -> None:
-        if call in self._running:
-            self._fired.append((call.node.name, fault))
-            self._give_up(call, timed_out=True)
-
-    def _strike_run(self, call: Call, fault: Fault) -> None:
-        if call in self._running:
-            self._fired.append((call.node.name, fault))
-            self.cancel()
-
-    def _ends(self, call: Call, outcome: Outcome) -> None:
-        program = self._running.pop(call, None)
-        trace = self._traces[call]
-        trace.ended, trace.failed = self.world.now, outcome[1] is not None
-        if program is not None:
-            self._advance(program, outcome)
-        elif self.x.landed(call, outcome) and call not in self._landings:
-            self._advance(late(self.x, call), None)
-        else:
-            self._landing_over(call, outcome)
-
-    def _give_up(self, call: Call, *, timed_out: bool) -> None:
-        program = self._running.pop(call, None)
-        if program is not None:
-            self._traces[call].given_up = self.world.now
-            call.abandon()
-            self._advance(program, (None, GivenUp(call, timed_out=timed_out)))
-
-    def _landing_over(self, call: Call, outcome: Outcome | None) -> None:
-        program = self._landings.pop(call, None)
-        if program is not None:
-            self._advance(program, outcome)
-
     # -- the store -----------------------------------------------------------------------------------------------------
 
     def _ask(self, program: Program[Any], ask: Ask) -> None:
@@ -534,11 +366,6 @@ class Process:
             self.act.cancelled = self.world.now
             self._stop(Stop(cancel=True))
 
-    def _ends_wait(self, call: Call, *, timed_out: bool) -> None:
-        program = self._waiting.pop(call, None)
-        if program is not None:
-            self._soon(program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
-
     def _stop(self, stop: Stop) -> None:
         if self.x.resumes_main() and self._main_parked:
             self._main_parked = False
@@ -554,14 +381,3 @@ class Process:
                 heeds = self._random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
                 self._after(wait, partial(self._give_up, call, timed_out=False))
-
-
-def _what(call: Call) -> str:
-    node = call.node
-    if call.fn is node.fn:
-        return "do"
-    if call.fn is node.when:
-        return "when"
-    if call.fn is node.step.verify:
-        return "verify"
-    return "undo" if node.compensation is not None and call.fn is node.compensation.fn else "await"
