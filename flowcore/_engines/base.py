@@ -120,7 +120,7 @@ class EngineBase:
             store_patience=seconds(store_patience, "store_patience="),
             max_takeovers=whole(max_takeovers, "max_takeovers="),
             park_after=seconds(park_after, "park_after="),
-            namespace=checked_namespace(namespace),
+            namespace=checked_namespace(namespace, self.store),
         )
         self.workflows = tuple(workflows)
         for workflow in self.workflows:

@@ -53,11 +53,12 @@ def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
     return checked
 
 
-def checked_namespace(namespace: str | None) -> str | None:
-    """What the step keys of an engine depend on; None: its store's."""
+def checked_namespace(namespace: str | None, store: Store) -> str:
+    """What the step keys of an engine depend on: where it is not given, the store's; a store that has none shares the empty
+    one with all others that have none."""
     if namespace is not None and not isinstance(namespace, str):
         raise DefinitionError(f"namespace= must be a string, not {safe_repr(namespace)}.")
-    return namespace
+    return getattr(store, "namespace", "") if namespace is None else namespace
 
 
 def whole(value: int, what: str) -> int:

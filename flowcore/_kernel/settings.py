@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..events import Hooks
@@ -16,11 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings"]
 
 
-def namespace_of(store: Store) -> str:
-    """The namespace of a store; a store that has none shares the empty one with all others that have none."""
-    return getattr(store, "namespace", "")
-
-
+@dataclass(slots=True, kw_only=True, eq=False)
 class Settings:
     """What an engine gives to all its runs.
 
@@ -28,74 +25,35 @@ class Settings:
     `parallel`: steps of one run at a time. `runs_async`: whether async steps can be run. `caller_shares`: whether the
     caller's own thread or task takes steps while others run too. `lease`: seconds, on a durable store. `claims` knows whose
     runs are whose; `owns` gets each run that has a lease, and keeps it renewed until the driver says that it is over.
-    `namespace`: what step keys depend on (None: the store's). `store_patience`: seconds for which a run waits for a store
+    `namespace`: what step keys depend on. `store_patience`: seconds for which a run waits for a store
     that is unreachable. `max_takeovers`: a run that crashed more owners in a row is held. `park_after`: seconds; a durable
     run does not keep its process for the wait between two attempts of a step that is longer.
     `whole_steps`: the driver has each step made elsewhere, as a whole.
     """
 
-    __slots__ = (
-        "caller_shares",
-        "claims",
-        "clock",
-        "durable",
-        "grace",
-        "hooks",
-        "lease",
-        "max_takeovers",
-        "namespace",
-        "new_id",
-        "observed",
-        "owns",
-        "parallel",
-        "park_after",
-        "random",
-        "runs_async",
-        "store",
-        "store_patience",
-        "wall",
-        "whole_steps",
-    )
+    store: Store
+    claims: Claims
+    hooks: Hooks
+    grace: float
+    parallel: int
+    runs_async: bool
+    caller_shares: bool
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+    random: Callable[[], float]
+    new_id: Callable[[], str]
+    lease: float = math.inf
+    owns: Callable[[RunState], None] | None = None
+    store_patience: float = 300.0
+    max_takeovers: int = 5
+    park_after: float = math.inf
+    whole_steps: bool = False
+    namespace: str = ""
+    durable: bool = field(init=False)
+    observed: bool = field(init=False)
+    """whether any hook wants any event"""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        claims: Claims,
-        hooks: Hooks,
-        grace: float,
-        parallel: int,
-        runs_async: bool,
-        caller_shares: bool,
-        clock: Callable[[], float],
-        wall: Callable[[], float],
-        random: Callable[[], float],
-        new_id: Callable[[], str],
-        lease: float = math.inf,
-        owns: Callable[[RunState], None] | None = None,
-        store_patience: float = 300.0,
-        max_takeovers: int = 5,
-        park_after: float = math.inf,
-        whole_steps: bool = False,
-        namespace: str | None = None,
-    ) -> None:
-        self.store = store
-        self.claims = claims
-        self.durable = store.durable
-        self.lease = lease if store.durable else math.inf
-        self.owns = owns
-        self.store_patience = store_patience
-        self.max_takeovers = max_takeovers
-        self.park_after = park_after if store.durable else math.inf
-        self.whole_steps = whole_steps
-        self.namespace = namespace_of(store) if namespace is None else namespace
-        self.hooks = hooks
-        self.observed = bool(hooks.wanted)  # whether any hook wants any event
-        self.grace = grace
-        self.parallel = parallel
-        self.runs_async = runs_async
-        self.caller_shares = caller_shares
-        self.clock = clock
-        self.wall = wall
-        self.random = random
-        self.new_id = new_id
+    def __post_init__(self) -> None:
+        self.durable, self.observed = self.store.durable, bool(self.hooks.wanted)
+        if not self.durable:
+            self.lease = self.park_after = math.inf
