@@ -41,8 +41,9 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Endi
     )
     if record.held or record.status in {Status.PARKED, Status.INCOMPLETE}:
         record.reason = (run.reason if run.leaving is not None else None) or _reason(run, record)
-        progress = len(run.results) + (len(run.undone) if run.stopped else 0) > run.done_before
-        record.retries = (0 if progress else run.retries) + kept
+        retries, before = (0, 0) if run.earlier is None else (run.earlier.retries, run.earlier.ended)
+        progress = len(run.results) + (len(run.undone) if run.stopped else 0) > before
+        record.retries = (0 if progress else retries) + kept
     if (
         record.status is Status.INCOMPLETE and run.workflow.undo == "never"
     ):  # the next call resumes it, recovery does not

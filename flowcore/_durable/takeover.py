@@ -16,6 +16,7 @@ from .._kernel import emit, stopping
 from .._kernel.attempts import failed_before
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
+from .._kernel.ledger import Earlier
 from .._kernel.run_state import RunState
 from .._kernel.waits import Waits
 from ..errors import CompensationFailed, FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
@@ -72,10 +73,9 @@ def _before(record: RunRecord) -> Mapping[str, str | int | float]:
 def restore(run: RunState, record: RunRecord) -> None:
     """Restore what the record says."""
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
-    run.retries, run.done_before = record.retries, len(record.results) + len(record.undone)
-    run.interrupted_carrier, run.interrupted_by = record.carrier, _before(record)
+    ended = len(record.results) + len(record.undone)
+    run.earlier = Earlier(record.carrier, _before(record), record.status is Status.WAITING, record.retries, ended)
     run.carrier = run.carrier or record.carrier
-    run.after_wait = record.status is Status.WAITING
     run.values.clear()
     run.values.update(record.values)
     known = run.plan.by_name

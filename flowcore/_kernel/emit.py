@@ -157,17 +157,18 @@ def run_started(run: RunState) -> EventScope:
     scope = EventScope(run.settings.clock(), run.context)
     if RunStarted in run.wanted:
         leaving: list[Hook] = []
+        earlier = run.earlier
         event = RunStarted(
             *_of(run, scope.at),
             run.key,
             run.settings.wall(),
             run.carrier,
             run.fence,
-            None if run.interrupted_carrier is None else run.run_id,
-            run.interrupted_carrier or {},
+            None if earlier is None else run.run_id,
+            {} if earlier is None else earlier.carrier,
             run.ready.__len__,
-            run.interrupted_by,
-            run.after_wait,
+            {} if earlier is None else earlier.owner,
+            earlier is not None and earlier.waited,
         )
         scope.enter(run.hooks, event, leaving)
         if leaving:

@@ -5,7 +5,8 @@ A run in memory without a key uses neither.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..context import Watch
 from ..plan import Node
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Errors = tuple[tuple[str, str], ...]
 """type and message of attempts that failed"""
 
-__all__ = ["Claims", "Ledger", "Takeover"]
+__all__ = ["Claims", "Earlier", "Ledger", "Takeover"]
 
 
 class Ledger(Protocol):
@@ -111,6 +112,20 @@ class Ledger(Protocol):
     def deleted(self, step: str, key: Any) -> None:
         """`step` has deleted a key of the context. Under the run's lock."""
         ...
+
+
+class Earlier(NamedTuple):
+    """What the record of a run that was taken over says of its owners before."""
+
+    carrier: Mapping[str, str]
+    owner: Mapping[str, str | int | float]
+    """the latest one, and what it did last: see RunStarted"""
+    waited: bool
+    """it had left the run to its store"""
+    retries: int
+    """how often the run had ended parked or incomplete since its last progress"""
+    ended: int
+    """how many steps and undos had ended"""
 
 
 class Takeover(Protocol):

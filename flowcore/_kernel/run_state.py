@@ -17,7 +17,7 @@ from ..run import Run, StepReport, no_result
 from ..status import Status
 from ..step import Step
 from .effects import Call, Outcome
-from .ledger import Ledger
+from .ledger import Earlier, Ledger
 from .request import Request
 from .settings import Settings
 from .undo_order import UndoOrder
@@ -41,8 +41,6 @@ class RunState:
     """the idempotency key"""
     input: Any = None
     """of Workflow(input=); None until a step asks for it"""
-    after_wait = False
-    """it had waited in its store"""
     cancelled_late: BaseException | None = None
     """(lock) what it was cancelled with while it was left to its store"""
     continued: RunState | None = None
@@ -63,10 +61,8 @@ class RunState:
     fence = 1
     carrier: Mapping[str, str] = {}
     _run_id: str | None = None
-    interrupted_carrier: Mapping[str, str] | None = None
-    interrupted_by: Mapping[str, str | int | float] = {}
-    """after a takeover, what the record says of the owner before: see RunStarted"""
-    """after a takeover: the carrier of the owner that went before"""
+    earlier: Earlier | None = None
+    """after a takeover: what its record says of its owners before"""
 
     # the durable store
     ledger: Ledger | None = None
@@ -103,10 +99,6 @@ class RunState:
     """(lock) why it is left to others"""
     reason: str | None = None
     """why it is parked or held, as its record says it"""
-    retries = 0
-    """after a takeover: how often it had ended parked or incomplete since its last progress"""
-    done_before = 0
-    """after a takeover: how many steps and undos had ended"""
     error: BaseException | None = None
     """(lock) what failed the run"""
     failed_step: str | None = None
