@@ -83,7 +83,7 @@ def run_jobs(place: Place, jobs: Sequence[Job], lease: float, asynchronous: bool
             if asynchronous:
                 asyncio.run(_run_async(store, wf, job.key, lease))
             else:
-                with Engine(store=store, lease=lease, park_after=0) as engine, suppress(IdempotencyHeld):
+                with Engine(store=store, lease=lease, park_after=0.01) as engine, suppress(IdempotencyHeld):
                     engine.run(wf, {"key": job.key}, idempotency_key=job.key, check=False)
             told.write([job.key, fuse.seen])
             bomb.over()
@@ -126,5 +126,5 @@ def _tap(point: Callable[[str], None]) -> None:
 
 
 async def _run_async(store: Any, wf: Workflow, key: str, lease: float) -> None:
-    async with AsyncEngine(store=store, lease=lease, park_after=0) as engine:
+    async with AsyncEngine(store=store, lease=lease, park_after=0.01) as engine:
         await engine.run(wf, {"key": key}, idempotency_key=key, check=False)

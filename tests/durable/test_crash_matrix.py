@@ -21,8 +21,9 @@ from tests.durable.watched import Watched
 from tests.stores.redis_servers import until
 
 LEASE: Final = 0.5
-CONCURRENT: Final = frozenset({"fan_out", "parallel_undo", "failed_branch"})
-"""sagas whose steps run at the same time: not every run comes to the same points, and each dies alone"""
+CONCURRENT: Final = frozenset({"fan_out", "parallel_undo", "failed_branch", "waits"})
+"""sagas whose steps run at the same time, or whose waits may be over before the run is left to its store: not every run comes to
+the same points, and each dies alone"""
 ASYNC: Final = ("success", "compensated", "parallel_undo", "past_pivot", "slow", "waits")
 TOGETHER: Final = 16
 """runs that die in one process"""
