@@ -180,7 +180,7 @@ def test_a_run_whose_steps_are_made_elsewhere_is_the_same_run(name: str) -> None
     steps = [kind for kind in kinds(at_home) if kind.startswith(made) and kind not in {"StepReady", "StepSkipped"}]
     assert sorted(kind for kind in kinds(told) if kind != "RunJoined") == sorted(
         steps
-    )  # each is told once, where it is made
+    )  # each is emitted once, where it is made
 
 
 def test_a_hook_may_leave_a_run_whose_step_comes_to_its_process() -> None:

@@ -132,7 +132,7 @@ class Fleet:
             time.sleep(LEASE * 1.5)
 
     def stopped(self, seconds: float, *, every: float = 2.0) -> None:
-        """A rolling deploy: one process after the other is told to stop, and replaced."""
+        """A rolling deploy: each process in turn gets SIGTERM and is replaced."""
         with self._phase("processes stopped") as phase:
             self._now_and_then(seconds, every, lambda: self._end(signal.SIGTERM, phase))
             time.sleep(GRACE)

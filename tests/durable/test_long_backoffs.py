@@ -40,7 +40,7 @@ SHORT = 0.3
 
 
 def payment(effects: list[str], wait: float = DAY, *, works_at: int = 3, **options: Any) -> Workflow:
-    """quote, then charge, which is told to come again later until its attempt number `works_at`."""
+    """quote, then charge, which raises RetryAfter until its attempt number `works_at`."""
     wf = Workflow("payment")
 
     @wf.step

@@ -39,7 +39,7 @@ def paid(effects: Effects, *, pivot: bool = False, **wait: Any) -> Workflow:
 
 
 def busy(effects: Effects, wait: float = DAY, *, pivot: bool = False) -> Workflow:
-    """pay, then call, which is told to come again later."""
+    """pay, then call, which raises RetryAfter."""
     wf = Workflow("busy")
     wf.add_step(
         "pay",

@@ -20,8 +20,8 @@ WAITS = ("approved", "paid", "free")
 
 
 def order(effects: Counter[str]) -> Workflow:
-    """quote, then approved beside paid, then ship; free, with a default, a nap, and a step that is told twice to come again
-    later beside all of it."""
+    """quote, then approved beside paid, then ship; free, with a default, a nap, and a step that raises RetryAfter twice,
+    beside all of it."""
     wf = Workflow("order")
 
     def step(name: str, *after: str) -> None:

@@ -45,7 +45,7 @@ def test_a_killed_worker_is_taken_over_wherever_it_was(temporal: Temporal, kille
             for wf in definitions
         }
         await until(lambda: _all_stuck(tmp_path, list(runs)))
-        await asyncio.sleep(LEASE)  # the failed attempt is told with a heartbeat
+        await asyncio.sleep(LEASE)  # a heartbeat reports the failed attempt
         temporal.kill_workers()
         temporal.worker_process(MODULE)
         at = time.monotonic()
