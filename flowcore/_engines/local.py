@@ -22,7 +22,7 @@ from .asking import Asking
 from .base import log
 from .checks import whole
 from .live_runs import LiveRuns
-from .scheduling import SchedulingEngine
+from .periodic import PeriodicEngine
 from .sending import announce, counts_as, made_here
 
 __all__ = ["LocalEngine"]
@@ -30,7 +30,7 @@ __all__ = ["LocalEngine"]
 T = TypeVar("T")
 
 
-class LocalEngine(SchedulingEngine):
+class LocalEngine(PeriodicEngine):
     """An engine that runs steps in this process."""
 
     _live: LiveRuns[Any]

@@ -25,9 +25,9 @@ from .aio_driver import AsyncDriver
 from .asking import asked_on_loop, performed, performed_on_loop
 from .base import EngineBase, log, this_process
 from .live_runs import RELEASED
+from .periodic import PeriodicEngine
 from .recovering import RecoveryTasks, RecoveryThread
 from .scheduler import LONGEST_WAIT, Begin, Scheduled
-from .scheduling import SchedulingEngine
 
 if TYPE_CHECKING:
     from .aio import AsyncEngine
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSchedules", "LoopSchedules", "Schedules", "ThreadSchedules", "report"]
 
-E = TypeVar("E", bound=SchedulingEngine)
+E = TypeVar("E", bound=PeriodicEngine)
 _AFTER_A_FAULT = 1.0  # seconds
 
 

@@ -16,7 +16,7 @@ from .._engines.base import I, outcome
 from .._engines.calls import LoopCalls
 from .._engines.checks import runs_here
 from .._engines.in_context import is_process_stopping
-from .._engines.scheduling import SchedulingEngine
+from .._engines.periodic import PeriodicEngine
 from .._engines.sending import announce
 from .._kernel import emit
 from .._kernel.effects import Ask, Program, Sleep
@@ -47,7 +47,7 @@ _AT_ONCE: Final = 100
 """runs of a `map` in flight, unless it says otherwise"""
 
 
-class TemporalEngine(LoopCalls, SchedulingEngine):
+class TemporalEngine(LoopCalls, PeriodicEngine):
     """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task queue.
 
     `run` and its like are those of AsyncEngine, for one event loop: the client's. A run does not need this process: the

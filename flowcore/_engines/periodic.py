@@ -1,4 +1,4 @@
-"""What engines with schedules share: how a workflow is scheduled, and how a look at the store is reported."""
+"""What engines share that act by themselves from time to time: how a workflow is scheduled, and how such a round is reported."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from ..schedule import Missed, Overlap, Schedule
 
-__all__ = ["SchedulingEngine"]
+__all__ = ["PeriodicEngine"]
 
 
-class SchedulingEngine(EngineBase):
-    """An engine that keeps schedules."""
+class PeriodicEngine(EngineBase):
+    """An engine that keeps schedules and reports its rounds."""
 
     def schedule(
         self,
