@@ -122,7 +122,8 @@ class Ledger(Unsaved):
         if not delay:  # the start of the next attempt says it
             return
         with run.lock:
-            self.note_failed_attempt(node.name, end.attempts, end.errors, run.settings.wall() + delay)
+            due, effect = run.settings.wall() + delay, _may_be_done(run, node)
+            self.note_failed_attempt(node.name, end.attempts, end.errors, due, effect=effect)
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
             raise failure
@@ -233,7 +234,8 @@ class Ledger(Unsaved):
     def withdrawn(self, run: RunState, node: Node, errors: Errors = ()) -> None:
         with run.lock:
             if errors:
-                self.note_failed_attempt(node.name, len(errors), errors, run.settings.wall())
+                due, effect = run.settings.wall(), _may_be_done(run, node)
+                self.note_failed_attempt(node.name, len(errors), errors, due, effect=effect)
             else:
                 self.withdraw_start(node.name)
 
@@ -299,6 +301,11 @@ class Ledger(Unsaved):
 def ledger_of(run: RunState) -> Ledger | None:
     """The run's ledger; None in memory."""
     return cast("Ledger | None", run.ledger)
+
+
+def _may_be_done(run: RunState, node: Node) -> bool:
+    """Whether an attempt that a crash cut off may have had the effect of `node`, which can be undone."""
+    return node.name in run.was_in_doubt and node.compensation is not None
 
 
 def _unblock(run: RunState, node: Node, following: Node | None) -> tuple[list[Node], Node | None]:

@@ -92,6 +92,8 @@ def restore(run: RunState, record: RunRecord) -> None:
         if report.failed and report.status in _UNFINISHED and name in known
     }
     run.reports.update((name, report) for name, report in run.tried.items() if report.status is Status.PENDING)
+    # A crash had cut off an attempt of theirs before those that are known to have failed.
+    run.was_in_doubt = frozenset(record.effects).intersection(run.tried)
     if run.waits is not None:
         _restore_waits(run, run.waits, record)
     ledger = ledger_of(run)
@@ -174,7 +176,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     undoing = (
         record.undoing or record.decision in {"undo", "cancel"} or (bool(to_undo) and not held and unclear is None)
     )
-    run.was_in_doubt = frozenset(node.name for node in open_ones)
+    run.was_in_doubt = (run.was_in_doubt | {node.name for node in open_ones}) - {node.name for node in lacking}
     if undoing:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
         _undo(run, record, open_ones, lacking, to_undo)
@@ -305,7 +307,7 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
             run.reports[node.name] = replace(record.steps[node.name], status=status)
             ledger.decided(run, node, effect=node in open_ones)
     given_up = _give_up_retries(run)
-    due = [known[name] for name in (*record.effects, *given_up) if name in known]
+    due = [known[name] for name in dict.fromkeys((*record.effects, *given_up)) if name in known]
     due = [
         node
         for node in due
@@ -334,10 +336,11 @@ def _give_up_retries(run: RunState) -> list[str]:
         if report.status is Status.PENDING:
             error = failed_before(run, node)
             run.reports[name] = replace(report, status=Status.FAILURE, error=error, retry_at=None)
-            if node.undo_attempted:
+            effect = node.undo_attempted or name in run.was_in_doubt
+            if effect:
                 effects.append(name)
             if ledger is not None:
-                ledger.decided(run, node, effect=node.undo_attempted)
+                ledger.decided(run, node, effect=effect)
     return effects
 
 

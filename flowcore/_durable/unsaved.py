@@ -77,13 +77,14 @@ class Unsaved:
         self.steps[step] = StepRecord(self.seq, StepReport(Status.TIMEOUT, started=before, until=at))
 
     def note_failed_attempt(
-        self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float
+        self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float, *, effect: bool
     ) -> None:
-        """So many attempts of `step` have failed, and the next one is due at `retry_at`, in seconds since the epoch."""
+        """So many attempts of `step` have failed, and the next one is due at `retry_at`, in seconds since the epoch. `effect`:
+        one that a crash cut off before them may have had its effect."""
         report = StepReport(Status.PENDING, attempts, failed=len(errors), errors=errors, retry_at=retry_at)
         report.started = self.first_starts.get(step)
         self.seq += 1
-        self.steps[step] = StepRecord(self.seq, report)
+        self.steps[step] = StepRecord(self.seq, report, effect=effect)
 
     def withdraw_start(self, step: str) -> None:
         """The start of `step` was saved, and the step does not start."""

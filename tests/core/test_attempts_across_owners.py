@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, Backoff, Context, Engine, Retry, Run, Status, Workflow
+from flowcore import AsyncEngine, Backoff, Context, Engine, NotLanded, Retry, Run, Status, Workflow
 from flowcore.run import StepReport
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Checkpoint, Claim, StepRecord
@@ -30,11 +30,11 @@ def left_behind(store: SQLiteStore, wf: Workflow, *steps: tuple[str, StepReport]
 def resume(engine_type: type[Any], store: SQLiteStore, wf: Workflow) -> Run:
     if engine_type is Engine:
         with Engine(store=store, lease=LEASE * 20) as engine:
-            return engine.run(wf, idempotency_key="k", check=False)
+            return engine.run(wf, idempotency_key="k", wait=20, check=False)
 
     async def main() -> Run:
         async with AsyncEngine(store=store, lease=LEASE * 20) as engine:
-            return await engine.run(wf, idempotency_key="k", check=False)
+            return await engine.run(wf, idempotency_key="k", wait=20, check=False)
 
     return asyncio.run(main())
 
@@ -123,3 +123,43 @@ def test_each_failed_attempt_is_recorded_before_its_backoff(engine: type[Any], l
     assert seen[-1].retry_at >= before + 0.3
     assert seen[-1].started is not None
     assert before <= seen[-1].started <= seen[-1].retry_at
+
+
+def doubtful(ledger: Ledger, store: SQLiteStore, **options: Any) -> Workflow:
+    """call: a crash cut its attempt off, so that it may have had its effect. The next owner's attempt failed, and the run is left
+    to its store until another one is due."""
+    wf = Workflow("w", fingerprint=lambda values: "")
+
+    def call(ctx: Context) -> None:
+        ledger.append(f"{ctx.attempt}")
+        raise ConnectionError(str(ctx.attempt))
+
+    retry = Retry(3, Backoff.fixed(0.2))
+    wf.add_step("call", call, compensate=lambda ctx: ledger.append("-call"), retry=retry, **options)
+    left_behind(store, wf, ("call", StepReport(Status.RUNNING, 1)))
+    with Engine(store=store, lease=LEASE * 20, park_after=0.05) as engine:
+        assert engine.run(wf, idempotency_key="k", until="waiting").status is Status.WAITING
+    assert ledger == ["1"]
+    return wf
+
+
+@pytest.mark.parametrize("engine", [Engine, AsyncEngine])
+def test_what_an_owner_before_the_last_may_have_done_is_undone(
+    engine: type[Any], ledger: Ledger, tmp_path: Path
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db")
+    run = resume(engine, store, doubtful(ledger, store))
+    assert (ledger, run.status) == (["1", "2", "3", "-call"], Status.COMPENSATED)
+
+
+def test_it_is_undone_too_where_an_operator_wants_the_run_undone(ledger: Ledger, tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "runs.db")
+    wf = doubtful(ledger, store)
+    store.undo("k")
+    assert (resume(Engine, store, wf).status, ledger) == (Status.COMPENSATED, ["1", "-call"])
+
+
+def test_what_verify_has_found_missing_is_not_undone(ledger: Ledger, tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "runs.db")
+    wf = doubtful(ledger, store, verify=lambda ctx: NotLanded)
+    assert (resume(Engine, store, wf).status, ledger) == (Status.FAILURE, ["1", "2", "3"])

@@ -190,8 +190,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "undone in the order of completion",
         "takeover",
-        "due = [known[name] for name in (*record.effects, *given_up) if",
-        "due = [known[name] for name in reversed((*record.effects, *given_up)) if",
+        "due = [known[name] for name in dict.fromkeys((*record.effects, *given_up)) if",
+        "due = [known[name] for name in reversed(dict.fromkeys((*record.effects, *given_up))) if",
     ),
     m(
         "the pivot is forgotten",
