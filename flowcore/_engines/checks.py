@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Final
 
+from .._kernel.settings import namespace_of
 from ..errors import DefinitionError, FlowcoreError, safe_repr
 from ..events import Hook
 from ..retry import Duration, seconds
@@ -54,11 +55,10 @@ def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
 
 
 def checked_namespace(namespace: str | None, store: Store) -> str:
-    """What the step keys of an engine depend on: where it is not given, the store's; a store that has none shares the empty
-    one with all others that have none."""
+    """What the step keys of an engine depend on: where it is not given, the store's."""
     if namespace is not None and not isinstance(namespace, str):
         raise DefinitionError(f"namespace= must be a string, not {safe_repr(namespace)}.")
-    return getattr(store, "namespace", "") if namespace is None else namespace
+    return namespace_of(store) if namespace is None else namespace
 
 
 def whole(value: int, what: str) -> int:

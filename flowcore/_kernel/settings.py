@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from .ledger import Claims
     from .run_state import RunState
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "namespace_of"]
+
+
+def namespace_of(store: Store) -> str:
+    """The namespace of a store; a store that has none shares the empty one with all others that have none."""
+    return getattr(store, "namespace", "")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

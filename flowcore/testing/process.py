@@ -33,7 +33,7 @@ from .._kernel.inline import can_run_inline
 from .._kernel.request import Request
 from .._kernel.run import execute, helper, run_without_driver
 from .._kernel.run_state import RunState
-from .._kernel.settings import Settings
+from .._kernel.settings import Settings, namespace_of
 from .._kernel.wait_steps import keep, receive
 from ..context import Context, initial, own_copy
 from ..errors import StepCancelled
@@ -110,6 +110,7 @@ class Process(SimulatedCode):
             owns=self._owns,
             store_patience=lease * PATIENCE,
             park_after=park_after,
+            namespace=namespace_of(network.store),
         )
 
     def begin(
