@@ -7,9 +7,8 @@ ENVIRONMENT ?= .venv
 ENV         := $(ENVIRONMENT)/bin/python
 DEMO        := .venv-demo/bin/python
 
-# Four processes, as half of the tests' time is spent waiting. A file's tests stay in one process, with their servers. No new
-# process for one that dies: see tests/limits.py.
-PARALLEL := --numprocesses=4 --dist=loadfile --max-worker-restart=0
+# A file's tests stay in one process, with their servers. No new process for one that dies: see tests/limits.py.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0
 
 # Where Prometheus and Alertmanager are unpacked, if they are not on PATH.
 SERVERS := $(CURDIR)/.venv/servers/usr/bin

@@ -27,6 +27,7 @@ class Town:
         self._path, self._url, self._prefix = tmp_path / "runs.db", redis_url, f"waits-{uuid4().hex}"
         self._memory = MemoryStore(strict=True)
         self._engines: list[Any] = []
+        self._clients: list[redis.Redis] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -38,7 +39,8 @@ class Town:
         if self.kind == "sqlite":
             return SQLiteStore(self._path, durability="normal")
         if sync or self.driver == "threads":
-            return RedisStore(redis.Redis.from_url(self._url), prefix=self._prefix)
+            self._clients.append(redis.Redis.from_url(self._url))
+            return RedisStore(self._clients[-1], prefix=self._prefix)
         return AsyncRedisStore(redis.asyncio.Redis.from_url(self._url), prefix=self._prefix)
 
     def engine(self, **options: Any) -> Any:
@@ -85,6 +87,8 @@ class Town:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        for client in self._clients:
+            client.close()
         if self.kind == "redis":
             with redis.Redis.from_url(self._url) as client:
                 for key in client.scan_iter(f"{{{self._prefix}*", count=1000):

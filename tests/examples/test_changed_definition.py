@@ -142,5 +142,6 @@ def test_renaming_lets_both_definitions_go_on_with_keys_of_their_own(store: SQLi
         with pytest.raises(IdempotencyMismatch, match="was already used with workflow 'trip'"):
             engine.run(new, idempotency_key="k")
 
-    assert (run.status, log) == ("success", ["book", "insure", "pay", "pay"])
+    # Recovery runs the other one beside it.
+    assert (run.status, sorted(log)) == ("success", ["book", "insure", "pay", "pay"])
     assert store.list_runs(status="success", workflow="trip") != []
