@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -46,7 +47,7 @@ class Gate:
         return self._answer
 
 
-class ThreadCalls:
+class ThreadCalls(ABC):
     """The part of an `AsyncDriver` that has sync user code run on threads. All of it in the loop's thread."""
 
     def __init__(self, run: RunState, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
@@ -59,16 +60,17 @@ class ThreadCalls:
         self._queued_calls: dict[Call, list[bool]] = {}  # those that wait for a thread
         self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
 
+    @abstractmethod
     def _land(self, call: Call, result: Outcome) -> None:
-        raise NotImplementedError
+        """A call on a thread has returned: resume the program that made it."""
 
+    @abstractmethod
     def stop(self, stop: Stop) -> None:
         """The run stops: end its waits, and, with `cancel`, its calls."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
         """One of the run's tasks was cancelled."""
-        raise NotImplementedError
 
     async def _on_a_thread(self, call: Call) -> Outcome:
         gate = self._threaded[call] = Gate(self)

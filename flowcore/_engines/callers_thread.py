@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,7 @@ Resumption = tuple[Program[Any], Any]
 """a program, and the answer that it is resumed with"""
 
 
-class CallersThread:
+class CallersThread(ABC):
     """The part of a `Driver` that is in the caller's thread. A step that waits for the run lends it its thread in the same
     way."""
 
@@ -47,12 +48,13 @@ class CallersThread:
         self._lock = threading.Lock()
         self._letters: deque[Resumption] = deque()  # (lock) programs to resume
 
+    @abstractmethod
     def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
-        raise NotImplementedError
+        """Resume a program with an answer; `here`: this is the caller's thread."""
 
+    @abstractmethod
     def stop(self, stop: Stop) -> None:
         """The run stops: end its waits, and, with `cancel`, its calls. From any thread."""
-        raise NotImplementedError
 
     def run_here(self, ctrl_c: SigintGuard | None) -> None:
         """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""

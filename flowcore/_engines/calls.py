@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -22,7 +23,7 @@ __all__ = ["LoopCalls"]
 T = TypeVar("T")
 
 
-class LoopCalls(EngineBase):
+class LoopCalls(EngineBase, ABC):
     """An engine whose runs are awaited."""
 
     def submit(
@@ -109,10 +110,10 @@ class LoopCalls(EngineBase):
         page: Page = await asked_on_loop(ask, self._callers_context())
         return page
 
+    @abstractmethod
     def _unbegun(self) -> int:
         """How many submitted runs have not begun."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
         """Begin a submitted run in a task of its own."""
-        raise NotImplementedError

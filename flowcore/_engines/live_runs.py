@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
@@ -21,20 +22,20 @@ RELEASED: Final = 0.001
 """seconds: the lease that releases a run to other engines"""
 
 
-class LiveRuns(dict[RunState, D | None]):
+class LiveRuns(dict[RunState, D | None], ABC):
     """The runs in flight of an engine, and what drives each of them; None: it runs inline.
 
     It knows neither the engine nor its settings, so that what is called from elsewhere (leases, the store, the end of the
     interpreter) can hold it without keeping the engine alive.
     """
 
+    @abstractmethod
     def stop(self, run: RunState, *, cancel: bool) -> None:
         """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls. From any thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, run: RunState) -> None:
         """Have the driver of a run look for what the run waits for. From any thread."""
-        raise NotImplementedError
 
     def lose(self, run: RunState) -> None:
         """The store says that another process owns the run: start and undo nothing more of it."""

@@ -6,6 +6,7 @@ awaits them.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
@@ -38,8 +39,9 @@ class LocalEngine(PeriodicEngine):
     _looks_again = False
     """whether it will look at the store once more, when leases of now would be over"""
 
+    @abstractmethod
     def _begin_looking(self) -> None:
-        raise NotImplementedError
+        """Look at the store from time to time from now on, for recovery or for surveys."""
 
     def _recover_also(self, workflow: Workflow[Any]) -> None:
         """Resume the runs of this workflow too, every lease if the engine has recovered none so far."""

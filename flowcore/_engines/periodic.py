@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PeriodicEngine"]
 
 
-class PeriodicEngine(EngineBase):
+class PeriodicEngine(EngineBase, ABC):
     """An engine that keeps schedules and reports its rounds."""
 
     def schedule(
@@ -64,12 +65,13 @@ class PeriodicEngine(EngineBase):
         schedules.begin_looking()
         return made
 
+    @abstractmethod
     def _own_schedules(self) -> object:
-        raise NotImplementedError
+        """The schedules of this engine, made at the first call."""
 
+    @abstractmethod
     def _recover_also(self, workflow: Workflow[Any]) -> None:
         """Have the runs of this workflow resumed too, should their process die."""
-        raise NotImplementedError
 
     @contextmanager
     def _round(self, kind: str = "recover") -> Generator[contextvars.Context, None, None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from asyncio import CancelledError, ensure_future, get_running_loop, shield
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,7 +40,7 @@ E = TypeVar("E", bound=PeriodicEngine)
 _AFTER_A_FAULT = 1.0  # seconds
 
 
-class Schedules(Generic[E]):
+class Schedules(ABC, Generic[E]):
     """What the schedules of both engines have in common. Thread-safe. It does not keep the engine alive."""
 
     def __init__(self, engine: E) -> None:
@@ -50,9 +51,9 @@ class Schedules(Generic[E]):
 
     begin: Begin
 
+    @abstractmethod
     def cancel(self, key: str) -> bool:
         """Cancel the run of a key, if it is in flight in this engine."""
-        raise NotImplementedError
 
     def add(self, workflow: Workflow[Any], name: str | None, values: Any, **options: Any) -> Schedule:
         """Add a schedule. Raises DefinitionError, and what the engine raises for a workflow that it cannot run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ __all__ = ["SimulatedCode"]
 _FOREVER = 1e9  # virtual seconds that no workflow is still running after
 
 
-class SimulatedCode:
+class SimulatedCode(ABC):
     """The part of a `Process` that runs user code."""
 
     world: World
@@ -55,18 +56,21 @@ class SimulatedCode:
         self._landings: dict[Call, Program[Any]] = {}
         self._coroutines: list[Any] = []  # which may never be awaited
 
+    @abstractmethod
     def _advance(self, program: Program[Any], answer: Any) -> None:
-        raise NotImplementedError
+        """Resume a program with an answer."""
 
+    @abstractmethod
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
-        raise NotImplementedError
+        """Have something happen in so many seconds of virtual time."""
 
+    @abstractmethod
     def _stops(self, seconds: float) -> None:
-        raise NotImplementedError
+        """Nothing of this process continues for so many seconds of virtual time."""
 
+    @abstractmethod
     def cancel(self) -> None:
         """Cancel the run."""
-        raise NotImplementedError
 
     def _call_inline(self, node: Node, fn: Callable[..., Any], ctx: Context) -> Any:
         """A call that the inline path makes. Others act before it returns, as they do while a thread is in user code; no
