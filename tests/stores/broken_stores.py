@@ -418,6 +418,20 @@ class KeepsTheLeaseAfterTheEnd(Broken):
         return answer
 
 
+class CountsTakeoversBeyondTheEnd(Broken):
+    """A defect that the Redis store had."""
+
+    rule = "takeovers"
+
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
+        kept = self.kept(ending.record.key)
+        takeovers = 0 if kept is None else kept.record.takeovers
+        answer = super().finish(ending)
+        if answer is None and kept is not None:
+            kept.record.takeovers = takeovers
+        return answer
+
+
 class LetsNobodyFinishLate(Broken):
     rule = "finish-late lost"
 

@@ -216,6 +216,7 @@ for i = 10, #ARGV, 2 do
 end
 
 if ARGV[3] ~= '' then
+  if ARGV[8] == '1' then all.takeovers = nil end
   file_ended(all, ARGV[4], now, tonumber(ARGV[3]))
   all.finished = digits(now)
   pack(all, ARGV[3])

@@ -68,6 +68,8 @@ RULES: Final[dict[str, str]] = {
     "running; those are leased from now on, also where the lease had run out.",
     "finish": "finish applies its changes, then status, held, undone, failed_step and error; the run is finished now, and has "
     "no lease.",
+    "takeovers": "`takeovers` counts how often a running run was taken over since a step or an undo of it last ended; a checkpoint "
+    "or an ending that records such an end sets it to 0.",
     "finish-late": "A run whose lease has run out may still be finished by its owner until it is taken over.",
     "withdraw-begun": "withdraw of a claim that began its run releases the key: FAILURE, and the fence rises.",
     "withdraw-takeover": "withdraw of a claim that took a run over ends its lease, so that others may; the decision stays.",

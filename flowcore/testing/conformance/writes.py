@@ -269,6 +269,19 @@ class WriteRules(Suite):
         changes = (dict(record.results), record.values["x"], record.carriers.get("b"), record.seq)
         assert changes == ({"a": "A", "b": "B"}, 2, {"c": "d"}, owner.seq), broken("finish", changes)
 
+    @pytest.mark.parametrize("how", ["checkpoint", *ENDS])
+    def test_the_end_of_a_step_has_takeovers_count_from_0(self, how: str) -> None:
+        self.expire(self.begin(begins=("a",)))
+        owner = self.take_over()
+        assert self.record().takeovers == 1, broken("takeovers", self.record().takeovers)
+        if how == "checkpoint":
+            owner.saves({"b": in_flight()})
+            assert self.record().takeovers == 1, broken("takeovers", "no step has ended")
+            owner.saves({"a": done()})
+        else:
+            owner.ends(Status(how), {"a": done()}, held=how == Status.COMPENSATION_FAILED)
+        assert self.record().takeovers == 0, broken("takeovers", f"after a step that ended: {self.record().takeovers}")
+
     @pytest.mark.parametrize("status", ENDS)
     @pytest.mark.parametrize("again", ["success", "failure", "parked"])
     def test_a_second_ending_is_a_late_copy(self, status: str, again: str) -> None:
