@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -99,6 +100,16 @@ class Prometheus:
             return self.series(up, self.looked) == [({}, len(targets))]
 
         until(seen, "a scrape", 4 * PATIENCE)  # of a busy machine
+
+    def rest(self) -> None:
+        """Scrape nothing and work out no rule any more; what is stored stays."""
+        assert self._process is not None
+        (self.folder / "prometheus.yml").write_text("{}", "utf-8")
+        self._process.send_signal(signal.SIGHUP)
+        until(
+            lambda: not self.ask("targets")["activeTargets"] and not self.ask("rules")["groups"],
+            "Prometheus being idle",
+        )
 
     def _ready(self) -> bool:
         assert self._process is not None
