@@ -1,10 +1,12 @@
 """What every test shares."""
 
+import itertools
 import os
 import signal
-from collections.abc import Generator
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import hypothesis
 import pytest
@@ -16,6 +18,7 @@ hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
 
+T = TypeVar("T")
 _TESTS: Final = Path(__file__).parent
 MEASURED: Final = [
     _TESTS / "core",
@@ -84,6 +87,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether the long proofs are wanted in full length."""
     return bool(request.config.getoption("proof") == "full")
+
+
+@pytest.fixture
+def share(request: pytest.FixtureRequest, full: bool) -> Callable[[Iterable[T]], Iterator[T]]:
+    """The cases that a test takes of many: every third over all its loops, another third for another test; all of them in a
+    full proof."""
+    numbers = itertools.count(zlib.crc32(request.node.name.encode()))
+    return lambda cases: (case for case in cases if full or next(numbers) % 3 == 0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,8 @@ from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Gate, Ledger, notes, until
 
+Share = Callable[[Iterable[int]], Iterable[int]]
+"""the moments that a test takes: see tests/conftest.py"""
 OURS = (str(Path(flowcore.__file__).parent), __file__)
 DELIVERS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
 """The instructions after which CPython looks for signals."""
@@ -132,11 +134,11 @@ def aftermath(store: MemoryStore, engine: Engine, ledger: Ledger) -> Iterator[st
 @pytest.mark.parametrize("key", [None, "k"], ids=["no key", "a key"])
 @pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
 def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
-    fails: bool, key: str | None, hooks: tuple[Any, ...]
+    fails: bool, key: str | None, hooks: tuple[Any, ...], share: Share
 ) -> None:
     problems: list[str] = []
     moment = 0
-    for moment in itertools.count(1):
+    for moment in share(itertools.count(1)):
         ledger, store = Ledger(), MemoryStore()
         wf, raised = saga(ledger, fails=fails), None
         engine = Engine(store=store, hooks=hooks, workflows=[wf])
@@ -158,10 +160,12 @@ def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
-def test_a_cancel_from_another_thread_at_any_moment_leaves_nothing_half_done(hooks: tuple[Any, ...]) -> None:
+def test_a_cancel_from_another_thread_at_any_moment_leaves_nothing_half_done(
+    hooks: tuple[Any, ...], share: Share
+) -> None:
     problems: list[str] = []
     moment = 0
-    for moment in itertools.count(1):
+    for moment in share(itertools.count(1)):
         ledger, store = Ledger(), MemoryStore()
         engine = Engine(store=store, hooks=hooks)
 
@@ -185,13 +189,15 @@ def test_a_cancel_from_another_thread_at_any_moment_leaves_nothing_half_done(hoo
 
 
 @pytest.mark.parametrize("hooks", [(), ([].append,)], ids=["no hooks", "hooks"])
-def test_a_handler_of_the_users_own_that_raises_at_any_moment_has_undone_what_was_done(hooks: tuple[Any, ...]) -> None:
+def test_a_handler_of_the_users_own_that_raises_at_any_moment_has_undone_what_was_done(
+    hooks: tuple[Any, ...], share: Share
+) -> None:
     def leaves(number: int, frame: FrameType | None) -> None:
         raise SystemExit
 
     problems: list[str] = []
     moment = 0
-    for moment in itertools.count(1):
+    for moment in share(itertools.count(1)):
         ledger = Ledger()
         wf = saga(ledger, fails=False)
         engine = Engine(hooks=hooks, workflows=[wf])
@@ -210,10 +216,12 @@ def test_a_handler_of_the_users_own_that_raises_at_any_moment_has_undone_what_wa
 
 @pytest.mark.parametrize("key", [None, "k"], ids=["no key", "a key"])
 @pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
-def test_a_second_ctrl_c_at_any_moment_leaves_the_key_free_or_held(key: str | None, hooks: tuple[Any, ...]) -> None:
+def test_a_second_ctrl_c_at_any_moment_leaves_the_key_free_or_held(
+    key: str | None, hooks: tuple[Any, ...], share: Share
+) -> None:
     problems: list[str] = []
     moment = 0
-    for moment in itertools.count(1):
+    for moment in share(itertools.count(1)):
         ledger, store = Ledger(), MemoryStore()
         engine, wf, raised = Engine(store=store, hooks=hooks), saga(ledger, fails=False), None
         strike = Strike(moment)

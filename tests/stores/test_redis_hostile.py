@@ -110,11 +110,11 @@ class Left:
 
 
 @pytest.mark.parametrize("state", ["running", "expired", "parked", "undo", "held", "success", "failure"])
-def test_a_claim_changes_no_record_that_cannot_be_read(client: Any, state: str) -> None:
+def test_a_claim_changes_no_record_that_cannot_be_read(client: Any, state: str, share: Any) -> None:
     left = Left(client, state)
     fresh = {b"status", b"generation", b"fence", b"started", b"held", b"expires", b"run_id", b"owner", b"workflow"}
     for field in sorted({*left.good, b"s:other", b"w:other", b"foreign"}):
-        for garbage in [*GARBAGE, None]:
+        for garbage in share([*GARBAGE, None]):
             left.put(field, garbage)
             readable = left.readable()
             refused = left.refuses(lambda: left.store.claim(a_claim(KEY, fingerprint=None, values={})))
@@ -128,7 +128,7 @@ def test_a_claim_changes_no_record_that_cannot_be_read(client: Any, state: str) 
 
 
 @pytest.mark.parametrize("state", ["running", "expired", "parked", "held", "success", "failure"])
-def test_an_owner_either_writes_or_is_told_that_the_record_is_corrupt(client: Any, state: str) -> None:
+def test_an_owner_either_writes_or_is_told_that_the_record_is_corrupt(client: Any, state: str, share: Any) -> None:
     left = Left(client, state)
     claim, fence = left.claim, left.fence
     verbs: list[Callable[[], Any]] = [
@@ -145,7 +145,7 @@ def test_an_owner_either_writes_or_is_told_that_the_record_is_corrupt(client: An
     reading = len(verbs) - 2
     for field in sorted(left.good):
         for garbage in [b"", b"nonsense", b"\xff", b"9" * 16, b"-1", b"[", None]:
-            for number, verb in enumerate(verbs):
+            for number, verb in share(enumerate(verbs)):
                 left.put(field, garbage)
                 readable = left.readable()
                 refused = left.refuses(verb)
