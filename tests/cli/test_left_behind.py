@@ -18,7 +18,7 @@ __all__ = ["start_redis"]  # a fixture
 DEMO = Path(__file__).parents[2] / "examples" / "service" / "demo.py"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("redis", marks=pytest.mark.full)])
 def test_every_command_works_on_what_a_killed_demo_leaves(kind: str, tmp_path: Path, start_redis: StartRedis) -> None:
     if kind == "sqlite":
         url = f"sqlite:{tmp_path / 'runs.db'}"
