@@ -7,8 +7,9 @@ ENVIRONMENT ?= .venv
 ENV         := $(ENVIRONMENT)/bin/python
 DEMO        := .venv-demo/bin/python
 
-# A file's tests stay in one process, with their servers. No new process for one that dies: see tests/limits.py.
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0
+# A file's tests stay in one process, with their servers; files come in the order of tests/conftest.py. No new process for one
+# that dies: see tests/limits.py.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # Where Prometheus and Alertmanager are unpacked, if they are not on PATH.
 SERVERS := $(CURDIR)/.venv/servers/usr/bin

@@ -40,6 +40,22 @@ MEASURED: Final = [
     *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks", "waits")),
 ]
 """Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""
+LONGEST: Final = [
+    _TESTS / f"{folder}/test_{name}.py"
+    for folder, names in {
+        "stores": ("redis_conformance", "conformance_catches", "redis_hostile"),
+        "schedules": ("processes", "engines"),
+        "dashboards": ("live", "rules", "days"),
+        "durable": ("crash_matrix", "waits", "outages", "fleet", "storm", "fan_out", "long_backoffs"),
+        "examples": ("demo", "waiting", "deploys", "killing", "service"),
+        "temporal": ("kills", "runs", "waits", "demo", "table"),
+        "simulator": ("crashes", "crash_mutants", "agreement"),
+        "core": ("ctrl_c", "poison", "executor"),
+        ".": ("newcomer", "guide", "packaging", "limits"),
+    }.items()
+    for name in names
+]
+"""Files that take longer than ten seconds, or mostly wait. They begin first: at the end one process would work alone on them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,6 +92,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("full") is not None]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item.get_closest_marker("full") is None]
+    places = {path.resolve(): place for place, path in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     if config.pluginmanager.hasplugin("_cov"):
         for item in items:
             further = item.get_closest_marker("proof") is not None and "[0-" not in item.name

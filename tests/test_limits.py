@@ -10,6 +10,8 @@ CONFTEST = """
 import os
 import threading
 import pytest
+
+from .conftest import LONGEST, MEASURED
 from tests.limits import SilenceLimit, TestLimit, own_group
 
 class Impatient(SilenceLimit):
@@ -74,3 +76,7 @@ def test_a_process_that_dies_and_leaves_a_child_ends_the_run(tmp_path: Path) -> 
     run = ended(tmp_path, dies, *options, silence=3.0)
     assert run.returncode == 3
     assert "The run hangs: no report for 3 s. Tests without an end: test_first.py::test_first." in run.stderr
+
+
+def test_files_with_an_order_or_a_measure_of_their_own_are_there() -> None:
+    assert not [path for path in (*LONGEST, *MEASURED) if not path.exists()]

@@ -48,7 +48,7 @@ def prove(seed: int) -> Tale:
     return tale
 
 
-@pytest.mark.proof(quick=2000, full=10_000, each=500)
+@pytest.mark.proof(quick=1000, full=10_000, each=500)
 def test_every_promise_holds_through_crashes_and_takeovers(seeds: range) -> None:
     for seed in seeds:
         prove(seed)

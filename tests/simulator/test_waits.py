@@ -124,7 +124,7 @@ def judged(seed: int) -> list[str]:
     return wrong
 
 
-@pytest.mark.proof(quick=1000, full=5_000, each=500)
+@pytest.mark.proof(quick=500, full=5_000, each=500)
 def test_every_promise_of_waits_holds_whenever_values_come(seeds: range) -> None:
     for seed in seeds:
         assert judged(seed) == [], f"seed {seed}"
