@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .conftest import LONGEST, MEASURED
+
 ROOT = Path(__file__).parents[1]
 
 CONFTEST = """
 import os
 import threading
 import pytest
-
-from .conftest import LONGEST, MEASURED
 from tests.limits import SilenceLimit, TestLimit, own_group
 
 class Impatient(SilenceLimit):
