@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from .._kernel.inline import can_run_inline
 from .._kernel.run import run_without_driver
 from .._kernel.run_state import RunState
+from ..errors import RunNotFound
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
@@ -159,6 +160,9 @@ class AsyncEngine(LoopCalls, LocalEngine):
         self._ensure_looking()
         return await self._runs.drive(run, cancelled, check=check)
 
+    def _unclaimed(self) -> Iterable[AsyncRunFuture]:
+        return self._runs.local.futures.values()
+
     def _unbegun(self) -> int:
         return len(self._runs.queued)
 
@@ -192,8 +196,14 @@ class AsyncEngine(LoopCalls, LocalEngine):
 
     async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key: as `Engine.send`; the loop goes on meanwhile."""
-        context = self._callers_context()
-        counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
+        context, claim = self._callers_context(), self._claim_of(key)
+        try:
+            counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
+        except RunNotFound:
+            if claim is None:
+                raise
+            await claim.decided()
+            counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
         if due:
             run = await performed_on_loop(self._due(key), context)
             if run is not None:

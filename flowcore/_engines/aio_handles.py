@@ -41,9 +41,18 @@ class AsyncRunFuture(asyncio.Future[Run]):
         Raises what refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError. Returns
         at once where the key's earlier outcome is this run's too, and for a run without a key in memory.
         """
-        await self._decided.wait()
+        await self.decided()
         if not self._claimed:
             self.result()
+
+    async def decided(self) -> None:
+        """Wait until the run is claimed, refused or over. Raises nothing."""
+        await self._decided.wait()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the run is claimed, refused or over."""
+        return self._decided.is_set()
 
     async def begun(self) -> bool:
         """`recorded`; returns whether the run is this call's own, and no earlier one with its key."""

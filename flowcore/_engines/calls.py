@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from .._kernel.run_state import RunState
+from ..errors import RunNotFound
 from ..retry import Duration
 from ..run import Run
 from ..stores.base import Page, RunRecord
@@ -78,13 +80,26 @@ class LoopCalls(EngineBase, ABC):
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
     async def find(self, key: str) -> RunRecord | None:
-        """The record of the run that has a key, or None; the loop goes on meanwhile. Raises StoreError."""
-        found: RunRecord | None = await asked_on_loop(partial(self.store.find, key), self._callers_context())
+        """The record of the run that has a key, or None, also of one that was submitted here a moment ago; the loop runs
+        meanwhile. Raises StoreError."""
+        ask, claim = partial(self.store.find, key), self._claim_of(key)
+        found: RunRecord | None = await asked_on_loop(ask, self._callers_context())
+        if found is None and claim is not None:
+            await claim.decided()
+            found = await asked_on_loop(ask, self._callers_context())
         return found
 
     async def get(self, run_id: str) -> RunRecord:
-        """The record of a run; the loop goes on meanwhile. Raises RunNotFound, and StoreError."""
-        found: RunRecord = await asked_on_loop(partial(self.store.get_run, run_id), self._callers_context())
+        """The record of a run, also of one that was submitted here a moment ago; the loop runs meanwhile. Raises
+        RunNotFound, and StoreError."""
+        ask, claim = partial(self.store.get_run, run_id), self._claim_of(run_id)
+        try:
+            found: RunRecord = await asked_on_loop(ask, self._callers_context())
+        except RunNotFound:
+            if claim is None:
+                raise
+            await claim.decided()
+            found = await asked_on_loop(ask, self._callers_context())
         return found
 
     async def list(
@@ -109,6 +124,17 @@ class LoopCalls(EngineBase, ABC):
         )
         page: Page = await asked_on_loop(ask, self._callers_context())
         return page
+
+    def _claim_of(self, name: str) -> AsyncRunFuture | None:
+        """The run with this key, or id, that was submitted on this loop and is not claimed yet. Where the store knows no run
+        with its key then, it is claimed or refused in a moment."""
+        loop = asyncio.get_running_loop()
+        mine = (future for future in list(self._unclaimed()) if future.get_loop() is loop)
+        return next((future for future in mine if name in {future.key, future.run_id}), None)
+
+    @abstractmethod
+    def _unclaimed(self) -> Iterable[AsyncRunFuture]:
+        """The submitted runs of which the store may not know yet."""
 
     @abstractmethod
     def _unbegun(self) -> int:

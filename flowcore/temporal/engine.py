@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
@@ -85,7 +86,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         super().__init__(
             store, hooks, _AT_ONCE, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
         )
-        self._waiting: set[asyncio.Task[Run]] = set()
+        self._waiting: dict[asyncio.Future[Run], AsyncRunFuture] = {}
         self._schedules: TemporalSchedules | None = None
 
     async def run(
@@ -109,6 +110,9 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         return await self._followed(run, None, check=check)
 
+    def _unclaimed(self) -> Iterable[AsyncRunFuture]:
+        return [future for future in self._waiting.values() if not future.is_decided]
+
     def _unbegun(self) -> int:
         return 0  # Temporal has them
 
@@ -117,8 +121,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         futures: list[AsyncRunFuture] = []
         task = loop.create_task(self._submitted(run, futures, check=check))
         futures.append(AsyncRunFuture(run, task, loop))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
+        self._waiting[task] = futures[0]
+        task.add_done_callback(self._waiting.pop)
         return futures[0]
 
     async def _submitted(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
@@ -128,7 +132,11 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         """Cancel a run by its key, or by the id of a run without a key. False: there is none, or it is over. Raises
         StoreError."""
         key = run_id or "" if key is None else key
+        claim = self._claim_of(key)
         head = await self.store.head(key)
+        if head is None and claim is not None:
+            await claim.decided()
+            head = await self.store.head(key)
         if head is None or (is_over(head.status) and not head.held):
             return False
         try:
@@ -139,7 +147,15 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
 
     async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key: as `AsyncEngine.send`. A worker must be there."""
-        return await self.store.send(key, name, value, id=id, carrier=announce(self._settings, key, name))
+        send = partial(self.store.send, key, name, value, id=id, carrier=announce(self._settings, key, name))
+        claim = self._claim_of(key)
+        try:
+            return await send()
+        except RunNotFound:
+            if claim is None:
+                raise
+            await claim.decided()
+            return await send()
 
     async def close(self) -> None:
         """Start no more runs, and wait for none: they go on in the workers. What awaits one here gets CancelledError."""

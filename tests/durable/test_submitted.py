@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from flowcore import AsyncEngine, Engine, Status, Workflow
+from flowcore import AsyncEngine, Engine, RunNotFound, Status, StepCancelled, Workflow
 from tests.durable.crash import Place
 from tests.durable.engines import DRIVERS, STORES
 from tests.durable.nursery import Nursery
@@ -56,3 +56,65 @@ def test_submitted_runs_survive_the_process_that_accepted_them(
         assert {key for key, record in records.items() if record is None} == set()
         with Engine(store=store, lease=LEASE, workflows=[ends], recover_every=0.1):
             until(lambda: all(store.find(key).status == Status.SUCCESS for key in records), "the recovery")
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_run_is_found_sent_to_and_cancelled_at_once_after_it_was_submitted_on_a_loop(
+    place: Callable[[str], Place], kind: str
+) -> None:
+    approval = Workflow("approval")
+    approval.wait("approved")
+
+    async def each(engine: AsyncEngine, number: int) -> None:
+        found = future = engine.submit(approval, idempotency_key=f"find {number}")
+        record = await engine.find(f"find {number}")
+        assert record is not None
+        assert record.run_id == future.run_id
+        got = future = engine.submit(approval, idempotency_key=f"get {number}")
+        assert (await engine.get(future.run_id)).key == f"get {number}"
+        future = engine.submit(approval, idempotency_key=f"send {number}")
+        assert await engine.send(f"send {number}", "approved", number)
+        assert (await future)["approved"] == number
+        future = engine.submit(approval, idempotency_key=f"cancel {number}")
+        assert await engine.cancel(key=f"cancel {number}")
+        assert found.cancel_run()
+        assert got.cancel_run()
+        for cancelled in (future, found, got):
+            with pytest.raises((StepCancelled, asyncio.CancelledError)):
+                await cancelled
+
+    async def main() -> None:
+        with place(kind).store(asynchronous=True) as store:
+            async with AsyncEngine(store=store, lease=ENDLESS) as engine:
+                for number in range(20):
+                    await each(engine, number)
+                assert await engine.find("no such key") is None
+                with pytest.raises(RunNotFound):
+                    await engine.get("no such run")
+                with pytest.raises(RunNotFound):
+                    await engine.send("no such key", "approved", 1)
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_waits_for_the_run_of_another_delays_no_look_at_it(place: Callable[[str], Place]) -> None:
+    approval = Workflow("approval")
+    approval.wait("approved")
+
+    async def main() -> None:
+        with place("sqlite").store(asynchronous=True) as store:
+            async with (
+                AsyncEngine(store=store, lease=ENDLESS) as engine,
+                AsyncEngine(store=store, lease=ENDLESS) as other,
+            ):
+                first = other.submit(approval, idempotency_key="k")
+                await first.recorded()
+                waits = engine.submit(approval, idempotency_key="k", wait=ENDLESS)
+                record = await engine.find("k")
+                assert record is not None
+                assert record.run_id == first.run_id
+                assert not waits.is_decided
+                assert await other.send("k", "approved", 1)
+                assert (await waits)["approved"] == 1
+
+    asyncio.run(main())

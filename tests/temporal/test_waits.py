@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import NotSerializable, RunNotFound, SendRefused, Status, StepTimeout, Workflow
+from flowcore import NotSerializable, RunNotFound, SendRefused, Status, StepCancelled, StepTimeout, Workflow
 
 from .conftest import PATIENCE, Temporal
 
@@ -40,6 +40,26 @@ def test_a_value_that_is_sent_is_the_result_of_its_wait(temporal: Temporal) -> N
                 await engine.send("k", "approved", "late")
             with pytest.raises(RunNotFound):
                 await engine.send("unknown", "approved", 1)
+
+    temporal.run(main)
+
+
+def test_a_run_that_was_submitted_a_moment_ago_can_be_sent_to_found_and_cancelled(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            sent, found, cancelled = (engine.submit(wf, idempotency_key=key) for key in ("sent", "found", "cancelled"))
+            assert await engine.send("sent", "approved", "yes")
+            record = await engine.find("found")
+            assert record is not None
+            assert record.run_id == found.run_id
+            assert await engine.cancel(key="cancelled")
+            assert await engine.cancel(key="found")
+            assert (await sent)["act"] == ("asked", "yes")
+            for future in (found, cancelled):
+                with pytest.raises(StepCancelled):
+                    await future
 
     temporal.run(main)
 
