@@ -8,6 +8,7 @@ one round trip.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -38,8 +39,8 @@ class Ledger(Unsaved):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_doubt: dict[str, StepReport] | None = None
-        """(lock) after a takeover: steps that were in flight and have not been attempted again yet"""
+        self.in_doubt: Mapping[str, StepReport] = {}
+        """after a takeover: what is recorded of the steps that may have had their effect"""
         self.lease_until = math.inf
         self.epoch = 0.0
 
@@ -49,12 +50,7 @@ class Ledger(Unsaved):
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def may_begin(self, run: RunState, node: Node) -> bool:
-        if (
-            node.name not in self.announced
-            or run.stopped
-            or self.in_doubt is not None
-            or run.settings.clock() >= self.lease_until
-        ):
+        if node.name not in self.announced or run.stopped or run.settings.clock() >= self.lease_until:
             return False
         with run.lock:
             self.announced.discard(node.name)
@@ -63,7 +59,6 @@ class Ledger(Unsaved):
     def began(self, run: RunState, node: Node, attempt: int, errors: Errors) -> Program[bool]:
         with run.lock:
             known = attempt == 1 and node.name in self.announced
-            doubtful = None if self.in_doubt is None else self.in_doubt.pop(node.name, None)
             if known:
                 self.announced.discard(node.name)
             else:
@@ -76,10 +71,7 @@ class Ledger(Unsaved):
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
             raise failure
-        if run.stopped and self.in_doubt is not None and doubtful is not None:
-            with run.lock:
-                self.in_doubt[node.name] = doubtful
-        elif run.stopped and failure is None:  # it stopped while the start was being saved
+        if run.stopped and failure is None:  # it stopped while the start was being saved
             self.withdrawn(run, node, errors)
         return failure is None and not run.stopped
 
@@ -177,7 +169,7 @@ class Ledger(Unsaved):
                         break
             if following is None:
                 return None, (node.name,)
-            if following.when is None and following.wait is None:
+            if _is_announced(run, following):
                 self.note_start(following.name, 1, run.settings.clock() + self.epoch)
                 self.announced.add(following.name)
             return following, (node.name, following.name)
@@ -199,8 +191,8 @@ class Ledger(Unsaved):
             else:
                 unblocked = None
                 run.running -= 1
-                if following is not None and following.when is None and following.wait is None:
-                    self.withdraw_start(following.name)
+                if following is not None and _is_announced(run, following):
+                    self._withdraw(run, following.name)
                 following = None
         emit.steps_ready(run, unblocked)
         return following
@@ -237,7 +229,14 @@ class Ledger(Unsaved):
                 due, effect = run.settings.wall(), _may_be_done(run, node)
                 self.note_failed_attempt(node.name, len(errors), errors, due, effect=effect)
             else:
-                self.withdraw_start(node.name)
+                self._withdraw(run, node.name)
+
+    def _withdraw(self, run: RunState, name: str) -> None:
+        """(lock) The start of a step was saved, and it does not start. One that was in doubt before stays so."""
+        if name in run.was_in_doubt:
+            self.announced.discard(name)
+        else:
+            self.withdraw_start(name)
 
     # -- undoing, and the end ------------------------------------------------------------------------------------------
 
@@ -266,18 +265,24 @@ class Ledger(Unsaved):
     def stopped(self, run: RunState) -> None:
         with run.lock:
             for name in list(self.announced):
-                self.withdraw_start(name)
+                self._withdraw(run, name)
             if not run.undoes:
                 return
             for name in () if run.waits is None else list(run.waits.until):
                 self.withdraw_start(name)
-            for name, report in (self.in_doubt or {}).items():
-                node = run.plan.by_name[name]
-                run.reports[name] = replace(report, status=Status.UNKNOWN)
-                effect = node.compensation is not None
-                if effect:
-                    run.to_undo.append(node)
-                self.note_end(name, run.reports[name], run.results, effect=effect)
+            for node in run.plan.nodes if run.was_in_doubt else ():
+                if node.name in run.was_in_doubt and run.report(node).status is Status.PENDING:
+                    self._leave_in_doubt(run, node)
+
+    def _leave_in_doubt(self, run: RunState, node: Node) -> None:
+        """(lock) The run is undone, and `node`, which was in doubt, was not attempted again."""
+        found = self.in_doubt.get(node.name, run.report(node))
+        status = Status.FAILURE if found.status is Status.FAILURE else Status.UNKNOWN
+        report = run.reports[node.name] = replace(found, status=status, retry_at=None)
+        effect = node.compensation is not None
+        if effect:
+            run.to_undo.append(node)
+        self.note_end(node.name, report, run.results, effect=effect)
 
     def decided(self, run: RunState, node: Node, *, effect: bool) -> None:
         """The run is undone, and `node`, which was in flight under an earlier owner, counts as its report says."""
@@ -301,6 +306,11 @@ class Ledger(Unsaved):
 def ledger_of(run: RunState) -> Ledger | None:
     """The run's ledger; None in memory."""
     return cast("Ledger | None", run.ledger)
+
+
+def _is_announced(run: RunState, node: Node) -> bool:
+    """Whether the start of `node` is saved together with the end of the step before it."""
+    return node.when is None and node.wait is None and node.name not in run.tried
 
 
 def _may_be_done(run: RunState, node: Node) -> bool:

@@ -38,6 +38,8 @@ _UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN, 
 """steps that have not ended, or were cut short by their owner's end: attempts that failed count against their retries"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
 """steps whose effect is unknown: it may have happened or not"""
+_IN_FLIGHT: Final = frozenset({Status.RUNNING, Status.UNKNOWN})
+"""of these, steps that were in flight when their owner died"""
 
 
 class Takeover:
@@ -92,8 +94,10 @@ def restore(run: RunState, record: RunRecord) -> None:
         if report.failed and report.status in _UNFINISHED and name in known
     }
     run.reports.update((name, report) for name, report in run.tried.items() if report.status is Status.PENDING)
-    # A crash had cut off an attempt of theirs before those that are known to have failed.
-    run.was_in_doubt = frozenset(record.effects).intersection(run.tried)
+    # An attempt of theirs may have had its effect, whatever became of the later ones.
+    run.was_in_doubt = frozenset(
+        name for name in record.effects if name in known and name not in over and _undo_of(record, name) is None
+    )
     if run.waits is not None:
         _restore_waits(run, run.waits, record)
     ledger = ledger_of(run)
@@ -149,7 +153,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         node
         for node in run.plan.nodes
         if (report := record.steps.get(node.name)) is not None and report.status in _IN_DOUBT and report.undo is None
-        if node.wait is None
+        if node.wait is None and report.attempts  # else only its when= was cut short
     ]
     landed: list[Node] = []
     lacking: list[Node] = []
@@ -190,7 +194,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
             run, held_run(run, f"it was interrupted while step {step} was in flight, which has on_crash='hold'")
         )
     elif not undoing and ledger is not None:
-        ledger.in_doubt = {node.name: record.steps[node.name] for node in open_ones}
+        ledger.in_doubt = {name: report for name, report in record.steps.items() if name in run.was_in_doubt}
         for node in lacking:  # in case the run stops before they start again
             ledger.withdraw_start(node.name)
     decision = "hold" if held and unclear is None else "undo" if undoing else "forward"
@@ -316,6 +320,9 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
         or run.report(node).status is Status.FAILURE
         or _undo_of(record, node.name) is not None
     ]
+    due.sort(
+        key=lambda node: node in open_ones and record.steps[node.name].status in _IN_FLIGHT
+    )  # those are undone first
     due += [node for node in run.to_undo if node not in due]
     error = _first_error(record)
     stopping.resume_undo(

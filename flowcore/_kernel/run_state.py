@@ -248,7 +248,7 @@ class RunState:
         """The next node to run, or None: nothing is ready, enough are running, or the run stops."""
         with self.lock:
             self.waking = False
-            if self.waits is not None:
+            if self.waits is not None and self.finished is None:  # else it is being left to its store
                 self._ready_waits(self.waits)
             if not self.ready or self.running >= self.limit:
                 return None

@@ -62,8 +62,8 @@ def left(end: StepEnd) -> StepEnd:
 
 def has_effect(run: RunState, node: Node, end: StepEnd) -> bool:
     """Whether a step that has failed may have had its effect, and is to be undone."""
-    raised = end.status is Status.FAILURE and not node.undo_attempted and node.name not in run.was_in_doubt
-    return end.attempts > 0 and not raised
+    raised = end.status is Status.FAILURE and not node.undo_attempted
+    return node.name in run.was_in_doubt or (end.attempts > 0 and not raised)
 
 
 def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:

@@ -70,12 +70,13 @@ def wait_for_abandoned(run: RunState) -> Program[None]:
     collect_landed(run)
 
 
-def collect_landed(run: RunState) -> None:
-    """Record what came of the calls that were given up and have landed."""
+def collect_landed(run: RunState, node: Node | None = None) -> None:
+    """Record what came of the calls that were given up and have landed; `node`: only of those of this step."""
     for call in run.abandoned:
-        if call.landed is not None:
+        if call.landed is not None and (node is None or call.node is node):
             run.forget(call)
             if _record(run, call, call.landed) and call.after_undo:
+                _reopen(run, call.node)
                 run.to_undo.append(call.node)
 
 
@@ -97,8 +98,11 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     """Undo one step, with the undo's own retries and timeout."""
     undo = node.compensation
     assert undo is not None  # noqa: S101 - only nodes with an undo get here
-    if run.ledger is not None and run.finished is None and not (yield from run.ledger.may_continue(run)):
-        return
+    if run.ledger is not None and run.finished is None:
+        completed_late = node.name in run.undo_begun
+        begins = yield from (run.ledger.flush(run) if completed_late else run.ledger.may_continue(run))
+        if not begins:
+            return
     order, trigger = run.begin_undo(node), run.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
     scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
@@ -125,6 +129,8 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         return
     _note_undo(run, node, end)
     if run.ledger is not None:
+        if run.finished is None:
+            collect_landed(run, node)
         yield from run.ledger.undone(run, node)
 
 
@@ -153,15 +159,23 @@ def _as_failure(node: Node, end: StepEnd) -> None:
         interrupted.__cause__, end.error = end.error, interrupted
 
 
+def _reopen(run: RunState, node: Node) -> None:
+    """The step completed after its undo had begun, so that this undo does not count, for the next owner neither."""
+    report = run.report(node)
+    report.undo = report.undo_error = None
+    if node.name in run.undone:
+        run.undone.remove(node.name)
+    run.undo_errors.pop(node.name, None)
+    if run.ledger is not None and run.finished is None:
+        with run.lock:
+            run.ledger.failed(run, node, effect=True)
+
+
 def _note_undo(run: RunState, node: Node, end: StepEnd) -> None:
     report = run.report(node)
-    again = report.undo is not None  # the step completed late, after its first undo
     if report.status is Status.PENDING:  # so far it had only a result
         report.status, report.attempts = Status.SUCCESS, 1
     report.undo, report.undo_error = end.status, end.error
-    if again:
-        run.undone = [name for name in run.undone if name != node.name]
-        run.undo_errors.pop(node.name, None)
     if isinstance(end.error, Exception):
         run.undo_errors[node.name] = end.error
     else:
@@ -172,5 +186,6 @@ def late(run: RunState, call: Call) -> Program[None]:
     """A call that had been given up has landed after the end of its run."""
     run.forget(call)
     if call.landed is not None and _record(run, call, call.landed):
-        # Its undo, if it had one, came before its effect.
+        if call.node.name in run.undo_begun:  # before the effect
+            _reopen(run, call.node)
         yield from undo_one(run, call.node)

@@ -97,7 +97,9 @@ def arm(run: RunState) -> Program[None]:
     waits = run.waits
     assert waits is not None  # noqa: S101 - the caller has looked
     with run.lock:
-        seconds = None if run.stopped else waits.alarm_in(run.settings.clock(), run.deadline)
+        seconds = (
+            None if run.stopped or run.finished is not None else waits.alarm_in(run.settings.clock(), run.deadline)
+        )
     if seconds is not None:
         yield Alarm(seconds)
 

@@ -163,3 +163,34 @@ def test_what_verify_has_found_missing_is_not_undone(ledger: Ledger, tmp_path: P
     store = SQLiteStore(tmp_path / "runs.db")
     wf = doubtful(ledger, store, verify=lambda ctx: NotLanded)
     assert (resume(Engine, store, wf).status, ledger) == (Status.FAILURE, ["1", "2", "3"])
+
+
+def test_what_a_crash_cut_off_is_undone_where_the_deadline_allows_no_further_attempt(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db")
+    wf = doubtful(ledger, store)
+    with Engine(store=store, lease=LEASE * 20) as engine:
+        run = engine.run(wf, idempotency_key="k", wait=20, deadline=0.001, check=False)
+    assert (ledger, run.status) == (["1", "-call"], Status.COMPENSATED)
+
+
+class Watched(SQLiteStore):
+    """A store that remembers what it was sent."""
+
+    def checkpoint(self, checkpoint: Checkpoint) -> Any:
+        self.__dict__.setdefault("seen", []).append(checkpoint)
+        return super().checkpoint(checkpoint)
+
+
+def test_a_step_that_has_failed_attempts_is_not_recorded_as_started_before_its_next_one(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    store, wf = Watched(tmp_path / "runs.db"), Workflow("w", fingerprint=lambda values: "", max_parallel=1)
+    ledger.add(wf, "before")
+    ledger.add(wf, "call", retry=3)
+    left_behind(store, wf, ("before", StepReport(Status.RUNNING, 1)), ("call", in_backoff(time.time())))
+    assert resume(Engine, store, wf).status is Status.SUCCESS
+    reports = [sent.steps["call"].report for sent in store.__dict__["seen"] if "call" in sent.steps]
+    started = [report for report in reports if report.status is Status.RUNNING]
+    assert [(report.attempts, report.failed) for report in started] == [(2, 1)]

@@ -165,6 +165,7 @@ class Chronicle:
         grant = Grant(position, at, answer.fence, call.process, claim.run_id, answer.record, call.heard)
         if run is not None and run.grants[-1].claim == claim.run_id:  # once more, or its late copy
             run.grants[-1].heard = run.grants[-1].heard or call.heard
+            self._lease_until = max(self._lease_until, at + claim.lease)
             if answer.fence != run.now.fence:
                 self.broken.append("the same claim is granted again with another fence")
             return

@@ -40,7 +40,8 @@ from flowcore.events import (
     StepStarted,
     StoreCalled,
 )
-from flowcore.stores.base import Claimed
+from flowcore.run import StepReport
+from flowcore.stores.base import Claimed, Lost
 from flowcore.testing.acts import Act, Fault, SimulatedCall
 
 from .chronicle import OVER, Chronicle, Done, Grant, KeptRun, Known
@@ -89,13 +90,19 @@ def starts(c: Chronicle) -> Iterator[str]:
             for name in c.steps[call.step].depends_on:
                 if known.status_of(name) not in OVER:
                     yield f"{call.what} {call.step} begins, though the store has {name} as {known.status_of(name)}"
-        in_doubt = known.fence == call.fence and known.status_of(call.step) in IN_DOUBT
+        own = known.steps.get(call.step)
+        in_doubt = known.fence == call.fence and own is not None and _is_open(own.report)
         if call.what == "when" and in_doubt and _said(c, call.step, call.fence) != "not landed":
             yield f"{call.step} is asked its when= again, though it was in flight and may have happened"
         if call.what == "do":
             yield from _may_do(call, known)
         elif call.what == "undo" and not _lands_late(c, call):
             yield from _may_undo(c, run, call, known)
+
+
+def _is_open(report: StepReport) -> bool:
+    """Whether a step may have had its effect or not. One that was cancelled before its first attempt had none."""
+    return report.status in IN_DOUBT and report.undo is None and report.attempts > 0
 
 
 def _lands_late(c: Chronicle, call: SimulatedCall) -> bool:
@@ -161,6 +168,8 @@ def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
             and c.decision(grant.fence) == "undo"
         ):
             known = run.before(grant.position)  # as it was found
+            if call.step in known.steps and not known.steps[call.step].effect:
+                return float("inf")
             break
     if known.status_of(call.step) in {Status.RUNNING, Status.UNKNOWN}:
         return float("inf")
@@ -235,10 +244,12 @@ def endings(c: Chronicle) -> Iterator[str]:
 
 
 def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
-    """Whether the last owner left the run because a step of it ended the process, or a `verify=` took too long."""
-    last = c.story.acts[run.grants[-1].process].run
-    exits = last is not None and last.error is not None and not isinstance(last.error, Exception)
-    return exits or bool(_verified_too_late(c, run.grants[-1]))
+    """Whether the last owner left the run because a step of it ended the process, or a `verify=` raised or took too long."""
+    last = run.grants[-1]
+    got = c.story.acts[last.process].run
+    exits = got is not None and got.error is not None and not isinstance(got.error, Exception)
+    raised = any(_said(c, name, last.fence) == "raises" for name in c.steps)
+    return exits or raised or bool(_verified_too_late(c, last))
 
 
 def _verified_too_late(c: Chronicle, grant: Grant) -> set[str]:
@@ -264,11 +275,23 @@ def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
         undone = max((index for index, effect in mine if effect.what == "undo" and effect.did == "ok"), default=-2)
         if (name, Fault.FAIL_AFTER) in c.spec.faults:
             continue  # it raised: to be undone only where its record says so
-        if last >= 0 and undone < last and not _known_not_to_have_landed(c, run, name, done, last):
+        if (
+            last >= 0
+            and undone < last
+            and not _died_before_it_noticed(c, done[last])
+            and not _known_not_to_have_landed(c, run, name, done, last)
+        ):
             yield f"the run is {end.status}, though the effect of {name} stands"
     undone = any(end.undo_of(name) is Status.SUCCESS for name in c.steps)
     if (end.status is Status.COMPENSATED) is not undone:
         yield f"the run is {end.status}, and {'something' if undone else 'nothing'} was undone"
+
+
+def _died_before_it_noticed(c: Chronicle, one: Done) -> bool:
+    """Whether the effect came after its call had been given up, in a process that died before it saw that."""
+    act = c.story.acts[one.call.process]
+    noticed = any(isinstance(event, StepCompletedLate) and event.step == one.call.step for event in act.events)
+    return one.call.given_up is not None and act.ended is None and not noticed
 
 
 def _known_not_to_have_landed(c: Chronicle, run: KeptRun, name: str, done: list[Done], last: int) -> bool:
@@ -306,7 +329,7 @@ def callers(c: Chronicle) -> Iterator[str]:
         if run is None:
             yield f"{who} got a run that the store does not know"
             continue
-        yield from _answer(who, act, act.run, run)
+        yield from _answer(c, who, act, act.run, run)
 
 
 def claims(c: Chronicle) -> Iterator[str]:
@@ -337,7 +360,7 @@ def patience(c: Chronicle) -> Iterator[str]:
             yield f"process {number} parks at {act.ended}, its lease was renewed at {max(good)}"
 
 
-def _answer(who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
+def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
     statuses = {known.status for known in run.states}
     if got.error is not None and not isinstance(got.error, Exception):
         pass  # a SystemExit is raised, whatever else
@@ -347,6 +370,8 @@ def _answer(who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
     elif got.status is Status.PARKED:
         if not isinstance(got.error, IdempotencyHeld if got.held else RunParked):
             yield f"{who} has parked the run, and is told {got.error!r}"
+    elif got.status is Status.WAITING and _left_too_late(c, act):
+        pass
     elif got.status not in statuses:
         yield f"{who} is told {got.status}, the store was never told so: {statuses}"
     if got.status is Status.SUCCESS:
@@ -373,6 +398,12 @@ def _answer(who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
             yield f"{who} says that {got.failed_step} failed the run, it was {grant.record.failed_step}"
 
 
+def _left_too_late(c: Chronicle, act: Act) -> bool:
+    """Whether a process left the run to its store, which had given it to another one already."""
+    mine = [call for call in c.story.stored if c.story.acts[call.process] is act and call.verb == "finish"]
+    return any(isinstance(call.answer, Lost) for call in mine)
+
+
 def takeovers(c: Chronicle) -> Iterator[str]:
     """Who takes a run over decides as promised: verify= first, then on_crash=, and never forward again once undoing."""
     for run in c.runs:
@@ -389,11 +420,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     said = {effect.step: effect.did for effect in mine if effect.what == "verify"}
     if max(Counter(effect.step for effect in mine if effect.what == "verify").values(), default=0) > 1:
         yield f"process {grant.process} asks a verify= twice"
-    in_doubt = [
-        name
-        for name in c.steps
-        if name in record.steps and record.steps[name].status in IN_DOUBT and record.steps[name].undo is None
-    ]
+    in_doubt = [name for name in c.steps if name in record.steps and _is_open(record.steps[name])]
     if record.status is Status.WAITING and record.decision in {None, "resume"}:  # left in order: no takeover
         if told:
             yield f"process {grant.process} recovers a run that was left in order"
@@ -446,6 +473,32 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     for name in landed:
         if any(effect.what == "do" and effect.step == name for effect in mine):
             yield f"{name} has landed, and is done again"
+
+
+def doubts(c: Chronicle) -> Iterator[str]:
+    """What a crash cut off may have happened: it is undone with its run, whatever its later attempts did, unless `verify=`
+    found it missing."""
+    for run in c.runs:
+        if run.now.status not in RELEASED | {Status.COMPENSATION_FAILED} or run.withdrawn or "release" in run.decisions:
+            continue
+        for name, position in _cut_off(c, run).items():
+            if c.steps[name].undo is not None and run.now.undo_of(name) is None:
+                yield f"the run is {run.now.status}, {name} may have happened before grant {position}, and is not undone"
+
+
+def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
+    """The steps that an owner found in flight, and that were not found missing since; each with the number of that grant."""
+    found: dict[str, int] = {}
+    for number, grant in enumerate(run.grants):
+        told = any(isinstance(event, RunRecovered) for event in c.story.acts[grant.process].events)
+        if grant.record is None or not grant.heard or not told:
+            continue
+        for name, report in grant.record.steps.items():
+            if _is_open(report):
+                found.setdefault(name, number)
+                if _said(c, name, grant.fence) == "not landed" and name not in _verified_too_late(c, grant):
+                    del found[name]
+    return found
 
 
 def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
@@ -566,6 +619,7 @@ JUDGES = (
     claims,
     patience,
     takeovers,
+    doubts,
     nothing_left_in_flight,
     results_and_keys,
     values,

@@ -15,8 +15,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "what the run's failure forestalled stays in flight",
         "ledger",
-        "        elif run.stopped and failure is None:",
-        "        elif False:",
+        "        if run.stopped and failure is None:",
+        "        if False:",
     ),
     m(
         "a zombie does not look at its clock",
@@ -41,8 +41,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a first step starts though the lease is over",
         "ledger",
-        "            or run.settings.clock() >= self.lease_until\n",
-        "            or False\n",
+        " or run.settings.clock() >= self.lease_until:\n",
+        " or False:\n",
     ),
     m(
         "a lease is never over",
@@ -176,10 +176,40 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     m("a verify= that raises is taken for no", "takeover", "    if unclear is not None:\n", "    if False:\n"),
     m(
-        "what is in doubt and not begun again is left standing",
+        "what a crash cut off is not undone once a later attempt has failed",
+        "set_aside",
+        "node.name in run.was_in_doubt or (",
+        "(",
+    ),
+    m(
+        "a failed attempt hides from the next owner what a crash cut off",
+        "unsaved",
+        "StepRecord(self.seq, report, effect=effect)",
+        "StepRecord(self.seq, report)",
+    ),
+    m(
+        "an owner before the last one may have done nothing",
         "takeover",
-        "        ledger.in_doubt = {",
-        "        in_doubt = {",
+        "name for name in record.effects if name in known and",
+        "name for name in () if name in known and",
+    ),
+    m(
+        "what is in doubt and was not attempted again is left standing",
+        "ledger",
+        "for node in run.plan.nodes if run.was_in_doubt else ():",
+        "for node in ():",
+    ),
+    m(
+        "a step whose when= was cut short may have happened",
+        "takeover",
+        "if node.wait is None and report.attempts",
+        "if node.wait is None",
+    ),
+    m(
+        "what completes while it is undone counts as undone",
+        "undo",
+        "                _reopen(run, call.node)\n                run.to",
+        "                run.to",
     ),
     m(
         "the numbers start again",

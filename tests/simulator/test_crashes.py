@@ -54,6 +54,11 @@ def test_every_promise_holds_through_crashes_and_takeovers(seeds: range) -> None
         prove(seed)
 
 
+def test_stories_that_once_broke_a_promise_keep_it() -> None:
+    for seed in (3723, 4005, 4304, 7367, 7455, 15155, 15678, 18917, 19235):
+        prove(seed)
+
+
 @pytest.mark.proof(quick=500, full=10_000, each=500)
 def test_a_story_is_the_same_where_nobody_watches_in_every_request_to_the_store(seeds: range) -> None:
     for seed in seeds:
