@@ -256,7 +256,7 @@ def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: 
 def steps_ready(run: RunState, nodes: list[Node] | None) -> None:
     if StepReady in run.wanted:
         for node in nodes or ():
-            if node.wait is not None:  # it takes no worker
+            if node.wait is not None:  # a wait takes no worker
                 continue
             at = run.ready_at[node.index]
             run.hooks.emit(StepReady(*_of(run, at), node.name), run.context.copy())

@@ -205,7 +205,7 @@ class Hooks:
         return self._timed(_Stopwatch(clock, runs))
 
     def _timed(self, watch: _Stopwatch) -> Hooks:
-        """The same hooks, measured."""
+        """A copy of these hooks whose calls `watch` times."""
         twin = Hooks((), self._failed)
         twin.hooks, twin.wanted, twin._watch = self.hooks, self.wanted, watch
         twin.around_store = self.around_store

@@ -38,7 +38,7 @@ OPEN: Final = ("queued", "running", "waiting", "expired", "parked", "incomplete"
 
 
 class Verdict(Enum):
-    """What becomes of a claim."""
+    """What a claim is answered with, and what it does to the record."""
 
     BEGIN = "begin"
     """the key is new: generation 0"""

@@ -54,7 +54,7 @@ def number(fields: Fields, name: str) -> int:
 
 
 def count(fields: Fields, name: str) -> int:
-    """The same, or 0 where there is no such field."""
+    """`number`, or 0 where there is no such field."""
     return number(fields, name) if name in fields else 0
 
 

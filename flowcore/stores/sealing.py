@@ -90,7 +90,7 @@ class Sealing:
         return text
 
     def lookup(self, key: str) -> str:
-        """Under what a key is found."""
+        """The text under which the run of a key is stored and looked up."""
         return self._mac("key", key) if self.hides else key
 
     def fingerprint(self, fingerprint: str | None) -> str | None:

@@ -261,7 +261,7 @@ class Calls:
 
 
 def digest_of(key: bytes) -> bytes:
-    """Under which name a key's record is kept."""
+    """The digest of an idempotency key, by which Redis has its record."""
     return base64.urlsafe_b64encode(hashlib.sha256(key).digest())[:DIGEST]
 
 
