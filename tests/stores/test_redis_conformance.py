@@ -12,6 +12,7 @@ from redis._parsers import _AsyncRESP3Parser, _RESP3Parser
 
 from flowcore.stores import AsyncRedisStore, RedisStore
 from flowcore.testing.conformance import StoreConformance
+from tests.stores.redis_runs import check_statuses
 from tests.stores.redis_servers import RedisClusterServers, redis_cluster, redis_url
 
 __all__ = ["redis_cluster", "redis_url"]  # fixtures
@@ -32,6 +33,7 @@ class Conformance(StoreConformance):
             yield
             del self.client  # pytest keeps this object for as long as it runs
             with redis.Redis.from_url(redis_url) as client:
+                check_statuses(client, self.prefix)
                 for key in client.scan_iter(f"{{{self.prefix}:*", count=1000):
                     client.delete(key)
 
@@ -92,6 +94,8 @@ class OnCluster(Conformance):
             )
             yield
             del self.client
+            with redis_cluster.client() as client:
+                check_statuses(client, self.prefix)
 
 
 @pytest.mark.full  # Both kinds of store send the same commands to the same slots: TestAsyncRedisCluster is for both.

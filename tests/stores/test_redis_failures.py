@@ -13,7 +13,7 @@ from redis.retry import Retry
 from flowcore import CorruptRecord, StoreUnavailable
 from flowcore.stores import RedisStore
 from flowcore.stores.base import Busy, Claimed, Lost, Renewal
-from flowcore.stores.redis import operator_scripts, scripts
+from flowcore.stores.redis import index_scripts, operator_scripts, scripts
 from flowcore.stores.redis.errors import refuse
 from flowcore.stores.redis.lua import Script
 from tests.stores.proxies import Proxy
@@ -23,7 +23,11 @@ from tests.stores.redis_servers import RedisServer, StartRedis, start_redis, unt
 __all__ = ["start_redis"]  # a fixture
 
 ONCE = Retry(NoBackoff(), 0)
-SCRIPTS = [value for value in {**vars(scripts), **vars(operator_scripts)}.values() if isinstance(value, Script)]
+SCRIPTS = [
+    value
+    for value in {**vars(scripts), **vars(operator_scripts), **vars(index_scripts)}.values()
+    if isinstance(value, Script)
+]
 
 
 def client_of(server: RedisServer, **options: Any) -> Any:

@@ -35,7 +35,7 @@ def keys(client: Any, prefix: str) -> dict[str, int]:
 
 def test_a_run_in_progress_is_never_forgotten(client: Any, prefix: str) -> None:
     begin(RedisStore(client, prefix=prefix, shards=1))
-    assert keys(client, prefix) == {"run": -1, "open": -1, "started": -1, "index": -1, "shards": -1}
+    assert keys(client, prefix) == {"run": -1, "open": -1, "started": -1, "index": -1, "statuses": -1, "shards": -1}
 
 
 def test_all_but_the_number_of_shards_ends_with_the_retention(client: Any, prefix: str) -> None:
@@ -96,7 +96,7 @@ def test_what_an_operator_holds_is_no_longer_counted_among_the_ended(client: Any
     claim, fence = begin(store)
     assert store.finish(an_ending(claim, fence)) is None
     store.hold("k")
-    assert keys(client, prefix) == {"run": -1, "open": -1, "started": -1, "index": -1, "shards": -1}
+    assert keys(client, prefix) == {"run": -1, "open": -1, "started": -1, "index": -1, "statuses": -1, "shards": -1}
     assert store.get_run(claim.run_id).held
 
 

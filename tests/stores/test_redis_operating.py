@@ -154,6 +154,8 @@ def every_verb(store: RedisStore) -> None:
     assert isinstance(taken, Claimed)
     assert store.finish(an_ending(claim, taken.fence, "parked")) is None
     store.hold("k")
+    assert store.counts() == {("trip", "held"): 1}
+    assert [record.key for record in store.list_runs(status="held")] == ["k"]
     assert isinstance(store.claim(a_claim()), Held)
     store.resume("k")
     store.undo("k")

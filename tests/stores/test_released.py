@@ -10,8 +10,9 @@ import pytest
 import redis
 
 from flowcore import Engine, IdempotencyHeld, Run
+from tests.stores.redis_runs import check_statuses
 from tests.stores.redis_servers import StartRedis, start_redis
-from tests.stores.released import FOLDER, etl, order, restored_redis, restored_sqlite, story
+from tests.stores.released import FOLDER, PREFIX, etl, order, restored_redis, restored_sqlite, story
 
 __all__ = ["start_redis"]  # a fixture
 
@@ -47,7 +48,9 @@ def test_a_redis_store_of_a_release_is_read(folder: Path, start_redis: StartRedi
     with redis.Redis.from_url(start_redis().url) as client:
         store = restored_redis(folder, client)
         assert story(store) == read(folder, "expected.json")["runs"]
+        assert store.counts() == {("order", "held"): 1, ("etl", "incomplete"): 1}
         goes_on(store)
+        check_statuses(client, PREFIX)
 
 
 @pytest.mark.parametrize("folder", VERSIONS, ids=lambda folder: folder.name)

@@ -22,11 +22,12 @@ from ...retry import Duration, seconds
 from ..base import RunRecord
 from ..codec import Codec
 from ..encoding import Encoding, microseconds
-from . import doctor, operator_scripts
+from . import doctor, index_scripts, operator_scripts
 from .errors import is_forbidden, is_unknown_command, is_unknown_script, refuse
 from .lua import DIGEST, MAGIC, Script
 
 __all__ = [
+    "INDEX_KEYS",
     "PAGE",
     "Answer",
     "Asked",
@@ -49,6 +50,8 @@ Asked: TypeAlias = Generator[list[Command], list[Any], T]
 Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
 """a script's KEYS and ARGV"""
 
+INDEX_KEYS: Final = (b"open", b"ended", b"started", b"index", b"statuses")
+"""the parts of a shard's index: see lua.py"""
 PAGE: Final = 200
 """records that one script reads: Redis does nothing else meanwhile"""
 _CACHED: Final = (
@@ -110,15 +113,16 @@ class Calls:
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
-    def _keys(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    def _keys(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
         return self._known_keys(lookup) if len(lookup) <= _SHORT else self._keys_of(lookup)
 
-    def _keys_of(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-        """Of what a key is found under: its record, and its shard's open, ended, started and index."""
+    def _keys_of(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
+        """Of what a key is found under: its record, and its shard's open, ended, started, index and statuses."""
         digest = digest_of(as_bytes(lookup))
         shard = self._shard(digest)
         prefix = self._prefixes[shard]
-        return self._run_key(shard, digest), prefix + b"open", prefix + b"ended", prefix + b"started", prefix + b"index"
+        opened, ended, started, index, statuses = (prefix + name for name in INDEX_KEYS)
+        return self._run_key(shard, digest), opened, ended, started, index, statuses
 
     def _shard(self, digest: bytes) -> int:
         return int.from_bytes(base64.urlsafe_b64decode(digest[:8]), "big") % self._shards
@@ -243,7 +247,7 @@ class Calls:
         calls: list[Call] = [
             ([self._run_key(*runs[position]) for position in group], ["1" if heads else ""]) for group in groups
         ]
-        replies = yield from self._run_all(operator_scripts.READ, calls, reads=True)
+        replies = yield from self._run_all(index_scripts.READ, calls, reads=True)
         found: list[list[bytes]] = [[]] * len(runs)
         for group, reply in zip(groups, replies, strict=True):
             for position, one in zip(group, reply, strict=True):

@@ -37,6 +37,7 @@ class _Shard:
     """where to continue; None at the end"""
     entries: list[Entry] = field(default_factory=list[Entry])
     """read and not yet taken, the next one last"""
+    replies: int = 0
 
 
 class Listing:
@@ -59,7 +60,6 @@ class Listing:
         self._arguments = arguments
         self._newest = newest
         self._shards = {shard: _Shard(after) for shard in shards}
-        self._rounds = 0
 
     def wanting(self) -> list[tuple[Cursor, list[int]]]:
         """The shards of which more must be read before anything else can be taken, by where to continue."""
@@ -69,20 +69,21 @@ class Listing:
                 found.setdefault(shard.cursor, []).append(number)
         return list(found.items())
 
-    def arguments_from(self, cursor: Cursor, number: int) -> list[Any]:
-        """What the script is to return of each shard, where `number` entries are wanted of all together."""
-        share = 2 * number // max(1, len(self._shards)) if self._rounds == 0 else number
-        return [*cursor, min(max(share, _LEAST), _WINDOW), _WINDOW, *self._arguments]
+    def arguments_from(self, cursor: Cursor, shards: Sequence[int], number: int) -> list[Any]:
+        """What the script is to return of each of these shards, where `number` entries are wanted of all together: each time
+        twice as many, so that few are read in vain, and a shard that has most of them is soon through."""
+        share = max(2 * number // len(self._shards), _LEAST) << min(self._shards[shards[0]].replies, 10)
+        return [*cursor, min(share, max(number, _LEAST), _WINDOW), _WINDOW, *self._arguments]
 
     def add(self, replies: Sequence[Sequence[Sequence[bytes]]]) -> None:
         """Take in what was returned for `calls`."""
-        self._rounds += 1
         calls, self.calls = self.calls, []
         for (shards, _), answers in zip(calls, replies, strict=True):
             for number, (more, *texts) in zip(shards, answers, strict=True):
                 shard = self._shards[number]
                 score, _, run_id = more.partition(b" ")
                 shard.cursor = (score, run_id) if more else None
+                shard.replies += 1
                 shard.entries = [
                     Entry(number, run_id, text[:DIGEST], score.decode(), text.partition(b":")[2])
                     for run_id, text, score in zip(texts[::3], texts[1::3], texts[2::3], strict=True)

@@ -9,6 +9,12 @@ All keys of one shard share a hash slot of a cluster:
 | {prefix:shard}:ended | sorted set of run ids that are over; score: when Redis forgets the record |
 | {prefix:shard}:started | sorted set of all run ids; score: when the run started |
 | {prefix:shard}:index | hash: run id to digest, letter of the status, h or -, delay, a colon, and workflow |
+| {prefix:shard}:statuses | sorted set with one score, of the runs in `open` by status and workflow: what counts and pages of them read |
+
+The members of `statuses` follow from the other parts of the index, and are in the order of their bytes. Each run has one: h if it
+is held, else -, the letter of its status, the length of its workflow's name, a colon, that name, when it started (16 digits), and
+its run id. A running one has a second: l, the length, a colon, the name, the end of its lease as `open` has it, and the run id.
+The releases up to 0.1.0 do not know of it: where the numbers of members differ, it is completed.
 
 All times are microseconds since the epoch by the server's clock. The record of a run that is not over is a hash of the
 fields that encoding.py describes, and `listed`: the end of the lease as `open` has it, which checkpoints let lag behind by
@@ -30,7 +36,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-__all__ = ["CHANGES", "DIGEST", "INDEX", "LETTERS", "MAGIC", "NUMBERS", "PACKED", "RECORD", "Script"]
+__all__ = ["CHANGES", "DIGEST", "INDEX", "LEASE", "LETTERS", "MAGIC", "NUMBERS", "PACKED", "RECORD", "Script"]
 
 DIGEST: Final = 43
 """characters of a digest"""
@@ -78,10 +84,30 @@ local function clock()
 end
 """
 
-INDEX: Final = f"""
+LEASE: Final = """
+local function lease(workflow, ends, id)  -- the member of `statuses` that a running run has by the end of its lease
+  return 'l' .. #workflow .. ':' .. workflow .. string.format('%016.0f', ends) .. id
+end
+
+local function move_lease(statuses, workflow, old, new, id)
+  old = tonumber(old)
+  if old then redis.call('ZREM', statuses, lease(workflow, old, id)) end
+  redis.call('ZADD', statuses, 0, lease(workflow, new, id))
+end
+"""
+
+INDEX: Final = f"""{LEASE}
 local function entry(text)  -- of the index: digest, letter, whether it is held, delay, workflow
   local letter, held, delay, workflow = string.match(text or '', '^(%l)([h-])(%d+):(.*)$', {DIGEST + 1})
   return string.sub(text or '', 1, {DIGEST}), letter or '', held == 'h', tonumber(delay or 0), workflow or ''
+end
+
+local function members(id, text, started, due)  -- of a run in `statuses`, by what the other parts of the index have of it
+  if not due then return {{}} end
+  local _, letter, held, delay, workflow = entry(text)
+  local found = {{(held and 'h' or '-') .. letter .. #workflow .. ':' .. workflow .. string.format('%016.0f', started or 0) .. id}}
+  if letter == 'r' and not held then found[2] = lease(workflow, due - delay, id) end
+  return found
 end
 """
 
@@ -176,8 +202,8 @@ local function corrupted(now, key, run)
 end
 """
 
-# What changes records and index. KEYS: run, open, ended, started, index.
-CHANGES: Final = f"""
+# What changes records and index. KEYS: run, open, ended, started, index, statuses.
+CHANGES: Final = f"""{INDEX}
 local function put_in(fields, name, text)
   if text then fields[#fields + 1], fields[#fields + 2] = name, text end
 end
@@ -192,17 +218,32 @@ local function file(run, status, held, delay)  -- write its entry of the index
     .. (delay or '0') .. ':' .. run.workflow)
 end
 
+local function places(id)  -- its members of `statuses`
+  local due = redis.call('ZSCORE', KEYS[2], id)
+  return due and members(id, redis.call('HGET', KEYS[5], id), redis.call('ZSCORE', KEYS[4], id), due) or {{}}
+end
+
+local function replace(id, before)  -- its members of `statuses`, after a change of what they follow from
+  for _, member in ipairs(before) do redis.call('ZREM', KEYS[6], member) end
+  for _, member in ipairs(places(id)) do redis.call('ZADD', KEYS[6], 0, member) end
+end
+
 local function file_open(run, status, held, score, delay)  -- in the index, among those that are not over
+  local before = places(run.run_id)
   redis.call('ZADD', KEYS[2], score, run.run_id)
+  redis.call('ZADD', KEYS[4], 'NX', run.started, run.run_id)
   file(run, status, held, delay)
+  replace(run.run_id, before)
   redis.call('PERSIST', KEYS[4])
   redis.call('PERSIST', KEYS[5])
 end
 
 local function file_ended(run, status, now, retention)  -- in the index, among those that will be forgotten; milliseconds
+  local before = places(run.run_id)
   redis.call('ZADD', KEYS[3], digits(now + retention * 1000), run.run_id)
   file(run, status, false)
   redis.call('ZREM', KEYS[2], run.run_id)
+  replace(run.run_id, before)
   local left, day = redis.call('PTTL', KEYS[5]), 86400000
   if left < retention + day then
     redis.call('PEXPIRE', KEYS[3], digits(retention + 2 * day))
@@ -214,6 +255,7 @@ local function file_ended(run, status, now, retention)  -- in the index, among t
 end
 
 local function unfile(id)  -- out of the index
+  for _, member in ipairs(places(id)) do redis.call('ZREM', KEYS[6], member) end
   redis.call('ZREM', KEYS[2], id)
   redis.call('ZREM', KEYS[3], id)
   redis.call('ZREM', KEYS[4], id)

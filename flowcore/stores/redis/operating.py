@@ -14,8 +14,8 @@ from ...run import Sent
 from ..base import Page, RunRecord
 from ..decide import OPEN, check_listing, decide_send, has_wait, is_over
 from ..encoding import microseconds
-from . import doctor, operator_scripts
-from .calls import PAGE, Asked, Call, Calls, as_bytes, digest_of, in_pages
+from . import doctor, index_scripts, operator_scripts
+from .calls import INDEX_KEYS, PAGE, Asked, Call, Calls, as_bytes, digest_of, in_pages
 from .listing import Entry, Listing, cursor_of, parsed_cursor
 from .lua import DIGEST, LETTERS
 
@@ -23,9 +23,7 @@ __all__ = ["OperatorVerbs"]
 
 _STATUSES: Final = {letter: status for status, letter in LETTERS.items()} | {"h": "held", "e": "expired"}
 _LIVE: Final = frozenset({"running", "queued"})
-_COUNTED: Final = (
-    16  # shards that one script counts: it looks at all that is not over, and Redis does nothing else meanwhile
-)
+_COUNTED: Final = 16  # shards that one script counts: Redis does nothing else meanwhile
 _REMEMBERED: Final = 1000  # unreadable records that were logged
 _log = logging.getLogger("flowcore")
 
@@ -49,14 +47,14 @@ class OperatorVerbs(Calls):
         yield from self._look()
         page, cursor = Page(), parsed_cursor(after)
         shards = (yield from self._due_shards()) if workflows else []
-        listing = Listing(operator_scripts.DUE, (b"open", b"index"), cursor, list(map(as_bytes, workflows)), shards)
+        listing = Listing(index_scripts.DUE, (b"open", b"index"), cursor, list(map(as_bytes, workflows)), shards)
         yield from self._fill(page, listing, limit, self._is_due)
         return page
 
     def _due_shards(self) -> Asked[list[int]]:
         """Those in which a run is due: most often none, and then this is all that recovery costs."""
         replies = yield from self._run_all(
-            operator_scripts.DUE_SHARDS, [(keys, ()) for _, keys in self._opens], reads=True
+            index_scripts.DUE_SHARDS, [(keys, ()) for _, keys in self._opens], reads=True
         )
         return [shards[place - 1] for (shards, _), reply in zip(self._opens, replies, strict=True) for place in reply]
 
@@ -94,8 +92,8 @@ class OperatorVerbs(Calls):
         arguments = [age, letters, only, "" if workflow is None else f"={workflow}"]
         yield from self._look()
         listing = Listing(
-            operator_scripts.LIST,
-            (b"started", b"open", b"index"),
+            index_scripts.LIST,
+            (b"started", b"open", b"index", b"statuses"),
             parsed_cursor(after),
             arguments,
             range(self._shards),
@@ -136,20 +134,25 @@ class OperatorVerbs(Calls):
             for cursor, shards in listing.wanting():
                 for some in in_pages(shards, self._at_once):
                     keys = [self._prefixes[shard] + name for shard in some for name in listing.names]
-                    listing.calls.append((some, (keys, listing.arguments_from(cursor, number))))
+                    listing.calls.append((some, (keys, listing.arguments_from(cursor, shards, number))))
             if not listing.calls:
                 return taken
             replies = yield from self._run_all(listing.script, [call for _, call in listing.calls], reads=True)
             listing.add(replies)
 
     def counts(self) -> Asked[dict[tuple[str, str], int]]:
-        """How many runs are not over, by workflow and status: queued, running, expired, parked, incomplete, held."""
+        """How many runs are not over, by workflow and status: queued, running, waiting, expired, parked, incomplete, held.
+        What it costs grows with the workflows, and not with the runs."""
         yield from self._look()
+        try:
+            yield from self._complete((yield from self._incomplete()))
+        except StoreError as error:  # such as a user who may only read: then every run of those shards is looked at
+            _log.debug("the index of an earlier release was not completed: %s", error)
         calls: list[Call] = []
         for some in in_pages(list(range(self._shards)), _COUNTED):
-            calls += [(keys, []) for _, keys in self._over_shards(some, b"open", b"index")]
+            calls += [(keys, []) for _, keys in self._over_shards(some, b"open", b"index", b"statuses")]
         numbers: dict[tuple[str, str], int] = {}
-        for reply in (yield from self._run_all(operator_scripts.COUNT, calls, reads=True)):
+        for reply in (yield from self._run_all(index_scripts.COUNT, calls, reads=True)):
             for workflow, letter, number in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
                 name = workflow.decode(errors="replace"), _STATUSES[letter.decode()]
                 numbers[name] = numbers.get(name, 0) + number
@@ -160,7 +163,7 @@ class OperatorVerbs(Calls):
         yield from self._look()
         groups = list(self._over_shards(range(self._shards), b"index"))
         calls: list[Call] = [(keys, [run_id]) for _, keys in groups]
-        replies = yield from self._run_all(operator_scripts.LOCATE, calls, reads=True)
+        replies = yield from self._run_all(index_scripts.LOCATE, calls, reads=True)
         for (shards, _), reply in zip(groups, replies, strict=True):
             for shard, entry in zip(shards, reply, strict=True):
                 if entry:
@@ -213,24 +216,43 @@ class OperatorVerbs(Calls):
         calls: list[Call] = []
         for shard, those in by_shard.items():
             for page in in_pages(those, PAGE):
-                names = [self._prefixes[shard] + name for name in (b"open", b"ended", b"started", b"index")]
+                names = [self._prefixes[shard] + name for name in INDEX_KEYS]
                 runs = [self._run_key(shard, entry.digest) for entry in page]
                 calls.append(([*names, *runs], [entry.run_id for entry in page]))
-        replies = yield from self._run_all(operator_scripts.FORGET, calls)
+        replies = yield from self._run_all(index_scripts.FORGET, calls)
         return sum(gone for (gone,) in replies)
+
+    def _incomplete(self) -> Asked[list[int]]:
+        """The shards in which an earlier release has written what `statuses` lacks."""
+        groups = list(self._over_shards(range(self._shards), b"open", b"statuses"))
+        replies = yield from self._run_all(index_scripts.INCOMPLETE, [(keys, ()) for _, keys in groups], reads=True)
+        return [shards[place] for (shards, _), reply in zip(groups, replies, strict=True) for place in reply]
+
+    def _complete(self, shards: Collection[int]) -> Asked[None]:
+        """Put `statuses` of these shards right, a page at a time: owners write meanwhile."""
+        for part in ("open", "statuses"):
+            places = dict.fromkeys(shards, 0)
+            while places:
+                calls: list[Call] = []
+                for shard, first in places.items():
+                    names = (b"open", b"started", b"index", b"statuses")
+                    calls.append(([self._prefixes[shard] + name for name in names], [part, first]))
+                replies = yield from self._run_all(index_scripts.COMPLETE, calls)
+                places = {shard: place for shard, place in zip(places, replies, strict=True) if place >= 0}
 
     def gc(self) -> Asked[int]:
         """Redis itself forgets what is past its retention: take it out of the index now, and whatever else has vanished;
-        returns how many runs are left."""
+        put right what an earlier release wrote into the index; returns how many runs are left."""
         yield from self._look()
+        yield from self._complete(range(self._shards))
         left = 0
         places = dict.fromkeys(range(self._shards), 0)
         while places:
             calls: list[Call] = []
             for shard, first in places.items():
-                keys = [self._prefixes[shard] + name for name in (b"open", b"ended", b"started", b"index")]
+                keys = [self._prefixes[shard] + name for name in INDEX_KEYS[:4]]
                 calls.append((keys, [first]))
-            replies = yield from self._run_all(operator_scripts.MEMBERS, calls)
+            replies = yield from self._run_all(index_scripts.MEMBERS, calls)
             places, asked = {}, places
             for (shard, first), (more, *texts) in zip(asked.items(), replies, strict=True):
                 entries = [Entry(shard, one, text[:DIGEST], "0") for one, text in _pairs(texts)]

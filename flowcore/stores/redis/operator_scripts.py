@@ -1,37 +1,15 @@
-"""The Lua scripts of listings and of operators' verbs. `lua.py` has what they share.
+"""The Lua scripts of operators' verbs. `lua.py` has what they share.
 
-KEYS, unless a script says otherwise: run, open, ended, started, index.
+KEYS, unless a script says otherwise: run, open, ended, started, index, statuses.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from .lua import CHANGES, INDEX, NUMBERS, PACKED, RECORD, Script
+from .lua import CHANGES, NUMBERS, PACKED, RECORD, Script
 
-__all__ = [
-    "COUNT",
-    "DECIDE",
-    "DUE",
-    "DUE_SHARDS",
-    "ENTER",
-    "ERASE",
-    "FORGET",
-    "LIST",
-    "LOCATE",
-    "MEMBERS",
-    "READ",
-    "RELEASE",
-    "SEND",
-]
-
-# What scripts that change nothing use: a user who may only read may not be allowed to ask for the time.
-_READ_CLOCK: Final = """
-local function clock()  -- 0: not allowed to know
-  local time = redis.pcall('TIME')
-  return time.err and 0 or time[1] * 1000000 + time[2]
-end
-"""
+__all__ = ["DECIDE", "ENTER", "ERASE", "RELEASE", "SEND"]
 
 # ARGV: '1' to force it, retention (milliseconds).
 RELEASE: Final = Script(
@@ -112,7 +90,6 @@ if run.status == 'running' or (run.stage == 'over' and not hold) then status = '
 local all = run.packed and whole(KEYS[1])
 file_open(run, status, hold, hold and '+inf' or digits(now))
 redis.call('ZREM', KEYS[3], run.run_id)
-redis.call('ZADD', KEYS[4], 'NX', run.started, run.run_id)
 if all then
   all.stage = nil
   redis.call('DEL', KEYS[1])
@@ -165,234 +142,6 @@ for _, name in ipairs(run.status == 'waiting' and awaited and waits or {}) do
 end
 write(fields)
 return {'done', digits(now)}
-""",
-)
-
-# KEYS: runs. ARGV: '1' for heads only. Returns one of the usual answers for each.
-READ: Final = Script(
-    NUMBERS,
-    _READ_CLOCK,
-    PACKED,
-    RECORD,
-    """
-local now, answers = clock(), {}
-for i, key in ipairs(KEYS) do
-  local run = opened(key, {'run_id'})
-  if not run then
-    answers[i] = {'missing', digits(now)}
-  elseif run.kind then
-    answers[i] = {'corrupt', digits(now), 'kind', run.kind}
-  else
-    answers[i] = reply('found', now, key, ARGV[1] == '1')
-  end
-end
-return answers
-""",
-)
-
-# KEYS: open, of each of some shards. Returns the places in KEYS of those in which a run is due: in most rounds of recovery
-# there is none, and this is all that is asked.
-DUE_SHARDS: Final = Script(
-    NUMBERS,
-    _READ_CLOCK,
-    """
-local now, answer = digits(clock()), {}
-for i, key in ipairs(KEYS) do
-  if #redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1) > 0 then answer[#answer + 1] = i end
-end
-return answer
-""",
-)
-
-# KEYS: open, index, of each of some shards. ARGV: '' or the score and the run id after which to begin, how many runs of
-# a shard to return, how many to look at, workflows. Returns of each shard where it stopped ('' at the end), then run id,
-# digest and score of each run. Only due runs are returned, the longest due first.
-DUE: Final = Script(
-    NUMBERS,
-    _READ_CLOCK,
-    INDEX,
-    """
-local wanted, now, answers = {}, clock(), {}
-for i = 5, #ARGV do wanted[ARGV[i]] = true end
-local most, window = tonumber(ARGV[3]), tonumber(ARGV[4])
-for k = 1, #KEYS, 2 do
-  local answer, from = {''}, ARGV[1] == '' and '-inf' or ARGV[1]
-  local at, size, more = 0, most + 1, true
-  while more and answer[1] == '' do
-    local found = redis.call('ZRANGEBYSCORE', KEYS[k], from, digits(now), 'WITHSCORES', 'LIMIT', at, size)
-    local ids = {}
-    for i = 1, #found, 2 do ids[#ids + 1] = found[i] end
-    at, more = at + #ids, #ids == size
-    local entries = #ids > 0 and redis.call('HMGET', KEYS[k + 1], unpack(ids)) or {}
-    for i, id in ipairs(ids) do
-      local score = found[2 * i]
-      if ARGV[1] == '' or tonumber(score) > tonumber(ARGV[1]) or id > ARGV[2] then
-        local digest, _, held, _, workflow = entry(entries[i])
-        if wanted[workflow] and not held then
-          for _, text in ipairs({id, digest, score}) do answer[#answer + 1] = text end
-        end
-      end
-      if (#answer > 3 * most and (more or i < #ids)) or (more and i == #ids and at >= window) then
-        answer[1] = score .. ' ' .. id
-        break
-      end
-    end
-    size = math.min(2 * size, window - at)
-  end
-  answers[#answers + 1] = answer
-end
-return answers
-""",
-)
-
-# KEYS: started, open, index, of each of some shards. ARGV: '' or the score and the run id after which to begin, how many
-# runs of a shard to return, how many to look at, the least age (microseconds), letters of statuses ('' for all), h for held
-# ones only, e for those with an expired lease only, '' or '=' workflow. Returns of each shard where it stopped ('' at the
-# end), then run id, index entry and score of each run; the newest first.
-LIST: Final = Script(
-    NUMBERS,
-    _READ_CLOCK,
-    INDEX,
-    """
-local now, answers = clock(), {}
-local most, window = tonumber(ARGV[3]), tonumber(ARGV[4])
-local latest = tonumber(ARGV[5]) > 0 and now - ARGV[5] or math.huge
-local letters, only, workflow = ARGV[6], ARGV[7], ARGV[8]
-
-local function wanted(text, due)
-  local _, letter, held, delay, name = entry(text)
-  if letters ~= '' and not string.find(letters, letter, 1, true) then return false end
-  if only == 'h' and not held or only == 'e' and due - delay > now then return false end
-  return workflow == '' or workflow == '=' .. name
-end
-
-local function newest(started, open, at, size)  -- run ids, their scores and dues, and whether there may be more
-  local ids, scores, dues = {}, {}, {}
-  if only == '' and letters == '' or string.find(letters, '[sfcx]') then
-    local from = ARGV[1] == '' and '+inf' or ARGV[1]
-    local found = redis.call('ZREVRANGEBYSCORE', started, from, '-inf', 'WITHSCORES', 'LIMIT', at, size)
-    for i = 1, #found, 2 do ids[#ids + 1], scores[found[i]] = found[i], found[i + 1] end
-    return ids, scores, dues, #ids == size
-  end
-  local found = redis.call('ZRANGE', open, 0, -1, 'WITHSCORES')  -- few are not over
-  for i = 1, #found, 2 do
-    local score = redis.call('ZSCORE', started, found[i])
-    if score then ids[#ids + 1], scores[found[i]], dues[found[i]] = found[i], score, tonumber(found[i + 1]) end
-  end
-  table.sort(ids, function(a, b)
-    if scores[a] == scores[b] then return a > b end
-    return tonumber(scores[a]) > tonumber(scores[b])
-  end)
-  return ids, scores, dues, false
-end
-
-for k = 1, #KEYS, 3 do
-  local answer = {''}
-  local at, size, more = 0, most + 1, true
-  while more and answer[1] == '' do
-    local ids, scores, dues
-    ids, scores, dues, more = newest(KEYS[k], KEYS[k + 1], at, size)
-    at = at + #ids
-    for i, id in ipairs(ids) do
-      local score = scores[id]
-      local number = tonumber(score)
-      if number <= latest
-        and (ARGV[1] == '' or number < tonumber(ARGV[1]) or (number == tonumber(ARGV[1]) and id < ARGV[2])) then
-        local text = redis.call('HGET', KEYS[k + 2], id)
-        if wanted(text, dues[id] or 0) then
-          for _, part in ipairs({id, text or '', score}) do answer[#answer + 1] = part end
-        end
-      end
-      if (#answer > 3 * most and (more or i < #ids)) or (more and i == #ids and at >= window) then
-        answer[1] = score .. ' ' .. id
-        break
-      end
-    end
-    size = math.min(2 * size, window - at)
-  end
-  answers[#answers + 1] = answer
-end
-return answers
-""",
-)
-
-# KEYS: open, index, of each of some shards. Returns of each workflow and status of what is not over: name, letter (h: held,
-# e: the lease has expired), number.
-COUNT: Final = Script(
-    NUMBERS,
-    _READ_CLOCK,
-    INDEX,
-    """
-local now, numbers, answer = clock(), {}, {}
-for k = 1, #KEYS, 2 do
-  local found = redis.call('ZRANGE', KEYS[k], 0, -1, 'WITHSCORES')
-  for i = 1, #found, 2 do
-    local _, letter, held, delay, workflow = entry(redis.call('HGET', KEYS[k + 1], found[i]))
-    if held then
-      letter = 'h'
-    elseif letter == 'r' and found[i + 1] - delay <= now then
-      letter = 'e'
-    end
-    if letter ~= '' then numbers[letter .. workflow] = (numbers[letter .. workflow] or 0) + 1 end
-  end
-end
-for name, number in pairs(numbers) do
-  for _, part in ipairs({string.sub(name, 2), string.sub(name, 1, 1), number}) do answer[#answer + 1] = part end
-end
-return answer
-""",
-)
-
-# KEYS: index, of each of some shards. ARGV: run id. Returns the entry of each, or ''.
-LOCATE: Final = Script("""
-local answer = {}
-for i, key in ipairs(KEYS) do answer[i] = redis.call('HGET', key, ARGV[1]) or '' end
-return answer
-""")
-
-# KEYS: open, ended, started, index. ARGV: '' or what the last call returned first. Returns where to continue, then run id
-# and index entry of some members.
-MEMBERS: Final = Script("""
-local ids, seen = {}, {}
-local function add(id)
-  if not seen[id] then ids[#ids + 1], seen[id] = id, true end
-end
-if ARGV[1] == '0' then
-  for _, name in ipairs({KEYS[1], KEYS[2]}) do
-    for _, id in ipairs(redis.call('ZRANGE', name, 0, -1)) do
-      if not redis.call('ZSCORE', KEYS[3], id) then add(id) end
-    end
-  end
-end
-local first = tonumber(ARGV[1])
-local page = redis.call('ZRANGE', KEYS[3], first, first + 199)
-for _, id in ipairs(page) do add(id) end
-local answer = {#page == 200 and tostring(first + 200) or ''}
-for _, id in ipairs(ids) do
-  answer[#answer + 1] = id
-  answer[#answer + 1] = redis.call('HGET', KEYS[4], id) or ''
-end
-return answer
-""")
-
-# KEYS: open, ended, started, index, runs. ARGV: run ids. Takes those out of the index that have no record any more.
-FORGET: Final = Script(
-    PACKED,
-    """
-local gone = 0
-for i, id in ipairs(ARGV) do
-  local got = redis.pcall('HGET', KEYS[i + 4], 'run_id')
-  if type(got) == 'table' and got.err then
-    local run = redis.call('TYPE', KEYS[i + 4]).ok == 'string' and unpacked(redis.call('GET', KEYS[i + 4]))
-    got = run and run.run_id or id  -- one of another type is not missing
-  end
-  if got ~= id then
-    for k = 1, 3 do redis.call('ZREM', KEYS[k], id) end
-    redis.call('HDEL', KEYS[4], id)
-    gone = gone + 1
-  end
-end
-return {gone}
 """,
 )
 

@@ -1,13 +1,13 @@
 """The Lua scripts of an engine's verbs, each atomic, each by the server's own clock. `lua.py` has what they share.
 
-KEYS, unless a script says otherwise: run, open, ended, started, index.
+KEYS, unless a script says otherwise: run, open, ended, started, index, statuses.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from .lua import CHANGES, NUMBERS, PACKED, RECORD, Script
+from .lua import CHANGES, LEASE, NUMBERS, PACKED, RECORD, Script
 
 __all__ = ["CHECKPOINT", "CLAIM", "FINISH", "RENEW", "WITHDRAW"]
 
@@ -23,10 +23,11 @@ local now = clock()
 local expires, queued = digits(now + ARGV[6]), string.find(ARGV[8], 'q', 1, true)
 
 local function begin(generation, above, old)
-  local fence, started = digits(math.max(above + 1, now)), digits(now)
+  local fence, started, before = digits(math.max(above + 1, now)), digits(now), places(ARGV[1])
   redis.call('ZADD', KEYS[2], expires, ARGV[1])
   redis.call('ZADD', KEYS[4], started, ARGV[1])
   file({run_id = ARGV[1], workflow = ARGV[9]}, queued and 'queued' or 'running', false)
+  replace(ARGV[1], before)
   local left = redis.call('PTTL', KEYS[5])
   if left >= 0 and left < 86400000 then  -- renewals and endings see to the rest
     redis.call('PERSIST', KEYS[4])
@@ -57,8 +58,9 @@ local function granted(word, fence, takeovers)  -- the record as its owner finds
 end
 
 local function renewed()
-  local delay = run.delay or '0'
+  local delay, before = run.delay or '0', places(run.run_id)
   redis.call('ZADD', KEYS[2], digits(now + ARGV[6] + delay), run.run_id)
+  replace(run.run_id, before)
   redis.call('HSET', KEYS[1], 'expires', expires, 'listed', expires)
 end
 
@@ -122,12 +124,14 @@ return answer
 """,
 )
 
-# KEYS: run, open, index. ARGV: run id, fence, lease (microseconds), '' or the number that the record must have reached, the
+# KEYS: run, open, index, statuses. ARGV: run id, fence, lease (microseconds), '' or the number that the record must have reached, the
 # lowest number of a step or write, p where a step has ended and u where the run is undone; then fields. Returns 1, or {word, ...}.
-# This is the script of the hot path: it reads eight small fields, and most often no step.
+# This is the script of the hot path: it reads nine small fields, and most often no step.
 CHECKPOINT: Final = Script(
+    LEASE,
     """
-local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'listed', 'decision', 'takeovers', 'retries')
+local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'listed', 'decision', 'takeovers', 'retries',
+  'workflow')
 local seq = not got.err and got[1] == ARGV[1] and got[2] == ARGV[2]
   and (got[3] == 'running' or got[3] == 'queued') and tonumber(got[4] or 0)
 if not seq then return {'else'} end  -- not the usual case: the caller looks at the record
@@ -150,19 +154,21 @@ if ARGV[5] ~= '' and tonumber(ARGV[5]) <= seq then  -- a late or a second copy: 
   end
 end
 
+local listed = got[5]
 if string.find(ARGV[6], 'p', 1, true) and ((got[7] and got[7] ~= '0') or (got[8] and got[8] ~= '0')) then  -- progress: no crash loop
   local entry = redis.call('HGET', KEYS[3], ARGV[1])
   if entry then redis.call('HSET', KEYS[3], ARGV[1], (string.gsub(entry, '^(' .. string.rep('.', 45) .. ')%d+:', '%10:'))) end
   redis.call('HDEL', KEYS[1], 'takeovers', 'retries', 'delay')
-  got[5] = false
+  listed = false
 end
 local time = redis.call('TIME')
 local expires = string.format('%.0f', time[1] * 1000000 + time[2] + ARGV[3])
-local lag = got[5] and expires - got[5]
+local lag = listed and expires - listed
 if not lag or lag > ARGV[3] / 4 or lag < 0 then
   local delay = tonumber(redis.call('HGET', KEYS[1], 'delay') or 0) or 0
   redis.call('ZADD', KEYS[2], string.format('%.0f', expires + delay), ARGV[1])
   redis.call('HSET', KEYS[1], 'listed', expires)
+  if got[3] == 'running' then move_lease(KEYS[4], got[9], got[5], expires, ARGV[1]) end
 end
 if fields then
   fields[#fields + 1], fields[#fields + 2] = 'expires', expires
@@ -233,26 +239,28 @@ return {'done', digits(now)}
 """,
 )
 
-# KEYS: open, started, index, runs. ARGV: lease (microseconds), then of each run its id, fence, and how many of the values that
+# KEYS: open, started, index, statuses, runs. ARGV: lease (microseconds), then of each run its id, fence, and how many of the values that
 # were sent to it its owner knows. Returns 0 (lost), 1 (renewed), 2 (renewed, and to be cancelled) or 3 (renewed, and there are
 # more values) for each.
 RENEW: Final = Script(
     NUMBERS,
+    LEASE,
     """
 -- This makes nothing larger, and after a first change Redis lets the others pass even where its memory is full: a lease
 -- must not be lost for that.
 for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
 local expires, answer = digits(clock() + ARGV[1]), {}
-for i = 4, #KEYS do
-  answer[i - 3] = 0
-  local got = redis.pcall('HMGET', KEYS[i], 'run_id', 'fence', 'status', 'delay', 'decision', 'received')
-  local own = 3 * i - 10
+for i = 5, #KEYS do
+  answer[i - 4] = 0
+  local got = redis.pcall('HMGET', KEYS[i], 'run_id', 'fence', 'status', 'delay', 'decision', 'received', 'listed', 'workflow')
+  local own = 3 * i - 13
   if not got.err and got[1] == ARGV[own] and got[2] == ARGV[own + 1] and (got[3] == 'running' or got[3] == 'queued')
   then
     redis.call('ZADD', KEYS[1], digits(expires + (count(got[4]) or 0)), got[1])
     redis.call('HSET', KEYS[i], 'expires', expires, 'listed', expires)
+    if got[3] == 'running' and got[8] then move_lease(KEYS[4], got[8], got[7], expires, got[1]) end
     local more = got[6] and (count(got[6]) or 0) > tonumber(ARGV[own + 2])
-    answer[i - 3] = got[5] == 'cancel' and 2 or more and 3 or 1
+    answer[i - 4] = got[5] == 'cancel' and 2 or more and 3 or 1
   end
 end
 return answer

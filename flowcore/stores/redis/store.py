@@ -86,13 +86,14 @@ class RedisStore:
     `urllib.parse.quote(prefix, safe="")` writes it, and the rule then covers no other prefix. An ACL user needs no more than
 
         ~{flowcore:* +eval +evalsha +time +type +exists +persist +pexpire +pttl +get +set +del
-        +hget +hset +hmget +hgetall +hdel +zadd +zrem +zscore +zrange +zrangebyscore +zrevrangebyscore
+        +hget +hset +hmget +hgetall +hdel +zadd +zrem +zcard +zscore +zlexcount +zrange +zrangebyscore +zrevrangebyscore
+        +zrangebylex +zrevrangebylex
 
     and for `doctor()` to know more, +info and +config|get. redis-py's own needs come on top, in a cluster +cluster|slots
     +cluster|shards and +command. A user who only reads (find, head, get_run, the listings, counts, doctor) needs Redis 7 and
 
         %R~{flowcore:* +eval_ro +time +type +exists +get +hget +hmget +hgetall
-        +zscore +zrange +zrangebyscore +zrevrangebyscore
+        +zcard +zscore +zlexcount +zrange +zrangebyscore +zrevrangebyscore +zrangebylex +zrevrangebylex
     """
 
     name = "redis"

@@ -100,9 +100,18 @@ class Verbs(OperatorVerbs):
         if self._hides:
             yield from self._look()
         fields = self._encoding.encode_checkpoint(checkpoint)
-        run, opened, _, _, index = self._keys(self._lookup(checkpoint.key))
+        run, opened, _, _, index, statuses = self._keys(self._lookup(checkpoint.key))
         head = (
-            *(3, run, opened, index, as_bytes(checkpoint.run_id), checkpoint.fence, microseconds(checkpoint.lease)),
+            *(
+                4,
+                run,
+                opened,
+                index,
+                statuses,
+                as_bytes(checkpoint.run_id),
+                checkpoint.fence,
+                microseconds(checkpoint.lease),
+            ),
             *_numbers(checkpoint),
             ("p" if makes_progress(checkpoint) else "") + ("u" if checkpoint.undoing else ""),
         )
@@ -137,8 +146,8 @@ class Verbs(OperatorVerbs):
         renewed: list[Renewal] = [Renewal.LOST] * len(leases)
         by_shard: dict[tuple[bytes, ...], list[int]] = {}
         keys = [self._keys(self._lookup(one.key)) for one in leases]
-        for position, (_, opened, _, started, index) in enumerate(keys):
-            by_shard.setdefault((opened, started, index), []).append(position)
+        for position, (_, opened, _, started, index, statuses) in enumerate(keys):
+            by_shard.setdefault((opened, started, index, statuses), []).append(position)
         calls: list[Call] = []
         asked: list[list[int]] = []
         for shard, positions in by_shard.items():
