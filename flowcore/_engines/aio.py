@@ -20,6 +20,7 @@ from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
+from ..status import Status
 from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, Cancellation
@@ -177,9 +178,11 @@ class AsyncEngine(LoopCalls, LocalEngine):
         another process, which learns of it with its next checkpoint or renewal. A thread without a loop waits for the store
         itself. Raises StoreError when it is awaited.
         """
-        for run in [*self._live, *self._runs.queued]:
-            if is_meant(run, run_id, key):
-                return Cancellation(self._runs.cancel(run))
+        queued = next((run for run in list(self._runs.queued) if is_meant(run, run_id, key)), None)
+        run = queued or self._live.find(run_id, key)
+        cancelled = run is not None and self._runs.cancel(run)
+        if cancelled or (run is not None and run.finished is not Status.WAITING):  # else its store decides
+            return Cancellation(cancelled)
         if not self.store.durable:
             return Cancellation(here=False)
         asking, context = cancel_in_store(self.store, run_id, key), self._callers_context()

@@ -81,25 +81,38 @@ class AsyncRuns:
         """Drive a run to its end in this task, which had been cancelled so many times before."""
         driver = await self.driven(run, cancelled)
         while driver.result is not None and driver.result.status is Status.WAITING:
-            if run.on_pause is not None:
-                run.on_pause(driver.result)
-            again = None if self.closing else continuation(driver.run, self.local)
-            if again is None and not run.request.until_waiting:
-                driver.result, driver.error = None, left(driver.run)
-            if again is None:
-                break
-            driver = await self.driven(again[0], cancelled, again[1])
+            waited = driver.run
+            try:
+                if run.on_pause is not None:
+                    run.on_pause(driver.result)
+                again = None if self.closing else continuation(waited, self.local)
+                if again is None and not run.request.until_waiting:
+                    driver.result, driver.error = None, left(waited)
+                if again is None:
+                    break
+                following = self.driver(again[0], cancelled, again[1])
+            finally:
+                self.live.follow(waited)
+            driver = await self._driven(following)
         if driver.cancelled is not None and driver.error is not driver.cancelled:
             raise driver.cancelled from driver.error
         return outcome(driver.result, driver.error, check=check)
 
-    async def driven(self, run: RunState, cancelled: int, main: Program[Run] | None = None) -> AsyncDriver:
-        """Drive a run until it ends, or waits in its store. Returns what has driven it."""
+    def driver(self, run: RunState, cancelled: int, main: Program[Run] | None = None) -> AsyncDriver:
+        """What drives a run, which is in flight from now on."""
         driver = self.live[run] = AsyncDriver(run, cancelled, self.pool, self.tasks, main)
+        return driver
+
+    async def driven(self, run: RunState, cancelled: int) -> AsyncDriver:
+        """Drive a run until it ends, or waits in its store. Returns what has driven it."""
+        return await self._driven(self.driver(run, cancelled))
+
+    async def _driven(self, driver: AsyncDriver) -> AsyncDriver:
+        run = driver.run
         try:
             await driver.run_here()
         finally:
-            self.live.pop(run, None)
+            self.live.leave(run)
             if run.claimed:
                 self.local.leave(run)
                 if self.leases is not None:
@@ -113,9 +126,8 @@ class AsyncRuns:
             queued.get_loop().call_soon_threadsafe(queued.cancel)
             return True
         interrupted = stopping.interrupt(run, StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
-        driver = self.live.get(run)
-        if interrupted and driver is not None:
-            driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=True))
+        if interrupted:
+            self.live.stop(run.continued or run, cancel=True)
         return interrupted
 
     # -- submitted runs ------------------------------------------------------------------------------------------------

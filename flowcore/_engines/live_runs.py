@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import chain
 from typing import Final, TypeVar
 
 from .._durable.checkpoints import cancelled, lose, parked
@@ -12,6 +13,7 @@ from .._kernel.run_state import RunState
 from .._kernel.wait_steps import keep, receive
 from ..errors import RunParked, StepCancelled, safe_repr
 from ..run import Sent
+from ..status import Status
 
 __all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left", "stopped", "unbegun"]
 
@@ -36,6 +38,34 @@ class LiveRuns(dict[RunState, D | None], ABC):
     @abstractmethod
     def look(self, run: RunState) -> None:
         """Have the driver of a run look for what the run waits for. From any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: dict[RunState, None] = {}
+        """runs that were left to their store a moment ago, and whose callers have not been given anything yet"""
+
+    def clear(self) -> None:
+        """Forget them all, as a forked child does."""
+        super().clear()
+        self.left.clear()
+
+    def leave(self, run: RunState) -> None:
+        """The run is over here, or is left to its store; then its caller, if it has one, calls `follow` next."""
+        if run.finished is Status.WAITING and not run.request.unattended:
+            self.left[run] = None
+        self.pop(run, None)
+
+    def follow(self, run: RunState) -> None:
+        """What continues a run that was left to its store is in flight, or its caller is given what there is."""
+        self.left.pop(run, None)
+
+    def find(self, run_id: str | None, key: str | None) -> RunState | None:
+        """The run with this id or key, to be cancelled: one in flight, or one that is between being left and being continued."""
+        # A run that moves on while this looks is found at its next place: they are looked at in that order.
+        for run in chain(list(self), list(self.left), list(self)):
+            if is_meant(run, run_id, key):
+                return run
+        return None
 
     def lose(self, run: RunState) -> None:
         """The store says that another process owns the run: start and undo nothing more of it."""

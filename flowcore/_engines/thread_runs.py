@@ -113,8 +113,8 @@ class ThreadRuns:
             self.leases.leave(driver.run)
 
     def forget(self, run: RunState) -> None:
-        """A run is over, or has not begun after all."""
-        self.live.pop(run, None)
+        """A run is over or left to its store here, or has not begun after all."""
+        self.live.leave(run)
         if self.closing:
             with self._quiet:
                 self._quiet.notify_all()
@@ -123,12 +123,15 @@ class ThreadRuns:
         """The driver of what follows a run that waits in its store; None if its caller gets what there is."""
         if driver.result is None or driver.result.status is not Status.WAITING:
             return None
-        again = None if self.closing else continuation(driver.run, self.local)
-        if again is None and not driver.run.request.until_waiting:
-            driver.result, driver.error = None, left(driver.run)
-        if again is None:
-            return None
-        continued = self.driver(*again)
+        try:
+            again = None if self.closing else continuation(driver.run, self.local)
+            if again is None and not driver.run.request.until_waiting:
+                driver.result, driver.error = None, left(driver.run)
+            if again is None:
+                return None
+            continued = self.driver(*again)
+        finally:
+            self.live.follow(driver.run)
         if self.closing:  # meanwhile
             self.live.park_dormant()
         return continued
@@ -142,8 +145,8 @@ class ThreadRuns:
         if not interrupted and run.finished is Status.WAITING:
             context = self._settings.hooks.store_context(contextvars.copy_context())
             return performed(cancel_in_store(self._settings.store, None, run.stored_key), context)
-        if interrupted and driver is not None:
-            driver.stop(Stop(cancel=True))
+        if interrupted:
+            self.live.stop(run.continued or run, cancel=True)
         return interrupted
 
     # -- submitted runs ------------------------------------------------------------------------------------------------

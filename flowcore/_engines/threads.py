@@ -28,7 +28,6 @@ from .batches import completed, key_of, whole_or
 from .checks import runs_here
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
-from .live_runs import is_meant
 from .local import LocalEngine
 from .recovering import LEASE_OVER, RecoveryThread
 from .thread_driver import Driver
@@ -248,9 +247,9 @@ class Engine(LocalEngine):
         """Cancel a run, by its id or its key: running steps get at most `grace`, what it did is undone, and its caller gets
         StepCancelled. On a durable store also a run of another process, which learns of it with its next checkpoint or
         renewal. False: there is no such run, or it was ending already."""
-        for run in list(self._live):
-            if is_meant(run, run_id, key):
-                return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
+        run = self._live.find(run_id, key)
+        if run is not None:
+            return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
         return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
 
     def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002

@@ -63,3 +63,8 @@ class Request:
         self.submitted: Final = submitted
         self.until_waiting: Final = until_waiting
         self.recovering: Final = recovering
+
+    @property
+    def unattended(self) -> bool:
+        """Whether recovery has asked for it, and no caller waits for the run."""
+        return self.recovering is not None and self.wait is None

@@ -177,9 +177,9 @@ def pause(run: RunState) -> bool:
 
 
 def _cancel_late(run: RunState, error: BaseException) -> bool:
-    """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already."""
+    """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already, or it has none."""
     with run.lock:
-        if run.given:
+        if run.given or run.request.unattended:
             return False
         run.cancelled_late, continued = run.cancelled_late or error, run.continued
     return continued is None or interrupt(continued, error)

@@ -1,0 +1,87 @@
+"""Cancelling a run in the moment in which it is left to its store, and one that waits there, past its pivot or not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flowcore import Status, StepCancelled, Workflow
+from flowcore._durable.dormant import continuation
+from flowcore._engines import aio_runs, thread_runs
+from tests.core.conftest import PATIENCE
+from tests.stores.redis_servers import until
+
+from .towns import Town
+
+Effects = list[str]
+
+
+def paid(effects: Effects, *, pivot: bool = True) -> Workflow:
+    """a, then pay, past which nothing may be undone, then a wait."""
+    wf = Workflow("paid")
+    wf.add_step("a", lambda ctx: effects.append("a"), compensate=lambda ctx: effects.append("-a"))
+    wf.add_step("pay", lambda ctx: effects.append("pay"), depends_on="a", pivot=pivot)
+    wf.wait("delivered", depends_on="pay")
+    return wf
+
+
+def in_the_gap(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have another thread do this once a run was left to its store, before anything continues it for its caller."""
+    done: list[threading.Thread] = []
+
+    def acted(*arguments: Any) -> Any:
+        if not done:
+            done.append(threading.Thread(target=act))
+            done[0].start()
+            done[0].join(PATIENCE)
+        return continuation(*arguments)
+
+    for engines in (aio_runs, thread_runs):
+        monkeypatch.setattr(engines, "continuation", acted)
+
+
+@pytest.mark.parametrize("way", ["key", "id"])
+@pytest.mark.parametrize("pivot", [False, True])
+def test_a_run_that_is_cancelled_as_it_is_left_to_its_store_is_cancelled_here(
+    town: Town, monkeypatch: pytest.MonkeyPatch, pivot: bool, way: str
+) -> None:
+    effects, engine, found = Effects(), town.engine(), list[bool]()
+
+    def cancel() -> None:
+        head: Any = town.store.find("k")
+        found.append(bool(engine.cancel(key="k") if way == "key" else engine.cancel(head.run_id)))
+
+    in_the_gap(monkeypatch, cancel)
+    future = town.start(engine, paid(effects, pivot=pivot), idempotency_key="k")
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert found == [True]
+    assert town.status() == ("incomplete" if pivot else "compensated")
+    assert effects == (["a", "pay"] if pivot else ["a", "pay", "-a"])
+    assert not engine._live.left
+
+
+def test_a_caller_that_wants_a_run_as_soon_as_it_waits_may_be_cancelled_in_that_moment(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects, engine = Effects(), town.engine()
+    in_the_gap(monkeypatch, lambda: engine.cancel(key="k"))
+    with pytest.raises(StepCancelled):
+        town.call(engine.run(paid(effects), idempotency_key="k", until="waiting"))
+    assert town.status() == "incomplete"
+    assert not engine._live.left
+
+
+def test_nothing_is_kept_of_runs_that_are_left_to_their_store(town: Town) -> None:
+    effects, wf = Effects(), paid(Effects())
+    engine = town.engine()
+    assert town.pause(engine, wf).status is Status.WAITING
+    other = town.engine(workflows=[wf])
+    town.store.resume("k")
+    until(lambda: (town.call(other.recover()), town.status())[1] == "waiting", "it to be left once more")
+    assert not engine._live.left
+    assert not other._live.left
+    assert not effects
