@@ -21,7 +21,10 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 PATIENCE = 30.0
-EVERY = 1  # seconds between scrapes, and between evaluations of rules
+EVERY = 2
+"""seconds between scrapes; one must not take longer, on a busy machine either"""
+SLOWLY = 2 * EVERY
+"""seconds between evaluations of rules, and between copies of all series, which are most of the work"""
 
 
 def until(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
@@ -36,7 +39,7 @@ def until(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> 
 
 
 class Prometheus:
-    """Scrapes what it is told to `watch` as the job "shop" each second, works out `rules` (files), and takes exemplars.
+    """Scrapes what it is told to `watch` as the job "shop" every two seconds, works out `rules` (files), and takes exemplars.
 
     The job "shop-otlp" is the same once more, with the labels that metrics have when they come by OTLP (`otlp_labels`:
     ours -> theirs). `assets`: a folder that it serves under /user.
@@ -59,6 +62,7 @@ class Prometheus:
         """when all were there"""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self._jobs = ["shop", "shop-otlp"] if otlp_labels else ["shop"]
         self._config = partial(_config, f"127.0.0.1:{port}", rules, otlp_labels)
         self._command = [
             binary,
@@ -91,13 +95,16 @@ class Prometheus:
     def look(self, targets: Sequence[str], /) -> None:
         """Return when all these targets have been scraped twice more, and rules have been worked out with that."""
         each = "|".join(target.replace(".", "[.]") for target in targets)
-        chosen = f'{{job="shop", instance=~"{each}"}}'
         later = time.time() + 2 * EVERY
+
+        def arrived(job: str) -> bool:
+            scraped = f'timestamp(flowcore_build_info{{job="{job}", instance=~"{each}"}}) > {later}'
+            alive = f' and on (instance) up{{job="shop", instance=~"{each}"}} == 1'
+            return self.series(f"count({scraped}{alive})", self.looked) == [({}, len(targets))]
 
         def seen() -> bool:
             self.looked = time.time()
-            up = f"count(up{chosen} == 1 and on (instance) timestamp(flowcore_build_info{chosen}) > {later})"
-            return self.series(up, self.looked) == [({}, len(targets))]
+            return all(arrived(job) for job in self._jobs)
 
         until(seen, "a scrape", 4 * PATIENCE)  # of a busy machine
 
@@ -152,7 +159,7 @@ def free_port() -> int:
 
 
 def _config(itself: str, rules: Sequence[Path], otlp_labels: Mapping[str, str] | None, targets: Sequence[str]) -> Json:
-    every = {"scrape_interval": f"{EVERY}s", "scrape_timeout": f"{EVERY}s", "evaluation_interval": f"{EVERY}s"}
+    every = {"scrape_interval": f"{EVERY}s", "scrape_timeout": f"{EVERY}s", "evaluation_interval": f"{SLOWLY}s"}
     scrapes: list[Json] = [{"job_name": "shop", "static_configs": [{"targets": list(targets)}]}]
     if otlp_labels:
         # What it has scraped from the processes it takes over from itself: they are asked once only.
@@ -167,6 +174,8 @@ def _config(itself: str, rules: Sequence[Path], otlp_labels: Mapping[str, str] |
             {
                 "job_name": "itself",
                 "metrics_path": "/federate",
+                "scrape_interval": f"{SLOWLY}s",
+                "scrape_timeout": f"{SLOWLY}s",
                 "params": {"match[]": ['{__name__=~"flowcore_.+", job="shop"}']},
                 "honor_labels": True,
                 "static_configs": [{"targets": [itself]}],
