@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
@@ -49,6 +49,15 @@ class StepReport:
     """of a step that waits: when its time is over, in seconds since the epoch; None: no limit"""
     completed_late: Status | None = None
     """how an attempt that had been given up came back after all: success or failure"""
+    undo_started: float | None = None
+    """when its undo started, in seconds since the epoch by the owner's clock; None in memory"""
+    undo_finished: float | None = None
+    """when its undo ended, after all attempts and the waits between them"""
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        """Take over a pickled report; what its release did not know yet stays as it is without it."""
+        for known in fields(self):
+            setattr(self, known.name, state[1].get(known.name, known.default))
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,9 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     order, trigger = run.begin_undo(node), run.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
     scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
+    began = ended = None  # seconds since the epoch; in memory nothing reads them
+    if run.ledger is not None:
+        began = run.settings.clock() + run.ledger.epoch
     if run.undo_stopped:
         why = f"the undo of step {safe_repr(node.name)} was not started."
         end = StepEnd(Status.FAILURE, None, UndoInterrupted(why))
@@ -123,11 +126,15 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         end = yield from Attempts(run, node, undo.fn, undo.retry, undo.timeout, scope, undo=True).program()
     if end.error is not None:
         _as_failure(node, end)
+    if run.ledger is not None:
+        ended = run.settings.clock() + run.ledger.epoch
+    elif end.scope is not None and end.scope.epoch is not None:  # it was driven elsewhere
+        began, ended = end.scope.at + end.scope.epoch, end.scope.ended + end.scope.epoch
     if scope is not None:
         emit.undo_finished(run, node, scope, order, trigger, end)
     if end.error is not None and run.relinquished and run.finished is None:  # the next owner undoes this step
         return
-    _note_undo(run, node, end)
+    _note_undo(run, node, end, began, ended)
     if run.ledger is not None:
         if run.finished is None:
             collect_landed(run, node)
@@ -140,13 +147,12 @@ def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Progr
     how = node.compensation
     assert how is not None  # noqa: S101 - only nodes with an undo get here
     allowed = how.retry.attempts if how.retry else 1
-    scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
+    scope = emit.undo_started(run, node, order, trigger, allowed)
     end = yield from Attempts(run, node, how.fn, how.retry, how.timeout, scope, undo=True).program()
     if end.error is not None:
         _as_failure(node, end)
-    if scope is not None:
-        emit.undo_finished(run, node, scope, order, trigger, end)
-        end.scope = scope
+    emit.undo_finished(run, node, scope, order, trigger, end)
+    end.scope = scope
     return end
 
 
@@ -162,7 +168,7 @@ def _as_failure(node: Node, end: StepEnd) -> None:
 def _reopen(run: RunState, node: Node) -> None:
     """The step completed after its undo had begun, so that this undo does not count, for the next owner neither."""
     report = run.report(node)
-    report.undo = report.undo_error = None
+    report.undo = report.undo_error = report.undo_started = report.undo_finished = None
     if node.name in run.undone:
         run.undone.remove(node.name)
     run.undo_errors.pop(node.name, None)
@@ -171,11 +177,12 @@ def _reopen(run: RunState, node: Node) -> None:
             run.ledger.failed(run, node, effect=True)
 
 
-def _note_undo(run: RunState, node: Node, end: StepEnd) -> None:
+def _note_undo(run: RunState, node: Node, end: StepEnd, began: float | None, ended: float | None) -> None:
     report = run.report(node)
     if report.status is Status.PENDING:  # so far it had only a result
         report.status, report.attempts = Status.SUCCESS, 1
     report.undo, report.undo_error = end.status, end.error
+    report.undo_started, report.undo_finished = began, ended
     if isinstance(end.error, Exception):
         run.undo_errors[node.name] = end.error
     else:

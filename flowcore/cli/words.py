@@ -120,6 +120,8 @@ def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
                 "started": report.started,
                 "ran": report.ran,
                 "undo": None if report.undo is None else str(report.undo),
+                "undo_started": report.undo_started,
+                "undo_finished": report.undo_finished,
             }
             for name, report in record.steps.items()
         },

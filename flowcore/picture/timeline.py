@@ -1,7 +1,8 @@
 """One run as a picture: the description from which the HTML page and the terminal's timeline are drawn.
 
 It can be made of a store's record, of the Run that a caller has, or of events that a hook has collected. Only events know
-when each attempt, backoff and undo began; the others know when a step started, and how long it worked and backed off.
+when each attempt and backoff began; the others know when a step started, how long it worked and backed off, and, of a durable
+run, when each undo began and ended.
 """
 
 from __future__ import annotations
@@ -166,7 +167,12 @@ class Timeline:
             else:  # nothing says when it started: after all that it waited for
                 ready = max((known[name].end or 0.0 for name in row.depends_on if name in known), default=0.0)
             row.bars = _bars_of_report(report, ready)
-        timeline = cls(workflow, run_id, status, started, max((row.end or 0.0 for row in rows), default=0.0), rows)
+            if report.undo_started is not None and report.undo_finished is not None and zero is not None:
+                kind = Kind.UNDO if report.undo == Status.SUCCESS else Kind.UNDO_FAILED
+                begun, ended = (max(0.0, moment - zero) for moment in (report.undo_started, report.undo_finished))
+                row.bars.append(Bar(kind, begun, max(begun, ended), _with("", report.undo_error)))
+        seconds = max((bar.end for row in rows for bar in row.bars), default=0.0)
+        timeline = cls(workflow, run_id, status, started, seconds, rows)
         _mark_critical(rows)
         return timeline
 

@@ -76,7 +76,10 @@ _HEAD: Final = frozenset(
         *("received", "waiting_for"),
     }
 )
-_TIMES: Final = ("waited", "ran", "backed_off", "started", "retry_at", "until")
+_TIMES: Final = (
+    *("waited", "ran", "backed_off", "started", "retry_at", "until"),
+    *("undo_started", "undo_finished"),
+)
 _IN_A_STEP: Final = frozenset(
     {
         *("status", "attempts", "failed", "errors", "result", "effect", "carrier", *_TIMES),

@@ -272,6 +272,10 @@ class Encoding:
             text += f',"undo":"{report.undo}"'
         if report.undo_error is not None:
             text += f',"undo_error":{self._own(_json_text(texts_of(report.undo_error, brief=self._brief)), run_id, f"s.undo_error:{name}")}'
+        if report.undo_started is not None:
+            text += f',"undo_started":{report.undo_started!r}'
+        if report.undo_finished is not None:
+            text += f',"undo_finished":{report.undo_finished!r}'
         if report.completed_late is not None:
             text += f',"completed_late":"{report.completed_late}"'
         return text + "}"

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from flowcore import Context, Engine, Retry, Workflow
+from flowcore import Context, Engine, Retry, Status, StepReport, Workflow
 from flowcore.events import Event
 from flowcore.picture import Bar, Kind, Row, Timeline, gantt, in_words, page
 from flowcore.run import Run
 from flowcore.stores import SQLiteStore
+from flowcore.stores.base import RunRecord
 
 HOSTILE = '</title><script>alert("x")</script>\r\n\x1b[31m\u202e&amp;'
 
@@ -79,6 +80,44 @@ def test_events_know_each_attempt_and_each_undo(told: tuple[list[Event], Run, An
     ]
     assert rows["ship"][-1] is Kind.FAILED
     assert rows["reserve"][-1] is Kind.UNDO
+
+
+def test_run_and_record_know_each_undo_as_events_do(told: tuple[list[Event], Run, Any]) -> None:
+    events, run, record = told
+    undos = [
+        {row.name: bar for row in picture.rows for bar in row.bars if bar.kind is Kind.UNDO}
+        for picture in (Timeline.of_events(events), Timeline.of_run(run), Timeline.of_record(record))
+    ]
+    for found in undos:
+        assert found.keys() == {"charge", "reserve"}
+        assert found["charge"].end <= found["reserve"].start
+    assert 'class="undo"' in record.html()
+    assert 'class="undo"' in run.html()
+
+
+def test_an_undo_is_drawn_where_the_record_has_it() -> None:
+    began = 1_700_000_000.0
+    record = RunRecord("k", "1" * 32, "checkout", None, '[["reserve", []], ["charge", ["reserve"]]]', "compensated")
+    record.started, record.finished = began, began + 9
+    undone = {"undo": Status.SUCCESS, "undo_started": began + 6.5, "undo_finished": began + 8}
+    failed = {
+        "undo": Status.FAILURE,
+        "undo_started": began + 5,
+        "undo_finished": began + 6,
+        "undo_error": OSError("no"),
+    }
+    record.steps = {
+        "reserve": StepReport(Status.SUCCESS, 1, 0.5, 2.0, 0.0, started=began + 1, **undone),
+        "charge": StepReport(Status.FAILURE, 1, 0.0, 1.0, 0.0, started=began + 3, **failed),
+    }
+    reserve, charge = Timeline.of_record(record).rows
+    assert reserve.bars[-1] == Bar(Kind.UNDO, 6.5, 8.0)
+    assert charge.bars[-1] == Bar(Kind.UNDO_FAILED, 5.0, 6.0, "OSError: no")
+    assert (reserve.end, charge.end) == (3.0, 4.0)
+    assert "undoing 2.5 s" in in_words(Timeline.of_record(record))
+    for report in record.steps.values():  # as an earlier release has recorded them
+        report.undo_started = report.undo_finished = None
+    assert [row.bars[-1].kind for row in Timeline.of_record(record).rows] == [Kind.WORK, Kind.FAILED]
 
 
 def test_events_of_no_run_are_refused_in_one_sentence() -> None:

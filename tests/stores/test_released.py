@@ -60,5 +60,7 @@ def test_errors_and_runs_that_a_release_pickled_are_read(folder: Path) -> None:
     run = pickled.pop("Run")
     assert isinstance(run, Run)
     assert run.explain() == expected["explain"]
+    assert {report.undo_started for report in run.steps.values()} == {None}  # which a later release came to know
+    assert run.html()
     assert {name: str(error) for name, error in pickled.items()} == expected["errors"]
     assert all(type(error).__name__ == name for name, error in pickled.items())

@@ -122,6 +122,11 @@ def test_an_error_whose_class_the_caller_cannot_have_is_a_run_failed(temporal: T
     assert isinstance(run.error, RunFailed)
     assert (run.error.error_type, run.error.message) == ("Local", "only here")
     assert (run.status, run.failed_step, run.undone) == (Status.COMPENSATED, "mail", ("pay", "book"))
+    pay, book = (run.steps[name] for name in run.undone)
+    moments = [pay.undo_started, pay.undo_finished, book.undo_started, book.undo_finished]
+    known = [moment for moment in moments if moment is not None]
+    assert len(known) == 4
+    assert known == sorted(known)
 
 
 def test_attempts_follow_the_steps_own_policy(temporal: Temporal) -> None:

@@ -123,7 +123,8 @@ _PLAIN: Final = (
 def _report(report: StepReport) -> tuple[Any, ...]:
     times = (report.waited, report.ran, report.backed_off)
     errors = (_in_words(report.error), _in_words(report.undo_error))
-    return (report.status, report.attempts, *times, *errors, report.undo, report.completed_late)
+    undo = (report.undo, report.undo_started, report.undo_finished)
+    return (report.status, report.attempts, *times, *errors, *undo, report.completed_late)
 
 
 def _in_words(error: BaseException | None) -> tuple[str, str] | None:
