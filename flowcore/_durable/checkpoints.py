@@ -117,7 +117,7 @@ def settle(
         answer, failure = yield from _healed(run, ledger, empty, answer, failure)
     if failure is not None:
         _put_back(run, ledger, checkpoint, failure)
-    elif answer is Renewal.CANCEL and stopping.interrupt(run, cancelled(run)):
+    elif isinstance(answer, Renewal) and obey(run, answer):
         yield Stop(cancel=True)
     if isinstance(answer, Lost):
         failure = lose(run, gone=answer.gone)
@@ -211,6 +211,16 @@ def parked(run: RunState, why: str, cause: BaseException | None = None) -> RunPa
     )
     error.__cause__ = cause
     return error
+
+
+def obey(run: RunState, order: Renewal) -> bool:
+    """An operator wants the run cancelled or, with UNDO, undone past its pivot too. Returns whether its calls are to be
+    interrupted: not where its owner knew of that from the record that it took over."""
+    if run.earlier is not None and run.earlier.decided:
+        return False
+    if order is Renewal.UNDO:
+        stopping.forget_pivot(run)
+    return stopping.interrupt(run, cancelled(run))
 
 
 def cancelled(run: RunState) -> StepCancelled:

@@ -23,6 +23,7 @@ from ..errors import (
 from ..run import Run
 from ..stores.base import (
     RESUMABLE,
+    STOPS,
     Arrived,
     Busy,
     Claim,
@@ -79,8 +80,8 @@ class StoreClaims:
         if isinstance(failure, Arrived):
             found, failure = yield from checkpoints.ask(run, "find", record.key)
             stopping.resume_waits(run, {} if found is None else found.sent)
-            if found is not None and found.decision == "cancel":
-                stopping.interrupt(run, checkpoints.cancelled(run))
+            if found is not None and (order := STOPS.get(found.decision)) is not None:
+                checkpoints.obey(run, order)
             return False
         stopping.resume_waits(run, {})
         stopping.park(

@@ -46,7 +46,7 @@ class Leases:
         lease: float,
         hooks: Hooks,
         on_lost: Callable[[RunState], None],
-        on_cancel: Callable[[RunState], None],
+        on_cancel: Callable[[RunState, Renewal], None],
         on_sent: Callable[[RunState, Mapping[str, Sent]], None],
     ) -> None:
         self._store = store
@@ -116,8 +116,8 @@ class Leases:
                 ended = run not in self._runs
                 if renewal is Renewal.LOST and not ended:
                     self._on_lost(run)
-                elif renewal is Renewal.CANCEL and not ended:
-                    self._on_cancel(run)
+                elif renewal in {Renewal.CANCEL, Renewal.UNDO} and not ended:
+                    self._on_cancel(run, renewal)
                 elif renewal is Renewal.SENT and not ended:
                     self._fetch(run, loop, context)
                 if renewal is not Renewal.LOST and run.ledger is not None:

@@ -26,9 +26,9 @@ from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from ..step import Landed
-from ..stores.base import RunRecord
+from ..stores.base import STOPS, RunRecord
 from ..workflow import Workflow
-from .checkpoints import parked
+from .checkpoints import cancelled, parked
 from .ledger import ledger_of
 
 __all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "restore", "take_over"]
@@ -76,7 +76,8 @@ def restore(run: RunState, record: RunRecord) -> None:
     """Restore what the record says."""
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
     ended = len(record.results) + len(record.undone)
-    run.earlier = Earlier(record.carrier, _before(record), record.status is Status.WAITING, record.retries, ended)
+    waited, decided = record.status is Status.WAITING, record.decision in STOPS
+    run.earlier = Earlier(record.carrier, _before(record), waited, record.retries, ended, decided)
     run.carrier = run.carrier or record.carrier
     run.values.clear()
     run.values.update(record.values)
@@ -177,9 +178,8 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not run.past_pivot]
-    undoing = (
-        record.undoing or record.decision in {"undo", "cancel"} or (bool(to_undo) and not held and unclear is None)
-    )
+    ordered = record.decision == "undo" or (record.decision == "cancel" and not run.past_pivot)
+    undoing = record.undoing or ordered or (bool(to_undo) and not held and unclear is None)
     run.was_in_doubt = (run.was_in_doubt | {node.name for node in open_ones}) - {node.name for node in lacking}
     if undoing:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
@@ -203,6 +203,8 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     emit.recovered(run, _recovered(run, record, decision, retried=retried, landed=landed, undone=undone, held=held))
     if landed and ledger is not None and not run.stopped:
         yield from ledger.flush(run)
+    if record.decision == "cancel" and not run.stopped:  # past its pivot
+        stopping.interrupt(run, cancelled(run))
 
 
 def _recovered(

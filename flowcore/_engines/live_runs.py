@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Final, TypeVar
 
-from .._durable.checkpoints import cancelled, lose, parked
+from .._durable.checkpoints import lose, obey, parked
 from .._kernel import stopping
 from .._kernel.run_state import RunState
 from .._kernel.wait_steps import keep, receive
 from ..errors import RunParked, StepCancelled, safe_repr
 from ..run import Sent
 from ..status import Status
+from ..stores.base import Renewal
 
 __all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left", "stopped", "unbegun"]
 
@@ -72,9 +73,9 @@ class LiveRuns(dict[RunState, D | None], ABC):
         lose(run)
         self.stop(run, cancel=True)
 
-    def cancel_through_store(self, run: RunState) -> None:
-        """An operator wants the run cancelled, through the store."""
-        if stopping.interrupt(run, cancelled(run)):
+    def cancel_through_store(self, run: RunState, order: Renewal) -> None:
+        """An operator wants the run cancelled, or undone, through the store."""
+        if obey(run, order):
             self.stop(run, cancel=True)
 
     def wake(self, run: RunState) -> None:

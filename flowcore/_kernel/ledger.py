@@ -126,6 +126,8 @@ class Earlier(NamedTuple):
     """how often the run had ended parked or incomplete since its last progress"""
     ended: int
     """how many steps and undos had ended"""
+    decided: bool
+    """an operator had decided that it is to be cancelled or undone"""
 
 
 class Takeover(Protocol):

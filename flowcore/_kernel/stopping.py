@@ -17,6 +17,7 @@ __all__ = [
     "fail",
     "fail_after_all",
     "fail_step",
+    "forget_pivot",
     "hand_over",
     "hold",
     "interrupt",
@@ -63,6 +64,13 @@ def interrupt(run: RunState, error: BaseException, step: str | None = None) -> b
         run.interrupted = True
         _stop(run, error, step)
         return True
+
+
+def forget_pivot(run: RunState) -> None:
+    """An operator wants the run undone, which its pivot does not keep from, unless it has stopped already."""
+    with run.lock:
+        if not run.stopped:
+            run.past_pivot = False
 
 
 def hand_over(run: RunState, error: BaseException) -> bool:

@@ -34,9 +34,17 @@ class Verb:
 
 
 VERBS = (
-    Verb("cancel", "Stop a run, wherever it is at work: nothing new starts, and what it did is undone."),
+    Verb(
+        "cancel",
+        "Stop a run, wherever it is at work: nothing new starts, and what it did is undone, "
+        "unless it is past its pivot.",
+    ),
     Verb("resume", "Let the next caller, or recovery, resume a run that is held, parked, incomplete or expired."),
-    Verb("undo", "Let the next caller, or recovery, undo a run. One that is at work is cancelled."),
+    Verb(
+        "undo",
+        "Let the next caller, or recovery, undo a run. One that is at work is cancelled and undone. A pivot does not "
+        "keep it from that.",
+    ),
     Verb("hold", "Refuse a key until you resume, undo or release it."),
     Verb(
         "release",

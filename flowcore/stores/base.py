@@ -6,7 +6,7 @@ run, each one atomic:
 | verb | when | returns |
 |---|---|---|
 | claim(Claim) | before anything else | Claimed, or why not: Finished, Busy, Mismatch, Held, OtherGraph |
-| checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, Renewal.CANCEL, Behind or Lost |
+| checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, Renewal.CANCEL or UNDO, Behind or Lost |
 | renew(leases, seconds) | on a durable store, every third of a lease, for all runs of an engine at once | a Renewal for each |
 | finish(Ending) | at the end, and where the run only waits | None, Behind, Lost, or Arrived |
 | withdraw(Claim) | where the reply to a claim was lost | None |
@@ -39,6 +39,7 @@ __all__ = [
     "LIVE",
     "RELEASED",
     "RESUMABLE",
+    "STOPS",
     "Arrived",
     "Behind",
     "Busy",
@@ -170,7 +171,7 @@ ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held | OtherGraph
 
 
 CheckpointAnswer: TypeAlias = "Renewal | Behind | Lost | None"
-"""None: written. Renewal.CANCEL: written, and an operator wants the run cancelled."""
+"""None: written. Renewal.CANCEL: written, and an operator wants the run cancelled; Renewal.UNDO: and undone."""
 
 
 @dataclass(slots=True)
@@ -248,8 +249,14 @@ class Renewal(Enum):
     LOST = "lost"
     CANCEL = "cancel"
     """renewed, and an operator wants the run cancelled"""
+    UNDO = "undo"
+    """renewed, and an operator wants the run cancelled and undone, past its pivot too"""
     SENT = "sent"
     """renewed, and values were sent to the run that its owner does not know"""
+
+
+STOPS: Final[Mapping[str | None, Renewal]] = {"cancel": Renewal.CANCEL, "undo": Renewal.UNDO}
+"""what the owner of a run hears of an operator's decision"""
 
 
 class Page(list[RunRecord]):
@@ -394,11 +401,13 @@ class Store(Protocol):
         ...
 
     def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """Let the next caller, or recovery, undo a run; a running one is cancelled first."""
+        """Let the next caller, or recovery, undo a run, past its pivot too; the owner of a running one cancels it first, and undoes
+        it."""
         ...
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Cancel a run, whichever process it is in: its owner notices with its next renewal or checkpoint."""
+        """Cancel a run, whichever process it is in: its owner notices with its next renewal or checkpoint, or else the next caller
+        or recovery. Past its pivot it is left incomplete."""
         ...
 
     def gc(self) -> int:

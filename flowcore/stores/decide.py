@@ -126,8 +126,8 @@ class Order(Enum):
 
     NOTHING = "nothing"
     """it is so already"""
-    CANCEL = "cancel"
-    """its owner is to hear that it is cancelled"""
+    TELL = "tell"
+    """its owner is to hear of the decision"""
     STOP = "stop"
     """no owner has it from now on, and the next one carries the decision out"""
 
@@ -135,7 +135,7 @@ class Order(Enum):
 def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
     """What `hold`, `resume`, `undo`, `cancel`, `release` or `erase` of a run comes to. Raises StoreError where it is refused."""
     if live and verb in {"undo", "cancel"}:
-        return Order.NOTHING if record.undoing else Order.CANCEL
+        return Order.NOTHING if record.undoing else Order.TELL
     key = hashed_key(record.key)
     if live:
         way_out = f", or {verb} it with force=True" if verb in {"release", "erase"} else ""

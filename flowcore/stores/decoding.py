@@ -195,7 +195,7 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
         record.waiting_for = tuple(parts.string(name, "waiting_for") for name in names)
     if reason and sealing.hides:
         reason = _opened(parts.parsed(reason, "reason"), sealing, sealing.lookup(key), "reason")
-    if reason and (record.status not in _LIVE or record.decision == "cancel"):
+    if reason and (record.status not in _LIVE or record.decision in {"undo", "cancel"}):
         record.reason = reason
     if "before_status" in fields:
         parts.status(_RUN, fields["before_status"], "before_status")

@@ -19,6 +19,7 @@ from ..run import Sent
 from ..status import Status
 from .base import (
     RESUMABLE,
+    STOPS,
     Arrived,
     Behind,
     Busy,
@@ -161,10 +162,10 @@ class MemoryStore(Operating):
                 return Behind(record.seq)
             kept.note(checkpoint)
             self._renew(kept, self._clock(), checkpoint.lease)
-            cancelled = record.decision == "cancel" and not checkpoint.undoing
-            if not cancelled:
+            told = None if checkpoint.undoing else STOPS.get(record.decision)
+            if told is None:
                 record.decision = None
-            return Renewal.CANCEL if cancelled else None
+            return told
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         """Renew these leases for `lease` seconds from now; for each, whether the run is still its owner's."""
@@ -176,9 +177,8 @@ class MemoryStore(Operating):
         if kept is None or not kept.live or kept.record.run_id != one.run_id or kept.record.fence != one.fence:
             return Renewal.LOST
         self._renew(kept, self._clock(), lease)
-        if kept.record.decision == "cancel":
-            return Renewal.CANCEL
-        return Renewal.SENT if kept.record.received > one.received else Renewal.OURS
+        told = STOPS.get(kept.record.decision)
+        return told or (Renewal.SENT if kept.record.received > one.received else Renewal.OURS)
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         """Record how a run ended. Fence 0: it was never claimed, or its owner was interrupted before it heard that its claim
@@ -202,7 +202,7 @@ class MemoryStore(Operating):
             changes = ending.changes
             if changes is not None and known.seq < changes.base and not changes.heals:
                 return Behind(known.seq)
-            arrived = known.received > ending.received or known.decision == "cancel"
+            arrived = known.received > ending.received or known.decision in STOPS
             if end.status == Status.WAITING and arrived:
                 return Arrived()
             wall = self._wall()

@@ -161,22 +161,22 @@ class Operating:
         self._decide(key, "resume", reason)
 
     def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """As `resume`, but the run is undone; a live run is cancelled."""
+        """As `resume`, but the run is undone, past its pivot too; the owner of a live run cancels and undoes it."""
         self._decide(key, "undo", reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; undo any other run that
-        is not over. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; any other run that is not
+        over is cancelled by the next call with the key, or by recovery. Past its pivot it is left incomplete. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
         self._decide(key, "cancel", reason)
 
     def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
         with self._lock:
             kept = self._known(key)
             match self._order(kept, decision):
-                case Order.CANCEL:
-                    kept.record.decision, kept.record.reason = "cancel", reason
+                case Order.TELL:
+                    kept.record.decision, kept.record.reason = decision, reason
                 case Order.STOP:
-                    self._stop(kept, held=False, decision="undo" if decision == "cancel" else decision, reason=reason)
+                    self._stop(kept, held=False, decision=decision, reason=reason)
                     if is_over(kept.record.status):
                         kept.record.status = Status.PARKED
                 case Order.NOTHING:

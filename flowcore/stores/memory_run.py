@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import RunFailed, error_message, safe_repr
 from ..run import Sent, StepReport
 from ..status import Status
-from .base import LIVE, Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
+from .base import LIVE, STOPS, Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .decide import is_over, makes_progress, takeover_delay
 
 __all__ = ["LiveRun"]
@@ -80,7 +80,7 @@ class LiveRun:
             owner=None if claim.owner is None else replace(claim.owner, since=wall),
             fence=record.fence + 1,
             takeovers=takeovers,
-            reason=record.reason if record.decision == "cancel" else None,
+            reason=record.reason if record.decision in STOPS else None,
             not_before=None,
             finished=None,
             waiting_for=(),

@@ -66,7 +66,7 @@ class RunRecord:
     undoing: bool = False
     """the run has failed for good: from here on it is only undone"""
     decision: str | None = None
-    """what an operator has decided: "resume" or "undo", carried out by the next owner, or "cancel", carried out by the
+    """what an operator has decided, "resume", "undo" or "cancel": carried out by the next owner, the latter two also by the
     present one"""
     reason: str | None = None
     """why it is parked or held, in one sentence"""

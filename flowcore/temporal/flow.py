@@ -22,6 +22,9 @@ from .wire import TEXTS, Outcome, Request, SentValue, decode_outcome, encode_out
 
 __all__ = ["FlowcoreWorkflow"]
 
+_KEEPS_PIVOT = "cancel-keeps-pivot"
+"""the patch from which on a cancelled run that is past its pivot is left incomplete"""
+
 
 @workflow.defn(dynamic=True)
 class FlowcoreWorkflow:
@@ -47,6 +50,8 @@ class FlowcoreWorkflow:
             return encode_outcome(record)
         if request["resumed"]:
             record.decision = await self._decided(request["retry_in"])
+            if record.decision == "cancel" and not workflow.patched(_KEEPS_PIVOT):
+                record.decision = "undo"  # of an earlier release
             record.held, record.reason = False, self._reason or record.reason
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         definition = definition_of(info.task_queue, info.workflow_type)

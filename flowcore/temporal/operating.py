@@ -188,11 +188,12 @@ class Operators(TemporalServer):
         await self._decide(key, "resume", reason)
 
     async def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """Undo a run that is held, parked or incomplete; cancel one that is at work or waits, which undoes it too."""
+        """Undo a run that is held, parked or incomplete; cancel one that is at work or waits, which undoes it too, unless it is
+        past its pivot: then it is incomplete, and may be undone."""
         await self._decide(key, "undo", reason)
 
     async def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Cancel a run: what it did is undone. Raises StoreError for one that is over."""
+        """Cancel a run: what it did is undone, or, past its pivot, left incomplete. Raises StoreError for one that is over."""
         await self._decide(key, "cancel", reason)
 
     async def release(self, key: str, /, *, force: bool = False) -> None:
@@ -215,7 +216,7 @@ class Operators(TemporalServer):
 
     async def _decide(self, key: str, decision: str, reason: str | None) -> None:
         order, handle = await self._ordered(key, decision), self._handle(key)
-        if order is Order.CANCEL:
+        if order is Order.TELL:
             await self._reached(handle.cancel(reason=reason or ""))
         else:
             await self._reached(handle.signal(FlowcoreWorkflow.decide, args=[decision, reason]))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .._durable.checkpoints import cancelled, lose
+from .._durable.checkpoints import lose, obey
 from .._durable.claim import StoreClaims
 from .._kernel import stopping
 from .._kernel.effects import (
@@ -316,7 +316,7 @@ class Process(SimulatedCode):
                     for name, value in record.sent.items():
                         keep(self.x, name, value)
                     self.look()
-                if answer[0] is Renewal.CANCEL and stopping.interrupt(self.x, cancelled(self.x)):
+                if answer[0] in {Renewal.CANCEL, Renewal.UNDO} and obey(self.x, answer[0]):
                     self._stop(Stop(cancel=True))
             elif self.act.ended is None:
                 lose(self.x)

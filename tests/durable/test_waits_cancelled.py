@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import Status, StepCancelled, Workflow
+from flowcore import Context, Status, StepCancelled, Workflow
 from flowcore._durable.dormant import continuation
 from flowcore._engines import aio_runs, thread_runs
 from tests.core.conftest import PATIENCE
@@ -85,3 +85,41 @@ def test_nothing_is_kept_of_runs_that_are_left_to_their_store(town: Town) -> Non
     assert not engine._live.left
     assert not other._live.left
     assert not effects
+
+
+@pytest.mark.parametrize("verb", ["cancel", "undo"])
+def test_an_operator_who_cancels_a_run_past_its_pivot_leaves_it_incomplete_and_one_who_undoes_it_has_it_undone(
+    town: Town, verb: str
+) -> None:
+    effects = Effects()
+    wf = paid(effects)
+    town.pause(town.engine(), wf)
+    town.engine(workflows=[wf], recover_every=0.05)
+    getattr(town.store, verb)("k")
+    wanted = "incomplete" if verb == "cancel" else "compensated"
+    until(lambda: town.status() == wanted, "the decision to be carried out")
+    assert effects == (["a", "pay"] if verb == "cancel" else ["a", "pay", "-a"])
+
+
+@pytest.mark.parametrize("verb", ["cancel", "undo"])
+def test_the_same_goes_for_a_run_past_its_pivot_that_is_running(town: Town, verb: str) -> None:
+    effects, wf, released = Effects(), Workflow("running"), threading.Event()
+    wf.add_step("a", lambda ctx: effects.append("a"), compensate=lambda ctx: effects.append("-a"))
+    wf.add_step("pay", lambda ctx: effects.append("pay"), depends_on="a", pivot=True)
+
+    def ship(ctx: Context) -> None:
+        effects.append("ship")
+        while not ctx.cancelled and not released.wait(0.01):
+            pass
+
+    wf.add_step("ship", ship, depends_on="pay", compensate=lambda ctx: effects.append("-ship"))
+    future = town.start(town.engine(grace=PATIENCE), wf, idempotency_key="k")
+    until(lambda: "ship" in effects, "the last step to start")
+    try:
+        getattr(town.store, verb)("k")
+        with pytest.raises(StepCancelled):
+            future.result(PATIENCE)
+    finally:
+        released.set()
+    assert town.status() == ("incomplete" if verb == "cancel" else "compensated")
+    assert effects == (["a", "pay", "ship"] if verb == "cancel" else ["a", "pay", "ship", "-ship", "-a"])

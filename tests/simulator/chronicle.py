@@ -117,7 +117,7 @@ class Chronicle:
                 if isinstance(call.answer, Claimed):
                     self._granted(position, call, argument, call.answer)
             case "checkpoint":
-                if call.answer is None or call.answer is Renewal.CANCEL:
+                if call.answer is None or isinstance(call.answer, Renewal):
                     self._told(position, argument)
                     self._renewed(call, argument.lease)
             case "renew":

@@ -450,7 +450,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     ask = crashed if record.decision is None else []  # an operator has decided already
     held = [name for name in ask if c.steps[name].on_crash == "hold"]
     undo = [name for name in ask if c.steps[name].on_crash == "undo" and not past_pivot]
-    undo_all = record.undoing or undo or record.decision in {"undo", "cancel"}
+    undo_all = record.undoing or undo or record.decision == "undo" or (record.decision == "cancel" and not past_pivot)
     decision = "hold" if held else "undo" if undo_all else "forward"
     facts = {
         "decision": decision,

@@ -152,8 +152,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m("verify= is not asked", "takeover", "        if node.step.verify is not None:\n", "        if False:\n"),
     m("on_crash=hold is ignored", "takeover", 'node.step.on_crash == "hold"', 'node.step.on_crash == "never"'),
     m("on_crash=undo is ignored", "takeover", 'node.step.on_crash == "undo"', 'node.step.on_crash == "never"'),
-    m("undoing turns round", "takeover", "record.undoing or record.decision in", "False or record.decision in"),
-    m("an operator's undo is ignored", "takeover", 'record.decision in {"undo", "cancel"} or', "False or"),
+    m("undoing turns round", "takeover", "record.undoing or ordered", "False or ordered"),
+    m("an operator's undo is ignored", "takeover", 'record.decision == "undo" or (', "False or ("),
     m("an operator is asked again", "takeover", "decided = record.decision is not None", "decided = False"),
     m(
         "what is undone is undone again",

@@ -345,12 +345,12 @@ class OperatorVerbs(Calls):
         yield from self._order("resume", key, reason)
 
     def undo(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
-        """As `resume`, but the run is undone. A running run is cancelled and undone by its owner."""
+        """As `resume`, but the run is undone. A running run is cancelled and undone by its owner. A pivot keeps neither from that."""
         yield from self._order("undo", key, reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
-        """Cancel a run: its owner hears of it with its next renewal or checkpoint; one without a live owner is undone by
-        the next. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        """Cancel a run: its owner hears of it with its next renewal or checkpoint; one without a live owner is cancelled
+        by the next. Past its pivot it is left incomplete. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
         yield from self._order("cancel", key, reason)
 
     def _order(self, verb: str, key: str, reason: str | None) -> Asked[None]:

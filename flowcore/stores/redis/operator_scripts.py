@@ -77,7 +77,7 @@ local stops = decision == 'undo' or decision == 'cancel'
 if run.stage == 'owned' and run.ends > now then
   if not stops then return reply('busy', now, KEYS[1], true) end
   if run.undoing ~= '1' then  -- its owner hears of it with the next renewal or checkpoint
-    redis.call('HSET', KEYS[1], 'decision', 'cancel', 'reason', ARGV[2])
+    redis.call('HSET', KEYS[1], 'decision', decision, 'reason', ARGV[2])
   end
   return {'done', digits(now)}
 end
@@ -103,7 +103,7 @@ redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'held', hold and '1' or '0', 'status', status, 'reason', ARGV[2])
 redis.call('HDEL', KEYS[1], 'expires', 'listed', 'before_status', 'before_expires', 'before_by', 'before_since', 'not_before',
   'delay', 'decision')
-if not hold then redis.call('HSET', KEYS[1], 'decision', decision == 'cancel' and 'undo' or decision) end
+if not hold then redis.call('HSET', KEYS[1], 'decision', decision) end
 if run.stage == 'owned' then  -- its owner is fenced off if it comes back
   redis.call('HSET', KEYS[1], 'fence', digits(count(run.fence) + 1))
 end

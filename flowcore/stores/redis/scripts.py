@@ -177,7 +177,7 @@ else
   redis.call('HSET', KEYS[1], 'expires', expires, unpack(ARGV, 7, math.min(1006, #ARGV)))
   for i = 1007, #ARGV, 1000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV))) end
 end
-if got[6] == 'cancel' and not string.find(ARGV[6], 'u', 1, true) then return {'cancel'} end
+if (got[6] == 'cancel' or got[6] == 'undo') and not string.find(ARGV[6], 'u', 1, true) then return {got[6]} end
 if got[6] then redis.call('HDEL', KEYS[1], 'decision') end
 return 1
 """,
@@ -202,7 +202,8 @@ if all.stage ~= 'owned' then return {'done', digits(now)} end  -- a late copy
 local seq = count(all.seq or '0')
 if not seq then return corrupted(now, KEYS[1], all) end
 if ARGV[7] ~= '' and seq < tonumber(ARGV[7]) then return {'behind', digits(now), 'seq', digits(seq)} end
-if ARGV[9] ~= '' and ((count(all.received or '0') or 0) > tonumber(ARGV[9]) or all.decision == 'cancel') then
+if ARGV[9] ~= '' and ((count(all.received or '0') or 0) > tonumber(ARGV[9]) or all.decision == 'cancel'
+  or all.decision == 'undo') then
   return {'arrived', digits(now)}
 end
 
@@ -240,8 +241,8 @@ return {'done', digits(now)}
 )
 
 # KEYS: open, started, index, statuses, runs. ARGV: lease (microseconds), then of each run its id, fence, and how many of the values that
-# were sent to it its owner knows. Returns 0 (lost), 1 (renewed), 2 (renewed, and to be cancelled) or 3 (renewed, and there are
-# more values) for each.
+# were sent to it its owner knows. Returns 0 (lost), 1 (renewed), 2 (renewed, and to be cancelled), 3 (renewed, and there are
+# more values) or 4 (renewed, and to be undone) for each.
 RENEW: Final = Script(
     NUMBERS,
     LEASE,
@@ -260,7 +261,7 @@ for i = 5, #KEYS do
     redis.call('HSET', KEYS[i], 'expires', expires, 'listed', expires)
     if got[3] == 'running' and got[8] then move_lease(KEYS[4], got[8], got[7], expires, got[1]) end
     local more = got[6] and (count(got[6]) or 0) > tonumber(ARGV[own + 2])
-    answer[i - 4] = got[5] == 'cancel' and 2 or more and 3 or 1
+    answer[i - 4] = got[5] == 'cancel' and 2 or got[5] == 'undo' and 4 or more and 3 or 1
   end
 end
 return answer

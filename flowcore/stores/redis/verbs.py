@@ -9,6 +9,7 @@ from typing import Any, Final
 from ...errors import StoreUnavailable, hashed_key
 from ..base import (
     RESUMABLE,
+    STOPS,
     Arrived,
     Behind,
     Busy,
@@ -35,7 +36,13 @@ from .operating import OperatorVerbs
 __all__ = ["Verbs"]
 
 _FOREVER: Final = 50 * 365 * 24 * 3600.0  # seconds; a lease that ends later was given without an end
-_RENEWALS: Final = (Renewal.LOST, Renewal.OURS, Renewal.CANCEL, Renewal.SENT)  # by what the script returns
+_RENEWALS: Final = (
+    Renewal.LOST,
+    Renewal.OURS,
+    Renewal.CANCEL,
+    Renewal.SENT,
+    Renewal.UNDO,
+)  # by what the script returns
 _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "before_by": "by", "before_since": "since"}
 
 
@@ -119,8 +126,8 @@ class Verbs(OperatorVerbs):
         reply = yield from self._reply(scripts.CHECKPOINT, checkpoint.key, (*head, *texts))
         if reply == 1:
             return None
-        if reply[0] == b"cancel":
-            return Renewal.CANCEL
+        if reply[0] in {b"cancel", b"undo"}:
+            return STOPS[reply[0].decode()]
         if reply[0] == b"behind":
             return Behind(int(reply[1]))
         return (yield from self._refused(checkpoint))

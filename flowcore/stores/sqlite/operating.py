@@ -278,12 +278,12 @@ class Operating:
         self._decide(key, "resume", reason)
 
     def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """As `resume`, but the run is undone; a live run is cancelled."""
+        """As `resume`, but the run is undone, past its pivot too; the owner of a live run cancels and undoes it."""
         self._decide(key, "undo", reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; undo any other run that
-        is not over. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; any other run that is not
+        over is cancelled by the next call with the key, or by recovery. Past its pivot it is left incomplete. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
         self._decide(key, "cancel", reason)
 
     def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
@@ -291,14 +291,13 @@ class Operating:
             now = self._now()
             number, record, live = self._known(db, key, now)
             match decide_order(record, live, decision):
-                case Order.CANCEL:
-                    db.execute(tables.CANCEL, (self._encoding.encode_reason(key, reason), number))
+                case Order.TELL:
+                    db.execute(tables.TELL, (decision, self._encoding.encode_reason(key, reason), number))
                 case Order.STOP:
                     over = is_over(record.status) or record.status == Status.RUNNING
                     status = Status.PARKED if over else record.status
-                    word = "undo" if decision == "cancel" else decision
                     db.execute(
-                        tables.STOP, (str(status), 0, word, self._encoding.encode_reason(key, reason), now, number)
+                        tables.STOP, (str(status), 0, decision, self._encoding.encode_reason(key, reason), now, number)
                     )
                 case Order.NOTHING:
                     pass

@@ -17,6 +17,7 @@ from ...status import Status
 from ..base import (
     LIVE,
     RESUMABLE,
+    STOPS,
     Arrived,
     Behind,
     Busy,
@@ -212,8 +213,8 @@ class SQLiteStore(Operating):
             now = self._now()
             expires = now + lease
             self._written += tables.put(db, number, texts)
-            cancelled = decision == "cancel" and not checkpoint.undoing
-            row = (expires, lease, checkpoint.undoing, "cancel" if cancelled else None, texts.get("seq", 0), number)
+            told = None if checkpoint.undoing else STOPS.get(decision)
+            row = (expires, lease, checkpoint.undoing, None if told is None else decision, texts.get("seq", 0), number)
             db.execute(tables.CHECKPOINT, row)
             if troubled and makes_progress(checkpoint):
                 db.execute(tables.PROGRESS, (expires, number))
@@ -221,7 +222,7 @@ class SQLiteStore(Operating):
                 db.execute(tables.DUE, (expires + delay, number))
             if self._written >= BITE:
                 self._forget_some(db, now)
-            return Renewal.CANCEL if cancelled else None
+            return told
 
         return self._database.write(write)
 
@@ -239,7 +240,7 @@ class SQLiteStore(Operating):
             number, decision, seq, _, _, _, received = row
             if changes is not None and seq < changes.base and not changes.heals:
                 return Behind(seq)
-            if waiting and (received > ending.received or decision == "cancel"):
+            if waiting and (received > ending.received or decision in STOPS):
                 return Arrived()
             now = self._now()
             db.execute(tables.CLEAR, (number,))
@@ -281,9 +282,7 @@ class SQLiteStore(Operating):
             return Renewal.LOST
         number, decision, _, _, delay, _, received = row
         self._renew(db, (number, delay), now, lease)
-        if decision == "cancel":
-            return Renewal.CANCEL
-        return Renewal.SENT if received > one.received else Renewal.OURS
+        return STOPS.get(decision) or (Renewal.SENT if received > one.received else Renewal.OURS)
 
     def withdraw(self, claim: Claim, /) -> None:
         """Take a claim back whose answer was lost, if it was granted."""

@@ -9,7 +9,7 @@ import pytest
 
 from ...errors import RunNotFound
 from ...status import Status
-from ...stores.base import Claimed, Finished, Held, Lost, Mismatch, Renewal, RunRecord
+from ...stores.base import STOPS, Claimed, Finished, Held, Lost, Mismatch, Renewal, RunRecord
 from .model import snapshot
 from .rules import broken
 from .suite import LONG, Owner, Suite, done, new_id, wrote
@@ -135,10 +135,25 @@ class OperatorRules(Suite):
     @pytest.mark.parametrize("verb", VERBS)
     def test_a_run_that_goes_on_is_left_alone(self, verb: str) -> None:
         self.begin()
-        if verb == "undo":  # cancels it
+        if verb == "undo":  # its owner hears of it
             return
         with self.unchanged("not-while-running"), self.refuses("not-while-running", verb):
             getattr(self.store, verb)(self.key)
+
+    @pytest.mark.parametrize("verb", ["undo", "cancel"])
+    def test_the_owner_of_a_run_hears_of_a_decision(self, verb: str) -> None:
+        owner = self.begin()
+        getattr(self.store, verb)(self.key)
+        order = STOPS[verb]
+        for _ in range(2):
+            assert self.store.renew([owner.lease], LONG) == [order], broken("order", f"not of {verb}, as it renews")
+            assert self.store.checkpoint(owner.says()) is order, broken("order", f"not of {verb}, at a checkpoint")
+        assert self.record().decision == verb, broken("order", self.record().decision)
+        assert self.store.checkpoint(owner.says(undoing=True)) is None, broken("order", "it undoes already")
+        assert self.record().decision is None, broken(
+            "decision-is-heard", f"{self.record().decision}, after it began to undo"
+        )
+        assert self.store.renew([owner.lease], LONG) == [Renewal.OURS], broken("decision-is-heard", "again")
 
     @pytest.mark.parametrize(
         "state", ["success", "failure", "compensation_failed", "incomplete", "parked", "expired", "held"]

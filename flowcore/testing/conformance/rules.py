@@ -88,7 +88,7 @@ RULES: Final[dict[str, str]] = {
     "wakes": "A run that waits is due at once when a value is sent for which it waits, and else at its `not_before`; then it is "
     "taken over as it was, which counts as no takeover.",
     "arrived": "finish as WAITING is Arrived, and writes nothing, where more values were sent than the owner knows, or the run "
-    "is to be cancelled.",
+    "is to be cancelled or undone.",
     # -- what is kept --------------------------------------------------------------------------------------------------
     "results": "`results` are those of the steps that have one, in the order of seq.",
     "steps": "`steps` has the report of every step that was recorded.",
@@ -117,14 +117,16 @@ RULES: Final[dict[str, str]] = {
     "numbers, gc a number.",
     # -- operators -----------------------------------------------------------------------------------------------------
     "not-found": "release, erase, hold, resume and undo raise RunNotFound for a key without a record.",
-    "not-while-running": "release and erase (unless forced), hold, resume and undo raise StoreError for a run with a live lease.",
+    "not-while-running": "release and erase (unless forced), hold and resume raise StoreError for a run with a live lease.",
     "release": "release leaves FAILURE, not held, finished now, with a higher fence: the next claim begins afresh, and the old "
     "owner, if there is one, is Lost.",
     "erase": "erase leaves of a run that is over its key, run id, workflow, graph, status, numbers and times: no values, results, "
     "steps, errors, carriers and fingerprint. A key that was used up stays so: another claim is a Mismatch until release. A run "
     "that is not over, or is held, is erased by force only, and given up first.",
     "hold": "hold refuses every claim of the key until release, resume or undo.",
-    "decide": "resume and undo are for runs that are held, parked, incomplete or expired: not held any more, to be taken over, "
+    "order": "undo and cancel of a run with a live lease are in its record, and its owner hears of them with each renewal and checkpoint, "
+    "until a checkpoint that undoes, or its ending.",
+    "decide": "resume, undo and cancel are for runs that are held, parked, incomplete or expired: not held any more, to be taken over, "
     "with the decision in the record; StoreError for all others.",
     "operators-fence": "hold, resume and undo of a run whose lease has run out shut its owner out: it is Lost, and its claim "
     "again is not Claimed.",

@@ -243,7 +243,7 @@ class WaitRules(Suite):
         assert self._is_due(), broken("decide", f"{verb} of a run that waits")
         found = self.take_over(graph=GRAPH).answer.record
         assert found is not None, broken("decide", None)
-        assert found.decision == "undo", broken("decide", found.decision)
+        assert found.decision == verb, broken("decide", found.decision)
 
     def test_a_run_that_waits_can_be_released(self) -> None:
         self._suspended()
