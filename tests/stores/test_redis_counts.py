@@ -183,6 +183,21 @@ def test_what_an_earlier_release_writes_later_on_is_counted_too(client: Any) -> 
     check_statuses(client, "flowcore")
 
 
+@pytest.mark.parametrize("status", ["parked", "held"])
+def test_a_run_that_an_earlier_release_has_left_is_counted_as_that_once_its_lease_is_over(
+    client: Any, status: str
+) -> None:
+    store = RedisStore(client, shards=1)
+    leave(store, "expired", 1)
+    claim, fence = begin(store, lease=0)
+    before = client.dump("{flowcore:0}:statuses")
+    assert store.finish(an_ending(claim, fence, "parked", held=status == "held")) is None
+    client.restore("{flowcore:0}:statuses", 0, before, replace=True)
+    assert store.counts() == {("trip", "expired"): 1, ("trip", status): 1}
+    assert len(store.list_runs(status=status)) == 1
+    check_statuses(client, "flowcore")
+
+
 def test_gc_puts_right_what_an_earlier_release_did_to_runs_meanwhile(client: Any) -> None:
     store = RedisStore(client, shards=1)
     claim, fence = begin(store)

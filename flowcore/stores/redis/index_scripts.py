@@ -28,11 +28,6 @@ local function split(member)  -- of `statuses`: what all of its group begin with
   return string.sub(member, 1, ends - 1), first == 'h', letter, string.sub(member, at, ends - 1), string.sub(member, ends + 16)
 end
 
-local function complete(open, statuses)  -- whether it has as many members as it must have
-  return redis.call('ZCARD', open) == redis.call('ZLEXCOUNT', statuses, '-', '(l')
-    and redis.call('ZLEXCOUNT', statuses, '[-r', '(-s') == redis.call('ZLEXCOUNT', statuses, '[l', '+')
-end
-
 local function each_group(statuses, root, visit)  -- call with each group of members that begin so, and where it ends
   local from, below = '[' .. root, root == '' and '(l' or '(' .. root .. '\\255'
   if root == '' then from = '-' end
@@ -43,6 +38,22 @@ local function each_group(statuses, root, visit)  -- call with each group of mem
     visit(group, '(' .. group .. ':', held, letter, workflow)
     from = '[' .. group .. ':'  -- what follows on digits
   end
+end
+
+-- Whether it has as many members as it must have, and the first leases that have ended are those of running runs: an earlier
+-- release may have parked or held one, and then the lease is never renewed.
+local function complete(open, index, statuses, now)
+  if redis.call('ZCARD', open) ~= redis.call('ZLEXCOUNT', statuses, '-', '(l')
+    or redis.call('ZLEXCOUNT', statuses, '[-r', '(-s') ~= redis.call('ZLEXCOUNT', statuses, '[l', '+') then return false end
+  local whole, ended = true, string.format('%016.0f', now)
+  each_group(statuses, 'l', function(group)
+    local found = redis.call('ZRANGEBYLEX', statuses, '[' .. group, '(' .. group .. ended, 'LIMIT', 0, 10)
+    for _, member in ipairs(found) do
+      local _, letter = entry(redis.call('HGET', index, string.sub(member, #group + 17)))
+      if letter ~= 'r' then whole = false end
+    end
+  end)
+  return whole
 end
 """
 
@@ -168,7 +179,7 @@ local function newest_open(started, statuses, number)  -- so many of each workfl
   return ids, scores, more
 end
 
-local function newest(started, open, statuses, at, size)  -- run ids, their scores and dues, and whether there may be more
+local function newest(started, open, index, statuses, at, size)  -- run ids, their scores and dues, and whether there may be more
   local ids, scores, dues, more = {}, {}, {}, false
   if only == '' and letters == '' or string.find(letters, '[sfcx]') then
     local from = ARGV[1] == '' and '+inf' or ARGV[1]
@@ -176,7 +187,7 @@ local function newest(started, open, statuses, at, size)  -- run ids, their scor
     for i = 1, #found, 2 do ids[#ids + 1], scores[found[i]] = found[i], found[i + 1] end
     return ids, scores, dues, #ids == size
   end
-  if complete(open, statuses) then
+  if complete(open, index, statuses, now) then
     ids, scores, more = newest_open(started, statuses, at + size)
   else
     for _, id in ipairs(redis.call('ZRANGE', open, 0, -1)) do
@@ -200,7 +211,7 @@ for k = 1, #KEYS, 4 do
   local at, size, more = 0, most + 1, true
   while more and answer[1] == '' do
     local ids, scores, dues
-    ids, scores, dues, more = newest(KEYS[k], KEYS[k + 1], KEYS[k + 3], at, size)
+    ids, scores, dues, more = newest(KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], at, size)
     at = at + #ids
     for i, id in ipairs(ids) do
       local score = scores[id]
@@ -241,7 +252,7 @@ end
 
 for k = 1, #KEYS, 3 do
   local open, index, statuses = KEYS[k], KEYS[k + 1], KEYS[k + 2]
-  if complete(open, statuses) then
+  if complete(open, index, statuses, now) then
     each_group(statuses, '', function(group, ends, held, letter, workflow)
       local number = redis.call('ZLEXCOUNT', statuses, '[' .. group, ends)
       if letter == 'r' and not held then
@@ -267,13 +278,16 @@ return answer
 """,
 )
 
-# KEYS: open, statuses, of each of some shards. Returns the places among these shards of those that are not complete.
+# KEYS: open, index, statuses, of each of some shards. Returns the places among these shards of those that are not complete.
 INCOMPLETE: Final = Script(
+    NUMBERS,
+    _READ_CLOCK,
+    INDEX,
     _STATUSES,
     """
-local answer = {}
-for k = 1, #KEYS, 2 do
-  if not complete(KEYS[k], KEYS[k + 1]) then answer[#answer + 1] = (k - 1) / 2 end
+local now, answer = clock(), {}
+for k = 1, #KEYS, 3 do
+  if not complete(KEYS[k], KEYS[k + 1], KEYS[k + 2], now) then answer[#answer + 1] = (k - 1) / 3 end
 end
 return answer
 """,

@@ -224,7 +224,7 @@ class OperatorVerbs(Calls):
 
     def _incomplete(self) -> Asked[list[int]]:
         """The shards in which an earlier release has written what `statuses` lacks."""
-        groups = list(self._over_shards(range(self._shards), b"open", b"statuses"))
+        groups = list(self._over_shards(range(self._shards), b"open", b"index", b"statuses"))
         replies = yield from self._run_all(index_scripts.INCOMPLETE, [(keys, ()) for _, keys in groups], reads=True)
         return [shards[place] for (shards, _), reply in zip(groups, replies, strict=True) for place in reply]
 
