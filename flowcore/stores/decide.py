@@ -78,7 +78,7 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
         # Attached to a run that others have come after: theirs is the outcome by now. Or it is its own run, which others
         # have taken over and ended while its first answer was lost.
         known = claim.attached is not None or claim.run_id == record.run_id
-        return Verdict.FINISHED if known or claim.once else Verdict.BEGIN_ANEW
+        return Verdict.FINISHED if known or (claim.once and _has_an_outcome(record)) else Verdict.BEGIN_ANEW
     if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
         return Verdict.MISMATCH
     if record.held:
@@ -98,6 +98,12 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
     if record.graph not in {claim.graph, claim.resumes}:
         return Verdict.OTHER_GRAPH
     return Verdict.TAKE_OVER if status == Status.RUNNING else Verdict.RESUME
+
+
+def _has_an_outcome(record: RunRecord) -> bool:
+    """Whether a run that released its key did so by its end: not where its claim was withdrawn, or an operator gave it up.
+    An erased one counts as ended."""
+    return record.error is not None or record.fingerprint is None
 
 
 def is_over(status: Status) -> bool:

@@ -94,6 +94,19 @@ def test_once_holds_for_submitted_runs_on_every_store(tmp_path: Path, ledger: Le
     assert ledger == ["a"]
 
 
+def test_a_call_once_after_one_that_was_dropped_before_it_began_has_its_try(tmp_path: Path, ledger: Ledger) -> None:
+    released, busy = threading.Event(), Workflow("busy")
+    busy.add_step("b", lambda ctx: released.wait(PATIENCE))
+    with Engine(store=SQLiteStore(tmp_path / "db"), max_workers=1) as engine:
+        first = engine.submit(busy)
+        dropped = engine.submit(ledger.chain("a"), idempotency_key="k", once=True)
+        assert dropped.cancel()
+        released.set()
+        first.result(PATIENCE)
+        again = engine.submit(ledger.chain("a"), idempotency_key="k", once=True).result(PATIENCE)
+    assert (again.status, ledger) == (Status.SUCCESS, ["a"])
+
+
 def test_runs_without_a_key_never_replay(drive: Drive, ledger: Ledger) -> None:
     store, wf = MemoryStore(), ledger.chain("a")
     assert drive(wf, store=store).id != drive(wf, store=store).id

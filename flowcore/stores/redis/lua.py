@@ -158,7 +158,7 @@ end
 
 local function head(key)  -- the fields that scripts read, and whether the record is corrupt; nil if there is none
   local run = opened(key, {'schema', 'run_id', 'owner', 'workflow', 'graph', 'status', 'held', 'started', 'generation',
-    'fence', 'expires', 'fingerprint', 'takeovers', 'delay', 'before_status', 'undoing', 'not_before'})
+    'fence', 'expires', 'fingerprint', 'takeovers', 'delay', 'before_status', 'undoing', 'not_before', 'error'})
   if not run then return nil end
   return run, not (not run.kind and checked(run))
 end

@@ -86,7 +86,10 @@ local released = (run.status == 'failure' or run.status == 'compensated') and no
 if attached == run.run_id and (run.is_held or run.stage == 'over') then return reply('finished', now, KEYS[1]) end
 if released then  -- decide: released
   -- Others came after the run that it waits for, or ended its own while the reply was lost.
-  if attached or run.run_id == ARGV[1] or string.find(ARGV[8], 'o', 1, true) then return reply('finished', now, KEYS[1]) end
+  local outcome = run.error and run.error ~= 'null' or not run.fingerprint  -- else it was withdrawn or given up; or it is erased
+  if attached or run.run_id == ARGV[1] or (string.find(ARGV[8], 'o', 1, true) and outcome) then
+    return reply('finished', now, KEYS[1])
+  end
   if ARGV[7] ~= run.fence then return reply('look', now, KEYS[1]) end
   return begin(count(run.generation) + 1, count(run.fence), run.run_id)
 end

@@ -155,6 +155,24 @@ class OperatorRules(Suite):
         )
         assert self.store.renew([owner.lease], LONG) == [Renewal.OURS], broken("decision-is-heard", "again")
 
+    @pytest.mark.parametrize("how", ["withdrawn", "given up", "failed", "erased"])
+    def test_a_claim_once_is_answered_with_an_outcome_only(self, how: str) -> None:
+        owner = self.begin()
+        if how == "withdrawn":
+            self.store.withdraw(owner.claim)
+        elif how == "given up":
+            self.expire(owner)
+            self.store.release(self.key)
+        else:
+            ending = owner.ending(Status.FAILURE)
+            ending.record.error = ValueError("no")
+            assert self.store.finish(ending) is None, broken("claim-once", "its end is refused")
+        if how == "erased":
+            self.store.erase(self.key)
+        answer = self.store.claim(self.request(once=True))
+        wanted: type[object] = Claimed if how in {"withdrawn", "given up"} else Finished
+        assert isinstance(answer, wanted), broken("claim-once", f"{how}: {answer}")
+
     @pytest.mark.parametrize(
         "state", ["success", "failure", "compensation_failed", "incomplete", "parked", "expired", "held"]
     )

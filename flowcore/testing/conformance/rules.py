@@ -41,6 +41,8 @@ RULES: Final[dict[str, str]] = {
     "and nothing changes.",
     "claim-busy": "A run with a live lease is Busy, with its run id and carrier, and in lease_left the seconds that its lease "
     "has left.",
+    "claim-once": "A claim with `once` is Finished where a run with the key has failed; it begins anew where no run has ended: after a "
+    "withdrawal or a release.",
     "claim-by-many": "Of many claims at once, by threads or processes, exactly one is Claimed.",
     # -- what holds at all times ---------------------------------------------------------------------------------------
     "fence-rises": "The fence of a key rises with each owner, and never falls; on a durable store not even after its record "
