@@ -112,7 +112,8 @@ class AsyncRuns:
         try:
             await driver.run_here()
         finally:
-            self.live.leave(run)
+            self.live.note_left(run)
+            self.live.pop(run, None)
             if run.claimed:
                 self.local.leave(run)
                 if self.leases is not None:

@@ -50,11 +50,10 @@ class LiveRuns(dict[RunState, D | None], ABC):
         super().clear()
         self.left.clear()
 
-    def leave(self, run: RunState) -> None:
-        """The run is over here, or is left to its store; then its caller, if it has one, calls `follow` next."""
+    def note_left(self, run: RunState) -> None:
+        """The run is about to be taken out. If it is left to its store, its caller, if it has one, calls `follow` next."""
         if run.finished is Status.WAITING and not run.request.unattended:
             self.left[run] = None
-        self.pop(run, None)
 
     def follow(self, run: RunState) -> None:
         """What continues a run that was left to its store is in flight, or its caller is given what there is."""

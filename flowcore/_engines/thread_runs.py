@@ -105,7 +105,8 @@ class ThreadRuns:
         return driver
 
     def over(self, driver: Driver) -> None:
-        """A run is over here, or was dropped."""
+        """A run is over or left to its store here, or was dropped."""
+        self.live.note_left(driver.run)
         self.forget(driver.run)
         if driver.run.claimed:
             self.local.leave(driver.run)
@@ -113,8 +114,8 @@ class ThreadRuns:
             self.leases.leave(driver.run)
 
     def forget(self, run: RunState) -> None:
-        """A run is over or left to its store here, or has not begun after all."""
-        self.live.leave(run)
+        """A run is over, or has not begun after all."""
+        self.live.pop(run, None)
         if self.closing:
             with self._quiet:
                 self._quiet.notify_all()

@@ -81,6 +81,8 @@ class RunState:
     """(lock) the main program has nothing to do but wait for the others"""
     past_pivot = False
     """nothing is undone any more: a pivot is done, or the workflow has undo="never\""""
+    undo_ordered = False
+    """an operator wants it undone, whatever its pivot does"""
     working = False
     """the claim is made and the steps may run"""
 

@@ -197,7 +197,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
     else:
         if run.observed or end.attempts > 1 or end.scope is not None or node.wait is not None:
             end.report_to(run.report(node))
-        if node.step.pivot:
+        if node.step.pivot and not run.undo_ordered:
             run.past_pivot = True
         after = run.done(node, end.value, freed)
     emit.steps_ready(run, freed)
@@ -209,7 +209,7 @@ def _recorded(run: RunState, ledger: Ledger, node: Node, end: StepEnd) -> Progra
     end.report_to(run.report(node))
     if end.status is Status.SKIPPED:
         emit.step_skipped(run, node)
-    elif node.step.pivot:
+    elif node.step.pivot and not run.undo_ordered:
         run.past_pivot = True
     return (yield from ledger.ended(run, node, end))
 

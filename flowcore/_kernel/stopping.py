@@ -67,10 +67,10 @@ def interrupt(run: RunState, error: BaseException, step: str | None = None) -> b
 
 
 def forget_pivot(run: RunState) -> None:
-    """An operator wants the run undone, which its pivot does not keep from, unless it has stopped already."""
+    """An operator wants the run undone, which no pivot keeps from, unless it has stopped already."""
     with run.lock:
         if not run.stopped:
-            run.past_pivot = False
+            run.past_pivot, run.undo_ordered = False, True
 
 
 def hand_over(run: RunState, error: BaseException) -> bool:

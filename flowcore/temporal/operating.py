@@ -212,7 +212,10 @@ class Operators(TemporalServer):
 
     async def gc(self) -> Never:
         """Refused: raises StoreError. Temporal forgets runs that are over by itself."""
-        raise StoreError("Temporal itself forgets runs that are over, after the retention of their namespace.")
+        raise StoreError(
+            "Temporal itself forgets runs that are over, once the retention of their namespace has passed. Change that with "
+            "`temporal operator namespace update --retention`, or delete a run with `temporal workflow delete`."
+        )
 
     async def _decide(self, key: str, decision: str, reason: str | None) -> None:
         order, handle = await self._ordered(key, decision), self._handle(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,24 @@ def test_an_operator_who_cancels_a_run_past_its_pivot_leaves_it_incomplete_and_o
     wanted = "incomplete" if verb == "cancel" else "compensated"
     until(lambda: town.status() == wanted, "the decision to be carried out")
     assert effects == (["a", "pay"] if verb == "cancel" else ["a", "pay", "-a"])
+
+
+def test_a_pivot_that_ends_while_its_run_is_undone_by_an_operator_does_not_keep_it_from_that(town: Town) -> None:
+    effects, wf = Effects(), Workflow("paying")
+    wf.add_step("a", lambda ctx: effects.append("a"), compensate=lambda ctx: effects.append("-a"))
+
+    def pay(ctx: Context) -> None:
+        effects.append("pay")
+        while not ctx.cancelled:
+            time.sleep(0.01)
+
+    wf.add_step("pay", pay, depends_on="a", pivot=True)
+    future = town.start(town.engine(grace=PATIENCE), wf, idempotency_key="k")
+    until(lambda: "pay" in effects, "the pivot to start")
+    town.store.undo("k")
+    with pytest.raises(StepCancelled):
+        future.result(PATIENCE)
+    assert (town.status(), effects) == ("compensated", ["a", "pay", "-a"])
 
 
 @pytest.mark.parametrize("verb", ["cancel", "undo"])
