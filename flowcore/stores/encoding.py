@@ -14,7 +14,7 @@
 | before_status, before_expires, before_by, before_since | as the present owner found them | a claim that resumes a run |
 | takeovers, retries, delay (missing: 0) | as in RunRecord; how many microseconds after `expires` a running run may be taken over by recovery | takeovers and endings; progress sets them to 0 |
 | status; held and undoing (0 or 1; missing: 0) | as in RunRecord | |
-| decision (missing: None) | resume, undo or cancel | an operator; an owner's first word takes the first two away, its ending the third |
+| decision (missing: None) | resume, undo or cancel | an operator; an owner's first checkpoint takes resume away, its ending and its first checkpoint that undoes the other two |
 | reason (missing: None) | as in RunRecord | finish, and operators |
 | not_before (missing: None) | microseconds since the epoch; 2^53 - 1: never | finish; a claim and operators take it away |
 | generation, fence, seq (missing: 0) | whole numbers | claims, operators, checkpoints |

@@ -11,6 +11,7 @@ from ...errors import RunFailed, RunNotFound, StoreError, error_message
 from ...run import StepReport
 from ...status import Status
 from ...stores.base import (
+    STOPS,
     Busy,
     Checkpoint,
     Claim,
@@ -252,11 +253,15 @@ class Model:
             return Lost(gone=True)
         return None if (known.run_id, known.fence) == (run_id, fence) else Lost()
 
-    def checkpoint(self, sent: Checkpoint) -> Lost | None:
+    def checkpoint(self, sent: Checkpoint) -> Lost | Renewal | None:
         lost = self._refused(sent.key, sent.run_id, sent.fence)
         if lost is None and (known := self.runs[sent.key]).running:
             self._take(known, sent)
-            known.live, known.decision = True, None
+            known.live = True
+            order = None if sent.undoing else STOPS.get(known.decision)
+            if order is None:
+                known.decision = None
+            return order
         return lost
 
     def _take(self, known: Known, sent: Checkpoint) -> None:
@@ -272,7 +277,7 @@ class Model:
         if known is None or self._refused(lease.key, lease.run_id, lease.fence) is not None or not known.running:
             return Renewal.LOST
         known.live = True
-        return Renewal.OURS
+        return STOPS.get(known.decision, Renewal.OURS)
 
     def finish(self, ending: Ending) -> Lost | None:
         end = ending.record
