@@ -212,10 +212,11 @@ local function write(fields)  -- names and texts
   for i = 1, #fields, 1000 do redis.call('HSET', KEYS[1], unpack(fields, i, math.min(i + 999, #fields))) end
 end
 
-local function file(run, status, held, delay)  -- write its entry of the index
+local function file(run, status, held, delay)  -- write its entry of the index, and return it
   local letters = {{{", ".join(f"{status} = '{letter}'" for status, letter in LETTERS.items())}}}
-  redis.call('HSET', KEYS[5], run.run_id, string.sub(KEYS[1], -{DIGEST}) .. letters[status] .. (held and 'h' or '-')
-    .. (delay or '0') .. ':' .. run.workflow)
+  local text = string.sub(KEYS[1], -{DIGEST}) .. letters[status] .. (held and 'h' or '-') .. (delay or '0') .. ':' .. run.workflow
+  redis.call('HSET', KEYS[5], run.run_id, text)
+  return text
 end
 
 local function places(id)  -- its members of `statuses`
@@ -223,17 +224,17 @@ local function places(id)  -- its members of `statuses`
   return due and members(id, redis.call('HGET', KEYS[5], id), redis.call('ZSCORE', KEYS[4], id), due) or {{}}
 end
 
-local function replace(id, before)  -- its members of `statuses`, after a change of what they follow from
-  for _, member in ipairs(before) do redis.call('ZREM', KEYS[6], member) end
-  for _, member in ipairs(places(id)) do redis.call('ZADD', KEYS[6], 0, member) end
+local function replace(before, after)  -- members of `statuses`
+  if #before > 0 then redis.call('ZREM', KEYS[6], unpack(before)) end
+  if #after == 1 then redis.call('ZADD', KEYS[6], 0, after[1]) end
+  if #after == 2 then redis.call('ZADD', KEYS[6], 0, after[1], 0, after[2]) end
 end
 
 local function file_open(run, status, held, score, delay)  -- in the index, among those that are not over
   local before = places(run.run_id)
   redis.call('ZADD', KEYS[2], score, run.run_id)
   redis.call('ZADD', KEYS[4], 'NX', run.started, run.run_id)
-  file(run, status, held, delay)
-  replace(run.run_id, before)
+  replace(before, members(run.run_id, file(run, status, held, delay), run.started, score))
   redis.call('PERSIST', KEYS[4])
   redis.call('PERSIST', KEYS[5])
 end
@@ -243,7 +244,7 @@ local function file_ended(run, status, now, retention)  -- in the index, among t
   redis.call('ZADD', KEYS[3], digits(now + retention * 1000), run.run_id)
   file(run, status, false)
   redis.call('ZREM', KEYS[2], run.run_id)
-  replace(run.run_id, before)
+  replace(before, {{}})
   local left, day = redis.call('PTTL', KEYS[5]), 86400000
   if left < retention + day then
     redis.call('PEXPIRE', KEYS[3], digits(retention + 2 * day))
@@ -255,7 +256,7 @@ local function file_ended(run, status, now, retention)  -- in the index, among t
 end
 
 local function unfile(id)  -- out of the index
-  for _, member in ipairs(places(id)) do redis.call('ZREM', KEYS[6], member) end
+  replace(places(id), {{}})
   redis.call('ZREM', KEYS[2], id)
   redis.call('ZREM', KEYS[3], id)
   redis.call('ZREM', KEYS[4], id)

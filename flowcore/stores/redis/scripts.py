@@ -26,8 +26,8 @@ local function begin(generation, above, old)
   local fence, started, before = digits(math.max(above + 1, now)), digits(now), places(ARGV[1])
   redis.call('ZADD', KEYS[2], expires, ARGV[1])
   redis.call('ZADD', KEYS[4], started, ARGV[1])
-  file({run_id = ARGV[1], workflow = ARGV[9]}, queued and 'queued' or 'running', false)
-  replace(ARGV[1], before)
+  local text = file({run_id = ARGV[1], workflow = ARGV[9]}, queued and 'queued' or 'running', false)
+  replace(before, members(ARGV[1], text, started, expires))
   local left = redis.call('PTTL', KEYS[5])
   if left >= 0 and left < 86400000 then  -- renewals and endings see to the rest
     redis.call('PERSIST', KEYS[4])
@@ -60,7 +60,7 @@ end
 local function renewed()
   local delay, before = run.delay or '0', places(run.run_id)
   redis.call('ZADD', KEYS[2], digits(now + ARGV[6] + delay), run.run_id)
-  replace(run.run_id, before)
+  replace(before, places(run.run_id))
   redis.call('HSET', KEYS[1], 'expires', expires, 'listed', expires)
 end
 
