@@ -46,7 +46,8 @@ class Left:
             if state == "undo":
                 self.store.undo(KEY)
             taken = self.store.claim(a_claim(KEY))
-            assert self.store.checkpoint(a_checkpoint(self.claim, taken.fence, 5)) is None
+            first = a_checkpoint(self.claim, taken.fence, 5, undoing=state == "undo")
+            assert self.store.checkpoint(first) is None
             self.fence = taken.fence
             if state in {"success", "failure", "parked"}:
                 assert self.store.finish(an_ending(self.claim, self.fence, state)) is None
