@@ -78,6 +78,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(SilenceLimit(stderr))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes for each core: many tests wait for servers and leases."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`@pytest.mark.proof(quick=n, full=m, each=k)` gives a test its `seeds`, n or m of them, k in each of its cases."""
     mark = metafunc.definition.get_closest_marker("proof")
