@@ -104,6 +104,8 @@ class Told:
 
     orders: list[Answer] = field(default_factory=list[Answer])
     by_trouble: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    alive: list[str] = field(default_factory=list[str])
+    """the targets that are there at the end"""
 
     def note(self, trouble: str, told: Counter[str]) -> None:
         self.by_trouble[trouble] = self.by_trouble.get(trouble, Counter()) + told
@@ -213,6 +215,7 @@ def load(folder: Path, observer: Observer, slices: int = 1, pause: float = 0.0) 
         ordering.join()
         told.note("queue", office.do("queue"))  # so that a run is in flight when it ends
         observer.look(alive)
+        told.alive = alive
         yield told
 
 

@@ -21,10 +21,10 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 PATIENCE = 30.0
-EVERY = 2
-"""seconds between scrapes; one must not take longer, on a busy machine either"""
-SLOWLY = 2 * EVERY
-"""seconds between evaluations of rules, and between copies of all series, which are most of the work"""
+EVERY = 1
+"""seconds between scrapes, and between evaluations of rules"""
+SLOWLY = 3 * EVERY
+"""seconds between copies of all series, which are a third of the work"""
 
 
 def until(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
@@ -39,7 +39,7 @@ def until(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> 
 
 
 class Prometheus:
-    """Scrapes what it is told to `watch` as the job "shop" every two seconds, works out `rules` (files), and takes exemplars.
+    """Scrapes what it is told to `watch` as the job "shop" each second, works out `rules` (files), and takes exemplars.
 
     The job "shop-otlp" is the same once more, with the labels that metrics have when they come by OTLP (`otlp_labels`:
     ours -> theirs). `assets`: a folder that it serves under /user.
@@ -62,7 +62,6 @@ class Prometheus:
         """when all were there"""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._jobs = ["shop", "shop-otlp"] if otlp_labels else ["shop"]
         self._config = partial(_config, f"127.0.0.1:{port}", rules, otlp_labels)
         self._command = [
             binary,
@@ -94,17 +93,20 @@ class Prometheus:
 
     def look(self, targets: Sequence[str], /) -> None:
         """Return when all these targets have been scraped twice more, and rules have been worked out with that."""
-        each = "|".join(target.replace(".", "[.]") for target in targets)
-        later = time.time() + 2 * EVERY
+        self._wait_for("shop", targets, time.time() + 2 * EVERY)
 
-        def arrived(job: str) -> bool:
-            scraped = f'timestamp(flowcore_build_info{{job="{job}", instance=~"{each}"}}) > {later}'
-            alive = f' and on (instance) up{{job="shop", instance=~"{each}"}} == 1'
-            return self.series(f"count({scraped}{alive})", self.looked) == [({}, len(targets))]
+    def look_at_copies(self, targets: Sequence[str], /) -> None:
+        """Return when the copies of the series of all these targets are as new as those are now."""
+        self._wait_for("shop-otlp", targets, time.time())
+
+    def _wait_for(self, job: str, targets: Sequence[str], later: float) -> None:
+        each = "|".join(target.replace(".", "[.]") for target in targets)
+        scraped = f'timestamp(flowcore_build_info{{job="{job}", instance=~"{each}"}}) > {later}'
+        alive = f'up{{job="shop", instance=~"{each}"}} == 1'
 
         def seen() -> bool:
             self.looked = time.time()
-            return all(arrived(job) for job in self._jobs)
+            return self.series(f"count({scraped} and on (instance) {alive})", self.looked) == [({}, len(targets))]
 
         until(seen, "a scrape", 4 * PATIENCE)  # of a busy machine
 
@@ -159,7 +161,7 @@ def free_port() -> int:
 
 
 def _config(itself: str, rules: Sequence[Path], otlp_labels: Mapping[str, str] | None, targets: Sequence[str]) -> Json:
-    every = {"scrape_interval": f"{EVERY}s", "scrape_timeout": f"{EVERY}s", "evaluation_interval": f"{SLOWLY}s"}
+    every = {"scrape_interval": f"{EVERY}s", "scrape_timeout": f"{EVERY}s", "evaluation_interval": f"{EVERY}s"}
     scrapes: list[Json] = [{"job_name": "shop", "static_configs": [{"targets": list(targets)}]}]
     if otlp_labels:
         # What it has scraped from the processes it takes over from itself: they are asked once only.

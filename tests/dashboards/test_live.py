@@ -26,7 +26,7 @@ from flowcore_otel.dashboards.queries import OTLP, PROMETHEUS
 from .conftest import BOARDS, DASHBOARDS, board
 from .linter import WITH_NUMBERS, panels, targets, variables
 from .load import PAUSED, TAKEN_FORWARD, TAKEN_HELD, TAKEN_UNDONE, Told, load
-from .prometheus import EVERY, SLOWLY, Prometheus
+from .prometheus import EVERY, Prometheus
 from .servers import program
 
 Json = dict[str, Any]
@@ -35,16 +35,16 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills and pause
 
 # Rules for people have windows of minutes to days; here they have seconds, so that all can be seen within one test.
 SHORTENED = {
-    "5m": "16s",
-    "2m": "12s",
-    "10m": "16s",
-    "15m": "30s",
-    "30m": "24s",
-    "1h": "40s",
-    "2h": "30s",
-    "6h": "40s",
-    "1d": "60s",
-    "3d": "60s",
+    "5m": "8s",
+    "2m": "6s",
+    "10m": "8s",
+    "15m": "15s",
+    "30m": "12s",
+    "1h": "20s",
+    "2h": "15s",
+    "6h": "20s",
+    "1d": "30s",
+    "3d": "30s",
 }
 VERSION = "7.1.0"
 OTLP_LABELS = {
@@ -65,9 +65,9 @@ NOT_LIVE = {
 
 def shortened(text: str) -> str:
     """Rules in which minutes, hours and days are seconds; names of series stay."""
-    text = re.sub(r"\[(\d+[mhd])\]", lambda found: f"[{SHORTENED.get(found[1], '60s')}]", text)
-    text = re.sub(r"offset (\d+[mhd])", lambda found: f"offset {SHORTENED.get(found[1], '10s')}", text)
-    text = re.sub(r'\b(for|interval): "\d+[mhd]"', rf'\1: "{SLOWLY}s"', text)
+    text = re.sub(r"\[(\d+[mhd])\]", lambda found: f"[{SHORTENED.get(found[1], '30s')}]", text)
+    text = re.sub(r"offset (\d+[mhd])", lambda found: f"offset {SHORTENED.get(found[1], '5s')}", text)
+    text = re.sub(r'\b(for|interval): "\d+[mhd]"', rf'\1: "{EVERY}s"', text)
     return text.replace("> 3600", "> 3")
 
 
@@ -108,6 +108,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             rules[-1].write_text(shortened(content), "utf-8")
     with Prometheus(binary, folder / "prometheus", rules, otlp_labels=OTLP_LABELS, assets=DASHBOARDS) as prometheus:
         with load(folder, prometheus) as told:
+            prometheus.look_at_copies(told.alive)
             fared = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
         prometheus.rest()
         yield Live(prometheus, told, fared, prometheus.began, prometheus.looked)

@@ -10,6 +10,17 @@ from .crashes import differs_alone, from_seed, played
 from .mutants import Mutant, applied
 
 SEEDS = 1700
+RARE = {
+    "a zombie does not look at its clock": 360,
+    "a zombie in its stride does not look at its clock": 549,
+    "what may have happened is asked whether it is wanted": 103,
+    "a failed attempt hides from the next owner what a crash cut off": 1276,
+    "an owner before the last one may have done nothing": 1116,
+    "what is in doubt and was not attempted again is left standing": 363,
+    "a step whose when= was cut short may have happened": 252,
+    "what completes while it is undone counts as undone": 1309,
+}
+"""The first seed that finds a mutant which few do. It is tried first: the way there would take most of this file's time."""
 
 
 def found_by(seeds: Iterable[int]) -> int | None:
@@ -27,12 +38,14 @@ def found_by(seeds: Iterable[int]) -> int | None:
 def test_there_are_enough_mutants_of_durable_runs() -> None:
     assert len(MUTANTS) >= 25
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert {mutant.name for mutant in MUTANTS} >= RARE.keys()
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")  # a mutant may forget one
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_of_durable_runs_is_caught(mutant: Mutant) -> None:
+    first = RARE.get(mutant.name, 0)
     with applied(mutant):
-        seed = found_by(range(SEEDS))
+        seed = found_by([first, *range(SEEDS)])
     assert seed is not None, f"nobody notices: {mutant.name}"
     assert found_by([seed]) is None, f"seed {seed} finds something without the mutant, too"
