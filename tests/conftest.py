@@ -55,7 +55,9 @@ LONGEST: Final = [
     }.items()
     for name in names
 ]
-"""Files that take longer than ten seconds, or mostly wait. They begin first: at the end one process would work alone on them."""
+"""Files that take longer than ten seconds. They begin first: at the end one process would work alone on them."""
+WAITING: Final = {"durable", "examples", "schedules", "temporal"}
+"""Folders whose tests mostly wait, for leases, servers and processes."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,13 +95,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seeds", slices, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 
 
+def _places(files: Iterable[Path]) -> dict[Path, float]:
+    """Where each file comes: first the LONGEST; then those that mostly wait are spread among those that mostly compute, so that the
+    machine is never busy with only one kind."""
+    places: dict[Path, float] = {path.resolve(): place - len(LONGEST) for place, path in enumerate(LONGEST)}
+    groups: tuple[list[Path], list[Path]] = ([], [])
+    for path in files:
+        if path not in places:
+            groups[path.parent.name in WAITING].append(path)
+    for group in groups:
+        places.update((path, place / len(group)) for place, path in enumerate(group))
+    return places
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("proof") == "quick":
         left_out = [item for item in items if item.get_closest_marker("full") is not None]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item.get_closest_marker("full") is None]
-    places = {path.resolve(): place for place, path in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    places = _places(dict.fromkeys(item.path for item in items))
+    items.sort(key=lambda item: places[item.path])
     if config.pluginmanager.hasplugin("_cov"):
         for item in items:
             further = item.get_closest_marker("proof") is not None and "[0-" not in item.name
