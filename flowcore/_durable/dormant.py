@@ -45,12 +45,12 @@ def continuation(run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run
     again.dormant, again.on_pause = True, run.on_pause
     stopping.continue_as(run, again)
     due = run.waits.next_limit(run.deadline)
-    return again, _resume_when_due(again, local, due, len(run.waits.sent))
+    return again, _resume_when_due(again, local, due, run.waits.known)
 
 
 def _resume_when_due(run: RunState, local: LocalRuns, due: float, received: int) -> Program[Run]:
     """The main program of a caller whose run waits in its store, until the moment `due` (monotonic) at most; `received`: how
-    many of the values that were sent to it were known when it began to wait."""
+    many of the values that were sent to it were known when it was left to its store."""
     local.sleep(run)
     try:
         polls, until = 0, None

@@ -32,7 +32,8 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Endi
     """
     if record.status is Status.WAITING and run.waits is not None:
         left = run.waits.next_limit(run.deadline) - run.settings.clock()
-        return Ending(record, changes, max(0.0, left), len(run.waits.sent))
+        run.waits.known = len(run.waits.sent)
+        return Ending(record, changes, max(0.0, left), run.waits.known)
     kept = record.status is Status.INCOMPLETE or (
         record.status is Status.PARKED
         and not record.held
