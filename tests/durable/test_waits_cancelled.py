@@ -1,4 +1,5 @@
-"""Cancelling a run in the moment in which it is left to its store, and one that waits there, past its pivot or not."""
+"""Cancelling a run, or sending to it, in the moment in which it is left to its store, and one that waits there, past its pivot
+or not."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from flowcore import Context, Status, StepCancelled, Workflow
+from flowcore._durable import checkpoints
 from flowcore._durable.dormant import continuation
 from flowcore._engines import aio_runs, thread_runs
 from tests.core.conftest import PATIENCE
@@ -63,6 +65,25 @@ def test_a_run_that_is_cancelled_as_it_is_left_to_its_store_is_cancelled_here(
     assert town.status() == ("incomplete" if pivot else "compensated")
     assert effects == (["a", "pay"] if pivot else ["a", "pay", "-a"])
     assert not engine._live.left
+
+
+def test_a_value_that_comes_as_a_run_is_left_to_its_store_is_not_waited_for_again(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has written that the run waits, its owner does not know that yet, and `engine.send` does what it does."""
+    engine, finish, counted = town.engine(), checkpoints.finish, list[object]()
+
+    def finished(run: Any, ledger: Any, record: Any) -> Any:
+        failure = yield from finish(run, ledger, record)
+        if not counted:
+            assert town.store.send("k", "delivered", 7)
+            counted.append(engine._live.hand_on("k", "delivered", town.store.find("k").sent["delivered"]))
+        return failure
+
+    monkeypatch.setattr(checkpoints, "finish", finished)
+    run = town.start(engine, paid(Effects()), idempotency_key="k").result(PATIENCE)
+    assert run["delivered"] == 7
+    assert counted != [None]
 
 
 def test_a_caller_that_wants_a_run_as_soon_as_it_waits_may_be_cancelled_in_that_moment(
