@@ -13,6 +13,9 @@ from ..run import Run
 
 __all__ = ["AsyncRunFuture", "Cancellation", "SubmittedRuns"]
 
+_SOON = 1.0
+"""seconds in which the claim of a free key is answered"""
+
 
 class AsyncRunFuture(asyncio.Future[Run]):
     """A run that was submitted to an `AsyncEngine`: an `asyncio.Future` of its Run, of one loop.
@@ -41,13 +44,16 @@ class AsyncRunFuture(asyncio.Future[Run]):
         Raises what refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError. Returns
         at once where the key's earlier outcome is this run's too, and for a run without a key in memory.
         """
-        await self.decided()
+        await self._decided.wait()
         if not self._claimed:
             self.result()
 
     async def decided(self) -> None:
-        """Wait until the run is claimed, refused or over. Raises nothing."""
-        await self._decided.wait()
+        """Wait until the run is claimed, refused or over, for a second at most: where another process has taken the key in
+        this moment, the claim may wait as long as that run takes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SOON):
+                await self._decided.wait()
 
     @property
     def is_decided(self) -> bool:

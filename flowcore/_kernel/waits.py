@@ -24,7 +24,7 @@ class Waits:
         self.began: dict[str, float] = {}  # of waits that are not over: when they began (monotonic)
         self.until: dict[str, float] = {}  # of the same: when their time is over (monotonic); infinite: never
         self.sent: dict[str, Sent] = {}
-        self.known = 0  # how many of them its store was told of when the run was left to it; more may have come since
+        self.known = 0  # how many of these values the run had when it was left to its store; more may have come since
         self.ended: set[str] = set()  # no value counts for them any more
         self.aside: dict[str, Node] = {}  # waits that are neither ready nor being looked at
         self.retries: dict[str, StepEnd] = {}  # steps that wait for their next attempt: how they end if there is none

@@ -1,4 +1,4 @@
-"""Counting what is not over in a Redis store costs the same however much is stored, whoever has written it."""
+"""Counting what is not over in a Redis store costs the same however much is stored, and whichever release has written it."""
 
 import asyncio
 from collections.abc import Iterator
