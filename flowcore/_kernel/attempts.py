@@ -37,8 +37,8 @@ __all__ = ["Attempts", "failed_before", "judge", "wait_rest_of_backoff"]
 
 
 class Limit(NamedTuple):
-    """How long an attempt may take: `seconds` from now, until `moment` (monotonic), because of `name`: timeout,
-    step_timeout or deadline."""
+    """How long an attempt may take: `seconds` from its start, until `moment` (monotonic). `name`: the option that sets
+    the limit: timeout, step_timeout or deadline."""
 
     moment: float
     name: str
@@ -46,9 +46,10 @@ class Limit(NamedTuple):
 
 
 class Attempts:
-    """Attempts of `fn` for the step `node`, or for the `undo` of it, until one succeeds, none is left, or the run stops.
+    """The attempts of the step `node`, or of its `undo`: `fn` is called until an attempt succeeds, none is left, or the
+    run stops.
 
-    `scope`: what hooks entered for it; None if the run is not observed. `first`: its first attempt, if that was made.
+    `scope`: the scope of the step or undo; None if the run is not observed.
     """
 
     __slots__ = (
@@ -87,14 +88,17 @@ class Attempts:
         self.scope = scope
         self.undo = undo
         self.number = 0  # of the latest attempt, from 1
-        self.errors: tuple[tuple[str, str], ...] = ()  # type and message of each that failed
-        self.limit: Limit | None = None  # of the latest one
-        self.started: float | None = None  # monotonic, of the first one; None: no limit depends on it
-        self.until: float | None = None  # the moment at which step_timeout is over
+        self.errors: tuple[tuple[str, str], ...] = ()  # type and message of each failed attempt
+        self.limit: Limit | None = None  # of the latest attempt
+        self.started: float | None = None  # when the first attempt started (monotonic); None: no limit depends on it
+        self.until: float | None = None  # when step_timeout is over (monotonic)
 
     def program(self, first: FirstAttempt | None = None) -> Program[StepEnd]:
-        """Make them. Whatever goes wrong in our own part, in an object that the user passed for one, fails the step: a run
-        must neither hang nor end with its effects standing."""
+        """Make the attempts. `first`: the first attempt, if it was made already.
+
+        An error outside of `fn`, such as one in a retry predicate of the user, fails the step: the run must neither
+        hang nor end without undoing its effects.
+        """
         if self.run.settings.whole_steps:
             end: StepEnd = yield WholeStep(self.node, undo=self.undo)
             return end
@@ -138,7 +142,7 @@ class Attempts:
                     emit.attempt_cancelled(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
                 return end
             end = judge(run, node, outcome, self.number, limit, undo=self.undo)
-            outcome = (None, None)  # an error that this frame holds would be held by its own traceback
+            outcome = (None, None)  # an error's traceback refers to this frame, which must not refer back to the error
             if attempt is not None and scope is not None:
                 emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
             if isinstance(end.error, ResultLost) and not self.undo:
@@ -171,7 +175,8 @@ class Attempts:
             earlier = end
 
     def _begin(self) -> bool:
-        """Set what is known before the first attempt. Returns whether attempts have a limit."""
+        """Set the limits and the state that earlier owners left, before the first attempt. Returns whether attempts
+        have a time limit."""
         run, node, retry = self.run, self.node, self.retry
         step_timeout = None if self.undo else node.step_timeout
         timed = self.timeout is not None or step_timeout is not None or (run.deadline is not None and not self.undo)
@@ -186,7 +191,7 @@ class Attempts:
         return timed
 
     def _next_limit(self) -> Limit:
-        """The first of the limits that the next attempt has."""
+        """Return the earliest limit of the next attempt."""
         run = self.run
         now = run.settings.clock()
         limits = [
@@ -198,8 +203,8 @@ class Attempts:
         return Limit(moment, name, max(0.0, moment - now))
 
     def _never_began(self, earlier: StepEnd | None, *, late: bool) -> StepEnd:
-        """The end of a step whose latest attempt was never begun: it waited for a thread until the deadline (`late`), or
-        until the run stopped. Nothing of that attempt is in doubt. `earlier`: how the attempt before it ended."""
+        """Return the end of a step whose latest attempt never began: it waited for a thread until the deadline
+        (`late`), or until the run stopped. That attempt had no effect. `earlier`: the end of the attempt before it."""
         run, name = self.run, safe_repr(self.node.name)
         if late:
             what = f"step {name} was still waiting for a thread at the deadline of run {run.run_id}."
@@ -213,7 +218,7 @@ class Attempts:
     # -- between two attempts ------------------------------------------------------------------------------------------
 
     def _next_pause(self, end: StepEnd) -> Pause | None:
-        """The pause before another attempt; None: there is none."""
+        """Return the pause before the next attempt, or None if there is no next attempt."""
         limit, run = self.limit, self.run
         if self.retry is None or end.error is None or end.status is Status.CANCELLED or (run.stopped and not self.undo):
             return None
@@ -223,8 +228,8 @@ class Attempts:
         return self.retry.after(self.number, end.error, elapsed, run.settings.random)
 
     def _await_abandoned(self, call: Call) -> Program[StepEnd | None]:
-        """A second attempt beside the first could do the work twice: wait for the first to end. If it ends with a result,
-        that is the end of the step."""
+        """Wait for an abandoned attempt to end, because a second attempt beside it could do the work twice. If it ends
+        with a result, that is the end of the step, which is returned."""
         run = self.run
         if call.landed is None:
             yield AwaitAbandoned(call, max(0.0, min(run.settings.grace, self._seconds_left())))
@@ -236,8 +241,8 @@ class Attempts:
         return StepEnd(Status.SUCCESS, call.landed[0], None, self.number, self.errors[:-1])
 
     def _wait(self, pause: Pause, end: StepEnd) -> Program[StepEnd | None]:
-        """Wait for the next attempt, which follows one that ended as `end`. Returns the step's end where there is none, or
-        where the step is set aside until then."""
+        """Wait for the next attempt, after one that ended as `end`. Returns the step's end if there is no next attempt,
+        or if the step is set aside until then, else None."""
         run, node, scope, undo = self.run, self.node, self.scope, self.undo
         if (run.stopped and not undo) or (self.started is not None and pause.delay >= self._seconds_left()):
             return end
@@ -266,13 +271,14 @@ class Attempts:
         return None
 
     def _too_late(self, pause: Pause) -> bool:
-        """Whether the retries' time is over, now that some has passed since they were decided."""
+        """Whether max_elapsed leaves no time for the next attempt, now that time has passed since `pause` was
+        decided."""
         if self.retry is None or self.retry.max_elapsed is None or self.started is None:
             return False
         return self.run.settings.clock() - self.started + pause.delay > self.retry.max_elapsed
 
     def _seconds_left(self) -> float:
-        """Seconds until the step's or the run's limit."""
+        """Return the seconds until step_timeout or the run's deadline, whichever is first."""
         deadline = None if self.undo else self.run.deadline
         limits = [limit for limit in (self.until, deadline) if limit is not None]
         return min(limits) - self.run.settings.clock() if limits else math.inf
@@ -286,19 +292,20 @@ def _given_up(outcome: Outcome) -> GivenUp | None:
 def judge(
     run: RunState, node: Node, outcome: Outcome, number: int, limit: Limit | None, *, undo: bool, asks: bool = False
 ) -> StepEnd:
-    """What the outcome of an attempt means. `asks`: it was no attempt, but the step's `when=`."""
-    # The error has no name here: a frame that it passes is one more place that holds it.
+    """Return the StepEnd that follows from the outcome of an attempt or, if `asks` is set, of the step's `when=`."""
+    # No local variable holds the error: its traceback refers to this frame, and the two would form a cycle.
     if outcome[1] is None:
         return StepEnd(Status.SUCCESS, outcome[0], None, number)
     if isinstance(outcome[1], GivenUp):
         return _judge_given_up(run, node, outcome[1], number, limit, undo=undo)
     if isinstance(outcome[1], asyncio.exceptions.CancelledError):
-        # It was not cancelled: the driver says GivenUp then. Bare, the error would vanish in a TaskGroup.
+        # The step was not cancelled: the driver returns GivenUp for a call that it cancels. The error is wrapped, because
+        # a TaskGroup would swallow a bare CancelledError.
         cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError though nothing cancelled it.")
         cancelled.__cause__ = outcome[1]
         outcome = (None, cancelled)
     failed = undo or (isinstance(outcome[1], Exception) and (asks or not run.interrupted))
-    # A step of an interrupted run that ends with an error may have ended early: how far it came is unknown.
+    # A step that raises in an interrupted run may have been cut short by the interrupt: its effect is unknown.
     return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, cast("BaseException", outcome[1]), number)
 
 
@@ -326,8 +333,9 @@ def _what(node: Node, *, undo: bool) -> str:
 
 
 def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
-    """Where an earlier owner was between two attempts of the step: wait for the rest of that time, or set the step aside.
-    Returns the end of a step whose run stops meanwhile: it has failed, with the error of its latest attempt."""
+    """Wait for the rest of a backoff that began under an earlier owner, or set the step aside until it is over. Returns
+    the WAITING end of a step that was set aside. If the run stops meanwhile, returns the end of the step: it has failed
+    with the error of its latest attempt, or is pending if another owner resumes the run. Else returns None."""
     before = run.tried[node.name]
     rest = 0.0 if before.retry_at is None else before.retry_at - run.settings.wall()
     if rest > 0 and run.context.get(waits, True) and not run.stopped:
@@ -342,13 +350,13 @@ def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
 
 
 def _of_earlier(run: RunState, node: Node) -> StepEnd:
-    """How a step ends whose latest attempt failed under an earlier owner."""
+    """Return the end of a step whose latest attempt failed under an earlier owner."""
     before = run.tried[node.name]
     return StepEnd(Status.FAILURE, None, failed_before(run, node), before.failed, before.errors)
 
 
 def failed_before(run: RunState, node: Node) -> RunFailed:
-    """The error of a step whose latest attempt failed under an earlier owner."""
+    """Return the error of a step whose latest attempt failed under an earlier owner."""
     errors = run.tried[node.name].errors
     kind, message = errors[-1] if errors else ("Exception", "")
     why = f"run {run.run_id} failed at step {safe_repr(node.name)}: {kind}: {message}"

@@ -25,7 +25,8 @@ def awaited(
     undo: bool,
     asks: bool = False,
 ) -> Program[Outcome]:
-    """A plain function has returned a coroutine, as `lambda ctx: fetch(ctx)` does: await it, if the engine can."""
+    """Await a coroutine that a plain function returned, as `lambda ctx: fetch(ctx)` does. The outcome is an error if
+    the engine cannot run async code."""
     if not run.settings.runs_async:
         coroutine.close()
         return None, AsyncStepInSyncEngine(
@@ -38,5 +39,5 @@ def awaited(
     outcome: Outcome = yield Call(node, same, ctx, context, timeout, True, undo, asks)
     if isinstance(outcome[1], GivenUp) and outcome[1].over:
         coroutine.close()  # it may never have begun
-        outcome[1].began = True  # the function that made it has
+        outcome[1].began = True  # the function that returned the coroutine has run
     return outcome

@@ -1,4 +1,5 @@
-"""Steps whose outcome is unknown: `verify=` is asked whether they had their effect, and else `on_crash=` decides."""
+"""Steps whose outcome is unknown: `verify=` reports whether they had their effect; if it does not know, `on_crash=`
+decides."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from .run_state import RunState
 __all__ = ["Answer", "ask_verify", "settle"]
 
 Answer = Landed[Any] | NotLanded | type[NotLanded] | None
-"""what `verify=` may answer"""
+"""what `verify=` may return"""
 _VERIFY_LIMIT: Final = 30.0
 """seconds for `verify=` of a step without a timeout"""
 
 
 def settle(run: RunState, node: Node, end: StepEnd, lost: ResultLost) -> Program[tuple[StepEnd, bool]]:
-    """What becomes of a step whose executor has lost its result: how the attempt ended after all, and whether that is the
-    end of the step; else `retry=` decides. If it may have had its effect, it is undone with its run."""
+    """Decide on a step whose executor has lost its result. Returns the end of the attempt, and whether that is also the
+    end of the step; if not, `retry=` decides. A step that may have had its effect is undone with its run."""
     over = lost.done
     if node.step.verify is not None and not over:
         answer, unclear = yield from ask_verify(run, node)
@@ -34,7 +35,7 @@ def settle(run: RunState, node: Node, end: StepEnd, lost: ResultLost) -> Program
             return StepEnd(Status.SUCCESS, answer.result, None, end.attempts), True
         if answer is not None:
             return end, False
-        if unclear is not None:  # guessing is what verify= is there to prevent
+        if unclear is not None:  # a step with a verify= is never retried on a guess
             lost.add_note(safe_str(unclear, 300))
             over = True
     with run.lock:
@@ -51,10 +52,11 @@ def settle(run: RunState, node: Node, end: StepEnd, lost: ResultLost) -> Program
 
 
 def ask_verify(run: RunState, node: Node) -> Program[tuple[Answer, BaseException | None]]:
-    """What the step's `verify=` returns within the step's timeout: Landed, NotLanded, or None; or why it could not say.
-    Then the run is parked: guessing is what it is there to prevent."""
+    """Call the step's `verify=`, with the step's timeout. Returns Landed, NotLanded or None, and an error if it could
+    not decide: a run that is taken over is parked then, because a step with a `verify=` is never decided on by a
+    guess."""
     fn = node.step.verify
-    assert fn is not None  # noqa: S101 - the caller has looked
+    assert fn is not None  # noqa: S101 - the caller has checked it
     ctx = Context(run, node)
     limit = _VERIFY_LIMIT if node.timeout is None else node.timeout
     answer, error = yield Call(node, fn, ctx, run.context.copy(), limit, node.verify_is_async, asks=True)
@@ -62,7 +64,7 @@ def ask_verify(run: RunState, node: Node) -> Program[tuple[Answer, BaseException
         answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), limit, undo=False, asks=True)
     what = f"verify= of step {safe_repr(node.name)}"
     if isinstance(error, GivenUp):
-        if not error.timed_out:  # the run was cancelled meanwhile
+        if not error.timed_out:  # the run was cancelled in the meantime
             return None, None
         return None, StepTimeout(f"{what} did not return within {limit:g} s")
     if error is not None:

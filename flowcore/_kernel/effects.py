@@ -1,23 +1,24 @@
-"""What a program may ask of its driver, and what it is answered.
+"""The effects that a program may yield to its driver, and the reply to each.
 
 A program is a generator. It yields effects and is resumed with `send`, by one thread or task at a time. It imports no
-threading, no asyncio, no clock and no randomness: those it is given in `Settings`, or asks for here.
+threading, no asyncio, no clock and no randomness: `Settings` holds the clock and the randomness, and the driver does
+the rest.
 
-| effect | the driver | answers |
+| effect | the driver | reply |
 |---|---|---|
 | Call | runs user code in the call's context | (value, None), (None, error) or (None, GivenUp) |
-| a Context | runs its step's function in a copy of the run's context: the leanest Call there is | the same |
-| Suspended | awaits the rest of a call that was begun without a driver | the same |
-| AwaitAbandoned | waits for a call that was given up, at most `seconds` | its (value, error), or None |
+| a Context | runs its step's function in a copy of the run's context: the cheapest form of a Call | as for Call |
+| Suspended | awaits the rest of a call that was begun without a driver | as for Call |
+| AwaitAbandoned | waits for an abandoned call, at most `seconds` | its (value, error), or None |
 | Sleep | waits `seconds`, holding no thread | False, or True when cut short because the run stops |
-| Alarm | does what REQUEST_WORKER does in so many seconds, unless the run is over | None |
-| Ask | calls a verb of the store | (answer, None) or (None, error) |
-| WholeStep | has a step, or its undo, made elsewhere with all its attempts; where Settings.whole_steps | its StepEnd |
-| REQUEST_WORKER | starts a helper program for this run, or wakes an idle one, if any is to be had | None |
-| Delegate | lets a helper carry on with a node | None |
+| Alarm | does in `seconds` what REQUEST_WORKER does, unless the run is over | None |
+| Ask | calls a verb of the store | (the store's reply, None) or (None, error) |
+| WholeStep | has all attempts of a step, or of its undo, run elsewhere, if Settings.whole_steps is set | its StepEnd |
+| REQUEST_WORKER | starts a worker program for this run, or wakes an idle worker, if one is available | None |
+| Delegate | passes a node that was taken to a worker | None |
 | WAIT | waits until a program of this run yields RESUME | None |
-| RESUME | resumes the program that waits, or will wait next | None |
-| DIRECT | looks whether user code and the store may be called without going through the driver each time | a Direct, or None |
+| RESUME | resumes the program that waits, or that waits next | None |
+| DIRECT | decides whether the program may call user code and the store itself, without yielding | a Direct, or None |
 | SHIELD | from now on keeps cancellations away from the program: undoing begins | None |
 | Stop | cuts sleeps short; with `cancel` also interrupts the calls that run | None |
 """
@@ -63,7 +64,7 @@ R = TypeVar("R")
 
 
 class Signal:
-    """A value that stands only for itself."""
+    """An effect without arguments, recognized by its identity."""
 
     __slots__ = ("name",)
 
@@ -81,14 +82,16 @@ SHIELD: Final = Signal("SHIELD")
 DIRECT: Final = Signal("DIRECT")
 
 Outcome = tuple[Any, "BaseException | GivenUp | None"]
-"""(value, None) where it went well, else (None, what went wrong)"""
+"""(value, None) if the call succeeded, else (None, the error or GivenUp)"""
 
 
 @dataclass(slots=True, eq=False)
 class GivenUp:
-    """A call that nothing waits for any more: it was late (`timed_out`), or cancelled because the run stops. `over`: it
-    has ended without a result, or never began (`began` is false); nothing will come of it. `error`: what it has then
-    raised, if that was not the cancellation itself."""
+    """An abandoned call: it timed out (`timed_out`), or it was cancelled because the run stops.
+
+    `over`: the call has ended without a result, or never began (then `began` is false), and cannot complete late.
+    `error`: the error that it raised when it was cancelled, if that was not the cancellation itself.
+    """
 
     call: Call
     timed_out: bool = field(kw_only=True)
@@ -100,9 +103,10 @@ class GivenUp:
 class Call:
     """Run `fn(ctx)` in `context`.
 
-    `timeout`: seconds, or None. `shielded`: an undo, which no cancellation of the run touches. `asks`: a predicate, which
-    has no effect to undo. A call that is given up
-    goes on in its thread or task; what comes of it is the answer to an AwaitAbandoned, or the subject of a `late` program.
+    `timeout`: seconds, or None. `shielded`: the call is an undo, which no cancellation of the run interrupts. `asks`:
+    the call is a `when=` or a `verify=`, which has no effect to undo. An abandoned call keeps running in its thread or
+    task. Its outcome is the reply to an AwaitAbandoned or, after the end of the run, is processed by the program
+    `late`.
     """
 
     __slots__ = (
@@ -139,33 +143,37 @@ class Call:
         self.is_async = is_async
         self.shielded = shielded
         self.asks = asks
-        self.given_up = 0.0  # monotonic seconds at which it was
-        self.landed: Outcome | None = None  # what came of a call after it was given up; see RunState.landed
+        self.given_up = 0.0  # when it was abandoned (monotonic)
+        self.landed: Outcome | None = None  # the outcome of an abandoned call that completed late; see RunState.landed
         self.landed_at = 0.0
-        self.after_undo = False  # whether its node was being undone, or was undone, when it landed
+        self.after_undo = False  # whether the undo of its node had begun when it completed late
 
     def abandon(self) -> None:
-        """Its result is not awaited any more: the user code sees `ctx.cancelled`."""
+        """Set `ctx.cancelled` for the user code, because its result is not awaited any more."""
         if isinstance(self.ctx, AttemptContext):
             self.ctx.abandon()
 
 
 def as_call(ctx: Context, context: contextvars.Context) -> Call:
-    """The Call that a bare Context stands for, in a contextvars context of its own."""
+    """Return the Call that a bare Context stands for, to be run in the contextvars context `context`."""
     node = ctx.node
     return Call(node, node.fn, ctx, context, None, node.is_async)
 
 
 class Direct(Protocol):
-    """A driver that performs a call, or asks the store, in the thread that its program is in, and gives neither up: where
-    it would answer anyway before it does anything else, it may as well be called."""
+    """A driver that runs user code and calls the store synchronously, in the program's thread, and abandons neither: a
+    program may call it directly instead of yielding."""
 
     def call_here(self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context) -> Outcome: ...
     def ask_here(self, verb: str, argument: object) -> tuple[Any, BaseException | None]: ...
 
 
 class Interrupts(Protocol):
-    """What a Ctrl-C comes to while the inline path runs in the main thread: it is raised `in_step`, and else counted."""
+    """How Ctrl-C is handled while the inline path runs in the main thread.
+
+    Each one is counted in `count`. While user code runs (`in_step`) it is raised there. Otherwise the inline path cancels
+    the run before the next step. `raised`: how many have been handled in one of these ways.
+    """
 
     in_step: bool
     count: int
@@ -174,7 +182,7 @@ class Interrupts(Protocol):
 
 @dataclass(slots=True, eq=False)
 class AwaitAbandoned:
-    """Wait until `call`, which was given up, is over; at most `seconds`."""
+    """Wait until the abandoned `call` is over, at most `seconds`."""
 
     call: Call
     seconds: float
@@ -182,7 +190,8 @@ class AwaitAbandoned:
 
 @dataclass(slots=True, eq=False)
 class Sleep:
-    """Wait, unless the run stops; a `shielded` one, between the attempts of an undo, is never cut short."""
+    """Wait for `seconds`, or until the run stops. A `shielded` sleep, as between the attempts of an undo, is never cut
+    short."""
 
     seconds: float
     shielded: bool = field(default=False, kw_only=True)
@@ -190,14 +199,14 @@ class Sleep:
 
 @dataclass(slots=True, eq=False)
 class Alarm:
-    """Start a helper in so many seconds."""
+    """Start a worker in `seconds`, unless the run is over by then."""
 
     seconds: float
 
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """Call `verb` of the store with one argument, in `context`, or in the run's own where None."""
+    """Call `verb` of the store with one argument, in `context`, or in the run's own context if that is None."""
 
     verb: str
     argument: object
@@ -206,22 +215,22 @@ class Ask:
 
 @dataclass(slots=True, eq=False)
 class Delegate:
-    """Let a helper carry on with `node`, which has been taken."""
+    """Pass `node`, which was taken from the ready queue, to a worker."""
 
     node: Node
 
 
 @dataclass(slots=True, eq=False)
 class Stop:
-    """The run stops: nothing new will start."""
+    """Cut the sleeps of the run short, because it stops; with `cancel` also interrupt the calls that run."""
 
     cancel: bool = field(kw_only=True)
 
 
 @dataclass(slots=True, eq=False)
 class Suspended:
-    """Async user code that the inline path has begun, with `ctx` in `context`, and that waits for `waiting`: await the
-    rest."""
+    """Await the rest of async user code that the inline path began, with `ctx` in `context`. `waiting`: the object that
+    the coroutine awaits now."""
 
     ctx: Context
     context: contextvars.Context
@@ -231,7 +240,7 @@ class Suspended:
 
 @dataclass(slots=True, eq=False)
 class WholeStep:
-    """Make all attempts of the step `node`, or of its `undo`, elsewhere."""
+    """Have all attempts of the step `node`, or of its undo if `undo` is set, run elsewhere."""
 
     node: Node
     undo: bool = field(kw_only=True)

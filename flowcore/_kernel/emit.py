@@ -53,8 +53,8 @@ __all__ = ["EventScope", "StepScope"]
 
 
 class EventScope:
-    """What lies between a start event and its finish event: the moment `at` (monotonic) at which it started, the context
-    in which its hooks and user code run, and what hooks entered there."""
+    """The scope from a start event to its finish event. `at`: when it started (monotonic). `context`: the contextvars
+    context in which its hooks and user code run. `scopes`: the context managers that hooks entered there."""
 
     __slots__ = ("at", "context", "event", "scopes")
 
@@ -65,25 +65,26 @@ class EventScope:
         self.scopes: list[Entered] | None = None
 
     def enter(self, hooks: Hooks, event: Event, leaving: list[Hook] | None = None) -> None:
-        """Emit the start event; enter what hooks return."""
+        """Emit the start event, and enter the context managers that hooks return. Hooks that want no more events of the
+        run are added to `leaving`."""
         self.event = event
         self.scopes = hooks.enter(event, self.context, leaving)
 
     def exit(self, hooks: Hooks, error: BaseException | None) -> None:
-        """Leave what hooks entered."""
+        """Exit the context managers that hooks entered."""
         if self.scopes is not None and self.event is not None:
             hooks.exit(self.scopes, self.context, self.event, error)
 
 
 class StepScope(EventScope):
-    """The scope of a step or an undo. Seconds: `waited` from ready to start, `backoff` between its attempts. `ended`: when
-    its latest attempt ended (monotonic); time that hooks take does not count. `epoch`: what turns monotonic seconds into
-    seconds since the epoch, in a durable run."""
+    """The scope of a step or an undo. `waited`: seconds from ready to start. `backoff`: seconds between its attempts.
+    `ended`: when its latest attempt ended (monotonic), without the time that hooks took since. `epoch`: the offset from
+    monotonic seconds to seconds since the epoch; None in memory."""
 
     __slots__ = ("backoff", "ended", "epoch", "waited")
 
     def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
-        self.at = at  # what EventScope.__init__ does, less a call for each step
+        self.at = at  # as in EventScope.__init__, which is not called, to save a call for each step
         self.context = context
         self.event = None
         self.scopes = None
@@ -94,12 +95,13 @@ class StepScope(EventScope):
 
     @property
     def ran(self) -> float:
-        """Seconds from the first attempt's start to the latest one's end, less the waits between them."""
+        """The seconds from the start of the first attempt to the end of the latest one, less the backoffs between
+        them."""
         return self.ended - self.at - self.backoff
 
 
 def _of(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
-    """The fields that every event of a run begins with."""
+    """Return the fields that every event of a run begins with."""
     return run.workflow.name, run.run_id, at, run.state
 
 
@@ -119,13 +121,14 @@ def requested(run: RunState) -> None:
 
 
 def prepare_store_context(run: RunState) -> None:
-    """Have the hooks prepare the context in which the store is called for the run, from the run's context as it is now."""
+    """Have the hooks prepare the context in which the store is called for the run, from the run's context as it is
+    now."""
     if run.hooks.around_store and run.settings.store.blocks:
         run.store_context = run.hooks.store_context(run.context)
 
 
 def _skip(run: RunState, leaving: list[Hook]) -> None:
-    """These hooks want to hear nothing more of the run."""
+    """Emit no more events of the run to these hooks."""
     run.hooks = run.hooks.without(leaving)
     run.wanted = run.hooks.wanted
     run.observed = bool(run.wanted) or run.ledger is not None
@@ -146,7 +149,7 @@ def refused(run: RunState, error: BaseException) -> None:
 
 
 def _measured(run: RunState) -> None:
-    """After the last event: how long the hooks took, of some runs."""
+    """Emit, after the last event, how long the hooks of the run took, if that was measured: it is for some runs."""
     spent = run.hooks.spent
     if spent is not None and HooksMeasured in run.wanted:
         event = HooksMeasured(*_of(run, run.settings.clock()), spent)
@@ -183,7 +186,7 @@ def first_ready(run: RunState) -> None:
 
 
 def joined(run: RunState, carriers: Mapping[str, Mapping[str, str]]) -> None:
-    """A part of the run comes to this process."""
+    """Emit that this process runs steps of a run that is driven elsewhere. `carriers`: the trace contexts of steps."""
     if RunJoined in run.wanted:
         leaving: list[Hook] = []
         at, wall = run.settings.clock(), run.settings.wall()
@@ -205,7 +208,8 @@ def lease_lost(run: RunState) -> None:
 
 
 def store_called(run: RunState, verb: str, began: float, error: BaseException | None, *, healthy: bool) -> None:
-    """A verb of the store was called at the moment `began`; `healthy`: it works, even if it refused the call."""
+    """Emit that a verb of the store was called at the moment `began` (monotonic). `healthy`: whether the store works,
+    even if it refused the call."""
     if StoreCalled in run.wanted:
         at, name = run.settings.clock(), run.settings.store.name
         outcome = Status.SUCCESS if healthy else Status.FAILURE
@@ -230,11 +234,11 @@ def maintenance_finished(run: RunState, scope: EventScope, kind: str, error: Bas
 
 
 def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: bool = False) -> None:
-    """`elsewhere`: its steps ran in other processes."""
+    """Emit the end of the run, and leave its scope. `elsewhere`: its steps ran in other processes."""
     at = run.settings.clock()
     if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
-        if run.plan.conditional or run.ledger is not None:  # in the record, by an earlier definition
+        if run.plan.conditional or run.ledger is not None:  # a record may have steps that an earlier definition skipped
             skipped = tuple(name for name, report in run.reports.items() if report.status is Status.SKIPPED)
         event = RunFinished(
             *_of(run, at),
@@ -327,14 +331,14 @@ def step_finished(run: RunState, node: Node, scope: StepScope, end: StepEnd) -> 
 
 
 def _never_began(node: Node) -> StepEnd:
-    """What hooks learn of a step that still waited for a thread when the run stopped."""
+    """Return the end that is emitted for a step that still waited for a thread when the run stopped."""
     why = f"step {safe_repr(node.name)} did not begin: the run stopped."
     return StepEnd(Status.CANCELLED, None, StepCancelled(why))
 
 
 def attempt_started(run: RunState, node: Node, step: StepScope, number: int, allowed: int, *, undo: bool) -> EventScope:
     hooks = run.hooks if allowed > 1 else run.hooks.lone
-    if AttemptStarted not in hooks.wanted:  # no hook enters anything: the step's context serves
+    if AttemptStarted not in hooks.wanted:  # no hook enters anything, so the step's context is enough
         return step if number == 1 else EventScope(run.settings.clock(), step.context)
     scope = EventScope(run.settings.clock() if number > 1 else step.at, step.context.copy())
     event = AttemptStarted(*_of(run, scope.at), node.name, number, allowed, undo)
@@ -374,7 +378,7 @@ def attempt_cancelled(
     *,
     undo: bool,
 ) -> None:
-    """An attempt that never had a thread; `end`: what that means for the step."""
+    """Emit the end of an attempt that never got a thread. `end`: the end of its step."""
     cancelled = StepEnd(Status.CANCELLED, None, end.error or _never_began(node).error)
     attempt_finished(run, node, step, scope, number, allowed, cancelled, undo=undo)
 

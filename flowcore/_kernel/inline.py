@@ -1,9 +1,9 @@
 """The inline path: plain steps of a run, one after the other, without a program and without a driver.
 
-In a chain of plain steps, generators and dispatch would cost more than the steps. `run_inline` makes the decisions of
-`steps.work` for as long as exactly one step is ready, whether hooks observe the run or not; the main program continues
-where it stops. Other threads may cancel or park the run meanwhile: they set `stopped`, which is read before each step,
-and a step that starts at the same moment counts as started before.
+In a chain of plain steps, generators and dispatch would cost more than the steps. `run_inline` makes the same decisions
+as `steps.work`, for as long as exactly one step is ready, whether hooks observe the run or not. The main program
+continues where the inline path stops. Other threads may cancel or park the run meanwhile: they set `stopped`, which is
+read before each step. A step that starts at the same moment counts as started before.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["FirstAttempt", "InlineProgress", "can_run_inline", "run_inline"]
 
 @dataclass(slots=True, eq=False)
 class FirstAttempt:
-    """The first attempt of a plain step: with its `outcome`, or else `suspended`. `scope` and `attempt`: what hooks entered
-    for the step and for this attempt; None if the run is not observed."""
+    """The first attempt of a plain step. `outcome`: how it ended, unless it is `suspended`, and the rest must be
+    awaited. `scope` and `attempt`: the scopes of the step and of this attempt; None if the run is not observed."""
 
     ctx: Context
     outcome: Outcome
@@ -36,19 +36,22 @@ class FirstAttempt:
 
 
 class InlineProgress(NamedTuple):
-    """Where the inline path stopped: at `node`, which is taken, and whose first attempt was made unless `first` is None."""
+    """The point at which the inline path stopped. `node`: the next node, which has been taken. `first`: its first
+    attempt, or None if it was not made."""
 
     node: Node
     first: FirstAttempt | None = None
 
 
 def can_run_inline(run: RunState) -> bool:
-    """Whether the run needs no answer of a store and has no deadline."""
+    """Whether the run may begin on the inline path: it needs no store, and has no deadline."""
     return run.key is None and run.request.deadline is None and not run.settings.durable
 
 
 def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> InlineProgress | None:
-    """Run plain steps while exactly one is ready: async ones in a task, others on a thread. None: the run is over or has stopped, or several steps are ready."""
+    """Run plain steps while exactly one is ready. `is_async`: the caller is a task, and async steps are run; else the
+    caller is a thread, and the others are run. Returns None if the run is over or has stopped, or if several steps are
+    ready."""
     ready = run.ready
     if len(ready) != 1 or run.stopped:
         return None
@@ -69,7 +72,7 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
             context = attempt.context.copy()
         else:
             context = copy()
-        ctx = new(Context)  # Context(run, node), less the call of its __init__
+        ctx = new(Context)  # the same as Context(run, node), without the cost of calling __init__
         ctx._run = run  # pyright: ignore[reportPrivateUsage]
         ctx.node = node
         try:
@@ -96,7 +99,7 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
             return InlineProgress(node, FirstAttempt(ctx, (cast("Any", value), None), scope, attempt))
         if events is not None and scope is not None and attempt is not None:
             events.finished(node, scope, attempt)
-            results[node.name] = value  # before the times: see RunState.repair
+            results[node.name] = value  # before the times: after an interrupt, the results show which steps have ended
             run.times[node.name] = scope.waited, scope.ended - scope.at
         else:
             results[node.name] = value
@@ -123,6 +126,6 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
     if node is not None and not run.stopped:
         return InlineProgress(node)
     run.running = 0
-    if run.stopped:  # perhaps while the last step unblocked others
+    if run.stopped:  # it may have stopped while the last step unblocked others
         ready.clear()
     return None

@@ -1,4 +1,4 @@
-"""How a step ends, and how runs, steps and undos may change, as tables: which outcome follows from what."""
+"""The end of a step, and tables of the status changes that runs, steps and undos may make."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["RUN", "STEP", "UNDO", "StepEnd", "outcome"]
 
 
 class StepEnd:
-    """How an attempt of a step ended, and the step or undo with its last one, after so many `attempts`: with `value` if
-    the status is success, else with `error`. Made where the call ends, and passed on whole.
+    """The end of an attempt or, after the last one, of the step or undo: `value` if the status is success, else
+    `error`.
 
-    `errors`: type and message of each attempt that failed. `scope` knows the times; None if no hook observes the run.
+    `attempts`: how many there were. `errors`: type and message of each failed attempt. `scope`: the scope with the
+    times of the step, or None if they are not measured.
     """
 
     __slots__ = ("attempts", "error", "errors", "scope", "status", "value")
@@ -40,7 +41,7 @@ class StepEnd:
         self.scope: StepScope | None = None
 
     def report_to(self, report: StepReport) -> None:
-        """Write down how the step ended."""
+        """Copy the end of the step into its report."""
         begun_before = report.failed > 0 and report.started is not None  # under an earlier owner
         report.status, report.attempts, report.error = self.status, self.attempts, self.error
         report.failed, report.errors, report.retry_at = len(self.errors), self.errors, None
@@ -51,14 +52,14 @@ class StepEnd:
 
 
 STEP: Final[Mapping[Status, frozenset[Status]]] = {
-    # FAILURE: its when= raised. SUCCESS: a wait whose value was there before it.
+    # FAILURE: its when= raised. SUCCESS: a wait whose value was sent before the wait began.
     Status.PENDING: frozenset({Status.RUNNING, Status.WAITING, Status.SKIPPED, Status.FAILURE, Status.SUCCESS}),
     Status.WAITING: frozenset({Status.SUCCESS, Status.TIMEOUT, Status.FAILURE, Status.PENDING}),
     Status.RUNNING: frozenset(
         # UNKNOWN: the process died. PENDING: it waits for its next attempt.
         {Status.SUCCESS, Status.FAILURE, Status.TIMEOUT, Status.CANCELLED, Status.UNKNOWN, Status.PENDING}
     ),
-    Status.UNKNOWN: frozenset({Status.RUNNING, Status.SUCCESS}),  # retried, or verified as landed, by the next owner
+    Status.UNKNOWN: frozenset({Status.RUNNING, Status.SUCCESS}),  # the next owner retries it, or verify= finds it done
     Status.SUCCESS: frozenset(),
     Status.FAILURE: frozenset(),
     Status.TIMEOUT: frozenset(),
@@ -69,7 +70,7 @@ STEP: Final[Mapping[Status, frozenset[Status]]] = {
 UNDO: Final[Mapping[Status, frozenset[Status]]] = {
     Status.PENDING: frozenset({Status.RUNNING}),
     Status.RUNNING: frozenset({Status.SUCCESS, Status.FAILURE, Status.TIMEOUT}),
-    # A step that lands after its undo is undone again.
+    # A step that completes after its undo is undone again.
     Status.SUCCESS: frozenset({Status.RUNNING}),
     Status.FAILURE: frozenset({Status.RUNNING}),
     Status.TIMEOUT: frozenset({Status.RUNNING}),
@@ -98,7 +99,7 @@ RUN: Final[Mapping[Status, frozenset[Status]]] = {
     Status.LOST: frozenset(),
 }
 
-# (lost, parked, failed, past its pivot, something was undone, an undo failed) -> outcome. None stands for either.
+# (lost, parked, failed, past its pivot, something was undone, an undo failed) -> outcome. None means: either value.
 _OUTCOMES: Final = (
     ((True, None, None, None, None, None), Status.LOST),
     ((False, True, None, None, None, None), Status.PARKED),
@@ -121,5 +122,5 @@ _BY_FACTS: Final = {facts: _first_match(facts) for facts in itertools.product((F
 
 
 def outcome(*, lost: bool, parked: bool, failed: bool, past_pivot: bool, undone: bool, undo_failed: bool) -> Status:
-    """How a run that has nothing left to do ended."""
+    """Return the status in which a run ends that has nothing left to do."""
     return _BY_FACTS[lost, parked, failed, past_pivot, undone, undo_failed]

@@ -1,7 +1,7 @@
-"""The events of plain steps that succeed at their first attempt, which most steps do.
+"""The events of plain steps that succeed at their first attempt, as most steps do.
 
-They say what `emit` says of any step, in the same order and contexts. What all steps of a run share is looked up once here,
-so that an observed step costs its events and the calls of its hooks, and hardly more.
+They are the events that `emit` emits for any step, in the same order and contexts. The values that all steps of a run
+share are looked up once, so that an observed step costs hardly more than its events and the calls of its hooks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["PlainSteps"]
 
 
 class PlainSteps:
-    """Emits the start and the successful end of a run's plain steps. For one thread or task at a time."""
+    """Emits the start and the successful end of a run's plain steps. One thread or task at a time may use it."""
 
     __slots__ = (
         *(
@@ -52,10 +52,11 @@ class PlainSteps:
         )
 
     def started(self, node: Node) -> tuple[StepScope, EventScope]:
-        """The step and its first attempt start. `finished` or, if it does not succeed, `emit` ends them."""
+        """Emit the start of a step and of its first attempt, and return their scopes. `finished` emits their end if the
+        attempt succeeds; the functions of `emit` do so otherwise."""
         run, name, allowed, at = self._run, node.name, node.max_attempts, self._clock()
         waited = at - self._ready_at.get(node.index, at)
-        if waited < 0.0:  # noqa: PLR1730 - less a call of max
+        if waited < 0.0:  # noqa: PLR1730 - a call of max would cost more
             waited = 0.0
         context = self._copy()
         scope = StepScope(at, context, waited)
@@ -74,7 +75,7 @@ class PlainSteps:
                 node.function,
                 carrier,
             )
-            for hook, call in self._starts:  # Hooks.enter, less a call
+            for hook, call in self._starts:  # inlined Hooks.enter, to save a call
                 try:
                     returned = context.run(call, event)
                     if returned is not None:
@@ -86,7 +87,7 @@ class PlainSteps:
         if ledger is not None:
             scope.epoch = ledger.epoch
         hooks, starts, _ = self._of_lone if allowed == 1 else self._of_several
-        if not starts:  # no hook enters anything: the step's context serves
+        if not starts:  # no hook enters anything, so the step's context is enough
             return scope, scope
         attempt = EventScope(at, context.copy())
         attempt.event = AttemptStarted(self._workflow, self._run_id, at, self._state, name, 1, allowed, False)
@@ -94,7 +95,7 @@ class PlainSteps:
         return scope, attempt
 
     def finished(self, node: Node, scope: StepScope, attempt: EventScope) -> None:
-        """The first attempt has succeeded, and the step with it."""
+        """Emit the end of a step whose first attempt succeeded, and of that attempt."""
         name, allowed, at = node.name, node.max_attempts, self._clock()
         scope.ended = at
         duration = at - scope.at
@@ -135,7 +136,7 @@ class PlainSteps:
                 allowed,
             )
             context = scope.context
-            for hook, call in self._ends:  # Hooks.emit, less a call
+            for hook, call in self._ends:  # inlined Hooks.emit, to save a call
                 try:
                     context.run(call, event)
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing
@@ -144,12 +145,12 @@ class PlainSteps:
             scope.exit(self._hooks, None)
 
     def ready(self, node: Node, at: float) -> None:
-        """`node` is ready to start since the moment `at`."""
+        """Note and emit that `node` is ready to start since the moment `at` (monotonic)."""
         self._ready_at[node.index] = at
         if self._readies is not None and node.wait is None:
             event = StepReady(self._workflow, self._run_id, at, self._state, node.name)
             context = self._copy()
-            for hook, call in self._readies:  # Hooks.emit, less a call
+            for hook, call in self._readies:  # inlined Hooks.emit, to save a call
                 try:
                     context.run(call, event)
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing

@@ -1,4 +1,4 @@
-"""What a caller, or recovery, asks of an engine: a run of a workflow."""
+"""The request of a caller, or of recovery, for a run of a workflow."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ __all__ = ["Request"]
 
 
 class Request:
-    """A run that an engine is asked for. Made once, of options that were checked, and passed on whole.
+    """The request for one run. It is built once, from options that have been checked, and never changes.
 
-    `values`: the initial ones, which the run changes; `context`: the caller's, of which each call of user code gets a copy;
-    `key`: the idempotency key; `input`: of Workflow(input=), as the caller gave it. Seconds: `wait`, for another run that has
-    the key; `deadline`, from the first claim until the run must be over; None: no limit. `once`: an earlier run that failed is
-    the answer too. `until_waiting`: the caller wants to have the run as soon as it only waits. `recovering`: the id of a run
-    whose values are in the store; recovery resumes it, or, where `wait` is given, its caller does.
+    `values`: the initial values; the run changes this dict. `context`: the caller's contextvars context; each call of
+    user code gets a copy. `key`: the idempotency key. `input`: the input of Workflow(input=), as the caller gave it.
+    `wait`: seconds to wait for another run that has the key. `deadline`: seconds from the first claim until the run
+    must be over. None means no wait, or no deadline. `once`: the outcome of an earlier run is returned even if that run
+    failed. `submitted`: the run was submitted, and its caller did not wait for it to start. `until_waiting`: the caller
+    gets the run as soon as it only waits. `recovering`: the id of a recorded run to resume, whose values are in the
+    store; recovery resumes it, or its caller if `wait` is given.
     """
 
     __slots__ = (
@@ -66,5 +68,5 @@ class Request:
 
     @property
     def unattended(self) -> bool:
-        """Whether recovery has asked for it, and no caller waits for the run."""
+        """Whether recovery requested the run, so that no caller waits for it."""
         return self.recovering is not None and self.wait is None

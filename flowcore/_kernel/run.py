@@ -1,4 +1,4 @@
-"""A run from request to outcome: claim it, work its steps, undo them if one failed, record the end."""
+"""The main program of a run: claim its key, run its steps, undo them if one failed, and record the end."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from .wait_steps import arm, withdraw
 __all__ = ["abort_inline", "execute", "helper", "run_without_driver"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
-"""outcomes worth a record even for a run without a key"""
+"""outcomes that are recorded even for a run without a key, because an operator or a later call has to act on them"""
 
 
 def execute(run: RunState) -> Program[Run]:
-    """The main program of a run. It continues where the inline path stopped.
+    """Run the main program of a run, from the point at which the inline path stopped, if there was one.
 
-    Returns the Run, failed or not; raises only if the run is refused.
+    Returns the Run, failed or not. Raises if the claim is refused, or if the end of a successful run in memory cannot
+    be recorded.
     """
     earlier: Takeover | None = None
     progress, run.progress = run.progress, None
     scope = run.scope
-    starts = run.observed and scope is None  # else run_without_driver has emitted its start
+    starts = run.observed and scope is None  # otherwise run_without_driver has emitted the start
     if starts:
         emit.requested(run)
     if run.key is not None or run.settings.durable:
@@ -89,8 +90,8 @@ def execute(run: RunState) -> Program[Run]:
 
 
 def _rest(run: RunState) -> Program[Run | None]:
-    """The main program of a run with waits has nothing to do: wait until no step runs and none waits, or the run stops. A
-    durable run that only waits is left to its store, and returned."""
+    """Wait, as the main program of a run with waits, until no step runs and none is set aside, or the run stops. Runs
+    steps that become ready meanwhile. A durable run that only waits is left to its store, and its Run is returned."""
     while not run.idle(waits=True):
         node = run.take() if run.ledger is not None else None
         if node is not None:
@@ -111,10 +112,10 @@ def _rest(run: RunState) -> Program[Run | None]:
 
 
 def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> Run | None:
-    """Run inline, as far as that goes. Returns the Run if that was all of it; else `execute` continues there."""
+    """Run inline, as far as possible. Returns the Run if it ended there, else None; then `execute` continues it."""
     if run.observed:
         emit.requested(run)
-        if run.observed:  # still
+        if run.observed:  # hooks may have declined the run
             run.scope = emit.run_started(run)
         if run.observed:
             emit.first_ready(run)
@@ -128,17 +129,18 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
 
 
 def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
-    """The main program of a run whose inline part was interrupted by `error` between two steps, or while it kept books."""
+    """Run the main program of a run that `error` interrupted on the inline path, between two steps or while the state
+    of the run was being changed."""
     stopping.interrupt(run, error)
     _repair(run)
     return (yield from _fail(run, run.scope))
 
 
 def _repair(run: RunState) -> None:
-    """Make the books right after an interrupt struck somewhere in them, when nothing else of the run goes on.
+    """Make the state of the run consistent after an interrupt in the middle of a change, when no other part of it runs.
 
-    What is known to have ended is in `results` and in the reports; if the last node that the thread which was struck
-    had begun is not there, what it did is unknown.
+    The steps that have ended are in `results` or in the reports. If the last node that the interrupted thread began is
+    in neither, its outcome is unknown.
     """
     with run.lock:
         node = run.at
@@ -154,7 +156,7 @@ def _repair(run: RunState) -> None:
 
 
 def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
-    """The end of a run that stopped: undo what it did, and say how it ended."""
+    """End a run that has stopped: undo its steps, record how it ended, and return its Run."""
     if run.waits is not None:
         end_retries(run, run.waits, failed=not is_left(run))
     if run.ledger is not None:
@@ -164,7 +166,9 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     if run.undoes:
         yield from undo_all(run)
     elif run.past_pivot:
-        yield from wait_for_abandoned(run)  # the next call attempts it again, and must not do so beside it
+        yield from wait_for_abandoned(
+            run
+        )  # the next call attempts the step again, and must not overlap with this attempt
     while not run.end(_outcome(run)):
         yield from undo_rest(run)
     finished, failure = _failed(run), None
@@ -191,7 +195,7 @@ def _outcome(run: RunState) -> Status:
 
 
 def _failed(run: RunState) -> Run:
-    """The Run of one that has ended, with what its caller gets to see raised."""
+    """Return the Run of a run that has ended without success, with the error that its caller gets."""
     status = _outcome(run)
     held = run.held or status is Status.COMPENSATION_FAILED
     finished = _as_run(run, status, _final_error(run, status), held=held)
@@ -201,7 +205,8 @@ def _failed(run: RunState) -> Run:
 
 
 def helper(run: RunState, node: Node | None = None) -> Program[None]:
-    """A worker beside the main program: takes what is ready until nothing is; begins with `node` if handed one."""
+    """Run a worker beside the main program: it runs or undoes ready steps until none is ready. It begins with `node` if
+    that is given."""
     node = run.take() if node is None else node
     yield from work(run, node, main=False) if run.undoing is None else work_undo(run, node)
     if run.waits is not None:
@@ -214,18 +219,18 @@ def helper(run: RunState, node: Node | None = None) -> Program[None]:
 
 
 def _so_far(run: RunState, status: Status) -> Run:
-    """The run as it is now."""
+    """Return a Run with a copy of the present state."""
     reports = {name: replace(report) for name, report in list(run.reports.items())}
     return Run(run, run.workflow.name, status, dict(run.results), reports, run.plan)
 
 
 def _as_run(run: RunState, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:
-    """The run, for its caller."""
+    """Return the Run that the caller gets."""
     ended = Run(run, run.workflow.name, status, run.results, run.reports, run.plan)
     if run.observed:
         ended._times = run.times  # pyright: ignore[reportPrivateUsage]
     if error is not None:
-        ended.results = dict(run.results)  # what lands late is not the caller's any more
+        ended.results = dict(run.results)  # results that complete late do not appear in the caller's Run
         ended.error, ended.held = error, held
         ended.failed_step, ended.undone = run.failed_step, tuple(run.undone)
     if run.carrier:
@@ -234,7 +239,8 @@ def _as_run(run: RunState, status: Status, error: BaseException | None = None, *
 
 
 def _final_error(run: RunState, status: Status) -> BaseException:
-    """What the caller gets: the step's own error with a note, or CompensationFailed caused by it."""
+    """Return the error that the caller gets: that of the step with a note, CompensationFailed caused by it, or the
+    reason why the run is left to another owner."""
     assert run.error is not None  # noqa: S101 - a run stops only with an error
     if run.leaving is not None and isinstance(run.error, Exception):
         return run.leaving
@@ -252,7 +258,7 @@ def _final_error(run: RunState, status: Status) -> BaseException:
 
 
 def _annotate(error: BaseException, note: str) -> None:
-    """Add our note; of an exception object that is raised by run after run, only the latest is kept."""
+    """Add our note to the error, in place of the note of an earlier run that raised the same exception object."""
     with contextlib.suppress(Exception):  # an exception may have any __notes__, or refuse attributes
         if notes := getattr(error, "__notes__", None):
             error.__notes__ = [old for old in notes if not str(old).startswith(_NOTE)]
@@ -263,7 +269,7 @@ _NOTE: Final = "flowcore: "
 
 
 def _note(run: RunState, status: Status) -> str:
-    """What the reader of a traceback needs: which run and step, how many attempts, what was undone."""
+    """Return the note for a traceback: which run and step, how many attempts, which steps were undone."""
     where = "was stopped" if run.parked else "was cancelled"
     if run.failed_step is not None:
         node = run.plan.by_name[run.failed_step]

@@ -1,4 +1,4 @@
-"""One run in flight: its data, its ready queue, and the few decisions that must be made under its lock."""
+"""The state of one run in flight: its data, its ready queue, and the few decisions that must be made under its lock."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ __all__ = ["RunState", "step_key"]
 
 
 class RunState:
-    """One run in flight. What is marked (lock) changes only under `lock`; user code and hooks never run under it.
+    """The state of one run in flight. Attributes marked (lock) change only under `lock`. User code and hooks never run
+    under the lock.
 
-    What most runs never touch has its default on the class, so that beginning a run stays cheap.
+    Attributes that most runs never touch have their default on the class, so that creating a run stays cheap.
     """
 
-    # its caller
+    # the caller
     key: str | None = None
     """the idempotency key"""
     input: Any = None
-    """of Workflow(input=); None until a step asks for it"""
+    """the input of Workflow(input=); None until a step reads it"""
     cancelled_late: BaseException | None = None
-    """(lock) what it was cancelled with while it was left to its store"""
+    """(lock) the error with which the run was cancelled while it was being left to its store"""
     continued: RunState | None = None
-    """(lock) after that: the same run once more, for its caller"""
+    """(lock) after the run was left to its store: the RunState that resumes it for its caller"""
     given = False
-    """(lock) after that: its caller has it as it is"""
+    """(lock) whether nothing here resumes the run after it was left to its store: its caller got it as it is"""
     dormant = False
-    """it waits in its store, and its caller here for it"""
+    """whether the run waits in its store while its caller waits here"""
     on_pause: Callable[[Run | None], None] | None = None
-    """called with the run when nothing of it can go on but its waits, and with None when it goes on"""
+    """called with the Run when the run only waits, and with None when it resumes"""
 
     # the claim
     claimed = False
@@ -62,64 +63,66 @@ class RunState:
     carrier: Mapping[str, str] = {}
     _run_id: str | None = None
     earlier: Earlier | None = None
-    """after a takeover: what its record says of its owners before"""
+    """after a takeover: the state in which earlier owners left the run"""
 
     # the durable store
     ledger: Ledger | None = None
-    """what the store must know of the steps; None in memory"""
+    """records the steps in the store; None in memory"""
     tried: Mapping[str, StepReport] = {}
-    """after a takeover: of steps whose attempts under earlier owners failed, and that have some left, what is recorded"""
+    """the recorded reports of steps that wait for another attempt here, after earlier ones failed: under an earlier
+    owner, or before the step was set aside"""
     was_in_doubt: frozenset[str] = frozenset()
-    """after a takeover: steps that were in flight, so that an earlier attempt may have had its effect"""
+    """steps that an earlier owner, or an executor that was lost, had in flight: an attempt may have had its effect"""
 
     # the ready queue
     running = 0
-    """(lock) nodes taken and not ended"""
+    """(lock) how many nodes were taken from the queue and have not ended"""
     waking = False
-    """(lock) a helper has been asked for and has not come yet"""
+    """(lock) whether a worker has been requested and has not started yet"""
     main_waits = False
-    """(lock) the main program has nothing to do but wait for the others"""
+    """(lock) whether the main program waits for the other workers"""
     past_pivot = False
-    """nothing is undone any more: a pivot is done, or the workflow has undo="never\""""
+    """whether nothing is undone any more, because a pivot is done or the workflow has undo="never\""""
     undo_ordered = False
-    """an operator wants it undone, whatever its pivot does"""
+    """whether an operator wants the run undone, even if its pivot is done"""
     working = False
-    """the claim is made and the steps may run"""
+    """whether the key is claimed, so that steps may run"""
 
     # the failure
     stopped = False
-    """(lock) nothing new may start"""
+    """(lock) whether no new step may start"""
     interrupted = False
-    """the run was cancelled: calls should end early"""
+    """whether running calls should end early, because the run was cancelled or is left"""
     parked = False
-    """(lock) another process is to resume it: start nothing, undo nothing"""
+    """(lock) whether another process is to resume the run: nothing is started or undone here"""
     lost = False
-    """(lock) another process owns it: start nothing, undo nothing"""
+    """(lock) whether another process owns the run: nothing is started or undone here"""
     held = False
-    """parked until an operator has decided"""
+    """whether the run is parked until an operator decides"""
     leaving: BaseException | None = None
-    """(lock) why it is left to others"""
+    """(lock) the error because of which the run is left to another owner or an operator"""
     reason: str | None = None
-    """why it is parked or held, as its record says it"""
+    """why the run is parked or held, as its record states it"""
     error: BaseException | None = None
-    """(lock) what failed the run"""
+    """(lock) the error that stopped the run"""
     failed_step: str | None = None
-    """(lock)"""
+    """(lock) the step that failed the run, if one did"""
     other_errors: tuple[tuple[str, BaseException], ...] = ()
-    """(lock) what came after it"""
+    """(lock) step and error of each later failure"""
     abandoned: tuple[Call, ...] = ()
-    """(lock) calls that were given up and may not have landed"""
+    """(lock) abandoned calls whose outcome has not been processed"""
     undoing: UndoOrder | None = None
-    """(lock) in a parallel undo: which steps are ready to be undone"""
+    """(lock) which steps are ready to be undone, during a parallel undo"""
     undo_begun: set[str]
-    """(lock) steps whose undo has begun; only once the run has stopped"""
+    """(lock) steps whose undo has begun; set only once the run has stopped"""
     undo_order = 0
+    """(lock) the number of the latest undo, from 1"""
     undo_stopped = False
-    """a second Ctrl-C: start no further undo"""
+    """whether a second Ctrl-C has come, so that no further undo starts"""
     undone: list[str]
-    """steps whose undo succeeded, in order; only once the run has stopped"""
+    """steps whose undo succeeded, in order; set only once the run has stopped"""
     undo_errors: dict[str, Exception]
-    """of the undos that failed, by step; only once the run has stopped"""
+    """the errors of undos that failed, by step; set only once the run has stopped"""
     finished: Status | None = None
     progress: InlineProgress | None = None
     """where the inline path stopped; the main program continues there"""
@@ -128,19 +131,20 @@ class RunState:
     hooks: Hooks = Hooks()
     wanted: frozenset[type[Event]] = frozenset()
     observed = False
-    """whether times are wanted"""
+    """whether the times of steps are measured, for hooks or for a record"""
     store_context: contextvars.Context | None = None
-    """where hooks have prepared one: the contextvars context that each call of the store gets a copy of"""
+    """the contextvars context of which each call of the store gets a copy; None unless hooks have prepared one"""
     scope: EventScope | None = None
-    """what hooks entered at the run's start"""
+    """the scope of the run, if it began on the inline path"""
     state: dict[Any, Any]
-    """for hooks: shared by all events of this run in this process; only where it is observed"""
+    """a dict for hooks, shared by all events of this run in this process; set only if the run is observed"""
     ready_at: dict[int, float]
-    """when nodes became ready, in monotonic seconds; only where it is observed"""
+    """when nodes became ready, by index (monotonic); set only if the run is observed"""
     waits: Waits | None = None
-    """(lock) of steps without a function; None: the workflow has none"""
+    """(lock) the waits and the steps that are set aside; None if there are none"""
     times: dict[str, tuple[float, float]]
-    """seconds waited and ran of steps that succeeded inline: kept instead of reports, which few callers read"""
+    """seconds waited and ran of steps that succeeded inline, instead of a report, which few callers read; set only if
+    the run is observed"""
 
     def __init__(self, settings: Settings, request: Request) -> None:
         self.settings = settings
@@ -158,30 +162,30 @@ class RunState:
             self.wanted = self.hooks.wanted
             self.state, self.ready_at, self.times = {}, {}, {}
         if settings.durable:
-            self.ledger, self.observed = settings.claims.open(), True  # its record has times
-            self.left = len(plan.nodes)  # (lock) nodes that are not over
+            self.ledger, self.observed = settings.claims.open(), True  # the record needs the times of steps
+            self.left = len(plan.nodes)  # (lock) how many nodes have not ended
             self.state, self.ready_at, self.times = {}, {}, {}
         if plan.waits:
             self.waits = Waits()
         self.lock = threading.Lock()
-        self.limit = settings.parallel  # steps of this run at a time
+        self.limit = settings.parallel  # how many steps of this run may run at a time
         if workflow.max_parallel is not None:
             self.limit = min(self.limit, workflow.max_parallel)
-        self.counts = plan.indegrees[:]  # (lock) unfinished dependencies of each node
+        self.counts = plan.indegrees[:]  # (lock) how many dependencies of each node have not ended
         self.ready = deque(plan.ready)  # (lock) nodes to start, by index
         self.results: dict[str, Any] = {}  # (lock) in order of completion
-        self.to_undo: list[Node] = []  # (lock) nodes with an undo whose effect stands or may stand, as they completed
-        self.reports: dict[str, StepReport] = {}  # of the steps that have more than a result
+        self.to_undo: list[Node] = []  # (lock) nodes to undo: done, or in doubt, in order of completion
+        self.reports: dict[str, StepReport] = {}  # reports of the steps that have more than a result
 
     def after_fork(self) -> None:
-        """In a child: another thread may have held the lock."""
+        """Replace the lock in a child process, because another thread may have held it during the fork."""
         self.lock = threading.Lock()
 
-    # -- what a Context and a Run ask ----------------------------------------------------------------------------------
+    # -- for Context and Run -------------------------------------------------------------------------------------------
 
     @property
     def run_id(self) -> str:
-        """Drawn when first asked for: most runs in memory never need one."""
+        """The run's id. It is drawn at the first access, because most runs in memory never need one."""
         if self._run_id is None:
             drawn = self.settings.new_id()
             with self.lock:
@@ -198,7 +202,8 @@ class RunState:
         return self._run_id
 
     def step_meant(self, key: object, by: str) -> str | None:
-        """The name of the step that `key` (a Step or a name) means to the function of step `by`; None: no step."""
+        """Return the name of the step that `key` (a Step or a name) refers to in the function of step `by`, or None if
+        it refers to no step."""
         if isinstance(key, str):
             return key if key in self.plan.by_name else None
         if not isinstance(key, Step):
@@ -224,7 +229,8 @@ class RunState:
         return step_key(namespace, self.workflow.name, self.stored_key, self.generation, step, undo=undo)
 
     def crossings(self) -> list[Crossing]:
-        """What hooks enter around a step in another process; called in the step's contextvars context."""
+        """Return the context managers that hooks enter around a step in another process. Called in the step's
+        contextvars context."""
         return self.hooks.crossings()
 
     @property
@@ -233,7 +239,7 @@ class RunState:
         return self.key if self.key is not None else self.run_id
 
     def report(self, node: Node) -> StepReport:
-        """The report of a step that has more than a result."""
+        """Return the report of a step, which is created if there was none."""
         report = self.reports.get(node.name)
         if report is not None:
             return report
@@ -247,10 +253,10 @@ class RunState:
     # -- the ready queue -----------------------------------------------------------------------------------------------
 
     def take(self) -> Node | None:
-        """The next node to run, or None: nothing is ready, enough are running, or the run stops."""
+        """Take the next node to run from the ready queue. Returns None if no node is ready, or if enough steps run."""
         with self.lock:
             self.waking = False
-            if self.waits is not None and self.finished is None:  # else it is being left to its store
+            if self.waits is not None and self.finished is None:  # a run that is being left to its store begins nothing
                 self._ready_waits(self.waits)
             if not self.ready or self.running >= self.limit:
                 return None
@@ -267,7 +273,8 @@ class RunState:
                     self.ready_at[node.index] = now
 
     def wants_help(self) -> bool:
-        """Whether another worker would find something to do and none has been asked for yet; it then counts as asked."""
+        """Whether another worker would have something to do and none has been requested. If so, one counts as requested
+        from now on."""
         with self.lock:
             if self.waking or not self.ready or self.running >= self.limit:
                 return False
@@ -275,7 +282,8 @@ class RunState:
             return True
 
     def done(self, node: Node, value: object, freed: list[Node] | None = None) -> Node | None:
-        """`node` has its result: ready what waited for it (and add that to `freed`), and continue with the next one."""
+        """Store the result of `node` and unblock its dependents, which are added to `freed` if they are ready. Returns
+        the node to run next, or None, which frees the worker's place."""
         with self.lock:
             self.results[node.name] = value
             if node.compensation is not None:
@@ -283,7 +291,7 @@ class RunState:
             return self._after(node, freed)
 
     def skipped(self, node: Node, freed: list[Node] | None = None) -> Node | None:
-        """`node` was skipped, which lets its dependants go on like a result would."""
+        """Unblock the dependents of `node`, which was skipped, as `done` does."""
         with self.lock:
             return self._after(node, freed)
 
@@ -297,23 +305,24 @@ class RunState:
                     if freed is not None:
                         self.ready_at[index] = self.settings.clock()
                         freed.append(self.plan.nodes[index])
-            if ready:  # this worker's place is still its own
+            if ready:  # this worker keeps its place among the steps that run at a time
                 return self.plan.nodes[ready.popleft()]
         self.running -= 1
         return None
 
     def put_back(self) -> None:
-        """A node that was taken does not start after all, or has failed."""
+        """Free the place of a node that was taken and does not start after all, or has failed."""
         with self.lock:
             self.running -= 1
 
     @property
     def relinquished(self) -> bool:
-        """Whether this process starts and undoes nothing more of the run, whatever is left to do."""
+        """Whether this process starts and undoes nothing more of the run, because it is parked, held or lost."""
         return self.parked or self.lost
 
     def idle(self, *, waits: bool = False) -> bool:
-        """Whether no step is running, and none waits; else, with `waits`, the main program is noted as waiting for that."""
+        """Whether no step runs, and none is set aside. If not and `waits` is set, notes that the main program waits
+        until then."""
         with self.lock:
             aside = self.waits is not None and not self.stopped and bool(self.waits.aside)
             if (self.running or aside) and waits:
@@ -321,26 +330,28 @@ class RunState:
             return not (self.running or aside)
 
     def succeed(self) -> bool:
-        """End as a success, unless the run has stopped: from now on it cannot be cancelled any more."""
+        """End the run as a success, so that it cannot be cancelled any more. Returns False if it has stopped before."""
         with self.lock:
             if not self.stopped:
                 self.finished = Status.SUCCESS
             return not self.stopped
 
     def resumes_main(self) -> bool:
-        """Whether the last step has just ended and the main program waits for that; true once."""
+        """Whether no step runs any more and the main program waits for that. Returns True only once: the caller then
+        resumes the main program."""
         with self.lock:
             if self.running or not self.main_waits:
                 return False
             self.main_waits = False
             return True
 
-    # -- calls that were given up --------------------------------------------------------------------------------------
+    # -- abandoned calls -----------------------------------------------------------------------------------------------
 
     def landed(self, call: Call, outcome: Outcome) -> bool:
-        """A call that was given up is over. Returns whether its run is too: then it is for a `late` program."""
+        """Note the outcome of an abandoned call that completed late. Returns whether its run is over: then the program
+        `late` must process it."""
         if isinstance(outcome[0], CoroutineType):
-            outcome[0].close()  # it will not be awaited, so it never began
+            outcome[0].close()  # a coroutine that is not awaited never begins
             outcome = (None, StepCancelled())
         with self.lock:
             call.landed, call.landed_at = outcome, self.settings.clock()
@@ -348,7 +359,8 @@ class RunState:
             return self.finished is not None
 
     def end(self, status: Status) -> bool:
-        """End with `status`; False: a call has landed meanwhile that was not looked at."""
+        """End the run with `status`. Returns False, and ends nothing, if an abandoned call has completed late and has
+        not been processed."""
         with self.lock:
             if any(call.landed is not None for call in self.abandoned):
                 return False
@@ -356,13 +368,13 @@ class RunState:
             return True
 
     def give_up(self, call: Call) -> None:
-        """Remember a call that was given up; it may have landed already."""
+        """Note that a call was abandoned. It may have completed already."""
         with self.lock:
             call.given_up = self.settings.clock()
             self.abandoned += (call,)
 
     def forget(self, call: Call) -> None:
-        """The call has landed, and what came of it is known."""
+        """Forget an abandoned call that has completed late, because its outcome is being processed."""
         with self.lock:
             self.abandoned = tuple(other for other in self.abandoned if other is not call)
 
@@ -370,31 +382,33 @@ class RunState:
 
     @property
     def failing(self) -> bool:
-        """Whether it has failed so that what it did is to be undone, here or by others."""
+        """Whether the run has failed, and its steps are to be undone, here or by another owner."""
         return self.stopped and not self.past_pivot and self.error is not self.leaving
 
     @property
     def undoes(self) -> bool:
-        """Whether what this run did is, or was, undone here."""
+        """Whether the steps of this run are being undone, or were undone, here."""
         return self.stopped and not self.past_pivot and not self.parked and not self.lost
 
     def begin_undo(self, node: Node) -> int:
-        """The undo of `node` is about to start; answers its number, from 1."""
+        """Note that the undo of `node` is about to start. Returns its number, from 1."""
         with self.lock:
             self.undo_begun.add(node.name)
             self.undo_order += 1
             return self.undo_order
 
     def begin_parallel_undo(self) -> None:
-        """Fill the ready queue for undoing."""
+        """Fill the ready queue with the steps that may be undone first."""
         with self.lock:
             self.undoing = UndoOrder(self.plan, self.to_undo)
             self.to_undo.clear()
             self.waking = False
-            self.ready = deque(self.undoing.first())  # hooks go on asking the other one how many steps are ready
+            # A new queue, because hooks still read the length of the old one as the number of steps ready to run.
+            self.ready = deque(self.undoing.first())
 
     def undo_ended(self, node: Node) -> Node | None:
-        """`node` is undone, or could not be: either way, what it depended on is next."""
+        """Note that the undo of `node` has ended, which makes its dependencies ready even if it failed. Returns the
+        node to undo next, or None, which frees the worker's place."""
         with self.lock:
             if self.undoes and self.undoing is not None:
                 self.ready.extend(self.undoing.after(node.index))
@@ -407,7 +421,8 @@ class RunState:
 
 
 def step_key(namespace: str, workflow: str, key: str, generation: int, step: str, *, undo: bool) -> str:
-    """What `ctx.step_key` is: the same for every attempt and takeover, another for the undo and for a run afresh."""
+    """Return the value of `ctx.step_key`. It is the same for each attempt and takeover, and another one for the undo
+    and for a new run after the key was released."""
     import hashlib
 
     digest = hashlib.sha256()

@@ -1,7 +1,8 @@
 """Steps whose next attempt is due later than a process is kept for.
 
-Such a step holds no worker and no place among the steps that run at a time: it is set aside like a wait. Where nothing else
-of its run can go on, the run is left to its store; the engine that resumes it makes the next attempt when that is due.
+Such a step holds no worker and no place among the steps that run at a time: it is set aside like a wait. Where nothing
+else of its run can go on, the run is left to its store; the engine that resumes it makes the next attempt when that is
+due.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ __all__ = ["backed_off", "end_retries", "has_effect", "is_left", "left", "set_as
 
 
 def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd | None:
-    """The next attempt of `node`, whose latest one ended as `end`, is due in `delay` seconds, and the step leaves its place
-    until then. Returns its WAITING end; None if the run has stopped."""
+    """The next attempt of `node`, whose latest one ended as `end`, is due in `delay` seconds, and the step leaves its
+    place until then. Returns its WAITING end; None if the run has stopped."""
     before = run.tried.get(node.name)
     started = end.scope.at + end.scope.epoch if end.scope is not None and end.scope.epoch is not None else None
     with run.lock:
@@ -67,8 +68,8 @@ def has_effect(run: RunState, node: Node, end: StepEnd) -> bool:
 
 
 def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
-    """The run ends here, and with it the steps that wait for their next attempt: in failure if the run has `failed`, else
-    the next owner makes those attempts."""
+    """The run ends here, and with it the steps that wait for their next attempt: in failure if the run has `failed`,
+    else the next owner makes those attempts."""
     with run.lock:
         retries = dict(waits.retries)
         for name in retries if failed else ():

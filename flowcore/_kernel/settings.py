@@ -1,4 +1,5 @@
-"""What an engine gives to all its runs, so that the programs need nothing of their own that waits or reads a clock."""
+"""The settings that all runs of an engine share. They bring the clock and the randomness, so that programs need
+neither."""
 
 from __future__ import annotations
 
@@ -18,22 +19,22 @@ __all__ = ["Settings", "namespace_of"]
 
 
 def namespace_of(store: Store) -> str:
-    """The namespace of a store; a store that has none shares the empty one with all others that have none."""
+    """Return the namespace of a store, or the empty string if the store has no attribute of that name."""
     return getattr(store, "namespace", "")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Settings:
-    """What an engine gives to all its runs.
+    """The settings that all runs of an engine share.
 
-    `clock`: monotonic seconds; `wall`: seconds since the epoch; `random`: a float in [0, 1); `new_id`: a run id.
-    `parallel`: steps of one run at a time. `runs_async`: whether async steps can be run. `caller_shares`: whether the
-    caller's own thread or task takes steps while others run too. `lease`: seconds, on a durable store. `claims` knows whose
-    runs are whose; `owns` gets each run that has a lease, and keeps it renewed until the driver says that it is over.
-    `namespace`: what step keys depend on. `store_patience`: seconds for which a run waits for a store
-    that is unreachable. `max_takeovers`: a run that crashed more owners in a row is held. `park_after`: seconds; a durable
-    run does not keep its process for the wait between two attempts of a step that is longer.
-    `whole_steps`: the driver has each step made elsewhere, as a whole.
+    `clock` returns monotonic seconds, `wall` seconds since the epoch, `random` a float in [0, 1), and `new_id` a run
+    id. `parallel`: how many steps of one run may run at a time. `runs_async`: whether async steps can be run.
+    `caller_shares`: whether the caller's own thread or task runs steps while others run too. `lease`: seconds, on a
+    durable store. `claims`: claims keys and records how runs end. `owns`: called with each run that has a lease; it
+    renews the lease until the driver reports that the run is over. `namespace`: a part of each step key.
+    `store_patience`: seconds for which a run waits for an unreachable store. `max_takeovers`: a run that crashed more
+    owners than this without progress is held. `park_after`: seconds; a durable run does not stay in its process for a
+    backoff that is longer. `whole_steps`: whether the driver has each step run elsewhere, with all its attempts.
     """
 
     store: Store
@@ -56,7 +57,7 @@ class Settings:
     namespace: str = ""
     durable: bool = field(init=False)
     observed: bool = field(init=False)
-    """whether any hook wants any event"""
+    """whether a hook wants any event"""
 
     def __post_init__(self) -> None:
         self.durable, self.observed = self.store.durable, bool(self.hooks.wanted)

@@ -26,7 +26,8 @@ __all__ = ["ask_when", "run_whole_step", "stopped", "work"]
 
 
 def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
-    """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with `node`."""
+    """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with
+    `node`."""
     hands_over = main and not run.settings.caller_shares
     timeless, done = run.deadline is None and not run.settings.whole_steps, run.done
     ledger = run.ledger
@@ -133,7 +134,8 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
 
 
 def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None) -> Program[StepEnd]:
-    """The rest of a step that was set aside, and whose next attempt is due. `before`: how it ends if that is not made."""
+    """The rest of a step that was set aside, and whose next attempt is due. `before`: how it ends if that is not
+    made."""
     scope, end = before.scope, None
     if overdue is not None:
         end = StepEnd(Status.FAILURE, None, overdue.error, before.attempts, before.errors)
@@ -240,7 +242,8 @@ def stopped(run: RunState, first: bool) -> Program[None]:
 
 
 def ask_when(run: RunState, node: Node) -> Program[StepEnd | None]:
-    """Ask the step's `when=`; answers None for go, or the StepEnd of a step that is skipped or whose predicate failed."""
+    """Ask the step's `when=`; answers None for go, or the StepEnd of a step that is skipped or whose predicate
+    failed."""
     assert node.when is not None  # noqa: S101 - the caller has looked
     ctx, asynchronous = Context(run, node), is_async(node.when)
     answer, error = yield Call(node, node.when, ctx, run.context.copy(), None, asynchronous, asks=True)

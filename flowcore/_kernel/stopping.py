@@ -1,5 +1,5 @@
-"""How a run stops before its end, and what that means for it: it fails, is cancelled, parked, held or lost to another owner,
-or is left to its store while it waits. The first reason counts; each function takes the run's lock."""
+"""How a run stops before its end, and what that means for it: it fails, is cancelled, parked, held or lost to another
+owner, or is left to its store while it waits. The first reason counts; each function takes the run's lock."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = [
 
 
 def fail_step(run: RunState, node: Node, end: StepEnd, *, effect: bool) -> bool:
-    """`node` has failed, and with it the run; `effect`: it must be undone. Returns whether this was the first. Its place
-    is given up later: the run must not end before its store knows."""
+    """`node` has failed, and with it the run; `effect`: it must be undone. Returns whether this was the first. Its
+    place is given up later: the run must not end before its store knows."""
     with run.lock:
         effect = effect and node.compensation is not None
         if effect:
@@ -117,8 +117,8 @@ def lose(run: RunState, error: BaseException) -> bool:
 
 
 def leave_to_parent(run: RunState, process: int) -> None:
-    """This process, a child, was forked in the middle of the run, which is its parent's. The thread that has forked, in a step,
-    may come back into it."""
+    """This process, a child, was forked in the middle of the run, which is its parent's. The thread that has forked, in
+    a step, may come back into it."""
     run.after_fork()
     what = f"process {process} was forked in the middle of run {run.run_id} of {safe_repr(run.workflow.name)}"
     why = f"{what}, which is its parent's: here nothing more of it is started or undone."
@@ -176,7 +176,8 @@ def _stop(run: RunState, error: BaseException, step: str | None) -> bool:
 
 
 def pause(run: RunState) -> bool:
-    """Whether nothing of it can go on but its waits: it may be left to its store, and cannot be cancelled here meanwhile."""
+    """Whether nothing of it can go on but its waits: it may be left to its store, and cannot be cancelled here
+    meanwhile."""
     with run.lock:
         if run.stopped or run.running or run.ready or run.waits is None or not run.waits.aside:
             return False
@@ -185,7 +186,8 @@ def pause(run: RunState) -> bool:
 
 
 def _cancel_late(run: RunState, error: BaseException) -> bool:
-    """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already, or it has none."""
+    """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already, or it has
+    none."""
     with run.lock:
         if run.given or run.request.unattended:
             return False
@@ -194,8 +196,8 @@ def _cancel_late(run: RunState, error: BaseException) -> bool:
 
 
 def continue_as(run: RunState, again: RunState | None) -> bool:
-    """`again`, or with None nothing here, continues a run that was left to its store. False: it was cancelled meanwhile, so
-    that something must."""
+    """`again`, or with None nothing here, continues a run that was left to its store. False: it was cancelled
+    meanwhile, so that something must."""
     with run.lock:
         if again is None and run.cancelled_late is not None:
             return False

@@ -142,8 +142,8 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
 
 
 def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Program[StepEnd]:
-    """All attempts of an undo whose run is driven elsewhere, the `order`-th of that run, and all that hooks learn of it.
-    `trigger`: the step that failed the run."""
+    """All attempts of an undo whose run is driven elsewhere, the `order`-th of that run, and all that hooks learn of
+    it. `trigger`: the step that failed the run."""
     how = node.compensation
     assert how is not None  # noqa: S101 - only nodes with an undo get here
     allowed = how.retry.attempts if how.retry else 1

@@ -26,8 +26,8 @@ _OPEN: Final = frozenset({Status.PENDING, Status.WAITING})
 
 
 def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> Program[StepEnd]:
-    """Begin the wait `node`, or look whether it is over; `overdue`: its end, if the run's deadline has passed. Returns a
-    StepEnd that is WAITING for one that was set aside."""
+    """Begin the wait `node`, or look whether it is over; `overdue`: its end, if the run's deadline has passed. Returns
+    a StepEnd that is WAITING for one that was set aside."""
     waits, wait, name = run.waits, node.wait, node.name
     assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has looked
     if name not in waits.until:

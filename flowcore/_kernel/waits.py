@@ -1,5 +1,5 @@
-"""The waits of a run: which have begun, until when, and what was sent to them; and the steps whose next attempt is due later
-than a process is kept for."""
+"""The waits of a run: which have begun, until when, and what was sent to them; and the steps whose next attempt is due
+later than a process is kept for."""
 
 from __future__ import annotations
 
