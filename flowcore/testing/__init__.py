@@ -1,7 +1,7 @@
-"""For tests of your own workflows: simulated time and faults, a rehearsal of everything that can go wrong, a journal.
-And for those who write a store: the suite that it must pass.
+"""Tools to test your own workflows: simulated time and faults, a rehearsal of all faults at all steps, and a journal.
+For authors of stores there is `StoreConformance`, the suite that every store must pass.
 
-Nothing here is needed to run workflows, and nothing in flowcore imports it.
+Workflows run without this package, and nothing in flowcore imports it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the suite for stores when it is asked for: it needs pytest and hypothesis."""
+    """Import `StoreConformance` at its first use, because it needs pytest and hypothesis."""
     if name != "StoreConformance":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

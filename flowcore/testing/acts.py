@@ -1,4 +1,4 @@
-"""What can befall the processes of a simulation, and what they did."""
+"""The faults, halts and callers of a simulation, and the records of what its processes did."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["CRASHES", "Act", "Caller", "Fault", "Halt", "Injected", "Sending", "
 
 
 class Fault(StrEnum):
-    """What goes wrong with every attempt of a step; a crash comes once."""
+    """A fault of a step. It strikes every attempt of the step, but a crash strikes only once."""
 
     FAIL_BEFORE = "fails before its effect"
     FAIL_AFTER = "fails after its effect"
     TIMEOUT = "times out"
-    """its effect happens, but too late: right after its limit, or after any limit its run may have"""
+    """its effect happens, but after the attempt has timed out; an attempt without a timeout times out at once"""
     STUCK = "times out and never comes back"
     NO_THREAD = "finds no thread"
-    """no thread is free for it before the run's deadline; only where the run has one and the step has no step_timeout"""
+    """no thread is free before the run's deadline; only in runs with a deadline, at steps without step_timeout"""
     CANCEL = "run cancelled in it"
     UNDO_FAILS = "undo fails"
     CRASH_BEFORE = "crashes before its effect"
     CRASH_AFTER = "crashes after its effect"
-    """the process dies, and another one takes the run over once the lease is over"""
+    """in both crashes the process dies, and another one takes the run over once the lease has expired"""
 
 
 CRASHES: Final = frozenset({Fault.CRASH_BEFORE, Fault.CRASH_AFTER})
@@ -39,88 +39,88 @@ class Injected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Where a process stops, in the middle of what it is doing: nothing of it goes on, its heartbeat neither."""
+    """The point at which a process stops in the middle of its work. Nothing of it continues, not even its heartbeat."""
 
     at: str
-    """store: in the number-th request to the store; call: in the number-th call of user code"""
+    """where it stops: in a request to the store ("store") or in a call of user code ("call")"""
     number: int
-    """counted from 1"""
+    """in which of its requests or calls, counted from 1"""
     done: bool
-    """whether the store has done, or the user code had its effect, by then"""
+    """whether the store has applied the request, or the user code had its effect, before the process stops"""
     seconds: float = math.inf
-    """until it goes on where it stopped, a zombie; for ever: a crash"""
+    """until the process resumes where it stopped, as a zombie; infinite: it has crashed"""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A caller of the run, in a process of its own."""
+    """A caller of the run, in its own process."""
 
     after: float = 0.0
-    """seconds after the one before was over, or stopped"""
+    """seconds from the end, or the halt, of the previous caller until this one starts"""
     beside: bool = False
-    """it comes so many seconds after the one before came, whether that one is over or not"""
+    """whether `after` counts from the start of the previous caller instead, so that both may run at the same time"""
     recovers: bool = False
-    """no caller: it looks for a run without a live owner"""
+    """whether it calls no particular run, but looks for one without a live owner, as recovery does"""
     wait: float | None = None
-    """as the argument of an engine's `run`"""
+    """the `wait=` of its call, as in an engine's `run`"""
     decides: str | None = None
-    """an operator, who wants nothing run: which verb of the store to call for the key, resume, undo, hold or release"""
+    """for an operator, who runs nothing: the verb of the store to call for the key (resume, undo, hold or release)"""
     halt: Halt | None = None
     beats: bool = True
-    """whether it has a heartbeat; without one, the lease runs out in the middle of long work"""
+    """whether it has a heartbeat; without one, the lease expires in the middle of long work"""
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A value that is sent to the run, beside its processes."""
+    """A value that is sent to a wait of the run, from outside its processes."""
 
     step: str
     value: object
     at: float
-    """seconds since the simulation began"""
+    """when it is sent, in seconds since the simulation began"""
     id: str | None = None
 
 
 @dataclass(slots=True)
 class SimulatedCall:
-    """One call of user code, as the driver made it, whatever was reported of it. Moments are those of the events' `at`."""
+    """One call of user code as the driver made it, whatever the events say. Times are on the clock of their `at`."""
 
     step: str
     what: str
-    """do, undo, when, verify, or await: the rest of a plain function that answered with a coroutine"""
+    """do, undo, when, verify, or await (of the coroutine that a plain function returned)"""
     attempt: int
     began: float
     told_before: int
-    """events that its process had emitted before it began"""
+    """how many events its process had emitted before the call began"""
     ended: float | None = None
-    """when it came back; None: never"""
+    """when the call ended; None if it never did"""
     given_up: float | None = None
-    """when its caller stopped waiting for it; None: it was waited for"""
+    """when its caller gave it up; None if the caller waited for its end"""
     failed: bool = False
-    """whether it came back with an error"""
+    """whether it ended with an error"""
     process: int = 0
-    """its process, counted from 0"""
+    """the number of its process, counted from 0"""
     fence: int = 0
-    """of the run's owner that made it"""
+    """the fence of the owner that made the call"""
     stored_before: int = 0
-    """requests that had arrived at the store before it began"""
+    """how many requests to the store were logged before the call began"""
     performed: float | None = None
-    """when the function really was called; None: the process had died"""
+    """when the function was really called; None if it was not, as after the death of its process"""
 
 
 @dataclass(slots=True)
 class Act:
-    """What one process did for the run."""
+    """The record of what one process did for the run."""
 
     caller: Caller
     began: float
     events: list[Event] = field(default_factory=list[Event], repr=False)
     run: Run | None = None
-    """how the run ended for it; None: it was refused, or has died, or nothing was to be recovered"""
+    """the run as the process got it; None if its call was refused, it has died, or it found nothing to recover"""
     refusal: BaseException | None = None
     ended: float | None = None
-    """when it was over; None: it has died"""
+    """when its call ended; None if the process has died"""
     halted: float | None = None
-    """when it stopped in the middle of something"""
+    """when it stopped in the middle of its work; None if it did not"""
     cancelled: float | None = None
-    """when the run was cancelled, if it was"""
+    """when it cancelled the run; None if it did not"""

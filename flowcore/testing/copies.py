@@ -1,5 +1,5 @@
-"""Values as a durable store would hand them out: through the codec. What no codec keeps stays as it is, so that workflows
-which only run in memory can be simulated too."""
+"""Pass values through the codec, as a durable store does. Values that the codec cannot keep stay as they are, so that
+workflows which only run in memory can be simulated too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODEC: Final = JsonCodec()
 
 
 def through_codec(value: T) -> T:
-    """A copy of `value` that went through the default codec; the value itself where that cannot keep it."""
+    """Return a copy of `value` that went through the default codec, or `value` itself if the codec cannot keep it."""
     if type(value) in FIXED:
         return value
     try:
@@ -27,13 +27,13 @@ def through_codec(value: T) -> T:
 
 
 class ResultsWatch:
-    """Notices which results a call of user code changes in place."""
+    """Detects which results a call of user code changes in place."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         self._forms = {name: (value, _form(value)) for name, value in results.items() if type(value) not in FIXED}
 
     def changed(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """The results that have changed since, and what they were before."""
+        """Return the former value of each result that was changed in place since this watch began."""
         return {
             name: _CODEC.loads(form)
             for name, (value, form) in self._forms.items()

@@ -1,4 +1,4 @@
-"""The inline path in a simulation: the kernel itself calls plain steps, one after the other, while virtual time passes."""
+"""The inline path in a simulation: the kernel itself calls plain steps, one after another, in virtual time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..plan import Node, Plan
 __all__ = ["instrumented"]
 
 CallInline = Callable[[Node, Callable[..., Any], Context], Any]
-"""makes the call of a step inline; an async one may be left to the driver instead"""
+"""performs the call of a step on the inline path and returns its result"""
 
 
 def instrumented(
     plan: Plan, elsewhere: Collection[str], inline: Callable[[], bool], call: CallInline, suspends: Callable[[], bool]
 ) -> Plan:
-    """A copy of `plan` whose steps, for as long as `inline()` holds, are made by `call`. Steps in `elsewhere` never run
-    inline; async ones do if `suspends()` does not hold, else they are begun only."""
+    """Return a copy of `plan` whose steps are performed by `call` while `inline()` is true. Steps named in `elsewhere`
+    never run inline. An async step for which `suspends()` is true is only begun inline, and left to the driver."""
     twin = copy.copy(plan)
     nodes = [copy.copy(node) for node in plan.nodes]
     for node in nodes:
@@ -44,7 +44,7 @@ def _wrapped(
             await _pause()
         return call(node, fn, ctx)
 
-    if node.step.executor is not None:  # the driver alone runs it
+    if node.step.executor is not None:  # Only the driver runs such a step.
         return fn
     return async_step if node.is_async else step
 

@@ -1,4 +1,4 @@
-"""A hook whose record is the assertion."""
+"""A hook that writes down what a run did, for tests to compare with what they expect."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ __all__ = ["Journal"]
 
 
 class Journal(Logger, Sequence[str]):
-    """Writes down what a run did, one short line each, in order: compare it with the list that you expect.
+    """A hook that records what a run did, in order, one short line each. Compare it with the list that you expect.
 
-    `do book`, `fail pay`, `timeout pay`, `cancel pay`, `skip gift`, `undo book`, `undo-failed book`, `late pay`, and
-    the outcome of the run or of its idempotency key: `run compensated`, `key replayed`. Thread-safe.
+    The lines are `do book`, `fail pay`, `timeout pay`, `cancel pay`, `skip gift`, `undo book`, `undo-failed book`,
+    `late pay` (completed late), and the outcome of the run or of its key: `run compensated`, `key replayed`.
+    Thread-safe.
     """
 
     wants = frozenset({CompensationFinished, IdempotencyHit, RunFinished, StepFinished, StepCompletedLate, StepSkipped})

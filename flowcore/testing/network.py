@@ -1,4 +1,4 @@
-"""A durable store that a simulation can have, and the way to it, on which requests and answers are late, lost or doubled."""
+"""A durable store for simulations, and the network before it, which delays, loses and repeats messages."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from .world import VirtualClock, World
 __all__ = ["GOES_BACK", "Network", "SimulatedStore", "StoreCall", "Weather"]
 
 GOES_BACK: Final = "goes back"
-"""the verb of the entry in the log that says when the store lost its last writes; its argument says how many"""
+"""the verb of the log entry for a loss of the store's last writes; its argument is the number of lost writes"""
 _READS: Final = frozenset({"find", "head", "list_resumable"})
 
 
 class SimulatedStore(MemoryStore):
-    """A durable store for tests: what it recorded survives a simulated crash, and nothing else does.
+    """A durable store for tests: its records survive a simulated crash.
 
-    It lives in memory, and by default its clock is that of the simulations it is used in. Of errors it keeps only what can
-    be written down, as stores do that outlive a process. The results of steps and the values of the context go through the
-    default codec on their way in and out; those that it cannot keep stay as they are. A step that changes the result of
-    another one in place fails.
+    It lives in memory. By default its virtual clock is also the clock of the simulations that use it. It keeps errors
+    as text, as stores that outlive a process do. The results of steps and the values of the context go through the
+    default codec on their way in and out; values that the codec cannot keep stay as they are. A step that changes the
+    result of another step in place fails.
     """
 
     name = "simulated"
@@ -69,7 +69,8 @@ class SimulatedStore(MemoryStore):
         return super().checkpoint(_written(checkpoint))
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        """See Store. Of single steps it takes no more than what checkpoints said."""
+        """See Store. If the ending has `changes`, single steps and values are recorded from these and from the
+        checkpoints only, never from the record that the ending carries."""
         ended = _ended(ending)
         known = super().find(ended.record.key)
         if known is not None and ended.changes is not None:
@@ -91,12 +92,12 @@ class SimulatedStore(MemoryStore):
         return Page(map(_copied, page), page.cursor)
 
     def snapshot(self) -> object:
-        """All that it knows now, for `restore`."""
+        """Return a copy of all records, for `restore`."""
         return copy.deepcopy((self._runs, self._ended))
 
     def restore(self, snapshot: object) -> None:
-        """Go back in time: forget all that was written since the snapshot was taken, as a replica does that is promoted
-        without the last writes, or a backup that is put back. Its clock goes on."""
+        """Forget all that was written since the snapshot was taken, as when a replica is promoted without the last
+        writes or a backup is restored. The clock is not set back."""
         self._runs, self._ended = copy.deepcopy(cast("_Kept", snapshot))
 
 
@@ -127,7 +128,7 @@ def _ended(ending: Ending) -> Ending:
 
 
 def _written(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint as it goes over the wire: what happens to the run afterwards does not change it."""
+    """Return a copy of a checkpoint as it is sent over the network: later changes to the run do not change it."""
     error, run_id = checkpoint.error, checkpoint.run_id
     return replace(
         checkpoint,
@@ -159,71 +160,71 @@ def _as_text(error: BaseException, run_id: str, step: str | None) -> RunFailed:
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How bad the way to the store is."""
+    """The faults of the network and of the store behind it."""
 
     latency: float = 0.0
-    """a request takes at most so many seconds, and so does an answer"""
+    """the most seconds that a request takes, and that a reply takes"""
     lost: float = 0.0
-    """the share of the requests that are lost; and of the answers"""
+    """the share of the requests that are lost, and the share of the replies"""
     doubled: float = 0.0
     """the share of the requests of which a second copy arrives later"""
     patience: float = 0.1
-    """seconds after which who asks gives up on an answer"""
+    """seconds after which a sender gives up on a reply"""
     outages: tuple[tuple[float, float], ...] = ()
-    """when nothing gets through: from, until, in seconds since the simulation began"""
+    """the spans in which no request arrives: from, until, in seconds since the simulation began"""
     goes_back: tuple[tuple[float, int], ...] = ()
-    """when the store loses its last writes, in seconds since the simulation began, and how many; a SimulatedStore does"""
+    """when a SimulatedStore loses its last writes, in seconds since the simulation began, and how many it loses"""
 
     @property
     def fine(self) -> bool:
-        """Whether an answer comes at once, always."""
+        """Whether every reply comes at once."""
         return not (self.latency or self.lost or self.doubled or self.outages)
 
 
 @dataclass(slots=True)
 class StoreCall:
-    """One request as it arrived at the store, or got lost."""
+    """One request to the store, which has arrived or was lost."""
 
     process: int
     verb: str
     argument: Any = field(repr=False)
     sent: float
     applied: float | None = None
-    """when the store did what was asked; None: it never arrived"""
+    """when the store applied the request; None if it never arrived"""
     answer: Any = None
     heard: bool = False
-    """whether who asked got the answer"""
+    """whether the reply reached the sender"""
     copy: bool = False
     """whether it is a late second copy of an earlier request"""
 
 
 class Network:
-    """Between the processes and their store."""
+    """The network between the processes and their store."""
 
     def __init__(self, world: World, store: MemoryStore, weather: Weather, late: float) -> None:
         self._world = world
         self.store = store
         self._weather = weather
-        self._late = late  # seconds after which a second copy has arrived
+        self._late = late  # the most seconds by which a second copy is later than the first
         self.log: list[StoreCall] = []
         """all requests in the order in which they arrived, or were lost"""
-        self._past: list[object] = []  # the store before each of its writes, if it goes back
+        self._past: list[object] = []  # a snapshot of the store before each of its writes, if it is to lose any
         for seconds, writes in weather.goes_back:
             world.after(seconds, partial(self._go_back, writes))
 
     @property
     def answers_at_once(self) -> bool:
-        """Whether nothing is late or lost."""
+        """Whether no request or reply is late, lost or doubled."""
         return self._weather.fine
 
     def clears_up(self) -> None:
-        """From now on nothing is lost any more."""
+        """From now on, lose and double nothing, and end all outages."""
         self._weather = Weather(
             self._weather.latency, patience=self._weather.patience, goes_back=self._weather.goes_back
         )
 
     def ask(self, process: int, verb: str, argument: Any) -> Outcome:
-        """Ask the store; it answers at once."""
+        """Send a request to the store, and return the outcome at once."""
         argument = _on_the_wire(argument) if self.store.durable else argument
         call = StoreCall(process, verb, argument, self._world.now)
         outcome = self._apply(call)
@@ -231,7 +232,7 @@ class Network:
         return outcome
 
     def decide(self, process: int, verb: str, key: str) -> BaseException | None:
-        """An operator, who sits beside the store, has a word with it."""
+        """Apply the decision of an operator, who calls the store directly. Returns the error of the store, or None."""
         call = StoreCall(process, verb, key, self._world.now, heard=True)
         failure = self._apply(call)[1]
         return failure if isinstance(failure, BaseException) else None
@@ -244,8 +245,9 @@ class Network:
         hear: Callable[[float, Outcome], None],
         applied: Callable[[], None] | None = None,
     ) -> None:
-        """Send a request. `hear(seconds, outcome)` is called when the answer leaves the store, or will never come: the
-        sender hears it so many seconds later. `applied`: called once the store has done it, which then is certain."""
+        """Send a request. `hear(seconds, outcome)` is called when the reply leaves the store or is known to be lost:
+        the sender gets the outcome so many seconds later. `applied()` is called when the store has applied the request;
+        a request with `applied` is never lost, though its reply may be."""
         world, weather = self._world, self._weather
         call = StoreCall(process, verb, _on_the_wire(argument), world.now)
         there, back = weather.latency * world.random.random(), weather.latency * world.random.random()
@@ -304,7 +306,7 @@ class Network:
             return None, error
         call.answer = answer
         if isinstance(answer, Claimed) and answer.record is not None:
-            call.answer = replace(answer, record=_copied(answer.record))  # the caller keeps the other one
+            call.answer = replace(answer, record=_copied(answer.record))  # The caller may change its own record.
         self.log.append(call)
         return answer, None
 

@@ -1,4 +1,4 @@
-"""One process of a simulation: the third driver, which may also stop for a while, or for good, in the middle of anything."""
+"""One process of a simulation. It is the third driver, and it can stop at any point, for a while or for ever."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ from .world import World
 
 __all__ = ["PATIENCE", "Process"]
 
-PATIENCE = 2.5  # leases for which a run waits for a store that is unreachable
-_INLINE = 0.75  # of the runs that can run inline
-_BEATS = 3  # renewals in the time of a lease, as an engine has them
+PATIENCE = 2.5  # how many leases a run waits for an unreachable store
+_INLINE = 0.75  # the share of runs that run inline, among those that can
+_BEATS = 3  # renewals per lease, as in an engine
 
 
 class Process(SimulatedCode):
@@ -90,10 +90,10 @@ class Process(SimulatedCode):
         self._main: Program[Run]
         self._main_parked = False
         self._asks = 0
-        self._inline = False  # whether the inline path is at work
-        self._begun = False  # whether the main program is made
-        self._due = 0  # what will happen to it, or may; its heartbeat not counted
-        self._thaws = 0.0  # nothing of it goes on before that moment
+        self._inline = False  # whether the inline path is running
+        self._begun = False  # whether the main program exists
+        self._due = 0  # acts that are scheduled and replies that are awaited, without those of its heartbeat
+        self._thaws = 0.0  # the process is stopped until this moment
         self._settings = Settings(
             store=network.store,
             claims=StoreClaims(),
@@ -101,7 +101,7 @@ class Process(SimulatedCode):
             grace=grace,
             parallel=max_workers,
             runs_async=True,
-            caller_shares=world.random.random() < 0.5,  # threads do, asyncio does not
+            caller_shares=world.random.random() < 0.5,  # It is true in Engine and false in AsyncEngine.
             clock=world.clock,
             wall=world.clock,
             random=world.random.random,
@@ -116,7 +116,7 @@ class Process(SimulatedCode):
     def begin(
         self, workflow: Workflow, values: Mapping[str, Any] | None, key: str | None, deadline: float | None
     ) -> None:
-        """Want the run."""
+        """Schedule the work of this process: the run, or first the search for one to recover."""
         own = initial(values)
         if key is not None or self._settings.durable:
             own = own_copy(own)
@@ -142,7 +142,7 @@ class Process(SimulatedCode):
             self._after(0.0, partial(self._advance, self._main, None))
 
     def _run_inline(self) -> None:
-        """Run what can run inline, as an engine does, on a thread or in a task; then the main program."""
+        """Run the steps that can run inline, on a thread or in a task as an engine does, and then the main program."""
         self._inline = True
         finished = run_without_driver(self.x, is_async=self.x.plan.has_async is not None and self._random() < 0.7)
         self._inline = False
@@ -153,7 +153,7 @@ class Process(SimulatedCode):
         self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
-        """Ask for runs to resume, as an engine's recover() does."""
+        """Ask the store for runs to resume, as an engine's recover() does, and resume the first one."""
 
         def found(outcome: Outcome) -> None:
             records, failure = outcome
@@ -191,21 +191,21 @@ class Process(SimulatedCode):
 
     @property
     def hangs(self) -> bool:
-        """Whether it is neither over nor dead, and nothing of it will ever happen."""
+        """Whether the process is neither done nor dead, but has nothing left to do or to wait for."""
         return self.act.ended is None and self._thaws < math.inf and not self._due
 
     def _soon(self, program: Program[Any], answer: Any) -> None:
         self._after(0.0, partial(self._advance, program, answer))
 
     def _stops(self, seconds: float) -> None:
-        """Nothing of this process goes on for so long."""
+        """Stop this process for so many seconds of virtual time."""
         if self.act.halted is None and self.act.ended is None:
             self.act.halted = self.world.now
             self._thaws = self.world.now + seconds
             self._on_idle()
 
     def over(self, result: Run | None, refusal: BaseException | None) -> None:
-        """This is what it got, and it wants no more."""
+        """End the process with the run that it got, or with the error that refused it."""
         act = self.act
         act.run, act.refusal, act.ended = result, refusal, self.world.now
         self._on_idle()
@@ -226,7 +226,7 @@ class Process(SimulatedCode):
                 self.over(None, error)  # a refused claim
                 return None
             answer = None
-            if type(effect) is Suspended:  # begun, and no more: it goes on as any other call
+            if type(effect) is Suspended:  # The inline path has only begun this step: call it as any other one.
                 effect.coroutine.close()
                 return self._call(program, as_call(effect.ctx, effect.context))
             if type(effect) is Context:
@@ -268,7 +268,8 @@ class Process(SimulatedCode):
     # -- the store -----------------------------------------------------------------------------------------------------
 
     def _ask(self, program: Program[Any], ask: Ask) -> None:
-        """Ask the store; the program goes on once its answer is here."""
+        """Send a request to the store, and resume the program with the reply. The process stops before or after the
+        store applies the request, if its halt is due."""
         self._asks += 1
         halt = self._halt if self._halts("store", self._asks) else None
         hear = partial(self._advance, program)
@@ -291,7 +292,7 @@ class Process(SimulatedCode):
         self._network.send(self._number, verb, argument, answered, applied)
 
     def _owns(self, x: RunState) -> None:
-        """The run has been claimed: keep its lease, as an engine's heartbeat does."""
+        """Keep the lease of the claimed run renewed from now on, as an engine's heartbeat does."""
         if self.act.caller.beats and self._settings.lease < math.inf:
             self._beat_later(Lease(x.stored_key, x.run_id, x.fence))
 
@@ -334,7 +335,8 @@ class Process(SimulatedCode):
             self._soon(program, None)
 
     def send(self, sending: Sending) -> bool:
-        """Send a value to the run, through its store or, where that does not know it, directly."""
+        """Send a value to the run: through its store, or directly if the store does not know the run. Returns whether
+        the value counts."""
         store, known = self._settings.store, sending.id
         if self._settings.durable or self.x.claimed or self.act.ended is not None:
             return store.send(self.x.stored_key, sending.step, sending.value, id=known)
@@ -343,7 +345,8 @@ class Process(SimulatedCode):
         return first is sent or (first is not None and known is not None and first.id == known)
 
     def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
-        """A value was sent to a run. Returns what counts, or None for a run that is not this process's own."""
+        """Take a value that was sent to a run. Returns the value that counts, or None if the run is not this
+        process's."""
         if self.act.ended is not None or self._thaws > self.world.now or key != self.x.stored_key or self.x.lost:
             return None
         first = keep(self.x, name, sent) if self._settings.durable else receive(self.x, name, sent)
@@ -351,11 +354,11 @@ class Process(SimulatedCode):
         return first
 
     def look(self) -> None:
-        """Something that the run waits for may be there."""
+        """Have a helper check for the values and moments that the run waits for."""
         self._after(0.0, self._help)
 
     def _help(self) -> None:
-        if self.act.ended is None and self._begun:  # the inline path comes to its waits by itself
+        if self.act.ended is None and self._begun:  # The inline path checks its waits by itself.
             self._advance(helper(self.x), None)
 
     def cancel_after(self, seconds: float) -> None:
@@ -378,7 +381,7 @@ class Process(SimulatedCode):
                 self._wake(sleep)
         for call in list(self._running) if stop.cancel else ():
             if not call.shielded:
-                # A coroutine stops when it is cancelled; a thread has its grace, and may end in time.
+                # A coroutine stops when it is cancelled. A thread is given up after the grace, but may end before.
                 heeds = self._random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
                 self._after(wait, partial(self._give_up, call, timed_out=False))

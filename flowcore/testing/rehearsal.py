@@ -1,4 +1,4 @@
-"""A rehearsal: the workflow run once for each step and each thing that can go wrong there."""
+"""A rehearsal runs a workflow once for each of its steps and each fault that can strike there."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class Scene:
     clean: bool
     run: Run = field(repr=False)
     trouble: str = ""
-    """what was not clean, in words"""
+    """why the scene is not clean, in words"""
 
 
 @dataclass(slots=True)
 class Rehearsal:
-    """What a rehearsal found. `str(rehearsal)` is a table of steps by faults; `clean` says whether all went well."""
+    """The result of a rehearsal. `str(rehearsal)` is a table of steps by faults."""
 
     workflow: str
     scenes: list[Scene]
 
     @property
     def clean(self) -> bool:
-        """Whether the world was clean after every scene."""
+        """Whether every scene is clean."""
         return not self.dirty
 
     @property
     def dirty(self) -> list[Scene]:
-        """The scenes after which it was not."""
+        """The scenes that are not clean."""
         return [scene for scene in self.scenes if not scene.clean]
 
     def assert_clean(self) -> None:
-        """Raise AssertionError with the table and the troubles, unless the world was clean after every scene."""
+        """Raise AssertionError, with the table and what went wrong, unless every scene is clean."""
         if self.dirty:
             troubles = "\n".join(f"  {scene.step} {scene.fault}: {scene.trouble}" for scene in self.dirty)
             raise AssertionError(f"the rehearsal of {self.workflow!r} left the world dirty:\n{self}\n{troubles}")
@@ -74,22 +74,25 @@ def rehearse(
     reset: Callable[[], object] | None = None,
     seed: int = 0,
 ) -> Rehearsal:
-    """Run `workflow` once for each of its steps and each fault, in simulated time, and after each ask `world()` whether
-    the slate is clean: everything that was done is done as a whole, or undone.
+    """Run `workflow` once for each of its steps and each fault, in simulated time, and check after each run whether the
+    world is clean: the work as a whole was done, or all of it was undone.
 
-    `world` answers False, or raises AssertionError, where it is not. `reset` is called before each run, for a world that
-    does not stay clean once it is dirty. The faults are those of `Fault`. After a crash another process takes the run over
-    and ends it, on a durable store in memory; the dead one's functions are not called again. An undo that fails cannot leave
-    the world clean: there the run must end as compensation_failed and held. Nor can a crash in a step with
-    `on_crash="hold"`, which asks you to look: there the run must be held. `run twice` runs the whole workflow twice with one idempotency
-    key, and the second must be a replay. A step that its `when=` skips has nothing to rehearse.
+    The faults are those of `Fault`. `world()` is called after each run. It must return False or raise AssertionError if
+    the world is not clean; anything else it returns means clean. `reset` is called before each run, except between the
+    two of `run twice`, to clear what earlier runs left in the world.
+
+    After a crash another process takes the run over, on a durable store in memory, and ends it. Two faults cannot leave
+    the world clean, and there the run is checked instead: after a failed undo, it must have ended as
+    compensation_failed and be held; after a crash in a step with `on_crash="hold"`, which requires a decision of an
+    operator, it must be held. The last scene, `run twice`, runs the workflow twice with one idempotency key; the second
+    run must be a replay. A step that its `when=` skips has no scenes.
 
         def test_checkout_leaves_no_mess():
             rehearse(checkout, {"order": 7}, world=books.balance, reset=books.clear).assert_clean()
 
-    Raises AssertionError where a fault did not strike at its step, as when the workflow fails without any: then the
-    rehearsal would prove nothing. Raises NotSerializable where a step changes the result of another one in place, which no
-    takeover would see.
+    Raises AssertionError if a fault did not strike at its step, because the rehearsal would then prove nothing; this
+    happens, for example, if the workflow fails without any fault. Raises NotSerializable if a step changes the result
+    of another step in place, because no takeover would see the change.
     """
     scenes: list[Scene] = []
     plan = workflow.freeze()
@@ -123,7 +126,8 @@ def _simulated(workflow: Workflow[Any], values: Mapping[str, Any] | None, **opti
 
 
 def _fired(simulated: Simulation, step: str, fault: Fault) -> bool:
-    """Whether the fault struck at its step; False for a step that was skipped, where nothing can."""
+    """Whether the fault struck at its step. Returns False for a step that was skipped, where no fault can strike.
+    Raises AssertionError if the fault did not strike at any other step."""
     if (step, fault) in simulated.fired:
         return True
     if simulated.run.steps[step].status is Status.SKIPPED:
@@ -147,8 +151,8 @@ def _undo_fails(
     reset: Callable[[], object] | None,
     seed: int,
 ) -> Scene | None:
-    """Fail the undo of `step`, for which another step must fail first, once this one is done. None: no undo, or no such
-    other step."""
+    """Make the undo of `step` fail, in a run in which another step fails once `step` is done. Returns None if `step`
+    has no undo, or if in no run another step failed after it."""
     if workflow.freeze().by_name[step].compensation is None:
         return None
     for culprit in _after(workflow, step):
@@ -162,7 +166,8 @@ def _undo_fails(
 
 
 def _after(workflow: Workflow[Any], step: str) -> list[str]:
-    """Steps that may fail once `step` is done: its dependants, then all others, the last ones first."""
+    """The other steps, in the order in which to let them fail once `step` is done: its dependants first, then all
+    others, the last defined first."""
     nodes = workflow.freeze().nodes
     found = {node.index for node in nodes if node.name == step}
     todo = list(found)

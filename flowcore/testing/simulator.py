@@ -1,9 +1,9 @@
-"""The third driver: virtual time, no threads, and every choice a scheduler may make taken by a seed.
+"""The third driver: it has virtual time and no threads, and a seed decides every choice of the scheduler.
 
-The programs are the ones that `Engine` and `AsyncEngine` drive. Here a step's function runs in an instant, and the time
-it is said to have taken is drawn; so are the order of what happens at one moment, and when helpers come. A thousand
-schedules of a workflow take a second, and a seed replays the one that failed. Processes die, and others resume
-their runs, in the same virtual time.
+It drives the same programs as `Engine` and `AsyncEngine`. A step's function runs in an instant of virtual time. The
+seed draws how long the step takes, in which order simultaneous events happen, and when helpers start. A thousand
+schedules of a workflow take a second, and the seed of a failed one replays it. Processes die, and others resume their
+runs, in the same virtual time.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ __all__ = ["Fault", "Sending", "SimulatedCall", "Simulation", "simulate"]
 
 @dataclass(slots=True)
 class Simulation:
-    """What came of a simulated run."""
+    """The outcome of a simulated run, and a record of how it came about."""
 
     run: Run
     events: list[Event] = field(repr=False)
     journal: Journal
     seed: int
     fired: list[tuple[str, Fault]] = field(default_factory=list[tuple[str, Fault]])
-    """the injected faults, by step, as they struck"""
+    """the injected faults with their steps, in the order in which they struck"""
     began: float = 0.0
-    """the moment of the simulation's clock, to which the events' `at` belong, at which it began"""
+    """when the simulation began, on the clock of the events' `at`"""
     took: float = 0.0
-    """virtual seconds until the run was over; a call that was given up may have landed later"""
+    """virtual seconds until the run was over; a call that was given up may have completed later"""
     cancelled: float | None = None
-    """the moment at which the run was cancelled, if it was"""
+    """when the run was cancelled, on the clock of the events' `at`; None if it was not"""
     sent: list[tuple[Sending, bool | StoreError]] = field(default_factory=list[tuple[Sending, bool | StoreError]])
-    """what was sent to its waits, and whether it counts, or why it was refused"""
+    """the values sent to its waits, each with whether it counts, or with the error that refused it"""
     calls: list[SimulatedCall] = field(default_factory=list[SimulatedCall], repr=False)
     """every call of user code, in order"""
 
@@ -63,22 +63,25 @@ def simulate(
     observed: bool = True,
     sends: Sequence[Sending] = (),
 ) -> Simulation:
-    """Run a workflow in virtual time; the same arguments give the same run.
+    """Run a workflow in virtual time. The same arguments give the same run.
 
-    `faults`: what goes wrong, by step name. `cancel_at`: virtual seconds after which the run is cancelled. The step
-    functions are really called; async ones run to their end at once, in a loop of the simulation's own, so their waits
-    are real ones and should be short. Each call is said to take up to a virtual second. A failed run is answered, never
-    raised; refused claims are raised as by an engine. `observed=False` runs without any hook, as an engine without hooks
-    would: no events and no journal, all else the same. `sends`: values that are sent to waits, each at its virtual second;
-    `sent` has what came of each.
+    The step functions are really called. Async ones run to their end at once, in an event loop of the simulation, so
+    their waits take real time and should be short. Each call takes up to one virtual second. A failed run is returned,
+    never raised; a refused claim raises the same error as in an engine.
 
-    Results go through the default codec, as on a durable store; those that it cannot keep stay as they are. A step that changes
-    the result of another one in place fails with NotSerializable.
+    `faults`: the fault of each step that has one, by step name. `cancel_at`: virtual seconds after which the run is
+    cancelled. `observed=False`: no hooks, as in an engine without any, so `events` and `journal` stay empty. `sends`:
+    values that are sent to waits, each at its virtual second; `Simulation.sent` has the outcome of each.
 
-    A crash wants a durable store: a SimulatedStore, of its own unless you pass one. When the dead process's `lease` is
-    over, another one takes the run over, and the answer is what that one got; `events` and `journal` have both.
+    Results go through the default codec, as on a durable store; results that it cannot keep stay as they are. A step
+    that changes the result of another step in place fails with NotSerializable.
 
-    Raises DefinitionError for a fault at a step that the workflow does not have, and for a crash without a durable store.
+    A crash needs a durable store: without `store=`, a simulation with a crash makes a SimulatedStore. When the `lease`
+    of the dead process has expired, another process takes the run over, and the Simulation has the run as that process
+    got it; `events` and `journal` cover both processes.
+
+    Raises DefinitionError for a fault at a step that the workflow does not have, and for a crash with a store that is
+    not durable.
     """
     known = workflow.freeze().by_name
     faults = dict(faults or {})
@@ -115,7 +118,7 @@ def _told(story: Story) -> Simulation:
     last = acts[-1]
     if last.refusal is not None:
         raise last.refusal
-    assert last.run is not None  # noqa: S101 - no process comes after a run that is over, and the last one does not die
+    assert last.run is not None  # noqa: S101 - the last process neither dies nor comes after the end of the run
     assert last.ended is not None  # noqa: S101 - see above
     return Simulation(
         last.run,

@@ -1,4 +1,4 @@
-"""A run and all its callers: processes that come one after the other, or beside each other, until it is over."""
+"""A run and all its callers: processes that start one after the other, or at the same time, until the run is over."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from .world import VirtualClock, World
 __all__ = ["Story", "play"]
 
 _LATER: Final = 1.1
-"""leases after which a caller looks what has become of the run"""
+"""leases from the end or halt of a process until the run is checked"""
 _AGAIN: Final = 6
-"""callers that come by themselves, one after the other, while the run is not over"""
+"""how many callers are added at most, one after the other, while the run is not over; more if it waits for values"""
 _LEFT: Final = frozenset({Status.RUNNING, Status.PARKED, Status.WAITING})
-"""the statuses of a run that was left in the middle"""
+"""the statuses of a run that was left unfinished"""
 _FINE: Final = Weather()
 _ONE: Final = (Caller(),)
 
 
 @dataclass(slots=True)
 class Story:
-    """All that happened to a run."""
+    """The record of all that happened to a run."""
 
     seed: int
     began: float
     journal: Journal
     acts: list[Act] = field(default_factory=list[Act])
-    """what each process did, in the order in which they came"""
+    """what each process did, in the order in which they started"""
     calls: list[SimulatedCall] = field(default_factory=list[SimulatedCall], repr=False)
     """every call of user code, in order"""
     stored: list[StoreCall] = field(default_factory=list[StoreCall], repr=False)
     """every request to the store, in order of arrival"""
     fired: list[tuple[str, Fault]] = field(default_factory=list[tuple[str, Fault]])
-    """the injected faults, by step, as they struck"""
+    """the injected faults with their steps, in the order in which they struck"""
     sent: list[tuple[Sending, bool | StoreError]] = field(default_factory=list[tuple[Sending, bool | StoreError]])
-    """what was sent to the run, and whether it counts, or why it was refused"""
+    """the values sent to the run, each with whether it counts, or with the error that refused it"""
     key: str = ""
-    """under which the store keeps the run"""
+    """the key under which the store keeps the run"""
 
 
 def play(
@@ -71,15 +71,17 @@ def play(
     sends: Sequence[Sending] = (),
     park_after: float = math.inf,
 ) -> Story:
-    """Let the `callers` come, and others after them, in fine weather, for as long as the run is not over; the same
-    arguments, the same story.
+    """Play the story of one run: start the `callers`, and add more until the run is over. Once callers are added, the
+    network loses nothing any more. The same arguments give the same story.
 
-    `cancel_at`: when the first caller cancels the run. `sends`: what is sent to its waits.
+    `cancel_at`: seconds after which the first caller cancels the run. `sends`: the values that are sent to its waits.
+    Raises AssertionError if the run never ends.
     """
     clock = getattr(store, "clock", None)
     world = World(seed, clock if isinstance(clock, VirtualClock) else VirtualClock())
     story = Story(seed, world.now, Journal())
-    # Ids of their own, so that asking for one changes nothing else; a store would take the id of an earlier owner for its own.
+    # Run ids have a random source of their own, so that drawing an id changes no other choice. The source depends on
+    # the known runs, because a store would mistake a claim with a repeated id for one of the earlier owner.
     known = [(record.run_id, record.fence) for record in store.list_runs()]
     network = Network(world, store, weather, 2 * min(lease, 1e6))
     story.stored = network.log
@@ -117,7 +119,7 @@ def play(
             world.after(callers[number].after, partial(come, number))
 
     def idle(number: int) -> None:
-        """A process has stopped, or is over, or both, one after the other."""
+        """Schedule what follows the halt or the end of process `number`, which may have both, one after the other."""
         if number not in seen:
             seen.add(number)
             expect(number + 1, beside=False)
@@ -125,7 +127,7 @@ def play(
             world.after(lease * _LATER, look)
 
     def send(sending: Sending) -> None:
-        """Send a value, beside the store."""
+        """Send a value to the run without the network, and record the outcome."""
         outcome: bool | StoreError
         try:
             if not processes:
@@ -136,7 +138,7 @@ def play(
         story.sent.append((sending, outcome))
 
     def look() -> None:
-        """A caller looks whether the run is over, and calls it if it is not."""
+        """Check whether the run is over, and add a caller if it was left unfinished."""
         record = store.find(processes[0].x.stored_key)
         if record is not None and record.status is Status.WAITING and record.decision is None:
             due = 0.0 if record.not_before is None else record.not_before

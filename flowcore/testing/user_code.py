@@ -1,4 +1,4 @@
-"""The user code of a simulated process: each call takes time, may be given up, and may meet the fault that its seed drew."""
+"""The user code of a simulated process: calls take virtual time, may be given up, and may suffer an injected fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .world import World
 
 __all__ = ["SimulatedCode"]
 
-_FOREVER = 1e9  # virtual seconds that no workflow is still running after
+_FOREVER = 1e9  # virtual seconds, after which no workflow is still running
 
 
 class SimulatedCode(ABC):
@@ -54,27 +54,27 @@ class SimulatedCode(ABC):
         self._running: dict[Call, Program[Any]] = {}
         self._waiting: dict[Call, Program[Any]] = {}  # calls that wait for a thread
         self._landings: dict[Call, Program[Any]] = {}
-        self._coroutines: list[Any] = []  # which may never be awaited
+        self._coroutines: list[Any] = []  # returned by plain functions; some of them are never awaited
 
     @abstractmethod
     def _advance(self, program: Program[Any], answer: Any) -> None:
-        """Resume a program with an answer."""
+        """Resume a program with the result of its last effect, and perform its next ones."""
 
     @abstractmethod
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
-        """Have something happen in so many seconds of virtual time."""
+        """Perform `act` after so many seconds of virtual time."""
 
     @abstractmethod
     def _stops(self, seconds: float) -> None:
-        """Nothing of this process continues for so many seconds of virtual time."""
+        """Stop this process for so many seconds of virtual time."""
 
     @abstractmethod
     def cancel(self) -> None:
         """Cancel the run."""
 
     def _call_inline(self, node: Node, fn: Callable[..., Any], ctx: Context) -> Any:
-        """A call that the inline path makes. Others act before it returns, as they do while a thread is in user code; no
-        one can give it up, so it heeds the cancellation of its run."""
+        """Perform a call of the inline path. Other acts take place before it returns, as they do while a thread runs
+        user code. The call cannot be given up, so it ends early if its run is interrupted."""
 
         def interrupted() -> bool:
             return self.x.interrupted
@@ -110,7 +110,7 @@ class SimulatedCode(ABC):
         return trace
 
     def _call(self, program: Program[Any], call: Call) -> None:
-        """Begin a call: its effect and its end come at moments that the seed draws, or that its fault wants."""
+        """Begin a call. The seed draws when its effect happens and when it ends, unless its fault decides that."""
         if self.x.interrupted and not call.shielded:
             self._advance(program, (None, GivenUp(call, timed_out=False, over=True, began=False)))
             return
@@ -180,14 +180,15 @@ class SimulatedCode(ABC):
                 value = call.context.run(fn, call.ctx)
         except BaseException as error:  # noqa: BLE001 - the program judges it
             return None, error
-        if inspect.iscoroutine(value):  # of a plain function that answered with one
+        if inspect.iscoroutine(value):  # A plain function has returned it.
             self._coroutines.append(value)
             if fault is Fault.CRASH_AFTER:
                 self.world.runner.run(value, context=call.context)
         if fault is Fault.FAIL_AFTER:
             self._fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
-        for name, recorded in ({} if watch is None else watch.changed(results)).items():  # else the ledger watches
+        # On a durable store there is no watch here, because the ledger of the run detects such changes itself.
+        for name, recorded in ({} if watch is None else watch.changed(results)).items():
             results[name] = recorded
             return None, NotSerializable(complaint(call.node.name, name))
         return through_codec(value) if does else value, None

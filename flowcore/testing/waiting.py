@@ -1,4 +1,4 @@
-"""Backoff without waiting, in real engines."""
+"""Skip the backoff between attempts in tests with real engines."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["no_waiting"]
 
 @contextmanager
 def no_waiting() -> Generator[None]:
-    """Runs begun inside retry at once, whatever their backoff says; all else, events included, is as ever.
+    """Make the runs that begin inside this block retry at once, whatever their backoff. Nothing else changes: the
+    events are the same.
 
-    Works by a context variable: other threads and tasks are not affected, except those begun from here.
+    It sets a context variable, so other threads and tasks are not affected, except those started inside the block.
     """
     token = waits.set(False)
     try:

@@ -1,4 +1,4 @@
-"""Virtual time, and what all processes of a simulation share."""
+"""The virtual time, the random choices and the event loop that all processes of a simulation share."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Callable
 
 __all__ = ["VirtualClock", "World"]
 
-_ENDLESS = 1_000_000  # moments after which a simulation that is not over never will be
+_ENDLESS = 1_000_000  # A simulation that is not over after so many acts counts as endless.
 
 
 class VirtualClock:
-    """Seconds that pass only when a simulation says so."""
+    """A clock in seconds that only a simulation advances."""
 
-    now = 1_000.0  # an engine's clock does not begin at zero either
+    now = 1_000.0  # The clock of an engine does not begin at zero either.
 
     def __call__(self) -> float:
         return self.now
 
 
 class World:
-    """What happens, and when. All choices are drawn from one seed."""
+    """The agenda of a simulation: acts, and when they are due. All choices are drawn from one seed."""
 
     def __init__(self, seed: int, clock: VirtualClock) -> None:
         self.clock = clock
@@ -39,16 +39,16 @@ class World:
 
     @property
     def runner(self) -> asyncio.Runner:
-        """An event loop for async user code; made when it is first wanted: it costs more than a run."""
+        """The event loop for async user code, created at its first use because that costs more than a simulated run."""
         self._runner = self._runner or asyncio.Runner()
         return self._runner
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
-        """Do this so many seconds from now. What happens at one moment happens in an order that the seed draws."""
+        """Perform `act` so many seconds from now. The seed draws the order of acts that are due at the same moment."""
         heapq.heappush(self._agenda, (self.now + seconds, self.random.random(), next(self._numbers), act))
 
     def run(self) -> bool:
-        """Let everything happen, until nothing is left to; False: that never comes."""
+        """Perform all acts, in order of time, until none is left. Returns False if the simulation does not end."""
         for _ in range(_ENDLESS):
             if not self._agenda:
                 return True
@@ -57,7 +57,8 @@ class World:
         return False
 
     def let_pass(self, seconds: float, unless: Callable[[], bool]) -> None:
-        """Let so much time pass in the middle of something, and what is due meanwhile happen; less once `unless()` holds."""
+        """Let so many seconds pass in the middle of an act, and perform the acts that are due meanwhile. Returns early
+        as soon as `unless()` is true."""
         until = self.now + seconds
         while not unless() and self._agenda and self._agenda[0][0] <= until:
             self.clock.now, _, _, act = heapq.heappop(self._agenda)
