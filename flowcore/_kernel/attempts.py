@@ -299,8 +299,8 @@ def judge(
     if isinstance(outcome[1], GivenUp):
         return _judge_given_up(run, node, outcome[1], number, limit, undo=undo)
     if isinstance(outcome[1], asyncio.exceptions.CancelledError):
-        # The step was not cancelled: the driver returns GivenUp for a call that it cancels. The error is wrapped, because
-        # a TaskGroup would swallow a bare CancelledError.
+        # The step was not cancelled: the driver returns GivenUp for a call that it cancels. The error is wrapped,
+        # because a TaskGroup would swallow a bare CancelledError.
         cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError though nothing cancelled it.")
         cancelled.__cause__ = outcome[1]
         outcome = (None, cancelled)

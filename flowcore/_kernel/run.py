@@ -166,9 +166,7 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     if run.undoes:
         yield from undo_all(run)
     elif run.past_pivot:
-        yield from wait_for_abandoned(
-            run
-        )  # the next call attempts the step again, and must not overlap with this attempt
+        yield from wait_for_abandoned(run)  # the next call attempts the step again, and must not overlap with this one
     while not run.end(_outcome(run)):
         yield from undo_rest(run)
     finished, failure = _failed(run), None

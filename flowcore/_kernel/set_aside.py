@@ -1,8 +1,8 @@
-"""Steps whose next attempt is due later than a process is kept for.
+"""Steps whose backoff is too long for a process to stay for it (Settings.park_after).
 
-Such a step holds no worker and no place among the steps that run at a time: it is set aside like a wait. Where nothing
-else of its run can go on, the run is left to its store; the engine that resumes it makes the next attempt when that is
-due.
+Such a step holds no worker and no place among the steps that run at a time: it is set aside like a wait. If no other
+step of its run can continue, the run is left to its store, and the engine that resumes it makes the next attempt when
+that is due.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["backed_off", "end_retries", "has_effect", "is_left", "left", "set_as
 
 
 def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd | None:
-    """The next attempt of `node`, whose latest one ended as `end`, is due in `delay` seconds, and the step leaves its
-    place until then. Returns its WAITING end; None if the run has stopped."""
+    """Set `node` aside until its next attempt, which is due in `delay` seconds, and free its place. `end`: the end of
+    its latest attempt. Returns a WAITING end, or None if the run has stopped."""
     before = run.tried.get(node.name)
     started = end.scope.at + end.scope.epoch if end.scope is not None and end.scope.epoch is not None else None
     with run.lock:
@@ -39,42 +39,43 @@ def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd 
 
 
 def take_retry(run: RunState, waits: Waits, node: Node) -> StepEnd | None:
-    """How `node`, if it was set aside, ends if its next attempt, which is due, is not made."""
+    """Resume `node` if it was set aside. Returns how it ends if its next attempt is not made, or None if it was not set
+    aside."""
     with run.lock:
         return waits.take_retry(node.name)
 
 
 def backed_off(run: RunState, scope: StepScope) -> None:
-    """The wait for the next attempt is over."""
+    """Add the time since the latest attempt to the backoff of the step, because the backoff is over."""
     now = run.settings.clock()
     scope.backoff += now - scope.ended
     scope.ended = now
 
 
 def is_left(run: RunState) -> bool:
-    """Whether the run has stopped only because it is left to another owner, who makes the next attempts."""
+    """Whether the run has stopped only because it is left to another owner, which makes the next attempts."""
     return run.leaving is not None and run.error is run.leaving
 
 
 def left(end: StepEnd) -> StepEnd:
-    """How a step ends here that waits for its next attempt, which another owner makes."""
+    """Return the end that a step has here if another owner makes its next attempt."""
     return StepEnd(Status.PENDING, attempts=end.attempts)
 
 
 def has_effect(run: RunState, node: Node, end: StepEnd) -> bool:
-    """Whether a step that has failed may have had its effect, and is to be undone."""
+    """Whether a step that has failed may have had its effect, so that it must be undone."""
     raised = end.status is Status.FAILURE and not node.undo_attempted
     return node.name in run.was_in_doubt or (end.attempts > 0 and not raised)
 
 
 def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
-    """The run ends here, and with it the steps that wait for their next attempt: in failure if the run has `failed`,
-    else the next owner makes those attempts."""
+    """End the steps that are set aside until their next attempt, because the run ends here. They fail if the run has
+    `failed`; otherwise the next owner makes those attempts."""
     with run.lock:
         retries = dict(waits.retries)
         for name in retries if failed else ():
             waits.take_retry(name)
-        waits.retries = {}  # their errors lead back to the run; until when they wait is still wanted
+        waits.retries = {}  # the errors in it refer back to the run; the times in waits.until are still needed
     for name, end in retries.items():
         node = run.plan.by_name[name]
         if end.scope is not None:

@@ -1,4 +1,4 @@
-"""Running steps: the work of one worker of a run, step after step."""
+"""The program of one worker of a run, which runs step after step."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["ask_when", "run_whole_step", "stopped", "work"]
 
 
 def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
-    """Run `node`, then what is ready after it, until nothing is. `progress`: how far the inline path came with
-    `node`."""
+    """Run `node`, then the steps that are ready after it, until none is ready or the run stops. `main`: whether this is
+    the main program. `progress`: where the inline path stopped, at `node`."""
     hands_over = main and not run.settings.caller_shares
     timeless, done = run.deadline is None and not run.settings.whole_steps, run.done
     ledger = run.ledger
-    unheard = timeless and ledger is not None and not run.wanted  # only the store learns of the steps
+    unheard = timeless and ledger is not None and not run.wanted  # no hook wants events, so only the store gets them
     first = None if progress is None else progress.first
     events = PlainSteps(run) if run.observed else None
     while node is not None:
         if hands_over and first is None and _needs_a_worker(run, node):
-            yield Delegate(node)  # before a worker is requested for the next ones: ties start in definition order
+            yield Delegate(node)  # before a worker is requested for the next steps: ties start in definition order
             return
         if run.ready and not run.waking and run.wants_help():
             yield REQUEST_WORKER
@@ -50,7 +50,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
                     node = made
                     continue
                 node, first = made.ctx.node, made
-            # What _step and attempts do, less three generators: most steps succeed at once.
+            # The same as _step and Attempts, but without their three generators, because most steps succeed at once.
             elif events is not None:
                 ctx = Context(run, node)
                 scope, attempt = events.started(node)
@@ -70,7 +70,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if end.error is not None:
             yield from _failed(run, node, end)
             return
-        if end.status is Status.WAITING:  # it has left its place
+        if end.status is Status.WAITING:  # its place is free already
             if run.running or run.ready:
                 yield from arm(run)
             node = run.take()
@@ -82,7 +82,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
 
 
 def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSteps | None) -> Program[StepEnd]:
-    """The rest of a plain step whose first attempt was made."""
+    """Run the rest of a plain step whose first attempt was made."""
     scope, attempt, outcome = first.scope, first.attempt, first.outcome
     if events is None or scope is None or attempt is None:
         return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, None, scope), first))
@@ -95,7 +95,7 @@ def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSte
 
 
 def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttempt | None = None) -> Program[StepEnd]:
-    """The attempts of a step, and the end of it."""
+    """Make the attempts of a step, and emit its end."""
     end = yield from attempts.program(first)
     if attempts.scope is not None and end.status is not Status.WAITING:
         emit.step_finished(run, node, attempts.scope, end)
@@ -104,13 +104,13 @@ def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttemp
 
 
 def _step(run: RunState, node: Node) -> Program[StepEnd]:
-    """All of a step that has limits, or may be skipped, or whose start must be saved first."""
+    """Run a step that is not plain, or whose start must be saved first. It may have limits, a `when=`, or be a wait."""
     end = _overdue(run)
     if run.waits is not None:
         aside = take_retry(run, run.waits, node)
         if aside is not None:
             return (yield from _retried(run, node, aside, end))
-        if node.name in run.waits.until:  # it has begun, so that its when= was asked
+        if node.name in run.waits.until:  # the wait has begun, so its when= was evaluated before
             return (yield from begin_or_end(run, node, end))
     asked = node.name in run.was_in_doubt or node.name in run.tried
     if node.when is not None and not asked and end is None:
@@ -134,8 +134,8 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
 
 
 def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None) -> Program[StepEnd]:
-    """The rest of a step that was set aside, and whose next attempt is due. `before`: how it ends if that is not
-    made."""
+    """Run the rest of a step that was set aside, and whose next attempt is due. `before`: its end if that attempt is
+    not made. `overdue`: its end if the run's deadline has passed."""
     scope, end = before.scope, None
     if overdue is not None:
         end = StepEnd(Status.FAILURE, None, overdue.error, before.attempts, before.errors)
@@ -155,7 +155,7 @@ def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None
 
 
 def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
-    """All attempts of a step whose run is driven elsewhere, and all that hooks learn of it."""
+    """Make all attempts of a step whose run is driven elsewhere, and emit its events."""
     scope = emit.step_started(run, node) if run.observed else None
     end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))
     yield from wait_for_abandoned(run)
@@ -163,19 +163,19 @@ def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
 
 
 def _began(run: RunState, ledger: Ledger, node: Node) -> Program[StepEnd | None]:
-    """Have the store know that the step starts; returns the StepEnd of one that must not."""
+    """Save that the step starts. Returns its end if it must not start, else None."""
     try:
         before = run.tried.get(node.name)
         begins = yield from ledger.began(
             run, node, *((1, ()) if before is None else (before.failed + 1, before.errors))
         )
-    except NotSerializable as error:  # what its when= wrote
+    except NotSerializable as error:  # a value that its when= wrote
         return StepEnd(Status.FAILURE, None, error, 0)
     return None if begins else StepEnd(Status.PENDING)
 
 
 def _overdue(run: RunState) -> StepEnd | None:
-    """The StepEnd of a step that does not start any more because the run's deadline has passed."""
+    """Return the end of a step that does not start because the run's deadline has passed, or None if it has not."""
     if run.deadline is None or run.settings.clock() < run.deadline:
         return None
     late = RunTimeout(f"run {run.run_id} of {safe_repr(run.workflow.name)} did not finish before its deadline.")
@@ -183,14 +183,15 @@ def _overdue(run: RunState) -> StepEnd | None:
 
 
 def _needs_a_worker(run: RunState, node: Node) -> bool:
-    """Whether the step could not be given up if the caller's own task ran it: it has company, or a limit."""
+    """Whether the caller's own task must not run the step: other steps run or are ready, or the step has a time limit,
+    at which the task could not abandon it."""
     if run.running > 1 or run.ready:
         return True
     return node.is_async and (node.timeout is not None or node.step_timeout is not None or run.deadline is not None)
 
 
 def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
-    """The step succeeded or was skipped: unblock its dependents; returns the next node."""
+    """Process the end of a step that succeeded or was skipped: unblock its dependents. Returns the next node."""
     freed: list[Node] | None = [] if run.observed else None
     if end.status is Status.SKIPPED:
         run.report(node).status = Status.SKIPPED
@@ -207,7 +208,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
 
 
 def _recorded(run: RunState, ledger: Ledger, node: Node, end: StepEnd) -> Program[Node | None]:
-    """The step succeeded or was skipped: have the store know, then continue as `_done` does."""
+    """Save the end of a step that succeeded or was skipped, then continue as `_done` does."""
     end.report_to(run.report(node))
     if end.status is Status.SKIPPED:
         emit.step_skipped(run, node)
@@ -217,34 +218,34 @@ def _recorded(run: RunState, ledger: Ledger, node: Node, end: StepEnd) -> Progra
 
 
 def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
-    """The step failed for good, and its run with it."""
+    """Process the end of a step that failed for good, which stops its run."""
     end.report_to(run.report(node))
     if end.status is Status.CANCELLED and end.error is not None and not isinstance(end.error, StepCancelled):
-        # A BaseException out of the step: it cancels the run, and is raised again when everything is undone.
+        # The step raised a BaseException. It cancels the run, and is raised again when everything is undone.
         stopping.interrupt(run, end.error, node.name)
     first = stopping.fail_step(run, node, end, effect=has_effect(run, node, end))
     yield from stopped(run, first)
 
 
 def stopped(run: RunState, first: bool) -> Program[None]:
-    """A step has failed and leaves its place; `first`: with it, the run has failed."""
+    """Stop the run after a step has failed, and free the step's place. `first`: whether this is the failure that
+    stopped the run."""
     if run.interrupted:
         yield Stop(cancel=True)
     elif first:
         cancel = run.workflow.on_failure == "cancel"
         run.interrupted = run.interrupted or cancel
         yield Stop(cancel=cancel)
-    if (
-        run.ledger is not None and run.running > 1
-    ):  # those may take long; a next owner must know that the run has failed
+    if run.ledger is not None and run.running > 1:
+        # The other steps may take long, and the next owner must know that the run has failed.
         yield from run.ledger.flush(run)
     run.put_back()
 
 
 def ask_when(run: RunState, node: Node) -> Program[StepEnd | None]:
-    """Ask the step's `when=`; answers None for go, or the StepEnd of a step that is skipped or whose predicate
+    """Evaluate the step's `when=`. Returns None if the step is to run, or its end if it is skipped or the predicate
     failed."""
-    assert node.when is not None  # noqa: S101 - the caller has looked
+    assert node.when is not None  # noqa: S101 - the caller has checked it
     ctx, asynchronous = Context(run, node), is_async(node.when)
     answer, error = yield Call(node, node.when, ctx, run.context.copy(), None, asynchronous, asks=True)
     if error is None and isinstance(answer, CoroutineType):

@@ -1,5 +1,5 @@
-"""How a run stops before its end, and what that means for it: it fails, is cancelled, parked, held or lost to another
-owner, or is left to its store while it waits. The first reason counts; each function takes the run's lock."""
+"""Ways for a run to stop before its end: it fails, is cancelled, parked, held or lost to another owner, or is left to
+its store while it waits. The first reason counts. Each function takes the run's lock."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = [
 
 
 def fail_step(run: RunState, node: Node, end: StepEnd, *, effect: bool) -> bool:
-    """`node` has failed, and with it the run; `effect`: it must be undone. Returns whether this was the first. Its
-    place is given up later: the run must not end before its store knows."""
+    """Fail the run because `node` has failed. `effect`: `node` must be undone. Returns whether this is the first
+    failure. The place of `node` is freed later, because the run must not end before the failure is saved."""
     with run.lock:
         effect = effect and node.compensation is not None
         if effect:
@@ -43,16 +43,17 @@ def fail_step(run: RunState, node: Node, end: StepEnd, *, effect: bool) -> bool:
 
 
 def fail(run: RunState, error: BaseException, step: str) -> bool:
-    """The run fails because of `step`, which is done. Returns whether this was the first failure."""
+    """Fail the run because of `step`, which has succeeded. Returns whether this is the first failure."""
     with run.lock:
         return _stop(run, error, step)
 
 
 def interrupt(run: RunState, error: BaseException, step: str | None = None) -> bool:
-    """Cancel the run because of `error` (out of `step`, if one raised it).
+    """Cancel the run because of `error`, which `step` raised if that is given. SystemExit and KeyboardInterrupt park a
+    durable run instead.
 
-    Returns whether it was still going on; then the running calls are to be interrupted, by yielding a Stop or, from
-    outside of a program, by the driver.
+    Returns whether the run was still in progress and was not cancelled before. The running calls must then be
+    interrupted: a program yields a Stop, and other callers use the driver.
     """
     if run.finished is Status.WAITING:
         return _cancel_late(run, error)
@@ -67,16 +68,17 @@ def interrupt(run: RunState, error: BaseException, step: str | None = None) -> b
 
 
 def forget_pivot(run: RunState) -> None:
-    """An operator wants the run undone, which no pivot keeps from, unless it has stopped already."""
+    """Let the run be undone even past its pivot, because an operator wants that. Does nothing if the run has
+    stopped."""
     with run.lock:
         if not run.stopped:
             run.past_pivot, run.undo_ordered = False, True
 
 
 def hand_over(run: RunState, error: BaseException) -> bool:
-    """This process stops because of `error`: park the run for another one, also while it is being undone, and end its
-    calls early. A run in memory, which no other process can resume, is cancelled instead. Returns what `interrupt`
-    does."""
+    """Park the run for another process because this one stops with `error`, even while the run is being undone, and end
+    its calls early. A run in memory is cancelled instead, because no other process can resume it. Returns whether the
+    running calls must be interrupted, as `interrupt` does."""
     if not run.settings.durable:
         return interrupt(run, error)
     with run.lock:
@@ -90,8 +92,8 @@ def hand_over(run: RunState, error: BaseException) -> bool:
 
 
 def park(run: RunState, error: Exception) -> None:
-    """Leave the run to its next owner because of `error`, also while it is being undone: start no further step, undo
-    nothing."""
+    """Leave the run to its next owner because of `error`, even while it is being undone. No further step or undo starts
+    here."""
     with run.lock:
         if run.finished is None and not run.relinquished:
             run.parked = True
@@ -99,7 +101,7 @@ def park(run: RunState, error: Exception) -> None:
 
 
 def hold(run: RunState, error: BaseException) -> None:
-    """Leave the run to an operator: start nothing, undo nothing."""
+    """Leave the run to an operator because of `error`. No further step or undo starts here."""
     with run.lock:
         if not run.lost:
             run.parked = run.held = True
@@ -107,7 +109,7 @@ def hold(run: RunState, error: BaseException) -> None:
 
 
 def lose(run: RunState, error: BaseException) -> bool:
-    """Another process owns the run. Returns whether that is news."""
+    """Stop the run here because another process owns it. Returns False if it was known to be lost, or has ended."""
     with run.lock:
         if run.lost or run.finished is not None:
             return False
@@ -117,17 +119,18 @@ def lose(run: RunState, error: BaseException) -> bool:
 
 
 def leave_to_parent(run: RunState, process: int) -> None:
-    """This process, a child, was forked in the middle of the run, which is its parent's. The thread that has forked, in
-    a step, may come back into it."""
+    """Stop the run in this process, a child that was forked in the middle of it: the run belongs to the parent. The
+    thread that forked, in a step, may return from that step into the run."""
     run.after_fork()
     what = f"process {process} was forked in the middle of run {run.run_id} of {safe_repr(run.workflow.name)}"
     why = f"{what}, which is its parent's: here nothing more of it is started or undone."
     lose(run, LeaseLost(why, run_id=run.run_id))
-    run.running = min(run.running, 1)  # no thread is here that runs any other step
+    run.running = min(run.running, 1)  # the threads that run other steps exist only in the parent
 
 
 def fail_after_all(run: RunState, error: BaseException) -> None:
-    """The end of a run that has done all its steps cannot be recorded: it has not succeeded."""
+    """Stop a run that had ended because its end could not be recorded: it is parked, lost, or has failed, by the type
+    of `error`."""
     with run.lock:
         run.finished = None
         run.parked, run.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)
@@ -145,7 +148,8 @@ def resume_undo(
     undone: list[str],
     undo_errors: dict[str, Exception],
 ) -> None:
-    """Resume undoing a run that an earlier owner undid in part, or that is to be undone, because of `error`."""
+    """Stop a run that was taken over so that it is undone because of `error`, or its undoing resumes. `undone` and
+    `undo_errors`: the undos that ended under earlier owners."""
     with run.lock:
         _stop(run, error, step)
         run.to_undo = to_undo
@@ -166,7 +170,7 @@ def _stop(run: RunState, error: BaseException, step: str | None) -> bool:
         run.error, run.failed_step = error, step
     elif step is not None and error is not run.error and not isinstance(error, StepCancelled):
         run.other_errors += ((step, error),)
-    if first:  # later there may be a parallel undo in the queue
+    if first:  # on a later call, the queue may hold the steps of a parallel undo
         run.ready.clear()
     run.stopped = True
     return first
@@ -176,8 +180,8 @@ def _stop(run: RunState, error: BaseException, step: str | None) -> bool:
 
 
 def pause(run: RunState) -> bool:
-    """Whether nothing of it can go on but its waits: it may be left to its store, and cannot be cancelled here
-    meanwhile."""
+    """Mark the run as WAITING if it only waits, so that it can be left to its store, and not be cancelled here
+    meanwhile. Returns False if it has stopped, or has steps that run or are ready."""
     with run.lock:
         if run.stopped or run.running or run.ready or run.waits is None or not run.waits.aside:
             return False
@@ -186,8 +190,8 @@ def pause(run: RunState) -> bool:
 
 
 def _cancel_late(run: RunState, error: BaseException) -> bool:
-    """Cancel a run that is being left to its store, or was a moment ago. False: its caller has it already, or it has
-    none."""
+    """Cancel a run that is being or was left to its store. Returns False if no caller waits for it any more, or if it
+    could not be cancelled where it was resumed."""
     with run.lock:
         if run.given or run.request.unattended:
             return False
@@ -196,8 +200,8 @@ def _cancel_late(run: RunState, error: BaseException) -> bool:
 
 
 def continue_as(run: RunState, again: RunState | None) -> bool:
-    """`again`, or with None nothing here, continues a run that was left to its store. False: it was cancelled
-    meanwhile, so that something must."""
+    """Note that `again` resumes a run that was left to its store or, if that is None, that nothing here does. Returns
+    False if it is None but the run was cancelled meanwhile, so that it must be resumed."""
     with run.lock:
         if again is None and run.cancelled_late is not None:
             return False
@@ -209,7 +213,7 @@ def continue_as(run: RunState, again: RunState | None) -> bool:
 
 
 def resume_waits(run: RunState, sent: Mapping[str, Sent]) -> None:
-    """It is not left to its store after all: `sent` has come."""
+    """Resume a run that is not left to its store after all. `sent`: the values that have come for its waits."""
     with run.lock:
         run.finished, error = None, run.cancelled_late
         if run.waits is not None:

@@ -1,4 +1,4 @@
-"""Undoing: what a failed run had done, in reverse; and what comes back after it had been given up."""
+"""Undoing the steps of a failed run, in reverse order, and processing calls that complete late."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _UNDONE: Final = StepEnd(Status.SUCCESS, None, None, 1)
 def undo_all(run: RunState) -> Program[None]:
     """Undo every step whose effect stands or may stand.
 
-    A failed undo does not keep the others from running. Calls that were given up are waited for first, at most the
-    engine's grace in all, so that a refund never comes before its charge.
+    A failed undo does not keep the others from running. First the program waits for abandoned calls, for the engine's
+    grace in all at most, so that a refund never comes before its charge.
     """
     if not run.to_undo:
         return
     yield SHIELD
-    if run.ledger is not None and not (yield from run.ledger.flush(run)):  # from here on it is only undone
+    if run.ledger is not None and not (yield from run.ledger.flush(run)):  # the record must show that undoing begins
         return
     yield from wait_for_abandoned(run)
     if run.workflow.parallel_undo:
@@ -44,7 +44,8 @@ def undo_all(run: RunState) -> Program[None]:
 
 
 def undo_rest(run: RunState) -> Program[None]:
-    """Undo what is left, one by one; what has landed meanwhile, after its own undo had begun, is undone again."""
+    """Undo the remaining steps, one by one. A step that completed late, after its own undo had begun, is undone
+    again."""
     collect_landed(run)
     while run.undoes and run.to_undo:
         yield from undo_one(run, run.to_undo.pop())
@@ -52,7 +53,7 @@ def undo_rest(run: RunState) -> Program[None]:
 
 
 def work_undo(run: RunState, node: Node | None) -> Program[None]:
-    """One worker's part of a parallel undo: undo `node`, then whatever may be undone after it."""
+    """Run one worker of a parallel undo: undo `node`, then the steps that may be undone after it."""
     while node is not None:
         if run.ready and run.wants_help():
             yield REQUEST_WORKER
@@ -62,7 +63,7 @@ def work_undo(run: RunState, node: Node | None) -> Program[None]:
 
 
 def wait_for_abandoned(run: RunState) -> Program[None]:
-    """Wait for calls that were given up, at most the grace in all."""
+    """Wait for abandoned calls, for the engine's grace in all at most, and process those that have completed."""
     until = run.settings.clock() + run.settings.grace if run.abandoned else 0.0
     for call in run.abandoned:
         if call.landed is None:
@@ -71,7 +72,7 @@ def wait_for_abandoned(run: RunState) -> Program[None]:
 
 
 def collect_landed(run: RunState, node: Node | None = None) -> None:
-    """Record what came of the calls that were given up and have landed; `node`: only of those of this step."""
+    """Process the abandoned calls that have completed late, or only those of `node`."""
     for call in run.abandoned:
         if call.landed is not None and (node is None or call.node is node):
             run.forget(call)
@@ -81,13 +82,14 @@ def collect_landed(run: RunState, node: Node | None = None) -> None:
 
 
 def _record(run: RunState, call: Call, outcome: Outcome) -> bool:
-    """Record a call that landed late; answers whether it had an effect that is to be undone."""
+    """Note the outcome of a call that completed late, and emit it. Returns whether it had an effect that must be
+    undone."""
     if call.asks:
         return False
     value, error = outcome
     effect = error is None and not call.shielded
     if effect:
-        run.results.setdefault(call.node.name, value)  # its undo may want to know what it undoes
+        run.results.setdefault(call.node.name, value)  # the undo may read it
     status = Status.SUCCESS if error is None else Status.FAILURE
     run.report(call.node).completed_late = status
     emit.completed_late(run, call, status, error if isinstance(error, BaseException) else None)
@@ -106,7 +108,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     order, trigger = run.begin_undo(node), run.failed_step or "cancelled"
     allowed = undo.retry.attempts if undo.retry else 1
     scope = emit.undo_started(run, node, order, trigger, allowed) if run.observed else None
-    began = ended = None  # seconds since the epoch; in memory nothing reads them
+    began = ended = None  # seconds since the epoch; not set in memory, where nothing reads them
     if run.ledger is not None:
         began = run.settings.clock() + run.ledger.epoch
     if run.undo_stopped:
@@ -115,7 +117,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     elif run.settings.whole_steps:
         end = yield WholeStep(node, undo=True)
     elif scope is None and undo.timeout is None and (undo.retry is None or undo.retry.max_elapsed is None):
-        # Nothing observes it and no clock is needed: its first attempt, as a plain step's, is a call and no more.
+        # No hook observes it and no clock is needed, so its first attempt is a bare call, like that of a plain step.
         ctx = AttemptContext(run, node, 1, None, undo=True)
         outcome = yield Call(node, undo.fn, ctx, run.context.copy(), None, node.undo_is_async, shielded=True)
         end = _UNDONE
@@ -128,7 +130,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         _as_failure(node, end)
     if run.ledger is not None:
         ended = run.settings.clock() + run.ledger.epoch
-    elif end.scope is not None and end.scope.epoch is not None:  # it was driven elsewhere
+    elif end.scope is not None and end.scope.epoch is not None:  # the undo was run elsewhere
         began, ended = end.scope.at + end.scope.epoch, end.scope.ended + end.scope.epoch
     if scope is not None:
         emit.undo_finished(run, node, scope, order, trigger, end)
@@ -142,8 +144,8 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
 
 
 def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Program[StepEnd]:
-    """All attempts of an undo whose run is driven elsewhere, the `order`-th of that run, and all that hooks learn of
-    it. `trigger`: the step that failed the run."""
+    """Make all attempts of an undo whose run is driven elsewhere, and emit its events. `order`: its number in that run,
+    from 1. `trigger`: the step that failed the run."""
     how = node.compensation
     assert how is not None  # noqa: S101 - only nodes with an undo get here
     allowed = how.retry.attempts if how.retry else 1
@@ -157,7 +159,8 @@ def run_whole_undo(run: RunState, node: Node, order: int, trigger: str) -> Progr
 
 
 def _as_failure(node: Node, end: StepEnd) -> None:
-    """An undo that did not succeed has failed, also if its code raised a BaseException."""
+    """Turn the end of an undo that did not succeed into a failure with an Exception, even if its code raised a
+    BaseException."""
     end.status = Status.FAILURE if end.status is Status.CANCELLED else end.status
     if not isinstance(end.error, Exception):
         why = f"the undo of step {safe_repr(node.name)} was stopped by {type(end.error).__name__}."
@@ -166,7 +169,8 @@ def _as_failure(node: Node, end: StepEnd) -> None:
 
 
 def _reopen(run: RunState, node: Node) -> None:
-    """The step completed after its undo had begun, so that this undo does not count, for the next owner neither."""
+    """Discard the undo of a step that completed after that undo had begun, so that this or the next owner undoes it
+    again."""
     report = run.report(node)
     report.undo = report.undo_error = report.undo_started = report.undo_finished = None
     if node.name in run.undone:
@@ -179,7 +183,7 @@ def _reopen(run: RunState, node: Node) -> None:
 
 def _note_undo(run: RunState, node: Node, end: StepEnd, began: float | None, ended: float | None) -> None:
     report = run.report(node)
-    if report.status is Status.PENDING:  # so far it had only a result
+    if report.status is Status.PENDING:  # a step with only a result has a report with defaults
         report.status, report.attempts = Status.SUCCESS, 1
     report.undo, report.undo_error = end.status, end.error
     report.undo_started, report.undo_finished = began, ended
@@ -190,9 +194,10 @@ def _note_undo(run: RunState, node: Node, end: StepEnd, began: float | None, end
 
 
 def late(run: RunState, call: Call) -> Program[None]:
-    """A call that had been given up has landed after the end of its run."""
+    """Process an abandoned call that completed late, after the end of its run: if the run was undone, so is the
+    step."""
     run.forget(call)
     if call.landed is not None and _record(run, call, call.landed):
-        if call.node.name in run.undo_begun:  # before the effect
+        if call.node.name in run.undo_begun:  # that undo came before the effect
             _reopen(run, call.node)
         yield from undo_one(run, call.node)

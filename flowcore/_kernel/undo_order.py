@@ -1,4 +1,4 @@
-"""The order of a parallel undo: a step may be undone once all that depended on it are undone."""
+"""The order of a parallel undo: a step may be undone once all steps that depend on it are undone."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ __all__ = ["UndoOrder"]
 
 
 class UndoOrder:
-    """Which of the steps to undo are ready. All of it under the run's lock."""
+    """Determines which of the steps to undo are ready. The caller holds the run's lock."""
 
     __slots__ = ("_due", "_left", "_nodes")
 
     def __init__(self, plan: Plan, to_undo: Iterable[Node]) -> None:
         self._nodes = plan.nodes
         self._due = {node.index for node in to_undo}
-        self._left = [len(node.successors) for node in plan.nodes]  # of each node: dependents that are not undone
+        self._left = [len(node.successors) for node in plan.nodes]  # how many dependents of each node are not undone
 
     def first(self) -> list[int]:
-        """The indices of the nodes that may be undone at once."""
+        """Return the indices of the nodes that may be undone first."""
         return self._ready([node.index for node in reversed(self._nodes) if not node.successors])
 
     def after(self, index: int) -> list[int]:
-        """The indices of the nodes that may be undone now that this one is."""
+        """Return the indices of the nodes that may be undone now that the node at `index` is undone."""
         return self._ready(self._freed_by(index))
 
     def _ready(self, indices: list[int]) -> list[int]:
-        # A step without an undo holds up nothing: pass through it. A loop, for chains of any length.
+        # A step that is not undone blocks none: continue with its dependencies. A loop, because chains can be long.
         ready: list[int] = []
         while indices:
             index = indices.pop(0)

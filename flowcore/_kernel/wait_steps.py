@@ -1,7 +1,7 @@
-"""Steps without a function, whose result is sent to them, or comes with time.
+"""Waits: steps without a function, which end when a value is sent to them or when their time is over.
 
-A step that waits holds no worker and no place among the steps that run at a time: it is set aside, and ready again once
-its value is there, its time is over, or the run's deadline has passed.
+A step that waits holds no worker and no place among the steps that run at a time: it is set aside, and is ready again
+once its value has come, its time is over, or the run's deadline has passed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _OPEN: Final = frozenset({Status.PENDING, Status.WAITING})
 
 
 def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> Program[StepEnd]:
-    """Begin the wait `node`, or look whether it is over; `overdue`: its end, if the run's deadline has passed. Returns
-    a StepEnd that is WAITING for one that was set aside."""
+    """Begin the wait `node`, or end it if it is over. `overdue`: its end if the run's deadline has passed. Returns the
+    end of the step, which is WAITING if the step was set aside, and PENDING if the run stops."""
     waits, wait, name = run.waits, node.wait, node.name
-    assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has looked
+    assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has checked it
     if name not in waits.until:
         now = run.settings.clock()
         until = math.inf if wait.timeout is None else now + wait.timeout
@@ -39,7 +39,7 @@ def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> P
         if run.ledger is not None and name not in waits.sent:
             try:
                 begins = yield from run.ledger.waits(run, node, until)
-            except NotSerializable as error:  # what its when= wrote
+            except NotSerializable as error:  # a value that its when= wrote
                 overdue = StepEnd(Status.FAILURE, None, error)
             else:
                 if not begins:
@@ -57,14 +57,14 @@ def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> P
 def _is_over(run: RunState, name: str) -> bool:
     """Whether the time of a wait is over, and no value has come."""
     waits = run.waits
-    assert waits is not None  # noqa: S101 - the caller has looked
+    assert waits is not None  # noqa: S101 - the caller has checked it
     with run.lock:
         return not run.stopped and name not in waits.sent and run.settings.clock() >= waits.until[name]
 
 
 def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> StepEnd:
     waits, wait, name = run.waits, node.wait, node.name
-    assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has looked
+    assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has checked it
     with run.lock:
         if run.stopped:
             return StepEnd(Status.PENDING)
@@ -93,9 +93,9 @@ def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> Ste
 
 
 def arm(run: RunState) -> Program[None]:
-    """Have a worker come when the next of the waits is due by itself."""
+    """Request a worker for the moment at which the next step that is set aside is due without a value."""
     waits = run.waits
-    assert waits is not None  # noqa: S101 - the caller has looked
+    assert waits is not None  # noqa: S101 - the caller has checked it
     with run.lock:
         seconds = (
             None if run.stopped or run.finished is not None else waits.alarm_in(run.settings.clock(), run.deadline)
@@ -105,15 +105,15 @@ def arm(run: RunState) -> Program[None]:
 
 
 def withdraw(run: RunState) -> None:
-    """The run is undone: what it waited for is not to come any more."""
+    """Set the waits of a run that is undone back to PENDING, because they wait no more."""
     for node in run.plan.nodes:
         if node.wait is not None and run.report(node).status is Status.WAITING:
             run.report(node).status = Status.PENDING
 
 
 def receive(run: RunState, name: str, sent: Sent) -> Sent:
-    """A value was sent to the wait `name` of a run in memory. Returns what counts: this one, or an earlier one. Raises
-    SendRefused if the run does not wait for it any more."""
+    """Keep a value that was sent to the wait `name` of a run in memory. Returns the value that counts: this one, or an
+    earlier one. Raises SendRefused if the run has no such wait, or does not wait for it any more."""
     waits = run.waits
     what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
     node = run.plan.by_name.get(name)
@@ -133,7 +133,8 @@ def receive(run: RunState, name: str, sent: Sent) -> Sent:
 
 
 def keep(run: RunState, name: str, sent: Sent) -> Sent:
-    """The store of the run has accepted a value for its wait `name`: keep it here too. Returns what counts here."""
+    """Keep a value that the store of the run has accepted for its wait `name`. Returns the value that counts: this one,
+    or an earlier one."""
     if run.waits is None:
         return sent
     with run.lock:
