@@ -1,7 +1,7 @@
 """flowcore: an embeddable, observability-first workflow engine.
 
-Named steps, `depends_on`, parallelism by a ready queue, retries, timeouts, saga compensation and idempotency keys, in your
-own process. The README begins with ten lines that run.
+Named steps, `depends_on`, parallelism by a ready queue, retries, timeouts, saga compensation and idempotency keys, in
+your own process. The README begins with ten lines that run.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Reading the metadata costs more than all other imports here together, and few ask.
+    # Reading the metadata costs more than all other imports here together, and few programs need the version.
     if name == "__version__":
         from importlib.metadata import version
 

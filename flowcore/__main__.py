@@ -6,9 +6,9 @@ from flowcore import __version__
 
 
 def main() -> None:
-    """Run the command line; `--version` needs no extra."""
+    """Run the command line. `--version` works without the extra `cli`."""
     if sys.argv[1:] == ["--version"]:
-        print(f"flowcore {__version__}")  # noqa: T201 - it speaks to a person
+        print(f"flowcore {__version__}")  # noqa: T201 - the command's output
         return
     try:
         from flowcore.cli import run

@@ -1,7 +1,7 @@
-"""A step with `executor=`: its function runs in the executor, perhaps in another process, on a copy of the run's values.
+"""How a step with `executor=` runs: in the executor, perhaps in another process, on a copy of the run's values.
 
-The engine's thread that would have called the function waits for it instead, so that limits, cancellations and late
-completions are those of any step whose function is not async.
+A thread of the engine waits for the result, so limits, cancellations and late completions work as for any other step
+that is not async.
 """
 
 # pyright: reportPrivateUsage=false
@@ -24,7 +24,7 @@ __all__ = ["InExecutor"]
 
 
 class InExecutor:
-    """What an engine calls in the place of the step's function."""
+    """What an engine calls in place of a step's function. It runs the function in the step's executor."""
 
     __slots__ = ("_executor", "_step")
 
@@ -33,7 +33,11 @@ class InExecutor:
         self._executor = executor
 
     def __call__(self, ctx: Context[Any]) -> Any:
-        """The result of the step's function. Raises what it raises; ResultLost if its outcome did not come back."""
+        """Run the step's function in the executor and return its result.
+
+        Raises the function's own error, NotSerializable if a value cannot be pickled, or ResultLost if the outcome of
+        the function did not come back.
+        """
         step = safe_repr(ctx.step)
         fn, packed = pack_step(self._step.fn, _inputs(ctx), ctx._run.crossings())
         try:
@@ -61,7 +65,7 @@ class InExecutor:
         return _unpacked(reply, step)
 
     def here(self, ctx: Context[Any]) -> Any:
-        """The same in this thread, for simulations: what crosses is packed and unpacked all the same."""
+        """Run the function in this thread, for simulations. Its inputs and its result are pickled all the same."""
         return _unpacked(
             run_packed_step(*pack_step(self._step.fn, _inputs(ctx), ctx._run.crossings())), safe_repr(ctx.step)
         )
@@ -79,7 +83,7 @@ def _unpacked(reply: StepReply, step: str) -> Any:
 
     try:
         if reply.error is None:
-            return pickle.loads(reply.value or b"")  # noqa: S301 - our own function has written it
+            return pickle.loads(reply.value or b"")  # noqa: S301 - our own function wrote it
         error = pickle.loads(reply.error)  # noqa: S301 - see above
         error = unpack_error(cast("dict[str, Any]", error)) if isinstance(error, dict) else error
     except Exception as failure:
@@ -87,14 +91,14 @@ def _unpacked(reply: StepReply, step: str) -> Any:
         raise ResultLost(
             f"{what} ({safe_str(failure, 200)}). It may have had its effect.", done=reply.error is None
         ) from failure
-    if reply.done:  # it has returned, and its result cannot be sent
+    if reply.done:  # the function has returned, but its result cannot be pickled
         raise ResultLost(f"{safe_str(error)}. It has run, so its effect is undone.", done=True) from error
     error.__cause__ = RemoteTraceback(reply.trace)
     raise error
 
 
 def _inputs(ctx: Context[Any]) -> StepInputs:
-    """What the attempt gets: a copy of the values, and the results that its ctx would give."""
+    """Return the inputs of the attempt: a copy of the run's values, and the results that its ctx may read."""
     view = ctx._run
     with view.lock:
         values = dict(view.values)

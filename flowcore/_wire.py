@@ -1,7 +1,7 @@
-"""How a step, its inputs and how it ended cross the boundary of a process.
+"""How a step, its inputs and its outcome cross the boundary between two processes.
 
-Steps with `executor=` are pickled, as everything is that goes to a process pool. Errors also have a form of plain data,
-for wires that carry JSON: the class by its name, which is only looked for among the modules that are loaded.
+Steps with `executor=` are pickled, like everything that goes to a process pool. Errors also have a form of plain data,
+for transports that carry JSON. It names the error's class, which is looked up only in modules that are already loaded.
 """
 
 from __future__ import annotations
@@ -27,22 +27,25 @@ from .snapshot import ContextSnapshot, StepInputs
 __all__ = ["RemoteTraceback", "StepReply", "pack_error", "pack_step", "run_packed_step", "unpack_error"]
 
 _TRACE: Final = 8_000
-"""characters of a traceback that cross"""
+"""how many characters of a traceback are sent, counted from its end"""
 _CAUSES: Final = 3
-"""errors of a chain of causes that cross"""
+"""how many causes of an error are sent with it"""
 
 
 class RemoteTraceback(Exception):
-    """The cause of an error that a step raised in another process: its traceback there, as text."""
+    """The `__cause__` of an error that a step raised in another process. Its text is the traceback there."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}" if self.args else ""
 
 
 class StepReply(NamedTuple):
-    """How a step ended in the other process: with `value`, pickled, or with `error`, pickled, and its traceback as text.
-    An error that
-    pickle cannot restore is plain data. `done`: its function has returned, even if its value cannot cross."""
+    """The outcome of a step in the other process.
+
+    `value`: the pickled result; None after an error. `error`: the pickled error, or, where pickle cannot restore it,
+    its plain data, pickled too. `trace`: the traceback of the error, as text. `done`: whether the function returned,
+    even if its result cannot be pickled.
+    """
 
     value: bytes | None
     error: bytes | None = None
@@ -51,7 +54,7 @@ class StepReply(NamedTuple):
 
 
 class _ByName(NamedTuple):
-    """A function by where it is found: pickle would find the Step that the decorator has put in its place."""
+    """A function, named by its module. Pickle would find the Step that has replaced the function there."""
 
     module: str
     name: str
@@ -65,7 +68,7 @@ class _ByName(NamedTuple):
 
 
 def _reference(fn: Callable[..., Any]) -> Callable[..., Any] | _ByName:
-    """The function by name, where it is found by its name; else itself, for executors that can send any function."""
+    """Return a reference by name if the name leads to the function, else the function itself."""
     module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "<locals>")
     if module is None or "<" in name:
         return fn
@@ -79,7 +82,7 @@ def _reference(fn: Callable[..., Any]) -> Callable[..., Any] | _ByName:
 def pack_step(
     fn: Callable[..., Any], inputs: StepInputs, crossings: Iterable[Crossing]
 ) -> tuple[Callable[..., Any] | _ByName, bytes]:
-    """The two arguments of `run_packed_step`. Raises NotSerializable, naming the value that cannot be pickled."""
+    """Return the two arguments of `run_packed_step`. Raises NotSerializable, which names the value."""
     import pickle
 
     try:
@@ -98,11 +101,11 @@ def _culprit(inputs: StepInputs) -> str:
 
 
 def run_packed_step(fn: Callable[..., Any] | _ByName, packed: bytes) -> StepReply:
-    """In the other process: run the step. Returns also what it raised, so that an error of the executor itself is reported
-    apart."""
+    """Run the step in the other process and return its outcome. An error of the step is returned too, so whatever is
+    raised is an error of the executor."""
     import pickle
 
-    inputs, crossings = pickle.loads(packed)  # noqa: S301 - our own engine has sent it
+    inputs, crossings = pickle.loads(packed)  # noqa: S301 - our own engine sent it
     done = False
     try:
         function = fn.find() if isinstance(fn, _ByName) else fn
@@ -112,7 +115,7 @@ def run_packed_step(fn: Callable[..., Any] | _ByName, packed: bytes) -> StepRepl
             value = function(ContextSnapshot(inputs))
         done = True
         return StepReply(_pickled_result(value, inputs.step))
-    except BaseException as error:  # noqa: BLE001 - the kernel judges it
+    except BaseException as error:  # noqa: BLE001 - the kernel decides what follows
         import traceback
 
         text = "".join(traceback.format_exception(error))[-_TRACE:]
@@ -134,7 +137,7 @@ def _pickled_result(value: object, step: str) -> bytes:
 
 
 def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
-    """An error as JSON can carry it."""
+    """Return an error as data that JSON can carry, with at most `causes` of its causes."""
     import json
     import traceback
 
@@ -144,7 +147,7 @@ def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
         "message": error_message(error),
         "trace": "".join(traceback.format_exception(error))[-_TRACE:],
     }
-    with contextlib.suppress(Exception):  # an exception may have any attributes, and refuse to give them
+    with contextlib.suppress(Exception):  # any attribute of an exception may be missing, or raise
         packed["notes"] = [str(note) for note in getattr(error, "__notes__", ())]
     try:
         packed["args"] = json.loads(json.dumps(error.args, allow_nan=False))
@@ -156,7 +159,7 @@ def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
     if isinstance(error, CompensationFailed):
         packed["message"] = error.message
         packed["failures"] = {step: pack_error(failure) for step, failure in error.failures.items()}
-    if isinstance(error.__cause__, RemoteTraceback):  # its own, from where it was raised
+    if isinstance(error.__cause__, RemoteTraceback):  # the traceback from the process that raised the error
         packed["trace"] = str(error.__cause__).lstrip()
     elif error.__cause__ is not None and causes:
         packed["cause"] = pack_error(error.__cause__, causes - 1)
@@ -164,8 +167,8 @@ def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
 
 
 def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None = None) -> BaseException:
-    """The error, of its own class where this process has loaded that, and its arguments could be packed; else a RunFailed
-    that says the same. Nothing is imported, and no `__init__` is called."""
+    """Return the error, as its own class if this process has loaded that class and the arguments could be packed, else
+    as a RunFailed with the same text. Imports nothing, and does not call the `__init__` of the error's class."""
     kind: Any = sys.modules.get(packed["module"])
     for part in packed["type"].split("."):
         kind = getattr(kind, part, None)
@@ -199,5 +202,5 @@ def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None =
 
 
 def _is_plain(kind: type[BaseException]) -> bool:
-    """Whether an error of this class is made of its arguments and attributes alone."""
+    """Whether an error of this class consists of its arguments and attributes alone."""
     return issubclass(kind, FlowcoreError) or not issubclass(kind, BaseExceptionGroup)

@@ -1,6 +1,6 @@
-"""What a step sees of its run: a mapping shared by all steps, the results of other steps, and who it is."""
+"""What a step sees of its run: the values shared by all steps, the results of other steps, and its own identity."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AttemptContext", "Context"]
 
 if TYPE_CHECKING:
-    # Type checkers know typing_extensions without its being installed; the default is for them alone.
+    # Type checkers know typing_extensions even where it is not installed, and only they need the default.
     from typing_extensions import TypeVar as InputTypeVar
 
     I = InputTypeVar("I", default=Any)  # noqa: E741 - the input, as R is the result
@@ -37,13 +37,13 @@ _CONTAINERS: Final = frozenset({list, set, tuple})
 
 
 class Watch(Protocol):
-    """What finds values that a step changes in place."""
+    """Detects values that a step changes in place."""
 
     def note(self, step: str, key: Any, value: Any, *, result: bool) -> None: ...
 
 
 class Writes(Protocol):
-    """What collects the writes of steps for a durable store."""
+    """Collects the writes of steps for a durable store."""
 
     @property
     def handed_out(self) -> Watch: ...
@@ -52,10 +52,10 @@ class Writes(Protocol):
 
 
 class RunView(Protocol):
-    """What a Context needs of the run behind it."""
+    """What a Context needs from its run."""
 
     input: Any
-    """of Workflow(input=); None until it is asked for"""
+    """the run's input, of the type of `Workflow(input=)`; None until a step first reads it"""
 
     @property
     def workflow(self) -> Workflow[Any]: ...
@@ -88,20 +88,21 @@ class RunView(Protocol):
 
 
 class Context(MutableMapping[Any, Any], Generic[I]):
-    """The run's values (initial ones and what steps write), plus `ctx[step]`, the result of an earlier step.
+    """The run's values (initial ones and those that steps write), plus `ctx[step]`, the result of an earlier step.
 
-    One per attempt; all attempts of a run share the values. Thread-safe: a write is visible to every step at once, and
-    `setdefault`, `pop`, `update` and their like are atomic. `ctx[step]` raises NoResult, saying why, where a step has no
-    result or this step does not depend on it; `ctx.get(step, default)` never raises. `ctx["name"]` is the value of that
-    key, else the result of the step of that name; a write to the name of a step is refused.
+    Each attempt has its own Context; all of a run share its values. Thread-safe: a write is visible to every step at
+    once, and `setdefault`, `pop`, `update` and the like are atomic. `ctx[step]` raises NoResult, with the reason, if
+    that step has no result or this step does not depend on it; `ctx.get(step, default)` returns the default then.
+    `ctx["name"]` is the value of that key or, if there is none, the result of the step with that name. Writing to a key
+    that is the name of a step raises DefinitionError.
     """
 
     __slots__ = ("_run", "node")
 
     attempt: int = 1
-    """number of this attempt, from 1"""
+    """the number of this attempt, counted from 1"""
     deadline: float | None = None
-    """the moment, in `time.monotonic()` seconds, by which this attempt should be over; None: no limit"""
+    """the moment, in `time.monotonic()` seconds, by which this attempt should have ended; None means no limit"""
     _undo = False
 
     def __init__(self, run: RunView, node: Node) -> None:
@@ -110,7 +111,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
 
     @property
     def step(self) -> str:
-        """Name of the step."""
+        """The name of the step."""
         return self.node.name
 
     @property
@@ -137,33 +138,36 @@ class Context(MutableMapping[Any, Any], Generic[I]):
 
     @property
     def step_key(self) -> str:
-        """A key for this step's effect: the same for every attempt and after every takeover, another for its undo.
+        """The idempotency key of this step's effect, the same for every attempt and after every takeover.
 
-        Hand it to whatever accepts idempotency keys. 64 hex digits: a hash of the namespace (of the engine, else of its
-        store), the workflow, the run's key and how often failed runs have released it, and the step. Tenants who share a
-        service need namespaces of their own.
+        Pass it to services that accept idempotency keys. The undo of the step has another one. It has 64 hex digits: a
+        hash of the namespace (the engine's, or else the store's), the workflow, the run's key, how often failed runs
+        have released that key, and the step. Tenants who share a service need separate namespaces.
         """
         return self._run.step_key(self.step, undo=self._undo)
 
     @property
     def scheduled_at(self) -> datetime | None:
-        """The planned time, in UTC, of the fire of a schedule that this run belongs to; None for any other run."""
+        """The planned time, in UTC, of the schedule's fire that began this run; None for a run without a schedule."""
         return fire_of(self._run.key)
 
     @property
     def fence(self) -> int:
-        """A number that only rises from one owner of the run to the next; a store of yours can refuse lower ones."""
+        """The fence: a number that rises with each new owner of the run. A store of your own can refuse lower ones."""
         return self._run.fence
 
     @property
     def error(self) -> BaseException | None:
-        """In an undo: what failed the run. In a step: None."""
+        """The error that failed the run, in an undo; None in a step."""
         return self._run.error if self._undo else None
 
     @property
     def cancelled(self) -> bool:
-        """True once this attempt was given up: it timed out, or its run was cancelled. A long sync step should check it
-        regularly and return early. An undo is never cancelled, but may time out."""
+        """Whether this attempt has been given up.
+
+        An attempt is given up when it times out, when its run is cancelled or taken over, and when its process stops. A
+        long sync step should check it regularly and return early. An undo is never cancelled, but may time out.
+        """
         return self._run.interrupted
 
     @overload
@@ -198,14 +202,14 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     @overload
     def get(self, key: Hashable, default: Any = None) -> Any: ...
     def get(self, key: Any, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # Step[R]
-        """The value of a key or the result of a step, or `default`; never raises."""
+        """Return the value of a key or the result of a step, or `default`; never raises."""
         if key in self._run.values:
             return self[key]
         name = self._run.step_meant(key, self.step)
         return self[key] if name is not None and self._sees(name) and name in self._run.results else default
 
     def _sees(self, name: str) -> bool:
-        """Whether a step's result is for this one: whether it depends on it. An undo sees every recorded result."""
+        """Whether this step may read the result of step `name`: it depends on it. An undo may read all."""
         return name in self.node.direct or self._undo or self._run.plan.precedes(name, self.node)
 
     def __contains__(self, key: object) -> bool:
@@ -256,14 +260,14 @@ class Context(MutableMapping[Any, Any], Generic[I]):
             self._run.ledger.deleted(self.step, key)
         return value
 
-    # MutableMapping builds these from several calls; under the lock each is one.
+    # MutableMapping builds these methods from several calls; the lock makes each of them atomic.
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
-        """Remove a key and return its value, or `default`; atomic."""
+        """Remove a key and return its value. If it is missing, return `default` or raise KeyError. Atomic."""
         with self._run.lock:
             return default if default is not _MISSING and key not in self._run.values else self._remove(key)
 
     def popitem(self) -> tuple[Any, Any]:
-        """Remove and return some (key, value); atomic."""
+        """Remove the newest key and return (key, value); atomic. Raises KeyError if there is none."""
         with self._run.lock:
             key = next(reversed(self._run.values), _MISSING)
             if key is _MISSING:
@@ -277,7 +281,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
                 self._remove(key)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """The value of a key, set to `default` first where it is missing; atomic."""
+        """Return the value of a key, which is set to `default` first if it is missing; atomic."""
         with self._run.lock:
             if key not in self._run.values:
                 self._set(key, default)
@@ -293,7 +297,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
             for key, value in new.items():
                 self._set(key, value)
 
-    # Two attempts are never the same; a Mapping would compare all values.
+    # A Context equals only itself; the __eq__ of Mapping would compare all values.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -306,7 +310,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
 
 
 class AttemptContext(Context[Any]):
-    """The context of an attempt that is not the plain first one of a step: a later one, one with a limit, an undo's."""
+    """The context of a later attempt, of an attempt with a time limit, or of an undo."""
 
     __slots__ = ("_abandoned", "_undo", "_when_abandoned", "attempt", "deadline")
 
@@ -325,20 +329,20 @@ class AttemptContext(Context[Any]):
         return self._abandoned or (self._run.interrupted and not self._undo)
 
     def abandon(self) -> None:
-        """For engines: the attempt was given up, so `cancelled` is true from now on."""
+        """Mark the attempt as given up, so that `cancelled` is true from now on. For engines."""
         self._abandoned = True
         if self._when_abandoned is not None:
             self._when_abandoned()
 
     def when_abandoned(self, act: Callable[[], object]) -> None:
-        """For engines: what to do once the attempt is given up; at once if it was."""
+        """Have `act` called when the attempt is given up, or now if it already was. For engines."""
         self._when_abandoned = act
         if self._abandoned:
             act()
 
 
 def initial(values: Mapping[Any, Any] | None) -> dict[Any, Any]:
-    """The run's own dict of its initial values."""
+    """Return a new dict of the initial values, for the run to own. Raises DefinitionError for no mapping."""
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -347,14 +351,14 @@ def initial(values: Mapping[Any, Any] | None) -> dict[Any, Any]:
 
 
 def step_name_taken(key: object, how: str) -> DefinitionError:
-    """The error for a value whose key is the name of a step: ctx[key] would mean two things."""
+    """Return the error for a value whose key is the name of a step, where ctx[key] would be ambiguous."""
     return DefinitionError(f"key {safe_repr(key)} is the name of step {safe_repr(key)}, and {how}. Rename one of them.")
 
 
 def own_copy(value: Any) -> Any:
-    """A value whose containers, dataclasses and models are copies, so that changing it in place does not reach the caller.
+    """Return a copy of a value, so that changing it in place does not change the caller's.
 
-    What is none of these, such as a connection, stays the object that it is.
+    Containers, dataclasses and models are copied. Any other object, such as a connection, is shared.
     """
     kind: Any = value.__class__
     if kind is dict:

@@ -1,4 +1,4 @@
-"""A plan drawn for people: as text, as Mermaid, as DOT. Reads the plan, decides nothing."""
+"""Drawings of a plan for people: as text, as Mermaid, as DOT. They only read the plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .plan import Node, Plan
 __all__ = ["described", "dot", "mermaid", "plain", "text"]
 
 _LINES: Final = 40  # steps that a repr shows
-_NAME: Final = 60  # characters of a name that a picture shows
+_NAME: Final = 60  # characters of a name that a drawing shows
 _ASCII: Final = str.maketrans(
     {
         "·": "-",
@@ -30,7 +30,7 @@ _IN_MERMAID: Final = {char: f"#{ord(char)};" for char in "#&<>`"} | {'"': "#quot
 
 
 def text(plan: Plan, name: str) -> str:
-    """One line per step, grouped by layer, with its retries, limits, undo and dependencies."""
+    """Return the plan as text: one line per step, layer by layer, with retries, limits, undo and dependencies."""
     layers = plan.layers()
     lines = [f"Workflow {safe_repr(name)} · {_count(len(plan.nodes), 'step')} · {_count(len(layers), 'layer')}"]
     wide = len(str(len(layers)))
@@ -49,14 +49,14 @@ def text(plan: Plan, name: str) -> str:
 
 
 def plain(drawn: str, stream: object) -> str:
-    """A drawn plan in what the encoding of a text stream has: where it lacks a mark, all are written in ASCII."""
+    """Return a drawn plan that a text stream can encode. If it lacks one of the marks, all become ASCII."""
     if encodable(drawn, stream) == drawn:
         return drawn
     return encodable(drawn.translate(_ASCII), stream)
 
 
 def mermaid(plan: Plan) -> str:
-    """A Mermaid flowchart, top down; an undo is a dotted edge back."""
+    """Return the plan as a Mermaid flowchart, top down; a dotted edge leads to each undo."""
     lines = ["flowchart TD"]
     for node in plan.nodes:
         left, right = ("[", "]") if node.wait is None else ("([", "])")
@@ -68,7 +68,7 @@ def mermaid(plan: Plan) -> str:
 
 
 def dot(plan: Plan, name: str) -> str:
-    """Graphviz's DOT language."""
+    """Return the plan in Graphviz's DOT language."""
     lines = [f'digraph "{_for_dot(name)}" {{', "    rankdir=LR;", "    node [shape=box, style=rounded];"]
     for node in plan.nodes:
         dashed = ", peripheries=2" if node.compensation is not None else ""
@@ -79,7 +79,7 @@ def dot(plan: Plan, name: str) -> str:
 
 
 def described(node: Node) -> str:
-    """A step with its retries, limits, undo and dependencies, in a line."""
+    """Return one line about a step: its name, retries, limits, undo and dependencies."""
     marks = [
         *(["↶"] if node.compensation is not None else []),
         *(["◆"] if node.step.pivot else []),
@@ -109,10 +109,10 @@ def _clipped(name: str) -> str:
 
 
 def _for_mermaid(name: str) -> str:
-    """A name inside double quotes, which Mermaid may show as HTML or Markdown."""
+    """Return a name for use in double quotes, escaped because Mermaid may show it as HTML or Markdown."""
     return "".join(_IN_MERMAID.get(char, char) for char in _clipped(name))
 
 
 def _for_dot(name: str) -> str:
-    """A name inside double quotes."""
+    """Return a name for use in double quotes."""
     return _clipped(name).replace("\\", "\\\\").replace('"', '\\"')

@@ -1,4 +1,4 @@
-"""Every error flowcore raises.
+"""Every error that flowcore raises.
 
 FlowcoreError
 ├── DefinitionError
@@ -29,9 +29,9 @@ FlowcoreError
     ├── SendRefused
     └── NotSerializable
 
-Raised BY steps, to steer their own retries: ``Fatal`` and ``RetryAfter``.
+Steps raise ``Fatal`` and ``RetryAfter`` themselves, to steer their own retries.
 
-A class's docstring is its default message, so ``raise LeaseLost()`` already reads like a sentence.
+The first sentence of a class's docstring is its default message, so ``raise LeaseLost()`` needs no message.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ __all__ = [
 
 
 _BLANKS: Final = "\u00a0\u202f\u2007\u3000"
-"""blanks that are not printable to Python, and harmless"""
+"""blanks that `str.isprintable` rejects although they are harmless"""
 
 
 def safe_repr(value: object, limit: int = 80) -> str:
-    """A value as part of one line of a message: a string quoted, all escaped, clipped to `limit` characters. Never raises."""
+    """Return the repr of a value for a one-line message: escaped, and clipped to `limit` characters. Never raises."""
     if isinstance(value, str):
         if len(value) <= limit and value.isascii():
             return repr(value)
@@ -103,12 +103,12 @@ def safe_repr(value: object, limit: int = 80) -> str:
 
 
 def safe_str(error: BaseException, limit: int = 1024) -> str:
-    """`error_message` as part of one line: line breaks and control characters are escaped. Never raises."""
+    """Return `error_message` on one line: line breaks and control characters are escaped. Never raises."""
     return _one_line(error_message(error, limit))
 
 
 def error_message(error: BaseException, limit: int = 1024) -> str:
-    """`str(error)` as it is, clipped to `limit` characters. Never raises."""
+    """Return `str(error)`, clipped to `limit` characters. Never raises."""
     try:
         text = str(error)
     except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
@@ -117,13 +117,13 @@ def error_message(error: BaseException, limit: int = 1024) -> str:
 
 
 def encodable(text: str, stream: object) -> str:
-    """`text` in what the encoding of a text stream has: other characters are escaped. Unchanged for a stream without one."""
+    """Escape the characters of `text` that the encoding of a text stream lacks, if the stream has an encoding."""
     encoding = getattr(stream, "encoding", None)
     return text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _one_line(text: str) -> str:
-    """The same text, with all that could begin a line or steer a terminal escaped."""
+    """Escape every character that could begin a new line or control a terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -132,8 +132,8 @@ def _one_line(text: str) -> str:
 
 
 def hashed_key(key: object) -> str:
-    """What stands for an idempotency key in messages, which reach logs and spans: 16 hex digits of its SHA-256."""
-    if not isinstance(key, str):  # in a hostile record
+    """Return 16 hex digits of the SHA-256 of an idempotency key, for messages, which reach logs and spans."""
+    if not isinstance(key, str):  # a hostile record may hold a key of any type
         return safe_repr(key)
     import hashlib
 
@@ -141,7 +141,7 @@ def hashed_key(key: object) -> str:
 
 
 def portable(error: BaseException | None) -> BaseException | None:
-    """The error itself if another process can unpickle it, else a RunFailed with its type, message and traceback."""
+    """Return the error if another process can unpickle it, else a RunFailed with its type, message and traceback."""
     if error is None:
         return None
     if survives_pickling(error):
@@ -157,17 +157,17 @@ def portable(error: BaseException | None) -> BaseException | None:
 
 
 def survives_pickling(value: object) -> bool:
-    """Whether a value comes back from pickle as one of its type."""
+    """Whether pickle restores a value as the same type."""
     import pickle
 
     try:
         return type(pickle.loads(pickle.dumps(value))) is type(value)  # noqa: S301 - what was written a moment ago
-    except Exception:  # noqa: BLE001 - foreign code runs here, and any error of it means no
+    except Exception:  # noqa: BLE001 - user code runs here, and any error of it means no
         return False
 
 
 def _unpickled(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    """An error as it was pickled. Its __init__ is not called: it would make the message anew."""
+    """Restore a pickled error. Its __init__ is not called, because it would replace the message."""
     error = cls.__new__(cls, *args)
     error.args = args
     error.__cause__ = state.pop("__cause__", None)
@@ -179,7 +179,7 @@ class FlowcoreError(Exception):
     """Something went wrong inside flowcore."""
 
     key: str | None = None
-    """the idempotency key that it is about, where there is one; its message has a hash of it only"""
+    """the idempotency key that the error is about, if any; the message contains only a hash of it"""
 
     def __init__(self, message: str | None = None, *, key: str | None = None) -> None:
         super().__init__(message if message is not None else (type(self).__doc__ or "").strip())
@@ -225,9 +225,9 @@ class IdempotencyError(FlowcoreError):
 class IdempotencyInProgress(IdempotencyError):
     """Another run with this idempotency key is still in progress.
 
-    `retry_after`: seconds after which a retry makes sense, a hint for clients. `lease_left`: seconds until its owner's
-    lease ends; infinite in memory. `run_id`: the run that holds the key. `waiting_for`: the steps that it waits for, where
-    nothing else of it can go on.
+    `retry_after`: seconds after which a retry makes sense, a hint for clients. `lease_left`: seconds until the lease of
+    the run's owner ends; infinite in memory. `run_id`: the run that uses the key. `waiting_for`: the names of the waits
+    that this run is in, if none of its other steps can run.
     """
 
     def __init__(
@@ -274,8 +274,8 @@ class UndoInterrupted(FlowcoreError):
 class CompensationFailed(FlowcoreError, ExceptionGroup):
     """At least one undo failed: the effect of its step remains.
 
-    An ExceptionGroup of the undo errors, caused by (`__cause__`) the error that failed the run. `run` is the
-    failed run, `failures` maps the step name to the error of its undo.
+    An ExceptionGroup of the undo errors. Its `__cause__` is the error that failed the run. `run`: the failed run.
+    `failures`: the error of each failed undo, by step name.
     """
 
     run: Run | None
@@ -290,7 +290,7 @@ class CompensationFailed(FlowcoreError, ExceptionGroup):
         self.failures = dict(failures) if isinstance(failures, Mapping) else {}
         return self
 
-    # The group keeps its message and its errors from __new__; FlowcoreError's __init__ would overwrite args.
+    # __new__ has set the group's message and errors; the __init__ of FlowcoreError would overwrite args.
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -311,8 +311,7 @@ class CompensationFailed(FlowcoreError, ExceptionGroup):
 class RunFailed(FlowcoreError):
     """The run failed in another process.
 
-    `run`: its id. `step`: the step that failed it. `error_type`, `message`, `traceback_text`: the error, as
-    text.
+    `run`: its id. `step`: the step that failed it. `error_type`, `message`, `traceback_text`: its error, as text.
     """
 
     def __init__(
@@ -336,7 +335,7 @@ class RunFailed(FlowcoreError):
 class ResultLost(FlowcoreError):
     """The step ran in its executor, and its result did not come back.
 
-    `done`: whether its function has returned, so that its effect has happened; else that is unknown.
+    `done`: True if its function has returned, so that its effect has happened; False if that is unknown.
     """
 
     def __init__(self, message: str | None = None, *, done: bool = False) -> None:
@@ -351,7 +350,7 @@ class SnapshotIsReadOnly(FlowcoreError, TypeError):
 class LeaseLost(FlowcoreError):
     """Another owner has taken this run over.
 
-    `run_id`: the run.
+    `run_id`: the id of the run.
     """
 
     def __init__(self, message: str | None = None, *, run_id: str = "") -> None:
@@ -392,15 +391,15 @@ class NotSerializable(StoreError):
 
 
 class Fatal(Exception):
-    """Raised by a step: this failure is final, make no further attempt."""
+    """Raised by a step whose failure is final: no further attempt is made."""
 
 
 class RetryAfter(Exception):
-    """Raised by a step: make the next attempt after `delay`, whatever the backoff says.
+    """Raised by a step to have the next attempt made after `delay`, instead of after the backoff.
 
-    `delay`: seconds, a timedelta, or the value of an HTTP Retry-After header (seconds, or a date, which is compared with
-    this machine's clock; a past one means at once). `seconds` has it as a float. Raises DefinitionError for anything
-    else. It adds no attempts: if none is left, the step has failed with this error.
+    `delay`: seconds, a timedelta, or the value of an HTTP Retry-After header (seconds, or a date, which is compared
+    with this machine's clock; a past date means at once). The attribute `seconds` is the delay as a float. Raises
+    DefinitionError for any other delay. It adds no attempts: if none is left, the step fails with this error.
     """
 
     def __init__(self, delay: float | timedelta | str, message: str | None = None) -> None:
@@ -428,11 +427,11 @@ def _delay(given: Any) -> float:
 
 
 def _header_delay(header: str) -> float | None:
-    """Seconds by the value of a Retry-After header (RFC 9110, section 10.2.3), or None for what is neither form."""
+    """Return the seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), or None if it is malformed."""
     digits = header.replace(".", "", 1)
     if digits.isascii() and digits.isdigit():
         return float(header)
-    # Imported with the first date: the email package costs more than all of flowcore.
+    # Imported only for a date, because the email package costs more than all of flowcore.
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 
