@@ -1,7 +1,7 @@
-"""How the verbs of the Redis stores reach the server: keys, shards, scripts and their answers.
+"""How the verbs of the Redis stores use the server: keys, shards, scripts and their replies.
 
-Each verb is a generator: it yields commands for the server, is sent their replies, and returns the verb's answer. A reply
-is what the client returned, or the exception that it raised. There is no I/O here: store.py does it.
+Each verb is a generator: it yields commands for the server, receives their replies, and returns the verb's result. A
+reply is what the client returned, or the exception that it raised. This module does no I/O; store.py does.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ INDEX_KEYS: Final = (b"open", b"ended", b"started", b"index", b"statuses")
 """the parts of a shard's index: see lua.py"""
 PAGE: Final = 200
 """records that one script reads: Redis does nothing else meanwhile"""
-_CACHED: Final = (
-    1000  # keys whose Redis keys are remembered, and how long these may be: what users send must not fill memory
-)
+# How many idempotency keys have their Redis keys cached, and the most characters of such a key. Both are limited, so
+# that the keys that users send cannot fill the memory.
+_CACHED: Final = 1000
 _SHORT: Final = 1024
-_AT_ONCE: Final = 256  # shards that one script looks at
+_AT_ONCE: Final = 256  # the most shards that one script reads
 _log = logging.getLogger("flowcore")
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a script returned of a record. `now`: microseconds by the server's clock."""
+    """What a script returned about a record. `now`: microseconds by the server's clock."""
 
     word: str
     now: int
@@ -77,7 +77,7 @@ class Answer:
 
 
 class Calls:
-    """The server as verbs see it. What it remembers is that it has looked at the server once."""
+    """What all verbs share: building keys and commands, and reading replies. Its only state is caches and flags."""
 
     def __init__(
         self,
@@ -101,14 +101,14 @@ class Calls:
         self.retention = seconds(retention, f"{store}(retention=)")
         self._retention = max(1, microseconds(self.retention) // 1000)
         self._shards = shards
-        self._at_once = 1 if cluster else _AT_ONCE  # a cluster's node runs no script over several slots
-        # Encoded, because the first "}" of a key ends what decides on its slot, a ":" ends the prefix itself, and the pattern
-        # of an ACL rule has special characters.
+        self._at_once = 1 if cluster else _AT_ONCE  # in a cluster, a script may use keys of one slot only
+        # The prefix is percent-encoded: a "}" would end the part of a key that determines its slot, a ":" would end the
+        # prefix, and some characters are special in the pattern of an ACL rule.
         encoded = quote(prefix, safe="")
         self._prefixes = [f"{{{encoded}:{shard}}}:".encode() for shard in range(shards)]
         self._opens = [(some, tuple(keys)) for some, keys in self._over_shards(range(shards), b"open")]
         self._entered = self._examined = self._looked = False
-        self._unreadable: set[str] = set()  # hashes of run ids that were logged
+        self._unreadable: set[str] = set()  # hashes of the run ids whose records were logged as unreadable
         self._known_keys = functools.lru_cache(_CACHED)(self._keys_of)
 
     # -- keys ----------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Calls:
         return self._known_keys(lookup) if len(lookup) <= _SHORT else self._keys_of(lookup)
 
     def _keys_of(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
-        """Of what a key is found under: its record, and its shard's open, ended, started, index and statuses."""
+        """Return the Redis keys of a look-up text: the record, and open, ended, started, index, statuses of its shard."""
         digest = digest_of(as_bytes(lookup))
         shard = self._shard(digest)
         prefix = self._prefixes[shard]
@@ -131,15 +131,15 @@ class Calls:
         return self._prefixes[shard] + b"run:" + digest
 
     def _over_shards(self, shards: Iterable[int], *names: bytes) -> Iterator[tuple[list[int], list[bytes]]]:
-        """These keys of these shards, as many at a time as one script may look at."""
+        """Yield these keys of these shards, in groups of as many shards as one script may read."""
         for some in in_pages(list(shards), self._at_once):
             yield some, [self._prefixes[shard] + name for shard in some for name in names]
 
     # -- before the first use ------------------------------------------------------------------------------------------
 
     def _enter(self, *, writes: bool) -> Asked[bool]:
-        """Another number of shards, or another secret, would look for every key in another place. False: there is nothing to
-        find yet, and what was asked will have to be asked again."""
+        """Check that the prefix was set up with this number of shards and this codec's secret: with others, keys would
+        not be found. With `writes`, set up a new prefix. Returns False if the secret is not there yet."""
         sealing = self._encoding.sealing
         names = [self._prefixes[0] + b"shards", self._prefixes[0] + b"secret"]
         secret = sealing.secret_text() if writes and sealing.hides else ""
@@ -152,7 +152,7 @@ class Calls:
             )
         text = kept.decode(errors="replace") or None
         if sealing.use(text, used=known != b"", where="this prefix") and writes and text != secret:
-            # Written anew, so that it is not the last text under a key that the codec is to forget.
+            # The secret is encoded anew, so that it is never the last text that needs an old key of the codec.
             (reply,) = yield [("SET", names[1], as_bytes(sealing.secret_text()))]
             if isinstance(reply, Exception):
                 refuse(reply)
@@ -160,8 +160,8 @@ class Calls:
             return text is not None or not sealing.hides
         self._entered = True
         if not self._examined:
-            self._examined = True  # by now: other claims may be on their way
-            with contextlib.suppress(StoreError):  # whatever it is, it must not keep runs from running
+            self._examined = True  # set first: other claims may begin meanwhile, and need not examine it too
+            with contextlib.suppress(StoreError):  # a failed examination must not stop runs
                 known = yield from doctor.examine()
                 if risks := doctor.risks(known):
                     _log.warning("this Redis can lose the records of runs: %s.", "; ".join(risks))
@@ -175,7 +175,7 @@ class Calls:
         return self._answer(reply, key)
 
     def _reply(self, script: Script, key: str, tail: Command) -> Asked[Any]:
-        """What a script returns. The script itself is sent where the server does not know it yet."""
+        """Run a script and return its reply. The script's text is sent only if the server does not know it yet."""
         (reply,) = yield [("EVALSHA", script.sha, *tail)]
         if isinstance(reply, Exception):
             if is_unknown_script(reply):
@@ -187,8 +187,8 @@ class Calls:
     def _run_all(
         self, script: Script, calls: Sequence[Call], key: str = "", *, reads: bool = False
     ) -> Asked[list[Any]]:
-        """Run a script several times, in one round trip a node; another one where the server does not know it yet.
-        `reads`: it changes nothing, so that a user without the right to write may run it."""
+        """Run a script several times, in one round trip per node, and one more if a node does not know the script yet.
+        `reads`: the script changes nothing, so a user without the right to write may run it."""
         if not calls:
             return []
         tails: list[Command] = [(len(keys), *keys, *map(as_bytes, arguments)) for keys, arguments in calls]
@@ -197,7 +197,7 @@ class Calls:
         if reads and any(map(is_forbidden, replies)):
             before = list(replies)
             yield from self._again(replies, is_forbidden, "EVAL_RO", script.text, tails)
-            # Redis 6 has no such command, or the user must not use it either: the first refusal says why.
+            # If EVAL_RO is unknown (before Redis 7) or forbidden too, the first refusal is the one that says why.
             replies[:] = [
                 old if is_unknown_command(new) or is_forbidden(new) else new
                 for old, new in zip(before, replies, strict=True)
@@ -208,7 +208,7 @@ class Calls:
         return replies
 
     def _again(self, replies: list[Any], which: Any, name: str, script: str, tails: list[Command]) -> Asked[None]:
-        """Send once more, by another command, what failed in this way."""
+        """Send the scripts whose replies match `which` again, by the command `name`, and replace these replies."""
         failed = [index for index, reply in enumerate(replies) if which(reply)]
         if failed:
             again = yield [(name, script, *tails[index]) for index in failed]
@@ -218,7 +218,7 @@ class Calls:
     # -- records -------------------------------------------------------------------------------------------------------
 
     def _answer(self, reply: list[bytes], key: str) -> Answer:
-        """Read what a script returned of the record of `key`."""
+        """Read what a script returned about the record of `key`. Raises CorruptRecord."""
         try:
             word, now, *texts = [part.decode() for part in (reply if reply[2:3] != [b"packed"] else unpacked(reply))]
         except UnicodeDecodeError as error:
@@ -230,14 +230,15 @@ class Calls:
         if word == "corrupt":
             if "kind" in fields:
                 raise corrupt(key, f"it is a Redis {fields['kind']}, not a hash")
-            self._encoding.decode(key, fields)  # which says what is wrong
+            # For most of these records, decoding raises CorruptRecord and says what is wrong.
+            self._encoding.decode(key, fields)
             raise corrupt(
                 key, f"it has the status {safe_repr(fields['status'])}, but is not held, or a number at its limit"
             )
         return Answer(word, int(now) or round(time.time() * 1e6), fields)
 
     def _read(self, runs: Sequence[tuple[int, bytes]], *, heads: bool) -> Asked[list[list[bytes]]]:
-        """What the server has of these records, given by shard and digest."""
+        """Return the server's replies about these records, which are given by shard and digest."""
         by_shard: dict[int, list[int]] = {}
         for position, (shard, _) in enumerate(runs):
             by_shard.setdefault(shard, []).append(position)
@@ -255,7 +256,7 @@ class Calls:
         return found
 
     def _field(self, reply: Sequence[bytes], name: bytes) -> bytes:
-        """One field of an answer, empty if there is none. Raises ValueError for a broken record."""
+        """Return one field of a reply, or b"" if there is none. Raises ValueError for a broken record."""
         parts = unpacked(reply) if reply[2:3] == [b"packed"] else reply
         return dict(zip(parts[2::2], parts[3::2], strict=True)).get(name, b"")
 
@@ -265,12 +266,12 @@ class Calls:
 
 
 def digest_of(key: bytes) -> bytes:
-    """The digest of an idempotency key, by which Redis has its record."""
+    """Return the digest of an idempotency key, which the Redis key of its record ends with."""
     return base64.urlsafe_b64encode(hashlib.sha256(key).digest())[:DIGEST]
 
 
 def unpacked(reply: Sequence[bytes]) -> list[bytes]:
-    """An answer whose record is packed, as if it were not. Raises ValueError for what is no packed record."""
+    """Return a reply with a packed record in the form of one with a hash. Raises ValueError for any other string."""
     if not reply[3].startswith(MAGIC.encode()):
         raise ValueError("not a packed record")
     texts = _message_pack(reply[3], len(MAGIC))
@@ -281,7 +282,7 @@ def unpacked(reply: Sequence[bytes]) -> list[bytes]:
 
 
 def _message_pack(text: bytes, at: int) -> list[bytes]:
-    """The list of texts that stands there. Lua writes each length in the shortest form."""
+    """Decode the list of texts that begins at `at`. Lua's MessagePack writes each length in its shortest form."""
 
     def length(short: int, mask: int, longer: dict[int, int]) -> int:
         nonlocal at
@@ -314,7 +315,7 @@ def corrupt(key: str, why: str) -> CorruptRecord:
 
 
 def as_bytes(part: Part) -> bytes:
-    """What is sent, whatever encoding the client has; what has no UTF-8 is only ever looked for."""
+    """Encode a part of a command as UTF-8, whatever the client's encoding. Lone surrogates occur in look-ups only."""
     return part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""Another client like this one: the connections of an asyncio client belong to the event loop that they were made on."""
+"""Copies of an asyncio client for other event loops: its connections belong to the loop that they were made on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 __all__ = ["another", "close"]
 
 _OF_ONE_POOL: Final = {
-    # What a pool adds to the options of its connections for itself; another pool adds its own.
+    # Options that a pool itself adds to those of its connections. They are not copied: the new pool adds its own.
     "connection_pool",
     "himport_registry",
     "maint_notifications_pool_handler",
@@ -17,7 +17,7 @@ _OF_ONE_POOL: Final = {
 
 
 def another(client: Any) -> Any:
-    """A client of redis.asyncio with the same options and connections of its own; the caller closes it."""
+    """Return a client of redis.asyncio with the same options and its own connections. The caller closes it."""
     if hasattr(client, "nodes_manager"):
         return _cluster(client)
     pool = client.connection_pool
@@ -27,7 +27,7 @@ def another(client: Any) -> Any:
 
 
 async def close(client: Any) -> None:
-    """Close what `another` made."""
+    """Close a client that `another` made."""
     manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
     for sentinel in () if manager is None else manager.sentinels:
         await sentinel.aclose()
@@ -41,7 +41,7 @@ def _pool(pool: Any) -> Any:
     if manager is not None:
         options |= {"is_master": pool.is_master, "check_connection": pool.check_connection}
         return type(pool)(pool.service_name, _sentinel(manager), **options)
-    if hasattr(pool, "timeout"):  # of one that waits for a free connection
+    if hasattr(pool, "timeout"):  # a BlockingConnectionPool, which waits for a free connection
         options["timeout"] = pool.timeout
     return type(pool)(**options)
 
@@ -53,7 +53,7 @@ def _sentinel(manager: Any) -> Any:
 
 
 def _cluster(client: Any) -> Any:
-    """The options of a cluster's client are in its connections', on itself, and with its keeper of nodes."""
+    """Copy a cluster's client, whose options are on its connections, on itself and on its nodes manager."""
     nodes, options = client.nodes_manager, client.connection_kwargs
     make: Any = client.__class__
     known = inspect.signature(make).parameters

@@ -1,8 +1,8 @@
 """Connections that a Redis store keeps for a moment, instead of getting one from its client's pool for each command.
 
-To get one and to give it back takes redis-py a third of the time that a command takes. What the pool does meanwhile is worth
-something all the same: it looks whether the connection is still good. So one is kept only while commands follow close on one
-another, for a second at most, and not at all once anything went wrong: an interrupt may have left a reply unread.
+Getting a connection from redis-py's pool and giving it back takes a third of the time of a command. But the pool also
+checks that the connection still works. So a connection is kept only while commands follow each other closely, for a
+second at most, and not after any error, because an interrupt may have left a reply unread.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .errors import is_reply
 
 __all__ = ["AsyncKept", "Kept"]
 
-_PAUSE: Final = 0.005  # seconds without a command after which the pool has to look again; no server restarts as quickly
+_PAUSE: Final = 0.005  # seconds without a command, after which the pool checks again; no server restarts as quickly
 _MOMENT: Final = 1.0  # seconds
-_SHARE: Final = 8  # of so many connections that the pool may open, one may be kept
-_MOST: Final = 32
-_SHORT: Final = 1 << 16  # bytes of a command that are sent without waiting for room
+_SHARE: Final = 8  # one of so many connections that the pool may open can be kept
+_MOST: Final = 32  # connections that are kept
+_SHORT: Final = 1 << 16  # bytes; a longer command may have to wait for room in the socket's buffer
 
 
 def _packer() -> Callable[[tuple[Any, ...]], bytes]:
-    """What puts a command into the form in which it is sent: hiredis, where redis-py may use it too."""
+    """Return the function that encodes a command for sending: hiredis's, if it is installed, else `_packed`."""
     try:
         import hiredis
     except ImportError:
@@ -47,7 +47,8 @@ _PACK: Final = _packer()
 
 
 class _One:
-    """A client with a connection of its own, or with none just now. Times are monotonic."""
+    """A client that holds one connection, or none at the moment. `since`: when it got it; `until`: when the pool must
+    check it again; both monotonic."""
 
     __slots__ = ("client", "since", "until")
 
@@ -56,15 +57,16 @@ class _One:
         self.since = self.until = 0.0
 
     def used(self) -> None:
-        """A command went well."""
+        """Note that a command succeeded, so that the connection may be used for another moment."""
         self.until = min(time.monotonic() + _PAUSE, self.since + _MOMENT)
 
 
 class Kept:
-    """Sends commands as `client` does. Thread-safe.
+    """Sends commands as `client` does, over connections that it keeps. Thread-safe.
 
-    It keeps no more than an eighth of what the pool may open, so that other users of the client always find one; and
-    none of a Sentinel's or a cluster's, nor where passwords change, since those look after each connection themselves.
+    It keeps at most an eighth of the connections that the pool may open, so that other users of the client always find
+    one. It keeps none of a Sentinel or a cluster, nor where a credential provider changes passwords: there redis-py
+    itself must look after each connection.
     """
 
     def __init__(self, client: Any) -> None:
@@ -74,7 +76,7 @@ class Kept:
         after_fork_in_child(self, Kept._after_fork)
 
     def _after_fork(self) -> None:
-        """In a child: the connections are the parent's."""
+        """Drop the kept connections in a child process, because they are its parent's."""
         self._spare = threading.Semaphore(_number(self.client))
         self._idle = deque()
 
@@ -97,7 +99,7 @@ class Kept:
             reply = client.execute_command(*command, **options)
             one.used()
         except BaseException as error:
-            # The pool would find an unread reply only if it has arrived by then.
+            # The connection may have an unread reply. The pool would find it only if it has arrived by then.
             if client.connection is not None and not is_reply(error):
                 client.connection.disconnect()
             client.close()
@@ -107,7 +109,7 @@ class Kept:
         return reply
 
     def close(self) -> None:
-        """Give back what is not in use now."""
+        """Give the connections that are not in use back to the pool."""
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().client.close()
@@ -115,8 +117,8 @@ class Kept:
 
 
 class AsyncKept:
-    """The same for a client of redis.asyncio, in its loop only. That client is the store's own, and so are all connections:
-    half of them are kept, and commands wait for one in turn, as many as there may be."""
+    """As Kept, for a client of redis.asyncio, in its event loop only. The client and its connections are the store's
+    own, so half of them can be kept, and all commands wait in turn for one of these."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -135,14 +137,14 @@ class AsyncKept:
                 now = time.monotonic()
                 if one.until < now:
                     await client.aclose()
-                if client.connection is None:  # it gets itself another
+                if client.connection is None:  # the client gets a new one
                     one.since = now
                     reply = await client.execute_command(*command, **options)
                 else:
                     reply = await _execute(client, command, options)
                 one.used()
             except BaseException as error:
-                if client.connection is not None and not is_reply(error):  # as above
+                if client.connection is not None and not is_reply(error):  # as in Kept.execute_command
                     await client.connection.disconnect(nowait=True)
                 await client.aclose()
                 raise
@@ -151,16 +153,17 @@ class AsyncKept:
         return reply
 
     async def close(self) -> None:
-        """Give back what is not in use now."""
+        """Give the connections that are not in use back to the pool."""
         while self._idle:
             await self._idle.pop().client.aclose()
 
 
 async def _execute(client: Any, command: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Execute a command on the connection that the client keeps, which was in use a moment ago.
+    """Execute a command on the connection that the client holds, which was in use a moment ago.
 
-    The client itself packs a command argument by argument, and on Python 3.11 starts a task to send it: twice the time that
-    the rest takes. What goes wrong, and what is long, is left to the client, which retries as it is configured to.
+    The client itself packs a command argument by argument and, on Python 3.11, starts a task to send it, which takes
+    twice as long as the rest. It still gets the commands that are long or that fail, and retries these as it is
+    configured to.
     """
     connection = client.connection
     writer = getattr(connection, "_writer", None)
@@ -179,7 +182,7 @@ async def _execute(client: Any, command: tuple[Any, ...], options: dict[str, Any
 
 
 def _number(client: Any, share: int = _SHARE) -> int:
-    """How many connections may be kept: of so many that the pool may open, one."""
+    """Return how many connections may be kept: one of each `share` that the pool may open, or none (see Kept)."""
     pool = getattr(client, "connection_pool", None)
     if pool is None or hasattr(pool, "sentinel_manager") or type(client).__module__.split(".")[0] != "redis":
         return 0

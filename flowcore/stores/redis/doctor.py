@@ -1,4 +1,4 @@
-"""What an operator should know of a Redis, and what of that can lose runs."""
+"""What an operator should know about a Redis server, and which of its settings can lose runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIME: Final = "if redis.pcall('TIME').err then return 'refused' end return 'all
 
 
 class Everywhere:
-    """A command to be sent to every primary. Answered with a list of what each said, or raised."""
+    """A command for every primary. The reply lists what each of them returned, or the one error that was raised."""
 
     __slots__ = ("command",)
 
@@ -24,7 +24,7 @@ class Everywhere:
 
 
 def examine() -> Generator[Any, list[Any], dict[str, str]]:
-    """Ask for all that matters. `unknown`: the server does not say, or forbids to ask."""
+    """Ask the server for the facts that matter. "unknown": the server does not report it, or forbids the question."""
     infos: list[Mapping[str, Any]] = [one or {} for one in (yield from _asked("INFO"))]
     snapshots = [_setting(one) for one in (yield from _asked("CONFIG", "GET", "save"))]
     syncs = [_setting(one) for one in (yield from _asked("CONFIG", "GET", "appendfsync"))]
@@ -44,7 +44,7 @@ def examine() -> Generator[Any, list[Any], dict[str, str]]:
 
 
 def risks(report: Mapping[str, str]) -> list[str]:
-    """What of that can lose runs, each as a clause."""
+    """Return what can lose runs in a report of `examine`, each as a clause."""
     found: list[str] = []
     if report["eviction"] not in {"noeviction", _UNKNOWN}:
         found.append(
@@ -58,7 +58,7 @@ def risks(report: Mapping[str, str]) -> list[str]:
 
 
 def _asked(*command: str) -> Generator[Any, list[Any], list[Any]]:
-    """What each primary answers, None for what it forbids."""
+    """Return each primary's reply to a command, or None if it forbids the command."""
     replies = yield Everywhere(*command)
     for reply in replies:
         if isinstance(reply, Exception) and not is_forbidden(reply):
@@ -67,7 +67,7 @@ def _asked(*command: str) -> Generator[Any, list[Any], list[Any]]:
 
 
 def _setting(reply: Any) -> str | None:
-    """The value in the answer to CONFIG GET, which is a mapping or a list, by the client's protocol."""
+    """Return the value in a reply to CONFIG GET, which is a mapping or a list, depending on the client's protocol."""
     if not reply:
         return None
     return _string(next(iter(reply.values())) if hasattr(reply, "values") else reply[1])
@@ -86,7 +86,7 @@ def _persistence(info: Mapping[str, Any], snapshots: str | None, sync: str | Non
 
 
 def _together(values: Iterable[object]) -> str:
-    """One text for what all primaries said."""
+    """Return one text for what all primaries reported."""
     return ", ".join(sorted({_UNKNOWN if value is None else str(value) for value in values})) or _UNKNOWN
 
 

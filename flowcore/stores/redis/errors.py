@@ -1,4 +1,4 @@
-"""What redis-py raises, as flowcore's own errors. It goes by names, so that it needs no redis to be installed."""
+"""Translates redis-py's errors into flowcore's. It compares class names, so that redis-py need not be installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CODES: Final = {
     "TryAgainError": "TRYAGAIN",
     "MovedError": "MOVED",
     "AskError": "ASK",
-    # These come last: others derive from them.
+    # These come last, because other classes derive from them.
     "ClusterDownError": "CLUSTERDOWN",
     "ClusterError": "CLUSTERDOWN",
     "RedisClusterException": "CLUSTERDOWN",
@@ -45,7 +45,7 @@ _UNAVAILABLE: Final = {
     "MISCONF": "Redis cannot write to its disk, and takes no changes until it can",
     "NOREPLICAS": "Redis has fewer replicas than it wants, and takes no changes until it has",
     "BUSY": "Redis is busy with another script",
-    # A person must put these right, and as soon as that is done the runs in progress continue.
+    # An operator must correct these. As soon as that is done, the runs in progress continue.
     "NOPERM": "Redis does not let this user do what the store needs: RedisStore lists the ACL rules",
     "NOAUTH": "Redis refuses this user: give the client the right username and password",
     "WRONGPASS": "Redis refuses this user: give the client the right username and password",
@@ -62,34 +62,34 @@ _LIMITS: Final = {
 }
 """what the client says, or the server, where a limit is reached; redis-py raises ConnectionError for all of them"""
 
-# Redis 6 wraps what it refuses a script's command with in a sentence of its own.
+# Redis 6 puts the error of a script's command into a sentence of its own, so its code may not come first.
 _WORD: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})\b")
 _FORBIDDEN: Final = ("can't run this command", "can't access", "ACL failure in script")
 """what Redis 6, 7 and 8 say where a script's command is not permitted, without a word before it"""
 
 
 def is_reply(error: BaseException) -> bool:
-    """Whether this is what the server has answered, all of which has been read."""
+    """Whether the error is a reply of the server, which has been read to its end."""
     return any(cls.__name__ == "ResponseError" for cls in type(error).__mro__)
 
 
 def is_unknown_script(reply: object) -> bool:
-    """Whether the server has to be shown the script itself."""
+    """Whether the server does not know the script, so that its text must be sent."""
     return isinstance(reply, Exception) and _code(reply) == "NOSCRIPT"
 
 
 def is_forbidden(reply: object) -> bool:
-    """Whether the server refuses the command as such: to this user, or to all users."""
+    """Whether the server refuses the command itself, to this user or to all users."""
     return isinstance(reply, Exception) and (_code(reply) == "NOPERM" or "unknown command" in safe_str(reply).lower())
 
 
 def is_unknown_command(reply: object) -> bool:
-    """Whether the server has no such command: it is older than the command."""
+    """Whether the server does not have the command, because it is too old."""
     return isinstance(reply, Exception) and "unknown command" in safe_str(reply).lower()
 
 
 def refuse(error: Exception, key: str = "") -> NoReturn:
-    """Raise the StoreError for what the client raised when it was asked about `key`; what is not of Redis, as it is."""
+    """Raise the StoreError for a client's error in a call about `key`. Raise an error that is not of Redis as it is."""
     code = _code(error)
     if code is None:
         raise error
@@ -106,8 +106,8 @@ def refuse(error: Exception, key: str = "") -> NoReturn:
 
 
 def _code(error: Exception) -> str | None:
-    """The word by which Redis calls an error; None for one that is not of Redis."""
-    if isinstance(error, OSError):  # asyncio's and the socket's own, where redis-py lets them through
+    """Return Redis's code for an error, or None if the error is not of Redis."""
+    if isinstance(error, OSError):  # of asyncio or the socket, where redis-py does not wrap it
         return "UNREACHABLE"
     if isinstance(error, AttributeError) and "NoneType" in safe_str(error):
         return "UNREACHABLE"  # redis.asyncio's cluster closes connections that another task is about to use

@@ -1,6 +1,6 @@
-"""The Lua scripts that read records and the index, and that put the index right. `lua.py` has what they share.
+"""The Lua scripts that read records and the index, and that correct the index. `lua.py` has what they share.
 
-KEYS are parts of the index, of each of some shards, unless a script says otherwise.
+KEYS are parts of the index, repeated for each of several shards, unless a script says otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .lua import INDEX, NUMBERS, PACKED, RECORD, Script
 
 __all__ = ["COMPLETE", "COUNT", "DUE", "DUE_SHARDS", "FORGET", "INCOMPLETE", "LIST", "LOCATE", "MEMBERS", "READ"]
 
-# What scripts that change nothing use: a user who may only read may not be allowed to ask for the time.
+# The clock of scripts that change nothing: a read-only user may lack the right to call TIME.
 _READ_CLOCK: Final = """
 local function clock()  -- 0: not allowed to know
   local time = redis.pcall('TIME')
@@ -57,7 +57,7 @@ local function complete(open, index, statuses, now)
 end
 """
 
-# KEYS: runs. ARGV: '1' for heads only. Returns one of the usual answers for each.
+# KEYS: runs. ARGV: '1' for heads only. Returns for each what lua.py says that scripts return.
 READ: Final = Script(
     NUMBERS,
     _READ_CLOCK,
@@ -79,8 +79,8 @@ return answers
 """,
 )
 
-# KEYS: open, of each of some shards. Returns the places in KEYS of those in which a run is due: in most rounds of recovery
-# there is none, and this is all that is asked.
+# KEYS: open, of each of some shards. Returns the positions in KEYS of the shards in which a run is due. In most rounds
+# of recovery there is none, and then this is the only script that runs.
 DUE_SHARDS: Final = Script(
     NUMBERS,
     _READ_CLOCK,
@@ -94,8 +94,8 @@ return answer
 )
 
 # KEYS: open, index, of each of some shards. ARGV: '' or the score and the run id after which to begin, how many runs of
-# a shard to return, how many to look at, workflows. Returns of each shard where it stopped ('' at the end), then run id,
-# digest and score of each run. Only due runs are returned, the longest due first.
+# a shard to return, how many to look at, workflows. Returns for each shard where it stopped ('' at the end), then run
+# id, digest and score of each run. Only due runs are returned, the longest due first.
 DUE: Final = Script(
     NUMBERS,
     _READ_CLOCK,
@@ -134,10 +134,10 @@ return answers
 """,
 )
 
-# KEYS: started, open, index, statuses, of each of some shards. ARGV: '' or the score and the run id after which to begin, how many
-# runs of a shard to return, how many to look at, the least age (microseconds), letters of statuses ('' for all), h for held
-# ones only, e for those with an expired lease only, '' or '=' workflow. Returns of each shard where it stopped ('' at the
-# end), then run id, index entry and score of each run; the newest first.
+# KEYS: started, open, index, statuses, of each of some shards. ARGV: '' or the score and the run id after which to
+# begin, how many runs of a shard to return, how many to look at, the least age (microseconds), letters of statuses (''
+# for all), h for held ones only, e for those with an expired lease only, '' or '=' workflow. Returns for each shard
+# where it stopped ('' at the end), then run id, index entry and score of each run; the newest first.
 LIST: Final = Script(
     NUMBERS,
     _READ_CLOCK,
@@ -236,9 +236,9 @@ return answers
 """,
 )
 
-# KEYS: open, index, statuses, of each of some shards. Returns of each workflow and status of what is not over: name, letter
-# (h: held, e: the lease has expired), number. It looks at each run only where `statuses` is not complete, and the user may
-# not complete it.
+# KEYS: open, index, statuses, of each of some shards. Returns for each workflow and status of runs that are not over:
+# the workflow, the letter (h: held, e: the lease has expired), and the number of runs. It reads every run only if
+# `statuses` is not complete, which is so only if the user may not complete it.
 COUNT: Final = Script(
     NUMBERS,
     _READ_CLOCK,
@@ -278,7 +278,7 @@ return answer
 """,
 )
 
-# KEYS: open, index, statuses, of each of some shards. Returns the places among these shards of those that are not complete.
+# KEYS: open, index, statuses, of each of some shards. Returns the positions, from 0, of incomplete shards.
 INCOMPLETE: Final = Script(
     NUMBERS,
     _READ_CLOCK,
@@ -350,7 +350,8 @@ end
 return answer
 """)
 
-# KEYS: open, ended, started, index, statuses, runs. ARGV: run ids. Takes those out of the index that have no record any more.
+# KEYS: open, ended, started, index, statuses, runs. ARGV: run ids. Removes from the index the runs whose record is
+# gone. Returns how many it removed.
 FORGET: Final = Script(
     PACKED,
     INDEX,

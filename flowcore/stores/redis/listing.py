@@ -1,4 +1,4 @@
-"""Listings over all shards in one order: what each shard returns is merged, and no more is read than is needed."""
+"""Listings over all shards in one order: the entries of the shards are merged, and few more are read than needed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .lua import DIGEST, Script
 
 __all__ = ["Entry", "Listing", "cursor_of", "parsed_cursor"]
 
-_WINDOW: Final = 1000  # entries of the index that a script looks at in one shard: Redis does nothing else meanwhile
-_LEAST: Final = 4  # entries that a shard is asked for
+_WINDOW: Final = 1000  # the most entries that a script reads in one shard: Redis serves no other client meanwhile
+_LEAST: Final = 4  # the fewest entries that a shard is asked for
 _REVERSED: Final = bytes(range(255, -1, -1))
 Cursor: TypeAlias = tuple[bytes, bytes]
 """score and run id of the last run that was returned; empty at the beginning"""
@@ -41,7 +41,7 @@ class _Shard:
 
 
 class Listing:
-    """How far a listing has come in each shard. `newest`: the highest score first, else the lowest."""
+    """How far a listing has been read in each shard. `newest`: the highest score comes first, else the lowest."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Listing:
         self._shards = {shard: _Shard(after) for shard in shards}
 
     def wanting(self) -> list[tuple[Cursor, list[int]]]:
-        """The shards of which more must be read before anything else can be taken, by where to continue."""
+        """Return the shards that must be read further before more entries can be taken, by the cursor to start from."""
         found: dict[Cursor, list[int]] = {}
         for number, shard in self._shards.items():
             if shard.cursor is not None and not shard.entries:
@@ -70,13 +70,14 @@ class Listing:
         return list(found.items())
 
     def arguments_from(self, cursor: Cursor, shards: Sequence[int], number: int) -> list[Any]:
-        """What the script is to return of each of these shards, where `number` entries are wanted of all together: each time
-        twice as many, so that few are read in vain, and a shard that has most of them is soon through."""
+        """Return the script's arguments for these shards, when `number` entries are wanted of all shards together. A
+        shard is asked for twice as many each time: few entries are read in vain, and a shard that has most of them
+        needs few calls."""
         share = max(2 * number // len(self._shards), _LEAST) << min(self._shards[shards[0]].replies, 10)
         return [*cursor, min(share, max(number, _LEAST), _WINDOW), _WINDOW, *self._arguments]
 
     def add(self, replies: Sequence[Sequence[Sequence[bytes]]]) -> None:
-        """Take in what was returned for `calls`."""
+        """Add the entries in the replies to `calls`, and clear `calls`."""
         calls, self.calls = self.calls, []
         for (shards, _), answers in zip(calls, replies, strict=True):
             for number, (more, *texts) in zip(shards, answers, strict=True):
@@ -90,7 +91,7 @@ class Listing:
                 ][::-1]
 
     def take(self, number: int) -> list[Entry]:
-        """The next entries, at most `number`; fewer where more must be read first."""
+        """Remove and return the next `number` entries, or fewer if a shard must be read first or none are left."""
         taken: list[Entry] = []
         if any(shard.cursor is not None and not shard.entries for shard in self._shards.values()):
             return taken
@@ -114,12 +115,12 @@ class Listing:
 
 
 def cursor_of(entry: Entry) -> str:
-    """What `after=` takes to continue behind a run."""
+    """Return the value of `after=` with which a listing continues after this run."""
     return f"{entry.score} {entry.run_id.decode(errors='replace')}"
 
 
 def parsed_cursor(after: str | None) -> Cursor:
-    """Raises DefinitionError for what is no cursor."""
+    """Return the score and the run id in a value of `after=`. Raises DefinitionError if it is not a cursor."""
     if after is None:
         return b"", b""
     if not isinstance(after, str) or not re.match(r"[\d.e+-]+ ", after):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -9,26 +9,28 @@ All keys of one shard share a hash slot of a cluster:
 | {prefix:shard}:ended | sorted set of run ids that are over; score: when Redis forgets the record |
 | {prefix:shard}:started | sorted set of all run ids; score: when the run started |
 | {prefix:shard}:index | hash: run id to digest, letter of the status, h or -, delay, a colon, and workflow |
-| {prefix:shard}:statuses | sorted set with one score, of the runs in `open` by status and workflow: what counts and pages of them read |
+| {prefix:shard}:statuses | sorted set with one score, of the runs in `open` by status and workflow; counts and listings read it |
 
-The members of `statuses` follow from the other parts of the index, and are in the order of their bytes. Each run has one: h if it
-is held, else -, the letter of its status, the length of its workflow's name, a colon, that name, when it started (16 digits), and
-its run id. A running one has a second: l, the length, a colon, the name, the end of its lease as `open` has it, and the run id.
-The releases up to 0.1.0 do not know of it: where the numbers of members differ, it is completed.
+The members of `statuses` are derived from the other parts of the index, and are sorted by their bytes. Each run has one
+member: h if it is held, else -, the letter of its status, the length of its workflow's name, a colon, that name, when
+it started (16 digits), and its run id. A running run has a second one: l, the length, a colon, the name, the end of its
+lease as `open` has it, and its id. Releases up to 0.1.0 do not write `statuses`: where its number of members is not
+that of the runs in `open`, it is completed.
 
 All times are microseconds since the epoch by the server's clock. The record of a run that is not over is a hash of the
-fields that encoding.py describes, and `listed`: the end of the lease as `open` has it, which checkpoints let lag behind by
-up to a quarter of a lease. The record of a run that is over is one string, which takes a third of the memory: a first
-line, then MessagePack of a list of names and texts.
+fields that encoding.py describes, and `listed`: the end of the lease as `open` has it, which may lag behind by up to a
+quarter of a lease, because few checkpoints change `open`. The record of a run that is over is one string, which takes a
+third of the memory: a first line, then a list of names and texts in MessagePack.
 
-A shard's index is kept for a day or two longer than its last record, and for ever while a run in it is kept or renewed.
+A shard's index expires a day or two after its last record. It does not expire while it has a run that
+is renewed or kept for recovery.
 
-Scripts touch no key that is not passed to them. What they change, they change last, and the first change is to the index:
-what Redis may refuse (no memory, a foreign type), it refuses before anything has happened.
+Scripts use only the keys that are passed to them. They make all changes at their end, and the first of them to the
+index: so what Redis may refuse (no memory, a wrong type), it refuses before anything is changed.
 
-Every script that reads a record returns {word, now, field, text, ...}: `missing` for no record, `corrupt` for one that
-flowcore cannot have written, which no script changes (a forced release discards it). A packed record is returned as one
-field, `packed`.
+Every script that reads a record returns {word, now, field, text, ...}. The word is `missing` if there is no record, and
+`corrupt` for a record that flowcore cannot have written. No script changes such a record; a forced release or erase
+deletes it. A packed record is returned as one field, `packed`.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ LETTERS: Final = {
 
 
 class Script:
-    """A script, and the name by which a server that has run it before knows it."""
+    """A Lua script and its SHA-1, by which a server that has run the script before knows it."""
 
     __slots__ = ("sha", "text")
 
@@ -202,7 +204,7 @@ local function corrupted(now, key, run)
 end
 """
 
-# What changes records and index. KEYS: run, open, ended, started, index, statuses.
+# Functions that change records and the index. KEYS: run, open, ended, started, index, statuses.
 CHANGES: Final = f"""{INDEX}
 local function put_in(fields, name, text)
   if text then fields[#fields + 1], fields[#fields + 2] = name, text end

@@ -23,16 +23,16 @@ __all__ = ["OperatorVerbs"]
 
 _STATUSES: Final = {letter: status for status, letter in LETTERS.items()} | {"h": "held", "e": "expired"}
 _LIVE: Final = frozenset({"running", "queued"})
-_COUNTED: Final = 16  # shards that one script counts: Redis does nothing else meanwhile
-_REMEMBERED: Final = 1000  # unreadable records that were logged
+_COUNTED: Final = 16  # the most shards that one script counts: Redis serves no other client meanwhile
+_REMEMBERED: Final = 1000  # the most unreadable records that are remembered, so that each is logged once
 _log = logging.getLogger("flowcore")
 
 
 class OperatorVerbs(Calls):
-    """Listings, and what operators decide."""
+    """The verbs for listings, for values that are sent, and for operators' decisions."""
 
     def _look(self) -> Asked[None]:
-        """Before the first listing: a store with another number of shards would list a part of the runs only."""
+        """Check the prefix once before a verb reads: with another number of shards it would find only some runs."""
         if not self._entered and not self._looked:
             self._looked = yield from self._enter(writes=False)
 
@@ -41,8 +41,9 @@ class OperatorVerbs(Calls):
     def list_resumable(
         self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
     ) -> Asked[Page]:
-        """Resumable runs of these workflows that have no live owner and whose `not_before` has come: heads, the longest due
-        first. `after`: the cursor of the page before. Unreadable records are logged once and left out."""
+        """Return the heads of the resumable runs of these workflows that have no live owner and whose `not_before` is
+        past, the longest due first. `after`: the cursor of the previous page. An unreadable record is logged once and
+        left out."""
         check_listing(None, limit, "list_resumable")
         yield from self._look()
         page, cursor = Page(), parsed_cursor(after)
@@ -52,7 +53,7 @@ class OperatorVerbs(Calls):
         return page
 
     def _due_shards(self) -> Asked[list[int]]:
-        """Those in which a run is due: most often none, and then this is all that recovery costs."""
+        """Return the shards in which a run is due. Mostly there is none, and recovery costs no more than this."""
         replies = yield from self._run_all(
             index_scripts.DUE_SHARDS, [(keys, ()) for _, keys in self._opens], reads=True
         )
@@ -79,9 +80,10 @@ class OperatorVerbs(Calls):
         after: str | None = None,
         text: str | None = None,
     ) -> Asked[Page]:
-        """A page of runs, the newest first, without values, results and steps (`get_run` has them). `status`: of the run, or
-        "held", or "expired" for a running one whose lease has expired; `older_than`: seconds since it started; `text`: a part
-        of its key; `limit=None`: all. A record that cannot be read is listed with its `problem`.
+        """Return a page of runs, newest first, without values, results and steps (`get_run` returns these). `status`: a
+        status of runs, "held", or "expired" for running ones whose lease has expired; `older_than`: the fewest seconds
+        since they started; `text`: a part of their keys; `limit=None`: all. A record that cannot be read is listed with
+        its `problem`.
 
         Raises DefinitionError for an unknown status.
         """
@@ -112,7 +114,7 @@ class OperatorVerbs(Calls):
     def _fill(
         self, page: Page, listing: Listing, limit: int | None, wanted: Callable[[RunRecord, int], bool]
     ) -> Asked[None]:
-        """Read runs from a listing until the page is full; its cursor is set if there is a next one."""
+        """Read runs from a listing until the page is full. The page gets a cursor if there is a next one."""
         number, last = PAGE if limit is None else min(PAGE, limit + 1), ""
         while entries := (yield from self._next(listing, number)):
             for entry, now, record in (yield from self._heads(entries)):
@@ -125,7 +127,7 @@ class OperatorVerbs(Calls):
             number = PAGE
 
     def _next(self, listing: Listing, number: int) -> Asked[list[Entry]]:
-        """The next entries of a listing, merged from all shards."""
+        """Return the next `number` entries of a listing, merged from all shards, or fewer at its end."""
         taken: list[Entry] = []
         while True:
             taken += listing.take(number - len(taken))
@@ -141,12 +143,12 @@ class OperatorVerbs(Calls):
             listing.add(replies)
 
     def counts(self) -> Asked[dict[tuple[str, str], int]]:
-        """How many runs are not over, by workflow and status: queued, running, waiting, expired, parked, incomplete, held.
-        What it costs grows with the workflows, and not with the runs."""
+        """Count the runs that are not over, by workflow and status: queued, running, waiting, expired, parked,
+        incomplete or held. The cost grows with the number of workflows, not with that of runs."""
         yield from self._look()
         try:
             yield from self._complete((yield from self._incomplete()))
-        except StoreError as error:  # such as a user who may only read: then every run of those shards is looked at
+        except StoreError as error:  # e.g. a read-only user: then COUNT reads every run of those shards
             _log.debug("the index of an earlier release was not completed: %s", error)
         calls: list[Call] = []
         for some in in_pages(list(range(self._shards)), _COUNTED):
@@ -159,7 +161,7 @@ class OperatorVerbs(Calls):
         return numbers
 
     def get_run(self, run_id: str, /) -> Asked[RunRecord]:
-        """The record of a run; raises RunNotFound."""
+        """Return the record of a run. Raises RunNotFound."""
         yield from self._look()
         groups = list(self._over_shards(range(self._shards), b"index"))
         calls: list[Call] = [(keys, [run_id]) for _, keys in groups]
@@ -176,7 +178,8 @@ class OperatorVerbs(Calls):
         raise RunNotFound(f"no run {safe_repr(run_id)} in this store: it is unknown, or its retention is over.")
 
     def _heads(self, entries: Sequence[Entry]) -> Asked[list[tuple[Entry, int, RunRecord]]]:
-        """The heads of these runs, in order, each with the server's time. Entries that have lost their record are forgotten."""
+        """Return the heads of these runs in order, each with its entry and the server's time in microseconds (0 where
+        the record cannot be read). Entries whose record is gone are removed from the index."""
         found: list[tuple[Entry, int, RunRecord]] = []
         gone: list[Entry] = []
         replies = yield from self._read([(entry.shard, entry.digest) for entry in entries], heads=True)
@@ -194,12 +197,12 @@ class OperatorVerbs(Calls):
                 gone.append(entry)
         try:
             yield from self._forget(gone)
-        except StoreError as error:  # such as a user who may only read
+        except StoreError as error:  # e.g. a read-only user
             _log.debug("entries of %d vanished runs stay in the index: %s", len(gone), error)
         return found
 
     def _key_of(self, reply: Sequence[bytes], place: tuple[int, bytes]) -> str:
-        """The key that a record names, if it is its own: else the Redis key of the record."""
+        """Return the idempotency key that a record names, or its Redis key if it is not the record of that key."""
         try:
             key = self._field(reply, b"key")
         except ValueError:
@@ -209,7 +212,7 @@ class OperatorVerbs(Calls):
     # -- the index -----------------------------------------------------------------------------------------------------
 
     def _forget(self, entries: Collection[Entry]) -> Asked[int]:
-        """Take those entries out of the index that have no record any more; returns how many these were."""
+        """Remove those of these entries that no longer have a record from the index. Returns how many it removed."""
         by_shard: dict[int, list[Entry]] = {}
         for entry in entries:
             by_shard.setdefault(entry.shard, []).append(entry)
@@ -223,13 +226,13 @@ class OperatorVerbs(Calls):
         return sum(gone for (gone,) in replies)
 
     def _incomplete(self) -> Asked[list[int]]:
-        """The shards in which an earlier release has written what `statuses` lacks."""
+        """Return the shards in which an earlier release has written runs that `statuses` lacks."""
         groups = list(self._over_shards(range(self._shards), b"open", b"index", b"statuses"))
         replies = yield from self._run_all(index_scripts.INCOMPLETE, [(keys, ()) for _, keys in groups], reads=True)
         return [shards[place] for (shards, _), reply in zip(groups, replies, strict=True) for place in reply]
 
     def _complete(self, shards: Collection[int]) -> Asked[None]:
-        """Put `statuses` of these shards right, a page at a time: owners write meanwhile."""
+        """Correct `statuses` in these shards, a page at a time, so that owners can write in between."""
         for part in ("open", "statuses"):
             places = dict.fromkeys(shards, 0)
             while places:
@@ -241,8 +244,8 @@ class OperatorVerbs(Calls):
                 places = {shard: place for shard, place in zip(places, replies, strict=True) if place >= 0}
 
     def gc(self) -> Asked[int]:
-        """Redis itself forgets what is past its retention: take it out of the index now, and whatever else has vanished;
-        put right what an earlier release wrote into the index; returns how many runs are left."""
+        """Remove runs whose records are gone from the index, and correct what an earlier release wrote into it. Returns
+        how many runs are left. Redis itself deletes a record at the end of its retention."""
         yield from self._look()
         yield from self._complete(range(self._shards))
         left = 0
@@ -263,8 +266,9 @@ class OperatorVerbs(Calls):
         return left
 
     def doctor(self, *, deep: bool = False) -> Asked[dict[str, str | int | float]]:
-        """What an operator should know of this store: `unknown` where the server does not say, or an ACL forbids to ask;
-        and how many runs are not over, by status. `deep` changes nothing: Redis has no check of its own."""
+        """Return what an operator should know about this store, and how many runs are not over, by status. "unknown":
+        the server does not report it, or an ACL forbids the question. `deep` has no effect: Redis cannot check its
+        data."""
         known: dict[str, str | int | float] = {**(yield from doctor.examine())}
         known["shards"] = self._shards
         try:
@@ -285,8 +289,8 @@ class OperatorVerbs(Calls):
         id: str | None = None,  # noqa: A002 - the word for it
         carrier: Mapping[str, str] | None = None,
     ) -> Asked[bool]:
-        """Send a value to the wait `name` of the run with a key, which keeps it until it comes to that wait. Returns whether it
-        counts: see Store.send."""
+        """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
+        Returns whether the value counts: see Store.send."""
         yield from self._look()
         digest = digest_of(as_bytes(self._lookup(key)))
         place = self._shard(digest), digest
@@ -316,8 +320,8 @@ class OperatorVerbs(Calls):
     def release(self, key: str, /, *, force: bool = False) -> Asked[None]:
         """Discard the run behind a key, so that the next call starts afresh.
 
-        Raises RunNotFound for an unknown key, and StoreError for a run in progress, unless forced: then its owner is
-        fenced off. A corrupted record is discarded by force too.
+        Raises RunNotFound for an unknown key, StoreError for a run in progress, and CorruptRecord for a record that
+        cannot be read. With `force`, both are discarded too, and the run's owner is fenced off.
         """
         way_out = "cancel it first, or release it with force=True"
         yield from self._decide(
@@ -325,32 +329,34 @@ class OperatorVerbs(Calls):
         )
 
     def erase(self, key: str, /, *, force: bool = False) -> Asked[None]:
-        """Forget at once what users put into the run of a key: see Store.erase. What Redis has written to its own files stays
-        there until it rewrites them (BGREWRITEAOF, BGSAVE).
+        """Erase at once what users put into the run of a key: see Store.erase. Redis's own files still contain it until
+        Redis rewrites them (BGREWRITEAOF, BGSAVE).
 
-        Raises RunNotFound for an unknown key; StoreError for a run that is not over or is held, and CorruptRecord for one
-        that cannot be read, unless forced.
+        Raises RunNotFound for an unknown key, StoreError for a run that is not over or is held, and CorruptRecord for a
+        record that cannot be read. With `force`, such a run is released first, and such a record is deleted.
         """
         way_out = "end it first, or erase it with force=True"
         yield from self._decide(operator_scripts.ERASE, "erase", key, "1" if force else "", self._retention, way_out)
 
     def hold(self, key: str, /, reason: str | None = None) -> Asked[None]:
-        """Refuse the key until `release`, `resume` or `undo`; `reason` is kept in the record. Raises RunNotFound for an
-        unknown key, and StoreError for a run in progress."""
+        """Hold the key, so that calls with it are refused until `release`, `resume` or `undo`. `reason` is kept in the
+        record. Raises RunNotFound for an unknown key, and StoreError for a run in progress."""
         yield from self._order("hold", key, reason)
 
     def resume(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
-        """Have the next caller, or recovery, resume a run that is held, parked, incomplete or has no live owner, or that
-        failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
+        """Let the next caller, or recovery, resume a run that is held, parked or incomplete, has no live owner, or
+        failed with nothing undone. Raises RunNotFound for an unknown key, and StoreError for any other run."""
         yield from self._order("resume", key, reason)
 
     def undo(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
-        """As `resume`, but the run is undone. A running run is cancelled and undone by its owner. A pivot keeps neither from that."""
+        """Let the next caller, or recovery, undo a run, past its pivot too. A running run is cancelled and undone by
+        its owner. Raises RunNotFound for an unknown key, and StoreError for a run that is over and not held."""
         yield from self._order("undo", key, reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
-        """Cancel a run: its owner hears of it with its next renewal or checkpoint; one without a live owner is cancelled
-        by the next. Past its pivot it is left incomplete. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        """Cancel a run. Its owner learns of it from its next renewal or checkpoint; a run without a live owner is
+        cancelled by its next one. A run past its pivot is left incomplete. Raises RunNotFound for an unknown key, and
+        StoreError for a run that is over and not held."""
         yield from self._order("cancel", key, reason)
 
     def _order(self, verb: str, key: str, reason: str | None) -> Asked[None]:
@@ -391,7 +397,7 @@ def _unreadable(key: str, entry: Entry, problem: str) -> RunRecord:
 
 
 def _counts_as(record: RunRecord, status: str, now: int) -> bool:
-    """Whether an operator who asks for this status means this run too."""
+    """Whether a listing of this status includes the run."""
     if status == "held":
         return record.held
     if status == "expired":

@@ -111,8 +111,8 @@ return {'done', digits(now)}
 """,
 )
 
-# ARGV: run id, name of the step, text. Returns `other` where another run has the key, `known` where the step has a value or is no
-# more waiting, with both texts.
+# ARGV: run id, name of the step, text. Returns `other` if another run has the key. Returns `known`, with the texts of
+# the value and of the step, if a value was sent before or the step no longer waits.
 SEND: Final = Script(
     NUMBERS,
     PACKED,
@@ -145,8 +145,9 @@ return {'done', digits(now)}
 """,
 )
 
-# KEYS: shards, secret. ARGV: how many shards this store has, '1' to write it down, '' or the secret of a codec that hides.
-# Returns how many the prefix was set up with and its secret, or ''.
+# KEYS: shards, secret. ARGV: the number of shards of this store, '1' to set up a new prefix with it, and '' or the
+# secret of a codec that hides keys. Returns the number of shards that the prefix was set up with before and its secret,
+# each '' if none.
 ENTER: Final = Script("""
 local known, secret = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
 if not known and ARGV[2] == '1' then

@@ -1,4 +1,4 @@
-"""The Lua scripts of an engine's verbs, each atomic, each by the server's own clock. `lua.py` has what they share.
+"""The Lua scripts of an engine's verbs. Each is atomic, and uses the server's clock. `lua.py` has what they share.
 
 KEYS, unless a script says otherwise: run, open, ended, started, index, statuses.
 """
@@ -13,7 +13,7 @@ __all__ = ["CHECKPOINT", "CLAIM", "FINISH", "RENEW", "WITHDRAW"]
 
 # ARGV: run id, '' or '=' fingerprint, graph, '' or '=' resumes, '' or '=' attached, lease (microseconds), '' or the fence
 # of the record that the caller has seen and could read, flags (q: queued, o: once), workflow; then the fields of a fresh
-# record. The comments name the case of decide.py.
+# record. The comments "decide: ..." name the cases of decide.py.
 CLAIM: Final = Script(
     NUMBERS,
     PACKED,
@@ -127,9 +127,9 @@ return answer
 """,
 )
 
-# KEYS: run, open, index, statuses. ARGV: run id, fence, lease (microseconds), '' or the number that the record must have reached, the
-# lowest number of a step or write, p where a step has ended and u where the run is undone; then fields. Returns 1, or {word, ...}.
-# This is the script of the hot path: it reads nine small fields, and most often no step.
+# KEYS: run, open, index, statuses. ARGV: run id, fence, lease (microseconds), '' or the number that the record must
+# have reached, the lowest number of a step or write, flags (p: a step has ended, u: the run is being undone); then
+# fields. Returns 1, or {word, ...}. This script is on the hot path: it reads nine small fields and, as a rule, no step.
 CHECKPOINT: Final = Script(
     LEASE,
     """
@@ -186,9 +186,10 @@ return 1
 """,
 )
 
-# ARGV: run id, fence (0: that of the claim which began the run), retention (milliseconds; '' for a run that is kept), status,
-# 1 if it is held, microseconds until recovery may resume it or 'never', '' or the number that the record must have reached,
-# 1 if a step has ended, '' or how many of the values that were sent the owner of a run knows that only waits; then fields.
+# ARGV: run id, fence (0: that of the claim which began the run), retention (milliseconds; '' for a run that is kept),
+# status, 1 if it is held, microseconds until recovery may resume it or 'never', '' or the number that the record must
+# have reached, 1 if a step has ended, and for a run that only waits from now on how many of the values sent to it its
+# owner knows, else ''; then fields.
 FINISH: Final = Script(
     NUMBERS,
     PACKED,
@@ -243,9 +244,9 @@ return {'done', digits(now)}
 """,
 )
 
-# KEYS: open, started, index, statuses, runs. ARGV: lease (microseconds), then of each run its id, fence, and how many of the values that
-# were sent to it its owner knows. Returns 0 (lost), 1 (renewed), 2 (renewed, and to be cancelled), 3 (renewed, and there are
-# more values) or 4 (renewed, and to be undone) for each.
+# KEYS: open, started, index, statuses, runs. ARGV: lease (microseconds), then for each run its id, its fence, and how
+# many of the values that were sent to it its owner knows. Returns 0 (lost), 1 (renewed), 2 (renewed, and to be
+# cancelled), 3 (renewed, and there are more values) or 4 (renewed, and to be undone) for each.
 RENEW: Final = Script(
     NUMBERS,
     LEASE,

@@ -1,6 +1,6 @@
-"""The Redis stores: for runs that outlive their process, on any Redis that redis-py can talk to."""
+"""The Redis stores, for runs that outlive their process. They work with any Redis that redis-py supports."""
 
-# The verbs of both stores are made outside of their classes.
+# The functions that make the verbs of both stores are outside of these classes, and use their private attributes.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RAW: Final = {"NEVER_DECODE": True}
 
 
 def _blocking(verb: Callable[Concatenate[Verbs, P], Asked[T]]) -> Callable[Concatenate[RedisStore, P], T]:
-    """A verb as a function that waits for its replies."""
+    """Return a verb as a method that blocks until it has its replies."""
 
     @functools.wraps(verb)
     def call(self: RedisStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -52,7 +52,7 @@ def _blocking(verb: Callable[Concatenate[Verbs, P], Asked[T]]) -> Callable[Conca
 def _awaiting(
     verb: Callable[Concatenate[Verbs, P], Asked[T]],
 ) -> Callable[Concatenate[AsyncRedisStore, P], Coroutine[Any, Any, T]]:
-    """A verb as a coroutine."""
+    """Return a verb as a coroutine method."""
 
     @functools.wraps(verb)
     async def call(self: AsyncRedisStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -69,28 +69,33 @@ def _awaiting(
 
 
 class RedisStore:
-    """Runs in a Redis, which every process that reaches it may share. Thread-safe.
+    """A store that keeps runs in Redis, for all processes that can reach it. Thread-safe.
 
-    `client` is yours, a redis-py client of whichever kind: `redis.Redis`, with TLS, a password, or from a Sentinel's
-    `master_for`, or a `redis.RedisCluster`. Give it a `socket_timeout`, or a Redis that hangs hangs its callers too. The
-    store never closes it.
+    `client`: your redis-py client, of any kind: a `redis.Redis` (also with TLS, with a password, or from a Sentinel's
+    `master_for`), or a `redis.RedisCluster`. Give it a `socket_timeout`: without one, a Redis that hangs blocks its
+    callers for ever. The store never closes the client.
 
-    `prefix` comes first in all its keys, percent-encoded and in braces ("{flowcore:3}:…", "{shop%3Aeu:3}:…"); stores with
-    different ones know nothing of each other. It is also the store's `namespace`, on which step keys depend.
-    `retention`: seconds for which finished runs are kept, and their keys used up. `codec` (None: JsonCodec):
-    dumps(value, type) -> str and loads(text, type) -> value, for other types, or to encrypt (see Codec). `max_value_bytes`: the
-    most that one value may take. `traceback`: what to keep of an error's, all of it or its class and "line" only. `shards`: over how many slots of a cluster the runs are spread; the same for all stores with this prefix, for ever.
+    `prefix`: the first part of all the store's keys, percent-encoded and in braces ("{flowcore:3}:…",
+    "{shop%3Aeu:3}:…"). Stores with different prefixes are independent. The prefix is also the store's `namespace`, on
+    which step keys depend. `retention`: seconds for which finished runs are kept, and their keys stay used. `codec`
+    (None: JsonCodec): dumps(value, type) -> str and loads(text, type) -> value, for other types, or to encrypt (see
+    Codec). `max_value_bytes`: the largest size of one value. `traceback`: what is kept of an error's traceback:
+    "keep" for all of it, "line" for the error's class and the line that raised it. `shards`: over how many slots of a
+    cluster the runs are spread; this number must be the same for all stores with this prefix, and can never change.
 
-    All times are the server's. Have it keep its data (appendonly yes, maxmemory-policy noeviction): `doctor()` reports what
-    can lose runs, and so does one warning of the logger "flowcore". In a rule another prefix stands as
-    `urllib.parse.quote(prefix, safe="")` writes it, and the rule then covers no other prefix. An ACL user needs no more than
+    All times are the server's. Configure the server to keep its data (appendonly yes, maxmemory-policy noeviction):
+    `doctor()` reports what can lose runs, and the logger "flowcore" warns of it once. In the rules below, write another
+    prefix as `urllib.parse.quote(prefix, safe="")` returns it; the rules then cover only that prefix.
+
+    An ACL user needs no more than
 
         ~{flowcore:* +eval +evalsha +time +type +exists +persist +pexpire +pttl +get +set +del
         +hget +hset +hmget +hgetall +hdel +zadd +zrem +zcard +zscore +zlexcount +zrange +zrangebyscore +zrevrangebyscore
         +zrangebylex +zrevrangebylex
 
-    and for `doctor()` to know more, +info and +config|get. redis-py's own needs come on top, in a cluster +cluster|slots
-    +cluster|shards and +command. A user who only reads (find, head, get_run, the listings, counts, doctor) needs Redis 7 and
+    and for `doctor()` to report more, +info and +config|get. redis-py itself needs more rights: in a cluster,
+    +cluster|slots +cluster|shards and +command. A user who only reads (find, head, get_run, the listings, counts,
+    doctor) needs Redis 7 and
 
         %R~{flowcore:* +eval_ro +time +type +exists +get +hget +hmget +hgetall
         +zcard +zscore +zlexcount +zrange +zrangebyscore +zrevrangebyscore +zrangebylex +zrevrangebylex
@@ -142,11 +147,11 @@ class RedisStore:
     doctor = _blocking(Verbs.doctor)
 
     def close(self) -> None:
-        """Give back what connections it has just now; the client is yours."""
+        """Give the connections that the store keeps back to the client's pool. The client stays open."""
         self._kept.close()
 
     def _replies(self, wanted: list[Command] | Everywhere) -> list[Any]:
-        """Send commands in one round trip a node; answers with their replies, or with what they failed with."""
+        """Send commands in one round trip per node. Returns their replies; a failed command's reply is its error."""
         client = self._client
         try:
             if isinstance(wanted, Everywhere):
@@ -165,8 +170,9 @@ class RedisStore:
 class AsyncRedisStore:
     """RedisStore for a client of redis.asyncio, with the same options and every verb as a coroutine.
 
-    May be used from several event loops, each of which gets a client like yours, with connections of its own; yours is
-    never used. They are closed by `close()`, and with their loop where that is done as `asyncio.run` does it.
+    It may be used from several event loops. Each loop gets a copy of your client with its own connections; your client
+    itself is never used. `close()` closes these copies, and so does the end of a loop that is shut down as
+    `asyncio.run` does it.
     """
 
     name = "redis"
@@ -215,7 +221,7 @@ class AsyncRedisStore:
     doctor = _awaiting(Verbs.doctor)
 
     async def close(self) -> None:
-        """Close the connections of all loops; they are made again when they are needed."""
+        """Close the connections of all loops. They are opened again when they are needed."""
         here, elsewhere = asyncio.get_running_loop(), list[asyncio.Future[None]]()
         for loop, (_, connection) in list(self._connected.items()):
             if loop is here:
@@ -226,13 +232,13 @@ class AsyncRedisStore:
             await asyncio.wait(elsewhere, timeout=_PATIENCE)
 
     async def _client(self) -> AsyncKept:
-        """The client of this loop."""
+        """Return the client of the running loop, which is made at its first use."""
         loop = asyncio.get_running_loop()
         known = self._connected.get(loop)
         if known is not None:
             return known[0]
         for other in list(self._connected):
-            if other.is_closed():  # without a chance to close what it had open
+            if other.is_closed():  # such a loop did not close its client
                 self._connected.pop(other, None)
         connection = self._connection(loop)
         client = await anext(connection)
@@ -240,7 +246,7 @@ class AsyncRedisStore:
         return client
 
     async def _connection(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[AsyncKept]:
-        """A client, closed after use. A loop that ends well ends what is left of its generators while it still runs."""
+        """Yield a client and close it at the end. A loop that shuts down properly closes generators that are left."""
         kept = AsyncKept(another(self._given))
         try:
             yield kept
@@ -250,7 +256,7 @@ class AsyncRedisStore:
             await close(kept.client)
 
     async def _replies(self, wanted: list[Command] | Everywhere) -> list[Any]:
-        """Send commands in one round trip a node; answers with their replies, or with what they failed with."""
+        """Send commands in one round trip per node. Returns their replies; a failed command's reply is its error."""
         kept = await self._client()
         client = kept.client
         try:
@@ -270,7 +276,7 @@ class AsyncRedisStore:
 
 
 def _check(client: Any, store: str, *, asynchronous: bool) -> None:
-    """Refuse what is no client of redis-py, or one of the other kind."""
+    """Raise DefinitionError if this is no redis-py client, or is one of the other kind (sync or async)."""
     try:
         import redis as _  # noqa: F401
     except ImportError:
@@ -292,14 +298,15 @@ async def _closed(connection: AsyncGenerator[Any]) -> None:
 
 
 def _primaries(client: Any) -> list[dict[str, Any]]:
-    """Of a cluster, the options that send a command to each primary."""
+    """Return the options that send a command to each primary of a cluster; without a cluster, empty options once."""
     if not hasattr(client, "get_primaries"):
         return [{}]
     return [{"target_nodes": node} for node in client.get_primaries()]
 
 
 def _node(client: Any, command: Command) -> dict[str, Any]:
-    """Of a cluster, the option that names the node of a script's first key: the pipeline would ask a server for it."""
+    """Return the option that names the node of a script's first key, or no option without a cluster. Without it, the
+    pipeline of a cluster would ask a server for the node."""
     return {"target_nodes": client.get_node_from_key(command[3])} if hasattr(client, "get_node_from_key") else {}
 
 

@@ -1,4 +1,4 @@
-"""The verbs of a Redis store that engines use, whichever way their client does its I/O."""
+"""The verbs of a Redis store that engines use, for sync and async clients alike."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from .operating import OperatorVerbs
 
 __all__ = ["Verbs"]
 
-_FOREVER: Final = 50 * 365 * 24 * 3600.0  # seconds; a lease that ends later was given without an end
+_FOREVER: Final = 50 * 365 * 24 * 3600.0  # seconds; a lease that ends later than this has no limit
 _RENEWALS: Final = (
     Renewal.LOST,
     Renewal.OURS,
     Renewal.CANCEL,
     Renewal.SENT,
     Renewal.UNDO,
-)  # by what the script returns
+)  # by the number that the script returns
 _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "before_by": "by", "before_since": "since"}
 
 
@@ -50,7 +50,7 @@ class Verbs(OperatorVerbs):
     """All verbs of a Redis store, as generators."""
 
     def claim(self, claim: Claim, /) -> Asked[ClaimAnswer]:
-        """Take the key, or return who has it."""
+        """Claim the key for a run, or return why it cannot be claimed: see Store.claim."""
         if self._hides and not self._entered:
             yield from self._enter(writes=True)
         texts = self._encoding.encode_claim(claim)
@@ -67,7 +67,7 @@ class Verbs(OperatorVerbs):
             answer = yield from self._run(scripts.CLAIM, claim.key, keys, *head, seen, flags, claim.workflow, *fields)
             if answer.word != "look":
                 return self._claimed(claim, answer)
-            # Nothing is changed in a record before it is sure that it can be read.
+            # The script changes a record only after this decoding has shown that the record can be read.
             self._encoding.decode(claim.key, answer.fields, claim.types)
             seen = answer.fields["fence"]
 
@@ -77,7 +77,7 @@ class Verbs(OperatorVerbs):
             return Claimed(int(fields["generation"]), int(fields["fence"]), None, answer.age)
         if answer.word in {"taken", "again"}:
             fence = int(fields.pop("granted"))
-            if answer.word == "again":  # the record is returned as its owner found it
+            if answer.word == "again":  # return the record as its owner found it
                 for before, name in _BEFORE.items():
                     fields.pop(name, None)
                     if before in fields:
@@ -133,21 +133,21 @@ class Verbs(OperatorVerbs):
         return (yield from self._refused(checkpoint))
 
     def _refused(self, checkpoint: Checkpoint) -> Asked[Lost | None]:
-        """Why a checkpoint was not written: each of these is so for good."""
+        """Return why a checkpoint was not written, for good. Raises StoreUnavailable if a retry may succeed."""
         record = yield from self._found(checkpoint.key, heads=False)
         if record is None:
             return Lost(gone=True)
         if record.run_id != checkpoint.run_id or record.fence != checkpoint.fence:
             return Lost()
         if record.status not in {"running", "queued"}:
-            return None  # a late copy
+            return None  # a late copy of a checkpoint: the run has ended since
         raise StoreUnavailable(
             f"the record of key {hashed_key(checkpoint.key)} changed while a checkpoint was written; retrying is safe.",
             key=checkpoint.key,
         )
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[Renewal]]:
-        """Renew these leases for `lease` seconds from now, all in one round trip a node."""
+        """Renew these leases for `lease` seconds from now, all in one round trip per node."""
         if self._hides:
             yield from self._look()
         renewed: list[Renewal] = [Renewal.LOST] * len(leases)
@@ -199,7 +199,7 @@ class Verbs(OperatorVerbs):
         return Lost(gone=self._answer(reply, record.key).word == "missing")
 
     def withdraw(self, claim: Claim, /) -> Asked[None]:
-        """Undo a claim whose answer never came, if it was granted."""
+        """Withdraw a claim whose reply was lost, if it was granted."""
         if self._hides:
             yield from self._look()
         yield from self._run(
@@ -222,7 +222,7 @@ class Verbs(OperatorVerbs):
 
 
 def _numbers(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    """What the record must have reached, and the lowest number in a checkpoint; empty for none."""
+    """Return the sequence number that the record must have reached, and the checkpoint's lowest; b"" for none."""
     known = [step.seq for step in checkpoint.steps.values()] + [write.seq for write in checkpoint.writes.values()]
     lowest = min(known) if known else b""
     return b"" if checkpoint.heals or not checkpoint.base else checkpoint.base, lowest
