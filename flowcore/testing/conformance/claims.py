@@ -1,4 +1,4 @@
-"""Tests of `claim`: every row of its table, in order."""
+"""Tests of `claim`: every one of its rules, in order."""
 # ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ OVER = ("success", "failure", "compensated", "compensation_failed", "held")
 
 
 class ClaimRules(Suite):
-    """A claim and its answer."""
+    """The tests of `claim` and of its replies."""
 
     def bring_to(self, state: str, **claim: Any) -> Owner:
-        """A run in this state: a status, "expired", or "held" by an operator after its success."""
+        """Return the owner of a run in this state: a status, "expired", or "held" by an operator after its success."""
         owner = self.begin(**claim)
         owner.saves({"a": done("A")}, {})
         match state:
@@ -116,7 +116,7 @@ class ClaimRules(Suite):
         assert first is not None, broken("claim-takeover", owner.answer)
         assert again.record is not None, broken("claim-again", again)
         seen, expected = snapshot(again.record), snapshot(first)
-        for name in ("fence", "finished", "expires"):  # no caller acts on how these stood before
+        for name in ("fence", "finished", "expires"):  # No caller depends on the former values of these.
             del expected[name]
         self.same(seen, expected, "claim-again")
 
@@ -161,7 +161,7 @@ class ClaimRules(Suite):
 
     @pytest.mark.parametrize("state", RELEASED)
     def test_the_same_claim_again_after_another_owner_has_ended_the_run_is_finished(self, state: str) -> None:
-        lost = self.begin(lease=0.0)  # the answer, and with it the owner
+        lost = self.begin(lease=0.0)  # The reply was lost, so this owner never knew of its run.
         self.take_over().ends(state, failed_step="a", error=ValueError("no"))
         with self.unchanged("claim-again-after-the-end"):
             again = self.store.claim(lost.claim)
@@ -271,7 +271,7 @@ class ClaimRules(Suite):
             "finished": None,
             "expires": after["expires"],
         }
-        del expected["undone"]  # until the end, a store may derive it from the steps
+        del expected["undone"]  # Until the run ends, a store may derive it from the steps.
         self.same(after, expected, "claim-takeover")
         self.refused(Busy, "claim-takeover")
 
@@ -310,7 +310,7 @@ class ClaimRules(Suite):
         if lease != LONG:
             self.store.renew([owner.lease], lease)
         answer = self.store.claim(self.request())
-        if lease == LONG or isinstance(answer, Busy):  # a short one may have run out meanwhile
+        if lease == LONG or isinstance(answer, Busy):  # A short lease may have expired meanwhile.
             assert isinstance(answer, Busy), broken("claim-busy", answer)
             seen = (answer.run_id, dict(answer.carrier))
             assert seen == (owner.run_id, dict(owner.claim.carrier)), broken("claim-busy", answer)

@@ -1,4 +1,4 @@
-"""Tests of what is kept: values of every kind, keys and names of any shape, errors."""
+"""Tests of the contents of records: values of every kind, keys and names of any shape, and errors."""
 # ruff: noqa: S101, RUF001 - these are tests; and keys that look alike are the point of some
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ ALIKE: Final = (
 
 
 class ContentRules(Suite):
-    """What was put in comes out again, or is refused by name."""
+    """The tests that contents come back as they were, or are refused with an error that names the culprit."""
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -245,5 +245,5 @@ class ContentRules(Suite):
 
 
 def _text(value: Any) -> str:
-    """What distinguishes values that are equal to Python: 1, True and 1.0."""
+    """Return a text that differs for values that Python takes as equal, such as 1, True and 1.0."""
     return pprint.pformat(value, width=1_000_000)

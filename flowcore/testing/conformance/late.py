@@ -1,4 +1,4 @@
-"""Tests of late copies: each verb once more, after whatever has come since."""
+"""Tests of late copies: each verb is sent once more, after something else has happened to the run."""
 # ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CAME_SINCE: Final = (
 )
 LATE: Final = ("claim", "checkpoint", "finish", "withdraw", "renew")
 NEVER_SENT: Final = {("finish", "a checkpoint"), ("withdraw", "a checkpoint")}
-"""by an owner that goes on"""
+"""pairs that cannot occur: an owner that sends the verb sends no checkpoint afterwards"""
 PAIRS: Final = [(late, since) for late in LATE for since in CAME_SINCE if (late, since) not in NEVER_SENT]
 
 
 def _expected(late: str, since: str) -> Any:
-    """What a late copy is answered with: one of these values or classes."""
+    """Return the right replies to a late copy: one of these values, or an instance of one of these classes."""
     lost = (Lost(),)
     match late:
         case "claim":
@@ -42,7 +42,8 @@ def _expected(late: str, since: str) -> Any:
 
 
 class LateCopies(Suite):
-    """A network may deliver the first copy of a message after the second, and after all that followed."""
+    """The tests of late copies. A network may deliver the first copy of a message after the second, and after all that
+    followed."""
 
     @pytest.mark.parametrize(("late", "since"), PAIRS)
     def test_a_late_copy_is_answered_by_what_holds_now(self, late: str, since: str) -> None:
@@ -67,7 +68,7 @@ class LateCopies(Suite):
         }
 
     def _then(self, since: str, owner: Owner, ending: Ending) -> None:
-        """What happens before the late copy comes."""
+        """Make `since` happen, before the late copy arrives."""
         match since:
             case "a checkpoint":
                 owner.saves({"a": done("new"), "b": done("new")}, {"x": gone(), "y": wrote("new")})

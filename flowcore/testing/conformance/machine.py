@@ -1,4 +1,4 @@
-"""A state machine for Hypothesis: makes histories up, with copies that come late, and compares the store with the model."""
+"""A state machine for Hypothesis. It makes up histories, with late copies, and compares the store with the model."""
 # ruff: noqa: S101, PT017 - these are tests; what is raised is compared with what the model says
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REPORTS = (
     StepReport(Status.FAILURE, 3, error=ValueError("no")),
     StepReport(Status.SKIPPED),
 )
-NO_RESULT = st.just(value=False)  # `numbered` says which have one
+NO_RESULT = st.just(value=False)  # `Histories.numbered` decides which steps have a result.
 STEPS: Any = st.dictionaries(
     st.sampled_from("abc"),
     st.builds(StepRecord, st.just(0), st.sampled_from(REPORTS), NO_RESULT, VALUES, st.booleans(), st.just({"e": "f"})),
@@ -56,7 +56,7 @@ WHEN = st.sampled_from(["at once", "at once", "later"])
 
 
 def one_of(many: list[Any], which: float) -> Any:
-    """The last one, mostly, or one that is long past."""
+    """Return the last element if `which` is at least 0.5, else an earlier one: the first if it is 0."""
     return many[-1] if which > 0.5 else many[int(which * 2 * (len(many) - 1))]
 
 
@@ -64,7 +64,7 @@ WHICH = st.sampled_from([1.0, 1.0, 1.0, 0.0, 0.2, 0.4, 0.5])
 
 
 class Histories(RuleBasedStateMachine):
-    """One store, one model, two keys, and all the messages that were ever made, to be sent again."""
+    """One store, one model, two keys, and all messages that were ever made, because each may be sent again."""
 
     def __init__(self, suite: Suite) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), begins=st.sampled_from([(), ("a",), ("c", "b")]))
     def call(self, key: str, begins: tuple[str, ...]) -> None:
-        """A claim with the usual fingerprint."""
+        """Send a claim with the usual fingerprint."""
         key = self.prefix + key
         self.claims.append(Claim(key, new_id(), self.workflow, "f", "g", {"by": "a"}, {"x": 0}, LONG, begins))
         self.ask(self.claims[-1])
@@ -95,7 +95,7 @@ class Histories(RuleBasedStateMachine):
     def call_otherwise(
         self, key: str, fingerprint: str | None, graph: str, carrier: str | None, attached: str | None
     ) -> None:
-        """A claim with another fingerprint, or one that waits."""
+        """Send a claim with another fingerprint, graph or carrier, or one that waits for a run."""
         key = self.prefix + key
         if attached == "the present run":
             known = self.model.runs.get(key)
@@ -108,7 +108,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.claims))
     @rule(which=WHICH, gives_up=st.sampled_from([False, False, True]))
     def claim_again(self, which: float, gives_up: bool) -> None:
-        """A claim is sent again: its answer was lost, or the network repeated it."""
+        """Send a claim again, as if its reply was lost or the network repeated it, or withdraw it."""
         claim = one_of(self.claims, which)
         if not gives_up:
             self.ask(claim)
@@ -116,14 +116,15 @@ class Histories(RuleBasedStateMachine):
             self.answers("withdraw", claim)
 
     def is_too_old(self, claim: Claim) -> bool:
-        """Whether the very first owner of a run comes back after another: no rule says what becomes of it."""
+        """Whether the claim is that of the first owner of a run that later had another. No rule says how to reply to
+        it."""
         known = self.model.runs.get(claim.key)
         if known is None or known.claim is not claim:
             return False
         return known.to_go_on if known.owner is not claim else known.before is not None
 
     def ask(self, claim: Claim) -> None:
-        """Send a claim, and compare the answer."""
+        """Send a claim, and check that the reply is the one of the model."""
         known = self.model.runs.get(claim.key)
         again = known is not None and known.owner is claim
         if self.is_too_old(claim):
@@ -159,7 +160,8 @@ class Histories(RuleBasedStateMachine):
     def numbered(
         self, known: Known, steps: dict[str, StepRecord], writes: dict[str, Write], behind: int
     ) -> tuple[dict[str, StepRecord], dict[str, Write]]:
-        """With the next numbers of the run, or with earlier ones, as of a message that was long on its way; never twice."""
+        """Return the steps and writes with the next numbers of the run or, if they are `behind`, with earlier ones, as
+        in a delayed message. No number is used twice. Only successful steps have a result."""
         seq = max(20, (known.pieces.seq // 20 + 1 - behind) * 20)
         numbers: dict[str, int] = {}
         for name in (*steps, *writes):
@@ -196,7 +198,7 @@ class Histories(RuleBasedStateMachine):
         undoing: bool,
         when: str,
     ) -> None:
-        """An owner has something to record."""
+        """Make a checkpoint of an owner, to be sent at once or later."""
         lease, known = one_of(self.owners, which)
         steps, writes = self.numbered(known, steps, writes, behind)
         sent = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes, undoing)
@@ -209,13 +211,13 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.checkpoints))
     @rule(which=WHICH)
     def checkpoint_again(self, which: float) -> None:
-        """A checkpoint comes late, or twice."""
+        """Send a checkpoint late, or again."""
         self.answers("checkpoint", one_of(self.checkpoints, which))
 
     @precondition(lambda self: bool(self.owners))
     @rule(which=WHICH, lease=st.sampled_from([LONG, SHORT, SHORT]))
     def renew(self, which: float, lease: float) -> None:
-        """A heartbeat, or the last one for a while."""
+        """Renew the lease of an owner, for a long time or for so short a time that it expires."""
         mine, _ = one_of(self.owners, which)
         expected = [self.model.renew(mine), Renewal.LOST]
         seen = self.store.renew([mine, Lease(self.prefix + "nobody", "nobody", 1)], lease)
@@ -235,7 +237,7 @@ class Histories(RuleBasedStateMachine):
         failed: bool,
         when: str,
     ) -> None:
-        """An owner ends its run."""
+        """Make the ending of an owner's run, to be sent at once or later."""
         lease, known = one_of(self.owners, which)
         steps, writes = self.numbered(known, steps, writes, 0)
         changes = Checkpoint(lease.key, lease.run_id, lease.fence, LONG, steps, writes) if steps or writes else None
@@ -250,11 +252,11 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.endings))
     @rule(which=WHICH)
     def finish_again(self, which: float) -> None:
-        """An ending comes late, or twice."""
+        """Send an ending late, or again."""
         self.answers("finish", one_of(self.endings, which))
 
     def answers(self, verb: str, argument: Any) -> None:
-        """The store must answer as the model does."""
+        """Check that the store replies as the model does."""
         expected, seen = getattr(self.model, verb)(argument), getattr(self.store, verb)(argument)
         assert seen == expected, differs(f"{verb} answered {seen}, not {expected}, to {argument}")
         if verb == "withdraw":
@@ -267,7 +269,7 @@ class Histories(RuleBasedStateMachine):
         verb=st.sampled_from(["release", "force", "hold", "resume", "undo", "resume", "undo"]),
     )
     def operate(self, key: str, verb: str) -> None:
-        """An operator decides."""
+        """Make a decision of an operator."""
         key = self.prefix + key
         known = self.model.runs.get(key)
         if known is not None and ((verb == "undo" and known.running) or (verb == "resume" and known.status in FREE)):
@@ -283,7 +285,7 @@ class Histories(RuleBasedStateMachine):
                 self.does(key, self.model.decide(key, verb), verb, lambda: getattr(self.store, verb)(key))
 
     def does(self, key: str, expected: type[StoreError] | None, what: str, act: Callable[[], None]) -> None:
-        """The store must refuse what the model refuses, and nothing else."""
+        """Check that the store refuses the decision if, and only if, the model does."""
         try:
             act()
         except StoreError as error:
@@ -294,7 +296,7 @@ class Histories(RuleBasedStateMachine):
         self.learn(key)
 
     def learn(self, key: str) -> None:
-        """Some verbs raise the fence: the model learns by how much."""
+        """Copy the store's fence into the model, because no rule says by how much a verb raises it."""
         known, record = self.model.runs.get(key), self.store.find(key)
         if known is not None and record is not None:
             assert record.fence >= known.fence, differs(f"the fence is {record.fence}, {known.fence} at least was due")
@@ -303,12 +305,12 @@ class Histories(RuleBasedStateMachine):
     # -- looking -------------------------------------------------------------------------------------------------------
 
     def lists(self, status: str | None, key: str) -> bool:
-        """Whether the store lists this key so."""
+        """Whether the store lists this key under this status."""
         return any(one.key == key for one in self.store.list_runs(status=status, workflow=self.workflow, limit=None))
 
     @rule(status=st.sampled_from([None, "held", "expired", *ENDS, Status.RUNNING]))
     def look(self, status: str | None) -> None:
-        """A listing, and a look of recovery."""
+        """Check the runs that the store lists under a status, and those that it lists for recovery."""
         fits: dict[str | None, Callable[[Known], bool]] = {
             None: lambda _: True,
             "held": lambda known: known.held,
@@ -328,7 +330,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def is_as_the_model_says(self) -> None:
-        """Under each key."""
+        """Check that the store's record under each key is the one of the model."""
         for key in {self.prefix + key for key in KEYS}:
             known, record = self.model.runs.get(key), self.store.find(key)
             assert (known is None) == (record is None), differs(f"find({key!r}) is {record}, not {known}")
@@ -337,15 +339,15 @@ class Histories(RuleBasedStateMachine):
 
 
 def differs(detail: str) -> str:
-    """The message: the store does otherwise than the model."""
+    """Return the message of a failure: the store differs from the model."""
     return broken("model", detail)
 
 
 def compare(known: Known, record: RunRecord, expected: RunRecord | None = None, but: str = "") -> None:
-    """The record must say what the model knows (or what is `expected`), as far as the contract says what it must say."""
+    """Check that the record is the one of the model, or the `expected` one, in all fields that the contract fixes."""
     wanted, seen = snapshot(known.record() if expected is None else expected), snapshot(record)
     left_open = {"started", "finished", "expires", but}
-    if not known.undone or wanted["status"] == Status.RUNNING:  # else a store may have it from the steps
+    if not known.undone or wanted["status"] == Status.RUNNING:  # A store may then derive `undone` from the steps.
         left_open.add("undone")
     if known.held or known.status not in {Status.RUNNING, Status.PARKED, Status.INCOMPLETE}:
         left_open.add("decision")

@@ -1,5 +1,6 @@
-"""The store contract once more, as a small model: one dict, no clock, no locks. The state machine compares a store with it,
-and the suite's own owners use its parts to know what a record must say. It shares no code with any store."""
+"""A small model of the store contract: one dict, no clock, no locks. The state machine compares a store with it, and
+the owners of the suite use its parts to know the contents that a record must have. But for `makes_progress`, it shares
+no code with the stores."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ UNDONE_YET: Final = (Status.INCOMPLETE, Status.PARKED)
 
 
 class Pieces:
-    """What checkpoints say of a run, step by step and key by key: the highest seq of each."""
+    """The contents of a run's checkpoints: for each step and for each key of the context, the one with the highest
+    seq."""
 
     def __init__(self, values: Mapping[str, Any] = {}) -> None:
         self.initial = dict(values)
@@ -46,7 +48,7 @@ class Pieces:
 
     @classmethod
     def of(cls, record: RunRecord) -> Pieces:
-        """As they must have been for this record to come about."""
+        """Return pieces that lead to this record."""
         pieces = cls(record.values)
         names = sorted(record.steps, key=[*record.results, *record.effects, *record.steps].index)
         for seq, name in enumerate(names):
@@ -58,7 +60,7 @@ class Pieces:
         return pieces
 
     def take(self, steps: Mapping[str, StepRecord], writes: Mapping[str, Write]) -> None:
-        """Add what is newer."""
+        """Add the steps and writes that have a higher seq than the known ones."""
         for name, step in steps.items():
             if name not in self.steps or step.seq > self.steps[name].seq:
                 self.steps[name] = step
@@ -102,7 +104,8 @@ class Pieces:
 
 
 def snapshot(record: RunRecord) -> dict[str, Any]:
-    """All that a record says, in a form that can be compared: errors by what they say, order where it matters."""
+    """Return the fields of a record that the suite compares: errors as type and message, ordered where order
+    matters."""
     seen = {name: getattr(record, name) for name in _PLAIN}
     seen["results"] = list(record.results.items())
     seen["values"] = dict(record.values)
@@ -136,10 +139,10 @@ def _in_words(error: BaseException | None) -> tuple[str, str] | None:
 
 @dataclass
 class Known:
-    """What the model knows under one key."""
+    """The model's knowledge of the run under one key."""
 
     claim: Claim
-    """that began the run"""
+    """the claim that began the run"""
     generation: int
     pieces: Pieces
     owner: Claim
@@ -148,16 +151,16 @@ class Known:
     status: Status = Status.RUNNING
     takeovers: int = 0
     delayed: bool = False
-    """recovery waits for some leases more, which is longer than a test takes"""
+    """whether recovery waits for some more leases, which is longer than a test takes"""
     before: Status | None = None
-    """the status that the owner found, where it took the run over"""
+    """the status in which the owner took the run over; None if the owner began it"""
     held: bool = False
     undoing: bool = False
     decision: str | None = None
     failed_step: str | None = None
     error: BaseException | None = None
     undone: tuple[str, ...] = ()
-    """as its last owner recorded it at the end"""
+    """the steps that were undone, as the last owner recorded them at the end"""
     is_finished: bool = False
 
     @property
@@ -177,7 +180,7 @@ class Known:
         return self.to_go_on and not self.held and not (self.running and self.delayed)
 
     def record(self) -> RunRecord:
-        """As a store must show it, but for the times."""
+        """Return the record that a store must have, except for its times."""
         claim, pieces = self.claim, self.pieces
         return RunRecord(
             claim.key,
@@ -207,12 +210,13 @@ class Known:
 
 @dataclass
 class Model:
-    """What a store must answer. Its verbs answer the class that the store's answer must be of, or the error's class."""
+    """The model of a store. A verb returns the right reply, the class of the right reply, or that of the right
+    error."""
 
     runs: dict[str, Known] = field(default_factory=dict[str, Known])
 
     def claim(self, claim: Claim) -> type[Any]:
-        """The test that asks the store too enters the store's fence afterwards."""
+        """Return the class of the right reply. The caller must then enter the fence that the store has granted."""
         known = self.runs.get(claim.key)
         if known is None:
             return self._begin(claim, 0)
@@ -302,7 +306,7 @@ class Model:
             known.delayed = False
 
     def expire(self, key: str) -> None:
-        """The lease of a running run has run out."""
+        """Note that the lease of a running run has expired."""
         self.runs[key].live = False
 
     def release(self, key: str, *, force: bool) -> type[StoreError] | None:

@@ -1,4 +1,4 @@
-"""Tests of what operators ask: find, list, release, hold, resume, undo, gc, doctor."""
+"""Tests of the verbs for operators: find, list, release, hold, resume, undo, gc, doctor."""
 # ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ENDED = ("success", "failure", "compensated")
 
 
 class OperatorRules(Suite):
-    """People who look, and decide."""
+    """The tests of the verbs with which people look at runs and decide about them."""
 
     def _left(self, state: str, key: str | None = None) -> Owner:
-        """A run that waits for a decision, or may be given one."""
+        """Return the last owner of a run that has ended in this state or, if "expired", whose lease has expired."""
         owner = self.begin(key)
         owner.saves({"a": done("A")})
         if state == "expired":
@@ -135,7 +135,7 @@ class OperatorRules(Suite):
     @pytest.mark.parametrize("verb", VERBS)
     def test_a_run_that_goes_on_is_left_alone(self, verb: str) -> None:
         self.begin()
-        if verb == "undo":  # its owner hears of it
+        if verb == "undo":  # Its owner gets the decision; the next test checks that.
             return
         with self.unchanged("not-while-running"), self.refuses("not-while-running", verb):
             getattr(self.store, verb)(self.key)
@@ -311,7 +311,7 @@ class OperatorRules(Suite):
     def test_a_decision_is_remembered_until_it_is_heard(self, how: str) -> None:
         self._left("parked")
         self.store.undo(self.key)
-        self.expire(self.take_over())  # which dies without a word
+        self.expire(self.take_over())  # This owner dies without a checkpoint.
         owner = self.take_over()
         record = owner.answer.record
         assert record is not None, broken("claim-takeover", owner.answer)
@@ -338,7 +338,7 @@ class OperatorRules(Suite):
     @pytest.mark.parametrize("state", ENDED)
     def test_there_is_nothing_to_decide_on_a_run_that_is_over(self, state: str, decision: str) -> None:
         self._left(state)
-        if (state, decision) == ("failure", "resume"):  # nothing was undone: it may be resumed
+        if (state, decision) == ("failure", "resume"):  # Nothing was undone, so the run may be resumed.
             return
         with self.unchanged("decide"), self.refuses("decide", f"{decision} after {state}"):
             getattr(self.store, decision)(self.key)
@@ -363,7 +363,7 @@ class OperatorRules(Suite):
         owner = self._left(state)
         last = self.record().fence
         self.until(lambda: store.gc() >= 0 and store.find(self.key) is None, "retention", f"{state} was not forgotten")
-        store.gc()  # its time may have come between the two
+        store.gc()  # The retention may have ended between gc() and find().
         with self.refuses("retention", "get_run of a run that was forgotten", RunNotFound):
             store.get_run(owner.run_id)
         assert store.list_runs(workflow=self.workflow) == [], broken("retention", "list_runs still lists it")

@@ -1,4 +1,4 @@
-"""Tests of many at once: threads that ask one store, and another object on the same data."""
+"""Tests of simultaneous calls: several threads use one store, and another store object on the same data."""
 # ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ THREADS = 8
 
 
 class Races(Suite):
-    """Two processes are two stores on the same data; their threads ask as they like."""
+    """The tests of two processes: two store objects on the same data, each used by several threads."""
 
     def _at_once(self, act: Callable[[Store, int], Any]) -> list[Any]:
-        """What `act` answers each thread; half of them have the one store, half the other."""
+        """Call `act` in all threads at once, and return their results. Half of the threads use each of the two
+        stores."""
         barrier = threading.Barrier(THREADS)
         raws = [cast("Asked", store).raw for store in (self.store, self.other)]
-        # An async store is asked from as many loops.
+        # With an async store, each thread has its own event loop.
         stores = [self.ask(raws[number % 2]) for number in range(THREADS)]
 
         def racing(number: int) -> Any:

@@ -1,7 +1,7 @@
-"""The rules of the store contract, one sentence each. `flowcore/stores/base.py` says what is asked and answered; here
-stands what the answers must be. Every failure of the suite names the rule that the store breaks.
+"""The rules of the store contract. `flowcore/stores/base.py` defines the requests and the replies; these rules say
+which reply is right. Every failure of the suite names the rule that the store breaks.
 
-`claim` goes through its rules in the order in which they stand here: the first that fits decides.
+The rules of `claim` apply in the order in which they stand here: the first that fits decides.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ RULES: Final[dict[str, str]] = {
     "operators-fence": "hold, resume and undo of a run whose lease has run out shut its owner out: it is Lost, and its claim "
     "again is not Claimed.",
 }
-"""name -> the rule"""
+"""the rules by name"""
 
 
 def broken(rule: str, detail: object = "") -> str:
-    """The message of a failed assertion: the rule, where it is written, and what was seen."""
+    """Return the message of a failed assertion: the rule, where it is written, and what was seen."""
     return f"[{rule}] {RULES[rule]}\n(flowcore/testing/conformance/rules.py) Here: {detail}"

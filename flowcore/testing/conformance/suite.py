@@ -1,4 +1,4 @@
-"""What all tests of the suite stand on: the stores under test, time, and owners that speak as an engine does."""
+"""The base of all tests of the suite: the stores under test, time, and owners that call a store as an engine does."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from .rules import broken
 __all__ = ["LONG", "SHORT", "Owner", "Suite", "done", "gone", "in_flight", "new_id", "wrote"]
 
 LONG: Final = 600.0
-"""seconds: a lease that does not run out while a test runs"""
+"""the seconds of a lease that does not expire during a test"""
 SHORT: Final = 0.002
-"""seconds: a lease that has run out a moment later"""
+"""the seconds of a lease that expires a moment later"""
 A = TypeVar("A", bound=ClaimAnswer)
 _numbers = count(1)
 
 
 def new_id() -> str:
-    """A unique name: a run id, a key, the name of a workflow."""
+    """Return a unique name, for a run id, a key or a workflow."""
     return f"{time.time_ns():x}{next(_numbers):x}".rjust(32, "0")
 
 
 class _Loop:
-    """An event loop in a thread of its own."""
+    """An event loop that runs in its own thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -69,7 +69,7 @@ class _Loop:
 
 
 class Asked:
-    """A store as a sync one, whatever it is: the verbs of an async one run on an event loop of their own."""
+    """A sync view of a store. The verbs of an async store run on an event loop that belongs to this view."""
 
     def __init__(self, store: Any) -> None:
         self.raw = store
@@ -88,41 +88,41 @@ class Asked:
         return ask
 
     def leave(self) -> None:
-        """Stop the loop; the store stays open."""
+        """Stop the event loop. The store stays open."""
         if self._loop is not None:
             self._loop.close()
 
 
 def done(result: Any = None, *, effect: bool = True, carrier: Mapping[str, str] | None = None) -> StepRecord:
-    """What a checkpoint says of a step that went well."""
+    """Return the record of a successful step, for a checkpoint."""
     return StepRecord(0, StepReport(Status.SUCCESS, 1), True, result, effect, dict(carrier or {}))
 
 
 def in_flight(attempt: int = 1) -> StepRecord:
-    """What a checkpoint says of a step that begins."""
+    """Return the record of a step that begins, for a checkpoint."""
     return StepRecord(0, StepReport(Status.RUNNING, attempt))
 
 
 def wrote(value: Any) -> Write:
-    """What a checkpoint says of a key of the context that was set."""
+    """Return the write of a key of the context, for a checkpoint."""
     return Write(0, value)
 
 
 def gone() -> Write:
-    """What a checkpoint says of a key of the context that was deleted."""
+    """Return the deletion of a key of the context, for a checkpoint."""
     return Write(0, deleted=True)
 
 
 @dataclass
 class Refusal:
-    """What something was refused with."""
+    """The error that a block inside `Suite.refuses` has raised."""
 
     error: Exception | None = None
 
 
 @dataclass
 class Owner:
-    """An owner: its claim was granted, and it speaks to the store as an engine does: each change with the next number."""
+    """The owner of a run. It calls the store as an engine does, and gives each change the next number."""
 
     suite: Suite
     claim: Claim
@@ -145,7 +145,7 @@ class Owner:
 
     @property
     def run_id(self) -> str:
-        """The run's, which is another's where this owner took it over."""
+        """The id of the run; it is not that of the claim if this owner took the run over."""
         return self.claim.run_id if self.answer.record is None else self.answer.record.run_id
 
     @property
@@ -170,7 +170,7 @@ class Owner:
         failed_step: str | None = None,
         error: BaseException | None = None,
     ) -> Checkpoint:
-        """The next checkpoint, numbered in the order given."""
+        """Return the next checkpoint, its changes numbered in the order given, without sending it."""
         numbered = {name: replace(step, seq=self._next()) for name, step in (steps or {}).items()}
         written = {key: replace(write, seq=self._next()) for key, write in (writes or {}).items()}
         self.pieces.take(numbered, written)
@@ -179,7 +179,7 @@ class Owner:
         )
 
     def saves(self, *args: Any, **options: Any) -> Checkpoint:
-        """Say it to the store, which must take it."""
+        """Send the next checkpoint, which the store must accept, and return it."""
         checkpoint = self.says(*args, **options)
         answer = self.suite.store.checkpoint(checkpoint)
         assert answer is None, broken("lost", f"the owner's checkpoint was answered with {answer}")  # noqa: S101
@@ -197,7 +197,8 @@ class Owner:
         failed_step: str | None = None,
         error: BaseException | None = None,
     ) -> Ending:
-        """The end of the run as an engine records it: the record as a whole, and what no checkpoint has said yet."""
+        """Return the end of the run as an engine records it: the whole record, and the changes that are in no
+        checkpoint yet."""
         changes = self.says(steps, writes) if steps or writes else None
         claim, pieces, found = self.claim, self.pieces, self.answer.record
         record = RunRecord(
@@ -225,7 +226,7 @@ class Owner:
         return Ending(record, changes)
 
     def ends(self, *args: Any, **options: Any) -> Ending:
-        """Tell the store of the end, which it must take."""
+        """Send the end of the run, which the store must accept, and return it."""
         ending = self.ending(*args, **options)
         answer = self.suite.store.finish(ending)
         assert answer is None, broken("lost", f"the owner's ending was answered with {answer}")  # noqa: S101
@@ -233,26 +234,28 @@ class Owner:
 
 
 class Suite:
-    """The part of StoreConformance that is no test."""
+    """The base class of the tests: the members that users define, and helpers for the tests."""
 
     examples = 30
-    """made-up histories that the state machine goes through"""
+    """how many random histories the state machine tries"""
     _patience = 10.0
 
     def make_store(self) -> Any:
-        """A store to test, sync or async. It may hold what earlier tests left, as their keys are others."""
+        """Return a store to test, sync or async. It may hold records of earlier tests, because each test uses its own
+        keys."""
         raise DefinitionError(f"{type(self).__name__} must define make_store(self), which answers the store to test.")
 
     def open_again(self, store: Any) -> Any:
-        """Another store object on the data of this one, as a second process has. By default the same object."""
+        """Return another store object on the same data, as a second process has. By default it is the same object."""
         return store
 
     def make_forgetful_store(self, retention: float) -> Any:
-        """A store that forgets ended runs after so many seconds. By default those tests are skipped."""
+        """Return a store that forgets ended runs after `retention` seconds. By default the tests of this are
+        skipped."""
         pytest.skip(f"{type(self).__name__} does not define make_forgetful_store(self, retention).")
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass by the store's clock. By default it is waited for."""
+        """Let so many seconds pass on the clock of the store. By default it sleeps."""
         time.sleep(seconds)
 
     # -- the stores ----------------------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ class Suite:
         return []
 
     def ask(self, raw: Any) -> Store:
-        """This store as a sync one; an async one gets one more event loop."""
+        """Return a new sync view of this store. If the store is async, the view has its own event loop."""
         asked = Asked(raw)
         self._asked.append(asked)
         return cast("Store", asked)
@@ -274,11 +277,11 @@ class Suite:
 
     @cached_property
     def other(self) -> Store:
-        """Another one on the same data."""
+        """Another store object on the same data, if the user defines `open_again`."""
         return self.ask(self.open_again(cast("Asked", self.store).raw))
 
     def forgetful(self, retention: float) -> Store:
-        """A store that forgets soon; it is the store under test from now on."""
+        """Return a store that forgets ended runs after `retention` seconds. It is the store under test from now on."""
         vars(self)["store"] = self.ask(self.make_forgetful_store(retention))
         return self.store
 
@@ -292,27 +295,28 @@ class Suite:
                 closed.append(asked.raw)
         for asked in self._asked:
             asked.leave()
-        for name in ("store", "other", "_asked"):  # pytest keeps this object for as long as it runs
+        for name in ("store", "other", "_asked"):  # pytest keeps this object until it exits, but need not keep these.
             vars(self).pop(name, None)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def until(self, condition: Callable[[], Any], rule: str, what: str) -> None:
-        """Wait for a condition to hold."""
+        """Wait until a condition is true. Fails with the rule and `what` if that takes too long."""
         deadline = time.monotonic() + self._patience
         while not condition():
             if time.monotonic() > deadline:
-                waited, self._patience = self._patience, 0.1  # Hypothesis looks for a shorter way to the same end
+                # Hypothesis now looks for shorter histories with the same failure. They need not wait as long.
+                waited, self._patience = self._patience, 0.1
                 raise AssertionError(broken(rule, f"{what} within {waited:g} s"))
             self.advance(SHORT)
 
     def expire(self, owner: Owner) -> None:
-        """Have the lease of a running run end."""
+        """Shorten the lease of a running run, and wait until it has expired."""
         self.store.renew([owner.lease], SHORT)
         self.expired(owner.key)
 
     def expired(self, key: str) -> None:
-        """Wait until a lease has ended."""
+        """Wait until the lease of the run under `key` has expired."""
         self.until(
             lambda: any(record.key == key for record in self.store.list_runs(status="expired", workflow=self.workflow)),
             "time-passes",
@@ -323,16 +327,16 @@ class Suite:
 
     @cached_property
     def key(self) -> str:
-        """The key that a test is about."""
+        """The default key of this test."""
         return f"key-{new_id()}"
 
     @cached_property
     def workflow(self) -> str:
-        """The name of a test's workflow."""
+        """The name of the workflow of this test."""
         return f"workflow-{new_id()}"
 
     def request(self, key: str | None = None, **changes: Any) -> Claim:
-        """A claim, of a new run of this test's workflow unless said otherwise."""
+        """Return a claim for a new run of this test's workflow. `changes` replace fields of the claim."""
         claim = Claim(
             self.key if key is None else key,
             new_id(),
@@ -346,7 +350,7 @@ class Suite:
         return replace(claim, **changes)
 
     def begin(self, key: str | None = None, **changes: Any) -> Owner:
-        """The owner of a new run."""
+        """Begin a new run, and return its owner."""
         claim = self.request(key, **changes)
         answer = self.store.claim(claim)
         assert isinstance(answer, Claimed), broken("claim-begins", answer)  # noqa: S101
@@ -354,7 +358,7 @@ class Suite:
         return Owner(self, claim, answer)
 
     def take_over(self, key: str | None = None, **changes: Any) -> Owner:
-        """The owner of a run that another has left."""
+        """Take over a run that another owner has left, and return the new owner."""
         claim = self.request(key, **changes)
         answer = self.store.claim(claim)
         assert isinstance(answer, Claimed), broken("claim-takeover", answer)  # noqa: S101
@@ -362,7 +366,8 @@ class Suite:
         return Owner(self, claim, answer)
 
     def refused(self, kind: type[A], rule: str, **changes: Any) -> A:
-        """What a claim is answered that must not be granted, but answered with this kind; nothing may change by it."""
+        """Send a claim that the store must refuse with a reply of class `kind`, and return the reply. The record of
+        this test must not change."""
         with self.unchanged():
             answer = self.store.claim(self.request(**changes))
             assert isinstance(answer, kind), broken(rule, f"{answer}, not {kind.__name__}")  # noqa: S101
@@ -370,7 +375,7 @@ class Suite:
 
     @contextmanager
     def refuses(self, rule: str, what: str, kind: type[Exception] = StoreError) -> Generator[Refusal]:
-        """Whatever is done inside must raise this."""
+        """Check that the block raises an error of class `kind`. The Refusal has the error afterwards."""
         refusal = Refusal()
         try:
             yield refusal
@@ -380,7 +385,7 @@ class Suite:
         raise AssertionError(broken(rule, f"{what} raised no {kind.__name__}"))
 
     def record(self, key: str | None = None) -> RunRecord:
-        """What the store has under a key, where there must be something."""
+        """Return the record under a key, by default that of this test. There must be one."""
         record = self.store.find(self.key if key is None else key)
         assert record is not None, broken("find", f"no record under key {key!r}")  # noqa: S101
         return record
@@ -391,7 +396,7 @@ class Suite:
 
     @contextmanager
     def unchanged(self, rule: str = "nothing-is-written", *, but_lease: bool = False) -> Generator[None]:
-        """Whatever is done inside must leave this test's record as it was."""
+        """Check that the block does not change the record of this test; with `but_lease`, its lease may change."""
         before = self._seen(but_lease=but_lease)
         yield
         self.same(self._seen(but_lease=but_lease), before, rule)
@@ -404,7 +409,7 @@ class Suite:
         return seen
 
     def same(self, seen: Mapping[str, Any], expected: Mapping[str, Any], rule: str) -> None:
-        """Compare what is in both, and report the first difference."""
+        """Check that `seen` has all items of `expected`, and report the first difference."""
         for name in expected:
             detail = f"{name} is {seen.get(name)!r:.500}, not {expected[name]!r:.500}"
             assert seen.get(name) == expected[name], broken(rule, detail)  # noqa: S101

@@ -23,18 +23,18 @@ GRAPH: Final = '[["a",[],0,0],["wait",["a"],0,0,"wait"],["more",["a"],0,0,"wait"
 
 
 def waits(until: float | None = None) -> StepRecord:
-    """What is told of a step that waits."""
+    """Return the record of a step that waits, for a checkpoint."""
     return StepRecord(0, StepReport(Status.WAITING, until=until))
 
 
 class WaitRules(Suite):
-    """Runs with waits."""
+    """The tests of runs with waits."""
 
     def _with_waits(self, **changes: Any) -> Owner:
         return self.begin(graph=GRAPH, **changes)
 
     def _suspended(self, seconds: float = math.inf, **changes: Any) -> Owner:
-        """A run that only waits."""
+        """Return the owner of a run that only waits now."""
         owner = self._with_waits(**changes)
         owner.saves({"a": done("A"), "wait": waits()})
         answer = self.store.finish(self._waiting(owner, seconds))

@@ -1,4 +1,4 @@
-"""Tests of what an owner sends: checkpoint, renew, finish and withdraw."""
+"""Tests of the verbs that an owner sends: checkpoint, renew, finish and withdraw."""
 # ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENDS = ("success", "failure", "compensated", "compensation_failed", "incomplete"
 
 
 class WriteRules(Suite):
-    """An owner and its run."""
+    """The tests of checkpoint, renew, finish and withdraw."""
 
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
