@@ -43,11 +43,11 @@ T = TypeVar("T")
 
 
 class AsyncEngine(LoopCalls, LocalEngine):
-    """Runs workflows on asyncio, sync and async steps mixed; sync steps run on threads of the engine's own.
+    """Runs workflows on asyncio. Steps may be sync or async; sync steps run on the engine's own threads.
 
-    The arguments are those of `Engine`. May be made outside of a loop and used on several; each run belongs to the loop
-    it was started on. Any store will do: sync ones that may block are called on a thread. `recover_every` begins, on a
-    loop, with `async with`, with the first run or with `recover()`.
+    The arguments are those of `Engine`. An AsyncEngine may be created outside of a loop and used on several loops; each
+    run belongs to the loop on which it was started. Any store can be used: a sync store that may block is called on a
+    thread. On each loop, the rounds of `recover_every` start with `async with`, with the first run or with `recover()`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         )
         self._store_is_async = inspect.iscoroutinefunction(self.store.claim)
         self._runs = AsyncRuns(self._settings, self.max_workers)
-        self._recovering: set[asyncio.Task[Any]] = set()  # the loop itself keeps no task alive
+        self._recovering: set[asyncio.Task[Any]] = set()  # a loop holds tasks only weakly
         self._pool = self._runs.pool
         self._tell_started(self._pool)
         self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
@@ -94,7 +94,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         after_fork_in_child(self, AsyncEngine._after_fork)
 
     def _after_fork(self) -> None:
-        """In a child: the loops are the parent's, and so are their tasks."""
+        """In a forked child, forget the loops and their tasks: they belong to the parent."""
         super()._after_fork()
         self._recovery.after_fork()
         if self._looking is not None:
@@ -103,13 +103,13 @@ class AsyncEngine(LoopCalls, LocalEngine):
             self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
-        """Have a task look at the store, where anything wants that, or look at once."""
+        """Start the task that looks at the store regularly, if anything needs it. A task that runs already looks now."""
         if self._looking is not None:
             self._looking.ring()
         elif (every := self._look_every()) is not None:
             self._looking = RecoveryTasks(self._look, every)
             self._recovery.wake = self._looking.ring
-            with suppress(RuntimeError):  # outside a loop it begins with `async with`, or with the first run
+            with suppress(RuntimeError):  # outside a loop, it starts with `async with` or with the first run
                 self._looking.ensure()
 
     def _own_schedules(self) -> AsyncSchedules:
@@ -120,7 +120,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
             return self._schedules
 
     async def schedules(self) -> builtins.list[ScheduleStatus]:
-        """How each schedule of this engine stands, as `Engine.schedules`; the loop goes on meanwhile."""
+        """The status of each schedule of this engine, as `Engine.schedules` returns it, without blocking the loop."""
         return [] if self._schedules is None else await self._schedules.statuses()
 
     async def run(
@@ -137,8 +137,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
     ) -> Run:
         """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
 
-        Cancelling the task that awaits this cancels the run: running steps get at most `grace`, what was done is undone,
-        shielded from further cancellations, and CancelledError is raised again.
+        Cancelling the task that awaits this call cancels the run: running steps get at most `grace`, the run is undone
+        (shielded from further cancellations), and CancelledError is raised again.
         """
         if until != "end" and not runs_here(until, durable=self.store.durable):
             future = self.submit(
@@ -173,15 +173,18 @@ class AsyncEngine(LoopCalls, LocalEngine):
         return future
 
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> Cancellation:
-        """Cancel a run, by its id or its key, from any thread: as `Engine.cancel`. A run of this engine is cancelled at once,
-        awaited or not. `await engine.cancel(...)` returns whether any run is cancelled: on a durable store also one of
-        another process, which learns of it with its next checkpoint or renewal. A thread without a loop waits for the store
-        itself. Raises StoreError when it is awaited.
+        """Cancel a run, by its id or its key, as `Engine.cancel` does. May be called from any thread.
+
+        A run of this engine is cancelled at once, whether or not the result is awaited. `await engine.cancel(...)` returns
+        whether a run is being cancelled. On a durable store, this may be a run of another process, which learns of it with
+        its next checkpoint or renewal. In a thread without a running loop, this call itself waits for the store.
+
+        Raises StoreError when it is awaited, or at once in a thread without a running loop.
         """
         queued = next((run for run in list(self._runs.queued) if is_meant(run, run_id, key)), None)
         run = queued or self._live.find(run_id, key)
         cancelled = run is not None and self._runs.cancel(run)
-        if cancelled or (run is not None and run.finished is not Status.WAITING):  # else its store decides
+        if cancelled or (run is not None and run.finished is not Status.WAITING):  # else the store decides
             return Cancellation(cancelled)
         if not self.store.durable:
             return Cancellation(here=False)
@@ -198,7 +201,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         return Cancellation(here=False, asked=task)
 
     async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
-        """Send a value to the wait `name` of the run with this key: as `Engine.send`; the loop goes on meanwhile."""
+        """Send a value to the wait `name` of the run with this key, as `Engine.send` does, without blocking the loop."""
         context, claim = self._callers_context(), self._claim_of(key)
         try:
             counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
@@ -214,7 +217,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         return counts
 
     async def recover(self) -> builtins.list[Run]:
-        """Resume the runs of `workflows` that have no live owner and are due: as `Engine.recover`."""
+        """Resume the runs of `workflows` that have no live owner and are due, as `Engine.recover` does."""
         self._ensure_looking()
         resumed: list[asyncio.Task[AsyncDriver]] = []
         skip: set[str | None] = set()
@@ -262,14 +265,14 @@ class AsyncEngine(LoopCalls, LocalEngine):
         return await performed_on_loop(self._looked(self._begin_recovered))
 
     def _ensure_looking(self) -> None:
-        """Ensure that one task recovers on this loop, where `recover_every` was given, and one looks at schedules."""
+        """Ensure that this loop has one task for recovery and surveys, if they are needed, and one for schedules."""
         if self._looking is not None:
             self._looking.ensure()
         if self._schedules is not None:
             self._schedules.ensure()
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
-        """Start no more runs, and wait for those on this loop; with a `timeout`, do with them what `Engine.close` does."""
+        """Start no more runs, and wait for those on this loop. A `timeout` (seconds) means the same as for `Engine.close`."""
         limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
         self._closed = True
         loop = asyncio.get_running_loop()
@@ -285,8 +288,11 @@ class AsyncEngine(LoopCalls, LocalEngine):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the engine. An exception drops what has not begun; one that stops the task, or the process, ends what runs
-        too."""
+        """Close the engine.
+
+        After an exception, runs that have not begun are left to other engines, or cancelled in memory. After one that stops
+        the task or the process, runs in flight are also parked, or cancelled in memory.
+        """
         if kind is not None:
             await self._runs.leave_queued(self._settings.grace)
         stops = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt | asyncio.CancelledError)
@@ -294,7 +300,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
 
 
 def _begin_late_look(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """Call a method of an engine that is not forgotten, on its loop."""
+    """Call a method of an engine on its loop, unless the engine has been garbage-collected."""
     call = method()
     if call is not None:
         call()

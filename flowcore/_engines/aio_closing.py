@@ -1,4 +1,4 @@
-"""What becomes of the submitted runs that have not begun when an `AsyncEngine` is closed."""
+"""Dropping the submitted runs that have not begun when an `AsyncEngine` is closed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["leave"]
 async def leave(
     futures: Mapping[RunState, AsyncRunFuture], driver: Callable[[RunState], AsyncDriver], limit: float
 ) -> None:
-    """Keep these runs from beginning. On a durable store they are recorded as queued, within `limit` seconds, and left to
-    other engines; in memory they are cancelled."""
+    """Keep these runs from beginning. On a durable store, they are recorded as queued (within `limit` seconds) and left to
+    other engines; in memory, they are cancelled."""
     for future in futures.values():
         future.drop()
     recorded = await _recorded(futures, driver, limit)
@@ -60,7 +60,7 @@ async def _recorded(
 
 
 async def _record(run: RunState, future: AsyncRunFuture, driver: AsyncDriver) -> Claim | None:
-    """Record a run as queued. None: it could not be recorded, or its key was in use."""
+    """Record a run as queued. Returns None if it could not be recorded or its key was in use."""
     try:
         return await driver.perform(enqueue(run, this_process(), future.done))
     except Exception as error:  # noqa: BLE001 - the run's future says that it was not recorded

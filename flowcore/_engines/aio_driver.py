@@ -41,21 +41,21 @@ from .workers import Workers
 __all__ = ["AsyncDriver"]
 
 T = TypeVar("T")
-TAKEN_OVER: Final = object()  # the call was given up while this task was in it: another task resumes the program
-_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before its caller gives it up
+TAKEN_OVER: Final = object()  # the call was abandoned while this task was in it: another task resumes the program
+_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before it is abandoned
 
 
 class AsyncDriver(ThreadCalls):
     """Drives the programs of one run on one event loop.
 
-    The main program is advanced by the caller's task, helpers by tasks of their own; whatever a program waits for, its
+    The caller's task advances the main program, and each helper program has a task of its own. When a program waits, its
     task waits with it. Async user code runs inline in the task that advances its program, sync user code on a thread.
     """
 
     result: Run | None = None
     error: BaseException | None = None
     cancelled: asyncio.CancelledError | None = None
-    """what the caller's task was cancelled with"""
+    """the first cancellation of one of the run's tasks from outside"""
 
     def __init__(
         self,
@@ -66,15 +66,15 @@ class AsyncDriver(ThreadCalls):
         program: Program[Any] | None = None,
     ) -> None:
         super().__init__(run, pool, tasks)
-        self._cancels = cancels  # of the caller's task before this run
+        self._cancels = cancels  # how often the caller's task was cancelled before this run
         self._main: Program[Any] = execute(run) if program is None else program
         self.caller: asyncio.Task[Any] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._main_gate: Gate | None = None
         self._sleeping: dict[Sleep, Gate] = {}
         self._landings: dict[Call, Gate] = {}
-        self._alarms: list[asyncio.TimerHandle] = []  # what wakes a run whose waits are over by themselves
-        self._cancelled_calls: dict[Call, bool] = {}  # calls whose task we have cancelled; whether for being late
+        self._alarms: list[asyncio.TimerHandle] = []  # each starts a helper when a wait's time is over
+        self._cancelled_calls: dict[Call, bool] = {}  # calls that were cancelled; True: for a timeout
 
     async def run_here(self) -> None:
         """Drive the run to its end in the calling task."""
@@ -88,7 +88,7 @@ class AsyncDriver(ThreadCalls):
                 self._ended.set_result(None)
 
     async def perform(self, program: Program[T]) -> T:
-        """Perform a program that only calls the store, and waits between two calls. Returns what it returns."""
+        """Perform a program that only calls the store and sleeps between the calls. Returns the program's result."""
         answer: Any = None
         while True:
             try:
@@ -105,14 +105,15 @@ class AsyncDriver(ThreadCalls):
     # -- from outside of the programs ----------------------------------------------------------------------------------
 
     def cancel(self, error: BaseException) -> bool:
-        """Stop the run because of `error`; False if it was stopping already, or is over. In the loop's thread only."""
+        """Cancel the run because of `error`. Returns False if it was stopping already or is over. Call it in the loop's
+        thread only."""
         if not stopping.interrupt(self.run, error):
             return False
         self.stop(Stop(cancel=True))
         return True
 
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
-        """One of the run's tasks was cancelled: its caller's own, or any of them by a loop that shuts down."""
+        """Stop the run because one of its tasks was cancelled: the caller's own, or any of them if the process stops."""
         self.cancelled = self.cancelled or error
         interrupted = (
             stopping.hand_over(self.run, error) if is_process_stopping() else stopping.interrupt(self.run, error)
@@ -121,17 +122,17 @@ class AsyncDriver(ThreadCalls):
             self.stop(Stop(cancel=True))
 
     def look(self) -> None:
-        """Something that the run waits for may be there: have a task look. In the loop's thread only."""
+        """Have a task check whether something that the run waits for has arrived. Call it in the loop's thread only."""
         if self.result is None and self.error is None:
             self._spawn(helper(self.run), None)
 
     def hand_over(self, error: BaseException) -> None:
-        """The process stops because of `error`: park the run, or cancel it where it is in memory only."""
+        """Park the run, or cancel it if it is in memory only, because its process or engine stops; `error` says why."""
         if stopping.hand_over(self.run, error):
             self.stop(Stop(cancel=True))
 
     def ended(self) -> asyncio.Future[None]:
-        """Done once the run is over."""
+        """A future that is done once the run is over."""
         if self._ended is None:
             self._ended = self.loop.create_future()
         return self._ended
@@ -139,7 +140,7 @@ class AsyncDriver(ThreadCalls):
     # -- performing effects --------------------------------------------------------------------------------------------
 
     async def _advance(self, program: Program[Any], answer: Any) -> None:
-        """Resume `program` and perform what it asks until it ends or is taken over by another task."""
+        """Resume `program` with `answer` and perform its effects until it ends or another task takes it over."""
         send, context = program.send, self.run.context
         while True:
             try:
@@ -149,7 +150,7 @@ class AsyncDriver(ThreadCalls):
                     self.result = stop.value
                     self.error = stop.value.error
                 return
-            except BaseException as error:  # noqa: BLE001 - a refused claim, for example: the caller's to see
+            except BaseException as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
                 self.error = self.error or error
                 self._resume_main()
                 return
@@ -194,7 +195,7 @@ class AsyncDriver(ThreadCalls):
                 if self.error is not None:
                     return
             elif effect is SHIELD and asyncio.current_task() is self.caller:
-                # Undoing in a task of its own, which cancelling the caller does not reach.
+                # Undo in a task of its own, which a cancellation of the caller does not reach.
                 gate = Gate(self)
                 self._spawn(program, None).add_done_callback(gate.open)
                 await gate.wait()
@@ -226,7 +227,7 @@ class AsyncDriver(ThreadCalls):
     # -- user code -----------------------------------------------------------------------------------------------------
 
     async def _call(self, program: Program[Any], call: Call) -> Any:
-        """Run user code; answers _GONE if it was given up and another task goes on."""
+        """Run user code. Returns TAKEN_OVER if the call was abandoned and another task resumes the program."""
         if self.run.interrupted and not call.shielded:
             return None, GivenUp(call, timed_out=False, over=True, began=False)
         if not call.is_async:
@@ -243,7 +244,7 @@ class AsyncDriver(ThreadCalls):
     async def _suspended(
         self, program: Program[Any], call: Call, coroutine: Coroutine[Any, Any, Any], waiting: Any
     ) -> Any:
-        """Await user code that has begun in this task."""
+        """Await async user code that has begun in this task. Returns what `_call` returns."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine run by asyncio
         self._inline[call] = (program, task)
@@ -276,12 +277,12 @@ class AsyncDriver(ThreadCalls):
             timed_out = False
         if timed_out is not None and isinstance(error, asyncio.CancelledError):
             return None, GivenUp(call, timed_out=timed_out, over=True)
-        if timed_out and isinstance(error, Exception):  # what it makes of its cancellation
+        if timed_out and isinstance(error, Exception):  # it replaced its cancellation
             return None, GivenUp(call, timed_out=True, over=True, error=error)
         return result
 
     def _cancel_call(self, call: Call, late: bool) -> None:
-        """Cancel async user code: it is late, or its run stops."""
+        """Cancel async user code because its timeout is over (`late`) or its run stops."""
         if call not in self._inline or call in self._cancelled_calls:
             return
         task = self._inline[call][1]
@@ -292,20 +293,20 @@ class AsyncDriver(ThreadCalls):
             self.loop.call_later(_POLITE if late else self.run.settings.grace, self._give_up, call)
 
     def _give_up(self, call: Call) -> None:
-        """Give up async user code that does not heed its cancellation, and resume the program in another task."""
+        """Abandon async user code that ignores its cancellation, and resume the program in another task."""
         entry = self._inline.pop(call, None)
         if entry is not None:
             self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
 
     def _land(self, call: Call, result: Outcome) -> None:
-        """A call that was given up is over."""
+        """Record the outcome of an abandoned call that completed late, and wake or start the program that processes it."""
         over = self.run.landed(call, result)
         self._thread_returned(call)
         gate = self._landings.pop(call, None)
         if gate is not None:
             gate.open(result)
         elif over:
-            # Only what must be undone needs a task: the loop may be about to close.
+            # Start a task only if something must be undone: the loop may be about to close.
             program = late(self.run, call)
             try:
                 effect = next(program)
@@ -316,7 +317,8 @@ class AsyncDriver(ThreadCalls):
     # -- the other effects ---------------------------------------------------------------------------------------------
 
     async def _ask(self, ask: Ask) -> Outcome:
-        """Ask the store: a sync one that may block on a thread, an async one in a task that is never cancelled."""
+        """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which the
+        run never cancels."""
         store = self.run.settings.store
         verb = getattr(store, ask.verb)
         if not getattr(store, "blocks", True):
@@ -366,7 +368,7 @@ class AsyncDriver(ThreadCalls):
         return landed
 
     def stop(self, stop: Stop) -> None:
-        if self.run.waits is not None and self.run.resumes_main():  # it waits for a value, or for a time
+        if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
         for sleep, gate in list(self._sleeping.items()):
             if not sleep.shielded:
@@ -378,7 +380,7 @@ class AsyncDriver(ThreadCalls):
         grace, parked = (
             self.run.settings.grace,
             self.run.parked,
-        )  # the next owner does the compensations of a parked run
+        )  # the next owner performs the undos of a parked run
         for call in list(self._inline):
             if not call.shielded:
                 self._cancel_call(call, False)
@@ -390,7 +392,7 @@ class AsyncDriver(ThreadCalls):
 
 
 def _resumed(program: Program[Any], effect: Effect) -> Program[None]:
-    """`program`, which has been resumed once and asked for `effect`, from there on."""
+    """Continue `program`, which has been resumed once already and has yielded `effect`."""
     try:
         while True:
             effect = program.send((yield effect))

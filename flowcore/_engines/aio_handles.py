@@ -1,4 +1,4 @@
-"""Handles of runs that were submitted to an `AsyncEngine`, or cancelled by it."""
+"""The handles that `AsyncEngine` returns for submitted runs and for cancellations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..run import Run
 __all__ = ["AsyncRunFuture", "Cancellation", "SubmittedRuns"]
 
 _SOON = 1.0
-"""seconds in which the claim of a free key is answered"""
+"""seconds in which a store usually replies to the claim of a free key"""
 
 
 class AsyncRunFuture(asyncio.Future[Run]):
-    """A run that was submitted to an `AsyncEngine`: an `asyncio.Future` of its Run, of one loop.
+    """A run that was submitted to an `AsyncEngine`: an `asyncio.Future` of its Run, bound to one loop.
 
-    Cancelling the future, or the task that awaits it, cancels the run; the future is done once what was done is undone.
+    Cancelling the future, or the task that awaits it, cancels the run; the future is done once the run has been undone.
     """
 
     def __init__(self, run: RunState, task: asyncio.Task[Run], loop: asyncio.AbstractEventLoop) -> None:
@@ -34,23 +34,23 @@ class AsyncRunFuture(asyncio.Future[Run]):
         self.add_done_callback(lambda _: self._wake())
         self._dropped = False
         self._claimed = False
-        self._decided = asyncio.Event()  # the run is claimed, or over
+        self._decided = asyncio.Event()  # set once the run is claimed, refused or over
         task.add_done_callback(self._resolve)
 
     async def recorded(self) -> None:
         """Wait until the store has recorded the run: from then on it survives this process, and any engine that recovers
-        may run it. Await this before you answer a client that its request was accepted.
+        may run it. Await this before you confirm to a client that its request was accepted.
 
-        Raises what refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError. Returns
-        at once where the key's earlier outcome is this run's too, and for a run without a key in memory.
+        Raises the error that refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError.
+        Returns at once if the run replays the earlier outcome of its key, and for a run without a key in memory.
         """
         await self._decided.wait()
         if not self._claimed:
             self.result()
 
     async def decided(self) -> None:
-        """Wait until the run is claimed, refused or over, for a second at most: where another process has taken the key in
-        this moment, the claim may wait as long as that run takes."""
+        """Wait, for at most one second, until the run is claimed, refused or over. Its claim may take longer: if another
+        process has just claimed the key, it may wait until that process's run has ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SOON):
                 await self._decided.wait()
@@ -61,26 +61,28 @@ class AsyncRunFuture(asyncio.Future[Run]):
         return self._decided.is_set()
 
     async def begun(self) -> bool:
-        """`recorded`; returns whether the run is this call's own, and no earlier one with its key."""
+        """Wait as `recorded` does. Returns whether the run is a new one, and not an earlier run with the same key."""
         await self.recorded()
         return self._claimed
 
     def claimed(self) -> None:
-        """The run is this engine's, and recorded where its store is durable. On the loop's thread."""
+        """Note that this engine has claimed the run, which is recorded if its store is durable. Call it in the loop's
+        thread only."""
         self._claimed = True
         self._decided.set()
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the run; False: it has ended."""
+        """Cancel the run. Returns False if it has ended already."""
         return self._task.cancel(msg)
 
     def cancel_run(self) -> bool:
-        """Cancel the run, begun or not: running steps get `grace`, and what was done is undone. False: it has ended."""
+        """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone. Returns
+        False if it has ended already."""
         return self.cancel()
 
     async def waiting(self) -> Run:
-        """The Run once nothing of it but waits can go on, its status `waiting`, or once it has ended. Cancelling this does not
-        cancel the run."""
+        """Wait until the run has ended, or has nothing to do but wait, and return its Run. In the second case, its status is
+        `waiting`. Cancelling this call does not cancel the run."""
         while self._pause is None and not self.done():
             paused = self._pauses or asyncio.get_running_loop().create_future()
             self._pauses = paused
@@ -88,7 +90,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
         return self._pause if self._pause is not None and not self.done() else await asyncio.shield(self)
 
     async def first_pause(self) -> Run:
-        """`waiting`, for a caller who cannot cancel the run any more once it is interrupted: that cancels the run."""
+        """Wait as `waiting` does, for a caller that does not have this future: cancelling this call cancels the run."""
         try:
             return await self.waiting()
         except asyncio.CancelledError:
@@ -98,7 +100,8 @@ class AsyncRunFuture(asyncio.Future[Run]):
             raise
 
     def pause(self, run: Run | None) -> None:
-        """For engines: nothing but waits can go on; or, with None, it goes on. In the loop's thread only."""
+        """For engines: note that the run has nothing to do but wait (`run` is its Run), or that it has resumed (None). Call
+        it in the loop's thread only."""
         self._pause = run
         if run is not None:
             self._wake()
@@ -109,12 +112,12 @@ class AsyncRunFuture(asyncio.Future[Run]):
             paused.set_result(None)
 
     def drop(self) -> None:
-        """Keep the run, which has not begun, from beginning; `end` says how the future ends."""
+        """Keep a run that has not begun from beginning. The future is not done until `end` is called."""
         self._dropped = True
         self._task.cancel()
 
     def end(self, error: BaseException | None) -> None:
-        """End a dropped run with `error`, or as cancelled."""
+        """End the future of a dropped run with `error`, or as cancelled if that is None."""
         self._decided.set()
         if self.done():
             return
@@ -141,7 +144,7 @@ class SubmittedRuns(LocalRuns):
     def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
         super().__init__(wake, clock)
         self.futures: dict[RunState, AsyncRunFuture] = {}
-        """by run, until it is claimed or over"""
+        """the future of each submitted run, until the run is claimed or over"""
 
     def join(self, run: RunState) -> None:
         super().join(run)
@@ -151,8 +154,8 @@ class SubmittedRuns(LocalRuns):
 
 
 class Cancellation:
-    """What `AsyncEngine.cancel` returns. It is true if a run of this engine is being cancelled; awaiting it returns
-    whether any run is, in whichever process. The request is sent to the store whether or not it is awaited."""
+    """The result of `AsyncEngine.cancel`. It is true if a run of this engine is being cancelled; awaiting it returns
+    whether a run of any process is being cancelled. The request is sent to the store whether or not it is awaited."""
 
     def __init__(self, here: bool, asked: asyncio.Task[bool] | None = None) -> None:
         self._here = here

@@ -1,4 +1,4 @@
-"""Runs on event loops: in flight, queued, continued after a wait, and over."""
+"""The runs of an `AsyncEngine`: queued, in flight, continued after a wait, and closed."""
 
 from __future__ import annotations
 
@@ -35,22 +35,24 @@ class LiveAsyncRuns(LiveRuns[AsyncDriver]):
     """The runs in flight of an `AsyncEngine`."""
 
     def stop(self, run: RunState, *, cancel: bool) -> None:
-        """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls. From any thread."""
+        """Have the driver of a run end the run's waits and, with `cancel`, its calls. May be called from any thread."""
         driver = self.get(run)
         if driver is not None:
-            with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+            with suppress(RuntimeError):  # its loop is closed: the run is no longer driven
                 driver.loop.call_soon_threadsafe(driver.stop, Stop(cancel=cancel))
 
     def look(self, run: RunState) -> None:
-        """Have the driver of a run look for what the run waits for. From any thread."""
+        """Have the driver of a run check whether something that the run waits for has arrived. May be called from any
+        thread."""
         driver = self.get(run)
         if driver is not None:
-            with suppress(RuntimeError):  # its loop is closed: nothing of it runs any more
+            with suppress(RuntimeError):  # its loop is closed: the run is no longer driven
                 driver.loop.call_soon_threadsafe(driver.look)
 
 
 class AsyncRuns:
-    """The runs of one `AsyncEngine`, and the threads of their sync steps. Runs in flight hold it, and it holds no engine."""
+    """The runs of one `AsyncEngine`, and the threads of their sync steps. Runs in flight keep this object alive; it does
+    not keep the engine alive."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
@@ -61,13 +63,13 @@ class AsyncRuns:
         self.queued: dict[RunState, AsyncRunFuture] = {}
         """submitted runs that have not begun"""
         self.tasks: set[asyncio.Future[Any]] = set()
-        """what may outlive its run; the loop itself keeps no task alive"""
+        """tasks that may outlive their run, and futures of abandoned calls; a loop holds tasks only weakly"""
         self.closing = False
         after_fork_in_child(self, AsyncRuns._after_fork)
         weakref.finalize(self, self.pool.close, settings.grace)
 
     def _after_fork(self) -> None:
-        """In a child: the runs in flight are the parent's, and so are its loops."""
+        """In a forked child, forget the runs in flight and their tasks: they belong to the parent."""
         for run in self.live:
             stopping.leave_to_parent(run, os.getpid())
         self.live.clear()
@@ -78,7 +80,7 @@ class AsyncRuns:
     # -- one run -------------------------------------------------------------------------------------------------------
 
     async def drive(self, run: RunState, cancelled: int, *, check: bool) -> Run:
-        """Drive a run to its end in this task, which had been cancelled so many times before."""
+        """Drive a run to its end in this task. `cancelled`: how often the task had been cancelled before."""
         driver = await self.driven(run, cancelled)
         while driver.result is not None and driver.result.status is Status.WAITING:
             waited = driver.run
@@ -99,12 +101,12 @@ class AsyncRuns:
         return outcome(driver.result, driver.error, check=check)
 
     def driver(self, run: RunState, cancelled: int, main: Program[Run] | None = None) -> AsyncDriver:
-        """What drives a run, which is in flight from now on."""
+        """Create the driver of a run. The run is in flight from now on."""
         driver = self.live[run] = AsyncDriver(run, cancelled, self.pool, self.tasks, main)
         return driver
 
     async def driven(self, run: RunState, cancelled: int) -> AsyncDriver:
-        """Drive a run until it ends, or waits in its store. Returns what has driven it."""
+        """Drive a run until it ends or waits in its store. Returns its driver."""
         return await self._driven(self.driver(run, cancelled))
 
     async def _driven(self, driver: AsyncDriver) -> AsyncDriver:
@@ -121,7 +123,8 @@ class AsyncRuns:
         return driver
 
     def cancel(self, run: RunState) -> bool:
-        """Cancel a run, begun or not, from any thread. False: it was ending already."""
+        """Cancel a run, whether or not it has begun. Returns False if it was ending already. May be called from any
+        thread."""
         queued = self.queued.get(run)
         if queued is not None:
             queued.get_loop().call_soon_threadsafe(queued.cancel)
@@ -134,7 +137,7 @@ class AsyncRuns:
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
     def queue(self, run: RunState, *, check: bool) -> AsyncRunFuture:
-        """Begin a run in a task of its own."""
+        """Begin a submitted run in a task of its own. Returns its future."""
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check))
         self.queued[run] = self.local.futures[run] = future = AsyncRunFuture(run, task, loop)
@@ -155,7 +158,8 @@ class AsyncRuns:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def leave_queued(self, limit: float) -> None:
-        """Leave what has not begun on this loop: recorded as queued, to other engines; what is in memory only is cancelled."""
+        """Drop the runs of this loop that have not begun. On a durable store, they are recorded as queued and left to other
+        engines; in memory, they are cancelled."""
         loop = asyncio.get_running_loop()
         mine = {run: future for run, future in self.queued.items() if future.get_loop() is loop}
         for run in mine:
@@ -163,8 +167,8 @@ class AsyncRuns:
         await leave(mine, partial(AsyncDriver, cancels=0, pool=self.pool, tasks=self.tasks), max(limit, MARGIN))
 
     async def close(self, limit: float | None, looking: Sequence[asyncio.Task[Any]]) -> None:
-        """Wait for the runs on this loop, and for the tasks that `look` at the store. After `limit` seconds: see
-        `Engine.close`."""
+        """Wait for the runs on this loop, and for the tasks that look at the store (`looking`). A `limit` means the same as
+        the timeout of `Engine.close`."""
         settings, loop, me = self._settings, asyncio.get_running_loop(), asyncio.current_task()
         self.closing = True
         if limit is None:
@@ -173,7 +177,7 @@ class AsyncRuns:
             await self.leave_queued(limit)
         drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
         for driver in drivers:
-            if driver.run.dormant:  # it is in its store, for other engines
+            if driver.run.dormant:  # it waits in its store, where other engines find it
                 stopping.park(driver.run, left(driver.run))
                 driver.stop(Stop(cancel=False))
         if limit is not None and settings.durable:
@@ -183,10 +187,10 @@ class AsyncRuns:
         running = await _done([driver.ended() for driver in drivers], limit)
         for driver in drivers:
             driver.hand_over(stopped(driver.run, CLOSED))
-        # One grace is for calls, one for those that were given up, and one for the compensations.
+        # One grace is for calls in flight, one for abandoned calls, and one for the undos.
         if await _done(running, None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN):
             log.warning("an engine was closed while some of its runs had not ended")
-        # What was given up has its grace to complete, and may then have to be undone.
+        # Abandoned calls have one grace to complete, and may then have to be undone.
         until = loop.time() + (0 if limit is not None and self.pool.counts()[1] else settings.grace)
         while (late := [task for task in self.tasks if task.get_loop() is loop]) and loop.time() < until:
             await asyncio.wait(late, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +201,7 @@ class AsyncRuns:
 
 
 async def _done(futures: Sequence[asyncio.Future[Any]], limit: float | None) -> Sequence[asyncio.Future[Any]]:
-    """Those of the futures that are not done after `limit` seconds."""
+    """Wait for the futures. Returns those that are not done after `limit` seconds."""
     if not futures:
         return []
     _, running = await asyncio.wait(futures, timeout=None if limit == math.inf else limit)
@@ -205,6 +209,6 @@ async def _done(futures: Sequence[asyncio.Future[Any]], limit: float | None) -> 
 
 
 def cancels() -> int:
-    """How often the current task has been cancelled and has not minded."""
+    """How many requests to cancel the current task are pending (see `asyncio.Task.cancelling`)."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()

@@ -1,4 +1,4 @@
-"""Sync user code of a run on an event loop: it runs on threads, waits for one, and may be given up."""
+"""Sync user code in runs on an event loop: it waits for a thread, runs on it, and may be abandoned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _CLOSED: Final = object()
 
 
 class Gate:
-    """What a program waits at until it is opened with an answer; a cancellation does not get past it."""
+    """A value for which a program's task waits. A cancellation of the task is reported to the driver and does not end the
+    wait."""
 
     __slots__ = ("_answer", "_driver", "_future")
 
@@ -31,7 +32,7 @@ class Gate:
         self._future: asyncio.Future[None] | None = None
 
     def open(self, answer: Any) -> None:
-        """Let the program go on; only the first answer counts."""
+        """Resume the waiting program with `answer`. Only the first call has an effect."""
         if self._answer is _CLOSED:
             self._answer = answer
             if self._future is not None and not self._future.done():
@@ -48,33 +49,34 @@ class Gate:
 
 
 class ThreadCalls(ABC):
-    """The part of an `AsyncDriver` that has sync user code run on threads. All of it in the loop's thread."""
+    """The part of an `AsyncDriver` that runs sync user code on threads. All methods but `_tell` are called in the loop's
+    thread."""
 
     def __init__(self, run: RunState, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
         self.run = run
         self.loop = asyncio.get_running_loop()
         self._pool = pool
-        self._tasks = tasks  # the engine's: what lands late outlives its run
+        self._tasks = tasks  # the engine's: a call that completes late outlives its run
         self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
         self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
-        self._queued_calls: dict[Call, list[bool]] = {}  # those that wait for a thread
-        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # sync calls that were given up and are not over
+        self._queued_calls: dict[Call, list[bool]] = {}  # sync calls that wait for a thread
+        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # abandoned sync calls that are not over
 
     @abstractmethod
     def _land(self, call: Call, result: Outcome) -> None:
-        """A call on a thread has returned: resume the program that made it."""
+        """Process the outcome of an abandoned call that completed late."""
 
     @abstractmethod
     def stop(self, stop: Stop) -> None:
-        """The run stops: end its waits, and, with `cancel`, its calls."""
+        """End the run's waits and, with `cancel`, its calls."""
 
     @abstractmethod
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
-        """One of the run's tasks was cancelled."""
+        """Stop the run because one of its tasks was cancelled."""
 
     async def _on_a_thread(self, call: Call) -> Outcome:
         gate = self._threaded[call] = Gate(self)
-        begins = [True]  # until the call begins on a thread, or its wait for one ends; list.pop is atomic
+        begins = [True]  # emptied when the call begins or its wait for a thread ends; list.pop is atomic
 
         def job() -> None:
             try:
@@ -105,13 +107,13 @@ class ThreadCalls(ABC):
         return result
 
     def _limit_the_wait(self, call: Call) -> asyncio.TimerHandle | None:
-        """A call waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
+        """Limit how long a call waits for a thread: until the run's deadline and, on a durable store, one lease at most."""
         seconds = patience(self.run)
         return None if seconds is None else self.loop.call_later(seconds, self._waited_long, call)
 
     def _waited_long(self, call: Call) -> None:
-        """End the wait for a thread: at the deadline the step fails; after a lease, where nothing of the run is in
-        flight, the run is parked, so that another process can take it."""
+        """End a call's wait for a thread. At the deadline, the step fails. After a lease, the run is parked so that another
+        process can take it over, unless a call of the run is in flight."""
         run = self.run
         if run.deadline is not None and run.settings.clock() >= run.deadline:
             self._drop_queued_call(call, timed_out=True)
@@ -122,19 +124,19 @@ class ThreadCalls(ABC):
             self._limit_the_wait(call)
 
     def _drop_queued_call(self, call: Call, *, timed_out: bool) -> None:
-        """Give up a call that waits for a thread, unless it has begun."""
+        """Abandon a call that waits for a thread, unless it has begun."""
         begins = self._queued_calls.pop(call, None)
         if begins is None:
             return
         try:
             begins.pop()
-        except IndexError:  # it has begun, and will say so in a moment
+        except IndexError:  # it has just begun, and its thread reports that in a moment
             return
         gate = self._threaded.pop(call)
         gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
 
     def _tell(self, callback: Callable[[], None]) -> None:
-        """Call back in the loop, from a thread; a closed loop has no listener left."""
+        """Schedule `callback` in the loop, from another thread. Does nothing if the loop is closed: nothing waits then."""
         try:
             self.loop.call_soon_threadsafe(callback)
         except RuntimeError:
@@ -159,7 +161,7 @@ class ThreadCalls(ABC):
             gate.open((None, GivenUp(call, timed_out=late)))
 
     def _thread_returned(self, call: Call) -> None:
-        """A call that was given up is over; perhaps it was on a thread."""
+        """Note that an abandoned call is over. Does nothing if the call was not on a thread."""
         straggler = self._stragglers.pop(call, None)
         if straggler is not None:
             self._pool.returned(call_title(self.run, call))

@@ -1,4 +1,4 @@
-"""How both engines call the store for what is no effect of a run's program: recovery, operators' verbs, and queueing."""
+"""The store calls of both engines outside of a run's program: for recovery, operators' verbs and queueing."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Asking", "asked_on_loop", "cancel_in_store", "perform", "performed",
 T = TypeVar("T")
 
 Asking: TypeAlias = Generator[StoreCall | contextvars.Context, Any, T]
-"""A program that yields calls of the store, and is sent what they return or raise. It may yield a contextvars context, in
-which the calls after it are made."""
+"""A program that yields store calls and is sent what they return or raise. It may also yield a contextvars context, in
+which all later calls are made."""
 
 
 def performed(program: Asking[T], context: contextvars.Context | None = None) -> T:
-    """Make the calls of the store that a program outside of any run yields. Returns what it returns."""
+    """Make, in this thread, the store calls that a program outside of any run yields. Returns the program's result."""
     context = context or contextvars.copy_context()
     answer: Any = None
     failure: BaseException | None = None
@@ -42,12 +42,12 @@ def performed(program: Asking[T], context: contextvars.Context | None = None) ->
             continue
         try:
             answer = context.run(call)
-        except BaseException as error:  # noqa: BLE001 - the program's to handle
+        except BaseException as error:  # noqa: BLE001 - the program handles it
             failure = error
 
 
 async def performed_on_loop(program: Asking[T], context: contextvars.Context | None = None) -> T:
-    """The same in a task: a store that blocks is called on a thread, an async one is awaited."""
+    """Like `performed`, but in a task: a sync store is called on a thread, an async one is awaited."""
     context = context or contextvars.copy_context()
     answer: Any = None
     failure: BaseException | None = None
@@ -63,7 +63,7 @@ async def performed_on_loop(program: Asking[T], context: contextvars.Context | N
             continue
         try:
             answer = await asked_on_loop(call, context)
-        except BaseException as error:  # noqa: BLE001 - the program's to handle
+        except BaseException as error:  # noqa: BLE001 - the program handles it
             failure = error
 
 
@@ -75,7 +75,8 @@ async def asked_on_loop(call: StoreCall, context: contextvars.Context) -> Any:
 
 
 def perform(program: Program[T], ask: Callable[[str, object], Any]) -> T:
-    """Perform a program that only calls the store, by `ask`, and waits between two calls, in the current thread."""
+    """Perform, in this thread, a program that only calls the store (through `ask`) and sleeps between the calls. Returns
+    the program's result."""
     answer: Any = None
     while True:
         try:
@@ -91,7 +92,7 @@ def perform(program: Program[T], ask: Callable[[str, object], Any]) -> T:
 
 
 def cancel_in_store(store: Store, run_id: str | None, key: str | None) -> Asking[bool]:
-    """Have the owner of a run on a durable store cancel it. False: there is no such run, or it is over."""
+    """Have the owner of a run on a durable store cancel it. Returns False if there is no such run or it is over."""
     try:
         wanted: str = key if key is not None else (yield partial(store.get_run, run_id or "")).key
         record: RunRecord | None = yield partial(store.find, wanted)
