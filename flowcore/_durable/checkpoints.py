@@ -1,11 +1,11 @@
-"""Telling a durable store: each start of a step, each end, each undo, before anything that follows from it begins.
+"""The checkpoints of a durable run: each start, end and undo of a step is saved before anything that follows from it.
 
 The next owner of a run knows only what was recorded here. So a step's end is recorded together with the start of the
-step that its worker runs next, in one round trip, and only then may anything else that waited for it begin.
+step that its worker runs next, in one round trip, and only then may other steps that depend on it begin.
 
-Source of the rules: an unreachable store is called again for `store_patience` seconds, then the run parks; past the lease
-nothing new starts meanwhile. Where the store returns Lost, another owner has the run, and this one starts and undoes
-nothing more. Where it returns Behind, its record has gone back in time, and this owner writes all that it knows.
+Calls to an unreachable store are retried for `store_patience` seconds, then the run parks. Meanwhile nothing new starts
+once the lease has expired. If the store returns Lost, another owner has the run, and this one starts and undoes nothing
+more. If it returns Behind, its record has gone back in time, and this owner writes all that it knows.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ __all__ = [
 ]
 
 Answer = tuple[Any, BaseException | None]
-"""what the store answered, or (None, its error)"""
+"""(the store's reply, None) or (None, its error)"""
 STORE_BACKOFF: Final = Backoff.exponential(0.02, max_delay=1.0, jitter=False)
-"""how often a store that does not answer is asked again"""
+"""the delays between retries of a call to an unreachable store"""
 _MARGIN: Final = 1 / 6
-"""the last part of a lease, in which nothing is begun that the store does not know of"""
+"""the last part of a lease, which is kept free: some retries of a store call end before it begins"""
 _REFUSALS: Final = (NotSerializable, DefinitionChanged)
-"""what a healthy store refuses"""
+"""errors with which a healthy store refuses a call"""
 _CURABLE: Final = (StoreUnavailable, OSError)
 """errors of a store that a retry may cure"""
 
 
 def ask(run: RunState, verb: str, argument: object, context: contextvars.Context | None = None) -> Program[Answer]:
-    """Ask the store once, in the run's context or in that given, and report to the hooks how it went."""
+    """Call the store once, in `context` or in the run's own, and emit how it went. Returns its reply, or its error."""
     began = run.settings.clock()
     outcome: Answer = yield Ask(verb, argument, context)
     _emit_call(run, verb, began, outcome[1])
@@ -64,8 +64,8 @@ def _emit_call(run: RunState, verb: str, began: float, error: BaseException | No
 
 
 def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseException | Arrived | None]:
-    """Record how the run ended, and all that the store does not know yet. Returns why that failed; Arrived, of a run
-    that was to wait, if values have come."""
+    """Record how the run ended, and all changes that are not saved yet. Returns None, or the error if that failed, or
+    Arrived if a run that was to wait must resume here."""
     with run.lock:
         steps, writes = ledger.take()
         base = ledger.base
@@ -88,10 +88,10 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
 
 
 def save(run: RunState, ledger: Ledger, steps: Collection[str] | None) -> Program[BaseException | None]:
-    """Tell the store what has changed of `steps` (None: of all). Returns NotSerializable; anything else that keeps the
-    store from knowing stops the run."""
+    """Save the changes of `steps`, or of all steps if that is None. Returns None, or the error if that failed. Any
+    error but NotSerializable has stopped the run."""
     with run.lock:
-        if steps is None and run.running > 1:  # what others write goes with their own ends
+        if steps is None and run.running > 1:  # the writes of running steps are saved with their own ends
             steps = (*ledger.steps, "")
         records, writes = ledger.take(steps)
         # A pivot that is still running may succeed, and then nothing is undone.
@@ -108,10 +108,11 @@ def save(run: RunState, ledger: Ledger, steps: Collection[str] | None) -> Progra
 def settle(
     run: RunState, ledger: Ledger, checkpoint: Checkpoint, answer: object, failure: BaseException | None
 ) -> Program[BaseException | None]:
-    """The store has answered a checkpoint, or has not: what follows for the run."""
+    """Process the reply of the store to a checkpoint, or the failure to save it. Returns None, or the error as `save`
+    does."""
     answer, failure = yield from _healed(run, ledger, checkpoint, answer, failure)
     while failure is None and not isinstance(answer, Lost) and run.settings.clock() >= ledger.lease_until:
-        # It was written in time, but this process heard of it too late: another owner may have the run by now.
+        # The checkpoint was written in time, but its reply came too late: another owner may have the run by now.
         empty = Checkpoint(run.stored_key, run.run_id, run.fence, run.settings.lease)
         answer, failure = yield from retry_store_call(run, ledger, "checkpoint", empty)
         answer, failure = yield from _healed(run, ledger, empty, answer, failure)
@@ -131,7 +132,8 @@ def settle(
 def _healed(
     run: RunState, ledger: Ledger, checkpoint: Checkpoint, answer: object, failure: BaseException | None
 ) -> Program[Answer]:
-    """Where the record has gone back in time, write all that this owner knows of the run."""
+    """Write all that this owner knows of the run if its record has gone back in time. Returns the final reply or
+    error."""
     while failure is None and isinstance(answer, Behind):
         with run.lock:
             steps, writes = ledger.all_known()
@@ -146,10 +148,11 @@ def _healed(
 def retry_store_call(
     run: RunState, ledger: Ledger, verb: str, argument: object, failed: tuple[float, BaseException] | None = None
 ) -> Program[Answer]:
-    """Call the store until it answers; for `store_patience` at most, or until the run's deadline. Nothing new of the run
-    starts meanwhile, and what has ended is kept: the store refuses it if another owner has taken the run over.
+    """Call the store, and retry while it is unreachable, for `store_patience` at most, or until the run's deadline. The
+    changes of steps that have ended are kept meanwhile: the store refuses them if another owner has taken the run over.
 
-    `failed`: when it was first called, and with which error. A run that is cancelled or left waits for its lease only.
+    `failed`: when the first call was made, and its error, if it was made already. A run that is cancelled or left
+    retries until shortly before its lease ends.
     """
     clock, lease = run.settings.clock, run.settings.lease
     began, failure = (clock(), None) if failed is None else failed
@@ -177,7 +180,8 @@ def retry_store_call(
 
 
 def _put_back(run: RunState, ledger: Ledger, checkpoint: Checkpoint, failure: BaseException | None) -> None:
-    """The store does not know of these changes after all. Later ones win; what it cannot keep is left out."""
+    """Put changes that could not be saved back among the unsaved ones. Later changes win, and values that the store
+    cannot keep are dropped."""
     with run.lock:
         for name, record in checkpoint.steps.items():
             ledger.steps.setdefault(name, record)
@@ -189,7 +193,8 @@ def _put_back(run: RunState, ledger: Ledger, checkpoint: Checkpoint, failure: Ba
 
 
 def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
-    """The store says that the run is not ours any more (`gone`: that it knows no such run)."""
+    """Stop the run because the store reports that it is not ours any more. `gone`: the store has no record of it.
+    Returns the error of the run."""
     what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
     why = (
         f"the store has lost the record of {what}: nothing more was started or undone; see what it did before you run it again."
@@ -203,7 +208,8 @@ def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
 
 
 def parked(run: RunState, why: str, cause: BaseException | None = None) -> RunParked:
-    """The error of a run that another caller, or recovery, resumes, for the reason that its record keeps."""
+    """Return the error of a parked run, which another caller or recovery resumes. `why`: the reason, which its record
+    keeps."""
     run.reason = why
     error = RunParked(
         f"Run {run.run_id} of {safe_repr(run.workflow.name)} was parked: {why}. It resumes on the next call with its key "
@@ -214,8 +220,8 @@ def parked(run: RunState, why: str, cause: BaseException | None = None) -> RunPa
 
 
 def obey(run: RunState, order: Renewal) -> bool:
-    """An operator wants the run cancelled or, with UNDO, undone past its pivot too. Returns whether its calls are to be
-    interrupted: not where its owner knew of that from the record that it took over."""
+    """Cancel the run as an operator wants, or with UNDO, let it be undone even past its pivot. Returns whether its
+    calls must be interrupted. Does nothing if the record had that decision already when the run was taken over."""
     if run.earlier is not None and run.earlier.decided:
         return False
     if order is Renewal.UNDO:
@@ -224,5 +230,5 @@ def obey(run: RunState, order: Renewal) -> bool:
 
 
 def cancelled(run: RunState) -> StepCancelled:
-    """The error of a run that an operator has cancelled through the store."""
+    """Return the error of a run that an operator has cancelled through the store."""
     return StepCancelled(f"Run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled through its store.")

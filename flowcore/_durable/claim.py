@@ -1,6 +1,6 @@
-"""The claim: whose run is it? And what becomes of a caller whose run it is not."""
+"""The claim of a run's key, and what a caller gets if another run has the key."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments of callers without a type checker are checked at run time.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
 
 _RESENT: Final = 1 / 3
-"""of a lease: for how long a claim is sent again to a store that does not answer"""
+"""the part of a lease for which a claim is sent again to an unreachable store"""
 
 
 class StoreClaims:
-    """See flowcore._kernel.ledger.Claims. `local`: the engine's runs in flight; `owner`: this process, for its records."""
+    """See flowcore._kernel.ledger.Claims. `local`: the engine's runs in flight. `owner`: returns the Owner that records
+    name."""
 
     def __init__(self, local: LocalRuns | None = None, owner: Callable[[], Owner] | None = None) -> None:
         self.local = local
@@ -75,7 +76,7 @@ class StoreClaims:
         assert ledger is not None and run.waits is not None  # noqa: S101, PT018 - only a durable run is suspended
         record.waiting_for = tuple(run.waits.aside)
         failure = yield from checkpoints.finish(run, ledger, record)
-        if failure is None or isinstance(failure, LeaseLost):  # lost: another owner has resumed it
+        if failure is None or isinstance(failure, LeaseLost):  # LeaseLost: another owner has resumed it
             return True
         if isinstance(failure, Arrived):
             found, failure = yield from checkpoints.ask(run, "find", record.key)
@@ -101,8 +102,8 @@ class StoreClaims:
 def claim(
     run: RunState, local: LocalRuns | None = None, owner: Callable[[], Owner] | None = None
 ) -> Program[Run | RunRecord | None]:
-    """Claim the run's key. Returns None if the run is ours from its beginning, the record if we resume it,
-    else the earlier run whose outcome is ours too."""
+    """Claim the run's key. Returns None if the run begins here, its record if it is resumed here, or the Run of an
+    earlier run with the key, whose outcome the caller gets. Raises if the claim is refused or the store fails."""
     request = run.request
     try:
         run.fingerprint = None if request.recovering is not None else fingerprint_of(run)
@@ -144,14 +145,14 @@ def claim(
             emit.refused(run, failure)
             raise failure
         match answer:
-            case Claimed(record=None) if request.recovering is not None:  # it was forgotten meanwhile
+            case Claimed(record=None) if request.recovering is not None:  # its record was deleted meanwhile
                 yield from checkpoints.ask(run, "withdraw", wanted)
                 gone = RunNotFound(f"run {request.recovering} is not in the store any more.")
                 emit.refused(run, gone)
                 raise gone
             case Claimed(record=None, generation=later) if later and run.settings.clock() >= sent + run.settings.lease:
-                # A copy of this claim, whose answer was lost, may have been granted long ago, and its run taken over and
-                # ended by others: two runs must not have one id.
+                # A copy of this claim, whose reply was lost, may have been granted long ago, and other processes may have
+                # taken over and ended its run. Two runs must not have one id.
                 yield from checkpoints.ask(run, "withdraw", wanted)
                 late = StoreUnavailable(
                     f"The store answered the claim for key {hashed_key(wanted.key)} too late (more than one lease), and other "
@@ -175,14 +176,14 @@ def claim(
                 )
                 emit.refused(run, changed)
                 raise changed
-            case _ if request.recovering is not None and request.wait is None:  # no caller waits for an answer
+            case _ if request.recovering is not None and request.wait is None:  # no caller waits for the outcome
                 over = LeaseLost(
                     f"Run {request.recovering} has already finished or was taken over by another process.",
                     run_id=request.recovering,
                 )
                 emit.refused(run, over)
                 raise over
-            case Finished(record=record) if record.status in RESUMABLE:  # held meanwhile
+            case Finished(record=record) if record.status in RESUMABLE:  # it has been held meanwhile
                 raise refusal(run, local, wanted.key, Held(record.run_id, record.carrier, answer.age))
             case Finished():
                 record = answer.record
@@ -197,7 +198,8 @@ def claim(
 
 
 def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.Answer]:
-    """Send the claim, again and again where a durable store does not answer; nothing has begun that could be lost."""
+    """Send the claim, and retry for a part of a lease while a durable store is unreachable. The claim is withdrawn if
+    that fails. `poll`: the caller waits for another run, and has sent the claim before."""
     polled = emit.maintenance_started(run, "poll") if poll else None
     until = run.settings.clock() + (run.settings.lease * _RESENT if run.settings.durable else 0.0)
     tries = 0
@@ -211,20 +213,20 @@ def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.A
         if run.error is not None:  # cancelled meanwhile
             break
     if isinstance(failure, StoreUnavailable) and run.settings.durable:
-        yield from checkpoints.ask(run, "withdraw", wanted)  # in case only its answer was lost
+        yield from checkpoints.ask(run, "withdraw", wanted)  # it may have been granted, and only the reply was lost
     if polled is not None:
         emit.maintenance_finished(run, polled, "poll", failure)
     return answer, failure
 
 
 def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunRecord | None:
-    """The run is ours."""
+    """Note that the claim is granted. Returns the record of a run that is resumed, or None if the run begins here."""
     run.claimed = True
     run.generation, run.fence = claimed.generation, claimed.fence
     allowed = run.request.deadline
     if claimed.record is not None:
         run.run_id = claimed.record.run_id
-        # The call that began the run has set its deadline, unless this call sets one of its own.
+        # The deadline of the call that began the run holds, unless this call sets one of its own.
         if claimed.record.deadline is not None and allowed in {None, run.workflow.deadline}:
             allowed = claimed.record.deadline
     if allowed is not None:
@@ -238,8 +240,9 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
 
 
 def fingerprint_of(run: RunState) -> str:
-    """What distinguishes one use of a key from another: the workflow's name and its initial values, in the codec's canonical form."""
-    import hashlib  # with a key only: imports that many a run never needs
+    """Return the fingerprint of a request, a hash of the workflow's name and the canonical form of its initial values.
+    Two calls with one key must have the same. Raises NotSerializable if the values cannot be compared."""
+    import hashlib  # imported here, because only runs with a key need it
 
     values: dict[Any, Any] = run.values
     if run.workflow.fingerprint is not None:
@@ -273,14 +276,15 @@ def _canonical(values: dict[Any, Any], workflow: str) -> str:
 
 
 def record_of(run: RunState, finished: Run) -> RunRecord:
-    """The run as its store is to keep it; a durable one knows of single steps from its checkpoints."""
+    """Return the record of a run that has ended or only waits. It has single steps only for a run in memory, because a
+    durable store has them from checkpoints."""
     record = RunRecord(
         run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, finished.status, finished.held
     )
     record.undoing, record.undone, record.failed_step = run.failing, finished.undone, run.failed_step
     record.error = finished.error if run.leaving is None else None if run.error is run.leaving else run.error
     record.generation, record.carrier = run.generation, run.carrier
-    record.fence = run.fence if run.claimed else 0  # 0: the claim's answer never came
+    record.fence = run.fence if run.claimed else 0  # 0: the key was not claimed
     if run.ledger is None:
         record.results, record.values, record.steps = run.results, run.values, finished.steps
         record.sent = {} if run.waits is None else dict(run.waits.sent)

@@ -1,8 +1,8 @@
-"""Callers of a run that only waits: its store has it, and no process.
+"""Callers of a run that only waits: it is left to its store, and no process owns it.
 
-Such a caller looks at the head of its record, with growing delays, until the run may be resumed or another process has
-resumed it; then it claims the run like any caller. All of them together look a bounded number of times a second. A value
-that is sent by this engine wakes the caller at once.
+Such a caller polls the head of the record, with growing delays, until the run may be resumed or another process has
+resumed it. Then it claims the run like any caller. The polls of all such callers of an engine together are limited to a
+number per second. A value that this engine sends wakes the caller at once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["continuation", "take_back"]
 
 _POLL: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
 _SHARE: Final = 0.01
-"""seconds between the looks of two such callers of one engine, on average"""
+"""seconds between two polls of such callers of one engine, on average"""
 
 
 def continuation(run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run]] | None:
-    """What continues a run that waits in its store, for its caller: a run, and its main program. None if the caller wants
-    to have it as it is."""
+    """Return the RunState and the main program that resume a run left to its store, for its caller. Returns None if the
+    caller asked for the run as it is."""
     if run.waits is None or (run.request.until_waiting and stopping.continue_as(run, None)):
         return None
-    values: dict[Any, Any] = {}  # the store has them
+    values: dict[Any, Any] = {}  # they are in the store
     request = Request(
         *(run.workflow, run.plan, values, run.context, run.stored_key),
         wait=math.inf,
@@ -49,8 +49,9 @@ def continuation(run: RunState, local: LocalRuns) -> tuple[RunState, Program[Run
 
 
 def _resume_when_due(run: RunState, local: LocalRuns, due: float, received: int) -> Program[Run]:
-    """The main program of a caller whose run waits in its store, until the moment `due` (monotonic) at most; `received`: how
-    many of the values that were sent to it were known when it was left to its store."""
+    """Run the main program of a caller whose run waits in its store: wait until it may be resumed, at the moment `due`
+    (monotonic) at the latest, then claim it. `received`: how many sent values the run had when it was left to its
+    store."""
     local.sleep(run)
     try:
         polls, until = 0, None
@@ -67,7 +68,7 @@ def _resume_when_due(run: RunState, local: LocalRuns, due: float, received: int)
                     break
                 if head.received > received and (until is None or head.not_before != until):
                     break
-                received, until = head.received, head.not_before  # what came meanwhile is for another wait
+                received, until = head.received, head.not_before  # the new values are for another wait
     finally:
         run.dormant = False
         local.wake_up(run)
@@ -75,8 +76,8 @@ def _resume_when_due(run: RunState, local: LocalRuns, due: float, received: int)
 
 
 def take_back(run: RunState, key: str) -> Program[None]:
-    """The caller of a run that may wait in its store has cancelled it: have it claimed here, where it is undone, or, if it
-    runs elsewhere, cancelled there."""
+    """Let the caller of a run that may wait in its store cancel it: release the run from its wait, so that it is
+    claimed and undone here. If another process runs it, cancel it there."""
     _, failure = yield from checkpoints.ask(run, "resume", key)
     if failure is not None:
         yield from checkpoints.ask(run, "cancel", key)

@@ -1,4 +1,4 @@
-"""How a run ends that is not over: why, how often so, and when recovery may resume it."""
+"""The end of a run, as it is sent to its store: the reason, the retries, and when recovery may resume the run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from ..stores.base import Checkpoint, Ending, RunRecord
 __all__ = ["ending", "retry_in"]
 
 _LEASES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""before the first retry, the second one, and so on; the last one stays"""
+"""leases to wait before the first retry, the second, and so on; all later ones wait as long as the last one here"""
 _UNIT: Final = 1.0
-"""seconds, where a store knows no leases"""
+"""seconds used in place of a lease if the store has no leases"""
 
 
 def retry_in(lease: float, retries: int) -> float:
-    """Seconds that a run waits which has ended parked or incomplete `retries` times since its last progress."""
+    """Return the seconds until recovery may resume a run that has ended parked or incomplete `retries` times since its
+    last progress."""
     unit = lease if lease < math.inf else _UNIT
     return _LEASES[min(max(retries - 1, 0), len(_LEASES) - 1)] * unit
 
 
 def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Ending:
-    """The end of a run, for its store. Fills in the record's reason and retries.
+    """Return the Ending of a run for its store, and set the reason and the retries of `record`.
 
-    A run that parks because its process stops may be resumed at once; one that was kept from going on waits longer each
-    time.
+    A run that is parked because its process stops may be resumed at once. A run that is incomplete, or was parked
+    because of an error, waits longer each time.
     """
     if record.status is Status.WAITING and run.waits is not None:
         left = run.waits.next_limit(run.deadline) - run.settings.clock()
@@ -45,15 +46,13 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Endi
         retries, before = (0, 0) if run.earlier is None else (run.earlier.retries, run.earlier.ended)
         progress = len(run.results) + (len(run.undone) if run.stopped else 0) > before
         record.retries = (0 if progress else retries) + kept
-    if (
-        record.status is Status.INCOMPLETE and run.workflow.undo == "never"
-    ):  # the next call resumes it, recovery does not
+    if record.status is Status.INCOMPLETE and run.workflow.undo == "never":  # only the next call resumes it
         return Ending(record, changes, math.inf)
     return Ending(record, changes, retry_in(run.settings.lease, record.retries) if kept else 0.0)
 
 
 def _reason(run: RunState, record: RunRecord) -> str:
-    """Why a run is held or incomplete that no one has left."""
+    """Return the reason for the record of a run that is held, parked or incomplete and has no reason of its own."""
     if record.status is Status.COMPENSATION_FAILED:
         failed = ", ".join(f"{safe_repr(step)} ({_brief(error)})" for step, error in run.undo_errors.items())
         return f"the undo of step {failed} failed"

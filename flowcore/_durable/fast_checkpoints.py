@@ -1,8 +1,8 @@
 """Fast checkpoints: a chain of plain steps on a durable store, in a run that no hook observes.
 
-For such steps this does what `steps.work` and `Ledger.ended` do for any step, without the branches for what does not
-happen here. It continues while exactly one step runs, none is ready beside it, and the next one waits for nothing else.
-The rest is left to them: a step that fails or writes, a store that is unreachable, a run that stops.
+For such steps this does the same as `steps.work` and `Ledger.ended`, without the branches for cases that cannot occur
+here. It continues while exactly one step runs, no other is ready, and the next one depends on nothing else. All other
+cases are left to them: a step that fails or writes, a store that is unreachable, a run that stops.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ __all__ = ["run_chain"]
 
 
 Recorded = tuple[Node, Node | None, Checkpoint | None, float, Answer]
-"""the step that ended last, the next one, and the checkpoint that was sent, when, and what came of it; None: nothing was"""
+"""the step that ended last, the step after it, the checkpoint that was sent, when it was sent (monotonic), and the
+reply of the store; after the last step of the run nothing is sent, and the second and third are None"""
 
 
 def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt | Recorded]:
-    """Run steps from `node` on, which is taken, and whose start is saved. Returns an attempt that is neither judged nor
-    saved, or what is to be said to the store that has not simply accepted a checkpoint."""
+    """Run a chain of steps that begins with `node`, which was taken and whose start is saved. Returns an attempt that
+    is neither judged nor saved, or a Recorded, if the last step has ended or the store did not simply accept a
+    checkpoint."""
     clock, lease, lock = run.settings.clock, run.settings.lease, run.lock
     key, run_id, fence, results, reports = run.stored_key, run.run_id, run.fence, run.results, run.reports
     copy, types, epoch = run.context.copy, run.plan.types, ledger.epoch
-    # From step to step, the way through the driver would cost as much as all that is done here.
+    # Yielding to the driver for each step would cost as much as the rest of this function.
     direct: Direct | None = yield DIRECT
     at = clock()
     waited = at - run.ready_at[node.index]
@@ -70,7 +72,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
             run.left -= 1
             ledger.seq = seq = ledger.seq + 2
             done = StepRecord(seq - 1, report, True, value, effect, {})
-            if after is None:  # the checkpoint that the run ends with has its last step
+            if after is None:  # the last step is saved together with the end of the run
                 ledger.steps[name] = done
                 run.running -= 1
                 return node, None, None, ended, (None, None)
@@ -87,7 +89,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
             until = ledger.lease_until = max(ledger.lease_until, ended + lease)
             ledger.base = seq
             if at < until and not run.stopped:
-                node, waited = after, 0.0  # it is ready in the moment in which it starts
+                node, waited = after, 0.0  # it starts at the moment at which it is ready
                 continue
         ledger.announced.add(after.name)
         return node, after, checkpoint, ended, (answer, failure)

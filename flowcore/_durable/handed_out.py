@@ -1,6 +1,6 @@
-"""Values that a step got from its context and may have changed in place: `ctx["reserved"].append(…)`.
+"""Detection of values that a step got from its context and changed in place: `ctx["reserved"].append(…)`.
 
-The encoded form of each is noted when it is handed out, and compared when the step ends.
+The encoded form of each value is noted when the step gets it, and compared when the step ends.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from ..stores.codec import FIXED, JsonCodec
 __all__ = ["HandedOut", "complaint"]
 
 Form = str | bytes | None
-"""the text of the default codec, or else the pickle; None: this value has neither, so it is not watched"""
+"""the text of the default codec, or else the pickle; None for a value that has neither, which is not watched"""
 _CODEC: Final = JsonCodec()
 _log = logging.getLogger("flowcore")
 
 
 class HandedOut:
-    """What each running step holds of the context's values and of other steps' results. Safe for all threads of a run."""
+    """The values of the context and the results of other steps that each running step got. The threads of a run may use
+    it at the same time, each for its own step."""
 
     __slots__ = ("_results", "_values", "_warned")
 
@@ -30,7 +31,8 @@ class HandedOut:
         self._warned: set[tuple[str, str]] = set()
 
     def note(self, step: str, key: Any, value: Any, *, result: bool) -> None:
-        """`step` has got the value of `key`, or the `result` of the step `key`."""
+        """Note that `step` got the value of the key `key` of the context or, if `result` is set, the result of the step
+        `key`."""
         if type(value) in FIXED:
             return
         held = (self._results if result else self._values).setdefault(step, {})
@@ -41,24 +43,26 @@ class HandedOut:
         return step in self._values or step in self._results
 
     def changed_values(self, step: str) -> list[tuple[Any, Any]]:
-        """Key and value of what `step`, which has ended, has changed in place."""
+        """Return key and value of each context value that `step`, which has ended, changed in place, and forget its
+        values."""
         held = self._values.pop(step, {})
         return [(key, value) for key, (value, form) in held.items() if form is not None and _form(value) != form]
 
     def changed_results(self, step: str) -> list[tuple[str, Any]]:
-        """The steps whose results `step`, which has ended, has changed in place, and what they were before."""
+        """Return name and former result of each step whose result `step`, which has ended, changed in place, and forget
+        them."""
         held = self._results.pop(step, {})
         return [(key, _back(form)) for key, (value, form) in held.items() if form is not None and _form(value) != form]
 
     def warn(self, step: str, changed: str, run_id: str) -> None:
-        """Log, once in a run, that `step` has changed the result of the step `changed`."""
+        """Log, once per run, that `step` changed the result of the step `changed` in place."""
         if (step, changed) not in self._warned:
             self._warned.add((step, changed))
             _log.warning("%s (run %s)", complaint(step, changed), run_id)
 
 
 def complaint(step: str, changed: str) -> str:
-    """What is wrong with `step` changing the result of the step `changed`, and the way out."""
+    """Return the message that `step` changed the result of the step `changed` in place, and how to avoid that."""
     return (
         f"step {safe_repr(step)} changed the result of step {safe_repr(changed)} in place. The recorded result stays "
         "as it was. Change a copy, or write it to the context."
@@ -83,4 +87,4 @@ def _back(form: str | bytes) -> Any:
         return _CODEC.loads(form)
     import pickle
 
-    return pickle.loads(form)  # noqa: S301 - what this process has written
+    return pickle.loads(form)  # noqa: S301 - this process has pickled it

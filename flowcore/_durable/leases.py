@@ -1,4 +1,4 @@
-"""The heartbeat: one thread per engine that keeps the leases of its durable runs from running out."""
+"""The heartbeat: one thread per engine that renews the leases of its durable runs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["Leases"]
 
 _BEATS: Final = 3
-"""renewals in the time of a lease"""
+"""renewals per lease"""
 _AGAIN: Final = 12
-"""tries in the time of a lease once one has failed: so an outage of half a lease costs no run, whenever it begins"""
+"""tries per lease after a renewal has failed: so an outage of half a lease costs no run, whenever it begins"""
 _log = logging.getLogger("flowcore")
 
 
 class Leases:
-    """Renews the leases of the runs that `join` until they `leave`, all in one call of the store, at a third of the
-    lease. It survives whatever the store raises: the runs fence themselves by `lease_until`.
+    """Renews the leases of the runs that `join`, until they `leave`: all in one call of the store, every third of a
+    lease. It survives any error of the store, because runs fence themselves by `lease_until`. Thread-safe.
 
-    The thread is started with the first run, and ends when it has had nothing to do for a lease, so that an engine that
-    is forgotten leaves none behind. `on_lost` gets each run that the store says is not ours any more. A coroutine
-    as the store's `renew` runs in an event loop of the thread's own.
+    The thread is started with the first run. It ends when it has had nothing to do for a lease, so that an engine that
+    is no longer used leaves no thread behind. It calls `on_lost` with each run that is not ours any more, `on_cancel`
+    with each run that an operator wants cancelled or undone, and `on_sent` with each run to which new values were sent,
+    and all its values. If the store's `renew` is a coroutine function, it runs in an event loop of the thread.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class Leases:
         after_fork_in_child(self, Leases._after_fork)
 
     def _after_fork(self) -> None:
-        """Begin anew, in a child as well: the parent keeps its own runs, and its thread is not here."""
+        """Start without runs and without a thread, also in a child process: its parent's runs stay with the parent."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._runs: dict[RunState, Lease] = {}
         self._thread: threading.Thread | None = None
 
     def join(self, run: RunState) -> None:
-        """Keep the lease of `x`, which has just been claimed."""
+        """Renew the lease of `run`, which has just been claimed, from now on."""
         with self._lock:
             self._runs[run] = Lease(run.stored_key, run.run_id, run.fence)
             if self._thread is None:
@@ -76,7 +77,7 @@ class Leases:
                 self._thread.start()
 
     def leave(self, run: RunState) -> None:
-        """The run is over."""
+        """Stop renewing the lease of `run`, which is over."""
         with self._lock:
             self._runs.pop(run, None)
 
@@ -100,16 +101,16 @@ class Leases:
                 renewed = not runs or self._renew(runs, loop)
 
     def _renew(self, runs: dict[RunState, Lease], loop: asyncio.Runner) -> bool:
-        """Renew these leases, once; False: the store did not answer."""
+        """Renew these leases once. Returns False if the call of the store failed."""
         context, at = contextvars.Context(), time.monotonic()
         event = MaintenanceStarted("", "", at, {}, "heartbeat")
         scopes = self._hooks.enter(event, context)
         failure = None
         try:
             ours = context.run(self._asked, list(runs.values()), loop)
-        except Exception as error:  # noqa: BLE001 - the next beat may have more luck
+        except Exception as error:  # noqa: BLE001 - the next renewal may succeed
             failure = error
-            if not self._failing:  # else it has been logged
+            if not self._failing:  # log only the first failure in a row
                 _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
         else:
             for (run, _), renewal in zip(runs.items(), ours, strict=True):
@@ -135,14 +136,15 @@ class Leases:
         return failure is None
 
     def _fetch(self, run: RunState, loop: asyncio.Runner, context: contextvars.Context) -> None:
-        """Get what was sent to a run; what cannot be had now is there when the next lease is renewed, or when the run waits."""
+        """Read the values that were sent to a run. If that fails, they are read at the next renewal, or when the run
+        only waits."""
         find = self._store.find
         try:
             if inspect.iscoroutinefunction(find):
                 record = loop.run(find(run.stored_key), context=context)
             else:
                 record = context.run(find, run.stored_key)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - the next renewal reads them again
             _log.warning("what was sent to run %s could not be read: %s", run.run_id, safe_str(error, 200))
             return
         if record is not None and record.run_id == run.run_id:
@@ -158,5 +160,5 @@ class Leases:
 
 
 def _as_known(run: RunState, lease: Lease) -> Lease:
-    """The lease of a run, with how many of the values that were sent to it are known here."""
+    """Return the lease of a run with the number of sent values that are known here."""
     return lease if run.waits is None else replace(lease, received=len(run.waits.sent))

@@ -129,8 +129,8 @@ def leave_to_parent(run: RunState, process: int) -> None:
 
 
 def fail_after_all(run: RunState, error: BaseException) -> None:
-    """Stop a run that had ended because its end could not be recorded: it is parked, lost, or has failed, by the type
-    of `error`."""
+    """Stop a run whose end could not be recorded. It becomes parked, lost or failed, depending on the type of
+    `error`."""
     with run.lock:
         run.finished = None
         run.parked, run.lost = isinstance(error, RunParked), isinstance(error, LeaseLost)
@@ -148,8 +148,8 @@ def resume_undo(
     undone: list[str],
     undo_errors: dict[str, Exception],
 ) -> None:
-    """Stop a run that was taken over so that it is undone because of `error`, or its undoing resumes. `undone` and
-    `undo_errors`: the undos that ended under earlier owners."""
+    """Begin or resume the undoing of a run that was taken over. `error` and `step`: the failure that stopped the run.
+    `undone` and `undo_errors`: the undos that ended under earlier owners."""
     with run.lock:
         _stop(run, error, step)
         run.to_undo = to_undo
