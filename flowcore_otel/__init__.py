@@ -1,9 +1,9 @@
 """Telemetry for flowcore: hooks that turn its events into OpenTelemetry spans and metrics, and Prometheus metrics.
 
-`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`. `LogContext` puts the ids of run,
-step and attempt on log records, `current()` gives them to any other logging library; `trace_id` and `original_trace_id` lead
-from a Run to its trace. No hook sets up a provider, an exporter or a logger: that is the application's. Dashboards and alert
-rules are written by `python -m flowcore_otel.dashboards`.
+`TracingHook` and `MetricsHook` need the extra `otel`, `PrometheusHook` needs `prometheus`. `LogContext` adds the ids of
+run, step and attempt to log records; `current()` returns these ids for any other logging library. `trace_id` and
+`original_trace_id` return the id of a Run's trace. No hook sets up a provider, an exporter or a logger: the application
+does that. `python -m flowcore_otel.dashboards` writes dashboards and alert rules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LogContext", "MetricsHook", "PrometheusHook", "TracingHook", "current", "original_trace_id", "trace_id"]
 
-# public name -> (module, what it needs, the extra that brings it)
+# Public name -> (module, distribution that it needs, extra that installs the distribution).
 _OTEL = ("opentelemetry-api", "otel")
 _HOMES = {
     "LogContext": ("context", "", ""),
@@ -33,7 +33,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a name when it is first asked for, so that each works without the others' extras."""
+    """Import a public name at its first use, so that each name works without the extras of the others."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, needed, extra = _HOMES[name]

@@ -1,6 +1,6 @@
-"""Where code is, and which spans belong to it: ids for log lines, exemplars for metrics, the trace of a Run.
+"""The run, step and attempt that code runs in: ids for log records, exemplars for metrics, and the trace of a Run.
 
-Needs nothing but flowcore: where OpenTelemetry is in use, its user has imported it.
+This module needs flowcore only. It uses OpenTelemetry if the program has imported it.
 """
 
 from __future__ import annotations
@@ -49,41 +49,41 @@ _place: Final = ContextVar("flowcore_otel.place", default=_NOWHERE)
 
 
 def current() -> dict[str, str | int]:
-    """The run and step in whose code this is called: `run_id`, `workflow`, and within a step `step` and `attempt`.
+    """Return the ids of the code that runs here: `run_id`, `workflow`, and within a step `step` and `attempt`.
 
-    Empty outside a run, and where the engine lacks the hook `LogContext`. Thread-safe.
+    Returns an empty dict outside a run, and if the engine lacks the hook `LogContext`. Thread-safe.
     """
     return {name: value for name, value in _place.get()._asdict().items() if value is not None}
 
 
 class LogContext(logging.Filter):
-    """Adds to every log record the run, step and attempt in whose code it was written.
+    """Adds to every log record the ids of the run, step and attempt that wrote it.
 
-    Is a filter and a hook: add it to the handlers whose records shall have the ids, and to the hooks of the engines
-    whose runs shall give them; any instances will do.
+    It is a filter and a hook: add it to the handlers whose records are to get the ids, and to the hooks of the engines
+    whose runs write them. The filter and the hook may be different instances.
 
         log_context = LogContext()
         handler.addFilter(log_context)
         engine = Engine(hooks=[log_context])
 
-    A record gets `flowcore_run_id`, `flowcore_workflow`, `flowcore_step`, `flowcore_attempt` and, of the current span of
-    OpenTelemetry, `trace_id` and `span_id` in hex; each None where there is none, and as it was where `extra=` has set it.
-    An attempt that completes late still has its ids. Lets every record pass. Thread-safe. `current()` gives the same ids
-    to any other logging library.
+    A record gets `flowcore_run_id`, `flowcore_workflow`, `flowcore_step`, `flowcore_attempt`, and the `trace_id` and
+    `span_id` (in hex) of the current OpenTelemetry span. An attribute without a value is None, and one that `extra=`
+    has set is not changed. Records of an attempt that completes late still get its ids. Every record passes the filter.
+    Thread-safe. `current()` returns the ids of run, step and attempt for any other logging library.
     """
 
     wants: frozenset[type[Event]] = frozenset({RunStarted, AttemptStarted})
 
     def __call__(self, event: Any, /) -> None:
-        # A run and each attempt have a contextvars context of their own, which ends with them: nothing is put back, and
-        # code that still runs in an abandoned attempt keeps its ids.
+        # A run and each attempt have a contextvars context of their own, which ends with them. So nothing has to be
+        # reset, and code that still runs in an abandoned attempt keeps its ids.
         if type(event) is AttemptStarted:
             _place.set(_Place(event.run_id, event.workflow, event.step, event.attempt))
         else:
             _place.set(_Place(event.run_id, event.workflow))
 
     def across_processes(self) -> Callable[[], AbstractContextManager[None]]:
-        """The log records of a step with `executor=` have the same ids, where its process has the filter too."""
+        """Return a function that sets the ids in the process of a step with `executor=`, for a filter there."""
         return partial(_in_place, _place.get())
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -109,9 +109,9 @@ def _as_fields(place: _Place) -> dict[str, str | int | None]:
 
 
 class RecordIds:
-    """From `install()` to `uninstall()`, every log record written in a run has the ids that LogContext adds.
+    """Adds the ids of run, step and attempt to every log record that a run writes, from `install()` to `uninstall()`.
 
-    For zero-code mode, where no handler can be asked to have a filter: wraps the record factory of `logging`.
+    It wraps the record factory of `logging`. It is for zero-code mode, where LogContext cannot be added to handlers.
     """
 
     def __init__(self) -> None:
@@ -131,13 +131,13 @@ class RecordIds:
         logging.setLogRecordFactory(make)
 
     def uninstall(self) -> None:
-        """Put the factory back, unless another one has been set around ours since."""
+        """Restore the previous record factory, unless another one has been set since."""
         if logging.getLogRecordFactory() is self._make:
             logging.setLogRecordFactory(self._before)
 
 
 def _api() -> Any:
-    """Code that has a span has imported OpenTelemetry; other code does not need it."""
+    """Return `opentelemetry.trace` if the program has imported it, else None: then it has no spans."""
     return sys.modules.get("opentelemetry.trace")
 
 
@@ -149,7 +149,7 @@ def _ids_of_current_span() -> tuple[str | None, str | None]:
     return (f"{span.trace_id:032x}", f"{span.span_id:016x}") if span.is_valid else (None, None)
 
 
-# -- exemplars: how a measurement finds its span, whichever hook gets an event first ------------------------------------
+# -- exemplars: how a measurement finds its span, whichever hook gets an event first -----------------------------------
 
 TRACE: Final = "flowcore_otel.trace"
 """in a run's state: its spans, a Traced, left there by TracingHook"""
@@ -164,11 +164,11 @@ class Traced(Protocol):
 
     @property
     def sampled(self) -> bool:
-        """Whether there will be a trace to look at."""
+        """Whether the trace of the run is sampled."""
         ...
 
     def exemplar(self, step: str | None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
-        """Of the run, of a step or of its undo, or of the latest attempt of these; None if it is not sampled."""
+        """Return the exemplar of the run, of a step, of its undo, or of their latest attempt; None if not sampled."""
         ...
 
 
@@ -179,7 +179,7 @@ def exemplar(span: SpanContext) -> Exemplar | None:
 
 
 def exemplar_of_caller() -> Exemplar | None:
-    """The exemplar of the current span."""
+    """Return the exemplar of the current span, or None if it is not sampled."""
     api = _api()
     return exemplar(api.get_current_span().get_span_context()) if api is not None else None
 
@@ -190,15 +190,15 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a
 
 
 def trace_id(run: Run) -> str | None:
-    """The trace that has the run's spans, as 32 hex digits; on a replay that is the original run's.
+    """Return the id of the trace of a run, as 32 hex digits; for a replay, that of the original run's trace.
 
-    None where no TracingHook watched it. A trace that was not sampled has an id too, and nothing to look at.
+    Returns None if no TracingHook observed the run. A trace that was not sampled has an id too, but no spans.
     """
     return _of(run.carrier)
 
 
 def original_trace_id(run: Run) -> str | None:
-    """On a replay, the trace of the run whose outcome this is; None on any other run, and where that had no trace."""
+    """Return the trace id of the original run if `run` is a replay; else, or if that had no trace, None."""
     return _of(run.carrier) if run.replayed else None
 
 

@@ -1,4 +1,4 @@
-"""`FlowcoreInstrumentor`: what `opentelemetry-instrument` needs to watch the workflows of an unmodified program."""
+"""`FlowcoreInstrumentor`: lets `opentelemetry-instrument` observe the workflows of an unmodified program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tracing import TracingHook
 if TYPE_CHECKING:
 
     class BaseInstrumentor:
-        """What is used of it, so that type checkers need no extra."""
+        """The methods that are used here, so that type checkers need no extra."""
 
         def instrument(self, **kwargs: Any) -> Any: ...
         def uninstrument(self, **kwargs: Any) -> Any: ...
@@ -31,20 +31,20 @@ __all__ = ["FlowcoreInstrumentor"]
 
 
 class FlowcoreInstrumentor(BaseInstrumentor):
-    """Gives every engine of the process a TracingHook, a MetricsHook and a LogContext, unless it has one of its own.
+    """Gives every engine of the process a TracingHook, a MetricsHook and a LogContext, unless it has its own.
 
-    Log records that are written in a run get the ids of run, step and attempt.
+    Log records that are written during a run get the ids of run, step and attempt.
 
-    `instrument(tracer_provider=, meter_provider=, logger_provider=)`: the global ones unless given; a second call warns
-    and does nothing. It must come before the engines are made, and `uninstrument()` leaves those alone that have been.
-    Needs the extra `instrumentation`.
+    `instrument(tracer_provider=, meter_provider=, logger_provider=)` uses the global providers unless others are given.
+    Call it before the engines are made; a second call warns and does nothing. `uninstrument()` does not change engines
+    that exist already. Needs the extra `instrumentation`.
     """
 
     _hooks: tuple[Hook, ...] = ()
     _records = RecordIds()
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        return ()  # it comes with what it instruments
+        return ()  # the instrumented package is flowcore itself, which is always installed
 
     def _instrument(self, **kwargs: Any) -> None:
         tracing = TracingHook(kwargs.get("tracer_provider"), logger_provider=kwargs.get("logger_provider"))

@@ -1,4 +1,4 @@
-"""Log records through the OpenTelemetry logs API; without a logs SDK they cost next to nothing and go nowhere."""
+"""Emits log records through the OpenTelemetry logs API. Without a logs SDK they are dropped, at next to no cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNAL = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
 
 
 class LogEvents:
-    """Emits log events, and records exceptions: as a log record and, until the world reads those, as a span event.
+    """Emits log events, and records exceptions both as log records and as span events, which more back ends show.
 
     `OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN=logs` leaves the span events out.
     """
@@ -26,7 +26,7 @@ class LogEvents:
 
     def __init__(self, provider: logs.LoggerProvider | None = None) -> None:
         self._logger = logs.get_logger(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
-        # Not in every version of the API; asked each time, because a provider may be set later.
+        # Some versions of the API lack it. It is called for each event, because a provider may be set later.
         self.enabled: Callable[[], bool] = getattr(self._logger, "enabled", lambda: True)
         """whether a logs SDK records what is emitted"""
         opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}
@@ -41,7 +41,7 @@ class LogEvents:
         attributes: Mapping[str, AttributeValue],
         severity: logs.SeverityNumber = logs.SeverityNumber.INFO,
     ) -> None:
-        """One event, in the context of `span`, `at` nanoseconds since the epoch; `body` says it in words."""
+        """Emit one event in the context of `span`. `at`: nanoseconds since the epoch. `body`: a text for people."""
         if not self.enabled():
             return
         self._logger.emit(

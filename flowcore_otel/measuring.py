@@ -1,4 +1,4 @@
-"""From events to measurements, once for all sinks. Every number comes from an event, so that the sinks agree."""
+"""Turns events into measurements, in one place for all destinations, so that their numbers agree."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class MeasuringHook:
         return write or self._series.new(metric, labels, self._max_series, type(self).__name__)
 
     def _exemplar(self, event: Event) -> Exemplar | None:
-        """Of a run that may not have started here."""
+        """Return the exemplar of a run that may not have started here: that of its span, or else of its caller's."""
         if not self._exemplars:
             return None
         run: Traced | None = event.state.get(TRACE)
@@ -149,8 +149,8 @@ class MeasuringHook:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def _workflow_registered(self, event: WorkflowRegistered) -> None:
-        # rate() and increase() miss the step from no sample to 1: the first failure would go unseen. So whatever alerts and
-        # panels count, divide or subtract begins at 0.
+        # rate() and increase() do not see a series appear with the value 1, and would miss the first failure. Therefore
+        # all series that alerts and panels count, divide or subtract start at 0.
         flow = event.workflow
         self._to(names.WORKFLOW_INFO, flow, str(len(event.steps)))(1)
         self._series.flow(flow)
@@ -174,7 +174,7 @@ class MeasuringHook:
                 self._to(names.STEP_ATTEMPTS, flow, step, outcome)
             for outcome in names.COMPENSATION_OUTCOMES:
                 self._to(names.COMPENSATIONS, flow, step, outcome)
-            for outcome in ("success", "failure"):  # all outcomes of all steps would be far too many buckets
+            for outcome in ("success", "failure"):  # all outcomes of all steps would have far too many buckets
                 self._to(names.STEP_DURATION, flow, step, outcome)
                 if step in several:
                     self._to(names.ATTEMPT_DURATION, flow, step, outcome)
@@ -196,7 +196,7 @@ class MeasuringHook:
                 run.traced = traced
 
     def _run_joined(self, event: RunJoined) -> None:
-        """A step of a run that is counted elsewhere, as one in flight too."""
+        """Measure a part of a run that another process drives. That process counts the run as in flight."""
         run = event.state[self] = InFlightRun(self._series.flow(event.workflow), event.at, event.wall, _none_waits)
         traced: Traced | None = event.state.get(TRACE) if self._exemplars else None
         if traced is not None and traced.sampled:
@@ -209,7 +209,7 @@ class MeasuringHook:
         flow = event.workflow
         run: InFlightRun = event.state[self]
         run.flow.end(run)
-        if event.outcome is Status.WAITING:  # in its store; it is counted when it has ended
+        if event.outcome is Status.WAITING:  # it waits in its store, and is counted when it ends
             return
         exemplar, at = run.exemplar(), run.wall + event.at - run.at
         self._to(names.RUNS, flow, event.outcome)(1, exemplar)
@@ -254,7 +254,7 @@ class MeasuringHook:
 
     def _step_finished(self, event: StepFinished) -> None:
         run: InFlightRun = event.state[self]
-        if event.outcome is Status.WAITING:  # for its next attempt; it is counted when it has ended
+        if event.outcome is Status.WAITING:  # for its next attempt; it is counted when it ends
             if event.backoff:
                 self._to(names.BACKOFF_SECONDS, event.workflow, event.step)(event.backoff, run.exemplar(event.step))
             return
@@ -275,7 +275,7 @@ class MeasuringHook:
             self._to(names.BACKOFF_SECONDS, event.workflow, step)(event.backoff, exemplar)
 
     def _writes(self, run: InFlightRun, flow: str, step: str) -> Writes:
-        """Of a step that went well; kept from now on, unless its series are past a limit and are those of others too."""
+        """Return the series of a successful step. They are cached, unless they are the shared series `_other`."""
         of_outcome = (flow, step, _SUCCESS)
         writes = (
             self._to(names.WAIT_DURATION, flow, step),
@@ -308,7 +308,7 @@ def _none_waits() -> int:
 
 
 def _service_version() -> str | None:
-    """`service.version` of OTEL_RESOURCE_ATTRIBUTES, as the SDK reads it."""
+    """Return `service.version` of OTEL_RESOURCE_ATTRIBUTES, parsed as by the SDK, or None."""
     for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
         name, _, value = pair.partition("=")
         if name.strip() == "service.version" and value.strip():

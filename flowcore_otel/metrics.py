@@ -37,7 +37,7 @@ class _MeterSeries(Series):
         return partial(_write, record, attributes)
 
     def _observe(self, metric: Metric, _: metrics.CallbackOptions) -> list[metrics.Observation]:
-        # The SDK refuses the +Inf that Prometheus shows of an idle workflow; here it has no point at all.
+        # An idle workflow has no data point: the SDK refuses +Inf, which Prometheus shows for it.
         polled = [(labels, value) for labels, value in self.poll(metric) if math.isfinite(value)]
         return [metrics.Observation(value, _attributes(metric, labels)) for labels, value in polled]
 
@@ -71,9 +71,10 @@ _of: Final = one_for_each(_MeterSeries)
 class MetricsHook(MeasuringHook):
     """Turns the events of runs into the metrics of the catalogue (`flowcore_otel.names`), through `meter_provider`.
 
-    The global provider unless given; hooks on the same one share its metrics. `version`: that of the service, for
-    `flowcore.app.info`; by default `service.version` of OTEL_RESOURCE_ATTRIBUTES. Buckets are the views' business. The same
-    numbers as PrometheusHook's: use one of the two, or both to compare.
+    `meter_provider`: by default the global one; hooks on the same provider share its metrics. `max_series`: how many
+    steps get series of their own, as for PrometheusHook. `version`: the service's version, for `flowcore.app.info`; by
+    default `service.version` of OTEL_RESOURCE_ATTRIBUTES. To change buckets, use views of the SDK. PrometheusHook
+    reports the same numbers: use one of the two, or both to compare.
 
     Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
     """

@@ -16,7 +16,7 @@ SCOPE: Final = "flowcore"
 def _version() -> str:
     try:
         return version("flowcore")
-    except PackageNotFoundError:  # copied into a program instead of installed
+    except PackageNotFoundError:  # flowcore was copied into a program instead of installed
         return "unknown"
 
 
@@ -154,7 +154,7 @@ STEP_COMPLETED_LATE: Final = _log_event("flowcore.step.completed_late", "an atte
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: a metric is a key on the hot path
 class Metric:
-    """A metric, under both of its names."""
+    """A metric, with its names in OpenTelemetry and in Prometheus."""
 
     name: str
     """in OpenTelemetry"""

@@ -29,7 +29,7 @@ _MULTIPROCESS: Final = ValueClass is not MutexValue
 
 
 class _Settings(NamedTuple):
-    """What all hooks on one registry must agree on."""
+    """The settings that all hooks on one registry must share."""
 
     buckets: tuple[float, ...]
     by_step: bool
@@ -40,12 +40,12 @@ class _PrometheusSeries(Series):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
-        self._registry = weakref.ref(registry)  # which keeps these series
+        self._registry = weakref.ref(registry)  # weak, because the registry keeps these series
         self.settings: _Settings | None = None
         self._metrics: dict[Metric, Any] = {}
 
     def configure(self, registry: CollectorRegistry, settings: _Settings) -> None:
-        """Register the metrics, unless an earlier hook has. Raises ValueError where that one has other settings."""
+        """Register the metrics, unless an earlier hook did so. Raises ValueError if that hook has other settings."""
         with self._lock:
             if self.settings is not None and settings != self.settings:
                 raise ValueError(
@@ -56,7 +56,7 @@ class _PrometheusSeries(Series):
                 polled = OF_THREADS if _MULTIPROCESS else POLLED
                 registry.register(_PolledGauges(self, polled))
                 for metric in names.METRICS:
-                    if metric not in polled and metric.labels:  # without labels it would be there at once, as 0
+                    if metric not in polled and metric.labels:  # one without labels would show 0 at once
                         self._metrics[metric] = _registered(metric, registry, settings.buckets)
                 self.settings, self.by_step = settings, settings.by_step
 
@@ -74,15 +74,15 @@ class _PrometheusSeries(Series):
 
     def forked(self) -> None:
         super().forked()
-        # Counters continue: each process has its own. In multiprocess mode prometheus_client starts all of a child's at 0.
-        if not _MULTIPROCESS and self._metrics:  # this process has not counted the store's runs
+        # A child's counters continue from its parent's values; in multiprocess mode prometheus_client resets them to 0.
+        if not _MULTIPROCESS and self._metrics:  # the child has not counted the store's runs
             for metric in (names.STORE_RUNS, names.STORE_WAITING):
                 self.known[metric].clear()
                 self._metrics[metric].clear()
 
 
 class _PolledGauges(Collector):
-    """The gauges whose values are looked up at each scrape."""
+    """The gauges whose values are computed at each scrape."""
 
     def __init__(self, series: Series, metrics: Iterable[Metric]) -> None:
         self._series = series
@@ -99,7 +99,8 @@ class _PolledGauges(Collector):
 
 
 class _WrittenGauges(WorkflowSeries):
-    """In multiprocess mode another process serves the metrics: what is in flight here is written as it changes."""
+    """The runs in flight of one workflow in multiprocess mode. Their gauges are written at each change, because another
+    process may serve the scrape."""
 
     __slots__ = ("_active", "_counted", "_lock", "_oldest", "_ready")
 
@@ -110,7 +111,7 @@ class _WrittenGauges(WorkflowSeries):
         self._oldest: Gauge = metrics[names.OLDEST_START].labels(label)
         self._oldest.set(math.inf)
         self._lock = threading.Lock()
-        self._counted: dict[InFlightRun, int] = {}  # (lock) ready steps that the gauge knows of
+        self._counted: dict[InFlightRun, int] = {}  # (lock) run -> its ready steps in the gauge
 
     def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
         run = super().begin(at, wall, waiting)
@@ -119,7 +120,7 @@ class _WrittenGauges(WorkflowSeries):
         return run
 
     def count(self, run: InFlightRun) -> None:
-        """Steps of the run have become ready, or are so no longer."""
+        """Update the gauge of ready steps after the number of the run's ready steps has changed."""
         with self._lock:
             now = run.waiting() if run in self.runs else 0
             self._ready.inc(now - self._counted.pop(run, 0))
@@ -127,7 +128,7 @@ class _WrittenGauges(WorkflowSeries):
                 self._counted[run] = now
 
     def end(self, run: InFlightRun) -> None:
-        ours = run in self.runs  # and not that of the process that this one was forked from
+        ours = run in self.runs  # False for a run of the process that this one was forked from
         super().end(run)
         self.count(run)
         if ours:
@@ -148,7 +149,7 @@ def _unit(metric: Metric) -> str:
 def _registered(
     metric: Metric, registry: CollectorRegistry | None, buckets: tuple[float, ...]
 ) -> Counter | Gauge | Histogram:
-    """The metric of prometheus_client."""
+    """Make the metric in prometheus_client, and register it with `registry` unless that is None."""
     about: dict[str, Any] = {
         "name": metric.prometheus,
         "documentation": metric.help,
@@ -171,17 +172,18 @@ _of: Final = one_for_each(_PrometheusSeries)
 class PrometheusHook(MeasuringHook):
     """Turns the events of runs into the metrics of the catalogue (`flowcore_otel.names`), in `registry`.
 
-    Expose them with what prometheus_client has for it: `start_http_server`, `make_asgi_app`, `make_wsgi_app`. Hooks on
-    the same registry share its metrics. `exemplars`: where a span is sampled, give its ids with run, step and attempt
-    durations and with counters; only scrapes in the OpenMetrics format show them. `max_series`: how many steps get
-    series of their own, over all workflows; the rest share one, `step="_other"`, and `flowcore_telemetry_capped_total`
-    counts what went there. `buckets`: upper bounds in seconds for the durations of runs and steps. `detail`: "step", or
-    "workflow" for one series instead of one per step, `step="_all"`. `version`: that of the service, for
-    `flowcore_app_info`; by default `service.version` of OTEL_RESOURCE_ATTRIBUTES. In multiprocess mode prometheus_client
-    drops exemplars, and gauges that are only known when they are read: `flowcore_workers`, `flowcore_workers_limit`.
+    Expose them with `start_http_server`, `make_asgi_app` or `make_wsgi_app` of prometheus_client. Hooks on the same
+    registry share its metrics. `exemplars`: attach the ids of sampled spans to counters and to the durations of runs,
+    steps and attempts; only scrapes in the OpenMetrics format show them. `max_series`: how many steps get their own
+    series, over all workflows; the other steps share the series `step="_other"`, whose measurements are counted by
+    `flowcore_telemetry_capped_total`. `buckets`: upper bounds in seconds for the durations of runs and steps. `detail`:
+    "step" for one series per step, or "workflow" for one per workflow, `step="_all"`. `version`: the version of the
+    service, for `flowcore_app_info`; by default `service.version` of OTEL_RESOURCE_ATTRIBUTES. In multiprocess mode
+    prometheus_client drops exemplars and the gauges that are computed at each scrape: `flowcore_workers` and
+    `flowcore_workers_limit`.
 
-    Safe for any number of runs, engines and threads at once. Needs prometheus-client only. Raises ValueError for buckets
-    that do not rise, and where the registry has the metrics with other buckets or detail.
+    Safe for any number of runs, engines and threads at once. Needs prometheus-client only. Raises ValueError if buckets
+    do not rise, for an unknown detail, and if an earlier hook on the registry has other buckets or detail.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Time series: made on first use, cached, and limited in number, whatever the destination; and what is in flight now.
+"""Time series for any destination, made at first use, cached and limited in number; and the runs in flight.
 
-What is in flight is read when a gauge is read: nothing is written while steps come and go, so that such gauges cost a run
-next to nothing, and a forked child begins with none of its parent's.
+Gauges of runs in flight are computed when they are read. Nothing is written while steps start and end, so that these
+gauges cost a run next to nothing, and a forked child starts without the runs of its parent.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class InFlightRun:
 
     def __init__(self, flow: WorkflowSeries, at: float, wall: float, waiting: Callable[[], int]) -> None:
         self.flow = flow
-        self.steps = flow.steps  # asked for on every step
+        self.steps = flow.steps  # read for every step
         self.at = at
         self.wall = wall
         """seconds since the epoch at the moment `at`"""
@@ -79,18 +79,21 @@ class InFlightRun:
         """the schedule that it is a run of"""
 
     def exemplar(self, step: str | None = None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
-        """Of the run, of a step or of its undo, or of the latest attempt of these."""
+        """Return the exemplar of the run, of a step, of its undo, or of the latest attempt of either.
+
+        Without sampled spans it is that of the caller, or None.
+        """
         return self.caller if self.traced is None else self.traced.exemplar(step, undo=undo, attempt=attempt)
 
 
 class WorkflowSeries:
-    """One workflow: its runs in flight, and those of its series that most steps come through, by step."""
+    """The runs in flight of one workflow, and for each step the series that a success is written to."""
 
     __slots__ = ("label", "runs", "steps")
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.runs: dict[InFlightRun, None] = {}  # in order of starting; adding and removing one is atomic
+        self.runs: dict[InFlightRun, None] = {}  # in the order of their starts; adding or removing one is atomic
         self.steps: dict[str, Writes] = {}
 
     def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
@@ -99,11 +102,11 @@ class WorkflowSeries:
         return run
 
     def end(self, run: InFlightRun) -> None:
-        """The run is over; it may be that of another process, which has forked."""
+        """Remove a run that has ended. Does nothing for a run of the process that this one was forked from."""
         self.runs.pop(run, None)
 
     def forget(self) -> None:
-        """This is another process: its runs are elsewhere."""
+        """Drop all runs after a fork: they belong to the parent process."""
         self.runs.clear()
 
     def active(self) -> int:
@@ -118,14 +121,14 @@ class WorkflowSeries:
 
 
 class Engines:
-    """The threads of all engines that are not gone. Thread-safe."""
+    """The threads of all engines that still exist. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engines: list[tuple[Workers, int]] = []
 
     def add(self, workers: Workers, limit: int) -> None:
-        """There is one more, with at most `limit` threads at work; those that are gone are forgotten."""
+        """Add an engine with at most `limit` busy threads, and drop engines that no longer exist."""
         with self._lock:
             self._engines = [*self._living(), (workers, limit)]
 
@@ -133,18 +136,18 @@ class Engines:
         return [engine for engine in self._engines if engine[0]() is not None]
 
     def limit(self) -> int:
-        """How many threads may be at work."""
+        """The number of threads that may be busy at the same time."""
         return sum(limit for _, limit in self._living())
 
     def threads(self) -> dict[str, int]:
-        """How many threads there are in which state."""
+        """The number of threads in each state: busy or abandoned."""
         counts = [count for workers, _ in self._engines if (count := workers()) is not None]
         abandoned = sum(stuck for _, stuck in counts)
         return {"busy": sum(busy for busy, _ in counts) - abandoned, "abandoned": abandoned}
 
 
 class Series(ABC):
-    """All time series of one destination; hooks with the same destination share it. Thread-safe."""
+    """All time series of one destination, shared by the hooks that write to it. Thread-safe."""
 
     by_step = True
     """whether each step has series of its own"""
@@ -157,17 +160,21 @@ class Series(ABC):
             label: set() for label in ("workflow", "step", "schedule", "error_type")
         }
         self._warned: set[str] = set()
-        self._flows: dict[str, WorkflowSeries] = {}  # by label, and by the names they were asked for with
+        self._flows: dict[str, WorkflowSeries] = {}  # by label, and by the workflow's name as given
         self._engines = Engines()
         _watch_forks()
         _all.add(self)
 
     @abstractmethod
     def make(self, metric: Metric, labels: tuple[str, ...]) -> Write:
-        """Make one series, at 0, and the function that writes to it."""
+        """Make one series, which starts at 0, and return the function that writes to it."""
 
     def new(self, metric: Metric, labels: tuple[str, ...], max_pairs: int, hook: str) -> Write:
-        """The series of these labels, or past a limit the one that stands in for it; `hook` asks for it."""
+        """Return the function that writes to the series of these labels or, past a limit, to the series `_other`.
+
+        `max_pairs`: how many pairs of a workflow and a step, or a schedule, have series. `hook`: the name of the hook,
+        by which measurements past a limit are counted.
+        """
         with self._lock:
             fitting = dict(zip(metric.labels, map(fit, labels), strict=True))
             capped = self._cap(fitting, "workflow", ("workflow",), MAX_WORKFLOWS)
@@ -182,14 +189,17 @@ class Series(ABC):
             write = known.get(values)
             if write is None:
                 write = known[values] = self.make(metric, values)
-            if not capped and len(known) < max(_CACHED, max_pairs):  # else each look-up comes here again
+            if not capped and len(known) < max(_CACHED, max_pairs):  # otherwise each look-up calls this method again
                 known[labels] = write
         if capped:
             self.new(names.CAPPED, (hook,), max_pairs, hook)(1, None)
         return write
 
     def _cap(self, labels: dict[str, str], label: str, counted: tuple[str, ...], limit: int) -> bool:
-        """Whether `label` is past its limit and has become `_other`."""
+        """Replace the value of `label` by `_other` if it is new and the labels `counted` already have `limit` values.
+
+        Returns whether it was replaced.
+        """
         if label not in labels or labels[label] == names.OTHER:
             return False
         value, seen = tuple(labels[name] for name in counted), self._seen[label]
@@ -205,16 +215,16 @@ class Series(ABC):
         return True
 
     def forked(self) -> None:
-        """This is a child process now: runs in flight and threads are its parent's, one of which may have held the lock."""
+        """Drop what belongs to the parent after a fork: runs in flight, engines, and a lock that its threads may hold."""
         self._lock = threading.RLock()
         self._engines = Engines()
         for flow in self._flows.values():
             flow.forget()
 
-    # -- what is going on ----------------------------------------------------------------------------------------------
+    # -- what is in flight ---------------------------------------------------------------------------------------------
 
     def flow(self, workflow: str) -> WorkflowSeries:
-        """The workflow of that name, or past the limit what stands for all others."""
+        """Return the series of a workflow or, past the limit, those that all other workflows share."""
         return self._flows.get(workflow) or self._new_flow(workflow)
 
     def _new_flow(self, workflow: str) -> WorkflowSeries:
@@ -230,15 +240,15 @@ class Series(ABC):
             return flow
 
     def make_flow(self, label: str) -> WorkflowSeries:
-        """What keeps the runs in flight of one workflow."""
+        """Make the object that keeps the runs in flight of one workflow."""
         return WorkflowSeries(label)
 
     def add_engine(self, workers: Workers, limit: int) -> None:
-        """There is one more engine whose threads count, at most `limit` of them at work."""
+        """Add an engine, of whose threads at most `limit` are busy at the same time, to the gauges of threads."""
         self._engines.add(workers, limit)
 
     def poll(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
-        """The values of one of the POLLED, now, with their labels."""
+        """Return the current values of one of the POLLED gauges, each with its labels."""
         if metric is names.WORKERS_LIMIT:
             return [((), self._engines.limit())]
         if metric is names.WORKERS:
@@ -259,7 +269,7 @@ S = TypeVar("S", bound=Series)
 
 
 def one_for_each(make: Callable[[D], S]) -> Callable[[D], S]:
-    """`make`, which is called once for each destination: later calls return what it made."""
+    """Return a function that calls `make` once for each destination, and returns the same object for it afterwards."""
     made: weakref.WeakKeyDictionary[D, S] = weakref.WeakKeyDictionary()
     lock = threading.Lock()
 
@@ -276,7 +286,7 @@ def one_for_each(make: Callable[[D], S]) -> Callable[[D], S]:
 _all: Final[weakref.WeakSet[Series]] = weakref.WeakSet()
 
 
-@functools.cache  # once is enough, and it cannot be undone
+@functools.cache  # a fork handler cannot be removed, so it is registered once
 def _watch_forks() -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forked)

@@ -1,4 +1,4 @@
-"""What TracingHook keeps of a run between its events: its spans, its critical path, and what makes spans current."""
+"""The state that TracingHook keeps of a run: its spans and its critical path; and helpers for links and carriers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Ended = tuple[str, float | None, Sequence[str]]
 
 
 class CriticalPath:
-    """The chain of dependent steps that took longest: what has to get faster for the run to get faster.
+    """The chain of dependent steps that took longest. A run gets faster only if this chain does.
 
     `ended`: the run's steps in an order in which dependencies come before their dependants.
     """
@@ -43,8 +43,8 @@ class CriticalPath:
     __slots__ = ("_chains", "seconds", "steps", "total")
 
     def __init__(self, ended: Iterable[Ended]) -> None:
-        chains: dict[str, tuple[float, float, str | None]] = {}  # seconds up to its end, own ones, predecessor
-        through: dict[str, str] = {}  # skipped step -> the step that the chain through it comes from
+        chains: dict[str, tuple[float, float, str | None]] = {}  # step -> chain's seconds, own ones, predecessor
+        through: dict[str, str] = {}  # skipped step -> the step before it on the longest chain
         last, most, total = None, -1.0, 0.0
         for step, seconds, depends_on in ended:
             before, longest = None, -1.0
@@ -59,7 +59,7 @@ class CriticalPath:
                 total += seconds
                 if whole > most:
                     last, most = step, whole
-            elif before is not None:  # what depends on it still comes after what it depends on
+            elif before is not None:  # dependants of a skipped step still come after its dependencies
                 through[step] = before
         self._chains = chains
         self.seconds = max(most, 0.0)
@@ -81,18 +81,18 @@ class CriticalPath:
         return [step for step in self.steps if step in kept]
 
 
-_LINKED: Final = 16  # dependencies that a step links to
+_LINKED: Final = 16  # dependencies that a step links to at most
 
 
 def suppress_instrumentation() -> Any:
-    """From here on, in this contextvars context, instrumented clients make no spans. Returns what `otel.detach` takes."""
+    """Stop instrumented clients from making spans in this contextvars context. Returns the token for `otel.detach`."""
     quiet = otel.set_value(otel._SUPPRESS_INSTRUMENTATION_KEY, True)  # pyright: ignore[reportPrivateUsage]
-    # Some contrib instrumentations look for the plain name.
+    # Some contrib instrumentations read this plain name instead of the key.
     return otel.attach(otel.set_value("suppress_instrumentation", True, quiet))
 
 
 class Suppressed:
-    """Keeps instrumented clients from making spans of the engine's own work."""
+    """A scope in which instrumented clients make no spans, for the engine's own work."""
 
     __slots__ = ("_token",)
 
@@ -104,7 +104,7 @@ class Suppressed:
 
 
 class AttemptSpans:
-    """The attempts of a step, or an undo, that may have several."""
+    """The latest attempt of a step, or of an undo, that may have several."""
 
     __slots__ = ("attempt", "backoff", "ended", "recorded", "started", "timed_out")
 
@@ -122,18 +122,18 @@ class AttemptSpans:
 
 
 class StepSpans:
-    """The steps of a run, or their undos, while they run and after, by step."""
+    """The spans and attempts of a run's steps, or of their undos, by step."""
 
     __slots__ = ("attempts", "exemplars", "spans")
 
     def __init__(self) -> None:
         self.spans: dict[str, Span] = {}
-        self.attempts: dict[str, AttemptSpans] = {}  # of those that may be attempted more than once
-        self.exemplars: dict[str, Exemplar | None] = {}  # of the spans for which one was asked
+        self.attempts: dict[str, AttemptSpans] = {}  # only of those that may have several
+        self.exemplars: dict[str, Exemplar | None] = {}  # those that were computed so far
 
 
 class DeferredSpan:
-    """A step past max_step_spans of which nothing has gone wrong so far: the events that its span would need."""
+    """The events of a step past max_step_spans, to make its span if the step fails, is retried or is undone."""
 
     __slots__ = ("finished", "started")
 
@@ -143,7 +143,10 @@ class DeferredSpan:
 
 
 class Trace:
-    """One run in one process. Steps may come from many threads at once; one step's events come one after another."""
+    """The spans of one run in one process.
+
+    Events of different steps may come from many threads at once; those of one step come one after another.
+    """
 
     __slots__ = (
         *("before", "caller", "context", "deferred", "ended", "epoch", "expected", "ids", "interrupted", "recorded"),
@@ -152,35 +155,35 @@ class Trace:
 
     def __init__(self, span: Span, context: otel.Context, caller: Span, at: float, wall: int) -> None:
         self.span = span
-        self.context = context  # with `span` in it
+        self.context = context  # in which `span` is current
         self.caller = caller
         self.epoch = wall - int(at * 1e9)  # wall-clock nanoseconds of the monotonic clock's zero
         self.started_at = at
-        self.interrupted: Sequence[Link] = ()  # to the owner before this one
-        self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of the steps that had ended in that one
+        self.interrupted: Sequence[Link] = ()  # links to the run's span of the previous owner
+        self.before: Mapping[str, Mapping[str, str]] = {}  # carriers of steps that ended elsewhere, by step
         self.steps = StepSpans()
         self.undos = StepSpans()
         self.deferred: dict[str, DeferredSpan] = {}
-        self.recorded: list[BaseException] = []  # recorded by the spans of steps and undos
+        self.recorded: list[BaseException] = []  # errors that spans of steps and undos have recorded
         self.expected: list[BaseException] = []  # errors that the definitions of steps expect
         self.ended: list[Ended] = []
         self.store_seconds = 0.0
-        self.ids: dict[str, AttributeValue] = {}  # of the run and its workflow, for each of its spans
+        self.ids: dict[str, AttributeValue] = {}  # the attributes that all its spans have
 
     def ns(self, at: float) -> int:
-        """Wall-clock nanoseconds of a monotonic moment: spans stay in order even when the wall clock jumps."""
+        """Return the wall-clock nanoseconds of a monotonic time. Spans stay in order even if the wall clock jumps."""
         return self.epoch + int(at * 1e9)
 
     def of(self, *, undo: bool) -> StepSpans:
         return self.undos if undo else self.steps
 
     def timed_out(self, step: str) -> bool:
-        """Whether the step's latest attempt did."""
+        """Whether the step's latest attempt timed out."""
         attempts = self.steps.attempts.get(step)
         return attempts is not None and attempts.timed_out
 
     def was_recorded(self, error: BaseException) -> bool:
-        """Whether the span of a step or an undo has recorded `error`, or each error of the group that it is."""
+        """Whether the span of a step or an undo has recorded `error` or, if it is a group, each error in it."""
         if any(error is other for other in self.recorded):
             return True
         if not isinstance(error, BaseExceptionGroup):
@@ -188,18 +191,18 @@ class Trace:
         return all(map(self.was_recorded, cast("BaseExceptionGroup[BaseException]", error).exceptions))
 
     def waited_for(self, depends_on: Sequence[str]) -> list[Link]:
-        """Links to the dependencies that ended last."""
-        # Skipped ones have no span.
+        """Return links to the dependencies that ended last, at most 16."""
+        # Skipped steps have no span.
         traced = [name for name in depends_on if name in self.steps.spans or name in self.before]
         if len(traced) > _LINKED:
             among = set(traced)
             latest = (name for name, *_ in reversed(self.ended) if name in among)
-            # Those that ended before a takeover come after all that ended here, in whatever order.
+            # Steps that ended before a takeover follow those that ended here. Their order is unknown.
             traced = list(dict.fromkeys((*latest, *traced)))[:_LINKED]
         return [link for name in traced for link in self.links_to(names.LINK_DEPENDS_ON, name)]
 
     def links_to(self, kind: str, step: str) -> list[Link]:
-        """A link to a step's span, here or under the owner before, if it has one."""
+        """Return a link to a step's span, made here or under a previous owner. The list is empty if there is none."""
         span = self.steps.spans.get(step)
         if span is None and step in self.before:
             span = stored(self.before[step])
@@ -224,7 +227,7 @@ class Trace:
 
 
 class _Untraced:
-    """What stands for the spans of a run that has none."""
+    """Stands in for the Trace of a run without spans."""
 
     sampled = False
 
@@ -236,13 +239,13 @@ UNTRACED: Final = _Untraced()
 
 
 def make_current(span: Span) -> None:
-    """For user code, and for later events of the same: each event is emitted in a contextvars context of the run, the
-    step or the attempt, which ends with it."""
+    """Make `span` the current one for user code and for later events. It need not be detached: each event is emitted in
+    the contextvars context of its run, step or attempt, which ends with it."""
     otel.attach(trace.set_span_in_context(span))
 
 
 def links(kind: str, *spans: Span | None) -> list[Link]:
-    """Links to those of `spans` that have a trace to look at."""
+    """Return links to those of `spans` that are sampled."""
     made: list[Link] = []
     for span in spans:
         if span is not None:
@@ -265,10 +268,10 @@ https://www.w3.org/TR/trace-context/#tracestate-limits"""
 
 
 def store(span: SpanContext, carrier: dict[str, str], *, state: bool = True) -> bool:
-    """Put a span's context in a carrier: what TraceContextTextMapPropagator does, without a detour over a context. `state`:
-    the tracestate too, which all spans of a run have in common; of a longer one, its first entries.
+    """Write a span's context to a carrier, as TraceContextTextMapPropagator does, but without an intermediate context.
 
-    Returns whether there is one: not without an SDK.
+    `state`: also write the tracestate, which all spans of a run share; a long one is cut to its first entries. Returns
+    False, and writes nothing, if the span is invalid, for instance without an SDK.
     """
     if not span.is_valid:
         return False
@@ -285,7 +288,7 @@ def store(span: SpanContext, carrier: dict[str, str], *, state: bool = True) -> 
 
 @contextmanager
 def current_span(carrier: Mapping[str, str]) -> Generator[None]:
-    """In another process: the span whose context a carrier has is the current one."""
+    """Make the span whose context is in `carrier` the current one, for a step that runs in another process."""
     token = otel.attach(trace.set_span_in_context(stored(carrier)))
     try:
         yield
@@ -294,7 +297,7 @@ def current_span(carrier: Mapping[str, str]) -> Generator[None]:
 
 
 def stored(carrier: Mapping[str, str]) -> Span:
-    """The span whose context a carrier has; invalid where there is none or it makes no sense."""
+    """Return the span whose context is in `carrier`, or INVALID_SPAN if there is none or it is malformed."""
     try:
         return trace.get_current_span(_CARRIERS.extract(carrier, otel.Context()))
     except Exception:  # noqa: BLE001 - a foreign record may hold anything

@@ -40,7 +40,7 @@ from .text import error_type, fit, message, title
 
 __all__ = ["LISTED", "NO_LINKS", "Attributes", "StepTracing", "listed"]
 
-LISTED: Final = 64  # step names in one attribute
+LISTED: Final = 64  # step names in one attribute at most
 NO_LINKS: Final[Sequence[Link]] = ()
 _INTERNAL: Final = SpanKind.INTERNAL
 _SAMPLED: Final = TraceFlags.SAMPLED
@@ -50,7 +50,7 @@ Attributes = dict[str, AttributeValue]
 
 
 class StepTracing:
-    """The part of a `TracingHook` that is about steps; and how any span of a run begins and ends."""
+    """The part of `TracingHook` that handles steps and undos, and the helpers that start and end spans of a run."""
 
     _tracer: trace.Tracer
     _logs: LogEvents
@@ -72,7 +72,7 @@ class StepTracing:
         if self._step_events and self._logs.enabled():
             attributes = {**run.ids, names.STEP_NAME: fit(event.step)}
             self._logs.emit(names.STEP_STARTED, f"step {fit(event.step)} started", span, run.ns(event.at), attributes)
-        otel.attach(trace.set_span_in_context(span))  # `make_current`, less a call: most spans come through here
+        otel.attach(trace.set_span_in_context(span))  # inlines `make_current`: most spans are made here
 
     def _step_span(self, run: Trace, event: StepStarted) -> Span:
         depends_on = event.depends_on
@@ -85,7 +85,7 @@ class StepTracing:
             before = run.steps.spans.get(depends_on[0])
             if len(depends_on) > 1 or before is None:
                 linked = run.waited_for(depends_on)
-            elif (context := before.get_span_context()).trace_flags & _SAMPLED:  # what most steps come through
+            elif (context := before.get_span_context()).trace_flags & _SAMPLED:  # most steps take this path
                 linked = (Link(context, _DEPENDS_ON),)
         span = run.steps.spans[event.step] = self._tracer.start_span(
             name, run.context, _INTERNAL, attributes, linked, run.epoch + int(event.at * 1e9)
@@ -93,7 +93,7 @@ class StepTracing:
         return span
 
     def _late_span(self, run: Trace, step: str) -> None:
-        """Give a step past max_step_spans its span after all."""
+        """Make the span of a step past max_step_spans after all. Does nothing if the step's span was not deferred."""
         deferred = run.deferred.pop(step, None)
         if deferred is not None:
             self._step_span(run, deferred.started)
@@ -111,7 +111,7 @@ class StepTracing:
             self._finish(run, run.steps, event, {names.STEP_OUTCOME: str(event.outcome)})
         elif span is None:
             run.deferred[event.step].finished = event
-        else:  # what most steps come through
+        else:  # most steps take this path
             span.set_attribute(names.STEP_OUTCOME, "success")
             span.end(run.epoch + int(event.at * 1e9))
 
@@ -122,7 +122,7 @@ class StepTracing:
         if event.attempts > 1:
             attributes[names.STEP_ATTEMPT] = event.attempts
             attributes[names.STEP_BACKOFF] = event.backoff
-        attempts = family.attempts.pop(event.step, None)  # an error's traceback leads back to here
+        attempts = family.attempts.pop(event.step, None)  # breaks a reference cycle by an error's traceback
         recorded = None if attempts is None else attempts.recorded
         if attempts is not None and attempts.timed_out and event.outcome is _SUCCESS:
             attributes[names.STEP_LATE] = event.at - attempts.ended
@@ -192,8 +192,8 @@ class StepTracing:
             attempts.backoff = event
 
     def _end_pauses(self, run: Trace, family: StepSpans, step: str, at: float) -> None:
-        """Make the spans of what lies between the latest attempt's end and `at`: the wait for a call that had timed out,
-        and a backoff."""
+        """Make the spans of the pauses from the latest attempt's end to `at`: the wait for a call that had timed out and
+        still ran, and the backoff."""
         attempts, parent = family.attempts.get(step), family.spans.get(step)
         if attempts is None:
             return
@@ -250,8 +250,8 @@ class StepTracing:
         recorded: bool = False,
         expected: bool = False,
     ) -> None:
-        """End a span; where it failed, say so, and record the exception unless a span inside it did (`recorded`). An
-        `expected` error is only named: it is no error of the service."""
+        """End a span. A failed one gets the status ERROR and records the exception, unless a span inside it has done so
+        (`recorded`). An `expected` error only sets `error.type`, because it is no failure of the service."""
         end, error = run.ns(event.at), event.error
         outcome = "failure" if isinstance(event, RunRefused) else event.outcome
         try:
@@ -266,11 +266,11 @@ class StepTracing:
             span.end(end)
 
 
-@lru_cache(maxsize=1024)  # the same for every run, and asked for on each step
+@lru_cache(maxsize=1024)  # called for each step, and the result is the same in every run
 def _about(
     workflow: str, step: str, function: str, max_attempts: int, depends_on: tuple[str, ...] = ()
 ) -> tuple[str, Attributes]:
-    """The name of a step's span and those of its attributes that are known beforehand."""
+    """Return the name of a step's span, and those of its attributes that are the same in every run."""
     attributes: Attributes = {
         names.WORKFLOW_NAME: fit(workflow),
         names.STEP_NAME: fit(step),
@@ -283,7 +283,7 @@ def _about(
     return title(names.STEP, step), attributes
 
 
-@lru_cache(maxsize=1024)  # the same
+@lru_cache(maxsize=1024)  # called with the same steps in every run
 def listed(steps: tuple[str, ...]) -> Sequence[str]:
-    """Names of steps as an attribute: so many that no limit of a back end cuts them."""
+    """Return the first LISTED of `steps` as the value of an attribute, short enough that no back end cuts it."""
     return tuple(fit(step) for step in steps[:LISTED])

@@ -1,4 +1,4 @@
-"""For tests: what telemetry says, captured in memory, and a trace as text that can be compared with a golden one.
+"""For tests: telemetry captured in memory, and traces as text that can be compared with a golden file.
 
 `capture()` needs opentelemetry-sdk and prometheus-client. As a pytest fixture:
 
@@ -59,7 +59,7 @@ class Captured:
         return list(self._spans.get_finished_spans())
 
     def span(self, name: str) -> ReadableSpan:
-        """The one span of that name; raises LookupError where there is none, or more than one."""
+        """The only span with this name. Raises LookupError if there is none, or more than one."""
         found = [span for span in self.spans if span.name == name]
         if len(found) != 1:
             raise LookupError(f"{len(found)} spans have the name {name!r}; there are:\n{self.tree() or 'none'}")
@@ -71,29 +71,29 @@ class Captured:
 
     @property
     def log_events(self) -> list[ReadableLogRecord]:
-        """What TracingHook emitted through the OpenTelemetry logs API."""
+        """The log events that TracingHook has emitted through the OpenTelemetry logs API."""
         return list(self._records.get_finished_logs())
 
     def metric(self, name: str, **labels: str) -> float | None:
-        """The value of one sample, by its name in Prometheus and all its labels; None where there is none."""
+        """The value of one sample, by its name in Prometheus and all its labels, or None if there is no such sample."""
         return self.registry.get_sample_value(name, labels)
 
     def clear(self) -> None:
-        """Forget spans and log events; metrics go on."""
+        """Drop the captured spans and log events. Metrics keep their values."""
         self._spans.clear()
         self._records.clear()
 
 
 @contextmanager
 def capture() -> Generator[Captured, None, None]:
-    """Capture telemetry for the length of a `with` block; touches nothing global."""
+    """Capture telemetry during a `with` block. Changes no global state."""
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    in_memory: Any = InMemoryLogRecordExporter  # which the SDK gives no types
+    in_memory: Any = InMemoryLogRecordExporter  # the SDK has no types for it
     spans, records = InMemorySpanExporter(), in_memory()
     tracer_provider, logger_provider = TracerProvider(), LoggerProvider()
     tracer_provider.add_span_processor(SimpleSpanProcessor(spans))
@@ -106,10 +106,11 @@ def capture() -> Generator[Captured, None, None]:
 
 
 def span_tree(spans: Iterable[ReadableSpan]) -> str:
-    """Finished spans as an indented tree, a line each, in order of starting; ids, times and durations are left out.
+    """Return finished spans as an indented tree, one line per span, in the order of their starts, without times.
 
-    A line has the name, the kind unless INTERNAL, ERROR with the error's type, `!` with each recorded exception, and
-    `→` with each link: its type and its target's name. A span whose parent is not among `spans` is a root.
+    A line has the span's name, its kind unless that is INTERNAL, ERROR and the error's type, `!` and the type of each
+    recorded exception (or the name of another event), and `→` with the type of each link and the name of its target. A
+    span whose parent is not among `spans` is a root.
 
         run trip ERROR shop.Declined
         ├── step book

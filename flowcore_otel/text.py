@@ -1,4 +1,4 @@
-"""Text from outside, made fit to leave the process: every name, label, attribute and message comes through `fit`."""
+"""Makes text safe to export: every name, label, attribute and message passes through `fit`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _FRAMES: Final = -64  # the innermost ones
 
 
 def fit(text: str, limit: int = NAME) -> str:
-    """`text`, encodable as UTF-8 and at most `limit` characters long; what was longer ends in … and a hash of it all.
+    """Return `text`, encodable as UTF-8 and at most `limit` characters long.
 
-    A lone surrogate in one label would kill a whole scrape, and one in a span's name its whole batch.
+    A longer text is cut, and ends in … and a hash of the whole. A lone surrogate in one label would make the whole scrape fail, and one in a
+    span's name the whole batch of spans.
     """
     if text.isascii() and len(text) <= limit:
         return text
@@ -41,17 +42,17 @@ def _title(action: str, target: str) -> str:
 
 
 def title(action: str, target: str) -> str:
-    """A span's name."""
+    """Return the name of a span: the action and its target."""
     return _title(action, target) if len(target) <= NAME else _title.__wrapped__(action, target)
 
 
 def message(error: BaseException) -> str:
-    """What an error says, or its class where it says nothing."""
+    """Return the message of an error, or the name of its class if it has no message."""
     return fit(error_message(error, sys.maxsize), MESSAGE) or fit(type(error).__qualname__)
 
 
 def error_type(error: BaseException | None, outcome: str = "") -> str:
-    """The value of `error.type`: few values, never an id."""
+    """Return the value of `error.type`: a class or an outcome, never a message or an id."""
     if outcome in {"timeout", "cancelled"}:
         return outcome
     if error is None:
@@ -59,17 +60,17 @@ def error_type(error: BaseException | None, outcome: str = "") -> str:
     if isinstance(error, StepTimeout | RunTimeout):
         return "timeout"
     cls = type(error)
-    # asyncio's CancelledError goes by its name, so that a program without asyncio need not import it.
+    # asyncio's CancelledError is recognized by its name, so that a program without asyncio need not import it.
     if isinstance(error, StepCancelled) or cls.__name__ == "CancelledError":
         return "cancelled"
     return fit(cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}")
 
 
 def stacktrace(error: BaseException) -> str:
-    """The traceback as text; of a deep one, its innermost frames."""
+    """Return the traceback as text, with at most its 64 innermost frames."""
     return fit("".join(traceback.format_exception(error, limit=_FRAMES)), STACKTRACE)
 
 
 def hashed(key: str) -> str:
-    """The first 16 hex digits of SHA-256: enough to find a key that is known, and to guess one that is easy to guess."""
+    """Return the first 16 hex digits of the key's SHA-256. They identify a known key; a short key can be guessed."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]

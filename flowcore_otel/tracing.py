@@ -2,14 +2,14 @@
 
 run {workflow}
 ├── step {step}
-│   ├── attempt {step}       attempts, waits and backoffs only where the definition allows more than one attempt;
-│   ├── await {step}         user code runs in the innermost of step and attempt
+│   ├── attempt {step}       attempt, await and backoff exist only where the definition allows several attempts;
+│   ├── await {step}         user code runs in the span of its attempt, or else of its step
 │   ├── backoff {step}
 │   └── attempt {step}
 └── compensate {step}        the undo, linked to its step, with attempts and backoffs like a step
 
-`submit {workflow}` stands on the caller's side of `engine.submit`; a request that meets an earlier run with its key
-turns from `run {workflow}` into `idempotency hit {workflow}`.
+`submit {workflow}` is the caller's side of `engine.submit`. If a request meets an earlier run with its key, its span
+is renamed from `run {workflow}` to `idempotency hit {workflow}`.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ _REFUSALS: Final = {
 class TracingHook(StepTracing):
     """Turns the events of runs into OpenTelemetry spans, and makes the innermost one current inside user code.
 
-    `tracer_provider`, `logger_provider`: the global ones unless given. `max_step_spans`: past it only steps that fail,
-    are retried or are undone get spans. `step_events`: emit each step's start as a log event too, as evidence should the
-    process die. `key_hash`: what to show of an idempotency key; None, or its returning None, shows nothing. `store_spans`:
-    one span `store {verb}` for each call of the store. Instrumented clients make no spans of their own within such a call,
-    with it or without.
+    `tracer_provider`, `logger_provider`: by default the global ones. `max_step_spans`: after so many steps of a run,
+    only those that fail, are retried or are undone get spans. `step_events`: also emit the start of each step as a log
+    event, which remains if the process dies. `key_hash`: a function that returns what spans show of an idempotency key;
+    if it is None, or returns None, they show nothing. `store_spans`: make one span `store {verb}` for each call of the
+    store. Whether or not it is set, instrumented clients make no spans during such a call.
 
     Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
     """
@@ -149,11 +149,14 @@ class TracingHook(StepTracing):
         return self.handlers[type(event)](event)
 
     def around_store(self) -> None:
-        """The store is called for a run: its client's spans would bury those of the steps."""
+        """Suppress the spans of the store's client, which would bury those of the steps."""
         suppress_instrumentation()
 
     def across_processes(self) -> Callable[[], object] | None:
-        """The span that is current where a step with `executor=` is sent: it is the parent of the spans made there."""
+        """Return a function that makes the current span the parent of the spans of a step with `executor=`.
+
+        Returns None if the current span is invalid, for instance without an SDK.
+        """
         carrier: dict[str, str] = {}
         return partial(current_span, carrier) if store(trace.get_current_span().get_span_context(), carrier) else None
 
@@ -178,10 +181,10 @@ class TracingHook(StepTracing):
             submit, propagation = state.get((self, RunSubmitted), (None, "link"))
             if propagation == "child":
                 context = trace.set_span_in_context(submit, context)
-            else:  # a trace of its own, linked to the caller's
+            else:  # the run gets its own trace, linked to the caller's
                 context = trace.set_span_in_context(caller, context)
                 linked = links(names.LINK_REQUEST, submit)
-        elif event.recovering:  # no caller waits for it
+        elif event.recovering:  # no caller waits for the run
             context = trace.set_span_in_context(caller, context)
         else:
             caller = trace.get_current_span(context)
@@ -192,10 +195,10 @@ class TracingHook(StepTracing):
         span = self._tracer.start_span(title(names.RUN, event.workflow), context, kind, attributes, linked, wall)
         context = trace.set_span_in_context(span, context)
         if store(span.get_span_context(), event.carrier):  # without an SDK, the caller's trace continues instead
-            # Current from here on, for the claim too, in the run's own context, which ends with it. Of a run that is not
-            # sampled as well, or user spans would be sampled as new roots.
+            # The span is current from here on, during the claim too, in the run's own context, which ends with the run.
+            # It is made current even if it is not sampled: otherwise spans of user code would be sampled as new roots.
             otel.attach(context)
-        if event.key is None and not span.is_recording():  # it cannot be a replay
+        if event.key is None and not span.is_recording():  # without a key it cannot be a replay
             caller.set_attribute(names.RUN_ID, event.run_id)
             state.setdefault(TRACE, UNTRACED)
             return SKIP_RUN
@@ -254,7 +257,7 @@ class TracingHook(StepTracing):
         return None
 
     def _run_joined(self, event: RunJoined) -> object | None:
-        """The span of the run is another process's: here it is only the parent of others."""
+        """Make the run's span, which another process records, the parent of the spans made here."""
         span = stored(event.carrier)
         context = trace.set_span_in_context(span, otel.Context())
         otel.attach(context)
@@ -303,7 +306,7 @@ class TracingHook(StepTracing):
         expected = event.expected or any(event.error is error for error in run.expected)
         expected = expected and event.outcome in _UNDONE_OR_NOTHING
         self._end(run, run.span, event, attributes, recorded=recorded, expected=expected)
-        run.recorded.clear()  # their tracebacks lead back to here
+        run.recorded.clear()  # breaks reference cycles: the errors' tracebacks lead back to this run
         run.expected.clear()
 
     def _wait_started(self, event: WaitStarted) -> None:
@@ -326,7 +329,7 @@ class TracingHook(StepTracing):
                 run.span.add_link(link.context, link.attributes)
 
     def _value_sent(self, event: ValueSent) -> None:
-        """The run that gets the value links to the span in which it was sent."""
+        """Store the current span's context with the value, so that the run that receives the value can link to it."""
         store(trace.get_current_span().get_span_context(), event.carrier)
 
     def _store_called(self, event: StoreCalled) -> None:
