@@ -44,7 +44,7 @@ Answer = tuple[Any, BaseException | None]
 STORE_BACKOFF: Final = Backoff.exponential(0.02, max_delay=1.0, jitter=False)
 """the delays between retries of a call to an unreachable store"""
 _MARGIN: Final = 1 / 6
-"""the last part of a lease, which is kept free: some retries of a store call end before it begins"""
+"""the last part of a lease; a run that is cancelled or left retries no call of the store in it"""
 _REFUSALS: Final = (NotSerializable, DefinitionChanged)
 """errors with which a healthy store refuses a call"""
 _CURABLE: Final = (StoreUnavailable, OSError)

@@ -151,8 +151,8 @@ def claim(
                 emit.refused(run, gone)
                 raise gone
             case Claimed(record=None, generation=later) if later and run.settings.clock() >= sent + run.settings.lease:
-                # A copy of this claim, whose reply was lost, may have been granted long ago, and other processes may have
-                # taken over and ended its run. Two runs must not have one id.
+                # A copy of this claim, whose reply was lost, may have been granted long ago, and other processes may
+                # have taken over and ended its run. Two runs must not have one id.
                 yield from checkpoints.ask(run, "withdraw", wanted)
                 late = StoreUnavailable(
                     f"The store answered the claim for key {hashed_key(wanted.key)} too late (more than one lease), and other "

@@ -20,8 +20,8 @@ _log = logging.getLogger("flowcore")
 
 
 class HandedOut:
-    """The values of the context and the results of other steps that each running step got. The threads of a run may use
-    it at the same time, each for its own step."""
+    """The values of the context and the results of other steps that each running step got. All threads of a run may use
+    it at the same time."""
 
     __slots__ = ("_results", "_values", "_warned")
 

@@ -1,8 +1,8 @@
-"""The ledger of a durable run: what its steps do, and what its store knows of that, brought together.
+"""The ledger of a durable run, which saves the progress of its steps in the store.
 
-Each start of a step, each end and each undo is saved before anything that follows from it starts: the next owner of the
-run knows no more than that. The end of a step is saved together with the start of the step that its worker runs next, in
-one round trip.
+Each start, end and undo of a step is saved before anything that follows from it starts, because the next owner of the
+run knows only what is saved. The end of a step is saved together with the start of the step that its worker runs next,
+in one round trip.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ __all__ = ["Ledger", "ledger_of"]
 
 
 class Ledger(Unsaved):
-    """See flowcore._kernel.ledger.Ledger. Without a reference to its run: a run that is over needs no garbage collector."""
+    """See flowcore._kernel.ledger.Ledger. It has no reference to its run, so that a run that is over leaves no cycle
+    for the garbage collector."""
 
     __slots__ = ("epoch", "in_doubt", "lease_until")
 
     def __init__(self) -> None:
         super().__init__()
         self.in_doubt: Mapping[str, StepReport] = {}
-        """after a takeover: what is recorded of the steps that may have had their effect"""
+        """after a takeover: the recorded reports of steps that may have had their effect"""
         self.lease_until = math.inf
         self.epoch = 0.0
 
@@ -71,7 +72,7 @@ class Ledger(Unsaved):
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
             raise failure
-        if run.stopped and failure is None:  # it stopped while the start was being saved
+        if run.stopped and failure is None:  # the run stopped while the start was being saved
             self.withdrawn(run, node, errors)
         return failure is None and not run.stopped
 
@@ -111,7 +112,7 @@ class Ledger(Unsaved):
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
         if end.scope is not None:
             self.first_starts.setdefault(node.name, end.scope.at + self.epoch)
-        if not delay:  # the start of the next attempt says it
+        if not delay:  # the start of the next attempt is saved at once, with this failure
             return
         with run.lock:
             due, effect = run.settings.wall() + delay, _may_be_done(run, node)
@@ -129,13 +130,13 @@ class Ledger(Unsaved):
         return (yield from self._unblock(run, node, following, failure))
 
     def _note_changes(self, run: RunState, node: Node) -> NotSerializable | None:
-        """Record what `node`, which has ended, changed in place. A result stays as it is recorded, with a warning, or with the
-        error that is returned if the store is strict. Under the run's lock."""
+        """Note the values that `node`, which has ended, changed in place. A changed result is set back to its recorded
+        value, with a warning; if the store is strict, an error is returned instead. The caller holds the run's lock."""
         step, refused = node.name, None
         if step not in self.handed_out:
             return None
         for key, value in self.handed_out.changed_values(step):
-            if run.values.get(key) is value:  # else another value was written meanwhile
+            if run.values.get(key) is value:  # a value that was replaced meanwhile is not written
                 self.wrote(step, key, value)
         for name, recorded in self.handed_out.changed_results(step):
             run.results[name] = recorded
@@ -146,8 +147,8 @@ class Ledger(Unsaved):
         return refused
 
     def _note_success(self, run: RunState, node: Node, end: StepEnd) -> tuple[Node | None, tuple[str, ...] | None]:
-        """Note the end of `node`. Returns the node that this worker runs next, perhaps one that waited for nothing else,
-        and the steps to save at once: None if a later checkpoint, of the end or before the first undo, is soon enough."""
+        """Note the end of `node`. Returns the node that this worker runs next, or None, and the steps to save at once.
+        These are None if the checkpoint at the run's end, or the one before the first undo, is soon enough."""
         skipped = end.status is Status.SKIPPED
         with run.lock:
             effect = not skipped and node.compensation is not None
@@ -160,9 +161,9 @@ class Ledger(Unsaved):
             if run.stopped or not run.left:
                 return None, None if run.running == 1 else (node.name,)
             following = None
-            if run.ready:  # this worker's place is still its own
+            if run.ready:  # this worker keeps its place among the steps that run at a time
                 following = run.plan.nodes[run.ready.popleft()]
-            else:  # a successor whose other dependencies are saved
+            else:  # the first successor that depends on no other step that is not saved
                 for index in node.successors:
                     if run.counts[index] == 1:
                         following = run.plan.nodes[index]
@@ -177,8 +178,9 @@ class Ledger(Unsaved):
     def _unblock(
         self, run: RunState, node: Node, following: Node | None, failure: BaseException | None
     ) -> Program[Node | None]:
-        """The end of `node` is saved, or cannot be because of `failure`. Returns the node to run next."""
-        if isinstance(failure, NotSerializable):  # what it did stands, and is undone with the rest
+        """Unblock the dependents of `node`, whose end is saved, or fail the run if the store cannot keep its result.
+        Returns the node to run next."""
+        if isinstance(failure, NotSerializable):  # the step had its effect, and is undone with the others
             if following is not None:
                 with run.lock:
                     self.steps.pop(following.name, None)
@@ -210,7 +212,8 @@ class Ledger(Unsaved):
         at: float,
         outcome: tuple[object, BaseException | None],
     ) -> Program[Node | None]:
-        """`node` has ended in a chain; `sent` at the moment `at`, if anything, and the store did not simply accept it."""
+        """Continue after the last step `node` of a chain. `sent`: the checkpoint that was sent at the moment `at`
+        (monotonic), or None after the last step of the run. `outcome`: the store's reply, or its error."""
         if sent is None:
             return None
         answer, failure = outcome
@@ -232,7 +235,8 @@ class Ledger(Unsaved):
                 self._withdraw(run, node.name)
 
     def _withdraw(self, run: RunState, name: str) -> None:
-        """(lock) The start of a step was saved, and it does not start. One that was in doubt before stays so."""
+        """(lock) Note that a step does not start although its start is saved. A step that was in doubt stays in
+        doubt."""
         if name in run.was_in_doubt:
             self.announced.discard(name)
         else:
@@ -245,7 +249,7 @@ class Ledger(Unsaved):
             self._note_changes(run, node)
             self.note_end(node.name, run.report(node), run.results, effect=True)
             more = bool(run.to_undo) or run.undoing is not None
-        if more:  # else the checkpoint that the run ends with is soon enough
+        if more:  # the last undo is saved with the end of the run
             yield from self.flush(run)
 
     def may_continue(self, run: RunState) -> Program[bool]:
@@ -258,7 +262,7 @@ class Ledger(Unsaved):
 
     def flush(self, run: RunState) -> Program[bool]:
         failure = yield from save(run, self, None)
-        if isinstance(failure, NotSerializable):  # it is left out: the run has failed already
+        if isinstance(failure, NotSerializable):  # save the rest without that value: the run has failed already
             failure = yield from save(run, self, None)
         return failure is None and not run.relinquished
 
@@ -275,7 +279,7 @@ class Ledger(Unsaved):
                     self._leave_in_doubt(run, node)
 
     def _leave_in_doubt(self, run: RunState, node: Node) -> None:
-        """(lock) The run is undone, and `node`, which was in doubt, was not attempted again."""
+        """(lock) Note that `node`, which was in doubt, was not attempted again, and add it to the steps to undo."""
         found = self.in_doubt.get(node.name, run.report(node))
         status = Status.FAILURE if found.status is Status.FAILURE else Status.UNKNOWN
         report = run.reports[node.name] = replace(found, status=status, retry_at=None)
@@ -285,7 +289,8 @@ class Ledger(Unsaved):
         self.note_end(node.name, report, run.results, effect=effect)
 
     def decided(self, run: RunState, node: Node, *, effect: bool) -> None:
-        """The run is undone, and `node`, which was in flight under an earlier owner, counts as its report says."""
+        """Note the end of `node`, which had not ended under an earlier owner, as its report describes, because the run
+        is undone. `effect`: `node` may have had its effect."""
         with run.lock:
             effect = effect and node.compensation is not None
             self.note_end(node.name, run.report(node), run.results, effect=effect)
@@ -304,7 +309,7 @@ class Ledger(Unsaved):
 
 
 def ledger_of(run: RunState) -> Ledger | None:
-    """The run's ledger; None in memory."""
+    """Return the run's ledger, or None in memory."""
     return cast("Ledger | None", run.ledger)
 
 
@@ -314,13 +319,13 @@ def _is_announced(run: RunState, node: Node) -> bool:
 
 
 def _may_be_done(run: RunState, node: Node) -> bool:
-    """Whether an attempt that a crash cut off may have had the effect of `node`, which can be undone."""
+    """Whether an attempt of `node` that a crash cut off may have had its effect, and `node` can be undone."""
     return node.name in run.was_in_doubt and node.compensation is not None
 
 
 def _unblock(run: RunState, node: Node, following: Node | None) -> tuple[list[Node], Node | None]:
-    """(lock) The end of `node` is saved: unblock its dependents. Returns them, and the node that this worker runs next:
-    `following`, or else a ready one."""
+    """(lock) Unblock the dependents of `node`. Returns those that are ready now, and the node that this worker runs
+    next: `following`, or the first one of the ready queue, or None."""
     unblocked: list[Node] = []
     for index in node.successors:
         run.counts[index] -= 1

@@ -1,4 +1,4 @@
-"""What a caller gets whose run it is not: the outcome of another run, or why there is none."""
+"""The outcome of another run with the key, for a caller whose claim was not granted, or the error that refuses it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["UNKNOWN", "refusal", "replay"]
 
 UNKNOWN: Final = 1.0
-"""seconds until a retry makes sense, where no run of the workflow has ended here yet"""
+"""seconds until a retry is useful, if no run of the workflow has ended in this engine yet"""
 
 
 def replay(run: RunState, record: RunRecord) -> Run:
-    """The run that `record` describes, for the caller of `run`."""
+    """Return the Run that `record` describes, for the caller of `run`."""
     run.run_id = record.run_id
     ended = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
     ended.replayed, ended.held, ended.carrier = True, record.held, record.carrier
@@ -42,7 +42,8 @@ def replay(run: RunState, record: RunRecord) -> Run:
 
 
 def _outcome_of(record: RunRecord) -> BaseException | None:
-    """What failed the run. The cancellation of another caller is not this one's."""
+    """Return the error that failed the run, or None. A cancellation of its owner becomes a RunFailed, because this
+    caller was not cancelled."""
     error = record.error
     if error is None or (isinstance(error, Exception) and not isinstance(error, StepCancelled)):
         return error
@@ -58,7 +59,7 @@ def _outcome_of(record: RunRecord) -> BaseException | None:
 
 
 def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mismatch | Held) -> IdempotencyError:
-    """The error for a key that cannot be had. Emits it to the hooks."""
+    """Return the error for a key that could not be claimed, and emit the refusal."""
     what = f"Key {hashed_key(key)} of workflow {safe_repr(run.workflow.name)}"
     word: str
     error: IdempotencyError
@@ -68,7 +69,7 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
             hint = UNKNOWN if local is None else local.usual_rest(run.workflow.name, answer.age)
             awaited = answer.waiting_for or (() if local is None else local.awaited(key))
             values = [name for name in awaited if _takes_a_value(run, name)]
-            if answer.waiting_for and not values and answer.lease_left < math.inf:  # it is due then, and not before
+            if answer.waiting_for and not values and answer.lease_left < math.inf:  # it is not due before that
                 hint = answer.lease_left
             stands = f"is still in progress. Retry in about {hint:.2g} s"
             if awaited:
@@ -110,6 +111,6 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
 
 
 def _takes_a_value(run: RunState, name: str) -> bool:
-    """Whether the step that a run with this workflow waits for is one that a value can be sent to."""
+    """Whether a value can be sent to the step `name`, for which a run of this workflow waits."""
     node = run.plan.by_name.get(name)
     return node is None or (node.wait is not None and not node.wait.sleeps)

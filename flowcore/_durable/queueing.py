@@ -16,16 +16,16 @@ from .claim import fingerprint_of
 __all__ = ["enqueue"]
 
 _RESENT: Final = 1 / 3
-"""of a lease: for how long the claim is sent again to a store that is unreachable"""
+"""the part of a lease for which the claim is sent again to an unreachable store"""
 
 
 def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program[Claim | None]:
-    """Record the run as queued, for this process, `owner`, to begin. None: its key is not free, and its claim deals with
-    that; or the run was dropped meanwhile.
+    """Record the run as queued, to be begun by this process, `owner`. Returns the claim. Returns None if the key is not
+    free, which the claim at its start handles, or if `dropped` reports that the run was dropped meanwhile.
 
-    Raises NotSerializable, and StoreError where the run could not be recorded.
+    Raises NotSerializable if its values cannot be stored, and StoreError if the run could not be recorded.
     """
-    emit.prepare_store_context(run)  # the store is called before the run is requested, which prepares it again
+    emit.prepare_store_context(run)  # the store is called before emit.requested, which prepares the context again
     run.fingerprint = fingerprint_of(run)
     wanted = Claim(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph, run.carrier)
     wanted.queued, wanted.once, wanted.deadline, wanted.owner = True, run.request.once, run.request.deadline, owner
@@ -39,7 +39,7 @@ def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program
         tries += 1
         yield Sleep(checkpoints.STORE_BACKOFF.delay(tries))
     if isinstance(failure, StoreUnavailable) or dropped():
-        yield from checkpoints.ask(run, "withdraw", wanted)  # in case only its answer was lost
+        yield from checkpoints.ask(run, "withdraw", wanted)  # it may have been granted, and only the reply was lost
     if dropped():
         return None
     if failure is not None:

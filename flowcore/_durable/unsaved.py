@@ -1,4 +1,4 @@
-"""What the store of a durable run does not know yet, and what it was sent."""
+"""The changes of a durable run that are not saved yet, and those that were sent to its store."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Unsaved"]
 
 
 class Unsaved:
-    """What has changed in a run since its last checkpoint, in the order of `seq`. Read and written under the run's lock.
+    """The changes in a run since its last checkpoint, numbered by `seq`. The caller holds the run's lock.
 
-    A step's own writes are saved together with the step's end: another step's checkpoint could save them, its process
-    die, and the step itself run again.
+    A step's writes are saved together with the step's own end. If another step's checkpoint saved them and the process
+    died then, the step would run again with its writes already there.
     """
 
     __slots__ = (
@@ -38,27 +38,29 @@ class Unsaved:
         self.handed_out = HandedOut()
         self.seq = 0
         self.base = 0  # the highest seq that the store has acknowledged
-        self.sent: dict[str, StepRecord] = {}  # the latest of each step that was sent, to heal a record that went back
-        self.sent_writes: dict[Any, Write] = {}
-        self.steps: dict[str, StepRecord] = {}
-        self.writes: dict[str, dict[Any, Write]] = {}  # by the step that wrote
+        # The latest record of each step that was sent, to heal a record in the store that has gone back in time.
+        self.sent: dict[str, StepRecord] = {}
+        self.sent_writes: dict[Any, Write] = {}  # the same for each key of the context
+        self.steps: dict[str, StepRecord] = {}  # the unsaved record of each step
+        self.writes: dict[str, dict[Any, Write]] = {}  # unsaved writes, by the step that wrote them, then by key
         self.announced: set[str] = set()  # steps whose start is saved, and that have not started here
-        self.carriers: dict[str, dict[str, str]] = {}  # what hooks gave for a step, to be saved with its end
-        self.first_starts: dict[str, float] = {}  # of steps with several attempts, in seconds since the epoch
+        self.carriers: dict[str, dict[str, str]] = {}  # trace context from hooks for each step, saved with its end
+        self.first_starts: dict[str, float] = {}  # first starts of steps with several attempts, in epoch seconds
         self.unstorable: set[str] = set()  # steps whose results, or writes, the store cannot keep
 
     def wrote(self, step: str, key: Any, value: Any) -> None:
-        """`step` has set a key of the context."""
+        """Note that `step` has set a key of the context."""
         self.seq += 1
         self.writes.setdefault(step, {})[key] = Write(self.seq, value)
 
     def deleted(self, step: str, key: Any) -> None:
-        """`step` has deleted a key of the context."""
+        """Note that `step` has deleted a key of the context."""
         self.seq += 1
         self.writes.setdefault(step, {})[key] = Write(self.seq, deleted=True)
 
     def note_start(self, step: str, attempt: int, at: float, errors: tuple[tuple[str, str], ...] = ()) -> None:
-        """An attempt of `step` is about to start, `at` seconds since the epoch, after others with these errors."""
+        """Note that an attempt of `step` is about to start, `at` seconds since the epoch. `errors`: those of earlier
+        attempts."""
         report = StepReport(Status.RUNNING, attempt, started=at)
         if errors:
             report.failed, report.errors, report.started = len(errors), errors, self.first_starts.get(step, at)
@@ -66,12 +68,12 @@ class Unsaved:
         self.steps[step] = StepRecord(self.seq, report)
 
     def note_wait(self, step: str, at: float, until: float | None) -> None:
-        """`step` waits since `at`, until `until` at most, in seconds since the epoch."""
+        """Note that `step` waits since `at`, and until `until` at most, both in seconds since the epoch."""
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, StepReport(Status.WAITING, started=at, until=until))
 
     def note_closed(self, step: str, at: float) -> None:
-        """The time of `step`, which waited, is over at `at`, in seconds since the epoch: no value counts for it any more."""
+        """Note that the wait `step` was closed at `at`, in seconds since the epoch: no value counts for it any more."""
         before = self.sent[step].report.started if step in self.sent else None
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, StepReport(Status.TIMEOUT, started=before, until=at))
@@ -79,35 +81,38 @@ class Unsaved:
     def note_failed_attempt(
         self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float, *, effect: bool
     ) -> None:
-        """So many attempts of `step` have failed, and the next one is due at `retry_at`, in seconds since the epoch. `effect`:
-        one that a crash cut off before them may have had its effect."""
+        """Note that `step` has made `attempts` attempts, and that the next one is due at `retry_at`, in seconds since
+        the epoch. `errors`: those of the attempts that failed. `effect`: an earlier attempt, cut off by a crash, may
+        have had its effect."""
         report = StepReport(Status.PENDING, attempts, failed=len(errors), errors=errors, retry_at=retry_at)
         report.started = self.first_starts.get(step)
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report, effect=effect)
 
     def withdraw_start(self, step: str) -> None:
-        """The start of `step` was saved, and the step does not start."""
+        """Note that `step` does not start although its start is saved."""
         self.announced.discard(step)
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, StepReport())
 
     def note_end(self, step: str, report: StepReport, results: dict[str, Any], *, effect: bool) -> None:
-        """`step`, or its undo, has ended as `report` says."""
+        """Note that `step`, or its undo, has ended as `report` describes. `effect`: the step must be undone if its run
+        is."""
         self.seq += 1
         kept = step in results and step not in self.unstorable
         result = results[step] if kept else None
         self.steps[step] = StepRecord(self.seq, report, kept, result, effect, self.carriers.get(step, {}))
 
     def cannot_keep(self, step: str) -> None:
-        """The store refused what `step` returned or wrote: forget that, but not that the step ended."""
+        """Drop the result and the writes of `step`, which the store refused, but not the record that the step ended."""
         self.unstorable.add(step)
         self.writes.pop(step, None)
         record = self.steps[step]
         record.has_result, record.result = False, None
 
     def take(self, steps: Collection[str] | None = None) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
-        """Take out what is to be recorded of `steps` (None: of all), the latest of each."""
+        """Take out the unsaved changes of `steps`, or of all steps if that is None: the latest record of each step, and
+        the latest write of each key."""
         if steps is None and not self.writes:
             steps_due, self.steps = self.steps, {}
             self.sent.update(steps_due)
@@ -126,25 +131,25 @@ class Unsaved:
         return records, writes
 
     def acknowledged(self, checkpoint: Checkpoint) -> None:
-        """The store has these changes."""
+        """Note that the store has the changes of `checkpoint`."""
         for step in checkpoint.steps.values():
             self.base = max(self.base, step.seq)
         for write in checkpoint.writes.values():
             self.base = max(self.base, write.seq)
 
     def all_known(self) -> tuple[dict[str, StepRecord], dict[Any, Write]]:
-        """All that was ever sent, the latest of each."""
+        """Return the latest record of each step, and the latest write of each key, that was ever sent."""
         return dict(self.sent), dict(self.sent_writes)
 
     def started(self, claim: Claim) -> None:
-        """The store has the steps and the values with which `claim` began the run."""
+        """Note that the store has recorded the start of the steps with which `claim` began the run."""
         self.announced.update(claim.begins)
-        # A value that was sent to the run may have been noted already: numbers never fall.
+        # A write may have been noted already: the numbers must never fall.
         self.base, self.seq = max(self.base, len(claim.begins)), max(self.seq, len(claim.begins))
         self.sent.update((name, StepRecord(seq, BEGINS)) for seq, name in enumerate(claim.begins, 1))
 
     def found(self, record: RunRecord) -> None:
-        """The store has `record`, of an earlier owner, in which the steps that are done stand in order of completion."""
+        """Note that the store has `record`, of an earlier owner. Its results are in order of completion."""
         self.base = self.seq = record.seq
         order = dict.fromkeys((*record.results, *record.steps))
         for seq, name in enumerate(order, 1):
