@@ -1,6 +1,6 @@
-"""What `Engine` and `AsyncEngine` have in common: settings, keys, and what is refused before a run begins."""
+"""The base of all engines: their settings, requests for runs, and events that belong to no run."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are also checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
 NO_THREAD: Final = "no thread of its engine was free for a whole lease"
 MARGIN: Final = 0.5
-"""seconds in which runs that were stopped write how they ended"""
+"""seconds in which stopped runs record how they ended"""
 log = logging.getLogger("flowcore")
 
 
@@ -75,7 +75,7 @@ def new_id() -> str:
 
 
 class EngineBase:
-    """The part of an engine that knows no threads and no event loop."""
+    """The part of an engine that does not depend on threads or event loops."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class EngineBase:
             )
 
     def _after_fork(self) -> None:
-        """In a child of a fork: other threads may have held what this one is to hold."""
+        """In a forked child, replace the lock: a thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     def _requested(
@@ -150,7 +150,8 @@ class EngineBase:
         until_waiting: bool = False,
         recovering: str | None = None,
     ) -> RunState:
-        """A run about to start. Raises FlowcoreError once the engine is closed, and what `checked_request` raises."""
+        """Create a run that is about to start. Raises FlowcoreError once the engine is closed, and what `checked_request`
+        raises."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
         request = checked_request(
@@ -169,7 +170,7 @@ class EngineBase:
             self._register(workflow)
         return RunState(self._settings, request)
 
-    # -- what hooks get beside the events of runs ---------------------------------------------------------------------------
+    # -- events that belong to no run ----------------------------------------------------------------------------------
 
     def _tell_started(self, pool: Workers) -> None:
         if EngineStarted in self._settings.hooks.wanted:
@@ -183,12 +184,13 @@ class EngineBase:
             self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names, self.max_workers))
 
     def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
-        """All hooks hear of it before a Ctrl-C strikes: it would be taken for the failure of the hook that it strikes."""
+        """Emit an event to the hooks. A Ctrl-C is deferred until they have returned: inside a hook, it would count as a
+        failure of that hook."""
         with hold_sigint():
             self._settings.hooks.emit(event, context or contextvars.copy_context())
 
     def _callers_context(self) -> contextvars.Context:
-        """The context for what a caller asks of the store outside of any run, as the hooks want it."""
+        """The contextvars context, prepared by the hooks, for store calls that a caller makes outside of any run."""
         return self._settings.hooks.store_context(contextvars.copy_context())
 
     def _register(self, workflow: Workflow[Any]) -> None:
@@ -212,13 +214,13 @@ class EngineBase:
 
 
 def this_process() -> Owner:
-    """What records say of the owner of a run."""
+    """This process, as records name it as the owner of a run."""
     return Owner(socket.gethostname(), os.getpid())
 
 
 def patience(run: RunState) -> float | None:
-    """Seconds for which a run waits for a thread at most: until its deadline, and, on a durable store, for a lease. None: for
-    ever."""
+    """The most seconds for which a run waits for a thread: until its deadline and, on a durable store, one lease at most.
+    None means no limit."""
     limits = [] if run.deadline is None else [run.deadline - run.settings.clock()]
     if run.settings.durable:
         limits.append(run.settings.lease)
@@ -226,13 +228,14 @@ def patience(run: RunState) -> float | None:
 
 
 def call_title(run: RunState, call: Call) -> str:
-    """What a log line calls user code."""
+    """The name of a call of user code in log lines: its step and workflow, and whether it is an undo."""
     what = "undo of step" if call.shielded else "step"
     return f"{what} {safe_repr(call.node.name)} of workflow {safe_repr(run.workflow.name)}"
 
 
 def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:
-    """Answer a run, or raise what failed it."""
+    """Return the Run of an ended run, or raise its error. With `check=False`, an Exception of a run that has a Run is not
+    raised."""
     if error is not None and (check or result is None or not isinstance(error, Exception)):
         raise error
     assert result is not None  # noqa: S101 - a driver ends with one of the two

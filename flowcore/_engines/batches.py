@@ -1,4 +1,4 @@
-"""`map` of both engines: a run for each item, lazily, and never more of them than are wanted at the same time."""
+"""`map` of both engines: one run for each item, submitted lazily, with a limit on the runs in flight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def whole_or(given: int | None, default: int) -> int:
-    """`concurrency=`, checked. Raises DefinitionError."""
+    """Return `concurrency=` if it is valid, or `default` if it is None. Raises DefinitionError."""
     if given is None:
         return default
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -31,7 +31,8 @@ def whole_or(given: int | None, default: int) -> int:
 
 
 def key_of(key: Callable[[T], Key | None] | None, item: T) -> Key | None:
-    """The key of an item's run; None: the workflow's own. Raises IdempotencyError where `key` returns None."""
+    """The idempotency key of an item's run, or None to use the workflow's own (no `key` function was given). Raises
+    IdempotencyError if `key` returns None."""
     if key is None:
         return None
     found = key(item)
@@ -43,10 +44,10 @@ def key_of(key: Callable[[T], Key | None] | None, item: T) -> Key | None:
 def completed(
     items: Iterable[T], submit: Callable[[T], RunFuture], most: int, *, ordered: bool, works: Callable[[], bool]
 ) -> Generator[Run, None, None]:
-    """The runs of `items`, each submitted once there is room for it: `most` are in flight or not yet handed out.
+    """Submit a run for each item and yield the Runs. At most `most` runs are in flight or not yet yielded.
 
-    `works`: whether this thread is one of the engine's. It then works on the oldest run instead of waiting for any.
-    Where it is left early, no further item is taken, and runs that have not begun are dropped.
+    `works`: whether this thread is one of the engine's. Such a thread works on the oldest run instead of waiting for any.
+    If the generator is closed early, it takes no further item and drops the runs that have not begun.
     """
     waiting: deque[RunFuture] = deque()
     done: SimpleQueue[RunFuture] = SimpleQueue()
@@ -87,7 +88,7 @@ def _put(done: SimpleQueue[RunFuture], future: RunFuture, _: Future[Run]) -> Non
 async def completed_on_loop(
     items: Iterable[T], submit: Callable[[T], AsyncRunFuture], most: int, *, ordered: bool
 ) -> AsyncGenerator[Run, None]:
-    """The same in a task. Where it is left early, the runs in flight are cancelled, as those of a cancelled task are."""
+    """Like `completed`, but on an event loop. If the generator is closed early, it cancels the runs in flight."""
     waiting: deque[AsyncRunFuture] = deque()
     left = iter(items)
     exhausted = False

@@ -1,4 +1,4 @@
-"""What the thread of `Engine.run` does for its own run: it takes steps, waits, and is where Ctrl-C strikes."""
+"""The caller's thread of `Engine.run`: it performs steps of its run, waits for others, and receives Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,42 +22,41 @@ from .interrupts import SigintGuard, raised_by_signal, restore
 __all__ = ["CallersThread"]
 
 _LOOK: Final = 0.5
-"""seconds between two looks for a Ctrl-C, while the main thread waits"""
+"""seconds between two checks for a Ctrl-C while the main thread waits"""
 Resumption = tuple[Program[Any], Any]
-"""a program, and the answer that it is resumed with"""
+"""a program, and the answer with which it is resumed"""
 
 
 class CallersThread(ABC):
-    """The part of a `Driver` that is in the caller's thread. A step that waits for the run lends it its thread in the same
-    way."""
+    """The part of a `Driver` that runs in the caller's thread, or in the thread of a step that waits for the run."""
 
     over = False
     error: BaseException | None = None
     struck: BaseException | None = None
-    """what a signal handler of the user's has raised in the caller's thread"""
+    """the exception that a signal handler of the user has raised in the caller's thread"""
     _bell: SimpleQueue[None] | None = None
-    """what the caller's thread waits at while it has nothing to do; may be rung in a signal handler"""
+    """the queue on which the caller's thread waits while it is idle; a signal handler may put to it"""
     _ctrl_c: SigintGuard | None = None
     _caller_idle = False
-    """(lock) the caller's thread waits at the bell"""
+    """(under the lock) whether the caller's thread waits on `_bell`"""
 
     def __init__(self, run: RunState, main: Program[Run]) -> None:
         self.run = run
         self._main = main
-        self._starts = [True]  # until the run begins, or is dropped before that; list.pop is atomic
+        self._starts = [True]  # emptied when the run begins or is dropped; list.pop is atomic
         self._lock = threading.Lock()
-        self._letters: deque[Resumption] = deque()  # (lock) programs to resume
+        self._letters: deque[Resumption] = deque()  # (under the lock) programs to resume
 
     @abstractmethod
     def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
-        """Resume a program with an answer; `here`: this is the caller's thread."""
+        """Resume a program with an answer. `here`: whether this is the caller's thread."""
 
     @abstractmethod
     def stop(self, stop: Stop) -> None:
-        """The run stops: end its waits, and, with `cancel`, its calls. From any thread."""
+        """End the run's waits and, with `cancel`, its calls. May be called from any thread."""
 
     def run_here(self, ctrl_c: SigintGuard | None) -> None:
-        """Drive the run to its end, the calling thread taking part; `ctrl_c` guards it, and is restored at the end."""
+        """Drive the run to its end; the calling thread takes part. `ctrl_c` handles SIGINT until then and is removed."""
         self._starts.clear()
         self._ctrl_c = ctrl_c
         if ctrl_c is not None:
@@ -70,7 +69,7 @@ class CallersThread(ABC):
             self.cancel(error)  # a signal handler has raised this between two instructions of the driver
             raise
         finally:
-            self._ctrl_c = None  # it knows this driver: the run would have to wait for the garbage collector
+            self._ctrl_c = None  # it refers to this driver: the cycle would keep the run in memory
             restore(ctrl_c)
         if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
             raise KeyboardInterrupt from self.error
@@ -78,9 +77,9 @@ class CallersThread(ABC):
             raise self.struck from self.error
 
     def _serve(self) -> None:
-        """Do for the run what there is to do until it is over."""
+        """Work on the run until it is over. Returns at once if another thread does so already."""
         with self._lock:
-            if self.over or self._bell is not None:  # another thread does
+            if self.over or self._bell is not None:  # another thread works on it
                 return
             bell = self._bell = SimpleQueue()
         while not self.over:
@@ -92,7 +91,7 @@ class CallersThread(ABC):
             if letter is not None:
                 self._advance(*letter, here=True)
             elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
-                # Help was asked for, but no thread of the pool has come yet.
+                # A worker was requested, but no thread of the pool has come yet.
                 self._caller_idle = False
                 self._advance(helper(self.run, node), None, here=True)
             else:
@@ -102,25 +101,25 @@ class CallersThread(ABC):
     def _wait(self, bell: SimpleQueue[None]) -> None:
         """Wait in the caller's thread for something to do."""
         try:
-            # A signal that comes just before the wait does not end it, and Python looks for it only after.
+            # A signal that comes just before the wait does not end it: Python would handle it only after the wait.
             with suppress(Empty):
                 bell.get(timeout=None if self._ctrl_c is None else _LOOK)
-        except BaseException as error:  # noqa: BLE001 - the run ends first
+        except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
             self._is_struck(error)
 
     def _is_struck(self, error: BaseException) -> None:
-        """A signal handler of the user's, such as one that calls sys.exit(), has raised in the caller's thread."""
+        """Cancel the run: a signal handler of the user, such as one that calls sys.exit(), has raised `error` here."""
         self.struck = error
         self.cancel(error)
 
     def _ring(self) -> None:
-        """Ctrl-C outside of user code, in the signal handler."""
+        """Wake the caller's thread after a Ctrl-C outside of user code. Called in the signal handler."""
         if self._bell is not None:
             self._bell.put(None)
 
     def _interrupted(self) -> None:
         """Act on a Ctrl-C that came while the main thread was not in user code."""
-        assert self._ctrl_c is not None  # noqa: S101 - the callers have looked
+        assert self._ctrl_c is not None  # noqa: S101 - the callers have checked it
         failed_already = self.run.stopped
         if self.cancel(KeyboardInterrupt()) and not failed_already:
             self._ctrl_c.raised = self._ctrl_c.count
@@ -130,7 +129,7 @@ class CallersThread(ABC):
     def call_here(
         self, fn: Callable[..., Any], ctx: Context, context: contextvars.Context, *, shielded: bool = False
     ) -> Outcome:
-        """Run user code on the caller's thread, which cannot be given up, but which Ctrl-C can interrupt."""
+        """Run user code on the caller's thread. Such a call cannot be abandoned, but Ctrl-C can interrupt it."""
         ctrl_c = self._ctrl_c
         try:
             if ctrl_c is None:
@@ -148,7 +147,7 @@ class CallersThread(ABC):
             return None, error
 
     def cancel(self, error: BaseException) -> bool:
-        """Stop the run because of `error`; False if it was stopping already, or is over."""
+        """Cancel the run because of `error`. Returns False if it was stopping already or is over."""
         if not stopping.interrupt(self.run, error):
             return False
         self.stop(Stop(cancel=True))

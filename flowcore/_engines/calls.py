@@ -1,4 +1,4 @@
-"""What engines of event loops share: runs that are submitted, one by one or as a batch, and what their store knows of them."""
+"""The methods that all engines on event loops share: submitting runs, singly or as a batch, and reading their records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class LoopCalls(EngineBase, ABC):
-    """An engine whose runs are awaited."""
+    """An engine on event loops, whose runs are awaited."""
 
     def submit(
         self,
@@ -40,12 +40,12 @@ class LoopCalls(EngineBase, ABC):
         check: bool = True,
         propagation: Literal["link", "child"] = "link",
     ) -> AsyncRunFuture:
-        """Start a run in a task of its own, on the running loop; awaiting the future raises what `run` raises.
+        """Start a run in a task of its own, on the running loop. Awaiting the future raises what `run` raises.
 
-        This returns before the store has been called, for it must not block the loop: `await future.recorded()` waits
+        This call must not block the loop, so it returns before the store has been called: `await future.recorded()` waits
         until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its own, linked
-        to the caller's; "child" makes it part of that one. Raises QueueFull where `max_queued` submitted runs have not
-        begun yet.
+        to the caller's trace; "child" makes it a part of the caller's trace. Raises QueueFull if `max_queued` submitted
+        runs have not begun yet.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(self._unbegun())
@@ -63,14 +63,15 @@ class LoopCalls(EngineBase, ABC):
         ordered: bool = False,
         check: bool = False,
     ) -> AsyncGenerator[Run, None]:
-        """A run for each item, as an iterator of their Runs, failed ones among them: as they end, or `ordered`.
+        """Run the workflow for each item. Returns an iterator of the Runs, including failed ones, in the order in which they
+        end, or with `ordered` in the order of the items.
 
-        `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
-        Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
-        out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a second start replays what has ended and resumes the rest; a run that another owner
-        has in progress is waited for, until its outcome is known or the lease of a dead owner is over. Leaving the loop takes no
-        further item and cancels the runs in flight.
+        `values(item)` and `key(item)` return each run's initial values (default: the item itself) and idempotency key.
+        Items are taken lazily, while fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet
+        yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed run.
+        With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for a run of
+        another live owner, it waits until the outcome is known or the owner's lease has expired. Closing the iterator early
+        takes no further item and cancels the runs in flight.
         """
 
         def submit(item: T) -> AsyncRunFuture:
@@ -80,8 +81,8 @@ class LoopCalls(EngineBase, ABC):
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
     async def find(self, key: str) -> RunRecord | None:
-        """The record of the run that has a key, or None, also of one that was submitted here a moment ago; the loop runs
-        meanwhile. Raises StoreError."""
+        """The record of the run with this key, or None. Finds a run that was submitted here a moment ago, too, and does not
+        block the loop. Raises StoreError."""
         ask, claim = partial(self.store.find, key), self._claim_of(key)
         found: RunRecord | None = await asked_on_loop(ask, self._callers_context())
         if found is None and claim is not None:
@@ -90,8 +91,8 @@ class LoopCalls(EngineBase, ABC):
         return found
 
     async def get(self, run_id: str) -> RunRecord:
-        """The record of a run, also of one that was submitted here a moment ago; the loop runs meanwhile. Raises
-        RunNotFound, and StoreError."""
+        """The record of the run with this id. Finds a run that was submitted here a moment ago, too, and does not block the
+        loop. Raises RunNotFound and StoreError."""
         ask, claim = partial(self.store.get_run, run_id), self._claim_of(run_id)
         try:
             found: RunRecord = await asked_on_loop(ask, self._callers_context())
@@ -112,7 +113,7 @@ class LoopCalls(EngineBase, ABC):
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """A page of the store's runs, as `Engine.list`; the loop goes on meanwhile."""
+        """A page of the store's runs, as `Engine.list` returns it, without blocking the loop."""
         ask = partial(
             self.store.list_runs,
             status=status,
@@ -126,15 +127,15 @@ class LoopCalls(EngineBase, ABC):
         return page
 
     def _claim_of(self, name: str) -> AsyncRunFuture | None:
-        """The run with this key, or id, that was submitted on this loop and is not claimed yet. Where the store knows no run
-        with its key then, it is claimed or refused in a moment."""
+        """The run with this key or id that was submitted on this loop and is not claimed yet, or None. Such a run may be
+        missing from the store; it is claimed or refused in a moment."""
         loop = asyncio.get_running_loop()
         mine = (future for future in list(self._unclaimed()) if future.get_loop() is loop)
         return next((future for future in mine if name in {future.key, future.run_id}), None)
 
     @abstractmethod
     def _unclaimed(self) -> Iterable[AsyncRunFuture]:
-        """The submitted runs of which the store may not know yet."""
+        """The submitted runs that may not be in the store yet."""
 
     @abstractmethod
     def _unbegun(self) -> int:

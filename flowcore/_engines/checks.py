@@ -1,6 +1,6 @@
-"""What an engine's constructor refuses, where it is given."""
+"""Checks of the arguments that an engine is given."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from ..stores.memory import MemoryStore
 __all__ = ["checked_hooks", "checked_namespace", "checked_store", "period", "whole"]
 
 _VERBS: Final = ("claim", "finish")
-"""verbs that every store has"""
+"""methods that every store has"""
 
 
 def checked_store(store: Any, *, runs_async: bool) -> Store:
-    """The store of an engine; a new one in memory where none is given."""
+    """Return `store=` if it is valid, or a new MemoryStore if it is None. Raises DefinitionError if it is no store, and
+    FlowcoreError for an async store of a sync engine."""
     if store is None:
         return MemoryStore()
     if isinstance(store, type):
@@ -42,7 +43,7 @@ def checked_store(store: Any, *, runs_async: bool) -> Store:
 
 
 def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
-    """The hooks of an engine."""
+    """Return `hooks=` as a tuple. Raises DefinitionError for hooks that are not callable, or are async."""
     if isinstance(hooks, str | bytes) or not isinstance(hooks, Iterable):
         raise DefinitionError(f"hooks= must be a list of hooks, not {safe_repr(hooks)}.")
     checked = tuple(hooks)
@@ -55,21 +56,22 @@ def checked_hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
 
 
 def checked_namespace(namespace: str | None, store: Store) -> str:
-    """What the step keys of an engine depend on: where it is not given, the store's."""
+    """Return `namespace=`, which is a part of all step keys, or the store's namespace if it is None. Raises
+    DefinitionError."""
     if namespace is not None and not isinstance(namespace, str):
         raise DefinitionError(f"namespace= must be a string, not {safe_repr(namespace)}.")
     return namespace_of(store) if namespace is None else namespace
 
 
 def whole(value: int, what: str) -> int:
-    """A whole number from 1 up."""
+    """Return `value` if it is a whole number from 1 up. Raises DefinitionError for `what` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DefinitionError(f"{what} must be a whole number from 1 up, not {safe_repr(value)}.")
     return value
 
 
 def period(value: Duration, what: str) -> float:
-    """Seconds that are neither zero nor infinite."""
+    """Return `value` in seconds. Raises DefinitionError for `what` if it is zero or infinite."""
     number = seconds(value, what)
     if not 0 < number < math.inf:
         raise DefinitionError(f"{what} must be more than 0 and finite, not {safe_repr(value)}.")
@@ -77,7 +79,8 @@ def period(value: Duration, what: str) -> float:
 
 
 def runs_here(until: str, *, durable: bool) -> bool:
-    """Whether a call of `run` with this `until=` is made by its caller: to the end, or until the run is in its store."""
+    """Whether a caller of `run` with this `until=` drives the run itself: to its end, or until it waits in a durable store.
+    If not, the run is submitted. Raises DefinitionError."""
     if until not in {"end", "waiting"}:
         raise DefinitionError(f"until= must be 'end' or 'waiting', not {safe_repr(until)}.")
     return until == "end" or durable

@@ -1,4 +1,4 @@
-"""Handles of submitted runs."""
+"""The handles of runs that were submitted to an `Engine`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["RunFuture"]
 class RunFuture(Future[Run]):
     """A run that was submitted to an `Engine`: a `concurrent.futures.Future` of its Run. Thread-safe.
 
-    `cancel()` works until a thread begins with the run; `cancel_run()` works until the run ends.
+    `cancel()` works until a thread begins the run; `cancel_run()` works until the run ends.
     """
 
     def __init__(self, driver: Driver, pool: Workers, cancel: Callable[[RunState, str], bool]) -> None:
@@ -36,7 +36,7 @@ class RunFuture(Future[Run]):
         self.add_done_callback(lambda _: self.pause(self._pause))
 
     def cancel(self) -> bool:
-        """Cancel the run, unless a thread has begun with it."""
+        """Cancel the run, unless a thread has begun it. Returns whether it is cancelled."""
         if not super().cancel():
             return False
         if self._driver.take_start():
@@ -45,25 +45,26 @@ class RunFuture(Future[Run]):
         return True
 
     def cancel_run(self) -> bool:
-        """Cancel the run, begun or not: running steps get `grace`, and what was done is undone. False: it has ended."""
+        """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone. Returns
+        False if it has ended already."""
         return self.cancel() or self._cancel(self._driver.run, f"run {self.run_id} was cancelled by cancel_run().")
 
     def result(self, timeout: float | None = None) -> Run:
         """The Run, once it has ended. Raises what `Engine.run` raises, and TimeoutError after `timeout` seconds.
 
-        A step on a thread of the same engine works on the run while it waits, and `timeout` counts after that.
+        In a step on a thread of the same engine, this call first works on the run, and `timeout` counts only after that.
         """
         self._help_out()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What `result` would raise, or None; waits as `result` does."""
+        """Wait as `result` does. Returns the exception that `result` would raise, or None."""
         self._help_out()
         return super().exception(timeout)
 
     def waiting(self, timeout: float | None = None) -> Run:
-        """The Run once nothing of it but waits can go on, its status `waiting`, or once it has ended, as `result` gives it.
-        Raises TimeoutError after `timeout` seconds."""
+        """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has ended,
+        and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
         with self._paused:
             if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
                 raise TimeoutError(f"Run {self.run_id} has neither ended nor begun to wait in {timeout:g} s.")
@@ -72,7 +73,7 @@ class RunFuture(Future[Run]):
         return self.result()
 
     def first_pause(self) -> Run:
-        """`waiting`, for a caller who cannot cancel the run any more once it is interrupted: that cancels the run."""
+        """Wait as `waiting` does, for a caller that does not have this future: interrupting this call cancels the run."""
         try:
             return self.waiting()
         except BaseException:
@@ -80,13 +81,13 @@ class RunFuture(Future[Run]):
             raise
 
     def pause(self, run: Run | None) -> None:
-        """For engines: nothing but waits can go on; or, with None, it goes on."""
+        """For engines: note that the run has nothing to do but wait (`run` is its Run), or that it has resumed (None)."""
         with self._paused:
             self._pause = run
             self._paused.notify_all()
 
     def continues(self, driver: Driver) -> None:
-        """For engines: another driver continues the run, which has waited."""
+        """For engines: note that another driver continues the run after a wait."""
         self._driver = driver
 
     def _help_out(self) -> None:

@@ -1,4 +1,4 @@
-"""Awaiting user code: in a context of its own, and with an eye on who cancels the task that it shares."""
+"""Awaiting user code in a contextvars context of its own, and finding out what cancelled the task that it runs in."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["InContext", "is_process_stopping"]
 class InContext:
     """Awaits a coroutine that has begun, in the current task but in a contextvars context of its own.
 
-    Returns an Outcome: an error of the coroutine is part of it and is not raised. What is thrown in from outside (a
-    cancellation) goes to the coroutine first.
+    Awaiting this returns an Outcome: an error of the coroutine is part of it and is not raised. An exception that is
+    thrown in from outside, such as a cancellation, is thrown into the coroutine.
     """
 
     __slots__ = ("_context", "_coroutine", "_waiting", "leaked")
@@ -40,7 +40,7 @@ class InContext:
             except GeneratorExit:
                 enter(coroutine.close)
                 raise
-            except BaseException as thrown:  # noqa: BLE001 - the coroutine's to handle
+            except BaseException as thrown:  # noqa: BLE001 - the coroutine handles it
                 resume: Callable[..., Any] = coroutine.throw
                 value: Any = thrown
             else:
@@ -57,7 +57,7 @@ class InContext:
 
 
 def _is_own_cancellation_of_a_group(thrown: BaseException) -> bool:
-    """Whether a TaskGroup has just caught this, and had cancelled its task itself because a child failed.
+    """Whether a TaskGroup has just caught `thrown`, after it had itself cancelled its task because a child failed.
 
     Before Python 3.13, a group that is waiting for its children at that moment does not take its cancellation back with
     Task.uncancel(), so that Task.cancelling() reports a cancellation that nothing outside of the step requested.
@@ -71,8 +71,8 @@ def _is_own_cancellation_of_a_group(thrown: BaseException) -> bool:
 
 
 def is_process_stopping() -> bool:
-    """Whether the cancellation that has just arrived comes from the end of the process: of `asyncio.run`, which cancels
-    all tasks when its main task is over, or of Ctrl-C, which it turns into a cancellation of its main task."""
+    """Whether the cancellation that has just arrived means that the process stops: `asyncio.run` cancels all tasks when
+    its main task is over, and turns a Ctrl-C into a cancellation of its main task."""
     handler = signal.getsignal(signal.SIGINT)
     runner = getattr(getattr(handler, "func", None), "__self__", None)
     if isinstance(runner, asyncio.Runner) and vars(runner).get("_interrupt_count", 0):

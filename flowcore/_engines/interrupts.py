@@ -18,15 +18,16 @@ from typing import Any, Final
 __all__ = ["SigintGuard", "guard", "hold_sigint", "raised_by_signal", "restore"]
 
 _SIGINT: Final = int(signal.SIGINT)
-# signal.signal turns numbers into enums and back, at the price of a small run; this is the function behind it.
+# signal.signal converts numbers to enums and back, which takes as long as a small run; this is the function that it calls.
 _set_handler: Final[Callable[[int, Any], Any]] = vars(signal)["_signal"].signal
 
 
 class SigintGuard:
-    """What one run in the main thread makes of SIGINT.
+    """The handler of SIGINT for one run in the main thread.
 
-    While `in_step` the interrupt is raised in user code. While `in_undo` only a second one is: the first waits until
-    everything is undone. Else it is only counted, and `ring` is called, which must be safe in a signal handler.
+    While `in_step` is set, an interrupt is raised in user code. While `in_undo` is set, only a second interrupt is raised:
+    the first one waits until everything is undone. Otherwise an interrupt is only counted, and `ring` is called, which must
+    be safe in a signal handler.
     """
 
     __slots__ = ("before", "count", "in_step", "in_undo", "raised", "ring")
@@ -38,7 +39,7 @@ class SigintGuard:
         self.in_undo = False
         self.count = 0
         self.raised = 0
-        """those that were raised or acted upon"""
+        """how many interrupts were raised or acted upon"""
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -61,7 +62,7 @@ _HANDLERS: Final = tuple(
 
 
 def raised_by_signal(error: BaseException | None) -> bool:
-    """Whether a handler of SIGINT, ours or asyncio's, has raised `error`, and not the code that it came through."""
+    """Whether `error` was raised by flowcore's or asyncio's handler of SIGINT, and not by user code."""
     trace = error.__traceback__ if isinstance(error, KeyboardInterrupt) else None
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -69,26 +70,26 @@ def raised_by_signal(error: BaseException | None) -> bool:
 
 
 def guard() -> SigintGuard | None:
-    """Take SIGINT over for a run in the main thread; None elsewhere, or where the user handles it."""
+    """Handle SIGINT for a run in the main thread. Returns None in other threads, and if the user has a handler for it."""
     if threading.current_thread() is not threading.main_thread():
         return None
     mine = SigintGuard()
     mine.before = _set_handler(_SIGINT, mine)
     if mine.before is not signal.default_int_handler and not isinstance(mine.before, SigintGuard):
-        restore(mine)  # asking first would cost one call more, each time
+        restore(mine)  # looking first would cost a further call each time
         return None
     return mine
 
 
 def restore(mine: SigintGuard | None) -> None:
-    """Give SIGINT back, if it was taken."""
+    """Restore the handler of SIGINT that `guard` replaced, if it did."""
     if mine is not None:
         _set_handler(_SIGINT, mine.before)
 
 
 @contextmanager
 def hold_sigint() -> Generator[None, None, None]:
-    """A Ctrl-C in the main thread waits until the block is over; an error of the block's own goes first."""
+    """Defer a Ctrl-C in the main thread until the block is over. If the block raises an error, only that is raised."""
     mine = guard()
     try:
         yield

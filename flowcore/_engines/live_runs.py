@@ -1,4 +1,4 @@
-"""The runs in flight of an engine, and what happens to them from outside: lost, woken, parked, handed over, sent to."""
+"""The runs in flight of an engine, and the ways to act on them from outside: cancel, wake or park them, or send values."""
 
 from __future__ import annotations
 
@@ -19,70 +19,72 @@ from ..stores.base import Renewal
 __all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left", "stopped", "unbegun"]
 
 D = TypeVar("D")
-"""what drives a run"""
+"""the driver of a run"""
 CLOSED: Final = "its engine was closed"
 RELEASED: Final = 0.001
-"""seconds: the lease that releases a run to other engines"""
+"""seconds: a lease that ends at once, and so releases a run to other engines"""
 
 
 class LiveRuns(dict[RunState, D | None], ABC):
-    """The runs in flight of an engine, and what drives each of them; None: it runs inline.
+    """The runs in flight of an engine, each with its driver, or with None if it runs inline.
 
-    It knows neither the engine nor its settings, so that what is called from elsewhere (leases, the store, the end of the
-    interpreter) can hold it without keeping the engine alive.
+    This object refers neither to the engine nor to its settings, so that the callbacks of leases, of the store and of the
+    interpreter's exit can refer to it without keeping the engine alive.
     """
 
     @abstractmethod
     def stop(self, run: RunState, *, cancel: bool) -> None:
-        """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls. From any thread."""
+        """Have the driver of a run end the run's waits and, with `cancel`, its calls. May be called from any thread."""
 
     @abstractmethod
     def look(self, run: RunState) -> None:
-        """Have the driver of a run look for what the run waits for. From any thread."""
+        """Have the driver of a run check whether something that the run waits for has arrived. May be called from any
+        thread."""
 
     def __init__(self) -> None:
         super().__init__()
         self.left: dict[RunState, None] = {}
-        """runs that were left to their store a moment ago, and whose callers have not been given anything yet"""
+        """runs that were left to their store a moment ago, while their callers still wait"""
 
     def clear(self) -> None:
-        """Forget them all, as a forked child does."""
+        """Forget all runs, as a forked child does."""
         super().clear()
         self.left.clear()
 
     def note_left(self, run: RunState) -> None:
-        """The run is about to be taken out. If it is left to its store, its caller, if it has one, calls `follow` next."""
+        """Call this before a run is removed from here. If the run is left to its store and has a caller, it is kept in
+        `left` until `follow` is called."""
         if run.finished is Status.WAITING and not run.request.unattended:
             self.left[run] = None
 
     def follow(self, run: RunState) -> None:
-        """What continues a run that was left to its store is in flight, or its caller is given what there is."""
+        """Call this once the continuation of a run that was left to its store is in flight, or its caller gets the Run."""
         self.left.pop(run, None)
 
     def find(self, run_id: str | None, key: str | None) -> RunState | None:
-        """The run with this id or key, to be cancelled: one in flight, or one that is between being left and being continued."""
-        # A run that moves on while this looks is found at its next place: they are looked at in that order.
+        """The run with this id or key, or None: one in flight, or one that was left to its store and is about to continue."""
+        # A run may move from one collection to the next meanwhile, so they are searched in the order of its moves.
         for run in chain(list(self), list(self.left), list(self)):
             if is_meant(run, run_id, key):
                 return run
         return None
 
     def lose(self, run: RunState) -> None:
-        """The store says that another process owns the run: start and undo nothing more of it."""
+        """Start and undo nothing more of a run, because the store says that another process owns it."""
         lose(run)
         self.stop(run, cancel=True)
 
     def cancel_through_store(self, run: RunState, order: Renewal) -> None:
-        """An operator wants the run cancelled, or undone, through the store."""
+        """Obey an operator who has ordered, through the store, to cancel or undo a run."""
         if obey(run, order):
             self.stop(run, cancel=True)
 
     def wake(self, run: RunState) -> None:
-        """The run that `run` waits for is over."""
+        """Wake a run because the run that it waits for is over."""
         self.stop(run, cancel=False)
 
     def park(self, why: str) -> None:
-        """Park the durable ones; their calls may end."""
+        """Park the durable runs. Their calls in flight may end."""
         for run in list(self):
             if run.settings.durable:
                 stopping.park(run, parked(run, why))
@@ -96,7 +98,7 @@ class LiveRuns(dict[RunState, D | None], ABC):
                 self.stop(run, cancel=False)
 
     def hand_over(self, why: str) -> None:
-        """Park these runs, or cancel those that are in memory only, because this process stops."""
+        """Park the durable runs, and cancel those in memory, because this process or the engine stops."""
         for run in list(self):
             if stopping.hand_over(run, stopped(run, why)):
                 self.stop(run, cancel=True)
@@ -104,17 +106,17 @@ class LiveRuns(dict[RunState, D | None], ABC):
     # -- values that are sent to them ----------------------------------------------------------------------------------
 
     def with_key(self, key: str) -> list[RunState]:
-        """The runs that have a key, or that id: not those that wait for one of them."""
+        """The runs with this key (or, if a run has no key, this id), but not calls that only wait for such a run."""
         found = [run for run in list(self) if run.key == key or (run.key is None and run.known_id == key)]
         claimed = [run for run in found if run.claimed]
         return claimed or [run for run in found if run.request.wait is None]
 
     def hand_on(self, key: str, name: str, sent: Sent) -> Sent | None:
-        """Give what was sent to the runs that have this key. Returns what counts, or None if there is no such run. Raises
-        SendRefused if a run in memory does not wait for it."""
+        """Pass a value to the runs with this key. Returns the value that counts, which may be an earlier one, or None if
+        there is no such run. Raises SendRefused if a run in memory does not wait for it."""
         counts: Sent | None = None
         for run in self.with_key(key):
-            # The store of a durable run has decided already.
+            # The store of a durable run has already decided which value counts.
             first = keep(run, name, sent) if run.settings.durable else receive(run, name, sent)
             counts = counts or first
             if first is sent and self.get(run) is not None:
@@ -124,7 +126,7 @@ class LiveRuns(dict[RunState, D | None], ABC):
         return counts
 
     def fetched(self, run: RunState, sent: Mapping[str, Sent]) -> None:
-        """What was sent to a run through its store, elsewhere."""
+        """Pass on the values that were sent to a run elsewhere, through its store."""
         for name, value in sent.items():
             keep(run, name, value)
         self.look(run)
@@ -138,19 +140,19 @@ def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
 
 
 def left(run: RunState) -> RunParked:
-    """The error of a run that waits in its store, where its engine was closed."""
+    """The error of a run that waited in its store when its engine was closed."""
     return parked(run, f"{CLOSED} while it waited")
 
 
 def stopped(run: RunState, why: str) -> Exception:
-    """The error of a run whose process stops: it is parked, or cancelled where it is in memory only."""
+    """The error of a run whose process or engine stops: RunParked, or StepCancelled for a run in memory."""
     if run.settings.durable:
         return parked(run, why)
     return StepCancelled(f"run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled: {why}.")
 
 
 def unbegun(run: RunState, why: str, *, recorded: bool = True) -> RunParked:
-    """The error of a run that is left to other engines before it has begun, or that was not even recorded."""
+    """The error of a run that was dropped before it began. `recorded`: whether other engines may run it."""
     name = safe_repr(run.workflow.name)
     rest = (
         "It is recorded as queued, and another engine may run it."
