@@ -1,4 +1,4 @@
-"""What the child of a fork must not inherit: threads that are not there, and locks that they held."""
+"""Renewal of objects in a forked child, which lacks their threads but has inherited the locks that these held."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _registered: Final[list[bool]] = []
 
 
 def after_fork_in_child(one: T, renew: Callable[[T], None]) -> None:
-    """Have `renew(one)` called in each child that forks from this process, before anything else there. `one` is held
-    weakly, so `renew` must not be a method bound to it."""
+    """Have `renew(one)` called at the start of each child that forks from this process.
+
+    `one` is held weakly, so `renew` must not be a method bound to it.
+    """
     if not _registered and hasattr(os, "register_at_fork"):
         _registered.append(True)
         os.register_at_fork(after_in_child=_renew)

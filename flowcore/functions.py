@@ -1,4 +1,4 @@
-"""What functions that users hand over are: async or not, called how, known by which name. Refuses what cannot be called."""
+"""Inspection of the functions that users pass: whether they are async, what they take and return, and their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["function_name", "is_async", "no_function", "return_annotation", "tak
 
 
 def no_function(name: str) -> Callable[..., Any]:
-    """What stands for the function of the step `name`, which only waits and has none."""
+    """Return a stand-in for the function of the step `name`, which only waits. It raises DefinitionError if called."""
 
     def wait(ctx: Any) -> Any:
         raise DefinitionError(f"step {safe_repr(name)} only waits: it has no function to call.")
@@ -24,23 +24,23 @@ def no_function(name: str) -> Callable[..., Any]:
 
 
 def is_async(fn: Any) -> bool:
-    """Whether calling `fn` gives a coroutine."""
+    """Whether calling `fn` returns a coroutine."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 def function_name(fn: Any) -> str:
-    """`module.qualname` of a function, for telemetry."""
+    """Return `module.qualname` of a function, for telemetry."""
     try:
         return f"{fn.__module__}.{fn.__qualname__}"
-    except AttributeError:  # an instance that can be called
+    except AttributeError:  # a callable instance
         return f"{type(fn).__module__}.{type(fn).__qualname__}"
 
 
 def take_one_argument(fn: Callable[..., Any], what: str, argument: str = "ctx", *, sync: bool = False) -> None:
     """Raise DefinitionError unless `fn` can be called with one positional argument and then does its work.
 
-    `what` names it in the message. A generator function would return before its body has run. `sync`: refuse a
-    coroutine function too, where its result is needed at once.
+    `what` names `fn` in the message. A generator function is refused, because calling it does not run its body. `sync`:
+    also refuse a coroutine function, because the result is needed at once.
     """
     if not callable(fn):
         raise DefinitionError(f"{what} must be a function of {argument}, not {safe_repr(fn)}.")
@@ -59,7 +59,7 @@ def _any_form(fn: Any, test: Callable[[Any], bool]) -> bool:
 
 
 def _takes_one(fn: Any) -> bool:
-    if type(fn) is FunctionType:  # the same as below, several times faster
+    if type(fn) is FunctionType:  # several times faster than the code below, with the same result
         code = fn.__code__
         defaults, keywords = len(fn.__defaults__ or ()), len(fn.__kwdefaults__ or ())
         positional = code.co_argcount
@@ -80,14 +80,14 @@ def _signature(fn: Any) -> str:
 
 
 def return_annotation(fn: Any) -> Any:
-    """The type that a function, or the coroutine that it makes, is annotated to return; Any where that is not known."""
+    """Return the annotated return type of a function, or of the coroutine that it makes; Any if it is unknown."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     function = inspect.unwrap(fn if hasattr(fn, "__annotations__") and not isinstance(fn, type) else type(fn).__call__)
     annotation = getattr(function, "__annotations__", {}).get("return", Any)
     try:
         annotation = _evaluated(function, annotation)
-    except Exception:  # noqa: BLE001 - it may name what only type checkers import
+    except Exception:  # noqa: BLE001 - an annotation may name what only type checkers import
         return Any
     if get_origin(annotation) in (Awaitable, Coroutine):
         return get_args(annotation)[-1]
@@ -95,7 +95,8 @@ def return_annotation(fn: Any) -> Any:
 
 
 def _evaluated(function: Any, annotation: Any) -> Any:
-    # Only the result's: a Context that is imported for type checkers alone must not hide it.
+    # Only the return annotation is evaluated: others may name what is imported for type checkers alone, such as
+    # Context.
     def stand_in() -> None: ...
 
     stand_in.__annotations__ = {"return": annotation}

@@ -1,6 +1,6 @@
-"""Typed input of a workflow: `Workflow("trip", input=Order)`. An Order becomes the initial values of a run, and back."""
+"""Typed input, as in `Workflow("trip", input=Order)`: converts an Order to a run's initial values, and back."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ I = TypeVar("I")  # noqa: E741 - as in Workflow[I]
 
 
 class Input(Generic[I]):
-    """The input type of a workflow: a dataclass, or a pydantic model. Each of its fields is an initial value. Immutable."""
+    """The input type of a workflow, a dataclass or a pydantic model. Each field is an initial value. Immutable."""
 
     def __init__(self, kind: type[I], workflow: str) -> None:
         self._workflow = workflow
@@ -37,7 +37,7 @@ class Input(Generic[I]):
 
     @functools.cached_property
     def types(self) -> Mapping[str, Any]:
-        """The annotation of each field."""
+        """The annotation of each field, by name; empty if the annotations cannot be evaluated."""
         try:
             hints = get_type_hints(self.type, include_extras=True)
         except Exception:  # noqa: BLE001 - an annotation may name what only type checkers import
@@ -45,7 +45,10 @@ class Input(Generic[I]):
         return {name: hints[name] for name in self.fields if name in hints}
 
     def accept(self, given: object) -> I:
-        """The input of a run. Raises DefinitionError, saying what is wrong, for what is neither one nor its fields."""
+        """Return the input of a run, given as such, as a mapping of its fields, or as None (no fields).
+
+        Raises DefinitionError, with the reason, for anything else.
+        """
         if isinstance(given, self.type):
             return given
         if given is not None and not isinstance(given, Mapping):
@@ -65,11 +68,11 @@ class Input(Generic[I]):
         return cast("I", kind.model_validate(dict(fields)) if self._is_model else kind(**fields))
 
     def values(self, given: I) -> dict[str, Any]:
-        """The initial values that an input stands for."""
+        """Return the initial values that an input stands for."""
         return {name: getattr(given, name) for name in self.fields}
 
     def build(self, values: Mapping[Any, Any]) -> I:
-        """The input that these values stand for. They were valid once, so a model does not validate them again."""
+        """Return the input that these values stand for. They were validated before, so a model does not repeat it."""
         kind: Any = self.type
         known = {name: values[name] for name in self.fields if name in values}
         return cast("I", kind.model_construct(**known) if self._is_model else kind(**known))

@@ -1,4 +1,4 @@
-"""What a careful colleague would say of a definition: `Workflow.check()`. Reads the plan, decides nothing."""
+"""Advice on a definition, as a careful colleague would give it, for `Workflow.check()`. It only reads the plan."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _STORABLE: Final = frozenset(
         *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "decimal.Decimal", "uuid.UUID"),
     )
 )
-"""classes whose values the default codec keeps; `object` says nothing of them"""
+"""classes whose values the default codec keeps. `object` is one of them, because it says nothing about the values."""
 
 
 def advice(plan: Plan, deadline: float | None, undo: str) -> list[str]:
-    """One sentence for each remedy, naming its steps in definition order.
+    """Return one sentence for each remedy, which names the steps that need it, in definition order.
 
-    `deadline`: seconds for the whole run, or None. `undo`: the workflow's.
+    `deadline`: seconds for the whole run, or None. `undo`: the workflow's `undo=`.
     """
     after_pivot = _after(plan, [node for node in plan.nodes if node.step.pivot])
     return [
@@ -39,7 +39,7 @@ def advice(plan: Plan, deadline: float | None, undo: str) -> list[str]:
 
 
 def _after(plan: Plan, nodes: list[Node]) -> set[int]:
-    """All that depends on `nodes`, by index, directly or not."""
+    """Return the indices of all steps that depend on `nodes`, directly or not."""
     found: set[int] = set()
     waiting = [index for node in nodes for index in node.successors]
     while waiting:
@@ -51,7 +51,7 @@ def _after(plan: Plan, nodes: list[Node]) -> set[int]:
 
 
 def _named(nodes: list[Node]) -> str:
-    """The names of several steps."""
+    """Return a phrase with the names of several steps."""
     names = ", ".join(safe_repr(node.name) for node in nodes[:_LISTED])
     return f"steps {names}" + (f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else "")
 
@@ -131,7 +131,7 @@ def _wait_for_ever(plan: Plan, deadline: float | None) -> Iterator[str]:
 
 
 def _foreign(annotation: Any) -> Iterator[str]:
-    """The classes in an annotation whose values neither the default codec nor PydanticCodec keeps."""
+    """Yield the classes, by name, in an annotation whose values neither the default codec nor PydanticCodec keeps."""
     arguments = get_args(annotation)
     known: Any = get_origin(annotation) or annotation
     kind: object = known
@@ -149,7 +149,7 @@ def _foreign(annotation: Any) -> Iterator[str]:
 
 
 def _worst_case(node: Node, deadline: float | None) -> Iterator[str]:
-    """Attempts and waits that cannot all fit into the limits around them."""
+    """Yield a warning for each limit that is too short for all attempts of a step and the waits between them."""
     retry = node.retry
     waits = sum(retry.backoff.bound(n) for n in range(1, retry.attempts)) if retry and retry.backoff else 0.0
     takes = waits + (node.timeout or 0.0) * node.max_attempts

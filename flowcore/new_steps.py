@@ -1,6 +1,6 @@
-"""Steps, made of what their definer passes: all that a step's definition refuses is refused here."""
+"""Construction of steps from the options that their definition passes. Invalid options are refused here."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false, reportPrivateUsage=false
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def new_step(
     expected: type[BaseException] | Iterable[type[BaseException]] = (),
     effect: bool = True,
 ) -> Step[Any]:
-    """A step of what its definer passes. Raises DefinitionError, and UnknownDependency for a step of another workflow."""
+    """Return a new step. Raises DefinitionError, or UnknownDependency if it depends on another workflow's step."""
     if isinstance(fn, Step):
         raise DefinitionError(f"{fn!r} is a step already: use wf.include(), or the plain function.")
     if not callable(fn):
@@ -80,7 +80,7 @@ def new_wait(
     depends_on: Step[Any] | str | Iterable[Step[Any] | str],
     when: Callable[[Context], Any] | None,
 ) -> Step[Any]:
-    """A step without a function."""
+    """Return a new step without a function, which waits or sleeps."""
     if when is not None:
         take_one_argument(when, f"when of step {safe_repr(name)}")
     fn, names = no_function(name), dependency_names(workflow, depends_on, name)
@@ -90,8 +90,8 @@ def new_wait(
 def copied_steps(
     other: Workflow[Any], workflow: Workflow[Any], prefix: str, before: tuple[str, ...]
 ) -> dict[str, Step[Any]]:
-    """Copies of the steps of `other` for another workflow, by their old names. `before`: what those without dependencies
-    depend on there."""
+    """Return copies of the steps of `other` for `workflow`, by their old names. `before`: the dependencies of the
+    copies whose originals have none."""
     copies: dict[str, Step[Any]] = {}
     aliases: dict[Step[Any], str] = {}
     for name, step in other._steps.items():
@@ -124,7 +124,7 @@ def copied_steps(
 def dependency_names(
     workflow: Workflow[Any], depends_on: Step[Any] | str | Iterable[Step[Any] | str], name: str
 ) -> tuple[str, ...]:
-    """The names of the steps that step `name` of a workflow depends on."""
+    """Return the names of the steps that step `name` of a workflow depends on."""
     several = (depends_on,) if isinstance(depends_on, Step | str) else depends_on
     if not isinstance(several, Iterable):
         raise DefinitionError(
@@ -143,7 +143,7 @@ def dependency_names(
 
 
 def checked_name(name: object, what: str) -> str:
-    """A name, which must be a string and not empty."""
+    """Return `name`. Raises DefinitionError, which names `what`, unless it is a string and not empty."""
     if not isinstance(name, str) or not name:
         raise DefinitionError(f"{what} needs a name that is a non-empty string, not {safe_repr(name)}.")
     return name
@@ -159,7 +159,7 @@ def _error_types(given: Any, what: str) -> tuple[type[BaseException], ...]:
 
 
 def one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:
-    """One of the values that are allowed."""
+    """Return `value`. Raises DefinitionError, which names `what`, unless it is one of those allowed."""
     if value not in allowed:
         raise DefinitionError(f"{what} must be {' or '.join(map(repr, allowed))}, not {safe_repr(value)}.")
     return value

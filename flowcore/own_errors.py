@@ -1,6 +1,6 @@
-"""The error types of a workflow's own, `Workflow(errors=)`: a store keeps their names, and callers get the types back."""
+"""A workflow's own error types, `Workflow(errors=)`. A store keeps their names; callers get these types back."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def own_error(workflow: Workflow[Any], error: BaseException) -> BaseException: .
 @overload
 def own_error(workflow: Workflow[Any], error: None) -> None: ...
 def own_error(workflow: Workflow[Any], error: BaseException | None) -> BaseException | None:
-    """An error that a store knows as text, as the type of `errors=` that it was raised as; any other as it is."""
+    """Return a RunFailed as the type in `errors=` that it was first raised as, or any other error unchanged."""
     if not workflow.errors or not isinstance(error, RunFailed):
         return error
     kind = workflow.errors.get(error.error_type) or _subclass(workflow.errors.values(), error.error_type)
@@ -33,7 +33,7 @@ def own_error(workflow: Workflow[Any], error: BaseException | None) -> BaseExcep
 
 
 def distinct_errors(errors: Any, workflow: str) -> dict[str, type[Exception]]:
-    """Error types by name, which is all that a store keeps of a type."""
+    """Return the error types by name, which is all that a store keeps of a type. Raises DefinitionError."""
     what = f"errors= of workflow {safe_repr(workflow)}"
     whole: object = errors
     if isinstance(whole, type) or not isinstance(whole, Iterable):
@@ -49,7 +49,7 @@ def distinct_errors(errors: Any, workflow: str) -> dict[str, type[Exception]]:
 
 
 def _subclass(kinds: Iterable[type[Exception]], name: str) -> type[Exception] | None:
-    """A subclass, at any depth, that this process knows under that name."""
+    """Return a subclass, at any depth, that has this name in this process, or None."""
     for kind in kinds:
         for inner in kind.__subclasses__():
             found = inner if inner.__name__ == name else _subclass((inner,), name)
@@ -59,12 +59,12 @@ def _subclass(kinds: Iterable[type[Exception]], name: str) -> type[Exception] | 
 
 
 def _rebuilt(kind: type[Exception], message: str) -> Exception:
-    """An error of a type with a message, also where its __init__ takes something else than that."""
+    """Return an error of a type with a message, even if the type's __init__ takes other arguments."""
     try:
         error = kind(message)
         if str(error) == message:
             return error
-    except Exception:  # noqa: BLE001 - foreign code
+    except Exception:  # noqa: BLE001 - user code
         error = None
     error = kind.__new__(kind, message)
     error.args = (message,)

@@ -1,7 +1,7 @@
 """A workflow compiled for running: integer in-degrees and successor lists, made once and shared by all its runs.
 
-stdlib graphlib checks the graph and finds a cycle; the runs walk the lists, because graphlib per run costs more than
-all the rest of a small run.
+graphlib of the standard library checks the graph for cycles. Runs use the lists instead, because graphlib would cost
+more than all the rest of a small run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Node", "Plan"]
 
 _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
-_CYCLE_SHOWN: Final = 20  # names of a cycle's path that fit in a message
+_CYCLE_SHOWN: Final = 20  # names that a message lists
 
 
 class Node:
-    """A step's place in the plan, with all that a run needs of it looked up beforehand. Immutable once made."""
+    """A step in the plan, with all that a run needs to know of it computed beforehand. Immutable once made."""
 
     __slots__ = (
         "compensation",
@@ -75,7 +75,7 @@ class Node:
         self.compensation: Compensation | None = step.compensation
         self.undo_is_async = step.compensation is not None and is_async(step.compensation.fn)
         self.verify_is_async = step.verify is not None and is_async(step.verify)
-        # Plain: its first attempt needs no clock and no question asked before it.
+        # The first attempt of a plain step needs no clock and no check before it.
         self.plain = (
             step.when is None
             and step.wait is None
@@ -85,15 +85,15 @@ class Node:
             and step.executor is None
             and (step.retry is None or step.retry.max_elapsed is None)
         )
-        # Whether it can run inline: on threads, on asyncio.
+        # Whether the step can run inline: the first item is for threads, the second for asyncio.
         self.inline = (self.plain and not self.is_async, self.plain and self.is_async)
-        # The only step that waits for this one, if it waits for nothing else: nothing to count there.
+        # The only successor, if this is its only predecessor: a run need not count its in-degree down.
         self.follows: Node | None = None
         self.undo_attempted = (step.undo or undo) == "attempted"
 
 
 class Plan:
-    """All nodes in definition order, plus what is the same for every run of the workflow. Immutable, thread-safe."""
+    """The compiled workflow: its nodes in definition order, and all that is the same for every run. Thread-safe."""
 
     __slots__ = (
         *("_ancestors", "_graph", "_inputs", "_types", "by_name", "conditional", "has_async", "indegrees", "nodes"),
@@ -127,11 +127,11 @@ class Plan:
         self._graph: str | None = None
         self._inputs = inputs
         self._types: Mapping[str, Any] | None = None
-        self._ancestors: dict[int, int] = {}  # node -> bits of its ancestors; of those nodes that were asked about
+        self._ancestors: dict[int, int] = {}  # node -> bit set of its ancestors, filled on demand
 
     @property
     def types(self) -> Mapping[str, Any]:
-        """For codecs: annotations of results ("s:" + step) and of the fields of the input ("w:" + key)."""
+        """The annotations of results ("s:" + step) and of the fields of the input ("w:" + key), for codecs."""
         if self._types is None:
             found = ((f"s:{node.name}", return_annotation(node.fn)) for node in self.nodes)
             types = {field: annotation for field, annotation in found if annotation is not Any}
@@ -157,7 +157,7 @@ class Plan:
             known = self._ancestors.get(index)
             if known is None:
                 waiting.extend(self.nodes[index].predecessors)
-            else:  # a chain whose steps all ask is walked once
+            else:  # its ancestors were computed before, so they need no second walk
                 bits |= known
         mask = bytearray(len(self.nodes) // 8 + 1)
         for index in seen:
@@ -166,9 +166,12 @@ class Plan:
 
     @property
     def graph(self) -> str:
-        """What a store records of the definition: per step, in definition order, its name, sorted dependencies, whether it
-        has an undo and is a pivot, and of a step without a function what it does, as canonical JSON. Not code, retries or
-        timeouts."""
+        """The definition as a store records it, in canonical JSON.
+
+        It lists for each step, in definition order, its name, its sorted dependencies, whether it has an undo, whether
+        it is a pivot, and, for a step without a function, "wait" or "sleep". Code, retries and timeouts are not part of
+        it.
+        """
         if self._graph is None:
             steps = [
                 [
@@ -181,7 +184,7 @@ class Plan:
         return self._graph
 
     def contains(self, recorded: str) -> str | None:
-        """Why a run recorded with the graph `recorded` cannot be resumed by this definition; None: it can.
+        """Return why this definition cannot resume a run that was recorded with the graph `recorded`; None if it can.
 
         The definition must have every recorded step, with the same dependencies. Steps may be reordered or added, and
         undos may be added.
@@ -206,7 +209,7 @@ class Plan:
         return None
 
     def layers(self) -> list[list[Step[Any]]]:
-        """Steps that could run at the same time, layer after layer; within one, in definition order."""
+        """Return the steps layer by layer. Those of one layer, in definition order, could run at the same time."""
         depth: list[int] = [0] * len(self.nodes)
         for index in _sorted(self.nodes).static_order():
             depth[index] = max((depth[before] + 1 for before in self.nodes[index].predecessors), default=0)
@@ -256,7 +259,7 @@ def _as_json(steps: list[list[Any]]) -> str:
 
 
 def _recorded_steps(text: str) -> list[tuple[str, list[str], int, int, str | None]] | None:
-    """The steps of a recorded graph; None where the text is not one."""
+    """Return the steps of a recorded graph, or None if the text is not a graph."""
     import json
 
     try:

@@ -1,6 +1,6 @@
-"""When a failed attempt is made again, and after how long. Pure: no clock, no sleep, no hidden randomness."""
+"""Retry policies: whether another attempt follows, and when. Pure: no clock, no sleep, no hidden randomness."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["Backoff", "Duration", "Pause", "Retry", "seconds"]
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 waits: Final[ContextVar[bool]] = ContextVar("flowcore_waits", default=True)
-"""whether runs begun in this context wait between attempts; `flowcore.testing.no_waiting` says no"""
+"""whether runs begun in this context wait between attempts; `flowcore.testing.no_waiting` sets it to False"""
 Duration: TypeAlias = "float | timedelta"
 """Seconds, or a timedelta."""
 Predicate = Callable[[BaseException], bool | float]
-"""of a failed attempt's error: False = give up, True = retry by the backoff, a number = retry after that many seconds"""
+"""takes the error of a failed attempt; returns False to give up, True to retry after the backoff, or seconds to wait"""
 
 
 def seconds(value: Duration, what: str) -> float:
-    """`value` as float seconds; `what` names it in the DefinitionError raised for a negative, NaN or foreign one."""
-    # Not isinstance: importing datetime costs more than this module.
+    """Return `value` in seconds. Raises DefinitionError, which names `what`, for anything else than 0 or more."""
+    # There is no isinstance check for timedelta, because importing datetime costs more than this module.
     given: Any = value
     number: Any = given.total_seconds() if hasattr(given, "total_seconds") else given
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
@@ -42,7 +42,7 @@ def seconds(value: Duration, what: str) -> float:
 
 
 def some_random() -> float:
-    """random.random, imported when the first jitter wants it."""
+    """Return random.random(); the module is imported only when jitter first needs it."""
     from random import random
 
     return random()  # noqa: S311 - it spreads retries, it keeps no secrets
@@ -50,7 +50,7 @@ def some_random() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before a retry. Make one with `none`, `fixed` or `exponential`; immutable, share it freely."""
+    """How long to wait before a retry. Make one with `none`, `fixed` or `exponential`. Immutable and shareable."""
 
     initial: float
     factor: float
@@ -87,7 +87,7 @@ class Backoff:
         )
 
     def bound(self, n: int) -> float:
-        """The longest wait, in seconds, before the n-th retry (1 = the first); never above `max_delay`."""
+        """Return the longest wait, in seconds, before the n-th retry (1 = the first); never above `max_delay`."""
         if n < 1:
             raise DefinitionError(f"Backoff.delay(n) counts retries from 1, not {n}.")
         try:
@@ -96,12 +96,15 @@ class Backoff:
             return self.max_delay if self.initial else 0.0
 
     def delay(self, n: int, random: Callable[[], float] | None = None) -> float:
-        """Seconds to wait before the n-th retry (1 = the first). `random` returns a float in [0, 1); None: random.random."""
+        """Return the seconds to wait before the n-th retry (1 = the first).
+
+        `random` returns a float in [0, 1), for the jitter; None means random.random.
+        """
         return self.bound(n) * (random or some_random)() if self.jitter else self.bound(n)
 
 
 class Pause(NamedTuple):
-    """The decision to try again: wait `delay` seconds first; `reason` = policy, retry_after or predicate."""
+    """The decision to make another attempt after `delay` seconds. `reason`: policy, retry_after or predicate."""
 
     delay: float
     reason: str
@@ -109,13 +112,13 @@ class Pause(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """At most `attempts` attempts (the first included), with `backoff` between them (None: at once).
+    """A retry policy: at most `attempts` attempts, the first included, with `backoff` between them (None: no wait).
 
-    `on`: the exception type, or types, worth another attempt; or a predicate of the error that returns a
-    bool, or the seconds to wait. Only Exceptions are ever retried, never KeyboardInterrupt and its like.
-    `max_elapsed`: make no attempt that would start later than so many seconds after the first one's start.
-    A step that raises `Fatal` is not retried; `RetryAfter(seconds)` sets the wait. An ExceptionGroup that contains `Fatal`, at
-    any depth, is not retried either; one that contains `RetryAfter` waits for the longest.
+    `on`: the exception type, or types, worth another attempt; or a predicate that takes the error and returns a bool,
+    or the seconds to wait. Only Exceptions are ever retried, never KeyboardInterrupt and the like. `max_elapsed`: make
+    no attempt that would start later than this many seconds after the first attempt started. A step that raises `Fatal`
+    is not retried; `RetryAfter(seconds)` sets the wait. An ExceptionGroup that contains `Fatal`, at any depth, is not
+    retried either; one that contains `RetryAfter` sets the longest of its waits.
     """
 
     attempts: int
@@ -154,16 +157,17 @@ class Retry:
 
     @classmethod
     def of(cls, value: int | Retry | None) -> Retry | None:
-        """What `retry=` of a step means: an int is a number of attempts, None and 1 are no retries."""
+        """Return the policy of a step's `retry=`, where an int is a number of attempts; None if it never retries."""
         retry = cls(value) if isinstance(value, int) else value
         if retry is not None and not isinstance(retry, Retry):
             raise DefinitionError(f"retry= must be a number of attempts or a Retry, not {safe_repr(value)}.")
         return None if retry is None or retry.attempts == 1 else retry
 
     def after(self, attempt: int, error: BaseException, elapsed: float, random: Callable[[], float]) -> Pause | None:
-        """Decide what follows attempt number `attempt` (from 1), which raised `error`: a Pause, or None to give up.
+        """Return the Pause that follows attempt number `attempt` (from 1), which raised `error`, or None to give up.
 
-        `elapsed`: seconds since the first attempt started. A predicate that raises gives up, with a note on `error`.
+        `elapsed`: seconds since the first attempt started. If the predicate raises, this returns None
+        and adds a note to `error`.
         """
         if attempt >= self.attempts or not isinstance(error, Exception):
             return None
@@ -187,7 +191,7 @@ class Retry:
             if wanted is True or wanted is False:
                 return self._backed_off(attempt, random) if wanted else None
             return Pause(seconds(wanted, "the result of Retry(on=)"), "predicate")
-        except Exception as failure:  # noqa: BLE001 - the step's own error stays the one that is raised
+        except Exception as failure:  # noqa: BLE001 - the step's own error remains the one that is raised
             why = f"Retry(on=) raised {type(failure).__name__}: {safe_str(failure)}"
             error.add_note(f"flowcore made no further attempt: {why}")
             return None
@@ -197,11 +201,11 @@ class Retry:
 
 
 _STEERS: Final[tuple[type[Exception], ...]] = (Fatal, RetryAfter, ExceptionGroup)
-"""errors that say themselves what follows, or whose members may"""
+"""errors that themselves decide what follows, or whose members may"""
 
 
 def _steering(error: Any) -> list[BaseException]:
-    """The errors that an error consists of: itself, or the members of a group, at any depth."""
+    """Return the error itself or, for a group, its members at any depth."""
     found: list[BaseException] = []
     waiting: list[Any] = [error]
     while waiting:
@@ -215,6 +219,6 @@ def _steering(error: Any) -> list[BaseException]:
 
 
 def _members(error: Any) -> list[Any] | None:
-    """The exceptions in a group; None for any other exception."""
+    """Return the exceptions in a group; None for any other exception."""
     one: object = error
     return list(error.exceptions) if isinstance(one, BaseExceptionGroup) else None

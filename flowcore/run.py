@@ -18,91 +18,94 @@ __all__ = ["BEGINS", "Run", "Sent", "StepReport", "error_line", "in_words"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
-_TRIES = 10  # failed attempts of each
+_TRIES = 10  # failed attempts that it lists for each step
 
 
 @dataclass(slots=True)
 class StepReport:
-    """How one step of a run went. Seconds are monotonic, and None where no hook or durable store wanted them."""
+    """How one step of a run went. Durations are monotonic seconds, and None if no hook or durable store needed them."""
 
     status: Status = Status.PENDING
     attempts: int = 0
     waited: float | None = None
-    """from ready to start"""
+    """seconds from being ready to the start"""
     ran: float | None = None
-    """from the first attempt's start to the last one's end, less the waits between them"""
+    """seconds from the start of the first attempt to the end of the last one, without the backoff between them"""
     backed_off: float | None = None
-    """waiting between attempts"""
+    """seconds of backoff between attempts"""
     error: BaseException | None = None
     undo: Status | None = None
-    """None: not undone; else success, failure or timeout"""
+    """the outcome of its undo: success, failure or timeout; None if it was not undone"""
     undo_error: BaseException | None = None
     failed: int = 0
-    """attempts that failed, under all owners; an attempt that a crash cut off is not among them"""
+    """the number of failed attempts, under all owners; an attempt that a crash cut off does not count"""
     errors: tuple[tuple[str, str], ...] = ()
-    """type and message of each failed attempt, oldest first"""
+    """the type and message of the error of each failed attempt, oldest first"""
     started: float | None = None
     """when the first attempt started, in seconds since the epoch by the owner's clock; None in memory"""
     retry_at: float | None = None
-    """between two attempts: when the next one is due, in seconds since the epoch"""
+    """when the next attempt is due, in seconds since the epoch; set only between two attempts"""
     until: float | None = None
-    """of a step that waits: when its time is over, in seconds since the epoch; None: no limit"""
+    """when a wait times out or a sleep ends, in seconds since the epoch; None for no limit"""
     completed_late: Status | None = None
-    """how an attempt that had been given up came back after all: success or failure"""
+    """how an abandoned attempt completed after all: success or failure; None if none did"""
     undo_started: float | None = None
     """when its undo started, in seconds since the epoch by the owner's clock; None in memory"""
     undo_finished: float | None = None
-    """when its undo ended, after all attempts and the waits between them"""
+    """when its undo ended, after all attempts and the backoff between them; None in memory"""
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        """Take over a pickled report; what its release did not know yet stays as it is without it."""
+        """Restore a pickled report. A field that an older release did not pickle gets its default."""
         for known in fields(self):
             setattr(self, known.name, state[1].get(known.name, known.default))
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A value that was sent to a wait, by whom, and when."""
+    """A value that was sent to a wait, with its sender and the time of sending."""
 
     value: Any
     at: float = 0.0
-    """seconds since the epoch, by the store's clock; in memory by this process's"""
+    """when it was sent, in seconds since the epoch by the store's clock, or in memory by that of this process"""
     host: str = ""
     pid: int = 0
     id: str | None = None
-    """what the sender called it: the same again is the same value"""
+    """the sender's name for the value, if any; a send that repeats the name sends no second value"""
     carrier: Mapping[str, str] = field(default_factory=dict[str, str])
     """trace context of the sender"""
 
 
 BEGINS: Final = StepReport(Status.RUNNING, 1)
-"""of a step whose first attempt is about to start; shared by all of them, so never changed"""
+"""the report of every step whose first attempt is about to start. It is shared, so it must not be changed."""
 
 
 class HasRunId(Protocol):
-    """Something that knows, or draws, the id of a run."""
+    """An object that has the id of a run, or makes it when it is first read."""
 
     @property
     def run_id(self) -> str: ...
 
 
 class Run:
-    """The outcome of a run. `run[step]` is a step's result; do not change what it holds. Safe to read from any thread."""
+    """The outcome of a run. `run[step]` is the result of a step.
+
+    Do not change its contents. Safe to read from any thread.
+    """
 
     replayed: bool = False
-    """whether these are the stored results of an earlier run with the same idempotency key"""
+    """whether the results are the stored ones of an earlier run with the same idempotency key"""
     held: bool = False
     """whether the key is held until an operator decides"""
     error: BaseException | None = None
-    """what `Engine.run` raised for this run"""
+    """the error that `Engine.run` raises for this run; None if it raises none"""
     carrier: Mapping[str, str] = MappingProxyType({})
-    """what hooks stored with the run, such as its trace context; on a replay: the original run's"""
+    """what hooks stored with the run, such as its trace context; after a replay, that of the original run"""
     failed_step: str | None = None
     """the step whose failure failed the run"""
     undone: tuple[str, ...] = ()
     """the steps whose undo succeeded, in order of undoing"""
     _times: Mapping[str, tuple[float, float]] = MappingProxyType({})
-    """seconds waited and ran, of steps without a report"""
+    """(waited, ran) of steps without a report, in seconds"""
 
     def __init__(
         self,
@@ -123,17 +126,17 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run's id: 32 hex digits. A run in memory without a key draws it when it is first asked for."""
+        """The run's id: 32 hex digits. For a run in memory without a key it is made when it is first read."""
         return self._source.run_id
 
     @property
     def steps(self) -> dict[str, StepReport]:
-        """How each step went, by name, in definition order."""
+        """The report of each step, by name, in definition order."""
         return {node.name: self._report(node.name) for node in self._plan.nodes}
 
     @property
     def dependencies(self) -> dict[str, tuple[str, ...]]:
-        """What each step depends on, by name, in definition order."""
+        """The names of the steps that each step depends on, by name, in definition order."""
         return {node.name: node.dependencies for node in self._plan.nodes}
 
     def _report(self, name: str) -> StepReport:
@@ -142,7 +145,7 @@ class Run:
             return report
         if name not in self.results:
             return StepReport()
-        # A step that went well at its first attempt left only its result, and its times if they were asked for.
+        # A step that succeeded at its first attempt left only its result, and its times if they were measured.
         waited, ran = self._times.get(name, (None, None))
         return StepReport(Status.SUCCESS, 1, waited, ran, None if ran is None else 0.0)
 
@@ -151,7 +154,7 @@ class Run:
     @overload
     def __getitem__(self, step: str) -> Any: ...
     def __getitem__(self, step: Any) -> Any:
-        """The result of a step, or of the step of that name; raises NoResult saying why there is none."""
+        """Return the result of a step, given as such or by name. Raises NoResult, with the reason, if there is none."""
         name = step if isinstance(step, str) else self._name_of(step)
         try:
             return self.results[name]
@@ -163,7 +166,7 @@ class Run:
         node = self._plan.by_name.get(getattr(step, "name", ""))
         if node is not None and (node.step is step or node.step is None):
             return node.name
-        # A step of an included workflow means its copy, if there is one copy of it.
+        # A step of an included workflow means its copy, if there is exactly one.
         steps = [node.step for node in self._plan.nodes if node.step is not None]
         copies = {(known.aliases or {}).get(step) for known in steps} - {None}
         name = copies.pop() if len(copies) == 1 else None
@@ -172,7 +175,7 @@ class Run:
         return name
 
     def __getstate__(self) -> dict[str, Any]:
-        """The run as another process can have it: its id, texts and reports, and the results that can be pickled.
+        """Return what pickle can send of the run: its id, texts and reports, and the results that can be pickled.
 
         An error that cannot be pickled becomes a RunFailed with its type, message and traceback.
         """
@@ -194,7 +197,7 @@ class Run:
         return f"<Run {self.id} of {safe_repr(self.workflow)}: {self.status}>"
 
     def explain(self) -> str:
-        """The story of the run in plain words, one line for each step that ran."""
+        """Return the story of the run in plain words, with one line for each step."""
         lines = [f"Run {self.id} of {safe_repr(self.workflow)}: {self._ending()}"]
         steps = self.steps
         for name, report in list(steps.items())[:_LISTED]:
@@ -206,13 +209,13 @@ class Run:
         return "\n".join(lines)
 
     def html(self, *, trace_url: str | None = None) -> str:
-        """The run as one self-contained HTML page. `trace_url`: where its trace is, with `{trace_id}` in it."""
+        """Return the run as a self-contained HTML page. `trace_url`: the URL of a trace, with `{trace_id}` in it."""
         from .picture import Timeline, page
 
         return page(Timeline.of_run(self), self.explain(), trace_url=trace_url)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the waterfall, and the story."""
+        """Return the HTML that a notebook shows: the waterfall, and the story of `explain`."""
         from .picture import Timeline, fragment
 
         return fragment(Timeline.of_run(self), self.explain())
@@ -236,7 +239,7 @@ class Run:
                 return f"{self.status}{why}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as plain data, without results and values: those may be secrets."""
+        """Return the run as plain data, without results and values, because those may be secrets."""
         return {
             "id": self.id,
             "workflow": self.workflow,
@@ -271,7 +274,7 @@ class _Id:
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A step of such a run: its definition stayed where it was."""
+    """A step of a run that came from another process, without its definition."""
 
     name: str
     dependencies: tuple[str, ...]
@@ -279,7 +282,7 @@ class _Name:
 
 
 class _Names:
-    """The steps of such a run, instead of its Plan."""
+    """The steps of a run that came from another process, in place of its Plan."""
 
     def __init__(self, plan: Plan | _Names) -> None:
         self.nodes: tuple[_Name, ...] = tuple(_Name(node.name, node.dependencies) for node in plan.nodes)
@@ -287,7 +290,7 @@ class _Names:
 
 
 def no_result(name: str, report: StepReport | None, workflow: str) -> NoResult:
-    """The error for asking after a result that is not there."""
+    """Return the error for reading a result that does not exist."""
     if report is None:
         return NoResult(f"workflow {safe_repr(workflow)} has no step {safe_repr(name)}.")
     match report.status:
@@ -316,7 +319,7 @@ def _error_dict(error: BaseException | None) -> dict[str, str] | None:
 
 
 def error_line(error: BaseException, limit: int = 1024) -> str:
-    """Type and message of an error in one line; of a RunFailed, those of the error that it stands for."""
+    """Return the type and message of an error on one line; for a RunFailed, those of the original error."""
     if isinstance(error, RunFailed) and error.error_type:
         return f"{_clipped(error.error_type)}: {safe_str(Exception(error.message), limit)}"
     return f"{type(error).__name__}: {safe_str(error, limit)}"
@@ -327,7 +330,7 @@ def _clipped(name: str) -> str:
 
 
 def in_words(report: StepReport) -> str:
-    """How a step went, in one line."""
+    """Describe on one line how a step went."""
     parts = [str(report.status)]
     if report.attempts > 1:
         parts.append(f"after {report.attempts} attempts")

@@ -1,12 +1,13 @@
 """When a schedule fires: pure functions of its definition, without a clock.
 
-cronsim reads cron expressions and finds the local times that match, by the rules of Debian's cron. Which instants these are
-is decided here, since cronsim leaves fires out where the clocks change by half an hour. An expression with fixed minutes and
-hours (`30 2 * * *`) fires once: at the first of two equal local times, and right after the gap that leaves its local time
-out. One whose minutes or hours begin with `*`, or that has a field for seconds, fires whenever the local time matches.
+cronsim reads cron expressions and finds the local times that match, by the rules of Debian's cron. This module converts
+the local times to instants, because cronsim omits fires where the clocks change by half an hour. An expression with
+fixed minutes and hours (`30 2 * * *`) fires once: at the first of two equal local times, and right after a gap that
+skips its local time. An expression whose minutes or hours begin with `*`, or that has a field for seconds, fires
+whenever the local time matches.
 """
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SHORTEST: Final = timedelta(seconds=1)
 _A_DAY: Final = timedelta(days=1)
 _RESOLUTION: Final = timedelta(seconds=1)
-"""of the moments at which clocks change"""
+"""the precision with which the moment of a clock change is found"""
 _NEXT: Final = 3
-"""next fires that a status has"""
+"""how many of the next fires a status lists"""
 _LOOKED_BACK: Final = 1000
-"""fires among which a status finds the last one that was begun"""
+"""how many of the latest fires a status looks up to find the last one that the store knows"""
 _DEFAULT_RETENTION: Final = 86_400.0
 _SHORTEST_RETENTION: Final = 3600.0
 _FIRST_SPAN: Final = timedelta(hours=1)
@@ -48,7 +49,7 @@ _FIRST_SPAN: Final = timedelta(hours=1)
 
 
 class Head(Protocol):
-    """What is looked at of a run's record."""
+    """The fields of a run's record that the status of a schedule needs."""
 
     @property
     def workflow(self) -> str: ...
@@ -62,8 +63,9 @@ class Head(Protocol):
 class Schedule:
     """A definition of when a workflow runs. Immutable; all its times are in UTC.
 
-    Either `cron`, in the time zone `timezone`, or `every`, counted from 1970-01-01T00:00Z, so that all instances fire at
-    the same times. `jitter`: seconds by which each fire may be delayed; how long, its name and time decide.
+    It has either `cron`, in the time zone `timezone`, or `every`, counted from 1970-01-01T00:00Z, so that all instances
+    fire at the same times. `jitter`: the most seconds by which a fire is delayed. The delay is computed from a hash
+    of the schedule's name and the planned time, so it is the same in every process.
     """
 
     name: str
@@ -89,8 +91,8 @@ class Schedule:
         overlap: Any = "skip",
         jitter: Any = 0,
     ) -> Schedule:
-        """The schedule that these options describe. Raises DefinitionError for what describes none, and ImportError
-        without the extra `schedule`, which `cron=` needs."""
+        """Return the schedule that these options describe. Raises DefinitionError for options that describe none, and
+        ImportError for `cron=` without the extra `schedule`."""
         if not isinstance(name, str) or not name or not name.isprintable():
             raise DefinitionError(f"the name of a schedule must be a printable text, not {safe_repr(name)}.")
         if (cron is None) == (every is None):
@@ -116,7 +118,7 @@ class Schedule:
 
     @classmethod
     def from_record(cls, values: Mapping[Any, Any]) -> Schedule:
-        """The schedule that a store has recorded. Raises as `of` does."""
+        """Return the schedule that a store has recorded. Raises what `of` raises."""
         every = values["every"]
         return cls.of(
             values["schedule"],
@@ -130,7 +132,7 @@ class Schedule:
         )
 
     def to_record(self) -> dict[str, Any]:
-        """What a store records of it."""
+        """Return what a store records of the schedule."""
         return {
             "schedule": self.name,
             "workflow": self.workflow,
@@ -144,18 +146,18 @@ class Schedule:
 
     @property
     def times(self) -> tuple[object, ...]:
-        """What decides when it fires: two schedules with the same have the same fires."""
+        """The options that decide when the schedule fires. Schedules with equal `times` have the same fires."""
         return self.cron, None if self.every is None else self.every.total_seconds(), self.timezone
 
     def __str__(self) -> str:
         return f"every {self.every}" if self.cron is None else f"{self.cron} {self.timezone}"
 
     def check_cron(self) -> None:
-        """Raise DefinitionError for a cron expression that is none, or that never fires."""
+        """Raise DefinitionError for a cron expression that is invalid, or that never fires."""
         _cronsim()
         try:
             first = next(self._fires(_EPOCH), None)
-        except Exception as error:  # noqa: BLE001 - besides its own errors, cronsim has others for what it cannot read
+        except Exception as error:  # noqa: BLE001 - cronsim raises other errors than its own for some invalid expressions
             raise DefinitionError(
                 f"cron={safe_repr(self.cron)} of schedule {safe_repr(self.name)} is no cron expression: {safe_str(error)}. "
                 "Use five fields: minute, hour, day of the month, month, day of the week."
@@ -166,7 +168,7 @@ class Schedule:
             )
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        """The fires after `moment`, in order, without end."""
+        """Yield the fires after `moment`, in order, without end."""
         if self.every is not None:
             fire = _EPOCH + ((moment - _EPOCH) // self.every) * self.every
             while True:
@@ -174,12 +176,12 @@ class Schedule:
                 yield fire
         last = moment
         for fire in self._fires(moment):
-            if fire > last:  # several local times of one gap are one instant
+            if fire > last:  # all local times in one gap map to one instant
                 yield fire
                 last = fire
 
     def before(self, moment: datetime, floor: datetime) -> Iterator[datetime]:
-        """The fires up to `moment` and after `floor`, the latest first."""
+        """Yield the fires up to `moment` and after `floor`, the latest first."""
         upper, span = moment, _FIRST_SPAN
         while upper > floor:
             lower = max(floor, upper - span)
@@ -189,7 +191,7 @@ class Schedule:
             upper, span = lower, span * 2
 
     def due(self, fire: datetime) -> datetime:
-        """When a fire is to begin: at its time, or up to `jitter` later, but never as late as the next fire."""
+        """Return when a fire is to begin: at its time, or up to `jitter` seconds later, but before the next fire."""
         if not self.jitter:
             return fire
         gap = (next(self.after(fire), fire + timedelta(days=1)) - fire).total_seconds()
@@ -197,24 +199,24 @@ class Schedule:
         return fire + timedelta(seconds=min(self.jitter, gap) * share)
 
     def next_fires(self, moment: datetime, count: int) -> tuple[datetime, ...]:
-        """The first `count` fires after `moment`."""
+        """Return the first `count` fires after `moment`."""
         return tuple(islice(self.after(moment), count))
 
     def _fires(self, moment: datetime) -> Iterator[datetime]:
-        """The fires of the cron expression after `moment`; some may come twice."""
+        """Return the fires of the cron expression after `moment`; some may come twice."""
         fields = str(self.cron).split()
         fixed = len(fields) == 5 and not fields[0].startswith("*") and not fields[1].startswith("*")
         return self._at_fixed_times(moment) if fixed else self._at_all_times(moment)
 
     def _at_fixed_times(self, moment: datetime) -> Iterator[datetime]:
-        """Each local time that matches, once."""
+        """Yield one instant for each local time that matches."""
         for local in self._local_times(self._local(moment)):
             fire = local.replace(tzinfo=self._zone).astimezone(UTC)
-            # A local time in a gap is taken for one before the change, so it falls behind that.
+            # A local time in a gap is read with the offset before the change, so its instant is after the change.
             yield fire if self._local(fire) == local else self._change(fire - _A_DAY, fire) or fire
 
     def _at_all_times(self, moment: datetime) -> Iterator[datetime]:
-        """Each instant whose local time matches: from one change of the clocks to the next, with one offset."""
+        """Yield each instant whose local time matches. The offset is constant between two clock changes."""
         last, local_start = moment, self._local(moment)
         changed = True
         while changed:
@@ -238,7 +240,7 @@ class Schedule:
         return moment.astimezone(self._zone).utcoffset() or timedelta(0)
 
     def _change(self, start: datetime, end: datetime) -> datetime | None:
-        """When the clocks change for the first time after `start` and up to `end`; None: they do not."""
+        """Return the first clock change after `start` and up to `end`, or None if there is none."""
         offset = self._offset(start)
         step = min(start + _A_DAY, end)
         while self._offset(step) == offset:
@@ -256,15 +258,15 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleStatus:
-    """How a schedule stands. Times are in UTC."""
+    """The state of a schedule: its next fires, and the last one. Times are in UTC."""
 
     schedule: Schedule
     next_fires: tuple[datetime, ...]
     """the next planned times, without jitter"""
     last_fire: datetime | None
-    """the planned time of the latest fire that the store remembers"""
+    """the planned time of the latest fire that the store remembers; None if it remembers none"""
     last_outcome: Status | None
-    """of that fire's run: running, success, failure and so on; or skipped"""
+    """the status of that fire's run (running, success, failure and so on), or skipped"""
     reason: str | None = None
     """why that fire was skipped, or why its run is parked or held"""
 
@@ -275,9 +277,9 @@ class ScheduleStatus:
 
 
 def status_of(schedule: Schedule, now: datetime, window: timedelta) -> Generator[str, Head | None, ScheduleStatus]:
-    """How a schedule stands. Yields keys of fires and wants the heads of their records, or None.
+    """Return the state of a schedule. Yields keys of fires, and expects the head of each one's record, or None.
 
-    `window`: how long the store remembers fires.
+    `window`: how far to look back for the last fire.
     """
     head, last = None, None
     for fire in islice(schedule.before(now, now - window), _LOOKED_BACK):
@@ -294,8 +296,11 @@ def status_of(schedule: Schedule, now: datetime, window: timedelta) -> Generator
 
 
 def window_of(store: Any) -> timedelta:
-    """For how long a schedule makes up for missed fires: half of the time for which the store remembers them, so that none
-    is forgotten and begun again. Raises DefinitionError where that is too short for clocks that differ by minutes."""
+    """Return how far back a schedule makes up for missed fires: half of the store's retention, at most a year.
+
+    Within this window the store forgets no fire, so none is begun twice. Raises DefinitionError if the retention is too
+    short for clocks that differ by minutes.
+    """
     retention = getattr(store, "retention", _DEFAULT_RETENTION)
     if retention < _SHORTEST_RETENTION:
         raise DefinitionError(
@@ -306,7 +311,7 @@ def window_of(store: Any) -> timedelta:
 
 
 def check_values(values: Any, name: str) -> None:
-    """Raise DefinitionError for a `values=` that is neither initial values nor a function of the planned time."""
+    """Raise DefinitionError unless `values=` is initial values or a function of the planned time."""
     plain = hasattr(values, "keys") or hasattr(values, "__dataclass_fields__")
     if not plain and callable(values):
         take_one_argument(values, f"values= of schedule {safe_repr(name)}", "the planned time", sync=True)
@@ -322,11 +327,11 @@ def _period(every: Duration, name: str) -> timedelta:
 
 
 def _zone(timezone: Any) -> tuple[str, tzinfo]:
-    """The name and the rules of a time zone. Raises DefinitionError."""
+    """Return the name and the rules of a time zone. Raises DefinitionError for an unknown one."""
     name = timezone.key if isinstance(timezone, ZoneInfo) else timezone
     if not isinstance(name, str) or not name:
         raise DefinitionError(f"timezone= must be a name such as 'Europe/Berlin', not {safe_repr(timezone)}.")
-    if name == "UTC":  # known without any database
+    if name == "UTC":  # needs no time zone database
         return name, UTC
     try:
         return name, ZoneInfo(name)

@@ -1,4 +1,4 @@
-"""What a step with `executor=` sees of its run: a copy, which another process can have."""
+"""What a step with `executor=` sees of its run: a copy, which can be sent to another process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MISSING: Final = object()
 
 
 class StepInputs:
-    """All that one attempt of a step gets from its run, as plain data: it can be pickled if its values can.
+    """All that one attempt of a step gets from its run, as plain data, which can be pickled if its values can.
 
-    `values`: the run's values. `results`: those of the steps that it depends on, by name. `names`: what steps of an
-    included workflow are called here, by (workflow, step). `deadline`: seconds since the epoch, as clocks that another
-    machine has, too; None: no limit.
+    `values`: the run's values. `results`: the results of the steps that it depends on, by name. `names`: the names that
+    steps of included workflows have here, by (workflow, step). `deadline`: seconds since the epoch, because another
+    machine has another monotonic clock; None means no limit.
     """
 
     __slots__ = (
@@ -63,25 +63,25 @@ class StepInputs:
 class ContextSnapshot(Mapping[Any, Any], Generic[I]):
     """The run as it was when the attempt started: its values, and `ctx[step]` of the steps that this one depends on.
 
-    It is read like a Context, and cannot be written: the step gives its result by returning it. A change that other steps
-    make meanwhile is not seen, and whether the attempt was given up neither. A write raises SnapshotIsReadOnly.
+    It is read like a Context, but a write raises SnapshotIsReadOnly: the step returns its result instead. It shows
+    neither changes that other steps make meanwhile nor whether the attempt was given up.
     """
 
     def __init__(self, inputs: StepInputs) -> None:
         self._inputs = inputs
         self.step = inputs.step
-        """name of the step"""
+        """the name of the step"""
         self.run_id = inputs.run_id
         """the run's id"""
         self.attempt = inputs.attempt
-        """number of this attempt, from 1"""
+        """the number of this attempt, counted from 1"""
         self.step_key = inputs.step_key
-        """a key for this step's effect: see Context"""
+        """the idempotency key of this step's effect: see Context.step_key"""
         self.fence = inputs.fence
-        """a number that only rises from one owner of the run to the next"""
+        """the fence: a number that rises with each new owner of the run"""
         left = None if inputs.deadline is None else inputs.deadline - time.time()
         self.deadline = None if left is None else time.monotonic() + left
-        """the moment, in this process's `time.monotonic()` seconds, by which the attempt should be over; None: no limit"""
+        """when the attempt should have ended, in `time.monotonic()` seconds of this process; None means no limit"""
 
     @property
     def input(self) -> I:
@@ -112,7 +112,7 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
     @overload
     def get(self, key: Hashable, default: Any = None) -> Any: ...
     def get(self, key: Any, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # Step[R]
-        """The value of a key or the result of a step, or `default`; never raises."""
+        """Return the value of a key or the result of a step, or `default`; never raises."""
         value = self._found(key)
         return default if value is _MISSING else value
 
@@ -138,7 +138,7 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
         return _MISSING if name is None else self._inputs.results.get(name, _MISSING)
 
     def _name(self, key: Any) -> str | None:
-        """The name of the step that `key`, a Step or a name, means here."""
+        """Return the name of the step that `key`, a Step or a name, means here; None if it means none."""
         if isinstance(key, str):
             return key if key in self._inputs.results else None
         owner, name = getattr(key, "workflow", None), getattr(key, "name", None)

@@ -1,4 +1,4 @@
-"""The words for how runs, steps and undos stand; the same in `Run`, in events, spans, metrics and stores."""
+"""The statuses of runs, steps and undos: the same words in `Run`, events, spans, metrics and stores."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ __all__ = ["Status"]
 
 
 class Status(StrEnum):
-    """Where a run, a step or an undo stands. Compares equal to its plain string."""
+    """The status of a run, a step or an undo. Compares equal to its plain string."""
 
-    # of a step
+    # Statuses of a step.
     PENDING = "pending"
     """not started"""
     SKIPPED = "skipped"
-    """its `when=` said no"""
+    """its `when=` returned False"""
     TIMEOUT = "timeout"
-    """not finished in time; what it did is unknown"""
+    """did not finish in time; its effect is unknown"""
     CANCELLED = "cancelled"
-    """interrupted; what it did is unknown"""
+    """was interrupted; its effect is unknown"""
     UNKNOWN = "unknown"
-    """was in flight when its process died"""
+    """was in flight when its process died; its effect is unknown"""
 
-    # of a step or a run
+    # Statuses of a step or a run.
     WAITING = "waiting"
-    """has nothing to do until a value arrives or a time has come"""
+    """has nothing to do until a value arrives, or until a given time"""
     RUNNING = "running"
     SUCCESS = "success"
     FAILURE = "failure"
     """of a run: failed, and nothing had to be undone"""
 
-    # of a run
+    # Statuses of a run.
     QUEUED = "queued"
     """submitted and recorded; no step has begun"""
     COMPENSATED = "compensated"
-    """failed, and everything it had done was undone"""
+    """failed, and every effect was undone"""
     COMPENSATION_FAILED = "compensation_failed"
-    """failed, and something it had done could not be undone"""
+    """failed, and at least one effect could not be undone"""
     INCOMPLETE = "incomplete"
-    """failed, and nothing is undone: the next call resumes it forward"""
+    """failed, and nothing was undone: the next call resumes it at the failed step"""
     PARKED = "parked"
-    """left to the next caller or to recovery, which resume it"""
+    """stopped early: the next caller, or recovery, resumes it"""
     LOST = "lost"
-    """another process took the run over"""
+    """was taken over by another process"""

@@ -1,6 +1,6 @@
-"""A step: its function, its options and its undo; and what `verify=` may return of a step whose process died in it."""
+"""Steps: their functions, options and undos, and what `verify=` may return for a step whose process died in it."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportPrivateUsage=false, reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 Undo = Callable[[Context], Any]
 _UNDO_RETRY: Final = Retry(3, Backoff.exponential(0.2))
-"""what an undo gets that names no policy: a short failure must not leave a key held"""
+"""the policy of an undo that names none, so that a short outage does not leave a key held"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,16 @@ class NoDefault(Enum):
 
 
 NO_DEFAULT: Final = NoDefault.NO_DEFAULT
-"""of a wait: its step fails when its time is over"""
+"""the default of a wait without one: the step fails after its timeout"""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a step without a function waits for: a value, for `timeout` seconds at most (None: without a limit), after which
-    its result is `default`; or, if it `sleeps`, only for its time to be over."""
+    """What a step without a function waits for: a value, or, if it `sleeps`, only for `timeout` seconds to pass.
+
+    A wait for a value lasts `timeout` seconds at most (None: no limit). Then its result is `default`, or it fails if
+    that is NO_DEFAULT.
+    """
 
     timeout: float | None = None
     default: Any = NO_DEFAULT
@@ -75,34 +78,34 @@ class StepOptions(TypedDict, total=False):
     """The options of a step."""
 
     depends_on: Step[Any] | str | Iterable[Step[Any] | str]
-    """a step, a name (also of a step defined later), or several"""
+    """a step, a name (also of a step that is defined later), or several of these"""
     retry: int | Retry | None
-    """total attempts, or a policy"""
+    """the total number of attempts, or a policy"""
     timeout: Duration | None
-    """for each attempt"""
+    """the limit for each attempt"""
     step_timeout: Duration | None
-    """for all attempts and the waits between them"""
+    """the limit for all attempts and the backoff between them"""
     compensate: Undo | None
     """the undo, `fn(ctx)`"""
     when: Callable[[Context], bool | Awaitable[bool]] | None
-    """evaluated once, after the dependencies; False skips the step, its dependants still run"""
+    """evaluated once, after the dependencies; False skips the step, but its dependants still run"""
     undo: Literal["done", "attempted"] | None
-    """overrides the workflow's"""
+    """overrides the `undo=` of the workflow"""
     pivot: bool
-    """once this step is done nothing is undone any more: a failure leaves the run incomplete, to be resumed"""
+    """if True, nothing is undone once this step is done: a failure then leaves the run incomplete, to be resumed"""
     on_crash: Literal["retry", "undo", "hold"]
-    """what to do with the step if its process died in it"""
+    """what follows if the process died in the step"""
     verify: Callable[[Context], Any] | None
-    """called first in that case; returns Landed(result), NotLanded, or None for what `on_crash` says"""
+    """called first in that case; returns Landed(result), NotLanded, or None to let `on_crash` decide"""
     expected: type[BaseException] | Iterable[type[BaseException]]
-    """errors that are no fault of the service, such as a declined card: telemetry does not show the step as an error"""
+    """errors that are no fault of the service, such as a declined card: telemetry does not mark the step as an error"""
     effect: bool
-    """False: the step changes nothing outside of the run, so `Workflow.check()` asks for no undo"""
+    """False if the step changes nothing outside of the run, so that `Workflow.check()` asks for no undo"""
 
 
 @dataclass(eq=False)
 class Step(Generic[R]):
-    """A step of a workflow, made by `Workflow.step` or `add_step`. Still callable as the plain function."""
+    """A step of a workflow, made by `Workflow.step` or `add_step`. It can be called like the plain function."""
 
     name: str
     fn: Callable[[Context], Any]
@@ -111,7 +114,7 @@ class Step(Generic[R]):
     timeout: float | None = None
     """seconds for each attempt"""
     step_timeout: float | None = None
-    """seconds for all attempts and the waits between them"""
+    """seconds for all attempts and the backoff between them"""
     when: Callable[[Context], Any] | None = None
     undo: Literal["done", "attempted"] | None = None
     pivot: bool = False
@@ -120,23 +123,23 @@ class Step(Generic[R]):
     compensation: Compensation | None = None
     workflow: Workflow[Any] | None = field(default=None, repr=False)
     aliases: dict[Step[Any], str] | None = None
-    """of an included step: what the steps of its old workflow are called here"""
+    """for an included step: the names here of the steps of its original workflow"""
     expected: tuple[type[BaseException], ...] = ()
     effect: bool = True
     executor: Executor | None = None
     wait: Wait | None = None
-    """of a step that `Workflow.wait` or `Workflow.sleep` made"""
+    """set for a step that `Workflow.wait` or `Workflow.sleep` made"""
 
     def __post_init__(self) -> None:
-        # Its own name, docstring and signature: for help(), Sphinx and editors.
+        # The step takes the function's name, docstring and signature, for help(), Sphinx and editors.
         functools.update_wrapper(self, self.fn, updated=())
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:
-        """The step itself, also as an attribute of a class. Makes pydoc document a step as the function that it is."""
+        """Return the step itself. Because this method exists, pydoc documents a step like a function."""
         return self
 
     def __call__(self, ctx: Context) -> Any:
-        """Call the function itself: no retries, no timeout, no run."""
+        """Call the function directly: no retries, no timeout, no run."""
         return self.fn(ctx)
 
     @overload
@@ -148,12 +151,12 @@ class Step(Generic[R]):
     def compensate(
         self, fn: F | None = None, /, *, retry: int | Retry | None = None, timeout: Duration | None = None
     ) -> F | Callable[[F], F]:
-        """Register the undo of this step: called with a ctx where `ctx[step]` is the result to undo.
+        """Register the undo of this step. It is called with a ctx where `ctx[step]` is the result to undo.
 
-        `retry`: total attempts, or a policy; by default `Retry(3, Backoff.exponential(0.2))`, 1 turns retries off.
-        `timeout`: seconds for each attempt.
+        `retry`: the total number of attempts, or a policy; by default `Retry(3, Backoff.exponential(0.2))`; 1 turns
+        retries off. `timeout`: seconds for each attempt.
 
-        Raises DefinitionError for a second undo, or once the workflow has run.
+        Raises DefinitionError for a second undo, for a step that only waits, and once the workflow has run.
         """
         if fn is None:
             return lambda fn: self.compensate(fn) if retry is timeout is None else self._undo_by(fn, retry, timeout)
@@ -176,7 +179,7 @@ class Step(Generic[R]):
 
 
 def usable_executor(executor: Executor, fn: Callable[..., Any], about: str) -> Executor:
-    """`executor` itself. Raises DefinitionError if it is none, or cannot run `fn`."""
+    """Return `executor`. Raises DefinitionError if it is not an Executor, or if `fn` is async."""
     if not isinstance(executor, Executor):
         raise DefinitionError(f"executor {about} must be a concurrent.futures.Executor, not {safe_repr(executor)}.")
     if is_async(fn):
@@ -185,7 +188,7 @@ def usable_executor(executor: Executor, fn: Callable[..., Any], about: str) -> E
 
 
 class StepDecorator(Protocol):
-    """What `@wf.step(...)` with options returns."""
+    """The decorator that `@wf.step(...)` with options returns."""
 
     @overload
     def __call__(self, fn: Callable[[Context], Coroutine[Any, Any, R]], /) -> Step[R]: ...
@@ -194,7 +197,7 @@ class StepDecorator(Protocol):
 
 
 class ExecutorStepDecorator(Protocol):
-    """What `@wf.step(executor=...)` returns: its function takes a ContextSnapshot, and is not async."""
+    """The decorator that `@wf.step(executor=...)` returns. Its function takes a ContextSnapshot and is not async."""
 
     def __call__(self, fn: Callable[[ContextSnapshot], R], /) -> Step[R]: ...
 
@@ -207,6 +210,9 @@ class Landed(Generic[R]):
 
 
 class NotLanded:
-    """The effect did not happen and will not: the step is attempted again, or needs no undo. The class itself means the same."""
+    """The effect did not happen and will not: the step is attempted again, or needs no undo.
+
+    The class itself means the same as an instance.
+    """
 
     __slots__ = ()

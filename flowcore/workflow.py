@@ -1,6 +1,6 @@
-"""Workflow definitions: named steps, what depends on what, and how each is retried, limited and undone."""
+"""Workflow definitions: named steps, their dependencies, and how each is retried, limited and undone."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false, reportPrivateUsage=false
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .snapshot import ContextSnapshot
 from .step import NO_DEFAULT, ExecutorStepDecorator, Step, StepDecorator, StepOptions, Wait
 
 if TYPE_CHECKING:
-    # Type checkers know typing_extensions without its being installed; the default is for them alone.
+    # Type checkers know typing_extensions even where it is not installed, and only they need the default.
     from typing_extensions import TypeVar as InputTypeVar
 
     from .events import Hook
@@ -51,10 +51,10 @@ class NoKey(Enum):
 
 
 NO_KEY: Final = NoKey.NO_KEY
-"""as an idempotency key: this run is to have none, and is not protected against a repetition"""
+"""the idempotency key of a run that is to have none, and so is not protected against being repeated"""
 
 Key: TypeAlias = "str | NoKey"
-_PRINTED: Final[Any] = object()  # wf.run's default: a PrintLogger made at the call, so that it prints to today's stdout
+_PRINTED: Final[Any] = object()  # default of Workflow.run: a new PrintLogger, which uses the current sys.stdout
 
 
 class WorkflowOptions(TypedDict, total=False):
@@ -69,21 +69,33 @@ class WorkflowOptions(TypedDict, total=False):
 
 
 class Workflow(Generic[I]):
-    """A definition: named steps and what depends on what. Safe to run many times at once, from any thread.
+    """A definition: named steps and their dependencies. Safe to run many times at once, from any thread.
 
-    `input`: the type of the initial values, a dataclass or a pydantic model; `ctx.input` is one. `idempotency_key`: the
-    key of every run, or a function of the input (without `input`: of the initial values) that returns it, or NO_KEY.
-    `fingerprint`: a function of the same that returns what distinguishes one use of a key from another; by default all initial
-    values do. What it leaves out is not compared: a caller who sends another one's key is then given that one's results, so
-    the caller belongs into it, or into the key. `deadline`: seconds for a whole run, counted from its first claim. `on_failure`: whether running siblings of
-    a failed step are waited for ("wait") or cancelled ("cancel"). `undo`: which steps a failure undoes: those that are
-    done or may be ("done"), also those that raised ("attempted"), or none ("never"): the run is then incomplete, and
-    the next call with its key resumes it at the failed step. `errors`: exception types that are raised as themselves
-    in other processes too, rebuilt from their messages, with RunFailed as their cause. `parallel_undo`: undo each
-    step as soon as all that depended on it are undone, instead of one by one in reverse order. `max_parallel`: at most
-    so many steps of a run at once.
+    `input`: the type of the initial values, a dataclass or a pydantic model; `ctx.input` is an instance of it.
 
-    A definition is frozen by its first run; adding to it afterwards is a DefinitionError.
+    `idempotency_key`: the key of every run, or NO_KEY, or a function of the input (without `input`: of the initial
+    values) that returns either.
+
+    `fingerprint`: a function of the same argument. It returns a string that distinguishes one use of a key from
+    another; by default all initial values are compared. Values that it leaves out are not compared. A caller who sends
+    the key of another caller then gets the results of that caller, so the caller's identity belongs into the
+    fingerprint or the key.
+
+    `deadline`: seconds for a whole run, counted from its first claim.
+
+    `on_failure`: whether the run waits for the running siblings of a failed step ("wait") or cancels them ("cancel").
+
+    `undo`: which steps a failure undoes: those that are done or may be ("done"), also those that raised ("attempted"),
+    or none ("never"). With "never" the run is incomplete, and the next call with its key resumes it at the failed step.
+
+    `errors`: exception types that other processes raise as these types too, rebuilt from their messages, with RunFailed
+    as the cause.
+
+    `parallel_undo`: undo each step as soon as all that depend on it are undone, instead of one by one in reverse.
+
+    `max_parallel`: the most steps of a run that run at once.
+
+    The first run freezes a definition. Adding to it afterwards raises DefinitionError.
     """
 
     @overload
@@ -168,15 +180,15 @@ class Workflow(Generic[I]):
         executor: Executor | None = None,
         **options: Unpack[StepOptions],
     ) -> Any:
-        """Register the decorated sync or async `fn(ctx)` as a step; its name is the function's unless `name=` says so.
+        """Register the decorated sync or async `fn(ctx)` as a step. Its name is `name=`, or else the function's.
 
-        `executor`: any `concurrent.futures.Executor`, such as a process pool, that the function runs in. It then takes a
-        ContextSnapshot, a copy of the run's values that it can read; its result comes back; its undo, `when=` and `verify=`
-        run in the engine's process. If a worker dies in the step, `verify=` is asked whether it had its effect; else
-        `on_crash=` decides, and the attempt has failed with ResultLost: `retry=` may attempt it again, or the step is undone.
+        `executor`: any `concurrent.futures.Executor`, such as a process pool, in which the function runs. The function
+        then takes a ContextSnapshot, a read-only copy of the run's values; its result is sent back. The step's undo,
+        `when=` and `verify=` run in the engine's process. If a worker dies in the step, `verify=` decides whether the
+        step had its effect, or else `on_crash=` decides what follows. Unless the effect is known to have happened, the
+        attempt fails with ResultLost: `retry=` may allow another attempt, or the step is undone with its run.
 
-        The other options are those of StepOptions. Raises DuplicateStep, or DefinitionError for an option that makes no
-        sense.
+        The other options are those of StepOptions. Raises DuplicateStep, or DefinitionError for an invalid option.
         """
         if fn is not None:
             return self._register(new_step(self, name, fn, executor, **options))
@@ -204,7 +216,7 @@ class Workflow(Generic[I]):
     def add_step(
         self, name: str | None, fn: Any, *, executor: Executor | None = None, **options: Unpack[StepOptions]
     ) -> Step[Any]:
-        """Register `fn` as a step, without a decorator; `name` None means the function's name."""
+        """Register `fn` as a step, without a decorator. If `name` is None, the step has the function's name."""
         return self._register(new_step(self, name, fn, executor, **options))
 
     def wait(
@@ -216,12 +228,12 @@ class Workflow(Generic[I]):
         depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
         when: Callable[[Context], Any] | None = None,
     ) -> Step[Any]:
-        """Register a step without a function. Its result is the value that is sent to it, with `engine.send(key, name, value)`
-        or `store.send(key, name, value)`; a value that is sent earlier, while the run has not come to it, is kept.
+        """Register a step without a function, which waits for a value. Its result is the value that is sent to it.
 
-        `timeout`: seconds, or a timedelta, after which the step fails with StepTimeout, or its result is `default`. A run
-        that waits holds no thread, and on a durable store no process. Raises DuplicateStep, or DefinitionError for an
-        option that makes no sense.
+        `engine.send(key, name, value)` and `store.send(key, name, value)` send the value. A value that is sent before
+        the run has reached the wait is kept. `timeout`: seconds, or a timedelta, after which the step fails with
+        StepTimeout, or has the result `default` if that is given. A waiting run holds no thread, and on a durable store
+        no process. Raises DuplicateStep, or DefinitionError for an invalid option.
         """
         name = checked_name(name, "a wait")
         limit = None if timeout is None else seconds(timeout, f"timeout of wait {safe_repr(name)}")
@@ -240,8 +252,10 @@ class Workflow(Generic[I]):
         depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
         when: Callable[[Context], Any] | None = None,
     ) -> Step[None]:
-        """Register a step without a function that ends `duration` (seconds, or a timedelta) after it began, with the result
-        None. A run that sleeps holds no thread, and on a durable store no process. Raises as `wait` does."""
+        """Register a step without a function that ends `duration` (seconds, or a timedelta) after it began.
+
+        Its result is None. A sleeping run holds no thread, and on a durable store no process. Raises as `wait`.
+        """
         name = checked_name(name, "a sleep")
         what = f"duration of sleep {safe_repr(name)}"
         limit = seconds(duration, what)
@@ -256,11 +270,10 @@ class Workflow(Generic[I]):
         prefix: str = "",
         depends_on: Step[Any] | str | Iterable[Step[Any] | str] = (),
     ) -> dict[str, Step[Any]]:
-        """Copy the steps of `other` into this workflow, their names prefixed; returns them by their old names.
+        """Copy the steps of `other` into this workflow, with prefixed names. Returns the copies by their old names.
 
-        In the functions, `ctx[step]` with a step of `other` means its copy. `depends_on`: steps of this workflow that the
-        first steps of `other`, those without dependencies of their own, wait for. Raises DuplicateStep if a name is
-        taken: choose another prefix.
+        In the functions, `ctx[step]` with a step of `other` means the copy of that step. `depends_on`: the dependencies
+        of those copies whose originals have none. Raises DuplicateStep if a name is taken; choose another prefix then.
         """
         before = dependency_names(self, depends_on, f"{prefix}…")
         copies = copied_steps(other, self, prefix, before)
@@ -293,7 +306,7 @@ class Workflow(Generic[I]):
     # -- looking -------------------------------------------------------------------------------------------------------
 
     def freeze(self) -> Plan:
-        """The compiled definition, for a run: from now on nothing can be added."""
+        """Return the compiled definition for a run, and freeze it: nothing can be added from now on."""
         if self._frozen and self._plan is not None:
             return self._plan
         with self._lock:
@@ -302,7 +315,7 @@ class Workflow(Generic[I]):
             return plan
 
     def plan(self) -> Plan:
-        """The compiled definition. Raises UnknownDependency, or DependencyCycle with the path of the cycle."""
+        """Return the compiled definition. Raises UnknownDependency, or DependencyCycle with the path of the cycle."""
         plan = self._plan
         if plan is None:
             with self._lock:
@@ -319,35 +332,35 @@ class Workflow(Generic[I]):
         return Plan(self._steps, self.undo, {} if self.input is None else self.input.types)
 
     def layers(self) -> list[list[Step[Any]]]:
-        """The parallel plan, for people: steps that could run at once, layer after layer, in definition order.
+        """Return the parallel plan, for people: layer by layer, the steps that could run at once, in definition order.
 
         Runs do not wait for layers: a step starts as soon as its own dependencies are done.
         """
         return self.plan().layers()
 
     def check(self) -> list[str]:
-        """What a careful colleague would say of this definition: a sentence for each remedy, naming its steps, or none.
+        """Return advice on this definition: one sentence for each remedy, which names the steps that need it.
 
-        Raises UnknownDependency or DependencyCycle where it cannot run at all.
+        Raises UnknownDependency or DependencyCycle if the definition cannot run at all.
         """
         return advice(self.plan(), self.deadline, self.undo)
 
     def to_mermaid(self) -> str:
-        """The graph as a Mermaid flowchart."""
+        """Return the graph as a Mermaid flowchart."""
         return describe.mermaid(self.plan())
 
     def to_dot(self) -> str:
-        """The graph in Graphviz's DOT language."""
+        """Return the graph in Graphviz's DOT language."""
         return describe.dot(self.plan(), self.name)
 
     def to_svg(self, run: Run | RunRecord | None = None) -> str:
-        """The graph as SVG; with a `run` of this workflow, or its record, each step is coloured by how it went."""
+        """Return the graph as SVG. A `run` of this workflow, or its record, colours each step by its status."""
         from .picture import graph_svg
 
         return graph_svg(self.plan(), self.name, None if run is None else run.steps)
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows; None, for a definition that cannot run: its repr, which says why."""
+        """Return the SVG that a notebook shows; None if the definition cannot run; the repr then says why."""
         try:
             return self.to_svg()
         except FlowcoreError:
@@ -360,7 +373,7 @@ class Workflow(Generic[I]):
             return f"Workflow {safe_repr(self.name)} · {len(self._steps)} steps · cannot run: {error}"
 
     def __str__(self) -> str:
-        """The same in what standard output can show, so that it can be printed on a terminal that is set to ASCII."""
+        """Return the repr in characters that standard output can show, even on a terminal that is set to ASCII."""
         return describe.plain(repr(self), sys.stdout)
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -373,12 +386,13 @@ class Workflow(Generic[I]):
         hooks: Iterable[Hook] = _PRINTED,
         check: bool = True,
     ) -> Run:
-        """Run here and now: in memory, on threads, printing lifecycle lines (`hooks=()`: silently).
+        """Run the workflow here and now: in memory, on threads, and print lifecycle lines.
 
-        All such runs of one workflow object share one in-memory store, so idempotency keys work between them. Raises
-        what `Engine.run` raises.
+        `hooks=()` prints nothing. All such runs of one workflow object share one in-memory store, so idempotency keys
+        work between them. Raises what `Engine.run` raises; `check=False` returns a failed run instead of raising its
+        error.
         """
-        # The one place where a definition reaches for an engine: the embedded default of the README's first lines.
+        # This is the only place where a definition makes an engine, so that the README's first example needs none.
         from ._engines.threads import Engine
         from .events import PrintLogger
 
