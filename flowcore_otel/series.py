@@ -215,7 +215,7 @@ class Series(ABC):
         return True
 
     def forked(self) -> None:
-        """Drop what belongs to the parent after a fork: runs in flight, engines, and a lock that its threads may hold."""
+        """Drop what is the parent's after a fork: runs in flight, engines, and a lock that its threads may hold."""
         self._lock = threading.RLock()
         self._engines = Engines()
         for flow in self._flows.values():

@@ -192,8 +192,8 @@ class StepTracing:
             attempts.backoff = event
 
     def _end_pauses(self, run: Trace, family: StepSpans, step: str, at: float) -> None:
-        """Make the spans of the pauses from the latest attempt's end to `at`: the wait for a call that had timed out and
-        still ran, and the backoff."""
+        """Make the spans of the pauses from the latest attempt's end to `at`: the wait for a call that had timed out
+        and still ran, and the backoff."""
         attempts, parent = family.attempts.get(step), family.spans.get(step)
         if attempts is None:
             return

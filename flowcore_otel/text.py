@@ -23,8 +23,8 @@ _FRAMES: Final = -64  # the innermost ones
 def fit(text: str, limit: int = NAME) -> str:
     """Return `text`, encodable as UTF-8 and at most `limit` characters long.
 
-    A longer text is cut, and ends in … and a hash of the whole. A lone surrogate in one label would make the whole scrape fail, and one in a
-    span's name the whole batch of spans.
+    A longer text is cut, and ends in … and a hash of the whole. A lone surrogate in one label would make the whole
+    scrape fail, and one in a span's name the whole batch of spans.
     """
     if text.isascii() and len(text) <= limit:
         return text

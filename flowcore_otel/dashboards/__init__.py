@@ -1,6 +1,7 @@
-"""Dashboards for Grafana, and rules for recording and alerting, from the catalogue of metrics. Needs the standard library only.
+"""Makes Grafana dashboards, and recording and alerting rules for Prometheus, from the catalogue of metrics.
 
-`python -m flowcore_otel.dashboards --help` writes them; `files` is the same as a function.
+`python -m flowcore_otel.dashboards --out FOLDER` writes them as files; `files` returns the same files to a program.
+Needs the standard library only.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _DEFAULTS = Options()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 1 where `--check` finds a file that would change."""
+    """Write the files. Returns the exit code: 1 if `--check` finds a file that would change, else 0."""
     parser = argparse.ArgumentParser(
         "python -m flowcore_otel.dashboards",
         description="Writes dashboards for Grafana, rules for Prometheus, and a runbook.",

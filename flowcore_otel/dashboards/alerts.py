@@ -1,7 +1,7 @@
 """Alerts: four for burning the error budget, and one for each cause that is worth a page or a ticket.
 
-Each names a section of RUNBOOK.md. "page": a person must act now; "ticket": a person must act this week. Users set limits of
-their own by recording rules: `AGE_LIMIT`, `SUCCESS_LIMIT`, `OBJECTIVE_OF_LATENCY` and `SERVICE`.
+Each has a section in RUNBOOK.md. Severity "page" means that a person must act now, "ticket" that a person must act this
+week. Users set their own limits by recording the series AGE_LIMIT, SUCCESS_LIMIT, OBJECTIVE_OF_LATENCY and SERVICE.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OBJECTIVE_OF_LATENCY: Final = "workflow:flowcore_latency_objective:ratio"
 SERVICE: Final = "job:flowcore_service:info"
 """a series that users may record: jobs that are to run all the time"""
 
-# (long window, short window, times the speed that the budget allows, for, severity)
+# (long window, short window, burn rate as a multiple of what the budget allows, for, severity)
 BURNS: Final = (
     ("1h", "5m", 14.4, "2m", "page"),
     ("6h", "30m", 6, "15m", "page"),
@@ -41,7 +41,7 @@ BURNS: Final = (
 
 @dataclass(frozen=True)
 class Links:
-    """Where the people who get the alerts can read on."""
+    """The addresses that alerts link to."""
 
     runbook: str
     """address of RUNBOOK.md"""
@@ -77,14 +77,14 @@ class Alert:
         }
 
     def _chosen(self) -> str:
-        """The dashboard's variables, as far as this alert has labels for them."""
+        """Return the part of the address that sets the dashboard's variables to the labels of this alert."""
         texts = f"{self.summary} {self.description}"
         chosen = [name for name in ("job", "workflow") if f"$labels.{name} " in texts]
         return "?" + "&".join(f"var-{name}={{{{ $labels.{name} | urlquery }}}}" for name in chosen) if chosen else ""
 
 
 def alerting(q: Source, links: Links) -> list[dict[str, object]]:
-    """Groups of rules."""
+    """Return the groups of alerting rules."""
     q = dataclasses.replace(q, templated=False)
     groups = {
         "flowcore-burn": _burning(),
@@ -251,7 +251,7 @@ def _runs(q: Source) -> list[Alert]:
 
 
 def _limits(q: Source, age: str) -> list[Alert]:
-    """What may take its time: by the user's limit for the workflow, or else by what is usual."""
+    """The alerts on old runs and overdue successes, by the user's limits or else by what is usual for the workflow."""
     flow = q.label("workflow")
     by_workflow, by_both = f"on ({flow})", f"on (job, {flow})"
 
@@ -287,7 +287,7 @@ def _limits(q: Source, age: str) -> list[Alert]:
 
 
 def _latency(q: Source, enough: str) -> list[Alert]:
-    """By le: native histograms have no such label."""
+    """The alert on latency. It needs the label `le`, which native histograms do not have."""
     if q.native:
         return []
     flow = q.label("workflow")
@@ -442,6 +442,6 @@ def _telemetry(q: Source) -> list[Alert]:
 
 
 def _came(q: Source, counter: names.Metric, window: str) -> str:
-    """By how much a counter rose that begins with its first event: increase() does not see a series come into being."""
+    """Return a query for the rise of a counter, also of one that has just appeared, which increase() does not see."""
     by, series = q.by("job", "hook"), q.select(counter)
     return f"sum {by} (increase({series}[{window}])) > 0\nor\nsum {by} ({series} unless {series} offset {window}) > 0"

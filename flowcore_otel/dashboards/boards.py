@@ -1,4 +1,4 @@
-"""Dashboards as Grafana's classic JSON has them: variables, annotations, links, and panels laid out in sections."""
+"""Builds dashboards in Grafana's classic JSON: variables, annotations, links, and panels laid out in sections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TAG: Final = "flowcore"
 
 @dataclass(frozen=True)
 class Section:
-    """A row of a dashboard: a question, and its panels."""
+    """A row of a dashboard: its title, which is a question, and its panels."""
 
     title: str
     panels: Sequence[Panel] = field(default_factory=list[Panel])
@@ -82,8 +82,8 @@ def dashboard(
     variables: Mapping[str, tuple[str, str, bool]],
     annotations: Mapping[str, tuple[str, str, str]],
 ) -> Json:
-    """A dashboard. `variables`: name -> (label, query, whether several may be chosen). `annotations`: name -> (query,
-    title, colour)."""
+    """Return a dashboard. `variables`: name -> (label, query, whether several may be chosen). `annotations`: name ->
+    (query, title, colour)."""
     drawn: list[Json] = []
     top = 0
     for section in sections:
@@ -150,24 +150,24 @@ def _annotation(name: str, expr: str, title: str, colour: str) -> Json:
     }
 
 
-# -- ways from a panel to elsewhere ------------------------------------------------------------------------------------
+# -- links of panels ---------------------------------------------------------------------------------------------------
 
 
 def to_workflow(q: Source, workflow: str = "") -> Json:
-    """From a series with a workflow to the dashboard about it, or from what `workflow` says."""
+    """Return a link to the dashboard of one workflow: `workflow` or, without it, that of the clicked series."""
     workflow = workflow or f"${{__field.labels.{q.label('workflow')}:percentencode}}"
     url = f"/d/flowcore-workflow?var-datasource=${{datasource}}&var-workflow={workflow}&${{__url_time_range}}"
     return {"title": "This workflow, in detail", "url": url, "targetBlank": False}
 
 
 def to_runbook(q: Source) -> Json:
-    """From a firing alert to its section of the runbook."""
+    """Return a link from a firing alert to its section of the runbook."""
     return {"title": "Runbook", "url": f"{q.runbook}#${{__value.text}}", "targetBlank": True}
 
 
 def to_traces(q: Source, title: str, spans: str, tags: Mapping[str, str] | None = None) -> list[Json]:
-    """From a panel to the traces behind it, in Explore. `spans`: conditions in TraceQL; `tags`: the same for Jaeger, which
-    knows no others than equality."""
+    """Return a link from a panel to its traces in Explore, or none without traces. `spans`: conditions in TraceQL.
+    `tags`: the same for Jaeger, which only supports equality."""
     if q.traces == "none":
         return []
     query: Json = {"refId": "A", "datasource": {"type": q.traces, "uid": "${traces}"}}
@@ -178,6 +178,6 @@ def to_traces(q: Source, title: str, spans: str, tags: Mapping[str, str] | None 
         query |= {"queryType": "search", "service": "${job:raw}", "tags": wanted}
     pane = {"datasource": "${traces}", "queries": [query], "range": {"from": "${__from}", "to": "${__to}"}}
     text = json.dumps({"flowcore": pane}, separators=(",", ":"))
-    # Variables must reach Grafana as they are; it fills them in before the address is opened.
+    # Variables are not quoted, because Grafana replaces them before it opens the address.
     panes = "".join(part if part.startswith("${") else quote(part) for part in re.split(r"(\$\{[\w:.]+\})", text))
     return [{"title": title, "url": f"/explore?schemaVersion=1&panes={panes}", "targetBlank": True}]

@@ -1,4 +1,4 @@
-"""One colour, one meaning, on every panel of every dashboard."""
+"""The colours of the dashboards. A colour has the same meaning on every panel."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What the dashboards have in common: variables, annotations, and panels that stand on more than one."""
+"""What the dashboards share: variables, annotations, and panels that more than one of them has."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def variables(q: Source, *, one_workflow: bool = False) -> dict[str, tuple[str, 
 
 
 def versions(q: Source) -> dict[str, tuple[str, str, str]]:
-    """A line where a version of the service is new."""
+    """Return the annotation that marks where a new version of the service appears."""
     version = f"count {q.by('job', 'version')} ({q.select(names.APP_INFO)}"
     new = f"{version}) unless {version} offset 2m)"
     return {"New version": (new, q.legend("{{job}} {{version}}"), colours.REPLAYED)}
@@ -58,12 +58,15 @@ def failed_traces(q: Source) -> list[Json]:
 
 
 def share(q: Source, outcome: str, by: tuple[str, ...] = ()) -> str:
-    """The share of the runs in the time shown that ended so; no data where there were no runs."""
+    """Return a query for the share of runs with `outcome` in the time shown. It has no data if no run ended."""
     return f"{q.increase(names.RUNS, by=by, outcome=outcome)} / ({q.increase(names.RUNS, by=by)} > 0)"
 
 
 def numbers(q: Source, width: int = 4) -> list[Panel]:
-    """Three numbers that add up: what was asked for, what was cleanly undone, what went wrong."""
+    """Return three panels: the shares of runs that succeeded, that were cleanly undone, and that failed.
+
+    Incomplete runs are in none of the three.
+    """
     budget = 1 - OBJECTIVE
     about = (
         (

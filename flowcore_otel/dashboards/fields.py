@@ -1,4 +1,4 @@
-"""What all panels are made of: queries, fields with units, colours and thresholds, and a place on the grid."""
+"""The parts of every panel: queries, fields with units, colours and thresholds, and a place on the grid."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Panel:
 
 
 def target(expr: str, legend: str = "", *, kind: str = "range", exemplar: bool = False) -> Json:
-    """A query. `kind`: "range" for lines, "heatmap", "instant" for one number a series, "table" for rows."""
+    """Return a query. `kind`: "range" for lines, "heatmap", "instant" for one number per series, "table" for rows."""
     instant = kind in {"instant", "table"}
     return {
         "datasource": dict(DATASOURCE),
@@ -51,7 +51,7 @@ def target(expr: str, legend: str = "", *, kind: str = "range", exemplar: bool =
 
 
 def steps(base: str, *more: tuple[float, str]) -> Json:
-    """Thresholds: the colour from the start, then (from this value on, this colour)."""
+    """Return thresholds. `base`: the colour of the lowest values. `more`: (lowest value, its colour), rising."""
     values = [{"color": base, "value": None}, *({"color": colour, "value": value} for value, colour in more)]
     return {"mode": "absolute", "steps": values}
 

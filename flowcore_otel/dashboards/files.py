@@ -1,4 +1,4 @@
-"""Everything as files: JSON and YAML for Grafana and Prometheus, objects for Kubernetes, or a mixin."""
+"""Renders dashboards, rules and runbook as files: JSON and YAML, objects for Kubernetes, or a mixin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEAD: Final = "# Written by python -m flowcore_otel.dashboards.\n"
 
 @dataclass(frozen=True)
 class Options:
-    """What is the user's own: how the metrics come, where links lead, which jobs are services."""
+    """The user's choices: how the metrics reach Prometheus, where links lead, and which jobs are services."""
 
     source: Source = PROMETHEUS
     runbook: str = "RUNBOOK.md"
@@ -46,18 +46,18 @@ class Options:
 
     @property
     def of_panels(self) -> Source:
-        """The source as dashboards see it."""
+        """The source for dashboards, which also need the addresses of traces and runbook."""
         return dataclasses.replace(self.source, traces=self.traces, runbook=self.runbook)
 
 
 def dashboards(options: Options) -> dict[str, Json]:
-    """Name -> dashboard."""
+    """Return the dashboards by name."""
     q = options.of_panels
     return {"overview": overview(q), "workflow": workflow(q), "store": store(q)}
 
 
 def rules(options: Options) -> dict[str, Json]:
-    """Name -> groups of rules."""
+    """Return the recording and alerting rules by name, each as `{"groups": [...]}`."""
     groups = recording(dataclasses.replace(options.source, templated=False))
     if options.services:
         declared = [{"record": SERVICE, "expr": "vector(1)", "labels": {"job": job}} for job in options.services]
@@ -80,7 +80,7 @@ def _plain(options: Options) -> dict[str, str]:
 
 
 def _kubernetes(options: Options) -> dict[str, str]:
-    """ConfigMaps that the sidecar of Grafana's chart picks up, and PrometheusRules of the Prometheus operator."""
+    """ConfigMaps for the sidecar of Grafana's Helm chart, and PrometheusRules for the Prometheus operator."""
 
     def metadata(name: str, labels: Mapping[str, str]) -> Json:
         return {"name": f"flowcore-{name}", "namespace": options.namespace, "labels": dict(labels)}
@@ -134,5 +134,5 @@ FORMATS: Final[Mapping[str, Callable[[Options], dict[str, str]]]] = {
 
 
 def files(options: Options, form: str = "files") -> dict[str, str]:
-    """File name -> content, in one of FORMATS."""
+    """Return the contents of all files by file name. `form`: one of FORMATS."""
     return FORMATS[form](options)

@@ -1,4 +1,4 @@
-"""All workflows: what is wrong, for whom, since when, and where to click."""
+"""The dashboard of all workflows: what is wrong, for whom, since when, and links to more detail."""
 
 from __future__ import annotations
 

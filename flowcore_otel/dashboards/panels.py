@@ -1,7 +1,7 @@
-"""Panels as Grafana's classic JSON has them, one function for each kind.
+"""Builds panels in Grafana's classic JSON, one function for each kind.
 
-The options are spelt out in full, though many are Grafana's defaults: what a panel looks like should not depend on the
-version that happens to load it. tests/dashboards checks all of it against Grafana's published types.
+The options are complete, although many are Grafana's defaults, so that a panel looks the same in every version of
+Grafana. tests/dashboards checks them against Grafana's published types.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def stat(
     words: Mapping[str, tuple[str, str]] | None = None,
     **more: Any,
 ) -> Panel:
-    """One number. `filled`: its colour fills the panel. `words`: value -> (what it says instead, colour)."""
+    """One number. `filled`: its colour fills the panel. `words`: value -> (text shown instead, its colour)."""
     options = {
         "colorMode": "background_solid" if filled else "value",
         "graphMode": "area" if sparkline else "none",
@@ -152,8 +152,8 @@ def lines(
     overrides: Iterable[Json] = (),
     **more: Any,
 ) -> Panel:
-    """Lines over time. `quantiles`: p50 is dashed and p99 dotted. `log`: for what may differ by thousands. `events`: bars of
-    what is rare, counted by the minute at least."""
+    """Lines over time. `quantiles`: p50 is dashed and p99 dotted. `log`: a logarithmic axis. `events`: bars instead of
+    lines, for rare events, with intervals of at least a minute."""
     custom = {
         "axisBorderShow": False,
         "axisCenteredZero": False,
@@ -272,8 +272,8 @@ def table(
     **more: Any,
 ) -> Panel:
     """Rows of labels and numbers. `labels`: label -> heading. `columns`: heading -> (query, unit). `sort`: the heading
-    whose largest values come first, or with `ascending` its smallest. `coloured`: heading -> value -> colour. `graded`:
-    heading -> thresholds. `linked`: heading -> where a click on it leads. `hidden`: columns that are not shown."""
+    to sort by, the largest value first unless `ascending`. `coloured`: heading -> value -> colour. `graded`: heading
+    -> thresholds. `linked`: heading -> links of its cells. `hidden`: headings of columns that are not shown."""
     options = {
         "cellHeight": "sm",
         "footer": {"show": False, "reducer": ["sum"], "countRows": False},
@@ -305,7 +305,7 @@ def table(
 
 
 def _joined(labels: Mapping[str, str], headings: Sequence[str]) -> list[Json]:
-    """The tables of several queries as one, with headings for people."""
+    """Return the transformations that join the tables of several queries into one, with readable headings."""
     values = ["Value"] if len(headings) == 1 else [f"Value #{chr(ord('A') + i)}" for i in range(len(headings))]
     renamed = {**labels, **dict(zip(values, headings, strict=True))}
     organised = {
@@ -319,7 +319,7 @@ def _joined(labels: Mapping[str, str], headings: Sequence[str]) -> list[Json]:
 def heatmap(
     at: tuple[int, int, int, int], title: str, description: str, query: str, *, exemplar: bool = True, **more: Any
 ) -> Panel:
-    """How many, by how long it took, over time. The query gives buckets by `le`."""
+    """A heatmap of durations over time. The query returns buckets by `le`."""
     options = {
         "calculate": False,
         "cellGap": 1,

@@ -1,4 +1,4 @@
-"""PromQL from the catalogue: metric and label names come from `flowcore_otel.names` and from nowhere else."""
+"""Builds PromQL queries. The names of flowcore's metrics and labels all come from `flowcore_otel.names`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TEMPLATED: Final = ("job", "instance", "workflow")
 
 @dataclass(frozen=True)
 class Source:
-    """How the metrics came to Prometheus, which decides the names of their labels."""
+    """How the metrics reach Prometheus, which determines the names of their labels; its methods build queries."""
 
     name: str
     scraped: bool
@@ -60,21 +60,21 @@ class Source:
     """address of the runbook"""
 
     def label(self, label: str) -> str:
-        """A label of the catalogue as it is called here; what is no label of ours (job, instance, le) stays."""
+        """Return the name in this source of a label of the catalogue. Other labels (job, instance, le) do not change."""
         if self.scraped or label not in names.LABELS:
             return label
         return names.LABELS[label].replace(".", "_")
 
     def legend(self, template: str) -> str:
-        """`{{workflow}} p95` with the labels as they are called here."""
+        """Return a legend such as `{{workflow}} p95` with the label names of this source."""
         return re.sub(r"\{\{(\w+)\}\}", lambda found: f"{{{{{self.label(found[1])}}}}}", template)
 
     def by(self, *labels: str) -> str:
         return f"by ({', '.join(map(self.label, labels))})"
 
     def select(self, metric: Metric, part: str = "", **matchers: str) -> str:
-        """A selector. `part`: count, sum or bucket of a histogram. `matchers`: label="value", or "a|b" for any of
-        several, or "!=value".
+        """Return a selector. `part`: count, sum or bucket of a histogram. `matchers`: label="value", or "a|b" for any
+        of several values, or "!=value".
 
         Raises ValueError for a part or a label that the metric does not have.
         """
@@ -95,7 +95,7 @@ class Source:
         return label in {"job", "instance"} or label in metric.labels
 
     def of_target(self, name: str) -> str:
-        """One of the series about targets."""
+        """Return a selector for one of the series OF_THE_TARGET. Raises ValueError for another name."""
         if name not in OF_THE_TARGET:
             raise ValueError(f"{name} is none of {', '.join(OF_THE_TARGET)}.")
         return f'{name}{{job=~"$job", instance=~"$instance"}}'
@@ -103,7 +103,7 @@ class Source:
     def rate(
         self, metric: Metric, part: str = "", *, offset: str = "", by: tuple[str, ...] = (), **matchers: str
     ) -> str:
-        """Per second, over what Grafana thinks is right for the width of the panel."""
+        """Return a query for the rate per second, over a window that Grafana fits to the width of the panel."""
         return self._sum(f"rate({self.select(metric, part, **matchers)}[$__rate_interval]{offset})", part, by)
 
     def increase(
@@ -116,7 +116,7 @@ class Source:
         by: tuple[str, ...] = (),
         **matchers: str,
     ) -> str:
-        """How much came in the window; by default in the whole range that the dashboard shows."""
+        """Return a query for the increase in `window`, by default the whole range that the dashboard shows."""
         return self._sum(f"increase({self.select(metric, part, **matchers)}[{window}]{offset})", part, by)
 
     def _sum(self, rates: str, part: str, by: tuple[str, ...]) -> str:
@@ -134,27 +134,33 @@ class Source:
         offset: str = "",
         **matchers: str,
     ) -> str:
-        """A quantile of what came in the window `over`."""
+        """Return a query for the quantile `q` (0 to 1) of what was observed in the window `over`."""
         function = "increase" if over == "$__range" else "rate"
         buckets = f"{function}({self.select(metric, 'bucket', **matchers)}[{over}]{offset})"
         labels = by if self.native else (*by, "le")
         return f"histogram_quantile({q:g}, {self._sum(buckets, 'bucket', labels)})"
 
     def most(self, metric: Metric, number: int = 6, *, by: tuple[str, ...], **matchers: str) -> str:
-        """Which series had the most in the range shown: for `and`, so that a panel has few lines and always the same."""
+        """Return the right side of an `and` that keeps the `number` series with the largest increase in the time shown.
+
+        The panel then has few lines, and the same ones at each point in time.
+        """
         counted = self._sum(f"increase({self.select(metric, **matchers)}[$__range] @ end())", "", by)
         return f"on ({', '.join(map(self.label, by))}) topk({number}, {counted})"
 
     def alerts(self) -> str:
-        """The alerts that fire now."""
+        """Return a query for the alerts that fire now."""
         return 'ALERTS{alertname=~"Flowcore.+", alertstate="firing", job=~"$job"}'
 
     def firing_for(self) -> str:
-        """For how many seconds each of them has, within the range that the dashboard shows."""
+        """Return a query for the seconds for which each alert that fires now has fired in the range shown."""
         return f"sum_over_time({self.alerts()}[$__range:1m]) * 60 and {self.alerts()}"
 
     def stored(self, status: str, *, by: tuple[str, ...] = ("workflow", "status")) -> str:
-        """Runs in the store by status. Every process counts the same store, so the largest count is the count."""
+        """Return a query for the runs in the store, by status.
+
+        Every process counts the runs of the same store, so the query takes the maximum, not the sum.
+        """
         return f"max {self.by('job', *by)} ({self.select(names.STORE_RUNS, status=status)})"
 
 

@@ -1,5 +1,7 @@
-"""Recording rules: what alerts look at over long windows. Named level:metric:operations, without instance: they are about a
-workflow, on whatever machine it runs."""
+"""Recording rules: the series that alerts use over long windows.
+
+Their names are level:metric:operations. They have no label `instance`: they describe a workflow on all its machines.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ USUAL_P99: Final = "job_workflow:flowcore_run_duration:p99_7d"
 
 
 def ratio(window: str) -> str:
-    """The share of runs that were bad; no data where there were no runs."""
+    """Return the name of the series with the share of bad runs in `window`. It has no data if no run ended."""
     return f"job_workflow:flowcore_run_errors:ratio_rate{window}"
 
 
@@ -56,7 +58,7 @@ def runs(window: str) -> str:
 
 
 def recording(q: Source) -> list[dict[str, object]]:
-    """Groups of rules; what changes slowly is not worked out as often."""
+    """Return the groups of rules. Rules over long windows are evaluated less often."""
     often = [rule for window in WINDOWS if window in _OFTEN for rule in _rules(q, window)]
     seldom = [rule for window in WINDOWS if window not in _OFTEN for rule in _rules(q, window)]
     return [

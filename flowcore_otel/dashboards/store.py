@@ -1,4 +1,4 @@
-"""The store, and what keeps runs alive: latency, errors, leases, takeovers; and what telemetry itself costs."""
+"""The dashboard of the store (latency, errors), of leases and takeovers, and of the cost of telemetry."""
 
 from __future__ import annotations
 

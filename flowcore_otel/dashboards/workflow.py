@@ -1,4 +1,4 @@
-"""One workflow: how its runs end, which step takes the time, which one fails, and what is undone."""
+"""The dashboard of one workflow: how its runs end, which step takes the time, which one fails, and what is undone."""
 
 from __future__ import annotations
 

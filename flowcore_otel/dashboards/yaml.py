@@ -1,4 +1,4 @@
-"""Writes YAML: as much of it as rules and Kubernetes objects need, so that nothing has to be installed."""
+"""Writes the subset of YAML that rules and Kubernetes objects need, so that no library has to be installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["to_yaml"]
 
 
 def to_yaml(content: Mapping[str, Any]) -> str:
-    """A document of mappings, lists, texts, numbers and truth values. Texts of several lines stay readable."""
+    """Return a document of mappings, lists, strings, numbers and booleans. Strings of several lines stay readable."""
     return "\n".join(_mapping(content, "")) + "\n"
 
 
