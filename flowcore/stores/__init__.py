@@ -1,4 +1,4 @@
-"""The stores: where runs are claimed, and where their outcomes are kept."""
+"""The stores, which grant claims on runs and keep the outcomes of runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["AsyncRedisStore", "MemoryStore", "PydanticCodec", "RedisStore", "Run
 
 
 def __getattr__(name: str) -> Any:
-    # The durable ones need modules that are slow to import, and few processes need more than one of them.
+    # The durable stores need modules that are slow to import, and few processes use more than one of these stores.
     if name == "SQLiteStore":
         from .sqlite import SQLiteStore
 

@@ -1,22 +1,23 @@
-"""What a store is asked and what it returns. Protocols and records only: no store derives from anything here.
+"""The interface of a store: its verbs, and the records that they take and return. No store inherits from these classes.
 
-One record per run, found by its key; a run without a key uses its run id as key. An engine's verbs, in the order of a
-run, each one atomic:
+A store has one record for each run, under the run's key; a run without a key has its run id as key. The verbs for
+engines, in the order in which a run uses them, are atomic:
 
 | verb | when | returns |
 |---|---|---|
-| claim(Claim) | before anything else | Claimed, or why not: Finished, Busy, Mismatch, Held, OtherGraph |
+| claim(Claim) | before anything else | Claimed, or a refusal: Finished, Busy, Mismatch, Held or OtherGraph |
 | checkpoint(Checkpoint) | on a durable store, after each step and each undo | None, Renewal.CANCEL or UNDO, Behind or Lost |
 | renew(leases, seconds) | on a durable store, every third of a lease, for all runs of an engine at once | a Renewal for each |
-| finish(Ending) | at the end, and where the run only waits | None, Behind, Lost, or Arrived |
-| withdraw(Claim) | where the reply to a claim was lost | None |
-| send(key, name, value) | by anyone, while the run is not over | whether this value counts |
-| find(key), head(key) | after Lost, and by callers that wait for another owner's run | the record, or None |
-| list_resumable(workflows) | to recover | heads of the runs that recovery may resume now |
+| finish(Ending) | at the end of the run, and when the run only waits | None, Behind, Lost, or Arrived |
+| withdraw(Claim) | when the reply to a claim was lost | None |
+| send(key, name, value) | at any time until the run is over, from any process | whether this value counts |
+| find(key), head(key) | after Lost, and while a caller waits for another owner's run | the record, or None |
+| list_resumable(workflows) | during recovery | heads of the runs that recovery may resume now |
 
-All of them may be sent twice, and late: a client whose reply was lost sends the same again, and a network may deliver
-the first copy after the second. So a claim that its owner repeats is granted again, all other verbs carry the owner's
-fence, and each field that they write has a number that only rises within the run (`seq`): the highest wins.
+Any of these calls may arrive twice, or late: a client that lost the reply repeats its call, and a network may deliver
+the first copy after the second. Therefore a claim that its owner repeats is granted again, the owner's other verbs
+carry its fence, and each field that they write carries a number (`seq`) that only rises within the run: the highest
+number wins.
 
 A run is live while its status is QUEUED or RUNNING and its lease has not run out.
 """
@@ -70,16 +71,16 @@ __all__ = [
 class Claim:
     """The request to own the run of a key.
 
-    `run_id` is drawn anew for each claim and names it: the same claim again, from the owner that it made, is granted
-    again. `fingerprint`: None where recovery resumes a run. `values`: the initial ones. `lease`: seconds until others
-    may take the run over, unless it is renewed. `begins`: steps whose start is recorded when the claim begins a run.
-    `graph`: the definition's graph, recorded. `resumes`: the recorded graph, where the engine has checked
-    that its own contains it; a run is resumed only if its record has `graph` or `resumes`, and then has `graph`.
-    `queued`: record the run as QUEUED; the same claim without it, from the same run id, begins the run. `once`: an
-    earlier run that failed is the answer too; the key is never free again while its record is kept. `deadline`: seconds
-    that the run may take, counted from its first claim. `attached`: the run id of a run this caller waits for; if that
-    one has ended meanwhile the claim returns its outcome, whatever it is. `waits`: whether the caller will send the claim
-    again with `attached`.
+    `run_id` is drawn anew for each claim and identifies it: if the owner that the claim made sends it again, it is
+    granted again. `fingerprint`: None when recovery resumes a run. `values`: the initial values. `lease`: seconds until
+    other owners may take the run over, unless the lease is renewed. `begins`: the steps whose start is recorded if the
+    claim begins a run. `graph`: the step graph of the definition, which is recorded. `resumes`: the recorded graph, if
+    the engine has checked that its own graph contains it; a run is resumed only if its record has `graph` or `resumes`,
+    and its record then has `graph`. `queued`: record the run as QUEUED; the same claim without it, with the same run
+    id, begins the run. `once`: return the outcome of an earlier run even if that run failed; its key does not become
+    free while its record is kept. `deadline`: seconds that the run may take, counted from its first claim. `attached`:
+    the run id of a run for which this caller waits; if that run has ended in the meantime, the claim returns its
+    outcome, whatever it is. `waits`: whether the caller will send the claim again with `attached`.
     """
 
     key: str
@@ -104,8 +105,9 @@ class Claim:
 
 @dataclass(slots=True)
 class Claimed:
-    """The claim is granted. `record` is given where the run was recorded before: its status, owner, expiry and decision are
-    those from before this claim, its `takeovers` counts this one too. `age`: seconds since the run began."""
+    """The claim is granted. `record`: the run as it was recorded before this claim, or None if the claim begins the
+    run. Its status, owner, expiry and decision are those from before the claim; its `takeovers` include this one.
+    `age`: seconds since the run began."""
 
     generation: int
     fence: int
@@ -115,7 +117,7 @@ class Claimed:
 
 @dataclass(slots=True)
 class Finished:
-    """The run has ended: this is its outcome."""
+    """The run of the key has ended. `record` has its outcome."""
 
     record: RunRecord
     age: float
@@ -124,7 +126,7 @@ class Finished:
 
 @dataclass(slots=True)
 class Busy:
-    """The run is live."""
+    """The run of the key is live, or it waits and is not due yet."""
 
     run_id: str
     carrier: Mapping[str, str]
@@ -139,7 +141,7 @@ class Busy:
 
 @dataclass(slots=True)
 class OtherGraph:
-    """The run was started with another graph than `graph` and `resumes` of the claim. Nothing was changed."""
+    """The run was started with a step graph that is neither `graph` nor `resumes` of the claim. Nothing was changed."""
 
     run_id: str
     graph: str
@@ -148,7 +150,7 @@ class OtherGraph:
 
 @dataclass(slots=True)
 class Mismatch:
-    """The key was used with another workflow or other values."""
+    """The key was used with another workflow or other initial values."""
 
     run_id: str
     carrier: Mapping[str, str]
@@ -176,7 +178,7 @@ CheckpointAnswer: TypeAlias = "Renewal | Behind | Lost | None"
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What has changed in a run of ours. It renews the lease as well."""
+    """The changes that an owner records of its run. Recording them also renews the lease."""
 
     key: str
     run_id: str
@@ -198,9 +200,13 @@ class Checkpoint:
 
 @dataclass(slots=True)
 class Ending:
-    """How a run of ours ended. A durable store has most of `record` from its checkpoints: of it, it takes what is not
-    of single steps (status, held, undone, failed_step, error, reason, retries), and `changes`. Fence 0 in `record`: its
-    store was never asked for a claim. `retry_in`: seconds until recovery may resume a parked, incomplete or waiting run."""
+    """How an owner leaves its run: ended, or parked, incomplete or waiting.
+
+    A durable store has most of `record` from earlier checkpoints. From the ending it takes `changes` and the fields of
+    the run as a whole: status, held, undoing, undone, failed_step, error, reason, retries and waiting_for. Fence 0 in
+    `record` means that the owner has no reply to a claim for the run. `retry_in`: seconds until recovery may resume a
+    parked, incomplete or waiting run.
+    """
 
     record: RunRecord
     changes: Checkpoint | None = None
@@ -211,7 +217,7 @@ class Ending:
 
 @dataclass(slots=True)
 class Lease:
-    """A run of ours that goes on."""
+    """The lease of a run that its owner continues."""
 
     key: str
     run_id: str
@@ -222,28 +228,29 @@ class Lease:
 
 @dataclass(slots=True)
 class Arrived:
-    """The run cannot wait: values were sent to it that its owner does not know, or it is to be cancelled. Nothing was
-    written."""
+    """The run cannot be left waiting, because values were sent to it that its owner has not received, or because an
+    operator has decided to cancel or undo it. Nothing was written."""
 
 
 @dataclass(slots=True)
 class Lost:
-    """The run is not ours any more, and nothing was written: another owner has it, or has had it. `gone`: the store has
-    lost the record."""
+    """The run no longer belongs to this owner, because another owner has claimed it since, or an operator has taken it
+    away. Nothing was written. `gone`: the store no longer has a record of the run."""
 
     gone: bool = False
 
 
 @dataclass(slots=True)
 class Behind:
-    """The record has gone back in time: it lacks what this owner knows to have been written. Nothing was written now."""
+    """The record is older than the last write that the store acknowledged to this owner: a backup was restored, or a
+    replica without that write was promoted. Nothing was written now."""
 
     seq: int
     """the highest number that the record has"""
 
 
 class Renewal(Enum):
-    """What renewing a lease comes to."""
+    """The result of renewing a lease."""
 
     OURS = "ours"
     LOST = "lost"
@@ -260,7 +267,8 @@ STOPS: Final[Mapping[str | None, Renewal]] = {"cancel": Renewal.CANCEL, "undo": 
 
 
 class Page(list[RunRecord]):
-    """Some records of a listing, in its order. `cursor`: what `after=` takes for the next page; None at the end."""
+    """One page of a listing, in the order of the listing. `cursor`: the value of `after=` that returns the next page,
+    or None on the last page."""
 
     __slots__ = ("cursor",)
 
@@ -270,7 +278,7 @@ class Page(list[RunRecord]):
 
 
 class DefinitionChanged(StoreError):
-    """A run cannot be resumed by this definition of its steps: it began with another. Nothing was changed."""
+    """The run began with another definition of its steps, so this definition cannot resume it. Nothing was changed."""
 
     @classmethod
     def of(cls, record: RunRecord, key: str) -> DefinitionChanged:
@@ -282,16 +290,17 @@ class DefinitionChanged(StoreError):
 
 
 class Store(Protocol):
-    """What an engine and an operator need of a store; thread-safe. Every verb may raise a StoreError; StoreUnavailable means
-    that the same call may succeed later. An async store has the same verbs as coroutines, and may be called from several
-    loops.
+    """The verbs of a store, for engines and operators. Thread-safe. Every verb may raise a StoreError; StoreUnavailable
+    means that the same call may succeed later. An async store has the same verbs as coroutines, and may be called from
+    several loops.
 
-    `name`: one word for labels. `namespace`: what the step keys of its runs depend on, unless the engine has one of its own
-    (an engine takes a store without it for one with the empty one). `durable`: whether runs survive their process, so that
-    every transition is worth writing down; `blocks`: whether a verb may wait for a disk or a network. Where `durable` is
-    False, runs without a key are never sent to the store unless something is left to decide.
+    `name`: one word for labels. `namespace`: a text on which the step keys of its runs depend, unless the engine has a
+    namespace of its own; a store without this attribute has an empty namespace. `durable`: whether runs survive their
+    process, so that every transition is recorded. `blocks`: whether a verb may wait for a disk or a network. If
+    `durable` is False, an engine does not send a run without a key to the store, unless the run ends with something
+    left to decide.
 
-    A head is a record without what is of single steps (steps, results, effects, carriers) and without values.
+    A head is a record without values and without the fields of single steps (steps, results, effects, carriers, sent).
     """
 
     name: str
@@ -299,33 +308,35 @@ class Store(Protocol):
     blocks: bool
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        """Take a key for a run, or return who has it. What is returned when is decided in `decide.py`, for every store. Sent
-        again for the same run, it returns the same."""
+        """Claim a key for a run, or return the reason for a refusal. The rules are the same for every store: see
+        `decide.py`. The same claim sent again returns the same."""
         ...
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        """Record what has changed in a run of ours, and renew its lease; `Lost` where it is not ours any more, `Behind` where
-        the record has gone back in time. Sent again, it changes nothing."""
+        """Record changes to a run, and renew its lease. Returns `Lost` if the run no longer belongs to this owner, and
+        `Behind` if the record lacks earlier writes of this owner. The same checkpoint sent again changes nothing."""
         ...
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
-        """Renew leases for `lease` seconds from now, and return of each whether its run is still ours."""
+        """Renew leases for `lease` seconds from now. Returns a Renewal for each of them, in the same order."""
         ...
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        """Record how a run of ours ended, or that it only waits, and free, keep or hold its key accordingly; None: recorded."""
+        """Record how a run ended, or that it only waits, and free, keep or hold its key accordingly. Returns None if
+        this was recorded."""
         ...
 
     def withdraw(self, claim: Claim, /) -> None:
-        """Forget a claim whose run has not begun, so that its key is as it was before."""
+        """Take back a claim whose run has not begun: its key is free again, or the earlier run that it resumed is left
+        for the next claim."""
         ...
 
     def find(self, key: str, /) -> RunRecord | None:
-        """The whole record under a key, or None. Raises CorruptRecord for one that flowcore cannot have written."""
+        """The whole record under a key, or None. Raises CorruptRecord for a record that flowcore did not write."""
         ...
 
     def head(self, key: str, /) -> RunRecord | None:
-        """The head under a key, or None: cheap, for callers that poll."""
+        """The head of the record under a key, or None. It is cheap, for callers that poll."""
         ...
 
     def send(
@@ -338,23 +349,23 @@ class Store(Protocol):
         id: str | None = None,  # noqa: A002 - the word for it
         carrier: Mapping[str, str] | None = None,
     ) -> bool:
-        """Send a value to the wait `name` of the run with a key, which keeps it until it comes to that wait. True: it counts.
-        False: another value was sent before, and counts. `id`: a name for this value; the same again is True again.
-        `carrier`: trace context of the sender.
+        """Send a value to the wait `name` of the run with this key. The value is kept until the run reaches that wait.
+        Returns True if this value counts, and False if an earlier value counts instead. `id`: a name for this value;
+        sending it again under the same name returns True again. `carrier`: trace context of the sender.
 
-        Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has no such wait, or
-        is past it; NotSerializable for a value that cannot be stored.
+        Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has no such
+        wait, or is past it; NotSerializable for a value that cannot be stored.
         """
         ...
 
     def list_resumable(
         self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
     ) -> Page:
-        """Heads of the runs of these workflows that recovery may resume now, the oldest due first."""
+        """Heads of the runs of these workflows that recovery may resume now, the earliest due first."""
         ...
 
     def get_run(self, run_id: str, /) -> RunRecord:
-        """The whole record of a run, also where its key has another one by now; raises RunNotFound."""
+        """The whole record of a run, even if a later run has its key. Raises RunNotFound."""
         ...
 
     def list_runs(
@@ -371,52 +382,53 @@ class Store(Protocol):
         ...
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
-        status."""
+        """The number of runs that are held or not over, by (workflow, status). Each run is counted once: as held, else
+        as expired, else by its status."""
         ...
 
     def release(self, key: str, /, *, force: bool = False) -> None:
-        """Give a run up, so that the next call with its key starts afresh. Its record, with values, results and texts, stays
-        until its retention is over, or until `erase`."""
+        """Give up a run, so that the next call with its key starts afresh. Its record, with values, results and texts,
+        is kept until its retention is over, or until `erase`."""
         ...
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
-        """Forget at once what users put into the run of a key, and into the runs before it: values, results, errors, carriers,
-        reasons and the fingerprint. What stays until its retention is over: key, run id, workflow, graph, status and times.
+        """Delete at once the users' data in the run of a key, and in earlier runs with that key: values, results,
+        errors, carriers, reasons and the fingerprint. Key, run id, workflow, graph, status and times stay until the
+        retention is over.
 
-        A key that is used up stays used up: another call with it is a Mismatch until `release`. Raises RunNotFound for an
-        unknown key; StoreError for a run that is not over or is held, unless forced: then it is given up first, as by
-        `release`.
+        Erasing does not free a key: if the key of a run was used up, another call with it is a Mismatch until
+        `release`. Raises RunNotFound for an unknown key, and StoreError for a run that is held or not over. With
+        `force`, such a run is first given up, as by `release`.
         """
         ...
 
     def hold(self, key: str, /, reason: str | None = None) -> None:
-        """Refuse a key until `resume`, `undo` or `release`. This and the next three raise RunNotFound for an unknown key, and
-        StoreError for a run that they cannot be meant for; `reason` is kept in the record."""
+        """Refuse calls with a key until `resume`, `undo` or `release`. This verb and the next three raise RunNotFound
+        for an unknown key, and StoreError for a run to which they do not apply. `reason` is kept in the record."""
         ...
 
     def resume(self, key: str, /, *, reason: str | None = None) -> None:
-        """Let the next caller, or recovery, continue a run that is held, parked, incomplete, expired, or failed with nothing
-        undone."""
+        """Let the next caller, or recovery, continue a run that is held, parked, incomplete or expired, or that failed
+        with nothing undone."""
         ...
 
     def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """Let the next caller, or recovery, undo a run, past its pivot too; the owner of a running one cancels it first, and undoes
-        it."""
+        """Let the next caller, or recovery, undo a run, even past its pivot. If the run has a live owner, that owner
+        cancels and undoes it."""
         ...
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Cancel a run, whichever process it is in: its owner notices with its next renewal or checkpoint, or else the next caller
-        or recovery. Past its pivot it is left incomplete."""
+        """Cancel a run in any process. A live owner learns of it with its next renewal or checkpoint; a run without a
+        live owner is cancelled by the next caller or by recovery. A run past its pivot is left incomplete."""
         ...
 
     def gc(self) -> int:
-        """Forget the ended runs that are past their retention now, and return how many are left."""
+        """Delete the ended runs whose retention is over, and return how many runs are left."""
         ...
 
     def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
-        """What of this store can lose runs, and how many runs wait, by name; numbers are numbers. `deep`: check all that is
-        stored, which may take as long as reading it."""
+        """A report for operators, by name: what can make this store lose runs, and how many runs are not over. Counts
+        and sizes are numbers. `deep`: check all that is stored, which may take as long as reading it."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The canonical form of values, by which two requests with one key are the same or not."""
+"""The canonical form of values, which decides whether two requests with the same key are the same request."""
 
 # Values are of any type, and narrowing Any by `type(value) is dict` leaves a dict of unknowns.
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -28,9 +28,10 @@ __all__ = ["canonical"]
 
 
 def canonical(value: object) -> str:
-    """One text for all values that mean the same request: numbers by value, text in NFC, dicts in any order, tuples as lists.
+    """Return the same text for all values that mean the same request: numbers by value, text in NFC, dicts in any
+    order, tuples as lists.
 
-    Raises NotSerializable for what no codec of flowcore keeps.
+    Raises NotSerializable for a value that no codec of flowcore can store.
     """
     try:
         if is_plain(value):
@@ -46,7 +47,8 @@ def canonical(value: object) -> str:
 
 
 def _comparable(value: Any) -> Any:
-    """What stands for a value that the default codec lacks: for an Enum member its value, for an object its fields."""
+    """Return plain data in place of a value that the default codec cannot store: the value of an Enum member, the parts
+    or fields of an object, or the plain value of a subclass of str, int, float, dict or list."""
     kind = type(value)
     if any(base.__module__ == "enum" and base.__name__ == "Enum" for base in kind.__mro__):
         return tagged(value.value, _comparable)
@@ -61,7 +63,7 @@ def _comparable(value: Any) -> Any:
 
 
 def _needs_comparing(value: Any) -> bool:
-    """Whether a plain value has numbers in it that may equal one of another type."""
+    """Whether a plain value contains numbers that may equal a number of another type."""
     parts = value.values() if type(value) is dict else value if type(value) is list else (value,)
     return any(
         type(part) is float
@@ -88,7 +90,7 @@ def _canonical(known: Any) -> Any:
             return _number(number) if name == "int" or _is_finite(number) else parts
         case {"$": "set" | "frozenset" | "dict" as name, "v": list(inner)}:
             return {TAG: name, VALUE: sorted(map(_canonical, inner), key=sorted_text)}
-        case {"$": "tuple", "v": list(inner)}:  # a client that repeats a request in JSON has lists
+        case {"$": "tuple", "v": list(inner)}:  # a client that repeats a request as JSON sends lists
             return [_canonical(part) for part in inner]
         case {"$": str(name), "v": inner}:
             return {TAG: name, VALUE: _canonical(inner)}
@@ -109,7 +111,7 @@ def _is_finite(number: Any) -> bool:
 
 
 def _number(number: Any) -> Any:
-    """A finite number by its exact value, so that 1, 1.0 and Decimal("1.00") are one."""
+    """The canonical form of a finite number: its exact value, so that 1, 1.0 and Decimal("1.00") are the same."""
     from decimal import Decimal
 
     exact = Decimal(number)

@@ -1,17 +1,19 @@
-"""How durable stores write values: JSON, with tags for what JSON lacks. What is read equals what was written, in type too.
+"""How durable stores encode values: as JSON, with tags for types that JSON lacks. A value that is read back equals the
+value that was written, and has the same type.
 
 | type | text |
 |---|---|
 | None, bool, int, float, str; a list or a str-keyed dict of them | plain JSON |
 | tuple, set, frozenset, bytes, datetime, date, time, timedelta, Decimal, UUID | `{"$":"tuple","v":[…]}` and its like |
 | a dict with other keys, or with the key "$" | `{"$":"dict","v":[[key,value],…]}` |
-| NaN, the infinities, ints of more than 2,000 bits, text with halves of surrogate pairs side by side | tagged, too |
+| NaN, the infinities, ints of more than 2,000 bits, text with separate halves of surrogate pairs | tagged, too |
 
-Everything else is refused, subclasses of these types included: a StrEnum would come back as a str. A stored text is data:
-a tag names an entry of a fixed table, and nothing is imported or called by a name that was read.
+Values of all other types are refused, and so are those of subclasses of these types: a StrEnum would come back as a
+str. A stored text is only data: a tag names an entry of a fixed table, and nothing is imported or called by a name in
+the text.
 """
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time too, for callers without a type checker.
 # Values are of any type, and narrowing Any by `type(value) is dict` leaves a dict of unknowns.
 # pyright: reportUnnecessaryIsInstance=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 # pyright: reportUnknownMemberType=false, reportUnknownLambdaType=false
@@ -55,7 +57,7 @@ _ATOMS: Final[frozenset[type]] = frozenset({str, int, float, bool, type(None)})
 NESTED: Final = frozenset({dict, list})
 FIXED: Final[frozenset[type]] = _ATOMS | {bytes}
 """types whose values cannot be changed in place"""
-LONG: Final = 2000  # bits; the decimal digits of a longer int may be refused by the interpreter that reads them
+LONG: Final = 2000  # bits; an interpreter may refuse to read the decimal digits of a longer int
 _PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 DEEP: Final = "it contains itself, or is nested too deep"
@@ -65,14 +67,14 @@ Tagger: TypeAlias = "Callable[[Any], dict[str, Any]]"
 
 
 class Codec(Protocol):
-    """Values to texts and back; it may encrypt. Must be thread-safe.
+    """Encodes values as texts and decodes them. It may encrypt. Must be thread-safe.
 
-    `annotation` is the type of the value (a step's return type, a field of `Workflow(input=)`), or Any where none is known. An
-    exception from `dumps` becomes NotSerializable, one from `loads` CorruptRecord. Where both take a third argument, they are
-    given the Place of the text, so that an encrypting codec can bind the one to the other.
+    `annotation` is the type of the value (a step's return type, a field of `Workflow(input=)`), or Any if none is
+    known. An exception from `dumps` becomes NotSerializable, one from `loads` CorruptRecord. A method that takes a
+    third argument is given the Place of the text, so that an encrypting codec can bind the text to its place.
 
-    Through a codec go values, results, keys, errors, reasons and carriers. One whose class says `plain = True`, as those of
-    flowcore do, is given values and results alone, and all else is kept as it is.
+    A codec encodes values, results, keys, errors, reasons and carriers. If its own class sets `plain = True`, as
+    flowcore's codecs do, it encodes only values and results, and the rest is stored as it is.
     """
 
     def dumps(self, value: Any, annotation: Any, /) -> str: ...
@@ -80,12 +82,12 @@ class Codec(Protocol):
 
 
 class JsonCodec:
-    """The default codec: see the table above. Stateless and thread-safe."""
+    """The default codec: JSON with tags, see the table in flowcore.stores.codec. Stateless and thread-safe."""
 
     plain = True
 
     def dumps(self, value: Any, annotation: Any = Any, /) -> str:
-        """The text of a value, ASCII only. Raises NotSerializable, naming the type and the way out."""
+        """The text of a value, in ASCII. Raises NotSerializable, which names the type and says what to do instead."""
         try:
             if value.__class__ is str:
                 text = quoted(value)
@@ -93,7 +95,7 @@ class JsonCodec:
                     return text
             elif is_plain(value):
                 text = json_text(value)
-                # An escaped surrogate is most often an emoji; halves that are no pair would be read as one.
+                # An escaped surrogate is usually half of an emoji. Two separate halves would be read as one character.
                 if "\\ud" not in text or json_value(text) == value:
                     return text
         except ValueError:  # NaN, an infinity, or an int with more digits than the interpreter writes
@@ -103,7 +105,7 @@ class JsonCodec:
         return tagged_text(value, refuse)
 
     def loads(self, text: str, annotation: Any = Any, /) -> Any:
-        """The value of a text. Raises CorruptRecord for an unknown tag, ValueError for what is not JSON."""
+        """The value of a text. Raises CorruptRecord for an unknown tag, and ValueError for a text that is not JSON."""
         return json_value(text) if _TAGGED not in text else _tagged_value(text)
 
 
@@ -111,10 +113,10 @@ class JsonCodec:
 
 
 def _strict_json() -> Callable[[object], str]:
-    """A function that writes strict, ASCII-only JSON without spaces.
+    """Return a function that writes strict JSON, in ASCII and without spaces.
 
-    It is what JSONEncoder.encode calls in the end, where the interpreter has that: for a small value the way there takes
-    longer than the work.
+    If the interpreter has it, this is the C function that JSONEncoder.encode calls in the end: for a small value, the
+    Python code before that call takes longer than the call itself.
     """
     encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
     make: Any = getattr(json.encoder, "c_make_encoder", None)
@@ -129,7 +131,7 @@ def _strict_json() -> Callable[[object], str]:
         try:
             return "".join(parts(value, 0))
         except RecursionError:
-            return encoder.encode(value)  # which detects a circle
+            return encoder.encode(value)  # detects a value that contains itself
 
     return encode
 
@@ -147,8 +149,8 @@ _TAGGED: Final = f'"{TAG}":'
 
 
 def is_plain(value: Any) -> bool:
-    """Whether strict JSON keeps a value and its type. May say so of NaN, which the JSON encoder then refuses."""
-    # Loops, because sets of types cost more for the small values that most are.
+    """Whether strict JSON keeps a value and its type. It is True for NaN too, which the JSON encoder then refuses."""
+    # Most values are small, and for small values a loop costs less than a set of their types.
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -171,9 +173,10 @@ def is_plain(value: Any) -> bool:
 
 
 class _Tag(NamedTuple):
-    """One row of the table: the name in the text, the type, and both directions.
+    """One row of the table of tags: the name in the text, the type, and the functions for both directions.
 
-    `dump` returns plain JSON, or values to be tagged in turn (where `nests`); `load` raises ValueError or TypeError.
+    `dump` returns plain JSON, or, if `nests`, a list of values that are tagged in turn. `load` may raise any error for
+    data that `dump` did not return.
     """
 
     name: str
@@ -194,7 +197,7 @@ def _by_name() -> Mapping[str, _Tag]:
 
 
 def _table() -> tuple[_Tag, ...]:
-    # Imported with the first value that needs them; most processes never do.
+    # These modules are imported with the first value that needs them; most processes never need them.
     import base64
     import datetime as dt
     import decimal
@@ -256,7 +259,7 @@ def _table() -> tuple[_Tag, ...]:
         _Tag("date", dt.date, dt.date.isoformat, lambda known: dt.date.fromisoformat(_text(known))),
         _Tag("time", dt.time, moment, moment_back(dt.time)),
         _Tag("timedelta", dt.timedelta, delta, delta_back),
-        # A context of its own: traps of the caller's must not refuse what was read.
+        # Decimal has a context of its own here, because traps in the caller's context must not refuse a stored number.
         _Tag("Decimal", decimal.Decimal, str, lambda known: decimal.Decimal(_text(known), decimal.Context())),
         _Tag("UUID", uuid.UUID, lambda value: value.hex, lambda known: uuid.UUID(hex=_text(known))),
         _Tag("dict", dict, lambda value: list(map(list, value.items())), lambda known: dict(_list(known)), nests=True),
@@ -267,7 +270,7 @@ def _table() -> tuple[_Tag, ...]:
 
 
 def tagged_text(value: object, tagger: Tagger) -> str:
-    """The text of any value; `tagger` sees each part of it that the table lacks. Raises NotSerializable."""
+    """The text of any value. `tagger` converts the parts whose types are not in the table. Raises NotSerializable."""
     try:
         return json_text(tagged(value, tagger))
     except (RecursionError, ValueError):
@@ -295,7 +298,7 @@ def tagged(value: Any, tagger: Tagger) -> Any:
     if tag.nests:
         known = [tagged(part, tagger) for part in known]
         if kind is set or kind is frozenset:
-            known.sort(key=json_text)  # equal sets have one text
+            known.sort(key=json_text)  # so that equal sets have the same text
     return {TAG: tag.name, VALUE: known}
 
 
@@ -304,7 +307,8 @@ def _tagged_value(text: str) -> Any:
 
 
 def untagged(known: dict[str, Any]) -> Any:
-    """What a dict in a stored text means: itself, or the value whose tagged form it is. Raises CorruptRecord."""
+    """Return the value of a dict in a stored text: the dict itself, or the value whose tagged form it is. Raises
+    CorruptRecord."""
     if TAG not in known:
         return known
     name = known[TAG]

@@ -1,5 +1,7 @@
-"""What a claim is granted, and what an operator may do: pure functions of a record, used by MemoryStore, SQLiteStore and
-the conformance model. The Lua scripts of the Redis stores cite them line by line.
+"""The rules of all stores: how a claim is decided, and what an operator may do.
+
+They are pure functions of a record, used by MemoryStore, SQLiteStore and the conformance model. The Lua scripts of the
+Redis stores cite them line by line.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ OPEN: Final = ("queued", "running", "waiting", "expired", "parked", "incomplete"
 
 
 class Verdict(Enum):
-    """What a claim is answered with, and what it does to the record."""
+    """The decision on a claim: what the store returns, and what it does to the record."""
 
     BEGIN = "begin"
     """the key is new: generation 0"""
@@ -60,23 +62,24 @@ class Verdict(Enum):
 
 
 def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim) -> Verdict:
-    """What `claim` is granted. Only the record's head is looked at. `owner`: run id of the claim that made its present
-    owner. `lease_left`: seconds, 0 or less once it is over; of a waiting run: until it may be resumed.
+    """Decide on `claim`, given the record of its key. Only the record's head is needed. `owner`: the run id of the
+    claim that made the present owner. `lease_left`: seconds until the lease ends, 0 or less once it has ended; for a
+    waiting run, seconds until it may be resumed.
 
-    Raises CorruptRecord where the status means nothing here.
+    Raises CorruptRecord for an ended run that must be held, but is not.
     """
     if record is None:
         return Verdict.BEGIN
     status = record.status
     if owner == claim.run_id:
-        if status not in LIVE:  # a late copy of a claim whose run is over begins nothing
+        if status not in LIVE:  # a late copy of a claim whose run is no longer live begins nothing
             return Verdict.FINISHED
         return Verdict.BEGIN_QUEUED if status == Status.QUEUED and not claim.queued else Verdict.AGAIN
     if claim.attached == record.run_id and (record.held or is_over(status)):
         return Verdict.FINISHED
     if status in RELEASED and not record.held:
-        # Attached to a run that others have come after: theirs is the outcome by now. Or it is its own run, which others
-        # have taken over and ended while its first answer was lost.
+        # Either the caller waits for a run that later runs have replaced, and the latest one has the outcome. Or it is
+        # the claim's own run: the reply to the claim was lost, and another owner has taken the run over and ended it.
         known = claim.attached is not None or claim.run_id == record.run_id
         return Verdict.FINISHED if known or (claim.once and _has_an_outcome(record)) else Verdict.BEGIN_ANEW
     if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
@@ -101,23 +104,25 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
 
 
 def _has_an_outcome(record: RunRecord) -> bool:
-    """Whether a run that released its key did so by its end: not where its claim was withdrawn, or an operator gave it up.
-    An erased one counts as ended."""
+    """Whether a run that released its key did so by ending. Returns False if its claim was withdrawn, or if an operator
+    gave it up. An erased run counts as ended."""
     return record.error is not None or record.fingerprint is None
 
 
 def is_over(status: Status) -> bool:
-    """Whether nothing is left to resume."""
+    """Whether a run with this status has nothing left to resume."""
     return status not in LIVE and status not in RESUMABLE and status != Status.WAITING
 
 
 def takeover_delay(takeovers: int, lease: float) -> float:
-    """Seconds that recovery waits longer than the lease of a run that was taken over so often without progress."""
+    """How many seconds recovery waits, after the lease has ended, before it takes over a run that was taken over
+    `takeovers` times without progress."""
     return lease * min(_MOST_LEASES, 2 ** (min(takeovers, 60) - 1)) if takeovers > 0 else 0.0
 
 
 def makes_progress(checkpoint: Checkpoint | None) -> bool:
-    """Whether it records the end of a step or of an undo: then takeovers and retries count from 0 again."""
+    """Whether a checkpoint records the end of a step or of an undo, or the start of a wait. If so, takeovers and
+    retries are counted from 0 again."""
     if checkpoint is None:
         return False
     for step in checkpoint.steps.values():
@@ -128,7 +133,7 @@ def makes_progress(checkpoint: Checkpoint | None) -> bool:
 
 
 class Order(Enum):
-    """What becomes of an operator's word."""
+    """The effect of an operator's verb on a run."""
 
     NOTHING = "nothing"
     """it is so already"""
@@ -139,7 +144,8 @@ class Order(Enum):
 
 
 def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
-    """What `hold`, `resume`, `undo`, `cancel`, `release` or `erase` of a run comes to. Raises StoreError where it is refused."""
+    """Decide what `hold`, `resume`, `undo`, `cancel`, `release` or `erase` does to a run. `live`: the run has an owner
+    whose lease has not ended. Raises StoreError if the verb is refused."""
     if live and verb in {"undo", "cancel"}:
         return Order.NOTHING if record.undoing else Order.TELL
     key = hashed_key(record.key)
@@ -155,7 +161,9 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
             "continue without what would be erased: end it first, or erase it with force=True.",
             key=record.key,
         )
-    again = verb == "resume" and record.status == Status.FAILURE  # nothing was undone, so all that is done still holds
+    again = (
+        verb == "resume" and record.status == Status.FAILURE
+    )  # nothing was undone, so all completed steps still count
     if verb in {"resume", "undo", "cancel"} and is_over(record.status) and not record.held and not again:
         raise StoreError(
             f"key {key} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left to "
@@ -174,11 +182,12 @@ def decide_send(
     known_id: str | None,
     step: Status | None,
 ) -> bool | None:
-    """What becomes of a value that is sent to the wait `name`: None: it is to be kept, and counts; else whether it counts
-    already. Only the record's head is looked at. `known`: whether a value was sent before, and what its sender called it;
-    `step`: the recorded status of that step.
+    """Decide on a value that is sent to the wait `name`. Returns None if the store is to keep the value, which then
+    counts. If a value was sent before, returns whether this one is the same and so counts. Only the record's head is
+    needed. `known`: whether a value was sent before; `known_id`: the id that its sender gave to it; `step`: the
+    recorded status of the step.
 
-    Raises SendRefused where the run does not wait for it.
+    Raises SendRefused if the run does not wait for the value.
     """
     if known:
         return id is not None and known_id == id
@@ -204,7 +213,7 @@ def has_wait(graph: str, name: str) -> bool:
 
 
 def check_listing(status: str | None, limit: Any, verb: str = "list_runs") -> None:
-    """Raises DefinitionError for a status or a limit that means nothing."""
+    """Raise DefinitionError for an unknown status or a limit that is not a positive whole number or None."""
     if status is not None and status not in LISTED:
         raise DefinitionError(f"{verb}(status={safe_repr(status)}) is unknown: use one of {', '.join(LISTED)}.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):

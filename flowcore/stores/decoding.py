@@ -1,6 +1,7 @@
-"""From the texts that a durable store keeps back to a record. `encoding.py` says what is in them.
+"""Decode the texts that a durable store keeps to a record. `encoding.py` describes their format.
 
-Whatever is not of that form was not written by flowcore: the record is refused as a whole, and nothing of it is used.
+A record that does not have this format was not written by flowcore. It is refused as a whole, and no part of it is
+used.
 """
 
 from __future__ import annotations
@@ -92,9 +93,11 @@ Types = Mapping[str, Any]
 
 
 def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecord:
-    """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
+    """Decode a record from its fields. Without the fields of its steps and writes, the record is a head. Numbers may be
+    ints already.
 
-    `key`: the key, or what it is found under. Raises CorruptRecord, naming the key, for anything that flowcore has not written.
+    `key`: the key, or the text under which the store finds the run. Raises CorruptRecord, which names the key, for
+    anything that flowcore did not write.
     """
     with refusing(key):
         _refuse_bytes(fields)
@@ -108,7 +111,7 @@ def decode(key: str, fields: Fields, sealing: Sealing, types: Types) -> RunRecor
 
 @contextmanager
 def refusing(key: str) -> Generator[None]:
-    """Raises CorruptRecord, naming the key, for what is found not to be flowcore's."""
+    """Raise CorruptRecord, which names the key, in place of Foreign."""
     try:
         yield
     except parts.Foreign as error:
@@ -120,7 +123,8 @@ def refusing(key: str) -> Generator[None]:
 
 
 def _refuse_bytes(fields: Fields) -> None:
-    """What was no UTF-8 comes as halves of surrogate pairs; what flowcore writes has none, since JSON escapes them."""
+    """Refuse a field that was not UTF-8. Its bytes arrive as lone surrogates, which flowcore never writes, because JSON
+    escapes them."""
     for field, text in fields.items():
         if not isinstance(cast("object", field), str):
             raise parts.Foreign(f"it has a field {safe_repr(field)}")
@@ -133,7 +137,8 @@ def _refuse_bytes(fields: Fields) -> None:
 
 
 def _with_key(key: str, fields: Fields, sealing: Sealing) -> tuple[str, Fields]:
-    """The key of the record, and the fields with it in its place."""
+    """Return the key of the record, and its fields. If the codec hides keys, the field `key` has the decrypted key
+    instead of its HMAC."""
     if not sealing.hides:
         if "key_text" in fields:
             raise parts.Foreign("its key was written with a codec= that this store does not have")
@@ -180,7 +185,7 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
     if "carrier" in fields:
         known = _own(parts.parsed(parts.text(fields, "carrier"), "carrier"), sealing, record.run_id, "carrier")
         record.carrier = parts.strings(known, "carrier")
-    # What was so the last time that the run was parked or held says nothing of a run that is running.
+    # These values are from the last time that the run was parked or held, and do not apply to a run that is running.
     reason, not_before, delay = (
         parts.optional(fields, "reason"),
         parts.time(fields, "not_before"),
@@ -326,14 +331,16 @@ def _sent(field: str, text: object, record: RunRecord, sealing: Sealing) -> Sent
 
 
 def sent_id(text: object, name: str, sealing: Sealing, run_id: str) -> str | None:
-    """What the sender of a value, as stores keep it, called it. Raises ValueError for what flowcore has not written."""
+    """The id that the sender gave to a value, from the stored text of that value. Raises ValueError for a text that
+    flowcore did not write."""
     field = SENT + name
     known = parts.mapping(parts.parsed(parts.string(text, field), field), field).get("id")
     return None if known is None else parts.string(_own(known, sealing, run_id, f"m.id:{name}"), field)
 
 
 def step_status(text: object) -> Status:
-    """The status of a step, as stores keep it. Raises ValueError for what flowcore has not written."""
+    """The status of a step, from the stored text of that step. Raises ValueError for a text that flowcore did not
+    write."""
     return parts.status(_STEP, parts.numbered(text, STEP)[1].get("status"), STEP)
 
 
@@ -360,7 +367,7 @@ def _loaded(text: object, field: str, sealing: Sealing, annotation: Any, run_id:
 
 
 def _own(known: Any, sealing: Sealing, run_id: str, place: str) -> Any:
-    """JSON of flowcore's own; in a store whose codec hides, from the codec's text."""
+    """Return JSON of flowcore's own. If the codec hides it, decode and parse it first."""
     return parts.parsed(_opened(known, sealing, run_id, place), place) if sealing.hides else known
 
 

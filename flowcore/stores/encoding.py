@@ -1,39 +1,39 @@
-"""In which form durable stores keep a run: a flat mapping of texts, the same on SQLite and on Redis.
+"""The format in which durable stores keep a run: a flat mapping of texts, the same on SQLite and on Redis.
 
 | field | what | written by |
 |---|---|---|
-| schema | of this table: 2 | the claim that begins the run |
+| schema | the version of this format: 2 | the claim that begins the run |
 | key, run_id, workflow, fingerprint (missing: None) | as in RunRecord | the same |
-| key_text | only of a codec that hides: the key's text, and then `key` and `fingerprint` are HMACs (sealing.py) | the same |
-| values (missing: {}) | JSON, of each initial value the codec's text | the same |
+| key_text | if the codec hides: the codec's text of the key; `key` and `fingerprint` are HMACs (sealing.py) | the same |
+| values (missing: {}) | JSON, with the codec's text of each initial value | the same |
 | carrier (missing: {}) | JSON | the same |
 | deadline (missing: None) | microseconds | the same |
 | graph | as in RunRecord, an opaque text | every claim that is granted |
 | owner | run_id of the claim that made the present owner | the same |
 | by (missing: unknown), since (missing: 0) | JSON of the owner's host and pid, and when it claimed the run | the same |
 | before_status, before_expires, before_by, before_since | as the present owner found them | a claim that resumes a run |
-| takeovers, retries, delay (missing: 0) | as in RunRecord; how many microseconds after `expires` a running run may be taken over by recovery | takeovers and endings; progress sets them to 0 |
+| takeovers, retries, delay (missing: 0) | as in RunRecord; `delay`: how many microseconds after `expires` recovery may take over a running run | takeovers and endings; progress sets them to 0 |
 | status; held and undoing (0 or 1; missing: 0) | as in RunRecord | |
-| decision (missing: None) | resume, undo or cancel | an operator; an owner's first checkpoint takes resume away, its ending and its first checkpoint that undoes the other two |
+| decision (missing: None) | resume, undo or cancel | an operator; the owner's first checkpoint removes `resume`; its ending, or its first checkpoint that undoes, removes the other two |
 | reason (missing: None) | as in RunRecord | finish, and operators |
-| not_before (missing: None) | microseconds since the epoch; 2^53 - 1: never | finish; a claim and operators take it away |
+| not_before (missing: None) | microseconds since the epoch; 2^53 - 1: never | finish; claims and operators remove it |
 | generation, fence, seq (missing: 0) | whole numbers | claims, operators, checkpoints |
 | started; finished and expires (missing: None) | microseconds since the epoch, by the store's clock | |
 | undone (missing: none) | JSON | finish |
-| failed_step, error (missing: None) | JSON; of an error its type, message and traceback | checkpoint, finish |
-| s: + name of a step | seq, a space, and the step as JSON; in it, of its result the codec's text | the same |
-| m: + name of a step | JSON of a value that was sent to it: the codec's text, when, by whom, and its `id` | send |
-| received (missing: 0) | how many these are | the same |
-| waiting_for (missing: []) | JSON; means nothing unless the status is waiting | finish |
-| w: + key of the context | seq, a space, and JSON; in it, of the value the codec's text; {}: deleted | the same |
+| failed_step, error (missing: None) | JSON; an error as its type, message and traceback | checkpoint, finish |
+| s: + name of a step | seq, a space, and JSON with the codec's text of the step's result | claim, checkpoint, finish |
+| m: + name of a step | JSON of the value that was sent to it: the codec's text, when, by whom, and its `id` | send |
+| received (missing: 0) | how many values were sent | send |
+| waiting_for (missing: []) | JSON; ignored unless the status is waiting | finish |
+| w: + key of the context | seq, a space, and JSON with the codec's text of the value; {}: deleted | checkpoint, finish |
 
-With a codec that hides, each carrier, reason, error and list of errors is a JSON string of the codec's text.
+With a codec that hides, each carrier, reason, error, list of errors and `id` is a JSON string of the codec's text.
 
 A number is written in decimal digits. The seq stands in front of the JSON so that a store, in SQL or Lua, can compare
 two texts of one field without parsing them. All JSON is ASCII.
 """
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time too, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -81,28 +81,29 @@ __all__ = [
 
 MIB: Final = 1024 * 1024
 _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
-_TOGETHER: Final = 16  # times as much as one value may take: all initial values of a run
+_TOGETHER: Final = 16  # all initial values of a run may take this many times as much as one value
 _MESSAGE: Final = 1024  # characters of a message that are kept
 
 _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
 _BEGINS: Final = '{"status":"running","attempts":1}'
 
 
-@functools.lru_cache(maxsize=64)  # there are few leases, and each checkpoint has one
+@functools.lru_cache(maxsize=64)  # leases have few different lengths, and each checkpoint converts one
 def microseconds(seconds: float) -> int:
-    """Seconds as durable stores count them; of leases and retentions at most a century."""
+    """Convert seconds to the microseconds of durable stores. Leases and retentions last at most a century."""
     return round(min(seconds, _CENTURY) * 1e6)
 
 
 def due(now: int, retry_in: float) -> int | None:
-    """`not_before` of a run that ends now, and may be resumed in so many seconds."""
+    """The `not_before` of a run that ends at `now` and may be resumed in `retry_in` seconds. None: it may be resumed at
+    once."""
     if retry_in <= 0:
         return None
     return NEVER if retry_in == math.inf else now + microseconds(retry_in)
 
 
 class KnownWait(TypedDict):
-    """What a store knows of a wait: see decide_send."""
+    """What a store knows about a wait, as arguments of `decide_send`."""
 
     known: bool
     known_id: str | None
@@ -110,11 +111,11 @@ class KnownWait(TypedDict):
 
 
 class Encoding:
-    """Runs to texts and back. As thread-safe as its codec.
+    """Encodes runs as texts, and decodes them. As thread-safe as its codec.
 
-    `codec` (None: JsonCodec) writes what users put into a run. The text of each value takes at most `max_value_bytes`.
-    `traceback`: of an error's, "keep" it, or its class and "line" only. Every method that encodes raises NotSerializable,
-    before any I/O.
+    `codec` (None: JsonCodec) encodes what users put into a run. The text of each value takes at most `max_value_bytes`.
+    `traceback`: "keep" the traceback of an error, or only its class and the "line" that raised it. Every method that
+    encodes raises NotSerializable for what cannot be stored, before the store does any I/O.
     """
 
     def __init__(
@@ -135,18 +136,20 @@ class Encoding:
         self._most = max_value_bytes
 
     def decode(self, key: str, fields: Mapping[str, Any], types: Mapping[str, Any] = _UNTYPED) -> RunRecord:
-        """The record in these fields; without those of its steps and writes, its head. Numbers may be ints already.
+        """Decode a record from its fields. Without the fields of its steps and writes, the record is a head. Numbers
+        may be ints already.
 
-        `key`: the key, or what it is found under. `types`: annotations by field name, for the codec. Raises CorruptRecord,
-        naming the key, for anything that flowcore has not written.
+        `key`: the key, or the text under which the store finds the run. `types`: annotations by field name, for the
+        codec. Raises CorruptRecord, which names the key, for anything that flowcore did not write.
         """
         return decode(key, fields, self.sealing, types)
 
     def decode_wait(
         self, record: RunRecord, name: str, sent: Sequence[Any] | None, step: Sequence[Any] | None
     ) -> KnownWait:
-        """What is known of a wait: the first of what a row, or the reply of a server, has of its value and of its step. Raises
-        as `decode` does."""
+        """Decode what the store knows about the wait `name`. `sent` and `step`: a row, or part of a server's reply,
+        whose first item is the stored text of the value or of the step; None if there is none. Raises CorruptRecord, as
+        `decode` does."""
         with refusing(record.key):
             known_id = None if sent is None else sent_id(sent[0], name, self.sealing, record.run_id)
             return KnownWait(
@@ -154,8 +157,8 @@ class Encoding:
             )
 
     def encode_claim(self, claim: Claim) -> dict[str, str]:
-        """A fresh run: all that the store does not count itself (generation, fence and times). The fields graph, owner and
-        by are also what a claim changes that resumes a run."""
+        """The fields of a fresh run, without those that the store itself counts (generation, fence and times). A claim
+        that resumes a run changes the fields graph, owner and by."""
         fields = {
             "schema": str(SCHEMA),
             "key": self.sealing.lookup(claim.key),
@@ -184,8 +187,8 @@ class Encoding:
         return _of_unicode(fields, claim.run_id)
 
     def encode_checkpoint(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """What a checkpoint changes: its steps and writes, and the highest `seq` among them; undoing, failed_step and error
-        where they are given."""
+        """The fields that a checkpoint changes: its steps and writes, the highest `seq` among them, and undoing,
+        failed_step and error if they are given."""
         run_id, seq = checkpoint.run_id, 0
         fields: dict[str, str] = {}
         types = checkpoint.types
@@ -205,11 +208,13 @@ class Encoding:
             fields["failed_step"] = _json_text(checkpoint.failed_step)
         if checkpoint.error is not None:
             fields["error"] = self._own(_json_text(texts_of(checkpoint.error, brief=self._brief)), run_id, "error")
-        return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)  # their texts are JSON
+        return (
+            fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)
+        )  # the texts are JSON, so in ASCII
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
-        """What the end of a run changes: what its last checkpoint does, status, held, retries, reason, undone, failed_step
-        and error. An empty reason means None."""
+        """The fields that the end of a run changes: those of its last checkpoint, and status, held, retries, reason,
+        undoing, waiting_for, undone, failed_step and error. An empty reason means None."""
         record = ending.record
         if record.status not in ENDINGS:
             raise StoreError(
@@ -232,13 +237,14 @@ class Encoding:
         return fields
 
     def encode_reason(self, key: str, reason: str | None) -> str:
-        """The text of a reason, of a length to be shown in a list; empty for none."""
+        """The text of a reason, cut to a length that a list can show; empty for None."""
         text = "" if reason is None else reason[:_MESSAGE].encode("utf-8", "replace").decode()
         return self.sealing.seal(text, self.sealing.lookup(key), "reason") if self._hides and text else text
 
     def encode_step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:
         """The text of one step."""
-        # Put together by hand: most steps have little to record, and a JSON encoder takes longer to set out than to do this.
+        # The JSON is built by hand: most steps have little to record, and a JSON encoder takes longer to start than
+        # this takes in all.
         report = step.report
         text = f'{step.seq} {{"status":"{report.status}","attempts":{report.attempts}'
         if step.has_result:
@@ -317,16 +323,17 @@ class Encoding:
         return text
 
     def copied(self, value: object, annotation: Any, what: str, name: str, run_id: str) -> Any:
-        """A value as it would be read back."""
+        """A value as it would be read back from the store."""
         text = self.dumped(value, annotation, what, name, run_id, name)
         return self.sealing.loads(text, annotation, run_id, name)
 
     def _own(self, text: str, run_id: str, field: str) -> str:
-        """JSON of flowcore's own that may have something of the user's in it."""
+        """Return JSON of flowcore's own that may contain users' data. If the codec hides it, return the codec's text of
+        it."""
         return self.sealing.seal(text, run_id, field) if self._hides else text
 
     def dumped(self, value: object, annotation: Any, what: str, name: str, run_id: str, field: str) -> str:
-        """The codec's text of a value. `what` and `name` say which one it is, should it be one that cannot be stored."""
+        """The codec's text of a value. If it cannot be stored, `what` and `name` say in the error which value it is."""
         try:
             text = self.sealing.dumps(value, annotation, run_id, field)
         except NotSerializable as error:
@@ -353,7 +360,8 @@ class Encoding:
 
 
 def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
-    """The same fields, if all of them are text as the world knows it. What is JSON always is."""
+    """Return the same fields if all of them can be encoded as UTF-8, and else raise NotSerializable. JSON always can,
+    because it is ASCII."""
     if all(map(str.isascii, fields)) and all(map(str.isascii, fields.values())):
         return fields
     for name, text in fields.items():
@@ -384,5 +392,6 @@ def _clipped(kind: str, message: str) -> tuple[str, str]:
 
 
 def _texts_only(carrier: Mapping[Any, Any]) -> dict[str, str]:
-    """What hooks gave, less what is no text: a hook must not make a run fail."""
+    """The entries of a carrier that are texts. Hooks provide the carrier, and a hook must not make a run fail, so other
+    entries are left out."""
     return {key: text for key, text in carrier.items() if isinstance(key, str) and isinstance(text, str)}

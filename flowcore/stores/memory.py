@@ -1,6 +1,7 @@
-"""The store of the embedded default: a dict with a lock. Keeps live objects, forgets everything with its process."""
+"""The store of the embedded default: a dict with a lock. It keeps live objects, and loses everything with its
+process."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are checked at run time too, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -50,14 +51,15 @@ _WEEK: Final = 7 * 24 * 3600.0
 
 
 class MemoryStore(Operating):
-    """Idempotency keys and finished runs in this process. Thread-safe; share one among engines as you like.
+    """Keeps idempotency keys and finished runs in this process. Thread-safe; several engines may share one.
 
-    Finished runs are kept for `retention` seconds, and at most `max_runs` of them, the latest; a key whose run was
-    forgotten is new again. Runs in progress, held ones and those to resume are always kept. `clock` returns monotonic
+    Finished runs are kept for `retention` seconds, and only the latest `max_runs` of them; the key of a forgotten run
+    is new again. Runs in progress, held runs and runs that can be resumed are always kept. `clock` returns monotonic
     seconds, `wall` seconds since the epoch.
 
-    `strict`: for unit tests. The store then works as a durable one: it keeps what went through `codec` (None: JsonCodec),
-    refuses what that cannot keep with NotSerializable, and a step that changes another one's result in place fails.
+    `strict` is for unit tests. The store then behaves like a durable one: each value passes through `codec` (None:
+    JsonCodec), a value that the codec cannot store raises NotSerializable, and a step that changes the result of
+    another step in place fails.
     """
 
     namespace = ""
@@ -87,7 +89,7 @@ class MemoryStore(Operating):
     # -- for engines ---------------------------------------------------------------------------------------------------
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        """Take the key, or say whose it is."""
+        """Claim the key, or return the reason for a refusal: see Store.claim."""
         if self._strict is not None:
             claim = self._strict.claim(claim)
         with self._lock:
@@ -128,7 +130,7 @@ class MemoryStore(Operating):
 
     def _begin(self, claim: Claim, now: float, generation: int, fence: int) -> Claimed:
         self._ended.pop(claim.key, None)
-        self._runs.pop(claim.key, None)  # the newest run is the last
+        self._runs.pop(claim.key, None)  # so that the newest run comes last
         self._runs[claim.key] = LiveRun.begun(next(self._numbers), claim, now, self._wall(), generation, fence)
         return Claimed(generation, fence)
 
@@ -138,7 +140,7 @@ class MemoryStore(Operating):
         return Claimed(found.generation, kept.record.fence, self._copied(found, claim), now - kept.started)
 
     def _copied(self, record: RunRecord, claim: Claim) -> RunRecord:
-        """The record for a caller; of a strict store with values of its own, which it may change."""
+        """The record for a caller. A strict store copies its values, so that the caller may change them."""
         return record if self._strict is None else self._strict.record(record, claim.types)
 
     def _renew(self, kept: LiveRun, now: float, lease: float) -> None:
@@ -146,7 +148,7 @@ class MemoryStore(Operating):
         kept.record.expires = self._wall() + lease
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        """Record what has changed in a run, and renew its lease."""
+        """Record changes to a run, and renew its lease: see Store.checkpoint."""
         if self._strict is not None:
             checkpoint = self._strict.checkpoint(checkpoint)
         with self._lock:
@@ -168,7 +170,8 @@ class MemoryStore(Operating):
             return told
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
-        """Renew these leases for `lease` seconds from now; for each, whether the run is still its owner's."""
+        """Renew these leases for `lease` seconds from now. Returns for each whether the run still belongs to its
+        owner."""
         with self._lock:
             return [self._renewed(one, lease) for one in leases]
 
@@ -181,8 +184,8 @@ class MemoryStore(Operating):
         return told or (Renewal.SENT if kept.record.received > one.received else Renewal.OURS)
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        """Record how a run ended. Fence 0: it was never claimed, or its owner was interrupted before it heard that its claim
-        was granted."""
+        """Record how a run ended, or that it only waits: see Store.finish. Fence 0: the run was never claimed, or its
+        owner was interrupted before the reply to its claim arrived."""
         if self._strict is not None:
             ending = self._strict.ending(ending)
         end = ending.record
@@ -218,7 +221,7 @@ class MemoryStore(Operating):
             return None
 
     def withdraw(self, claim: Claim, /) -> None:
-        """Take a claim back whose answer was lost, if it was granted."""
+        """Take back a claim whose reply was lost, if it was granted."""
         with self._lock:
             kept = self._runs.get(claim.key)
             if kept is None or kept.owner != claim.run_id or not kept.live:
@@ -226,7 +229,7 @@ class MemoryStore(Operating):
             if kept.before is None:
                 self._free(kept)
             else:
-                if kept.before.status == Status.RUNNING:  # the takeover came to nothing
+                if kept.before.status == Status.RUNNING:  # the takeover did not happen, and does not count
                     kept.record.takeovers = max(0, kept.record.takeovers - 1)
                 kept.delay = 0.0
                 self._renew(kept, self._clock(), 0.0)
@@ -241,7 +244,8 @@ class MemoryStore(Operating):
         id: str | None = None,  # noqa: A002 - the word for it
         carrier: Mapping[str, str] | None = None,
     ) -> bool:
-        """Send a value to the wait `name` of the run with a key: see Store.send. Any engine of this store learns of it at once."""
+        """Send a value to the wait `name` of the run with this key: see Store.send. Every engine of this store is
+        notified at once."""
         with self._lock:
             kept = self._known(key)
             record = kept.record
@@ -254,14 +258,15 @@ class MemoryStore(Operating):
             if counts is not None:
                 return counts
             told = [first for one in self._listeners if (first := one(key, name, sent)) is not None]
-            if told and told[0] is not sent:  # a run in memory knows more than its record
+            if told and told[0] is not sent:  # a run in memory may know of a value that its record lacks
                 return id is not None and told[0].id == id
             kept.receive(name, sent, self._clock(), self._wall())
             return True
 
     def listen(self, listener: Callable[[str, str, Sent], Sent | None]) -> None:
-        """Call this, a method of an engine, with key, step and value whenever a value is sent. It returns the value that
-        counts for its run, or None for a run that it does not have. A listener that nothing else keeps is forgotten."""
+        """Call `listener`, a method of an engine, with key, step and value whenever a value is sent. It returns the
+        value that counts for the run, or None if its engine does not have the run. The store keeps only a weak
+        reference to the engine."""
         with self._lock:
             self._methods = [method for method in self._methods if method() is not None]
             self._methods.append(WeakMethod(listener))
@@ -277,7 +282,7 @@ class MemoryStore(Operating):
             return None if kept is None else kept.seen()
 
     def head(self, key: str, /) -> RunRecord | None:
-        """The record under a key without values and without what is of single steps, or None."""
+        """The head of the record under a key, or None: it has no values and no fields of single steps."""
         with self._lock:
             kept = self._runs.get(key)
             return None if kept is None else kept.head()

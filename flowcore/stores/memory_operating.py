@@ -1,4 +1,4 @@
-"""What operators and recovery may ask of the store in memory."""
+"""The verbs of MemoryStore for operators and for recovery."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Operating"]
 
 
 class Operating:
-    """The part of MemoryStore that is for operators, and for recovery to find its runs. Thread-safe."""
+    """The part of MemoryStore for operators and for recovery. Thread-safe."""
 
     name = "memory"
 
@@ -37,8 +37,8 @@ class Operating:
     def list_resumable(
         self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
     ) -> Page:
-        """Heads of the runs of these workflows that recovery may resume now: crashed, parked, incomplete, or queued and left
-        by their owners; the oldest due first."""
+        """Heads of the runs of these workflows that recovery may resume now, the earliest due first: runs that crashed,
+        are parked or incomplete, have waited long enough, or were queued and left by their owners."""
         check_listing(None, limit, "list_resumable")
         past = _cursor(after, "list_resumable")
         with self._lock:
@@ -65,7 +65,7 @@ class Operating:
             del self._ended[key], self._runs[key]
 
     def get_run(self, run_id: str, /) -> RunRecord:
-        """The record of a run; raises RunNotFound."""
+        """The record of a run. Raises RunNotFound."""
         with self._lock:
             for kept in self._runs.values():
                 if kept.record.run_id == run_id:
@@ -84,9 +84,11 @@ class Operating:
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """Heads of the runs with this status, of this workflow, started so many seconds ago, with this text in their keys;
-        the newest first, a page at a time (`limit=None`: all). "held" counts as a status, and "expired": running, with an
-        owner whose lease is over. Raises DefinitionError for an unknown status.
+        """Heads of the runs that match all arguments, newest first, one page at a time (`limit=None`: all of them).
+
+        `older_than`: the run began at least so many seconds ago. `text`: a part of its key. `status` may also be
+        "held", or "expired": the run is running, but the lease of its owner has ended. Raises DefinitionError for an
+        unknown status.
         """
         age = 0.0 if older_than is None else seconds(older_than, "list_runs(older_than=)")
         check_listing(status, limit)
@@ -110,8 +112,8 @@ class Operating:
         return page
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
-        status."""
+        """The number of runs that are held or not over, by (workflow, status). Each run is counted once: as held, else
+        as expired, else by its status."""
         with self._lock:
             now = self._clock()
             counted = Counter(
@@ -125,10 +127,10 @@ class Operating:
         return dict(counted)
 
     def release(self, key: str, /, *, force: bool = False) -> None:
-        """Forget the run behind a key, so that the next call starts afresh.
+        """Give up the run of a key, so that the next call starts afresh.
 
-        Raises RunNotFound for an unknown key, and StoreError for a live run, unless forced: then its owner hears with its
-        next checkpoint or renewal that the run is lost.
+        Raises RunNotFound for an unknown key, and StoreError for a live run. With `force`, a live run is given up too:
+        its owner learns with its next checkpoint or renewal that the run is lost.
         """
         with self._lock:
             kept = self._known(key)
@@ -137,8 +139,8 @@ class Operating:
             self._free(kept)
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
-        """Forget at once what users put into the run of a key: see Store.erase. Raises RunNotFound for an unknown key, and
-        StoreError for a run that is not over or is held, unless forced."""
+        """Delete at once the users' data in the run of a key: see Store.erase. Raises RunNotFound for an unknown key,
+        and StoreError for a run that is held or not over, unless forced."""
         with self._lock:
             kept = self._known(key)
             if not force:
@@ -148,7 +150,7 @@ class Operating:
             kept.erase()
 
     def hold(self, key: str, /, reason: str | None = None) -> None:
-        """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
+        """Refuse calls with the key until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
         StoreError for a live run."""
         with self._lock:
             kept = self._known(key)
@@ -156,17 +158,21 @@ class Operating:
             self._stop(kept, held=True, reason=reason)
 
     def resume(self, key: str, /, *, reason: str | None = None) -> None:
-        """Have the next call with the key, or recovery, resume its run: one that is held, parked, incomplete, whose lease has
-        run out, or that failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
+        """Let the next call with the key, or recovery, resume a run that is held, parked or incomplete, whose lease has
+        ended, or that failed with nothing undone. Raises RunNotFound for an unknown key, and StoreError for any other
+        run."""
         self._decide(key, "resume", reason)
 
     def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """As `resume`, but the run is undone, past its pivot too; the owner of a live run cancels and undoes it."""
+        """Let the next call with the key, or recovery, undo the run, even past its pivot. The owner of a live run
+        cancels and undoes it. Raises RunNotFound for an unknown key, and StoreError for a run that is over and not
+        held."""
         self._decide(key, "undo", reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; any other run that is not
-        over is cancelled by the next call with the key, or by recovery. Past its pivot it is left incomplete. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        """Cancel a run. The owner of a live run learns of it with its next checkpoint or renewal; any other run that is
+        not over is cancelled by the next call with the key, or by recovery. A run past its pivot is left incomplete.
+        Raises RunNotFound for an unknown key, and StoreError for a run that is over and not held."""
         self._decide(key, "cancel", reason)
 
     def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
@@ -186,7 +192,8 @@ class Operating:
         return decide_order(kept.record, kept.live and kept.expires > self._clock(), verb)
 
     def _stop(self, kept: LiveRun, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
-        """Put an operator's word in the place of an owner whose lease has run out, should there be one."""
+        """Record an operator's decision. If the run still has an owner, whose lease has ended, that owner loses the
+        run."""
         record, now = kept.record, self._clock()
         kept.record = replace(record, held=held, decision=decision, reason=reason, expires=None, not_before=None)
         kept.due, kept.delay = now, 0.0
@@ -219,13 +226,13 @@ class Operating:
         return kept
 
     def gc(self) -> int:
-        """Forget what is past its retention now; answers how many runs are left."""
+        """Forget the runs whose retention is over. Returns how many runs are left."""
         with self._lock:
             self._forget_old(self._clock())
             return len(self._runs)
 
     def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
-        """What an operator should know of this store."""
+        """A report for operators: that this store is not durable, and how many runs it has, by status."""
         counts = self.counts()
         with self._lock:
             runs = len(self._runs)
@@ -237,7 +244,7 @@ class Operating:
         }
 
     def close(self) -> None:
-        """Nothing to close: the records stay readable."""
+        """Do nothing: there is nothing to close, and the records stay readable."""
 
 
 def _cursor(after: str | None, verb: str) -> tuple[float, int] | None:

@@ -1,4 +1,4 @@
-"""A run as MemoryStore keeps it: live objects, handed over as a whole at its end, or in pieces by checkpoints."""
+"""A run as MemoryStore keeps it: its live objects come as a whole when the run ends, or in pieces with checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LiveRun"]
 
 
 class LiveRun:
-    """A record, and what the store alone knows of its run. Used under the store's lock."""
+    """A run's record, and what only the store knows of the run. It is used under the store's lock."""
 
     __slots__ = ("_steps", "_writes", "before", "delay", "due", "expires", "number", "owner", "record", "started")
 
@@ -35,12 +35,12 @@ class LiveRun:
         """once no owner has it: when recovery may resume it"""
         self.before: RunRecord | None = None
         """the record as the present owner found it, where it did not begin the run"""
-        self._steps: dict[str, StepRecord] | None = None  # what checkpoints said; wins over what `record` says
+        self._steps: dict[str, StepRecord] | None = None  # from checkpoints; they count instead of those in `record`
         self._writes: dict[str, Write] | None = None
 
     @classmethod
     def begun(cls, number: int, claim: Claim, now: float, wall: float, generation: int, fence: int) -> LiveRun:
-        """A fresh run."""
+        """A fresh run, begun by `claim`."""
         record = RunRecord(
             claim.key,
             claim.run_id,
@@ -62,17 +62,17 @@ class LiveRun:
         return cls(number, record, claim.run_id, now, now + claim.lease)
 
     def begin_queued(self, claim: Claim) -> None:
-        """Its owner begins the run that it had recorded as queued."""
+        """Begin a run that its owner had recorded as queued."""
         self.record.status, self.record.graph = Status.RUNNING, claim.graph
         self.record.carrier = dict(claim.carrier)
         _begin_steps(self.record, claim.begins)
 
     def take_over(self, claim: Claim, wall: float, takeovers: int) -> RunRecord:
-        """Give it to a new owner; returns the record as that owner finds it."""
+        """Give the run to a new owner. Returns the record as the new owner finds it."""
         record = self.record
         found = self.before = replace(self.seen(), graph=claim.graph, takeovers=takeovers)
         self.owner, self.delay = claim.run_id, takeover_delay(takeovers, claim.lease)
-        # The decision stays until its new owner shows by a checkpoint or an ending that it has heard of it.
+        # The decision stays until a checkpoint or an ending shows that the new owner has learned of it.
         self.record = replace(
             record,
             status=Status.RUNNING,
@@ -88,7 +88,7 @@ class LiveRun:
         return found
 
     def erase(self) -> None:
-        """Keep what says that there was a run, and how it ended."""
+        """Delete the users' data. What is left shows that there was a run, and how it ended."""
         record = self.record
         self.record = RunRecord(record.key, record.run_id, record.workflow, None, record.graph, record.status)
         self.record.generation, self.record.fence, self.record.seq = record.generation, record.fence, record.seq
@@ -97,32 +97,32 @@ class LiveRun:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to resume."""
+        """Whether nothing of the run is left to resume."""
         return is_over(self.record.status)
 
     @property
     def live(self) -> bool:
-        """Whether it has an owner, dead or alive."""
+        """Whether the run has an owner, dead or alive."""
         return self.record.status in LIVE
 
     def expired(self, now: float) -> bool:
-        """Whether it is running, and its owner's lease is over."""
+        """Whether the run is running, but the lease of its owner has ended."""
         return self.record.status == Status.RUNNING and self.expires <= now
 
     def due_at(self) -> float | None:
-        """When recovery may resume it; None: never."""
+        """The moment from which recovery may resume the run, by the store's clock, or None if recovery never may."""
         if self.record.held or self.over:
             return None
         return self.expires + self.delay if self.live else self.due
 
     def counts_as(self, status: str, now: float) -> bool:
-        """Whether an operator who asks for this status means this run too."""
+        """Whether a listing of the runs with this status includes the run."""
         if status == "held":
             return self.record.held
         return self.expired(now) if status == "expired" else self.record.status == status
 
     def note(self, checkpoint: Checkpoint) -> None:
-        """Take over what a checkpoint says; of each field, the highest number wins."""
+        """Record what a checkpoint changes. For each field, the highest number wins."""
         record = self.record
         if makes_progress(checkpoint):
             record.takeovers = record.retries = 0
@@ -142,13 +142,13 @@ class LiveRun:
             record.error = checkpoint.error
 
     def step_status(self, name: str) -> Status | None:
-        """How a step stands, as far as it is known here."""
+        """The recorded status of a step, or None if nothing is recorded of it."""
         saved = None if self._steps is None else self._steps.get(name)
         report = self.record.steps.get(name) if saved is None else saved.report
         return None if report is None else report.status
 
     def receive(self, name: str, sent: Sent, now: float, wall: float) -> None:
-        """Keep a value that was sent to a wait; a run that waits for it may be resumed now."""
+        """Keep a value that was sent to the wait `name`. If the run waits for it, recovery may resume the run now."""
         record = self.record
         record.sent = {**record.sent, name: sent}
         record.received = len(record.sent)
@@ -156,11 +156,11 @@ class LiveRun:
             self.due, record.not_before = now, wall
 
     def end(self, ending: Ending, finished: float, *, watched: bool) -> None:
-        """Take over how the run ended; its errors as they are only if a caller waits for them."""
+        """Record how the run ended. Its errors stay live objects only if a caller waits for them (`watched`)."""
         known, end = self.record, ending.record
         if ending.changes is not None:
             self.note(ending.changes)
-        elif self._steps is None and self._writes is None:  # it never came in pieces
+        elif self._steps is None and self._writes is None:  # no checkpoint has recorded any of it
             known.results, known.values, known.steps = end.results, end.values, end.steps
             known.effects, known.carriers = end.effects, end.carriers
             known.sent = {**end.sent, **known.sent}
@@ -178,7 +178,7 @@ class LiveRun:
                 self._forget_frames()
 
     def seen(self) -> RunRecord:
-        """The record for others to see: while the run goes on, one of their own."""
+        """The record for callers. While the run is live, they get a copy."""
         record = self.record
         if self.live and self.delay and record.expires is not None:
             record = replace(record, not_before=record.expires + self.delay)
@@ -189,7 +189,9 @@ class LiveRun:
         steps = {**record.steps, **{name: step.report for name, step in saved}}
         effects = [name for name in record.effects if name not in names]
         effects += [name for name, step in saved if step.effect or step.report.status == Status.RUNNING]
-        effects.sort(key=lambda name: name in steps and steps[name].status == Status.RUNNING)  # in flight: the last
+        effects.sort(
+            key=lambda name: name in steps and steps[name].status == Status.RUNNING
+        )  # steps in flight come last
         writes = self._writes or {}
         return replace(
             record,
@@ -202,11 +204,12 @@ class LiveRun:
         )
 
     def head(self) -> RunRecord:
-        """The record without values, and without what is of single steps."""
+        """The record without values and without the fields of single steps."""
         return replace(self.seen(), results={}, values={}, steps={}, effects=(), carriers={}, sent={})
 
     def _forget_frames(self) -> None:
-        """Keep the errors of a run as text: an exception holds on to every frame it came through, and to all in them."""
+        """Keep the errors of a run as text, because an exception keeps alive every frame that it passed through, and
+        all variables in those frames."""
         record = self.record
         if record.error is not None:
             record.error = _as_text(record.error, record.run_id, record.failed_step)
@@ -218,7 +221,8 @@ class LiveRun:
             }
 
     def as_found(self) -> RunRecord | None:
-        """What the owner was granted when it took the run over, with all that has come to it since."""
+        """The record that the owner was granted when it took the run over, with all later changes; None if the owner
+        began the run."""
         before = self.before
         if before is None:
             return None

@@ -1,4 +1,4 @@
-"""Opening a store by its URL, as the command line and configuration files name it."""
+"""Open a store by its URL, as the command line and configuration files name it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ _FORMS: Final = f"sqlite:runs.db, redis://host:6379/0, rediss://host:6379/0, uni
 
 def open_store(url: str, *, prefix: str | None = None, codec: str | None = None) -> Store:
     """Open the durable store that `url` names: `sqlite:runs.db` (`sqlite:/var/lib/runs.db`), `redis://…`, `rediss://…`,
-    `unix://…`, or `temporal://host:7233/namespace?task_queue=orders`, which has an operator's verbs only: no engine takes it.
+    `unix://…`, or `temporal://host:7233/namespace?task_queue=orders`, which has only the verbs for operators, so that
+    no engine can use it.
 
-    `prefix`: of a Redis store's keys, or of Temporal's workflow ids. `codec`: `module:attribute`, a codec or a function that returns one. An SQLite file
-    that does not exist is not created, so that a typing error cannot make an empty store. Raises DefinitionError for
-    a URL or a codec that cannot be used, and what the store itself raises.
+    `prefix`: the prefix of a Redis store's keys, or of Temporal's workflow ids. `codec`: `module:attribute`, which
+    names a codec or a function that returns one. An SQLite file that does not exist is not created, so that a typing
+    error cannot make an empty store. Raises DefinitionError for a URL or a codec that cannot be used, and the errors of
+    the store itself.
     """
     scheme = urlsplit(url).scheme
     options: dict[str, Any] = {} if codec is None else {"codec": load(codec)}
@@ -68,7 +70,8 @@ def _temporal(url: str, options: dict[str, Any]) -> Store:
 
 
 def load(name: str) -> Any:
-    """The object that `module:attribute` names; a function without the methods of a codec is called."""
+    """Import the codec that `module:attribute` names. An object that can be called, but has no methods of a codec, is
+    called, and its result is returned. Raises DefinitionError if there is no such object."""
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)

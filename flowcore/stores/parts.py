@@ -1,4 +1,4 @@
-"""The smallest parts of a record that a durable store keeps: each as flowcore writes it, or Foreign."""
+"""Readers of the smallest parts of a stored record. Each raises Foreign for a part that flowcore did not write."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _DIGITS: Final = len(str(LARGEST))
 
 
 class Foreign(ValueError):
-    """Why something in a record cannot be flowcore's."""
+    """A part of a record is not as flowcore writes it; the message says why."""
 
 
 def number(fields: Fields, name: str) -> int:
-    """The whole number from 0 up in a field; raises ValueError, saying what is there instead."""
+    """The whole number from 0 up in a field. Raises Foreign, which says what is there instead."""
     value = fields.get(name)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
         value = int(value)
@@ -59,12 +59,12 @@ def count(fields: Fields, name: str) -> int:
 
 
 def time(fields: Fields, name: str) -> float | None:
-    """Seconds since the epoch, of a field in microseconds; None: there is no such field."""
+    """The seconds since the epoch in a field that has microseconds, or None if there is no such field."""
     return number(fields, name) / 1e6 if name in fields else None
 
 
 def parsed(text: str, field: str) -> Any:
-    """What a text of JSON says."""
+    """The value of a text of JSON."""
     try:
         return json_value(text)
     except (ValueError, RecursionError) as error:
@@ -72,12 +72,12 @@ def parsed(text: str, field: str) -> Any:
 
 
 def json(fields: Fields, name: str, default: object) -> Any:
-    """What a field of JSON says, or `default` where there is no such field."""
+    """The value of a field of JSON, or `default` if there is no such field."""
     return parsed(text(fields, name), name) if name in fields else default
 
 
 def numbered(text: object, field: str) -> tuple[int, dict[str, Any]]:
-    """A seq and what it is of, from a text of both."""
+    """Split a text into the seq in front and the JSON object behind it."""
     seq, _, known = string(text, field).partition(" ")
     return number({field: seq}, field), mapping(parsed(known, field), field)
 
@@ -88,7 +88,8 @@ def text(fields: Fields, name: str) -> str:
 
 
 def run_id(fields: Fields) -> str:
-    """Messages quote it, so that one of many characters or lines is refused: flowcore writes 32 digits."""
+    """The run id. Error messages quote it, so an id that is very long or not printable is refused; flowcore's own ids
+    have 32 digits."""
     known = text(fields, "run_id")
     if len(known) > _LONGEST_RUN_ID or not known.isprintable():
         raise Foreign(f"its run id is {safe_repr(known)}")
@@ -107,7 +108,7 @@ def optional(fields: Fields, name: str) -> str | None:
 
 
 def pair(value: object, field: str) -> tuple[str, str]:
-    """Two texts."""
+    """A list of two texts, as a tuple."""
     both = items(value, field)
     if len(both) != 2:
         raise Foreign(f"its field {safe_repr(field)} has {safe_repr(value)} in it")
@@ -132,7 +133,7 @@ def strings(value: object, field: str) -> dict[str, str]:
 
 
 def flag(fields: Fields, name: str) -> bool:
-    """Whether a field is set."""
+    """Whether a field is 1. A missing field counts as 0."""
     value = number(fields, name) if name in fields else 0
     if value > 1:
         raise Foreign(f"its {name} is {value}")
@@ -146,7 +147,7 @@ def one_of(known: frozenset[str], value: object, field: str) -> str:
 
 
 def status(known: frozenset[str], value: object, field: str) -> Status:
-    """One of the statuses `known`."""
+    """The status that a value names. It must be one of `known`."""
     return Status(one_of(known, value, field))
 
 

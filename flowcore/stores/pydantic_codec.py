@@ -1,4 +1,4 @@
-"""PydanticCodec: dataclasses, NamedTuples, Enums, TypedDicts and pydantic models, rebuilt from annotations. Needs pydantic."""
+"""PydanticCodec stores dataclasses, NamedTuples, Enums, TypedDicts and pydantic models. Needs pydantic."""
 
 # Values are of any type, and narrowing Any by isinstance leaves containers of unknowns.
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
@@ -24,11 +24,12 @@ _REBUILT: Final = '{"$":"typed","v":'
 
 
 class PydanticCodec:
-    """The default codec, and for what that lacks pydantic, by the step's return annotation or the field of the input.
+    """The default codec, and pydantic for the types that it lacks. Pydantic uses the return annotation of the step, or
+    the annotation of the input's field.
 
-    A value is stored only if it comes back equal and of the same types. What was read never says what is built: the
-    definition's annotation does; without one, as in a listing, such a value is read as plain data. Stateless and
-    thread-safe. Raises ImportError where pydantic is not installed.
+    A value is stored only if it comes back equal and of the same types. A stored text never decides which types are
+    built: the annotation in the definition does. Without an annotation, as in a listing, such a value is read as plain
+    data. Stateless and thread-safe. Raises ImportError if pydantic is not installed.
     """
 
     plain = True
@@ -40,7 +41,7 @@ class PydanticCodec:
             raise ImportError("PydanticCodec needs pydantic: pip install 'flowcore[pydantic]'") from None
 
     def dumps(self, value: Any, annotation: Any = Any, /) -> str:
-        """The text of a value. Raises NotSerializable, naming the type and the way out."""
+        """The text of a value. Raises NotSerializable, which names the type and says what to do instead."""
         try:
             return _PLAIN.dumps(value)
         except NotSerializable as error:
@@ -71,7 +72,8 @@ class PydanticCodec:
             ) from error
 
     def loads(self, text: str, annotation: Any = Any, /) -> Any:
-        """The value of a text. Raises CorruptRecord for an unknown tag, ValueError for what the annotation refuses."""
+        """The value of a text. Raises CorruptRecord for an unknown tag, and ValueError for a value that the annotation
+        refuses."""
         if not text.startswith(_REBUILT):
             return _PLAIN.loads(text)
         parts = _PLAIN.loads(text[len(_REBUILT) : -1])
@@ -88,12 +90,12 @@ def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(annotation)
-    except TypeError:  # an annotation without a hash
+    except TypeError:  # the annotation cannot be hashed
         return _cached_adapter.__wrapped__(annotation)
 
 
 def _without_members(value: Any) -> Any:
-    """The same, with the values of Enum members in their place; NamedTuples become tuples."""
+    """Return the value with each Enum member replaced by its value, and each NamedTuple by a tuple."""
     if isinstance(value, Enum):
         return _without_members(value.value)
     if isinstance(value, Mapping):
@@ -110,7 +112,7 @@ def _refuse(value: Any) -> NoReturn:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal in value and type, at any depth."""
+    """Whether two values are equal, and of the same types, at any depth."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Mapping):

@@ -1,4 +1,4 @@
-"""What a store knows of a run. One record per run."""
+"""The records of runs, their steps and their writes. A store has one record for each run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Owner", "RunRecord", "StepRecord", "Write", "empty"]
 
 
 def empty() -> dict[Any, Any]:
-    """The default of fields that are mappings."""
+    """Return an empty dict, as the default of a field that is a mapping."""
     return {}  # dict[str, str]() would take several times as long
 
 
 @dataclass(slots=True)
 class StepRecord:
-    """What is known of one step. `report.status` is RUNNING from the start of an attempt to the step's end."""
+    """What a store knows about one step. `report.status` is RUNNING from the start of an attempt to the step's end."""
 
     seq: int
     """rises with every change of anything in the run; also the order in which steps ended"""
@@ -54,7 +54,7 @@ class Owner:
 
 @dataclass(slots=True)
 class RunRecord:
-    """What a store knows of a run."""
+    """What a store knows about a run."""
 
     key: str
     run_id: str
@@ -115,14 +115,14 @@ class RunRecord:
     """while its status is WAITING: the steps that wait; `not_before` says when it is resumed even if nothing is sent"""
 
     def explain(self) -> str:
-        """The story of the run in plain words: how it stands and why, who owns it, and a line for each step."""
+        """The story of the run in plain words: its status and the reason, its owner, and a line for each step."""
         from .story import story
 
         return story(self)
 
     def html(self, *, trace_url: str | None = None, usual: float | None = None) -> str:
-        """The run as one self-contained HTML page. `trace_url`: where its trace is, with `{trace_id}` in it; `usual`: seconds
-        that a run of its workflow usually takes."""
+        """The run as one self-contained HTML page. `trace_url`: the address of its trace, with `{trace_id}` in place of
+        the trace's id; `usual`: how many seconds a run of its workflow usually takes."""
         from ..picture import Timeline, page
 
         return page(

@@ -1,8 +1,8 @@
-"""What a codec that hides something is given beside values: keys, errors, reasons and carriers; and what stands for them where
-a store must look something up or compare it.
+"""Codecs that hide: a store gives them not only values, but also keys, errors, reasons and carriers.
 
-A store with such a codec has a secret of its own, 32 random bytes, which it keeps through the codec. A key is found by its
-HMAC under that secret, and so are the initial values of two requests compared: neither can be guessed from what is stored.
+A store with such a codec draws a secret of its own, 32 random bytes, and stores it through the codec. The store finds a
+key by its HMAC under that secret, and compares the fingerprints of two requests by their HMACs. Neither keys nor
+initial values can be guessed from what is stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SECRET: Final = 32  # bytes
 
 
 class Place(NamedTuple):
-    """Where a text is kept. A codec that binds a ciphertext to its place notices one that was moved."""
+    """The place where a text is stored. A codec that binds a ciphertext to its place can notice that it was moved."""
 
     run: str
     """the run's id; of a reason, which operators write too, the HMAC of the key; of the store's secret, nothing"""
@@ -31,9 +31,10 @@ class Place(NamedTuple):
 
 
 class Sealing:
-    """A store's codec, and all that goes through it. As thread-safe as the codec. `hides`: not only values do.
+    """A store's codec, with all the ways in which the store uses it. As thread-safe as the codec. `hides`: whether the
+    codec also encodes keys, errors, reasons and carriers.
 
-    Raises DefinitionError for a codec that is none.
+    Raises DefinitionError for an object that is not a codec.
     """
 
     def __init__(self, codec: Codec | None) -> None:
@@ -44,7 +45,7 @@ class Sealing:
         self._codec: Any = JsonCodec() if codec is None else codec
         self._dumps_in_place: bool = _takes(self._codec.dumps, 3)
         self._loads_in_place: bool = _takes(self._codec.loads, 3)
-        # Said by the class itself: a subclass that encrypts does not inherit it.
+        # The class itself must say so: a subclass that encrypts does not inherit `plain`.
         self.hides = codec is not None and not vars(type(codec)).get("plain", False)
         self._secret = b""
         if self.hides:
@@ -53,13 +54,13 @@ class Sealing:
             self._secret = token_bytes(_SECRET)
 
     def dumps(self, value: object, annotation: Any, run: str, field: str) -> Any:
-        """What the codec makes of a value."""
+        """Return what the codec makes of a value, without a check that it is a text."""
         if self._dumps_in_place:
             return self._codec.dumps(value, annotation, Place(run, field))
         return self._codec.dumps(value, annotation)
 
     def loads(self, text: str, annotation: Any, run: str, field: str) -> Any:
-        """The value of a text that the codec has made."""
+        """Decode a text that the codec has made."""
         if self._loads_in_place:
             return self._codec.loads(text, annotation, Place(run, field))
         return self._codec.loads(text, annotation)
@@ -67,7 +68,8 @@ class Sealing:
     # -- where the codec hides -----------------------------------------------------------------------------------------
 
     def seal(self, text: str, run: str, field: str) -> str:
-        """A text of flowcore's own as a JSON string of what the codec makes of it. Raises NotSerializable."""
+        """Encode one of flowcore's own texts with the codec. Returns a JSON string of the codec's text. Raises
+        NotSerializable."""
         try:
             sealed = self.dumps(text, str, run, field)
         except Exception as error:
@@ -83,7 +85,8 @@ class Sealing:
         return quoted(sealed)
 
     def open(self, sealed: str, run: str, field: str) -> str:
-        """A text that `seal` has made, as it was; `sealed`: without its quotes. Raises whatever the codec does."""
+        """Decode a text that `seal` has made. `sealed` is the parsed JSON string, without quotes. Raises whatever the
+        codec raises."""
         text = self.loads(sealed, str, run, field)
         if not isinstance(text, str):
             raise TypeError(f"it is a {type(text).__name__}")
@@ -94,7 +97,7 @@ class Sealing:
         return self._mac("key", key) if self.hides else key
 
     def fingerprint(self, fingerprint: str | None) -> str | None:
-        """What is kept of a fingerprint."""
+        """The text that is stored for a fingerprint: its HMAC if the codec hides, and else the fingerprint itself."""
         return self._mac("fingerprint", fingerprint) if self.hides and fingerprint is not None else fingerprint
 
     def _mac(self, what: str, text: str) -> str:
@@ -105,17 +108,19 @@ class Sealing:
     # -- the store's secret --------------------------------------------------------------------------------------------
 
     def secret_text(self) -> str:
-        """The secret as the store keeps it. Made anew by each process that writes, so that it follows the codec's keys."""
+        """The secret as the codec's text. Each process that writes encodes it anew, so that it is encrypted with the
+        present key of the codec."""
         text = self.dumps(self._secret.hex(), str, "", "secret")
         if not isinstance(text, str):
             raise DefinitionError(f"dumps() of codec= must return a str, not a {type(text).__name__}.")
         return text
 
     def use(self, kept: str | None, *, used: bool, where: str) -> bool:
-        """Take the secret that the store keeps, or None; `used`: it has runs already. Returns whether there was one to take.
+        """Use the secret that the store has kept, if there is one (`kept`). `used`: the store has runs already. `where`
+        names the store in errors. Returns whether a secret was used.
 
-        Raises StoreError where the store was set up with another codec: its keys would not be found, and what was done
-        under them would be done again.
+        Raises StoreError if the store was set up with another codec: its keys would not be found, and their runs would
+        be done again.
         """
         if not self.hides:
             if kept is not None:

@@ -1,4 +1,4 @@
-"""What a store knows of one run, in plain words."""
+"""Describe a run in plain words, from its record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _LISTED: Final = 200
 
 
 def story(record: RunRecord) -> str:
-    """How the run stands and why, who owns it, and one line for each step that has begun. Without results and values."""
+    """The run's status and the reason, its owner, and one line for each step that has begun. It has no results and no
+    values."""
     if record.problem is not None:
         return f"Record {safe_repr(record.key)} cannot be read: {record.problem}"
     lines = [f"Run {record.run_id} of {safe_repr(record.workflow)}, key {safe_repr(record.key)}: {_standing(record)}"]
@@ -34,7 +35,7 @@ def story(record: RunRecord) -> str:
 
 
 def _steps(record: RunRecord) -> dict[str, StepReport]:
-    """The steps that have begun, in definition order where the record says which that is."""
+    """The steps that have begun, in definition order if the record's graph can be read."""
     known = dict.fromkeys(record.results, StepReport(Status.SUCCESS, 1)) | dict(record.steps)
     try:
         order = [str(step[0]) for step in json.loads(record.graph)]
@@ -75,13 +76,14 @@ def _awaits(record: RunRecord, limit: float | None) -> str:
 
 
 def waits_to_retry(record: RunRecord, name: str) -> bool:
-    """Whether the step of a waiting run waits for its next attempt, and for no value; a head does not say so."""
+    """Whether a step of a waiting run waits for its next attempt, not for a value. False for a head, which has no
+    steps."""
     report = record.steps.get(name)
     return report is not None and report.retry_at is not None
 
 
 def _circumstances(record: RunRecord) -> list[str]:
-    """Why it is parked or held, who owns it, and what an operator has decided."""
+    """Why the run is parked or held, who owns it, what was sent to it, and what an operator has decided."""
     lines: list[str] = []
     if record.reason is not None:
         lines.append(f"reason: {record.reason}")
@@ -101,7 +103,7 @@ def _circumstances(record: RunRecord) -> list[str]:
 
 
 def moment(seconds: float) -> str:
-    """A moment as a person reads it, in UTC."""
+    """A moment in UTC, for people. `seconds`: since the epoch."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""What `MemoryStore(strict=True)` keeps: values that went through the codec, as a durable store would hand them out."""
+"""What `MemoryStore(strict=True)` keeps: values that passed through the codec, as a durable store would return them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ __all__ = ["Strict"]
 
 
 class Strict:
-    """Copies of what is sent to a store, with each value encoded and decoded. Thread-safe. Raises NotSerializable."""
+    """Copies what is sent to a store: each value is encoded and decoded. Thread-safe. Raises NotSerializable for a
+    value that cannot be stored."""
 
     def __init__(self, codec: Codec | None = None) -> None:
         self._encoding = Encoding(codec)
@@ -23,7 +24,7 @@ class Strict:
     def claim(self, claim: Claim) -> Claim:
         """The claim with copies of its initial values."""
         run_id, types = claim.run_id, claim.types
-        self._encoding.encode_values(claim.values, run_id, types)  # which refuses keys that are no strings
+        self._encoding.encode_values(claim.values, run_id, types)  # refuses keys that are not strings
         return replace(
             claim,
             values={
@@ -49,7 +50,7 @@ class Strict:
     def _again(self, value: Any, annotation: Any, name: str, run_id: str) -> Any:
         try:
             return self._encoding.copied(value, annotation, "the value of", name, run_id)
-        except NotSerializable:  # the claim does not have the annotation with which it was written
+        except NotSerializable:  # the value was written with an annotation that the claim lacks
             return value
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -67,7 +68,7 @@ class Strict:
         return self._encoding.copied(value, Any, "the value sent to", name, run_id)
 
     def ending(self, ending: Ending) -> Ending:
-        """The ending with copies of its results and writes. Those of single steps are in its changes alone."""
+        """The ending with copies of its results and writes. Only its changes contain those of single steps."""
         return ending if ending.changes is None else replace(ending, changes=self.checkpoint(ending.changes))
 
     def _step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any]) -> StepRecord:
