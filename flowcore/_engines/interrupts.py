@@ -70,7 +70,7 @@ def raised_by_signal(error: BaseException | None) -> bool:
 
 
 def guard() -> SigintGuard | None:
-    """Handle SIGINT for a run in the main thread. Returns None in other threads, and if the user has a handler for it."""
+    """Take SIGINT over for a run in the main thread. Returns None in other threads, or if the user has a handler for it."""
     if threading.current_thread() is not threading.main_thread():
         return None
     mine = SigintGuard()

@@ -1,7 +1,7 @@
-"""What `Engine` and `AsyncEngine` share: they run steps in this process, recover runs of their store, and keep schedules.
+"""The base of `Engine` and `AsyncEngine`, which run steps in this process, recover runs of their store, and keep schedules.
 
-What both do with the store is written once, as programs that yield calls of the store: `Engine` makes them, `AsyncEngine`
-awaits them.
+The work with the store is written once for both, as programs that yield store calls: `Engine` makes these calls, and
+`AsyncEngine` awaits them.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class LocalEngine(PeriodicEngine):
     _live: LiveRuns[Any]
     _recovery: Recovery
     _looks_again = False
-    """whether it will look at the store once more, when leases of now would be over"""
+    """whether a look at the store is planned for the time when the present leases would have expired"""
 
     @abstractmethod
     def _begin_looking(self) -> None:
-        """Look at the store from time to time from now on, for recovery or for surveys."""
+        """Look at the store regularly from now on, for recovery or for surveys, if they are needed."""
 
     def _recover_also(self, workflow: Workflow[Any]) -> None:
-        """Resume the runs of this workflow too, every lease if the engine has recovered none so far."""
+        """Recover the runs of this workflow, too. An engine without `recover_every` does so once per lease from now on."""
         if workflow not in self.workflows:
             self.workflows = (*self.workflows, workflow)
             self._recovery.include(workflow)
@@ -53,13 +53,13 @@ class LocalEngine(PeriodicEngine):
             self._begin_looking()
 
     def _keep_runs(self, live: LiveRuns[Any], local: LocalRuns, at_once: int | None) -> Leases | None:
-        """Know the runs in flight, and what recovery, leases and the store have to do with them. Returns what keeps their
-        leases; None where the store gives none. Nothing of this keeps the engine alive."""
+        """Connect the runs in flight with recovery, leases and the store. Returns the Leases that renew them, or None if the
+        store is not durable. None of these objects keeps the engine alive."""
         self._live, self._local, self._claims.local = live, local, local
         room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
         self._recovery = Recovery(self._settings, self.workflows, partial(list[RunState], live), at_once=room)
         listen = getattr(self.store, "listen", None)
-        if listen is not None:  # it says what is sent to runs
+        if listen is not None:  # the store reports values that are sent to runs
             listen(live.hand_on)
         if not self.store.durable:
             return None
@@ -73,7 +73,7 @@ class LocalEngine(PeriodicEngine):
 
     @property
     def _surveys(self) -> bool:
-        """Whether a hook wants to know what waits in the store, or recovery must notice runs that it cannot resume."""
+        """Whether the runs in the store are counted: for a hook, or to notice runs that recovery cannot resume."""
         return StoreSurveyed in self._settings.hooks.wanted or bool(self.workflows)
 
     @property
@@ -85,8 +85,8 @@ class LocalEngine(PeriodicEngine):
     def _recovered(
         self, begin: Callable[[list[RunState]], T], skip: Collection[str | None] = (), *, fresh: bool = False
     ) -> Asking[T]:
-        """One round of recovery: `begin` the runs that it finds, except those with an id in `skip`; `fresh`: of a list made
-        now. Returns what `begin` returns."""
+        """Perform a round of recovery: `begin` the runs that it finds, except those with an id in `skip`. Returns what
+        `begin` returns. `fresh`: whether to list the runs of the store again first."""
         found: list[RunState] = []
         with self._round() as context:
             yield context
@@ -94,18 +94,18 @@ class LocalEngine(PeriodicEngine):
             return begin(found)
 
     def _recovered_late(self, begin: Callable[[list[RunState]], object]) -> Asking[None]:
-        """A round of recovery that no caller waits for."""
+        """Perform a round of recovery for which no caller waits. An error is logged."""
         self._looks_again = False
         if self._closed:
             return
         try:
             yield from self._recovered(begin)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - no caller waits for it
             log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
     def _looked(self, begin: Callable[[list[RunState]], object]) -> Asking[float | None]:
-        """Count what waits in the store, if that is due, and `begin` what is to be resumed. Returns the seconds until the next
-        look."""
+        """Count the runs in the store and `begin` those to be resumed, each if it is due. Returns the seconds until the next
+        look, or None if none is needed."""
         if self._surveys and self._recovery.survey_due():
             yield from self._surveyed("survey")
         if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
@@ -113,27 +113,28 @@ class LocalEngine(PeriodicEngine):
         return self._look_every()
 
     def _surveyed(self, kind: str) -> Asking[None]:
-        """Count what waits in the store, as a round of this kind, if anything wants that."""
+        """Count the runs in the store, if that is needed. `kind`: the kind of round that is reported to the hooks."""
         with self._round(kind) as context:
             if not self._surveys:
                 return
             yield context
             try:
                 survey = yield from self._recovery.survey(self._known)
-            except Exception as error:  # noqa: BLE001 - what cannot be counted may still be resumed
+            except Exception as error:  # noqa: BLE001 - runs that cannot be counted may still be resumed
                 log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
                 return
             if StoreSurveyed in self._settings.hooks.wanted:
                 self._tell(StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting), context)
 
     def _look_every(self) -> float | None:
-        """Seconds between two looks at the store, for recovery or for surveys; None: nothing wants them."""
+        """The seconds between two looks at the store, for recovery or for surveys, or None if neither is needed."""
         wanted = StoreSurveyed in self._settings.hooks.wanted
         every = [SURVEY_EVERY] if wanted or self.recover_every is not None else []
         return min([*every, *([] if self.recover_every is None else [self.recover_every])], default=None)
 
     def _looks_once_more(self) -> bool:
-        """Whether it is to look again when the leases of this moment would be over, which no loop does; true once."""
+        """Whether to plan a look at the store for the time when the present leases would have expired. It is true once, and
+        only if the engine does not recover regularly."""
         if not self.store.durable or self.recover_every is not None or not self.workflows or self._looks_again:
             return False
         self._looks_again = True
@@ -145,7 +146,7 @@ class LocalEngine(PeriodicEngine):
     # -- values that are sent ------------------------------------------------------------------------------------------
 
     def _sent(self, key: str, name: str, value: Any, id: str | None) -> Asking[tuple[bool, bool]]:  # noqa: A002
-        """Send a value, as `send`. Returns whether it counts, and whether the run may wait in the store and be due."""
+        """Send a value, for `send`. Returns whether it counts, and whether the run may wait in the store and be due."""
         kept, carrier = own_copy(value), announce(self._settings, key, name)
         if self._knows_alone(key):
             sent = made_here(self._settings, kept, id, carrier)
@@ -158,13 +159,13 @@ class LocalEngine(PeriodicEngine):
         return True, self._live.hand_on(key, name, sent) is None and not woken and bool(self.workflows)
 
     def _knows_alone(self, key: str) -> bool:
-        """Whether a run of this engine has this key, or this id, of which its store does not know."""
+        """Whether this engine has a run in memory with this key or id that its store does not know."""
         return not self.store.durable and any(not run.claimed for run in self._live.with_key(key))
 
     def _due(self, key: str) -> Asking[RunState | None]:
-        """The run with this key, to be resumed, if it waits in the store and is due."""
+        """The run with this key, to be resumed, if it waits in the store and is due; otherwise None."""
         try:
             return (yield from self._recovery.resume(self._resumed, key))
-        except Exception as error:  # noqa: BLE001 - the next round may have more luck
+        except Exception as error:  # noqa: BLE001 - the next round tries again
             log.warning("a run could not be resumed at once: %s: %s", type(error).__name__, safe_str(error, 200))
             return None

@@ -1,4 +1,4 @@
-"""What engines share that act by themselves from time to time: how a workflow is scheduled, and how such a round is reported."""
+"""The base of engines that act by themselves: it schedules workflows and reports rounds of recovery and schedules."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ class PeriodicEngine(EngineBase, ABC):
         jitter: Duration = 0,
         name: str | None = None,
     ) -> Schedule:
-        """Run a workflow at planned times, once each, however many engines on the same store have the same schedule.
+        """Run a workflow once at each planned time, however many engines on the same store have the same schedule.
 
         `cron`: five fields, in `timezone` (default UTC); needs the extra `schedule`. Or `every`: a period, counted from
         1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned time that returns them.
-        `missed`: which of the fires that no engine began in time are made up for: none ("skip"), the "latest", or "all", one
-        after another; at most those of half of the store's retention. `overlap`: what a fire does while the run before is
-        in progress: it is left out ("skip"), waits ("queue"), or cancels that run and begins when it is over ("cancel").
-        `jitter`: seconds by which each fire may be delayed, by the same amount on every engine. `name`: the schedule's
-        name, by which engines know it as the same (default: the workflow's).
+        `missed`: which fires are made up for if no engine began them in time: none ("skip"), the "latest", or "all", one
+        after another; only those within half of the store's retention. `overlap`: what happens to a fire while the previous
+        run is in progress: it is skipped ("skip"), waits ("queue"), or cancels that run and begins after it ("cancel").
+        `jitter`: seconds by which each fire may be delayed, by the same amount on every engine. `name`: identifies the
+        schedule across engines (default: the workflow's name).
 
-        A fire's run has the key `schedule/NAME/TIME`, is never repeated, even if it fails, and has `ctx.scheduled_at`. The
-        engine recovers the workflow, every lease unless `recover_every` says otherwise. Thread-safe. An AsyncEngine begins
-        to look at its schedules on the running loop, or else with its first use on one.
+        The run of a fire has the key `schedule/NAME/TIME` and `ctx.scheduled_at`, and is never repeated, even if it fails.
+        On a durable store, the engine recovers the workflow: every `recover_every` or else every lease. Thread-safe. An
+        AsyncEngine begins to look at its schedules on the running loop, or else with its first use on a loop.
 
-        Raises DefinitionError for options that make no schedule, AsyncStepInSyncEngine, FlowcoreError once the engine is
-        closed, and ImportError without the extra.
+        Raises DefinitionError for invalid options, AsyncStepInSyncEngine, FlowcoreError once the engine is closed, and
+        ImportError without the extra.
         """
         schedules: Any = self._own_schedules()
         options = {"cron": cron, "every": every, "timezone": timezone}
@@ -67,15 +67,15 @@ class PeriodicEngine(EngineBase, ABC):
 
     @abstractmethod
     def _own_schedules(self) -> object:
-        """The schedules of this engine, made at the first call."""
+        """The schedules of this engine, created by the first call."""
 
     @abstractmethod
     def _recover_also(self, workflow: Workflow[Any]) -> None:
-        """Have the runs of this workflow resumed too, should their process die."""
+        """Recover the runs of this workflow, too, if their process dies."""
 
     @contextmanager
     def _round(self, kind: str = "recover") -> Generator[contextvars.Context, None, None]:
-        """A round of recovery, reported to the hooks, and the context for what it asks of the store."""
+        """Report a round, its duration and its error to the hooks. Yields the contextvars context for its store calls."""
         hooks, clock = self._settings.hooks, self._settings.clock
         context, began, error = contextvars.copy_context(), clock(), None
         event = MaintenanceStarted("", "", began, {}, kind)

@@ -1,4 +1,4 @@
-"""What calls recovery every so many seconds: a thread for `Engine`, a task on each of its loops for `AsyncEngine`."""
+"""The thread (of an `Engine`) or tasks (of an `AsyncEngine`, one per loop) that regularly call recovery or schedules."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ __all__ = ["LEASE_OVER", "RecoveryTasks", "RecoveryThread"]
 T = TypeVar("T")
 
 LEASE_OVER: Final = 1.1
-"""leases after which the lease of an owner that has just crashed is over"""
+"""how many leases to wait until the lease of an owner that has just crashed has expired"""
 _FIRST: Final = 1.0
-"""seconds until the first look at most, so that what waits in the store is counted soon after a start"""
+"""the most seconds until the first look, so that the runs in the store are counted soon after a start"""
 _log = logging.getLogger("flowcore")
 
 
 class RecoveryThread:
-    """Calls `look` after the seconds that its last call returned, or else after `every`, and at once when rung, until it is
-    closed or what `look` is bound to is forgotten. It survives whatever a look raises. Thread-safe; start it again in a
-    forked child. `what`: what a look is, for the thread's name and for the log."""
+    """Calls `look` regularly on a thread, until it is closed or the object of that method is garbage-collected.
+
+    Each wait takes as many seconds as `look` returned, or `every` seconds if it returned None; `ring` ends it. An exception
+    of `look` is logged and does not end the thread. `what`: the purpose, for the thread's name and the log. Thread-safe. In
+    a forked child, `start` must be called again.
+    """
 
     def __init__(self, look: Callable[[], float | None], every: float, what: str = "recovery") -> None:
         self._look = weakref.WeakMethod(look)
@@ -47,7 +50,7 @@ class RecoveryThread:
         self._bell.set()
 
     def close(self) -> None:
-        """End the thread once its look is over."""
+        """End the thread once its present look is over."""
         self._closed = True
         self._bell.set()
 
@@ -69,15 +72,15 @@ def _look_often(
         following: float | None = None
         try:
             following = look()
-        except BaseException as error:  # noqa: BLE001 - the next look may have more luck, and a hook may raise anything
+        except BaseException as error:  # noqa: BLE001 - the next look tries again, and a hook may raise anything
             _warn(what, error)
         del look
         wait = every if following is None else following
 
 
 class RecoveryTasks:
-    """The same with a task on each loop on which `ensure` is called. Thread-safe, but for `ensure` and `close`, which are
-    for the loop's own thread."""
+    """Like RecoveryThread, but with a task on each loop on which `ensure` is called. Thread-safe, except that `ensure` and
+    `close` must be called in the loop's own thread."""
 
     def __init__(self, look: Callable[[], Awaitable[float | None]], every: float, what: str = "recovery") -> None:
         self._look = weakref.WeakMethod(look)
@@ -86,7 +89,7 @@ class RecoveryTasks:
         self._tasks: dict[asyncio.AbstractEventLoop, tuple[asyncio.Task[None], asyncio.Event]] = {}
 
     def after_fork(self) -> None:
-        """In a child: the loops are the parent's."""
+        """In a forked child, forget the loops and their tasks: they belong to the parent."""
         self._tasks.clear()
 
     def ensure(self) -> None:
@@ -106,7 +109,7 @@ class RecoveryTasks:
                 loop.call_soon_threadsafe(bell.set)
 
     def close(self, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[None]]:
-        """Cancel the task on `loop`, if there is one. Returns it: it needs a turn of its loop to end."""
+        """Cancel the task on `loop`, if there is one. Returns it in a list, so that the caller can wait for its end."""
         if loop not in self._tasks:
             return []
         task, _ = self._tasks[loop]
@@ -128,7 +131,7 @@ async def _look_often_on_loop(
         following: float | None = None
         try:
             following = await look()
-        except Exception as error:  # noqa: BLE001 - the next look may have more luck
+        except Exception as error:  # noqa: BLE001 - the next look tries again
             _warn(what, error)
         del look
         wait = every if following is None else following

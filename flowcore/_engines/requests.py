@@ -1,6 +1,6 @@
-"""Requests, made of what a caller hands in: all that an engine refuses before a run begins is refused here."""
+"""Building requests from callers' arguments, which are checked here before a run begins."""
 
-# What callers without a type checker hand in is checked when it arrives.
+# Arguments are also checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["checked_request"]
 
 LONGEST_KEY: Final = 1024
-"""characters of an idempotency key"""
+"""the most characters that an idempotency key may have"""
 MOST_VALUES: Final = 1000
-"""initial values of a run that is recorded"""
+"""the most initial values that a recorded run may have"""
 
 
 def checked_request(
@@ -39,9 +39,9 @@ def checked_request(
     until_waiting: bool,
     recovering: str | None,
 ) -> Request:
-    """The request of a caller, or, with `recovering`, of an engine that resumes the run with that id.
+    """Build the request of a caller, or, with `recovering`, of an engine that resumes the run with that id.
 
-    Raises DefinitionError and its like, IdempotencyError for a key that cannot be one, and NotSerializable.
+    Raises DefinitionError, AsyncStepInSyncEngine, IdempotencyError for an invalid key, and NotSerializable.
     """
     try:
         plan = workflow.freeze()
@@ -83,7 +83,8 @@ def checked_request(
 
 
 def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, recorded: bool) -> dict[Any, Any]:
-    """Refuse initial values with the names of steps; copy those that the caller must not see changed."""
+    """Check the initial values. Returns a copy of them if they are recorded, so that the run changes no object of its
+    caller. Raises DefinitionError for a value with the name of a step, and NotSerializable for too many values."""
     for name in plan.by_name.keys() & values.keys():
         raise step_name_taken(name, f"the run of workflow {safe_repr(workflow.name)} was given an initial value for it")
     if not recorded:
@@ -96,12 +97,13 @@ def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, 
     try:
         copied: dict[Any, Any] = own_copy(values)
     except RecursionError:
-        return values  # which the store refuses, or the comparison with other requests
+        return values  # the store refuses them, or else the comparison with other requests
     return copied
 
 
 def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | None:
-    """The run's idempotency key: the call's own, or the workflow's. Taken literally."""
+    """The run's idempotency key, taken literally: the call's own, or else the workflow's. None for a run without a key.
+    Raises IdempotencyError."""
     key: Any = called_with
     if key is None:
         default = workflow.idempotency_key

@@ -1,7 +1,7 @@
-"""The log of a schedule in a durable store: since when its fires count, and which were skipped.
+"""The log of a schedule in a durable store: since when the schedule's fires count, and which of them were skipped.
 
-An entry is a record that no run has made, claimed with `once=`: the first engine to write it has decided. Ended records are
-forgotten after the store's retention, so entries are renewed twice in that time, in periods that all engines count alike.
+An entry is a record without a run, claimed with `once=`: the first engine that writes it decides for all. The store deletes
+ended records after its retention. Entries are therefore renewed twice in that time, in periods that all engines share.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..stores.base import Claim, Claimed, Ending, RunRecord, Store
 __all__ = ["Log"]
 
 _CHANGES: Final = 1000
-"""entries in one period"""
+"""the most entries in one period"""
 _ROUNDS: Final = 5
-"""tries of an engine to have its own definition of a schedule be the last one written"""
+"""how often an engine tries to make its own definition of a schedule the last entry"""
 
 
 class Log:
@@ -36,15 +36,15 @@ class Log:
         self._period = period
         self._lease = lease
         self._new_id = new_id
-        self._read_in: int | None = None  # the period in which this engine has read or renewed it
+        self._read_in: int | None = None  # the period in which this engine last read or renewed the log
 
     def outdated(self, now: float) -> bool:
-        """Whether a new period has begun."""
+        """Whether a new period has begun since this engine last read or renewed the log."""
         return self._read_in != int(now // self._period)
 
     def open(self, now: float) -> Generator[Ask, Any, float]:
-        """Since when this schedule's fires count, in seconds since the epoch by the store's clock: since the engines that
-        run now began to have this definition of it."""
+        """Since when this schedule's fires count, in seconds since the epoch: since engines first had its present
+        definition, by the store's clock. Appends an entry if the last one is out of date."""
         current = int(now // self._period)
         for _ in range(_ROUNDS):
             period, number, record = yield from self._last(current)
@@ -58,7 +58,7 @@ class Log:
         return now
 
     def renew(self, now: float) -> Generator[Ask, Any, None]:
-        """Take the last entry over into a new period, unless engines with another definition have written since."""
+        """Copy the last entry into the present period, unless an engine with another definition has written that entry."""
         current = int(now // self._period)
         period, _, record = yield from self._last(current)
         if record is not None and period < current and self._is_same(record.values):
@@ -67,7 +67,7 @@ class Log:
         self._read_in = current
 
     def forgo(self, now: float) -> Generator[Ask, Any, bool]:
-        """Let no fire before `now` count any more. Returns whether this engine is the first to decide so."""
+        """Record that fires before `now` no longer count. Returns whether this engine is the first to decide that."""
         current = int(now // self._period)
         period, number, record = yield from self._last(current)
         if record is not None and _since(record) >= now:
@@ -83,7 +83,8 @@ class Log:
         return (values.get("cron"), values.get("every"), values.get("timezone")) == self._schedule.times
 
     def _last(self, current: int) -> Generator[Ask, Any, tuple[int, int, RunRecord | None]]:
-        """The last entry, of this period or else of the one before: its period, its number and its record."""
+        """The period, the number and the record of the last entry, in the current period or else in the previous one. The
+        number is -1 and the record None if there is no entry."""
         for period in (current, current - 1):
             number = 0
             while number < _CHANGES and (yield self._head(period, number)) is not None:
@@ -102,16 +103,16 @@ class Log:
     def _write(
         self, key: str, values: Mapping[str, Any], status: Status, reason: str | None
     ) -> Generator[Ask, Any, bool]:
-        """Write a record that has ended. False: the key has one already."""
+        """Write a record that has ended. Returns False if the key had a record already."""
         claim = Claim(key, self._new_id(), LOG, "", LOG, {}, values, self._lease, once=True)
         try:
             answer = yield partial(self._store.claim, claim)
         except (FlowcoreError, OSError):
-            yield partial(self._store.withdraw, claim)  # in case only its answer was lost
+            yield partial(self._store.withdraw, claim)  # in case only the store's reply was lost
             raise
         if not isinstance(answer, Claimed):
             return False
-        found = answer.record  # of an engine that died before it ended the record
+        found = answer.record  # claimed by an engine that died before it ended the record
         run_id = claim.run_id if found is None else found.run_id
         record = RunRecord(key, run_id, LOG, "", LOG, status, generation=answer.generation, fence=answer.fence)
         record.reason = reason
@@ -120,5 +121,5 @@ class Log:
 
 
 def _since(record: RunRecord) -> float:
-    """Since when fires count, by this entry: since it was written, if it does not say."""
+    """Since when fires count, according to this entry, or else since it was written."""
     return float(record.values.get("since") or record.started)

@@ -1,7 +1,8 @@
-"""What fires schedules: which fires are due, which of them this engine begins, and what becomes of the others.
+"""The scheduler: it finds the fires that are due, begins their runs, and records and reports the fires that are not begun.
 
-A program: it yields calls of the store and of its engine, and has the time from the engine's settings alone. Any number of
-engines look at the same schedule without a leader: a fire is decided by the first to record a run, or a skip, under its key.
+It is a program: it yields calls of the store and of its engine, and reads the time only through the engine's settings. Any
+number of engines look at the same schedule without a leader. The first engine that records a run, or a skip, under the key
+of a fire decides on that fire.
 """
 
 from __future__ import annotations
@@ -29,37 +30,37 @@ from .schedule_log import Log
 __all__ = ["LONGEST_WAIT", "Begin", "Scheduled"]
 
 ON_TIME: Final = timedelta(seconds=60)
-"""after which a fire that no engine has looked at is missed"""
+"""the delay after which a fire that has not been looked at is missed"""
 LONGEST_WAIT: Final = 30.0
-"""seconds between two looks at the clock, which may have been set"""
+"""the most seconds between two looks at the clock, which may be changed"""
 _LOOKED_BACK: Final = 1000
-"""fires that a schedule makes up for at most"""
+"""the most fires that a schedule makes up for"""
 _ABANDONED: Final = 300.0
-"""seconds, or ten leases if they are longer, after which a run without a live owner keeps no fire waiting"""
+"""seconds (or ten leases, if that is longer) after which a run without a live owner no longer blocks fires"""
 _FAULTS: Final = (DefinitionError, IdempotencyError, NotSerializable)
-"""errors of what a fire was to run with: another try will hardly do better"""
+"""errors that the workflow, values or key of a fire cause, and that another try would hardly cure"""
 _log = logging.getLogger("flowcore")
 
 Begin = Callable[[Workflow[Any], Any, str], Any]
-"""begins the run of a key, in an engine; returns False where another engine has done so"""
+"""begins the run with a key in an engine; returns False if another engine has begun it"""
 
 
 @dataclass(slots=True, eq=False)
 class Fire:
-    """A fire that is due. `made_up`: nothing looked at its schedule when it was."""
+    """A fire that is due. `made_up`: whether its schedule was not looked at in time, so that it is made up for."""
 
     at: datetime
     made_up: bool
     superseded: list[datetime] = field(default_factory=list[datetime])
-    """fires before it that it stands for"""
+    """earlier fires that this fire replaces"""
     error: Exception | None = None
     """why the last try to begin it failed"""
 
 
 class Scheduled:
-    """One schedule of one engine. For one thread or task at a time.
+    """One schedule of one engine. Use it in one thread or task at a time.
 
-    `begin`: see Begin; `cancel`: cancels the run of a key, if it is in flight in this engine; `emit`: reports to hooks.
+    `begin`: see Begin. `cancel`: cancels the run with a key, if it is in flight in this engine. `emit`: reports to hooks.
     """
 
     def __init__(
@@ -84,12 +85,12 @@ class Scheduled:
         self._window = window_of(settings.store)
         period = self._window.total_seconds()
         self._log = Log(settings.store, schedule, period, settings.lease, settings.new_id) if settings.durable else None
-        self._position = self._now()  # the last fire that is no business of this engine any more
+        self._position = self._now()  # fires up to this time do not concern this engine any more
         self._since: datetime | None = None if settings.durable else self._position
         self._queue: deque[Fire] = deque()
-        self._faulty: deque[tuple[Fire, str]] = deque()  # to be skipped, and why
-        self._forgone: list[datetime] = []  # to be skipped by an entry in the log
-        self._superseded: list[datetime] = []  # a later fire was begun for them
+        self._faulty: deque[tuple[Fire, str]] = deque()  # fires to skip, with the reason
+        self._forgone: list[datetime] = []  # fires to skip with one entry in the log
+        self._superseded: list[datetime] = []  # fires that a later fire has replaced
         self._retry_at: datetime | None = None
         self._failures = 0
         self._running: str | None = None  # the key of the latest run
@@ -101,7 +102,7 @@ class Scheduled:
     # -- when to look --------------------------------------------------------------------------------------------------
 
     def wait(self) -> float:
-        """Seconds until the next look."""
+        """The seconds until the next look."""
         now = self._now()
         if self._retry_at is not None:
             at: datetime | None = self._retry_at
@@ -126,7 +127,7 @@ class Scheduled:
     # -- looking -------------------------------------------------------------------------------------------------------
 
     def look(self) -> Generator[Ask, Any, None]:
-        """Begin what is due. Raises nothing but what is no Exception: what fails is logged and tried again."""
+        """Begin the fires that are due. An Exception is logged, and the work is tried again; others are raised."""
         self._retry_at = None
         try:
             now = self._now()
@@ -139,7 +140,7 @@ class Scheduled:
             if self._log is not None and self._log.outdated(now.timestamp()):
                 yield from self._log.renew(now.timestamp())
             self._failures = 0
-        except Exception as error:  # noqa: BLE001 - a schedule outlives whatever its store, its values or a hook raises
+        except Exception as error:  # noqa: BLE001 - a schedule survives errors of its store, values and hooks
             self._failed(error)
         self._announce()
 
@@ -153,13 +154,13 @@ class Scheduled:
         self._retry_by(self._now(), min(60.0, 0.25 * 2 ** min(self._failures, 10)))
 
     def _retry_by(self, now: datetime, delay: float) -> None:
-        """Look again after `delay` seconds, or when the next fire is due."""
+        """Look again after `delay` seconds, or when the next fire is due if that is sooner."""
         following = self._next_due(self._position)
         at = now + timedelta(seconds=delay)
         self._retry_at = at if following is None or following <= now else min(at, following)
 
     def _open(self, log: Log, now: datetime) -> Generator[Ask, Any, None]:
-        """Find out which fires are decided on: the last one with a record, and all before it."""
+        """Find the last fire that has a record: that fire, and all before it, have been decided on."""
         since = yield from log.open(now.timestamp())
         start = datetime.fromtimestamp(since, UTC)
         position = max(start, now - self._window)
@@ -172,8 +173,8 @@ class Scheduled:
         self._position, self._since = position, start
 
     def _gather(self, now: datetime) -> None:
-        """Queue the fires that have become due, by `missed`."""
-        self._position = min(self._position, now)  # the clock was set back; keys keep its fires from being repeated
+        """Queue the fires that have become due, according to `missed`."""
+        self._position = min(self._position, now)  # after the clock was set back; keys prevent repeated fires
         floor = max(self._position, now - self._window, self._since or self._position)
         latest_fires = islice(self.schedule.before(now, floor), 2 * _LOOKED_BACK)
         due = [fire for fire in latest_fires if self.schedule.due(fire) <= now]
@@ -193,8 +194,8 @@ class Scheduled:
                 self._queue.append(Fire(latest, latest in late, before))
 
     def _given_up(self) -> list[datetime]:
-        """Take the fires from the queue that could not be begun until the next one came. Returns those that this one stands
-        for; those that have a fault of their own are skipped."""
+        """Remove the fires that could not be begun before the next one was due from the queue. Returns those that the next
+        one replaces. Those that failed with a fault of their own are skipped instead."""
         patient = self.schedule.missed == "all" or self.schedule.overlap == "queue"
         failed = [fire for fire in self._queue if fire.error is not None]
         faulty = [fire for fire in failed if isinstance(fire.error, _FAULTS)]
@@ -205,7 +206,7 @@ class Scheduled:
         return [at for fire in others for at in (*fire.superseded, fire.at)]
 
     def _settle_missed(self, now: datetime) -> Generator[Ask, Any, None]:
-        """Decide for all engines on the fires that are not begun, and report those that no engine has decided on."""
+        """Record for all engines which fires are not begun, and report those on which no engine has decided before."""
         while self._faulty:
             fire, why = self._faulty[0]
             yield from self._skip(fire, "error", why)
@@ -222,13 +223,13 @@ class Scheduled:
             self._superseded.clear()
 
     def _begin_due(self, now: datetime) -> Generator[Ask, Any, None]:
-        """Begin the fires in the queue, one after another, until one has to wait."""
+        """Begin or skip the fires in the queue, one after another, until one has to wait."""
         while self._queue:
             fire = self._queue[0]
             try:
                 decided = yield from self._decide(fire, now)
             except Exception as error:
-                if not isinstance(fire.error, _FAULTS):  # a store that is away meanwhile does not cure a fault
+                if not isinstance(fire.error, _FAULTS):  # an unreachable store does not cure a fault
                     fire.error = error
                 raise
             if not decided:
@@ -237,7 +238,7 @@ class Scheduled:
             self._blocked_since = None
 
     def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
-        """Begin a fire, or leave it out, unless another engine has decided on it. False: it waits for the run before."""
+        """Begin or skip a fire, unless another engine has decided on it. Returns False if it must wait for the previous run."""
         head = yield self._head(fire.at)
         if head is not None:
             yield from self._saw(fire.at, head)
@@ -281,7 +282,7 @@ class Scheduled:
         return [at for at, head in heads.items() if head is None]
 
     def _skip(self, fire: Fire, why: str, reason: str) -> Generator[Ask, Any, None]:
-        """Decide for all engines that this fire is not begun."""
+        """Record for all engines that this fire is not begun, and report that, unless another engine has decided on it."""
         if self._log is not None:
             values = {"schedule": self.schedule.name, "skipped": why, "in_progress": self._running}
             if not (yield from self._log.skip(fire_key(self.schedule.name, fire.at), values, reason)):
@@ -298,13 +299,13 @@ class Scheduled:
         at, name = self._settings.clock(), self.schedule.name
         self._emit(ScheduleMissed(self.workflow.name, "", at, {}, name, len(missed), why, last.timestamp()))
 
-    # -- the run before ------------------------------------------------------------------------------------------------
+    # -- the previous run ----------------------------------------------------------------------------------------------
 
     def _head(self, fire: datetime) -> Ask:
         return partial(self._store.head, fire_key(self.schedule.name, fire))
 
     def _saw(self, fire: datetime, head: RunRecord) -> Generator[Ask, Any, None]:
-        """Another engine has decided on this fire: note which run is the latest now."""
+        """Note which run is the latest now, because an engine has decided on this fire."""
         key = fire_key(self.schedule.name, fire)
         if head.workflow != LOG:
             self._running = key
@@ -313,14 +314,14 @@ class Scheduled:
             self._running = None if record is None else record.values.get("in_progress")
 
     def _in_progress(self, now: datetime) -> Generator[Ask, Any, str | None]:
-        """The key of the run before, if that is in progress."""
+        """The key of the previous run if it is in progress, or else None."""
         if self._running is None:
             return None
         head = yield partial(self._store.head, self._running)
         return self._running if head is not None and self._blocks(head, now.timestamp()) else None
 
     def _blocks(self, head: RunRecord, now: float) -> bool:
-        """Whether a run is in progress. One that nothing drives, and that nothing has resumed for long, is not."""
+        """Whether a run is in progress. A run that has had no live owner for long (see `_ABANDONED`) is not."""
         if head.held or head.status not in {*LIVE, Status.WAITING, Status.PARKED}:
             return False
         if head.status is Status.WAITING or (head.status in LIVE and head.expires is None):
@@ -329,7 +330,7 @@ class Scheduled:
         return now - left < max(_ABANDONED, 10 * self._settings.lease)
 
     def _make_way(self, busy: str) -> Generator[Ask, Any, None]:
-        """Cancel the run before, and skip the fires before the latest."""
+        """Cancel the previous run, and skip all fires in the queue but the latest."""
         while len(self._queue) > 1:
             yield from self._skip(self._queue[0], "overlap", "skipped: a later fire came while it waited.")
             self._queue.popleft()
@@ -338,20 +339,20 @@ class Scheduled:
             if not here and self._settings.durable:
                 try:
                     yield partial(self._store.cancel, busy, reason=f"the next fire of schedule {self.schedule.name}")
-                except StoreError as error:  # it may have ended meanwhile
+                except StoreError as error:  # the run may have ended meanwhile
                     _log.info("run of key %s was not cancelled: %s", safe_repr(busy), safe_str(error, 200))
             self._cancelled = busy
 
     def _wait_for_the_run(self, now: datetime) -> None:
-        """Look again soon; less often the longer it takes."""
+        """Look again soon, and less often the longer the previous run takes."""
         self._blocked_since = self._blocked_since or now
         waited = (now - self._blocked_since).total_seconds()
         self._retry_by(now, min(10.0, 0.2 + waited / 10))
 
-    # -- what is said of it --------------------------------------------------------------------------------------------
+    # -- reports -------------------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """Report the next fire that this engine waits for, when that has changed."""
+        """Report the next fire that this engine waits for, if it has changed."""
         planned = self.schedule.due(self._queue[0].at) if self._queue else self._next_due(self._position)
         if planned != self._announced:
             self._announced = planned
@@ -359,7 +360,7 @@ class Scheduled:
             self._emit(SchedulePlanned(self.workflow.name, "", at, {}, self.schedule.name, due))
 
     def status(self) -> Generator[Ask, Any, ScheduleStatus]:
-        """How the schedule stands, with what the store remembers."""
+        """The status of the schedule, as far as the store has recorded it."""
         asking = status_of(self.schedule, self._now(), self._window)
         head: RunRecord | None = None
         while True:

@@ -1,6 +1,6 @@
-"""The schedules of an engine: what looks at them, on a thread or on a loop, and how the engine begins a fire's run."""
+"""The schedules of an engine: a thread or a task looks at them, and the engine begins the runs of their fires."""
 
-# It is a part of the engines in a file of its own, which is imported with the first schedule, and knows their privates.
+# This module is a part of the engines and uses their private members. It is imported with the first schedule only.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ _AFTER_A_FAULT = 1.0  # seconds
 
 
 class Schedules(ABC, Generic[E]):
-    """What the schedules of both engines have in common. Thread-safe. It does not keep the engine alive."""
+    """The schedules of an engine: the part that all engines share. Thread-safe. Does not keep the engine alive."""
 
     def __init__(self, engine: E) -> None:
         self._reference = weakref.ref(engine)
         self._scheduled: dict[str, Scheduled] = {}
         self._adding = threading.Lock()
-        self._looking_now = threading.Lock()  # an async engine may have several loops
+        self._looking_now = threading.Lock()  # an async engine may have several loops that look
 
     begin: Begin
 
     @abstractmethod
     def cancel(self, key: str) -> bool:
-        """Cancel the run of a key, if it is in flight in this engine."""
+        """Cancel the run with this key, if it is in flight in this engine. Returns whether it is cancelled."""
 
     def add(self, workflow: Workflow[Any], name: str | None, values: Any, **options: Any) -> Schedule:
         """Add a schedule. Raises DefinitionError, and what the engine raises for a workflow that it cannot run."""
         engine = self._engine
         later = callable(values)
-        # Refuses what this engine cannot run, and initial values that the workflow does not take.
+        # This refuses a workflow that the engine cannot run, and initial values that the workflow does not accept.
         engine._requested(workflow, None if later else values, "-", recovering="-" if later else None)
         schedule = Schedule.of(workflow.name if name is None else name, workflow.name, **options)
         check_values(values, schedule.name)
@@ -79,7 +79,7 @@ class Schedules(ABC, Generic[E]):
     @property
     def _engine(self) -> E:
         engine = self._reference()
-        assert engine is not None  # noqa: S101 - it holds this object, and nothing else does
+        assert engine is not None  # noqa: S101 - the engine holds this object, and nothing else does
         return engine
 
     def _due(self) -> list[Scheduled]:
@@ -97,18 +97,18 @@ class Schedules(ABC, Generic[E]):
 
 
 class ThreadSchedules(Schedules["Engine"]):
-    """The schedules of an `Engine`: a thread of their own looks at them."""
+    """The schedules of an `Engine`, which are looked at on a thread of their own."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._thread = RecoveryThread(self._look, _AFTER_A_FAULT, "schedule")
 
     def begin_looking(self) -> None:
-        """Look at once."""
+        """Look at the schedules now."""
         self._thread.ring()
 
     def after_fork(self) -> None:
-        """In a child: begin a thread."""
+        """In a forked child, start a new thread."""
         self._after_fork()
         self._thread.start()
 
@@ -125,7 +125,7 @@ class ThreadSchedules(Schedules["Engine"]):
         return self._wait()
 
     def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
-        """Begin the run of a fire. False: another engine has."""
+        """Begin the run of a fire. Returns False if another engine has begun it."""
         return contextvars.Context().run(self._begin, workflow, values, key)
 
     def _begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
@@ -137,39 +137,39 @@ class ThreadSchedules(Schedules["Engine"]):
         return not future.cancelled()
 
     def cancel(self, key: str) -> bool:
-        """Cancel the run of a key, if it is in flight in this engine."""
+        """Cancel the run with this key, if it is in flight in this engine. Returns whether it is cancelled."""
         engine = self._engine
         why = "was cancelled: the next fire of its schedule is due."
         return any(engine._runs.cancel(run, f"run {run.run_id} {why}") for run in list(engine._live) if run.key == key)
 
     def statuses(self) -> list[ScheduleStatus]:
-        """How each schedule stands."""
+        """The status of each schedule."""
         context = self._engine._callers_context()
         return [performed(one.status(), context) for one in list(self._scheduled.values())]
 
 
 class LoopSchedules(Schedules[E]):
-    """The schedules of an engine of event loops: a task looks at them, on each loop that the engine runs on; one at a time."""
+    """The schedules of an engine on event loops. A task on each of its loops looks at them, one task at a time."""
 
     def __init__(self, engine: E) -> None:
         super().__init__(engine)
         self.tasks = RecoveryTasks(self._look, _AFTER_A_FAULT, "schedule")
 
     def begin_looking(self) -> None:
-        """Look at once on loops that look already, and on the running loop, if there is one."""
+        """Look at the schedules now, on all loops that have a task for it and on the running loop, if there is one."""
         self.tasks.ring()
         try:
             get_running_loop()
-        except RuntimeError:  # the engine's first use on a loop begins a task there
+        except RuntimeError:  # the engine's first use on a loop starts a task there
             return
         self.ensure()
 
     def ensure(self) -> None:
-        """Ensure that one task looks on the running loop, in a context that has nothing of the caller's."""
+        """Ensure that one task looks on the running loop, in an empty contextvars context, not in the caller's."""
         contextvars.Context().run(self.tasks.ensure)
 
     def after_fork(self) -> None:
-        """In a child: the loops are the parent's."""
+        """In a forked child, forget the loops and their tasks: they belong to the parent."""
         self._after_fork()
         self.tasks.after_fork()
 
@@ -185,7 +185,7 @@ class LoopSchedules(Schedules[E]):
             self._looking_now.release()
 
     async def statuses(self) -> list[ScheduleStatus]:
-        """How each schedule stands."""
+        """The status of each schedule."""
         context = self._engine._callers_context()
         return [await performed_on_loop(one.status(), context) for one in list(self._scheduled.values())]
 
@@ -197,7 +197,7 @@ class AsyncSchedules(LoopSchedules["AsyncEngine"]):
         super().__init__(engine)
 
     async def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
-        """Begin the run of a fire. False: another engine has."""
+        """Begin the run of a fire. Returns False if another engine has begun it."""
         engine, context = self._engine, contextvars.Context()
         run = context.run(partial(engine._requested, workflow, values, key, once=True))
         engine._refuse_if_full(len(engine._runs.queued))
@@ -208,8 +208,8 @@ class AsyncSchedules(LoopSchedules["AsyncEngine"]):
         return True
 
     async def _claimed(self, run: RunState) -> bool:
-        """Record the run of a fire as queued. False: another engine has. Where this engine is closed meanwhile, its lease is
-        released, so that another one need not wait for the end of it."""
+        """Record the run of a fire as queued. Returns False if another engine has recorded it. If this engine is closed
+        meanwhile, the run's lease is released, so that another engine can begin the run at once."""
         engine = self._engine
         driver = AsyncDriver(run, 0, engine._pool, engine._runs.tasks)
         claiming = ensure_future(driver.perform(enqueue(run, this_process(), lambda: False)))
@@ -224,7 +224,7 @@ class AsyncSchedules(LoopSchedules["AsyncEngine"]):
             raise
 
     def cancel(self, key: str) -> bool:
-        """Cancel the run of a key, if it is in flight in this engine."""
+        """Cancel the run with this key, if it is in flight in this engine. Returns whether it is cancelled."""
         engine = self._engine
         return any(engine._runs.cancel(run) for run in list(engine._live) if run.key == key)
 
@@ -236,7 +236,7 @@ def _emit(reference: Callable[[], EngineBase | None], event: Any) -> None:
 
 
 def report(future: Any) -> None:
-    """No caller waits for a scheduled run: its error goes to the log."""
+    """Log the error of a scheduled run, because no caller waits for the run."""
     error = None if future.cancelled() else future.exception()
     if error is not None and not isinstance(error, RunParked):
         log.warning(

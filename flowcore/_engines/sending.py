@@ -22,12 +22,12 @@ def made_here(
     id: str | None,  # noqa: A002
     carrier: Mapping[str, str],
 ) -> Sent:
-    """A value that this process sends."""
+    """Build the Sent for a value that this process sends."""
     return Sent(value, settings.wall(), socket.gethostname(), os.getpid(), id, carrier)
 
 
 def announce(settings: Settings, key: str, name: str) -> dict[str, str]:
-    """Tell the hooks that a value is about to be sent. Returns what they want to be kept with it."""
+    """Report to the hooks that a value is about to be sent. Returns the carrier that they want to be recorded with it."""
     carrier: dict[str, str] = {}
     if ValueSent in settings.hooks.wanted:
         with hold_sigint():
@@ -37,5 +37,5 @@ def announce(settings: Settings, key: str, name: str) -> dict[str, str]:
 
 
 def counts_as(first: Sent | None, sent: Sent) -> bool:
-    """Whether what was sent is what counts, or the same by its id."""
+    """Whether `sent` counts: `first`, the value that counts, is that very value or has the same id."""
     return first is sent or (first is not None and sent.id is not None and first.id == sent.id)
