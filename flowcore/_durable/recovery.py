@@ -1,11 +1,11 @@
 """Recovery: which runs without a live owner an engine resumes, in which order, and how many of them at once.
 
-One text for both engines. A round is a generator that yields what to ask the store and is sent the answer, so that
-`Engine` calls the store and `AsyncEngine` awaits it; it starts runs and returns, and never waits for them.
+Both engines share this code. A round is a generator that yields calls of the store and is sent the replies, so that
+`Engine` makes the calls and `AsyncEngine` awaits them. A round starts runs and returns; it never waits for them.
 
-Each engine resumes runs in an order of its own, so that several of them that look at the same list rarely claim the same
-run. A run that crashed its owner twice is a suspect: an engine resumes one suspect at a time, so that a run that kills
-its process does not take its neighbours down with it again and again.
+Each engine resumes runs in an order of its own, so that engines that read the same list rarely claim the same run. A
+run whose owners crashed twice in a row is a suspect. An engine resumes one suspect at a time, so that a run that kills
+its process does not repeatedly take other recovered runs down with it.
 """
 
 from __future__ import annotations
@@ -32,25 +32,27 @@ from .takeover import left_to_callers
 __all__ = ["SURVEY_EVERY", "Ask", "Recovery", "Survey"]
 
 SURVEY_EVERY: Final = 30.0
-"""seconds between two counts of what waits in the store"""
+"""seconds between two surveys of the store"""
 _WINDOW: Final = 1_000
-"""runs that a round chooses from: with many more of them than engines start at once, two engines rarely choose the same"""
+"""how many runs a round chooses from: far more than engines start at once, so that two engines rarely choose the
+same"""
 _PAGE: Final = 100
+"""how many runs a page of a listing has"""
 _FRESH: Final = 1.0
-"""seconds after which what the store listed is out of date, at the earliest"""
+"""seconds for which a list of runs is used, at least"""
 _WORTH: Final = 10
-"""what the store listed is used for at least so many times as long as listing took, so that a slow store spends its time on
-runs"""
+"""a list of runs is used for at least this many times as long as listing took, so that a slow store spends little of
+its time on lists"""
 _REFUSED: Final = 0.1
-"""of the runs started from one list, the part that others may have claimed first before the list is out of date"""
+"""a list is out of date once other engines have claimed more than this part of the runs that were started from it"""
 _SUSPECT: Final = 2
 """takeovers without progress that make a run a suspect"""
 _REMEMBERED: Final = 10_000
-"""runs that could not be resumed, and names and runs that were logged, that an engine remembers"""
+"""how many runs that could not be resumed, and how many subjects that were logged, an engine remembers"""
 _SAMPLED: Final = 1_000
-"""waiting runs of a workflow that a survey looks at"""
+"""how many waiting runs of a workflow a survey reads"""
 _WAITING: Final = ("held", "parked", "incomplete", "expired", "waiting")
-"""what a run in a survey waits as"""
+"""the states that a survey counts: runs that wait for an operator, a caller, recovery or a value"""
 _UNKNOWN: Final = "_unknown"
 """the name under which a survey counts the runs of workflows that the engine does not have"""
 _log = logging.getLogger("flowcore")
@@ -58,13 +60,13 @@ _log = logging.getLogger("flowcore")
 Ask = Callable[[], Any]
 """a call of the store: a verb with its arguments"""
 _NO_FAULT: Final = (LeaseLost, RunNotFound, StoreUnavailable)
-"""why a run may not be resumed here though nothing is wrong with it"""
+"""errors with which a healthy run may fail to be resumed here"""
 _NEARLY: Final = 0.9
-"""of the time between two rounds: a thread that wakes up a little early need not wait for another one"""
+"""the part of the interval between two rounds that is enough, for a thread that wakes up a little early"""
 
 
 class Survey(NamedTuple):
-    """What waits in a store: how many runs by workflow and status, and how many waiting ones by workflow and step."""
+    """The number of unfinished runs in a store, by workflow and state, and of waiting ones, by workflow and step."""
 
     counts: Mapping[tuple[str, str], int]
     waiting: Mapping[tuple[str, str], int]
@@ -73,8 +75,9 @@ class Survey(NamedTuple):
 class Recovery:
     """The recovery of one engine. Thread-safe.
 
-    `workflows`: the definitions to resume runs of; several may have one name, and each record is resumed by one that
-    contains its recorded steps. `live`: the engine's runs in flight. `at_once`: how many recovered runs may be in flight.
+    `workflows`: the definitions whose runs are resumed. Several may have one name: each record is resumed by one that
+    contains its recorded steps. `live`: returns the engine's runs in flight. `at_once`: how many recovered runs may be
+    in flight.
     """
 
     def __init__(
@@ -92,23 +95,24 @@ class Recovery:
         self._live = live
         self.at_once = at_once
         self.wake: Callable[[], None] | None = None
-        """called when a round has more to start and room for it, from the thread in which a run ended"""
+        """called when another round would start more runs, from the thread in which a run ended"""
         self._warned: dict[str, None] = {}
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Begin anew, in a child as well: what its parent has in flight is the parent's."""
+        """Reset the state, also in a child process, because the parent's runs in flight stay with the parent."""
         self._lock = threading.Lock()
         self._salt = self._settings.new_id().encode()
         self._in_flight: dict[RunState, RunRecord] = {}  # (lock)
-        self._found: list[RunRecord] = []  # (lock) runs to resume, the next one last
-        self._fresh_until = 0.0  # (lock)
-        self._started = self._refused = 0  # (lock) of the runs in the present list
-        self._complete = True  # (lock) whether the list has all that was due
-        self._not_again: dict[str, tuple[float, int]] = {}  # (lock) runs that failed to resume: until when, how often
-        self._surveyed: float | None = None
-        self._seen: dict[tuple[str, str], None] = {}  # workflows and steps that runs were seen to wait for
-        self._looked: float | None = None
+        self._found: list[RunRecord] = []  # (lock) the list of runs to resume; the next one is last
+        self._fresh_until = 0.0  # (lock) when the list is out of date (monotonic)
+        self._started = self._refused = 0  # (lock) runs started from the list, and those that others claimed first
+        self._complete = True  # (lock) whether the list has all runs that were due
+        # (lock) For the id of a run that could not be resumed: when it may be tried again (monotonic), how often it failed.
+        self._not_again: dict[str, tuple[float, int]] = {}
+        self._surveyed: float | None = None  # when the latest survey began (monotonic)
+        self._seen: dict[tuple[str, str], None] = {}  # pairs of workflow and step that runs have waited for
+        self._looked: float | None = None  # when the latest round began (monotonic)
 
     def include(self, workflow: Workflow[Any]) -> None:
         """Resume runs of this definition too."""
@@ -116,14 +120,14 @@ class Recovery:
 
     @property
     def hungry(self) -> bool:
-        """Whether more runs are due, and there is room for them: the next round need not wait."""
+        """Whether the next round should start at once, because more runs are due and there is room for them."""
         with self._lock:
             return (bool(self._found) or not self._complete) and len(self._in_flight) <= self.at_once // 2
 
     # -- a round -------------------------------------------------------------------------------------------------------
 
     def round_due(self, every: float) -> bool:
-        """Whether the next round is due, `every` seconds after the last one, or because more is to be started."""
+        """Whether the next round is due: `every` seconds after the last one, or at once if more runs can be started."""
         return self._looked is None or self._settings.clock() - self._looked >= every * _NEARLY or self.hungry
 
     def round(
@@ -136,7 +140,8 @@ class Recovery:
     ) -> Generator[Ask, Any, None]:
         """Start runs that have no live owner, as many as there is room for, except those with an id in `skip`.
 
-        `request`: makes a run for a definition, a key and an id; `fresh`: of a list made now.
+        `request`: creates the RunState for a definition, a key and a run id. `start`: starts it. `fresh`: list the runs
+        anew, even if the present list is not out of date.
         """
         self._looked = self._settings.clock()
         if not self._definitions:
@@ -160,7 +165,8 @@ class Recovery:
     def resume(
         self, request: Callable[[Workflow[Any], str, str], RunState], key: str
     ) -> Generator[Ask, Any, RunState | None]:
-        """The run to start for a key whose run waits, and is due, if this engine has its workflow and room for it."""
+        """Return the run to start for a key whose run waits in the store and may be resumed. Returns None if there is
+        no such run, or if this engine does not have its workflow, or no room for it."""
         head: RunRecord | None = yield partial(self._settings.store.head, key)
         waits = head is not None and head.status is Status.WAITING and head.not_before != math.inf
         if head is None or not waits or head.held or self._room() <= 0:
@@ -189,8 +195,8 @@ class Recovery:
             return self.at_once - len(self._in_flight)
 
     def _share(self) -> int:
-        """How many steps a recovered run may run at a time: half of what the others leave of `at_once`. So a run with
-        many parallel steps keeps neither other recovered runs nor live calls from a thread."""
+        """Return how many steps a recovered run may run at a time: half of what the others leave of `at_once`. So a run
+        with many parallel steps does not keep other recovered runs, or live calls, from getting a thread."""
         with self._lock:
             used = sum(run.limit for run in self._in_flight)
         return max(1, (self.at_once - used) // 2)
@@ -201,7 +207,7 @@ class Recovery:
             return not self._found or old or self._refused > self._started * _REFUSED
 
     def _look(self) -> Generator[Ask, Any, None]:
-        """List what is due: page after page, until there is enough to choose from or no more."""
+        """List the runs that are due, page after page, until there are enough to choose from, or no more."""
         asked, listed = self._settings.clock(), self._settings.store.list_resumable
         found: list[RunRecord] = []
         cursor: str | None = None
@@ -218,8 +224,8 @@ class Recovery:
             self._started = self._refused = 0
 
     def _usable(self, page: Iterable[RunRecord]) -> list[RunRecord]:
-        """The runs of a page that this engine may resume now: not its own live ones, nor those that it has just failed to
-        resume."""
+        """Return the runs of a page that this engine may resume now. They are not its own live ones, nor those that it
+        recently failed to resume."""
         live = {run.known_id for run in self._live()}
         with self._lock:
             live.update(run.request.recovering for run in self._in_flight)
@@ -233,7 +239,7 @@ class Recovery:
             ]
 
     def _next(self, skip: Collection[str | None]) -> RunRecord | None:
-        """The next run to resume; a suspect only where no other is in flight."""
+        """Take the next run to resume from the list; a suspect only if no other suspect is in flight."""
         with self._lock:
             busy = any(record.takeovers >= _SUSPECT for record in self._in_flight.values())
             for index in range(len(self._found) - 1, -1, -1):
@@ -243,7 +249,7 @@ class Recovery:
             return None
 
     def _definition(self, record: RunRecord) -> Workflow[Any] | None:
-        """The definition that resumes this run; logs once where there is none."""
+        """Return the definition that can resume this run. If there is none, logs that once and returns None."""
         why = "its workflow is not among this engine's workflows="
         for workflow in self._definitions.get(record.workflow, ()):
             differs = workflow.freeze().contains(record.graph)
@@ -254,15 +260,16 @@ class Recovery:
         self._warn(record.run_id, f"run {record.run_id} of {safe_repr(record.workflow)} cannot be recovered: {why}")
         return None
 
-    # -- what came of it -----------------------------------------------------------------------------------------------
+    # -- the ends of recovered runs ------------------------------------------------------------------------------------
 
     def ended(self, run: RunState, error: BaseException | None) -> None:
-        """A run that a round started is over here; `error`: why it was not resumed, or what failed it."""
+        """Process the end of a run that a round started. `error`: the error because of which it was not resumed, or
+        which failed it."""
         with self._lock:
-            record = self._in_flight.pop(run, None)  # none in a child of a fork
+            record = self._in_flight.pop(run, None)  # None in a child process, for a run of its parent
             if run.claimed:
                 self._not_again.pop(run.request.recovering or "", None)
-            elif isinstance(error, LeaseLost):  # another engine was faster
+            elif isinstance(error, LeaseLost):  # another engine claimed it first
                 self._refused += 1
         if record is not None and not run.claimed and error is not None and not isinstance(error, _NO_FAULT):
             self._cannot_resume(record, error)
@@ -275,7 +282,7 @@ class Recovery:
         self._warn(record.run_id, f"{what}: {type(error).__name__}: {safe_str(error, 300)}")
 
     def _put_off(self, run_id: str) -> None:
-        """Resume this run later, and later each time."""
+        """Do not resume this run for some time, which grows with each call."""
         with self._lock:
             _, times = self._not_again.pop(run_id, (0.0, 0))
             until = self._settings.clock() + retry_in(self._settings.lease, times + 2)
@@ -284,7 +291,7 @@ class Recovery:
                 del self._not_again[next(iter(self._not_again))]
 
     def _warn(self, subject: str, line: str) -> None:
-        """Log a line once for each subject."""
+        """Log a line, but only once for each subject."""
         with self._lock:
             if subject in self._warned:
                 return
@@ -296,11 +303,12 @@ class Recovery:
     # -- surveys -------------------------------------------------------------------------------------------------------
 
     def survey_due(self) -> bool:
-        """Whether it is time to count what waits in the store."""
+        """Whether the next survey is due."""
         return self._surveyed is None or self._settings.clock() - self._surveyed >= SURVEY_EVERY
 
     def survey(self, known: Iterable[str]) -> Generator[Ask, Any, Survey]:
-        """Count what waits in the store, for each of the workflows `known`, and the rest as "_unknown"."""
+        """Count the unfinished runs in the store, for the workflows `known` and those of this engine by name, and for
+        all others as "_unknown"."""
         self._surveyed = self._settings.clock()
         counted: Mapping[tuple[str, str], int] = yield self._settings.store.counts
         counts = {(name, status): 0 for name in (*known, *self._definitions) for status in _WAITING}
@@ -321,8 +329,9 @@ class Recovery:
         return Survey(counts, (yield from self._awaited(counts)) if by_step else {})
 
     def _awaited(self, counts: Mapping[tuple[str, str], int]) -> Generator[Ask, Any, dict[tuple[str, str], int]]:
-        """How many runs wait for which step of which workflow, by the newest of them."""
-        found = dict.fromkeys(self._seen, 0)  # those that no run waits for any more
+        """Return how many runs wait, by workflow and step. The numbers are estimated from the newest runs if there are
+        many."""
+        found = dict.fromkeys(self._seen, 0)  # steps for which no run waits any more are counted as 0
         listed = partial(self._settings.store.list_runs, status="waiting", limit=_SAMPLED)
         for (workflow, status), number in counts.items():
             if status == "waiting" and number and workflow != _UNKNOWN:

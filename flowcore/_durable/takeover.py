@@ -1,7 +1,8 @@
-"""Going on with a run that an earlier owner left: crashed in the middle, parked, past its pivot, or released by an operator.
+"""The takeover of a run that an earlier owner left: it crashed or parked the run, left it incomplete past its pivot, or
+an operator resumed it.
 
-What is known to be done stays done. What was in flight may have happened or not: `verify=` is asked first, then
-`on_crash=` decides. A run that was being undone is only undone.
+Steps that are recorded as done are not run again. A step that was in flight may have had its effect or not: `verify=`
+is called first, then `on_crash=` decides. A run that was being undone is only undone.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ __all__ = ["Takeover", "crash_of", "held_run", "left_to_callers", "restore", "ta
 
 _OVER: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
 _UNFINISHED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.UNKNOWN, Status.CANCELLED})
-"""steps that have not ended, or were cut short by their owner's end: attempts that failed count against their retries"""
+"""statuses of steps that have not ended, or were cut short when their owner ended: the attempts that failed count
+against `retry=`"""
 _IN_DOUBT: Final = frozenset({Status.RUNNING, Status.UNKNOWN, Status.TIMEOUT, Status.CANCELLED})
-"""steps whose effect is unknown: it may have happened or not"""
+"""statuses of steps that may or may not have had their effect"""
 _IN_FLIGHT: Final = frozenset({Status.RUNNING, Status.UNKNOWN})
-"""of these, steps that were in flight when their owner died"""
+"""statuses of steps that were in flight when their owner died"""
 
 
 class Takeover:
@@ -58,13 +60,14 @@ class Takeover:
 
 
 def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
-    """Whether recovery leaves the run alone: with undo="never", a step that failed is attempted again by the next call
-    with the key, or once an operator has resumed the run."""
+    """Whether recovery does not resume the run. With undo="never", a step that failed is attempted again only by the
+    next call with the key, or after an operator has resumed the run."""
     return workflow.undo == "never" and record.status == Status.INCOMPLETE and record.decision is None
 
 
 def _before(record: RunRecord) -> Mapping[str, str | int | float]:
-    """What is known of the owner before, and of what it did last, for telemetry."""
+    """Return the host, pid and start of the earlier owner, and the step that it ran last, as far as known, for
+    telemetry."""
     known: dict[str, str | int | float] = {}
     if record.owner is not None:
         known |= {"host": record.owner.host, "pid": record.owner.pid, "since": record.owner.since}
@@ -73,7 +76,7 @@ def _before(record: RunRecord) -> Mapping[str, str | int | float]:
 
 
 def restore(run: RunState, record: RunRecord) -> None:
-    """Restore what the record says."""
+    """Restore the state of the run from its record."""
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
     ended = len(record.results) + len(record.undone)
     waited, decided = record.status is Status.WAITING, record.decision in STOPS
@@ -85,7 +88,7 @@ def restore(run: RunState, record: RunRecord) -> None:
     over = {name for name, report in record.steps.items() if report.status in _OVER and name in known}
     run.results.update((name, result) for name, result in record.results.items() if name in over)
     run.reports.update((name, report) for name, report in record.steps.items() if name in over)
-    # A definition that has grown may undo what its earlier version could not.
+    # A newer definition may have an undo for a step that had none when it ran.
     effects = list(dict.fromkeys((*record.results, *record.effects)))
     run.to_undo.extend(known[name] for name in effects if name in over and known[name].compensation is not None)
     at_once = record.decision == "resume"  # an operator wants the next attempts now
@@ -95,7 +98,7 @@ def restore(run: RunState, record: RunRecord) -> None:
         if report.failed and report.status in _UNFINISHED and name in known
     }
     run.reports.update((name, report) for name, report in run.tried.items() if report.status is Status.PENDING)
-    # An attempt of theirs may have had its effect, whatever became of the later ones.
+    # An attempt of these steps may have had its effect, even if later attempts failed.
     run.was_in_doubt = frozenset(
         name for name in record.effects if name in known and name not in over and _undo_of(record, name) is None
     )
@@ -109,7 +112,8 @@ def restore(run: RunState, record: RunRecord) -> None:
 
 
 def _restore_queue(run: RunState, over: set[str]) -> None:
-    """Resume a run whose steps in `over` (names) have succeeded or were skipped under an earlier owner."""
+    """Set up the ready queue of a run whose steps in `over` (names) have succeeded or were skipped under an earlier
+    owner."""
     nodes = run.plan.nodes
     with run.lock:
         run.left = len(nodes) - len(over)
@@ -122,21 +126,21 @@ def _restore_queue(run: RunState, over: set[str]) -> None:
 
 
 def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
-    """Put back which steps wait, since when and until when, and what was sent."""
+    """Restore which steps wait, since when and until when, and the values that were sent."""
     now, wall = run.settings.clock(), run.settings.wall()
     waits.sent.update(record.sent)
     for node in run.plan.nodes:
         report = record.steps.get(node.name)
         if node.wait is None or report is None:
             continue
-        # A wait whose time was over, and whose owner died before it had ended, has a moment at which it was.
+        # A wait that was closed has TIMEOUT with `until` if its owner died before the wait's end was recorded.
         if report.status is Status.WAITING or (report.status is Status.TIMEOUT and report.until is not None):
             began = now - max(0.0, wall - (report.started or wall))
             waits.begin(node, began, math.inf if report.until is None else now + report.until - wall)
 
 
 def take_over(run: RunState, record: RunRecord) -> Program[None]:
-    """Decide on what was in flight, and in which direction to go on."""
+    """Decide on the steps that were in flight, and whether the run goes forward, is undone, held or parked."""
     ledger = ledger_of(run)
     if record.status is Status.QUEUED:  # no step has begun
         return
@@ -148,13 +152,13 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         stopping.hold(run, refused)
         emit.recovered(run, _recovered(run, record, "hold", held=crashed))
         return
-    if record.status is Status.WAITING and record.decision in {None, "resume"}:  # it was left in order
+    if record.status is Status.WAITING and record.decision in {None, "resume"}:  # no step was in flight
         return
     in_doubt = [
         node
         for node in run.plan.nodes
         if (report := record.steps.get(node.name)) is not None and report.status in _IN_DOUBT and report.undo is None
-        if node.wait is None and report.attempts  # else only its when= was cut short
+        if node.wait is None and report.attempts  # without an attempt, only its when= was cut short
     ]
     landed: list[Node] = []
     lacking: list[Node] = []
@@ -173,7 +177,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     if landed:
         _restore_queue(run, {node.name for node in run.plan.nodes if _is_over(run, node)})
     open_ones = [node for node in in_doubt if node not in landed and node not in lacking]
-    # A run that was parked while it went forward has steps that its owner gave up: they are as unclear as after a crash.
+    # A run that was parked while it went forward has abandoned steps, whose outcome is as unknown as after a crash.
     crashed = [node for node in open_ones if record.steps[node.name].status is Status.RUNNING or not record.undoing]
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
@@ -195,7 +199,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         )
     elif not undoing and ledger is not None:
         ledger.in_doubt = {name: report for name, report in record.steps.items() if name in run.was_in_doubt}
-        for node in lacking:  # in case the run stops before they start again
+        for node in lacking:  # they had no effect, which must be recorded if the run stops before they start again
             ledger.withdraw_start(node.name)
     decision = "hold" if held and unclear is None else "undo" if undoing else "forward"
     retried = [] if held or undoing else [node for node in in_doubt if node not in landed]
@@ -237,7 +241,8 @@ def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
 
 
 def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
-    """Why this run must not be resumed by itself, whatever its steps say; None: it may."""
+    """Return the error of a run that only an operator may resume, because its record has a hole or its owners crashed
+    too often; else None."""
     if record.decision in {"undo", "cancel"}:
         return None
     over = {name for name, report in record.steps.items() if report.status in _OVER} | record.results.keys()
@@ -260,7 +265,7 @@ def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
 
 
 def _last_seen(run: RunState, record: RunRecord) -> str:
-    """Where the last owner of a run was when it crashed."""
+    """Describe the step or undo in which the last owner of a run crashed, and that owner."""
     steps = [node.name for node in run.plan.nodes if _was_running(record, node)]
     where = f"in step {', '.join(map(safe_repr, steps))}" if steps else "between two steps"
     if record.undoing:
@@ -281,7 +286,7 @@ def _is_over(run: RunState, node: Node) -> bool:
 
 
 def _land(run: RunState, node: Node, result: object, before: StepReport) -> None:
-    """The step is done after all."""
+    """Note that `verify=` found the step done, with `result`. `before`: its recorded report."""
     report, ledger = run.report(node), ledger_of(run)
     report.status, report.attempts = Status.SUCCESS, before.attempts
     with run.lock:
@@ -294,7 +299,9 @@ def _land(run: RunState, node: Node, result: object, before: StepReport) -> None
 
 
 def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
-    """Go on undoing, or begin to, because of what failed the run, an operator's decision, or a crash in `crashed`."""
+    """Begin or resume the undoing of the run, because of the error that failed it, an operator's decision, or a crash
+    in the steps `crashed`. `open_ones`: steps that may have had their effect. `lacking`: steps that had none, by
+    `verify=`."""
     again, ledger = record.decision is not None, ledger_of(run)
     known = run.plan.by_name
     undone = [name for name in record.undone if name in known]
@@ -322,9 +329,8 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
         or run.report(node).status is Status.FAILURE
         or _undo_of(record, node.name) is not None
     ]
-    due.sort(
-        key=lambda node: node in open_ones and record.steps[node.name].status in _IN_FLIGHT
-    )  # those are undone first
+    # Steps that were in flight are last in the list, because they are undone first.
+    due.sort(key=lambda node: node in open_ones and record.steps[node.name].status in _IN_FLIGHT)
     due += [node for node in run.to_undo if node not in due]
     error = _first_error(record)
     stopping.resume_undo(
@@ -338,7 +344,8 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
 
 
 def _give_up_retries(run: RunState) -> list[str]:
-    """The run is undone, and steps that waited for their next attempt have failed. Returns those that are undone."""
+    """Fail the steps that waited for their next attempt, because the run is undone. Returns the names of those that
+    must be undone."""
     ledger, effects = ledger_of(run), list[str]()
     for name, report in run.tried.items():
         node = run.plan.by_name[name]
@@ -354,8 +361,8 @@ def _give_up_retries(run: RunState) -> list[str]:
 
 
 def _first_error(record: RunRecord) -> BaseException | None:
-    """What failed the run, also where an undo has failed since: its error names that one, and would name itself again and
-    again with each further attempt to undo."""
+    """Return the error that failed the run first. After a failed undo the record has a CompensationFailed, which would
+    be wrapped again by each further attempt to undo: the error of the step is returned instead, if it is known."""
     error, step = record.error, record.steps.get(record.failed_step or "")
     names_an_undo = (
         isinstance(error, CompensationFailed) or getattr(error, "error_type", "") == CompensationFailed.__name__
@@ -375,7 +382,7 @@ def _as_exception(error: BaseException | None, step: str) -> Exception:
 
 
 def crash_of(run: RunState, crashed: list[Node]) -> RunFailed:
-    """What failed a run that did not fail by itself."""
+    """Return the error of a run that is undone because of an operator's decision or a crash in the steps `crashed`."""
     what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
     if not crashed:
         why = f"{what} is undone because an operator decided so."
@@ -385,7 +392,7 @@ def crash_of(run: RunState, crashed: list[Node]) -> RunFailed:
 
 
 def held_run(run: RunState, why: str) -> IdempotencyHeld:
-    """The error of a run that only an operator may resume, for the reason that its record keeps."""
+    """Return the error of a run that only an operator may resume. `why`: the reason, which its record keeps."""
     run.reason = why
     return IdempotencyHeld(
         f"Run {run.run_id} of {safe_repr(run.workflow.name)} is held: {why}. Check its effects; then resume it with "

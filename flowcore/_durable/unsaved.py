@@ -144,7 +144,7 @@ class Unsaved:
     def started(self, claim: Claim) -> None:
         """Note that the store has recorded the start of the steps with which `claim` began the run."""
         self.announced.update(claim.begins)
-        # A write may have been noted already: the numbers must never fall.
+        # A change may have been noted before the claim returned: the numbers must never fall.
         self.base, self.seq = max(self.base, len(claim.begins)), max(self.seq, len(claim.begins))
         self.sent.update((name, StepRecord(seq, BEGINS)) for seq, name in enumerate(claim.begins, 1))
 

@@ -1,7 +1,7 @@
 """Callers that wait for another run with their key.
 
-A caller in the engine that runs it is woken when that run ends, and asks the store nothing before. Others poll the head
-of its record, with growing delays. Only where the run seems to have no owner any more is the whole claim sent again.
+A caller in the engine that has that run is woken when it ends, and does not call the store before. Other callers poll
+the head of its record, with growing delays. The whole claim is sent again only if the run seems to have no owner.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from .outcomes import UNKNOWN, refusal, replay
 __all__ = ["LocalRuns", "adopt", "head_of", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
 
 _POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
-"""how often a waiting caller looks"""
+"""the delays between the polls of a waiting caller"""
 _WOKEN: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
-"""the same for one that is woken, in case it was woken a moment before it slept"""
+"""the same for a caller that is woken, in case it was woken a moment before it slept"""
 _SHORTEST: Final = 0.05
+"""the shortest time after which a retry is advised, in seconds"""
 _WEIGHT: Final = 0.3
-"""of the latest run, in the usual time of a workflow's runs"""
+"""the weight of the latest run in the usual duration of a workflow's runs, a moving average"""
 _DOUBT: Final = 1 / 6
-"""of a lease: an own run with no more left of it may be taken over by any claim"""
+"""the part of a lease: if an own run has no more of its lease left, a claim might take it over"""
 
 
 class LocalRuns:
-    """The runs with a claim that an engine has in flight, by key; who waits for them here; and how long the runs of each
-    workflow usually take. Thread-safe. `wake`: cuts the sleep of a waiting run short."""
+    """The claimed runs that an engine has in flight, by key, the callers that wait for them here, and the usual
+    duration of each workflow's runs. Thread-safe. `wake`: cuts the sleep of a waiting caller short."""
 
     def __init__(self, wake: Callable[[RunState], None], clock: Callable[[], float]) -> None:
         self._wake = wake
@@ -52,17 +53,17 @@ class LocalRuns:
         self._lock = threading.Lock()
         self._runs: dict[str, RunState] = {}  # (lock)
         self._began: dict[RunState, float] = {}  # (lock)
-        self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) by the run that they wait for
+        self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) waiting callers, by the run they wait for
         self._sleepers: dict[RunState, None] = {}  # (lock) callers of runs that wait in their store
 
     def join(self, run: RunState) -> None:
-        """The run has been claimed."""
+        """Add a run that has been claimed."""
         with self._lock:
             self._runs[run.stored_key] = run
             self._began[run] = self._clock()
 
     def leave(self, run: RunState) -> None:
-        """The run is over here."""
+        """Remove a run that is over here, and wake the callers that wait for it."""
         with self._lock:
             if self._runs.get(run.stored_key) is run:
                 del self._runs[run.stored_key]
@@ -76,13 +77,13 @@ class LocalRuns:
             self._wake(waiter)
 
     def find(self, key: str) -> RunState | None:
-        """The run that has this key here, if it is still this engine's."""
+        """Return the run that has this key here, or None if there is none or it was lost to another owner."""
         with self._lock:
             run = self._runs.get(key)
         return None if run is None or run.lost else run
 
     def awaited(self, key: str) -> tuple[str, ...]:
-        """What the run that has this key here waits for, if nothing else of it can go on."""
+        """Return the steps that the run with this key waits for, if it is in flight here and only waits."""
         run = self.find(key)
         if run is None or run.waits is None:
             return ()
@@ -90,7 +91,7 @@ class LocalRuns:
             return () if run.running or run.ready else tuple(run.waits.aside)
 
     def wait_for(self, run_id: str, waiter: RunState) -> bool:
-        """Whether the run with the waiter's key and this id is in flight here; `waiter` is then woken when it ends."""
+        """Wake `waiter` when the run with its key and this id ends. Returns False if that run is not in flight here."""
         with self._lock:
             run = self._runs.get(waiter.stored_key)
             if run is None or run.lost or run.known_id != run_id:
@@ -99,22 +100,22 @@ class LocalRuns:
             return True
 
     def sleep(self, run: RunState) -> None:
-        """The caller of this run sleeps until its store has a value for it."""
+        """Note that the caller of this run sleeps while the run waits in its store."""
         with self._lock:
             self._sleepers[run] = None
 
     def wake_up(self, run: RunState) -> None:
-        """It does not any more."""
+        """Note that the caller of this run does not sleep any more."""
         with self._lock:
             self._sleepers.pop(run, None)
 
     @property
     def sleepers(self) -> int:
-        """How many callers sleep."""
+        """The number of callers that sleep."""
         return len(self._sleepers)
 
     def wake_sleepers(self, key: str) -> bool:
-        """Have the callers of this run look at once. Returns whether there is one."""
+        """Let the sleeping callers of the run with this key poll its record at once. Returns whether there is one."""
         with self._lock:
             found = [run for run in self._sleepers if run.stored_key == key]
         for run in found:
@@ -122,7 +123,7 @@ class LocalRuns:
         return bool(found)
 
     def usual_rest(self, workflow: str, age: float) -> float:
-        """Seconds after which a run of this workflow, which began `age` seconds ago, has usually ended."""
+        """Return the seconds after which a run of this workflow that began `age` seconds ago has usually ended."""
         with self._lock:
             usual = self._usual.get(workflow)
         if usual is None:
@@ -131,7 +132,8 @@ class LocalRuns:
 
 
 def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program[Busy | Mismatch | None]:
-    """Whether this engine itself has the key, in a run whose lease is in doubt: a claim might take it over from itself."""
+    """Return a refusal if the key belongs to a run of this engine whose lease is nearly over, because a claim might
+    take that run over from the engine itself. Returns None if the claim may be sent."""
     mine = None if local is None else local.find(wanted.key)
     ledger = None if mine is None else ledger_of(mine)
     if mine is None or mine is run or ledger is None:
@@ -152,10 +154,12 @@ def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program
 def wait_for_owner(
     run: RunState, local: LocalRuns | None, wanted: Claim, busy: Busy, asked: float, until: float
 ) -> Program[ClaimAnswer | None]:
-    """Wait, at most `until`, for the run that has the key, which was `busy` when the store was asked. Returns what it came
-    to, or None where it seems to have no owner any more, so that the claim is to be sent again.
+    """Wait until `until` (monotonic) at most for the run that has the key. `busy`: the reply of the store to the claim,
+    which was sent at `asked`. Returns the outcome of that run, or None if it seems to have no owner, so that the claim
+    must be sent again.
 
-    Raises IdempotencyInProgress when the time is up.
+    Raises IdempotencyInProgress when the time is up, the error with which the caller was cancelled, or an error of the
+    store that no retry cures.
     """
     clock = run.settings.clock
     lease_ends, expires = asked + busy.lease_left, None
@@ -165,9 +169,8 @@ def wait_for_owner(
         here = local is not None and local.wait_for(busy.run_id, run)
         polls += 1
         yield Sleep(min((_WOKEN if here else _POLL).delay(polls), left))
-        if (
-            run.error is not None and run.request.recovering is not None and not run.relinquished
-        ):  # its own run goes on elsewhere
+        if run.error is not None and run.request.recovering is not None and not run.relinquished:
+            # The caller was cancelled, and another process has resumed its run: cancel the run there.
             yield from checkpoints.ask(run, "cancel", wanted.key)
         refuse_if_cancelled(run)
         if here and local is not None and local.wait_for(busy.run_id, run):
@@ -198,7 +201,7 @@ def wait_for_owner(
 
 
 def adopt(run: RunState) -> Program[Run | None]:
-    """The run was taken over: if its new owner has ended it, or does so while its caller waits, that is its outcome."""
+    """Return the outcome of a run that was taken over, if its new owner ends it while its caller waits; else None."""
     until = run.settings.clock() + (run.request.wait or 0.0)
     polls = 0
     while True:
@@ -217,8 +220,9 @@ def adopt(run: RunState) -> Program[Run | None]:
 
 
 def _ended(run: RunState, run_id: str) -> Program[Finished | Held | None]:
-    """What became of a run that is over or held, by a claim: it reads the record with the annotations of the workflow. The
-    claim has no initial values, which the store has already; None: another run has the key meanwhile."""
+    """Return the outcome of a run that is over or held. A claim is sent for that, because it decodes the record with
+    the annotations of the workflow; it has no initial values, because the store has them. Returns None if another run
+    has the key by now, or if the record was deleted."""
     wanted = Claim(run.stored_key, run.run_id, run.workflow.name, None, run.plan.graph, {}, attached=run_id)
     wanted.lease, wanted.types = run.settings.lease, run.plan.types
     answer, _ = yield from checkpoints.ask(run, "claim", wanted)
@@ -226,20 +230,20 @@ def _ended(run: RunState, run_id: str) -> Program[Finished | Held | None]:
         return answer
     if isinstance(answer, Held) and answer.run_id == run_id:
         return answer
-    if isinstance(answer, Claimed):  # it was forgotten meanwhile
+    if isinstance(answer, Claimed):  # the record was deleted meanwhile, so that the claim was granted
         yield from checkpoints.ask(run, "withdraw", wanted)
     return None
 
 
 def refuse_if_cancelled(run: RunState) -> None:
-    """Raise what the caller was cancelled with, if it was."""
+    """Raise the error with which the caller was cancelled, if it was."""
     if run.error is not None:
         emit.refused(run, run.error)
         raise run.error
 
 
 def head_of(run: RunState, key: str) -> Program[checkpoints.Answer]:
-    """The head under a key, as a caller that waits asks for it."""
+    """Return the head of the record under a key, for a caller that waits. Emits the poll as maintenance."""
     polled = emit.maintenance_started(run, "poll")
     head, failure = yield from checkpoints.ask(run, "head", key, polled.context)
     emit.maintenance_finished(run, polled, "poll", failure)

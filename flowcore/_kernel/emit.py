@@ -186,7 +186,8 @@ def first_ready(run: RunState) -> None:
 
 
 def joined(run: RunState, carriers: Mapping[str, Mapping[str, str]]) -> None:
-    """Emit that this process runs steps of a run that is driven elsewhere. `carriers`: the trace contexts of steps."""
+    """Emit that a part of a run which another process drives has come to this one. `carriers`: the trace contexts of
+    the steps that this part depends on, by name."""
     if RunJoined in run.wanted:
         leaving: list[Hook] = []
         at, wall = run.settings.clock(), run.settings.wall()
