@@ -38,7 +38,7 @@ from .workers import Timer, Timers, Workers
 
 __all__ = ["Driver"]
 
-TAKEN_OVER: Final = object()  # the call was given up while this thread was in it: another one continues the program
+TAKEN_OVER: Final = object()  # the call was abandoned while this thread was in it: another one resumes the program
 
 Parked = Call | Sleep | AwaitAbandoned
 
@@ -46,21 +46,21 @@ Parked = Call | Sleep | AwaitAbandoned
 class Driver(CallersThread):
     """Drives the programs of one run on threads.
 
-    A program is advanced by whichever thread has it: the caller's own (in `Engine.run`), or one of the pool's. It parks
-    on a sleep, a wait or a limit without holding a thread, and is posted to one when it can continue.
+    One thread at a time advances a program: the caller's own (in `Engine.run`), or one of the pool's. A program that sleeps
+    or waits holds no thread; it is posted to one when it can continue. A call with a timeout is moved to a pool thread.
     """
 
     recorded: Claim | None = None
-    """what the store was asked when it recorded the run as queued"""
+    """the claim by which the store recorded the run as queued"""
     result: Run | None = None
     _main_parked = False
-    """(lock) the main program waits to be resumed"""
+    """(under the lock) whether the main program waits to be resumed"""
     _main_due = False
-    """(lock) it was resumed before it waited"""
+    """(under the lock) whether the main program was resumed before it waited"""
     _alarms: tuple[Timer, ...] = ()
-    """what wakes a run whose waits are over by themselves"""
+    """timers, each of which starts a helper when a wait's time is over"""
     _stuck = 0
-    """calls that were given up and are not over"""
+    """how many abandoned calls are not over"""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ class Driver(CallersThread):
         self._parked: dict[Parked, Program[Any]] = {}
         self._queued_calls: dict[Call, Program[Any]] = {}  # calls that wait for a thread, in the same way
         self._patience: Timer | None = None
-        """(lock) what ends the wait of a run that waits for a thread"""
+        """(under the lock) the timer that ends the run's wait for a thread"""
 
     # -- from anywhere -------------------------------------------------------------------------------------------------
 
     def take_start(self) -> bool:
-        """Whether the run may begin; true once, in one thread."""
+        """Take the right to begin or drop the run. Returns True for the first caller only."""
         try:
             self._starts.pop()
         except IndexError:
@@ -91,36 +91,36 @@ class Driver(CallersThread):
         return True
 
     def begin(self) -> None:
-        """Begin here, on one of the pool's threads, unless the run was dropped."""
+        """Begin the run on this thread of the pool, unless it was dropped or has begun."""
         if self.take_start():
             self.begin_now()
 
     def begin_now(self) -> None:
-        """Begin here, after `take_start`."""
+        """Begin the run on this thread, after `take_start` returned True."""
         self._advance(self._main, None)
 
     def drop(self, error: BaseException) -> bool:
-        """End a run that has not begun with `error`; False: it has begun."""
+        """End a run that has not begun with `error`. Returns False, and ends nothing, if it has begun."""
         if not self.take_start():
             return False
         self._end(None, error)
         return True
 
     def help_out(self) -> None:
-        """In a thread of the pool that waits for the run: do for it what there is to do until it is over, unless another
-        thread does."""
+        """Work on the run until it is over, on a thread of the pool that waits for it. Returns at once if another thread
+        does so already."""
         self._serve()
 
     def look(self) -> None:
-        """Something that the run waits for may be there: have a thread look."""
+        """Have a thread check whether something that the run waits for has arrived."""
         if not self.over:
             self._post(helper(self.run), None, help=True)
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
     def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
-        """Resume `program` and perform what it asks until it ends, parks, or is taken away; `here`: in the caller's
-        thread."""
+        """Resume `program` with `answer` and perform its effects until it ends, waits, or another thread takes it over.
+        `here`: whether this is the caller's thread."""
         send, context, guarded = program.send, self.run.context, self._ctrl_c is not None
         while True:
             try:
@@ -129,7 +129,7 @@ class Driver(CallersThread):
                 if program is self._main:
                     self._end(stop.value, None)
                 return
-            except BaseException as error:  # noqa: BLE001 - a refused claim, for example: the caller's to see
+            except BaseException as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
                 self._end(None, error)
                 return
             if type(effect) is Context:
@@ -185,7 +185,7 @@ class Driver(CallersThread):
                     self.stop(effect)
 
     def _call(self, program: Program[Any], call: Call) -> Any:
-        """Run user code on this thread of the pool; returns TAKEN_OVER if it was given up meanwhile."""
+        """Run user code on this thread of the pool. Returns TAKEN_OVER if the call was abandoned meanwhile."""
         self._parked[call] = program
         if self.run.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
             return None, GivenUp(call, timed_out=False, over=True, began=False)
@@ -204,8 +204,8 @@ class Driver(CallersThread):
         return TAKEN_OVER
 
     def _elsewhere(self, program: Program[Any], call: Call) -> None:
-        """A call with a limit may have to be given up, which the caller's thread cannot: it runs on one of the pool's."""
-        # A worker that waits here for a nested run may be the last one; an undo must not wait for a place.
+        """Make a call with a timeout on a thread of the pool, because calls on the caller's thread cannot be abandoned."""
+        # If this is a pool thread, which waits for a nested run, it may be the last one. An undo must not wait for a thread.
         beyond = call.shielded or self._pool.owns_current_thread()
         self._queued_calls[call] = program
         if not self._pool.put(partial(self._called_elsewhere, call), first=True, beyond=beyond):
@@ -222,7 +222,7 @@ class Driver(CallersThread):
             self._post(program, outcome)
 
     def _give_up(self, call: Call, *, timed_out: bool) -> None:
-        """Give `call` up, unless it is over."""
+        """Abandon `call`, unless it is over."""
         program = self._parked.pop(call, None)
         if program is not None:
             call.abandon()
@@ -233,7 +233,7 @@ class Driver(CallersThread):
     # -- waiting for a thread ------------------------------------------------------------------------------------------
 
     def _limit_the_wait(self) -> None:
-        """Something of the run waits for a thread: until the deadline at most, or, on a durable store, for a lease."""
+        """Limit how long the run waits for a thread: until its deadline and, on a durable store, one lease at most."""
         seconds = patience(self.run)
         if seconds is not None:
             with self._lock:
@@ -241,13 +241,13 @@ class Driver(CallersThread):
                     self._patience = self._timers.after(seconds, self._waited_long)
 
     def _end_the_wait(self) -> None:
-        """(lock) A thread has come, so that nothing waits for one, or something has not waited long."""
+        """Cancel the limit of the wait for a thread, if nothing of the run waits for one. Called under the lock."""
         if self._patience is not None and not self._letters and not self._queued_calls:
             self._patience.cancel()
 
     def _waited_long(self) -> None:
-        """End the wait for a thread: at the deadline the run fails; after a lease, where nothing of it is in flight, it
-        is parked, so that another process can take it."""
+        """End the run's wait for a thread. At the deadline, the run fails. After a lease, it is parked so that another
+        process can take it over, unless a call of the run is in flight."""
         run = self.run
         late = run.deadline is not None and run.settings.clock() >= run.deadline
         with self._lock:
@@ -267,16 +267,16 @@ class Driver(CallersThread):
             self._limit_the_wait()
 
     def _drop_queued_calls(self, *, timed_out: bool) -> None:
-        """Give up the calls that wait for a thread and have not begun."""
+        """Abandon the calls of steps that wait for a thread and have not begun."""
         for call in list(self._queued_calls):
             program = None if call.shielded else self._queued_calls.pop(call, None)
             if program is not None:
                 self._post(program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
 
-    # -- calls that were given up --------------------------------------------------------------------------------------
+    # -- abandoned calls -----------------------------------------------------------------------------------------------
 
     def _land(self, call: Call, outcome: Outcome) -> None:
-        """A call that was given up is over, on this thread."""
+        """Record the outcome of an abandoned call that completed late on this thread, and have it processed."""
         self._stuck -= 1
         self._pool.returned(call_title(self.run, call))
         over = self.run.landed(call, outcome)
@@ -287,7 +287,7 @@ class Driver(CallersThread):
             self._advance(late(self.run, call), None)
 
     def _await_landing(self, program: Program[Any], landing: AwaitAbandoned) -> bool:
-        """Park until the call lands; True: it has, go on at once."""
+        """Suspend the program until the abandoned call is over. Returns True if it is over already."""
         self._parked[landing] = program
         if landing.call.landed is not None and self._parked.pop(landing, None) is not None:
             return True
@@ -295,7 +295,7 @@ class Driver(CallersThread):
         return False
 
     def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
-        """Park until the time is up or the run stops; True: go on at once."""
+        """Suspend the program until the time is over or the run stops. Returns True if the run has stopped already."""
         self._parked[sleep] = program
         if self.run.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
             return True
@@ -310,7 +310,7 @@ class Driver(CallersThread):
     def ask_here(
         self, verb: str, argument: object, context: contextvars.Context | None = None
     ) -> tuple[Any, BaseException | None]:
-        """Ask the store on this thread."""
+        """Call the store on this thread. Returns its reply and its error, one of which is None."""
         store = self.run.settings.store
         asked = getattr(store, verb)
         try:
@@ -320,12 +320,12 @@ class Driver(CallersThread):
             return (context or (run.store_context or run.context).copy()).run(asked, argument), None
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
-        except BaseException as error:  # noqa: BLE001 - the run ends first
+        except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
             self._is_struck(error)
             return None, StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
 
     def stop(self, stop: Stop) -> None:
-        if self.run.waits is not None and self.run.resumes_main():  # it waits for a value, or for a time
+        if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
         self._drop_queued_calls(timed_out=False)
         for waiting in list(self._parked):
@@ -342,22 +342,22 @@ class Driver(CallersThread):
             self._post(self._main, None)
 
     def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - what it is
-        """Have a thread advance `program`: the caller's if it has nothing to do, else one of the pool's, or the
-        caller's once it has nothing else to do: the pool may be full of threads that wait for this very run."""
+        """Have a thread advance `program` with `answer`: the caller's thread if it is idle, or else a thread of the pool or
+        the caller's, whichever is free first. The pool may be full of threads that wait for this run."""
         with self._lock:
             self._letters.append((program, answer))
             to_caller, self._caller_idle = self._caller_idle, False
         if to_caller and self._bell is not None:
             self._bell.put(None)
         else:
-            # Mere help may wait for a thread, and what continues a run goes before what begins one. A run that is
-            # ending, or has threads stuck in calls that were given up, must not wait for a place that may never be free.
+            # A helper may wait for a thread, and jobs that continue a run precede jobs that begin one. A run that is
+            # stopping, or has threads stuck in abandoned calls, must not wait for a thread that may never become free.
             beyond = not help and (self._stuck > 0 or self.run.stopped)
             if not self._pool.put(self._advance_there, first=not help, beyond=beyond) and not help:
                 self._limit_the_wait()
 
     def _advance_there(self) -> None:
-        """Advance what waits, if anything still does, on this thread of the pool."""
+        """Advance the next program that waits for a thread, if there is one, on this thread of the pool."""
         with self._lock:
             letter = self._letters.popleft() if self._letters else None
             self._end_the_wait()

@@ -1,4 +1,4 @@
-"""Runs on threads: in flight, queued, begun, continued after a wait, and over."""
+"""The runs of an `Engine`: queued, in flight, continued after a wait, and closed."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from .workers import Timers, Workers
 __all__ = ["LiveThreadRuns", "ThreadRuns", "leave"]
 
 _LOOK: Final = 0.01
-"""seconds between two looks at runs that end while the interpreter exits"""
+"""seconds between two checks whether the runs have ended while the interpreter exits"""
 
 
 class LiveThreadRuns(LiveRuns[Driver]):
     """The runs in flight of an `Engine`."""
 
     def stop(self, run: RunState, *, cancel: bool) -> None:
-        """Have the driver of a run act on it: end its waits, and, with `cancel`, its calls."""
+        """Have the driver of a run end the run's waits and, with `cancel`, its calls."""
         driver = self.get(run)
         if driver is not None:
             driver.stop(Stop(cancel=cancel))
 
     def look(self, run: RunState) -> None:
-        """Have the driver of a run look for what the run waits for."""
+        """Have the driver of a run check whether something that the run waits for has arrived."""
         driver = self.get(run)
         if driver is not None:
             driver.look()
 
     def drop(self, why: str) -> None:
-        """End those that have not begun, and release what is recorded of them to other engines."""
+        """End the runs that have not begun, and release those that are recorded as queued to other engines."""
         dropped = [
             driver
             for run, driver in list(self.items())
@@ -70,9 +70,10 @@ class LiveThreadRuns(LiveRuns[Driver]):
 
 
 class ThreadRuns:
-    """The runs of one `Engine`, and the threads that they have. Thread-safe.
+    """The runs of one `Engine`, and their threads. Thread-safe.
 
-    Runs in flight hold it, and it holds no engine: once both are forgotten, its threads end.
+    Runs in flight keep this object alive; it does not keep the engine alive. Its threads end once the engine is
+    garbage-collected and no run is in flight.
     """
 
     def __init__(self, settings: Settings, workers: int) -> None:
@@ -85,12 +86,12 @@ class ThreadRuns:
         self.queued: dict[Driver, RunFuture] = {}
         """submitted runs that have not begun"""
         self.closing = False
-        self._quiet = threading.Condition()  # notified of each run that is over while the engine is being closed
+        self._quiet = threading.Condition()  # notified whenever a run is over while the engine closes
         after_fork_in_child(self, ThreadRuns._after_fork)
         weakref.finalize(self, leave, self.pool, self.timers, self.live, settings.grace)
 
     def _after_fork(self) -> None:
-        """In a child: the runs in flight are the parent's."""
+        """In a forked child, forget the runs in flight: they belong to the parent."""
         self._quiet = threading.Condition()
         for run in self.live:
             stopping.leave_to_parent(run, os.getpid())
@@ -99,13 +100,13 @@ class ThreadRuns:
     # -- one run -------------------------------------------------------------------------------------------------------
 
     def driver(self, run: RunState, main: Program[Run]) -> Driver:
-        """What drives a run, which is in flight from now on."""
+        """Create the driver of a run. The run is in flight from now on."""
         driver = Driver(run, main, self.pool, self.timers, self.over)
         self.live[run] = driver
         return driver
 
     def over(self, driver: Driver) -> None:
-        """A run is over or left to its store here, or was dropped."""
+        """Remove a run that is over, was left to its store, or was dropped, and stop renewing its lease."""
         self.live.note_left(driver.run)
         self.forget(driver.run)
         if driver.run.claimed:
@@ -114,14 +115,14 @@ class ThreadRuns:
             self.leases.leave(driver.run)
 
     def forget(self, run: RunState) -> None:
-        """A run is over, or has not begun after all."""
+        """Remove a run that is over, or that could not begin, from the runs in flight."""
         self.live.pop(run, None)
         if self.closing:
             with self._quiet:
                 self._quiet.notify_all()
 
     def continued(self, driver: Driver) -> Driver | None:
-        """The driver of what follows a run that waits in its store; None if its caller gets what there is."""
+        """Return a driver that continues a run that waits in its store, or None if `driver` has its final outcome."""
         if driver.result is None or driver.result.status is not Status.WAITING:
             return None
         try:
@@ -133,12 +134,12 @@ class ThreadRuns:
             continued = self.driver(*again)
         finally:
             self.live.follow(driver.run)
-        if self.closing:  # meanwhile
+        if self.closing:  # the engine was closed meanwhile
             self.live.park_dormant()
         return continued
 
     def cancel(self, run: RunState, why: str) -> bool:
-        """Cancel a run, whether it runs inline or has a driver. False: it was ending already."""
+        """Cancel a run, whether it runs inline or has a driver. Returns False if it was ending already."""
         driver = self.live.get(run)
         if driver is not None and driver.drop(StepCancelled(why)):
             return True
@@ -153,7 +154,8 @@ class ThreadRuns:
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
     def queue(self, run: RunState, *, check: bool, only_new: bool = False) -> RunFuture:
-        """Have a thread of the pool begin a run. `only_new`: drop it where its key is not free, as its future then says."""
+        """Have a thread of the pool begin a run, which is recorded as queued first on a durable store. `only_new`: cancel it
+        (and its future) if its key is not free."""
         driver = self.driver(run, execute(run))
         future = RunFuture(driver, self.pool, self.cancel)
         run.on_pause = future.pause
@@ -187,7 +189,8 @@ class ThreadRuns:
                 driver.on_over(driver)
 
     def _expire(self, driver: Driver, deadline: float) -> None:
-        """A deadline counts from the claim, which will never come where calls hang on all threads: then it ends the run."""
+        """End a queued run at its deadline if abandoned calls occupy all threads. (Normally, the deadline is checked from
+        the run's claim on, but without a thread the run is never claimed.)"""
         if self.pool.exhausted:
             run_id, name = driver.run.run_id, safe_repr(driver.run.workflow.name)
             driver.drop(RunTimeout(f"run {run_id} of {name} did not begin before its deadline: no thread was free."))
@@ -195,7 +198,7 @@ class ThreadRuns:
             self.timers.after(deadline, partial(self._expire, driver, deadline))
 
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
-        """A submitted run is over, waits in its store, or was dropped."""
+        """Continue a submitted run that waits in its store, or resolve the future of one that is over or was dropped."""
         self.queued.pop(driver, None)
         self.over(driver)
         if driver.result is not None and driver.result.status is Status.WAITING:
@@ -221,13 +224,13 @@ class ThreadRuns:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def drop_queued(self) -> None:
-        """Leave what has not begun: recorded runs to other engines; what is in memory only is cancelled."""
+        """Drop the runs that have not begun: recorded runs are left to other engines, and runs in memory are cancelled."""
         for future in [] if self._settings.durable else list(self.queued.values()):
             future.cancel()
         self.live.drop(CLOSED)
 
     def close(self, limit: float | None) -> None:
-        """Wait for the runs that were accepted, and end the threads. After `limit` seconds: see `Engine.close`."""
+        """Wait for the accepted runs, and end the threads. A `limit` means the same as the timeout of `Engine.close`."""
         settings = self._settings
         with self._quiet:
             self.closing = True
@@ -237,7 +240,7 @@ class ThreadRuns:
             self.live.park(CLOSED)
         self._wait_until_quiet(limit)
         self.live.hand_over(CLOSED)
-        # One grace is for calls, one for those that were given up, and one for the compensations.
+        # One grace is for calls in flight, one for abandoned calls, and one for the undos.
         self._wait_until_quiet(None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN)
         if self.live:
             log.warning("an engine was closed while %d of its runs had not ended", len(self.live))
@@ -253,11 +256,11 @@ class ThreadRuns:
 
 
 def leave(pool: Workers, timers: Timers, live: LiveThreadRuns, grace: float) -> None:
-    """The engine was forgotten, or the interpreter exits: runs are handed over, and threads end."""
+    """Hand the runs over and end the threads, because the engine was garbage-collected or the interpreter exits."""
     live.drop("its process ended")
     live.hand_over("its process ended")
     until = time.monotonic() + grace
-    # A forgotten engine has no runs, and the garbage collector that ends it must not wait.
+    # A garbage-collected engine has no runs, and a garbage collection must not wait.
     while live and not threading.main_thread().is_alive() and time.monotonic() < until:
         time.sleep(_LOOK)
     pool.close(0.0 if live or threading.main_thread().is_alive() else grace)

@@ -44,18 +44,19 @@ T = TypeVar("T")
 
 
 class Engine(LocalEngine):
-    """Runs workflows on threads. Silent and in memory unless its options say otherwise.
+    """Runs workflows on threads. By default, it keeps runs in memory and emits no events.
 
-    Thread-safe; make one and keep it. Works with or without `with`. `store`: where runs are claimed and kept;
-    `hooks`: callables that get events; `max_workers`: steps of one run at a time, and threads of the engine's own (default 32);
-    `lease`: seconds that a durable store gives an engine between two signs of life; `grace`: seconds to wait for a step
-    that was given up before continuing without it; `workflows`: what `recover` may resume; `recover_every`: seconds
-    between two rounds of that; `store_patience`: seconds for which a run waits for a store that is unreachable;
-    `max_queued`: submitted runs that may wait for a thread; `max_takeovers`: a run that crashed more of its owners
-    in a row, without progress, is held; `recover_at_once`: recovered runs in flight (default: half of `max_workers`);
-    `namespace`: what all step keys depend on (default: the store's, which is the prefix of a Redis store, and else empty).
-    Two engines that share a service outside, such as a payment provider, but no store need different ones. `park_after`:
-    seconds; a run on a durable store of which nothing but longer waits between attempts can go on is left to its store.
+    Thread-safe; create one engine and keep it. Works with or without `with`. `store`: where runs are claimed and recorded;
+    `hooks`: callables that get events; `max_workers`: the most steps of one run at a time, and the most threads of the
+    engine (default 32); `lease`: seconds after which a run on a durable store can be taken over, unless its engine renews
+    the lease; `grace`: seconds to wait for an abandoned step before continuing without it; `workflows`: those whose runs
+    `recover` resumes; `recover_every`: seconds between two rounds of recovery; `store_patience`: seconds for which a run
+    waits for an unreachable store; `max_queued`: how many submitted runs may wait for a thread; `max_takeovers`: a run
+    that crashed more owners than this in a row, without progress, is held; `recover_at_once`: the most recovered runs in
+    flight (default: half of `max_workers`); `namespace`: a part of all step keys (default: that of the store, which is the
+    prefix of a Redis store and otherwise empty). Two engines that share an external service, such as a payment provider,
+    but no store need different namespaces. `park_after`: seconds; a run on a durable store that has nothing to do but wait
+    for backoffs longer than this is left to its store.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Engine(LocalEngine):
         after_fork_in_child(self, Engine._after_fork)
 
     def _after_fork(self) -> None:
-        """In a child: other threads are the parent's, and so is what they have begun."""
+        """In a forked child, start new threads: those of the parent, and their work, belong to the parent."""
         super()._after_fork()
         self._recovery.after_fork()
         if self._looking is not None:
@@ -109,7 +110,7 @@ class Engine(LocalEngine):
             self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
-        """Have a thread look at the store, where anything wants that, or look at once."""
+        """Start the thread that looks at the store regularly, if anything needs it. A thread that runs already looks now."""
         if self._looking is not None:
             self._looking.ring()
         elif (every := self._look_every()) is not None:
@@ -124,8 +125,8 @@ class Engine(LocalEngine):
             return self._schedules
 
     def schedules(self) -> builtins.list[ScheduleStatus]:
-        """How each schedule of this engine stands: its next fires, and its last fire and its outcome, as the store has them.
-        Raises StoreError."""
+        """The status of each schedule of this engine: its next fires, and its last fire with the outcome, as the store has
+        recorded them. Raises StoreError."""
         return [] if self._schedules is None else self._schedules.statuses()
 
     def run(
@@ -143,14 +144,15 @@ class Engine(LocalEngine):
         """Run a workflow to its end; the calling thread takes part.
 
         `values`: the initial values of its context. `idempotency_key`: two calls with the same key are one run. `wait`:
-        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take. `once`: the
-        outcome of an earlier run with the key is this run's too, even if it failed; without it, a failed or compensated run
-        releases its key and this call begins a new one. `until`: with "waiting", a run of which nothing but waits can go on is
-        returned as it is, its status `waiting`: a durable one goes on in an engine that recovers, one in memory in this engine.
+        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take. `once`: use
+        the outcome of an earlier run with the key, even if it failed; without `once`, a failed or compensated run releases
+        its key, and this call begins a new run. `until`: with "waiting", the call also returns when the run has nothing to
+        do but wait. Its status is then `waiting`; a durable run resumes in an engine that recovers, a run in memory in this
+        engine.
 
-        Raises the failed step's own exception, with a note that says which run and step, and what was undone;
-        CompensationFailed where an undo failed too. With `check=False` a failed run is answered like any other. Refused
-        claims (IdempotencyError), definition errors and BaseExceptions are raised all the same.
+        Raises the failed step's own exception, with a note that names the run and the step and lists what was undone, or
+        CompensationFailed if an undo failed, too. With `check=False`, a failed run is returned like any other. Refused
+        claims (IdempotencyError), definition errors and BaseExceptions are still raised.
         """
         if until != "end" and not runs_here(until, durable=self.store.durable):
             future = self.submit(
@@ -163,7 +165,7 @@ class Engine(LocalEngine):
         ctrl_c: SigintGuard | None = None
         try:
             self._live[run] = None
-            if run.observed or not inline:  # no Ctrl-C may strike a hook
+            if run.observed or not inline:  # a Ctrl-C must not interrupt a hook
                 ctrl_c = guard()
             if inline:
                 finished = run_without_driver(run, is_async=False, interrupts=ctrl_c)
@@ -172,7 +174,7 @@ class Engine(LocalEngine):
                     if ctrl_c is not None:
                         restore(ctrl_c)
                         if ctrl_c.count:
-                            raise KeyboardInterrupt  # noqa: TRY301 - whatever strikes from here on ends the same way
+                            raise KeyboardInterrupt  # noqa: TRY301 - the handler below ends every interrupt alike
                     return finished
             ctrl_c = ctrl_c or guard()
             main = execute(run)
@@ -202,13 +204,13 @@ class Engine(LocalEngine):
         check: bool = True,
         propagation: Literal["link", "child"] = "link",
     ) -> RunFuture:
-        """Like `run`, on the engine's own threads. The future raises what `run` raises.
+        """Start a run on the engine's own threads, and return its future, which raises what `run` raises.
 
-        `propagation`: "link" gives the run a trace of its own, linked to the caller's; "child" makes it part of that one.
-        On a durable store the run is recorded as queued before this returns: it survives the process, and any engine that
-        recovers may run it. Raises QueueFull where `max_queued` runs have not begun, NotSerializable, and StoreError where
-        the run could not be recorded. A step on a thread of the engine may wait for the
-        future's result: its thread then works on that run.
+        `propagation`: "link" gives the run a trace of its own, linked to the caller's trace; "child" makes it a part of the
+        caller's trace. On a durable store, the run is recorded as queued before this call returns: it survives the process,
+        and any engine that recovers may run it. Raises QueueFull if `max_queued` runs have not begun, NotSerializable, and
+        StoreError if the run could not be recorded. A step on a thread of the engine may wait for the future's result: its
+        thread then works on that run.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(len(self._runs.queued))
@@ -226,14 +228,15 @@ class Engine(LocalEngine):
         ordered: bool = False,
         check: bool = False,
     ) -> Generator[Run, None, None]:
-        """A run for each item, as an iterator of their Runs, failed ones among them: as they end, or `ordered`.
+        """Run the workflow for each item. Returns an iterator of the Runs, including failed ones, in the order in which they
+        end, or with `ordered` in the order of the items.
 
-        `values(item)` and `key(item)` make each run's initial values (default: the item itself) and idempotency key.
-        Lazy: an item is taken once fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet handed
-        out, so that memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a second start replays what has ended and resumes the rest; a run that another owner
-        has in progress is waited for, until its outcome is known or the lease of a dead owner is over. Leaving the loop, or a
-        Ctrl-C, takes no further item and drops the runs that have not begun. Usable inside a step.
+        `values(item)` and `key(item)` return each run's initial values (default: the item itself) and idempotency key.
+        Items are taken lazily, while fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet
+        yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed run.
+        With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for a run of
+        another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing the iterator
+        early, or a Ctrl-C, takes no further item and drops the runs that have not begun. Can be used inside a step.
         """
 
         def submit(item: T) -> RunFuture:
@@ -244,21 +247,21 @@ class Engine(LocalEngine):
         return completed(items, submit, most, ordered=ordered, works=self._pool.owns_current_thread)
 
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
-        """Cancel a run, by its id or its key: running steps get at most `grace`, what it did is undone, and its caller gets
-        StepCancelled. On a durable store also a run of another process, which learns of it with its next checkpoint or
-        renewal. False: there is no such run, or it was ending already."""
+        """Cancel a run, by its id or its key: running steps get at most `grace`, the run is undone, and its caller gets
+        StepCancelled. On a durable store, it may be a run of another process, which learns of it with its next checkpoint or
+        renewal. Returns False if there is no such run or it was ending already. Raises StoreError."""
         run = self._live.find(run_id, key)
         if run is not None:
             return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
         return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
 
     def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
-        """Send a value to the wait `name` of the run with this key (or id, of a run without a key), in this process or any
-        other of the store. It is kept until the run comes to that wait; the first value counts.
+        """Send a value to the wait `name` of the run with this key (or this id, if the run has no key), in any process that
+        uses the store. The value is kept until the run comes to that wait; only the first value counts.
 
-        Returns True if this one does, False if another one was sent before. `id`: a name for this value; the same again
-        is True again. Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has
-        no such wait, or is past it; NotSerializable, and StoreError.
+        Returns True if this value counts, and False if another one was sent before. `id`: a name for this value; sending a
+        value with the same id again returns True again. Raises RunNotFound for an unknown key; SendRefused for a run that
+        is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
         """
         context = self._callers_context()
         counts, due = performed(self._sent(key, name, value, id), context)
@@ -267,17 +270,17 @@ class Engine(LocalEngine):
         return counts
 
     def _resume(self, key: str, context: contextvars.Context) -> None:
-        """Resume the run with this key, if it waits in the store: a value was sent to it here."""
+        """Resume the run with this key if it waits in the store, after this engine has sent a value to it."""
         run = performed(self._due(key), context)
         if run is not None:
             self._recovered_driver(run).begin()
 
     def find(self, key: str) -> RunRecord | None:
-        """The record of the run that has a key, or None. Raises StoreError."""
+        """The record of the run with this key, or None. Raises StoreError."""
         return self._callers_context().run(self.store.find, key)
 
     def get(self, run_id: str) -> RunRecord:
-        """The record of a run. Raises RunNotFound, and StoreError."""
+        """The record of the run with this id. Raises RunNotFound and StoreError."""
         return self._callers_context().run(self.store.get_run, run_id)
 
     def list(
@@ -290,8 +293,8 @@ class Engine(LocalEngine):
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """A page of the store's runs, newest first, filtered as `Store.list_runs` does: `after` is the `cursor` of the page
-        before. Raises DefinitionError for a status that no run has, and StoreError."""
+        """A page of the store's runs, newest first, filtered as by `Store.list_runs`. `after`: the `cursor` of the previous
+        page. Raises DefinitionError for an unknown status, and StoreError."""
         ask = partial(
             self.store.list_runs,
             status=status,
@@ -307,9 +310,9 @@ class Engine(LocalEngine):
         """Resume the runs of `workflows` that have no live owner and are due: crashed, parked, past their pivot, or
         released by an operator; at most `recover_at_once` at a time.
 
-        Waits for the runs that it resumes and returns them, failed or not; raises nothing of theirs, but StoreError where
-        the store cannot list them. The rounds of `recover_every=` wait for none. A run whose owner has just crashed keeps
-        its lease for a while: once that would be over, the engine looks again by itself.
+        Waits for the resumed runs and returns them, failed ones included. Their errors are not raised; StoreError is raised
+        if the store cannot list the runs. (The rounds of `recover_every=` do not wait for their runs.) A run whose owner has
+        just crashed keeps its lease for a while: the engine looks again by itself once that lease would have expired.
         """
         resumed: list[Driver] = []
         over: SimpleQueue[Driver] = SimpleQueue()
@@ -332,9 +335,9 @@ class Engine(LocalEngine):
     def _begin_recovered(
         self, runs: builtins.list[RunState], on_over: Callable[[Driver], None] | None = None
     ) -> builtins.list[Driver]:
-        """Begin the runs of one round of recovery."""
+        """Begin the runs of one round of recovery. A thread of the pool drives them itself, one after another."""
         drivers = [self._recovered_driver(run, on_over) for run in runs]
-        here = self._pool.owns_current_thread()  # a step of ours: the pool may be full of those who wait for it
+        here = self._pool.owns_current_thread()  # a step of this engine: all threads of the pool may wait
         for driver in drivers:
             if here:
                 driver.run_here(None)
@@ -363,10 +366,10 @@ class Engine(LocalEngine):
         """Start no more runs, and wait for those that were accepted.
 
         With a `timeout` (seconds), runs that have not begun are left to other engines, or cancelled in memory. Runs on a
-        durable store are parked: they begin no further step, and resume on another engine. Calls in flight have until the
-        timeout to end, and then `grace`; runs in memory that have not ended by then are cancelled.
+        durable store are parked: they begin no further step, and resume on another engine. Runs in memory that have not
+        ended at the timeout are cancelled. Calls that are still in flight then have `grace` to end.
 
-        Raises FlowcoreError when called by a step of the engine's own, which would wait for itself.
+        Raises FlowcoreError if a step of this engine calls it, because it would wait for that step.
         """
         limit = None if timeout is None else seconds(timeout, "close(timeout=)")
         if self._pool.owns_current_thread():
@@ -384,14 +387,18 @@ class Engine(LocalEngine):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the engine. An exception drops what has not begun, and one that stops the process ends what runs too."""
+        """Close the engine.
+
+        After an exception, runs that have not begun are left to other engines, or cancelled in memory. After one that stops
+        the process, runs in flight are also parked, or cancelled in memory.
+        """
         if kind is not None:
             self._runs.drop_queued()
         self.close(0 if kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt) else None)
 
 
 def _put_on_pool(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """Call a method of an engine that is not forgotten, on a thread of its pool."""
+    """Call a method of an engine on a thread of its pool, unless the engine has been garbage-collected."""
     call = method()
     if call is not None:
         pool.put(call)
@@ -400,7 +407,7 @@ def _put_on_pool(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) 
 def _call_now(
     method: weakref.WeakMethod[Callable[[str, contextvars.Context], None]], key: str, context: contextvars.Context
 ) -> None:
-    """Call a method of an engine that is not forgotten."""
+    """Call a method of an engine, unless the engine has been garbage-collected."""
     call = method()
     if call is not None:
         call(key, context)

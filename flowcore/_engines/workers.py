@@ -1,4 +1,4 @@
-"""Threads for engines: a pool whose threads can be given up, and a clock that calls back."""
+"""Threads for engines: a pool whose jobs can be abandoned, and timers."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _log = logging.getLogger("flowcore")
 
 
 class Workers:
-    """At most `limit` threads, started when first needed, that run jobs in the order they came.
+    """At most `limit` threads, started when first needed, that run jobs in the order in which they came.
 
-    A thread whose job was abandoned is replaced, up to `limit` threads more; it ends when its job returns. All threads
-    are daemons: they keep no interpreter alive, and the owner of the pool closes it.
+    A thread whose job was abandoned is replaced, up to `limit` further threads, and ends when its job returns. All threads
+    are daemons: they do not keep the interpreter alive. The owner of the pool closes it.
     """
 
     def __init__(self, limit: int, name: str) -> None:
         self.limit = limit
         self._name = name
         self._lock = threading.Lock()
-        self._backlog: deque[Job] = deque()  # jobs that found no thread
-        self._idle: list[_Worker] = []  # the one that has just become idle last: its caches are warm
+        self._backlog: deque[Job] = deque()  # jobs that wait for a thread
+        self._idle: list[_Worker] = []  # the most recently used one is last, and taken first
         self._threads: set[_Worker] = set()
         self._numbers = itertools.count(1)
         self._closed = False
-        self._capacity = limit  # threads that there may be now
+        self._capacity = limit  # how many threads there may be now
         self._abandoned = Counter[str]()  # jobs that were abandoned and have not returned, by name
         self._warned = False
         after_fork_in_child(self, Workers._after_fork)
 
     def _after_fork(self) -> None:
-        """In a child: the threads and their jobs are the parent's."""
+        """In a forked child, forget the threads and their jobs: they belong to the parent."""
         self._lock = threading.Lock()
         self._threads.clear()
         self._idle.clear()
@@ -51,12 +51,12 @@ class Workers:
 
     @property
     def busy(self) -> int:
-        """Threads running a job now."""
+        """The number of threads that run a job now."""
         with self._lock:
             return len(self._threads) - len(self._idle)
 
     def abandon(self, name: str) -> None:
-        """The job `name` of one of the threads was abandoned: another thread replaces that one, if it may."""
+        """Note that the job of a thread was abandoned, and replace the thread if possible. `name`: the job, for the log."""
         with self._lock:
             self._abandoned[name] += 1
             total = self._abandoned.total()
@@ -77,21 +77,21 @@ class Workers:
             )
 
     def returned(self, name: str) -> None:
-        """An abandoned job has returned."""
+        """Note that an abandoned job has returned."""
         with self._lock:
             self._abandoned[name] -= 1
-            self._abandoned += Counter()  # drops what has come to zero
+            self._abandoned += Counter()  # this drops counts of zero
             self._capacity = self.limit + min(self._abandoned.total(), self.limit)
             self._warned = self._warned and bool(self._abandoned)
 
     @property
     def exhausted(self) -> bool:
-        """Whether all threads run abandoned jobs and there may be no further one."""
+        """Whether all threads run abandoned jobs and no further thread may be started."""
         with self._lock:
             return self._capacity <= len(self._threads) <= self._abandoned.total()
 
     def counts(self) -> tuple[int, int]:
-        """Threads running a job, and how many of them run one that was abandoned."""
+        """How many threads run a job, and how many of these jobs were abandoned."""
         with self._lock:
             return len(self._threads) - len(self._idle), self._abandoned.total()
 
@@ -100,8 +100,8 @@ class Workers:
         return threading.current_thread() in self._threads
 
     def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> bool:
-        """Run `job` on a thread; False: it waits for one. Then `first` puts it before the jobs that wait already: for
-        runs that have begun. `beyond` starts a thread beyond the limit: for what must not wait for one."""
+        """Run `job` on a thread. Returns False if it has to wait for one; with `first`, it then waits before all other jobs,
+        as jobs of runs that have begun do. With `beyond`, a job never waits: a thread beyond the limit is started for it."""
         with self._lock:
             if self._idle:
                 self._idle.pop().inbox.put(job)
@@ -118,7 +118,7 @@ class Workers:
         worker.start()
 
     def next_job(self, worker: _Worker) -> Job | None:
-        """What `worker` should do now; None: end. Blocks while there is nothing."""
+        """The next job for `worker`, or None if it is to end. Blocks while there is no job."""
         with self._lock:
             if self._backlog and len(self._threads) <= self._capacity:
                 return self._backlog.popleft()
@@ -161,8 +161,8 @@ class _Worker(threading.Thread):
 
 
 class Timers:
-    """Calls back after so many seconds, on a thread of its own that is started when first needed. Callbacks are quick:
-    they hand work over."""
+    """Calls functions after a delay, on one thread that is started when first needed. The functions must be quick: they
+    hand longer work over to other threads."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
@@ -181,7 +181,7 @@ class Timers:
         self._heap.clear()
 
     def after(self, seconds: float, callback: Job) -> Timer:
-        """Call `callback` once, unless the timer that is answered is cancelled before."""
+        """Call `callback` once, after `seconds`, unless the returned timer is cancelled before."""
         timer = Timer(callback)
         moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
         with self._changed:
@@ -211,7 +211,7 @@ class Timers:
             timer.fire()
 
     def close(self) -> None:
-        """Call no timer any more."""
+        """Drop all timers and end the thread."""
         with self._changed:
             self._closed = True
             self._heap.clear()
@@ -219,7 +219,7 @@ class Timers:
 
 
 class Timer:
-    """A callback to come; `cancel` makes sure that it does not. Safe from any thread."""
+    """A callback that is called once, unless `cancel` is called before. Thread-safe."""
 
     __slots__ = ("callback",)
 
