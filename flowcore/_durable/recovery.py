@@ -108,7 +108,7 @@ class Recovery:
         self._fresh_until = 0.0  # (lock) when the list is out of date (monotonic)
         self._started = self._refused = 0  # (lock) runs started from the list, and those that others claimed first
         self._complete = True  # (lock) whether the list has all runs that were due
-        # (lock) For the id of a run that could not be resumed: when it may be tried again (monotonic), how often it failed.
+        # (lock) By id of a run that could not be resumed: when it may be tried again (monotonic), how often it failed
         self._not_again: dict[str, tuple[float, int]] = {}
         self._surveyed: float | None = None  # when the latest survey began (monotonic)
         self._seen: dict[tuple[str, str], None] = {}  # pairs of workflow and step that runs have waited for

@@ -175,8 +175,8 @@ class Attempts:
             earlier = end
 
     def _begin(self) -> bool:
-        """Set the limits and the state that earlier owners left, before the first attempt. Returns whether attempts
-        have a time limit."""
+        """Set the limits, and restore the state of attempts under earlier owners. Returns whether attempts have a time
+        limit."""
         run, node, retry = self.run, self.node, self.retry
         step_timeout = None if self.undo else node.step_timeout
         timed = self.timeout is not None or step_timeout is not None or (run.deadline is not None and not self.undo)
@@ -184,7 +184,7 @@ class Attempts:
             self.started = run.settings.clock()
             self.until = None if step_timeout is None else self.started + step_timeout
         before = None if self.undo else run.tried.get(node.name)
-        if before is not None:  # attempts of an earlier owner
+        if before is not None:  # earlier attempts failed: under an earlier owner, or before the step was set aside
             self.number, self.errors = before.failed, before.errors
             if self.started is not None and before.started is not None:
                 self.started -= max(0.0, run.settings.wall() - before.started)
@@ -316,7 +316,7 @@ def _judge_given_up(
     if not given_up.timed_out:
         return StepEnd(Status.CANCELLED, None, StepCancelled(f"{what} was cancelled while it ran."), number)
     late: StepTimeout | RunTimeout
-    if limit is None:  # only a simulation gives up a call without a limit
+    if limit is None:  # only a simulation abandons a call without a limit
         late = StepTimeout(f"{what} did not finish in time.")
     elif limit.name == "deadline":
         late = RunTimeout(f"{what} was still running at the deadline of run {run.run_id}.")

@@ -149,7 +149,7 @@ def refused(run: RunState, error: BaseException) -> None:
 
 
 def _measured(run: RunState) -> None:
-    """Emit, after the last event, how long the hooks of the run took, if that was measured: it is for some runs."""
+    """Emit, after the last event, how long the hooks of the run took, if that was measured, as it is for some runs."""
     spent = run.hooks.spent
     if spent is not None and HooksMeasured in run.wanted:
         event = HooksMeasured(*_of(run, run.settings.clock()), spent)

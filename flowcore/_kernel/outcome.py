@@ -42,7 +42,7 @@ class StepEnd:
 
     def report_to(self, report: StepReport) -> None:
         """Copy the end of the step into its report."""
-        begun_before = report.failed > 0 and report.started is not None  # under an earlier owner
+        begun_before = report.failed > 0 and report.started is not None  # its first attempt was recorded earlier
         report.status, report.attempts, report.error = self.status, self.attempts, self.error
         report.failed, report.errors, report.retry_at = len(self.errors), self.errors, None
         if self.scope is not None:

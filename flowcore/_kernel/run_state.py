@@ -56,7 +56,7 @@ class RunState:
     # the claim
     claimed = False
     deadline: float | None = None
-    """monotonic"""
+    """the moment at which the run must be over (monotonic); None: no limit"""
     fingerprint: str | None = ""
     generation = 0
     fence = 1
@@ -124,6 +124,7 @@ class RunState:
     undo_errors: dict[str, Exception]
     """the errors of undos that failed, by step; set only once the run has stopped"""
     finished: Status | None = None
+    """(lock) the status with which the run has ended, or WAITING while it is left to its store"""
     progress: InlineProgress | None = None
     """where the inline path stopped; the main program continues there"""
     at: Node | None = None
