@@ -117,7 +117,8 @@ class Calls:
         return self._known_keys(lookup) if len(lookup) <= _SHORT else self._keys_of(lookup)
 
     def _keys_of(self, lookup: str) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
-        """Return the Redis keys of a look-up text: the record, and open, ended, started, index, statuses of its shard."""
+        """Return the Redis keys of a look-up text: the record, and open, ended, started, index, statuses of its
+        shard."""
         digest = digest_of(as_bytes(lookup))
         shard = self._shard(digest)
         prefix = self._prefixes[shard]

@@ -318,10 +318,10 @@ class OperatorVerbs(Calls):
     # -- operators -----------------------------------------------------------------------------------------------------
 
     def release(self, key: str, /, *, force: bool = False) -> Asked[None]:
-        """Discard the run behind a key, so that the next call starts afresh.
+        """Give up the run of a key, so that the next call starts afresh. Its record stays until its retention is over.
 
         Raises RunNotFound for an unknown key, StoreError for a run in progress, and CorruptRecord for a record that
-        cannot be read. With `force`, both are discarded too, and the run's owner is fenced off.
+        cannot be read. With `force`, such a run is given up too, and its owner is fenced off; such a record is deleted.
         """
         way_out = "cancel it first, or release it with force=True"
         yield from self._decide(

@@ -173,7 +173,7 @@ class Verbs(OperatorVerbs):
         return renewed
 
     def finish(self, ending: Ending, /) -> Asked[Lost | Behind | Arrived | None]:
-        """Record how a run ended."""
+        """Record how a run ended, or that it only waits from now on."""
         if self._hides:
             yield from self._look()
         record, changes = ending.record, ending.changes

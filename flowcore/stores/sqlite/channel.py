@@ -1,6 +1,8 @@
-"""One connection to the file of an SQLiteStore, guarded by a lock, opened when it is first needed, and given up across a
-fork: SQLite lets one writer in at a time, and threads that wait for a lock are woken in turn, while connections that wait
-for each other poll (measured: 16 threads on a connection each need five times as long for a durable commit).
+"""One connection to the file of an SQLiteStore, which threads share under a lock.
+
+SQLite admits one writer at a time. Threads that wait for a lock are woken in turn, while connections that wait for each
+other poll: 16 threads with a connection each take five times as long for a durable commit. The connection is opened
+when it is first needed, and closed while the process forks.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ T = TypeVar("T")
 
 
 class Channel:
-    """A connection, which `opens` makes; each transaction starts with `begin`. Thread-safe, but for what says (lock)."""
+    """A connection that `opens` returns. Each transaction starts with the statement `begin`. Thread-safe, except for
+    methods marked (lock), whose caller must hold the lock."""
 
     def __init__(self, path: str, begin: str, opens: Callable[[], sqlite3.Connection]) -> None:
         self.lock = threading.Lock()
@@ -36,12 +39,12 @@ class Channel:
         self._forking = False
 
     def run(self, work: Callable[[sqlite3.Cursor], T]) -> T:
-        """All of `work`, or nothing."""
+        """Run `work` in a transaction and return its result. If it raises, nothing is written."""
         with self.lock:
             return self.transaction(work)
 
     def transaction(self, work: Callable[[sqlite3.Cursor], T]) -> T:
-        """(lock) All of `work`, or nothing."""
+        """(lock) Run `work` in a transaction and return its result. If it raises, nothing is written."""
         cursor = self._cursor
         if cursor is None or self._process != os.getpid() or cursor.connection.in_transaction:
             cursor = self._connected()
@@ -50,7 +53,7 @@ class Channel:
             answer = work(cursor)
             cursor.execute("COMMIT")
         except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):  # what it has to say, `error` has said
+            with contextlib.suppress(sqlite3.Error):  # `error` already says what is wrong
                 cursor.connection.rollback()
             if isinstance(error, sqlite3.Error | UnicodeEncodeError | OverflowError):
                 raise in_words(self._path, error) from error
@@ -58,7 +61,7 @@ class Channel:
         return answer
 
     def empty_log(self) -> bool:
-        """Move all of the log into the file; False: readers were in the way."""
+        """Move the whole log into the file, and empty it. Returns False if readers prevented that."""
         with self.lock:
             cursor = self._connected()
             try:
@@ -69,11 +72,11 @@ class Channel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has a connection just now."""
+        """Whether there is a connection at the moment."""
         return self._connection is not None
 
     def refuse_inherited(self) -> None:
-        """Raises StoreError where the connection is that of a parent process."""
+        """Raise StoreError if the connection belongs to a parent process."""
         if self._process != os.getpid() and self._connection is not None:
             raise StoreError(
                 f"this SQLiteStore of {self._path} was opened by process {self._process}, which then forked in a way that "
@@ -86,7 +89,7 @@ class Channel:
             self._connected()
 
     def close(self) -> None:
-        """Close the connection; what comes after raises StoreError."""
+        """Close the connection for good. Later calls raise StoreError."""
         with self.lock:
             self._closed = True
             self._disconnect()
@@ -97,8 +100,8 @@ class Channel:
             self._disconnect()
 
     def _connected(self) -> sqlite3.Cursor:
-        """What to ask, where the cursor of the last time may not do. It mostly does, for to make one takes as long as a
-        small statement."""
+        """Return the cursor of the connection, which is opened if there is none. The cursor is kept, because making one
+        takes as long as a small statement."""
         if self._closed:
             raise StoreError(f"this SQLiteStore of {self._path} is closed: make another one.")
         self.refuse_inherited()
@@ -111,18 +114,18 @@ class Channel:
                 self._connection.rollback()
         return self._cursor
 
-    # A child must not use its parent's connection, nor even open one of its own while it has inherited one: SQLite takes
-    # the locks that the parent has for its own. So there is none while the process forks. Source:
+    # A child process must not use its parent's connection, nor open one of its own while it has an inherited one:
+    # SQLite would take the parent's locks for its own. So the connection is closed while the process forks. Source:
     # https://www.sqlite.org/howtocorrupt.html, 2.6.
 
     def before_fork(self) -> None:
-        """Let the transaction that is under way come to its end, and close."""
-        if self.lock.acquire(timeout=PATIENCE):  # not for ever: the thread that forks may be the one that has it
+        """Wait for the transaction in progress to end, and close the connection."""
+        if self.lock.acquire(timeout=PATIENCE):  # not for ever: the thread that forks may itself hold the lock
             self._forking = True
             self._disconnect()
 
     def after_fork(self) -> None:
-        """In parent and child: the next transaction opens the file again."""
+        """Release the lock, in parent and child. The next transaction opens the file again."""
         if self._forking:
             self._forking = False
             self.lock.release()
@@ -135,7 +138,7 @@ class Channel:
             _inherited.append(connection)
 
     def __del__(self) -> None:
-        if getattr(self, "_connection", None) is not None:  # it may not even have been opened
+        if getattr(self, "_connection", None) is not None:  # __init__ may have failed before it set this
             self._disconnect()
 
 

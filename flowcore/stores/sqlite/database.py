@@ -1,5 +1,6 @@
-"""The file of an SQLiteStore, shared by threads and processes: one connection that writes, one that reads beside it, so
-that no listing keeps a run waiting, and one for the check of the whole file.
+"""The file of an SQLiteStore, which threads and processes share.
+
+One connection writes. A second one reads beside it, so that a listing delays no run. A third one checks the whole file.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ Fact = str | int | float
 
 
 class Database:
-    """The file at `path`, with what the statements of `schema` make; `full`: whether a commit waits for the disk;
-    `shared`: accept a file that others may write; `prepare`: called with each connection that is opened. Thread-safe.
+    """The file at `path`, with the tables that the statements of `schema` create. `full`: whether a commit waits for
+    the disk. `shared`: accept a file that others may write. `prepare`: called with each connection that is opened.
+    Thread-safe.
 
-    Raises StoreError, in one sentence, where there can be no such file.
+    Raises StoreError, with one sentence, if there cannot be such a file.
     """
 
     def __init__(
@@ -57,22 +59,22 @@ class Database:
         _survive_forks(self)
 
     def write(self, work: Callable[[sqlite3.Cursor], T], *, look: bool = False) -> T:
-        """All of `work`, or nothing, while no other process writes; see GroupCommit.write. `look`: first compare the file
-        with the path. Once they differ, all writing raises that StoreError until they are the same again."""
+        """Run `work` in a transaction while no other process writes, and return its result: see GroupCommit.write. If
+        it raises, nothing is written. `look`: first check that the path still leads to the open file. Once it does not,
+        every write raises StoreError until it does again."""
         if not (look or self._missing is not None):
             return self._writers.write(work, self._writer.transaction)
 
-        def looked(
-            db: sqlite3.Cursor,
-        ) -> T:  # while the file is open: a fork in another thread may close it for a moment
+        def looked(db: sqlite3.Cursor) -> T:
+            # It is checked in the transaction, when the file is open: a fork in another thread closes it for a moment.
             self._look()
             return work(db)
 
         return self._writers.write(looked, self._writer.transaction)
 
     def empty_log(self) -> None:
-        """Move all of the log into the file and leave it empty, so that nothing that was deleted is in either. Raises
-        StoreUnavailable where readers in other processes do not let it for too long."""
+        """Move the whole log into the file and empty it, so that deleted content is in neither. Raises StoreUnavailable
+        if readers in other processes prevent that for too long."""
         until = time.monotonic() + PATIENCE
         while not self._writer.empty_log():
             if time.monotonic() > until:
@@ -83,7 +85,7 @@ class Database:
             time.sleep(0.01)
 
     def read(self, work: Callable[[sqlite3.Cursor], T]) -> T:
-        """`work` on what was there at one moment, beside all that is written."""
+        """Run `work` on a snapshot of the file and return its result. Writers do not wait for it."""
         return self._reader.run(work)
 
     def _look(self) -> None:
@@ -95,12 +97,12 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close the file; what comes after raises StoreError."""
+        """Close the file. Later calls raise StoreError."""
         for channel in self._channels:
             channel.close()
 
     def facts(self, *, deep: bool) -> dict[str, Fact]:
-        """What is to be known of the file; `deep`: reads all of it, beside all that goes on."""
+        """Return facts about the file, by name. `deep`: check the integrity of the whole file too, beside the runs."""
 
         def ask(db: sqlite3.Cursor) -> list[str]:
             return [str(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("journal_mode", "synchronous")]
@@ -129,12 +131,12 @@ class Database:
         return facts
 
     def before_fork(self) -> None:
-        """Close all connections, once what is under way has ended."""
+        """Wait for the transactions in progress to end, and close all connections."""
         for channel in self._channels:
             channel.before_fork()
 
     def after_fork(self, *, child: bool) -> None:
-        """In parent and child: the next transaction opens the file again."""
+        """Let the next transaction open the file again, in parent and child."""
         if child:
             self._writers.forget()
         for channel in self._channels:
@@ -142,7 +144,7 @@ class Database:
 
 
 class _Opener:
-    """Opens the file for one channel or another. It keeps none of them alive: who drops a store closes its file."""
+    """Opens the file for the channels. It refers to them weakly, so that a store that is dropped closes its file."""
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class _Opener:
         others = any(channel.is_open for channel in channels)
         connection = open_file(self._path, self._schema, self._prepare, full=self._full, reads=reads)
         try:
-            # The log is removed when the last process closes the file: it may be another one then.
+            # SQLite removes the log when the last connection closes. So the first connection may find another log.
             self.identity.remember(again=others)
         except BaseException:
             connection.close()
@@ -188,8 +190,8 @@ def _survive_forks(database: Database) -> None:
 
 @functools.cache
 def _watch_forks() -> None:
-    """Once a process, since hooks of this kind cannot be taken back."""
-    if hasattr(os, "register_at_fork"):  # else there are no forks
+    """Register the fork hooks, once per process, because they cannot be removed."""
+    if hasattr(os, "register_at_fork"):  # without it, there are no forks
         os.register_at_fork(
             before=_before_fork,
             after_in_parent=functools.partial(_after_fork, child=False),
@@ -198,7 +200,7 @@ def _watch_forks() -> None:
 
 
 def _before_fork() -> None:
-    for database in sorted(_databases, key=id):  # in the same order by every thread that forks
+    for database in sorted(_databases, key=id):  # all threads that fork take the locks in one order
         database.before_fork()
 
 

@@ -1,5 +1,5 @@
-"""The files of an SQLiteStore: made for their owner only, refused where others may have prepared them, and compared with
-the path for as long as they are open.
+"""Checks of an SQLiteStore's files: a new file is for its owner only, a file that others may have prepared is refused,
+and an open file is compared with its path.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ _creating: Final = threading.Lock()
 
 
 def create(path: str) -> None:
-    """Have a file there, for its owner only: it holds what runs return. SQLite gives its helpers the same rights."""
-    # Closing any descriptor of a file drops all locks of this process on it: no store may have it open meanwhile.
+    """Create the file, if there is none, for its owner only, because it holds the results of runs. SQLite gives the log
+    the same rights. Raises StoreError."""
+    # Closing any descriptor of a file drops all locks of this process on it. So no other store may open the new file
+    # before it is closed here.
     with _creating:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -36,7 +38,7 @@ def create(path: str) -> None:
 
 
 def check_access(path: str) -> None:
-    """Raises StoreError where another user may have written the file, its log, or may replace them."""
+    """Raise StoreError if another user may have written the file or its log, or may replace them."""
     if not hasattr(os, "geteuid"):
         return
     trusted = {os.geteuid(), 0}
@@ -65,7 +67,7 @@ def check_access(path: str) -> None:
 
 
 class Identity:
-    """Which file was opened, so that it is noticed when the path leads to another one."""
+    """Remembers which file was opened, to notice when the path leads to another one."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -73,7 +75,7 @@ class Identity:
         self._file = self._known_log = (0, 0)
 
     def remember(self, *, again: bool) -> None:
-        """The file has been opened; `again`: while it is open already."""
+        """Remember which file was opened or, if it was open before (`again`), check that it is the same one."""
         if again:
             return self.check()
         status = self._status(self._path)
@@ -87,7 +89,7 @@ class Identity:
         return None
 
     def check(self) -> None:
-        """Raises StoreError where the path does not lead to what was opened."""
+        """Raise StoreError if the path does not lead to the file that was opened, or the file has a second name."""
         status, log = self._status(self._path), self._status(self._log)
         if (status.st_dev, status.st_ino) != self._file or (log.st_dev, log.st_ino) != self._known_log:
             raise self._replaced()

@@ -1,7 +1,7 @@
-"""Group commit: what threads want written while one of them is writing, the next one writes all at once.
+"""Group commit: while one thread writes, others queue up; then one of them writes the whole queue in one transaction.
 
-They wait for the disk together then, and not one after the other. A thread that finds no other thread writing writes; the others queue
-up, and are woken when theirs is written, or when it is their turn to write all that waits.
+So they wait for the disk together, and not one after the other. A thread that finds no other thread writing writes at
+once. A thread in the queue is woken when its work is written, or when it is its turn to write the whole queue.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _LOOK: Final = 0.1
 
 
 class GroupCommit(Generic[C]):
-    """The threads that want to write, and the `lock` of what they write to. Thread-safe."""
+    """Combines the writes of several threads. `lock` guards what they write to. Thread-safe. What is marked (door)
+    needs the lock `_door`."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
         self._door = threading.Lock()
-        self._led = False  # (door) a thread writes, or has been woken to
+        self._led = False  # (door) a thread is writing, or has been woken to write
         self._waiting: deque[_Write[C]] = deque()  # (door)
 
     def write(self, work: Callable[[C], T], transaction: Transaction[C]) -> T:
-        """Have `work` done in a `transaction`, by this thread or another, in this one's contextvars context.
+        """Run `work` in a `transaction`, on any thread but in this one's contextvars context, and return its result.
 
-        Raises what it raises. It may be done twice, where what was to be committed with it was refused.
+        Raises what `work` raises. `work` may run twice: if the transaction that it shared with others fails, it runs
+        again in its own.
         """
         with self._door:
             mine = self._queued(work) if self._led else None
@@ -52,13 +54,14 @@ class GroupCommit(Generic[C]):
         return answer
 
     def _queued(self, work: Callable[[C], T]) -> _Write[C]:
-        """(door) What is going to wait for its turn."""
+        """(door) Add `work` to the queue, and return its entry."""
         mine: _Write[C] = _Write(work)
         self._waiting.append(mine)
         return mine
 
     def _wait(self, mine: _Write[C], transaction: Transaction[C]) -> Any:
-        """Wait until another thread has written it, or it is our turn."""
+        """Return the result of `mine` after another thread has written it, or write it when it is this thread's
+        turn."""
         try:
             while not mine.done:
                 if mine.bell.acquire(timeout=_LOOK) or not self._lock.locked():
@@ -72,7 +75,7 @@ class GroupCommit(Generic[C]):
         return mine.answer
 
     def _lead(self, mine: _Write[C], transaction: Transaction[C]) -> None:
-        """Write all that waits, unless another thread has written `mine` by now."""
+        """Write `mine` and the rest of the queue, unless another thread has written `mine` by now."""
         if mine.done:
             return
         with self._lock:
@@ -84,14 +87,14 @@ class GroupCommit(Generic[C]):
             one.wake()
 
     def _others(self, mine: _Write[C]) -> list[_Write[C]]:
-        """All else that waits to be written, which waits no more."""
+        """Empty the queue, and return its other entries that are still to be written."""
         with self._door:
             others = [one for one in self._waiting if not (one is mine or one.done)]
             self._waiting.clear()
         return others
 
     def _pass_on(self) -> None:
-        """Wake the one whose turn it is to write."""
+        """Wake the thread whose turn it is to write, if any waits."""
         with self._door:
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()
@@ -101,44 +104,44 @@ class GroupCommit(Generic[C]):
                 self._led = False
 
     def forget(self) -> None:
-        """In a child: those who wait are threads of its parent."""
+        """Empty the queue in a child process, because the waiting threads are its parent's."""
         self._door = threading.Lock()
         self._led = False
         self._waiting.clear()
 
 
 class _Write(Generic[C]):
-    """What a thread wants written, and, once it is, what came of it."""
+    """The work that a thread wants written and, once it is done, its result or error."""
 
     __slots__ = ("_context", "_work", "answer", "bell", "done", "error")
 
     def __init__(self, work: Callable[[C], Any]) -> None:
         self._work = work
         self._context = contextvars.copy_context()
-        self.bell = threading.Lock()  # what its thread waits at
+        self.bell = threading.Lock()  # its thread waits for this lock
         self.bell.acquire()
         self.answer: Any = None
         self.error: Exception | None = None
         self.done = False
 
     def perform(self, subject: C) -> Any:
-        """On whichever thread; so that spans, say, of what it does stay its own."""
+        """Run the work in its own thread's context, so that its spans, for example, belong to that thread."""
         return self._context.run(self._work, subject)
 
     def wake(self) -> None:
-        with suppress(RuntimeError):  # another thread was quicker
+        with suppress(RuntimeError):  # another thread has woken it already
             self.bell.release()
 
 
 def _commit(batch: list[_Write[C]], transaction: Transaction[C]) -> None:
-    """All of it in one transaction, or each alone, where something of it was refused."""
+    """Write the batch in one transaction or, if that fails but the store is available, each entry in its own."""
     try:
         answers: list[Any] = transaction(lambda subject: [one.perform(subject) for one in batch])
     except StoreUnavailable as error:
-        for one in batch:  # an exception belongs to one thread
+        for one in batch:  # each thread raises an exception of its own
             one.error, one.done = StoreUnavailable(*error.args), True
             one.error.__cause__ = error.__cause__
-    except Exception:  # noqa: BLE001 - whose it is, is seen when each is alone
+    except Exception:  # noqa: BLE001 - each entry alone shows whose error it is
         for one in batch:
             try:
                 one.answer = transaction(one.perform)

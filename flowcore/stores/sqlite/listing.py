@@ -1,5 +1,5 @@
-"""Listings of an SQLiteStore: each reads one index, or some of them side by side, in the order of its page, and stops where
-the page ends.
+"""Listings of an SQLiteStore. Each reads an index, or several parts of one side by side, in the order of its page, and
+stops where the page ends.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _DUE: Final = (
     "SELECT due, id FROM runs WHERE workflow = ? AND due <= ? AND (due, id) > (?, ?) AND held = 0 AND "
     "(expires IS NULL OR expires + delay <= ?) ORDER BY due, id"
 )
-# A lease that ends a second later than it is long: the clock was set back, and how its owner is can't be known. A claim
-# sees to it.
+# If a lease ends more than its own length and a second from now, the clock was set back, and it is unknown whether the
+# owner is alive. A claim of the run then shortens the lease.
 _SET_BACK: Final = (
     "SELECT due, id FROM runs WHERE workflow = ? AND due > ? AND (due, id) > (?, ?) AND held = 0 AND "
     "expires - lease - 1000000 > ? ORDER BY due, id"
@@ -50,8 +50,8 @@ _SET_BACK: Final = (
 
 @dataclass(slots=True)
 class Query:
-    """What `list_runs` is asked for; `before`: microseconds since the epoch at which the runs had begun; `below`: the row of
-    the last one on the page before."""
+    """The filters of `list_runs`. `before`: the latest time at which the runs began, in microseconds since the epoch;
+    `below`: the row of the last run on the previous page."""
 
     status: str | None
     workflow: str | None
@@ -61,7 +61,7 @@ class Query:
 
 
 def list_ids(db: sqlite3.Cursor, query: Query, now: int) -> Iterator[int]:
-    """The rows that fit, the newest first."""
+    """Return the rows of the runs that match, newest first."""
     below = query.below if query.before is None else min(query.below, _first_after(db, query.before))
     filters, values = ["id < ?", tables.KEPT], [below, now]
     if query.before is not None:
@@ -77,7 +77,7 @@ def list_ids(db: sqlite3.Cursor, query: Query, now: int) -> Iterator[int]:
     where = " AND ".join(filters)
 
     def rows(condition: str = "1", *terms: Any) -> Iterator[int]:
-        sql = f"SELECT id FROM runs WHERE {condition} AND {where} ORDER BY id DESC"  # noqa: S608 - words of ours
+        sql = f"SELECT id FROM runs WHERE {condition} AND {where} ORDER BY id DESC"  # noqa: S608 - all constants
         return (number for (number,) in db.connection.execute(sql, (*terms, *more)))
 
     status = "running" if query.status == "expired" else query.status
@@ -97,7 +97,8 @@ def list_ids(db: sqlite3.Cursor, query: Query, now: int) -> Iterator[int]:
 
 
 def _first_after(db: sqlite3.Cursor, before: int) -> int:
-    """A row above all that had begun at this time, found by bisection: rows are numbered in the order of beginning."""
+    """Return a row number above those of all runs that had begun by this time. Rows are numbered in the order in which
+    runs begin, so it is found by bisection."""
     low, high = 0, db.execute("SELECT coalesce(max(id), 0) FROM runs").fetchone()[0]
     while low < high:
         middle = (low + high + 1) // 2
@@ -110,7 +111,7 @@ def _first_after(db: sqlite3.Cursor, before: int) -> int:
 
 
 def _workflows(db: sqlite3.Cursor, status: str) -> list[str]:
-    """The names of workflows with runs of this status, or some more than _MANY of them, one step in the index for each."""
+    """Return the workflows that have runs of this status, but at most _MANY + 1. Each takes one step in the index."""
     names: list[str] = []
     sql = "SELECT min(workflow) FROM runs WHERE status = ? AND workflow > ?"
     while len(names) <= _MANY:
@@ -124,8 +125,8 @@ def _workflows(db: sqlite3.Cursor, status: str) -> list[str]:
 def list_due(
     db: sqlite3.Cursor, workflows: Collection[str], now: int, past: tuple[int, int], *, set_back: bool
 ) -> Iterator[tuple[int, int]]:
-    """(due, row) of the runs of these workflows that recovery may resume, the oldest due first. `set_back`: look through the
-    leases that have not ended too, for those that the clock had not reached when they were given."""
+    """Return (due, row) of the runs of these workflows that recovery may resume, the longest due first. `set_back`:
+    include the runs whose lease ends too late, because the clock was set back after it was granted."""
     parts = [db.connection.execute(_DUE, (name, now, *past, now)) for name in workflows]
     if set_back:
         parts += [db.connection.execute(_SET_BACK, (name, now, *past, now)) for name in workflows]
@@ -133,7 +134,7 @@ def list_due(
 
 
 def count(db: sqlite3.Cursor, now: int) -> dict[tuple[str, str], int]:
-    """(workflow, status) -> how many runs that are not over."""
+    """Return (workflow, status) -> the number of runs that are not over."""
     counts: dict[tuple[str, str], int] = {}
 
     def add(workflow: object, status: str, number: int) -> None:

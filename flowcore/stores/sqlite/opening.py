@@ -1,6 +1,4 @@
-"""Opening the file of an SQLiteStore: a new one gets its tables; of an old one nothing is used before it is known to have
-exactly these.
-"""
+"""Opening the file of an SQLiteStore. A new file gets its tables; an existing one is used only if it has exactly these."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ _OBJECTS: Final = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_' ORDER BY 2, 1"
 )
 
-# What is no UTF-8 is still read, as halves of surrogate pairs: the decoder refuses it, and can say whose it is.
+# Bytes that are not UTF-8 are read as lone surrogates, so that the decoder can refuse them and name their record.
 _text: Final = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 
 
@@ -37,15 +35,16 @@ def open_file(
     full: bool,
     reads: bool,
 ) -> sqlite3.Connection:
-    """A connection to the file, with what the statements of `schema` make; `prepare`: called with it; `full`: whether a
-    commit waits for the disk; `reads`: it never writes. Raises StoreError where this is not a file of this version."""
+    """Open a connection to the file. A new file gets the tables that the statements of `schema` create. `prepare`:
+    called with the connection; `full`: whether a commit waits for the disk; `reads`: the connection never writes.
+    Raises StoreError if the file is not of this version of flowcore."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
             return _prepared(path, schema, prepare, full=full, reads=reads)
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            # SQLite waits for others everywhere but where it turns to a write-ahead log.
+            # SQLite itself waits for others, except when it switches to a write-ahead log.
             if code != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 if code == sqlite3.SQLITE_CANTOPEN:
                     raise StoreUnavailable(no_rights(path, error)) from error
@@ -81,7 +80,7 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...],
     def ask(sql: str) -> Any:
         return connection.execute(sql).fetchone()[0]
 
-    connection.execute("PRAGMA trusted_schema = OFF")  # nothing that a prepared file defines is run
+    connection.execute("PRAGMA trusted_schema = OFF")  # a prepared file cannot have code run by its schema
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA secure_delete = ON")  # what is erased or forgotten is overwritten
     empty = not ask("SELECT count(*) FROM sqlite_master") and not ask("PRAGMA user_version")
@@ -96,7 +95,7 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...],
     if ask("PRAGMA journal_mode = WAL") != "wal":
         raise StoreError(f"SQLite can keep no write-ahead log for {path}: choose a file on a local disk.")
     connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
-    connection.execute(f"PRAGMA fullfsync = {int(full)}")  # macOS: a plain fsync stays in the drive's cache
+    connection.execute(f"PRAGMA fullfsync = {int(full)}")  # macOS: a plain fsync leaves data in the drive's cache
     if empty:
         connection.execute("BEGIN IMMEDIATE")
         if not ask("PRAGMA user_version"):  # another process may have been quicker

@@ -1,4 +1,4 @@
-"""What operators ask of an SQLiteStore. All reading is beside the runs: it delays none of them."""
+"""The verbs of an SQLiteStore that recovery and operators use. Reading delays no run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["BITE", "Operating"]
 
 BITE: Final = 256
 """fields that are forgotten at a time"""
-_CHUNK: Final = 1000  # records of a listing that are read at one moment
-_REMEMBERED: Final = 1000  # unreadable records that were logged
+_CHUNK: Final = 1000  # records of a listing that are read in one transaction
+_REMEMBERED: Final = 1000  # the most unreadable records that are remembered, so that each is logged once
 _SECOND: Final = 1_000_000
 _log = logging.getLogger("flowcore")
 
 
 class Operating:
-    """The part of SQLiteStore that is for operators, and for recovery to find its runs. Thread-safe."""
+    """The part of SQLiteStore that recovery and operators use. Thread-safe."""
 
     def __init__(
         self, database: Database, encoding: Encoding, retention: float, durability: str, wall: Callable[[], float]
@@ -46,12 +46,12 @@ class Operating:
         self._hides = encoding.sealing.hides
         self._secret_is_fresh = not self._hides
         self._wall = wall
-        self._written = 0  # fields, since the last bite was taken
-        self._latest: int | None = None  # the highest time at which recovery has looked
+        self._written = 0  # fields, since runs past their retention were last deleted
+        self._latest: int | None = None  # the latest time at which recovery has listed its runs
         self._warned: set[str] = set()  # hashes of keys whose records could not be read
 
     def _renew_secret(self, db: sqlite3.Cursor) -> None:
-        """Write the secret anew, once, so that it is not the last text under a key that the codec is to forget."""
+        """Encode the secret anew, once, so that it is never the last text that needs an old key of the codec."""
         if not self._secret_is_fresh:
             self._secret_is_fresh = True
             db.execute(tables.PUT_SEAL, (self._encoding.sealing.secret_text(),))
@@ -59,16 +59,16 @@ class Operating:
     # -- finding -------------------------------------------------------------------------------------------------------
 
     def find(self, key: str, /) -> RunRecord | None:
-        """The record under a key, or None."""
+        """Return the record under a key, or None."""
         return self._stored(tables.FIND, self._lookup(key), self._now())
 
     def head(self, key: str, /) -> RunRecord | None:
-        """The record under a key without values and without what is of single steps, or None."""
+        """Return the record under a key, without values and the records of single steps, or None."""
         found = self._database.read(lambda db: tables.found(db, self._lookup(key), self._now()))
         return None if found is None else self._encoding.decode(key, found[2])
 
     def get_run(self, run_id: str, /) -> RunRecord:
-        """The record of a run; raises RunNotFound."""
+        """Return the record of a run. Raises RunNotFound."""
         record = self._stored(f"{tables.HEAD} WHERE run_id = ? AND {tables.KEPT}", run_id, self._now())
         if record is None:
             raise RunNotFound(
@@ -87,13 +87,15 @@ class Operating:
     def list_resumable(
         self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
     ) -> Page:
-        """Heads of the runs of these workflows that recovery may resume now: crashed, parked, incomplete, or queued and left
-        by their owners; the oldest due first. What cannot be read is logged once, and left out."""
+        """Return the heads of the runs of these workflows that recovery may resume now, the longest due first: crashed,
+        parked and incomplete ones, waiting ones that are due, and queued ones that lost their owners. `after`: the
+        cursor of the previous page. An unreadable record is logged once and left out."""
         check_listing(None, limit, "list_resumable")
         past = (-1, -1) if after is None else _numbers(after, 2, "list_resumable")
 
         def read(db: sqlite3.Cursor) -> tuple[list[tuple[int, int]], list[dict[str, Any] | None]]:
-            now = self._now()  # not before: it may have waited, and an owner may have renewed its lease meanwhile
+            # The time is read in the transaction, which may have had to wait while an owner renewed its lease.
+            now = self._now()
             set_back = self._latest is None or now < self._latest - _SECOND
             due = listing.list_due(db, set(workflows), now, (past[0], past[1]), set_back=set_back)
             found = list(itertools.islice(due, None if limit is None else limit + 1))
@@ -108,7 +110,7 @@ class Operating:
         return page
 
     def _readable(self, head: dict[str, Any]) -> RunRecord | None:
-        """None, and a warning, for a record that flowcore has not written: it must not keep others from recovering."""
+        """Return the record. If it cannot be read, log that and return None, so that others are still recovered."""
         key = head.get("key", "")
         try:
             return self._encoding.decode(key, head)
@@ -128,9 +130,9 @@ class Operating:
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """Heads of the runs with this status, of this workflow, started so many seconds ago, with this text in their keys;
-        the newest first, a page at a time (`limit=None`: all). "held" counts as a status, and "expired": running, with an
-        owner whose lease is over. What cannot be read is listed with its `problem`. `text` looks through all keys.
+        """Return a page of heads of runs, newest first. `status`: a status of runs, "held", or "expired" for running
+        ones whose lease has expired; `older_than`: the fewest seconds since they started; `text`: a part of their keys,
+        for which all keys are scanned; `limit=None`: all. A record that cannot be read is listed with its `problem`.
 
         Raises DefinitionError for an unknown status.
         """
@@ -171,8 +173,8 @@ class Operating:
             return RunRecord(known[0], known[1], known[2], None, "", problem=safe_str(error, 500))
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """(workflow, status) -> how many runs that are not over, each counted once: as held, else as expired, else by its
-        status."""
+        """Return (workflow, status) -> the number of runs that are not over. Each is counted once: as held, else as
+        expired, else by its status."""
         return self._database.read(lambda db: listing.count(db, self._now()))
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -187,8 +189,8 @@ class Operating:
         id: str | None = None,  # noqa: A002 - the word for it
         carrier: Mapping[str, str] | None = None,
     ) -> bool:
-        """Send a value to the wait `name` of the run with a key, which keeps it until it comes to that wait. Returns whether it
-        counts: see Store.send."""
+        """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
+        Returns whether the value counts: see Store.send."""
         record = self.head(key)
         if record is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
@@ -212,10 +214,11 @@ class Operating:
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def release(self, key: str, /, *, force: bool = False) -> None:
-        """Forget the run behind a key, so that the next call starts afresh.
+        """Give up the run of a key, so that the next call starts afresh. Its record stays until its retention is over.
 
-        Raises RunNotFound for an unknown key. Raises StoreError for a live run, and CorruptRecord for one that cannot be
-        read, unless forced: then its owner, if any, hears with its next checkpoint or renewal that the run is lost.
+        Raises RunNotFound for an unknown key, StoreError for a live run, and CorruptRecord for a record that cannot be
+        read. With `force`, a live run is given up too, and its owner learns from its next checkpoint or renewal that
+        the run is lost; an unreadable record is deleted.
         """
 
         def write(db: sqlite3.Cursor) -> None:
@@ -233,12 +236,13 @@ class Operating:
             self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)))
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
-        """Forget at once what users put into the run of a key, and into the runs before it: see Store.erase. It is
+        """Erase at once what users put into the run of a key, and into the key's earlier runs: see Store.erase. It is
         overwritten in the file, and the log is emptied.
 
-        Raises RunNotFound for an unknown key; StoreError for a run that is not over or is held, and CorruptRecord for one
-        that cannot be read, unless forced; StoreUnavailable where others read for so long that the log could not be emptied:
-        erase the key again then.
+        Raises RunNotFound for an unknown key, StoreError for a run that is not over or is held, and CorruptRecord for a
+        record that cannot be read. With `force`, such a run is released first, and such a record is deleted. Raises
+        StoreUnavailable if other processes read for so long that the log could not be emptied; then erase the key
+        again.
         """
 
         def write(db: sqlite3.Cursor) -> None:
@@ -257,12 +261,12 @@ class Operating:
             if not force:
                 raise
             self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)))
-        self.gc()  # the runs before it, which have no key any more
+        self.gc()  # deletes the earlier runs, which no longer have a key
         self._database.empty_log()
 
     def hold(self, key: str, /, reason: str | None = None) -> None:
-        """Refuse the key from now on, until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
-        StoreError for a live run."""
+        """Hold the key, so that calls with it are refused until `release`, `resume` or `undo`. `reason` is kept in the
+        record. Raises RunNotFound for an unknown key, and StoreError for a live run."""
 
         def write(db: sqlite3.Cursor) -> None:
             number, record, live = self._known(db, key, self._now())
@@ -273,17 +277,19 @@ class Operating:
         self._database.write(write)
 
     def resume(self, key: str, /, *, reason: str | None = None) -> None:
-        """Have the next call with the key, or recovery, resume its run: one that is held, parked, incomplete, whose lease has
-        run out, or that failed with nothing undone. Raises RunNotFound for an unknown key, StoreError for any other run."""
+        """Let the next caller, or recovery, resume a run that is held, parked or incomplete, has no live owner, or
+        failed with nothing undone. Raises RunNotFound for an unknown key, and StoreError for any other run."""
         self._decide(key, "resume", reason)
 
     def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """As `resume`, but the run is undone, past its pivot too; the owner of a live run cancels and undoes it."""
+        """Let the next caller, or recovery, undo a run, past its pivot too. A live run is cancelled and undone by its
+        owner. Raises RunNotFound for an unknown key, and StoreError for a run that is over and not held."""
         self._decide(key, "undo", reason)
 
     def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Have the owner of a live run cancel it, which it hears with its next checkpoint or renewal; any other run that is not
-        over is cancelled by the next call with the key, or by recovery. Past its pivot it is left incomplete. Raises RunNotFound for an unknown key, StoreError for a run that is over."""
+        """Cancel a run. The owner of a live run learns of it from its next checkpoint or renewal; any other run is
+        cancelled by the next call with the key, or by recovery. A run past its pivot is left incomplete. Raises
+        RunNotFound for an unknown key, and StoreError for a run that is over and not held."""
         self._decide(key, "cancel", reason)
 
     def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
@@ -305,7 +311,7 @@ class Operating:
         self._database.write(write)
 
     def _known(self, db: sqlite3.Cursor, key: str, now: int) -> tuple[int, RunRecord, bool]:
-        """The row and the head of a key, and whether it is live."""
+        """Return the row number and the head of a key's run, and whether it is live. Raises RunNotFound."""
         found = tables.found(db, self._lookup(key), now)
         if found is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
@@ -316,14 +322,14 @@ class Operating:
     # -- keeping house -------------------------------------------------------------------------------------------------
 
     def gc(self) -> int:
-        """Forget what is past its retention now; returns how many runs are left."""
+        """Delete the runs that are past their retention. Returns how many runs are left."""
         while self._database.write(lambda db: self._forget_some(db, self._now())):
             pass
         return self._database.read(lambda db: self._kept(db, self._now()))
 
     def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
-        """What an operator should know of this store; numbers are numbers, sizes bytes, times seconds. `deep`: checks the
-        whole file too, which takes long, beside the runs."""
+        """Return what an operator should know about this store, by name. Sizes are in bytes, times in seconds. `deep`:
+        also check the integrity of the whole file, which takes long but delays no run."""
         facts = self._database.facts(deep=deep)
         waits = "a step's end is on the disk before anything follows from it"
         durability = waits if self.durability == "full" else "a power cut may cost the last moments"
@@ -344,7 +350,7 @@ class Operating:
         }
 
     def close(self) -> None:
-        """Close the file; the runs stay in it. Verbs raise StoreError from then on."""
+        """Close the file; the runs stay in it. Later calls raise StoreError."""
         self._database.close()
 
     def _now(self) -> int:

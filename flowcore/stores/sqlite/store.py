@@ -49,19 +49,22 @@ _WEEK: Final = 7 * 24 * 3600.0
 
 
 class SQLiteStore(Operating):
-    """Runs in the SQLite file `path`, which is made, for its owner only, where there is none. Thread-safe; any number of
-    processes of one machine may have a store of the same file, and a process may fork. One at a time writes: others wait
-    up to five seconds for it, then StoreUnavailable is raised, and engines try again. Reading is beside that.
+    """A store that keeps runs in the SQLite file `path`. If there is no file, it is created for its owner only.
+    Thread-safe.
 
-    `durability`: with "full" a step's end is on the disk before anything that follows from it begins, and survives a power
-    cut. With "normal" the disk is not waited for: the death of any process costs nothing, a power cut the last moments.
-    `retention`: how long ended runs, and their keys, are kept. `codec` (None: JsonCodec) turns what users put into a
-    run into texts (see Codec), values of at most `max_value_bytes` each. `traceback`: what to keep of an error's, all of it or
-    its class and "line" only. `shared`: accept a file that other users may write, or have
-    made: all of them can forge outcomes. `wall` returns seconds since the epoch: the clock that all processes of the
-    machine share.
+    Any number of processes of one machine may have stores of the same file, and a process may fork. One process writes
+    at a time. Others wait for it up to five seconds; then StoreUnavailable is raised, and engines retry. Readers and
+    writers do not wait for each other.
 
-    Raises DefinitionError for what cannot be meant, and StoreError where there can be no such file.
+    `durability`: with "full", the end of a step is on the disk before anything that follows from it begins, so it
+    survives a power cut. With "normal", writes do not wait for the disk: the death of a process loses nothing, but a
+    power cut may lose the last moments. `retention`: seconds for which ended runs, and their keys, are kept. `codec`
+    (None: JsonCodec): turns what users put into a run into texts (see Codec). `max_value_bytes`: the largest size of
+    one value. `traceback`: what is kept of an error's traceback: "keep" for all of it, "line" for the error's class and
+    the line that raised it. `shared`: accept a file that other users may write or have made; all of them can forge
+    outcomes. `wall`: returns seconds since the epoch, by the clock that all processes of the machine share.
+
+    Raises DefinitionError for an invalid argument, and StoreError if there cannot be such a file.
     """
 
     name = "sqlite"
@@ -91,7 +94,7 @@ class SQLiteStore(Operating):
             raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {safe_repr(durability)}.')
         kept = seconds(retention, "SQLiteStore(retention=)")
         encoding = Encoding(codec, max_value_bytes, traceback)
-        place = os.path.abspath(given)  # noqa: PTH100 - not resolved: a link stays the user's
+        place = os.path.abspath(given)  # noqa: PTH100 - symbolic links are not resolved: the user may change them
         database = Database(
             place,
             tables.SCHEMA,
@@ -102,7 +105,7 @@ class SQLiteStore(Operating):
         super().__init__(database, encoding, kept, durability, wall)
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        """Take the key, or return who has it."""
+        """Claim the key for a run, or return why it cannot be claimed: see Store.claim."""
         texts = self._encoding.encode_claim(claim)
         if self._hides:
             claim = replace(claim, key=texts["key"], fingerprint=texts.get("fingerprint"))
@@ -153,7 +156,7 @@ class SQLiteStore(Operating):
                 due_in = math.inf if record.not_before == math.inf else left / 1e6
                 return Busy(record.run_id, record.carrier, age, due_in, record.waiting_for, record.not_before)
             case Verdict.BUSY:
-                if left > lease:  # the clock was set back: from now on its owner has as long as it asked for
+                if left > lease:  # the clock was set back, so the lease begins again
                     left = lease
                     db.execute(tables.EXPIRE, (now + lease, now + lease, number))
                 return Busy(record.run_id, record.carrier, age, left / 1e6)
@@ -176,7 +179,7 @@ class SQLiteStore(Operating):
         takeovers: int,
     ) -> Claimed:
         number, _, head = found
-        # All of it is read before any of it is changed: what cannot be read stays as it is.
+        # The whole record is read before it is changed, so that a record that cannot be read stays as it is.
         fields = tables.whole(db, number, head) | {"graph": claim.graph, "takeovers": takeovers}
         record = self._encoding.decode(claim.key, fields, claim.types)
         fence, delay = max(record.fence + 1, now), microseconds(takeover_delay(takeovers, claim.lease))
@@ -187,7 +190,7 @@ class SQLiteStore(Operating):
         return Claimed(record.generation, fence, record, max(0.0, now / 1e6 - record.started))
 
     def _as_found(self, db: sqlite3.Cursor, claim: Claim, number: int, head: dict[str, Any]) -> RunRecord:
-        """The record as the present owner found it, with all that has come to it since."""
+        """Return the record as its present owner found it, with everything that was recorded since."""
         fields = tables.whole(db, number, head)
         fields |= {name: fields.get(f"before_{name}") for name in ("status", "expires", "by", "since")}
         known = {name: value for name, value in fields.items() if value is not None}
@@ -199,7 +202,7 @@ class SQLiteStore(Operating):
         db.execute(tables.RENEW, (expires, length, expires + delay, number))
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        """Record what has changed in a run of ours, and renew its lease."""
+        """Record what has changed in a run, and renew its lease."""
         texts, lease = self._encoding.encode_checkpoint(checkpoint), microseconds(checkpoint.lease)
         owner = self._lookup(checkpoint.key), checkpoint.run_id, checkpoint.fence
 
@@ -227,7 +230,7 @@ class SQLiteStore(Operating):
         return self._database.write(write)
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        """Record how a run of ours ended."""
+        """Record how a run ended, or that it only waits from now on."""
         record, changes, texts = ending.record, ending.changes, self._encoding.encode_ending(ending)
         owner = self._lookup(record.key), record.run_id, record.fence
         waiting = record.status == Status.WAITING
@@ -259,16 +262,16 @@ class SQLiteStore(Operating):
         return self._database.write(write)
 
     def _refused(self, db: sqlite3.Cursor, key: str, run_id: str, fence: int) -> Lost | None:
-        """Of a run that is not ours, or is not live: Lost, unless it is ours but over, and this is a late copy."""
+        """Return why a write was refused: Lost, or None if the run has ended and this is a late copy of a write."""
         found = tables.found(db, key, 0)
         if found is None:
             return Lost(gone=True)
-        # What flowcore has not written does not make an owner.
+        # A record with an unexpected format is never treated as owned: decoding it raises CorruptRecord.
         record = self._encoding.decode(key, found[2])
         return None if (record.run_id, record.fence) == (run_id, fence) else Lost()
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
-        """Extend these leases from now on; for each, whether the run is still its owner's."""
+        """Renew these leases for `lease` seconds from now. Returns for each whether its owner still has the run."""
 
         def write(db: sqlite3.Cursor) -> list[Renewal]:
             now = self._now()
@@ -285,7 +288,7 @@ class SQLiteStore(Operating):
         return STOPS.get(decision) or (Renewal.SENT if received > one.received else Renewal.OURS)
 
     def withdraw(self, claim: Claim, /) -> None:
-        """Take a claim back whose answer was lost, if it was granted."""
+        """Withdraw a claim whose reply was lost, if it was granted."""
 
         def write(db: sqlite3.Cursor) -> None:
             now = self._now()
@@ -305,7 +308,7 @@ class SQLiteStore(Operating):
 
 
 class _Over(NamedTuple):
-    """Finished, with the record still to be read, when no other writer waits for that."""
+    """A Finished whose record is decoded after the transaction, so that no other writer waits for that."""
 
     fields: dict[str, Any]
     age: float

@@ -1,9 +1,10 @@
-"""The two tables of an SQLiteStore, and what it says to them.
+"""The two tables of an SQLiteStore, and the SQL statements that use them.
 
-A checkpoint must cost what it changes, however large its run is. So a row of `runs` has what SQL needs, and is small;
-what is large, or many, has a row of its own in `fields`. `encoding.py` says what is in them.
+The cost of a checkpoint must depend on what it changes, not on the size of its run. So a row of `runs` is small, and
+has what SQL needs. Fields that are large or many have a row each in `fields`. `encoding.py` describes all fields.
 
-Every listing reads an index in its own order, and as much of it as its page has: its cost does not grow with the table.
+Every listing reads an index in its own order, and no more of it than its page needs. So its cost does not grow with the
+table.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ _COLUMNS: Final = (
     "received",
 )
 _IN_RUNS: Final = frozenset(_COLUMNS)
-_BEGUN: Final = (  # of a fresh run
+_BEGUN: Final = (  # columns of a new run
     *("schema", "key", "run_id", "owner", "workflow", "fingerprint", "status", "by", "deadline", "seq"),
 )
-_NOTHING: Final = frozenset({"null", "[]"})  # the same as no row
+_NOTHING: Final = frozenset({"null", "[]"})  # texts that mean the same as no row
 
 SCHEMA: Final = (
     """
@@ -111,7 +112,7 @@ SCHEMA: Final = (
     "CREATE INDEX runs_held ON runs (held) WHERE held = 1",
     "CREATE TABLE fields (run INTEGER, name TEXT, text TEXT, PRIMARY KEY (run, name)) WITHOUT ROWID",
 )
-HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - the words above
+HEAD: Final = f"SELECT id, lease, {', '.join(_COLUMNS)} FROM runs"  # noqa: S608 - all parts are constants
 KEPT: Final = "(forget IS NULL OR forget > ?)"
 FIND: Final = f"{HEAD} WHERE key = ? AND {KEPT}"
 OWNED: Final = (
@@ -128,7 +129,7 @@ TAKE_OVER: Final = (
 BEGIN_QUEUED: Final = "UPDATE runs SET status = 'running', seq = ?, expires = ?, lease = ?, due = ? WHERE id = ?"
 RENEW: Final = "UPDATE runs SET expires = ?, lease = ?, due = ? WHERE id = ?"
 EXPIRE: Final = "UPDATE runs SET expires = ?, due = ? + delay WHERE id = ?"
-# `due` stays as it is, so that its index does: it is early then, and recovery looks at `expires` too.
+# `due` stays unchanged, so that its index is not written. It may then be early, so recovery looks at `expires` too.
 CHECKPOINT: Final = (
     "UPDATE runs SET expires = ?, lease = ?, undoing = max(undoing, ?), decision = ?, seq = max(seq, ?) WHERE id = ?"
 )
@@ -153,7 +154,7 @@ ERASE: Final = (
     "WHERE id = ?"
 )
 ERASE_FIELDS: Final = "DELETE FROM fields WHERE run = ? AND name NOT IN ('graph', 'key_text')"
-# Of no run: rows are numbered from 1 up.
+# Row 0 belongs to no run, because rows are numbered from 1.
 _SEAL: Final = "SELECT text FROM fields WHERE run = 0 AND name = 'secret'"
 PUT_SEAL: Final = "INSERT OR REPLACE INTO fields VALUES (0, 'secret', ?)"
 STOP: Final = (
@@ -166,7 +167,7 @@ RECEIVED: Final = "UPDATE runs SET received = received + 1 WHERE id = ?"
 WAKE: Final = "UPDATE runs SET not_before = ?, due = CASE held WHEN 1 THEN NULL ELSE ? END WHERE id = ?"
 FIELD: Final = "SELECT text FROM fields WHERE run = ? AND name = ?"
 PUT: Final = "INSERT OR REPLACE INTO fields VALUES (?, ?, ?)"
-# Of a step or a write the text with the higher number in front wins: CAST reads that number, and stops behind it.
+# Of two texts of a step or a write, the one that begins with the higher number wins. CAST reads only that number.
 RAISE: Final = (
     "INSERT INTO fields VALUES (?, ?, ?) ON CONFLICT (run, name) DO UPDATE SET text = excluded.text "
     "WHERE CAST(excluded.text AS INTEGER) > CAST(text AS INTEGER)"
@@ -184,34 +185,34 @@ _SMALL: Final = (
 
 
 def until(now: int, lease: float) -> tuple[int, int]:
-    """When a lease of so many seconds ends, and its length; in microseconds."""
+    """Return the end of a lease of so many seconds that begins at `now`, and its length, both in microseconds."""
     length = microseconds(lease)
     return now + length, length
 
 
 def found(db: sqlite3.Cursor, key: str, now: int) -> tuple[int, int, dict[str, Any]] | None:
-    """The row number of a key, the length of its lease, and its head."""
+    """Return the row number of a key, the length of its lease, and its head; None if there is no run with this key."""
     row = db.execute(FIND, (key, now)).fetchone()
     return None if row is None else (row[0], row[1] if isinstance(row[1], int) else 0, small(db, row))
 
 
 def head(row: tuple[Any, ...]) -> dict[str, Any]:
-    """The fields in what HEAD answers."""
+    """Return the fields in a row of HEAD."""
     return {name: value for name, value in zip(_COLUMNS, row[2:], strict=True) if value is not None}
 
 
 def small(db: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
-    """All fields of a run's head, of which HEAD has answered one part."""
+    """Return all fields of a run's head: those in a row of HEAD, and those in `fields`."""
     return {**dict(db.execute(_SMALL, (row[0],))), **head(row)}
 
 
 def whole(db: sqlite3.Cursor, number: int, head: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields of a run."""
+    """Return all fields of a run: those in its head, and those in `fields`."""
     return {**dict(db.execute("SELECT name, text FROM fields WHERE run = ?", (number,))), **head}
 
 
 def add(db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: int, now: int, lease: float) -> int:
-    """A new run. Returns its row number; its other fields are still to be put."""
+    """Insert a new run, and return its row number. Its other fields are still to be written by `put`."""
     expires, length = until(now, lease)
     values = (*map(texts.get, _BEGUN[:-1]), texts.get("seq", 0), generation, fence, now, now, expires, length, expires)
     number: Any = db.execute(_ADD, values).lastrowid
@@ -219,7 +220,7 @@ def add(db: sqlite3.Cursor, texts: Mapping[str, str], generation: int, fence: in
 
 
 def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
-    """Write those fields of a run that have rows of their own. Returns how many these are."""
+    """Write those fields of a run that have rows of their own. Returns how many rows it wrote."""
     raised: list[tuple[int, str, str]] = []
     rows = 0
     for name, text in texts.items():
@@ -233,8 +234,8 @@ def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
 
 
 def forget(db: sqlite3.Cursor, now: int, most: int) -> bool:
-    """Forget runs that are past their retention, but at most so many rows; whether there may be more. Large ones go bit by
-    bit: no verb finds what is left of them."""
+    """Delete runs that are past their retention, but at most `most` rows. Returns whether there may be more. Large runs
+    are deleted in parts; no verb finds what is left of them."""
     while most > 0:
         run = db.execute(FORGOTTEN, (now,)).fetchone()
         if run is None:
@@ -247,14 +248,14 @@ def forget(db: sqlite3.Cursor, now: int, most: int) -> bool:
 
 
 def open_seal(connection: sqlite3.Connection, *, sealing: Sealing, where: str) -> None:
-    """Take the secret under which keys are found, or make it. Raises StoreError where the file was set up with another codec.
-    Not through a cursor: instruments of sqlite3 would make spans of it."""
+    """Load the secret under which keys are looked up, or make it. Raises StoreError if the file was set up with another
+    codec. This uses no cursor of its own, because instrumentation of sqlite3 would make spans of that."""
     try:
         kept = connection.execute(_SEAL).fetchone()
     except sqlite3.DatabaseError as error:
         if sealing.hides or isinstance(error, sqlite3.OperationalError):
             raise
-        return  # every verb says that the file is damaged
+        return  # every verb will report that the file is damaged
     if not sealing.hides or kept is not None:
         sealing.use(None if kept is None else str(kept[0]), used=True, where=where)
         return

@@ -1,4 +1,4 @@
-"""What SQLite's errors mean, in plain words: which a retry may cure, and what to do about the others."""
+"""Translates SQLite's errors into flowcore's: which of them a retry may cure, and what to do about the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PASSING: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3
 
 
 def in_words(path: str, error: Exception) -> StoreError:
-    """The StoreError for what sqlite3 raised. StoreUnavailable: the same call may succeed later."""
+    """Return the StoreError for an error of sqlite3. StoreUnavailable means that the same call may succeed later."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreUnavailable(f"The disk of {path} is full ({error}). Free some space on it.")
@@ -37,5 +37,5 @@ def in_words(path: str, error: Exception) -> StoreError:
 
 
 def no_rights(path: str, error: Exception) -> str:
-    """The sentence for a file or a folder that this process may not use."""
+    """Return the message for a file or a folder that this process may not use."""
     return f"{path} cannot be used ({error}): let this process read and write the file and its folder."
