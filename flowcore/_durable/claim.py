@@ -52,8 +52,8 @@ _RESENT: Final = 1 / 3
 
 
 class StoreClaims:
-    """See flowcore._kernel.ledger.Claims. `local`: the engine's runs in flight. `owner`: returns the Owner that records
-    name."""
+    """See flowcore._kernel.ledger.Claims. `local`: the engine's runs in flight. `owner`: returns the Owner to
+    record."""
 
     def __init__(self, local: LocalRuns | None = None, owner: Callable[[], Owner] | None = None) -> None:
         self.local = local

@@ -1,8 +1,8 @@
 """Callers of a run that only waits: it is left to its store, and no process owns it.
 
 Such a caller polls the head of the record, with growing delays, until the run may be resumed or another process has
-resumed it. Then it claims the run like any caller. The polls of all such callers of an engine together are limited to a
-number per second. A value that this engine sends wakes the caller at once.
+resumed it. Then it claims the run like any caller. If an engine has many such callers, each polls less often, so that
+together they poll about 100 times per second at most. A value that this engine sends wakes the caller at once.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Both engines share this code. A round is a generator that yields calls of the st
 `Engine` makes the calls and `AsyncEngine` awaits them. A round starts runs and returns; it never waits for them.
 
 Each engine resumes runs in an order of its own, so that engines that read the same list rarely claim the same run. A
-run whose owners crashed twice in a row is a suspect. An engine resumes one suspect at a time, so that a run that kills
-its process does not repeatedly take other recovered runs down with it.
+run whose owners crashed twice without progress is a suspect. An engine resumes one suspect at a time, so that a run
+that kills its process does not repeatedly take other recovered runs down with it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Recovery:
         """Reset the state, also in a child process, because the parent's runs in flight stay with the parent."""
         self._lock = threading.Lock()
         self._salt = self._settings.new_id().encode()
-        self._in_flight: dict[RunState, RunRecord] = {}  # (lock)
+        self._in_flight: dict[RunState, RunRecord] = {}  # (lock) recovered runs in flight, with their records
         self._found: list[RunRecord] = []  # (lock) the list of runs to resume; the next one is last
         self._fresh_until = 0.0  # (lock) when the list is out of date (monotonic)
         self._started = self._refused = 0  # (lock) runs started from the list, and those that others claimed first

@@ -1,5 +1,5 @@
-"""The takeover of a run that an earlier owner left: it crashed or parked the run, left it incomplete past its pivot, or
-an operator resumed it.
+"""The takeover of a run from an earlier owner, which crashed, parked the run, or left it incomplete past its pivot, and
+of a run that an operator has released.
 
 Steps that are recorded as done are not run again. A step that was in flight may have had its effect or not: `verify=`
 is called first, then `on_crash=` decides. A run that was being undone is only undone.
@@ -66,8 +66,8 @@ def left_to_callers(workflow: Workflow[Any], record: RunRecord) -> bool:
 
 
 def _before(record: RunRecord) -> Mapping[str, str | int | float]:
-    """Return the host, pid and start of the earlier owner, and the step that it ran last, as far as known, for
-    telemetry."""
+    """Return, for telemetry, what is known of the earlier owner: host, pid, since when it owned the run, and the step
+    that it ran last."""
     known: dict[str, str | int | float] = {}
     if record.owner is not None:
         known |= {"host": record.owner.host, "pid": record.owner.pid, "since": record.owner.since}
@@ -133,7 +133,7 @@ def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
         report = record.steps.get(node.name)
         if node.wait is None or report is None:
             continue
-        # A wait that was closed has TIMEOUT with `until` if its owner died before the wait's end was recorded.
+        # A closed wait whose owner died before its end was recorded has the status TIMEOUT and an `until`.
         if report.status is Status.WAITING or (report.status is Status.TIMEOUT and report.until is not None):
             began = now - max(0.0, wall - (report.started or wall))
             waits.begin(node, began, math.inf if report.until is None else now + report.until - wall)
@@ -300,8 +300,8 @@ def _land(run: RunState, node: Node, result: object, before: StepReport) -> None
 
 def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
     """Begin or resume the undoing of the run, because of the error that failed it, an operator's decision, or a crash
-    in the steps `crashed`. `open_ones`: steps that may have had their effect. `lacking`: steps that had none, by
-    `verify=`."""
+    in the steps `crashed`. `open_ones`: steps that may have had their effect. `lacking`: steps that had none, according
+    to `verify=`."""
     again, ledger = record.decision is not None, ledger_of(run)
     known = run.plan.by_name
     undone = [name for name in record.undone if name in known]

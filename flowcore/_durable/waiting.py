@@ -35,7 +35,7 @@ _SHORTEST: Final = 0.05
 _WEIGHT: Final = 0.3
 """the weight of the latest run in the usual duration of a workflow's runs, a moving average"""
 _DOUBT: Final = 1 / 6
-"""the part of a lease: if an own run has no more of its lease left, a claim might take it over"""
+"""the part of a lease; a run of this engine that has no more of its lease left might be taken over by a claim"""
 
 
 class LocalRuns:
@@ -51,8 +51,8 @@ class LocalRuns:
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._runs: dict[str, RunState] = {}  # (lock)
-        self._began: dict[RunState, float] = {}  # (lock)
+        self._runs: dict[str, RunState] = {}  # (lock) the runs, by key
+        self._began: dict[RunState, float] = {}  # (lock) when each run was claimed
         self._waiters: dict[RunState, dict[RunState, None]] = {}  # (lock) waiting callers, by the run they wait for
         self._sleepers: dict[RunState, None] = {}  # (lock) callers of runs that wait in their store
 
@@ -83,7 +83,8 @@ class LocalRuns:
         return None if run is None or run.lost else run
 
     def awaited(self, key: str) -> tuple[str, ...]:
-        """Return the steps that the run with this key waits for, if it is in flight here and only waits."""
+        """Return the steps that the run with this key waits for, if it is in flight here and only waits; else an empty
+        tuple."""
         run = self.find(key)
         if run is None or run.waits is None:
             return ()
