@@ -1,7 +1,8 @@
-"""The same workflows on Temporal: `TemporalEngine` starts them, the workers of `temporal_worker` run their steps.
+"""Run flowcore's workflows on Temporal: `TemporalEngine` starts them, and the workers of `temporal_worker` run their
+steps.
 
-Needs the extra `temporal`. What is the same as on the other engines, and what cannot be, is in the guide's page
-"From flowcore to Temporal".
+Needs the extra `temporal`. The page "From flowcore to Temporal" of the guide says what is the same as on the other
+engines, and what cannot be.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The activity of one step, undo or question: the asyncio driver runs the kernel's programs for it, in a worker.
+"""The Temporal activity of one step or undo, or of one call of `when=` or `verify=`. In a worker, the asyncio driver
+runs the kernel's programs for it.
 
-A worker that dies is told from a step that fails: Temporal gives the activity to another worker, and its second attempt finds a
-step in doubt. What `verify=` and `on_crash=` say of it is decided here, as a takeover decides it elsewhere.
+The death of a worker is not the failure of a step: Temporal gives the activity to another worker, and this second
+attempt finds the step in doubt. `verify=` and `on_crash=` then decide here, as they decide in a takeover on other
+engines.
 """
 
 from __future__ import annotations
@@ -55,15 +57,15 @@ _FETCH: Final = 30.0
 
 
 class _Unclear(Exception):
-    """`verify=` could not tell: the activity is attempted again, and asks once more."""
+    """`verify=` could not decide. Temporal attempts the activity again, which calls it once more."""
 
 
 class _Decided(Exception):
-    """`on_crash=` has decided: undo or hold."""
+    """`on_crash=` has decided that the step is undone, or that its run is held."""
 
 
 class _Worker:
-    """What stands for the store in a step's process: Temporal has the record."""
+    """Stands for the store in the process that runs a step. Temporal keeps the record."""
 
     name = "temporal"
     durable = True
@@ -71,8 +73,9 @@ class _Worker:
 
 
 class _StepLedger(Ledger):
-    """What the run is to know of a step that another process runs: its writes, what it changes in place, its carrier. Attempts
-    that failed are told with the heartbeat, so that they count if this worker dies."""
+    """Collects what the run must know about a step that runs in this process: its writes, the values that it changes in
+    place, and its carrier. Failed attempts are reported with the heartbeat, so that they count even if this worker
+    dies."""
 
     def __init__(self, failed: Callable[[StepEnd, float], None]) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class _StepLedger(Ledger):
         return not run.relinquished
 
     def take_writes(self, run: RunState, node: Node) -> Mapping[Any, Any]:
-        """What the step has written, and changed in place."""
+        """Remove and return what the step has written, and the values that it has changed in place."""
         with run.lock:
             self._note_changes(run, node)
             return self.writes.pop(node.name, {})
@@ -107,7 +110,8 @@ class _StepClaims(StoreClaims):
 
 
 class _Results(dict[str, Any]):
-    """Results of other steps. Those that did not come along are fetched, once, when a step on a thread asks for one."""
+    """The results of other steps. A result that was not sent with the activity is fetched, once, when a sync step asks
+    for it."""
 
     def __init__(self, known: Mapping[str, Any], more: Iterable[str], fetch: Callable[[str], Any]) -> None:
         super().__init__(known)
@@ -132,10 +136,11 @@ class Steps:
         self._hooks = hooks
         self._encoding = encoding
         self._pool = pool
-        self._tasks: set[asyncio.Future[Any]] = set()  # what completes late outlives its activity
+        self._tasks: set[asyncio.Future[Any]] = set()  # calls that complete late outlive their activity
 
     async def perform(self, args: Sequence[RawValue]) -> StepOutput:
-        """Perform one activity. What fails is raised as well, so that Temporal shows it."""
+        """Perform one activity. If its step fails, the output is raised as an error, so that Temporal shows the
+        failure."""
         sent = cast("StepInput", activity.payload_converter().from_payload(args[0].payload, dict))
         call = _Activity(sent, self._client, self._hooks, self._encoding)
         output = await call.perform(self._pool, self._tasks)
@@ -146,7 +151,7 @@ class Steps:
 
 
 class _Activity:
-    """One activity: the part of a run that comes to this process."""
+    """One activity: the part of a run that this process performs."""
 
     def __init__(self, sent: StepInput, client: Client, hooks: Hooks, encoding: Encoding) -> None:
         self._sent, self._client, self._encoding = sent, client, encoding
@@ -202,7 +207,8 @@ class _Activity:
         return self._encoding.sealing.loads(text, self._types.get(field, Any), self._sent["run_id"], field)
 
     def _fetch(self, name: str) -> Any:
-        """A result that did not come along. On a thread only: a step that is async gets all results."""
+        """Fetch a result that was not sent with the activity. This blocks a thread, so it is for sync steps only: an
+        async step gets all results with its activity."""
         info = self._info
         handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
         asked = handle.query(FlowcoreWorkflow.results, [name])
@@ -241,7 +247,7 @@ class _Activity:
             raise driver.error
         end = cast("StepEnd", cast("object", driver.result))
         if run.parked and end.status in {Status.PENDING, Status.CANCELLED}:
-            if end.status is Status.PENDING:  # its next attempt is its first
+            if end.status is Status.PENDING:  # the step has not begun, so its next attempt is its first
                 activity.heartbeat({**self._beat, "unbegun": True})
             raise ApplicationError(
                 f"step {safe_repr(node.name)} was left: {safe_str(run.leaving or run.error or Exception())}"
@@ -259,7 +265,7 @@ class _Activity:
         }
 
     def _program(self) -> Program[Any]:
-        """What the activity does."""
+        """The program that performs the activity."""
         sent, run, node = self._sent, self._run, self._node
         if sent["kind"] == "undo":
             return (yield from run_whole_undo(run, node, sent["order"], sent["failed_step"] or "cancelled"))
@@ -291,7 +297,8 @@ class _Activity:
             await asyncio.sleep(self._lease / _BEATS)
 
     async def _cancelled(self, driver: AsyncDriver) -> None:
-        """The activity is cancelled: by its run, or because this worker stops. An undo is not."""
+        """Handle a cancellation of the activity, by its run or because this worker stops. A run does not cancel its
+        undos."""
         details = activity.cancellation_details()
         what = f"step {safe_repr(self._node.name)}"
         if details is not None and details.worker_shutdown:
@@ -301,7 +308,7 @@ class _Activity:
             handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
             try:
                 stops = await handle.query(FlowcoreWorkflow.stopping) == "stop"
-            except Exception:  # noqa: BLE001 - the server is away: it has asked for the cancellation all the same
+            except Exception:  # noqa: BLE001 - the server is unreachable, but it has requested the cancellation
                 stops = False
             if stops:
                 stopping.fail(self._run, StepCancelled(f"{what} makes no further attempt."), self._node.name)
@@ -309,11 +316,11 @@ class _Activity:
             else:
                 driver.cancel(StepCancelled(f"{what} was cancelled."))
 
-    # -- what the run is to know of it ---------------------------------------------------------------------------------
+    # -- its output ----------------------------------------------------------------------------------------------------
 
     def _output(self, end: StepEnd) -> StepOutput:
         run, node, kind = self._run, self._node, self._sent["kind"]
-        run.finished = end.status  # what completes later than this is only reported
+        run.finished = end.status  # calls that complete later than this are only reported
         output: StepOutput = {
             "status": str(end.status),
             "attempts": end.attempts,
@@ -349,7 +356,7 @@ class _Activity:
                 }
             if has_value:
                 output["value"] = self._text(STEP + node.name, value, "the result of step", node.name)
-        except NotSerializable as error:  # what it did stands, and is undone
+        except NotSerializable as error:  # the step had its effect, which is to be undone
             output["status"], output["error"] = str(Status.FAILURE), pack_error(error)
             output["in_doubt"], output["writes"] = True, {}
         return output

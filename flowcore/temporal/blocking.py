@@ -1,4 +1,4 @@
-"""A task queue of Temporal for callers without an event loop, such as the command line."""
+"""A Temporal task queue for callers without an event loop, such as the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PREFIX: Final = "flowcore:"
 def _blocking(
     verb: Callable[Concatenate[Operators, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[BlockingTemporalStore, P], T]:
-    """A verb as a function that waits for its result."""
+    """Turn an async verb into a function that waits for its result."""
 
     @functools.wraps(verb)
     def call(self: BlockingTemporalStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -38,10 +38,11 @@ def _blocking(
 
 
 class BlockingTemporalStore:
-    """The verbs of `TemporalStore` that people use, as functions. Thread-safe; not for the thread of an event loop.
+    """The verbs of `TemporalStore` for operators, as plain functions. Thread-safe. They must not be called on the
+    thread of a running event loop.
 
-    `address`: host and port. TLS and keys are those of Temporal's own environment variables and configuration file
-    (TEMPORAL_TLS, TEMPORAL_API_KEY and so on). Each verb has a connection of its own.
+    `address`: host and port. TLS and API keys come from Temporal's own environment variables and configuration file
+    (TEMPORAL_TLS, TEMPORAL_API_KEY and so on). Each call of a verb has a connection of its own.
     """
 
     name = "temporal"
@@ -71,10 +72,11 @@ class BlockingTemporalStore:
     gc = _blocking(Operators.gc)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     async def opened(self) -> TemporalStore:
-        """The store, with a connection on the running loop."""
+        """The async store, with a connection on the running loop. Raises StoreUnavailable if Temporal is
+        unreachable."""
         config = ClientConfig.load_client_connect_config()
         config["target_host"], config["namespace"] = self._address, self._namespace
         try:

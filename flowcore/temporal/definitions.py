@@ -1,4 +1,4 @@
-"""The workflows of this process's workers, as runs on Temporal need them."""
+"""The workflows that the workers of this process run on Temporal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["Definition", "definition_of", "register"]
 
 
 class Definition(NamedTuple):
-    """A workflow, and its plan with the codec's texts where results come from the plan itself: the defaults of waits."""
+    """A workflow and its plan. A run on Temporal handles results as the codec's texts, so the defaults of waits in this
+    plan, which are results too, are such texts."""
 
     workflow: Workflow[Any]
     plan: Plan
@@ -28,8 +29,8 @@ _definitions: Final[dict[str, dict[str, Definition]]] = {}
 
 
 def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Encoding) -> None:
-    """Have the workers of this process that poll `task_queue` know these workflows; also before histories of them are
-    replayed. Raises DefinitionError for two of one name."""
+    """Register workflows with the workers of this process that poll `task_queue`. It is also needed before histories of
+    these workflows are replayed. Raises DefinitionError if two of them have the same name, or one is not a workflow."""
     known: dict[str, Definition] = {}
     for workflow in workflows:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -41,7 +42,7 @@ def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Enco
 
 
 def definition_of(task_queue: str, name: str) -> Definition:
-    """The workflow of that name. Raises DefinitionError where no worker of this process has it."""
+    """The definition with this name. Raises DefinitionError if no worker of this process has it."""
     known = _definitions.get(task_queue)
     if known is None:  # Temporal's Replayer has a task queue of its own
         known = {name: definition for several in _definitions.values() for name, definition in several.items()}

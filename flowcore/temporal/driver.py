@@ -1,8 +1,9 @@
-"""The driver that performs the programs' effects in a Temporal workflow: a step or an undo is one activity.
+"""The driver that performs the effects of the kernel's programs in a Temporal workflow. Each step and each undo is one
+activity.
 
-Temporal replays this code to rebuild a run, so each of its awaits and commands depends on the run's history alone: the clock
-is the workflow's, and what is ready starts in the kernel's order. A change of the order of commands breaks runs in flight:
-recorded histories are replayed by the tests.
+Temporal replays this code to rebuild a run, so each of its awaits and commands depends on the run's history alone: the
+clock is that of the workflow, and ready steps start in the kernel's order. A change in the order of commands breaks
+runs in flight. The tests replay recorded histories to find such changes.
 """
 
 from __future__ import annotations
@@ -70,12 +71,14 @@ _ASKED: Final = 30.0
 
 
 def generation_of(first_run_id: str) -> int:
-    """What step keys have of the execution that began a run: another number after a failed run."""
+    """The generation in the step keys of a run, from the id of its first execution. After a failed run, the next run of
+    its key has another one."""
     return int(first_run_id.replace("-", "")[:13], 16)
 
 
 class WorkflowDriver:
-    """Drives the programs of one run. `record`: what the execution began with; later, how the run ended."""
+    """Drives the programs of one run. `record`: the record with which the execution began and, once the run has ended,
+    the record of its end."""
 
     def __init__(self, definition: Definition, request: Request, record: RunRecord) -> None:
         self._request = request
@@ -126,7 +129,7 @@ class WorkflowDriver:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def drive(self) -> None:
-        """Drive the run to its end. A cancellation of the execution cancels the run, whose undos it does not reach."""
+        """Drive the run to its end. A cancellation of the execution cancels the run, but not its undos."""
         self._advance(self._main, None)
         while not self._over.is_set():
             try:
@@ -151,20 +154,22 @@ class WorkflowDriver:
 
     @property
     def stopping(self) -> str:
-        """How steps in flight are to end: cancelled, without a further attempt, or as they do."""
+        """How the steps in flight must end: "cancel" (they are cancelled), "stop" (they make no further attempt), or
+        empty (as they do by themselves)."""
         return "cancel" if self.run.interrupted else "stop" if self.run.stopped else ""
 
     # -- the claim and the end -----------------------------------------------------------------------------------------
 
     def begin(self) -> Takeover | None:
-        """The run is ours; what an execution before this one left is taken over."""
+        """Begin the run. Returns the takeover of the record that an earlier execution of the run left, or None if this
+        is the first."""
         run = self.run
         if run.request.deadline is not None:
             run.deadline = self._request["wall"] + run.request.deadline
         return None if self._earlier is None else Takeover(self._earlier)
 
     def finish(self, finished: Run) -> None:
-        """Note how the run ended."""
+        """Keep the record of how the run ended, and decide when a parked or incomplete run is resumed."""
         run = self.run
         record = record_of(run, finished)
         record.carriers, record.deadline = self._carriers, run.request.deadline
@@ -176,7 +181,7 @@ class WorkflowDriver:
         self.record = record
 
     def snapshot(self) -> RunRecord:
-        """The run's record as it stands."""
+        """The record of the run as it is now."""
         run = self.run
         if self._over.is_set():
             return self.record
@@ -192,7 +197,8 @@ class WorkflowDriver:
         return record
 
     def _paused(self, waiting: Run | None) -> None:
-        """The run only waits from now on, or does not any more: callers and operators see it in the memo of its workflow."""
+        """Record that the run only waits from now on (`waiting`), or no longer does (None). The memo of its workflow
+        shows it to callers and operators."""
         waits = self.run.waits
         names = () if waiting is None or waits is None else tuple(waits.aside)
         if names == self.waiting_for:
@@ -205,7 +211,7 @@ class WorkflowDriver:
     # -- performing effects --------------------------------------------------------------------------------------------
 
     def _advance(self, program: Program[Any], answer: Any) -> None:
-        """Resume `program` and perform what it asks, until it waits or ends."""
+        """Resume `program` and perform its effects until it waits or ends."""
         while True:
             try:
                 effect = program.send(answer)
@@ -214,7 +220,7 @@ class WorkflowDriver:
                     self.raised = stop.value.error
                     self._over.set()
                 return
-            except BaseException as error:  # noqa: BLE001 - a defect: the workflow task fails, and is tried again
+            except BaseException as error:  # noqa: BLE001 - a defect: the workflow task fails, and Temporal retries it
                 self._failure = error
                 self._over.set()
                 return
@@ -247,7 +253,7 @@ class WorkflowDriver:
                 self._stop(effect)
             elif (
                 effect is not SHIELD and type(effect) is not AwaitAbandoned
-            ):  # a cancellation and late calls are elsewhere
+            ):  # cancellations and late calls are handled elsewhere
                 raise FlowcoreError(f"a run on Temporal cannot do {effect!r}.")
 
     def _resume_main(self) -> None:
@@ -269,20 +275,21 @@ class WorkflowDriver:
         self._advance(program, None)
 
     async def _look_in(self, seconds: float) -> None:
-        """A wait is over by itself in so many seconds: look then."""
+        """Look at the run's waits in so many seconds, when the time of one of them is over."""
         await workflow.sleep(seconds)
         if not self._over.is_set():
             self._advance(helper(self.run), None)
 
     def receive(self, name: str, sent: Sent) -> bool:
-        """A value was sent to a wait of the run. Returns whether it counts. Raises SendRefused."""
+        """Take a value that was sent to the wait `name` of the run. Returns whether it counts. Raises SendRefused."""
         first = receive(self.run, name, sent)
         if first is sent:
             self._advance(helper(self.run), None)
         return first is sent or (sent.id is not None and first.id == sent.id)
 
     def _stop(self, stop: Stop) -> None:
-        """Steps in flight are told by their cancellation, and ask whether they are cancelled or make no further attempt."""
+        """Cancel the activities of steps in flight. Each of them then asks this workflow whether its step is cancelled
+        or only makes no further attempt."""
         if self.run.waits is not None and self.run.resumes_main():  # nothing is in flight, and nothing is waited for
             self._resume_main()
         for handle, node in self._steps.items():
@@ -312,7 +319,7 @@ class WorkflowDriver:
             self._input(node, kind, limit),
             start_to_close_timeout=_NO_LIMIT if lease is not None else timedelta(seconds=limit or _ASKED),
             heartbeat_timeout=None if lease is None else timedelta(seconds=lease),
-            retry_policy=retry,  # of crashes: what a step raises is no failure of its activity to be repeated
+            retry_policy=retry,  # for crashes only: an error of the step itself is not retryable
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
         if kind == "do":
@@ -322,9 +329,9 @@ class WorkflowDriver:
         except ActivityError as error:
             output = output_of(error, node)
         except asyncio.CancelledError:
-            if not handle.cancelled():  # Temporal takes the run out of this worker's memory
+            if not handle.cancelled():  # Temporal evicts the run from this worker's memory
                 raise
-            output = never_began(node)  # it was cancelled in the moment in which it was to be scheduled
+            output = never_began(node)  # it was cancelled at the moment when it was to be scheduled
         finally:
             self._steps.pop(handle, None)
         run.fence = max(run.fence, output.get("fence", 0))
@@ -340,7 +347,7 @@ class WorkflowDriver:
         undo = kind == "undo"
         visible = [name for name in run.results if undo or run.plan.precedes(name, node)]
         if not (node.undo_is_async if undo else node.is_async) and kind in {"do", "undo"}:
-            along = {node.name, *node.dependencies}  # a thread can wait for the others, should the step ask for them
+            along = {node.name, *node.dependencies}  # a step on a thread can fetch other results when it asks for them
         else:
             along = set(visible)
         return {
@@ -372,7 +379,8 @@ class WorkflowDriver:
         }
 
     def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:
-        """What the kernel is to know of a step or undo that has ended."""
+        """Return the end of a step or undo from the output of its activity, and note in the run what else the output
+        says."""
         run, error = self.run, output.get("error")
         failure = None if error is None else unpack_error(error, run.run_id, node.name)
         end = StepEnd(Status(output["status"]), output.get("value"), failure, output["attempts"])
@@ -399,7 +407,7 @@ class WorkflowDriver:
         return end
 
     async def _question(self, program: Program[Any], call: Call) -> None:
-        """Ask a step's `when=` or `verify=`."""
+        """Call a step's `when=` or `verify=` in an activity."""
         verifies = call.fn is call.node.step.verify
         output = await self._activity(call.node, "verify" if verifies else "when", limit=call.timeout)
         answer: Outcome

@@ -1,4 +1,4 @@
-"""`TemporalEngine`: starts runs on Temporal, and waits for them."""
+"""`TemporalEngine` starts runs on Temporal, and waits for them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,14 @@ _AT_ONCE: Final = 100
 
 
 class TemporalEngine(LoopCalls, PeriodicEngine):
-    """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task queue.
+    """Runs workflows on a Temporal server; their steps run in the workers of `temporal_worker` with the same task
+    queue.
 
-    `run` and its like are those of AsyncEngine, for one event loop: the client's. A run does not need this process: the
-    engine starts it, waits, and tells its hooks of the run; workers tell theirs of the steps. Keys are ids of Temporal
-    workflows, with `prefix` in front. `lease`: seconds after which a step whose worker is silent is given to another one.
-    `grace` and `max_takeovers` are those of an engine, and hold in the workers. `codec`: as of a store.
+    `run`, `submit` and the like are those of AsyncEngine, but for one event loop only: the client's. A run does not
+    need this process: the engine only starts the run, waits for it, and reports it to its hooks; the workers report the
+    steps to theirs. The id of a run's Temporal workflow is its key, with `prefix` in front. `lease`: seconds after
+    which a step is given to another worker, if its worker has sent no heartbeat. `grace` and `max_takeovers` are those
+    of the other engines, and apply in the workers. `codec`: as of a store.
 
     A workflow that cannot run on Temporal is refused when it is started.
     """
@@ -103,8 +105,9 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     ) -> Run:
         """Run a workflow to its end. Arguments and errors are those of `Engine.run`.
 
-        Cancelling the task that awaits this cancels the run: what was done is undone, and CancelledError is raised again; a
-        second cancellation does not wait for that. A process that stops leaves its runs to the workers.
+        Cancelling the task that awaits this cancels the run: its steps are undone, and then CancelledError is raised
+        again. A second cancellation raises it without waiting for the undos. If the process stops, its runs continue in
+        the workers.
         """
         until_waiting = not runs_here(until, durable=False)
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
@@ -114,7 +117,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         return [future for future in self._waiting.values() if not future.is_decided]
 
     def _unbegun(self) -> int:
-        return 0  # Temporal has them
+        return 0  # Temporal keeps the runs that have not begun
 
     def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
         loop = asyncio.get_running_loop()
@@ -129,8 +132,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         return await self._followed(run, futures[0], check=check)
 
     async def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
-        """Cancel a run by its key, or by the id of a run without a key. False: there is none, or it is over. Raises
-        StoreError."""
+        """Cancel a run by its key, or by the id of a run without a key. Returns False if there is no such run, or it is
+        over. Raises StoreError."""
         key = run_id or "" if key is None else key
         claim = self._claim_of(key)
         head = await self.store.head(key)
@@ -141,12 +144,13 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             return False
         try:
             await self.store.cancel(key)
-        except RunNotFound:  # it ended just now
+        except RunNotFound:  # it has just ended
             return False
         return True
 
     async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
-        """Send a value to the wait `name` of the run with this key: as `AsyncEngine.send`. A worker must be there."""
+        """Send a value to the wait `name` of the run with this key: see `AsyncEngine.send`. It needs a running
+        worker."""
         send = partial(self.store.send, key, name, value, id=id, carrier=announce(self._settings, key, name))
         claim = self._claim_of(key)
         try:
@@ -158,7 +162,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             return await send()
 
     async def close(self) -> None:
-        """Start no more runs, and wait for none: they go on in the workers. What awaits one here gets CancelledError."""
+        """Start no more runs, and wait for none: they continue in the workers. Tasks that await a run here get
+        CancelledError."""
         self._closed = True
         looking = [] if self._schedules is None else self._schedules.tasks.close(asyncio.get_running_loop())
         for task in self._waiting:
@@ -181,10 +186,10 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         return self._schedules
 
     def _recover_also(self, workflow: Workflow[Any]) -> None:
-        """Temporal resumes runs by itself."""
+        """Do nothing: Temporal resumes runs by itself."""
 
     async def schedules(self) -> list[ScheduleStatus]:
-        """How each schedule of this engine stands, as `Engine.schedules`."""
+        """The status of each schedule of this engine: see `Engine.schedules`."""
         return [] if self._schedules is None else await self._schedules.statuses()
 
     # -- one run -------------------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
                 await asyncio.wait([task])
             except asyncio.CancelledError as error:
                 if not run.claimed or self._closed or cancelled is not None or is_process_stopping():
-                    task.cancel()  # the run goes on, or is being undone, without this caller
+                    task.cancel()  # the run continues, or is being undone, without this caller
                 else:
                     with suppress(StoreError):
                         await self.store.cancel(run.stored_key)
@@ -209,7 +214,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         return outcome(finished, finished.error, check=check)
 
     async def _performed(self, program: Program[Run]) -> Run:
-        """Perform a program that only asks Temporal, and waits between two questions."""
+        """Perform a program that only calls Temporal, and sleeps between two calls."""
         answer: Any = None
         while True:
             try:
@@ -227,7 +232,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
                     answer = None, error
 
     def _follow(self, run: RunState, future: AsyncRunFuture | None) -> Program[Run]:
-        """Claim the key, and wait for the run, which others drive: until it is over, or only waits where its caller wants that."""
+        """Claim the key, and wait for the run, which the workers drive. Return once it is over, or once it only waits,
+        if its caller wants that."""
         emit.requested(run)
         found = yield from claim(run, None, None)
         if isinstance(found, Run):
@@ -256,7 +262,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
 
 
 def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> Run:
-    """The Run of this caller's own run, which has ended, or stands, as `record` says."""
+    """Return the Run for the caller of a run that has ended or stands as `record` says. `raised`: the error of the
+    run."""
     finished = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
     finished.held, finished.carrier = record.held, record.carrier
     finished.error = own_error(run.workflow, raised)

@@ -1,4 +1,4 @@
-"""The Temporal workflow that every run of flowcore is. Its type, in Temporal, is the name of the flowcore workflow."""
+"""The Temporal workflow that executes a run of flowcore. Its type in Temporal is the name of the flowcore workflow."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _KEEPS_PIVOT = "cancel-keeps-pivot"
 
 @workflow.defn(dynamic=True)
 class FlowcoreWorkflow:
-    """One run. A run that is held, parked or incomplete continues as a new execution, which stays open until an operator or
-    the next call with the key decides: no retention time forgets it."""
+    """One run. A run that is held, parked or incomplete continues as a new execution. That execution stays open until
+    an operator or the next call with the key decides, so that Temporal's retention does not delete the run."""
 
     def __init__(self) -> None:
         self._driver: WorkflowDriver | None = None
@@ -51,14 +51,14 @@ class FlowcoreWorkflow:
         if request["resumed"]:
             record.decision = await self._decided(request["retry_in"])
             if record.decision == "cancel" and not workflow.patched(_KEEPS_PIVOT):
-                record.decision = "undo"  # of an earlier release
+                record.decision = "undo"  # as an earlier release did
             record.held, record.reason = False, self._reason or record.reason
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         definition = definition_of(info.task_queue, info.workflow_type)
         plan = definition.plan
         other = plan.contains(record.graph)
         if other is None and not request["resumed"] and plan.graph != record.graph:
-            other = "a run in flight cannot change its steps on Temporal"  # what it has done is replayed
+            other = "a run in flight cannot change its steps on Temporal"  # Temporal replays what the run has done
         if other is not None:
             raise RuntimeError(
                 f"run {record.run_id} of {safe_repr(record.workflow)} was started with a different step graph ({other}). It "
@@ -87,7 +87,8 @@ class FlowcoreWorkflow:
         raise ApplicationError(safe_str(error), outcome, type=type(error).__name__, non_retryable=True)
 
     async def _decided(self, retry_in: float | None) -> str | None:
-        """Wait until it is decided what becomes of the run. None: it is resumed, as the next call with its key would."""
+        """Wait for the decision on a run that is held, parked or incomplete. Returns the decision, or None if the run
+        is to be resumed as the next call with its key would resume it."""
         assert self._record is not None  # noqa: S101 - `run` has set it
         state = "held" if self._record.held else str(self._record.status)
         workflow.upsert_memo({"state": state, "reason": self._record.reason or ""})
@@ -108,13 +109,14 @@ class FlowcoreWorkflow:
 
     @workflow.signal
     def decide(self, decision: str, reason: str | None = None) -> None:
-        """What becomes of a run that waits for that: resume, undo, hold, or again, which is the next call with its key.
-        `reason`: of an operator, for the record."""
+        """Decide on a run that waits for a decision. `decision`: "resume", "undo", "cancel", "hold", or "again", which
+        the next call with the key sends. `reason`: an operator's reason, for the record."""
         self._decision, self._reason = decision, reason or self._reason
 
     @workflow.update
     async def send(self, name: str, value: SentValue) -> bool:
-        """Send a value to a wait. Returns whether it counts. Fails with SendRefused, whose message is the error's own."""
+        """Send a value to a wait. Returns whether it counts. Fails with an error of type SendRefused, with the message
+        of the SendRefused that the run raised."""
         if self._driver is None and self._record is not None and self._record.status in RESUMABLE:
             raise _refused(f"run {self._record.run_id} waits for a decision, and takes no value meanwhile.")
         await workflow.wait_condition(lambda: self._driver is not None)
@@ -126,18 +128,18 @@ class FlowcoreWorkflow:
 
     @workflow.query
     def stopping(self) -> str:
-        """For a step in flight that is cancelled: see WorkflowDriver.stopping."""
+        """How a step in flight whose activity is cancelled must end: see WorkflowDriver.stopping."""
         return "" if self._driver is None else self._driver.stopping
 
     @workflow.query
     def results(self, names: list[str]) -> dict[str, str]:
-        """For a step in flight that asks for results that did not come along: their texts."""
+        """The texts of results that were not sent with the activity of a step in flight."""
         known = {} if self._driver is None else self._driver.run.results
         return {name: known[name] for name in names if name in known}
 
     @workflow.query
     def outcome(self) -> Outcome:
-        """The run's record: as it stands, or as it was left."""
+        """The run's record as it is now, or as an earlier execution left it."""
         assert self._record is not None  # noqa: S101 - `run` has set it
         if self._driver is None:
             return {**encode_outcome(self._record), "errors": self._errors, "raised": self._raised}

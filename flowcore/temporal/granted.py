@@ -1,4 +1,4 @@
-"""What a run on Temporal has in place of a store: its claim was made when its execution was started."""
+"""What a run on Temporal has instead of a store. Its claim was granted when its execution was started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Granted", "NoStore"]
 
 
 class NoStore:
-    """Temporal itself keeps what a store would."""
+    """Stands for the store of a run: Temporal itself keeps the record."""
 
     name = "temporal"
     durable = False
@@ -25,8 +25,8 @@ class NoStore:
 
 
 class Granted:
-    """The claim was made when the execution was started, and its end is the workflow's result. See
-    flowcore._kernel.ledger.Claims."""
+    """The claims of runs on Temporal: a run's claim was granted when its execution was started, and its end is the
+    result of the workflow. See flowcore._kernel.ledger.Claims."""
 
     def __init__(self, driver: WorkflowDriver) -> None:
         self._driver = driver
@@ -44,7 +44,7 @@ class Granted:
         return None
 
     def suspend(self, run: RunState, waiting: Run) -> Program[bool]:
-        raise AssertionError  # a run that only waits stays where it is, and costs nothing
+        raise AssertionError  # a run that only waits stays in its Temporal workflow, and costs nothing
 
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
         yield from ()

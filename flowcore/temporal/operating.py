@@ -1,4 +1,4 @@
-"""What operators do with runs on Temporal: look, send, and decide what becomes of those that are left."""
+"""The verbs for operators of runs on Temporal: find runs, send values, and decide on runs that wait for a decision."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _NEVER = frozenset({"queued", "expired", "lost"})
 
 
 class Operators(TemporalServer):
-    """The verbs of a store that people use. Each raises StoreUnavailable where the server is unreachable, and RunNotFound for
-    a key that has no run."""
+    """The verbs of a store for operators. Each raises StoreUnavailable if the server is unreachable. Those that change
+    a run raise RunNotFound for a key that has no run."""
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
     async def find(self, key: str, /) -> RunRecord | None:
-        """The record of the run that has a key, or None."""
+        """The record of the run with this key, or None."""
         handle = self._handle(key)
         found = await self._described(handle)
         if found is None:
@@ -47,12 +47,13 @@ class Operators(TemporalServer):
         return await (self._live(handle, found) if is_running(found) else self._closed(handle, {}))
 
     async def head(self, key: str, /) -> RunRecord | None:
-        """The head of the record of the run that has a key, or None: cheap, for callers that poll."""
+        """The head of the record of the run with this key, or None. It is cheap, for callers that poll."""
         found = await self._described(self._handle(key))
         return None if found is None else await head_of(found, self._lease)
 
     async def get_run(self, run_id: str, /) -> RunRecord:
-        """The record of a run, by its id. Raises RunNotFound."""
+        """The record of a run without a key, by the run's id. Raises RunNotFound for any other id, even for that of a
+        run with a key."""
         record = await self.find(run_id)
         if record is None or record.run_id != run_id:
             raise RunNotFound(
@@ -70,8 +71,8 @@ class Operators(TemporalServer):
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """Heads of runs, newest first. `status`: of the run, or "held"; `after`: a page's cursor; `text`: in key or run id. What
-        Temporal lists may lag behind by a second."""
+        """Heads of runs, newest first. `status`: a status of runs, or "held"; `after`: the cursor of the page before;
+        `text`: a part of the key or run id. Temporal's listing may lag behind by a second."""
         check_listing(status, limit)
         wanted = [f"TaskQueue = {_quoted(self._task_queue)}"]
         if workflow is not None:
@@ -103,8 +104,8 @@ class Operators(TemporalServer):
         return page
 
     async def counts(self) -> dict[tuple[str, str], int]:
-        """(workflow, status) -> how many runs that are not over, each counted once: as held, or else by its status. It lists
-        all of them."""
+        """The number of runs that are not over, by (workflow, status). Each run is counted once: as held, or else by
+        its status. This lists all of these runs."""
         found: Counter[tuple[str, str]] = Counter()
         wanted = f"TaskQueue = {_quoted(self._task_queue)} AND ExecutionStatus = 'Running'"
         listed = self._client.list_workflows(wanted, page_size=1000)
@@ -117,7 +118,7 @@ class Operators(TemporalServer):
                 return dict(found)
 
     async def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
-        """What of this task queue an operator should know: whether workers poll it, for how many seconds the namespace keeps
+        """A report on this task queue for operators: how many workers poll it, for how many seconds the namespace keeps
         runs that are over, and how many runs are not over, by status. `deep` adds nothing."""
         service, namespace = self._client.workflow_service, self._client.namespace
         asked = DescribeNamespaceRequest(namespace=namespace)
@@ -154,7 +155,8 @@ class Operators(TemporalServer):
         id: str | None = None,  # noqa: A002 - the word for it
         carrier: Mapping[str, str] | None = None,
     ) -> bool:
-        """Send a value to the wait `name` of the run with a key: as `Store.send`. It waits for a worker, which decides."""
+        """Send a value to the wait `name` of the run with this key: see `Store.send`. The call waits for a worker,
+        which decides whether the value counts."""
         text = self._encoding.dumped(value, Any, "the value for wait", name, key, f"s:{name}")
         host, pid = socket.gethostname(), os.getpid()
         sent: SentValue = {
@@ -179,31 +181,34 @@ class Operators(TemporalServer):
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     async def hold(self, key: str, /, reason: str | None = None) -> None:
-        """Have a run that waits for a decision wait for one by an operator, and refuse its key meanwhile. Raises StoreError
-        for a run that is at work or over."""
+        """Hold a run that waits for a decision: only an operator can decide on it, and its key is refused until then.
+        Raises StoreError for a run that runs, waits for a value or is over."""
         await self._decide(key, "hold", reason)
 
     async def resume(self, key: str, /, *, reason: str | None = None) -> None:
-        """Resume a run that is held, parked or incomplete, where it stopped. Raises StoreError for any other run."""
+        """Resume a held, parked or incomplete run where it stopped. Raises StoreError for any other run."""
         await self._decide(key, "resume", reason)
 
     async def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """Undo a run that is held, parked or incomplete; cancel one that is at work or waits, which undoes it too, unless it is
-        past its pivot: then it is incomplete, and may be undone."""
+        """Undo a run that is held, parked or incomplete. A run that runs, or waits for a value, is cancelled instead:
+        this undoes it too, unless it is past its pivot. Then it is left incomplete, and another call undoes it."""
         await self._decide(key, "undo", reason)
 
     async def cancel(self, key: str, /, *, reason: str | None = None) -> None:
-        """Cancel a run: what it did is undone, or, past its pivot, left incomplete. Raises StoreError for one that is over."""
+        """Cancel a run: its steps are undone, or, if it is past its pivot, it is left incomplete. Raises StoreError for
+        a run that is over."""
         await self._decide(key, "cancel", reason)
 
     async def release(self, key: str, /, *, force: bool = False) -> None:
-        """Give a run up that waits for a decision, so that the next call with its key starts afresh. `force`: also one that is
-        at work, whose steps in flight are not undone. Raises StoreError for a run that is over."""
+        """Give up a run that waits for a decision, so that the next call with its key starts afresh. `force`: give up a
+        run that runs, or waits for a value, too; none of its steps are undone. Raises StoreError for a run that is
+        over."""
         await self._ordered(key, "release", force=force)
         await self._reached(self._handle(key).terminate(reason="released by flowcore"))
 
     async def erase(self, key: str, /, *, force: bool = False) -> Never:
-        """Refused: raises StoreError. What users put into a run is in its history, which Temporal forgets as a whole."""
+        """Not supported: raises StoreError. The users' data of a run is in its history, which Temporal can only delete
+        as a whole."""
         raise StoreError(
             "Temporal forgets what users put into a run only with the whole run: delete its workflow there, or encrypt with a "
             "payload codec.",
@@ -211,7 +216,7 @@ class Operators(TemporalServer):
         )
 
     async def gc(self) -> Never:
-        """Refused: raises StoreError. Temporal forgets runs that are over by itself."""
+        """Not supported: raises StoreError. Temporal itself deletes runs that are over."""
         raise StoreError(
             "Temporal itself forgets runs that are over, once the retention of their namespace has passed. Change that with "
             "`temporal operator namespace update --retention`, or delete a run with `temporal workflow delete`."
@@ -225,7 +230,7 @@ class Operators(TemporalServer):
             await self._reached(handle.signal(FlowcoreWorkflow.decide, args=[decision, reason]))
 
     async def _ordered(self, key: str, verb: str, *, force: bool = False) -> Order:
-        """What the verb comes to for the run of a key. Raises RunNotFound, and StoreError where it is refused."""
+        """Decide what a verb does to the run of a key. Raises RunNotFound, and StoreError if the verb is refused."""
         found = await self._described(self._handle(key))
         if found is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} here.", key=key)

@@ -1,4 +1,4 @@
-"""How an activity ended that has failed, or never began."""
+"""The outputs of activities that failed or never began."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ __all__ = ["never_began", "output_of"]
 
 
 def output_of(error: ActivityError, node: Node) -> StepOutput:
-    """How an activity ended that has failed: as it said itself, or as Temporal says."""
+    """The output of an activity that failed: the one that is attached to its error, or else one made from Temporal's
+    error."""
     cause = error.cause
     if isinstance(cause, ApplicationError) and cause.details:
         output: StepOutput = cause.details[0]
@@ -26,6 +27,6 @@ def output_of(error: ActivityError, node: Node) -> StepOutput:
 
 
 def never_began(node: Node) -> StepOutput:
-    """Of a step that was cancelled before an activity had it."""
+    """The output of a step that was cancelled before its activity began."""
     cancelled = StepCancelled(f"step {safe_repr(node.name)} was cancelled before it began.")
     return {"status": str(Status.CANCELLED), "attempts": 0, "error": pack_error(cancelled)}

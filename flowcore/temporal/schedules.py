@@ -1,6 +1,8 @@
-"""The schedules of a `TemporalEngine`: flowcore's own fire times, each of which is the id of a workflow."""
+"""The schedules of a `TemporalEngine`. flowcore computes the fire times, and each fire is a Temporal workflow with its
+own id."""
 
-# It is a part of the engine in a file of its own, which is imported with the first schedule, and knows its privates.
+# This part of the engine has a file of its own, which is imported with the first schedule. It uses the engine's
+# private members.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ __all__ = ["TemporalSchedules"]
 
 
 class TemporalSchedules(LoopSchedules["TemporalEngine"]):
-    """Any number of engines look at the same schedule: Temporal begins one workflow for each fire."""
+    """The schedules of one engine. Any number of engines may have the same schedule: Temporal begins one workflow for
+    each fire."""
 
     def __init__(self, engine: TemporalEngine) -> None:
         super().__init__(engine)
 
     async def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
-        """Begin the run of a fire. False: another engine has."""
+        """Begin the run of a fire. Returns False if another engine has begun it."""
         engine: TemporalEngine = self._engine
         submit = partial(engine.submit, workflow, values, idempotency_key=key, once=True)
         future = contextvars.Context().run(submit)
@@ -37,5 +40,5 @@ class TemporalSchedules(LoopSchedules["TemporalEngine"]):
             return False
 
     def cancel(self, key: str) -> bool:
-        """False: Temporal is asked."""
+        """Return False: this engine runs nothing itself, so the run is cancelled through Temporal."""
         return False

@@ -1,4 +1,4 @@
-"""What a Temporal server says of runs: asked with flowcore's errors, and understood."""
+"""Calls to a Temporal server: its errors become flowcore's errors, and its replies become records."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Handle = WorkflowHandle[Any, Any]
 
 
 class TemporalServer:
-    """A task queue of a Temporal namespace. `prefix`: of the ids of workflows."""
+    """A task queue of a Temporal namespace. `prefix`: the beginning of the ids of its workflows."""
 
     def __init__(self, client: Client, task_queue: str, prefix: str, codec: Codec | None, lease: float) -> None:
         self._client = client
@@ -62,7 +62,8 @@ class TemporalServer:
         self._lease = lease
 
     def workflow_id(self, key: str) -> str:
-        """The id of the Temporal workflow of a key; of one that is too long, or no UTF-8, with its hash."""
+        """The id of the Temporal workflow for a key. If the key is too long or not printable, the id has its hash
+        instead."""
         name = self._prefix + key
         data = name.encode("utf-8", "surrogatepass")
         if len(data) <= _LONGEST and key.isprintable():
@@ -92,7 +93,8 @@ class TemporalServer:
         return found
 
     async def _ended(self, handle: Handle) -> Outcome:
-        """How a run ended, or was left, once it has."""
+        """Wait until a run has ended or waits for a decision, and return its outcome. Raises RunFailed if it was ended
+        from outside of flowcore."""
         try:
             outcome: Outcome = await self._reached(handle.result(follow_runs=False))
         except WorkflowContinuedAsNewError as error:
@@ -108,7 +110,8 @@ class TemporalServer:
         return outcome
 
     async def _asked(self, handle: Handle) -> Outcome:
-        """What a live run says of itself; it needs a worker."""
+        """Ask a run that is not over for its outcome so far. Raises StoreUnavailable if there is no worker that could
+        reply."""
         try:
             outcome: Outcome = await self._reached(handle.query(FlowcoreWorkflow.outcome))
         except WorkflowQueryFailedError as error:
@@ -128,12 +131,12 @@ class TemporalServer:
     async def _live(self, handle: Handle, found: WorkflowExecutionDescription) -> RunRecord:
         try:
             return await self._left(handle, {})
-        except StoreUnavailable:  # no worker polls the queue: this much Temporal knows itself
+        except StoreUnavailable:  # no worker polls the queue, so the head is all that is known
             return await head_of(found, self._lease)
 
 
 async def head_of(found: WorkflowExecution, lease: float) -> RunRecord:
-    """The head of a run's record, from what Temporal shows of its workflow."""
+    """The head of a run's record, made from Temporal's description of its workflow."""
     memo = await found.memo()
     record = RunRecord(
         memo.get("key", found.id), memo.get("run_id", ""), found.workflow_type, memo.get("fingerprint"), ""
@@ -154,5 +157,5 @@ async def head_of(found: WorkflowExecution, lease: float) -> RunRecord:
 
 
 def is_running(found: WorkflowExecution) -> bool:
-    """Whether the run is not over: it is at work, waits, or is left to be decided on."""
+    """Whether the run is not over: it runs, waits for a value, or waits for a decision."""
     return found.status is WorkflowExecutionStatus.RUNNING

@@ -1,4 +1,4 @@
-"""A Temporal namespace as flowcore sees it: keys are workflow ids, records are what the runs' workflows know and leave."""
+"""A Temporal namespace as a store: keys are workflow ids, and the workflows of the runs keep the records."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _WAIT: Final = 0.2
 
 
 class Awaited(NamedTuple):
-    """A run that its caller waits for. `patience`: seconds for which a server that is away is asked again. `until`: waiting, or running
-    again, which ends the wait too."""
+    """A run for which its caller waits. `patience`: for how many seconds an unreachable server is called again.
+    `until`: WAITING, or RUNNING again; this status ends the wait too."""
 
     key: str
     types: Mapping[str, Any]
@@ -48,8 +48,9 @@ class Awaited(NamedTuple):
 
 
 class TemporalStore(Operators):
-    """What operators do with runs on Temporal: `engine.store`. Every verb is a coroutine, and raises StoreUnavailable where
-    the server is, RunNotFound for a key that has no run."""
+    """The verbs for operators of runs on Temporal: `engine.store`. Every verb is a coroutine, and raises
+    StoreUnavailable if the server is unreachable. Those that change a run raise RunNotFound for a key that has no
+    run."""
 
     name = "temporal"
     durable = True
@@ -77,7 +78,7 @@ class TemporalStore(Operators):
     # -- an engine's verbs ---------------------------------------------------------------------------------------------
 
     async def claim(self, claim: Claim, /) -> ClaimAnswer:
-        """Start the run of a key, or say whose it is."""
+        """Start the run of a key, or return the reason for a refusal."""
         wall = time.time()
         request: Request = {
             "fields": self._encoding.encode_claim(claim) | times_of(wall),
@@ -129,7 +130,7 @@ class TemporalStore(Operators):
         raise StoreUnavailable(f"Key {hashed_key(claim.key)} changed hands too often. Retry the call.", key=claim.key)
 
     async def _known(self, claim: Claim) -> ClaimAnswer | None:
-        """What the run that has the key means to a claim; None: the key is free."""
+        """The reply to a claim whose key has a run already, or None if the key is free."""
         handle = self._handle(claim.key)
         found = await self._described(handle)
         if found is None:
@@ -137,7 +138,7 @@ class TemporalStore(Operators):
         memo = await found.memo()
         run_id, state, running = memo["run_id"], memo["state"], found.status is WorkflowExecutionStatus.RUNNING
         age = max(0.0, time.time() - found.start_time.timestamp())
-        if run_id == claim.run_id:  # our own, whose reply was lost
+        if run_id == claim.run_id:  # the run is the claim's own: the reply to it was lost
             return Claimed(0, 1)
         adopts = claim.attached == run_id and (not running or state == "held")
         if not adopts and not running and CLOSED[found.status] is Status.FAILURE:
@@ -158,8 +159,8 @@ class TemporalStore(Operators):
         return Busy(run_id, memo["carrier"], age, math.inf if waiting_for else self._lease, waiting_for=waiting_for)
 
     async def outcome(self, awaited: Awaited, /) -> tuple[RunRecord, BaseException | None]:
-        """Wait until the run of a key has ended, or is left to be decided on: its record, and what its caller gets to see.
-        A server that is away is asked again for `patience` seconds."""
+        """Wait until the run of a key has ended, waits for a decision, or has the status `until`. Returns its record,
+        and the error that its caller gets. An unreachable server is called again for `patience` seconds."""
         until = time.monotonic() + awaited.patience
         handle = self._handle(awaited.key)
         outcome: Outcome | None = None
@@ -177,7 +178,7 @@ class TemporalStore(Operators):
         return record, None if raised is None else unpack_error(raised, record.run_id, record.failed_step)
 
     async def _ended_or_so(self, handle: Handle, status: Status) -> Outcome:
-        """How the run ended, or stands once it has that status."""
+        """Wait until the run has ended or has this status, and return its outcome."""
         ended = asyncio.ensure_future(self._ended(handle))
         try:
             for attempt in itertools.count(1):
@@ -192,10 +193,10 @@ class TemporalStore(Operators):
             ended.cancel()
 
     async def finish(self, ending: Ending, /) -> None:
-        """The run's own workflow knows how it ended."""
+        """Do nothing: the run's own workflow keeps how it ended."""
 
     async def withdraw(self, claim: Claim, /) -> None:
-        """A claim whose reply was lost is given up: its run is cancelled, if it began."""
+        """Take back a claim whose reply was lost: if its run began, cancel the run."""
         found = await self._described(self._handle(claim.key))
         if found is not None and (await found.memo())["run_id"] == claim.run_id:
             await self._reached(self._handle(claim.key).cancel())

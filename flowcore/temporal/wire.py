@@ -1,7 +1,9 @@
-"""What crosses between a caller, the Temporal workflow of its run, and the activities of its steps: JSON, and no pickle.
+"""The messages between a caller, the Temporal workflow of its run, and the activities of its steps. They are JSON, and
+nothing is pickled.
 
-A run crosses as the flat mapping of texts that durable stores keep (see flowcore.stores.encoding). Results and values are the
-codec's texts everywhere but in the code that wants them: the workflow, which is replayed, never decodes one.
+A run is sent as the flat mapping of texts that durable stores keep (see flowcore.stores.encoding). Results and values
+stay the codec's texts until the code of a caller or a step needs them: the workflow, which is replayed, never decodes
+one.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ _ENDINGS: Final = frozenset(
 
 
 class _Texts:
-    """The codec of the workflow, in which all results and values are texts already."""
+    """The codec for records in the Temporal workflow, where all results and values are texts already."""
 
     plain = True
 
@@ -62,7 +64,7 @@ TEXTS: Final = Encoding(_Texts())
 
 
 class SentValue(TypedDict):
-    """A value that was sent to a wait: see flowcore.run.Sent. `value`: its text."""
+    """A value that was sent to a wait: see flowcore.run.Sent. `value`: the codec's text of it."""
 
     value: str
     at: float
@@ -86,8 +88,9 @@ def pack_sent(sent: Sent) -> SentValue:
 
 class Request(TypedDict):
     """The argument of the Temporal workflow. `fields`: the run's record; at first that of its claim. `lease`, `grace`:
-    seconds. `wall`: when the caller started it, in seconds since the epoch. `errors`: those of the record, packed. `sent`: values for waits.
-    `resumed`: the record is of an execution before this one, which left it to be decided on."""
+    seconds. `wall`: when the caller started the run, in seconds since the epoch. `errors`: the errors of the record, as
+    plain data. `raised`: the error that the caller gets. `sent`: the values that were sent to waits. `resumed`: whether
+    the record comes from an earlier execution, which left the run waiting for a decision."""
 
     fields: dict[str, str]
     lease: float
@@ -105,11 +108,12 @@ class Request(TypedDict):
 
 
 class StepInput(TypedDict):
-    """The argument of an activity: all that one step, undo or question needs of its run.
+    """The argument of an activity: all that one step or undo, or one call of `when=` or `verify=`, needs from its run.
 
-    `kind`: do, undo, when or verify. `values`, `results`: texts of the codec; `more`: steps whose results the activity may ask for.
-    `reports`: statuses of steps without a result. `timeout`: seconds, of `verify=`.
-    `deadline`, `ready_at`, `wall`: seconds since the epoch. `order`: of an undo, from 1. `error`: what failed the run.
+    `kind`: do, undo, when or verify. `values`, `results`: the codec's texts; `more`: steps whose results the activity
+    may fetch. `reports`: statuses of steps without a result. `timeout`: seconds for `verify=`. `deadline`, `ready_at`,
+    `wall`: seconds since the epoch. `order`: the place of an undo in the order of undos, from 1. `error`: the error
+    that failed the run.
     """
 
     workflow: str
@@ -138,11 +142,14 @@ class StepInput(TypedDict):
 
 
 class StepOutput(TypedDict):
-    """How an activity ended. `value`: the result's text. `writes`: texts by key, None for a key that was deleted. `times`:
-    when it started, in seconds since the epoch, and the seconds waited, run and backed off. `late`: how an attempt that was given up has completed
-    after all. `in_doubt`: the step may have had its effect, whatever `status` says. `decision`: what `on_crash=` says of a
-    step whose worker died: undo, or hold, for the reason `reason`. `answer`: of `when=`, or of `verify=`: landed (with
-    `value`), not landed, or None."""
+    """How an activity ended.
+
+    `value`: the codec's text of the result. `writes`: texts by key, None for a key that was deleted. `times`: when the
+    step started, in seconds since the epoch, and how many seconds it waited, ran and backed off. `late`: how an
+    abandoned attempt completed in the end. `in_doubt`: whether the step may have had its effect, whatever `status`
+    says. `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
+    `answer`: the answer of `when=`, or of `verify=`: landed (with `value`), not landed, or None.
+    """
 
     status: str
     attempts: int
@@ -161,8 +168,9 @@ class StepOutput(TypedDict):
 
 
 class Outcome(TypedDict):
-    """How a run ended, or stands: its record, and its errors as plain data, by step; "" is the run's own, and those of undos
-    are under "undo:" and the step. `raised`: what its caller gets to see."""
+    """The record of a run that has ended, or as it is now, with its errors as plain data. `errors`: by step; "" has the
+    error of the run itself, and "undo:" with the name of a step has the error of its undo. `raised`: the error that the
+    caller gets."""
 
     fields: dict[str, str]
     errors: dict[str, Packed]
@@ -170,7 +178,8 @@ class Outcome(TypedDict):
 
 
 def plain_encoding(codec: Codec | None) -> Encoding:
-    """The encoding with a codec that leaves keys and errors as they are. Raises DefinitionError for one that hides them."""
+    """The encoding for a codec that leaves keys and errors as they are. Raises DefinitionError for a codec that hides
+    them."""
     encoding = Encoding(codec)
     if encoding.sealing.hides:
         raise DefinitionError(
@@ -181,7 +190,7 @@ def plain_encoding(codec: Codec | None) -> Encoding:
 
 
 def fields_of(encoding: Encoding, record: RunRecord, types: Mapping[str, Any] = _UNTYPED) -> dict[str, str]:
-    """A whole record as texts."""
+    """Encode a whole record as texts."""
     claim = Claim(
         record.key,
         record.run_id,
@@ -221,7 +230,7 @@ def fields_of(encoding: Encoding, record: RunRecord, types: Mapping[str, Any] = 
 
 
 def times_of(started: float, finished: float | None = None, fence: int = 1) -> dict[str, str]:
-    """The fields of a record that a store counts itself."""
+    """The fields of a record that a store itself counts. `started`, `finished`: seconds since the epoch."""
     fields = {"generation": "0", "fence": str(fence), "started": str(round(started * 1e6))}
     if finished is not None:
         fields["finished"] = str(round(finished * 1e6))
@@ -229,7 +238,7 @@ def times_of(started: float, finished: float | None = None, fence: int = 1) -> d
 
 
 def encode_outcome(record: RunRecord, raised: BaseException | None = None) -> Outcome:
-    """A record of texts, and what its caller gets to see."""
+    """Encode a record whose values are texts already, and the error that its caller gets."""
     errors: dict[str, Packed] = {}
     if record.error is not None:
         errors[""] = pack_error(record.error)
@@ -245,7 +254,7 @@ def encode_outcome(record: RunRecord, raised: BaseException | None = None) -> Ou
 def decode_outcome(
     fields: Mapping[str, str], errors: Mapping[str, Packed], encoding: Encoding, types: Mapping[str, Any] = _UNTYPED
 ) -> RunRecord:
-    """The record, with its errors as they were raised where that is possible. Raises CorruptRecord."""
+    """Decode a record, with its errors as they were raised, if that is possible. Raises CorruptRecord."""
     record = encoding.decode(fields["key"], fields, types)
     if "" in errors:
         record.error = unpack_error(errors[""], record.run_id, record.failed_step)

@@ -1,4 +1,4 @@
-"""`temporal_worker`: what runs the steps of workflows that were started on Temporal, and their workflows."""
+"""`temporal_worker` makes a worker that runs workflows on Temporal, and their steps."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ def temporal_worker(
 ) -> Worker:
     """A `temporalio.worker.Worker` that runs `workflows` for every `TemporalEngine` of the same task queue.
 
-    Run it with `await worker.run()`, or as `async with worker:`. It has the task queue for itself. `hooks` get the events of
-    the steps and undos that it runs. `lease`: of the engines; a shorter one here only lets it stop sooner. `max_workers`:
-    steps at a time, those that wait for their next attempt included. `codec`: as of a store, the same as the engines'.
-    `options`: of the Worker. Its workflow code is flowcore's own and is not sandboxed.
+    Run it with `await worker.run()`, or as `async with worker:`. No workers other than those of flowcore may use the
+    task queue. `hooks` get the events of the steps and undos that the worker runs. `lease`: that of the engines; a
+    shorter lease here only lets the worker stop sooner. `max_workers`: how many steps run at a time, with those that
+    wait for their next attempt. `codec`: as of a store, the same as that of the engines. `options`: further arguments
+    of the Worker. Its workflow code is flowcore's own and is not sandboxed.
 
-    Raises DefinitionError for two workflows of one name, and for anything else that is no workflow.
+    Raises DefinitionError if `workflows` is empty, has two workflows of one name, or has anything that is no workflow.
     """
     most = whole(max_workers, "max_workers=")
     seconds = period(lease, "lease=")
