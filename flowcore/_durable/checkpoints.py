@@ -221,7 +221,7 @@ def parked(run: RunState, why: str, cause: BaseException | None = None) -> RunPa
 
 def obey(run: RunState, order: Renewal) -> bool:
     """Cancel the run, as an operator has decided; with UNDO it is undone even past its pivot. Returns whether its calls
-    must be interrupted. Does nothing if the record had a decision already when the run was taken over."""
+    must be interrupted. Does nothing if such a decision was in the record already when the run was taken over."""
     if run.earlier is not None and run.earlier.decided:
         return False
     if order is Renewal.UNDO:

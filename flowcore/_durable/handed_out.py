@@ -78,7 +78,7 @@ def _form(value: Any) -> Form:
 
     try:
         return pickle.dumps(value)
-    except Exception:  # noqa: BLE001 - foreign code, and there is nothing to compare
+    except Exception:  # noqa: BLE001 - pickling runs user code; a value that cannot be pickled is not watched
         return None
 
 

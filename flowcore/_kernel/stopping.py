@@ -76,9 +76,9 @@ def forget_pivot(run: RunState) -> None:
 
 
 def hand_over(run: RunState, error: BaseException) -> bool:
-    """Park the run for another process because this one stops with `error`, even while the run is being undone, and end
-    its calls early. A run in memory is cancelled instead, because no other process can resume it. Returns whether the
-    running calls must be interrupted, as `interrupt` does."""
+    """Park the run for another process, even while it is being undone, because this process stops with `error`. Its
+    calls are to end early. A run in memory is cancelled instead, because no other process can resume it. Returns
+    whether the running calls must be interrupted, as `interrupt` does."""
     if not run.settings.durable:
         return interrupt(run, error)
     with run.lock:
