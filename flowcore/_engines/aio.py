@@ -184,7 +184,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
         queued = next((run for run in list(self._runs.queued) if is_meant(run, run_id, key)), None)
         run = queued or self._live.find(run_id, key)
         cancelled = run is not None and self._runs.cancel(run)
-        if cancelled or (run is not None and run.finished is not Status.WAITING):  # else the store decides
+        # A run that waits in its store is cancelled there.
+        if cancelled or (run is not None and run.finished is not Status.WAITING):
             return Cancellation(cancelled)
         if not self.store.durable:
             return Cancellation(here=False)

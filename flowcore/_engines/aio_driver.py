@@ -277,7 +277,7 @@ class AsyncDriver(ThreadCalls):
             timed_out = False
         if timed_out is not None and isinstance(error, asyncio.CancelledError):
             return None, GivenUp(call, timed_out=timed_out, over=True)
-        if timed_out and isinstance(error, Exception):  # it replaced its cancellation
+        if timed_out and isinstance(error, Exception):  # the step replaced its cancellation
             return None, GivenUp(call, timed_out=True, over=True, error=error)
         return result
 
@@ -377,10 +377,8 @@ class AsyncDriver(ThreadCalls):
             self._drop_queued_call(call, timed_out=False)
         if not stop.cancel:
             return
-        grace, parked = (
-            self.run.settings.grace,
-            self.run.parked,
-        )  # the next owner performs the undos of a parked run
+        # The next owner performs the undos of a parked run.
+        grace, parked = self.run.settings.grace, self.run.parked
         for call in list(self._inline):
             if not call.shielded:
                 self._cancel_call(call, False)

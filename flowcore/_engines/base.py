@@ -234,8 +234,7 @@ def call_title(run: RunState, call: Call) -> str:
 
 
 def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:
-    """Return the Run of an ended run, or raise its error. With `check=False`, an Exception of a run that has a Run is not
-    raised."""
+    """Return the Run, or raise the error of a failed run. With `check=False`, an Exception is raised only without a Run."""
     if error is not None and (check or result is None or not isinstance(error, Exception)):
         raise error
     assert result is not None  # noqa: S101 - a driver ends with one of the two

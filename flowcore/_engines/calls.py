@@ -70,8 +70,8 @@ class LoopCalls(EngineBase, ABC):
         Items are taken lazily, while fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet
         yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed run.
         With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for a run of
-        another live owner, it waits until the outcome is known or the owner's lease has expired. Closing the iterator early
-        takes no further item and cancels the runs in flight.
+        another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing the iterator
+        early takes no further item and cancels the runs in flight.
         """
 
         def submit(item: T) -> AsyncRunFuture:
@@ -81,7 +81,7 @@ class LoopCalls(EngineBase, ABC):
         return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
 
     async def find(self, key: str) -> RunRecord | None:
-        """The record of the run with this key, or None. Finds a run that was submitted here a moment ago, too, and does not
+        """The record of the run with this key, or None. Also finds a run that was submitted here a moment ago. Does not
         block the loop. Raises StoreError."""
         ask, claim = partial(self.store.find, key), self._claim_of(key)
         found: RunRecord | None = await asked_on_loop(ask, self._callers_context())
@@ -91,7 +91,7 @@ class LoopCalls(EngineBase, ABC):
         return found
 
     async def get(self, run_id: str) -> RunRecord:
-        """The record of the run with this id. Finds a run that was submitted here a moment ago, too, and does not block the
+        """The record of the run with this id. Also finds a run that was submitted here a moment ago. Does not block the
         loop. Raises RunNotFound and StoreError."""
         ask, claim = partial(self.store.get_run, run_id), self._claim_of(run_id)
         try:

@@ -1,6 +1,6 @@
 """Checks of the arguments that an engine is given."""
 
-# Arguments are checked at run time, for callers without a type checker.
+# Arguments are also checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def checked_namespace(namespace: str | None, store: Store) -> str:
 
 
 def whole(value: int, what: str) -> int:
-    """Return `value` if it is a whole number from 1 up. Raises DefinitionError for `what` otherwise."""
+    """Return `value` if it is a whole number from 1 up. Raises DefinitionError, which names `what`, if not."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DefinitionError(f"{what} must be a whole number from 1 up, not {safe_repr(value)}.")
     return value
 
 
 def period(value: Duration, what: str) -> float:
-    """Return `value` in seconds. Raises DefinitionError for `what` if it is zero or infinite."""
+    """Return `value` in seconds. Raises DefinitionError, which names `what`, if it is zero or infinite."""
     number = seconds(value, what)
     if not 0 < number < math.inf:
         raise DefinitionError(f"{what} must be more than 0 and finite, not {safe_repr(value)}.")

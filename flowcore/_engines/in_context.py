@@ -64,7 +64,7 @@ def _is_own_cancellation_of_a_group(thrown: BaseException) -> bool:
     """
     if sys.version_info >= (3, 13) or thrown.__traceback__ is None:
         return False
-    frame = thrown.__traceback__.tb_frame  # the one that caught it: a traceback begins there
+    frame = thrown.__traceback__.tb_frame  # the frame that caught it: a traceback begins there
     if frame.f_code is not asyncio.TaskGroup.__aexit__.__code__:
         return False
     return bool(frame.f_locals["self"]._parent_cancel_requested)

@@ -100,7 +100,7 @@ class LocalEngine(PeriodicEngine):
             return
         try:
             yield from self._recovered(begin)
-        except Exception as error:  # noqa: BLE001 - no caller waits for it
+        except Exception as error:  # noqa: BLE001 - no caller would get it
             log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
     def _looked(self, begin: Callable[[list[RunState]], object]) -> Asking[float | None]:

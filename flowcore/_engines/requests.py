@@ -97,7 +97,7 @@ def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, 
     try:
         copied: dict[Any, Any] = own_copy(values)
     except RecursionError:
-        return values  # the store refuses them, or else the comparison with other requests
+        return values  # too deep to copy: the store, or the comparison of requests, refuses them
     return copied
 
 

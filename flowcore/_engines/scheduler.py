@@ -1,8 +1,8 @@
 """The scheduler: it finds the fires that are due, begins their runs, and records and reports the fires that are not begun.
 
-It is a program: it yields calls of the store and of its engine, and reads the time only through the engine's settings. Any
-number of engines look at the same schedule without a leader. The first engine that records a run, or a skip, under the key
-of a fire decides on that fire.
+Its methods are programs: they yield calls of the store and of the engine, and read the time only through the engine's
+settings. Any number of engines look at the same schedule without a leader. The first engine that records a run, or a skip,
+under the key of a fire decides on that fire.
 """
 
 from __future__ import annotations
@@ -194,8 +194,9 @@ class Scheduled:
                 self._queue.append(Fire(latest, latest in late, before))
 
     def _given_up(self) -> list[datetime]:
-        """Remove the fires that could not be begun before the next one was due from the queue. Returns those that the next
-        one replaces. Those that failed with a fault of their own are skipped instead."""
+        """Remove from the queue, now that another fire is due, those that failed to begin. Returns the fires that the new
+        one replaces. Fires with a fault of their own are skipped instead; if `missed` is "all" or `overlap` is "queue", no
+        other fires are removed."""
         patient = self.schedule.missed == "all" or self.schedule.overlap == "queue"
         failed = [fire for fire in self._queue if fire.error is not None]
         faulty = [fire for fire in failed if isinstance(fire.error, _FAULTS)]
@@ -360,7 +361,7 @@ class Scheduled:
             self._emit(SchedulePlanned(self.workflow.name, "", at, {}, self.schedule.name, due))
 
     def status(self) -> Generator[Ask, Any, ScheduleStatus]:
-        """The status of the schedule, as far as the store has recorded it."""
+        """The status of the schedule: its next fires, and its last fire as the store has recorded it."""
         asking = status_of(self.schedule, self._now(), self._window)
         head: RunRecord | None = None
         while True:

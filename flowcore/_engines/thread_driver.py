@@ -47,7 +47,7 @@ class Driver(CallersThread):
     """Drives the programs of one run on threads.
 
     One thread at a time advances a program: the caller's own (in `Engine.run`), or one of the pool's. A program that sleeps
-    or waits holds no thread; it is posted to one when it can continue. A call with a timeout is moved to a pool thread.
+    or waits holds no thread; it is posted to one when it can continue. A call with a timeout never runs on the caller's thread.
     """
 
     recorded: Claim | None = None
@@ -341,7 +341,7 @@ class Driver(CallersThread):
         if parked:
             self._post(self._main, None)
 
-    def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - what it is
+    def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - the plainest name
         """Have a thread advance `program` with `answer`: the caller's thread if it is idle, or else a thread of the pool or
         the caller's, whichever is free first. The pool may be full of threads that wait for this run."""
         with self._lock:

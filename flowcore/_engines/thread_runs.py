@@ -54,7 +54,7 @@ class LiveThreadRuns(LiveRuns[Driver]):
             driver.look()
 
     def drop(self, why: str) -> None:
-        """End the runs that have not begun, and release those that are recorded as queued to other engines."""
+        """End the runs that have not begun. Those that are recorded are released, so that other engines can begin them."""
         dropped = [
             driver
             for run, driver in list(self.items())
@@ -122,7 +122,7 @@ class ThreadRuns:
                 self._quiet.notify_all()
 
     def continued(self, driver: Driver) -> Driver | None:
-        """Return a driver that continues a run that waits in its store, or None if `driver` has its final outcome."""
+        """Return a driver that continues a run that waits in its store, or None if the run ends here for its caller."""
         if driver.result is None or driver.result.status is not Status.WAITING:
             return None
         try:
@@ -189,8 +189,8 @@ class ThreadRuns:
                 driver.on_over(driver)
 
     def _expire(self, driver: Driver, deadline: float) -> None:
-        """End a queued run at its deadline if abandoned calls occupy all threads. (Normally, the deadline is checked from
-        the run's claim on, but without a thread the run is never claimed.)"""
+        """End a queued run at its deadline if abandoned calls occupy all threads. (A deadline counts from the run's claim,
+        but without a thread the run is never claimed.)"""
         if self.pool.exhausted:
             run_id, name = driver.run.run_id, safe_repr(driver.run.workflow.name)
             driver.drop(RunTimeout(f"run {run_id} of {name} did not begin before its deadline: no thread was free."))

@@ -101,7 +101,7 @@ class Workers:
 
     def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> bool:
         """Run `job` on a thread. Returns False if it has to wait for one; with `first`, it then waits before all other jobs,
-        as jobs of runs that have begun do. With `beyond`, a job never waits: a thread beyond the limit is started for it."""
+        as jobs of runs that have begun do. With `beyond`, a job never waits: if no thread is idle, one beyond the limit is started."""
         with self._lock:
             if self._idle:
                 self._idle.pop().inbox.put(job)
@@ -129,7 +129,7 @@ class Workers:
         return worker.inbox.get()
 
     def close(self, timeout: float | None) -> None:
-        """End idle threads now and the others after their job; wait for them at most `timeout` seconds (None: for ever)."""
+        """End idle threads now and the others after their job; wait for them at most `timeout` seconds (None: no limit)."""
         with self._lock:
             self._closed = True
             threads = list(self._threads)
@@ -175,7 +175,7 @@ class Timers:
         after_fork_in_child(self, Timers._after_fork)
 
     def _after_fork(self) -> None:
-        """In a child: the thread and its timers are the parent's."""
+        """In a forked child, forget the thread and its timers: they belong to the parent."""
         self._changed = threading.Condition()
         self._thread = None
         self._heap.clear()
