@@ -1,9 +1,9 @@
-"""A run that waits for a person, and holds no thread meanwhile.
+"""A run that waits for a person, and occupies no thread meanwhile.
 
     python examples/approval.py
 
-The order waits for its approval in its store, and its process forgets it. Another engine, as another process would have it, sends
-the approval and resumes the run. A second approval does not count.
+While the order waits for its approval, it is only in the store: no process keeps it. Another engine, which stands for
+another process, sends the approval and resumes the run. A second approval has no effect: `send` returns False.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ def ship(ctx: Context) -> str:
 
 
 def database(folder: str) -> SQLiteStore:
-    """The runs of all processes."""
+    """Open the store that all processes share."""
     return SQLiteStore(Path(folder) / "runs.db")
 
 

@@ -2,7 +2,7 @@
 
     python examples/basic.py
 
-`depends_on=` says what must be done first; `ctx[step]` is what that step returned, with its type.
+`depends_on=` names the steps that must be done first; `ctx[step]` is the result of such a step, with its type.
 """
 
 from flowcore import Context, Workflow

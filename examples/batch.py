@@ -2,10 +2,10 @@
 
     python examples/batch.py
 
-`engine.map` takes rows from the CSV as workers become free, so that the file may be of any size. Each row is a durable run
-with a key of its own: the second start replays the rows that have ended, resumes those that were in flight, and runs the
-rest. The bookings that were in flight at the kill may be sent twice: `ctx.step_key` is the same then, by which the accounts
-recognize them.
+`engine.map` takes rows from the CSV as workers become free, so that the file may be of any size. Each row is a durable
+run with a key of its own: the second start replays the rows that have ended, resumes those that were in flight, and
+runs the rest. A booking that was in flight at the kill may be sent twice, with the same `ctx.step_key`, by which the
+accounts recognize it.
 """
 
 import csv
@@ -21,8 +21,8 @@ from flowcore.stores import SQLiteStore
 
 ROWS = 10_000
 folder = Path(tempfile.mkdtemp())
-accounts = folder / "accounts.txt"  # a line for each booking: its step key and its amount
-dies_after: int | None = None  # rows
+accounts = folder / "accounts.txt"  # one line per booking: its step key and its amount
+dies_after: int | None = None  # rows; only in the child process
 
 wf = Workflow("row")
 
@@ -58,7 +58,7 @@ def run_the_batch() -> None:
 
 
 def write_rows() -> None:
-    """A CSV in which every thousandth amount is no number."""
+    """Write the CSV, in which every thousandth amount is not a number."""
     with (folder / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("id", "amount"), *((n, n % 97 if n % 1000 else "?") for n in range(1, ROWS + 1))])
 

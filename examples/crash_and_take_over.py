@@ -1,10 +1,11 @@
-"""kill -9 in the middle of a run: the next call with its key goes on from there.
+"""kill -9 in the middle of a run: the next call with its key resumes it.
 
     python examples/crash_and_take_over.py
 
-A child process dies of signal 9 just after the bank has charged the card, and before it could write that down. What it had
-written down is done and stays done: `book` is not called again. Whether `pay` happened is unknown, so its `verify=` looks.
-Without `verify=` it would be attempted again, with the same `ctx.step_key`, for the bank to recognize.
+A child process dies of signal 9 just after the bank has charged the card, and before the run could record that. Steps
+that are recorded as done stay done: `book` is not called again. Whether `pay` took effect is unknown, so its `verify=`
+asks the bank. Without `verify=`, `pay` would be attempted again, with the same `ctx.step_key`, by which the bank can
+recognize it.
 """
 
 import os
@@ -17,7 +18,7 @@ from flowcore import Context, Engine, Landed, NotLanded, Workflow
 from flowcore.stores import SQLiteStore
 
 folder = Path(tempfile.mkdtemp())
-bank = folder / "bank.txt"  # a line for each charge: the key it was made with
+bank = folder / "bank.txt"  # one line per charge: its step key
 dies = False
 
 wf = Workflow("trip")
@@ -30,7 +31,7 @@ def book(ctx: Context) -> str:
 
 
 def was_charged(ctx: Context) -> Landed[str] | type[NotLanded]:
-    """Asked where a process died in `pay`: did it happen, and what would it have returned?"""
+    """Whether the card was charged, and what `pay` would have returned. Called after a process died in `pay`."""
     print("  asked the bank whether it knows of the charge", flush=True)
     return Landed("receipt") if bank.exists() and ctx.step_key in bank.read_text() else NotLanded
 
@@ -53,8 +54,8 @@ def send(ctx: Context) -> str:
 
 def book_a_trip() -> None:
     store = SQLiteStore(folder / "runs.db")
-    with Engine(store=store, lease=0.5) as engine:  # half a second, for those who watch; the default is 30
-        # The owner of the key may be at work, or dead: wait for its outcome, or for the end of its lease.
+    with Engine(store=store, lease=0.5) as engine:  # half a second, to keep the example short; the default is 30
+        # The key's owner may be alive or dead: wait for its outcome, or for the end of its lease.
         run = engine.run(wf, {"passenger": "Ada"}, idempotency_key="trip-1", wait=10)
         print(run.explain())
     store.close()

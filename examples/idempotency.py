@@ -1,9 +1,9 @@
-"""An idempotency key: asking twice does the work once.
+"""An idempotency key: two calls do the work once.
 
     python examples/idempotency.py
 
-The second call with a key gets the stored results of the first. The same key with other values is refused: that is not
-the same request. A run that failed, and whose undo went well, gives its key back: the next call is a fresh start.
+The second call with a key gets the stored results of the first. The same key with other values is refused, because that
+is not the same request. A run that failed and was undone releases its key: the next call with it starts a new run.
 """
 
 from flowcore import Context, Engine, IdempotencyMismatch, Workflow
@@ -23,7 +23,7 @@ def charge(ctx: Context) -> str:
 
 
 if __name__ == "__main__":
-    engine = Engine()  # silent; keeps its runs in memory unless given another store
+    engine = Engine()  # prints nothing; keeps its runs in memory, unless it gets another store
     order = {"card": "C-9", "cents": 4200}
 
     for attempt in ("first", "second"):

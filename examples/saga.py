@@ -1,8 +1,8 @@
-"""A saga: when paying fails for good, the seat that was booked is given back.
+"""A saga: when the last attempt to pay fails, the seat that was booked is given back.
 
     python examples/saga.py
 
-`pay` gets three attempts, with waits that double in between. When the last one has failed, every step that was done is
+`pay` gets three attempts, with waits in between that double. When the last one has failed, every step that was done is
 undone, the newest first. The caller then sees the step's own exception, with a note of what was undone.
 """
 
@@ -24,7 +24,7 @@ def cancel(ctx: Context) -> None:
     seats[ctx[book]] = "free"
 
 
-# Without jitter=False each wait would be drawn from zero up to these bounds, which spreads a crowd of clients better.
+# Without jitter=False each wait would be random, from zero to its bound, which spreads the load of many clients.
 @wf.step(depends_on=book, retry=Retry(3, Backoff.exponential(0.02, jitter=False), on=ConnectionError))
 def pay(ctx: Context) -> str:
     print(f"    seat 12A: {seats['12A']}; the bank is asked, attempt {ctx.attempt}")

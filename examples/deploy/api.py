@@ -2,9 +2,9 @@
 
     uvicorn api:app --timeout-graceful-shutdown 2
 
-On SIGTERM the engine parks its runs, so that another process resumes them at once, and the requests that wait for them get
-503. uvicorn takes no more requests, waits two seconds for those in flight, and cancels the rest. A cancelled request must not
-cancel its run: the endpoint waits behind a shield.
+On SIGTERM the engine parks its runs, so that another process resumes them at once, and the requests that wait for them
+get 503. uvicorn takes no more requests, waits two seconds for those in flight, and cancels the rest. A cancelled
+request must not cancel its run: the endpoint waits behind a shield.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from orders import open_store, order
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The engine is made in the loop that serves, and SIGTERM closes it before uvicorn begins to wait for requests."""
+    """Make the engine in the loop that serves; close it on SIGTERM, before uvicorn begins to wait for requests."""
     loop = asyncio.get_running_loop()
     engine = AsyncEngine(store=open_store(), workflows=[order], recover_every=0.2, grace=5)
     app.state.engine = engine
@@ -42,13 +42,13 @@ app = FastAPI(lifespan=lifespan)
 
 @app.get("/ready")
 async def ready() -> str:
-    """Whether the process may get requests."""
+    """Return 200 once the process can take requests."""
     return "yes"
 
 
 @app.post("/orders/{number}")
 async def place(number: str) -> str:
-    """Run an order to its end; a client that gets 503 asks again with the same number."""
+    """Run an order to its end; a client that gets 503 retries with the same number."""
     engine: AsyncEngine = app.state.engine
     try:
         run = await asyncio.shield(engine.submit(order, {"number": number}, idempotency_key=number))

@@ -1,4 +1,4 @@
-"""gunicorn's settings for wsgi.py: a worker that is to stop parks its runs while its requests still wait for them."""
+"""gunicorn's settings for wsgi.py: a worker that has to stop parks its runs, so that the requests in flight end too."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ graceful_timeout = 10  # longer than the engine's grace
 
 
 def post_worker_init(worker: Any) -> None:
-    """Make the worker's engine, also where the master has loaded the application, and let SIGTERM close it."""
+    """Make the worker's engine, even if the master has loaded the application, and close it on SIGTERM."""
     from wsgi import the_engine
 
     engine = the_engine()
@@ -18,7 +18,7 @@ def post_worker_init(worker: Any) -> None:
     assert callable(stop_taking_requests)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # The main thread may be in the middle of a run: only another one can wait for it.
+        # The main thread may be in the middle of a run, and only another thread can wait for that run.
         threading.Thread(target=engine.close, args=(0,)).start()
         stop_taking_requests(number, frame)
 

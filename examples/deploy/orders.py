@@ -1,6 +1,7 @@
 """The workflow that the recipes of this folder deploy, and its store.
 
-Three steps, the middle one slow. Their effects are lines of $ORDERS_LEDGER; $FLOWCORE_STORE is sqlite:PATH or redis://HOST.
+It has three steps, of which the second is slow. Their effects are lines of the file $ORDERS_LEDGER. $FLOWCORE_STORE is
+sqlite:PATH or redis://HOST.
 """
 
 import os
@@ -14,7 +15,7 @@ order = Workflow("order")
 
 
 def open_store() -> flowcore.stores.Store:
-    """The store of this process; a new SQLite file is made where there is none."""
+    """Open the store of this process. A missing SQLite file is created."""
     where = os.environ["FLOWCORE_STORE"]
     if where.startswith("sqlite:"):
         return flowcore.stores.SQLiteStore(where.removeprefix("sqlite:"))
@@ -22,7 +23,7 @@ def open_store() -> flowcore.stores.Store:
 
 
 def record(effect: str, ctx: Context) -> None:
-    """Append one line, as the effect of a step; a real step calls a service, and gives it `ctx.step_key`."""
+    """Append one line, as the effect of a step. A real step calls a service, and passes it `ctx.step_key`."""
     with Path(os.environ["ORDERS_LEDGER"]).open("a", encoding="utf-8") as ledger:
         ledger.write(f"{effect} {ctx['number']} {time.time()}\n")
 
@@ -41,7 +42,7 @@ def release(ctx: Context) -> None:
 
 @order.step(depends_on=reserve)
 def pack(ctx: Context) -> None:
-    """Take a while: a deploy finds this step running, and waits at most the engine's `grace` for it."""
+    """Pack the goods, which takes a while: a deploy finds this step running, and waits for it, at most for `grace`."""
     record("pack", ctx)
     time.sleep(float(os.environ.get("ORDERS_PACKING", "1")))
 

@@ -1,4 +1,4 @@
-"""A process without a web server: it runs the orders whose numbers it reads, and resumes those of processes that are gone.
+"""A process without a web server: it runs the orders whose numbers it reads, and resumes those of dead processes.
 
     python worker.py < numbers
 
@@ -14,12 +14,12 @@ from orders import open_store, order
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """End the process, as `kill` and each supervisor expect it."""
+    """End the process, as `kill` and supervisors expect."""
     sys.exit(0)
 
 
 def main() -> None:
-    """Read numbers as a consumer of a queue would, then stay to recover."""
+    """Run the orders whose numbers are read, then stay to resume the orders of other processes."""
     signal.signal(signal.SIGTERM, stop)
     with Engine(store=open_store(), workflows=[order], recover_every=0.2, grace=5) as engine:
         for line in sys.stdin:

@@ -2,8 +2,8 @@
 
     gunicorn -c gunicorn.conf.py wsgi:app
 
-Threads do not survive a fork, and gunicorn's master must not recover runs: each worker makes an engine of its own, on first
-use. gunicorn.conf.py closes it when its worker gets SIGTERM.
+Threads do not survive a fork, and gunicorn's master must not recover runs, so each worker makes its own engine, at
+first use. gunicorn.conf.py closes it when its worker gets SIGTERM.
 """
 
 import functools
@@ -21,7 +21,7 @@ def the_engine() -> Engine:
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """POST /orders/NUMBER runs an order to its end; a client that gets 503 asks again with the same number."""
+    """POST /orders/NUMBER runs an order to its end; a client that gets 503 retries with the same number."""
     if environ["REQUEST_METHOD"] != "POST":
         start_response("200 OK", [])
         return [b"ready"]

@@ -1,4 +1,4 @@
-"""What the service answers, by what became of an order."""
+"""The service's responses, by the outcome of an order."""
 
 import math
 from typing import Any
@@ -17,7 +17,10 @@ __all__ = ["accepted", "answer", "in_progress", "out_of_order", "problem", "rece
 
 
 def answer(run: Run) -> JSONResponse:
-    """The answer to a run that has ended, now or earlier. An error's own message may hold what is not for clients."""
+    """Return the response for a run that has ended, now or earlier. An unexpected error is raised.
+
+    The messages of errors are not part of it, because they may contain what clients must not see.
+    """
     match run.error:
         case None:
             receipt = {"run": run.id, "payment": run["charge"], "parcel": run["ship"], "message": run["notify"]}
@@ -43,7 +46,7 @@ def answer(run: Run) -> JSONResponse:
 
 
 def traced(run: Run) -> dict[str, str]:
-    """Headers that lead from an answer to its trace, which is the current one, and from a replay to the original's."""
+    """Return the headers that name the response's trace, which is the current one, and a replay's original trace."""
     headers: dict[str, str] = {}
     propagate.inject(headers)
     found = {"traceresponse": headers.get("traceparent"), "Original-Trace-Id": original_trace_id(run)}
@@ -51,20 +54,20 @@ def traced(run: Run) -> dict[str, str]:
 
 
 def accepted(location: str) -> JSONResponse:
-    """The order, or its cancellation, is on its way: its status is at `location`."""
+    """Return the response for an accepted order or cancellation. `location`: the address of the order's status."""
     headers = {"Location": location, "Retry-After": "1"}
     return JSONResponse({"status": "accepted", "location": location}, 202, headers)
 
 
 def received(counts: bool) -> JSONResponse:
-    """A value for an order that waits, or will wait, has come; `counts`: no other one came before it."""
+    """Return the response to a value sent to an order. `counts`: whether no other value came before it."""
     if counts:
         return JSONResponse({"status": "accepted"}, 202)
     return problem(409, "decided", "That was decided before.")
 
 
 def standing(record: RunRecord) -> JSONResponse:
-    """How an order stands that is not over."""
+    """Return the response for an order that has not ended, or that is held."""
     if record.held:
         return problem(409, "held", "This order could not be undone; a person is looking into it.")
     done = [name for name, step in record.steps.items() if step.status == "success"]
@@ -83,6 +86,6 @@ def out_of_order() -> JSONResponse:
 
 
 def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
-    """An answer in the form of RFC 9457."""
+    """Return an error response in the form of RFC 9457."""
     body = {"type": f"/problems/{kind}", "status": status, "detail": detail, **more}
     return JSONResponse(body, status, headers, media_type="application/problem+json")

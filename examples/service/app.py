@@ -1,42 +1,42 @@
 """A checkout service: `POST /orders` with an `Idempotency-Key`, `GET` and `DELETE /orders/KEY`, `GET /metrics` for
-Prometheus. `POST /purchases` places an order that waits for a person, `POST /approvals/ACCOUNT/KEY`, and for the payment
-provider's webhook, `POST /webhooks/payments`.
+Prometheus. `POST /purchases` places an order that waits for a person's decision (`POST /approvals/ACCOUNT/KEY`) and for
+the payment provider's webhook (`POST /webhooks/payments`).
 
     python examples/service/app.py --port 8000 --store sqlite:runs.db
 
-Answers follow the IETF draft "The Idempotency-Key HTTP Header Field":
+Responses follow the IETF draft "The Idempotency-Key HTTP Header Field":
 
-    201  done; with `Idempotent-Replayed: true` it is the stored answer of an earlier request
-    202  accepted, where the request said `Prefer: respond-async`; `Location` is where to ask how it stands
+    201  done; with `Idempotent-Replayed: true` it is the stored response of an earlier request
+    202  accepted, for a request with `Prefer: respond-async`; `Location` is the address of the order's status
     400  no key, or one that is not 1 to 255 printable ASCII characters
     402  the card was declined                          (what had been done was undone)
-    403  a person refused the order                     (the same)
+    403  a person refused the order                     (what had been done was undone)
     404  there is no such order
-    409  the same order is being worked on right now    (`Retry-After` says when to ask again), or was cancelled;
-         a second decision on an order
+    409  the order is in progress                       (`Retry-After` says when to retry), or it was cancelled,
+         or the order has been decided before
     410  sold out
-    413  the order is larger than any order is
+    413  the body of the request is too large
     422  the key was used for another order
-    502  the gateway or the carrier gave up on us       (what had been done was undone)
-    504  no decision, or no payment, came in time       (the same)
-    503  the store does not answer                      (ask again with the same key: the order goes on from there)
+    502  the gateway or the carrier did not respond     (what had been done was undone)
+    503  the store is unreachable                       (retry with the same key: the order is resumed)
+    504  no decision, or no payment, came in time       (what had been done was undone)
 
-`GET` of an order answers 200 with its status while it is worked on, and what `POST` would have answered once it is over;
-`DELETE` cancels it, in whichever process it runs: what was done is undone. An accepted order survives the service where its
-runs are durable.
+`GET` of an order returns 200 and its status while the order is in progress, and afterwards the response that `POST`
+would return. `DELETE` cancels the order, in whichever process it runs, and undoes what was done. An accepted order
+survives the end of the service if its runs are durable.
 
-An answer to an order that has run says where to look: `traceresponse` (W3C Trace Context) is the trace of this very
-request, and a replay's `Original-Trace-Id` that of the request which did the work.
+The response to an order that has run names its traces: `traceresponse` (W3C Trace Context) is the trace of this
+request, and `Original-Trace-Id` of a replay is the trace of the request that did the work.
 
-Told to stop, the service finishes what it has begun. Killed, it forgets the orders in flight, and the answers it gave,
-where its runs are kept in memory (the default). With `--store sqlite:PATH` or a Redis they outlive it: within one and a
-half times the lease another process of it, or the next one, has resumed each order where it stood.
+A service that is stopped finishes the orders in flight. A service that is killed loses the orders in flight and the
+results of earlier ones if its runs are in memory (the default). With `--store sqlite:PATH` or a Redis they survive:
+another process of the service, or the next one, resumes each order within one and a half times the lease.
 
-A key belongs to the account that sent it: two accounts that send one key place two orders, and neither can replay, block or
-find out about the other's. What this example leaves out: authentication (the header `X-Account` stands for who is logged in,
-and a real service never trusts such a header), TLS, and limits on how much one client may ask for.
+A key belongs to the account that sent it: if two accounts send the same key, they place two orders, and neither account
+can replay, block or discover the other's order. This example leaves out authentication (the header `X-Account` stands
+for the user who is logged in; a real service never trusts such a header), TLS, and rate limits.
 
-Spans are written to a file of JSON lines, and sent on with OTLP where OTEL_EXPORTER_OTLP_ENDPOINT is set.
+Spans are written to a file of JSON lines, and also sent by OTLP if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 """
 
 import argparse
@@ -88,7 +88,7 @@ Account = Annotated[str, Header(alias="X-Account", pattern=r"^[\w.-]{1,64}$")]
 
 
 class Order(BaseModel):
-    """What a customer sends."""
+    """An order, as a customer sends it."""
 
     sku: str = Field(examples=["mug"])
     quantity: int = Field(gt=0, examples=[2])
@@ -98,14 +98,14 @@ class Order(BaseModel):
 
 
 class Approval(BaseModel):
-    """What a person decides."""
+    """A person's decision on an order."""
 
     by: str = Field(min_length=1, max_length=64, examples=["Ann"])
     approved: bool = True
 
 
 class PaymentEvent(BaseModel):
-    """What the payment provider's webhook says. A real one is signed; see the docs of yours."""
+    """The body of the payment provider's webhook. A real one is signed: see your provider's documentation."""
 
     id: str = Field(min_length=1, max_length=64, examples=["evt_1"])
     ref: str = Field(examples=["guest/order-1"])
@@ -121,11 +121,11 @@ def create_app(
     hang: float = HANG,
     more_hooks: Sequence[Hook] = (),
 ) -> FastAPI:
-    """The service on the books in `ledger_path`; spans go to `provider`, by default nowhere.
+    """Return the service, whose books are in `ledger_path`. Its spans go to `provider`, by default nowhere.
 
-    `store`: where its runs are kept (see stores.py). `lease`: seconds after which others may take over the runs of a
-    service that has died. `hang`: seconds for which partners that hang do so.
-    `more_hooks`: beside those for traces and metrics.
+    `store`: where its runs are kept (see stores.py). `lease`: seconds after which another process may take over the
+    runs of a dead one. `hang`: seconds for which a partner hangs, where the order makes it hang. `more_hooks`: hooks in
+    addition to those for traces and metrics.
     """
     provider = provider or TracerProvider()
     registry = CollectorRegistry()
@@ -162,7 +162,7 @@ def create_app(
         engine: AsyncEngine = request.app.state.engine
         caller = propagate.extract(request.headers)
         with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
-            key = f"{account}/{idempotency_key}"  # it is also among the values, and so in the fingerprint
+            key = f"{account}/{idempotency_key}"  # it is also a value, and so part of the fingerprint
             values = {"ref": key, **order.model_dump()}
             if "respond-async" not in prefer:
                 run = await engine.run(workflow, values, idempotency_key=key, check=False)
@@ -183,7 +183,7 @@ def create_app(
         account: Account = "guest",
         idempotency_key: Annotated[str | None, Header()] = None,
     ) -> JSONResponse:
-        """An order that a person has to approve: it is accepted once it waits for that."""
+        """Place an order that a person has to approve. It is accepted once it waits for the approval."""
         if idempotency_key is None or not is_a_key(idempotency_key):
             return problem(400, "no-key", "Send an Idempotency-Key header of 1 to 255 printable ASCII characters.")
         engine: AsyncEngine = request.app.state.engine
@@ -200,14 +200,14 @@ def create_app(
 
     @app.post("/approvals/{key:path}", status_code=202)
     async def approve(key: str, approval: Approval, request: Request) -> JSONResponse:
-        """A person decides on an order, `key` being its account and Idempotency-Key. The first decision counts."""
+        """Record a person's decision on an order. `key`: ACCOUNT/IDEMPOTENCY-KEY. Only the first decision counts."""
         engine: AsyncEngine = request.app.state.engine
         with tracer.start_as_current_span("POST /approvals", kind=SpanKind.SERVER):
             return received(await engine.send(key, "approved", approval.model_dump(), id=approval.by))
 
     @app.post("/webhooks/payments", status_code=202)
     async def payment_confirmed(event: PaymentEvent, request: Request) -> JSONResponse:
-        """The payment provider says that it has the money: as often as it likes, and before the charge call returns."""
+        """Record that the provider has the money. This may come repeatedly, and before the charge call returns."""
         engine: AsyncEngine = request.app.state.engine
         with tracer.start_as_current_span("POST /webhooks/payments", kind=SpanKind.SERVER):
             return received(await engine.send(event.ref, "paid", event.cents, id=event.id))
@@ -264,7 +264,7 @@ def is_a_key(text: str) -> bool:
 
 
 class SmallBodies:
-    """Refuses a request whose body is larger than any order is, before it is read into memory."""
+    """Refuses a request whose body is larger than LARGEST, or of unknown size, before it is read into memory."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -311,7 +311,7 @@ class JsonLines(SpanExporter):
 
 
 def tracing(path: Path) -> TracerProvider:
-    """Where spans go. The short delay is for the demo's reader, which waits for them."""
+    """Return a provider that writes spans to `path`. Its delay is short, because the demo waits for the spans."""
     provider = TracerProvider(resource=Resource.create({"service.name": "checkout"}))
     provider.add_span_processor(BatchSpanProcessor(JsonLines(path), max_queue_size=20_000, schedule_delay_millis=100))
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
@@ -333,8 +333,8 @@ def main() -> None:
     parser.add_argument("--hang", type=float, default=HANG, help=f"seconds that some partners hang (default: {HANG:g})")
     options = parser.parse_args()
 
-    os.umask(0o077)  # orders and spans are for this user's eyes alone
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer would take 40 ms more.
+    os.umask(0o077)  # only this user may read orders and spans
+    # asyncio turns off Nagle's algorithm only if the socket names its protocol. With it, a response takes 40 ms more.
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

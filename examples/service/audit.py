@@ -1,4 +1,4 @@
-"""Do the books add up? Read straight from the file, entry by entry, without asking the service.
+"""Checks whether the books add up. Reads the entries from the file, without asking the service.
 
 python examples/service/audit.py ledger.db
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass
 class Order:
-    """What the entries of one order come to."""
+    """The sums of the entries of one order."""
 
     placed: int = 0
     """placed and not cancelled: 0 or 1"""
@@ -31,7 +31,7 @@ class Order:
 
 @dataclass
 class Audit:
-    """The sums of the books. `faults` says in words what does not add up; empty is good."""
+    """The sums of the books. `faults` describes what does not add up; it is empty if the books are correct."""
 
     faults: list[str] = field(default_factory=list)
     orders: dict[str, Order] = field(default_factory=lambda: defaultdict(Order))
@@ -44,7 +44,7 @@ class Audit:
 
     @property
     def shipped(self) -> set[str]:
-        """The orders whose parcel is out."""
+        """The orders whose parcel was shipped and not recalled."""
         return {ref for ref, order in self.orders.items() if order.parcels}
 
     @property
@@ -53,7 +53,7 @@ class Audit:
 
 
 def audit(path: Path) -> Audit:
-    """Go through the books in `path`, which no process should be writing to."""
+    """Check the books in `path`. No process should write to them meanwhile."""
     books = Audit()
     with _reading(path) as db:
         for ref, what, sku, quantity, cents in db.execute(
@@ -74,12 +74,12 @@ def audit(path: Path) -> Audit:
 
 
 def history(path: Path, ref: str) -> tuple[str, ...]:
-    """What was done for one order, in words, the oldest entry first; also while others write."""
+    """Return the names of the entries of one order, oldest first. Other processes may write meanwhile."""
     entries = "SELECT at, {0}, rowid, what FROM {1} WHERE ref = :ref"
     tables = " UNION ALL ".join(entries.format(*one) for one in enumerate(("orders", "payments", "stock")))
     with _reading(path) as db:
         rows = db.execute(f"{tables} ORDER BY 1, 2, 3", {"ref": ref}).fetchall()
-    # That its goods are reserved and released says the same as that it is placed and cancelled.
+    # "placed" and "cancelled" are left out, because they come together with "reserved" and "released".
     return tuple(what for _, _, _, what in rows if what not in {"placed", "cancelled"})
 
 
@@ -121,7 +121,7 @@ def _enter_payment(books: Audit, ref: str, cents: int) -> None:
 
 
 def _faults(order: Order) -> list[str]:
-    """Each order either has its parcel out, once, and is paid in full; or it has cost nothing."""
+    """Return the faults of an order: it must either be shipped once and paid in full, or have cost nothing."""
     faults = []
     if order.parcels not in (0, 1) or order.placed != order.parcels:
         faults.append(f"is placed {order.placed} times and shipped {order.parcels} times")

@@ -3,9 +3,9 @@
 With `approval`, a person has to approve the order before the card is charged, and the parcel leaves once the payment
 provider's webhook has confirmed the payment. A webhook that comes before the charge call has returned is kept.
 
-Every effect is made under `ctx.step_key`, which stays the same over all attempts: a charge that landed although its
-reply was lost is not made again. Steps are undone even if they *raised* (`undo="attempted"`), for the same reason: an
-attempt that got no answer may have landed all the same, so the undos look at what is really there.
+Every call passes `ctx.step_key`, which is the same for all attempts: a charge that was made although its reply was lost
+is not made again. Steps are undone even if they *raised* (`undo="attempted"`), for the same reason: an attempt without
+a reply may have taken effect, so the undos check what there is to undo.
 """
 
 from datetime import timedelta
@@ -26,7 +26,7 @@ class NotApproved(Exception):
 
 
 def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier, *, approval: bool = False) -> Workflow:
-    """The workflow of one order; initial values: ref, sku, quantity, cents, card, address."""
+    """Return the workflow of one order. Its initial values: ref, sku, quantity, cents, card, address."""
     wf = Workflow("purchase" if approval else "checkout", errors=(Declined, SoldOut, NoAnswer, NotApproved))
     before_charge, before_ship = ["reserve"], ["charge"]
 
@@ -51,7 +51,7 @@ def checkout(ledger: Ledger, gateway: Gateway, carrier: Carrier, *, approval: bo
         wf.wait("paid", depends_on=decide, timeout=TO_CONFIRM)
         before_charge, before_ship = ["decide"], ["charge", "paid"]
 
-    # Attempts count across owners, and a gateway that stumbled twice may do so again for the next one.
+    # Attempts count across owners. A gateway that failed twice may fail twice again under the next owner, hence five.
     @wf.step(
         depends_on=before_charge, retry=Retry(5, Backoff.exponential(0.04), on=NoAnswer), timeout=10.0, undo="attempted"
     )

@@ -1,12 +1,12 @@
-"""The demo: starts the checkout service, sends it a few hundred orders at once, and shows what came of them.
+"""The demo: starts the checkout service, sends it a few hundred orders at once, and shows the results.
 
     python examples/service/demo.py            # or: make demo
     python examples/service/demo.py --serve    # keep it running
     python examples/service/demo.py --kill     # kill -9 it in the middle, and see its orders resumed
     python examples/service/demo.py --wait     # an order waits for a person, over a kill -9, a deploy and a restart
 
-Exits with 0 only if the books add up, every client was told what the input says it should be told, and the metrics
-agree with both.
+Exits with 0 only if the books add up, every client got a response that the input expects, and the metrics agree with
+both.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from timeline import Span, read_spans
 
 HERE = Path(__file__).parent
 TIMELINE_KIND = "no carrier"  # the kind of order whose trace is drawn
-OWN = ("sqlite", "redis", "temporal")  # stores that the demo brings along; else one of the user's, who may keep it
+OWN = ("sqlite", "redis", "temporal")  # stores that the demo starts and removes; any other store is the user's
 
 
 def demo(options: argparse.Namespace, folder: Path) -> int:
-    """Run it; answers the exit code."""
+    """Run the demo. Returns the exit code."""
     story = Story()
     wanted = options.store or ("sqlite" if options.kill or options.wait else "memory")
     mark = "" if wanted in {*OWN, "memory"} else f"-{os.getpid():x}{int(time.time()):x}"
@@ -79,7 +79,7 @@ def demo(options: argparse.Namespace, folder: Path) -> int:
 
 
 def orders(options: argparse.Namespace, story: Story, service: Service, lines: list[Line]) -> list[Answer]:
-    """Send the orders, and tell what comes of them."""
+    """Send the orders and report the results. Returns the answers that the clients got."""
     start = time.monotonic()
     answers = replay(service.port, lines, options.clients)
     seconds = time.monotonic() - start
@@ -102,7 +102,11 @@ def orders(options: argparse.Namespace, story: Story, service: Service, lines: l
 
 @contextmanager
 def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | RedisStore | None, Redis | None]]:
-    """Where the service is to keep its runs, with what has to be brought along for that, and a look into it."""
+    """Provide the store that `wanted` names, and stop its server in the end, if the demo has started one.
+
+    Yields the store's name for the service, the store itself, or None where the demo does not read it, and the demo's
+    own Redis, if any. Raises DemoError or StoreError.
+    """
     with ExitStack() as stack:
         store, server = wanted, None
         if wanted == "redis":
@@ -115,7 +119,7 @@ def own_store(wanted: str, folder: Path) -> Iterator[tuple[str, SQLiteStore | Re
         runs = None
         if store != "memory" and not store.startswith(TEMPORAL):
             runs = stack.enter_context(looked_into(store))
-            runs.list_runs(status="held")  # is it there at all?
+            runs.list_runs(status="held")  # raises if the store is unreachable
         yield store, runs, server
 
 
@@ -142,8 +146,8 @@ def main() -> int:
         parser.error("runs in memory end with the process: --kill needs --store sqlite or redis, or one of yours")
 
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # bars are worth a try on any terminal
-    signal.signal(signal.SIGTERM, _end)  # so that a killed demo takes its service along
+        sys.stdout.reconfigure(errors="replace")  # an encoding without bars must not end the demo
+    signal.signal(signal.SIGTERM, _end)  # so that a terminated demo stops its service
     folder = Path(tempfile.mkdtemp(prefix="flowcore-demo-"))
     keep = False
     try:
@@ -166,7 +170,7 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 
 
 def wait_for_spans(path: Path, run_ids: set[str]) -> list[Span]:
-    """All spans, once the traces of these runs are complete in the file: a run's root is written last."""
+    """Return all spans once the file has the whole traces of these runs: the root of a run is written last."""
     give_up = time.monotonic() + 10
     while True:
         spans = read_spans(path)

@@ -1,7 +1,8 @@
-"""The demo's kill -9: orders that are caught in the act, and what becomes of them.
+"""The demo's kill -9: orders that are interrupted at known points, and how they end.
 
-Five orders meet partners that hang, each at another point. There the service is killed, in the middle of its other work,
-and started again. No client asks after the five: the new process finds their runs once the dead one's lease is over.
+Five orders meet partners that hang, each at a different point. While they hang, and other orders are in progress, the
+service is killed and started again. No client retries the five: the new process finds their runs once the leases of the
+dead one have ended.
 """
 
 import http.client
@@ -20,7 +21,7 @@ from running import DemoError, Service, scrape
 from telling import Story, counts, listed
 
 LEASE = 1.5  # seconds
-HANG = 60.0  # seconds: longer than any test looks
+HANG = 60.0  # seconds: longer than any test takes
 PATIENCE = 30.0  # seconds, for what takes one or two
 
 ORDER = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
@@ -30,7 +31,7 @@ UNDONE = ("reserved", "charged", "refunded", "released")
 
 @dataclass(frozen=True)
 class Case:
-    """Where an order is caught: so many `entries` of those it has in the end stand in the books, and its record says so."""
+    """Where an order is interrupted: the books then have the first `entries` of its final ones, `at_last`."""
 
     special: dict[str, str]
     entries: int
@@ -48,7 +49,7 @@ CASES = {
 
 
 class Killing:
-    """Kills `service`, whose runs are in `store`. `mark` ends the keys of this demo's orders."""
+    """Kills `service`, whose runs are in `store`. `mark`: the suffix of the keys of this demo's orders."""
 
     def __init__(self, story: Story, service: Service, store: SQLiteStore | RedisStore, mark: str) -> None:
         self._story = story
@@ -62,7 +63,7 @@ class Killing:
         self._cases = {line.ref: self._cases[line.key] for line in self._lines}
 
     def run(self, lines: Sequence[Line], clients: int, *again: str) -> list[Answer]:
-        """Kill the service while it works on `lines`, start it with the options `again`; returns what all got."""
+        """Kill the service while it works on `lines`, and start it with the options `again`. Returns all answers."""
         others = Replay(self._service.port, lines, patient=True)
         with ThreadPoolExecutor() as pool:
             try:
@@ -92,7 +93,7 @@ class Killing:
         return answers
 
     def _place(self, line: Line) -> None:
-        """Send an order whose answer will not come."""
+        """Send an order that will get no response."""
         connection = http.client.HTTPConnection("127.0.0.1", self._service.port, timeout=HANG)
         headers = {"Content-Type": "application/json", "Idempotency-Key": line.key}
         with suppress(OSError, http.client.HTTPException):
@@ -110,13 +111,13 @@ class Killing:
             time.sleep(0.01)
 
     def _caught(self) -> bool:
-        """Whether each of the five is where it is to be caught."""
+        """Whether each of the five orders hangs at its point."""
         return all(
             self._stands(key) == (case.at_last[: case.entries], case.record) for key, case in self._cases.items()
         )
 
     def _stands(self, key: str) -> tuple[tuple[str, ...], str]:
-        """What the books say of an order, and what its record says."""
+        """Return the entries of an order in the books, and a description of its record."""
         return history(self._service.ledger, key), _in_words(self._store.find(key))
 
     def _unfinished(self) -> list[RunRecord]:

@@ -1,8 +1,8 @@
 """The shop's books: orders, stock and payments in one SQLite file (`audit.py` says whether they add up).
 
-Nothing is ever changed or deleted (triggers refuse it): what happened is appended, and undoing is one more entry. Each
-entry carries the key of the effect it records, and no key is entered twice, so an attempt that is made again finds the
-first one's entry. A card charged under *two* keys, on the other hand, stands in the books twice, for the audit to see.
+Nothing is ever changed or deleted (triggers refuse it): each effect is appended, and undoing it is one more entry. Each
+entry has the key of the effect that it records, and no key is entered twice, so a second attempt finds the entry of the
+first. A card charged under *two* keys, however, is in the books twice, where the audit finds it.
 """
 
 import sqlite3
@@ -39,7 +39,7 @@ TABLES = ("orders", "stock", "payments")
 
 
 class SoldOut(Exception):
-    """There is not enough of it left."""
+    """Fewer goods are left than the order wants."""
 
 
 class Ledger:
@@ -59,7 +59,7 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is in the books, or nothing."""
+        """Open one transaction: either all of its entries are in the books, or none."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -72,7 +72,7 @@ class Ledger:
     # -- stock ---------------------------------------------------------------------------------------------------------
 
     def deliver(self, sku: str, quantity: int) -> None:
-        """Goods arrive, once: the first delivery opens the shop."""
+        """Record the opening stock of an article. Later calls for the same article do nothing."""
         with self._writing() as db:
             db.execute(
                 "INSERT OR IGNORE INTO stock (effect, ref, what, sku, quantity) VALUES (?, 'opening', 'delivered', ?, ?)",
@@ -115,7 +115,7 @@ class Ledger:
     # -- money ---------------------------------------------------------------------------------------------------------
 
     def charge(self, effect: str, ref: str, cents: int) -> None:
-        """Take the money, once for this effect."""
+        """Record a payment, once for this effect."""
         with self._writing() as db:
             db.execute(
                 "INSERT OR IGNORE INTO payments (effect, ref, what, cents) VALUES (?, ?, 'charged', ?)",
@@ -123,7 +123,7 @@ class Ledger:
             )
 
     def refund(self, effect: str, ref: str) -> int:
-        """Give back whatever of the order's money is still here, once; answers how many cents that was."""
+        """Refund what the order has paid and not got back, once for this effect. Returns the cents."""
         with self._writing() as db:
             (held,) = db.execute("SELECT coalesce(sum(cents), 0) FROM payments WHERE ref = ?", (ref,)).fetchone()
             if held > 0:
@@ -136,12 +136,12 @@ class Ledger:
     # -- parcels -------------------------------------------------------------------------------------------------------
 
     def note(self, effect: str, ref: str, what: str) -> None:
-        """The order was shipped, recalled or notified: once for this effect."""
+        """Record that the order was shipped, recalled or notified, once for this effect."""
         with self._writing() as db:
             db.execute("INSERT OR IGNORE INTO orders (effect, ref, what) VALUES (?, ?, ?)", (effect, ref, what))
 
     def is_out(self, ref: str) -> bool:
-        """Whether a parcel of this order is on its way."""
+        """Whether a parcel of this order was shipped and not recalled."""
         with self._lock:
             (out,) = self._db.execute(
                 "SELECT coalesce(sum((what = 'shipped') - (what = 'recalled')), 0) FROM orders WHERE ref = ?", (ref,)

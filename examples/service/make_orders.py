@@ -2,9 +2,9 @@
 
     python examples/service/make_orders.py > examples/service/orders.jsonl
 
-A line: `kind`, for the reader; `key`, the Idempotency-Key; `order`, the body to post; `expect`, the statuses that are
-right in the end. Lines that use an earlier line's key have `when`: "after" = once that one has been answered, "during"
-= at once with it, while it is being worked on.
+A line has `kind`, for the reader; `key`, the Idempotency-Key; `order`, the body to post; `expect`, the statuses that
+the final response may have. Lines that use an earlier line's key have `when`: "after" means once the earlier line has
+its response, "during" means while the earlier order is in progress.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 PRICES = {"mug": 1200, "shirt": 2500, "lamp": 5900}
-# kind: how many, what is special about it, what comes back
+# kind -> (how many, how its order differs from a normal one, the statuses that are expected)
 KINDS: dict[str, tuple[int, dict[str, Any], list[int]]] = {
     "normal": (186, {}, [201]),
     "declined": (20, {"card": "tok_declined"}, [402]),

@@ -1,8 +1,8 @@
-"""The two others a shop depends on, each with its moods: the card gateway and the parcel carrier.
+"""The two partners of the shop, which fail now and then: the card gateway and the parcel carrier.
 
-What they do is chosen by the input, as with a payment provider's test cards, so that every run of the demo meets the
-same trouble. Both keep their effects in the shop's ledger, where the audit finds them; both accept an idempotency key
-and honour it, as good APIs do.
+The input chooses what they do, as with a payment provider's test cards, so that every run of the demo meets the same
+failures. Both record their effects in the shop's ledger, where the audit finds them. Both honour an idempotency key, as
+good APIs do.
 """
 
 import threading
@@ -13,7 +13,7 @@ from ledger import Ledger
 
 LATENCY = 0.004  # seconds, of every call
 SLOW = 0.25
-HANG = 0.25  # seconds for which a partner that hangs does so, unless the service sets another time
+HANG = 0.25  # seconds that a partner hangs, unless the service sets another time
 
 CARDS = {
     "tok_visa": "is charged",
@@ -37,11 +37,11 @@ ADDRESSES = {
 
 
 class Declined(Exception):
-    """The card's bank says no, and will say no again."""
+    """The bank has declined the card. Another attempt would be declined too."""
 
 
 class NoAnswer(ConnectionError):
-    """The other side did not answer; what it has done is unknown."""
+    """The partner did not respond. Whether the call took effect is unknown."""
 
 
 class _Calls:
@@ -67,7 +67,7 @@ class Gateway:
         self._cards: dict[str, str] = {}
 
     def charge(self, ref: str, card: str, cents: int, *, idempotency_key: str) -> str:
-        """Take the money; answers the payment's id. Raises Declined or NoAnswer."""
+        """Take the money. Returns the payment's id. Raises Declined or NoAnswer."""
         self._cards[ref] = card
         time.sleep(SLOW if card == "tok_slow" else LATENCY)
         self._hang_if(card == "tok_hang_before_charge")
@@ -83,7 +83,7 @@ class Gateway:
         return f"pay_{idempotency_key[:12]}"
 
     def refund(self, ref: str, *, moody: bool, idempotency_key: str) -> int:
-        """Give back what was taken for an order, if anything; answers the cents. Raises NoAnswer."""
+        """Refund what was taken for an order. Returns the cents. Raises NoAnswer, if `moody` at the first attempt."""
         time.sleep(LATENCY)
         if moody and self._calls.number(idempotency_key) == 1:
             raise NoAnswer("the card gateway timed out")
@@ -97,7 +97,7 @@ class Gateway:
 
 
 class Carrier:
-    """Ships parcels, and turns them round. Thread-safe. `hang`: seconds."""
+    """Ships and recalls parcels. Thread-safe. `hang`: seconds."""
 
     def __init__(self, ledger: Ledger, hang: float = HANG) -> None:
         self._ledger = ledger
@@ -105,7 +105,7 @@ class Carrier:
         self._calls = _Calls()
 
     def ship(self, ref: str, address: str, *, idempotency_key: str) -> str:
-        """Send the parcel; answers its tracking id. Raises NoAnswer."""
+        """Send the parcel. Returns its tracking id. Raises NoAnswer."""
         time.sleep(LATENCY)
         call = self._calls.number(idempotency_key)
         if address.startswith("island"):
@@ -118,6 +118,6 @@ class Carrier:
         return f"parcel_{idempotency_key[:12]}"
 
     def recall(self, ref: str, *, idempotency_key: str) -> None:
-        """Bring the parcel back, if there is one."""
+        """Recall the parcel, if it was sent."""
         if self._ledger.is_out(ref):
             self._ledger.note(idempotency_key, ref, "recalled")

@@ -1,4 +1,4 @@
-"""Sends a file of orders to the service, as several clients at once would, and keeps what they got."""
+"""Sends a file of orders to the service, as several clients at once, and collects the responses."""
 
 import http.client
 import json
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0  # seconds for an answer, and for another line to be sent or answered first
-MOST_WAITS = 30  # after so many replies that ask for patience, that is the answer
+PATIENCE = 30.0  # seconds to wait for a response, or for an earlier line to be sent or answered
+MOST_WAITS = 30  # after so many responses with Retry-After, the last one is the answer
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Line:
 
     @property
     def ref(self) -> str:
-        """What the service calls the order: its account, here that of a guest, and the key."""
+        """The key that the service gives to the order: its account, here guest, and the line's key."""
         return f"guest/{self.key}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the client of a line got in the end."""
+    """The last response to a line, and what came before it."""
 
     line: Line
     status: int
@@ -52,7 +52,7 @@ class Answer:
 
 
 def read_orders(path: Path, mark: str = "") -> list[Line]:
-    """The lines of a file. `mark` ends each key, so that a store that has seen the file before takes them for new."""
+    """Read a file of orders. `mark`: a suffix for each key, so that the orders are new to a store that has seen them."""
     lines = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
     return [
         Line(number, **line | {"key": line["key"] + mark, "expect": tuple(line["expect"])})
@@ -61,16 +61,16 @@ def read_orders(path: Path, mark: str = "") -> list[Line]:
 
 
 def replay(port: int, lines: Sequence[Line], clients: int = 8) -> list[Answer]:
-    """Send `lines` in their order from `clients` threads; answers come in the order of the lines.
+    """Send `lines` in their order from `clients` threads. Returns the answers in the order of the lines.
 
-    A client that is asked to wait (409 or 503 with Retry-After) asks again after that time. Raises OSError or
-    HTTPException where the service does not answer.
+    A client that gets a response with Retry-After (409 or 503) retries after that time. Raises OSError or HTTPException
+    if the service does not respond.
     """
     return Replay(port, lines).run(clients)
 
 
 class Replay:
-    """`replay`, for those who want to look on. `patient`: a client whose connection breaks asks again."""
+    """`replay` as an object that shows its progress. `patient`: a client retries if its connection breaks."""
 
     def __init__(self, port: int, lines: Sequence[Line], *, patient: bool = False) -> None:
         self.patient = patient
@@ -81,14 +81,14 @@ class Replay:
         self._sent = {line.key: threading.Event() for line in lines}
         self._answered = {line.key: threading.Event() for line in lines}
         self._answers: list[Answer] = []
-        # (when it is due, number) orders the queue: first the file, in its order; then those who were asked to wait.
+        # The queue is ordered by (when the line is due, its number): the file in its order, then lines to be retried.
         self._due: queue.PriorityQueue[tuple[float, int, Line | None, int, float]] = queue.PriorityQueue()
         for line in lines:
             self._due.put((0.0, line.number, line, 0, 0.0))
 
     @property
     def answered(self) -> int:
-        """How many lines have had their answer."""
+        """The number of lines that have their final answer."""
         return len(self._answers)
 
     def run(self, clients: int) -> list[Answer]:
@@ -119,7 +119,7 @@ class Replay:
         except BaseException:
             self._stop(clients)
             for event in (*self._sent.values(), *self._answered.values()):
-                event.set()  # no waiter should wait for what will not come
+                event.set()  # wakes the waiting clients: no further line will be sent or answered
             raise
         finally:
             connection.close()
@@ -136,13 +136,13 @@ class Replay:
     def retry_store_call(
         self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
     ) -> tuple[Answer, float | None]:
-        """Send it; again, if need be, with the same key: a client without an answer cannot know what became of it."""
+        """Send a line. If the connection breaks, retry with the same key: the client cannot know what was done."""
         give_up = time.monotonic() + PATIENCE
         while True:
             try:
                 return self._send(connection, line, told_to_wait, seconds)
             except (OSError, http.client.HTTPException):
-                connection.close()  # the next request opens it anew
+                connection.close()  # the next request opens it again
                 if not self.patient or time.monotonic() > give_up:
                     raise
                 self.cut_off.add(line.number)
@@ -165,7 +165,7 @@ class Replay:
 
 
 def _object(content: bytes) -> dict[str, Any]:
-    """An answer's JSON object; what is none, such as a plain 500, goes under `detail`."""
+    """Return the JSON object of a response. Any other body, such as that of a plain 500, is put under `detail`."""
     try:
         body = json.loads(content)
     except ValueError:

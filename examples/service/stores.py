@@ -1,4 +1,4 @@
-"""Where the service keeps its runs, as one word of a command line says it.
+"""The stores in which the service can keep its runs, by their names on the command line.
 
 memory                    they end with the process
 sqlite:PATH               in a file, for any number of processes on this machine
@@ -24,7 +24,7 @@ PATIENCE = 5.0  # seconds: a Redis that hangs must not hang its callers for ever
 
 
 def known(where: str) -> str:
-    """`where`, if it names a store: a type for argparse."""
+    """Return `where` if it names a store, and raise ArgumentTypeError if not. A type for argparse."""
     if (
         where == "memory"
         or where.startswith((*REDIS, TEMPORAL))
@@ -40,7 +40,8 @@ def known(where: str) -> str:
 async def started(
     where: str, workflows: Sequence[Workflow[Any]], hooks: Sequence[Hook], lease: float
 ) -> AsyncIterator[Any]:
-    """The engine: an AsyncEngine on the store, which also resumes what others have left; or a TemporalEngine, with a worker."""
+    """Yield the engine: an AsyncEngine on the store, which also resumes runs of dead processes, or a TemporalEngine
+    with a worker."""
     if not where.startswith(TEMPORAL):
         async with (
             opened(where) as runs,
@@ -62,7 +63,7 @@ async def started(
 
 @asynccontextmanager
 async def opened(where: str) -> AsyncIterator[MemoryStore | SQLiteStore | RedisStore | AsyncRedisStore]:
-    """The store for an AsyncEngine. It calls the verbs of SQLiteStore in a thread, so that the loop never waits for a disk."""
+    """Open the store for an AsyncEngine. It calls SQLiteStore in a thread, so that the loop never waits for a disk."""
     if where == "memory":
         yield MemoryStore()
     elif where.startswith(REDIS):
@@ -75,7 +76,7 @@ async def opened(where: str) -> AsyncIterator[MemoryStore | SQLiteStore | RedisS
 
 @contextmanager
 def looked_into(where: str) -> Iterator[SQLiteStore | RedisStore]:
-    """The same store for an operator, to look into it or to decide on a held order; not for `memory`."""
+    """Open the same store for an operator, to read it or to decide on a held order. Not for `memory`."""
     if where.startswith(REDIS):
         with redis.Redis.from_url(where, socket_timeout=PATIENCE) as client:
             yield RedisStore(client)
@@ -88,7 +89,7 @@ def looked_into(where: str) -> Iterator[SQLiteStore | RedisStore]:
 
 
 def spoken(where: str) -> str:
-    """`where` as it may be printed: without the password that a Redis address may carry."""
+    """Return `where` for printing, without the password that a Redis address may have."""
     if not where.startswith(REDIS):
         return where
     parts = urlsplit(where)

@@ -1,4 +1,4 @@
-"""What the demo tells: its chapters, and the checks that can fail."""
+"""The demo's report: its chapters, and the checks that can fail."""
 
 import json
 import os
@@ -15,7 +15,7 @@ STYLES = {"good": "32", "bad": "31", "undo": "35", "wait": "33", "dim": "2", "bo
 
 
 class Story:
-    """Prints the demo's chapters; remembers which checks failed."""
+    """Prints the demo's chapters, and counts the checks that failed."""
 
     def __init__(self) -> None:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -26,7 +26,7 @@ class Story:
     def say(self, text: str = "") -> None:
         try:
             print(text, flush=True)
-        except BrokenPipeError:  # `make demo | head`: the reader has left
+        except BrokenPipeError:  # the reader of a pipe has ended, as in `make demo | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 
@@ -154,7 +154,7 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
         story.say(f"  {title:<37}{listed(found)}")
 
     outcomes = Counter(outcome(answer) for answer in answers)
-    # Who found the shelf empty was refused, and undone all the same: the undo looked, and found nothing to put back.
+    # An order that was sold out counts as compensated too: its undo ran, and found nothing to put back.
     outcomes["compensated"] += sum(answer.status == 410 for answer in answers)
     told = {
         "done": runs.get("success", 0),
@@ -180,7 +180,7 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
 
 
 def counts(samples: list[Sample], name: str, label: str) -> dict[str, int]:
-    """The sums of a counter by one of its labels, without zeros."""
+    """Return the sums of a counter by one of its labels, without zeros."""
     found: Counter[str] = Counter()
     for sample in samples:
         if sample.name == name:

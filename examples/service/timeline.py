@@ -40,7 +40,7 @@ class Span:
 
 
 def read_spans(path: Path) -> list[Span]:
-    """The spans in the file so far; a line still being written is left out."""
+    """Return the spans in the file so far, without a line that is still being written."""
     text = path.read_text("utf-8") if path.exists() else ""
     return [_span(json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -61,7 +61,7 @@ def _span(raw: dict[str, Any]) -> Span:
 
 
 def bare(number: str) -> str:
-    """An id without the 0x that the SDK's JSON puts before it."""
+    """Return an id without the prefix 0x that it has in the SDK's JSON."""
     return number.removeprefix("0x")
 
 
@@ -69,7 +69,7 @@ def bare(number: str) -> str:
 
 
 def draw(spans: list[Span], width: int = 100, paint: Paint = plain) -> list[str]:
-    """The spans of one trace, one per line: name, bar, duration, and what became of it."""
+    """Return one line for each span of a trace: its name, a bar, its duration and a note."""
     rows = list(_rows(spans, None, ""))
     drawn = {span.parent for _, span in rows}
     begin = min(span.start for span in spans)
@@ -89,7 +89,7 @@ def draw(spans: list[Span], width: int = 100, paint: Paint = plain) -> list[str]
 
 
 def _rows(spans: list[Span], parent: str | None, indent: str) -> Iterator[tuple[str, Span]]:
-    """The tree, depth first. An attempt that is its parent's only child says nothing new and is left out."""
+    """Yield the tree, depth first. An attempt that is its parent's only child adds nothing and is left out."""
     known = {span.id for span in spans}
     children = [span for span in spans if span.parent == parent or (parent is None and span.parent not in known)]
     children.sort(key=lambda span: (span.start, span.end))
@@ -108,7 +108,7 @@ def _label(span: Span) -> str:
 
 
 def _look(span: Span, *, is_leaf: bool) -> tuple[str, str]:
-    """Stroke and style of a bar: blocks where something was done, thin lines where others did it."""
+    """Return the stroke and style of a bar: blocks for spans that ran user code, lines for those around them."""
     kind = span.name.split()[0]
     if kind == "backoff":
         return "┄", "wait"
@@ -121,7 +121,7 @@ def _look(span: Span, *, is_leaf: bool) -> tuple[str, str]:
 
 
 def _note(span: Span, *, is_leaf: bool) -> str:
-    """What became of it; an error is told where it struck, not again at each parent."""
+    """Return the run's outcome, the undo's order, or an error; only the innermost span shows the error's text."""
     if span.error is not None:
         outcome = span.attributes.get("flowcore.run.outcome")
         return str(outcome) if outcome else f"✗ {_shortened(span.error)}" if is_leaf else "✗"

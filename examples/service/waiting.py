@@ -1,7 +1,7 @@
-"""The demo's wait: an order that waits for a person, and what it outlives meanwhile.
+"""The demo's wait: an order that waits for a person, and what it survives meanwhile.
 
-The order waits for its approval while its service is killed, deployed anew, and its store restarted. Then the approval
-comes to another process, and the payment provider's webhook before the charge call has returned.
+The order waits for its approval while its service is killed and deployed anew, and its store is restarted. Then another
+process gets the approval, and the payment provider's webhook comes before the charge call has returned.
 """
 
 import http.client
@@ -23,7 +23,10 @@ DONE = ("reserved", "charged", "shipped", "notified")
 
 
 class Waiting:
-    """Has an order wait in `store` while `service`, started with `options`, and `server` come and go. `mark` ends its key."""
+    """Lets an order wait in `store` while `service` and `server` are stopped and started again.
+
+    `options`: those of the service. `mark`: the suffix of the order's key.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class Waiting:
         self._placed = 0.0
 
     def run(self) -> None:
-        """Tell all of it; what is not as it should be is a failed check."""
+        """Run and report all of it. Every deviation is a failed check."""
         story = self._story
         story.chapter(f"An order of {ORDER['quantity']} lamps has to be approved")
         self._placed = time.monotonic()
@@ -69,7 +72,7 @@ class Waiting:
         self._books()
 
     def _webhook(self) -> None:
-        """The provider's webhook comes before the charge call has returned."""
+        """Send the provider's webhook twice, before the charge call has returned."""
         self._wait(lambda: "charged" in history(self._service.ledger, self._ref), "the charge")
         event = {"id": "evt_1", "ref": self._ref, "cents": ORDER["cents"]}
         first, second = self._post("/webhooks/payments", event)[0], self._post("/webhooks/payments", event)[0]
