@@ -35,7 +35,8 @@ _SHORTEST: Final = 0.05
 _WEIGHT: Final = 0.3
 """the weight of the latest run in the usual duration of a workflow's runs, a moving average"""
 _DOUBT: Final = 1 / 6
-"""the part of a lease; a run of this engine that has no more of its lease left might be taken over by a claim"""
+"""the part of a lease: this engine's own claim might take over a run of this engine that has no more of its lease
+left"""
 
 
 class LocalRuns:

@@ -49,9 +49,9 @@ def can_run_inline(run: RunState) -> bool:
 
 
 def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None = None) -> InlineProgress | None:
-    """Run plain steps while exactly one is ready. `is_async`: the caller is a task, and async steps are run; else the
-    caller is a thread, and the others are run. Returns None if the run is over or has stopped, or if several steps are
-    ready."""
+    """Run plain steps while exactly one is ready. `is_async`: whether the caller is a task, which runs only async
+    steps, or a thread, which runs only the others. Stops before or at a step that it cannot finish, and returns its
+    progress. Returns None if the run is over or has stopped, or if several steps are ready."""
     ready = run.ready
     if len(ready) != 1 or run.stopped:
         return None

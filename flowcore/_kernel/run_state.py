@@ -47,7 +47,8 @@ class RunState:
     continued: RunState | None = None
     """(lock) after the run was left to its store: the RunState that resumes it for its caller"""
     given = False
-    """(lock) whether nothing here resumes the run after it was left to its store: its caller got it as it is"""
+    """(lock) after the run was left to its store: whether its caller got the waiting run, so that nothing here resumes
+    it"""
     dormant = False
     """whether the run waits in its store while its caller waits here"""
     on_pause: Callable[[Run | None], None] | None = None
@@ -86,7 +87,7 @@ class RunState:
     undo_ordered = False
     """whether an operator wants the run undone, even if its pivot is done"""
     working = False
-    """whether the key is claimed, so that steps may run"""
+    """whether the key is claimed and a takeover is decided on, so that workers may run steps"""
 
     # the failure
     stopped = False

@@ -75,7 +75,7 @@ def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
         retries = dict(waits.retries)
         for name in retries if failed else ():
             waits.take_retry(name)
-        waits.retries = {}  # the errors in it refer back to the run; the times in waits.until are still needed
+        waits.retries = {}  # its errors refer back to the run, which would be a cycle; waits.until is still needed
     for name, end in retries.items():
         node = run.plan.by_name[name]
         if end.scope is not None:

@@ -190,8 +190,8 @@ def pause(run: RunState) -> bool:
 
 
 def _cancel_late(run: RunState, error: BaseException) -> bool:
-    """Cancel a run that is being or was left to its store. Returns False if no caller waits for it any more, or if it
-    could not be cancelled where it was resumed."""
+    """Cancel a run that is being, or was, left to its store. Returns False if no caller waits for it, or if the
+    RunState that resumes it has ended or was cancelled before."""
     with run.lock:
         if run.given or run.request.unattended:
             return False

@@ -105,7 +105,7 @@ def arm(run: RunState) -> Program[None]:
 
 
 def withdraw(run: RunState) -> None:
-    """Set the waits of a run that is undone back to PENDING, because they wait no more."""
+    """Set the open waits of a run that is undone back to PENDING, because they accept no more values."""
     for node in run.plan.nodes:
         if node.wait is not None and run.report(node).status is Status.WAITING:
             run.report(node).status = Status.PENDING
