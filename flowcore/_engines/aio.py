@@ -103,7 +103,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
             self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
-        """Start the task that looks at the store regularly, if anything needs it. A task that runs already looks now."""
+        """Start the task that looks at the store regularly, if anything needs it. If the task exists already, it looks now."""
         if self._looking is not None:
             self._looking.ring()
         elif (every := self._look_every()) is not None:

@@ -61,7 +61,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
         return self._decided.is_set()
 
     async def begun(self) -> bool:
-        """Wait as `recorded` does. Returns whether the run is a new one, and not an earlier run with the same key."""
+        """Wait as `recorded` does. Returns whether this engine has claimed the run, instead of replaying an earlier one."""
         await self.recorded()
         return self._claimed
 

@@ -56,7 +56,7 @@ class ThreadCalls(ABC):
         self.run = run
         self.loop = asyncio.get_running_loop()
         self._pool = pool
-        self._tasks = tasks  # the engine's: a call that completes late outlives its run
+        self._tasks = tasks  # the engine's set, because a late call outlives its run
         self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
         self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
         self._queued_calls: dict[Call, list[bool]] = {}  # sync calls that wait for a thread

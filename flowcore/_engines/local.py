@@ -133,8 +133,8 @@ class LocalEngine(PeriodicEngine):
         return min([*every, *([] if self.recover_every is None else [self.recover_every])], default=None)
 
     def _looks_once_more(self) -> bool:
-        """Whether to plan a look at the store for the time when the present leases would have expired. It is true once, and
-        only if the engine does not recover regularly."""
+        """Whether the caller must plan one more look at the store, for the time when the present leases would have expired.
+        It must if the engine does not recover regularly and no such look is planned yet."""
         if not self.store.durable or self.recover_every is not None or not self.workflows or self._looks_again:
             return False
         self._looks_again = True

@@ -241,7 +241,7 @@ class Driver(CallersThread):
                     self._patience = self._timers.after(seconds, self._waited_long)
 
     def _end_the_wait(self) -> None:
-        """Cancel the limit of the wait for a thread, if nothing of the run waits for one. Called under the lock."""
+        """Cancel the timer of the wait for a thread, if nothing of the run waits for one. Called under the lock."""
         if self._patience is not None and not self._letters and not self._queued_calls:
             self._patience.cancel()
 

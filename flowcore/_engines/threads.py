@@ -110,7 +110,7 @@ class Engine(LocalEngine):
             self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
-        """Start the thread that looks at the store regularly, if anything needs it. A thread that runs already looks now."""
+        """Start the thread that looks at the store regularly, if anything needs it. If it exists already, it looks now."""
         if self._looking is not None:
             self._looking.ring()
         elif (every := self._look_every()) is not None:

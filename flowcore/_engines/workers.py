@@ -56,7 +56,7 @@ class Workers:
             return len(self._threads) - len(self._idle)
 
     def abandon(self, name: str) -> None:
-        """Note that the job of a thread was abandoned, and replace the thread if possible. `name`: the job, for the log."""
+        """Note that a thread's job was abandoned: another thread may be started in its place. `name`: names the job."""
         with self._lock:
             self._abandoned[name] += 1
             total = self._abandoned.total()
