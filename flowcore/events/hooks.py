@@ -1,4 +1,4 @@
-"""The `Hook` protocol, scopes, and `Hooks`, which calls the hooks of a run and protects the run from them."""
+"""The `Hook` protocol, scopes, and `Hooks`, which calls the hooks of a run and shields the run from their errors."""
 
 from __future__ import annotations
 
@@ -15,32 +15,39 @@ from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed,
 __all__ = ["SKIP_RUN", "Crossing", "Entered", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
 SKIP_RUN: Final = object()
-"""What a hook returns for RunRequested or RunStarted to get no further event of this run."""
+"""A hook returns this for RunRequested or RunStarted, to get no further event of the run."""
 
 Scope = AbstractContextManager[object]
 Crossing = Callable[[], Scope]
-"""a function that can be pickled, and returns what a step with `executor=` is run in"""
+"""a function that can be pickled, and returns the context manager in which a step with `executor=` runs"""
 Call = Callable[..., Any]
 _BY_DEFAULT: Final = EVENTS - {HooksMeasured}
 _EVERY: Final = 64
-"""hooks are measured in one of so many runs, because measuring all would cost more than some hooks do"""
+"""one run in this many has its hooks measured, because measuring all would cost more than some hooks do"""
 _PAUSE: Final = 1.0
-"""seconds after which the next run is measured in any case, so that rare runs are measured too"""
+"""seconds after which the next run is measured in any case, so that infrequent runs are measured too"""
 
 
 class Hook(Protocol):
     """Anything that can be called with an event: `events.append`, `print`, a function with `match event:`.
 
-    Optional attributes: `wants`, a frozenset of event types (without it, every event but HooksMeasured);
-    `lone_attempts = False`, to get AttemptStarted and AttemptFinished only where the definition allows several attempts;
-    `handlers`, a mapping from event types to functions that are called instead of the hook, which saves a call;
-    `around_store`, a function without arguments that sets contextvars: the store is called in the context that it leaves.
-    It is called as a run begins, as one is recorded as queued, and for each `find`, `get` and `cancel` of the engine;
-    `across_processes`, a function without arguments, called where a step with `executor=` is sent to it: it returns None, or
-    a function that can be pickled and returns the context manager to run the step in there.
+    A hook may have these attributes.
 
-    A hook is called on the thread or task that drives the run, so it must be thread-safe. It can neither break nor steer
-    a run: an exception that it raises is logged once and counted.
+    `wants`: a frozenset of the event types that it gets. Without it, it gets every event but HooksMeasured.
+
+    `lone_attempts = False`: AttemptStarted and AttemptFinished are left out for steps that allow only one attempt.
+
+    `handlers`: a mapping from event types to functions that are called in place of the hook, which saves a call.
+
+    `around_store`: a function without arguments that sets contextvars for the calls of the store. It is called when a
+    run begins, when a run is recorded as queued, and for each `find`, `get` and `cancel` of the engine.
+
+    `across_processes`: a function without arguments that is called when a step with `executor=` is sent to its
+    executor. It returns None, or a function that can be pickled and that returns the context manager in which the step
+    runs there.
+
+    A hook is called on the thread or task that drives the run, so it must be thread-safe. It can neither break nor
+    steer a run: its first exception is logged, and each one on an event is reported as HookFailed.
     """
 
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None: ...
@@ -50,17 +57,17 @@ _log = logging.getLogger("flowcore")
 
 
 Listeners = tuple[tuple[Hook, Call], ...]
-"""hooks, each with the function to call with an event"""
+"""hooks, each with the function that gets the event"""
 Entered = tuple[Hook, Scope]
-"""a scope, and the hook that returned it"""
+"""a hook, and the scope that it returned"""
 
 
 class Hooks:
     """The hooks of one engine, or of one of its runs, by the events that they want.
 
-    `wanted`: the event types that some hook wants; no other event is built. `listeners`: for each of them, the hooks and
-    the function to call. `lone`: the same for steps that may be attempted only once. Thread-safe: immutable apart from the
-    names of the hooks that have failed and the counters of the measurement.
+    `wanted`: the event types that at least one hook wants; no other event is built. `listeners`: for each of these
+    types, the hooks and the functions to call. `lone`: the Hooks for steps that allow only one attempt. Thread-safe:
+    only the names of the hooks that have failed and the counters of the measurement change.
     """
 
     __slots__ = (
@@ -93,7 +100,7 @@ class Hooks:
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
     ) -> None:
-        """Call the hooks that want `event`, inside `context`. Hooks that return SKIP_RUN are added to `leaving`."""
+        """Call the hooks that want `event`, in `context`. Hooks that return SKIP_RUN are added to `leaving`."""
         for hook, call in self.listeners.get(type(event), ()):
             try:
                 if context.run(call, event) is SKIP_RUN and leaving is not None:
@@ -107,7 +114,10 @@ class Hooks:
         context: contextvars.Context,
         leaving: list[Hook] | None = None,
     ) -> list[Entered] | None:
-        """Emit a start event, and enter the scopes that hooks return, inside `context`; `exit` leaves them."""
+        """Emit a start event and enter the scopes that hooks return, in `context`. Returns the scopes, for `exit`.
+
+        Hooks that return SKIP_RUN are added to `leaving`.
+        """
         scopes: list[Entered] | None = None
         for hook, call in self.listeners.get(type(event), ()):
             try:
@@ -121,7 +131,7 @@ class Hooks:
         return scopes
 
     def store_context(self, context: contextvars.Context) -> contextvars.Context:
-        """A copy of `context` as the hooks want it while the store is called."""
+        """Return a copy of `context`, in which the hooks have set their contextvars for calls of the store."""
         prepared = context.copy()
         for hook in self.around_store:
             try:
@@ -131,7 +141,7 @@ class Hooks:
         return prepared
 
     def crossings(self) -> list[Crossing]:
-        """What the hooks enter around a step in another process. To be called in the step's context."""
+        """Return the functions whose scopes surround a step in another process. Call it in the step's context."""
         found: list[Crossing] = []
         for hook in self.hooks:
             across = getattr(hook, "across_processes", None)
@@ -147,7 +157,7 @@ class Hooks:
         return found
 
     def without(self, leaving: list[Hook]) -> Hooks:
-        """The same hooks less those in `leaving`."""
+        """Return these hooks without those in `leaving`."""
         if not leaving:
             return self
         if len(leaving) == len(self.hooks):
@@ -163,18 +173,18 @@ class Hooks:
     def exit(
         self, scopes: list[Entered], context: contextvars.Context, started: Event, error: BaseException | None
     ) -> None:
-        """Leave the scopes of a start event in reverse order, inside their context, with `error`."""
+        """Exit the scopes of a start event with `error`, in their context and in reverse order."""
         kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
         for hook, scope in reversed(scopes):
             try:
                 context.run(scope.__exit__, kind, error, trace)
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
-                # A @contextmanager scope lets the step's own error pass through it; that is not its failure.
+                # A @contextmanager scope raises the step's own error again, which is no failure of the scope.
                 if failure is not error:
                     self.blame(hook, failure, started, context)
 
     def blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
-        """Report that a hook, or a scope of it, has raised: in the log the first time, and to the other hooks each time."""
+        """Report an error of a hook or its scope: the first one in the log, and each one as HookFailed."""
         name = hook_name(hook)
         self._log_once(name, type(event).__name__, error)
         if type(event) is not HookFailed and HookFailed in self.wanted:
@@ -193,8 +203,7 @@ class Hooks:
     # -- how long hooks take -------------------------------------------------------------------------------------------
 
     def of_run(self, clock: Callable[[], float]) -> Hooks:
-        """The hooks for one run: these, or, for some runs if a hook wants HooksMeasured, the same hooks measured by `clock`
-        (monotonic seconds)."""
+        """Return the hooks for one run. If a hook wants HooksMeasured, those of some runs are measured by `clock`."""
         if HooksMeasured not in self.wanted:
             return self
         self._runs += 1
@@ -205,7 +214,7 @@ class Hooks:
         return self._timed(_Stopwatch(clock, runs))
 
     def _timed(self, watch: _Stopwatch) -> Hooks:
-        """A copy of these hooks whose calls `watch` times."""
+        """Return a copy of these hooks whose calls are timed by `watch`."""
         twin = Hooks((), self._failed)
         twin.hooks, twin.wanted, twin._watch = self.hooks, self.wanted, watch
         twin.around_store = self.around_store
@@ -218,13 +227,13 @@ class Hooks:
 
     @property
     def spent(self) -> Mapping[str, float] | None:
-        """Seconds by hook, where they were measured: those of this run, times the number of runs that it stands for."""
+        """The seconds of each hook in this run, times the number of runs that it stands for; None if not measured."""
         watch = self._watch
         return None if watch is None else {name: seconds * watch.runs for name, seconds in watch.seconds.items()}
 
 
 class _Stopwatch:
-    """Measures how long hooks take over one run, which stands for `runs`."""
+    """Measures how long the hooks of one run take. The run stands for as many as `runs`."""
 
     def __init__(self, clock: Callable[[], float], runs: int) -> None:
         self.clock = clock
@@ -232,7 +241,7 @@ class _Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def timed(self, name: str, call: Call) -> Call:
-        """`call`, measured: its seconds, and those of a scope that it returns, are added to the seconds of `name`."""
+        """Return `call` with its time, and that of a scope that it returns, added to the seconds of `name`."""
         self.seconds.setdefault(name, 0.0)
 
         def timed(*args: Any) -> Any:
@@ -240,7 +249,8 @@ class _Stopwatch:
             try:
                 answer = call(*args)
             finally:
-                took = self.clock() - began  # no call between reading and writing: threads may come between those
+                # The line after next makes no call between reading and writing the sum, so no thread comes between.
+                took = self.clock() - began
                 self.seconds[name] += took
             return _TimedScope(self, name, answer) if _is_scope(answer) else answer
 
@@ -248,7 +258,7 @@ class _Stopwatch:
 
 
 class _TimedScope:
-    """A scope that is measured."""
+    """A scope whose entry and exit are measured."""
 
     def __init__(self, watch: _Stopwatch, name: str, scope: Scope) -> None:
         self.__enter = watch.timed(name, scope.__enter__)
@@ -262,21 +272,21 @@ class _TimedScope:
 
 
 def wants(hook: Hook) -> frozenset[type[Event]]:
-    """The event types that this hook wants."""
+    """Return the event types that this hook wants."""
     return cast("frozenset[type[Event]]", getattr(hook, "wants", _BY_DEFAULT)) & EVENTS
 
 
 def _wants_of_lone(hook: Hook) -> frozenset[type[Event]]:
-    """The event types that this hook wants of a step that may be attempted only once."""
+    """Return the event types that this hook wants of a step that allows only one attempt."""
     return wants(hook) if getattr(hook, "lone_attempts", True) else wants(hook) - {AttemptStarted, AttemptFinished}
 
 
 def _handler(hook: Hook, kind: type[Event]) -> Call:
-    """The function to call with events of `kind`."""
+    """Return the function to call with events of `kind`."""
     handlers: object = getattr(hook, "handlers", None)
     if isinstance(handlers, Mapping) and kind in handlers:
         return cast("Call", handlers[kind])
-    method: object = getattr(hook, "__call__", None)  # noqa: B004 - an instance is called slower than its method
+    method: object = getattr(hook, "__call__", None)  # noqa: B004 - calling an instance is slower than calling its method
     return method if isinstance(method, MethodType) else hook
 
 
@@ -286,7 +296,7 @@ _NO_HOOKS: Final = Hooks()
 def entered(
     hook: Hook, answer: Any, context: contextvars.Context, scopes: list[Entered] | None
 ) -> list[Entered] | None:
-    """`scopes` and, if it is a scope, what `hook` returned for a start event, entered inside `context`."""
+    """Enter the `answer` of a hook to a start event, if it is a scope, in `context`. Returns `scopes` plus it."""
     if _is_scope(answer):
         context.run(answer.__enter__)
         scopes = [] if scopes is None else scopes
@@ -299,5 +309,5 @@ def _is_scope(answer: object) -> bool:
 
 
 def hook_name(hook: object) -> str:
-    """The name of a hook in messages and labels: its class, or its function's qualified name."""
+    """Return the name of a hook for messages and labels: its class, or the qualified name of its function."""
     return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)

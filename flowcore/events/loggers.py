@@ -1,4 +1,4 @@
-"""Hooks in method style: `Logger` to derive from, `PrintLogger` for people, `LoggingHook` for stdlib logging."""
+"""Hooks with a method for each event: `Logger` to derive from, `PrintLogger` for people, `LoggingHook` for logging."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ __all__ = ["Logger", "LoggingHook", "PrintLogger"]
 
 
 class Logger:
-    """Method-style hooks: override what you need, each method gets the event. `Logger()` itself is the no-op logger.
+    """A hook with a method for each event, to derive from: override the methods that you need; each gets the event.
 
-    Only events with an overridden method are built; a Logger that overrides nothing costs nothing.
+    Only events with an overridden method are built. `Logger()` itself does nothing, and costs nothing.
     """
 
     wants: frozenset[type[Event]] = frozenset()
@@ -95,8 +95,8 @@ class Logger:
         HookFailed: ("hook_failed",),
         HooksMeasured: ("hooks_measured",),
     }
-    """event type -> the method that gets it; where there are two, the second gets every outcome but success; the third one
-    a run that only waits from now on, and its steps that wait for their next attempt"""
+    """event type -> the methods that get it. Of several, the first gets the outcome success, the third the outcome
+    `waiting` (the run waits in its store from now on), and the second every other outcome"""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -160,7 +160,7 @@ class Logger:
 
 
 def line(event: Any) -> str | None:
-    """One line about an event for people, or None where it says nothing to them."""
+    """Return one line about an event for people, or None for an event that they need not see."""
     match event:
         case RunStarted(interrupted_run_id=None):
             return f"run {_name(event.workflow)} started"
@@ -232,7 +232,7 @@ TOLD: frozenset[type[Event]] = frozenset(
 
 
 def _name(text: str) -> str:
-    """A name as it is, unless it would break the line."""
+    """Return a name unchanged, or its escaped repr if it would break the line."""
     return text if text.isprintable() and len(text) <= 80 else safe_repr(text)
 
 
@@ -245,7 +245,7 @@ def _ms(duration: float) -> str:
 
 
 class PrintLogger(Logger):
-    """Prints a line for each event that a person wants to see; `file` None means sys.stdout at that moment."""
+    """Prints a line for each event that a person wants to see. `file`: None means the sys.stdout of the moment."""
 
     wants = TOLD
 
@@ -265,8 +265,8 @@ class PrintLogger(Logger):
 class LoggingHook(Logger):
     """Writes lifecycle lines through stdlib logging.
 
-    What failed is a WARNING, what needs a person an ERROR, all else INFO. With `json=True` the message is one JSON
-    object; either way the record has `flowcore_run_id`, `flowcore_workflow`, `flowcore_step` and `flowcore_attempt`.
+    A failure is a WARNING, an event that needs a person an ERROR, anything else INFO. With `json=True` the message is
+    one JSON object. Each record has `flowcore_run_id`, `flowcore_workflow`, `flowcore_step` and `flowcore_attempt`.
     """
 
     wants = TOLD

@@ -1,6 +1,6 @@
-"""Hooks for every engine of this process: the one thing here that is global, for programs instrumented from outside.
+"""Hooks for every engine of this process, for programs that are instrumented from outside. They are global state.
 
-Nothing in flowcore adds any; `opentelemetry-instrument` does, by way of flowcore_otel.
+flowcore itself adds none. `opentelemetry-instrument` adds one through flowcore_otel.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _hooks: list[Hook] = []
 
 
 def add_process_hook(hook: Hook) -> None:
-    """Have every engine that is made from now on call `hook`, unless it has a hook of the same class. Thread-safe."""
+    """Add a hook for all engines made from now on, except those with a hook of the same class. Thread-safe."""
     with _lock:
         if not any(other is hook for other in _hooks):
             _hooks.append(hook)
 
 
 def remove_process_hook(hook: Hook) -> None:
-    """Let engines made from now on do without `hook`; those made before keep it. Unknown ones are ignored."""
+    """Remove a hook for all engines made from now on, if it was added. Older engines keep it. Thread-safe."""
     with _lock:
         _hooks[:] = [other for other in _hooks if other is not hook]
 
 
 def with_process_hooks(own: Iterable[Hook]) -> tuple[Hook, ...]:
-    """An engine's own hooks, and those of the process whose like it has not."""
+    """Return the hooks of an engine: its `own` ones, and each of the process that does not duplicate one of these."""
     hooks = tuple(own)
     with _lock:
         return (*hooks, *(hook for hook in _hooks if not any(_alike(hook, other) for other in hooks)))
 
 
 def _alike(hook: Hook, other: Hook) -> bool:
-    """Whether both would report the same: one object, or two of one class. Functions of one class differ."""
+    """Whether two hooks would report the same: they have the same class or, if they are functions, are equal."""
     plain = isinstance(hook, FunctionType | BuiltinFunctionType | MethodType)
     return hook == other if plain else isinstance(other, type(hook))

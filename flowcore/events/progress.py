@@ -1,4 +1,4 @@
-"""`ProgressHook`: shows runs as they happen, on a terminal or as plain lines."""
+"""`ProgressHook` shows the progress of runs, on a terminal or as plain lines."""
 
 from __future__ import annotations
 
@@ -31,53 +31,53 @@ from .records import (
 __all__ = ["ProgressHook"]
 
 _TICK: Final = 0.1
-"""seconds between two looks at the counts"""
+"""seconds between two updates of the display"""
 _IDLE: Final = 1.0
-"""seconds without a run in flight after which the display is taken down"""
+"""seconds without a run in flight after which the display is closed"""
 _WORDS: Final[Mapping[str, str]] = {
     Status.FAILURE: "failed",
     Status.COMPENSATION_FAILED: "not undone",
     "replayed": "replayed",
     "adopted": "replayed",
 }
-"""what an outcome is called, where its own name is no adjective"""
+"""the words for outcomes whose own name does not fit after a number"""
 
 
 class Tally:
-    """What is known of the runs of one workflow. Written under the hook's lock."""
+    """The counts of the runs of one workflow. Runs are counted under the hook's lock."""
 
     __slots__ = ("began", "changed", "ended", "outcomes", "running", "started", "steps", "steps_done", "total")
 
     def __init__(self, steps: int, total: int | None) -> None:
         self.steps = steps
         self.total = total
-        """runs to come in all, if that is known"""
+        """the total number of runs, if it is known"""
         self.began = time.monotonic()
         self.started = self.ended = self.steps_done = 0
         self.outcomes: Counter[str] = Counter()
         self.running: dict[str, None] = {}
-        """the steps in progress, while there has been one run only"""
+        """the names of the steps in progress, while there has been only one run"""
         self.changed = True
 
     @property
     def in_flight(self) -> int:
-        """Runs that have started and not ended."""
+        """The number of runs that have started and not ended."""
         return max(0, self.started - self.ended)
 
     @property
     def alone(self) -> bool:
-        """Whether this is about one run, whose steps are shown."""
+        """Whether there has been only one run, so that its steps are shown."""
         return self.started <= 1 and self.total is None and self.ended <= 1 and not self.outcomes["replayed"]
 
     def end(self, outcome: str) -> None:
-        """A run has ended, or never begun."""
+        """Count a run that has ended, or that never began."""
         self.ended += 1
         self.outcomes[outcome] += 1
         self.running.clear()
         self.changed = True
 
     def detail(self) -> str:
-        """What happens now and what went wrong, in words."""
+        """Describe in words what happens now and what went wrong."""
         if self.alone and self.ended:
             (outcome,) = self.outcomes or ("",)
             return outcome
@@ -94,23 +94,25 @@ class Tally:
         return ", ".join(parts)
 
     def count(self) -> tuple[int, int | None, str]:
-        """How many are done, of how many, of what."""
+        """Return how many are done, the total (None if unknown), and what is counted: steps or runs."""
         if self.alone:
             return self.steps_done, self.steps or None, "steps"
         return self.ended, self.total, "runs"
 
 
 class ProgressHook:
-    """Shows how runs progress: a bar for each workflow on a terminal (with rich, from the extra `cli`), else plain lines
-    every few seconds and at the end. A single run is shown by its steps, many runs are counted.
+    """Shows the progress of runs: a bar for each workflow on a terminal, or else plain lines.
+
+    The bars need rich, from the extra `cli`. Plain lines come every few seconds and at the end. Of a single run the
+    steps are shown; several runs are counted.
 
         with ProgressHook(total=len(rows)) as progress, Engine(hooks=[progress]) as engine:
             for run in engine.map(wf, rows): ...
 
     `total`: the number of runs to come, of the first workflow that runs. `file`: where to write (default: stderr).
-    `every`: seconds between two plain lines. Events are only counted where they happen; a thread of its own draws, so that
-    neither a slow terminal nor a full pipe slows a run. The display is taken down by `close`, at the end of `with`, or when
-    no run has been in flight for a second. Thread-safe.
+    `every`: seconds between two plain lines. The hook only counts events; a separate thread draws, so that neither a
+    slow terminal nor a full pipe slows a run. The display is closed by `close`, at the end of `with`, or, outside of
+    `with`, when no run has been in flight for a second. Thread-safe.
     """
 
     def __init__(self, total: int | None = None, *, file: TextIO | None = None, every: Duration = 5.0) -> None:
@@ -136,7 +138,7 @@ class ProgressHook:
         atexit.register(_close, weakref.ref(self))
 
     def _anew(self) -> None:
-        """Begin without a thread, in a child as well: the parent draws its own runs."""
+        """Start without thread and counts. A forked child does so too, because its parent draws the earlier runs."""
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -153,7 +155,7 @@ class ProgressHook:
         self._steps[event.workflow] = len(event.steps)
 
     def _tally(self, workflow: str) -> Tally:
-        """(lock)"""
+        """Return the counts of a workflow, and start the drawing thread if needed. The caller holds the lock."""
         tally = self._tallies.get(workflow)
         if tally is None:
             total = self._total if not self._tallies else None
@@ -209,7 +211,7 @@ class ProgressHook:
     # -- drawing, on a thread of its own -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Draw how things stand and take the display down. The next run brings it back."""
+        """Draw the final counts and close the display. The next run opens it again."""
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -236,12 +238,12 @@ class ProgressHook:
                     break
                 display.show(dict(self._tallies))
             display.end(self._ended())
-        except Exception:  # noqa: BLE001 - a terminal that is gone, or a closed file, is nothing that a run should mind
+        except Exception:  # noqa: BLE001 - a terminal that is gone, or a closed file, must not disturb a run
             display.give_up()
             self._ended()
 
     def _ended(self) -> dict[str, Tally]:
-        """The last counts. What begins from now on is counted from zero, unless runs are in flight."""
+        """Return the final counts. Later runs are counted from zero, unless runs are still in flight."""
         with self._lock:
             self._thread, tallies = None, dict(self._tallies)
             if not any(tally.in_flight for tally in tallies.values()):
@@ -260,20 +262,20 @@ class ProgressHook:
 
 
 class Display:
-    """Shows tallies; this one nowhere."""
+    """The base class of displays. It shows nothing."""
 
     def show(self, tallies: Mapping[str, Tally]) -> None:
-        """Show how things stand."""
+        """Show the current counts."""
 
     def end(self, tallies: Mapping[str, Tally]) -> None:
-        """Show it for the last time."""
+        """Show the counts for the last time."""
 
     def give_up(self) -> None:
-        """Leave the terminal as it should be."""
+        """Restore the terminal without showing anything more."""
 
 
 class Lines(Display):
-    """Plain lines: one for each workflow in which something has changed, every few seconds."""
+    """Plain lines: every few seconds, one for each workflow whose counts have changed."""
 
     def __init__(self, file: TextIO, every: float) -> None:
         self._file = file
@@ -298,7 +300,7 @@ class Lines(Display):
 
 
 def _close(reference: weakref.ref[ProgressHook]) -> None:
-    """At the end of the process: what ended in the last second is shown too."""
+    """Close a display at the end of the process, so that the runs of the last second are shown too."""
     hook = reference()
     if hook is not None:
         hook.close()

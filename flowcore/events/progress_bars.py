@@ -16,7 +16,7 @@ __all__ = ["Bars"]
 
 
 class Bars(Display):
-    """A bar for each workflow. What the program prints meanwhile appears above them."""
+    """A bar for each workflow. Whatever the program prints in the meantime appears above the bars."""
 
     def __init__(self, file: TextIO) -> None:
         self._progress = Progress(

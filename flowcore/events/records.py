@@ -11,37 +11,37 @@ from ..status import Status
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """What every event of a run has."""
+    """The base class of all events, with the fields that each of them has."""
 
     workflow: str
     run_id: str
     at: float
     """monotonic seconds, by the engine's clock"""
     state: dict[Any, Any] = field(repr=False)
-    """for hooks, shared by all events of this run in this process; never stored"""
+    """a dict for the hooks' own data, shared by all events of the run in this process; never stored"""
 
 
 @dataclass(slots=True, eq=False)
 class StepEvent(Event):
-    """What every event of a step has."""
+    """The base class of all events of a step."""
 
     step: str
 
 
 @dataclass(slots=True, eq=False)
 class WorkflowRegistered(Event):
-    """An engine has met this workflow for the first time; `run_id` is empty."""
+    """An engine uses this workflow for the first time; `run_id` is empty."""
 
     steps: tuple[str, ...]
     max_attempts: tuple[int, ...] = ()
-    """how many attempts the definition allows each of them"""
+    """how many attempts the definition allows for each of the steps"""
     waits: tuple[str, ...] = ()
-    """those of the steps that have no function, and wait for a value or a time"""
+    """the steps without a function, which wait for a value or sleep"""
 
 
 @dataclass(slots=True, eq=False)
 class RunSubmitted(Event):
-    """`engine.submit` was called. Emitted on the caller's thread, before RunRequested on the engine's."""
+    """`engine.submit` was called. Emitted on the caller's thread; RunRequested follows in the engine's."""
 
     key: str | None
     propagation: str = "link"
@@ -56,16 +56,16 @@ class RunRequested(Event):
     wall: float
     """seconds since the epoch at the moment `at`"""
     carrier: dict[str, str]
-    """empty: a hook may put trace context in; it is stored with the run's record"""
+    """an empty dict to which hooks may add trace context; it is stored with the run's record"""
     submitted: bool
-    """whether it came through `submit`, so that this is another thread or task than the caller's"""
+    """whether the run was submitted, so that this thread or task is not the caller's"""
     recovering: bool = False
-    """whether recovery requested it, and no caller: the engine resumes a run that another process has left"""
+    """whether recovery requested the run, not a caller: the engine resumes a run that another process has left"""
 
 
 @dataclass(slots=True, eq=False)
 class IdempotencyHit(Event):
-    """The key was known: no new run."""
+    """The key belongs to an earlier run, so no new run begins."""
 
     key: str
     outcome: str
@@ -74,12 +74,12 @@ class IdempotencyHit(Event):
     original: Mapping[str, str]
     """the carrier of the run that owns the key"""
     age: float | None
-    """seconds since that run started, by the wall clock; None where unknown"""
+    """seconds since that run started, by the wall clock; None if unknown"""
 
 
 @dataclass(slots=True, eq=False)
 class RunRefused(Event):
-    """The claim failed: no run."""
+    """The claim failed, so no run begins."""
 
     key: str | None
     error: BaseException
@@ -87,7 +87,7 @@ class RunRefused(Event):
 
 @dataclass(slots=True, eq=False)
 class RunStarted(Event):
-    """The run begins, or is resumed after a takeover."""
+    """The run begins, or is resumed after a takeover or a wait."""
 
     key: str | None
     wall: float
@@ -95,21 +95,26 @@ class RunStarted(Event):
     carrier: Mapping[str, str]
     fence: int
     interrupted_run_id: str | None
-    """after a takeover: the run (in the dead process) that this one continues"""
+    """after a takeover or a wait: the id of the run that is resumed, the same as `run_id`; None for a new run"""
     interrupted: Mapping[str, str]
-    """its carrier"""
+    """the carrier of the resumed run, as the previous owner stored it"""
     waiting: Callable[[], int]
-    """returns how many of its steps are ready now and have not started; for gauges that are computed when they are read"""
+    """returns how many of its steps are ready now but not started; for gauges that are computed when they are read"""
     interrupted_by: Mapping[str, str | int | float] = field(default_factory=dict[str, "str | int | float"])
-    """after a takeover, what is known of the owner before: `host`, `pid`, `since` (seconds since the epoch), and the `step`
-    that was in flight"""
+    """after a takeover, what is known of the previous owner: `host`, `pid`, `since` (seconds since the epoch), and the
+    `step` that was in flight"""
     after_wait: bool = False
-    """whether it had waited in its store, which is no takeover: `interrupted_run_id` and `interrupted` are of that run"""
+    """whether the run is resumed after it had waited in its store, which is no takeover"""
 
 
 @dataclass(slots=True, eq=False)
 class RunRecovered(Event):
-    """A takeover: what will happen to the steps that were found in the record, by name."""
+    """The engine has taken a run over, and has decided what follows for the steps in its record.
+
+    `skipped`: steps that had ended. `retried`: steps that were in flight, and will be attempted again. `verified`:
+    steps that were in flight, and are done according to their `verify=`. `undone`: steps that will be undone, in this
+    order. `held`: steps that were in flight, because of which the run is held.
+    """
 
     decision: str
     """forward, undo or hold"""
@@ -119,19 +124,19 @@ class RunRecovered(Event):
     undone: tuple[str, ...]
     held: tuple[str, ...]
     carriers: Mapping[str, Mapping[str, str]]
-    """what was stored with the steps that had ended, by name"""
+    """the carrier that was stored with each step that had ended, by name"""
 
 
 @dataclass(slots=True, eq=False)
 class RunJoined(Event):
-    """A part of a run that another process drives comes to this one: a step or an undo, whose events follow."""
+    """This process gets a step or undo of a run that another process drives. The events of that step or undo follow."""
 
     wall: float
     """seconds since the epoch at the moment `at`"""
     carrier: Mapping[str, str]
-    """what hooks gave for the run where it was requested"""
+    """the carrier that hooks filled for the run where it was requested"""
     carriers: Mapping[str, Mapping[str, str]]
-    """what was given for the steps that this part depends on, by name"""
+    """the carrier of each step that this step or undo depends on, by name"""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,33 +144,33 @@ class RunFinished(Event):
     """The run has ended here."""
 
     outcome: Status
-    """how; `waiting`: it waits in its store from now on, and RunStarted comes again when it is resumed"""
+    """the status of the run; `waiting` if it waits in its store from now on: RunStarted follows when it is resumed"""
     duration: float
     error: BaseException | None
     skipped: tuple[str, ...]
     undone: tuple[str, ...]
     """steps whose undo succeeded, in the order of undoing"""
     elsewhere: bool = False
-    """its steps ran in other processes, whose hooks have got its error"""
+    """whether the steps ran in other processes, whose hooks have got the error"""
     expected: bool = False
-    """then: whether the failed step's definition lists the error as one that is to be expected"""
+    """whether the failed step lists the error in `expected=`; only set if `elsewhere`"""
 
 
 @dataclass(slots=True, eq=False)
 class StepReady(StepEvent):
-    """All dependencies are done: the step waits for a worker."""
+    """All dependencies of the step are done, and it waits for a worker."""
 
 
 @dataclass(slots=True, eq=False)
 class StepSkipped(StepEvent):
-    """`when=` was false."""
+    """The `when=` of the step returned False."""
 
     depends_on: tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)
 class StepStarted(StepEvent):
-    """The first attempt is about to start."""
+    """The first attempt of the step is about to start."""
 
     waited: float
     """seconds since the step became ready"""
@@ -174,8 +179,7 @@ class StepStarted(StepEvent):
     function: str
     """qualified name of the step's function"""
     carrier: dict[str, str] | None
-    """empty: a hook may put trace context in, which the durable store keeps with the step; None where there is no such
-    store"""
+    """an empty dict to which hooks may add trace context, which is stored with the step; None in memory"""
 
 
 @dataclass(slots=True, eq=False)
@@ -204,7 +208,7 @@ class AttemptFinished(StepEvent):
 
 @dataclass(slots=True, eq=False)
 class BackoffStarted(StepEvent):
-    """The attempt failed and another one follows after `delay` seconds."""
+    """An attempt has failed, and another one follows after `delay` seconds."""
 
     attempt: int
     """the attempt that failed"""
@@ -218,17 +222,17 @@ class BackoffStarted(StepEvent):
 
 @dataclass(slots=True, eq=False)
 class StepFinished(StepEvent):
-    """The step has ended: its last attempt is over, or, where it is `waiting`, the last one that this process makes."""
+    """The last attempt of the step has ended, or the last one that this process makes if the outcome is `waiting`."""
 
     outcome: Status
-    """success, failure, timeout or cancelled; `waiting`: its run leaves this process, and the next owner makes the next
-    attempt"""
+    """success, failure, timeout or cancelled; `waiting` if the run leaves this process, so that its next owner makes
+    the next attempt"""
     duration: float
-    """from the first attempt's start to the last one's end: attempts plus backoffs"""
+    """seconds from the start of the first attempt to the end of the last one, backoff included"""
     attempts: int
     waited: float
     backoff: float
-    """seconds of `duration` spent waiting between attempts"""
+    """the seconds of backoff in `duration`"""
     error: BaseException | None
     depends_on: tuple[str, ...]
     max_attempts: int
@@ -238,35 +242,35 @@ class StepFinished(StepEvent):
 
 @dataclass(slots=True, eq=False)
 class WaitStarted(StepEvent):
-    """A step without a function waits from now on."""
+    """A step without a function begins to wait."""
 
     timeout: float | None
-    """seconds until it is over by itself; None: no limit"""
+    """seconds after which the wait times out, or the sleep ends; None means no limit"""
     sleeps: bool
-    """whether it waits for its time only, and for no value"""
+    """whether it is a sleep, which waits for no value"""
 
 
 @dataclass(slots=True, eq=False)
 class WaitFinished(StepEvent):
-    """A wait has ended."""
+    """The wait of a step without a function has ended."""
 
     outcome: Status
     """success, timeout or failure"""
     waited: float
-    """seconds since it began, under all owners"""
+    """seconds since the wait began, under all owners"""
     error: BaseException | None
     sender: Mapping[str, str]
-    """trace context of who sent the value; empty where no value was sent"""
+    """trace context of the sender of the value; empty if none was sent"""
     depends_on: tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)
 class ValueSent(StepEvent):
-    """A value is about to be sent to the wait `step`; `workflow` and `run_id` are empty: only its store knows them."""
+    """A value is about to be sent to the wait `step`. `workflow` and `run_id` are empty: only the store knows them."""
 
     key: str
     carrier: dict[str, str]
-    """empty: a hook may put trace context in, which the run's store keeps with the value"""
+    """an empty dict to which hooks may add trace context, which the run's store keeps with the value"""
 
 
 @dataclass(slots=True, eq=False)
@@ -288,7 +292,7 @@ class CompensationStarted(StepEvent):
     order: int
     """1 for the first undo of the run"""
     trigger: str
-    """the step that failed the run, or what else made it fail: cancelled, deadline, operator"""
+    """the step that failed the run, or "cancelled" if no step did"""
     max_attempts: int
     function: str
 
@@ -314,15 +318,15 @@ class LeaseLost(Event):
 
 @dataclass(slots=True, eq=False)
 class MaintenanceStarted(Event):
-    """The engine is about to do work of its own; `workflow` and `run_id` are empty."""
+    """The engine is about to do work that belongs to no run; `workflow` and `run_id` are empty."""
 
     kind: str
-    """heartbeat, poll or recover"""
+    """heartbeat, poll, recover, survey or schedule"""
 
 
 @dataclass(slots=True, eq=False)
 class MaintenanceFinished(Event):
-    """The engine's own work is done."""
+    """The work that belongs to no run is done."""
 
     kind: str
     duration: float
@@ -333,38 +337,38 @@ class MaintenanceFinished(Event):
 
 @dataclass(slots=True, eq=False)
 class StoreCalled(Event):
-    """A verb of the store has returned or failed. Heartbeats and recovery rounds have no run: `workflow` and `run_id` are empty."""
+    """A verb of the store has returned or failed. `workflow` and `run_id` are empty if it belongs to no run."""
 
     store: str
     """the store's name: memory, sqlite, redis, or a third party's"""
     operation: str
-    """the verb: claim, checkpoint, renew, finish, withdraw, find, head, list_resumable, list_runs or counts"""
+    """the verb: claim, checkpoint, renew, finish, withdraw, find, head, cancel or resume"""
     outcome: Status
-    """success or failure; a store that refuses a value it cannot keep, or a changed definition, works as it should"""
+    """success or failure; a refusal of a value that cannot be stored, or of a changed definition, is a success"""
     duration: float
     error: BaseException | None
 
 
 @dataclass(slots=True, eq=False)
 class StoreSurveyed(Event):
-    """The runs that are not over were counted; belongs to no run."""
+    """The engine has counted the unfinished runs that need an owner or an operator, or that wait. Belongs to no run."""
 
     counts: Mapping[tuple[str, str], int]
-    """(workflow, status) -> how many; status is held, parked, incomplete, expired or waiting. All of the engine's workflows
-    and all five are in it."""
+    """(workflow, status) -> the number of runs. The status is held, parked, incomplete, expired or waiting. All of the
+    engine's workflows are in it with all five; "_unknown" stands for other workflows"""
     waiting: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    """(workflow, step) -> how many waiting runs wait for that step; where more than 1,000 runs of a workflow wait, as many
-    as the newest 1,000 of them suggest"""
+    """(workflow, step) -> the number of runs that wait for that step, extrapolated from the newest 1,000 if more runs
+    of a workflow wait"""
 
 
 @dataclass(slots=True, eq=False)
 class SchedulePlanned(Event):
-    """An engine waits for another fire of a schedule than before; `run_id` is empty."""
+    """The fire of a schedule that an engine waits for has changed; `run_id` is empty."""
 
     schedule: str
     """the schedule's name"""
     due: float | None
-    """when that fire is to begin, jitter included, in seconds since the epoch; None: there is none"""
+    """when that fire is to begin, jitter included, in seconds since the epoch; None if there is none"""
 
 
 @dataclass(slots=True, eq=False)
@@ -376,30 +380,30 @@ class ScheduleFired(Event):
     scheduled_at: float
     """the planned time, without jitter, in seconds since the epoch"""
     lateness: float
-    """seconds after that time and its jitter"""
+    """how many seconds after that time and its jitter the run began"""
 
 
 @dataclass(slots=True, eq=False)
 class ScheduleMissed(Event):
-    """Fires of a schedule will not be begun; `run_id` is empty. Of all engines, one reports it."""
+    """Fires of a schedule were skipped: no run begins for them. `run_id` is empty. Only one engine reports it."""
 
     schedule: str
     """the schedule's name"""
     count: int
     """how many fires"""
     reason: str
-    """down: no engine began them in time; overlap: the run before was still in progress; error: they could not be begun"""
+    """down (no engine began them in time), overlap (the previous run was in progress) or error (each try failed)"""
     last: float
-    """the planned time of the latest of them, in seconds since the epoch"""
+    """the planned time of the latest of these fires, in seconds since the epoch"""
 
 
 @dataclass(slots=True, eq=False)
 class EngineStarted(Event):
-    """An engine was made; belongs to no run."""
+    """An engine was made. Belongs to no run."""
 
     workers: Callable[[], tuple[int, int] | None]
-    """returns how many of its threads are busy now, and how many of them are stuck in calls that were given up; None once
-    the engine is gone. For gauges that are computed when they are read."""
+    """returns how many of its threads are busy now, and how many of these are in abandoned calls, or None once the
+    engine is gone; for gauges that are computed when they are read"""
     hooks: tuple[str, ...]
     """its hooks, as HookFailed names them"""
     max_workers: int = 0
@@ -408,7 +412,7 @@ class EngineStarted(Event):
 
 @dataclass(slots=True, eq=False)
 class HookFailed(Event):
-    """A hook raised on an event; the run continued. `workflow` and `run_id` are the run's."""
+    """A hook raised an error on an event; the run continued. `workflow` and `run_id` are those of the event."""
 
     hook: str
     """the hook's class, or its function's name"""
@@ -417,11 +421,11 @@ class HookFailed(Event):
 
 @dataclass(slots=True, eq=False)
 class HooksMeasured(Event):
-    """A run has ended of which it was measured how long its hooks took. Of many runs few are measured: each stands for
-    those that were not since the one before."""
+    """A run has ended in which the time that hooks took was measured. Few of many runs are measured; each stands for
+    all runs since the previous measured one."""
 
     seconds: Mapping[str, float]
-    """by hook, as HookFailed names them: what they took, scopes included, times the number of runs it stands for"""
+    """the seconds of each hook, by name, scopes included, times the number of runs that this one stands for"""
 
 
 EVENTS: Final[frozenset[type[Event]]] = frozenset(
