@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""The options, hooks and fixtures that all tests share."""
 
 import itertools
 import os
@@ -13,7 +13,8 @@ import pytest
 
 from .limits import SilenceLimit, TestLimit, own_group
 
-# No deadlines: they measure the machine, not the code. In CI a failing example is printed so that it can be replayed.
+# There are no deadlines, because they measure the machine, not the code. In CI a failing example is printed, so that it
+# can be replayed.
 hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "home")
@@ -39,7 +40,8 @@ MEASURED: Final = [
     ),
     *(_TESTS / "simulator" / f"test_{name}.py" for name in ("crashes", "rollbacks", "waits")),
 ]
-"""Whose tests must cover every branch of the programs. Elsewhere, measuring that would cost twice the time, for nothing."""
+"""The folders and files whose tests must cover every branch of the programs. Coverage is not measured elsewhere,
+because that would double the time of those tests."""
 LONGEST: Final = [
     _TESTS / f"{folder}/test_{name}.py"
     for folder, names in {
@@ -55,7 +57,7 @@ LONGEST: Final = [
     }.items()
     for name in names
 ]
-"""Files that take longer than ten seconds. They begin first: at the end one process would work alone on them."""
+"""Files that take longer than ten seconds. They begin first; at the end, one process would work alone on them."""
 WAITING: Final = {"durable", "examples", "schedules", "temporal"}
 """Folders whose tests mostly wait, for leases, servers and processes."""
 
@@ -70,9 +72,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts what runs in the background with Ctrl-C ignored, and so would all processes that tests start.
+    # A shell starts background processes with SIGINT ignored, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stderr = os.dup(2)  # Later the descriptor leads to what pytest captures.
+    stderr = os.dup(2)  # Later, pytest captures what is written to descriptor 2.
     config.pluginmanager.register(TestLimit(stderr))
     if hasattr(config, "workerinput"):
         own_group()
@@ -82,12 +84,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes for each core: many tests wait for servers and leases."""
+    """Use two processes for each core, because many tests wait for servers and leases."""
     return 2 * (os.cpu_count() or 1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`@pytest.mark.proof(quick=n, full=m, each=k)` gives a test its `seeds`, n or m of them, k in each of its cases."""
+    """Give tests with `@pytest.mark.proof(quick=n, full=m, each=k)` their `seeds`: n or m in all, k in each case."""
     mark = metafunc.definition.get_closest_marker("proof")
     if mark is not None:
         count, each = mark.kwargs[metafunc.config.getoption("proof")], mark.kwargs["each"]
@@ -96,8 +98,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _places(files: Iterable[Path]) -> dict[Path, float]:
-    """Where each file comes: first the LONGEST; then those that mostly wait are spread among those that mostly compute, so that the
-    machine is never busy with only one kind."""
+    """Return the place of each file in the order of the tests. The LONGEST come first. After them, files that mostly
+    wait are spread among those that mostly compute, so that the machine is never busy with only one kind."""
     places: dict[Path, float] = {path.resolve(): place - len(LONGEST) for place, path in enumerate(LONGEST)}
     groups: tuple[list[Path], list[Path]] = ([], [])
     for path in files:
@@ -124,14 +126,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether the long proofs are wanted in full length."""
+    """Whether the long proofs run in full length."""
     return bool(request.config.getoption("proof") == "full")
 
 
 @pytest.fixture
 def share(request: pytest.FixtureRequest, full: bool) -> Callable[[Iterable[T]], Iterator[T]]:
-    """The cases that a test takes of many: every third over all its loops, another third for another test; all of them in a
-    full proof."""
+    """A function that selects from the cases of a test: all of them in a full proof, else every third one, counted over
+    all loops of the test. The name of the test decides which third it is."""
     numbers = itertools.count(zlib.crc32(request.node.name.encode()))
     return lambda cases: (case for case in cases if full or next(numbers) % 3 == 0)
 
@@ -140,7 +142,7 @@ def share(request: pytest.FixtureRequest, full: bool) -> Callable[[Iterable[T]],
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, Any]:
-    """What a test prints may hold a lone surrogate, which no report can carry from one process to another."""
+    """Escape lone surrogates in the output of a test, because no report can carry them from one process to another."""
     report = yield
     report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
     return report

@@ -335,8 +335,7 @@ class Process(SimulatedCode):
             self._soon(program, None)
 
     def send(self, sending: Sending) -> bool:
-        """Send a value to the run: through its store, or directly if the store does not know the run. Returns whether
-        the value counts."""
+        """Send a value to the run, by way of its store if that knows the run. Returns whether the value counts."""
         store, known = self._settings.store, sending.id
         if self._settings.durable or self.x.claimed or self.act.ended is not None:
             return store.send(self.x.stored_key, sending.step, sending.value, id=known)
@@ -345,8 +344,7 @@ class Process(SimulatedCode):
         return first is sent or (first is not None and known is not None and first.id == known)
 
     def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
-        """Take a value that was sent to a run. Returns the value that counts, or None if the run is not this
-        process's."""
+        """Take a value that was sent to a run. Returns the value that counts, or None if the run is not its own."""
         if self.act.ended is not None or self._thaws > self.world.now or key != self.x.stored_key or self.x.lost:
             return None
         first = keep(self.x, name, sent) if self._settings.durable else receive(self.x, name, sent)

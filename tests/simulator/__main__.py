@@ -1,4 +1,4 @@
-"""Replay seeds and tell what happened: `python -m tests.simulator 4711`, or a range to look for failures: `0-10000`."""
+"""Replay a seed and print what happens: `python -m tests.simulator 4711`. A range, `0-10000`, looks for failures."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from .specs import StepSpec, Trial, from_seed, tried
 
 
 def told(trial: Trial) -> Iterator[str]:
-    """The story of a trial, line by line."""
+    """Yield the lines of the story of a trial."""
     spec, simulation = trial.spec, trial.simulation
     for step in spec.steps:
         plain = StepSpec(step.name)

@@ -1,4 +1,4 @@
-"""What a durable store knew, and when: replayed from the requests that reached it, as the store contract says."""
+"""The states of a run in a durable store, replayed from the requests that reached the store, as its contract says."""
 
 import math
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ OVER = {Status.SUCCESS, Status.SKIPPED}
 
 @dataclass
 class Grant:
-    """The run became somebody's."""
+    """A claim that the store granted: from then on, the run had this owner."""
 
     position: int
     at: float
     fence: int
     process: int
     claim: str
-    """run id of the claim"""
+    """the run id of the claim"""
     record: RunRecord | None
-    """what was there to go on with"""
+    """the record that the owner resumes; None if the claim began the run"""
     heard: bool
 
 
 @dataclass
 class Known:
-    """A run as its store knew it after so many requests."""
+    """The state of a run in its store after the request with the number `position`."""
 
     position: int
     status: Status
@@ -53,7 +53,7 @@ class Known:
 
 @dataclass
 class KeptRun:
-    """One run of the key, from its first claim on."""
+    """One run of the key: its states and owners, from its first claim on."""
 
     run_id: str
     generation: int
@@ -61,38 +61,38 @@ class KeptRun:
     grants: list[Grant] = field(default_factory=list[Grant])
     ended_at: float | None = None
     decisions: list[str] = field(default_factory=list[str])
-    """of operators"""
+    """the decisions of operators"""
     withdrawn = False
-    """nobody ever heard that it had begun"""
+    """whether the claim that began the run was withdrawn"""
 
     @property
     def now(self) -> Known:
         return self.states[-1]
 
     def before(self, position: int) -> Known:
-        """What was known when so many requests had arrived."""
+        """Return the state when the first `position` requests had arrived."""
         return next((known for known in reversed(self.states) if known.position < position), self.states[0])
 
     def fences(self) -> set[int]:
         return {grant.fence for grant in self.grants}
 
     def lost_at(self, fence: int) -> float:
-        """When somebody else became the owner."""
+        """The moment at which the owner with this fence lost the run to another one, or infinity."""
         return min((grant.at for grant in self.grants if grant.fence > fence), default=float("inf"))
 
 
 @dataclass
 class Done:
-    """An effect, and the call that made it."""
+    """An effect, with the call that made it."""
 
     effect: Effect
     call: SimulatedCall
     stale: bool
-    """made after somebody else had become the owner, or after the run was over"""
+    """whether it was made after another process had become the owner, or after the run was over"""
 
 
 class Chronicle:
-    """A tale, with what the store knew."""
+    """A tale, with all states that its runs had in the store."""
 
     def __init__(self, tale: Tale) -> None:
         self.tale = tale
@@ -102,7 +102,7 @@ class Chronicle:
         self.runs: list[KeptRun] = []
         self.broken: list[str] = []
         self._lease_until = -math.inf
-        """when the lease of the present owner ends"""
+        """when the lease of the latest owner ends"""
         for position, call in enumerate(self.story.stored):
             if call.applied is not None and not isinstance(call.answer, Exception):
                 self._replay(position, call)
@@ -134,7 +134,7 @@ class Chronicle:
                 pass
 
     def _withdrawn(self, position: int, claim: Claim) -> None:
-        """A claim is given back; where it had begun the run, nothing has begun."""
+        """Replay a withdrawn claim. If it had begun a run, that run has failed, with a higher fence."""
         run = self.runs[-1] if self.runs else None
         if run is None or run.grants[-1].claim != claim.run_id or run.now.status is not Status.RUNNING:
             return
@@ -146,10 +146,10 @@ class Chronicle:
         self._lease_until = max(self._lease_until, (call.applied or 0.0) + lease)
 
     def _decided(self, position: int, call: StoreCall) -> None:
-        """An operator has decided."""
+        """Replay the decision of an operator."""
         run, verb = self.runs[-1], call.verb
         if verb == "undo" and run.now.status is Status.RUNNING and (call.applied or 0.0) < self._lease_until:
-            run.decisions.append(verb)  # its owner is alive: it hears of that with its next call, and undoes the run
+            run.decisions.append(verb)  # Its owner is alive, gets the decision with its next call, and undoes the run.
             return
         fence = run.now.fence + (run.now.status is Status.RUNNING or verb == "release")
         status = Status.FAILURE if verb == "release" else run.now.status
@@ -163,7 +163,7 @@ class Chronicle:
         run = self.runs[-1] if self.runs else None
         at = call.applied or 0.0
         grant = Grant(position, at, answer.fence, call.process, claim.run_id, answer.record, call.heard)
-        if run is not None and run.grants[-1].claim == claim.run_id:  # once more, or its late copy
+        if run is not None and run.grants[-1].claim == claim.run_id:  # It is the same claim again, or a late copy.
             run.grants[-1].heard = run.grants[-1].heard or call.heard
             self._lease_until = max(self._lease_until, at + claim.lease)
             if answer.fence != run.now.fence:
@@ -191,7 +191,7 @@ class Chronicle:
         if checkpoint.run_id != run.run_id or checkpoint.fence != run.now.fence:
             self.broken.append(f"{checkpoint} is accepted of one who is not the owner")
             return False
-        if run.now.status is not Status.RUNNING:  # a late copy
+        if run.now.status is not Status.RUNNING:  # This is a late copy.
             return False
         steps = dict(run.now.steps)
         for name, record in checkpoint.steps.items():
@@ -220,20 +220,20 @@ class Chronicle:
         return next((run for run in self.runs if fence in run.fences()), None)
 
     def decision(self, fence: int) -> str | None:
-        """What the owner with this fence said that it would do when it took the run over."""
+        """Return the decision that the owner with this fence reported when it took the run over, or None."""
         run = self.run_of(fence)
         grant = None if run is None else next(grant for grant in run.grants if grant.fence == fence)
         events = () if grant is None or not grant.heard else self.story.acts[grant.process].events
         return next((event.decision for event in events if isinstance(event, RunRecovered)), None)
 
     def _done(self) -> Iterator[Done]:
-        """The effects, each with its call: the n-th of its kind made by the n-th call of its kind."""
+        """Yield each effect with its call. The n-th effect of a kind was made by the n-th call of that kind."""
         waiting: dict[tuple[Any, ...], list[SimulatedCall]] = {}
         made = [call for call in self.story.calls if call.performed is not None]
         for call in sorted(made, key=lambda call: call.performed or 0.0):
             what = "do" if call.what == "await" else call.what
             if call.what == "do" and self.steps[call.step].form == "answers":
-                continue  # the function alone has done nothing yet
+                continue  # The function has only returned a coroutine, which has done nothing yet.
             waiting.setdefault((call.fence, call.step, what, call.attempt), []).append(call)
         for effect in self.tale.effects:
             call = waiting[effect.fence, effect.step, effect.what, effect.attempt].pop(0)
@@ -244,7 +244,7 @@ class Chronicle:
             yield Done(effect, call, stale=over or performed >= run.lost_at(effect.fence))
 
     def of(self, run: KeptRun) -> list[Done]:
-        """What was done for a run."""
+        """Return the effects of a run."""
         return [done for done in self.done if done.effect.fence in run.fences()]
 
 

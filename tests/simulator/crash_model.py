@@ -1,7 +1,8 @@
-"""What is promised of a run that crashes, is taken over, loses touch with its store, or is fought over: an oracle.
+"""An oracle for runs that crash, are taken over, cannot reach their store, or are claimed by several processes.
 
-`judged_tale(tale)` answers the promises that were broken, in words. It believes the requests that reached the store, the
-simulator's own list of calls, and the effects that user code wrote down; and the events and the runs only where these agree.
+`judged_tale(tale)` returns the promises that were broken, in words. It trusts the requests that reached the store, the
+simulator's own list of calls, and the effects that user code noted. It trusts the events and the runs only where they
+agree with these.
 """
 
 import itertools
@@ -59,13 +60,13 @@ PAIRS = (
 
 
 def judged_tale(tale: Tale) -> list[str]:
-    """The promises that were broken in this tale."""
+    """Return the promises that were broken in this tale."""
     chronicle = Chronicle(tale)
     return [promise for judge in JUDGES for promise in judge(chronicle)]
 
 
 def ownership(c: Chronicle) -> Iterator[str]:
-    """One owner at a time: the fence only rises, and nothing is accepted of an earlier owner."""
+    """There is one owner at a time: the fence only rises, and the store accepts nothing from an earlier owner."""
     yield from c.broken
     for before, after in itertools.pairwise(c.runs):
         if after.generation != before.generation + 1:
@@ -73,8 +74,8 @@ def ownership(c: Chronicle) -> Iterator[str]:
 
 
 def starts(c: Chronicle) -> Iterator[str]:
-    """Nothing begins that the store does not allow: not of one who has lost the run, not before what it depends on is
-    known to be done, not unless its own start is known, not once the run is undone, and never twice what is done."""
+    """The record in the store allows each call: the process owns the run, the dependencies are done, and the start of
+    the step is recorded. No step begins once the run is being undone, and nothing is done or undone a second time."""
     for call in c.story.calls:
         run = c.run_of(call.fence)
         if run is None:
@@ -101,12 +102,12 @@ def starts(c: Chronicle) -> Iterator[str]:
 
 
 def _is_open(report: StepReport) -> bool:
-    """Whether a step may have had its effect or not. One that was cancelled before its first attempt had none."""
+    """Whether a step is in doubt: it may have had its effect. One cancelled before its first attempt had no effect."""
     return report.status in IN_DOUBT and report.undo is None and report.attempts > 0
 
 
 def _lands_late(c: Chronicle, call: SimulatedCall) -> bool:
-    """Whether a step that is undone has come back after it was given up: then it is undone again, even after the end."""
+    """Whether the call undoes a step that has completed late. It is undone again, even after the end of the run."""
     events = c.story.acts[call.process].events
     late = [event for event in events if isinstance(event, StepCompletedLate) and not event.undo]
     return call.what == "undo" and any(event.step == call.step for event in late)
@@ -126,10 +127,10 @@ def _may_undo(c: Chronicle, run: KeptRun, call: SimulatedCall, known: Known) -> 
         yield f"undo {call.step} begins, and the store does not know that the run is being undone"
     if known.status_of(call.step) in {Status.PENDING, Status.SKIPPED}:
         yield f"undo {call.step} begins, though the store has it as {known.status_of(call.step)}"
-    decided = bool({"resume", "undo"} & set(run.decisions))  # then what could not be undone is tried once more
+    decided = bool({"resume", "undo"} & set(run.decisions))  # Then failed undos are tried again.
     if known.undo_of(call.step) is not None and not (decided and known.undo_of(call.step) is not Status.SUCCESS):
         yield f"undo {call.step} begins in process {call.process}, though it is known to be undone: {known.undo_of(call.step)}"
-    begun = next((state for state in run.states if state.undoing), known)  # from then on nothing turns it round
+    begun = next((state for state in run.states if state.undoing), known)  # From then on the run is only undone.
     past_pivot = any(step.pivot and begun.status_of(step.name) is Status.SUCCESS for step in c.spec.steps)
     if past_pivot and "undo" not in run.decisions:
         yield f"undo {call.step} begins past the pivot"
@@ -140,7 +141,7 @@ def _may_undo(c: Chronicle, run: KeptRun, call: SimulatedCall, known: Known) -> 
 
 
 def undo_order(c: Chronicle) -> Iterator[str]:
-    """What was in flight at a crash is undone first; then what is done, the last one first, over all takeovers."""
+    """Steps in flight at a crash are undone first, then the done steps, the latest first, over all takeovers."""
     for run in c.runs:
         calls = [call for call in c.story.calls if call.fence in run.fences() and call.what == "undo"]
         firsts: dict[str, SimulatedCall] = {}
@@ -151,7 +152,7 @@ def undo_order(c: Chronicle) -> Iterator[str]:
             yield from _parallel_order(c, run, firsts)
             continue
         if run.decisions:
-            continue  # what could not be undone is tried again, in the order in which that failed
+            continue  # Failed undos are tried again, in the order in which they failed.
         places = {name: _place(c, run, call) for name, call in firsts.items()}
         for (one, first), (other, second) in itertools.pairwise(places.items()):
             if first < second:
@@ -159,7 +160,7 @@ def undo_order(c: Chronicle) -> Iterator[str]:
 
 
 def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
-    """When a step ended, as the run counts; what was in flight at a takeover comes after all that is known to be done."""
+    """Return the seq of the end of a step, or infinity if the step was in flight at a takeover."""
     known = run.before(call.stored_before)
     for grant in run.grants:
         if (
@@ -167,7 +168,7 @@ def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
             and _said(c, call.step, grant.fence) == "landed"
             and c.decision(grant.fence) == "undo"
         ):
-            known = run.before(grant.position)  # as it was found
+            known = run.before(grant.position)  # the state that this owner found
             if call.step in known.steps and not known.steps[call.step].effect:
                 return float("inf")
             break
@@ -177,7 +178,7 @@ def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
 
 
 def _said(c: Chronicle, step: str, fence: int) -> str | None:
-    """What verify= of a step answered an owner."""
+    """Return what the verify= of a step did when an owner called it, or None if that owner did not call it."""
     return next(
         (
             done.effect.did
@@ -209,7 +210,7 @@ def _ancestors(c: Chronicle, name: str) -> set[str]:
 
 
 def endings(c: Chronicle) -> Iterator[str]:
-    """A run ends as what it says: all done, or all undone, or held; and it does end."""
+    """Each run ends, and its status is true: all is done, or all is undone, or the key is held."""
     for run in c.runs:
         end = run.now
         if (
@@ -218,7 +219,7 @@ def endings(c: Chronicle) -> Iterator[str]:
             or run.withdrawn
             or not (run.grants[-1].heard or c.story.acts[run.grants[-1].process].ended is None)
         ):
-            continue  # a late copy of a claim, whose sender has gone on without
+            continue  # An operator has decided, or the last claim was a late copy whose sender no longer waited for it.
         if run is not c.runs[-1] and end.status not in RELEASED:
             yield f"a new run has begun, though the last one is {end.status}"
         if end.status is Status.SUCCESS:
@@ -244,7 +245,7 @@ def endings(c: Chronicle) -> Iterator[str]:
 
 
 def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
-    """Whether the last owner left the run because a step of it ended the process, or a `verify=` raised or took too long."""
+    """Whether the last owner parked the run because a step ended the process, or a `verify=` raised or timed out."""
     last = run.grants[-1]
     got = c.story.acts[last.process].run
     exits = got is not None and got.error is not None and not isinstance(got.error, Exception)
@@ -253,13 +254,13 @@ def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
 
 
 def _verified_too_late(c: Chronicle, grant: Grant) -> set[str]:
-    """The steps whose `verify=` an owner gave up, because it took longer than the step may."""
+    """Return the steps whose `verify=` an owner gave up, because it took longer than the timeout of the step."""
     calls = [call for call in c.story.calls if (call.what, call.fence) == ("verify", grant.fence)]
     return {call.step for call in calls if call.given_up is not None}
 
 
 def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
-    """Nothing stands of a run that was undone."""
+    """No effect of a run stands once the run was undone."""
     end = run.now
     done = [one for one in c.of(run) if not one.stale]
     for name, step in c.steps.items():
@@ -274,7 +275,7 @@ def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
         last = max((index for index, effect in mine if effect.what == "do" and effect.did == "ok"), default=-1)
         undone = max((index for index, effect in mine if effect.what == "undo" and effect.did == "ok"), default=-2)
         if (name, Fault.FAIL_AFTER) in c.spec.faults:
-            continue  # it raised: to be undone only where its record says so
+            continue  # The step raised, so it must be undone only if its record says so.
         if (
             last >= 0
             and undone < last
@@ -288,19 +289,19 @@ def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
 
 
 def _died_before_it_noticed(c: Chronicle, one: Done) -> bool:
-    """Whether the effect came after its call had been given up, in a process that died before it saw that."""
+    """Whether the effect came after its call had been given up, and its process died before it noticed the effect."""
     act = c.story.acts[one.call.process]
     noticed = any(isinstance(event, StepCompletedLate) and event.step == one.call.step for event in act.events)
     return one.call.given_up is not None and act.ended is None and not noticed
 
 
 def _known_not_to_have_landed(c: Chronicle, run: KeptRun, name: str, done: list[Done], last: int) -> bool:
-    """Whether `verify=` was asked before that effect came, by a process that slept meanwhile."""
+    """Whether `verify=` was called before that effect, which came late, from a process that had been stopped."""
     return any(one.effect.what == "verify" and one.effect.step == name for one in done[:last])
 
 
 def callers(c: Chronicle) -> Iterator[str]:
-    """Each caller learns what became of the run, or why it cannot know."""
+    """Each caller gets the outcome of the run, or the reason why it cannot know it."""
     for number, act in enumerate(c.story.acts):
         who = f"process {number}"
         if act.refusal is not None:
@@ -322,7 +323,7 @@ def callers(c: Chronicle) -> Iterator[str]:
             yield f"{who} never ends"
         if act.run is None:
             continue
-        # A late copy of a claim may have begun a second run under the first one's id.
+        # A late copy of a claim may have begun a second run with the id of the first.
         fences = {event.fence for event in act.events if isinstance(event, RunStarted)}
         mine = [run for run in c.runs if run.run_id == act.run.id]
         run = next((run for run in mine if fences & run.fences()), mine[-1] if mine else None)
@@ -333,7 +334,7 @@ def callers(c: Chronicle) -> Iterator[str]:
 
 
 def claims(c: Chronicle) -> Iterator[str]:
-    """Nobody begins a run that nobody has called for; and who gives up asking for one gives it back."""
+    """Recovery never begins a run, and a process that gives up on the reply to its claim withdraws the claim."""
     for number, act in enumerate(c.story.acts):
         fresh = [event for event in act.events if isinstance(event, RunStarted) and event.interrupted_run_id is None]
         if act.caller.recovers and fresh:
@@ -344,7 +345,7 @@ def claims(c: Chronicle) -> Iterator[str]:
 
 
 def patience(c: Chronicle) -> Iterator[str]:
-    """A store that does not answer is asked again until the lease is about to end; only then the run is parked."""
+    """Requests to an unreachable store are repeated until the lease is about to end; only then is the run parked."""
     for number, act in enumerate(c.story.acts):
         run = act.run
         if run is None or act.ended is None or run.status is not Status.PARKED or run.error is None:
@@ -354,7 +355,7 @@ def patience(c: Chronicle) -> Iterator[str]:
         mine = [call for call in c.story.stored if call.process == number and not call.copy]
         good = [call.sent for call in mine if call.heard and call.verb in {"claim", "checkpoint", "finish"}]
         good = [sent for sent in good if sent + c.tale.plot.lease < act.ended]
-        asked = [call for call in mine if call.verb == "claim"]  # counted from the first of those that got no answer
+        asked = [call for call in mine if call.verb == "claim"]  # The lease counts from the first one without a reply.
         good += [call.sent for call in asked if call.heard and len(asked) == 1]
         if good and act.ended < max(good) + c.tale.plot.lease * 5 / 6 - 1e-6:
             yield f"process {number} parks at {act.ended}, its lease was renewed at {max(good)}"
@@ -363,7 +364,7 @@ def patience(c: Chronicle) -> Iterator[str]:
 def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterator[str]:
     statuses = {known.status for known in run.states}
     if got.error is not None and not isinstance(got.error, Exception):
-        pass  # a SystemExit is raised, whatever else
+        pass  # A SystemExit is raised whatever the run's status.
     elif got.status is Status.LOST:
         if not isinstance(got.error, LeaseLostError) or got.error.run_id != run.run_id:
             yield f"{who} has lost the run, and is told {got.error!r}"
@@ -390,7 +391,7 @@ def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterato
             yield f"{who} has finished the undo of a run that failed elsewhere, and is told {cause!r}"
         known, failed = grant.record.error, grant.record.steps.get(grant.record.failed_step or "")
         if isinstance(known, RunFailed) and known.error_type == "CompensationFailed" and failed and failed.error:
-            known = failed.error  # it was undone before, in vain: what failed it first stays the cause
+            known = failed.error  # An earlier undo of the run failed. The cause is still the step that failed first.
         kinds = {"CompensationFailed"} | ({known.error_type} if isinstance(known, RunFailed) else set())
         if isinstance(known, RunFailed) and isinstance(cause, RunFailed) and cause.error_type not in kinds:
             yield f"{who} says that {cause.error_type} failed the run, it was {known.error_type}"
@@ -399,13 +400,13 @@ def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterato
 
 
 def _left_too_late(c: Chronicle, act: Act) -> bool:
-    """Whether a process left the run to its store, which had given it to another one already."""
+    """Whether a process ended its part of the run when the store had already given the run to another one."""
     mine = [call for call in c.story.stored if c.story.acts[call.process] is act and call.verb == "finish"]
     return any(isinstance(call.answer, Lost) for call in mine)
 
 
 def takeovers(c: Chronicle) -> Iterator[str]:
-    """Who takes a run over decides as promised: verify= first, then on_crash=, and never forward again once undoing."""
+    """A new owner decides as promised: by verify=, then by on_crash=. A run being undone never goes forward again."""
     for run in c.runs:
         for grant in run.grants:
             if grant.record is not None and grant.heard:
@@ -421,7 +422,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     if max(Counter(effect.step for effect in mine if effect.what == "verify").values(), default=0) > 1:
         yield f"process {grant.process} asks a verify= twice"
     in_doubt = [name for name in c.steps if name in record.steps and _is_open(record.steps[name])]
-    if record.status is Status.WAITING and record.decision in {None, "resume"}:  # left in order: no takeover
+    if record.status is Status.WAITING and record.decision in {None, "resume"}:  # Its last owner left it in order.
         if told:
             yield f"process {grant.process} recovers a run that was left in order"
         return
@@ -433,7 +434,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     if act.cancelled is not None and act.cancelled <= event.at:
         return
     if any(isinstance(other, LeaseLost) and other.at <= event.at for other in act.events):
-        return  # it did not wait for the answers
+        return  # It did not wait for the answers of verify=.
     late = _verified_too_late(c, grant)
     for name in in_doubt:
         if c.steps[name].verify is not None and name not in said and name not in late:
@@ -441,13 +442,13 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     said = {name: did for name, did in said.items() if name not in late}
     landed = [name for name in in_doubt if said.get(name) == "landed"]
     lacking = [name for name in in_doubt if said.get(name) == "not landed"]
-    # What its owner gave up, or cut short, before it parked the run is as unclear as what was in flight at a crash.
+    # A step that its owner gave up or cut short, before it parked the run, is as unclear as one in flight at a crash.
     unclear = [name for name in in_doubt if name not in landed + lacking]
     crashed = [name for name in unclear if record.steps[name].status is Status.RUNNING or not record.undoing]
     over = {name for name, report in record.steps.items() if report.status in OVER} | set(landed)
     done = {name for name, report in record.steps.items() if report.status is Status.SUCCESS} | set(landed)
     past_pivot = any(step.pivot and step.name in done for step in c.spec.steps)
-    ask = crashed if record.decision is None else []  # an operator has decided already
+    ask = crashed if record.decision is None else []  # If an operator has decided, on_crash= does not count.
     held = [name for name in ask if c.steps[name].on_crash == "hold"]
     undo = [name for name in ask if c.steps[name].on_crash == "undo" and not past_pivot]
     undo_all = record.undoing or undo or record.decision == "undo" or (record.decision == "cancel" and not past_pivot)
@@ -459,7 +460,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
         "skipped": [name for name in c.steps if name in over and name not in landed],
         "retried": [name for name in in_doubt if name not in landed] if decision == "forward" else [],
     }
-    # Nothing is decided before it knows.
+    # Nothing is decided if a verify= gave no answer.
     raised = [name for name in in_doubt if said.get(name) == "raises" or name in late]
     for name, expected in facts.items() if not raised else ():
         got = getattr(event, name)
@@ -476,8 +477,8 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
 
 
 def doubts(c: Chronicle) -> Iterator[str]:
-    """What a crash cut off may have happened: it is undone with its run, whatever its later attempts did, unless `verify=`
-    found it missing."""
+    """A step that a crash cut off may have had its effect. It is undone with its run, whatever its later attempts did,
+    unless `verify=` found that the effect is missing."""
     for run in c.runs:
         if run.now.status not in RELEASED | {Status.COMPENSATION_FAILED} or run.withdrawn or "release" in run.decisions:
             continue
@@ -487,7 +488,7 @@ def doubts(c: Chronicle) -> Iterator[str]:
 
 
 def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
-    """The steps that an owner found in flight, and that were not found missing since; each with the number of that grant."""
+    """Return the steps that an owner found in doubt, unless verify= has denied them, with the number of the grant."""
     found: dict[str, int] = {}
     for number, grant in enumerate(run.grants):
         told = any(isinstance(event, RunRecovered) for event in c.story.acts[grant.process].events)
@@ -502,7 +503,7 @@ def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
 
 
 def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
-    """The record of a run that is over has no step as still running: none is, and none that never began was."""
+    """The record of a run that is over has no step as running."""
     for run in c.runs:
         if (
             run.ended_at is None
@@ -516,7 +517,7 @@ def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
 
 
 def results_and_keys(c: Chronicle) -> Iterator[str]:
-    """One step, one key, whoever the owner is; another one for a run afresh. And steps see the results before them."""
+    """A step has one step_key with all owners, and another one in a new run. Steps see the recorded results."""
     seen: dict[str, tuple[int, str, bool]] = {}
     for done in c.done:
         effect = done.effect
@@ -536,7 +537,7 @@ def results_and_keys(c: Chronicle) -> Iterator[str]:
 
 
 def values(c: Chronicle) -> Iterator[str]:
-    """What steps that are done have written survives a takeover, and of each key the latest write."""
+    """The writes of finished steps survive a takeover: of each key, the latest write."""
     for run in c.runs:
         mine = [done for done in c.of(run) if done.effect.what == "do" and done.effect.wrote]
         for grant in run.grants:
@@ -545,7 +546,7 @@ def values(c: Chronicle) -> Iterator[str]:
             known = run.before(grant.position)
             made = [done for done in mine if (done.call.performed or 0.0) < grant.at]
             if any(done.stale for done in made):
-                continue  # by one who was the owner no more: its writes went nowhere
+                continue  # They were made by a former owner, whose writes are not recorded.
             for key in {key for done in made for key in done.effect.wrote}:
                 writes = [done for done in made if key in done.effect.wrote]
                 sure = [i for i, one in enumerate(writes) if _recorded(c, run, known, one)]
@@ -556,7 +557,7 @@ def values(c: Chronicle) -> Iterator[str]:
 
 
 def context(c: Chronicle) -> Iterator[str]:
-    """An owner begins with the context that it was given, and sees each of its own writes at once."""
+    """An owner begins with the context of the record that it got, and sees each of its own writes at once."""
     now: dict[int, dict[str, Any]] = {}
     for run in c.runs:
         for grant in run.grants:
@@ -584,7 +585,7 @@ def _recorded(c: Chronicle, run: KeptRun, known: Known, one: Done) -> bool:
 
 
 def told(c: Chronicle) -> Iterator[str]:
-    """Each start has its end, unless the process has died; and a process starts a step once."""
+    """Each start event has its end event, unless the process has died, and a process starts a step only once."""
     for number, act in enumerate(c.story.acts):
         kinds = Counter(type(event) for event in act.events)
         for start, finish in PAIRS:
@@ -595,7 +596,7 @@ def told(c: Chronicle) -> Iterator[str]:
         begun = Counter(event.step for event in act.events if isinstance(event, StepStarted))
         if begun and max(begun.values()) > 1:
             yield f"process {number} starts a step twice: {begun}"
-        # What has ended is told when the store has been asked about it, with the moment at which it ended.
+        # The event of an end is emitted after the request to the store about it, but with the time of the end.
         for before, after in itertools.pairwise(e for e in act.events if not isinstance(e, StoreCalled | LeaseLost)):
             if after.at < before.at - 1e-6:
                 yield f"process {number}: time goes back from {before} to {after}"

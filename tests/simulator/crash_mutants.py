@@ -1,11 +1,11 @@
-"""Protocols that break a promise of durable runs each: what the stories of crashes must find."""
+"""Mutants of the durable protocols. Each breaks a promise, and the stories of crashes must find it."""
 
 from .mutants import Mutant, m
 
 __all__ = ["MUTANTS"]
 
 MUTANTS: tuple[Mutant, ...] = (
-    # what the store is told, and when
+    # requests to the store: their contents and their time
     m(
         "a step starts though the run failed while its store was told",
         "ledger",

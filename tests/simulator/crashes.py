@@ -1,6 +1,6 @@
-"""Made-up stories of crashes: who comes when, where it dies or falls asleep, and how bad the way to the store is.
+"""Random stories of crashes: when each process starts, where it dies or pauses, and which faults the network has.
 
-`python -m tests.simulator.crashes 4711` tells what happened in one of them; `0-1000` looks for broken promises in many.
+`python -m tests.simulator.crashes 4711` prints what happens in one of them; `0-1000` looks for broken promises in many.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from .specs import Draw, Effect, Seeded, Spec, StepSpec, built, drawn
 
 @dataclass(frozen=True)
 class Plot:
-    """A workflow, who wants it run, and what befalls them."""
+    """A workflow, the callers of its run, and the faults that strike them."""
 
     spec: Spec
     lease: float
@@ -31,7 +31,7 @@ class Plot:
 
 @dataclass
 class Tale:
-    """A plot, played."""
+    """A plot, with the story that came of it."""
 
     plot: Plot
     story: Story
@@ -92,7 +92,7 @@ def _weather(draw: Draw, lease: float) -> Weather:
 
 
 def plotted(draw: Draw, seed: int) -> Plot:
-    """A workflow of one to seven steps, and one to four processes that come in turn or beside each other."""
+    """Draw a workflow of one to seven steps, and one to four processes that start in turn or at the same time."""
     spec = drawn(draw, seed)
     key = "the-key" if draw.chance(80) else None
     spec = replace(
@@ -118,7 +118,7 @@ def from_seed(seed: int) -> Plot:
 
 
 def played(plot: Plot, *, observed: bool = True) -> Tale:
-    """What comes of a plot; `observed`: whether the engines have hooks."""
+    """Play a plot. `observed`: whether the engines have hooks."""
     effects: list[Effect] = []
     spec = plot.spec
     workflow, store = built(spec, effects), SimulatedStore()
@@ -141,7 +141,7 @@ def played(plot: Plot, *, observed: bool = True) -> Tale:
 
 
 def differs_alone(tale: Tale) -> list[str]:
-    """What is different where nobody watches: nothing may be, neither in what is done nor in what the store is told."""
+    """Return the first difference in calls and requests if the engines have no hooks. There must be none."""
     alone = played(tale.plot, observed=False)
     for one, other in itertools.zip_longest(_everything(tale), _everything(alone)):
         if one != other:
@@ -180,7 +180,7 @@ def _stored(call: StoreCall) -> str:
 
 
 def told(tale: Tale) -> Iterator[str]:
-    """The story, line by line, in order of time."""
+    """Yield the lines of the story, in order of time."""
     plot, story = tale.plot, tale.story
     for step in plot.spec.steps:
         yield f"step {step.name}: " + _unlike(step, StepSpec(step.name))

@@ -1,7 +1,7 @@
-"""What is promised of a run, written from the promises and not from the code: an oracle that judges simulated runs.
+"""An oracle that judges simulated runs. It was written from the promises, not from the code.
 
-`judged(trial)` answers the promises that were broken, in words; none is the only right answer. It believes the events,
-the run, the effects and the simulator's own list of calls only where they agree with each other and with the spec.
+`judged(trial)` returns the promises that were broken, in words; there must be none. It trusts the events, the run, the
+effects and the simulator's own list of calls only where they agree with each other and with the spec.
 """
 
 import itertools
@@ -53,7 +53,7 @@ from .specs import (
 
 EPS = 1e-6
 HELP_COMES_WITHIN = 0.1
-"""virtual seconds after which a simulated helper is there at the latest"""
+"""the most virtual seconds until a simulated helper starts"""
 UNKNOWN = {Status.TIMEOUT, Status.CANCELLED}
 
 
@@ -66,7 +66,7 @@ class Attempt:
 
 @dataclass
 class Part:
-    """One execution of a step, or of an undo: from its start event to its finish event."""
+    """One execution of a step or of an undo, from its start event to its finish event."""
 
     index: int
     started: Any
@@ -85,12 +85,12 @@ class History:
 
 
 def judged(trial: Trial) -> list[str]:
-    """The promises that this run broke."""
+    """Return the promises that this run broke."""
     return [promise for judge in JUDGES for promise in judge(Story(trial))]
 
 
 def judged_twice(trial: Trial) -> list[str]:
-    """The promises that this run broke, or the next one with its key."""
+    """Return the promises that this run or the next run with its key broke."""
     before = len(trial.effects)
     broken = judged(trial)
     if trial.store is None:
@@ -129,7 +129,7 @@ def judged_twice(trial: Trial) -> list[str]:
 
 
 def differs_alone(trial: Trial) -> list[str]:
-    """What is different where nobody watches: nothing may be."""
+    """Return the differences of the same run without hooks. There must be none."""
     alone = tried(trial.spec, observed=False)
     broken: list[str] = []
     if alone.simulation.events or list(alone.simulation.journal):
@@ -152,7 +152,7 @@ def _summary(trial: Trial) -> list[Any]:
 
 
 class Story:
-    """A trial, told by step."""
+    """A trial, with its events sorted by step."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -231,10 +231,10 @@ class Story:
         if not good:
             self.malformed.append(promise)
 
-    # -- facts that several judges want --------------------------------------------------------------------------------
+    # -- facts for several judges --------------------------------------------------------------------------------------
 
     def done(self) -> list[tuple[str, Part]]:
-        """The steps that were told to end, as they ended."""
+        """The steps with a finish event, in the order of these events."""
         parts = [(name, h.done) for name, h in self.histories.items() if h.done is not None and h.done.end >= 0]
         return sorted(parts, key=lambda pair: pair[1].end)
 
@@ -245,7 +245,7 @@ class Story:
         return [call for call in self.calls if call.what == "when" and call.failed and call.given_up is None]
 
     def stopped_at(self, without: str | None = None) -> float | None:
-        """The first moment at which nothing new may start any more; `without`: leaving one step's own failure aside."""
+        """The moment from which nothing new may start, or None. `without`: a step whose own failure does not count."""
         moments = [part.finished.at for name, part in self.failures() if name != without]
         moments += [call.ended for call in self.failed_whens() if call.ended is not None]
         if self.trial.simulation.cancelled is not None:
@@ -263,21 +263,21 @@ class Story:
         return any(self.steps[name].pivot for name, part in self.done() if part.finished.outcome is Status.SUCCESS)
 
     def to_undo(self) -> list[str]:
-        """What a failed run has to undo, in order of completion."""
+        """The steps that a failed run has to undo, in order of completion."""
         if not self.failed or self.past_pivot():
             return []
         names: list[str] = []
         for name, part in self.done():
             step, outcome = self.steps[name], part.finished.outcome
             attempted = step.attempted if step.attempted is not None else self.spec.undo == "attempted"
-            if part.finished.attempts == 0:  # it waited for a thread until the run stopped
+            if part.finished.attempts == 0:  # It waited for a thread until the run stopped.
                 continue
             if step.undo is not None and (outcome is Status.SUCCESS or outcome in UNKNOWN or attempted):
                 names.append(name)
         return names
 
     def begun(self, step: str, what: str, part: Part) -> int:
-        """How many of the attempts called user code; the last one may have waited for a thread until the run stopped."""
+        """The number of attempts that called user code. The last one may have waited for a thread in vain."""
         last = part.attempts[-1].finished if part.attempts else None
         if last is None or last.outcome is not Status.CANCELLED:
             return len(part.attempts)
@@ -285,13 +285,13 @@ class Story:
         return len(part.attempts) - (not called)
 
     def undos_by_the_end(self) -> list[Part]:
-        """The undo of each undone step that counts: the last one that ended before its run."""
+        """The undo of each undone step that counts: the last one that ended before the run ended."""
         ended = [[part for part in h.undos if 0 <= part.end < self.ended_at] for h in self.histories.values()]
         return [parts[-1] for parts in ended if parts]
 
     def landings(self, name: str) -> list[Any]:
-        """The calls of a step that came back with a result after they had been given up: its effect stands."""
-        what = "await" if self.steps[name].form == "answers" else "do"  # the function alone has done nothing yet
+        """The calls of a step that completed late with a result, so that their effect stands."""
+        what = "await" if self.steps[name].form == "answers" else "do"  # Its function only returns a coroutine.
         mine = [c for c in self.calls if c.step == name and c.what == what and not c.failed]
         return [c for c in mine if c.given_up is not None and c.ended is not None]
 
@@ -314,7 +314,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 
 
 def well_formed(s: Story) -> Iterator[str]:
-    """Each start has exactly one end, all is nested, and time never goes back."""
+    """Each start event has exactly one end event, the events are nested, and time never goes back."""
     yield from s.malformed
     kinds = [type(event) for event in s.events if not isinstance(event, StoreCalled)]
     if kinds[:2] != [RunRequested, RunStarted] or kinds.count(RunRequested) + kinds.count(RunStarted) != 2:
@@ -395,7 +395,7 @@ def nothing_new_after_a_failure(s: Story) -> Iterator[str]:
 
 
 def _allowed(policy: Policy, number: int, error: BaseException, elapsed: float) -> tuple[bool, bool, float, float, str]:
-    """Whether another attempt may follow, and must; the shortest and the longest wait before it; and its reason."""
+    """Return whether another attempt may follow, and must; the shortest and the longest backoff; and its reason."""
     never = (False, False, 0.0, 0.0, "")
     if number >= policy.attempts or isinstance(error, Fatal) or not isinstance(error, Exception):
         return never
@@ -421,7 +421,7 @@ def _allowed(policy: Policy, number: int, error: BaseException, elapsed: float) 
 
 
 def attempts_in_bounds(s: Story) -> Iterator[str]:
-    """Each attempt is one that the policy allows, at its time; and none that it promises is missing."""
+    """The policy allows each attempt at its time, and no attempt that the policy promises is missing."""
     for name, history in s.histories.items():
         step = s.steps[name]
         if history.done is not None:
@@ -465,7 +465,7 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             yield f"{name}: an attempt took {took}, told as {ended.duration}"
         if began.max_attempts != policy.attempts or ended.max_attempts != policy.attempts:
             yield f"{name}: {policy.attempts} attempts are allowed, told as {began.max_attempts}"
-        # what came of it
+        # the outcome of the attempt
         if ended.outcome is Status.TIMEOUT:
             if not isinstance(error, StepTimeout | RunTimeout):
                 yield f"{name}: timed out with {error!r}"
@@ -499,17 +499,17 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
             if final and ended.at >= min(final) - EPS:
                 may = must = False
             call = _given_up(s, step, what, number, ended.at)
-            # Of a function that only answers with a coroutine, nothing has been done when it lands.
+            # A function that only returns a coroutine has done nothing yet when it completes.
             result = call is not None and not call.failed and not (call.what == "do" and step.form == "answers")
             landed = None if call is None else call.ended
             patience = min([ended.at + s.spec.grace, *final])
             waited = landed is not None and landed <= patience + EPS
             resumed = landed if waited and landed is not None else patience
-            later, surely, _, high, _ = _allowed(policy, number, error, resumed - start.at)  # max_elapsed goes on
+            later, surely, _, high, _ = _allowed(policy, number, error, resumed - start.at)  # The wait counts too.
             may, must = may and later, must and surely
             due = must
             if waited and landed is not None and landed > patience - EPS:
-                must = False  # at the very moment at which the patience was over
+                must = False  # The call completed at the very moment at which the patience ended.
             if may and waited and result:
                 may = must = False
                 others = s.stopped_at(without=step.name) if undo is None else None
@@ -552,14 +552,14 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
 
 
 def _given_up(s: Story, step: StepSpec, what: str, attempt: int, moment: float) -> Any:
-    """The call of an attempt that was given up at a moment."""
+    """Return the call of an attempt that was given up at this moment, or None."""
     kinds = {what, "await"} if what == "do" else {what}
     mine = [c for c in s.calls if (c.step, c.attempt) == (step.name, attempt) and c.what in kinds]
     return next((c for c in mine if c.given_up is not None and abs(c.given_up - moment) < EPS), None)
 
 
 def _as_scripted(s: Story, step: StepSpec, undo: UndoSpec | None, number: int, ended: Any) -> Iterator[str]:
-    """A success or failure must be the one that the spec wrote."""
+    """Check that a success or a failure is the one in the script of the spec."""
     name = step.name if undo is None else f"the undo of {step.name}"
     script = step.script if undo is None else undo.script
     did = script[min(number, len(script)) - 1]
@@ -586,15 +586,15 @@ def _as_scripted(s: Story, step: StepSpec, undo: UndoSpec | None, number: int, e
 
 
 def calls_in_bounds(s: Story) -> Iterator[str]:
-    """No attempt beside an earlier one of the same step; no undo while its step may still do something, unless the
-    grace is over."""
+    """No attempt runs beside an earlier one of the same step. No undo begins while a call of its step may still have an
+    effect, unless the grace is over."""
     for name in s.steps:
         mine = [call for call in s.calls if call.step == name]
         for what in ("do", "undo"):
             parts = [call for call in mine if call.what == what]
             for before, after in itertools.pairwise(parts):
                 if what == "undo" and after.attempt == 1:
-                    continue  # undone again, after a late landing
+                    continue  # The step completed late and is undone again.
                 if before.ended is None or before.ended > after.began + EPS:
                     yield f"{what} {name}: attempt {after.attempt} begins beside attempt {before.attempt}"
         undos = [call for call in mine if call.what == "undo"]
@@ -631,7 +631,7 @@ def calls_in_bounds(s: Story) -> Iterator[str]:
 
 
 def statuses(s: Story) -> Iterator[str]:
-    """What the run says of each step, against what happened and against the transition tables."""
+    """The report of each step agrees with its events and with the transition tables."""
     for name, history in s.histories.items():
         report = s.run.steps[name]
         path = [Status.PENDING]
@@ -642,7 +642,7 @@ def statuses(s: Story) -> Iterator[str]:
             attempts = history.done.finished.attempts
             if attempts:
                 path += [Status.RUNNING, history.done.finished.outcome]
-            elif history.done.finished.outcome is Status.FAILURE:  # no thread was free before the deadline
+            elif history.done.finished.outcome is Status.FAILURE:  # No thread was free before the deadline.
                 path.append(Status.FAILURE)
         elif (
             any(call.step == name for call in s.failed_whens())
@@ -651,7 +651,7 @@ def statuses(s: Story) -> Iterator[str]:
         ):
             path.append(Status.FAILURE)
         elif report.status is Status.CANCELLED and report.attempts == 0:
-            path += [Status.RUNNING, Status.CANCELLED]  # its when= was cut off
+            path += [Status.RUNNING, Status.CANCELLED]  # Its when= was cut off.
         if report.status is not path[-1] or report.attempts != attempts:
             yield f"{name}: {path[-1]} after {attempts} attempts, told as {report.status} after {report.attempts}"
         for one, other in itertools.pairwise(path):
@@ -688,7 +688,7 @@ def statuses(s: Story) -> Iterator[str]:
 
 
 def ending(s: Story) -> Iterator[str]:
-    """The run's own outcome, its error, and what follows for its key."""
+    """The status of the run, its error, and whether its key is held, are right."""
     run = s.run
     ended = s.events[s.ended_at] if s.ended_at < len(s.events) else None
     stopped = s.stopped_at()
@@ -745,7 +745,7 @@ def _error(s: Story) -> Iterator[str]:
         elif moments and min(moments)[0] < cancelled - EPS:
             yield "a step failed before the run was cancelled"
     elif moments and isinstance(cause, RunTimeout) and run.failed_step not in {name for _, name, _ in moments}:
-        pass  # it was too late to start it
+        pass  # The deadline had passed before this step could start.
     elif moments:
         first = min(moment for moment, _, _ in moments)
         candidates = [(name, error) for moment, name, error in moments if moment <= first + EPS]
@@ -761,7 +761,7 @@ def _error(s: Story) -> Iterator[str]:
 
 
 def undoing(s: Story) -> Iterator[str]:
-    """What is undone, and in which order."""
+    """The right steps are undone, in the right order."""
     expected = s.to_undo()
     parts = sorted((part.index, name, part) for name, h in s.histories.items() for part in h.undos)
     firsts: list[tuple[str, Part]] = []
@@ -817,7 +817,7 @@ def _parallel_order(s: Story, firsts: list[tuple[str, Part]]) -> Iterator[str]:
 
 
 def late_completions(s: Story) -> Iterator[str]:
-    """Whatever comes back after it was given up is told, once."""
+    """Each call that completes late is reported, once."""
     for name, history in s.histories.items():
         for what in ("do", "undo"):
             kinds = {what, "await"} if what == "do" else {what}
@@ -839,7 +839,7 @@ def late_completions(s: Story) -> Iterator[str]:
                 yield f"{what} {name}: landed late {len(given_up)} times at most, told {numbers}"
             last = max((c.attempt for c in s.calls if c.step == name and c.what == what), default=0)
             for call in given_up:
-                # An attempt that another one waited for is part of the step, and not late.
+                # If the next attempt waited for an attempt, this one is part of the step, and not late.
                 awaited = call.attempt < last or (what == "do" and s.run.steps[name].status is Status.SUCCESS)
                 awaited = awaited or (what == "undo" and s.run.steps[name].undo is Status.SUCCESS)
                 if call.ended is not None and not awaited and call.attempt not in numbers and s.spec.grace > 0:
@@ -849,7 +849,7 @@ def late_completions(s: Story) -> Iterator[str]:
 
 
 def scheduling(s: Story) -> Iterator[str]:
-    """Ready steps start in the order they became ready, as many at once as there may be, and none waits for nothing."""
+    """Ready steps start in the order in which they became ready, as soon as the limit of parallel steps allows."""
     running: set[str] = set()
     ready: list[str] = []
     simple = all(step.when is None for step in s.steps.values())
@@ -881,7 +881,7 @@ def scheduling(s: Story) -> Iterator[str]:
             case _:
                 pass
         since = event.at
-    # Ties in definition order: what becomes ready at one moment is told so in that order.
+    # Steps that become ready at the same moment are reported in definition order.
     order = [step.name for step in s.spec.steps]
     batch: list[int] = []
     for event in s.events[: s.ended_at]:
@@ -894,7 +894,7 @@ def scheduling(s: Story) -> Iterator[str]:
 
 
 def keys(s: Story) -> Iterator[str]:
-    """One step, one key for all its attempts; another for its undo; none for two steps."""
+    """A step has one step_key for all its attempts and another one for its undo; no two steps share one."""
     seen: dict[str, tuple[str, bool]] = {}
     for effect in s.trial.effects:
         mine = (effect.step, effect.what == "undo")

@@ -1,7 +1,7 @@
-"""Protocols that break a promise each, made from the real one: what the simulation must find.
+"""Mutants of the engine. Each breaks a promise, and the simulation must find it.
 
-A mutant replaces one piece of the source of a `flowcore._kernel` module. The code objects of the changed module are
-put into the functions of the live one, so that everybody who has imported them runs the mutant.
+A mutant replaces one piece of the source of a module, mostly in `flowcore._kernel`. The code objects of the changed
+module are put into the functions of the live one, so that all modules that have imported these run the mutant.
 """
 
 import importlib
@@ -29,7 +29,7 @@ ROOMS = {
         ("claim", "ledger", "checkpoints", "unsaved", "fast_checkpoints", "takeover", "waiting"), "_durable."
     ),
 }
-"""where a module is, if not in the kernel"""
+"""the package of each module that is not in the kernel"""
 
 
 def m(name: str, module: str, old: str, new: str) -> Mutant:
@@ -409,7 +409,7 @@ def source_of(module: types.ModuleType) -> str:
 
 
 def functions(module: types.ModuleType) -> dict[str, types.FunctionType]:
-    """The functions and methods that a module defines, by qualified name; setters of properties not among them."""
+    """Return the functions and methods that a module defines, except setters of properties, by qualified name."""
     found: dict[str, types.FunctionType] = {}
     todo: list[Any] = list(vars(module).values())
     while todo:
@@ -431,8 +431,7 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @contextmanager
 def swapped(module: types.ModuleType, code: types.CodeType) -> Iterator[None]:
-    """Run the functions of `module` with the bodies that `code`, another version of the module, has for them, and with
-    its tables."""
+    """Run the functions of `module` with the bodies and tables of `code`, another version of the module."""
     live = functions(module)
     other: dict[str, Any] = {"__name__": module.__name__, "__package__": module.__package__}
     exec(code, other)
@@ -440,7 +439,7 @@ def swapped(module: types.ModuleType, code: types.CodeType) -> Iterator[None]:
     tables = {name: value for name, value in tables.items() if not name.startswith("__") and name in other}
     mine: dict[str, types.CodeType] = {}
     for one in codes(code):
-        mine.setdefault(one.co_qualname, one)  # a property's getter comes before its setter
+        mine.setdefault(one.co_qualname, one)  # The getter of a property comes before its setter.
     before = {name: function.__code__ for name, function in live.items()}
     try:
         for name, function in live.items():
@@ -456,7 +455,7 @@ def swapped(module: types.ModuleType, code: types.CodeType) -> Iterator[None]:
 
 @contextmanager
 def applied(mutant: Mutant) -> Iterator[None]:
-    """Run as the mutant."""
+    """Run the block with the mutant in place of the real code."""
     module = importlib.import_module(mutant.module)
     source = source_of(module)
     count = source.count(mutant.old)

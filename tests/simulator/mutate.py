@@ -1,9 +1,11 @@
-"""Mutation testing of flowcore._kernel: `python -m tests.simulator.mutate [module ...] [--jobs N] [--every N]`.
+"""Mutation testing of the kernel and of durability: `python -m tests.simulator.mutate [module ...] [--jobs N] [--every
+N]`.
 
-Not part of the normal test run. Makes every mutant that a few small changes of the source give (comparisons turned,
-conditions negated, constants moved, statements left out, ...), one at a time, and lets the simulation judge it: first a
-few hundred seeds, then as many stories of crashes, then, for those that survive, the tests that come by the changed
-lines, the quickest first. Each in a forked process. Ends with what survived and the share that was killed.
+It is not part of the normal test run. It makes all mutants that a few kinds of small changes of the source give
+(comparisons turned, conditions negated, constants moved, statements left out, ...), one at a time, each in a forked
+process. The simulation judges a mutant, first with a few hundred seeds, then with as many stories of crashes. If it
+survives, the tests that reach the changed lines judge it, the quickest first. At the end the tool prints the mutants
+that survived and the share that was killed.
 """
 
 import argparse
@@ -52,7 +54,7 @@ MODULES = (
 )
 SEEDS = 600
 PATIENCE = 25
-"""seconds for the seeds: a mutant that hangs is caught"""
+"""seconds for the seeds; a mutant that takes longer counts as caught"""
 TESTS = (
     "tests/core",
     "tests/durable/test_programs.py",
@@ -73,10 +75,10 @@ class Mutation:
     """the fields and indices that lead from the module to the node"""
     base: ast.Module
     lines: range
-    """of the statement that it is a part of, or of the head of a statement that has others in it"""
+    """the lines of the statement that is changed; of a compound statement, the lines of its head"""
 
     def tree(self) -> ast.Module:
-        """The mutated module."""
+        """Return the mutated module."""
         tree = copy.deepcopy(self.base)
         parent: Any = tree
         for name, index in self.path[:-1]:
@@ -111,7 +113,7 @@ SWAPS: dict[type, type] = {
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
-    """What may become of a node, in words; None: the statement is left out."""
+    """Yield the changes of a node: each in words, with the new node, or None if the statement is left out."""
     match node:
         case ast.Compare(ops=[op]) if type(op) in SWAPS:
             new = copy.copy(node)
@@ -146,14 +148,14 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
 
 
 def skipped(node: ast.AST) -> bool:
-    """What is no behaviour: imports, annotations, declarations and words for people."""
+    """Whether a node is no behaviour: an import, an annotation, a declaration or a text for people."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr | ast.AnnAssign | ast.ClassDef | ast.Assert):
         return True
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def mutations(module: str) -> Iterator[Mutation]:
-    """Every mutant of a module, one change each, inside its functions."""
+    """Yield every mutant of a module. Each has one change, in one of its functions."""
     live: Any = importlib.import_module(f"flowcore.{module}")
     source = mutants.source_of(live)
 
@@ -165,7 +167,7 @@ def mutations(module: str) -> Iterator[Mutation]:
             for index, child in enumerate(many):
                 if not isinstance(child, ast.AST) or name in {"decorator_list", "returns", "annotation"}:
                     continue
-                if name == "args" and not isinstance(tree, ast.Call):  # a function's parameters
+                if name == "args" and not isinstance(tree, ast.Call):  # These are the parameters of a function.
                     continue
                 if skipped(child) and not isinstance(child, ast.ClassDef):
                     continue
@@ -183,13 +185,13 @@ def mutations(module: str) -> Iterator[Mutation]:
 
 
 def extent(statement: ast.stmt) -> range:
-    """The lines of a statement, less those of the statements in it."""
+    """Return the lines of a statement, without those of the statements in it."""
     body: list[ast.stmt] = getattr(statement, "body", [])
     return range(statement.lineno, max(statement.lineno, body[0].lineno - 1 if body else statement.end_lineno or 0) + 1)
 
 
 def in_a_fork(act: Any, patience: float) -> int:
-    """The exit status of `act()` in a forked process; 99 where it takes too long."""
+    """Return the exit status of `act()` in a forked process, or 99 if it takes longer than `patience` seconds."""
     pid = os.fork()
     if pid == 0:
         os.setsid()
@@ -213,17 +215,17 @@ def in_a_fork(act: Any, patience: float) -> int:
 
 
 def suite(tests: list[str], *options: str, plugins: tuple[object, ...] = ()) -> int:
-    """The exit status of the test run."""
+    """Run tests with pytest, and return the exit status."""
     import pytest
 
-    # Hypothesis is imported already, of which pytest warns while it is being configured.
+    # Hypothesis is already imported, and pytest warns of that while it is being configured.
     warnings = "filterwarnings=error\nignore:Module already imported"
     quiet = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", "-o", warnings]
     return int(pytest.main([*quiet, "-o", "faulthandler_timeout=30", *options, *tests], plugins=list(plugins)))
 
 
 class Timed:
-    """How long each test took, in a file."""
+    """A pytest plugin that writes to a file how long each test took."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -237,7 +239,7 @@ class Timed:
 
 
 def reached() -> dict[tuple[str, int], list[str]]:
-    """The tests that come by each line of a module, the quickest first."""
+    """Return the tests that reach each line of each module, the quickest first."""
     import coverage
 
     with tempfile.TemporaryDirectory() as folder:
@@ -268,7 +270,8 @@ def reached() -> dict[tuple[str, int], list[str]]:
 def killed(
     mutation: Mutation, clean: list[int], crashes: list[int], reach: dict[tuple[str, int], list[str]] | None
 ) -> str | None:
-    """Who noticed the mutant: the seeds, or the stories, which are clean without it, or the tests; None: nobody."""
+    """Return what noticed the mutant: "seeds", "stories" or "tests"; None if it survived. `clean` and `crashes` are the
+    seeds and stories that find nothing without it."""
     module: Any = importlib.import_module(f"flowcore.{mutation.module}")
     code = compile(mutation.tree(), str(module.__file__), "exec")
     tests = [test for line in mutation.lines for test in (reach or {}).get((mutation.module, line), ())]

@@ -1,7 +1,8 @@
-"""A million runs in one process: memory stays flat, threads and tasks end where they began.
+"""A million runs in one process: memory stays flat, and no threads or tasks are left.
 
-`python -m tests.simulator.soak [runs]`; not part of the normal test run. Engines without hooks, as most are, with and
-without keys, chains and fans, successes, retries and failures that are undone, half on threads and half on asyncio.
+`python -m tests.simulator.soak [runs]` is not part of the normal test run. The engines have no hooks, as most have
+none. The runs have keys or none; they are chains and fans, successes, retries, and failures that are undone; half of
+them are on threads and half on asyncio.
 """
 
 import asyncio
@@ -23,13 +24,13 @@ WARM = 5
 
 
 def rss() -> float:
-    """Resident memory of this process, in MB."""
+    """Return the resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def workflows(kind: str) -> list[Workflow]:
-    """A chain, a fan, one that retries and one that fails and is undone."""
+    """Return a chain three times, a fan, a workflow that retries, and one that fails and is undone."""
 
     def fine(ctx: Context) -> str:
         return ctx.step
@@ -71,7 +72,7 @@ async def on_asyncio(engine: AsyncEngine, some: list[Workflow], first: int, coun
 
 
 def soak(runs: int) -> list[float]:
-    """Run so many; answers the resident memory after each round."""
+    """Make so many runs, and return the resident memory after each round, in MB."""
     threads_before = threading.active_count()
     memory: list[float] = []
     sync, loop = workflows("threads"), workflows("asyncio")

@@ -1,4 +1,4 @@
-"""Made-up workflows: what they are like, how they are drawn, and how they become real ones."""
+"""Random workflows: their specs, how these are drawn, and how they become real workflows."""
 
 import asyncio
 import random
@@ -15,14 +15,14 @@ from flowcore.testing import Fault, Simulation, simulate
 T = TypeVar("T")
 
 ASKED_DELAY = 0.75
-"""seconds that RetryAfter asks for"""
+"""the seconds in RetryAfter"""
 PREDICATE_DELAY = 0.25
-"""seconds that a predicate answers with"""
+"""the seconds that a predicate returns"""
 MAX_DELAY = 1.5
 
 
 class Draw(Protocol):
-    """Where choices come from: a seed, or Hypothesis, which can shrink them. The first option is the simplest."""
+    """The source of choices: a seed, or Hypothesis, which can shrink them. The first option is the simplest."""
 
     def integer(self, low: int, high: int) -> int: ...
     def choice(self, options: Sequence[T]) -> T: ...
@@ -30,7 +30,7 @@ class Draw(Protocol):
 
 
 class Seeded:
-    """Choices taken by a seed."""
+    """Choices that a seed decides."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -46,7 +46,7 @@ class Seeded:
 
 
 class Drawn:
-    """Choices taken by Hypothesis: pass it the `draw` of a composite strategy."""
+    """Choices that Hypothesis decides. Pass it the `draw` of a composite strategy."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self._draw = draw
@@ -59,14 +59,14 @@ class Drawn:
         return options[self.integer(0, len(options) - 1)]
 
     def chance(self, percent: int) -> bool:
-        return self.integer(0, 99) >= 100 - percent  # shrinks to no
+        return self.integer(0, 99) >= 100 - percent  # Hypothesis shrinks it to False.
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A Retry, in words: `backoff` is none, fixed, growing (no jitter) or jittery; `on` is any, value (ValueError
-    only), asked (a predicate that says yes to ValueError), seconds (a predicate that says how long) or broken (one
-    that raises)."""
+    """A Retry, in words. `backoff` is none, fixed, growing (no jitter) or jittery. `on` is any, value (ValueError
+    only), asked (a predicate that is true for ValueError), seconds (a predicate that returns seconds) or broken (a
+    predicate that raises)."""
 
     attempts: int = 1
     backoff: str = "none"
@@ -101,7 +101,8 @@ _ON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class UndoSpec:
-    """`script`: what each attempt does, the last word for all further ones: ok, value, other, exit (SystemExit)."""
+    """An undo. `script` has a word for each attempt, the last one for all further attempts: ok, value (ValueError),
+    other (LookupError) or exit (SystemExit)."""
 
     script: tuple[str, ...] = ("ok",)
     policy: Policy = Policy()
@@ -110,9 +111,9 @@ class UndoSpec:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """`script`: what each attempt does, the last word for all further ones: ok, value (ValueError), other (LookupError),
-    fatal, later (RetryAfter), cancel (it raises CancelledError itself), exit (SystemExit). `form`: plain, async, or
-    answers (a plain function that answers with a coroutine)."""
+    """A step. `script` has a word for each attempt, the last one for all further attempts: ok, value (ValueError),
+    other (LookupError), fatal, later (RetryAfter), cancel (it raises CancelledError itself) or exit (SystemExit).
+    `form` is plain, async, or answers (a plain function that returns a coroutine)."""
 
     name: str
     depends_on: tuple[str, ...] = ()
@@ -128,7 +129,7 @@ class StepSpec:
     form: str = "plain"
     on_crash: Any = "retry"
     verify: str | None = None
-    """truth, none (it never knows) or raises (the first time, then truth)"""
+    """truth, none (it never knows) or raises (it raises the first time, and then says the truth)"""
 
     def does(self, attempt: int) -> str:
         return self.script[min(attempt, len(self.script)) - 1]
@@ -136,7 +137,7 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """A workflow, what goes wrong in it, and what it is run with."""
+    """A workflow, the faults in it, and the options of its run."""
 
     seed: int
     steps: tuple[StepSpec, ...]
@@ -193,10 +194,10 @@ def _undo(draw: Draw) -> UndoSpec:
 
 
 def drawn(draw: Draw, seed: int) -> Spec:
-    """A workflow of one to seven steps."""
+    """Draw a workflow of one to seven steps."""
     count = draw.integer(1, 7)
     trouble = draw.choice((5, 20, 35, 60))
-    plain = draw.chance(25)  # a chain without limits and questions, which can run inline
+    plain = draw.chance(25)  # a chain without timeouts, when= and pivot, which can run inline
     density = 100 if plain else draw.choice((15, 35, 70, 100))
     pivot = draw.integer(0, count - 1) if draw.chance(20) and not plain else None
     all_async = draw.chance(8)
@@ -238,7 +239,7 @@ def drawn(draw: Draw, seed: int) -> Spec:
         faults,
         "the-key" if draw.chance(25) else None,
     )
-    # A step may be defined before those it depends on.
+    # A step may be defined before the steps that it depends on.
     return replace(spec, steps=spec.steps[::-1]) if draw.chance(15) else spec
 
 
@@ -251,7 +252,7 @@ def from_seed(seed: int) -> Spec:
 
 @dataclass
 class Effect:
-    """One time that user code was there: `what` is do, undo, when or verify; `did` a word of the script."""
+    """One call of user code. `what` is do, undo, when or verify; `did` is a word for what the user code did."""
 
     what: str
     step: str
@@ -262,7 +263,7 @@ class Effect:
     error: BaseException | None
     """the ctx.error that it saw"""
     seen: dict[str, Any]
-    """the results of other steps, and its own, that it saw"""
+    """the results that it saw: those of its dependencies or, in an undo, of its own step"""
     fence: int
     run_id: str
     values: dict[str, Any]
@@ -273,7 +274,7 @@ class Effect:
 
 @dataclass
 class Trial:
-    """A spec, run."""
+    """A spec, with the simulation of its run."""
 
     spec: Spec
     simulation: Simulation
@@ -301,7 +302,7 @@ def trouble(did: str, name: str) -> BaseException | None:
 
 
 def built(spec: Spec, effects: list[Effect]) -> Workflow:
-    """The workflow, whose user code writes down what it does."""
+    """Return the workflow of a spec. Its user code notes each call in `effects`."""
     wf = Workflow(
         f"seed {spec.seed}",
         deadline=spec.deadline,
@@ -359,7 +360,7 @@ def _do(spec: Spec, step: StepSpec, effects: list[Effect]) -> Callable[[Context]
 
 
 def _write(spec: Spec, ctx: Context, effect: Effect) -> None:
-    """Set a key of its own, one that all share, and set or delete a third."""
+    """Set a key that only this step has and one that all steps share, and set or delete a third."""
     said = f"{ctx.step}{ctx.attempt}@{ctx.fence}"
     ctx[f"of {ctx.step}"] = ctx["shared"] = said
     effect.wrote = {f"of {ctx.step}": said, "shared": said}
@@ -372,7 +373,7 @@ def _write(spec: Spec, ctx: Context, effect: Effect) -> None:
 
 
 def _verify(step: StepSpec, effects: list[Effect]) -> Callable[[Context], Any]:
-    """Tells the truth, or that it cannot tell, or raises the first time it is asked."""
+    """Return a verify= function. It says the truth, or that it does not know, or it raises at its first call."""
 
     def verify(ctx: Context) -> Any:
         asked = any(effect.what == "verify" and effect.step == step.name for effect in effects)
@@ -415,13 +416,13 @@ def _undoing(step: StepSpec, effects: list[Effect]) -> Callable[[Context], None]
 
 
 def without_exits(spec: Spec) -> Spec:
-    """The same without steps that end their process: on a durable store such a run is parked, and others resume it."""
+    """Return the spec without steps that end their process, because on a durable store their runs would be parked."""
     steps = (replace(s, script=tuple("other" if did == "exit" else did for did in s.script)) for s in spec.steps)
     return replace(spec, steps=tuple(steps))
 
 
 def tried(spec: Spec, **options: Any) -> Trial:
-    """Run a spec in a simulation; `options` override those that it says."""
+    """Run a spec in a simulation. `options` override those of the spec."""
     effects: list[Effect] = []
     workflow = built(spec, effects)
     store = MemoryStore() if spec.key is not None else None
@@ -439,7 +440,8 @@ def tried(spec: Spec, **options: Any) -> Trial:
 
 
 def second_act(trial: Trial) -> tuple[Trial, BaseException | None]:
-    """The same workflow and key once more, when nothing goes wrong from outside; with what refused it."""
+    """Run the same workflow with the same key once more, without faults and cancellation. Returns the new trial and the
+    error that refused it, or None."""
     effects: list[Effect] = trial.effects
     before = len(effects)
     spec = replace(trial.spec, seed=trial.spec.seed + 1, faults=(), cancel_at=None)

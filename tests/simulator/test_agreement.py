@@ -1,8 +1,8 @@
-"""Threads, asyncio and the simulator agree on a corpus of 200 made-up workflows.
+"""Threads, asyncio and the simulator agree on a corpus of 200 random workflows.
 
-Of each step: the same events in the same order, the same result and undo. Of the whole: the same partial order; and the
-identical total order for chains and where one step runs at a time. Where steps run beside each other, what fails does so
-after all else is over: else it would be a matter of luck what had run by then.
+Each step has the same events in the same order, the same result and the same undo. The runs have the same partial
+order, and the same total order if they are chains or run one step at a time. In a workflow whose steps run beside each
+other, only the last step fails, after all others are over; otherwise, chance would decide which steps had run by then.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ TOTAL = {"chain", "one at a time"}
 
 
 def _script(draw: Draw, *, fails: bool | None) -> tuple[tuple[str, ...], Policy]:
-    """What a step does: goes well, perhaps after retries, or fails for good (None: either)."""
+    """Draw a script and its policy. The step fails for good if `fails`; None: perhaps. Else it succeeds in the end."""
     words = ("value", "other", "later")
     attempts = draw.integer(1, 3)
     backoff, delay = draw.choice((("none", 0.0), ("fixed", 0.5), ("growing", 0.25)))
@@ -55,7 +55,7 @@ def _script(draw: Draw, *, fails: bool | None) -> tuple[tuple[str, ...], Policy]
 
 
 def corpus(number: int) -> tuple[str, Spec]:
-    """One of the 200: its kind, and what it is like."""
+    """Return the kind and the spec of one workflow of the corpus."""
     kind = KINDS[number % len(KINDS)]
     draw = Seeded(number)
     steps: list[StepSpec] = []
@@ -110,11 +110,11 @@ class Told:
     events: list[Event] = field(default_factory=list[Event])
     effects: list[Effect] = field(default_factory=list[Effect])
     run: Run | None = None
-    """None where a BaseException was raised instead"""
+    """None if a BaseException was raised instead"""
 
 
 def made_real(spec: Spec, effects: list[Effect], *, coroutines: bool) -> Workflow:
-    """The workflow, whose late steps really are late and whose functions are coroutine functions if they should be."""
+    """Return the workflow of a spec. Its late steps really are late. `coroutines`: all functions are async."""
     wf = built(spec, effects)
     late = {name for name, _ in spec.faults}
     for step in wf.steps:
@@ -181,15 +181,15 @@ FACTS = ("step", "attempt", "max_attempts", "attempts", "undo", "outcome", "reas
 
 
 def fact(event: Any) -> tuple[Any, ...]:
-    """What an event says, apart from times and ids."""
+    """Return the contents of an event, apart from times and ids."""
     error = getattr(event, "error", None)
     said = [str(getattr(event, name)) for name in FACTS if hasattr(event, name)]
-    skipped = sorted(getattr(event, "skipped", ()))  # those that ran beside each other were skipped in any order
+    skipped = sorted(getattr(event, "skipped", ()))  # Steps that ran beside each other are skipped in any order.
     return type(event).__name__, *said, *skipped, type(error).__name__, getattr(event, "delay", None)
 
 
 def facts(events: Sequence[Event], step: str | None = None) -> list[tuple[Any, ...]]:
-    """What was told of a step (None: of all runs), in order."""
+    """Return the contents of the events of a step, in order, or of all events of the run if `step` is None."""
     foreign = (EngineStarted, WorkflowRegistered, RunSubmitted, MaintenanceStarted, MaintenanceFinished, StoreSurveyed)
     return [
         fact(event)
@@ -203,7 +203,7 @@ def reports(run: Run) -> dict[str, Any]:
 
 
 def order_broken(spec: Spec, events: Sequence[Event]) -> Iterator[str]:
-    """Where the partial order that every driver must keep is broken: do after what it depends on, undo before."""
+    """Yield where the order is broken: a step must start after its dependencies, and be undone before them."""
     index: dict[tuple[str, str], int] = {}
     for number, event in enumerate(events):
         index.setdefault((type(event).__name__, getattr(event, "step", "")), number)
@@ -257,7 +257,7 @@ def test_the_drivers_agree(driver: str, kind: str) -> None:
 # -- with and without a short cut --------------------------------------------------------------------------------------
 
 _open: ContextVar[tuple[str, ...]] = ContextVar("open", default=())
-"""the scopes that are open, from the outside in"""
+"""the open scopes, from the outermost to the innermost"""
 
 
 OF_THE_ENGINE = (
@@ -268,15 +268,15 @@ OF_THE_ENGINE = (
     MaintenanceFinished,
     StoreSurveyed,
 )
-"""belongs to no run: an engine on threads surveys its store whenever it is time"""
+"""events that belong to no run; an engine on threads surveys its store at times of its own"""
 
 
 class Scribe:
-    """Notes what is told, and what user code does, with the scopes open around it; answers start events with scopes."""
+    """A hook that notes events and calls of user code, with the scopes open around them. Each start opens a scope."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str | None, tuple[Any, ...], tuple[str, ...]]] = []
-        """of which step, what, and the open scopes"""
+        """the step, the contents, and the open scopes of each note"""
 
     def __call__(self, event: Any) -> Any:
         step = getattr(event, "step", None)
@@ -294,7 +294,7 @@ class Scribe:
             _open.reset(token)
 
     def noting(self, fn: Any) -> Any:
-        """`fn`, noted."""
+        """Return `fn`, with each call of it noted."""
 
         @functools.wraps(fn)
         def noted(ctx: Context) -> Any:
@@ -331,12 +331,12 @@ def _at_once(fn: Any) -> Any:
 
 @pytest.mark.parametrize("driver", [*DRIVERS, "at once"])
 def test_runs_that_need_no_driver_are_told_like_those_that_do(driver: str) -> None:
-    """A key or a deadline needs one, and nothing that is told tells them apart: neither events nor scopes nor order."""
+    """Only a run with a key or a deadline needs a driver. All runs have the same events, scopes and order."""
     with no_waiting():
         for number in range(CORPUS):
             kind, spec = corpus(number)
             if driver == "at once" and spec.faults:
-                continue  # a coroutine that never waits is never late
+                continue  # A coroutine that never waits is never late.
             alone = scribed(driver, replace(spec, deadline=None), None)
             with_key = scribed(driver, replace(spec, deadline=None), "k")
             with_deadline = scribed(driver, replace(spec, deadline=600.0), None)

@@ -1,4 +1,4 @@
-"""What is simulated sees values as a takeover would: they went through the codec, and no result is changed in place."""
+"""Simulated steps see values as after a takeover: they went through the codec, and no result is changed in place."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_values_after_a_crash_are_the_recorded_ones(crash: Fault) -> None:
 
 
 def test_a_value_that_was_changed_in_place_does_not_reach_the_store_behind_its_back() -> None:
-    """The failed attempt of a dead process changed the value; the next owner gets it as it was recorded."""
+    """An attempt in a process that then dies changes the value. The next owner gets the value that was recorded."""
     seen: list[Any] = []
     wf = Workflow("crashes")
 

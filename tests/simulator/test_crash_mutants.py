@@ -1,4 +1,4 @@
-"""That the stories of crashes can find something: protocols that break a promise each, every one of which they must find."""
+"""Tests of the stories of crashes themselves: each mutant breaks a promise, and the stories must find it."""
 
 from collections.abc import Iterable
 
@@ -20,11 +20,12 @@ RARE = {
     "a step whose when= was cut short may have happened": 252,
     "what completes while it is undone counts as undone": 1309,
 }
-"""The first seed that finds a mutant which few do. It is tried first: the way there would take most of this file's time."""
+"""For each mutant that few seeds find, the first one that does. It is tried first, because to try all seeds before it
+would take most of this file's time."""
 
 
 def found_by(seeds: Iterable[int]) -> int | None:
-    """The first of these seeds whose story breaks a promise."""
+    """Return the first of these seeds whose story breaks a promise, or None."""
     for seed in seeds:
         try:
             tale = played(from_seed(seed))
@@ -41,7 +42,7 @@ def test_there_are_enough_mutants_of_durable_runs() -> None:
     assert {mutant.name for mutant in MUTANTS} >= RARE.keys()
 
 
-@pytest.mark.filterwarnings("ignore:coroutine")  # a mutant may forget one
+@pytest.mark.filterwarnings("ignore:coroutine")  # A mutant may never await one.
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_of_durable_runs_is_caught(mutant: Mutant) -> None:
     first = RARE.get(mutant.name, 0)

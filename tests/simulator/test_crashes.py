@@ -1,4 +1,4 @@
-"""Thousands of made-up stories of crashes, zombies and bad weather, each judged by an independent model of what is promised."""
+"""Thousands of random stories of crashes, zombies and network faults, judged by a model of the promises."""
 
 import itertools
 import subprocess
@@ -28,16 +28,16 @@ from .mutants import applied
 from .specs import Drawn, Spec, StepSpec, UndoSpec, from_seed as plain_from_seed, tried, without_exits
 
 MET: dict[int, list[str]] = {}
-"""what the stories met that have been proved"""
+"""the situations that each story met, for the seeds proved so far"""
 
 
 def replay(seed: int) -> str:
-    """The line that runs a seed again and tells its story."""
+    """Return the command that runs a seed again and prints its story."""
     return f"python -m tests.simulator.crashes {seed}"
 
 
 def prove(seed: int) -> Tale:
-    """Play a seed; AssertionError, with the line that replays it, where a promise is broken."""
+    """Play a seed. Raises AssertionError, with the command that replays it, if a promise is broken."""
     try:
         tale = played(from_seed(seed))
         broken = judged_tale(tale)
@@ -101,7 +101,7 @@ SAGA = Spec(
 """a saga whose last step fails"""
 POINTS = [Halt(at, number, done) for at in ("store", "call") for number in range(1, 13) for done in (False, True)]
 EACH = 5
-"""A quick proof takes every fifth pair of points: there are 49 second ones, so all come up, each with other first ones."""
+"""A quick proof takes every fifth pair of points. There are 49 second points, so each occurs, with other first ones."""
 
 
 def crashed(spec: Spec, first: Halt, second: Halt | None, seed: int) -> Tale:
@@ -312,7 +312,7 @@ def test_a_broken_promise_prints_the_line_that_replays_its_story() -> None:
     assert line[:3] == ["python", "-m", "tests.simulator.crashes"]
     replayed = subprocess.run([sys.executable, *line[1:]], capture_output=True, text=True, timeout=60, check=True)
     last = replayed.stdout.splitlines()[-1]
-    assert last == f"seed {line[3]}:  all promises kept"  # it was the mutant's fault, which is gone
+    assert last == f"seed {line[3]}:  all promises kept"  # The mutant that broke one is gone.
     assert "RunRecovered" in replayed.stdout
 
 

@@ -1,4 +1,4 @@
-"""That the simulation can fail: protocols that break a promise each, every one of which a few hundred seeds must find."""
+"""Tests of the simulation itself: each mutant breaks a promise, and a few hundred seeds must find it."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ SEEDS = 600
 
 
 def found_by(seeds: Iterable[int]) -> int | None:
-    """The first of these seeds that finds a promise broken."""
+    """Return the first of these seeds whose run breaks a promise, or None."""
     for seed in seeds:
         try:
             trial = tried(from_seed(seed))
@@ -28,7 +28,7 @@ def test_there_are_enough_mutants() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
-@pytest.mark.filterwarnings("ignore:coroutine")  # a mutant may forget one
+@pytest.mark.filterwarnings("ignore:coroutine")  # A mutant may never await one.
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_caught(mutant: Mutant) -> None:
     with applied(mutant):

@@ -1,4 +1,4 @@
-"""Stores that lose their last writes, as a replica does that is promoted too early: no step runs out of order, none
+"""Stores that lose their last writes, as when a replica is promoted too early: no step runs out of order, no step runs
 twice for one owner, and no run is a success without all of its results."""
 
 import random
@@ -22,7 +22,7 @@ from .specs import from_seed as plain_from_seed, tried, without_exits
 
 
 class GoesBack(SimulatedStore):
-    """Loses up to all that it was told since the claim, before one request in three, until the run has ended."""
+    """A store that, before one request in three, loses some or all writes since the claim, until the run has ended."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class GoesBack(SimulatedStore):
 
 
 def with_rollbacks(seed: int) -> tuple[Any, GoesBack]:
-    """A made-up workflow, run once on a store that goes back."""
+    """Run a random workflow once on a store that loses writes."""
     store = GoesBack(seed)
     trial = tried(replace(without_exits(plain_from_seed(seed)), key="the-key"), store=store)
     trial.store = store
@@ -82,14 +82,14 @@ def test_a_store_that_goes_back_under_a_live_owner_changes_nothing(seeds: range)
 
 
 def crashed(seed: int) -> Plot:
-    """A made-up story of crashes, in which the store goes back once or twice as well."""
+    """Return a random plot of crashes in which the store also loses its last writes, once or twice."""
     draw, plot = random.Random(f"goes back {seed}"), from_seed(seed)
     moments = tuple((draw.random() * 5 * plot.lease ** draw.choice((0, 1)), draw.randint(1, 6)) for _ in range(2))
     return replace(plot, weather=replace(plot.weather, goes_back=moments[: draw.randint(1, 2)]))
 
 
 def broken(tale: Tale) -> Iterator[str]:
-    """The promises that hold even if the store goes back and its owners die."""
+    """Yield the broken promises among those that hold even if the store loses writes and owners die."""
     steps = {step.name: step for step in tale.spec.steps}
     calls = [call for call in tale.story.calls if call.performed is not None]
     done: set[str] = set()

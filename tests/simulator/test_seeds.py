@@ -1,4 +1,4 @@
-"""Thousands of made-up workflows, each run in a simulation and judged by an independent model of what is promised."""
+"""Thousands of random workflows, each run in a simulation and judged by an independent model of the promises."""
 
 import itertools
 import subprocess
@@ -19,16 +19,16 @@ from .mutants import MUTANTS, applied
 from .specs import Drawn, Spec, Trial, drawn, from_seed, tried
 
 MET: dict[int, list[str]] = {}
-"""what the seeds met that have been proved"""
+"""the situations that each seed met, for the seeds proved so far"""
 
 
 def replay(seed: int) -> str:
-    """The line that runs a seed again and tells its story."""
+    """Return the command that runs a seed again and prints its story."""
     return f"python -m tests.simulator {seed}"
 
 
 def prove(seed: int) -> Trial:
-    """Run a seed; AssertionError, with the line that replays it, where a promise is broken."""
+    """Run a seed. Raises AssertionError, with the command that replays it, if a promise is broken."""
     try:
         trial = tried(from_seed(seed))
         broken = judged_twice(trial)
@@ -148,5 +148,5 @@ def test_a_failing_seed_prints_the_line_that_replays_it() -> None:
     assert line[:3] == ["python", "-m", "tests.simulator"]
     replayed = subprocess.run([sys.executable, *line[1:]], capture_output=True, text=True, timeout=60, check=True)
     last = replayed.stdout.splitlines()[-1]
-    assert last == f"seed {line[3]}:  all promises kept"  # it was the mutant's fault, which is gone
+    assert last == f"seed {line[3]}:  all promises kept"  # The mutant that broke one is gone.
     assert "CompensationStarted" in replayed.stdout

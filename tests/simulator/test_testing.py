@@ -31,7 +31,7 @@ from flowcore.testing.acts import CRASHES
 
 
 class Books(Counter[str]):
-    """A little world: what was booked and not given back. Each effect is made once per key, as good partners do."""
+    """A small world: the bookings that were not given back. Each key takes effect only once, as with good services."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,8 @@ class Books(Counter[str]):
 
 
 def trip(books: Books, *, undo: Literal["done", "attempted"] = "attempted", without: str = "") -> Workflow:
-    """Three bookings in a row, with planted bugs: an undo that is missing, or that is not made where an attempt raised."""
+    """Return a workflow of three bookings in a row. Its arguments plant bugs: `without` leaves the undo of a step out,
+    and `undo="done"` undoes no step that raised."""
     wf = Workflow("trip", undo=undo)
     before: list[str] = []
     for name in ("flight", "hotel", "car"):
@@ -179,7 +180,7 @@ def test_a_skipped_step_has_nothing_to_rehearse() -> None:
 
 
 def payment(books: Books, **options: Any) -> Workflow:
-    """A payment without ctx.step_key, so that a second attempt pays a second time."""
+    """Return a workflow that pays without ctx.step_key, so that a second attempt pays a second time."""
     wf = Workflow("payment")
 
     def pay(ctx: Context) -> str:
@@ -383,7 +384,7 @@ def test_a_simulation_without_hooks_has_neither_events_nor_journal() -> None:
 
 
 def story(name: str) -> Workflow:
-    """A step of each fate."""
+    """Return a workflow with one step of each outcome."""
     wf = Workflow("story", max_parallel=1)
     wf.add_step("book", lambda ctx: None, compensate=lambda ctx: None)
     wf.add_step("gift", lambda ctx: None, depends_on="book", when=lambda ctx: False)

@@ -1,4 +1,4 @@
-"""Waits in virtual time: values that come at any moment, twice, early and late, to runs whose processes die."""
+"""Waits in virtual time: values are sent at any moment, twice, early and late, to runs whose processes die."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WAITS = ("approved", "paid", "free")
 
 
 def order(effects: Counter[str]) -> Workflow:
-    """quote, then approved beside paid, then ship; free, with a default, a nap, and a step that raises RetryAfter twice,
-    beside all of it."""
+    """Return a workflow: quote, then approved beside paid, then ship. Beside all of this there are a wait with a
+    default (free), a nap, and then a step that raises RetryAfter twice (charge). All of it ends in end."""
     wf = Workflow("order")
 
     def step(name: str, *after: str) -> None:
@@ -52,7 +52,7 @@ def order(effects: Counter[str]) -> Workflow:
 
 
 def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
-    """What is sent, how the story goes, and whether the run is durable."""
+    """Return the values to send, the options of the story, and whether the run is durable."""
     draw = random.Random(seed)
     sends = [
         Sending(
@@ -61,7 +61,7 @@ def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
         for name in WAITS
         for number in range(draw.randrange(4))
     ]
-    sends.append(Sending("paid", "last", 40.0))  # a run must not wait for ever
+    sends.append(Sending("paid", "last", 40.0))  # Without it, the run could wait for ever.
     durable = draw.random() < 0.7
     callers: list[Caller] = [Caller()]
     if durable and draw.random() < 0.7:
@@ -87,9 +87,9 @@ def told(seed: int) -> tuple[Story, Any, Counter[str]]:
 
 
 def judged(seed: int) -> list[str]:
-    """What is wrong with the story of a seed."""
+    """Return what is wrong with the story of a seed, in words."""
     story, record, effects = told(seed)
-    if record is not None and record.generation:  # a caller began afresh after a run that was undone
+    if record is not None and record.generation:  # A caller began a new run after one that was undone.
         return []
     wrong: list[str] = []
     accepted: dict[str, Sending] = {}

@@ -42,8 +42,7 @@ def _expected(late: str, since: str) -> Any:
 
 
 class LateCopies(Suite):
-    """The tests of late copies. A network may deliver the first copy of a message after the second, and after all that
-    followed."""
+    """The tests of late copies: a network may deliver the first copy of a message after all that followed it."""
 
     @pytest.mark.parametrize(("late", "since"), PAIRS)
     def test_a_late_copy_is_answered_by_what_holds_now(self, late: str, since: str) -> None:

@@ -116,8 +116,7 @@ class Histories(RuleBasedStateMachine):
             self.answers("withdraw", claim)
 
     def is_too_old(self, claim: Claim) -> bool:
-        """Whether the claim is that of the first owner of a run that later had another. No rule says how to reply to
-        it."""
+        """Whether the claim is the first one of a run that had another owner since. No rule covers that."""
         known = self.model.runs.get(claim.key)
         if known is None or known.claim is not claim:
             return False

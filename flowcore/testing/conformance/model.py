@@ -38,8 +38,7 @@ UNDONE_YET: Final = (Status.INCOMPLETE, Status.PARKED)
 
 
 class Pieces:
-    """The contents of a run's checkpoints: for each step and for each key of the context, the one with the highest
-    seq."""
+    """The contents of a run's checkpoints: each step and each key of the context as it was with the highest seq."""
 
     def __init__(self, values: Mapping[str, Any] = {}) -> None:
         self.initial = dict(values)
@@ -104,8 +103,7 @@ class Pieces:
 
 
 def snapshot(record: RunRecord) -> dict[str, Any]:
-    """Return the fields of a record that the suite compares: errors as type and message, ordered where order
-    matters."""
+    """Return the fields of a record that the suite compares. Errors are reduced to their types and messages."""
     seen = {name: getattr(record, name) for name in _PLAIN}
     seen["results"] = list(record.results.items())
     seen["values"] = dict(record.values)
@@ -210,8 +208,7 @@ class Known:
 
 @dataclass
 class Model:
-    """The model of a store. A verb returns the right reply, the class of the right reply, or that of the right
-    error."""
+    """A model store. A verb returns the right reply, the class of the right reply, or the class of the right error."""
 
     runs: dict[str, Known] = field(default_factory=dict[str, Known])
 

@@ -24,8 +24,7 @@ class Races(Suite):
     """The tests of two processes: two store objects on the same data, each used by several threads."""
 
     def _at_once(self, act: Callable[[Store, int], Any]) -> list[Any]:
-        """Call `act` in all threads at once, and return their results. Half of the threads use each of the two
-        stores."""
+        """Call `act` in all threads at once, half of them with each of the two stores, and return the results."""
         barrier = threading.Barrier(THREADS)
         raws = [cast("Asked", store).raw for store in (self.store, self.other)]
         # With an async store, each thread has its own event loop.

@@ -197,8 +197,7 @@ class Owner:
         failed_step: str | None = None,
         error: BaseException | None = None,
     ) -> Ending:
-        """Return the end of the run as an engine records it: the whole record, and the changes that are in no
-        checkpoint yet."""
+        """Return the end of the run as an engine records it: the whole record, and the changes of no checkpoint yet."""
         changes = self.says(steps, writes) if steps or writes else None
         claim, pieces, found = self.claim, self.pieces, self.answer.record
         record = RunRecord(
@@ -241,8 +240,7 @@ class Suite:
     _patience = 10.0
 
     def make_store(self) -> Any:
-        """Return a store to test, sync or async. It may hold records of earlier tests, because each test uses its own
-        keys."""
+        """Return a store to test, sync or async. It may hold records of earlier tests: each test has its own keys."""
         raise DefinitionError(f"{type(self).__name__} must define make_store(self), which answers the store to test.")
 
     def open_again(self, store: Any) -> Any:
@@ -250,8 +248,7 @@ class Suite:
         return store
 
     def make_forgetful_store(self, retention: float) -> Any:
-        """Return a store that forgets ended runs after `retention` seconds. By default the tests of this are
-        skipped."""
+        """Return a store that forgets ended runs after `retention` seconds. By default its tests are skipped."""
         pytest.skip(f"{type(self).__name__} does not define make_forgetful_store(self, retention).")
 
     def advance(self, seconds: float) -> None:
