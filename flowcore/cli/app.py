@@ -1,4 +1,4 @@
-"""The command itself: its options, its store, its exit codes, and how an error is said."""
+"""The command group `flowcore`: its shared options, its store, its exit codes, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Exit codes:
 
 @dataclass
 class Operator:
-    """What every command works with. `store` is opened when a command first asks for it."""
+    """The shared options and the console of a command, and its store, which is opened at its first use."""
 
     url: str | None
     prefix: str | None
@@ -51,17 +51,17 @@ class Operator:
         return open_store(self.url, prefix=self.prefix, codec=self.codec)
 
     def find(self, name: str) -> RunRecord:
-        """The record of a key, else of a run id; raises RunNotFound."""
+        """Return the record of a key or, if there is no such key, of a run id. Raises RunNotFound."""
         record: RunRecord | None = self.store.find(name)
         return self.store.get_run(name) if record is None else record
 
     def emit(self, data: Mapping[str, Any] | Iterable[Any], text: str) -> None:
-        """Print the answer: as JSON if asked for, else as text."""
+        """Print a result: `data` as JSON if --json is given, else `text`."""
         say(json.dumps(data, ensure_ascii=True, default=str) if self.as_json else text)
 
     @property
     def who(self) -> str:
-        """The person at this shell, for the run's record."""
+        """The user at this shell, as user@host, for the run's record."""
         try:
             user = getpass.getuser()
         except (KeyError, OSError):  # a container's user may have no name
@@ -90,12 +90,12 @@ pass_operator = click.make_pass_decorator(Operator)
 @click.version_option(package_name="flowcore", prog_name="flowcore", message="%(prog)s %(version)s")
 @click.pass_context
 def flowcore(context: click.Context, url: str | None, prefix: str | None, codec: str | None, *, as_json: bool) -> None:
-    """See and decide what becomes of the runs in a store."""
+    """Inspect the runs in a store, and decide what happens to them."""
     context.obj = Operator(url, prefix, codec, as_json)
 
 
 def _with_shared_options(command: click.Command) -> click.Command:
-    """The same command, which takes the options of `flowcore` as well: they may stand before its name or behind it."""
+    """Add the options of `flowcore` to a command, so that they may come before or after its name, and return it."""
     named = {option.name for option in command.params}
     taken = {text for option in command.params for text in option.opts}
     for shared in flowcore.params:
@@ -117,12 +117,12 @@ def _override(context: click.Context, option: click.Parameter, value: Any) -> No
 
 
 def complete_status(_context: click.Context, _option: click.Parameter, begun: str) -> list[str]:
-    """The statuses that a shell offers for what is typed so far. (The store refuses others, and names these.)"""
+    """Return the statuses that a shell offers to complete `begun`. The store refuses any other, and lists these."""
     return [status for status in LISTED if status.startswith(begun)]
 
 
 def say(text: str, *, aside: bool = False) -> None:
-    """Print a line, `aside` on stderr. (click's own echo would write UTF-8 to a terminal that is set to ASCII.)"""
+    """Print a line, on stderr if `aside`. (click.echo would write UTF-8 to a terminal that is set to ASCII.)"""
     stream = sys.stderr if aside else sys.stdout
     stream.write(text + "\n")
 
@@ -137,12 +137,12 @@ def shows(text: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks and control characters, which could forge a line or move the cursor."""
+    """Return `text` without line breaks and control characters, which could forge a line or move the cursor."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def with_key(error: FlowcoreError) -> str:
-    """What an error says, and to the operator, who may know it, its key."""
+    """Return the message of an error followed by its key, which an operator may see."""
     return str(error) if error.key is None else f"{error} The key is {safe_repr(error.key)}."
 
 
@@ -157,7 +157,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes `?`
+            stream.reconfigure(errors="replace")  # characters that the terminal's encoding lacks become `?`
     for command in (*reading.COMMANDS, *deciding.COMMANDS, top.top):
         flowcore.add_command(_with_shared_options(command))
     try:
@@ -182,7 +182,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def pages(operator: Operator, **filters: Any) -> Iterable[RunRecord]:
-    """All records that match, page by page."""
+    """Yield all records that match the filters of `list_runs`, and read them page by page."""
     after: str | None = None
     while True:
         page: Page = operator.store.list_runs(after=after, **filters)

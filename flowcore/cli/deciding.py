@@ -1,7 +1,7 @@
-"""The commands that decide: cancel, resume, undo, hold, release, for one run or for many, send, and gc.
+"""The commands that change runs: cancel, resume, undo, hold, release and erase, for one run or for many; send; and gc.
 
-Each says what it will do and to which runs, asks before it touches more than one, and leaves in the record who decided,
-and why.
+A decision about several runs, or one that loses data, is listed first and must be confirmed, unless --yes is given. The
+record keeps who decided, and why, except after release and erase.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["COMMANDS"]
 
 @dataclass(frozen=True)
 class Verb:
-    """A decision: its name, what it comes to, how a run must stand for it, and whether it loses something."""
+    """A decision: its name, its help text, whether it takes --force, and whether it loses data."""
 
     name: str
     meaning: str
@@ -112,9 +112,9 @@ def _decide(
 
 
 def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason: str | None, *, force: bool) -> None:
-    """Do it to each; one that is refused keeps no other from it, and the first refusal is the command's."""
+    """Apply the verb to each run. A refusal does not stop the others; after them, the first refusal is raised."""
     why = f"{verb.name} by {operator.who}" + (f": {reason}" if reason else "")
-    # A record that is given up keeps no reason: its next owner starts afresh.
+    # A record that is released or erased keeps no reason.
     options: dict[str, Any] = {"force": force} if verb.forceable else {"reason": why}
     act: Callable[..., None] = partial(getattr(operator.store, verb.name), **options)
     done: list[str] = []
@@ -141,7 +141,7 @@ def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason:
 @click.option("--id", "named", help="A name for this value: sending it again is the same.")
 @pass_operator
 def send(operator: Operator, name: str, step: str, value: str, named: str | None) -> None:
-    """Send a value to a STEP that waits for it. The run keeps it until it comes to that step; the first value counts."""
+    """Send a value to a STEP that waits for it. The run keeps it until it reaches that step. The first value counts."""
     try:
         known = json.loads(value)
     except ValueError as error:
@@ -155,7 +155,7 @@ def send(operator: Operator, name: str, step: str, value: str, named: str | None
 @click.command("gc")
 @pass_operator
 def gc(operator: Operator) -> None:
-    """Forget now the ended runs that are past their retention."""
+    """Delete the ended runs that are past their retention."""
     left = operator.store.gc()
     operator.emit({"left": left}, f"{left} runs are left.")
 

@@ -1,4 +1,4 @@
-"""The commands that only read: ls, show, timeline, html, doctor, graph, schedules. A read-only user of the store may give them."""
+"""The commands that only read: ls, show, timeline, html, doctor, graph, schedules. A read-only user may run them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _table(records: Sequence[RunRecord]) -> Table:
 
 
 def _unmarked(text: str) -> str:
-    """`text` for rich, which would take what stands in brackets for a style."""
+    """Escape `text` for rich, which would take text in brackets for a style."""
     return text.replace("[", r"\[")
 
 
@@ -93,7 +93,7 @@ def _unmarked(text: str) -> str:
 @click.option("--values", is_flag=True, help="Also the results and values, which may be secrets.")
 @pass_operator
 def show(operator: Operator, name: str, *, values: bool) -> None:
-    """Tell what happened to one run, how it stands, and the exact command for each way on."""
+    """Show what happened to one run, its present state, and the exact command for each possible decision."""
     record = operator.find(name)
     data = as_data(record, values=values)
     lines = [record.explain()]
@@ -108,7 +108,7 @@ def show(operator: Operator, name: str, *, values: bool) -> None:
 @click.option("--deep", is_flag=True, help="Also check the whole file's integrity, which takes its time.")
 @pass_operator
 def doctor(operator: Operator, *, deep: bool) -> None:
-    """Say what of this store can lose runs, and how many runs wait."""
+    """Report what can lose runs in this store, and how many runs are not over."""
     findings = operator.store.doctor(deep=True) if deep else operator.store.doctor()
     operator.emit(findings, "\n".join(f"{name}: {finding}" for name, finding in findings.items()))
 
@@ -124,7 +124,7 @@ def graph(operator: Operator, workflow: str, form: str | None, name: str | None)
     """Draw a workflow's steps."""
     if name is not None and form != "svg":
         raise click.UsageError("--run colours a picture: add --svg.")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an operator names the service's own module
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, because an operator names a module of the service
     found = load(workflow)
     if not issubclass(type(found), Workflow):
         raise DefinitionError(f"{safe_repr(workflow)} is no Workflow.")
@@ -163,7 +163,7 @@ def html(operator: Operator, name: str, output: Path, trace_url: str | None) -> 
 @click.command("schedules")
 @pass_operator
 def schedules(operator: Operator) -> None:
-    """List the schedules that engines on this store have: their next fires, and the last one and what became of it."""
+    """List the schedules of the engines on this store, with their next fires and the outcome of the last one."""
     window, now = window_of(operator.store), datetime.now(UTC)
     found: list[ScheduleStatus] = []
     for schedule in _recorded(operator):
@@ -184,7 +184,7 @@ def schedules(operator: Operator) -> None:
 
 
 def _recorded(operator: Operator) -> list[Schedule]:
-    """The schedules in the store, by their newest entries, in order of their names."""
+    """Return the schedules in the store, as their newest entries record them, sorted by name."""
     found: dict[str, Schedule] = {}
     for head in pages(operator, workflow=LOG, status="success"):
         name = logged_schedule(head.key)
@@ -208,7 +208,7 @@ def _as_data(status: ScheduleStatus) -> dict[str, Any]:
 
 
 def _schedule_lines(found: Sequence[ScheduleStatus]) -> str:
-    """A line for each schedule, as long as it needs: a table would cut what is wider than the terminal."""
+    """Return a line for each schedule, as long as necessary: a rich table would cut it at the width of the terminal."""
     rows = [("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STANDS", "WHY"), *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

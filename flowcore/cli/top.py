@@ -1,4 +1,4 @@
-"""`flowcore top`: the store, live, and keys to decide about the runs that need a person."""
+"""`flowcore top`: a live view of the store, with keys to decide about the runs that need an operator."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ _LISTED: Final = 10
 @click.option("--once", is_flag=True, help="Look once and stop.")
 @pass_operator
 def top(operator: Operator, every: float, *, once: bool) -> None:
-    """Watch what is in flight, and what needs a person. On a terminal, keys show, cancel, resume, undo and release a run."""
+    """Watch the runs in progress and those that need an operator. On a terminal, keys show, cancel, resume, undo and
+    release a run."""
     if operator.as_json:
         counts = operator.store.counts()
         operator.emit([{"workflow": name, "status": status, "runs": n} for (name, status), n in counts.items()], "")
@@ -61,7 +62,7 @@ def top(operator: Operator, every: float, *, once: bool) -> None:
 
 
 class Screen:
-    """What `top` shows and what its keys do. A decision is carried out once it has been confirmed by `y`."""
+    """The view of `top` and the actions of its keys. A decision is carried out after it is confirmed by `y`."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -76,7 +77,7 @@ class Screen:
         self.over = False
 
     def look(self) -> None:
-        """Look at the store again. An unreachable one leaves what was there, and is said."""
+        """Read the store again. If that fails, keep the old view and show the error."""
         store = self._operator.store
         try:
             self._counts = Counter(store.counts())
@@ -92,7 +93,7 @@ class Screen:
         self._chosen = max(0, min(self._chosen, len(self._listed) - 1))
 
     def press(self, key: str) -> None:
-        """A key was pressed."""
+        """Handle a key that was pressed."""
         if self._asked is not None:
             verb, self._asked = self._asked, None
             self._said = "Nothing was done."
@@ -130,7 +131,7 @@ class Screen:
     # -- drawing -------------------------------------------------------------------------------------------------------
 
     def drawn(self, *, keys: bool = True) -> Group:
-        """The screen."""
+        """Return the whole screen, for rich to print."""
         parts: list[Any] = [self._workflows(), Text(), self._runs(marked=keys)]
         if self._asked is not None and self._listed:
             record = self._listed[self._chosen]
@@ -167,7 +168,7 @@ class Screen:
         return table
 
     def _runs(self, *, marked: bool) -> Table:
-        """The runs that need a person, or will soon, and the oldest that are at work."""
+        """Return the table of held runs, of expired runs, and of the oldest running ones."""
         now = time.time()
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("RUN", "WORKFLOW", "STANDS", "AGE", "WHY"):
@@ -186,11 +187,11 @@ class Screen:
 
 @contextmanager
 def _keyboard() -> Generator[Any]:
-    """A function that waits some seconds for a key and returns it, or None."""
+    """Yield a function that waits some seconds for a key and returns it, or None."""
     try:
         import termios
         import tty
-    except ImportError:  # no such terminal here: it shows, and Ctrl-C ends it
+    except ImportError:  # without termios, `top` only shows; Ctrl-C ends it
         yield _no_key
         return
     if not sys.stdin.isatty():
@@ -202,12 +203,12 @@ def _keyboard() -> Generator[Any]:
     try:
         yield _Typed()
     finally:
-        with suppress(termios.error):  # it may be gone
+        with suppress(termios.error):  # the terminal may be gone
             termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 class _Typed:
-    """Keys as they are typed, also those that come together."""
+    """Returns the keys that are typed one by one, even if several arrive together."""
 
     def __init__(self) -> None:
         self._waiting: list[str] = []
@@ -217,7 +218,7 @@ class _Typed:
         if not self._waiting and select.select([terminal], [], [], seconds)[0]:
             typed = os.read(terminal, 1024).decode("utf-8", "replace")
             if not typed:
-                raise click.Abort  # the terminal is gone, and with it the person who watched
+                raise click.Abort  # the terminal is gone
             self._waiting = re.findall(r"\x1b[\[O][A-D]|.", typed, re.DOTALL)
         if not self._waiting:
             return None

@@ -1,4 +1,4 @@
-"""A record in an operator's words: how it stands, as plain data, and what can be done about it."""
+"""A record as the commands show it: its state, its plain data, and the commands that are possible for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 
 def age(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    """Seconds of what was typed: 90, 90s, 10m, 1.5h, 2d."""
+    """Parse an age, such as 90, 90s, 10m, 1.5h or 2d, into seconds."""
     if value is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|min|h|d|)", value)
@@ -28,7 +28,7 @@ def age(context: click.Context, option: click.Parameter, value: str | None) -> f
 
 
 def standing(record: RunRecord, now: float) -> str:
-    """How the run stands: its status, or `held`, or `expired` where its owner's lease is over."""
+    """Return the state of the run: "unreadable", "held", "expired" if its owner's lease is over, or else its status."""
     if record.problem is not None:
         return "unreadable"
     if record.held:
@@ -40,7 +40,7 @@ def standing(record: RunRecord, now: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 0.4 s, 12 s, 5 min, 3 h, 2 d."""
+    """Format seconds for a reader: 0.4 s, 12 s, 5 min, 3 h, 2 d."""
     if seconds < 1:
         return f"{seconds:.1f} s"
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def ways_on(record: RunRecord, now: float) -> list[str]:
-    """The command for each thing that can be done about the run, with what it comes to."""
+    """Return the command for each possible decision about the run, with its effect as a comment."""
     key = shlex.quote(record.key)
     stands = standing(record, now)
     if stands == "held":
@@ -84,7 +84,7 @@ def ways_on(record: RunRecord, now: float) -> list[str]:
 
 
 def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
-    """The record as plain data; results and values, which may be secrets, only if asked for."""
+    """Return the record as plain data. Results and values, which may be secrets, are included only if `values`."""
     owner = record.owner
     error = record.error
     data: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""One run as a picture: described once, drawn as an HTML page and as lines in a terminal. And the graph of a workflow."""
+"""Pictures of a run, drawn from one description as an HTML page or as lines of text; and of a workflow's graph."""
 
 from .graph import graph_svg
 from .terminal import gantt

@@ -1,4 +1,4 @@
-"""The graph of a workflow as SVG, left to right; with a run, coloured by how each step of it went."""
+"""The graph of a workflow as SVG, from left to right. With a run, each step is coloured by its outcome in that run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..status import Status
 
 __all__ = ["graph_svg"]
 
-_HIGH: Final = 34  # of a box
+_HIGH: Final = 34  # height of a box
 _ROW: Final = 52
-_GAP: Final = 70  # between two layers
-_CHARACTER: Final = 7.4  # of the font, wide
-_SMALLEST: Final = 70  # of a box, wide
+_GAP: Final = 70  # width between two layers
+_CHARACTER: Final = 7.4  # width of a character of the font
+_SMALLEST: Final = 70  # least width of a box
 
 _STYLE: Final = """
 .flowcore-graph { color-scheme: light dark; --ink: #1c2128; --line: #8c959f; --box: #f6f8fa; --work: #1a7f5a; --bad: #c62b3b;
@@ -39,8 +39,9 @@ _WAITS: Final = frozenset({Status.RUNNING, Status.WAITING})
 
 
 def graph_svg(plan: Plan, name: str, reports: Mapping[str, StepReport] | None = None) -> str:
-    """An SVG that stands alone or inside of a page. `reports`: how each step went, by name. Dashed boxes have an undo, thick
-    ones are pivots; green went well, red failed, purple was undone, pale did not run."""
+    """Return an SVG that is a file of its own or a part of a page. `reports`: the report of each step, by name. Dashed
+    boxes are steps with a compensation, thick ones are pivots. Green steps succeeded, red ones failed, purple ones were
+    undone, amber ones are running or waiting, and pale ones did not run."""
     layers = _placed(plan)
     widths = [max(_SMALLEST, *(len(_label(node)) * _CHARACTER + 24 for node in layer)) for layer in layers]
     lefts = [20 + sum(widths[:column]) + column * _GAP for column in range(len(layers))]
@@ -65,7 +66,7 @@ def graph_svg(plan: Plan, name: str, reports: Mapping[str, StepReport] | None = 
 
 
 def _placed(plan: Plan) -> list[list[Node]]:
-    """The layers, each ordered by where the steps stand that its own depend on, so that few lines cross."""
+    """Return the layers, each ordered by the positions of the steps that it depends on, so that few lines cross."""
     places: dict[int, float] = {}
     layers: list[list[Node]] = []
     for steps in plan.layers():
@@ -125,5 +126,5 @@ def _label(node: Node) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` inside of markup: escaped, and without what no XML document may hold."""
+    """Return `text` for use in markup: escaped, and without characters that XML does not allow."""
     return html.escape("".join(char if char.isprintable() else "�" for char in text), quote=True)

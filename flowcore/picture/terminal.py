@@ -1,4 +1,4 @@
-"""One run as lines of text: the waterfall of its page, for a terminal."""
+"""The waterfall of a run as lines of text, for a terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAME: Final = 24
 
 
 def gantt(timeline: Timeline, *, width: int = 100, ascii: bool = False) -> str:  # noqa: A002 - what it is
-    """The waterfall, a line a step, `width` characters wide; `ascii` for terminals that show nothing else."""
+    """Return the waterfall with a line for each step, `width` characters wide. `ascii`: use ASCII characters only."""
     span = max([timeline.seconds, *(bar.end for row in timeline.rows for bar in row.bars), 1e-9])
     columns = max(20, width - _NAME - 12)
     blocks = _ASCII if ascii else _BLOCKS

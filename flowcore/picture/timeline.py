@@ -1,8 +1,8 @@
-"""One run as a picture: the description from which the HTML page and the terminal's timeline are drawn.
+"""The timeline of one run, from which its HTML page and its waterfall in a terminal are drawn.
 
-It can be made of a store's record, of the Run that a caller has, or of events that a hook has collected. Only events know
-when each attempt and backoff began; the others know when a step started, how long it worked and backed off, and, of a durable
-run, when each undo began and ended.
+It is made from a store's record, from the Run that a caller has, or from the events that a hook has collected. Only
+events show when each attempt and backoff began. The others show when a step started, how long it worked and backed off
+in all and, for a durable run, when each undo began and ended.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stretch of time; seconds since the run began."""
+    """A stretch of time. `start` and `end` are seconds since the run began."""
 
     kind: Kind
     start: float
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def end(self) -> float | None:
-        """When its forward part ended; None if it never ran."""
+        """When the step itself ended, without its undo; None if it never ran."""
         ends = [bar.end for bar in self.bars if bar.kind not in {Kind.UNDO, Kind.UNDO_FAILED}]
         return max(ends) if ends else None
 
@@ -96,7 +96,7 @@ class Row:
 
 @dataclass(slots=True)
 class Timeline:
-    """All of a run that a picture of it shows. Values and results are not in it, and of the key only what its maker chose."""
+    """Everything that a picture of a run shows. It contains no values, no results and no key."""
 
     workflow: str
     run_id: str
@@ -113,7 +113,8 @@ class Timeline:
 
     @classmethod
     def of_events(cls, events: Iterable[Event]) -> Timeline:
-        """The picture of the one run that these events are of, in the order in which a hook received them."""
+        """Return the timeline of the run that these events belong to. They must be in the order in which a hook
+        received them. Raises ValueError if none of them is a RunStarted."""
         drawing = _Drawing()
         for event in events:
             drawing.add(event)
@@ -121,7 +122,7 @@ class Timeline:
 
     @classmethod
     def of_record(cls, record: RunRecord) -> Timeline:
-        """The picture of a run as its store knows it."""
+        """Return the timeline of a run from its record in a store."""
         depends_on = _dependencies(record.graph)
         names = [*depends_on, *(name for name in record.steps if name not in depends_on)]
         results = set(record.results)
@@ -140,7 +141,7 @@ class Timeline:
 
     @classmethod
     def of_run(cls, run: Run) -> Timeline:
-        """The picture of a run that a caller has. Without hooks and a durable store nothing measured its times."""
+        """Return the timeline of a run that a caller has. Times were measured only with hooks or a durable store."""
         depends_on = run.dependencies
         timeline = cls._of_reports(run.workflow, run.id, str(run.status), None, run.steps, depends_on)
         timeline.trace_id = _trace_id(run.carrier)
@@ -164,7 +165,7 @@ class Timeline:
             report = reports[row.name]
             if report.started is not None and zero is not None:
                 ready = max(0.0, report.started - (report.waited or 0.0) - zero)
-            else:  # nothing says when it started: after all that it waited for
+            else:  # its start is not known: it follows all steps that it depends on
                 ready = max((known[name].end or 0.0 for name in row.depends_on if name in known), default=0.0)
             row.bars = _bars_of_report(report, ready)
             if report.undo_started is not None and report.undo_finished is not None and zero is not None:
@@ -178,7 +179,7 @@ class Timeline:
 
 
 class _Drawing:
-    """A timeline in the making, event by event."""
+    """Builds a timeline from events."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
@@ -254,7 +255,7 @@ def _row_of_report(name: str, report: StepReport, depends_on: tuple[str, ...]) -
 
 
 def _bars_of_report(report: StepReport, ready: float) -> list[Bar]:
-    """Waiting, then working, then backing off: a report knows how long each was in all, and not in which turns."""
+    """Return a bar each for waiting, working and backing off. A report has only the total times, not their order."""
     if report.ran is None:
         return []
     start = ready + (report.waited or 0.0)
@@ -272,7 +273,7 @@ def _result_alone(done: bool) -> StepReport:
 
 
 def _mark_critical(rows: list[Row]) -> None:
-    """Mark the chain of steps that the run's length comes from: from the last to end back to what each waited for."""
+    """Mark the critical path: from the step that ended last, back through the dependency of each that ended last."""
     known = {row.name: row for row in rows}
     ended = [row for row in rows if row.end is not None]
     row = max(ended, key=lambda one: one.end or 0.0, default=None)
@@ -293,7 +294,7 @@ def _trace_id(carrier: Mapping[str, Any]) -> str | None:
 
 
 def in_words(timeline: Timeline) -> str:
-    """Why the run took as long as it did, in one sentence."""
+    """Return one sentence that says what the run spent its time on."""
     critical = [row for row in timeline.rows if row.critical]
     if not critical:
         return "Nothing measured where its time went."
@@ -321,7 +322,7 @@ def _of_which(row: Row) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A length of time as a person reads it: 0.4 ms, 629 ms, 12.5 s, 3 min 5 s."""
+    """Format seconds for a reader: 0.4 ms, 629 ms, 12.5 s, 3 min 5 s."""
     if seconds < 0.001:
         return f"{seconds * 1e3:.2g} ms"
     if seconds < 1:
@@ -333,7 +334,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def _dependencies(graph: str) -> dict[str, tuple[str, ...]]:
-    """The steps of a recorded graph, each with those that it depends on; none where the text is no graph."""
+    """Return the steps of a recorded graph, each with those that it depends on; none if the text is no graph."""
     try:
         steps: list[Any] = json.loads(graph or "[]")
         found = {str(name): tuple(map(str, before)) for name, before, *_ in steps}

@@ -1,4 +1,4 @@
-"""One run as one HTML file: no script, no network, readable on paper, on a phone and in the dark."""
+"""One run as one HTML file, without scripts and network access, readable on paper, on a phone and in dark mode."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .timeline import Bar, Kind, Row, Timeline, in_words, milliseconds
 
 __all__ = ["fragment", "page", "svg"]
 
-_WIDE: Final = 720  # of the part that is time, in the picture's own units
-_NAMES: Final = 190  # of the column of names, left of it
-_RIGHT: Final = 120  # room for the figures right of it
-_LINE: Final = 26
-_NAME: Final = 28  # characters of a name that the column has room for
+_WIDE: Final = 720  # width of the time axis, in units of the picture
+_NAMES: Final = 190  # width of the column of names, left of the axis
+_RIGHT: Final = 120  # width of the figures, right of the axis
+_LINE: Final = 26  # height of a step's line
+_NAME: Final = 28  # characters of a name that fit into the column
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #57606a; --line: #d0d7de; --ground: #ffffff; --work: #1a7f5a;
@@ -56,8 +56,8 @@ def page(
     trace_url: str | None = None,
     usual: float | None = None,
 ) -> str:
-    """The whole page. `story`: what `explain()` says. `key_hash`: the hash under which spans know the key. `trace_url`: a
-    template with `{trace_id}`. `usual`: seconds that a run of this workflow takes as a rule, the median of the last ones."""
+    """Return the whole page. `story`: the text of `explain()`. `key_hash`: the hash of the key, as in spans.
+    `trace_url`: a template with `{trace_id}`. `usual`: how many seconds a run of this workflow usually takes."""
     rows = timeline.rows
     facts = [f"run {timeline.run_id}"]
     if timeline.started is not None:
@@ -86,7 +86,7 @@ def page(
 
 
 def fragment(timeline: Timeline, story: str) -> str:
-    """The waterfall and the story, to stand inside of a notebook's page."""
+    """Return the waterfall and the story as HTML for a notebook's page."""
     style = (
         _STYLE.replace(":root", ".flowcore-run")
         .replace("body {", ".flowcore-run {")
@@ -96,7 +96,7 @@ def fragment(timeline: Timeline, story: str) -> str:
 
 
 def svg(timeline: Timeline) -> str:
-    """The waterfall alone, as SVG: what each step's time went to, one line a step."""
+    """Return the waterfall alone as SVG: a line for each step, with what its time was spent on."""
     span = max([timeline.seconds, *(bar.end for row in timeline.rows for bar in row.bars), 1e-9])
     high = len(timeline.rows) * _LINE + 30
     parts = [
@@ -125,7 +125,7 @@ def svg(timeline: Timeline) -> str:
 
 
 def ticks(span: float) -> list[float]:
-    """Up to six round moments from 0 to `span`."""
+    """Return up to six round times from 0 to `span`, in seconds."""
     step = 10.0 ** math.floor(math.log10(span / 5))
     step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
     return [step * number for number in range(int(span / step + 1e-9) + 1)]
@@ -207,6 +207,6 @@ def _class(word: str) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` inside of markup: escaped, and without what no HTML document may hold."""
+    """Return `text` for use in markup: escaped, and without characters that HTML does not allow."""
     safe = "".join(char if char.isprintable() or char in "\n\t" else "�" for char in text)
     return html.escape(safe, quote=True)
