@@ -49,7 +49,7 @@ _place: Final = ContextVar("flowcore_otel.place", default=_NOWHERE)
 
 
 def current() -> dict[str, str | int]:
-    """Return the ids of the code that runs here: `run_id`, `workflow`, and within a step `step` and `attempt`.
+    """Return the ids of the run that calls this: `run_id`, `workflow`, and within a step `step` and `attempt`.
 
     Returns an empty dict outside a run, and if the engine lacks the hook `LogContext`. Thread-safe.
     """
@@ -137,7 +137,7 @@ class RecordIds:
 
 
 def _api() -> Any:
-    """Return `opentelemetry.trace` if the program has imported it, else None: then it has no spans."""
+    """Return `opentelemetry.trace`, or None if the program has not imported it and so has no spans."""
     return sys.modules.get("opentelemetry.trace")
 
 

@@ -106,7 +106,7 @@ def capture() -> Generator[Captured, None, None]:
 
 
 def span_tree(spans: Iterable[ReadableSpan]) -> str:
-    """Return finished spans as an indented tree, one line per span, in the order of their starts, without times.
+    """Return finished spans as an indented tree, one per line in the order of their starts, without ids and times.
 
     A line has the span's name, its kind unless that is INTERNAL, ERROR and the error's type, `!` and the type of each
     recorded exception (or the name of another event), and `→` with the type of each link and the name of its target. A

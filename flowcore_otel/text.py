@@ -72,5 +72,5 @@ def stacktrace(error: BaseException) -> str:
 
 
 def hashed(key: str) -> str:
-    """Return the first 16 hex digits of the key's SHA-256. They identify a known key; a short key can be guessed."""
+    """Return the first 16 hex digits of the key's SHA-256. They find a known key, and do not hide a guessable one."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -91,11 +91,11 @@ _REFUSALS: Final = {
 class TracingHook(StepTracing):
     """Turns the events of runs into OpenTelemetry spans, and makes the innermost one current inside user code.
 
-    `tracer_provider`, `logger_provider`: by default the global ones. `max_step_spans`: after so many steps of a run,
-    only those that fail, are retried or are undone get spans. `step_events`: also emit the start of each step as a log
-    event, which remains if the process dies. `key_hash`: a function that returns what spans show of an idempotency key;
-    if it is None, or returns None, they show nothing. `store_spans`: make one span `store {verb}` for each call of the
-    store. Whether or not it is set, instrumented clients make no spans during such a call.
+    `tracer_provider`, `logger_provider`: by default the global ones. `max_step_spans`: when a run has so many spans of
+    steps, only steps that fail, are retried or are undone get one. `step_events`: also emit the start of each step as a
+    log event, which remains if the process dies. `key_hash`: a function that returns what spans show of an idempotency
+    key; if it is None, or returns None, they show nothing. `store_spans`: make one span `store {verb}` for each call of
+    the store. Whether or not it is set, instrumented clients make no spans during such a call.
 
     Safe for any number of runs, engines and threads at once. Needs opentelemetry-api only.
     """

@@ -31,7 +31,7 @@ UNDONE = ("reserved", "charged", "refunded", "released")
 
 @dataclass(frozen=True)
 class Case:
-    """Where an order is interrupted: the books then have the first `entries` of its final ones, `at_last`."""
+    """An order to interrupt when the books have the first `entries` of `at_last`, and its record reads `record`."""
 
     special: dict[str, str]
     entries: int

@@ -52,7 +52,7 @@ class Answer:
 
 
 def read_orders(path: Path, mark: str = "") -> list[Line]:
-    """Read a file of orders. `mark`: a suffix for each key, so that the orders are new to a store that has seen them."""
+    """Read a file of orders. `mark`: a suffix for each key, so that orders are new to a store that has seen them."""
     lines = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
     return [
         Line(number, **line | {"key": line["key"] + mark, "expect": tuple(line["expect"])})

@@ -442,6 +442,6 @@ def _telemetry(q: Source) -> list[Alert]:
 
 
 def _came(q: Source, counter: names.Metric, window: str) -> str:
-    """Return a query for the rise of a counter, also of one that has just appeared, which increase() does not see."""
+    """Return a query for the increase of a counter. Unlike increase(), it includes series that have just appeared."""
     by, series = q.by("job", "hook"), q.select(counter)
     return f"sum {by} (increase({series}[{window}])) > 0\nor\nsum {by} ({series} unless {series} offset {window}) > 0"
