@@ -1,5 +1,5 @@
-"""Stores that break one rule each, and a test class for each of them: test_conformance_catches.py runs those, and wants
-them to fail."""
+"""Stores that break one rule each, and a test class for each of them. test_conformance_catches.py runs these classes
+and checks that they fail."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -32,17 +32,17 @@ from flowcore.testing.conformance import StoreConformance
 
 
 class Broken(MemoryStore):
-    """MemoryStore, but for one rule."""
+    """A MemoryStore that breaks one rule."""
 
     rule: ClassVar[str] = ""
-    """that a failure must name; a space between two: either"""
+    """the rule that a failure must name; of several, separated by spaces, any one"""
 
     def kept(self, key: str) -> Any:
         return self._runs.get(key)
 
 
 class TakesARepeatedClaimForAnother(Broken):
-    """The defect of the Go original: a lost answer leaves the key stuck."""
+    """The defect of the Go original: a lost reply leaves the key stuck."""
 
     rule = "claim-again"
 
@@ -292,7 +292,7 @@ class NeverForgetsADecision(Broken):
 
 
 class TakesCheckpointsFromAnOldOwner(Broken):
-    """The defect of the Go original: writes are not owner-checked."""
+    """The defect of the Go original: it does not check the owner of a write."""
 
     rule = "lost late-copies"
 
@@ -304,7 +304,7 @@ class TakesCheckpointsFromAnOldOwner(Broken):
 
 
 class TakesEndingsFromAnOldOwner(Broken):
-    """The defect of the Go original: a stale run flips another's claim."""
+    """The defect of the Go original: a stale run changes the claim of another run."""
 
     rule = "lost late-copies"
 
@@ -397,7 +397,7 @@ class IsShockedByALateCheckpoint(Broken):
 
 
 class IgnoresTheLastChanges(Broken):
-    """The defect of the Go original: SetStep errors are dropped."""
+    """The defect of the Go original: errors of SetStep are ignored."""
 
     rule = "results finish"
 
@@ -545,7 +545,7 @@ class ForgetsWhatIsInFlight(Broken):
 
 
 class CountsInDoubles(Broken):
-    """As Lua does."""
+    """A store that turns numbers into doubles, as Lua does."""
 
     rule = "values-round-trip"
 
@@ -559,7 +559,7 @@ class CountsInDoubles(Broken):
 
 
 class TakesEmptyListsForEmptyDicts(CountsInDoubles):
-    """As Lua does too."""
+    """A store that confuses empty lists with empty dicts, as Lua does."""
 
     def counted(self, value: Any) -> Any:
         return {} if value == [] else [self.counted(one) for one in value] if isinstance(value, list) else value
@@ -658,7 +658,7 @@ class LetsAnOldOwnerWriteIntoAHeldRun(Broken):
 
 
 class DecidesOnWhatIsOver(Broken):
-    rule = "decide erase"  # erase() gives a run up first, as an operator would
+    rule = "decide erase"  # erase() first decides to give up the run, as an operator would.
 
     def _order(self, kept: Any, verb: str) -> Order:
         return Order.STOP if kept.over else super()._order(kept, verb)
@@ -674,7 +674,7 @@ class ForgetsHeldRuns(Broken):
 
 
 class NeverForgets(Broken):
-    """The defect of the Go original: no TTL anywhere."""
+    """The defect of the Go original: records never expire."""
 
     rule = "retention"
 
@@ -742,7 +742,7 @@ class WaitsThoughTheValueIsThere(Broken):
 
 
 class HasNoLock(Broken):
-    """The defect of any store that asks first and writes then."""
+    """The defect of any store that reads first and then writes, without a lock."""
 
     rule = "claim-by-many"
 
@@ -757,7 +757,7 @@ BROKEN = {name: one for name, one in vars().items() if isinstance(one, type) and
 
 
 def suite_of(store: type[Broken]) -> type[StoreConformance]:
-    """The test class of a broken store."""
+    """Return the test class of a broken store."""
 
     class Suite(StoreConformance):
         examples = 100

@@ -1,4 +1,4 @@
-"""What the tests of stores share."""
+"""The fixture that all tests of stores share."""
 
 import gc
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen_heap() -> Iterator[None]:
-    """What earlier tests have left in memory is nothing that the garbage collector need go through for thousands of tests."""
+    """Spare the garbage collector the objects of earlier tests, which it would go through for thousands of tests."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -1,6 +1,6 @@
-"""MemoryStore keeps the contract, by the real clock and by one that is told to go on, and so does what is asynchronous.
+"""MemoryStore keeps the contract, with the real clock and with one that the tests advance. So does an async store.
 
-The durable stores have files of their own for it.
+The durable stores are tested in their own files.
 """
 
 import inspect
@@ -23,7 +23,7 @@ class TestMemoryStore(StoreConformance):
 
 
 class TestMemoryStoreByAClockOfItsOwn(StoreConformance):
-    """Nothing is waited for."""
+    """The tests advance the clock, and do not wait."""
 
     @pytest.fixture(autouse=True)
     def _time(self) -> None:
@@ -47,7 +47,7 @@ def _as_coroutine(name: str) -> Any:
 
 
 class AsyncMemoryStore:
-    """MemoryStore, every verb of it a coroutine."""
+    """A MemoryStore whose verbs are all coroutine functions."""
 
     name, durable, blocks = "memory", False, False
 

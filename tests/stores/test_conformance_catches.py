@@ -1,4 +1,4 @@
-"""The suite for stores can fail: each of many broken stores is caught, by the rule that it breaks."""
+"""Tests of the suite for stores: it catches each of many broken stores, by the rule that the store breaks."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ SUITE = Path(sys.modules[StoreConformance.__module__].__file__).parent
 
 
 class Listener:
-    """Remembers the first failure of a pytest run, and what passed."""
+    """A pytest plugin that notes the first failure of a test run, and how many tests passed."""
 
     def __init__(self) -> None:
         self.message, self.passed = "", 0
@@ -33,12 +33,12 @@ class Listener:
 
 
 def run(node: str, *arguments: str) -> Listener:
-    """Run tests with a pytest of their own, up to the first failure."""
+    """Run tests in a separate pytest session, up to the first failure."""
     listener = Listener()
     options = ["-x", "-q", "--noconftest", "-c", os.devnull, "--import-mode=importlib", "-W", "error"]
     options += ["-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:cov"]
     with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MadeUpHistories, "phases", (Phase.generate,))  # That it is caught matters here, not how briefly.
+        patch.setattr(MadeUpHistories, "phases", (Phase.generate,))  # A failing history need not be shortened here.
         pytest.main([node, *options, *arguments], plugins=[listener])
     return listener
 
@@ -65,7 +65,7 @@ def test_a_broken_store_is_caught_by_the_rule_it_breaks(name: str) -> None:
 def test_the_state_machine_alone_catches_it_too(name: str) -> None:
     found = run(f"{broken_stores.__file__}::Test{name}", "-k", "no_history")
     assert "[model]" in found.message
-    assert "state = Histories" in found.message  # the history that led there
+    assert "state = Histories" in found.message  # The message has the history that led to the failure.
 
 
 def test_every_rule_is_tested_and_every_tested_rule_is_written_down() -> None:

@@ -1,4 +1,4 @@
-"""Both Redis stores keep the contract, with every kind of client."""
+"""Both Redis stores keep the store contract, with every kind of client."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ __all__ = ["redis_cluster", "redis_url"]  # fixtures
 
 
 class Conformance(StoreConformance):
-    """Stores with a prefix of their own for each test, and whatever their clients leave behind."""
+    """The suite for Redis stores. Each test has its own prefix, and removes its keys at the end."""
 
     examples = 15
     options: ClassVar[dict[str, Any]] = {}
@@ -31,7 +31,7 @@ class Conformance(StoreConformance):
         with contextlib.ExitStack() as self.stack:
             self.connect(redis_url)
             yield
-            del self.client  # pytest keeps this object for as long as it runs
+            del self.client  # pytest keeps this object until it exits, but need not keep the client.
             with redis.Redis.from_url(redis_url) as client:
                 check_statuses(client, self.prefix)
                 for key in client.scan_iter(f"{{{self.prefix}:*", count=1000):
@@ -63,7 +63,7 @@ class TestAsyncRedisStore(Conformance):
 
 
 class TestOtherAnswers(Conformance):
-    """A client whose own view of answers the store must not depend on, without hiredis."""
+    """A client without hiredis that decodes replies in its own way, on which the store must not depend."""
 
     options: ClassVar[dict[str, Any]] = {
         "protocol": 3,
@@ -74,7 +74,7 @@ class TestOtherAnswers(Conformance):
     examples = 5
 
 
-@pytest.mark.full  # Both kinds of store read answers with the same functions, and TestOtherAnswers has tried those.
+@pytest.mark.full  # Both kinds of store read replies with the same functions, which TestOtherAnswers has tested.
 class TestAsyncOtherAnswers(TestOtherAnswers):
     asynchronous = True
     options: ClassVar[dict[str, Any]] = {**TestOtherAnswers.options, "parser_class": _AsyncRESP3Parser}
@@ -98,7 +98,7 @@ class OnCluster(Conformance):
                 check_statuses(client, self.prefix)
 
 
-@pytest.mark.full  # Both kinds of store send the same commands to the same slots: TestAsyncRedisCluster is for both.
+@pytest.mark.full  # Both kinds of store send the same commands to the same slots, so TestAsyncRedisCluster tests both.
 class TestRedisCluster(OnCluster): ...
 
 

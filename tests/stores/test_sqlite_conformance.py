@@ -1,4 +1,4 @@
-"""SQLiteStore keeps the contract, whatever its durability, and whoever else has the same file."""
+"""SQLiteStore keeps the store contract with each `durability=`, also with a second store object on the same file."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class TestSQLiteStore(StoreConformance):
 
 
 class TestFullyDurableSQLiteStore(TestSQLiteStore):
-    """By the clock of the machine, and every commit waits for the disk."""
+    """The store uses the clock of the machine, and every commit waits for the disk."""
 
     durability = "full"
     examples = 5
