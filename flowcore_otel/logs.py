@@ -26,7 +26,7 @@ class LogEvents:
 
     def __init__(self, provider: logs.LoggerProvider | None = None) -> None:
         self._logger = logs.get_logger(names.SCOPE, names.SCOPE_VERSION, provider, names.SCHEMA_URL)
-        # Some versions of the API lack it. It is called for each event, because a provider may be set later.
+        # Some versions of the API lack `enabled`. It is called for each event, because a provider may be set later.
         self.enabled: Callable[[], bool] = getattr(self._logger, "enabled", lambda: True)
         """whether a logs SDK records what is emitted"""
         opted = {word.strip().lower() for word in os.environ.get(_SIGNAL, "").split(",")}

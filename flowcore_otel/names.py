@@ -1,4 +1,4 @@
-"""The catalogue: every span, attribute, log event, metric, unit, label and bucket that flowcore_otel emits, once.
+"""The catalogue, which defines every span, attribute, log event, metric, unit, label and bucket of flowcore_otel.
 
 Code takes its names from here; documents, dashboards and alert rules are checked against it.
 """

@@ -1,4 +1,4 @@
-"""gunicorn's settings for wsgi.py: a worker that has to stop parks its runs, so that the requests in flight end too."""
+"""gunicorn's settings for wsgi.py: a worker that has to stop parks its runs, which ends the requests that wait for them."""
 
 import signal
 import threading

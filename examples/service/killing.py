@@ -22,7 +22,7 @@ from telling import Story, counts, listed
 
 LEASE = 1.5  # seconds
 HANG = 60.0  # seconds: longer than any test takes
-PATIENCE = 30.0  # seconds, for what takes one or two
+PATIENCE = 30.0  # seconds to wait for events that usually take one or two
 
 ORDER = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
 DONE = ("reserved", "charged", "shipped", "notified")

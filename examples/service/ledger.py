@@ -72,7 +72,7 @@ class Ledger:
     # -- stock ---------------------------------------------------------------------------------------------------------
 
     def deliver(self, sku: str, quantity: int) -> None:
-        """Record the opening stock of an article. Later calls for the same article do nothing."""
+        """Record the opening stock of an article, at the first call for this article; later calls do nothing."""
         with self._writing() as db:
             db.execute(
                 "INSERT OR IGNORE INTO stock (effect, ref, what, sku, quantity) VALUES (?, 'opening', 'delivered', ?, ?)",

@@ -17,7 +17,7 @@ from running import DemoError, Redis, Service, scrape
 from telling import Story, counts
 
 HANG = 2.0  # seconds after a charge until its call returns
-PATIENCE = 30.0  # seconds, for what takes one or two
+PATIENCE = 30.0  # seconds to wait for events that usually take one or two
 ORDER = {"sku": "lamp", "quantity": 2, "cents": 9800, "card": "tok_hang_after_charge", "address": "home"}
 DONE = ("reserved", "charged", "shipped", "notified")
 

@@ -60,7 +60,7 @@ class Source:
     """address of the runbook"""
 
     def label(self, label: str) -> str:
-        """Return the name of a label of the catalogue in this source. Other labels (job, instance, le) do not change."""
+        """Return the name of a catalogue label in this source. Other labels (job, instance, le) do not change."""
         if self.scraped or label not in names.LABELS:
             return label
         return names.LABELS[label].replace(".", "_")
