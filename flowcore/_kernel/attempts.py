@@ -96,8 +96,8 @@ class Attempts:
     def program(self, first: FirstAttempt | None = None) -> Program[StepEnd]:
         """Make the attempts. `first`: the first attempt, if it was made already.
 
-        An error outside of `fn`, such as one in a retry predicate of the user, fails the step: the run must neither
-        hang nor end without undoing its effects.
+        An error outside of `fn`, for example in another object that the user passed, fails the step: the run must
+        neither hang nor end without undoing its effects.
         """
         if self.run.settings.whole_steps:
             end: StepEnd = yield WholeStep(self.node, undo=self.undo)
