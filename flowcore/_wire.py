@@ -54,7 +54,7 @@ class StepReply(NamedTuple):
 
 
 class _ByName(NamedTuple):
-    """A function, named by its module. Pickle would find the Step that has replaced the function there."""
+    """A reference to a function by module and name. Pickle would find the Step that has taken this name."""
 
     module: str
     name: str
@@ -82,7 +82,7 @@ def _reference(fn: Callable[..., Any]) -> Callable[..., Any] | _ByName:
 def pack_step(
     fn: Callable[..., Any], inputs: StepInputs, crossings: Iterable[Crossing]
 ) -> tuple[Callable[..., Any] | _ByName, bytes]:
-    """Return the two arguments of `run_packed_step`. Raises NotSerializable, which names the value."""
+    """Return the two arguments of `run_packed_step`. Raises NotSerializable for a value that pickle refuses."""
     import pickle
 
     try:

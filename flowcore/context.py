@@ -92,7 +92,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
 
     Each attempt has its own Context; all of a run share its values. Thread-safe: a write is visible to every step at
     once, and `setdefault`, `pop`, `update` and the like are atomic. `ctx[step]` raises NoResult, with the reason, if
-    that step has no result or this step does not depend on it; `ctx.get(step, default)` returns the default then.
+    that step has no result or this step does not depend on it; `ctx.get(step, default)` returns the default instead.
     `ctx["name"]` is the value of that key or, if there is none, the result of the step with that name. Writing to a key
     that is the name of a step raises DefinitionError.
     """
@@ -140,9 +140,9 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def step_key(self) -> str:
         """The idempotency key of this step's effect, the same for every attempt and after every takeover.
 
-        Pass it to services that accept idempotency keys. The undo of the step has another one. It has 64 hex digits: a
-        hash of the namespace (the engine's, or else the store's), the workflow, the run's key, how often failed runs
-        have released that key, and the step. Tenants who share a service need separate namespaces.
+        Pass it to services that accept idempotency keys. The undo of the step has a key of its own. The key has 64 hex
+        digits: a hash of the namespace (the engine's, or else the store's), the workflow, the run's key, how often
+        failed runs have released that key, and the step. Tenants who share a service need separate namespaces.
         """
         return self._run.step_key(self.step, undo=self._undo)
 
@@ -153,7 +153,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
 
     @property
     def fence(self) -> int:
-        """The fence: a number that rises with each new owner of the run. A store of your own can refuse lower ones."""
+        """The fence: a number that rises with each new owner of the run. Your own storage can refuse lower ones."""
         return self._run.fence
 
     @property
@@ -209,7 +209,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
         return self[key] if name is not None and self._sees(name) and name in self._run.results else default
 
     def _sees(self, name: str) -> bool:
-        """Whether this step may read the result of step `name`: it depends on it. An undo may read all."""
+        """Whether this step may read the result of step `name`, because it depends on it or is an undo."""
         return name in self.node.direct or self._undo or self._run.plan.precedes(name, self.node)
 
     def __contains__(self, key: object) -> bool:
@@ -342,7 +342,7 @@ class AttemptContext(Context[Any]):
 
 
 def initial(values: Mapping[Any, Any] | None) -> dict[Any, Any]:
-    """Return a new dict of the initial values, for the run to own. Raises DefinitionError for no mapping."""
+    """Return a new dict of the initial values. Raises DefinitionError unless they are a mapping or None."""
     if values is None:
         return {}
     if not isinstance(values, Mapping):

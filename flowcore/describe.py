@@ -49,7 +49,7 @@ def text(plan: Plan, name: str) -> str:
 
 
 def plain(drawn: str, stream: object) -> str:
-    """Return a drawn plan that a text stream can encode. If it lacks one of the marks, all become ASCII."""
+    """Return a drawn plan that a text stream can encode. All marks become ASCII if it lacks one of them."""
     if encodable(drawn, stream) == drawn:
         return drawn
     return encodable(drawn.translate(_ASCII), stream)

@@ -97,7 +97,7 @@ def safe_repr(value: object, limit: int = 80) -> str:
         return _one_line(repr(value if len(value) <= limit else value[:limit] + "…"))
     try:
         text = repr(value)
-    except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
+    except Exception as failure:  # noqa: BLE001 - anything may happen in user code
         text = f"a {type(value).__name__} (its __repr__ raised {type(failure).__name__})"
     return _one_line(text if len(text) <= limit else text[:limit] + "…")
 
@@ -111,7 +111,7 @@ def error_message(error: BaseException, limit: int = 1024) -> str:
     """Return `str(error)`, clipped to `limit` characters. Never raises."""
     try:
         text = str(error)
-    except Exception as failure:  # noqa: BLE001 - anything may happen in foreign code
+    except Exception as failure:  # noqa: BLE001 - anything may happen in user code
         text = f"(its __str__ raised {type(failure).__name__})"
     return text if len(text) <= limit else text[:limit] + "…"
 

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 __all__ = ["LOG", "fire_key", "fire_of", "log_key", "logged_schedule", "schedule_of"]
 
 LOG: Final = "flowcore.schedule"
-"""the workflow name of records that are no runs: they list the schedules, and the fires that were skipped"""
+"""the workflow name of records that are not runs: they list the schedules, and the fires that were skipped"""
 _PREFIX: Final = "schedule/"
 
 
 def log_key(schedule: str, period: int, number: int) -> str:
-    """Return the key of an entry in the log of a schedule. In each period, the highest number is valid."""
+    """Return the key of an entry in a schedule's log. Each period's entry with the highest number is valid."""
     return f"{_PREFIX}{schedule}/since/{period}.{number}"
 
 

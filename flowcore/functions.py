@@ -95,8 +95,7 @@ def return_annotation(fn: Any) -> Any:
 
 
 def _evaluated(function: Any, annotation: Any) -> Any:
-    # Only the return annotation is evaluated: others may name what is imported for type checkers alone, such as
-    # Context.
+    # Only the return annotation is evaluated, because others may name types imported for type checkers alone.
     def stand_in() -> None: ...
 
     stand_in.__annotations__ = {"return": annotation}

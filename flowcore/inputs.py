@@ -72,7 +72,7 @@ class Input(Generic[I]):
         return {name: getattr(given, name) for name in self.fields}
 
     def build(self, values: Mapping[Any, Any]) -> I:
-        """Return the input that these values stand for. They were validated before, so a model does not repeat it."""
+        """Return the input that these values stand for. A pydantic model does not validate them again."""
         kind: Any = self.type
         known = {name: values[name] for name in self.fields if name in values}
         return cast("I", kind.model_construct(**known) if self._is_model else kind(**known))

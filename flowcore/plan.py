@@ -87,7 +87,7 @@ class Node:
         )
         # Whether the step can run inline: the first item is for threads, the second for asyncio.
         self.inline = (self.plain and not self.is_async, self.plain and self.is_async)
-        # The only successor, if this is its only predecessor: a run need not count its in-degree down.
+        # The only successor, if it has no other predecessor: its in-degree need not be counted down.
         self.follows: Node | None = None
         self.undo_attempted = (step.undo or undo) == "attempted"
 

@@ -29,7 +29,7 @@ Predicate = Callable[[BaseException], bool | float]
 
 
 def seconds(value: Duration, what: str) -> float:
-    """Return `value` in seconds. Raises DefinitionError, which names `what`, for anything else than 0 or more."""
+    """Return `value` in seconds. Raises DefinitionError, which names `what`, unless it is 0 or more."""
     # There is no isinstance check for timedelta, because importing datetime costs more than this module.
     given: Any = value
     number: Any = given.total_seconds() if hasattr(given, "total_seconds") else given

@@ -28,7 +28,7 @@ class StepReport:
     status: Status = Status.PENDING
     attempts: int = 0
     waited: float | None = None
-    """seconds from being ready to the start"""
+    """seconds between being ready and starting"""
     ran: float | None = None
     """seconds from the start of the first attempt to the end of the last one, without the backoff between them"""
     backed_off: float | None = None
@@ -154,7 +154,7 @@ class Run:
     @overload
     def __getitem__(self, step: str) -> Any: ...
     def __getitem__(self, step: Any) -> Any:
-        """Return the result of a step, given as such or by name. Raises NoResult, with the reason, if there is none."""
+        """Return the result of a step (a Step or a name). Raises NoResult, with the reason, if there is none."""
         name = step if isinstance(step, str) else self._name_of(step)
         try:
             return self.results[name]

@@ -94,7 +94,7 @@ class StepOptions(TypedDict, total=False):
     pivot: bool
     """if True, nothing is undone once this step is done: a failure then leaves the run incomplete, to be resumed"""
     on_crash: Literal["retry", "undo", "hold"]
-    """what follows if the process died in the step"""
+    """what happens to the step if its process died in it"""
     verify: Callable[[Context], Any] | None
     """called first in that case; returns Landed(result), NotLanded, or None to let `on_crash` decide"""
     expected: type[BaseException] | Iterable[type[BaseException]]

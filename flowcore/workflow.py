@@ -78,7 +78,7 @@ class Workflow(Generic[I]):
 
     `fingerprint`: a function of the same argument. It returns a string that distinguishes one use of a key from
     another; by default all initial values are compared. Values that it leaves out are not compared. A caller who sends
-    the key of another caller then gets the results of that caller, so the caller's identity belongs into the
+    the key of another caller then gets the results of that caller, so the caller's identity belongs in the
     fingerprint or the key.
 
     `deadline`: seconds for a whole run, counted from its first claim.
@@ -254,7 +254,7 @@ class Workflow(Generic[I]):
     ) -> Step[None]:
         """Register a step without a function that ends `duration` (seconds, or a timedelta) after it began.
 
-        Its result is None. A sleeping run holds no thread, and on a durable store no process. Raises as `wait`.
+        Its result is None. A sleeping run holds no thread, and on a durable store no process. Raises as `wait` does.
         """
         name = checked_name(name, "a sleep")
         what = f"duration of sleep {safe_repr(name)}"
@@ -272,8 +272,9 @@ class Workflow(Generic[I]):
     ) -> dict[str, Step[Any]]:
         """Copy the steps of `other` into this workflow, with prefixed names. Returns the copies by their old names.
 
-        In the functions, `ctx[step]` with a step of `other` means the copy of that step. `depends_on`: the dependencies
-        of those copies whose originals have none. Raises DuplicateStep if a name is taken; choose another prefix then.
+        In the copied functions, `ctx[step]` with a step of `other` means the copy of that step. `depends_on`: the
+        dependencies of those copies whose originals have none. Raises DuplicateStep if a name is taken; choose another
+        prefix then.
         """
         before = dependency_names(self, depends_on, f"{prefix}…")
         copies = copied_steps(other, self, prefix, before)
@@ -341,7 +342,8 @@ class Workflow(Generic[I]):
     def check(self) -> list[str]:
         """Return advice on this definition: one sentence for each remedy, which names the steps that need it.
 
-        Raises UnknownDependency or DependencyCycle if the definition cannot run at all.
+        The list is empty if nothing needs a remedy. Raises UnknownDependency or DependencyCycle if the definition
+        cannot run at all.
         """
         return advice(self.plan(), self.deadline, self.undo)
 

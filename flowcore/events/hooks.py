@@ -233,7 +233,7 @@ class Hooks:
 
 
 class _Stopwatch:
-    """Measures how long the hooks of one run take. The run stands for as many as `runs`."""
+    """Measures how long the hooks of one run take. The run stands for `runs` runs."""
 
     def __init__(self, clock: Callable[[], float], runs: int) -> None:
         self.clock = clock
@@ -249,8 +249,7 @@ class _Stopwatch:
             try:
                 answer = call(*args)
             finally:
-                # The line after next makes no call between reading and writing the sum, so no thread comes between.
-                took = self.clock() - began
+                took = self.clock() - began  # read first: a call inside the addition would let another thread in
                 self.seconds[name] += took
             return _TimedScope(self, name, answer) if _is_scope(answer) else answer
 

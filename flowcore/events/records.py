@@ -41,7 +41,7 @@ class WorkflowRegistered(Event):
 
 @dataclass(slots=True, eq=False)
 class RunSubmitted(Event):
-    """`engine.submit` was called. Emitted on the caller's thread; RunRequested follows in the engine's."""
+    """`engine.submit` was called. Emitted on the caller's thread, before the engine emits RunRequested."""
 
     key: str | None
     propagation: str = "link"
