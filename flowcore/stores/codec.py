@@ -13,7 +13,7 @@ str. A stored text is only data: a tag names an entry of a fixed table, and noth
 the text.
 """
 
-# Arguments are checked at run time too, for callers without a type checker.
+# Arguments are checked at run time, for callers without a type checker.
 # Values are of any type, and narrowing Any by `type(value) is dict` leaves a dict of unknowns.
 # pyright: reportUnnecessaryIsInstance=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 # pyright: reportUnknownMemberType=false, reportUnknownLambdaType=false

@@ -33,7 +33,7 @@ A number is written in decimal digits. The seq stands in front of the JSON so th
 two texts of one field without parsing them. All JSON is ASCII.
 """
 
-# Arguments are checked at run time too, for callers without a type checker.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The store of the embedded default: a dict with a lock. It keeps live objects, and loses everything with its
 process."""
 
-# Arguments are checked at run time too, for callers without a type checker.
+# Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class MemoryStore(Operating):
             record = kept.record
             if record.run_id != checkpoint.run_id or record.fence != checkpoint.fence:
                 return Lost()
-            if not kept.live:  # a late copy
+            if not kept.live:  # a late copy of a checkpoint changes nothing
                 return None
             if record.seq < checkpoint.base and not checkpoint.heals:
                 return Behind(record.seq)
@@ -200,7 +200,7 @@ class MemoryStore(Operating):
             known = kept.record
             if known.run_id != end.run_id or (end.fence != known.fence and (end.fence != 0 or kept.before is not None)):
                 return Lost()
-            if not kept.live:  # a late copy
+            if not kept.live:  # a late copy of an ending changes nothing
                 return None
             changes = ending.changes
             if changes is not None and known.seq < changes.base and not changes.heals:

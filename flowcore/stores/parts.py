@@ -54,7 +54,7 @@ def number(fields: Fields, name: str) -> int:
 
 
 def count(fields: Fields, name: str) -> int:
-    """`number`, or 0 where there is no such field."""
+    """The same as `number`, but 0 if there is no such field."""
     return number(fields, name) if name in fields else 0
 
 
@@ -103,7 +103,7 @@ def string(value: object, field: str) -> str:
 
 
 def optional(fields: Fields, name: str) -> str | None:
-    """The text in a field, or None where there is no such field."""
+    """The text in a field, or None if there is no such field."""
     return text(fields, name) if name in fields else None
 
 
@@ -128,7 +128,7 @@ def items(value: object, field: str) -> list[object]:
 
 
 def strings(value: object, field: str) -> dict[str, str]:
-    """A dict of texts."""
+    """A dict with texts as keys and values."""
     return {key: string(text, field) for key, text in mapping(value, field).items()}
 
 

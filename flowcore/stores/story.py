@@ -21,8 +21,8 @@ _LISTED: Final = 200
 
 
 def story(record: RunRecord) -> str:
-    """The run's status and the reason, its owner, and one line for each step that has begun. It has no results and no
-    values."""
+    """Describe a run: its status and the reason, its owner, and a line for each step that has begun, without results
+    and values."""
     if record.problem is not None:
         return f"Record {safe_repr(record.key)} cannot be read: {record.problem}"
     lines = [f"Run {record.run_id} of {safe_repr(record.workflow)}, key {safe_repr(record.key)}: {_standing(record)}"]

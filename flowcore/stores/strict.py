@@ -68,7 +68,7 @@ class Strict:
         return self._encoding.copied(value, Any, "the value sent to", name, run_id)
 
     def ending(self, ending: Ending) -> Ending:
-        """The ending with copies of its results and writes. Only its changes contain those of single steps."""
+        """The ending with copies of the results and writes in its changes, from which a durable store takes them."""
         return ending if ending.changes is None else replace(ending, changes=self.checkpoint(ending.changes))
 
     def _step(self, name: str, step: StepRecord, run_id: str, types: Mapping[str, Any]) -> StepRecord:

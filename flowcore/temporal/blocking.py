@@ -38,11 +38,11 @@ def _blocking(
 
 
 class BlockingTemporalStore:
-    """The verbs of `TemporalStore` for operators, as plain functions. Thread-safe. They must not be called on the
-    thread of a running event loop.
+    """The verbs of `TemporalStore` for operators, as plain functions. Thread-safe, but not for the thread of a running
+    event loop.
 
     `address`: host and port. TLS and API keys come from Temporal's own environment variables and configuration file
-    (TEMPORAL_TLS, TEMPORAL_API_KEY and so on). Each call of a verb has a connection of its own.
+    (TEMPORAL_TLS, TEMPORAL_API_KEY and so on). Each call of a verb opens a connection of its own.
     """
 
     name = "temporal"

@@ -148,7 +148,7 @@ class WorkflowDriver:
 
     @property
     def sent(self) -> dict[str, SentValue]:
-        """What was sent to the run's waits."""
+        """The values that were sent to the run's waits, as plain data."""
         waits = self.run.waits
         return {} if waits is None else {name: pack_sent(sent) for name, sent in waits.sent.items()}
 

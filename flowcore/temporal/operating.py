@@ -182,7 +182,7 @@ class Operators(TemporalServer):
 
     async def hold(self, key: str, /, reason: str | None = None) -> None:
         """Hold a run that waits for a decision: only an operator can decide on it, and its key is refused until then.
-        Raises StoreError for a run that runs, waits for a value or is over."""
+        Raises StoreError for a run that is running, waiting for a value, or over."""
         await self._decide(key, "hold", reason)
 
     async def resume(self, key: str, /, *, reason: str | None = None) -> None:
@@ -190,8 +190,9 @@ class Operators(TemporalServer):
         await self._decide(key, "resume", reason)
 
     async def undo(self, key: str, /, *, reason: str | None = None) -> None:
-        """Undo a run that is held, parked or incomplete. A run that runs, or waits for a value, is cancelled instead:
-        this undoes it too, unless it is past its pivot. Then it is left incomplete, and another call undoes it."""
+        """Undo a run that is held, parked or incomplete. A run that is running or waits for a value is cancelled
+        instead. This undoes it too, unless it is past its pivot: then it is left incomplete, and another call undoes
+        it."""
         await self._decide(key, "undo", reason)
 
     async def cancel(self, key: str, /, *, reason: str | None = None) -> None:
@@ -200,8 +201,8 @@ class Operators(TemporalServer):
         await self._decide(key, "cancel", reason)
 
     async def release(self, key: str, /, *, force: bool = False) -> None:
-        """Give up a run that waits for a decision, so that the next call with its key starts afresh. `force`: give up a
-        run that runs, or waits for a value, too; none of its steps are undone. Raises StoreError for a run that is
+        """Give up a run that waits for a decision, so that the next call with its key starts afresh. `force`: also give
+        up a run that is running or waits for a value; none of its steps are undone. Raises StoreError for a run that is
         over."""
         await self._ordered(key, "release", force=force)
         await self._reached(self._handle(key).terminate(reason="released by flowcore"))

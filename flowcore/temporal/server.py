@@ -157,5 +157,5 @@ async def head_of(found: WorkflowExecution, lease: float) -> RunRecord:
 
 
 def is_running(found: WorkflowExecution) -> bool:
-    """Whether the run is not over: it runs, waits for a value, or waits for a decision."""
+    """Whether the run is not over: it is running, waits for a value, or waits for a decision."""
     return found.status is WorkflowExecutionStatus.RUNNING
