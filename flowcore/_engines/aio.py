@@ -103,7 +103,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
             self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
-        """Start the task that looks at the store regularly, if anything needs it. If the task exists already, it looks now."""
+        """Start the task that looks at the store regularly, if anything needs it. An existing task looks now."""
         if self._looking is not None:
             self._looking.ring()
         elif (every := self._look_every()) is not None:
@@ -175,9 +175,10 @@ class AsyncEngine(LoopCalls, LocalEngine):
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> Cancellation:
         """Cancel a run, by its id or its key, as `Engine.cancel` does. May be called from any thread.
 
-        A run of this engine is cancelled at once, whether or not the result is awaited. `await engine.cancel(...)` returns
-        whether a run is being cancelled. On a durable store, this may be a run of another process, which learns of it with
-        its next checkpoint or renewal. In a thread without a running loop, this call itself waits for the store.
+        A run of this engine is cancelled at once, whether or not the result is awaited. `await engine.cancel(...)`
+        returns whether a run is being cancelled. On a durable store, this may be a run of another process, which learns
+        of it with its next checkpoint or renewal. In a thread without a running loop, this call itself waits for the
+        store.
 
         Raises StoreError when it is awaited, or at once in a thread without a running loop.
         """
@@ -202,7 +203,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         return Cancellation(here=False, asked=task)
 
     async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
-        """Send a value to the wait `name` of the run with this key, as `Engine.send` does, without blocking the loop."""
+        """Send a value to the wait `name` of the run with this key, like `Engine.send`, without blocking the loop."""
         context, claim = self._callers_context(), self._claim_of(key)
         try:
             counts, due = await performed_on_loop(self._sent(key, name, value, id), context)
@@ -273,7 +274,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
             self._schedules.ensure()
 
     async def aclose(self, timeout: Duration | None = None) -> None:  # noqa: ASYNC109 - it parks or cancels runs
-        """Start no more runs, and wait for those on this loop. A `timeout` (seconds) means the same as for `Engine.close`."""
+        """Start no more runs, and wait for those on this loop. `timeout` (seconds): see `Engine.close`."""
         limit = None if timeout is None else seconds(timeout, "aclose(timeout=)")
         self._closed = True
         loop = asyncio.get_running_loop()
@@ -291,8 +292,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
     ) -> None:
         """Close the engine.
 
-        After an exception, runs that have not begun are left to other engines, or cancelled in memory. After one that stops
-        the task or the process, runs in flight are also parked, or cancelled in memory.
+        After an exception, runs that have not begun are left to other engines, or cancelled in memory. After one that
+        stops the task or the process, runs in flight are also parked, or cancelled in memory.
         """
         if kind is not None:
             await self._runs.leave_queued(self._settings.grace)

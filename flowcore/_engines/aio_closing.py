@@ -23,8 +23,8 @@ __all__ = ["leave"]
 async def leave(
     futures: Mapping[RunState, AsyncRunFuture], driver: Callable[[RunState], AsyncDriver], limit: float
 ) -> None:
-    """Keep these runs from beginning. On a durable store, they are recorded as queued (within `limit` seconds) and left to
-    other engines; in memory, they are cancelled."""
+    """Keep these runs from beginning. On a durable store, they are recorded as queued (within `limit` seconds) and left
+    to other engines; in memory, they are cancelled."""
     for future in futures.values():
         future.drop()
     recorded = await _recorded(futures, driver, limit)

@@ -48,8 +48,9 @@ _POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before it i
 class AsyncDriver(ThreadCalls):
     """Drives the programs of one run on one event loop.
 
-    The caller's task advances the main program, and each helper program has a task of its own. When a program waits, its
-    task waits with it. Async user code runs inline in the task that advances its program, sync user code on a thread.
+    The caller's task advances the main program, and each helper program has a task of its own. When a program waits,
+    its task waits with it. Async user code runs inline in the task that advances its program, sync user code on a
+    thread.
     """
 
     result: Run | None = None
@@ -113,7 +114,7 @@ class AsyncDriver(ThreadCalls):
         return True
 
     def cancelled_from_outside(self, error: asyncio.CancelledError) -> None:
-        """Stop the run because one of its tasks was cancelled: the caller's own, or any of them if the process stops."""
+        """Stop the run because one of its tasks was cancelled: the caller's own, or any if the process stops."""
         self.cancelled = self.cancelled or error
         interrupted = (
             stopping.hand_over(self.run, error) if is_process_stopping() else stopping.interrupt(self.run, error)
@@ -299,7 +300,7 @@ class AsyncDriver(ThreadCalls):
             self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
 
     def _land(self, call: Call, result: Outcome) -> None:
-        """Record the outcome of an abandoned call that completed late, and wake or start the program that processes it."""
+        """Record the outcome of an abandoned call that completed late, and have a program process it."""
         over = self.run.landed(call, result)
         self._thread_returned(call)
         gate = self._landings.pop(call, None)
@@ -317,8 +318,8 @@ class AsyncDriver(ThreadCalls):
     # -- the other effects ---------------------------------------------------------------------------------------------
 
     async def _ask(self, ask: Ask) -> Outcome:
-        """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which the
-        run never cancels."""
+        """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which
+        the run never cancels."""
         store = self.run.settings.store
         verb = getattr(store, ask.verb)
         if not getattr(store, "blocks", True):

@@ -38,19 +38,20 @@ class AsyncRunFuture(asyncio.Future[Run]):
         task.add_done_callback(self._resolve)
 
     async def recorded(self) -> None:
-        """Wait until the store has recorded the run: from then on it survives this process, and any engine that recovers
-        may run it. Await this before you confirm to a client that its request was accepted.
+        """Wait until the store has recorded the run: from then on it survives this process, and any engine that
+        recovers may run it. Await this before you confirm to a client that its request was accepted.
 
-        Raises the error that refused the run, as awaiting the future does: IdempotencyError, NotSerializable or StoreError.
-        Returns at once if the run replays the earlier outcome of its key, and for a run without a key in memory.
+        Raises the error that refused the run, as awaiting the future does: IdempotencyError, NotSerializable or
+        StoreError. Returns at once if the run replays the earlier outcome of its key, and for a run without a key in
+        memory.
         """
         await self._decided.wait()
         if not self._claimed:
             self.result()
 
     async def decided(self) -> None:
-        """Wait, for at most one second, until the run is claimed, refused or over. Its claim may take longer: if another
-        process has just claimed the key, it may wait until that process's run has ended."""
+        """Wait, for at most one second, until the run is claimed, refused or over. Its claim may take longer: if
+        another process has just claimed the key, it may wait until that process's run has ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SOON):
                 await self._decided.wait()
@@ -61,7 +62,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
         return self._decided.is_set()
 
     async def begun(self) -> bool:
-        """Wait as `recorded` does. Returns whether this engine has claimed the run, instead of replaying an earlier one."""
+        """Wait as `recorded` does. Returns whether this engine has claimed the run (and not replayed another)."""
         await self.recorded()
         return self._claimed
 
@@ -76,13 +77,13 @@ class AsyncRunFuture(asyncio.Future[Run]):
         return self._task.cancel(msg)
 
     def cancel_run(self) -> bool:
-        """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone. Returns
-        False if it has ended already."""
+        """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone.
+        Returns False if it has ended already."""
         return self.cancel()
 
     async def waiting(self) -> Run:
-        """Wait until the run has ended, or has nothing to do but wait, and return its Run. In the second case, its status is
-        `waiting`. Cancelling this call does not cancel the run."""
+        """Wait until the run has ended, or has nothing to do but wait, and return its Run. In the second case, its
+        status is `waiting`. Cancelling this call does not cancel the run."""
         while self._pause is None and not self.done():
             paused = self._pauses or asyncio.get_running_loop().create_future()
             self._pauses = paused
@@ -100,8 +101,8 @@ class AsyncRunFuture(asyncio.Future[Run]):
             raise
 
     def pause(self, run: Run | None) -> None:
-        """For engines: note that the run has nothing to do but wait (`run` is its Run), or that it has resumed (None). Call
-        it in the loop's thread only."""
+        """For engines: note that the run has nothing to do but wait (`run` is its Run), or that it has resumed (None).
+        Call it in the loop's thread only."""
         self._pause = run
         if run is not None:
             self._wake()

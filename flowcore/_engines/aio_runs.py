@@ -51,8 +51,8 @@ class LiveAsyncRuns(LiveRuns[AsyncDriver]):
 
 
 class AsyncRuns:
-    """The runs of one `AsyncEngine`, and the threads of their sync steps. Runs in flight keep this object alive; it does
-    not keep the engine alive."""
+    """The runs of one `AsyncEngine`, and the threads of their sync steps. Runs in flight keep this object alive; it
+    does not keep the engine alive."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
@@ -158,8 +158,8 @@ class AsyncRuns:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def leave_queued(self, limit: float) -> None:
-        """Drop the runs of this loop that have not begun. On a durable store, they are recorded as queued and left to other
-        engines; in memory, they are cancelled."""
+        """Drop the runs of this loop that have not begun. On a durable store, they are recorded as queued and left to
+        other engines; in memory, they are cancelled."""
         loop = asyncio.get_running_loop()
         mine = {run: future for run, future in self.queued.items() if future.get_loop() is loop}
         for run in mine:
@@ -167,8 +167,8 @@ class AsyncRuns:
         await leave(mine, partial(AsyncDriver, cancels=0, pool=self.pool, tasks=self.tasks), max(limit, MARGIN))
 
     async def close(self, limit: float | None, looking: Sequence[asyncio.Task[Any]]) -> None:
-        """Wait for the runs on this loop, and for the tasks that look at the store (`looking`). A `limit` means the same as
-        the timeout of `Engine.close`."""
+        """Wait for the runs on this loop, and for the tasks that look at the store (`looking`). A `limit` means the
+        same as the timeout of `Engine.close`."""
         settings, loop, me = self._settings, asyncio.get_running_loop(), asyncio.current_task()
         self.closing = True
         if limit is None:

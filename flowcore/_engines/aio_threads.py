@@ -21,8 +21,8 @@ _CLOSED: Final = object()
 
 
 class Gate:
-    """A value for which a program's task waits. A cancellation of the task is reported to the driver and does not end the
-    wait."""
+    """A value for which a program's task waits. A cancellation of the task is reported to the driver and does not end
+    the wait."""
 
     __slots__ = ("_answer", "_driver", "_future")
 
@@ -49,8 +49,8 @@ class Gate:
 
 
 class ThreadCalls(ABC):
-    """The part of an `AsyncDriver` that runs sync user code on threads. All methods but `_tell` are called in the loop's
-    thread."""
+    """The part of an `AsyncDriver` that runs sync user code on threads. All methods but `_tell` are called in the
+    loop's thread."""
 
     def __init__(self, run: RunState, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
         self.run = run
@@ -107,13 +107,13 @@ class ThreadCalls(ABC):
         return result
 
     def _limit_the_wait(self, call: Call) -> asyncio.TimerHandle | None:
-        """Limit how long a call waits for a thread: until the run's deadline and, on a durable store, one lease at most."""
+        """Limit how long a call waits for a thread: until the deadline and, on a durable store, for one lease."""
         seconds = patience(self.run)
         return None if seconds is None else self.loop.call_later(seconds, self._waited_long, call)
 
     def _waited_long(self, call: Call) -> None:
-        """End a call's wait for a thread. At the deadline, the step fails. After a lease, the run is parked so that another
-        process can take it over, unless a call of the run is in flight."""
+        """End a call's wait for a thread. At the deadline, the step fails. After a lease, the run is parked so that
+        another process can take it over, unless a call of the run is in flight."""
         run = self.run
         if run.deadline is not None and run.settings.clock() >= run.deadline:
             self._drop_queued_call(call, timed_out=True)
@@ -136,7 +136,7 @@ class ThreadCalls(ABC):
         gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
 
     def _tell(self, callback: Callable[[], None]) -> None:
-        """Schedule `callback` in the loop, from another thread. Does nothing if the loop is closed: nothing waits then."""
+        """Schedule `callback` in the loop, from another thread. Does nothing if the loop is closed."""
         try:
             self.loop.call_soon_threadsafe(callback)
         except RuntimeError:

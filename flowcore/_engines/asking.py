@@ -75,8 +75,8 @@ async def asked_on_loop(call: StoreCall, context: contextvars.Context) -> Any:
 
 
 def perform(program: Program[T], ask: Callable[[str, object], Any]) -> T:
-    """Perform, in this thread, a program that only calls the store (through `ask`) and sleeps between the calls. Returns
-    the program's result."""
+    """Perform, in this thread, a program that only calls the store (through `ask`) and sleeps between the calls.
+    Returns the program's result."""
     answer: Any = None
     while True:
         try:

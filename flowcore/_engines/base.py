@@ -150,8 +150,8 @@ class EngineBase:
         until_waiting: bool = False,
         recovering: str | None = None,
     ) -> RunState:
-        """Create a run that is about to start. Raises FlowcoreError once the engine is closed, and what `checked_request`
-        raises."""
+        """Create a run that is about to start. Raises FlowcoreError once the engine is closed, and what
+        `checked_request` raises."""
         if self._closed:
             raise FlowcoreError("this engine is closed: it starts no more runs.")
         request = checked_request(
@@ -219,8 +219,8 @@ def this_process() -> Owner:
 
 
 def patience(run: RunState) -> float | None:
-    """The most seconds for which a run waits for a thread: until its deadline and, on a durable store, one lease at most.
-    None means no limit."""
+    """The most seconds for which a run waits for a thread: until its deadline and, on a durable store, one lease at
+    most. None means no limit."""
     limits = [] if run.deadline is None else [run.deadline - run.settings.clock()]
     if run.settings.durable:
         limits.append(run.settings.lease)
@@ -234,7 +234,7 @@ def call_title(run: RunState, call: Call) -> str:
 
 
 def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> Run:
-    """Return the Run, or raise the error of a failed run. With `check=False`, an Exception is raised only without a Run."""
+    """Return the Run, or raise the run's error. With `check=False`, an Exception is raised only without a Run."""
     if error is not None and (check or result is None or not isinstance(error, Exception)):
         raise error
     assert result is not None  # noqa: S101 - a driver ends with one of the two

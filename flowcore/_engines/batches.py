@@ -46,8 +46,8 @@ def completed(
 ) -> Generator[Run, None, None]:
     """Submit a run for each item and yield the Runs. At most `most` runs are in flight or not yet yielded.
 
-    `works`: whether this thread is one of the engine's. Such a thread works on the oldest run instead of waiting for any.
-    If the generator is closed early, it takes no further item and drops the runs that have not begun.
+    `works`: whether this thread is one of the engine's. Such a thread works on the oldest run instead of waiting for
+    any. If the generator is closed early, it takes no further item and drops the runs that have not begun.
     """
     waiting: deque[RunFuture] = deque()
     done: SimpleQueue[RunFuture] = SimpleQueue()

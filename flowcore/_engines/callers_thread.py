@@ -56,7 +56,7 @@ class CallersThread(ABC):
         """End the run's waits and, with `cancel`, its calls. May be called from any thread."""
 
     def run_here(self, ctrl_c: SigintGuard | None) -> None:
-        """Drive the run to its end; the calling thread takes part. `ctrl_c` handles SIGINT and is removed at the end."""
+        """Drive the run to its end; the calling thread takes part. `ctrl_c` handles SIGINT meanwhile."""
         self._starts.clear()
         self._ctrl_c = ctrl_c
         if ctrl_c is not None:
@@ -108,7 +108,7 @@ class CallersThread(ABC):
             self._is_struck(error)
 
     def _is_struck(self, error: BaseException) -> None:
-        """Cancel the run because a signal handler of the user, such as one that calls sys.exit(), has raised `error`."""
+        """Cancel the run because a user's signal handler, such as one that calls sys.exit(), has raised `error`."""
         self.struck = error
         self.cancel(error)
 

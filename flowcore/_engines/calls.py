@@ -1,4 +1,4 @@
-"""The methods that all engines on event loops share: submitting runs, singly or as a batch, and reading their records."""
+"""The methods that all engines on event loops share: submitting runs and batches, and reading records."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class LoopCalls(EngineBase, ABC):
     ) -> AsyncRunFuture:
         """Start a run in a task of its own, on the running loop. Awaiting the future raises what `run` raises.
 
-        This call must not block the loop, so it returns before the store has been called: `await future.recorded()` waits
-        until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its own, linked
-        to the caller's trace; "child" makes it a part of the caller's trace. Raises QueueFull if `max_queued` submitted
-        runs have not begun yet.
+        This call must not block the loop, so it returns before the store has been called: `await future.recorded()`
+        waits until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its
+        own, linked to the caller's trace; "child" makes it a part of the caller's trace. Raises QueueFull if
+        `max_queued` submitted runs have not begun yet.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(self._unbegun())
@@ -63,15 +63,15 @@ class LoopCalls(EngineBase, ABC):
         ordered: bool = False,
         check: bool = False,
     ) -> AsyncGenerator[Run, None]:
-        """Run the workflow for each item. Returns an iterator of the Runs, including failed ones, in the order in which they
-        end, or with `ordered` in the order of the items.
+        """Run the workflow for each item. Returns an iterator of the Runs, including failed ones, in the order in which
+        they end, or with `ordered` in the order of the items.
 
         `values(item)` and `key(item)` return each run's initial values (default: the item itself) and idempotency key.
         Items are taken lazily, while fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet
-        yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for a run of
-        another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing the iterator
-        early takes no further item and cancels the runs in flight.
+        yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed
+        run. With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for
+        a run of another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing
+        the iterator early takes no further item and cancels the runs in flight.
         """
 
         def submit(item: T) -> AsyncRunFuture:
@@ -127,8 +127,8 @@ class LoopCalls(EngineBase, ABC):
         return page
 
     def _claim_of(self, name: str) -> AsyncRunFuture | None:
-        """The run with this key or id that was submitted on this loop and is not claimed yet, or None. Such a run may be
-        missing from the store; it is claimed or refused in a moment."""
+        """The run with this key or id that was submitted on this loop and is not claimed yet, or None. Such a run may
+        be missing from the store; it is claimed or refused in a moment."""
         loop = asyncio.get_running_loop()
         mine = (future for future in list(self._unclaimed()) if future.get_loop() is loop)
         return next((future for future in mine if name in {future.key, future.run_id}), None)

@@ -79,8 +79,8 @@ def period(value: Duration, what: str) -> float:
 
 
 def runs_here(until: str, *, durable: bool) -> bool:
-    """Whether a caller of `run` with this `until=` drives the run itself: to its end, or until it waits in a durable store.
-    If not, the run is submitted. Raises DefinitionError."""
+    """Whether a caller of `run` with this `until=` drives the run itself: to its end, or until it waits in a durable
+    store. If not, the run is submitted. Raises DefinitionError."""
     if until not in {"end", "waiting"}:
         raise DefinitionError(f"until= must be 'end' or 'waiting', not {safe_repr(until)}.")
     return until == "end" or durable

@@ -45,14 +45,15 @@ class RunFuture(Future[Run]):
         return True
 
     def cancel_run(self) -> bool:
-        """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone. Returns
-        False if it has ended already."""
+        """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone.
+        Returns False if it has ended already."""
         return self.cancel() or self._cancel(self._driver.run, f"run {self.run_id} was cancelled by cancel_run().")
 
     def result(self, timeout: float | None = None) -> Run:
         """The Run, once it has ended. Raises what `Engine.run` raises, and TimeoutError after `timeout` seconds.
 
-        In a step on a thread of the same engine, this call first works on the run, and `timeout` counts only after that.
+        In a step on a thread of the same engine, this call first works on the run, and `timeout` counts only after
+        that.
         """
         self._help_out()
         return super().result(timeout)
@@ -63,8 +64,8 @@ class RunFuture(Future[Run]):
         return super().exception(timeout)
 
     def waiting(self, timeout: float | None = None) -> Run:
-        """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has ended,
-        and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
+        """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has
+        ended, and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
         with self._paused:
             if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
                 raise TimeoutError(f"Run {self.run_id} has neither ended nor begun to wait in {timeout:g} s.")
@@ -73,7 +74,7 @@ class RunFuture(Future[Run]):
         return self.result()
 
     def first_pause(self) -> Run:
-        """Wait as `waiting` does, for a caller that does not have this future: interrupting this call cancels the run."""
+        """Wait as `waiting` does, for a caller that does not have this future: an interruption cancels the run."""
         try:
             return self.waiting()
         except BaseException:
@@ -81,7 +82,7 @@ class RunFuture(Future[Run]):
             raise
 
     def pause(self, run: Run | None) -> None:
-        """For engines: note that the run has nothing to do but wait (`run` is its Run), or that it has resumed (None)."""
+        """For engines: note that the run has nothing to do but wait (`run` is its Run), or has resumed (None)."""
         with self._paused:
             self._pause = run
             self._paused.notify_all()

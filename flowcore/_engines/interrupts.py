@@ -18,16 +18,16 @@ from typing import Any, Final
 __all__ = ["SigintGuard", "guard", "hold_sigint", "raised_by_signal", "restore"]
 
 _SIGINT: Final = int(signal.SIGINT)
-# signal.signal converts numbers to enums and back, which takes as long as a small run; this is the function that it calls.
+# signal.signal calls this function and converts numbers to enums and back, which takes as long as a small run.
 _set_handler: Final[Callable[[int, Any], Any]] = vars(signal)["_signal"].signal
 
 
 class SigintGuard:
     """The handler of SIGINT for one run in the main thread.
 
-    While `in_step` is set, an interrupt is raised in user code. While `in_undo` is set, only a second interrupt is raised:
-    the first one waits until everything is undone. Otherwise an interrupt is only counted, and `ring` is called, which must
-    be safe in a signal handler.
+    While `in_step` is set, an interrupt is raised in user code. While `in_undo` is set, only a second interrupt is
+    raised: the first one waits until everything is undone. Otherwise an interrupt is only counted, and `ring` is
+    called, which must be safe in a signal handler.
     """
 
     __slots__ = ("before", "count", "in_step", "in_undo", "raised", "ring")
@@ -70,7 +70,7 @@ def raised_by_signal(error: BaseException | None) -> bool:
 
 
 def guard() -> SigintGuard | None:
-    """Take SIGINT over for a run in the main thread. Returns None in other threads, or if the user has a handler for it."""
+    """Take SIGINT over for a run in the main thread. Returns None elsewhere, or if the user has a handler for it."""
     if threading.current_thread() is not threading.main_thread():
         return None
     mine = SigintGuard()

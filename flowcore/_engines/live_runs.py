@@ -1,4 +1,4 @@
-"""The runs in flight of an engine, and the ways to act on them from outside: cancel, wake or park them, or send values."""
+"""The runs in flight of an engine, and how to act on them from outside: to cancel, wake or park them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RELEASED: Final = 0.001
 class LiveRuns(dict[RunState, D | None], ABC):
     """The runs in flight of an engine, each with its driver, or with None if it runs inline.
 
-    This object refers neither to the engine nor to its settings, so that the callbacks of leases, of the store and of the
-    interpreter's exit can refer to it without keeping the engine alive.
+    This object refers neither to the engine nor to its settings, so that the callbacks of leases, of the store and of
+    the interpreter's exit can refer to it without keeping the engine alive.
     """
 
     @abstractmethod
@@ -58,11 +58,11 @@ class LiveRuns(dict[RunState, D | None], ABC):
             self.left[run] = None
 
     def follow(self, run: RunState) -> None:
-        """Call this once the continuation of a run that was left to its store is in flight, or its caller gets the Run."""
+        """Call this once the continuation of a run that was left to its store is in flight, or its caller has a Run."""
         self.left.pop(run, None)
 
     def find(self, run_id: str | None, key: str | None) -> RunState | None:
-        """The run with this id or key, or None: one in flight, or one that was left to its store and is about to continue."""
+        """The run with this id or key, or None: one in flight, or one left to its store that is about to continue."""
         # A run may move from one collection to the next meanwhile, so they are searched in the order of its moves.
         for run in chain(list(self), list(self.left), list(self)):
             if is_meant(run, run_id, key):
@@ -112,8 +112,8 @@ class LiveRuns(dict[RunState, D | None], ABC):
         return claimed or [run for run in found if run.request.wait is None]
 
     def hand_on(self, key: str, name: str, sent: Sent) -> Sent | None:
-        """Pass a value to the runs with this key. Returns the value that counts, which may be an earlier one, or None if
-        there is no such run. Raises SendRefused if a run in memory does not wait for it."""
+        """Pass a value to the runs with this key. Returns the value that counts, which may be an earlier one, or None
+        if there is no such run. Raises SendRefused if a run in memory does not wait for it."""
         counts: Sent | None = None
         for run in self.with_key(key):
             # The store of a durable run has already decided which value counts.

@@ -1,4 +1,5 @@
-"""The base of `Engine` and `AsyncEngine`, which run steps in this process, recover runs of their store, and keep schedules.
+"""The base of `Engine` and `AsyncEngine`, which run steps in this process, recover runs of their store, and keep
+schedules.
 
 The work with the store is written once for both, as programs that yield store calls: `Engine` makes these calls, and
 `AsyncEngine` awaits them.
@@ -44,7 +45,7 @@ class LocalEngine(PeriodicEngine):
         """Look at the store regularly from now on, for recovery or for surveys, if they are needed."""
 
     def _recover_also(self, workflow: Workflow[Any]) -> None:
-        """Recover the runs of this workflow, too. An engine without `recover_every` does so once per lease from now on."""
+        """Recover the runs of this workflow, too: once per lease, if the engine has no `recover_every`."""
         if workflow not in self.workflows:
             self.workflows = (*self.workflows, workflow)
             self._recovery.include(workflow)
@@ -53,8 +54,8 @@ class LocalEngine(PeriodicEngine):
             self._begin_looking()
 
     def _keep_runs(self, live: LiveRuns[Any], local: LocalRuns, at_once: int | None) -> Leases | None:
-        """Connect the runs in flight with recovery, leases and the store. Returns the Leases that renew them, or None if the
-        store is not durable. None of these objects keeps the engine alive."""
+        """Connect the runs in flight with recovery, leases and the store. Returns the Leases that renew them, or None
+        if the store is not durable. None of these objects keeps the engine alive."""
         self._live, self._local, self._claims.local = live, local, local
         room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
         self._recovery = Recovery(self._settings, self.workflows, partial(list[RunState], live), at_once=room)
@@ -104,8 +105,8 @@ class LocalEngine(PeriodicEngine):
             log.warning("a recovery round failed: %s: %s", type(error).__name__, safe_str(error, 200))
 
     def _looked(self, begin: Callable[[list[RunState]], object]) -> Asking[float | None]:
-        """Count the runs in the store and `begin` those to be resumed, each if it is due. Returns the seconds until the next
-        look, or None if none is needed."""
+        """Count the runs in the store and `begin` those to be resumed, each if it is due. Returns the seconds until the
+        next look, or None if none is needed."""
         if self._surveys and self._recovery.survey_due():
             yield from self._surveyed("survey")
         if self.recover_every is not None and self._recovery.round_due(self.recover_every) and not self._closed:
@@ -133,8 +134,8 @@ class LocalEngine(PeriodicEngine):
         return min([*every, *([] if self.recover_every is None else [self.recover_every])], default=None)
 
     def _looks_once_more(self) -> bool:
-        """Whether the caller must plan one more look at the store, for the time when the present leases would have expired.
-        It must if the engine does not recover regularly and no such look is planned yet."""
+        """Whether the caller must plan one more look at the store, for the time when the present leases would have
+        expired. It must if the engine does not recover regularly and no such look is planned yet."""
         if not self.store.durable or self.recover_every is not None or not self.workflows or self._looks_again:
             return False
         self._looks_again = True

@@ -42,16 +42,17 @@ class PeriodicEngine(EngineBase, ABC):
         """Run a workflow once at each planned time, however many engines on the same store have the same schedule.
 
         `cron`: five fields, in `timezone` (default UTC); needs the extra `schedule`. Or `every`: a period, counted from
-        1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned time that returns them.
-        `missed`: which fires are made up for if no engine began them in time: none ("skip"), the "latest", or "all", one
-        after another; only those within half of the store's retention. `overlap`: what happens to a fire while the previous
-        run is in progress: it is skipped ("skip"), waits ("queue"), or cancels that run and begins after it ("cancel").
-        `jitter`: seconds by which each fire may be delayed, by the same amount on every engine. `name`: identifies the
-        schedule across engines (default: the workflow's name).
+        1970-01-01T00:00Z. `values`: the initial values of each run, or a function of its planned time that returns
+        them. `missed`: which fires are made up for if no engine began them in time: none ("skip"), the "latest", or
+        "all", one after another; only those within half of the store's retention. `overlap`: what happens to a fire
+        while the previous run is in progress: it is skipped ("skip"), waits ("queue"), or cancels that run and begins
+        after it ("cancel"). `jitter`: seconds by which each fire may be delayed, by the same amount on every engine.
+        `name`: identifies the schedule across engines (default: the workflow's name).
 
-        The run of a fire has the key `schedule/NAME/TIME` and `ctx.scheduled_at`, and is never repeated, even if it fails.
-        On a durable store, the engine recovers the workflow: every `recover_every` or else every lease. Thread-safe. An
-        AsyncEngine begins to look at its schedules on the running loop, or else with its first use on a loop.
+        The run of a fire has the key `schedule/NAME/TIME` and `ctx.scheduled_at`, and is never repeated, even if it
+        fails. On a durable store, the engine recovers the workflow: every `recover_every` or else every lease.
+        Thread-safe. An AsyncEngine begins to look at its schedules on the running loop, or else with its first use on a
+        loop.
 
         Raises DefinitionError for invalid options, AsyncStepInSyncEngine, FlowcoreError once the engine is closed, and
         ImportError without the extra.
@@ -75,7 +76,7 @@ class PeriodicEngine(EngineBase, ABC):
 
     @contextmanager
     def _round(self, kind: str = "recover") -> Generator[contextvars.Context, None, None]:
-        """Report a round, its duration and its error to the hooks. Yields the contextvars context for its store calls."""
+        """Report a round, its duration and its error to the hooks. Yields the context for its store calls."""
         hooks, clock = self._settings.hooks, self._settings.clock
         context, began, error = contextvars.copy_context(), clock(), None
         event = MaintenanceStarted("", "", began, {}, kind)

@@ -1,4 +1,4 @@
-"""The thread (of an `Engine`) or tasks (of an `AsyncEngine`, one per loop) that regularly call recovery or schedules."""
+"""The thread (of an `Engine`) or tasks (of an `AsyncEngine`) that regularly call recovery or schedules."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _log = logging.getLogger("flowcore")
 class RecoveryThread:
     """Calls the method `look` regularly on a thread, until this is closed or the method's object is garbage-collected.
 
-    Each wait takes as many seconds as `look` returned, or `every` seconds if it returned None; `ring` ends it. An exception
-    of `look` is logged and does not end the thread. `what`: the purpose, for the thread's name and the log. Thread-safe. In
-    a forked child, `start` must be called again.
+    Each wait takes as many seconds as `look` returned, or `every` seconds if it returned None; `ring` ends it. An
+    exception of `look` is logged and does not end the thread. `what`: the purpose, for the thread's name and the log.
+    Thread-safe. In a forked child, `start` must be called again.
     """
 
     def __init__(self, look: Callable[[], float | None], every: float, what: str = "recovery") -> None:
@@ -79,8 +79,8 @@ def _look_often(
 
 
 class RecoveryTasks:
-    """Like RecoveryThread, but with a task on each loop on which `ensure` is called. Thread-safe, except that `ensure` and
-    `close` must be called in the loop's own thread."""
+    """Like RecoveryThread, but with a task on each loop on which `ensure` is called. Thread-safe, except that `ensure`
+    and `close` must be called in the loop's own thread."""
 
     def __init__(self, look: Callable[[], Awaitable[float | None]], every: float, what: str = "recovery") -> None:
         self._look = weakref.WeakMethod(look)

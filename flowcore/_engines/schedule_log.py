@@ -1,7 +1,8 @@
 """The log of a schedule in a durable store: since when the schedule's fires count, and which of them were skipped.
 
-An entry is a record without a run, claimed with `once=`: the first engine that writes it decides for all. The store deletes
-ended records after its retention. Entries are therefore renewed twice in that time, in periods that all engines share.
+An entry is a record without a run, claimed with `once=`: the first engine that writes it decides for all. The store
+deletes ended records after its retention. Entries are therefore renewed twice in that time, in periods that all engines
+share.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Log:
         return now
 
     def renew(self, now: float) -> Generator[Ask, Any, None]:
-        """Copy the last entry into the present period, unless an engine with another definition has written that entry."""
+        """Copy the last entry into the present period, unless it was written with another definition."""
         current = int(now // self._period)
         period, _, record = yield from self._last(current)
         if record is not None and period < current and self._is_same(record.values):
@@ -83,8 +84,8 @@ class Log:
         return (values.get("cron"), values.get("every"), values.get("timezone")) == self._schedule.times
 
     def _last(self, current: int) -> Generator[Ask, Any, tuple[int, int, RunRecord | None]]:
-        """The period, the number and the record of the last entry, in the current period or else in the previous one. The
-        number is -1 and the record None if there is no entry."""
+        """The period, the number and the record of the last entry, in the current period or else in the previous one.
+        The number is -1 and the record None if there is no entry."""
         for period in (current, current - 1):
             number = 0
             while number < _CHANGES and (yield self._head(period, number)) is not None:

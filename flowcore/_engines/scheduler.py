@@ -1,8 +1,9 @@
-"""The scheduler: it finds the fires that are due, begins their runs, and records and reports the fires that are not begun.
+"""The scheduler: it finds the fires that are due, begins their runs, and records and reports the fires that are not
+begun.
 
 Its methods are programs: they yield calls of the store and of the engine, and read the time only through the engine's
-settings. Any number of engines look at the same schedule without a leader. The first engine that records a run, or a skip,
-under the key of a fire decides on that fire.
+settings. Any number of engines look at the same schedule without a leader. The first engine that records a run, or a
+skip, under the key of a fire decides on that fire.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Fire:
 class Scheduled:
     """One schedule of one engine. Use it in one thread or task at a time.
 
-    `begin`: see Begin. `cancel`: cancels the run with a key, if it is in flight in this engine. `emit`: reports to hooks.
+    `begin`: see Begin. `cancel`: cancels the run with a key, if it is in flight in this engine. `emit`: reports to
+    hooks.
     """
 
     def __init__(
@@ -194,9 +196,9 @@ class Scheduled:
                 self._queue.append(Fire(latest, latest in late, before))
 
     def _given_up(self) -> list[datetime]:
-        """Remove from the queue, now that another fire is due, those that failed to begin. Returns the fires that the new
-        one replaces. Fires with a fault of their own are skipped instead; if `missed` is "all" or `overlap` is "queue", no
-        other fires are removed."""
+        """Remove from the queue, now that another fire is due, those that failed to begin. Returns the fires that the
+        new one replaces. Fires with a fault of their own are skipped instead; if `missed` is "all" or `overlap` is
+        "queue", no other fires are removed."""
         patient = self.schedule.missed == "all" or self.schedule.overlap == "queue"
         failed = [fire for fire in self._queue if fire.error is not None]
         faulty = [fire for fire in failed if isinstance(fire.error, _FAULTS)]
@@ -239,7 +241,7 @@ class Scheduled:
             self._blocked_since = None
 
     def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
-        """Begin or skip a fire, unless another engine has decided on it. Returns False if it must wait for the previous run."""
+        """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it."""
         head = yield self._head(fire.at)
         if head is not None:
             yield from self._saw(fire.at, head)
@@ -283,7 +285,7 @@ class Scheduled:
         return [at for at, head in heads.items() if head is None]
 
     def _skip(self, fire: Fire, why: str, reason: str) -> Generator[Ask, Any, None]:
-        """Record for all engines that this fire is not begun, and report that, unless another engine has decided on it."""
+        """Record for all engines that this fire is not begun, and report it, unless an engine has decided on it."""
         if self._log is not None:
             values = {"schedule": self.schedule.name, "skipped": why, "in_progress": self._running}
             if not (yield from self._log.skip(fire_key(self.schedule.name, fire.at), values, reason)):

@@ -27,7 +27,7 @@ def made_here(
 
 
 def announce(settings: Settings, key: str, name: str) -> dict[str, str]:
-    """Report to the hooks that a value is about to be sent. Returns the carrier that they want to be recorded with it."""
+    """Report to the hooks that a value is about to be sent. Returns the carrier to be recorded with it."""
     carrier: dict[str, str] = {}
     if ValueSent in settings.hooks.wanted:
         with hold_sigint():

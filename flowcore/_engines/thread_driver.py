@@ -46,8 +46,9 @@ Parked = Call | Sleep | AwaitAbandoned
 class Driver(CallersThread):
     """Drives the programs of one run on threads.
 
-    One thread at a time advances a program: the caller's own (in `Engine.run`), or one of the pool's. A program that sleeps
-    or waits holds no thread; it is posted to one when it can continue. A call with a timeout never runs on the caller's thread.
+    One thread at a time advances a program: the caller's own (in `Engine.run`), or one of the pool's. A program that
+    sleeps or waits holds no thread; it is posted to one when it can continue. A call with a timeout never runs on the
+    caller's thread.
     """
 
     recorded: Claim | None = None
@@ -107,8 +108,8 @@ class Driver(CallersThread):
         return True
 
     def help_out(self) -> None:
-        """Work on the run until it is over, on a thread of the pool that waits for it. Returns at once if another thread
-        does so already."""
+        """Work on the run until it is over, on a thread of the pool that waits for it. Returns at once if another
+        thread does so already."""
         self._serve()
 
     def look(self) -> None:
@@ -204,8 +205,8 @@ class Driver(CallersThread):
         return TAKEN_OVER
 
     def _elsewhere(self, program: Program[Any], call: Call) -> None:
-        """Make a call with a timeout on a thread of the pool, because calls on the caller's thread cannot be abandoned."""
-        # If this is a pool thread, which waits for a nested run, it may be the last one. An undo must not wait for a thread.
+        """Make a call with a timeout on a pool thread, because calls on the caller's thread cannot be abandoned."""
+        # A pool thread that waits here for a nested run may be the last one. An undo must not wait for a thread.
         beyond = call.shielded or self._pool.owns_current_thread()
         self._queued_calls[call] = program
         if not self._pool.put(partial(self._called_elsewhere, call), first=True, beyond=beyond):
@@ -341,9 +342,9 @@ class Driver(CallersThread):
         if parked:
             self._post(self._main, None)
 
-    def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002 - the plainest name
-        """Have a thread advance `program` with `answer`: the caller's thread if it is idle, or else a thread of the pool or
-        the caller's, whichever is free first. The pool may be full of threads that wait for this run."""
+    def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002
+        """Have a thread advance `program` with `answer`: the caller's thread if it is idle, or else a thread of the
+        pool or the caller's, whichever is free first. The pool may be full of threads that wait for this run."""
         with self._lock:
             self._letters.append((program, answer))
             to_caller, self._caller_idle = self._caller_idle, False

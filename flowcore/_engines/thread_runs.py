@@ -54,7 +54,7 @@ class LiveThreadRuns(LiveRuns[Driver]):
             driver.look()
 
     def drop(self, why: str) -> None:
-        """End the runs that have not begun. Those that are recorded are released, so that other engines can begin them."""
+        """End the runs that have not begun. Recorded ones are released, so that other engines can begin them."""
         dropped = [
             driver
             for run, driver in list(self.items())
@@ -154,8 +154,8 @@ class ThreadRuns:
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
     def queue(self, run: RunState, *, check: bool, only_new: bool = False) -> RunFuture:
-        """Have a thread of the pool begin a run, which is recorded as queued first on a durable store. `only_new`: cancel it
-        (and its future) if its key is not free."""
+        """Have a thread of the pool begin a run, which is recorded as queued first on a durable store. `only_new`:
+        cancel it (and its future) if its key is not free."""
         driver = self.driver(run, execute(run))
         future = RunFuture(driver, self.pool, self.cancel)
         run.on_pause = future.pause
@@ -189,8 +189,8 @@ class ThreadRuns:
                 driver.on_over(driver)
 
     def _expire(self, driver: Driver, deadline: float) -> None:
-        """End a queued run at its deadline if abandoned calls occupy all threads. (A deadline counts from the run's claim,
-        but without a thread the run is never claimed.)"""
+        """End a queued run at its deadline if abandoned calls occupy all threads. (A deadline counts from the run's
+        claim, but without a thread the run is never claimed.)"""
         if self.pool.exhausted:
             run_id, name = driver.run.run_id, safe_repr(driver.run.workflow.name)
             driver.drop(RunTimeout(f"run {run_id} of {name} did not begin before its deadline: no thread was free."))
@@ -198,7 +198,7 @@ class ThreadRuns:
             self.timers.after(deadline, partial(self._expire, driver, deadline))
 
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
-        """Continue a submitted run that waits in its store, or resolve the future of one that is over or was dropped."""
+        """Continue a submitted run that waits in its store, or resolve the future of one that ended or was dropped."""
         self.queued.pop(driver, None)
         self.over(driver)
         if driver.result is not None and driver.result.status is Status.WAITING:
@@ -224,13 +224,13 @@ class ThreadRuns:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def drop_queued(self) -> None:
-        """Drop the runs that have not begun: recorded runs are left to other engines, and runs in memory are cancelled."""
+        """Drop the runs that have not begun: recorded runs are left to other engines, others are cancelled."""
         for future in [] if self._settings.durable else list(self.queued.values()):
             future.cancel()
         self.live.drop(CLOSED)
 
     def close(self, limit: float | None) -> None:
-        """Wait for the accepted runs, and end the threads. A `limit` means the same as the timeout of `Engine.close`."""
+        """Wait for the accepted runs, and end the threads. `limit` (seconds): see the timeout of `Engine.close`."""
         settings = self._settings
         with self._quiet:
             self.closing = True

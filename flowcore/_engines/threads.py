@@ -46,17 +46,18 @@ T = TypeVar("T")
 class Engine(LocalEngine):
     """Runs workflows on threads. By default, it keeps runs in memory and emits no events.
 
-    Thread-safe; create one engine and keep it. Works with or without `with`. `store`: where runs are claimed and recorded;
-    `hooks`: callables that get events; `max_workers`: the most steps of one run at a time, and the most threads of the
-    engine (default 32); `lease`: seconds after which a run on a durable store can be taken over, unless its engine renews
-    the lease; `grace`: seconds to wait for an abandoned step before continuing without it; `workflows`: those whose runs
-    `recover` resumes; `recover_every`: seconds between two rounds of recovery; `store_patience`: seconds for which a run
-    waits for an unreachable store; `max_queued`: how many submitted runs may wait for a thread; `max_takeovers`: a run
-    that crashed more owners than this in a row, without progress, is held; `recover_at_once`: the most recovered runs in
-    flight (default: half of `max_workers`); `namespace`: a part of all step keys (default: that of the store, which is the
-    prefix of a Redis store and otherwise empty). Two engines that share an external service, such as a payment provider,
-    but no store need different namespaces. `park_after`: seconds; a run on a durable store that has nothing to do but wait
-    for backoffs longer than this is left to its store.
+    Thread-safe; create one engine and keep it. Works with or without `with`. `store`: where runs are claimed and
+    recorded; `hooks`: callables that get events; `max_workers`: the most steps of one run at a time, and the most
+    threads of the engine (default 32); `lease`: seconds after which a run on a durable store can be taken over, unless
+    its engine renews the lease; `grace`: seconds to wait for an abandoned step before continuing without it;
+    `workflows`: those whose runs `recover` resumes; `recover_every`: seconds between two rounds of recovery;
+    `store_patience`: seconds for which a run waits for an unreachable store; `max_queued`: how many submitted runs may
+    wait for a thread; `max_takeovers`: a run that crashed more owners than this in a row, without progress, is held;
+    `recover_at_once`: the most recovered runs in flight (default: half of `max_workers`); `namespace`: a part of all
+    step keys (default: that of the store, which is the prefix of a Redis store and otherwise empty). Two engines that
+    share an external service, such as a payment provider, but no store need different namespaces. `park_after`:
+    seconds; a run on a durable store that has nothing to do but wait for backoffs longer than this is left to its
+    store.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Engine(LocalEngine):
             self._schedules.after_fork()
 
     def _begin_looking(self) -> None:
-        """Start the thread that looks at the store regularly, if anything needs it. If it exists already, it looks now."""
+        """Start the thread that looks at the store regularly, if anything needs it. An existing thread looks now."""
         if self._looking is not None:
             self._looking.ring()
         elif (every := self._look_every()) is not None:
@@ -125,8 +126,8 @@ class Engine(LocalEngine):
             return self._schedules
 
     def schedules(self) -> builtins.list[ScheduleStatus]:
-        """The status of each schedule of this engine: its next fires, and its last fire with the outcome, as the store has
-        recorded them. Raises StoreError."""
+        """The status of each schedule of this engine: its next fires, and its last fire with the outcome, as the store
+        has recorded them. Raises StoreError."""
         return [] if self._schedules is None else self._schedules.statuses()
 
     def run(
@@ -144,15 +145,15 @@ class Engine(LocalEngine):
         """Run a workflow to its end; the calling thread takes part.
 
         `values`: the initial values of its context. `idempotency_key`: two calls with the same key are one run. `wait`:
-        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take. `once`: use
-        the outcome of an earlier run with the key, even if it failed; without `once`, a failed or compensated run releases
-        its key, and this call begins a new run. `until`: with "waiting", the call also returns when the run has nothing to
-        do but wait. Its status is then `waiting`; a durable run resumes in an engine that recovers, a run in memory in this
-        engine.
+        seconds to wait for the outcome of another run that has the key. `deadline`: seconds the run may take. `once`:
+        use the outcome of an earlier run with the key, even if it failed; without `once`, a failed or compensated run
+        releases its key, and this call begins a new run. `until`: with "waiting", the call also returns when the run
+        has nothing to do but wait. Its status is then `waiting`; a durable run resumes in an engine that recovers, a
+        run in memory in this engine.
 
-        Raises the failed step's own exception, with a note that names the run and the step and lists what was undone, or
-        CompensationFailed if an undo failed, too. With `check=False`, a failed run is returned like any other. Refused
-        claims (IdempotencyError), definition errors and BaseExceptions are still raised.
+        Raises the failed step's own exception, with a note that names the run and the step and lists what was undone,
+        or CompensationFailed if an undo failed, too. With `check=False`, a failed run is returned like any other.
+        Refused claims (IdempotencyError), definition errors and BaseExceptions are still raised.
         """
         if until != "end" and not runs_here(until, durable=self.store.durable):
             future = self.submit(
@@ -206,11 +207,11 @@ class Engine(LocalEngine):
     ) -> RunFuture:
         """Start a run on the engine's own threads, and return its future, which raises what `run` raises.
 
-        `propagation`: "link" gives the run a trace of its own, linked to the caller's trace; "child" makes it a part of the
-        caller's trace. On a durable store, the run is recorded as queued before this call returns: it survives the process,
-        and any engine that recovers may run it. Raises QueueFull if `max_queued` runs have not begun, NotSerializable, and
-        StoreError if the run could not be recorded. A step on a thread of the engine may wait for the future's result: its
-        thread then works on that run.
+        `propagation`: "link" gives the run a trace of its own, linked to the caller's trace; "child" makes it a part of
+        the caller's trace. On a durable store, the run is recorded as queued before this call returns: it survives the
+        process, and any engine that recovers may run it. Raises QueueFull if `max_queued` runs have not begun,
+        NotSerializable, and StoreError if the run could not be recorded. A step on a thread of the engine may wait for
+        the future's result: its thread then works on that run.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(len(self._runs.queued))
@@ -228,15 +229,16 @@ class Engine(LocalEngine):
         ordered: bool = False,
         check: bool = False,
     ) -> Generator[Run, None, None]:
-        """Run the workflow for each item. Returns an iterator of the Runs, including failed ones, in the order in which they
-        end, or with `ordered` in the order of the items.
+        """Run the workflow for each item. Returns an iterator of the Runs, including failed ones, in the order in which
+        they end, or with `ordered` in the order of the items.
 
         `values(item)` and `key(item)` return each run's initial values (default: the item itself) and idempotency key.
         Items are taken lazily, while fewer than `concurrency` (default: `max_workers`) runs are in flight or not yet
-        yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed run.
-        With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for a run of
-        another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing the iterator
-        early, or a Ctrl-C, takes no further item and drops the runs that have not begun. Can be used inside a step.
+        yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed
+        run. With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for
+        a run of another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing
+        the iterator early, or a Ctrl-C, takes no further item and drops the runs that have not begun. Can be used
+        inside a step.
         """
 
         def submit(item: T) -> RunFuture:
@@ -248,20 +250,20 @@ class Engine(LocalEngine):
 
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
         """Cancel a run, by its id or its key: running steps get at most `grace`, the run is undone, and its caller gets
-        StepCancelled. On a durable store, it may be a run of another process, which learns of it with its next checkpoint or
-        renewal. Returns False if there is no such run or it was ending already. Raises StoreError."""
+        StepCancelled. On a durable store, it may be a run of another process, which learns of it with its next
+        checkpoint or renewal. Returns False if there is no such run or it was ending already. Raises StoreError."""
         run = self._live.find(run_id, key)
         if run is not None:
             return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
         return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
 
     def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
-        """Send a value to the wait `name` of the run with this key (or this id, if the run has no key), in any process that
-        uses the store. The value is kept until the run comes to that wait; only the first value counts.
+        """Send a value to the wait `name` of the run with this key (or this id, if the run has no key), in any process
+        that uses the store. The value is kept until the run comes to that wait; only the first value counts.
 
-        Returns True if this value counts, and False if another one was sent before. `id`: a name for this value; sending a
-        value with the same id again returns True again. Raises RunNotFound for an unknown key; SendRefused for a run that
-        is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
+        Returns True if this value counts, and False if another one was sent before. `id`: a name for this value;
+        sending a value with the same id again returns True again. Raises RunNotFound for an unknown key; SendRefused
+        for a run that is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
         """
         context = self._callers_context()
         counts, due = performed(self._sent(key, name, value, id), context)
@@ -293,8 +295,8 @@ class Engine(LocalEngine):
         after: str | None = None,
         text: str | None = None,
     ) -> Page:
-        """A page of the store's runs, newest first, filtered as by `Store.list_runs`. `after`: the `cursor` of the previous
-        page. Raises DefinitionError for an unknown status, and StoreError."""
+        """A page of the store's runs, newest first, filtered as by `Store.list_runs`. `after`: the `cursor` of the
+        previous page. Raises DefinitionError for an unknown status, and StoreError."""
         ask = partial(
             self.store.list_runs,
             status=status,
@@ -310,9 +312,10 @@ class Engine(LocalEngine):
         """Resume the runs of `workflows` that have no live owner and are due: crashed, parked, past their pivot, or
         released by an operator; at most `recover_at_once` at a time.
 
-        Waits for the resumed runs and returns them, failed ones included. Their errors are not raised; StoreError is raised
-        if the store cannot list the runs. (The rounds of `recover_every=` do not wait for their runs.) A run whose owner has
-        just crashed keeps its lease for a while: the engine looks again by itself once that lease would have expired.
+        Waits for the resumed runs and returns them, failed ones included. Their errors are not raised; StoreError is
+        raised if the store cannot list the runs. (The rounds of `recover_every=` do not wait for their runs.) A run
+        whose owner has just crashed keeps its lease for a while: the engine looks again by itself once that lease would
+        have expired.
         """
         resumed: list[Driver] = []
         over: SimpleQueue[Driver] = SimpleQueue()
@@ -365,9 +368,9 @@ class Engine(LocalEngine):
     def close(self, timeout: Duration | None = None) -> None:
         """Start no more runs, and wait for those that were accepted.
 
-        With a `timeout` (seconds), runs that have not begun are left to other engines, or cancelled in memory. Runs on a
-        durable store are parked: they begin no further step, and resume on another engine. Runs in memory that have not
-        ended at the timeout are cancelled. Calls that are still in flight then have `grace` to end.
+        With a `timeout` (seconds), runs that have not begun are left to other engines, or cancelled in memory. Runs on
+        a durable store are parked: they begin no further step, and resume on another engine. Runs in memory that have
+        not ended at the timeout are cancelled. Calls that are still in flight then have `grace` to end.
 
         Raises FlowcoreError if a step of this engine calls it, because it would wait for that step.
         """
@@ -389,8 +392,8 @@ class Engine(LocalEngine):
     ) -> None:
         """Close the engine.
 
-        After an exception, runs that have not begun are left to other engines, or cancelled in memory. After one that stops
-        the process, runs in flight are also parked, or cancelled in memory.
+        After an exception, runs that have not begun are left to other engines, or cancelled in memory. After one that
+        stops the process, runs in flight are also parked, or cancelled in memory.
         """
         if kind is not None:
             self._runs.drop_queued()

@@ -22,8 +22,8 @@ _log = logging.getLogger("flowcore")
 class Workers:
     """At most `limit` threads, started when first needed, that run jobs in the order in which they came.
 
-    A thread whose job was abandoned is replaced, up to `limit` further threads, and ends when its job returns. All threads
-    are daemons: they do not keep the interpreter alive. The owner of the pool closes it.
+    A thread whose job was abandoned is replaced, up to `limit` further threads, and ends when its job returns. All
+    threads are daemons: they do not keep the interpreter alive. The owner of the pool closes it.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -100,8 +100,9 @@ class Workers:
         return threading.current_thread() in self._threads
 
     def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> bool:
-        """Run `job` on a thread. Returns False if it has to wait for one; with `first`, it then waits before all other jobs,
-        as jobs of runs that have begun do. With `beyond`, a job never waits: if no thread is idle, one beyond the limit is started."""
+        """Run `job` on a thread. Returns False if it has to wait for one; with `first`, it then waits before all other
+        jobs, as jobs of runs that have begun do. With `beyond`, a job never waits: if no thread is idle, one beyond the
+        limit is started."""
         with self._lock:
             if self._idle:
                 self._idle.pop().inbox.put(job)
@@ -129,7 +130,7 @@ class Workers:
         return worker.inbox.get()
 
     def close(self, timeout: float | None) -> None:
-        """End idle threads now and the others after their job; wait for them at most `timeout` seconds (None: no limit)."""
+        """End idle threads now, and others after their job. Waits at most `timeout` seconds (None: no limit)."""
         with self._lock:
             self._closed = True
             threads = list(self._threads)
