@@ -92,7 +92,7 @@ class Process(SimulatedCode):
         self._asks = 0
         self._inline = False  # whether the inline path is running
         self._begun = False  # whether the main program exists
-        self._due = 0  # acts that are scheduled and replies that are awaited, without those of its heartbeat
+        self._due = 0  # scheduled actions and awaited replies, without those of its heartbeat
         self._thaws = 0.0  # the process is stopped until this moment
         self._settings = Settings(
             store=network.store,

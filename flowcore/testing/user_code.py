@@ -73,8 +73,8 @@ class SimulatedCode(ABC):
         """Cancel the run."""
 
     def _call_inline(self, node: Node, fn: Callable[..., Any], ctx: Context) -> Any:
-        """Perform a call of the inline path. Other acts take place before it returns, as they do while a thread runs
-        user code. The call cannot be given up, so it ends early if its run is interrupted."""
+        """Perform a call of the inline path. Other actions take place before it returns, as they do while a thread
+        runs user code. The call cannot be given up, so it ends early if its run is interrupted."""
 
         def interrupted() -> bool:
             return self.x.interrupted

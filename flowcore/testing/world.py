@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 __all__ = ["VirtualClock", "World"]
 
-_ENDLESS = 1_000_000  # A simulation that is not over after so many acts counts as endless.
+_ENDLESS = 1_000_000  # A simulation that is not over after so many actions counts as endless.
 
 
 class VirtualClock:
@@ -23,7 +23,7 @@ class VirtualClock:
 
 
 class World:
-    """The agenda of a simulation: acts, and when they are due. All choices are drawn from one seed."""
+    """The agenda of a simulation: actions, and when they are due. All choices are drawn from one seed."""
 
     def __init__(self, seed: int, clock: VirtualClock) -> None:
         self.clock = clock
@@ -44,11 +44,12 @@ class World:
         return self._runner
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
-        """Perform `act` so many seconds from now. The seed draws the order of acts that are due at the same moment."""
+        """Perform `act` so many seconds from now. The seed draws the order of actions that are due at the same
+        moment."""
         heapq.heappush(self._agenda, (self.now + seconds, self.random.random(), next(self._numbers), act))
 
     def run(self) -> bool:
-        """Perform all acts, in order of time, until none is left. Returns False if the simulation does not end."""
+        """Perform all actions, in order of time, until none is left. Returns False if the simulation does not end."""
         for _ in range(_ENDLESS):
             if not self._agenda:
                 return True
@@ -57,8 +58,8 @@ class World:
         return False
 
     def let_pass(self, seconds: float, unless: Callable[[], bool]) -> None:
-        """Let so many seconds pass in the middle of an act, and perform the acts that are due meanwhile. Returns early
-        as soon as `unless()` is true."""
+        """Let so many seconds pass in the middle of an action, and perform the actions that are due by then. Returns
+        early as soon as `unless()` is true."""
         until = self.now + seconds
         while not unless() and self._agenda and self._agenda[0][0] <= until:
             self.clock.now, _, _, act = heapq.heappop(self._agenda)

@@ -118,7 +118,7 @@ def from_seed(seed: int) -> Plot:
 
 
 def played(plot: Plot, *, observed: bool = True) -> Tale:
-    """Play a plot. `observed`: whether the engines have hooks."""
+    """Play a plot, and return its tale. `observed`: whether the engines have hooks."""
     effects: list[Effect] = []
     spec = plot.spec
     workflow, store = built(spec, effects), SimulatedStore()

@@ -37,7 +37,7 @@ def m(name: str, module: str, old: str, new: str) -> Mutant:
 
 
 MUTANTS = (
-    # what is undone, and in which order
+    # which steps are undone, and in which order
     m("undo in forward order", "undo", "run.to_undo.pop()", "run.to_undo.pop(0)"),
     m("drop the last undo", "undo", "while run.undoes and run.to_undo:", "while run.undoes and len(run.to_undo) > 1:"),
     m("undo nothing at all", "undo", "if not run.to_undo:", "if run.to_undo:"),
@@ -187,7 +187,7 @@ MUTANTS = (
         "or not run.succeed():",
         "or not (run.succeed() or True):",
     ),
-    # what starts
+    # which steps start
     m(
         "start after a failure",
         "run_state",
@@ -333,7 +333,7 @@ MUTANTS = (
         "            if pause is None:",
         "            if pause is not None:",
     ),
-    # how it ends
+    # the end of a run
     m(
         "success with steps unrun",
         "run_state",

@@ -262,7 +262,7 @@ def two_branches() -> Workflow:
 def test_a_seed_is_a_schedule() -> None:
     wf = two_branches()
     orders = {tuple(simulate(wf, seed=seed).journal) for seed in range(200)}
-    assert len(orders) == 24  # every order of four
+    assert len(orders) == 24  # Four steps can start in 24 orders.
     for seed in range(20):
         first, second = simulate(wf, seed=seed), simulate(wf, seed=seed)
         assert first.journal == second.journal
@@ -354,7 +354,7 @@ def test_a_simulated_crash_in_async_code_is_one_too() -> None:
         await asyncio.sleep(0)
         done.append(ctx.step)
 
-    for fn in (pay, lambda ctx: pay(ctx)):  # noqa: PLW0108 - a plain function that answers with a coroutine
+    for fn in (pay, lambda ctx: pay(ctx)):  # noqa: PLW0108 - a plain function that returns a coroutine
         wf = Workflow("async payment")
         wf.add_step("pay", fn)
         for fault, times in ((Fault.CRASH_BEFORE, 1), (Fault.CRASH_AFTER, 2)):

@@ -122,7 +122,7 @@ class Refusal:
 
 @dataclass
 class Owner:
-    """The owner of a run. It calls the store as an engine does, and gives each change the next number."""
+    """The owner of a run. It calls the store as an engine does, and numbers its changes (`seq`) one after the other."""
 
     suite: Suite
     claim: Claim
