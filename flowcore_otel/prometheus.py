@@ -56,7 +56,7 @@ class _PrometheusSeries(Series):
                 polled = OF_THREADS if _MULTIPROCESS else POLLED
                 registry.register(_PolledGauges(self, polled))
                 for metric in names.METRICS:
-                    if metric not in polled and metric.labels:  # one without labels would show 0 at once
+                    if metric not in polled and metric.labels:  # a metric without labels shows 0 at once
                         self._metrics[metric] = _registered(metric, registry, settings.buckets)
                 self.settings, self.by_step = settings, settings.by_step
 

@@ -122,7 +122,7 @@ class StepTracing:
         if event.attempts > 1:
             attributes[names.STEP_ATTEMPT] = event.attempts
             attributes[names.STEP_BACKOFF] = event.backoff
-        attempts = family.attempts.pop(event.step, None)  # breaks a reference cycle by an error's traceback
+        attempts = family.attempts.pop(event.step, None)  # breaks a reference cycle through an error's traceback
         recorded = None if attempts is None else attempts.recorded
         if attempts is not None and attempts.timed_out and event.outcome is _SUCCESS:
             attributes[names.STEP_LATE] = event.at - attempts.ended

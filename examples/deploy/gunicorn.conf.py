@@ -1,4 +1,4 @@
-"""gunicorn's settings for wsgi.py: a worker that has to stop parks its runs, which ends the requests that wait for them."""
+"""gunicorn's settings for wsgi.py: a worker that has to stop parks its runs, which ends their requests."""
 
 import signal
 import threading

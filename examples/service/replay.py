@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Answer:
-    """The last response to a line, and what came before it."""
+    """The last response to a line, and how often the client had to wait for it."""
 
     line: Line
     status: int
