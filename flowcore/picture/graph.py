@@ -46,7 +46,7 @@ def graph_svg(plan: Plan, name: str, reports: Mapping[str, StepReport] | None = 
     widths = [max(_SMALLEST, *(len(_label(node)) * _CHARACTER + 24 for node in layer)) for layer in layers]
     lefts = [20 + sum(widths[:column]) + column * _GAP for column in range(len(layers))]
     tall = max(map(len, layers), default=0) * _ROW + 24
-    boxes: dict[int, tuple[float, float, float]] = {}  # left, right and middle, by index
+    boxes: dict[int, tuple[float, float, float]] = {}  # left, right and middle, by the step's index
     for layer, left, width in zip(layers, lefts, widths, strict=True):
         top = (tall - len(layer) * _ROW) / 2
         for place, node in enumerate(layer):

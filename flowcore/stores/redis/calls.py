@@ -140,7 +140,8 @@ class Calls:
 
     def _enter(self, *, writes: bool) -> Asked[bool]:
         """Check that the prefix was set up with this number of shards and this codec's secret: with others, keys would
-        not be found. With `writes`, set up a new prefix. Returns False if the secret is not there yet."""
+        not be found. With `writes`, set up a new prefix. Returns False if a secret is missing, because the
+        prefix was not set up yet."""
         sealing = self._encoding.sealing
         names = [self._prefixes[0] + b"shards", self._prefixes[0] + b"secret"]
         secret = sealing.secret_text() if writes and sealing.hides else ""

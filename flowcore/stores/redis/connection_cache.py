@@ -21,7 +21,7 @@ from .errors import is_reply
 __all__ = ["AsyncKept", "Kept"]
 
 _PAUSE: Final = 0.005  # seconds without a command, after which the pool checks again; no server restarts as quickly
-_MOMENT: Final = 1.0  # seconds
+_MOMENT: Final = 1.0  # seconds for which a connection is kept at most
 _SHARE: Final = 8  # one of so many connections that the pool may open can be kept
 _MOST: Final = 32  # connections that are kept
 _SHORT: Final = 1 << 16  # bytes; a longer command may have to wait for room in the socket's buffer
@@ -71,7 +71,7 @@ class Kept:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._spare = threading.Semaphore(_number(client))  # how many more may be kept
+        self._spare = threading.Semaphore(_number(client))  # how many more connections may be kept
         self._idle: deque[_One] = deque()
         after_fork_in_child(self, Kept._after_fork)
 
@@ -81,7 +81,7 @@ class Kept:
         self._idle = deque()
 
     def execute_command(self, *command: Any, **options: Any) -> Any:
-        """Send a command and answer with its reply."""
+        """Send a command and return its reply."""
         idle = self._idle
         try:
             one = idle.pop()
@@ -127,7 +127,7 @@ class AsyncKept:
         self._idle: list[_One] = []
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
-        """Send a command and answer with its reply."""
+        """Send a command and return its reply."""
         if self._free is None:
             return await self.client.execute_command(*command, **options)
         async with self._free:

@@ -77,7 +77,7 @@ class Listing:
         return [*cursor, min(share, max(number, _LEAST), _WINDOW), _WINDOW, *self._arguments]
 
     def add(self, replies: Sequence[Sequence[Sequence[bytes]]]) -> None:
-        """Add the entries in the replies to `calls`, and clear `calls`."""
+        """Add the entries in `replies`, one reply for each of `calls`, and clear `calls`."""
         calls, self.calls = self.calls, []
         for (shards, _), answers in zip(calls, replies, strict=True):
             for number, (more, *texts) in zip(shards, answers, strict=True):

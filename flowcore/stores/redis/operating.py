@@ -273,7 +273,7 @@ class OperatorVerbs(Calls):
         known["shards"] = self._shards
         try:
             counts = yield from self.counts()
-        except StoreUnavailable:  # such as a user who may not run scripts
+        except StoreUnavailable:  # e.g. a user who may not run scripts
             return {**known, **dict.fromkeys(OPEN, "unknown")}
         return {**known, **{word: sum(n for (_, status), n in counts.items() if status == word) for word in OPEN}}
 

@@ -163,7 +163,7 @@ class RedisStore:
                     pipeline.execute_command(*command, **_RAW, **_node(client, command))
                 replies: list[Any] = pipeline.execute(raise_on_error=False)
                 return replies
-        except Exception as error:  # noqa: BLE001 - the verb looks at it
+        except Exception as error:  # noqa: BLE001 - the verb handles it
             return _failed(wanted, error)
 
 
@@ -260,7 +260,7 @@ class AsyncRedisStore:
         kept = await self._client()
         client = kept.client
         try:
-            if hasattr(client, "nodes_manager"):  # until it knows the cluster, it sends commands to any node
+            if hasattr(client, "nodes_manager"):  # until the client knows its cluster, it sends commands to any node
                 await client.initialize()
             if isinstance(wanted, Everywhere):
                 return [await client.execute_command(*wanted.command, **node) for node in _primaries(client)]
@@ -271,7 +271,7 @@ class AsyncRedisStore:
                     pipeline.execute_command(*command, **_RAW)
                 replies: list[Any] = await pipeline.execute(raise_on_error=False)
                 return replies
-        except Exception as error:  # noqa: BLE001 - the verb looks at it
+        except Exception as error:  # noqa: BLE001 - the verb handles it
             return _failed(wanted, error)
 
 
@@ -298,7 +298,7 @@ async def _closed(connection: AsyncGenerator[Any]) -> None:
 
 
 def _primaries(client: Any) -> list[dict[str, Any]]:
-    """Return the options that send a command to each primary of a cluster; without a cluster, empty options once."""
+    """Return the options that send a command to each primary of a cluster, or one empty set of options without one."""
     if not hasattr(client, "get_primaries"):
         return [{}]
     return [{"target_nodes": node} for node in client.get_primaries()]

@@ -42,7 +42,7 @@ _RENEWALS: Final = (
     Renewal.CANCEL,
     Renewal.SENT,
     Renewal.UNDO,
-)  # by the number that the script returns
+)  # indexed by the number that the script returns
 _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "before_by": "by", "before_since": "since"}
 
 
@@ -133,7 +133,7 @@ class Verbs(OperatorVerbs):
         return (yield from self._refused(checkpoint))
 
     def _refused(self, checkpoint: Checkpoint) -> Asked[Lost | None]:
-        """Return why a checkpoint was not written, for good. Raises StoreUnavailable if a retry may succeed."""
+        """Return why a checkpoint cannot be written. Raises StoreUnavailable if a retry may succeed."""
         record = yield from self._found(checkpoint.key, heads=False)
         if record is None:
             return Lost(gone=True)
@@ -207,11 +207,11 @@ class Verbs(OperatorVerbs):
         )
 
     def find(self, key: str, /) -> Asked[RunRecord | None]:
-        """The record under a key, or None."""
+        """Return the record under a key, or None."""
         return (yield from self._found(key, heads=False))
 
     def head(self, key: str, /) -> Asked[RunRecord | None]:
-        """The record under a key without values, results and steps, or None."""
+        """Return the record under a key, without values, results and steps, or None."""
         return (yield from self._found(key, heads=True))
 
     def _found(self, key: str, *, heads: bool) -> Asked[RunRecord | None]:

@@ -224,7 +224,7 @@ def put(db: sqlite3.Cursor, number: int, texts: Mapping[str, str]) -> int:
     raised: list[tuple[int, str, str]] = []
     rows = 0
     for name, text in texts.items():
-        if name[1] == ":":  # a step's, or a write's
+        if name[1] == ":":  # a field of a step or a write
             raised.append((number, name, text))
         elif name not in _IN_RUNS and text not in _NOTHING:
             db.execute(PUT, (number, name, text))
