@@ -35,7 +35,7 @@ class Hook(Protocol):
 
     `wants`: a frozenset of the event types that it gets. Without it, it gets every event but HooksMeasured.
 
-    `lone_attempts = False`: AttemptStarted and AttemptFinished are left out for steps that allow only one attempt.
+    `lone_attempts`: if False, it gets AttemptStarted and AttemptFinished only of steps that allow several attempts.
 
     `handlers`: a mapping from event types to functions that are called in place of the hook, which saves a call.
 
@@ -241,7 +241,7 @@ class _Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def timed(self, name: str, call: Call) -> Call:
-        """Return `call` with its time, and that of a scope that it returns, added to the seconds of `name`."""
+        """Wrap `call`, so that its seconds, and those of a scope that it returns, are added to those of `name`."""
         self.seconds.setdefault(name, 0.0)
 
         def timed(*args: Any) -> Any:
@@ -295,7 +295,7 @@ _NO_HOOKS: Final = Hooks()
 def entered(
     hook: Hook, answer: Any, context: contextvars.Context, scopes: list[Entered] | None
 ) -> list[Entered] | None:
-    """Enter the `answer` of a hook to a start event, if it is a scope, in `context`. Returns `scopes` plus it."""
+    """Enter the `answer` of a hook to a start event, if it is a scope, in `context`. Returns all scopes so far."""
     if _is_scope(answer):
         context.run(answer.__enter__)
         scopes = [] if scopes is None else scopes

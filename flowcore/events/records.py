@@ -141,10 +141,10 @@ class RunJoined(Event):
 
 @dataclass(slots=True, eq=False)
 class RunFinished(Event):
-    """The run has ended here."""
+    """The run has ended in this process, or waits in its store from now on."""
 
     outcome: Status
-    """the status of the run; `waiting` if it waits in its store from now on: RunStarted follows when it is resumed"""
+    """the status of the run; after `waiting`, another RunStarted follows when the run is resumed"""
     duration: float
     error: BaseException | None
     skipped: tuple[str, ...]
