@@ -262,7 +262,7 @@ def two_branches() -> Workflow:
 def test_a_seed_is_a_schedule() -> None:
     wf = two_branches()
     orders = {tuple(simulate(wf, seed=seed).journal) for seed in range(200)}
-    assert len(orders) == 24  # Four steps can start in 24 orders.
+    assert len(orders) == 24  # Four steps can end in 24 orders.
     for seed in range(20):
         first, second = simulate(wf, seed=seed), simulate(wf, seed=seed)
         assert first.journal == second.journal
