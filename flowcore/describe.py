@@ -109,10 +109,10 @@ def _clipped(name: str) -> str:
 
 
 def _for_mermaid(name: str) -> str:
-    """Return a name for use in double quotes, escaped because Mermaid may show it as HTML or Markdown."""
+    """Return a name escaped for use in double quotes, where Mermaid may show it as HTML or Markdown."""
     return "".join(_IN_MERMAID.get(char, char) for char in _clipped(name))
 
 
 def _for_dot(name: str) -> str:
-    """Return a name for use in double quotes."""
+    """Return a name escaped for use in double quotes."""
     return _clipped(name).replace("\\", "\\\\").replace('"', '\\"')

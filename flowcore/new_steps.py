@@ -1,4 +1,4 @@
-"""Construction of steps from the options that their definition passes. Invalid options are refused here."""
+"""Construction of steps from the options in their definition. Invalid options are refused here."""
 
 # Arguments are checked at run time, for callers without a type checker.
 # pyright: reportUnnecessaryIsInstance=false, reportPrivateUsage=false

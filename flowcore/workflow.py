@@ -362,7 +362,7 @@ class Workflow(Generic[I]):
         return graph_svg(self.plan(), self.name, None if run is None else run.steps)
 
     def _repr_html_(self) -> str | None:
-        """Return the SVG that a notebook shows; None if the definition cannot run; the repr then says why."""
+        """Return the SVG that a notebook shows; None if the definition cannot run, since its repr says why."""
         try:
             return self.to_svg()
         except FlowcoreError:

@@ -124,7 +124,7 @@ class RunRecovered(Event):
     undone: tuple[str, ...]
     held: tuple[str, ...]
     carriers: Mapping[str, Mapping[str, str]]
-    """the carrier that was stored with each step that had ended, by name"""
+    """the carrier of each step that had ended, by step name"""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +136,7 @@ class RunJoined(Event):
     carrier: Mapping[str, str]
     """the carrier that hooks filled for the run where it was requested"""
     carriers: Mapping[str, Mapping[str, str]]
-    """the carrier of each step that this step or undo depends on, by name"""
+    """the carrier of each step that this one depends on, by step name"""
 
 
 @dataclass(slots=True, eq=False)
@@ -203,7 +203,7 @@ class AttemptFinished(StepEvent):
     duration: float
     error: BaseException | None
     expected: bool = False
-    """whether the step's definition lists the error as one that is to be expected"""
+    """whether the step lists the error in `expected=`"""
 
 
 @dataclass(slots=True, eq=False)
@@ -237,7 +237,7 @@ class StepFinished(StepEvent):
     depends_on: tuple[str, ...]
     max_attempts: int
     expected: bool = False
-    """whether the step's definition lists the error as one that is to be expected"""
+    """whether the step lists the error in `expected=`"""
 
 
 @dataclass(slots=True, eq=False)
