@@ -242,8 +242,8 @@ class Lost:
 
 @dataclass(slots=True)
 class Behind:
-    """The record is older than the last write that the store acknowledged to this owner: a backup was restored, or a
-    replica without that write was promoted. Nothing was written now."""
+    """The record is older than the last write that the store acknowledged to this owner, for example because a backup
+    was restored, or a replica without that write was promoted. Nothing was written now."""
 
     seq: int
     """the highest number that the record has"""
@@ -387,8 +387,8 @@ class Store(Protocol):
         ...
 
     def release(self, key: str, /, *, force: bool = False) -> None:
-        """Give up a run, so that the next call with its key starts afresh. Its record, with values, results and texts,
-        is kept until its retention is over, or until `erase`."""
+        """Give up a run, so that the next call with its key starts afresh. Its record is kept, with the users' data,
+        until its retention is over, or until `erase`."""
         ...
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
@@ -396,9 +396,9 @@ class Store(Protocol):
         errors, carriers, reasons and the fingerprint. Key, run id, workflow, graph, status and times stay until the
         retention is over.
 
-        Erasing does not free a key: if the key of a run was used up, another call with it is a Mismatch until
-        `release`. Raises RunNotFound for an unknown key, and StoreError for a run that is held or not over. With
-        `force`, such a run is first given up, as by `release`.
+        Erasing frees no key: another call with the key of a successful run is a Mismatch until `release`. Raises
+        RunNotFound for an unknown key, and StoreError for a run that is held or not over. With `force`, such a run is
+        first given up, as by `release`.
         """
         ...
 

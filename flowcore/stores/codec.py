@@ -82,7 +82,8 @@ class Codec(Protocol):
 
 
 class JsonCodec:
-    """The default codec: JSON with tags, see the table in flowcore.stores.codec. Stateless and thread-safe."""
+    """The default codec. It writes JSON with tags: see the table in flowcore.stores.codec. Stateless and
+    thread-safe."""
 
     plain = True
 

@@ -1,4 +1,4 @@
-"""Decode the texts that a durable store keeps to a record. `encoding.py` describes their format.
+"""Decode a record from the texts that a durable store keeps. `encoding.py` describes their format.
 
 A record that does not have this format was not written by flowcore. It is refused as a whole, and no part of it is
 used.

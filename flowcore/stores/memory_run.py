@@ -16,7 +16,7 @@ __all__ = ["LiveRun"]
 
 
 class LiveRun:
-    """A run's record, and what only the store knows of the run. It is used under the store's lock."""
+    """A run's record, with fields that only the store needs. It is used under the store's lock."""
 
     __slots__ = ("_steps", "_writes", "before", "delay", "due", "expires", "number", "owner", "record", "started")
 

@@ -17,8 +17,8 @@ __all__ = ["Definition", "definition_of", "register"]
 
 
 class Definition(NamedTuple):
-    """A workflow and its plan. A run on Temporal handles results as the codec's texts, so the defaults of waits in this
-    plan, which are results too, are such texts."""
+    """A workflow and its plan. In this plan, the defaults of waits are the codec's texts, because they become results,
+    and a run on Temporal handles results as texts."""
 
     workflow: Workflow[Any]
     plan: Plan
@@ -29,8 +29,9 @@ _definitions: Final[dict[str, dict[str, Definition]]] = {}
 
 
 def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Encoding) -> None:
-    """Register workflows with the workers of this process that poll `task_queue`. It is also needed before histories of
-    these workflows are replayed. Raises DefinitionError if two of them have the same name, or one is not a workflow."""
+    """Register workflows with the workers of this process that poll `task_queue`. Before their histories can be
+    replayed, they must be registered too. Raises DefinitionError if two of them have the same name, or one is not a
+    workflow."""
     known: dict[str, Definition] = {}
     for workflow in workflows:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]

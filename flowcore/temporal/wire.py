@@ -148,7 +148,7 @@ class StepOutput(TypedDict):
     step started, in seconds since the epoch, and how many seconds it waited, ran and backed off. `late`: how an
     abandoned attempt completed in the end. `in_doubt`: whether the step may have had its effect, whatever `status`
     says. `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
-    `answer`: the answer of `when=`, or of `verify=`: landed (with `value`), not landed, or None.
+    `answer`: what `when=` returned, or what `verify=` returned: landed (with `value`), not landed, or None.
     """
 
     status: str
@@ -168,9 +168,9 @@ class StepOutput(TypedDict):
 
 
 class Outcome(TypedDict):
-    """The record of a run that has ended, or as it is now, with its errors as plain data. `errors`: by step; "" has the
-    error of the run itself, and "undo:" with the name of a step has the error of its undo. `raised`: the error that the
-    caller gets."""
+    """The record of a run, ended or not, with its errors as plain data. `errors`: the errors of steps by name; the
+    error of the run itself is under "", and that of an undo under "undo:" with the step's name. `raised`: the error
+    that the caller gets."""
 
     fields: dict[str, str]
     errors: dict[str, Packed]
