@@ -25,8 +25,8 @@ Responses follow the IETF draft "The Idempotency-Key HTTP Header Field":
 would return. `DELETE` cancels the order, in whichever process it runs, and undoes what was done. An accepted order
 survives the end of the service if its runs are durable.
 
-The response to an order that has run names its traces: `traceresponse` (W3C Trace Context) is the trace of this
-request, and `Original-Trace-Id` of a replay is the trace of the request that did the work.
+The response of `POST /orders` to an order that has run names its traces: `traceresponse` (W3C Trace Context) is the
+trace of this request, and `Original-Trace-Id` of a replay is the trace of the request that did the work.
 
 A service that is stopped finishes the orders in flight. A service that is killed loses the orders in flight and the
 results of earlier ones if its runs are in memory (the default). With `--store sqlite:PATH` or a Redis they survive:
