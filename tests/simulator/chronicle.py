@@ -214,7 +214,7 @@ class Chronicle:
     def _know(self, run: KeptRun, position: int, **changes: Any) -> None:
         run.states.append(replace(run.now, position=position, **changes))
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------------
 
     def run_of(self, fence: int) -> KeptRun | None:
         return next((run for run in self.runs if fence in run.fences()), None)

@@ -175,7 +175,7 @@ def simulated(spec: Spec) -> Told:
     return told
 
 
-# -- what must agree ---------------------------------------------------------------------------------------------------
+# -- the comparison ----------------------------------------------------------------------------------------------------
 
 FACTS = ("step", "attempt", "max_attempts", "attempts", "undo", "outcome", "reason", "depends_on", "trigger")
 
@@ -254,7 +254,7 @@ def test_the_drivers_agree(driver: str, kind: str) -> None:
                     assert one.run.undone == expected.run.undone, here
 
 
-# -- with and without a short cut --------------------------------------------------------------------------------------
+# -- with and without the inline path ----------------------------------------------------------------------------------
 
 _open: ContextVar[tuple[str, ...]] = ContextVar("open", default=())
 """the open scopes, from the outermost to the innermost"""

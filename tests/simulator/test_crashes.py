@@ -86,7 +86,7 @@ def test_a_durable_store_changes_nothing_where_nothing_crashes(seeds: range) -> 
         assert not judged_twice(trial), f"seed {seed}"
 
 
-# -- every point -------------------------------------------------------------------------------------------------------
+# -- crashes at every point --------------------------------------------------------------------------------------------
 
 SAGA = Spec(
     0,
@@ -215,7 +215,7 @@ def test_what_is_held_stays_held_until_an_operator_has_decided() -> None:
         assert undone == ([] if decision == "resume" else ["b", "a"])
 
 
-# -- that the proof proves something -----------------------------------------------------------------------------------
+# -- the stories are not trivial ---------------------------------------------------------------------------------------
 
 EXPECTED = {
     "taken over": 0.3,

@@ -57,7 +57,7 @@ def test_hypothesis_finds_no_broken_promise_and_would_shrink_one(spec: Spec) -> 
     assert not broken, "; ".join(broken)
 
 
-# -- that the proof proves something -----------------------------------------------------------------------------------
+# -- the seeds are not trivial -----------------------------------------------------------------------------------------
 
 EXPECTED = {
     "success": 0.2,

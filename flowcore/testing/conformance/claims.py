@@ -168,7 +168,7 @@ class ClaimRules(Suite):
         assert isinstance(again, Finished), broken("claim-again-after-the-end", again)
         assert again.record.run_id == lost.run_id, broken("claim-again-after-the-end", again)
 
-    # -- after a failure that was undone -------------------------------------------------------------------------------
+    # -- a key that is free again --------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("state", RELEASED)
     def test_after_a_failure_the_key_is_free_for_anything(self, state: str) -> None:
@@ -228,7 +228,7 @@ class ClaimRules(Suite):
         assert self.take_over(fingerprint=None).run_id == owner.run_id, broken("claim-mismatch", "for fingerprint None")
         assert self.record().fingerprint == "fingerprint", broken("claim-takeover", "the run's fingerprint has changed")
 
-    # -- held, done, left, busy ----------------------------------------------------------------------------------------
+    # -- held, finished, resumable and busy runs -----------------------------------------------------------------------
 
     @pytest.mark.parametrize("state", ["compensation_failed", "held", "failure", "incomplete", "parked", "expired"])
     def test_a_held_key_is_held_whatever_the_status(self, state: str) -> None:

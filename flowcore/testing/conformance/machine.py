@@ -301,7 +301,7 @@ class Histories(RuleBasedStateMachine):
             assert record.fence >= known.fence, differs(f"the fence is {record.fence}, {known.fence} at least was due")
             known.fence = record.fence
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- finding and listing runs --------------------------------------------------------------------------------------
 
     def lists(self, status: str | None, key: str) -> bool:
         """Whether the store lists this key under this status."""

@@ -35,7 +35,7 @@ class OperatorRules(Suite):
             owner.ends(Status(state), held=held, failed_step="b", error=ValueError("no"))
         return owner
 
-    # -- looking -------------------------------------------------------------------------------------------------------
+    # -- finding and listing runs --------------------------------------------------------------------------------------
 
     def test_find_answers_the_record_or_none(self) -> None:
         assert self.store.find(self.key) is None, broken("find", "of an unused key")
@@ -124,7 +124,7 @@ class OperatorRules(Suite):
         assert all(isinstance(what, str | int | float) for what in report.values()), broken("about-itself", report)
         assert isinstance(store.gc(), int), broken("about-itself", "gc")
 
-    # -- deciding ------------------------------------------------------------------------------------------------------
+    # -- decisions -----------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_an_unknown_key_is_not_found(self, verb: str) -> None:
@@ -355,7 +355,7 @@ class OperatorRules(Suite):
             again = self.store.claim(owner.claim)
             assert not isinstance(again, Claimed), broken("operators-fence", again)
 
-    # -- forgetting ----------------------------------------------------------------------------------------------------
+    # -- retention -----------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("state", ENDED)
     def test_an_ended_run_is_forgotten_after_its_retention(self, state: str) -> None:

@@ -44,7 +44,7 @@ RULES: Final[dict[str, str]] = {
     "claim-once": "A claim with `once` is Finished where a run with the key has failed; it begins anew where no run has ended: after a "
     "withdrawal or a release.",
     "claim-by-many": "Of many claims at once, by threads or processes, exactly one is Claimed.",
-    # -- what holds at all times ---------------------------------------------------------------------------------------
+    # -- at all times --------------------------------------------------------------------------------------------------
     "fence-rises": "The fence of a key rises with each owner, and never falls; on a durable store not even after its record "
     "was forgotten.",
     "nothing-is-written": "What is answered with Lost, False, Finished, Busy, Mismatch, Held or an error changes nothing in "
@@ -91,7 +91,7 @@ RULES: Final[dict[str, str]] = {
     "taken over as it was, which counts as no takeover.",
     "arrived": "finish as WAITING is Arrived, and writes nothing, where more values were sent than the owner knows, or the run "
     "is to be cancelled or undone.",
-    # -- what is kept --------------------------------------------------------------------------------------------------
+    # -- contents of records -------------------------------------------------------------------------------------------
     "results": "`results` are those of the steps that have one, in the order of seq.",
     "steps": "`steps` has the report of every step that was recorded.",
     "effects": "`effects` are the ended steps with an effect in the order of seq, then all that are running.",
@@ -105,7 +105,7 @@ RULES: Final[dict[str, str]] = {
     "keys-are-literal": "Keys are taken literally: two that differ in anything are two, and what the store cannot keep as a key "
     "is refused with a FlowcoreError.",
     "records-are-copies": "Records of a run that goes on are the asker's own: what comes later does not change them.",
-    # -- finding them --------------------------------------------------------------------------------------------------
+    # -- finding records -----------------------------------------------------------------------------------------------
     "find": "find answers the record under a key, or None.",
     "get-run": "get_run answers the record of a run id, and raises RunNotFound where there is none, or another run has its "
     "key by now.",

@@ -320,7 +320,7 @@ class Suite:
             f"list_runs(status='expired') did not list key {key!r}, with a lease of {SHORT} s,",
         )
 
-    # -- asking --------------------------------------------------------------------------------------------------------
+    # -- claims and records --------------------------------------------------------------------------------------------
 
     @cached_property
     def key(self) -> str:

@@ -181,7 +181,7 @@ class WriteRules(Suite):
         assert taken is not None, broken("claim-takeover")
         assert taken.undoing, broken("undoing-stays", "the next owner does not get it")
 
-    # -- not ours ------------------------------------------------------------------------------------------------------
+    # -- lost runs -----------------------------------------------------------------------------------------------------
 
     def test_who_was_taken_over_is_told_so(self) -> None:
         old = self.begin()
