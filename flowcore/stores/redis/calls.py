@@ -64,7 +64,8 @@ _log = logging.getLogger("flowcore")
 
 @dataclass(slots=True)
 class Answer:
-    """What a script returned about a record. `now`: microseconds by the server's clock."""
+    """What a script returned about a record. `now`: microseconds by the server's clock, or by this process's clock if the
+    user may not call TIME."""
 
     word: str
     now: int
