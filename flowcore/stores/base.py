@@ -100,7 +100,7 @@ class Claim:
     once: bool = False
     deadline: float | None = None
     types: Mapping[str, Any] = field(default_factory=empty)
-    """annotations for the codec: under "s:a" of the result of step `a`, under "w:b" of the context's key `b`"""
+    """annotations for the codec: "s:a" has that of the result of step `a`, "w:b" that of the context's key `b`"""
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Finished:
 
     record: RunRecord
     age: float
-    """seconds since it started"""
+    """seconds since the run began"""
 
 
 @dataclass(slots=True)
@@ -134,9 +134,9 @@ class Busy:
     lease_left: float
     """seconds until its owner's lease ends, or until a waiting run is due by itself; infinite without a limit"""
     waiting_for: tuple[str, ...] = ()
-    """of a waiting run: the steps that wait"""
+    """the steps for which a waiting run waits"""
     due: float | None = None
-    """of a waiting run: its `not_before`"""
+    """`not_before` of a waiting run"""
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class OtherGraph:
 
     run_id: str
     graph: str
-    """the recorded one"""
+    """the recorded graph"""
 
 
 @dataclass(slots=True)
@@ -157,7 +157,7 @@ class Mismatch:
     age: float
     workflow: str
     erased: bool = False
-    """what it was used with has been erased"""
+    """whether the recorded values have been erased, so that nothing can be compared with them"""
 
 
 @dataclass(slots=True)
@@ -173,7 +173,8 @@ ClaimAnswer = Claimed | Finished | Busy | Mismatch | Held | OtherGraph
 
 
 CheckpointAnswer: TypeAlias = "Renewal | Behind | Lost | None"
-"""None: written. Renewal.CANCEL: written, and an operator wants the run cancelled; Renewal.UNDO: and undone."""
+"""None: recorded. Renewal.CANCEL or Renewal.UNDO: recorded, and an operator wants the run cancelled, or cancelled and
+undone."""
 
 
 @dataclass(slots=True)
@@ -189,13 +190,13 @@ class Checkpoint:
     undoing: bool = False
     failed_step: str | None = None
     error: BaseException | None = None
-    """with `undoing`: what failed the run"""
+    """with `undoing`: the error that failed the run"""
     base: int = 0
-    """the highest `seq` that the store has acknowledged to this owner: a record that is behind it has gone back in time"""
+    """the highest `seq` that the store has acknowledged to this owner; a record with a lower one has lost writes"""
     heals: bool = False
-    """it holds all that the owner knows of the run, and brings a record that went back up to date"""
+    """the checkpoint has all that the owner knows of the run, and restores a record that has lost writes"""
     types: Mapping[str, Any] = field(default_factory=empty)
-    """as in Claim"""
+    """see Claim.types"""
 
 
 @dataclass(slots=True)
@@ -212,7 +213,7 @@ class Ending:
     changes: Checkpoint | None = None
     retry_in: float = 0.0
     received: int = 0
-    """of a run that is WAITING from now on: how many of the values that were sent to it its owner knows"""
+    """if the run is WAITING from now on: how many of the values that were sent to it its owner has received"""
 
 
 @dataclass(slots=True)
@@ -223,7 +224,7 @@ class Lease:
     run_id: str
     fence: int
     received: int = 0
-    """how many of the values that were sent to it its owner knows"""
+    """how many of the values that were sent to the run its owner has received"""
 
 
 @dataclass(slots=True)
@@ -246,7 +247,7 @@ class Behind:
     was restored, or a replica without that write was promoted. Nothing was written now."""
 
     seq: int
-    """the highest number that the record has"""
+    """the highest `seq` in the record"""
 
 
 class Renewal(Enum):
@@ -257,13 +258,13 @@ class Renewal(Enum):
     CANCEL = "cancel"
     """renewed, and an operator wants the run cancelled"""
     UNDO = "undo"
-    """renewed, and an operator wants the run cancelled and undone, past its pivot too"""
+    """renewed, and an operator wants the run cancelled and undone, even past its pivot"""
     SENT = "sent"
-    """renewed, and values were sent to the run that its owner does not know"""
+    """renewed, and values were sent to the run that its owner has not received"""
 
 
 STOPS: Final[Mapping[str | None, Renewal]] = {"cancel": Renewal.CANCEL, "undo": Renewal.UNDO}
-"""what the owner of a run hears of an operator's decision"""
+"""how an operator's decision is reported to the owner of the run"""
 
 
 class Page(list[RunRecord]):
@@ -437,8 +438,8 @@ class Store(Protocol):
 
 
 RELEASED: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
-"""outcomes after which the key is free again: everything was undone, so the next call starts afresh"""
+"""statuses after which the key is free again: everything was undone, so the next call starts afresh"""
 RESUMABLE: Final = frozenset({Status.INCOMPLETE, Status.PARKED})
-"""outcomes after which the next call resumes the same run"""
+"""statuses after which the next call resumes the same run"""
 LIVE: Final = frozenset({Status.QUEUED, Status.RUNNING})
-"""while it has one of these, a run has an owner, dead or alive"""
+"""statuses in which a run has an owner, dead or alive"""

@@ -63,7 +63,7 @@ _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 DEEP: Final = "it contains itself, or is nested too deep"
 
 Tagger: TypeAlias = "Callable[[Any], dict[str, Any]]"
-"""makes the tagged form of a value that the default codec does not know; raises NotSerializable"""
+"""returns the tagged form of a value whose type the default codec lacks; raises NotSerializable"""
 
 
 class Codec(Protocol):
@@ -142,9 +142,9 @@ def _no_constant(constant: str) -> NoReturn:
 
 
 json_text: Final = _strict_json()
-"""the strict JSON of a value, as the json module reads it: tuples become lists"""
+"""writes a value as strict JSON; tuples become lists, as in the json module"""
 json_value: Final[Callable[[str], Any]] = json.JSONDecoder(parse_constant=_no_constant).decode
-"""the value of a text of strict JSON; raises ValueError"""
+"""reads a text of strict JSON; raises ValueError"""
 sorted_text: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _TAGGED: Final = f'"{TAG}":'
 

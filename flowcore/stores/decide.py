@@ -34,26 +34,26 @@ LISTED: Final = (
     *("queued", "running", "waiting", "success", "failure", "compensated", "compensation_failed", "incomplete"),
     *("parked", "held", "expired"),
 )
-"""what `list_runs(status=)` knows"""
+"""values of `list_runs(status=)`"""
 OPEN: Final = ("queued", "running", "waiting", "expired", "parked", "incomplete", "held")
-"""under what `counts` counts a run that is not over"""
+"""statuses under which `counts` counts runs that are not over"""
 
 
 class Verdict(Enum):
     """The decision on a claim: what the store returns, and what it does to the record."""
 
     BEGIN = "begin"
-    """the key is new: generation 0"""
+    """the key is new, and the run has generation 0"""
     BEGIN_ANEW = "begin anew"
-    """the key was released: the next generation"""
+    """the key was released, and the run has the next generation"""
     BEGIN_QUEUED = "begin queued"
     """its owner begins the run that it had recorded as queued"""
     AGAIN = "again"
-    """its owner repeats the claim: the same answer"""
+    """its owner repeats the claim, and gets the same reply"""
     RESUME = "resume"
-    """a run that was parked, incomplete, or queued and left by its owner"""
+    """the run was parked, incomplete, waiting and due, or queued and left by its owner"""
     TAKE_OVER = "take over"
-    """a running run whose owner's lease is over"""
+    """the run is running, but the lease of its owner has ended"""
     FINISHED = "finished"
     MISMATCH = "mismatch"
     HELD = "held"
@@ -136,11 +136,11 @@ class Order(Enum):
     """The effect of an operator's verb on a run."""
 
     NOTHING = "nothing"
-    """it is so already"""
+    """the run is being undone already, so nothing changes"""
     TELL = "tell"
-    """its owner is to hear of the decision"""
+    """the decision is recorded for the owner, which learns of it"""
     STOP = "stop"
-    """no owner has it from now on, and the next one carries the decision out"""
+    """the run has no owner from now on, and the next owner carries out the decision"""
 
 
 def decide_order(record: RunRecord, live: bool, verb: str) -> Order:

@@ -37,16 +37,16 @@ SCHEMA: Final = 2
 STEP: Final = "s:"
 WRITE: Final = "w:"
 INITIAL: Final = "v:"
-"""before the key of an initial value, where its place is named"""
+"""in a Place: precedes the key of an initial value"""
 SENT: Final = "m:"
-"""of all numbers: more, a double such as Lua's cannot distinguish"""
+"""precedes the name of a step to which a value was sent"""
 NEVER: Final = LARGEST
-"""as `not_before`: recovery does not resume the run"""
+"""the value of `not_before` if recovery never resumes the run by itself"""
 
 ENDINGS: Final = frozenset(
     {"success", "failure", "compensated", "compensation_failed", "incomplete", "parked", "waiting"},
 )
-"""what a run's owner may leave it as"""
+"""statuses in which the owner of a run may leave it"""
 
 _LIVE: Final = frozenset({"running", "queued"})
 _RUN: Final = ENDINGS | _LIVE

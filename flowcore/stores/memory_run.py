@@ -25,16 +25,16 @@ class LiveRun:
         """rises with each run that begins"""
         self.record = record
         self.owner = owner
-        """run id of the claim that made the owner"""
+        """run id of the claim that made the present owner"""
         self.started = started
-        """this, `expires` and `due`: by the store's own clock, which is never set back"""
+        """this moment, `expires` and `due` are by the store's own clock, which is never set back"""
         self.expires = expires
         self.delay = 0.0
-        """seconds after `expires` until recovery may take it over"""
+        """seconds after `expires` until recovery may take the run over"""
         self.due = started
-        """once no owner has it: when recovery may resume it"""
+        """if the run has no owner: when recovery may resume it"""
         self.before: RunRecord | None = None
-        """the record as the present owner found it, where it did not begin the run"""
+        """the record as the present owner found it; None if that owner began the run"""
         self._steps: dict[str, StepRecord] | None = None  # from checkpoints; they count instead of those in `record`
         self._writes: dict[str, Write] | None = None
 

@@ -20,7 +20,7 @@ __all__ = ["PydanticCodec"]
 
 _PLAIN: Final = JsonCodec()
 _REBUILT: Final = '{"$":"typed","v":'
-"""stands before what was taken apart, so that a store without this codec refuses it"""
+"""precedes data that pydantic has written, so that a store without this codec refuses it"""
 
 
 class PydanticCodec:

@@ -23,14 +23,14 @@ class StepRecord:
     """What a store knows about one step. `report.status` is RUNNING from the start of an attempt to the step's end."""
 
     seq: int
-    """rises with every change of anything in the run; also the order in which steps ended"""
+    """rises with every change in the run, so that it also orders steps by their end"""
     report: StepReport
     has_result: bool = False
     result: Any = field(default=None, repr=False)
     effect: bool = False
-    """it did something, or may have: to be undone if the run fails"""
+    """whether the step had an effect, or may have had one, and must be undone if the run fails"""
     carrier: Mapping[str, str] = field(default_factory=empty, repr=False)
-    """trace context of the step, or whatever else hooks stored with it"""
+    """trace context of the step, or other data that hooks stored with it"""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Owner:
     host: str
     pid: int
     since: float = 0.0
-    """when it claimed the run, in seconds since the epoch by the store's clock; set by the store"""
+    """when this process claimed the run, in seconds since the epoch by the store's clock; set by the store"""
 
 
 @dataclass(slots=True)
@@ -64,19 +64,20 @@ class RunRecord:
     status: Status = Status.RUNNING
     held: bool = False
     undoing: bool = False
-    """the run has failed for good: from here on it is only undone"""
+    """whether the run has failed for good, so that from now on it is only undone"""
     decision: str | None = None
-    """what an operator has decided, "resume", "undo" or "cancel": carried out by the next owner, the latter two also by the
-    present one"""
+    """an operator's decision: "resume", "undo" or "cancel"; the next owner carries it out, or, if it is not "resume",
+    the present owner"""
     reason: str | None = None
-    """why it is parked or held, in one sentence"""
+    """why the run is parked or held, in one sentence"""
     owner: Owner | None = None
     takeovers: int = 0
-    """how often a crashed owner was replaced since the last step that ended"""
+    """how often the run was taken over from a crashed owner since its last progress: see decide.makes_progress"""
     retries: int = 0
-    """how often it ended parked or incomplete since the last step that ended"""
+    """how often the run ended parked or incomplete since its last progress: see decide.makes_progress"""
     not_before: float | None = None
-    """when recovery may resume it, in seconds since the epoch by the store's clock; None: at once; infinite: never by itself"""
+    """when recovery may resume the run, in seconds since the epoch by the store's clock; None: at once; infinite: never
+    by itself"""
     deadline: float | None = None
     """seconds that the run may take, counted from `started`; None: no limit"""
     problem: str | None = None
@@ -86,33 +87,34 @@ class RunRecord:
     fence: int = 0
     """rises with each owner"""
     seq: int = 0
-    """the highest of its fields"""
+    """the highest `seq` of its fields"""
     started: float = 0.0
     """seconds since the epoch, by the store's clock"""
     finished: float | None = None
     expires: float | None = None
-    """when its owner's lease ends, in seconds since the epoch by the store's clock; None: it has no owner"""
+    """when its owner's lease ends, in seconds since the epoch by the store's clock; None: the run has no owner"""
     results: Mapping[str, Any] = field(default_factory=empty, repr=False)
-    """of the steps that are done, in order of completion"""
+    """results of the steps that are done, in order of completion"""
     values: Mapping[Any, Any] = field(default_factory=empty, repr=False)
     """the context's values"""
     steps: Mapping[str, StepReport] = field(default_factory=empty)
-    """of the steps that have more than a result; on durable stores of all that have begun"""
+    """reports of the steps that have more than a result; on durable stores, of all steps that have begun"""
     effects: tuple[str, ...] = ()
-    """the steps to undo if it fails, in order of completion; those in flight come last"""
+    """the steps to undo if the run fails, in order of completion; those in flight come last"""
     carriers: Mapping[str, Mapping[str, str]] = field(default_factory=empty, repr=False)
-    """by step"""
+    """carriers by step"""
     undone: tuple[str, ...] = ()
     failed_step: str | None = None
     error: BaseException | None = None
-    """what failed it: the exception itself where this process still has it, else a RunFailed with its type and message"""
+    """the error that failed the run: the exception itself if this process still has it, or a RunFailed with its type
+    and message"""
     carrier: Mapping[str, str] = field(default_factory=empty, repr=False)
     sent: Mapping[str, Sent] = field(default_factory=empty, repr=False)
-    """what was sent to its waits, by step"""
+    """the values that were sent to its waits, by step"""
     received: int = 0
-    """how many values that is; in a head too"""
+    """how many values were sent to it; a head has this number too"""
     waiting_for: tuple[str, ...] = ()
-    """while its status is WAITING: the steps that wait; `not_before` says when it is resumed even if nothing is sent"""
+    """if the status is WAITING: the steps that wait; at `not_before` the run is resumed even if nothing was sent"""
 
     def explain(self) -> str:
         """The story of the run in plain words: its status and the reason, its owner, and a line for each step."""

@@ -22,12 +22,11 @@ class Place(NamedTuple):
     """The place where a text is stored. A codec that binds a ciphertext to its place can notice that it was moved."""
 
     run: str
-    """the run's id; of a reason, which operators write too, the HMAC of the key; of the store's secret, nothing"""
+    """the run's id; for a reason, which operators write too, the HMAC of the key; empty for the store's secret"""
     field: str
-    """`s:` and a step for its result, `w:` and a key of the context for what a step wrote, `v:` and a key for an initial
-    value; `key`, `error`, `carrier`, `reason`; `s.error:`, `s.errors:`, `s.undo_error:` or `s.carrier:` and a step; `m:`, `m.id:` or
-    `m.carrier:` and a step for what was sent to it; of the
-    store itself `secret`"""
+    """`s:` with a step: its result; `w:` with a key of the context: what a step wrote; `v:` with a key: an initial
+    value; `key`, `error`, `carrier`, `reason`; `s.error:`, `s.errors:`, `s.undo_error:` or `s.carrier:` with a step;
+    `m:`, `m.id:` or `m.carrier:` with a step: a value that was sent to it; `secret`: that of the store itself"""
 
 
 class Sealing:

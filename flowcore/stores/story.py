@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["story", "waits_to_retry"]
 
 _LISTED: Final = 200
-"""steps that are listed one by one"""
+"""how many steps are listed one by one"""
 
 
 def story(record: RunRecord) -> str:

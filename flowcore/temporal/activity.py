@@ -51,9 +51,9 @@ from .wire import StepInput, StepOutput
 __all__ = ["Steps"]
 
 _BEATS: Final = 3
-"""heartbeats in the time of a lease"""
+"""heartbeats per lease"""
 _FETCH: Final = 30.0
-"""seconds for a result that did not come along"""
+"""seconds until a result that was not sent with the activity must be fetched"""
 
 
 class _Unclear(Exception):

@@ -25,7 +25,8 @@ class Definition(NamedTuple):
 
 
 _definitions: Final[dict[str, dict[str, Definition]]] = {}
-"""by task queue, then by name: Temporal makes the objects that run them itself, and gives them nothing but their history"""
+"""by task queue, then by name; they are global because Temporal itself makes the objects that run them, from their
+history alone"""
 
 
 def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Encoding) -> None:

@@ -61,13 +61,14 @@ from .wire import Request, SentValue, StepInput, StepOutput, pack_sent
 __all__ = ["WorkflowDriver", "generation_of"]
 
 _NO_LIMIT: Final = timedelta(days=3650)
-"""what limits a step is its own timeout; what tells that its worker is dead is its heartbeat"""
+"""an activity needs no limit in Temporal: a step is limited by its own timeout, and a dead worker is noticed by its
+missing heartbeat"""
 _AFTER_A_CRASH: Final = 0.1
-"""of a lease: how long after a worker's death its step is given to another one"""
+"""part of a lease that passes between a worker's death and the next attempt of its step"""
 _SHOWS_WAITING: Final = "memo-waiting"
-"""the change since which a run says in its memo that it waits: runs begun before it have other commands"""
+"""the patch since which the memo shows that a run waits; runs that began before it have other commands"""
 _ASKED: Final = 30.0
-"""seconds for `when=`, which has no limit of its own, until another worker is asked"""
+"""seconds for a call of `when=`, which has no timeout of its own, until another worker gets it"""
 
 
 def generation_of(first_run_id: str) -> int:
@@ -85,9 +86,9 @@ class WorkflowDriver:
         self._earlier = record if request["resumed"] else None
         self.record = record
         self.reason = record.reason
-        """what an operator gave as the reason for the latest decision"""
+        """the reason that an operator gave for the latest decision"""
         self.retry_in: float | None = None
-        """seconds until a run that is parked or incomplete is to be resumed; None: once that is decided on"""
+        """seconds until a parked or incomplete run is resumed; None: only a decision resumes it"""
         settings = Settings(
             store=NoStore(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
             claims=Granted(self),
@@ -113,7 +114,7 @@ class WorkflowDriver:
         run.run_id, run.fence = record.run_id, request["fence"]
         run.fingerprint, run.carrier = record.fingerprint, record.carrier
         self.waiting_for: tuple[str, ...] = ()
-        """the waits for which the run waits while it does nothing else"""
+        """the waits for which the run waits, if it does nothing else"""
         if run.waits is not None:
             run.waits.sent.update((name, Sent(**sent)) for name, sent in request["sent"].items())
             run.on_pause = self._paused
@@ -123,7 +124,7 @@ class WorkflowDriver:
         self._main_waits = self._main_due = False
         self._over = asyncio.Event()
         self.raised: BaseException | None = None
-        """what the caller of the run gets to see"""
+        """the error that the caller of the run gets"""
         self._failure: BaseException | None = None
         self._steps: dict[workflow.ActivityHandle[StepOutput], Node] = {}  # in flight; undos are not among them
         self._tasks: set[asyncio.Task[None]] = set()

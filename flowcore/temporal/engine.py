@@ -42,10 +42,11 @@ __all__ = ["TemporalEngine"]
 
 T = TypeVar("T")
 _MOST_STEPS: Final = 5_000
-"""steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo makes about ten"""
+"""steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo takes about
+ten"""
 _NOT_OVER: Final = frozenset({Status.RUNNING, Status.WAITING})
 _AT_ONCE: Final = 100
-"""runs of a `map` in flight, unless it says otherwise"""
+"""default for the number of runs of a `map` in flight"""
 
 
 class TemporalEngine(LoopCalls, PeriodicEngine):

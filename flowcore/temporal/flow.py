@@ -23,7 +23,7 @@ from .wire import TEXTS, Outcome, Request, SentValue, decode_outcome, encode_out
 __all__ = ["FlowcoreWorkflow"]
 
 _KEEPS_PIVOT = "cancel-keeps-pivot"
-"""the patch from which on a cancelled run that is past its pivot is left incomplete"""
+"""the patch since which a cancelled run that is past its pivot is left incomplete"""
 
 
 @workflow.defn(dynamic=True)

@@ -27,9 +27,9 @@ from .wire import SentValue
 __all__ = ["Operators"]
 
 _OPEN = frozenset({"running", "waiting", "held", "parked", "incomplete", "compensation_failed"})
-"""what a run may be while its workflow is open"""
+"""statuses that a run may have while its workflow is open"""
 _NEVER = frozenset({"queued", "expired", "lost"})
-"""what no run is here"""
+"""statuses that no run has on Temporal"""
 
 
 class Operators(TemporalServer):

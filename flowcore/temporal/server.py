@@ -46,7 +46,7 @@ CLOSED: Final[Mapping[WorkflowExecutionStatus | None, Status]] = {
     WorkflowExecutionStatus.CANCELED: Status.FAILURE,
     WorkflowExecutionStatus.TIMED_OUT: Status.FAILURE,
 }
-"""what the end of an execution says of its run"""
+"""the status of a run whose execution has ended like this"""
 
 Handle = WorkflowHandle[Any, Any]
 

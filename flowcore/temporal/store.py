@@ -30,11 +30,11 @@ __all__ = ["Awaited", "TemporalStore"]
 _TRIES: Final = 5
 """how often a claim is sent while its key changes hands"""
 _TASK: Final = (1.0, 10.0)
-"""seconds for a workflow task, at least and at most: Temporal's own limit is the last one"""
+"""seconds for a workflow task, at least and at most; the second is Temporal's default"""
 _LOOK: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
-"""how often a caller looks whether the run only waits"""
+"""intervals at which a caller looks whether the run only waits"""
 _WAIT: Final = 0.2
-"""seconds between two questions to a server that is away"""
+"""seconds between two calls to an unreachable server"""
 
 
 class Awaited(NamedTuple):
@@ -56,7 +56,7 @@ class TemporalStore(Operators):
     durable = True
     blocks = True
     retention = 86_400.0
-    """seconds for which any namespace keeps what is over, at least"""
+    """seconds for which every namespace keeps ended runs at least"""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class _Texts:
 
 
 TEXTS: Final = Encoding(_Texts())
-"""the encoding of records whose results and values are the codec's texts"""
+"""the encoding of records whose results and values are already the codec's texts"""
 
 
 class SentValue(TypedDict):

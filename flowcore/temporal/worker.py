@@ -27,7 +27,7 @@ from .wire import StepOutput, plain_encoding
 __all__ = ["temporal_worker"]
 
 _STICKY: Final = 10.0
-"""seconds for which the server waits for the worker that has a run in its memory, unless leases are shorter"""
+"""seconds for which the server waits for the worker that has a run in its memory; less if leases are short"""
 
 
 def temporal_worker(
