@@ -152,9 +152,9 @@ def _ids_of_current_span() -> tuple[str | None, str | None]:
 # -- exemplars: how a measurement finds its span, whichever hook gets an event first -----------------------------------
 
 TRACE: Final = "flowcore_otel.trace"
-"""in a run's state: its spans, a Traced, left there by TracingHook"""
+"""key in a run's state: the run's spans (a Traced), which TracingHook puts there"""
 CALLER: Final = "flowcore_otel.caller"
-"""in a run's state: the exemplar of the caller's span, or None; it stands in where there is no TracingHook"""
+"""key in a run's state: the exemplar of the caller's span, or None; used without a TracingHook"""
 
 Exemplar = dict[str, str]
 

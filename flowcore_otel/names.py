@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal
 
 SCOPE: Final = "flowcore"
-"""who emits all this: the name of the instrumentation scope"""
+"""the name of the instrumentation scope"""
 
 
 def _version() -> str:
@@ -26,7 +26,7 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 """the semantic conventions that `code.function.name`, `error.type` and `exception.*` follow"""
 
 SPANS: Final[dict[str, str]] = {}
-"""what stands before the target in a span's name -> what the span covers"""
+"""the first part of a span's name -> what the span covers"""
 
 ATTRIBUTES: Final[dict[str, str]] = {}
 """span and log attributes -> what they mean"""
@@ -141,7 +141,7 @@ LINK_REQUEST: Final = "request"
 LINK_ORIGINAL_RUN: Final = "original_run"
 LINK_INTERRUPTED_RUN: Final = "interrupted_run"
 LINK_SENDER: Final = "sender"
-"""of a value that a wait has got"""
+"""links to the span that sent the value of a wait"""
 
 # Log events.
 EXCEPTION: Final = _log_event("exception", "an exception, on the innermost span that failed with it; also a span event")
@@ -157,18 +157,18 @@ class Metric:
     """A metric, with its names in OpenTelemetry and in Prometheus."""
 
     name: str
-    """in OpenTelemetry"""
+    """the name in OpenTelemetry"""
     kind: str
     """counter, histogram, updown or gauge"""
     unit: str
     """UCUM: `s`, or an annotation such as `{run}`"""
     labels: tuple[str, ...]
-    """in Prometheus; LABELS has their OpenTelemetry names"""
+    """the label names in Prometheus; LABELS has their names in OpenTelemetry"""
     help: str
     multiprocess: Literal["livesum", "livemin", "livemostrecent", "max"] = "livesum"
-    """how prometheus_client merges a gauge of several processes"""
+    """how prometheus_client merges a gauge's values of several processes"""
     buckets: tuple[float, ...] = ()
-    """of a histogram: upper bounds in seconds"""
+    """upper bounds of a histogram, in seconds"""
 
     @property
     def prometheus(self) -> str:
@@ -197,28 +197,28 @@ LABELS: Final = {
 """label in Prometheus -> attribute in OpenTelemetry"""
 
 OTHER: Final = "_other"
-"""the label value of all that is past a limit"""
+"""the label value of the series that all values past a limit share"""
 
 ALL_STEPS: Final = "_all"
-"""the label value of every step, where `detail` is "workflow" """
+"""the label value of all steps if `detail` is "workflow" """
 
 UNKNOWN: Final = "_unknown"
 """the label value of stored runs whose workflow no engine lists"""
 
 OTHER_ERROR: Final = "_OTHER"
-"""the semantic conventions' word for an error of no known type"""
+"""the value of `error.type` for an unknown error, by the semantic conventions"""
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
-"""of runs and steps, unless `buckets=` is given: upper bounds in seconds"""
+"""upper bounds in seconds for runs and steps, unless `buckets=` is given"""
 
 STORE_BUCKETS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10),
 )
-"""of what stores do: the same"""
+"""upper bounds in seconds for operations of stores"""
 
 WAIT_BUCKETS: Final = (1, 10, 60, 300, 900, 3600, 14_400, 43_200, 86_400, 259_200, 604_800)
-"""of waits, which may take days: the same"""
+"""upper bounds in seconds for waits, which may take days"""
 
 RUN_OUTCOMES: Final = ("success", "failure", "compensated", "compensation_failed", "incomplete", "parked", "lost")
 COMPENSATION_OUTCOMES: Final = ("success", "failure", "timeout")

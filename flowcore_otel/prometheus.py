@@ -23,9 +23,9 @@ from .series import OF_THREADS, POLLED, InFlightRun, Series, WorkflowSeries, Wri
 __all__ = ["PrometheusHook"]
 
 _WRITES: Final = {"counter": "inc", "histogram": "observe", "gauge": "set"}
-"""the method that writes to a series"""
+"""kind of metric -> the method that writes to a series"""
 _MULTIPROCESS: Final = ValueClass is not MutexValue
-"""whether prometheus_client keeps its values in files, for whichever process is scraped to sum up"""
+"""whether prometheus_client keeps its values in files, which the scraped process sums up (multiprocess mode)"""
 
 
 class _Settings(NamedTuple):

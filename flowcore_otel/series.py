@@ -41,21 +41,21 @@ _log = logging.getLogger("flowcore")
 MAX_WORKFLOWS: Final = 200
 MAX_ERROR_TYPES: Final = 50
 _CACHED: Final = 10_000
-"""look-ups by the labels as given: with detail="workflow" they could be more than there are series"""
+"""how many look-ups by the labels as given are cached; with detail="workflow" many lead to the same series"""
 
 
 Write = Callable[..., object]
-"""writes an amount to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
+"""a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
 Writes = tuple[Write, Write, Write]
-"""a step that went well: writes the seconds it waited, its only attempt, and the seconds it took"""
+"""the functions that record a successful step: the seconds it waited, its only attempt, and the seconds it took"""
 
 Workers = Callable[[], tuple[int, int] | None]
-"""one engine's threads: busy ones, and how many of these are stuck in calls that timed out; None: it is gone"""
+"""returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""
 
 OF_THREADS: Final[tuple[Metric, ...]] = (names.WORKERS, names.WORKERS_LIMIT)
 POLLED: Final[tuple[Metric, ...]] = (names.RUNS_ACTIVE, names.STEPS_READY, names.OLDEST_START, *OF_THREADS)
-"""the gauges whose values are looked up when they are read"""
+"""the gauges whose values are computed when they are read"""
 
 
 class InFlightRun:
@@ -70,13 +70,13 @@ class InFlightRun:
         self.wall = wall
         """seconds since the epoch at the moment `at`"""
         self.waiting = waiting
-        """answers how many steps are ready and have not started"""
+        """returns how many steps are ready and have not started"""
         self.traced: Traced | None = None
-        """its spans, if they are sampled"""
+        """the run's spans, if they are sampled"""
         self.caller: Exemplar | None = None
-        """without any: who asked for it"""
+        """the exemplar of the caller's span; used if `traced` is None"""
         self.schedule: str | None = None
-        """the schedule that it is a run of"""
+        """the name of the schedule that started the run"""
 
     def exemplar(self, step: str | None = None, *, undo: bool = False, attempt: bool = False) -> Exemplar | None:
         """Return the exemplar of the run, of a step, of its undo, or of the latest attempt of either.
@@ -154,7 +154,7 @@ class Series(ABC):
 
     def __init__(self) -> None:
         self.known: dict[Metric, dict[tuple[str, ...], Write]] = {metric: {} for metric in names.METRICS}
-        """the series so far, by the labels they were asked for with"""
+        """the series so far, by the labels as given"""
         self._lock = threading.RLock()
         self._seen: dict[str, set[tuple[str, ...]]] = {
             label: set() for label in ("workflow", "step", "schedule", "error_type")

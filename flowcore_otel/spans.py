@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Ended = tuple[str, float | None, Sequence[str]]
-"""a step that has ended, the seconds it took (None: it was skipped), and what it depends on"""
+"""a step that has ended: its name, the seconds it took (None if it was skipped), and its dependencies"""
 
 
 class CriticalPath:
@@ -63,11 +63,11 @@ class CriticalPath:
                 through[step] = before
         self._chains = chains
         self.seconds = max(most, 0.0)
-        """spent on the chain"""
+        """seconds spent on the chain"""
         self.total = total
-        """spent in all steps"""
+        """seconds spent in all steps"""
         self.steps: list[str] = []
-        """the chain, in order"""
+        """the steps of the chain, in order"""
         while last is not None:
             self.steps.append(last)
             last = chains[last][2]
@@ -110,15 +110,15 @@ class AttemptSpans:
 
     def __init__(self) -> None:
         self.attempt: Span | None = None
-        """the latest one, of those that have spans"""
+        """the span of the latest attempt that has one"""
         self.started = self.ended = 0.0
-        """when the latest one was"""
+        """when the latest attempt started and ended, in monotonic seconds"""
         self.backoff: BackoffStarted | None = None
-        """that goes on"""
+        """the backoff that is in progress"""
         self.recorded: BaseException | None = None
-        """by the latest attempt's span"""
+        """the error that the latest attempt's span has recorded"""
         self.timed_out = False
-        """the latest one; its call may still run"""
+        """whether the latest attempt timed out; its call may still run"""
 
 
 class StepSpans:
@@ -263,7 +263,7 @@ _CARRIERS: Final = TraceContextTextMapPropagator()
 
 
 _TRACESTATE: Final = 512
-"""characters that a carrier keeps of what any caller may have sent; a tracestate of that length must be propagated:
+"""how many characters of a tracestate, which any caller may have sent, a carrier keeps; so many must be propagated:
 https://www.w3.org/TR/trace-context/#tracestate-limits"""
 
 

@@ -43,7 +43,7 @@ class Captured:
         from .tracing import TracingHook
 
         self.tracer_provider = tracer_provider
-        """for spans of the test's own, or of instrumented clients"""
+        """for the test's own spans, or those of instrumented clients"""
         self.registry: CollectorRegistry = CollectorRegistry()
         self.hooks: tuple[Hook, ...] = (
             TracingHook(tracer_provider, logger_provider=logs),

@@ -71,7 +71,7 @@ __all__ = ["TracingHook"]
 
 _INTERNAL: Final = SpanKind.INTERNAL
 _CALLERS_CONTEXT: Final = "flowcore_otel.context"
-"""in a run's state: the caller's context, before any TracingHook made its span current"""
+"""key in a run's state: the caller's context, before any TracingHook made its own span current"""
 _OWNER: Final = {
     "host": names.INTERRUPTED_RUN_HOST,
     "pid": names.INTERRUPTED_RUN_PID,
@@ -80,7 +80,7 @@ _OWNER: Final = {
 }
 _SUCCESS: Final = Status.SUCCESS
 _UNDONE_OR_NOTHING: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
-"""outcomes of a run after which nothing is left to do"""
+"""outcomes of a failed run after which nothing is left to undo or to resume"""
 _REFUSALS: Final = {
     "in_progress": "another run with this key is still in progress",
     "mismatch": "the key was already used with another workflow or other values",

@@ -16,9 +16,9 @@ class Order:
     """The sums of the entries of one order."""
 
     placed: int = 0
-    """placed and not cancelled: 0 or 1"""
+    """how often it was placed and not cancelled: 0 or 1"""
     price: int = 0
-    """cents, when it was last placed"""
+    """in cents, of the order as it was last placed"""
     sku: str = ""
     quantity: int = 0
     goods: int = 0
@@ -26,7 +26,7 @@ class Order:
     paid: int = 0
     """cents charged and not refunded"""
     parcels: int = 0
-    """shipped and not recalled"""
+    """how many were shipped and not recalled"""
 
 
 @dataclass

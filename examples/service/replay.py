@@ -42,9 +42,9 @@ class Answer:
     body: dict[str, Any]
     replayed: bool
     told_to_wait: int
-    """how often a 409 or a 503 came first"""
+    """how often the client got a 409 or a 503 and retried"""
     seconds: float
-    """from the first request to the last answer, without the waiting"""
+    """the time of all requests of this line, without the waits between them"""
 
     @property
     def expected(self) -> bool:
@@ -75,7 +75,7 @@ class Replay:
     def __init__(self, port: int, lines: Sequence[Line], *, patient: bool = False) -> None:
         self.patient = patient
         self.cut_off: set[int] = set()
-        """the numbers of the lines that were under way when a connection broke"""
+        """the numbers of the lines whose connection broke during a request"""
         self._port = port
         self._total = len(lines)
         self._sent = {line.key: threading.Event() for line in lines}

@@ -29,7 +29,7 @@ __all__ = ["COMMANDS"]
 
 _URGENT: Final = ("held", "expired")
 _LAST: Final = 50
-"""runs whose median length is the usual one"""
+"""the number of recent runs whose median duration counts as usual"""
 
 
 @click.command("ls")

@@ -30,7 +30,7 @@ _DECIDES: Final = {"c": "cancel", "u": "undo", "e": "resume", "r": "release"}
 _KEYS: Final = "↑ ↓ choose   s show   c cancel   e resume   u undo   r release   q quit"
 _ARROWS: Final = {"\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down"}
 _PAGE: Final = 200
-"""runs that are looked at for ages and rates"""
+"""runs that are read for ages and rates"""
 _LISTED: Final = 10
 """runs of each kind that are listed"""
 

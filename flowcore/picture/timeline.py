@@ -38,7 +38,7 @@ __all__ = ["Bar", "Kind", "Row", "Timeline", "in_words", "milliseconds"]
 
 _TRACE_ID: Final = re.compile("[0-9a-f]{32}")
 _SPLIT: Final = 3
-"""steps that the sentence about the time names"""
+"""the most steps that the sentence about the time names"""
 
 
 class Kind(StrEnum):
@@ -53,7 +53,7 @@ class Kind(StrEnum):
     UNDO = "undo"
     UNDO_FAILED = "undo failed"
     LATE = "late"
-    """work that came back after it had been abandoned"""
+    """work that completed after it had been abandoned"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Timeline:
     """from the beginning to the end, or to the last thing known"""
     rows: list[Row]
     takeovers: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
-    """when another owner took the run over, and who it was"""
+    """when another owner took the run over, with that owner (of_record) or what it decided (of_events)"""
     trace_id: str | None = None
     owner: str | None = None
 

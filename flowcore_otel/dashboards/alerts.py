@@ -19,16 +19,16 @@ from .recording import FAILING, GAP, LAST_SUCCESS, USUAL_P95, USUAL_P99, USUALLY
 __all__ = ["AGE_LIMIT", "OBJECTIVE_OF_LATENCY", "SERVICE", "SUCCESS_LIMIT", "Links", "alerting"]
 
 ENOUGH: Final = 20
-"""runs, attempts or operations, below which a share says nothing"""
+"""the number of runs, attempts or operations below which a share is not reliable"""
 
 AGE_LIMIT: Final = "workflow:flowcore_run_age_limit:seconds"
-"""a series that users may record: how long runs of a workflow may take. Else an hour, or three times its p99"""
+"""a series that users may record: how long runs of a workflow may take. Default: an hour, or three times its p99"""
 SUCCESS_LIMIT: Final = "workflow:flowcore_success_limit:seconds"
-"""a series that users may record: how long a workflow may be without a success. Else three times its longest usual gap"""
+"""a series that users may record: how long a workflow may be without a success. Default: three times its longest gap"""
 OBJECTIVE_OF_LATENCY: Final = "workflow:flowcore_latency_objective:ratio"
 """a series that users may record, by workflow and le: the share of runs that must not take longer than le seconds"""
 SERVICE: Final = "job:flowcore_service:info"
-"""a series that users may record: jobs that are to run all the time"""
+"""a series that users may record: the jobs that must always have a process"""
 
 # (long window, short window, burn rate as a multiple of what the budget allows, for, severity)
 BURNS: Final = (

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 OBJECTIVE: Final = 0.995
-"""the share of runs that should not be bad: what is missing to 1 is the error budget"""
+"""the share of runs that should not be bad; the rest, up to 1, is the error budget"""
 
 Place = tuple[int, int, int, int]
 

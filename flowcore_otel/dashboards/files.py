@@ -36,9 +36,9 @@ class Options:
     traces: str = "tempo"
     """where traces are: tempo, jaeger or none"""
     services: tuple[str, ...] = ()
-    """jobs that are to run all the time: FlowcoreAbsent speaks of them"""
+    """jobs that must always have a process; the alert FlowcoreAbsent fires if one has none"""
     namespace: str = "monitoring"
-    """for Kubernetes"""
+    """namespace of the Kubernetes objects"""
 
     @property
     def links(self) -> Links:

@@ -23,22 +23,22 @@ __all__ = [
 ]
 
 BAD: Final = "failure|compensation_failed|parked|lost"
-"""outcomes of runs that use up the error budget: the workflow did not do what it was asked to, nor cleanly undo it"""
+"""outcomes of runs that use up the error budget: the workflow neither succeeded nor was cleanly undone"""
 
 UNDONE: Final = "compensated"
-"""the outcome of runs that failed and were cleanly undone: a declined card, or a partner that is away"""
+"""the outcome of runs that failed and were cleanly undone, for instance after a declined card"""
 
 SERVED: Final = "success"
-"""the outcome of runs that did what they were asked to"""
+"""the outcome of successful runs"""
 
 NEEDS_A_PERSON: Final = "held|parked|expired"
 """statuses of runs in a store that need a person"""
 
 WAITING: Final = "held|parked|incomplete|expired"
-"""statuses of runs in a store that are not going on by themselves"""
+"""statuses of runs in a store that no process works on"""
 
 OF_THE_TARGET: Final = ("up", "scrape_samples_scraped", "scrape_duration_seconds")
-"""series that Prometheus itself writes about each target it scrapes"""
+"""series that Prometheus itself writes about each target that it scrapes"""
 
 _TEMPLATED: Final = ("job", "instance", "workflow")
 
@@ -49,11 +49,11 @@ class Source:
 
     name: str
     scraped: bool
-    """whether Prometheus scrapes the process itself, and so has `up` and its like"""
+    """whether Prometheus scrapes the process, and so has `up` and similar series"""
     templated: bool = True
-    """whether selectors leave the choice of job, instance and workflow to a dashboard's variables"""
+    """whether selectors use the variables job, instance and workflow of a dashboard"""
     native: bool = False
-    """whether histograms are native ones, which have no series for their counts, sums and buckets"""
+    """whether histograms are native, without series for counts, sums and buckets"""
     traces: str = "tempo"
     """where traces are: tempo, jaeger or none"""
     runbook: str = ""
@@ -172,8 +172,8 @@ def _matcher(label: str, value: str) -> str:
 
 
 PROMETHEUS: Final = Source("prometheus", scraped=True)
-"""PrometheusHook, scraped"""
+"""the metrics of PrometheusHook, scraped"""
 OTLP: Final = Source("otlp", scraped=False)
-"""MetricsHook, sent with OTLP"""
+"""the metrics of MetricsHook, sent by OTLP"""
 NATIVE: Final = Source("native", scraped=False, native=True)
-"""MetricsHook, sent with OTLP, its histograms exponential"""
+"""the metrics of MetricsHook, sent by OTLP, with exponential histograms"""

@@ -30,19 +30,19 @@ Rule = dict[str, object]
 
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 LONG: Final = ("1h", "6h", "1d", "3d")
-"""windows that an alert only believes where there were enough runs in them"""
+"""windows in which an alert needs a minimum number of runs"""
 
 _OFTEN: Final = ("5m", "30m", "1h")
 _MEMORY: Final = "8d"
-"""how long a job that does not live between its runs is remembered: a week and a day"""
+"""how long the last run of a short-lived job is remembered: a week and a day, for weekly jobs"""
 _LOOK_BACK: Final = "5m"
 
 LAST_SUCCESS: Final = "job_workflow:flowcore_last_success:timestamp"
-"""when a run last succeeded, in a process that may be gone since"""
+"""when a run last succeeded, even if its process has ended since"""
 FAILING: Final = "job_workflow:flowcore_failing:timestamp"
-"""when the last run ended, where that was no success; no data after a success"""
+"""when the last run ended without success; no data if the last run succeeded"""
 GAP: Final = "job_workflow:flowcore_success_gap:seconds"
-"""the time between a success and the one before it, at the moment of the success"""
+"""the time between two successive successes, recorded at the later one"""
 USUALLY_UNDONE: Final = "job_workflow:flowcore_runs_undone:ratio_rate1d"
 USUAL_P95: Final = "job_workflow:flowcore_run_duration:p95_1d"
 USUAL_P99: Final = "job_workflow:flowcore_run_duration:p99_7d"

@@ -113,7 +113,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a claim without an answer is not withdrawn",
         "claim",
-        'yield from checkpoints.ask(run, "withdraw", wanted)  # in',
+        'yield from checkpoints.ask(run, "withdraw", wanted)  # it',
         "pass  # in",
     ),
     m(

@@ -46,14 +46,14 @@ T = TypeVar("T")
 Part: TypeAlias = "str | bytes | int"
 Command: TypeAlias = "tuple[Part, ...]"
 Asked: TypeAlias = Generator[list[Command], list[Any], T]
-"""Yields commands to be sent together, and is sent their replies."""
+"""A generator that yields commands to send together, receives their replies, and returns a T."""
 Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
 """a script's KEYS and ARGV"""
 
 INDEX_KEYS: Final = (b"open", b"ended", b"started", b"index", b"statuses")
 """the parts of a shard's index: see lua.py"""
 PAGE: Final = 200
-"""records that one script reads: Redis does nothing else meanwhile"""
+"""the most records that one script reads, because Redis serves no other client while a script runs"""
 # How many idempotency keys have their Redis keys cached, and the most characters of such a key. Both are limited, so
 # that the keys that users send cannot fill the memory.
 _CACHED: Final = 1000

@@ -29,7 +29,7 @@ _CODES: Final = {
     "ConnectionError": "UNREACHABLE",
     "TimeoutError": "UNREACHABLE",
 }
-"""redis-py's class -> the server's word, which redis-py takes out of the message"""
+"""redis-py's class -> the server's error code, which redis-py removes from the message"""
 
 _UNAVAILABLE: Final = {
     "UNREACHABLE": "Redis is unreachable",
@@ -60,12 +60,12 @@ _LIMITS: Final = {
     "No connection available": "POOL",
     "max number of clients reached": "MAXCLIENTS",
 }
-"""what the client says, or the server, where a limit is reached; redis-py raises ConnectionError for all of them"""
+"""text of the client or the server when a limit is reached -> code; redis-py raises ConnectionError for all of them"""
 
 # Redis 6 puts the error of a script's command into a sentence of its own, so its code may not come first.
 _WORD: Final = re.compile(r"(?:^|: -?)([A-Z]{2,})\b")
 _FORBIDDEN: Final = ("can't run this command", "can't access", "ACL failure in script")
-"""what Redis 6, 7 and 8 say where a script's command is not permitted, without a word before it"""
+"""texts of Redis 6, 7 and 8 for a command of a script that is not permitted; no error code precedes them"""
 
 
 def is_reply(error: BaseException) -> bool:

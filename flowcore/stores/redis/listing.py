@@ -56,7 +56,7 @@ class Listing:
         self.script = script
         self.names = names
         self.calls: list[tuple[list[int], Any]] = []
-        """to be sent: which shards a call is about, and the call"""
+        """calls to send, each with the shards that it is about"""
         self._arguments = arguments
         self._newest = newest
         self._shards = {shard: _Shard(after) for shard in shards}

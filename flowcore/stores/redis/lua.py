@@ -41,7 +41,7 @@ from typing import Final
 __all__ = ["CHANGES", "DIGEST", "INDEX", "LEASE", "LETTERS", "MAGIC", "NUMBERS", "PACKED", "RECORD", "Script"]
 
 DIGEST: Final = 43
-"""characters of a digest"""
+"""the length of a digest in characters"""
 MAGIC: Final = "flowcore 2\n"
 """the first line of a packed record"""
 LETTERS: Final = {
@@ -55,7 +55,7 @@ LETTERS: Final = {
     "compensated": "c",
     "compensation_failed": "x",
 }
-"""of statuses in the index"""
+"""status -> its letter in the index"""
 
 
 class Script:

@@ -29,7 +29,7 @@ _WEEK: Final = 7 * 24 * 3600.0
 _SHARDS: Final = 256
 _PATIENCE: Final = 5.0  # seconds that close() waits for other loops
 _RAW: Final = {"NEVER_DECODE": True}
-"""makes redis-py answer with bytes, whatever decode_responses= and encoding= of the client say"""
+"""makes redis-py return bytes, whatever the client's decode_responses= and encoding= are"""
 
 
 def _blocking(verb: Callable[Concatenate[Verbs, P], Asked[T]]) -> Callable[Concatenate[RedisStore, P], T]:

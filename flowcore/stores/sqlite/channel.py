@@ -143,4 +143,4 @@ class Channel:
 
 
 _inherited: Final[list[sqlite3.Connection]] = []
-"""connections of a parent that forked without notice: never closed, which could take the file from under it"""
+"""connections that an unnoticed fork has inherited; closing them could break the parent's use of the file"""

@@ -20,9 +20,9 @@ __all__ = ["GroupCommit"]
 C = TypeVar("C")
 T = TypeVar("T")
 Transaction = Callable[[Callable[[C], Any]], Any]
-"""calls what it is given, keeps all that this writes or nothing of it, and answers what it has answered"""
+"""calls its argument in a transaction, and returns what this returns"""
 _LOOK: Final = 0.1
-"""seconds until who waits looks for itself: an interrupt may have struck the one that was to wake it"""
+"""seconds after which a waiting thread checks by itself: an interrupt may have hit the thread that was to wake it"""
 
 
 class GroupCommit(Generic[C]):

@@ -29,7 +29,7 @@ _STATUSES: Final = (
 )
 _OPEN: Final = ("queued", "running", "waiting", "incomplete", "parked")
 _MANY: Final = 500
-"""workflows of one status that are read side by side; with more of them, all runs are looked through"""
+"""the most workflows of one status that are read side by side; with more of them, all runs are scanned"""
 _COUNT: Final = "SELECT status, workflow, count(*) FROM runs WHERE status = ? GROUP BY workflow"
 _COUNT_HELD: Final = "SELECT status, workflow, count(*) FROM runs WHERE held = 1 AND (forget IS NULL OR forget > ?) GROUP BY status, workflow"
 _COUNT_EXPIRED: Final = (

@@ -17,7 +17,7 @@ __all__ = ["PATIENCE", "open_file"]
 PATIENCE: Final = 5.0
 """seconds to wait for another process that is writing"""
 _APPLICATION: Final = 0x666C6F77
-"""says in the file's header whose it is: "flow" """
+"""the application id in the file's header: "flow" in ASCII"""
 _VERSION: Final = 2
 _OBJECTS: Final = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE substr(name, 1, 7) <> 'sqlite_' ORDER BY 2, 1"

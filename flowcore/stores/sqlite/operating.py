@@ -24,7 +24,7 @@ from .database import Database
 __all__ = ["BITE", "Operating"]
 
 BITE: Final = 256
-"""fields that are forgotten at a time"""
+"""the most rows of runs past their retention that are deleted at a time"""
 _CHUNK: Final = 1000  # records of a listing that are read in one transaction
 _REMEMBERED: Final = 1000  # the most unreadable records that are remembered, so that each is logged once
 _SECOND: Final = 1_000_000
