@@ -97,15 +97,17 @@ class Prometheus:
 
     def look_at_copies(self, targets: Sequence[str], /) -> None:
         """Return when the copies of the series of all these targets are as new as those are now."""
-        self._wait_for("shop-otlp", targets, time.time())
+        self._wait_for("shop-otlp", targets, time.time(), settled=SLOWLY + EVERY)
 
-    def _wait_for(self, job: str, targets: Sequence[str], later: float) -> None:
+    def _wait_for(self, job: str, targets: Sequence[str], later: float, settled: float = 0.0) -> None:
+        """Wait for the moment in which all targets were up and scraped after `later`. A scrape that times out is stored
+        with the time at which it began: `settled` seconds ago, none can be outstanding, and what is stored stays."""
         each = "|".join(target.replace(".", "[.]") for target in targets)
         scraped = f'timestamp(flowcore_build_info{{job="{job}", instance=~"{each}"}}) > {later}'
         alive = f'up{{job="shop", instance=~"{each}"}} == 1'
 
         def seen() -> bool:
-            self.looked = time.time()
+            self.looked = time.time() - settled
             return self.series(f"count({scraped} and on (instance) {alive})", self.looked) == [({}, len(targets))]
 
         until(seen, "a scrape", 4 * PATIENCE)  # of a busy machine
