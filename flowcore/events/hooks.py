@@ -37,7 +37,8 @@ class Hook(Protocol):
 
     `lone_attempts`: if False, it gets AttemptStarted and AttemptFinished only of steps that allow several attempts.
 
-    `handlers`: a mapping from event types to functions that are called in place of the hook, which saves a call.
+    `handlers`: a mapping from event types to functions that are called in place of the hook, which saves a call. They
+    are not used where a subclass overrides `__call__`.
 
     `around_store`: a function without arguments that sets contextvars for the calls of the store. It is called when a
     run begins, when a run is recorded as queued, and for each `find`, `get` and `cancel` of the engine.
@@ -283,10 +284,15 @@ def _wants_of_lone(hook: Hook) -> frozenset[type[Event]]:
 def _handler(hook: Hook, kind: type[Event]) -> Call:
     """Return the function to call with events of `kind`."""
     handlers: object = getattr(hook, "handlers", None)
-    if isinstance(handlers, Mapping) and kind in handlers:
+    if isinstance(handlers, Mapping) and kind in handlers and not _overrides_call(type(hook)):
         return cast("Call", handlers[kind])
     method: object = getattr(hook, "__call__", None)  # noqa: B004 - calling an instance is slower than calling its method
     return method if isinstance(method, MethodType) else hook
+
+
+def _overrides_call(kind: type[object]) -> bool:
+    """Whether a class replaces the `__call__` of a class of hooks that it derives from, whose `handlers` it inherits."""
+    return sum("__call__" in base.__dict__ for base in kind.__mro__ if base is not Hook) > 1
 
 
 _NO_HOOKS: Final = Hooks()

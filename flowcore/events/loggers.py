@@ -55,7 +55,9 @@ __all__ = ["Logger", "LoggingHook", "PrintLogger"]
 class Logger:
     """A hook with a method for each event, to derive from: override the methods that you need; each gets the event.
 
-    Only events with an overridden method are built. `Logger()` itself does nothing, and costs nothing.
+    Only events with an overridden method are built. `Logger()` itself does nothing, and costs nothing. A subclass gets
+    the events of the class that it derives from, and those whose methods it overrides. One that overrides `__call__`
+    and no method gets every event but HooksMeasured. Set `wants` in the class to choose the events yourself.
     """
 
     wants: frozenset[type[Event]] = frozenset()
@@ -104,11 +106,14 @@ class Logger:
             if is_async(getattr(cls, name)):
                 raise DefinitionError(f"{cls.__name__}.{name} must not be async: hooks are called, never awaited.")
         if "wants" not in cls.__dict__:
-            cls.wants = frozenset(
+            overridden = {
                 kind
                 for kind, names in cls.METHODS.items()
                 if any(getattr(cls, name) is not getattr(Logger, name) for name in names)
-            )
+            }
+            cls.wants = frozenset(overridden).union(*(getattr(base, "wants", ()) for base in cls.__bases__))
+            if not cls.wants and cls.__call__ is not Logger.__call__:
+                cls.wants = frozenset(cls.METHODS) - {HooksMeasured}
 
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None:
         names = self.METHODS[type(event)]
@@ -245,14 +250,17 @@ def _ms(duration: float) -> str:
 
 
 class PrintLogger(Logger):
-    """Prints a line for each event that a person wants to see. `file`: None means the sys.stdout of the moment."""
+    """Prints a line for each event that a person wants to see. `file`: None means the sys.stdout of the moment.
+
+    A method that a subclass overrides is called after the line is printed.
+    """
 
     wants = TOLD
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
 
-    def __call__(self, event: Any, /) -> None:
+    def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None:
         text = line(event)
         if text is not None:
             file = self._file or sys.stdout
@@ -260,6 +268,7 @@ class PrintLogger(Logger):
                 print(text, file=file)
             except UnicodeEncodeError:  # a terminal that is set to ASCII, or to a code page
                 print(encodable(text, file), file=file)
+        return super().__call__(event)
 
 
 class LoggingHook(Logger):
@@ -267,6 +276,7 @@ class LoggingHook(Logger):
 
     A failure is a WARNING, an event that needs a person an ERROR, anything else INFO. With `json=True` the message is
     one JSON object. Each record has `flowcore_run_id`, `flowcore_workflow`, `flowcore_step` and `flowcore_attempt`.
+    A method that a subclass overrides is called after the line is written.
     """
 
     wants = TOLD
@@ -275,7 +285,11 @@ class LoggingHook(Logger):
         self._logger = logger or logging.getLogger("flowcore.run")
         self._json = json
 
-    def __call__(self, event: Any, /) -> None:
+    def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None:
+        self._write(event)
+        return super().__call__(event)
+
+    def _write(self, event: Any) -> None:
         level = _level(event)
         text = line(event)
         if text is None or not self._logger.isEnabledFor(level):

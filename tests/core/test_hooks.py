@@ -283,6 +283,36 @@ def test_a_logger_that_overrides_nothing_counts_as_no_hook() -> None:
     assert Hooks([print]).wanted == EVENTS - {HooksMeasured}
 
 
+def test_a_subclass_that_overrides_call_gets_the_events_in_place_of_the_handlers(drive: Drive, ledger: Ledger) -> None:
+    class Quick:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+            self.handlers = {StepReady: self.ready, StepFinished: self.finished}
+            self.wants = frozenset(self.handlers)
+
+        def __call__(self, event: Any, /) -> None:
+            self.handlers[type(event)](event)
+
+        def ready(self, event: StepReady) -> None:
+            self.seen.append(f"ready {event.step}")
+
+        def finished(self, event: StepFinished) -> None:
+            self.seen.append(f"finished {event.step}")
+
+    class Filtered(Quick):
+        def __call__(self, event: Any, /) -> None:
+            if event.step == "b":
+                super().__call__(event)
+
+    class Same(Filtered):
+        """Overrides nothing more."""
+
+    hooks = Quick(), Filtered(), Same()
+    drive(ledger.chain("a", "b"), hooks=list(hooks))
+    assert hooks[0].seen == ["ready a", "finished a", "ready b", "finished b"]
+    assert hooks[1].seen == hooks[2].seen == ["ready b", "finished b"]
+
+
 def test_a_hook_may_say_what_it_wants(drive: Drive, ledger: Ledger) -> None:
     class Picky:
         wants = frozenset({StepReady, int})  # what is no event is ignored

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from flowcore import Backoff, Context, Engine, Logger, LoggingHook, PrintLogger, Retry, Status, Workflow
-from flowcore.events import CompensationFinished, LeaseLost, RunStarted, StepFinished, StepReady, StepStarted
+from flowcore.events import (
+    CompensationFinished,
+    HooksMeasured,
+    LeaseLost,
+    RunStarted,
+    StepFinished,
+    StepReady,
+    StepStarted,
+)
 from flowcore.events.records import EVENTS
 from flowcore.stores import MemoryStore
 
@@ -140,6 +148,63 @@ def test_logger_methods_are_told_by_outcome(drive: Drive, ledger: Ledger) -> Non
     drive(ledger.chain("a", "b!"), hooks=[More()], check=False)
     assert calls == ["started a", "succeeded a", "started b", "failed b: b failed", "run compensated"]
     assert Mine.wants == frozenset({StepStarted, StepFinished})
+
+
+def test_a_subclass_gets_what_its_parent_gets_and_what_it_overrides(drive: Drive, ledger: Ledger) -> None:
+    class Quiet(PrintLogger):
+        """Overrides no method of an event."""
+
+    class Filtered(PrintLogger):
+        def __call__(self, event: Any, /) -> object:
+            return super().__call__(event) if isinstance(event, CompensationFinished) else None
+
+    calls: list[str] = []
+
+    class Counting(PrintLogger):
+        def step_ready(self, event: StepReady) -> None:
+            calls.append(f"ready {event.step}")
+
+        def run_failed(self, event: Any) -> None:
+            calls.append(f"run {event.outcome}")
+
+    quiet, filtered, counting = (Quiet(io.StringIO()), Filtered(io.StringIO()), Counting(io.StringIO()))
+    drive(story(ledger), hooks=[quiet, filtered, counting], check=False)
+    texts = [plain(hook._file.getvalue()) for hook in (quiet, filtered, counting)]  # type: ignore[union-attr]
+    assert texts[0] == texts[2] == LINES
+    assert texts[1] == "  undo of hotel FAILED: LookupError: no such room\n  undid book in N\n"
+    assert calls == [*(f"ready {name}" for name in ("book", "mail", "hotel", "pay")), "run compensation_failed"]
+
+
+def test_a_logging_hook_can_be_derived_from(drive: Drive, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+
+    class Mine(LoggingHook):
+        def step_failed(self, event: StepFinished) -> None:
+            calls.append(event.step)
+
+    class Same(Mine):
+        """Overrides nothing more."""
+
+    for level in (logging.INFO, logging.CRITICAL):  # a method is called whether or not the line is written
+        caplog.clear()
+        with caplog.at_level(level, "flowcore.run"):
+            drive(story(ledger), hooks=[Same()], check=False)
+        assert len(caplog.records) == (len(LINES.splitlines()) if level == logging.INFO else 0)
+    assert calls == ["pay", "pay"]
+
+
+def test_a_logger_that_overrides_only_call_gets_every_event(drive: Drive, ledger: Ledger) -> None:
+    class Collects(Logger):
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def __call__(self, event: Any, /) -> None:
+            self.seen.append(event)
+
+    mine, plainly = Collects(), list[Any]()
+    drive(ledger.chain("a", "b!"), hooks=[mine, plainly.append], check=False)
+    assert mine.seen == plainly
+    assert Collects.wants == EVENTS - {HooksMeasured}
 
 
 def test_every_event_has_a_method_on_logger_which_does_nothing(drive: Drive, ledger: Ledger) -> None:

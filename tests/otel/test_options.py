@@ -7,7 +7,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
-from flowcore import Engine
+from flowcore import Engine, Workflow
 from flowcore.events import MaintenanceFinished
 from flowcore_otel import MetricsHook, PrometheusHook, names
 
@@ -85,6 +85,21 @@ def test_buckets_are_the_users_and_those_of_the_store_stay(
                 bounds.setdefault(family.name, set()).add(sample.labels["le"])
     assert bounds["flowcore_run_duration_seconds"] == bounds["flowcore_step_duration_seconds"] == {"0.5", "2.0", "+Inf"}
     assert len(bounds["flowcore_store_operation_duration_seconds"]) == len(names.STORE_BUCKETS) + 1
+
+
+def test_a_subclass_may_choose_among_the_events(registry: CollectorRegistry, make_driver: MakeDriver) -> None:
+    class Some(PrometheusHook):
+        def __call__(self, event: Any, /) -> None:
+            if event.workflow != "noise":
+                super().__call__(event)
+
+    driver, noise = make_driver(Some(registry)), Workflow("noise")
+    noise.step(lambda ctx: None, name="a")
+    for wf in (trip().wf, noise):
+        driver.run(wf)
+    ended = {series[1:]: count for series, count in scrape(registry).items() if series[0] == "flowcore_runs_total"}
+    assert ended["outcome=success", "workflow=trip"] == 1
+    assert not any("workflow=noise" in labels for labels in ended)
 
 
 @pytest.mark.parametrize("buckets", [[], [1, 1], [2, 1], [0, 1], [-1], [1, float("inf")], [float("nan")]])
