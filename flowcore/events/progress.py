@@ -44,7 +44,7 @@ _WORDS: Final[Mapping[str, str]] = {
 
 
 class Tally:
-    """The counts of the runs of one workflow. Runs are counted under the hook's lock."""
+    """The counts of the runs of one workflow. They are changed under the hook's lock."""
 
     __slots__ = ("began", "changed", "ended", "outcomes", "running", "started", "steps", "steps_done", "total")
 
@@ -192,21 +192,24 @@ class ProgressHook:
     def _step_started(self, event: StepStarted) -> None:
         tally = self._tallies.get(event.workflow)
         if tally is not None and tally.alone:
-            tally.running[event.step] = None
-            tally.changed = True
+            with self._lock:
+                tally.running[event.step] = None
+                tally.changed = True
 
     def _step_finished(self, event: StepFinished) -> None:
         tally = self._tallies.get(event.workflow)
         if tally is not None and tally.alone:
-            tally.running.pop(event.step, None)
-            tally.steps_done += event.outcome == Status.SUCCESS
-            tally.changed = True
+            with self._lock:
+                tally.running.pop(event.step, None)
+                tally.steps_done += event.outcome == Status.SUCCESS
+                tally.changed = True
 
     def _step_skipped(self, event: StepSkipped) -> None:
         tally = self._tallies.get(event.workflow)
         if tally is not None and tally.alone:
-            tally.steps_done += 1
-            tally.changed = True
+            with self._lock:
+                tally.steps_done += 1
+                tally.changed = True
 
     # -- drawing, on a thread of its own -------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from flowcore import Context, Engine, ProgressHook, Workflow
+from flowcore import Context, Engine, ProgressHook, Status, Workflow
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, MakeLive, until
@@ -210,6 +210,33 @@ def test_a_program_that_ends_at_once_shows_its_run(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "w: 1 of 1 steps, success\n"
+
+
+def test_steps_that_end_at_once_are_all_counted() -> None:
+    class Ended:
+        """A StepFinished that lets another thread in where its outcome is read."""
+
+        workflow, step = "w", "a"
+
+        @property
+        def outcome(self) -> Status:
+            return Status.SUCCESS
+
+    event: Any = Ended()
+    progress = ProgressHook(file=io.StringIO())
+    progress._run_started(event)
+    workers = [threading.Thread(target=lambda: [progress._step_finished(event) for _ in range(3000)]) for _ in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert progress._tallies["w"].steps_done == 4 * 3000
+    progress.close()
 
 
 def threads() -> list[Any]:
