@@ -113,6 +113,7 @@ def _inputs(ctx: Context[Any]) -> StepInputs:
         attempt=ctx.attempt,
         step_key=ctx.step_key,
         fence=ctx.fence,
+        scheduled_at=ctx.scheduled_at,
         deadline=None if left is None else time.time() + left,
         values=values,
         results=results,

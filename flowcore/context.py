@@ -93,8 +93,9 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     Each attempt has its own Context; all of a run share its values. Thread-safe: a write is visible to every step at
     once, and `setdefault`, `pop`, `update` and the like are atomic. `ctx[step]` raises NoResult, with the reason, if
     that step has no result or this step does not depend on it; `ctx.get(step, default)` returns the default instead.
-    `ctx["name"]` is the value of that key or, if there is none, the result of the step with that name. Writing to a key
-    that is the name of a step raises DefinitionError.
+    `ctx["name"]` is the value of that key or, if there is none, the result of the step with that name, and `in` says
+    whether there is either. Iteration, `len`, `keys` and the like see the values only. Writing to a key that is the name
+    of a step raises DefinitionError.
     """
 
     __slots__ = ("_run", "node")
@@ -202,11 +203,11 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     @overload
     def get(self, key: Hashable, default: Any = None) -> Any: ...
     def get(self, key: Any, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # Step[R]
-        """Return the value of a key or the result of a step, or `default`; never raises."""
-        if key in self._run.values:
+        """Return the value of a key or the result of a step, or `default` where `ctx[key]` raises KeyError or NoResult."""
+        try:
             return self[key]
-        name = self._run.step_meant(key, self.step)
-        return self[key] if name is not None and self._sees(name) and name in self._run.results else default
+        except KeyError:  # NoResult is one
+            return default
 
     def _sees(self, name: str) -> bool:
         """Whether this step may read the result of step `name`, because it depends on it or is an undo."""
@@ -215,7 +216,7 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def __contains__(self, key: object) -> bool:
         if key in self._run.values:
             return True
-        name = None if isinstance(key, str) else self._run.step_meant(key, self.step)
+        name = self._run.step_meant(key, self.step)
         return name is not None and self._sees(name) and name in self._run.results
 
     def __iter__(self) -> Iterator[Any]:

@@ -10,6 +10,8 @@ from .context import I
 from .errors import DefinitionError, NoResult, SnapshotIsReadOnly, safe_repr
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from .step import Step
 
 __all__ = ["ContextSnapshot", "StepInputs"]
@@ -28,7 +30,7 @@ class StepInputs:
     """
 
     __slots__ = (
-        *("attempt", "deadline", "fence", "input", "key", "names", "results", "run_id", "step", "step_key"),
+        *("attempt", "deadline", "fence", "input", "names", "results", "run_id", "scheduled_at", "step", "step_key"),
         *("values", "workflow"),
     )
 
@@ -41,6 +43,7 @@ class StepInputs:
         attempt: int,
         step_key: str,
         fence: int,
+        scheduled_at: datetime | None,
         deadline: float | None,
         values: dict[Any, Any],
         results: dict[str, Any],
@@ -53,6 +56,7 @@ class StepInputs:
         self.attempt = attempt
         self.step_key = step_key
         self.fence = fence
+        self.scheduled_at = scheduled_at
         self.deadline = deadline
         self.values = values
         self.results = results
@@ -64,8 +68,11 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
     """The run as it was when the attempt started: its values, and `ctx[step]` of the steps that this one depends on.
 
     It is read like a Context, but a write raises SnapshotIsReadOnly: the step returns its result instead. It shows
-    neither changes that other steps make meanwhile nor whether the attempt was given up.
+    neither changes that other steps make meanwhile nor that the run is cancelled.
     """
+
+    error = None
+    """None, because an undo never gets a copy: see Context.error"""
 
     def __init__(self, inputs: StepInputs) -> None:
         self._inputs = inputs
@@ -79,9 +86,16 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
         """the idempotency key of this step's effect: see Context.step_key"""
         self.fence = inputs.fence
         """the fence: a number that rises with each new owner of the run"""
+        self.scheduled_at = inputs.scheduled_at
+        """the planned time, in UTC, of the schedule's fire that began this run; None for a run without a schedule"""
         left = None if inputs.deadline is None else inputs.deadline - time.time()
         self.deadline = None if left is None else time.monotonic() + left
         """when the attempt should have ended, in `time.monotonic()` seconds of this process; None means no limit"""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the time limit of this attempt is over. A copy cannot see that the run is cancelled or taken over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     @property
     def input(self) -> I:
@@ -112,12 +126,12 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
     @overload
     def get(self, key: Hashable, default: Any = None) -> Any: ...
     def get(self, key: Any, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] # Step[R]
-        """Return the value of a key or the result of a step, or `default`; never raises."""
+        """Return the value of a key or the result of a step, or `default` where `ctx[key]` raises KeyError or NoResult."""
         value = self._found(key)
         return default if value is _MISSING else value
 
     def __contains__(self, key: object) -> bool:
-        return key in self._inputs.values if isinstance(key, str) else self._found(key) is not _MISSING
+        return self._found(key) is not _MISSING
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._inputs.values)
@@ -125,7 +139,7 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
     def __len__(self) -> int:
         return len(self._inputs.values)
 
-    def _refuse_write(self, *_: Any) -> Never:
+    def _refuse_write(self, *_: Any, **__: Any) -> Never:
         raise SnapshotIsReadOnly(
             f"step {safe_repr(self.step)} has executor=, so its ctx is a copy and cannot be written. Return the value, "
             "and let a step after it write it."
@@ -148,6 +162,7 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
 
     if not TYPE_CHECKING:  # a type checker refuses the write itself
         __setitem__ = __delitem__ = _refuse_write
+        pop = popitem = clear = setdefault = update = _refuse_write
 
     def __repr__(self) -> str:
         # Values may be secrets, and a repr ends up in logs.

@@ -1,16 +1,17 @@
 """What a step sees of its run (semantics 5): shared values, results of other steps, and who it is."""
 
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from flowcore import Context, DefinitionError, NoResult, Status, Workflow
+from flowcore import Context, DefinitionError, Engine, NoResult, Status, Workflow
 
 from .conftest import Drive, Gate, Ledger, MakeLive
 
@@ -200,16 +201,30 @@ def test_a_step_sees_results_of_the_steps_it_depends_on_and_no_others(drive: Dri
 
 
 def test_ancestors_of_wide_and_of_deep_graphs_are_cheap() -> None:
+    """As steps run in the order of their dependencies, the graph is walked once, not once for each step."""
+    count = 2_000  # deeper than Python's recursion limit
     wf = Workflow("large")
     wf.add_step("root", lambda ctx: 0)
-    for number in range(20_000):
+    for number in range(count):
         wf.add_step(f"wide{number}", lambda ctx: 0, depends_on="root")
         wf.add_step(f"deep{number}", lambda ctx: 0, depends_on=f"deep{number - 1}" if number else "root")
     plan = wf.plan()
-    assert all(plan.precedes("root", node) for node in plan.nodes[1:])
-    assert not any(plan.precedes("deep7", plan.by_name[f"wide{number}"]) for number in range(20_000))
-    assert plan.precedes("deep7", plan.by_name["deep19999"])
-    assert not plan.precedes("deep19999", plan.by_name["deep7"])
+    walked: list[int] = []
+
+    class Nodes(tuple[Any, ...]):
+        __slots__ = ()
+
+        def __getitem__(self, index: Any) -> Any:
+            walked.append(index)
+            return super().__getitem__(index)
+
+    nodes = plan.nodes
+    plan.nodes = Nodes(nodes)
+    assert all(plan.precedes("root", node) for node in nodes[1:])
+    assert not any(plan.precedes("deep7", plan.by_name[f"wide{number}"]) for number in range(count))
+    assert plan.precedes("deep7", plan.by_name[f"deep{count - 1}"])
+    assert not plan.precedes(f"deep{count - 1}", plan.by_name["deep7"])
+    assert len(walked) <= len(nodes)
 
 
 @dataclass
@@ -239,6 +254,50 @@ def test_the_callers_initial_values_are_never_changed(drive: Drive) -> None:
     assert given == before
 
 
+def test_a_step_is_in_the_context_by_its_name_too(drive: Drive) -> None:
+    seen: list[Any] = []
+    wf = Workflow("names")
+    wf.add_step(
+        "first", lambda ctx: 1, compensate=lambda ctx: seen.append(("first" in ctx, "last" in ctx, "none" in ctx))
+    )
+
+    def last(ctx: Context) -> None:
+        seen.append((*(name in ctx for name in ("n", "first", "last", "none")), list(ctx), len(ctx)))
+        with pytest.raises(TypeError):  # as a dict does
+            ctx.get(cast("Any", []))
+        raise ValueError
+
+    wf.add_step("last", last, depends_on="first")
+    drive(wf, {"n": 0}, check=False)
+    assert seen == [(True, True, False, False, ["n"], 1), (True, False, False)]
+
+
+def test_get_returns_the_default_for_a_key_that_another_step_removes_meanwhile() -> None:
+    over = threading.Event()
+
+    def changes(ctx: Context) -> None:
+        while not over.is_set():
+            ctx["x"] = 1
+            del ctx["x"]
+
+    def reads(ctx: Context) -> set[Any]:
+        try:
+            return {ctx.get("x", "gone") for _ in range(20_000)}
+        finally:
+            over.set()
+
+    wf = Workflow("race")
+    wf.add_step("changes", changes)
+    wf.add_step("reads", reads)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with Engine() as engine:
+            assert engine.run(wf)["reads"] <= {1, "gone"}
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_none_is_a_result(drive: Drive) -> None:
     wf = Workflow("none")
     first = wf.add_step("first", lambda ctx: None)
@@ -253,6 +312,8 @@ def test_a_missing_result_says_why(drive: Drive) -> None:
 
     def asks(ctx: Context) -> None:
         assert (ctx.get(skipped), ctx.get(later, "no"), later in ctx) == (None, "no", False)
+        assert (ctx.get("skipped"), ctx.get("later", "no"), "later" in ctx) == (None, "no", False)
+        assert "skipped" not in ctx
         with pytest.raises(NoResult, match="step 'skipped' has no result: it was skipped by its when="):
             ctx[skipped]
         with pytest.raises(

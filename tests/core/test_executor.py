@@ -10,6 +10,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest
 from flowcore import (
     AsyncEngine,
     Backoff,
+    Context,
     ContextSnapshot,
     DefinitionError,
     Engine,
@@ -32,12 +36,20 @@ from flowcore import (
     StepTimeout,
     Workflow,
 )
+from flowcore.fires import fire_key
 from flowcore.stores import MemoryStore, SQLiteStore
 from flowcore.testing import Fault, simulate
 
-from .conftest import PATIENCE
+from .conftest import PATIENCE, until
 
 Go = Callable[..., Run]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The input of a workflow."""
+
+    n: int
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +131,46 @@ def test_a_decorated_function_is_found_behind_its_step(go: Go, pool: Executor, t
 def test_the_snapshot_cannot_be_written(go: Go, pool: Executor, there: Any) -> None:
     with pytest.raises(SnapshotIsReadOnly, match="'step' has executor=, so its ctx is a copy"):
         go(alone(there.write, pool))
+
+
+def test_the_snapshot_has_every_public_attribute_of_a_context(go: Go) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def look(ctx: Any) -> None:
+        names = [name for name in dir(Context) if not name.startswith("_") and name != "node"]  # for engines
+        found = {name: getattr(ctx, name) for name in names}
+        seen.append({name: value for name, value in found.items() if not callable(value)})
+        for write in (
+            ctx.clear,
+            ctx.popitem,
+            partial(ctx.pop, "n"),
+            partial(ctx.update, n=2),
+            partial(ctx.setdefault, "m"),
+        ):
+            with pytest.raises(SnapshotIsReadOnly):
+                write()
+
+    fire = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+    with ThreadPoolExecutor(1) as threads:
+        wf = Workflow("all", input=Row)
+        wf.add_step("look", look, executor=threads, timeout=PATIENCE)
+        run = go(wf, Row(1), store=MemoryStore(), idempotency_key=fire_key("nightly", fire))
+    assert {name: value for name, value in seen[0].items() if name not in {"deadline", "step_key", "fence"}} == {
+        "attempt": 1, "cancelled": False, "error": None, "input": Row(1), "run_id": run.id, "scheduled_at": fire, "step": "look",
+    }  # fmt: skip
+
+
+def test_a_snapshot_sees_that_its_time_is_over(go: Go) -> None:
+    seen: list[bool] = []
+
+    def work(ctx: Any) -> None:
+        seen.append(ctx.cancelled)
+        until(lambda: ctx.cancelled)
+        seen.append(ctx.cancelled)
+
+    with ThreadPoolExecutor(1) as threads:  # its end waits for the step
+        go(alone(work, threads, timeout=0.2), check=False)  # it may have timed out, or have ended just in time
+    assert seen == [False, True]
 
 
 def test_a_result_that_the_step_does_not_depend_on_does_not_cross(go: Go, pool: Executor) -> None:
