@@ -140,6 +140,7 @@ class ContextSnapshot(Mapping[Any, Any], Generic[I]):
         return len(self._inputs.values)
 
     def _refuse_write(self, *_: Any, **__: Any) -> Never:
+        """Raise SnapshotIsReadOnly."""
         raise SnapshotIsReadOnly(
             f"step {safe_repr(self.step)} has executor=, so its ctx is a copy and cannot be written. Return the value, "
             "and let a step after it write it."

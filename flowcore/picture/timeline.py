@@ -107,7 +107,7 @@ class Timeline:
     """from the beginning to the end, or to the last thing known"""
     rows: list[Row]
     takeovers: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
-    """when another owner took the run over, with that owner (of_record) or what it decided (of_events)"""
+    """when another owner took the run over, and a label: the owner (of_record) or what it decided (of_events)"""
     trace_id: str | None = None
     owner: str | None = None
 
@@ -135,7 +135,7 @@ class Timeline:
             timeline.seconds = max(timeline.seconds, record.finished - record.started)
         timeline.owner = owner
         if record.takeovers and record.owner is not None and record.started:
-            timeline.takeovers.append((max(0.0, record.owner.since - record.started), owner or ""))
+            timeline.takeovers.append((max(0.0, record.owner.since - record.started), f"taken over by {owner}"))
         timeline.trace_id = _trace_id(record.carrier)
         return timeline
 
@@ -178,6 +178,10 @@ class Timeline:
         return timeline
 
 
+_DECISIONS: Final = {"forward": "and resumed", "undo": "to be undone", "hold": "and held"}
+"""the words for RunRecovered.decision"""
+
+
 class _Drawing:
     """Builds a timeline from events."""
 
@@ -200,7 +204,7 @@ class _Drawing:
             case RunFinished():
                 self._end = event
             case RunRecovered():
-                self._takeovers.append((at, event.decision))
+                self._takeovers.append((at, f"taken over {_DECISIONS.get(event.decision, event.decision)}"))
             case StepStarted():
                 row = self._row(event.step)
                 row.depends_on = event.depends_on

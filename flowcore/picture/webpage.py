@@ -112,14 +112,14 @@ def svg(timeline: Timeline) -> str:
     for tick in ticks(span):
         at = _at(tick, span)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{high - 22}"/>')
-        label = _text(milliseconds(tick) if tick else "0")
-        parts.append(f'<text class="soft" x="{at:.1f}" y="{high - 6}" text-anchor="middle">{label}</text>')
+        moment = _text(milliseconds(tick) if tick else "0")
+        parts.append(f'<text class="soft" x="{at:.1f}" y="{high - 6}" text-anchor="middle">{moment}</text>')
     for number, row in enumerate(timeline.rows):
         parts.append(_line(row, number * _LINE, span))
-    for at, who in timeline.takeovers:
+    for at, label in timeline.takeovers:
         x = _NAMES + _WIDE * min(at / span, 1.0)
         parts.append(
-            f'<line class="takeover" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{high - 22}"><title>taken over: {_text(who)}</title></line>'
+            f'<line class="takeover" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{high - 22}"><title>{_text(label)}</title></line>'
         )
     return "".join([*parts, "</svg>"])
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import html.parser
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowcore import Context, Engine, Retry, Status, StepReport, Workflow
-from flowcore.events import Event
+from flowcore.events import Event, RunRecovered, RunStarted
 from flowcore.picture import Bar, Kind, Row, Timeline, gantt, in_words, page
 from flowcore.run import Run
 from flowcore.stores import SQLiteStore
@@ -198,10 +199,23 @@ def test_the_terminal_shows_the_same_in_ascii() -> None:
     assert all(len(line) <= 60 for line in drawn.splitlines()[1:4])
 
 
-def test_a_takeover_is_a_line_with_its_owner() -> None:
-    timeline = waterfall(2)
-    timeline.takeovers.append((1.0, "host-2 (77)"))
-    assert "taken over: host-2 (77)" in page(timeline, "")
+def test_a_takeover_is_a_line_with_its_owner(told: tuple[list[Event], Run, Any]) -> None:
+    record = replace(told[2], takeovers=1)
+    owner = record.owner
+    assert f"<title>taken over by {owner.host} ({owner.pid})</title>" in record.html()
+
+
+@pytest.mark.parametrize(
+    ("decision", "words"), [("forward", "and resumed"), ("undo", "to be undone"), ("hold", "and held")]
+)
+def test_a_takeover_among_events_is_a_line_with_its_decision(
+    told: tuple[list[Event], Run, Any], decision: str, words: str
+) -> None:
+    started = next(event for event in told[0] if isinstance(event, RunStarted))
+    shared = started.run_id, started.workflow, started.at, started.state
+    recovered = RunRecovered(*shared, decision, (), (), (), (), (), {})
+    text = page(Timeline.of_events([*told[0], recovered]), "")
+    assert f"<title>taken over {words}</title>" in text
 
 
 def test_run_and_record_make_their_page_themselves(told: tuple[list[Event], Run, Any]) -> None:
