@@ -89,7 +89,7 @@ class Backoff:
     def bound(self, n: int) -> float:
         """Return the longest wait, in seconds, before the n-th retry (1 = the first); never above `max_delay`."""
         if n < 1:
-            raise DefinitionError(f"Backoff.delay(n) counts retries from 1, not {n}.")
+            raise DefinitionError(f"A backoff counts retries from 1, not {n}.")
         try:
             return min(self.initial * self.factor ** (n - 1), self.max_delay)
         except OverflowError:
