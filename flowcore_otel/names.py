@@ -93,7 +93,7 @@ BACKOFF_DELAY: Final = _attribute("flowcore.backoff.delay", "the planned seconds
 BACKOFF_REASON: Final = _attribute("flowcore.backoff.reason", "who planned them: policy, retry_after or predicate")
 COMPENSATION_ORDER: Final = _attribute("flowcore.compensation.order", "1 for the first undo of the run")
 COMPENSATION_TRIGGER: Final = _attribute(
-    "flowcore.compensation.trigger", "the step that failed the run, or cancelled, deadline, operator"
+    "flowcore.compensation.trigger", "the step that failed the run, or `cancelled` if no step did"
 )
 COMPENSATION_OUTCOME: Final = _attribute("flowcore.compensation.outcome", "success, failure or timeout")
 RECOVERY_SKIPPED: Final = _attribute("flowcore.recovery.skipped", "steps found done, at most 64")
