@@ -65,14 +65,14 @@ def share(q: Source, outcome: str, by: tuple[str, ...] = ()) -> str:
 def numbers(q: Source, width: int = 4) -> list[Panel]:
     """Return three panels: the shares of runs that succeeded, that were cleanly undone, and that failed.
 
-    Incomplete runs are in none of the three.
+    Incomplete runs are in none of the three: they lower the first, but use up no error budget.
     """
     budget = 1 - OBJECTIVE
     about = (
         (
             "Served",
             SERVED,
-            "Runs that did what they were asked to.",
+            "Runs that did what they were asked to. Incomplete runs, which continue later, are in none of the three numbers.",
             steps(colours.FAILED, (0.9, colours.WAITING), (0.98, colours.SUCCESS)),
         ),
         (

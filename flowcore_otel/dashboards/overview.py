@@ -6,7 +6,7 @@ from flowcore_otel import names
 
 from . import colours, common
 from .boards import Section, dashboard, to_runbook, to_traces, to_workflow
-from .fields import Json, Panel, steps, target
+from .fields import Json, Panel, override, steps, target
 from .panels import bar_gauge, lines, stat, table, text
 from .queries import BAD, SERVED, UNDONE, WAITING, Source
 
@@ -107,8 +107,8 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
     return table(
         at,
         "Workflows, worst first",
-        "Over the time shown; burn over the last hour, 1 being just as fast as the budget allows. A click on a row leads to the "
-        "workflow.",
+        "Over the time shown; burn over the last hour, 1 being just as fast as the budget allows. Incomplete runs are among the "
+        "runs, but neither served, undone nor failed. A click on a row leads to the workflow.",
         {q.label("workflow"): "Workflow"},
         {
             "Served": (common.share(q, SERVED, by), "percentunit"),
@@ -282,7 +282,7 @@ def _surviving(q: Source) -> Section:
     store = names.STORE_DURATION
     failed = q.increase(store, "count", window="$__rate_interval", outcome="!=success")
     asked = q.increase(store, "count", window="$__rate_interval")
-    right = {"unit": "percentunit", "custom__axisPlacement": "right", "min": 0, "max": 1}
+    right: Json = {"unit": "percentunit", "custom__axisPlacement": "right", "min": 0, "max": 1}
     return Section(
         "Is it surviving?",
         [
@@ -296,17 +296,12 @@ def _surviving(q: Source) -> Section:
                 target(f"({failed} or vector(0)) / ({asked} > 0)", "failed"),
                 unit="s",
                 coloured={"p99": colours.WORKING, "failed": colours.FAILED},
-                overrides=[_right("failed", right)],
+                overrides=[override("byName", "failed", **right)],
                 empty="No store was used in this time.",
             ),
             _down(q, (21, 0, 3, 7)),
         ],
     )
-
-
-def _right(name: str, properties: Json) -> Json:
-    listed = [{"id": key.replace("__", "."), "value": value} for key, value in properties.items()]
-    return {"matcher": {"id": "byName", "options": name}, "properties": listed}
 
 
 def _down(q: Source, at: tuple[int, int, int, int]) -> Panel:
