@@ -22,6 +22,7 @@ FlowcoreError
 ├── LeaseLost
 ├── RunParked
 ├── QueueFull
+├── NoThread
 └── StoreError
     ├── RunNotFound
     ├── StoreUnavailable
@@ -60,6 +61,7 @@ __all__ = [
     "IdempotencyMismatch",
     "LeaseLost",
     "NoResult",
+    "NoThread",
     "NotSerializable",
     "QueueFull",
     "ResultLost",
@@ -360,6 +362,10 @@ class LeaseLost(FlowcoreError):
 
 class QueueFull(FlowcoreError):
     """Too many submitted runs wait for a thread of this engine. Submit it again later."""
+
+
+class NoThread(FlowcoreError):
+    """This process cannot start another thread. Raise the limit on threads of its user or container, then try again."""
 
 
 class RunParked(FlowcoreError):

@@ -73,8 +73,18 @@ class Leases:
         with self._lock:
             self._runs[run] = Lease(run.stored_key, run.run_id, run.fence)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="flowcore-leases", daemon=True)
-                self._thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        """(lock) Start the thread. If the process cannot start one, only checkpoints renew leases, and the next run that
+        is claimed tries again."""
+        thread = threading.Thread(target=self._beat, name="flowcore-leases", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _log.warning("no thread renews the leases of runs: %s", error)
+        else:
+            self._thread = thread
 
     def leave(self, run: RunState) -> None:
         """Stop renewing the lease of `run`, which is over."""

@@ -12,6 +12,7 @@ from .._durable.checkpoints import parked
 from .._kernel import stopping
 from .._kernel.effects import Call, GivenUp, Outcome, Program, Stop
 from .._kernel.run_state import RunState
+from ..errors import NoThread
 from .base import NO_THREAD, call_title, patience
 from .workers import Workers
 
@@ -98,7 +99,12 @@ class ThreadCalls(ABC):
                 self.loop.call_later(call.timeout, self._leave_thread, call, True)
 
         timer: asyncio.TimerHandle | None = None
-        if not self._pool.put(job, first=True, beyond=call.shielded) and not call.shielded:
+        try:
+            begun = self._pool.put(job, first=True, beyond=call.shielded)
+        except NoThread as error:
+            del self._threaded[call]
+            return None, error
+        if not begun:
             self._queued_calls[call] = begins
             timer = self._limit_the_wait(call)
         result: Outcome = await gate.wait()

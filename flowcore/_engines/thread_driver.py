@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from .._kernel.run import helper
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
-from ..errors import StoreUnavailable
+from ..errors import NoThread, StoreUnavailable
 from ..run import Run
 from ..stores.base import Claim
 from .base import NO_THREAD, call_title, patience
@@ -123,9 +124,10 @@ class Driver(CallersThread):
         """Resume `program` with `answer` and perform its effects until it ends, waits, or another thread takes it over.
         `here`: whether this is the caller's thread."""
         send, context, guarded = program.send, self.run.context, self._ctrl_c is not None
+        resume: Callable[[Any], Any] = send
         while True:
             try:
-                effect = send(answer)
+                effect, resume = resume(answer), send
             except StopIteration as stop:
                 if program is self._main:
                     self._end(stop.value, None)
@@ -148,11 +150,8 @@ class Driver(CallersThread):
             elif type(effect) is Call:
                 if here and effect.timeout is None:
                     answer = self.call_here(effect.fn, effect.ctx, effect.context, shielded=effect.shielded)
-                elif here:
-                    self._elsewhere(program, effect)
-                    return
                 else:
-                    answer = self._call(program, effect)
+                    answer = self._elsewhere(program, effect) if here else self._call(program, effect)
                     if answer is TAKEN_OVER:
                         return
             elif type(effect) is Ask:
@@ -164,26 +163,24 @@ class Driver(CallersThread):
                         return
                     self._main_due = False
                 answer = None
-            elif type(effect) is Sleep:
-                if not self._sleep(program, effect):
-                    return
+            elif effect is REQUEST_WORKER:
+                self._post(helper(self.run), None, help=True)
                 answer = None
-            elif type(effect) is AwaitAbandoned:
-                if not self._await_landing(program, effect):
-                    return
+            elif effect is RESUME:
+                self._resume_main()
+                answer = None
+            elif effect is DIRECT:
+                answer = self if here else None
+            elif type(effect) is Stop:
+                self.stop(effect)
                 answer = None
             else:
-                answer = None
-                if effect is REQUEST_WORKER:
-                    self._post(helper(self.run), None, help=True)
-                elif effect is RESUME:
-                    self._resume_main()
-                elif type(effect) is Alarm:
-                    self._alarms = (*self._alarms, self._timers.after(effect.seconds, self.look))
-                elif effect is DIRECT:
-                    answer = self if here else None
-                elif type(effect) is Stop:
-                    self.stop(effect)
+                try:
+                    if not self._wait_for(program, effect):
+                        return
+                    answer = None
+                except NoThread as error:
+                    resume, answer = program.throw, error
 
     def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code on this thread of the pool. Returns TAKEN_OVER if the call was abandoned meanwhile."""
@@ -191,9 +188,9 @@ class Driver(CallersThread):
         if self.run.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
             return None, GivenUp(call, timed_out=False, over=True, began=False)
         timer = None
-        if call.timeout is not None:
-            timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
         try:
+            if call.timeout is not None:
+                timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
             outcome: Outcome = (call.context.run(call.fn, call.ctx), None)
         except BaseException as error:  # noqa: BLE001 - the program judges it
             outcome = (None, error)
@@ -204,13 +201,19 @@ class Driver(CallersThread):
         self._land(call, outcome)
         return TAKEN_OVER
 
-    def _elsewhere(self, program: Program[Any], call: Call) -> None:
-        """Make a call with a timeout on a pool thread, because calls on the caller's thread cannot be abandoned."""
+    def _elsewhere(self, program: Program[Any], call: Call) -> Any:
+        """Make a call with a timeout on a pool thread, because calls on the caller's thread cannot be abandoned. Returns
+        TAKEN_OVER, or an outcome if there is no thread for the call."""
         # A pool thread that waits here for a nested run may be the last one. An undo must not wait for a thread.
         beyond = call.shielded or self._pool.owns_current_thread()
         self._queued_calls[call] = program
-        if not self._pool.put(partial(self._called_elsewhere, call), first=True, beyond=beyond):
-            self._limit_the_wait()
+        try:
+            if not self._pool.put(partial(self._called_elsewhere, call), first=True, beyond=beyond):
+                self._limit_the_wait()
+        except NoThread as error:
+            if self._queued_calls.pop(call, None) is not None:
+                return None, error
+        return TAKEN_OVER
 
     def _called_elsewhere(self, call: Call) -> None:
         program = self._queued_calls.pop(call, None)
@@ -239,7 +242,8 @@ class Driver(CallersThread):
         if seconds is not None:
             with self._lock:
                 if self._patience is None or self._patience.callback is None:
-                    self._patience = self._timers.after(seconds, self._waited_long)
+                    with suppress(NoThread):
+                        self._patience = self._timers.after(seconds, self._waited_long)
 
     def _end_the_wait(self) -> None:
         """Cancel the timer of the wait for a thread, if nothing of the run waits for one. Called under the lock."""
@@ -263,7 +267,8 @@ class Driver(CallersThread):
             with self._lock:
                 waiting = len(self._letters)
             for _ in range(waiting):
-                self._pool.put(self._advance_there, beyond=True)
+                with suppress(NoThread):  # they wait for a thread already
+                    self._pool.put(self._advance_there, beyond=True)
         else:
             self._limit_the_wait()
 
@@ -292,15 +297,33 @@ class Driver(CallersThread):
         self._parked[landing] = program
         if landing.call.landed is not None and self._parked.pop(landing, None) is not None:
             return True
-        self._timers.after(landing.seconds, partial(self._wake, landing, None))
-        return False
+        return self._woken_after(landing.seconds, landing)
+
+    def _wait_for(self, program: Program[Any], effect: object) -> bool:
+        """Perform an effect that needs a timer. Returns False if the program is suspended. Raises NoThread."""
+        if type(effect) is Sleep:
+            return self._sleep(program, effect)
+        if type(effect) is AwaitAbandoned:
+            return self._await_landing(program, effect)
+        if type(effect) is Alarm:
+            self._alarms = (*self._alarms, self._timers.after(effect.seconds, self.look))
+        return True
 
     def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
         """Suspend the program until the time is over or the run stops. Returns True if the run has stopped already."""
         self._parked[sleep] = program
         if self.run.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
             return True
-        self._timers.after(sleep.seconds, partial(self._wake, sleep, None))
+        return self._woken_after(sleep.seconds, sleep)
+
+    def _woken_after(self, seconds: float, waiting: Sleep | AwaitAbandoned) -> bool:
+        """Resume the program that is suspended on `waiting` after `seconds`. Returns False, or True if it does not wait
+        any more. Raises NoThread, and then the program is not suspended."""
+        try:
+            self._timers.after(seconds, partial(self._wake, waiting, None))
+        except NoThread:
+            if self._parked.pop(waiting, None) is not None:
+                raise
         return False
 
     def _wake(self, waiting: Parked, answer: Any) -> None:
@@ -333,7 +356,11 @@ class Driver(CallersThread):
             if type(waiting) is Sleep and not waiting.shielded:
                 self._wake(waiting, None)
             elif stop.cancel and type(waiting) is Call and (not waiting.shielded or self.run.parked):
-                self._timers.after(self.run.settings.grace, partial(self._give_up, waiting, timed_out=False))
+                give_up = partial(self._give_up, waiting, timed_out=False)
+                try:
+                    self._timers.after(self.run.settings.grace, give_up)
+                except NoThread:
+                    give_up()
 
     def _resume_main(self) -> None:
         with self._lock:
@@ -354,8 +381,16 @@ class Driver(CallersThread):
             # A helper may wait for a thread, and jobs that continue a run precede jobs that begin one. A run that is
             # stopping, or has threads stuck in abandoned calls, must not wait for a thread that may never become free.
             beyond = not help and (self._stuck > 0 or self.run.stopped)
-            if not self._pool.put(self._advance_there, first=not help, beyond=beyond) and not help:
+            if not self._put(first=not help, beyond=beyond) and not help:
                 self._limit_the_wait()
+
+    def _put(self, *, first: bool, beyond: bool) -> bool:
+        """Have a thread of the pool advance what waits. Returns False if that has to wait for a thread: one of the pool
+        or, if the pool has none and cannot start one, the caller's."""
+        try:
+            return self._pool.put(self._advance_there, first=first, beyond=beyond)
+        except NoThread:
+            return self._put(first=first, beyond=False) if beyond else False
 
     def _advance_there(self) -> None:
         """Advance the next program that waits for a thread, if there is one, on this thread of the pool."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -20,7 +21,7 @@ from .._kernel.effects import Program, Stop
 from .._kernel.run import execute
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
-from ..errors import RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
+from ..errors import NoThread, RunTimeout, StepCancelled, StoreError, safe_repr, safe_str
 from ..forks import after_fork_in_child
 from ..run import Run
 from ..status import Status
@@ -155,7 +156,8 @@ class ThreadRuns:
 
     def queue(self, run: RunState, *, check: bool, only_new: bool = False) -> RunFuture:
         """Have a thread of the pool begin a run, which is recorded as queued first on a durable store. `only_new`:
-        cancel it (and its future) if its key is not free."""
+        cancel it (and its future) if its key is not free. Raises NoThread, and then the run is not recorded."""
+        self.pool.ensure_thread()
         driver = self.driver(run, execute(run))
         future = RunFuture(driver, self.pool, self.cancel)
         run.on_pause = future.pause
@@ -176,7 +178,8 @@ class ThreadRuns:
                 future.cancel()
                 return future
         if not self.pool.put(partial(self._begin, driver, future)) and run.request.deadline is not None:
-            self.timers.after(run.request.deadline, partial(self._expire, driver, run.request.deadline))
+            with suppress(NoThread):  # the run is accepted, and waits for a thread without this limit
+                self.timers.after(run.request.deadline, partial(self._expire, driver, run.request.deadline))
         return future
 
     def _begin(self, driver: Driver, future: RunFuture) -> None:

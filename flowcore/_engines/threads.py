@@ -7,6 +7,7 @@ import contextvars
 import math
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from .._kernel.inline import can_run_inline
 from .._kernel.run import abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
-from ..errors import FlowcoreError
+from ..errors import FlowcoreError, NoThread
 from ..events import Hook
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
@@ -209,7 +210,7 @@ class Engine(LocalEngine):
 
         `propagation`: "link" gives the run a trace of its own, linked to the caller's trace; "child" makes it a part of
         the caller's trace. On a durable store, the run is recorded as queued before this call returns: it survives the
-        process, and any engine that recovers may run it. Raises QueueFull if `max_queued` runs have not begun,
+        process, and any engine that recovers may run it. Raises QueueFull if `max_queued` runs have not begun, NoThread,
         NotSerializable, and StoreError if the run could not be recorded. A step on a thread of the engine may wait for
         the future's result: its thread then works on that run.
         """
@@ -268,7 +269,8 @@ class Engine(LocalEngine):
         context = self._callers_context()
         counts, due = performed(self._sent(key, name, value, id), context)
         if due:
-            self._pool.put(partial(_call_now, weakref.WeakMethod(self._resume), key, context))
+            with suppress(NoThread):  # the value is in the store: recovery resumes the run
+                self._pool.put(partial(_call_now, weakref.WeakMethod(self._resume), key, context))
         return counts
 
     def _resume(self, key: str, context: contextvars.Context) -> None:
@@ -330,7 +332,8 @@ class Engine(LocalEngine):
             if not in_flight:
                 if self._looks_once_more():
                     later = partial(_put_on_pool, self._pool, weakref.WeakMethod(self._late_look))
-                    self._runs.timers.after(self.lease * LEASE_OVER, later)
+                    with suppress(NoThread):  # the next call of recover() looks again
+                        self._runs.timers.after(self.lease * LEASE_OVER, later)
                 return [driver.result for driver in resumed if driver.result is not None]
             over.get()
             in_flight -= 1
@@ -338,7 +341,14 @@ class Engine(LocalEngine):
     def _begin_recovered(
         self, runs: builtins.list[RunState], on_over: Callable[[Driver], None] | None = None
     ) -> builtins.list[Driver]:
-        """Begin the runs of one round of recovery. A thread of the pool drives them itself, one after another."""
+        """Begin the runs of one round of recovery. A thread of the pool drives them itself, one after another. Raises
+        NoThread, and then the next round finds them again."""
+        try:
+            self._pool.ensure_thread()
+        except NoThread:
+            for run in runs:
+                self._recovery.ended(run, None)
+            raise
         drivers = [self._recovered_driver(run, on_over) for run in runs]
         here = self._pool.owns_current_thread()  # a step of this engine: all threads of the pool may wait
         for driver in drivers:
@@ -404,7 +414,8 @@ def _put_on_pool(pool: Workers, method: weakref.WeakMethod[Callable[[], None]]) 
     """Call a method of an engine on a thread of its pool, unless the engine has been garbage-collected."""
     call = method()
     if call is not None:
-        pool.put(call)
+        with suppress(NoThread):
+            pool.put(call)
 
 
 def _call_now(

@@ -11,12 +11,28 @@ from collections import Counter, deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from ..errors import NoThread
 from ..forks import after_fork_in_child
 
-__all__ = ["Timers", "Workers"]
+__all__ = ["Timers", "Workers", "start_thread"]
 
 Job = Callable[[], None]
 _log = logging.getLogger("flowcore")
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread. Raises NoThread if the process has as many as it may have."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NoThread(
+            f"This process cannot start another thread ({error}). "
+            "Raise the limit on threads of its user or container, then try again."
+        ) from error
+
+
+def _nothing() -> None:
+    """The job of a thread that waits for its first one."""
 
 
 class Workers:
@@ -38,6 +54,7 @@ class Workers:
         self._capacity = limit  # how many threads there may be now
         self._abandoned = Counter[str]()  # jobs that were abandoned and have not returned, by name
         self._warned = False
+        self._short_of_threads = False  # whether the process could not start the latest thread
         after_fork_in_child(self, Workers._after_fork)
 
     def _after_fork(self) -> None:
@@ -62,7 +79,12 @@ class Workers:
             total = self._abandoned.total()
             self._capacity = self.limit + min(total, self.limit)
             if self._backlog and len(self._threads) < self._capacity:
-                self._start(self._backlog.popleft())
+                try:
+                    self._start(self._backlog[0])
+                except NoThread as error:
+                    self._warn_of_failed_start(error)
+                else:
+                    self._backlog.popleft()
             names = dict(self._abandoned)
             warns = total > self.limit and not self._warned
             self._warned = self._warned or warns
@@ -102,21 +124,48 @@ class Workers:
     def put(self, job: Job, *, first: bool = False, beyond: bool = False) -> bool:
         """Run `job` on a thread. Returns False if it has to wait for one; with `first`, it then waits before all other
         jobs, as jobs of runs that have begun do. With `beyond`, a job never waits: if no thread is idle, one beyond the
-        limit is started."""
+        limit is started.
+
+        Raises NoThread if the process cannot start a thread, and the job may not wait or no thread is there to wait for.
+        """
         with self._lock:
             if self._idle:
                 self._idle.pop().inbox.put(job)
-            elif beyond or len(self._threads) < self._capacity:
-                self._start(job)
-            else:
-                (self._backlog.appendleft if first else self._backlog.append)(job)
-                return False
-            return True
+                return True
+            if beyond or len(self._threads) < self._capacity:
+                try:
+                    self._start(job)
+                except NoThread as error:
+                    if beyond or not self._threads:
+                        raise
+                    self._warn_of_failed_start(error)
+                else:
+                    return True
+            (self._backlog.appendleft if first else self._backlog.append)(job)
+            return False
+
+    def ensure_thread(self) -> None:
+        """Start a thread if there is none, so that `put` does not raise. Raises NoThread."""
+        with self._lock:
+            if not self._threads:
+                self._start(_nothing)
 
     def _start(self, job: Job) -> None:
+        """(lock) Start a thread that begins with `job`. Raises NoThread."""
         worker = _Worker(self, f"{self._name}-{next(self._numbers)}", job)
         self._threads.add(worker)
-        worker.start()
+        try:
+            start_thread(worker)
+        except NoThread:
+            self._threads.discard(worker)
+            raise
+        self._short_of_threads = False
+
+    def _warn_of_failed_start(self, error: NoThread) -> None:
+        """(lock) Log that jobs wait for fewer threads than the limit, once until a thread can be started again."""
+        if not self._short_of_threads:
+            self._short_of_threads = True
+            _log.warning("%d of max_workers=%d threads run: %s", len(self._threads), self.limit, error)
 
     def next_job(self, worker: _Worker) -> Job | None:
         """The next job for `worker`, or None if it is to end. Blocks while there is no job."""
@@ -182,15 +231,16 @@ class Timers:
         self._heap.clear()
 
     def after(self, seconds: float, callback: Job) -> Timer:
-        """Call `callback` once, after `seconds`, unless the returned timer is cancelled before."""
+        """Call `callback` once, after `seconds`, unless the returned timer is cancelled before. Raises NoThread."""
         timer = Timer(callback)
         moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
         with self._changed:
-            heapq.heappush(self._heap, (moment, next(self._numbers), timer))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._watch, name=self._name, daemon=True)
-                self._thread.start()
-            elif self._heap[0][2] is timer:
+                thread = threading.Thread(target=self._watch, name=self._name, daemon=True)
+                start_thread(thread)
+                self._thread = thread
+            heapq.heappush(self._heap, (moment, next(self._numbers), timer))
+            if self._heap[0][2] is timer:
                 self._changed.notify()
         return timer
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..context import AttemptContext, Context
 from ..errors import (
+    NoThread,
     ResultLost,
     RunFailed,
     RunTimeout,
@@ -56,6 +57,7 @@ class Attempts:
         "allowed",
         "errors",
         "fn",
+        "last",
         "limit",
         "node",
         "number",
@@ -89,6 +91,7 @@ class Attempts:
         self.undo = undo
         self.number = 0  # of the latest attempt, from 1
         self.errors: tuple[tuple[str, str], ...] = ()  # type and message of each failed attempt
+        self.last: StepEnd | None = None  # the end of the latest attempt that failed
         self.limit: Limit | None = None  # of the latest attempt
         self.started: float | None = None  # when the first attempt started (monotonic); None: no limit depends on it
         self.until: float | None = None  # when step_timeout is over (monotonic)
@@ -104,21 +107,27 @@ class Attempts:
             return end
         try:
             return (yield from self._program(first))
+        except NoThread as error:  # nothing can wake the step for another attempt
+            if self.last is None or self.last.error is None:
+                return StepEnd(Status.FAILURE, None, error, 1)
+            self.last.error.add_note(f"flowcore made no further attempt: {error}")
+            return self.last
         except Exception as error:  # noqa: BLE001 - see above
-            return StepEnd(Status.FAILURE, None, error, 1)
+            if self.last is None:
+                return StepEnd(Status.FAILURE, None, error, 1)
+            return StepEnd(self.last.status, None, error, self.last.attempts, self.last.errors)
 
     def _program(self, first: FirstAttempt | None) -> Program[StepEnd]:
         run, node, scope, settings = self.run, self.node, self.scope, self.run.settings
         timed = self._begin()
         is_async = node.undo_is_async if self.undo else node.is_async
-        earlier: StepEnd | None = None
         ctx: Context
         attempt: EventScope | None = None
         while True:
             self.number += 1
             limit = self.limit = self._next_limit() if timed else None
-            if earlier is not None and limit is not None and limit.name == "deadline" and not limit.seconds:
-                return self._never_began(earlier, late=True)
+            if self.last is not None and limit is not None and limit.name == "deadline" and not limit.seconds:
+                return self._never_began(late=True)
             if first is not None:
                 ctx, attempt, outcome = first.ctx, first.attempt, first.outcome
                 first = None
@@ -137,7 +146,7 @@ class Attempts:
                 outcome = yield from awaited(run, node, ctx, outcome[0], context, left, undo=self.undo)
             given_up = _given_up(outcome)
             if given_up is not None and not given_up.began:
-                end = self._never_began(earlier, late=given_up.timed_out)
+                end = self._never_began(late=given_up.timed_out)
                 if attempt is not None and scope is not None:
                     emit.attempt_cancelled(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
                 return end
@@ -155,6 +164,7 @@ class Attempts:
                 return end
             if end.error is not None and end.status is not Status.CANCELLED:
                 self.errors = end.errors = (*self.errors, (type(end.error).__name__, error_message(end.error, 200)))
+            self.last = end
             abandoned = given_up.call if given_up is not None and not given_up.over else None
             if abandoned is not None:
                 run.give_up(abandoned)
@@ -172,7 +182,6 @@ class Attempts:
                 return over
             if given_up is not None:
                 run.forget(given_up.call)
-            earlier = end
 
     def _begin(self) -> bool:
         """Set the limits, and restore the state of attempts under earlier owners. Returns whether attempts have a time
@@ -202,15 +211,15 @@ class Attempts:
         moment, name = min(limit for limit in limits if limit is not None)
         return Limit(moment, name, max(0.0, moment - now))
 
-    def _never_began(self, earlier: StepEnd | None, *, late: bool) -> StepEnd:
+    def _never_began(self, *, late: bool) -> StepEnd:
         """Return the end of a step whose latest attempt never began: it waited for a thread until the deadline
-        (`late`), or until the run stopped. That attempt had no effect. `earlier`: the end of the attempt before it."""
+        (`late`), or until the run stopped. That attempt had no effect."""
         run, name = self.run, safe_repr(self.node.name)
         if late:
             what = f"step {name} was still waiting for a thread at the deadline of run {run.run_id}."
             return StepEnd(Status.FAILURE, None, RunTimeout(what), self.number - 1, self.errors)
-        if earlier is not None and not is_left(run):
-            return StepEnd(Status.FAILURE, None, earlier.error, self.number - 1, self.errors)
+        if self.last is not None and not is_left(run):
+            return StepEnd(Status.FAILURE, None, self.last.error, self.number - 1, self.errors)
         if run.ledger is not None:
             run.ledger.withdrawn(run, self.node, self.errors)
         return StepEnd(Status.PENDING, attempts=self.number - 1)
