@@ -43,7 +43,7 @@ class InExecutor:
         try:
             future = self._executor.submit(run_packed_step, fn, packed)
         except Exception as error:
-            error.add_note(f"step {step} did not start: its executor= takes nothing more.")
+            error.add_note(f"step {step} did not start: its executor= refused the call.")
             raise
         if isinstance(ctx, AttemptContext):
             ctx.when_abandoned(future.cancel)
@@ -87,7 +87,7 @@ def _unpacked(reply: StepReply, step: str) -> Any:
         error = pickle.loads(reply.error)  # noqa: S301 - see above
         error = unpack_error(cast("dict[str, Any]", error)) if isinstance(error, dict) else error
     except Exception as failure:
-        what = f"step {step} has executor=, and what it returned cannot be unpickled here"
+        what = f"step {step} has executor=, and its outcome cannot be unpickled in this process"
         raise ResultLost(
             f"{what} ({safe_str(failure, 200)}). It may have had its effect.", done=reply.error is None
         ) from failure

@@ -75,8 +75,9 @@ def _no_undo(plan: Plan, after_pivot: set[int]) -> Iterator[str]:
         )
     elif nodes:
         yield (
-            f"{_named(nodes)} have no undo, and steps after them can fail: say how to undo those that have an effect with "
-            "@step.compensate, and mark the others with effect=False; or make nothing undone with Workflow(undo='never')."
+            f"{_named(nodes)} have no undo, and steps after them can fail: say how to undo those that have an effect "
+            "with @step.compensate, and mark the others with effect=False; or switch undoing off with "
+            "Workflow(undo='never')."
         )
 
 
@@ -113,7 +114,7 @@ def _cannot_be_stored(plan: Plan) -> Iterator[str]:
             by_type.setdefault(kind, []).append(node)
     for kind, nodes in by_type.items():
         who = f"step {safe_repr(nodes[0].name)} returns" if len(nodes) == 1 else f"{_named(nodes)} return"
-        yield f"{who} {kind}, which no durable store keeps. Return plain data, or give the store a codec= that keeps it."
+        yield f"{who} {kind}, which durable stores cannot keep. Return plain data, or give the store a codec= that keeps it."
 
 
 def _wait_for_ever(plan: Plan, deadline: float | None) -> Iterator[str]:
@@ -122,7 +123,7 @@ def _wait_for_ever(plan: Plan, deadline: float | None) -> Iterator[str]:
         if wait is None:
             continue
         if wait.timeout is None and deadline is None:
-            yield f"wait {name} has no timeout, so a run whose value is never sent waits for ever: give it a timeout=."
+            yield f"wait {name} has no timeout, so a run whose value is never sent waits forever: give it a timeout=."
         elif wait.timeout is not None and deadline is not None and wait.timeout >= deadline:
             yield (
                 f"{'sleep' if wait.sleeps else 'wait'} {name} may take {wait.timeout:g} s, as long as the workflow's deadline of "

@@ -203,9 +203,9 @@ class Plan:
             if undo and node.compensation is None:
                 return f"step {safe_repr(name)} has lost its undo"
             if bool(pivot) != node.step.pivot:
-                return f"step {safe_repr(name)} {'is no pivot any more' if pivot else 'has become a pivot'}"
+                return f"step {safe_repr(name)} {'is no longer a pivot' if pivot else 'has become a pivot'}"
             if waits != (None if node.wait is None else "sleep" if node.wait.sleeps else "wait"):
-                return f"step {safe_repr(name)} was a {waits or 'function'}"
+                return f"step {safe_repr(name)} was recorded as a {waits or 'function'}"
         return None
 
     def layers(self) -> list[list[Step[Any]]]:

@@ -205,7 +205,10 @@ class Run:
         if len(steps) > _LISTED:
             lines.append(f"  … and {len(steps) - _LISTED} more steps")
         if self.held:
-            lines.append("  The key is held: once the rest is put right by hand, engine.store.release(key) frees it.")
+            lines.append(
+                "  The key is held. Retry the compensations with engine.store.undo(key), or clean up by hand and call "
+                "engine.store.release(key)."
+            )
         return "\n".join(lines)
 
     def html(self, *, trace_url: str | None = None) -> str:
@@ -347,7 +350,7 @@ def in_words(report: StepReport) -> str:
         first = max(0, len(failures) - _TRIES)
         text += f"; failed attempts: {'; '.join(f'{n}. {why}' for n, why in enumerate(failures[first:], first + 1))}"
     if report.completed_late is not None:
-        text += f"; it came back later, after it had been given up: {report.completed_late}"
+        text += f"; an abandoned attempt completed late: {report.completed_late}"
     if report.undo == Status.SUCCESS:
         text += "; undone"
     elif report.undo is not None:

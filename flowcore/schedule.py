@@ -94,14 +94,14 @@ class Schedule:
         """Return the schedule that these options describe. Raises DefinitionError for options that describe none, and
         ImportError for `cron=` without the extra `schedule`."""
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise DefinitionError(f"the name of a schedule must be a printable text, not {safe_repr(name)}.")
+            raise DefinitionError(f"the name of a schedule must be a printable string, not {safe_repr(name)}.")
         if (cron is None) == (every is None):
             given = "neither" if cron is None else "both"
-            raise DefinitionError(f"schedule {safe_repr(name)} takes cron= or every=, and got {given}.")
+            raise DefinitionError(f"schedule {safe_repr(name)} takes either cron= or every=, but got {given}.")
         if every is not None and timezone is not None:
             raise DefinitionError(
-                f"schedule {safe_repr(name)}: timezone= is for cron= alone. every= counts elapsed time, which is the same in "
-                "every zone."
+                f"schedule {safe_repr(name)}: timezone= is only for cron=. every= counts elapsed time, which is the "
+                "same in every zone."
             )
         for value, words, option in ((missed, _MISSED, "missed="), (overlap, _OVERLAP, "overlap=")):
             if value not in words:
@@ -159,8 +159,8 @@ class Schedule:
             first = next(self._fires(_EPOCH), None)
         except Exception as error:  # noqa: BLE001 - cronsim raises other errors than its own for some invalid expressions
             raise DefinitionError(
-                f"cron={safe_repr(self.cron)} of schedule {safe_repr(self.name)} is no cron expression: {safe_str(error)}. "
-                "Use five fields: minute, hour, day of the month, month, day of the week."
+                f"cron={safe_repr(self.cron)} of schedule {safe_repr(self.name)} is not a valid cron expression: "
+                f"{safe_str(error)}. Use five fields: minute, hour, day of the month, month, day of the week."
             ) from None
         if first is None:
             raise DefinitionError(

@@ -197,9 +197,10 @@ def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
     Returns the error of the run."""
     what = f"run {run.run_id} of {safe_repr(run.workflow.name)}"
     why = (
-        f"the store has lost the record of {what}: nothing more was started or undone; see what it did before you run it again."
+        f"The store no longer has a record of {what}. No further step or compensation was started; check its effects "
+        "before running it again."
         if gone
-        else f"another process has taken {what} over: it goes on there, and here nothing more was started or undone."
+        else f"Another process has taken over {what}. No further step or compensation was started here."
     )
     error = LeaseLost(why, run_id=run.run_id)
     if stopping.lose(run, error):

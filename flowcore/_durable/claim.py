@@ -85,9 +85,7 @@ class StoreClaims:
                 checkpoints.obey(run, order)
             return False
         stopping.resume_waits(run, {})
-        stopping.park(
-            run, checkpoints.parked(run, f"it could not be left to its store ({safe_str(failure, 200)})", failure)
-        )
+        stopping.park(run, checkpoints.parked(run, f"its wait could not be saved ({safe_str(failure, 200)})", failure))
         return False
 
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
@@ -147,7 +145,7 @@ def claim(
         match answer:
             case Claimed(record=None) if request.recovering is not None:  # its record was deleted meanwhile
                 yield from checkpoints.ask(run, "withdraw", wanted)
-                gone = RunNotFound(f"run {request.recovering} is not in the store any more.")
+                gone = RunNotFound(f"Run {request.recovering} is no longer in the store.")
                 emit.refused(run, gone)
                 raise gone
             case Claimed(record=None, generation=later) if later and run.settings.clock() >= sent + run.settings.lease:
@@ -155,8 +153,8 @@ def claim(
                 # have taken over and ended its run. Two runs must not have one id.
                 yield from checkpoints.ask(run, "withdraw", wanted)
                 late = StoreUnavailable(
-                    f"The store answered the claim for key {hashed_key(wanted.key)} too late (more than one lease), and other "
-                    "runs have used the key since. The claim was withdrawn; retry the call.",
+                    f"The store replied to the claim for key {hashed_key(wanted.key)} too late (more than one lease), "
+                    "and other runs have used the key since. The claim was withdrawn; retry the call.",
                     key=wanted.key,
                 )
                 emit.refused(run, late)
@@ -270,8 +268,8 @@ def _canonical(values: dict[Any, Any], workflow: str) -> str:
             problem, culprit = error, f"the initial value of {safe_repr(key)}"
             break
     raise NotSerializable(
-        f"a run of workflow {safe_repr(workflow)} with an idempotency key compares its initial values, but {culprit} cannot be "
-        f"compared: {safe_str(problem)} Or pass Workflow(fingerprint=) to say what makes two requests the same."
+        f"A run of workflow {safe_repr(workflow)} with an idempotency key compares its initial values, but {culprit} "
+        f"cannot be compared: {safe_str(problem)} Or pass Workflow(fingerprint=) to define when two requests are equal."
     )
 
 

@@ -155,7 +155,7 @@ class Leases:
             else:
                 record = context.run(find, run.stored_key)
         except Exception as error:  # noqa: BLE001 - the next renewal reads them again
-            _log.warning("what was sent to run %s could not be read: %s", run.run_id, safe_str(error, 200))
+            _log.warning("the values sent to run %s could not be read: %s", run.run_id, safe_str(error, 200))
             return
         if record is not None and record.run_id == run.run_id:
             self._on_sent(run, record.sent)

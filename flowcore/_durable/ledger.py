@@ -100,7 +100,7 @@ class Ledger(Unsaved):
                 break
             tries += 1
             if run.settings.clock() - began > run.settings.store_patience:
-                why = f"what was sent to it could not be read ({safe_str(failure, 200)})"
+                why = f"the values sent to it could not be read ({safe_str(failure, 200)})"
                 stopping.park(run, parked(run, why, failure))
                 break
             yield Sleep(STORE_BACKOFF.delay(tries))

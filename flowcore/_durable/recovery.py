@@ -322,8 +322,8 @@ class Recovery:
         for name, number in unknown.items() if self._definitions else ():
             self._warn(
                 f"workflow {name}",
-                f"the store has {number} unfinished run{'' if number == 1 else 's'} of workflow {safe_repr(name)}, which is "
-                f"not among this engine's workflows=: they are not recovered here.",
+                f"The store has {number} unfinished run{'' if number == 1 else 's'} of workflow {safe_repr(name)}, "
+                "which is not among this engine's workflows=. This engine does not recover such runs.",
             )
         by_step = StoreSurveyed in self._settings.hooks.wanted
         return Survey(counts, (yield from self._awaited(counts)) if by_step else {})

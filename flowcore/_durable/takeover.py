@@ -254,8 +254,8 @@ def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
         if missing is not None:
             return held_run(
                 run,
-                f"step {safe_repr(node.name)} is recorded, but not the end of step {safe_repr(missing)}, which it depends "
-                "on: the store has lost a part of the record",
+                f"step {safe_repr(node.name)} is recorded, but the end of step {safe_repr(missing)}, which it depends "
+                "on, is missing: the store has lost part of the record",
             )
     if record.takeovers > run.settings.max_takeovers and record.decision is None:
         return held_run(

@@ -338,7 +338,7 @@ class AsyncDriver(ThreadCalls):
             except Exception as error:  # noqa: BLE001 - see above
                 gate.open((None, error))
             except asyncio.CancelledError:  # the loop shuts down; the program calls the store again
-                gate.open((None, StoreUnavailable("the event loop shuts down.")))
+                gate.open((None, StoreUnavailable("the event loop is shutting down.")))
 
         run = self.run
         context = ask.context or (run.store_context or run.context).copy()

@@ -171,4 +171,4 @@ class Cancellation:
         return self._here
 
     def __repr__(self) -> str:
-        return f"<Cancellation {'of a run of this engine' if self._here else 'asked of the store'}>"
+        return f"<Cancellation {'of a run of this engine' if self._here else 'sent to the store'}>"

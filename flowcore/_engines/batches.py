@@ -37,7 +37,7 @@ def key_of(key: Callable[[T], Key | None] | None, item: T) -> Key | None:
         return None
     found = key(item)
     if found is None:
-        raise IdempotencyError("key= returned None. Return flowcore.NO_KEY for an item whose run shall have no key.")
+        raise IdempotencyError("key= returned None. Return flowcore.NO_KEY for an item whose run has no key.")
     return found
 
 

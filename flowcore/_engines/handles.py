@@ -68,7 +68,7 @@ class RunFuture(Future[Run]):
         ended, and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
         with self._paused:
             if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
-                raise TimeoutError(f"Run {self.run_id} has neither ended nor begun to wait in {timeout:g} s.")
+                raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {timeout:g} s.")
             if self._pause is not None and not self.done():
                 return self._pause
         return self.result()

@@ -122,7 +122,7 @@ class LocalEngine(PeriodicEngine):
             try:
                 survey = yield from self._recovery.survey(self._known)
             except Exception as error:  # noqa: BLE001 - runs that cannot be counted may still be resumed
-                log.warning("what waits in the store could not be counted: %s", safe_str(error, 200))
+                log.warning("the runs in the store could not be counted: %s", safe_str(error, 200))
                 return
             if StoreSurveyed in self._settings.hooks.wanted:
                 self._tell(StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting), context)

@@ -48,7 +48,7 @@ def checked_request(
     except AttributeError:
         if isinstance(workflow, Workflow):
             raise
-        raise DefinitionError(f"what an engine runs must be a workflow, not {safe_repr(workflow)}.") from None
+        raise DefinitionError(f"An engine runs workflows, not {safe_repr(workflow)}.") from None
     if plan.has_async is not None and not settings.runs_async:
         raise AsyncStepInSyncEngine(
             f"step {safe_repr(plan.has_async)} of workflow {safe_repr(workflow.name)} is async: run it on AsyncEngine."
@@ -62,7 +62,7 @@ def checked_request(
     if idempotency_key is not None or workflow.idempotency_key is not None:
         key = _key(workflow, own if given is None else given, idempotency_key)
     if once and key is None:
-        raise IdempotencyError("once=True asks for the outcome of a key: pass idempotency_key= too.")
+        raise IdempotencyError("once=True needs an idempotency_key=.")
     recorded = key is not None or settings.durable
     if own:
         own = _own_values(workflow, plan, own, recorded=recorded)
@@ -91,8 +91,8 @@ def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, 
         return values
     if len(values) > MOST_VALUES:
         raise NotSerializable(
-            f"the run of workflow {safe_repr(workflow.name)} was given {len(values):,} initial values, and may have "
-            f"{MOST_VALUES:,} where they are recorded or compared. Put them into one value, or store where they are."
+            f"The run of workflow {safe_repr(workflow.name)} has {len(values):,} initial values, and a recorded run "
+            f"may have at most {MOST_VALUES:,}. Put them into one value, or store them elsewhere and pass a reference."
         )
     try:
         copied: dict[Any, Any] = own_copy(values)
@@ -121,7 +121,8 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
         raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
     if len(key) > LONGEST_KEY:
         raise IdempotencyError(
-            f"an idempotency key has {len(key):,} characters, and may have {LONGEST_KEY:,}. Use a shorter one, or a hash of it.",
+            f"an idempotency key has {len(key):,} characters; the limit is {LONGEST_KEY:,}. Use a shorter one, or a "
+            "hash of it.",
             key=key,
         )
     return key

@@ -150,7 +150,7 @@ class Scheduled:
         self._failures += 1
         if self._failures == 1:
             _log.warning(
-                "schedule %s could not begin what is due, and tries again: %s: %s",
+                "schedule %s could not begin its due fires and will retry: %s: %s",
                 *(safe_repr(self.schedule.name), type(error).__name__, safe_str(error, 200)),
             )
         self._retry_by(self._now(), min(60.0, 0.25 * 2 ** min(self._failures, 10)))
@@ -252,7 +252,7 @@ class Scheduled:
             return True
         fire.error = None
         if not fire.made_up and self.schedule.overlap == "skip":
-            yield from self._skip(fire, "overlap", "skipped: the run before was still in progress.")
+            yield from self._skip(fire, "overlap", "skipped: the previous run was still in progress.")
             return True
         if not fire.made_up and self.schedule.overlap == "cancel":
             yield from self._make_way(busy)
@@ -294,9 +294,9 @@ class Scheduled:
 
     def _report(self, missed: list[datetime], why: str) -> None:
         last = max(missed)
-        fires = "its fire" if len(missed) == 1 else f"{len(missed)} fires, the last of them that"
+        fires = "its fire at" if len(missed) == 1 else f"{len(missed)} fires, the last one at"
         _log.warning(
-            "schedule %s did not begin %s of %s: %s",
+            "schedule %s did not begin %s %s: %s",
             *(safe_repr(self.schedule.name), fires, last.isoformat(), _REASONS[why]),
         )
         at, name = self._settings.clock(), self.schedule.name
@@ -376,7 +376,7 @@ class Scheduled:
 
 
 _REASONS: Final = {
-    "down": "no engine was there in time.",
-    "overlap": "the run before was still in progress.",
-    "error": "each try failed.",
+    "down": "no engine was running in time.",
+    "overlap": "the previous run was still in progress.",
+    "error": "every attempt failed.",
 }

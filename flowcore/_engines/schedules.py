@@ -66,7 +66,7 @@ class Schedules(ABC, Generic[E]):
         with self._adding:
             if schedule.name in self._scheduled:
                 raise DefinitionError(
-                    f"this engine has a schedule {safe_repr(schedule.name)} already. Give this one a name of its own with name=."
+                    f"This engine already has a schedule {safe_repr(schedule.name)}. Pass a different name=."
                 )
             self._scheduled[schedule.name] = Scheduled(
                 *(engine._settings, workflow, schedule, values),

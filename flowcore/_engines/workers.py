@@ -92,7 +92,7 @@ class Workers:
             listed = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in names.items())
             _log.warning(
                 "%d calls were abandoned and have not returned: %s. Their threads are no longer replaced "
-                "(max_workers=%d); give what these calls wait for a timeout of its own.",
+                "(max_workers=%d); set a timeout on the operations that they wait for.",
                 total,
                 listed,
                 self.limit,

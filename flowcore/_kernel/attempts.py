@@ -310,7 +310,7 @@ def judge(
     if isinstance(outcome[1], asyncio.exceptions.CancelledError):
         # The step was not cancelled: the driver returns GivenUp for a call that it cancels. The error is wrapped,
         # because a TaskGroup would swallow a bare CancelledError.
-        cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError though nothing cancelled it.")
+        cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError, but the run was not cancelled.")
         cancelled.__cause__ = outcome[1]
         outcome = (None, cancelled)
     failed = undo or (isinstance(outcome[1], Exception) and (asks or not run.interrupted))

@@ -83,7 +83,7 @@ def execute(run: RunState) -> Program[Run]:
         emit.run_finished(run, scope, finished)
     if failure is not None:
         _annotate(
-            failure, f"{_NOTE}run {run.run_id} succeeded, but its end could not be recorded: its key stays taken."
+            failure, f"{_NOTE}run {run.run_id} succeeded, but its end could not be recorded; its key is still in use."
         )
         raise failure
     return finished
@@ -177,7 +177,9 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
         run.end(_outcome(run))
         finished = _failed(run)
     elif failure is not None and finished.error is not None:
-        finished.error.add_note(f"the end of the run could not be recorded, so the key stays taken: {_brief(failure)}")
+        finished.error.add_note(
+            f"the end of the run could not be recorded ({_brief(failure)}); its key is still in use"
+        )
     if scope is not None:
         emit.run_finished(run, scope, finished)
     if finished.status is Status.LOST:

@@ -122,8 +122,8 @@ def leave_to_parent(run: RunState, process: int) -> None:
     """Stop the run in this process, a child that was forked in the middle of it: the run belongs to the parent. The
     thread that forked, in a step, may return from that step into the run."""
     run.after_fork()
-    what = f"process {process} was forked in the middle of run {run.run_id} of {safe_repr(run.workflow.name)}"
-    why = f"{what}, which is its parent's: here nothing more of it is started or undone."
+    what = f"Process {process} was forked in the middle of run {run.run_id} of {safe_repr(run.workflow.name)}"
+    why = f"{what}. The run belongs to the parent process; this process starts and undoes nothing more of it."
     lose(run, LeaseLost(why, run_id=run.run_id))
     run.running = min(run.running, 1)  # the threads that run other steps exist only in the parent
 

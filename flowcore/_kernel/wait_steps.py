@@ -123,11 +123,11 @@ def receive(run: RunState, name: str, sent: Sent) -> Sent:
         if name in waits.sent:
             return waits.sent[name]
         if run.finished is not None or run.stopped:
-            raise SendRefused(f"{what} is over, or is being undone: it does not wait for {safe_repr(name)} any more.")
+            raise SendRefused(f"{what} has ended or is being undone, and no longer waits for {safe_repr(name)}.")
         report = run.reports.get(name)
         if name in waits.ended or name in run.results or (report is not None and report.status not in _OPEN):
             status = Status.SUCCESS if report is None or report.status in _OPEN else report.status
-            raise SendRefused(f"{what} is past its wait {safe_repr(name)}, which has ended: {status}.")
+            raise SendRefused(f"{what} no longer waits for {safe_repr(name)}: that wait ended with status {status}.")
         waits.sent[name] = sent
     return sent
 

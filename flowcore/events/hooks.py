@@ -195,7 +195,7 @@ class Hooks:
         if name not in self._failed:
             self._failed.add(name)
             _log.error(
-                "hook %s raised on %s. The run continues; further errors of this hook are only counted.",
+                "hook %s raised on %s. The run continues; further errors of this hook are counted, not logged.",
                 name,
                 where,
                 exc_info=error,

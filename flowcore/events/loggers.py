@@ -204,7 +204,7 @@ def line(event: Any) -> str | None:
             tries = f" after {event.attempts} attempts" if event.attempts > 1 else ""
             return f"  step {_name(event.step)} {_ENDED[event.outcome]}{tries}: {_error(event.error)}"
         case StepCompletedLate():
-            return f"  step {_name(event.step)} landed {_ms(event.late)} after it was given up: {event.outcome}"
+            return f"  step {_name(event.step)} completed {_ms(event.late)} after it was abandoned: {event.outcome}"
         case CompensationFinished(error=None):
             return f"  undid {_name(event.step)} in {_ms(event.duration)}"
         case CompensationFinished():

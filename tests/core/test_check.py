@@ -111,4 +111,4 @@ def test_a_result_that_no_durable_store_keeps_is_told_from_its_annotation() -> N
     wf.add_step("tickets", tickets)
     wf.add_step("nothing", nothing)
     (said,) = wf.check()
-    assert said.startswith("step 'connect' returns tests.core.test_check.Connection, which no durable store keeps.")
+    assert said.startswith("step 'connect' returns tests.core.test_check.Connection, which durable stores cannot keep.")

@@ -245,7 +245,7 @@ def test_a_copy_of_a_run_in_a_forked_child_is_left_to_its_parent(ledger: Ledger,
         return run
 
     with pytest.raises(
-        LeaseLost, match=r"process 4711 was forked in the middle of run .* of 'w', which is its parent's"
+        LeaseLost, match=r"Process 4711 was forked in the middle of run .* of 'w'. The run belongs to the parent"
     ):
         engine.run(wf) if kind == "threads" else run_async(on_asyncio)
     assert ledger == ["a", "b"]

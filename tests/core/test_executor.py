@@ -228,7 +228,7 @@ def test_an_executor_that_is_shut_down_fails_the_step_before_it_starts(go: Go, t
     closed.shutdown()
     with pytest.raises(RuntimeError, match="cannot schedule new futures") as caught:
         go(alone(there.crunch, closed, undone))
-    assert "takes nothing more" in caught.value.__notes__[0]
+    assert "refused the call" in caught.value.__notes__[0]
     assert undone == []
 
 

@@ -105,7 +105,7 @@ def test_an_error_of_the_store_at_the_end_is_not_dropped(drive: Drive, ledger: L
     wf = ledger.chain("a")
     with pytest.raises(StoreError, match="the disk is full") as caught:
         drive(wf, store=Broken(), idempotency_key="k")
-    assert "succeeded, but its end could not be recorded: its key stays taken" in notes(caught.value)
+    assert "succeeded, but its end could not be recorded; its key is still in use" in notes(caught.value)
 
 
 def test_an_error_of_the_store_after_a_failure_is_a_note_on_it(drive: Drive, ledger: Ledger) -> None:
@@ -119,7 +119,7 @@ def test_an_error_of_the_store_after_a_failure_is_a_note_on_it(drive: Drive, led
     with pytest.raises(ValueError, match="b") as caught:
         drive(wf, store=Broken(), idempotency_key="k")
     assert (
-        "the end of the run could not be recorded, so the key stays taken: StoreError: the disk is full"
+        "the end of the run could not be recorded (StoreError: the disk is full); its key is still in use"
         in caught.value.__notes__
     )
 

@@ -71,7 +71,7 @@ def test_once_makes_a_failure_the_outcome_of_every_later_call(drive: Drive, ledg
 
 
 def test_once_without_a_key_is_refused(drive: Drive, ledger: Ledger) -> None:
-    with pytest.raises(IdempotencyError, match="pass idempotency_key="):
+    with pytest.raises(IdempotencyError, match="needs an idempotency_key="):
         drive(ledger.chain("a"), once=True)
     assert ledger == []
 

@@ -90,7 +90,7 @@ def test_printlogger_says_why_a_run_did_not_start(ledger: Ledger) -> None:
             engine.run(wf, {"odd": object()}, idempotency_key="k")
     first, second = out.getvalue().splitlines()
     assert first == "run chain not started: idempotency key replayed"
-    assert second.startswith("run chain refused: NotSerializable: a run of workflow 'chain' with an idempotency key")
+    assert second.startswith("run chain refused: NotSerializable: A run of workflow 'chain' with an idempotency key")
 
 
 def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledger) -> None:
@@ -112,8 +112,8 @@ def test_printlogger_tells_of_late_completions(live: MakeLive, gate: Gate) -> No
     wf.add_step("slow", gate, timeout=0.01)
     live(hooks=[PrintLogger(out)], grace=0.01).run(wf, check=False)
     gate.set()
-    until(lambda: "landed" in out.getvalue())
-    assert re.search(r"  step slow landed .* after it was given up: success\n", out.getvalue())
+    until(lambda: "abandoned" in out.getvalue())
+    assert re.search(r"  step slow completed .* after it was abandoned: success\n", out.getvalue())
 
 
 def test_a_name_that_would_break_the_line_is_quoted(ledger: Ledger) -> None:

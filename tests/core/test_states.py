@@ -80,7 +80,7 @@ Run {run.id} of 'trip': failed at step 'pay': CompensationFailed: {run.error}; c
   car: success; its undo FAILED with LookupError: gone
   pay: failure after 3 attempts with ValueError: declined
   mail: pending
-  The key is held: once the rest is put right by hand, engine.store.release(key) frees it."""
+  The key is held. Retry the compensations with engine.store.undo(key), or clean up by hand and call engine.store.release(key)."""
     )
 
 

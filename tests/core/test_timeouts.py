@@ -86,7 +86,7 @@ def test_an_undo_never_comes_before_the_effect_it_undoes_if_that_lands_within_gr
     assert ledger == ["charge", "-charge"]
     assert run.steps["charge"].completed_late is Status.SUCCESS
     assert [(event.outcome, event.undo) for event in of_type(events, StepCompletedLate)] == [(Status.SUCCESS, False)]
-    assert "it came back later, after it had been given up: success" in run.explain()
+    assert "an abandoned attempt completed late: success" in run.explain()
 
 
 def test_the_undo_of_a_step_that_landed_meanwhile_sees_its_result(live: MakeLive) -> None:

@@ -68,7 +68,7 @@ def test_a_run_whose_record_is_gone_stops_and_the_next_has_a_higher_fence(
 
         wf = saga(name, World(Ledger(here.ledger), point))
         with pytest.raises(
-            LeaseLost, match=r"the store has lost the record of run .* see what it did before you run it"
+            LeaseLost, match=r"The store no longer has a record of run .* check its effects before running it"
         ) as error:
             run(driver, store, wf, "k", 30.0, check=True)
         first = effects_of(here.ledger)["k"]

@@ -330,7 +330,7 @@ def test_a_claim_that_is_granted_a_lease_late_is_taken_back_where_the_key_has_ha
     store.asked.clear()
     with pytest.raises(
         StoreUnavailable,
-        match=r"The store answered the claim for key 8254c329a92850f6 too late \(more than one lease\)",
+        match=r"The store replied to the claim for key 8254c329a92850f6 too late \(more than one lease\)",
     ):
         again()
     assert (store.asked, done) == (["claim", "withdraw"], ["a", "b", "-a"])
@@ -347,7 +347,7 @@ def test_who_has_lost_the_run_stops_and_is_told(run: Callable[..., Any], done: l
         events: list[Any] = []
         store = Moody()
         store.moods = lambda verb, argument: Lost() if verb in {"checkpoint", "finish"} else None
-        with pytest.raises(LeaseLost, match="another process has taken run") as caught:
+        with pytest.raises(LeaseLost, match="Another process has taken over run") as caught:
             run(saga(done, **steps), options={"store": store, "hooks": [events.append]}, idempotency_key="k")
         assert caught.value.run_id == store.find("k").run_id
         assert len(of_type(events, LeaseLostEvent)) == 1
@@ -356,7 +356,7 @@ def test_who_has_lost_the_run_stops_and_is_told(run: Callable[..., Any], done: l
 def test_a_store_that_has_forgotten_the_run_says_so(run: Callable[..., Any], done: list[str]) -> None:
     store = Moody()
     store.moods = lambda verb, argument: Lost(gone=True) if verb == "checkpoint" else None
-    with pytest.raises(LeaseLost, match="the store has lost the record of run"):
+    with pytest.raises(LeaseLost, match="The store no longer has a record of run"):
         run(saga(done, a=fine, b=fine), options={"store": store}, idempotency_key="k")
 
 

@@ -90,7 +90,7 @@ def test_a_record_with_a_hole_is_held_and_not_run(store: SQLiteStore) -> None:
     steps = {name: StepRecord(seq, StepReport(Status.SUCCESS, 1), True, name) for seq, name in ((1, "a"), (3, "c"))}
     store.checkpoint(Checkpoint("k", "1" * 32, claimed.fence, 0.0, steps))
     with Engine(store=store, workflows=[wf]) as engine:
-        with pytest.raises(IdempotencyHeld, match="step 'c' is recorded, but not the end of step 'b'"):
+        with pytest.raises(IdempotencyHeld, match="step 'c' is recorded, but the end of step 'b'"):
             engine.run(wf, idempotency_key="k")
         assert engine.recover() == []
     record = store.find("k")

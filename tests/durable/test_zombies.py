@@ -118,7 +118,7 @@ def test_a_zombie_whose_owner_is_still_at_it_loses_the_run_or_waits_for_its_outc
             owner, told = owners[part.key].result(), heard(here)[part.key]
             assert (told.said, told.run_id, told.replayed) == (waits[part.wait], owner.id, part.wait is not None)
             assert (
-                part.wait is not None or f"another process has taken run {owner.id} of 'success' over" in told.message
+                part.wait is not None or f"Another process has taken over run {owner.id} of 'success'" in told.message
             )
             assert effects_by(here, pids[part.key]) == before[part.key] == 2
             assert [effect.step for effect in effects_of(here.ledger)[part.key]] == ["a", "b", "b", "c"]

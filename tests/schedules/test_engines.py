@@ -220,9 +220,9 @@ def test_what_an_engine_cannot_run_is_refused_when_it_is_scheduled(tmp_path: Pat
     with Engine() as engine:
         with pytest.raises(AsyncStepInSyncEngine):
             engine.schedule(asynchronous, every=60)
-        with pytest.raises(DefinitionError, match="must be a workflow"):
+        with pytest.raises(DefinitionError, match="An engine runs workflows"):
             engine.schedule("noting", every=60)
-        with pytest.raises(DefinitionError, match="takes cron= or every="):
+        with pytest.raises(DefinitionError, match="takes either cron= or every="):
             engine.schedule(wf)
         with pytest.raises(DefinitionError, match="values= of schedule 'noting' must not be async"):
             engine.schedule(wf, every=60, values=step)
@@ -233,7 +233,7 @@ def test_what_an_engine_cannot_run_is_refused_when_it_is_scheduled(tmp_path: Pat
         with pytest.raises(DefinitionError, match="is the name of step 'note'"):
             engine.schedule(wf, every=60, values={"note": 1})
         engine.schedule(wf, every=60)
-        with pytest.raises(DefinitionError, match="has a schedule 'noting' already"):
+        with pytest.raises(DefinitionError, match="already has a schedule 'noting'"):
             engine.schedule(wf, every=30)
         engine.schedule(wf, every=30, name="another")
     with pytest.raises(FlowcoreError, match="closed"):

@@ -218,7 +218,7 @@ def test_a_fire_is_left_out_while_the_run_before_is_in_progress(world: World, en
     assert {reason for engine in all_engines for _, reason in engine.missed} == {"overlap"}
     skipped = world.store.find(fire_key("nightly", START + 20 * MINUTE))
     assert skipped.workflow == LOG
-    assert skipped.reason == "skipped: the run before was still in progress."
+    assert skipped.reason == "skipped: the previous run was still in progress."
 
 
 def test_a_restarted_engine_knows_which_run_is_in_progress_from_the_skips(world: World) -> None:
