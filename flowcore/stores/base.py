@@ -328,8 +328,8 @@ class Store(Protocol):
         ...
 
     def withdraw(self, claim: Claim, /) -> None:
-        """Take back a claim whose run has not begun: its key is free again, or the earlier run that it resumed is left
-        for the next claim."""
+        """Take back a claim whose run has not begun: its key is free again, or the earlier run that it resumed has its
+        status from before, and the next claim may resume it at once."""
         ...
 
     def find(self, key: str, /) -> RunRecord | None:
@@ -366,7 +366,7 @@ class Store(Protocol):
         ...
 
     def get_run(self, run_id: str, /) -> RunRecord:
-        """The whole record of a run, even if a later run has its key. Raises RunNotFound."""
+        """The whole record of a run. Raises RunNotFound, also for a run whose key a later run has."""
         ...
 
     def list_runs(

@@ -229,10 +229,8 @@ class MemoryStore(Operating):
             if kept.before is None:
                 self._free(kept)
             else:
-                if kept.before.status == Status.RUNNING:  # the takeover did not happen, and does not count
-                    kept.record.takeovers = max(0, kept.record.takeovers - 1)
-                kept.delay = 0.0
                 self._renew(kept, self._clock(), 0.0)
+                kept.give_back(self._clock(), self._wall())
 
     def send(
         self,

@@ -87,6 +87,20 @@ class LiveRun:
         )
         return found
 
+    def give_back(self, now: float, wall: float) -> None:
+        """Give the run, which its owner took over but did not begin, the status from before. It may be resumed now."""
+        record, before = self.record, self.before
+        assert before is not None  # noqa: S101 - the caller has checked it
+        self.due, self.delay = now, 0.0
+        record.status = before.status
+        if before.status == Status.RUNNING:  # the takeover did not happen, and does not count
+            record.takeovers = max(0, record.takeovers - 1)
+        if before.status not in LIVE:
+            record.expires = None
+            record.waiting_for = before.waiting_for
+            record.reason = record.reason or before.reason
+            record.finished = None if before.status == Status.WAITING else wall
+
     def erase(self) -> None:
         """Delete the users' data. What is left shows that there was a run, and how it ended."""
         record = self.record

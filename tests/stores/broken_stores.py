@@ -514,6 +514,17 @@ class WithdrawsARunThatSomebodyElseBegan(Broken):
         super().withdraw(claim)
 
 
+class WithdrawsAsIfTheOwnerCrashed(Broken):
+    rule = "withdraw-takeover"
+
+    def withdraw(self, claim: Claim, /) -> None:
+        kept = self.kept(claim.key)
+        if kept is not None and kept.owner == claim.run_id and kept.before is not None and kept.live:
+            self._renew(kept, self._clock(), 0.0)
+        else:
+            super().withdraw(claim)
+
+
 class ListsResultsAsTheyCome(Broken):
     rule = "results"
 

@@ -113,7 +113,7 @@ local delay = takeovers > 0 and math.min(ARGV[6] * math.min(2 ^ (takeovers - 1),
 local answer = granted('taken', fence, digits(takeovers))
 file_open(run, 'running', false, digits(now + ARGV[6] + delay), digits(delay))
 local before = redis.call('HMGET', KEYS[1], 'by', 'since')
-redis.call('HDEL', KEYS[1], 'finished', 'not_before', 'waiting_for', 'before_expires', 'before_by', 'before_since', 'by')
+redis.call('HDEL', KEYS[1], 'finished', 'not_before', 'before_expires', 'before_by', 'before_since', 'by')
 local fields = {'owner', ARGV[1], 'status', 'running', 'expires', expires, 'listed', expires, 'before_status', run.status,
   'fence', fence, 'graph', ARGV[3], 'since', digits(now), 'takeovers', digits(takeovers), 'delay', digits(delay)}
 put_in(fields, 'before_expires', run.expires)
@@ -285,10 +285,17 @@ if not run then return {'missing', digits(now)} end
 if corrupt then return corrupted(now, KEYS[1], run) end
 if run.owner ~= ARGV[1] or run.stage ~= 'owned' then return {'lost', digits(now)} end
 if run.before_status then
-  local takeovers = count(run.takeovers or '0') - (run.before_status == 'running' and 1 or 0)  -- it came to nothing
-  file_open(run, run.status, false, digits(now))
-  redis.call('HSET', KEYS[1], 'expires', digits(now), 'listed', digits(now), 'takeovers', digits(math.max(takeovers, 0)))
+  local status = run.before_status
+  local takeovers = count(run.takeovers or '0') - (status == 'running' and 1 or 0)  -- it came to nothing
+  file_open(run, status, false, digits(now))
+  redis.call('HSET', KEYS[1], 'status', status, 'takeovers', digits(math.max(takeovers, 0)))
   redis.call('HDEL', KEYS[1], 'delay')
+  if status == 'running' or status == 'queued' then
+    redis.call('HSET', KEYS[1], 'expires', digits(now), 'listed', digits(now))
+  else
+    redis.call('HDEL', KEYS[1], 'expires', 'listed')
+    if status ~= 'waiting' then redis.call('HSET', KEYS[1], 'finished', digits(now)) end
+  end
 else
   free(run, now, tonumber(ARGV[2]))
 end

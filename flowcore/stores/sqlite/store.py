@@ -302,7 +302,7 @@ class SQLiteStore(Operating):
             if record.run_id == claim.run_id:
                 db.execute(tables.RELEASE, (now, self._forget_at(now), number))
             else:
-                db.execute(tables.WITHDRAW, (now, now, number))
+                db.execute(tables.WITHDRAW, (now, now, now, number))
 
         self._database.write(write)
 

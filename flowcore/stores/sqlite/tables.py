@@ -141,8 +141,9 @@ FINISH: Final = (
     "forget = ? WHERE id = ?"
 )
 WITHDRAW: Final = (
-    "UPDATE runs SET expires = ?, due = ?, delay = 0, takeovers = max(0, takeovers - (before_status = 'running')) "
-    "WHERE id = ?"
+    "UPDATE runs SET status = before_status, expires = CASE WHEN before_status IN ('running', 'queued') THEN ? END, "
+    "finished = CASE WHEN before_status IN ('parked', 'incomplete') THEN ? END, not_before = NULL, due = ?, delay = 0, "
+    "takeovers = max(0, takeovers - (before_status = 'running')) WHERE id = ?"
 )
 RELEASE: Final = (
     "UPDATE runs SET status = 'failure', held = 0, decision = NULL, reason = NULL, fence = fence + 1, finished = ?, "

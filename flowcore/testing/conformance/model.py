@@ -298,8 +298,8 @@ class Model:
         if known.before is None:
             self._free(known)
         else:
-            known.live = False
-            known.takeovers -= known.before == Status.RUNNING and known.takeovers > 0
+            known.status, known.live, known.is_finished = known.before, False, known.before in UNDONE_YET
+            known.takeovers -= known.running and known.takeovers > 0
             known.delayed = False
 
     def expire(self, key: str) -> None:

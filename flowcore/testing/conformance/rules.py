@@ -125,8 +125,8 @@ RULES: Final[dict[str, str]] = {
         "withdraw of a claim that began its run releases the key: the status is FAILURE, and the fence rises."
     ),
     "withdraw-takeover": (
-        "withdraw of a claim that took a run over ends its lease, so that other owners may take the run over. The "
-        "decision stays."
+        "withdraw of a claim that took a run over gives the run its status from before, and other owners may resume "
+        "it at once. No takeover is counted, and the decision stays."
     ),
     "withdraw-other": "withdraw changes nothing if the run is not running or has another owner.",
     # -- waits ---------------------------------------------------------------------------------------------------------

@@ -346,6 +346,38 @@ class WriteRules(Suite):
         assert dict(record.results) == {"a": "A"}, broken("withdraw-takeover", record.results)
         assert new.fence > taken.fence, broken("fence-rises", new.answer)
 
+    @pytest.mark.parametrize(
+        "status", [Status.QUEUED, Status.RUNNING, Status.WAITING, Status.PARKED, Status.INCOMPLETE]
+    )
+    def test_a_run_is_as_before_once_its_takeover_is_withdrawn(self, status: Status) -> None:
+        owner = self.begin(queued=status is Status.QUEUED)
+        if status is Status.QUEUED:
+            self.store.renew([owner.lease], SHORT)
+            self.until(
+                lambda: self.is_listed(owner), "time-passes", f"a queued run with a lease of {SHORT} s was not due"
+            )
+        elif status is Status.RUNNING:
+            self.expire(owner)
+        else:
+            ending = owner.ending(status)
+            ending.record.waiting_for, ending.record.reason = (
+                ("w",) if status is Status.WAITING else (),
+                "the shop is closed",
+            )
+            assert self.store.finish(ending) is None, broken("finish", status)
+        before = self.record()
+        for _ in range(2):
+            taken = self.take_over()
+            self.store.withdraw(taken.claim)
+            assert self.is_listed(taken), broken("withdraw-takeover", f"{status}, list_resumable does not list it")
+            record = self.record()
+            for name in ("status", "takeovers", "waiting_for", "reason"):
+                now, then = getattr(record, name), getattr(before, name)
+                assert now == then, broken("withdraw-takeover", f"{name} is {now!r}, and was {then!r}")
+        new = self.take_over().answer.record
+        assert new is not None, broken("claim-takeover", "it began anew")
+        assert (new.status, new.takeovers) == (status, status is Status.RUNNING), broken("withdraw-takeover", new)
+
     @pytest.mark.parametrize("status", ENDS)
     def test_a_withdrawal_after_the_end_changes_nothing(self, status: str) -> None:
         owner = self.begin()
