@@ -185,6 +185,15 @@ def test_more_runs_than_a_page_are_all_found(client: Any, prefix: str) -> None:
     assert store.gc() == 1101
 
 
+def test_gc_counts_each_run_once_where_the_index_has_lost_a_part(client: Any, prefix: str) -> None:
+    store = RedisStore(client, prefix=prefix, shards=1)
+    park(store, 50, "gone")
+    client.delete(*records(client, prefix), f"{{{prefix}:0}}:started")
+    park(store, 250, "trip")
+    assert store.gc() == store.gc() == 250
+    assert client.zcard(f"{{{prefix}:0}}:open") == 250
+
+
 def test_runs_of_other_workflows_do_not_hide_those_that_are_asked_for(client: Any, prefix: str) -> None:
     store = RedisStore(client, prefix=prefix, shards=1)
     park(store, 1050, "other")

@@ -325,24 +325,20 @@ for i, key in ipairs(KEYS) do answer[i] = redis.call('HGET', key, ARGV[1]) or ''
 return answer
 """)
 
-# KEYS: open, ended, started, index. ARGV: '' or what the last call returned first. Returns where to continue, then run id
-# and index entry of some members.
+# KEYS: open, ended, started, index. ARGV: the place in `started` from which to read a page, or -1 for the runs that
+# `started` lacks. Returns 1 if there may be more runs, else '', then run id and index entry of each run.
 MEMBERS: Final = Script("""
-local ids, seen = {}, {}
-local function add(id)
-  if not seen[id] then ids[#ids + 1], seen[id] = id, true end
-end
-if ARGV[1] == '0' then
+local first, ids, seen = tonumber(ARGV[1]), {}, {}
+if first >= 0 then
+  ids = redis.call('ZRANGE', KEYS[3], first, first + 199)
+else
   for _, name in ipairs({KEYS[1], KEYS[2]}) do
     for _, id in ipairs(redis.call('ZRANGE', name, 0, -1)) do
-      if not redis.call('ZSCORE', KEYS[3], id) then add(id) end
+      if not seen[id] and not redis.call('ZSCORE', KEYS[3], id) then ids[#ids + 1], seen[id] = id, true end
     end
   end
 end
-local first = tonumber(ARGV[1])
-local page = redis.call('ZRANGE', KEYS[3], first, first + 199)
-for _, id in ipairs(page) do add(id) end
-local answer = {#page == 200 and tostring(first + 200) or ''}
+local answer = {(first < 0 or #ids == 200) and '1' or ''}
 for _, id in ipairs(ids) do
   answer[#answer + 1] = id
   answer[#answer + 1] = redis.call('HGET', KEYS[4], id) or ''

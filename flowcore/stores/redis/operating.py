@@ -249,7 +249,7 @@ class OperatorVerbs(Calls):
         yield from self._look()
         yield from self._complete(range(self._shards))
         left = 0
-        places = dict.fromkeys(range(self._shards), 0)
+        places = dict.fromkeys(range(self._shards), -1)  # first the runs without a place in the order of runs
         while places:
             calls: list[Call] = []
             for shard, first in places.items():
@@ -262,7 +262,7 @@ class OperatorVerbs(Calls):
                 gone = yield from self._forget(entries)
                 left += len(entries) - gone
                 if more:
-                    places[shard] = max(0, first + PAGE - gone)
+                    places[shard] = 0 if first < 0 else first + PAGE - gone
         return left
 
     def doctor(self, *, deep: bool = False) -> Asked[dict[str, str | int | float]]:
