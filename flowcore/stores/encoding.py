@@ -44,7 +44,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict
 
-from ..errors import DefinitionError, NotSerializable, StoreError, safe_repr, safe_str
+from ..errors import DefinitionError, NotSerializable, StoreError, hashed_key, safe_repr, safe_str
 from ..run import BEGINS, Sent
 from ..status import Status
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
@@ -370,10 +370,12 @@ def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
                 name.encode()
                 text.encode()
             except UnicodeEncodeError:
-                what = {STEP: "the step name", WRITE: "the context key"}.get(name[:2], f"its {name},")
+                what = {STEP: "the step name", WRITE: "the context key"}.get(name[:2], f"its {name}")
+                which = hashed_key(text) if name == "key" else safe_repr(name[2:] if ":" in name[:2] else text)
                 raise NotSerializable(
-                    f"run {safe_repr(run_id)} cannot be stored: {what} {safe_repr(name[2:] if ':' in name[:2] else text)} holds half "
-                    "a surrogate pair, which no store can keep: choose another."
+                    f"run {safe_repr(run_id)} cannot be stored: {what} {which} holds half a surrogate pair, which no store can "
+                    "keep. Choose another.",
+                    key=text if name == "key" else None,
                 ) from None
     return fields
 

@@ -20,7 +20,7 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from ..errors import DefinitionError, RunFailed, RunNotFound, StoreError, StoreUnavailable, safe_repr
+from ..errors import DefinitionError, RunFailed, RunNotFound, StoreError, StoreUnavailable, hashed_key
 from ..status import Status
 from ..stores.base import RunRecord
 from ..stores.codec import Codec
@@ -89,7 +89,10 @@ class TemporalServer:
         except RunNotFound:
             return None
         if "run_id" not in await found.memo():
-            raise DefinitionError(f"Temporal's workflow {safe_repr(handle.id)} is not flowcore's. Use another prefix=.")
+            key = handle.id.removeprefix(self._prefix)
+            raise DefinitionError(
+                f"The Temporal workflow for key {hashed_key(key)} is not flowcore's. Use another prefix=.", key=key
+            )
         return found
 
     async def _ended(self, handle: Handle) -> Outcome:

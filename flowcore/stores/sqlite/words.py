@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from ...errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, safe_repr
+from ...errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, hashed_key
 
 __all__ = ["in_words", "no_rights"]
 
@@ -32,7 +32,10 @@ def in_words(path: str, error: Exception) -> StoreError:
     if code == sqlite3.SQLITE_CORRUPT:
         return CorruptRecord(f"{path} is damaged ({error}): put a copy in its place.")
     if isinstance(error, UnicodeEncodeError):
-        return NotSerializable(f"{safe_repr(error.object)} holds half a surrogate pair, which no store can keep.")
+        return NotSerializable(
+            f"The key or name with the hash {hashed_key(error.object)} holds half a surrogate pair, which no store can keep. "
+            "Use another."
+        )
     return StoreError(f"SQLite refused to work on {path}: {type(error).__name__}: {error}.")
 
 
