@@ -26,7 +26,8 @@ class Place(NamedTuple):
     field: str
     """`s:` with a step: its result; `w:` with a key of the context: what a step wrote; `v:` with a key: an initial
     value; `key`, `error`, `carrier`, `reason`; `s.error:`, `s.errors:`, `s.undo_error:` or `s.carrier:` with a step;
-    `m:`, `m.id:` or `m.carrier:` with a step: a value that was sent to it; `secret`: that of the store itself"""
+    `m:`, `m.id:` or `m.carrier:` with a step: a value that was sent to it; `secret`: that of the store itself. On
+    Temporal, `v:` is also for what a step wrote, and `s:` for a value that was sent."""
 
 
 class Sealing:

@@ -42,7 +42,7 @@ from ..retry import some_random
 from ..run import StepReport
 from ..status import Status
 from ..step import Landed
-from ..stores.decoding import STEP, WRITE
+from ..stores.decoding import INITIAL, STEP, WRITE
 from ..stores.encoding import Encoding
 from .definitions import definition_of
 from .flow import FlowcoreWorkflow
@@ -179,7 +179,7 @@ class _Activity:
             namespace=sent["namespace"],
         )
         self._types = plan.types
-        values = {key: self._loaded(WRITE + key, text) for key, text in sent["values"].items()}
+        values = {key: self._loaded(WRITE + key, text, INITIAL + key) for key, text in sent["values"].items()}
         request = Request(definition, plan, values, contextvars.copy_context(), sent["key"])
         run = self._run = RunState(settings, request)
         self._node = plan.by_name[sent["step"]]
@@ -203,8 +203,9 @@ class _Activity:
             report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=self._beat["retry_at"])
             run.tried = {self._node.name: report}
 
-    def _loaded(self, field: str, text: str) -> Any:
-        return self._encoding.sealing.loads(text, self._types.get(field, Any), self._sent["run_id"], field)
+    def _loaded(self, field: str, text: str, place: str | None = None) -> Any:
+        annotation = self._types.get(field, Any)
+        return self._encoding.sealing.loads(text, annotation, self._sent["run_id"], place or field)
 
     def _fetch(self, name: str) -> Any:
         """Fetch a result that was not sent with the activity. This blocks a thread, so it is for sync steps only: an
@@ -351,7 +352,7 @@ class _Activity:
         try:
             if isinstance(ledger, _StepLedger):
                 output["writes"] = {
-                    key: None if write.deleted else self._text(WRITE + key, write.value, "the value of", key)
+                    key: None if write.deleted else self._written(key, write.value)
                     for key, write in ledger.take_writes(run, node).items()
                 }
             if has_value:
@@ -363,3 +364,9 @@ class _Activity:
 
     def _text(self, field: str, value: object, what: str, name: str) -> str:
         return self._encoding.dumped(value, self._types.get(field, Any), what, name, self._run.run_id, field)
+
+    def _written(self, key: str, value: object) -> str:
+        """The text of a value that the step wrote. A run on Temporal has one mapping of values, and each of them has
+        the place of an initial value."""
+        annotation = self._types.get(WRITE + key, Any)
+        return self._encoding.dumped(value, annotation, "the value of", key, self._run.run_id, INITIAL + key)

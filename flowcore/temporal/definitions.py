@@ -10,18 +10,22 @@ from typing import Any, Final, NamedTuple
 from ..errors import DefinitionError, safe_repr
 from ..plan import Plan
 from ..step import NoDefault
-from ..stores.encoding import Encoding
+from ..stores.encoding import STEP, Encoding
 from ..workflow import Workflow
 
 __all__ = ["Definition", "definition_of", "register"]
 
 
 class Definition(NamedTuple):
-    """A workflow and its plan. In this plan, the defaults of waits are the codec's texts, because they become results,
-    and a run on Temporal handles results as texts."""
+    """A workflow, and the encoding of the worker that runs it."""
 
     workflow: Workflow[Any]
-    plan: Plan
+    encoding: Encoding
+
+    def plan_for(self, run_id: str) -> Plan:
+        """The plan for one run. Its defaults of waits are the codec's texts, because they become results, and a run on
+        Temporal handles results as texts. Raises NotSerializable."""
+        return _with_texts(self.workflow.freeze(), self.encoding, run_id)
 
 
 _definitions: Final[dict[str, dict[str, Definition]]] = {}
@@ -32,12 +36,13 @@ history alone"""
 def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Encoding) -> None:
     """Register workflows with the workers of this process that poll `task_queue`. Before their histories can be
     replayed, they must be registered too. Raises DefinitionError if two of them have the same name, or one is not a
-    workflow."""
+    workflow, and NotSerializable for a default of a wait that cannot be stored."""
     known: dict[str, Definition] = {}
     for workflow in workflows:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DefinitionError(f"workflows= must be workflows, not {safe_repr(workflow)}.")
-        definition = Definition(workflow, _with_texts(workflow.freeze(), encoding))
+        definition = Definition(workflow, encoding)
+        definition.plan_for("")
         if known.setdefault(workflow.name, definition).workflow is not workflow:
             raise DefinitionError(f"workflows= has two workflows with the name {safe_repr(workflow.name)}.")
     _definitions.setdefault(task_queue, {}).update(known)
@@ -54,7 +59,7 @@ def definition_of(task_queue: str, name: str) -> Definition:
     return definition
 
 
-def _with_texts(plan: Plan, encoding: Encoding) -> Plan:
+def _with_texts(plan: Plan, encoding: Encoding, run_id: str) -> Plan:
     if not plan.waits:
         return plan
     twin = copy.copy(plan)
@@ -62,7 +67,7 @@ def _with_texts(plan: Plan, encoding: Encoding) -> Plan:
     for node in nodes:
         node.follows = None if node.follows is None else nodes[node.follows.index]
         if node.wait is not None and (node.wait.sleeps or not isinstance(node.wait.default, NoDefault)):
-            text = encoding.dumped(node.wait.default, Any, "the default of wait", node.name, "", f"s:{node.name}")
+            text = encoding.dumped(node.wait.default, Any, "the default of wait", node.name, run_id, STEP + node.name)
             node.wait = replace(node.wait, default=text)
     twin.nodes, twin.by_name = tuple(nodes), {node.name: node for node in nodes}
     return twin

@@ -107,7 +107,8 @@ class WorkflowDriver:
             namespace="",
         )
         requested = RunRequest(
-            *(definition.workflow, definition.plan, dict(record.values), contextvars.copy_context(), record.key),
+            *(definition.workflow, definition.plan_for(record.run_id), dict(record.values)),
+            *(contextvars.copy_context(), record.key),
             deadline=record.deadline,
         )
         run = self.run = RunState(settings, requested)

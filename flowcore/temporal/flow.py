@@ -24,6 +24,8 @@ __all__ = ["FlowcoreWorkflow"]
 
 _KEEPS_PIVOT = "cancel-keeps-pivot"
 """the patch since which a cancelled run that is past its pivot is left incomplete"""
+_HELD_STAYS_HELD = "held-stays-held"
+"""the patch since which a call with the key does not resume a run that an operator held after the call had read it"""
 
 
 @workflow.defn(dynamic=True)
@@ -55,7 +57,7 @@ class FlowcoreWorkflow:
             record.held, record.reason = False, self._reason or record.reason
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         definition = definition_of(info.task_queue, info.workflow_type)
-        plan = definition.plan
+        plan = definition.workflow.freeze()
         other = plan.contains(record.graph)
         if other is None and not request["resumed"] and plan.graph != record.graph:
             other = "a run in flight cannot change its steps on Temporal"  # Temporal replays what the run has done
@@ -102,6 +104,8 @@ class FlowcoreWorkflow:
                 self._reason = workflow.cancellation_reason() or self._reason
                 return "cancel"
             decision, self._decision = self._decision, None
+            if decision == "again" and self._record.held and workflow.patched(_HELD_STAYS_HELD):
+                continue
             if decision != "hold":
                 return None if decision == "again" else decision
             self._record.held, self._record.reason, limit = True, self._reason, None
@@ -111,6 +115,8 @@ class FlowcoreWorkflow:
     def decide(self, decision: str, reason: str | None = None) -> None:
         """Decide on a run that waits for a decision. `decision`: "resume", "undo", "cancel", "hold", or "again", which
         the next call with the key sends. `reason`: an operator's reason, for the record."""
+        if decision == "again" and self._decision is not None and workflow.patched(_HELD_STAYS_HELD):
+            return  # an operator has decided already
         self._decision, self._reason = decision, reason or self._reason
 
     @workflow.update

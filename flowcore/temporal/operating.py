@@ -8,18 +8,19 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Never, cast
+from typing import Any, Final, Never, cast
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
 
-from ..errors import RunNotFound, SendRefused, StoreError, error_message, hashed_key, safe_repr
+from ..errors import DefinitionError, RunNotFound, SendRefused, StoreError, error_message, hashed_key, safe_repr
 from ..retry import Duration, seconds
 from ..status import Status
 from ..stores.base import Page, RunRecord
 from ..stores.decide import Order, check_listing, decide_order
+from ..stores.encoding import STEP
 from .flow import FlowcoreWorkflow
 from .server import TemporalServer, head_of, is_running
 from .wire import SentValue
@@ -30,6 +31,10 @@ _OPEN = frozenset({"running", "waiting", "held", "parked", "incomplete", "compen
 """statuses that a run may have while its workflow is open"""
 _NEVER = frozenset({"queued", "expired", "lost"})
 """statuses that no run has on Temporal"""
+
+
+_PAGE: Final = 1000
+"""the most runs that a Temporal server lists at a time"""
 
 
 class Operators(TemporalServer):
@@ -72,7 +77,8 @@ class Operators(TemporalServer):
         text: str | None = None,
     ) -> Page:
         """Heads of runs, newest first. `status`: a status of runs, or "held"; `after`: the cursor of the page before;
-        `text`: a part of the key or run id. Temporal's listing may lag behind by a second."""
+        `text`: a part of the key or run id. Temporal's listing may lag behind by a second. Raises DefinitionError for
+        an unknown status, and for an `after` that is no cursor."""
         check_listing(status, limit)
         wanted = [f"TaskQueue = {_quoted(self._task_queue)}"]
         if workflow is not None:
@@ -84,31 +90,39 @@ class Operators(TemporalServer):
         elif status is not None:
             wanted.append("ExecutionStatus = 'Failed'")
         before = math.inf if older_than is None else time.time() - seconds(older_than, "older_than=")
-        token = None if after is None else bytes.fromhex(after)
+        token = _token(after)
         page = Page()
         if status in _NEVER:
             return page
-        found = self._client.list_workflows(" AND ".join(wanted), page_size=limit or 1000, next_page_token=token)
-        while limit is None or len(page) < limit:
-            await self._reached(found.fetch_next_page())
-            for execution in found.current_page or ():
+        most = min(limit or _PAGE, _PAGE)
+        while True:
+            listed = self._client.list_workflows(" AND ".join(wanted), page_size=most, next_page_token=token)
+            await self._reached(listed.fetch_next_page())
+            found: list[tuple[int, RunRecord]] = []
+            for place, execution in enumerate(listed.current_page or (), 1):
                 if execution.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
                     continue
                 head = await head_of(execution, self._lease)
                 is_wanted = status is None or (head.held if status == "held" else str(head.status) == status)
                 if is_wanted and head.started <= before and (text is None or text in head.key or text in head.run_id):
-                    page.append(head)
-            if not found.next_page_token:
-                break
-        page.cursor = found.next_page_token.hex() if found.next_page_token else None
-        return page
+                    found.append((place, head))
+            if limit is not None and len(page) + len(found) > limit:
+                # Temporal has cursors only for the ends of its pages, so this one is read again up to the last run that
+                # the caller gets.
+                most = found[limit - len(page) - 1][0]
+                continue
+            page += [head for _, head in found]
+            token, most = listed.next_page_token, min(limit or _PAGE, _PAGE)
+            if not token or len(page) == limit:
+                page.cursor = token.hex() if token else None
+                return page
 
     async def counts(self) -> dict[tuple[str, str], int]:
         """The number of runs that are not over, by (workflow, status). Each run is counted once: as held, or else by
         its status. This lists all of these runs."""
         found: Counter[tuple[str, str]] = Counter()
         wanted = f"TaskQueue = {_quoted(self._task_queue)} AND ExecutionStatus = 'Running'"
-        listed = self._client.list_workflows(wanted, page_size=1000)
+        listed = self._client.list_workflows(wanted, page_size=_PAGE)
         while True:
             await self._reached(listed.fetch_next_page())
             for execution in listed.current_page or ():
@@ -157,7 +171,12 @@ class Operators(TemporalServer):
     ) -> bool:
         """Send a value to the wait `name` of the run with this key: see `Store.send`. The call waits for a worker,
         which decides whether the value counts."""
-        text = self._encoding.dumped(value, Any, "the value for wait", name, key, f"s:{name}")
+        handle = self._handle(key)
+        found = await self._described(handle)
+        if found is None:
+            raise RunNotFound(f"No run with key {hashed_key(key)} here.", key=key)
+        run_id = (await found.memo())["run_id"]
+        text = self._encoding.dumped(value, Any, "the value for wait", name, run_id, STEP + name)
         host, pid = socket.gethostname(), os.getpid()
         sent: SentValue = {
             "value": text,
@@ -167,9 +186,6 @@ class Operators(TemporalServer):
             "id": id,
             "carrier": dict(carrier or {}),
         }
-        handle = self._handle(key)
-        if await self._described(handle) is None:
-            raise RunNotFound(f"No run with key {hashed_key(key)} here.", key=key)
         try:
             counts: bool = await self._reached(cast("Any", handle).execute_update("send", args=[name, sent]))
         except RunNotFound:
@@ -246,6 +262,15 @@ class Operators(TemporalServer):
                 key=key,
             )
         return order
+
+
+def _token(cursor: str | None) -> bytes | None:
+    try:
+        return None if cursor is None else bytes.fromhex(cursor)
+    except (TypeError, ValueError):
+        raise DefinitionError(
+            f"list_runs(after=) must be the cursor of an earlier page, not {safe_repr(cursor)}."
+        ) from None
 
 
 def _quoted(text: str) -> str:

@@ -18,7 +18,7 @@ from .._wire import unpack_error
 from ..errors import StoreUnavailable, hashed_key
 from ..retry import Backoff
 from ..status import Status
-from ..stores.base import Busy, Claim, ClaimAnswer, Claimed, Ending, Finished, Held, Mismatch, RunRecord
+from ..stores.base import RESUMABLE, Busy, Claim, ClaimAnswer, Claimed, Ending, Finished, Held, Mismatch, RunRecord
 from ..stores.codec import Codec
 from .flow import FlowcoreWorkflow
 from .operating import Operators
@@ -33,6 +33,8 @@ _TASK: Final = (1.0, 10.0)
 """seconds for a workflow task, at least and at most; the second is Temporal's default"""
 _LOOK: Final = Backoff.exponential(0.05, max_delay=1.0, jitter=False)
 """intervals at which a caller looks whether the run only waits"""
+_LOOKS: Final = 12
+"""how often a caller looks whether the run that it resumes has been held instead"""
 _WAIT: Final = 0.2
 """seconds between two calls to an unreachable server"""
 
@@ -151,12 +153,27 @@ class TemporalStore(Operators):
             return Finished(await self._closed(handle, claim.types), age)
         if state == "held":
             return Held(run_id, memo["carrier"], age)
-        if state in {Status.INCOMPLETE, Status.PARKED}:
+        if state in RESUMABLE:
             record = await self._left(handle, claim.types)
             await self._reached(handle.signal(FlowcoreWorkflow.decide, "again"))
+            if await self._is_held_instead(handle, found.run_id):
+                return Held(run_id, memo["carrier"], age)
             return Claimed(0, record.fence + 1, record, age)
         waiting_for = tuple(memo.get("waiting_for", ())) if state == Status.WAITING else ()
         return Busy(run_id, memo["carrier"], age, math.inf if waiting_for else self._lease, waiting_for=waiting_for)
+
+    async def _is_held_instead(self, handle: Handle, execution: str) -> bool:
+        """Wait until the run that this execution left has received the call to resume it. Returns whether an operator
+        had held it before."""
+        for attempt in range(1, _LOOKS + 1):
+            await asyncio.sleep(_LOOK.delay(attempt))
+            found = await self._described(handle)
+            if found is None or found.run_id != execution or not is_running(found):
+                break
+            state = (await found.memo())["state"]
+            if state not in RESUMABLE:
+                return bool(state == "held")
+        return False
 
     async def outcome(self, awaited: Awaited, /) -> tuple[RunRecord, BaseException | None]:
         """Wait until the run of a key has ended, waits for a decision, or has the status `until`. Returns its record,

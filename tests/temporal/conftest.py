@@ -123,12 +123,17 @@ class Temporal:
     async def open(
         self, *workflows: Workflow, hooks: Iterable[Any] = (), worker_hooks: Iterable[Any] = (), **options: Any
     ) -> AsyncIterator["TemporalEngine"]:
-        """An engine, and a worker for these workflows."""
+        """An engine, and a worker for these workflows with the same codec."""
         engine = await self.engine(hooks=hooks, **options)
         from flowcore.temporal import temporal_worker
 
         worker = temporal_worker(
-            engine.store._client, task_queue=self.queue, workflows=workflows, hooks=worker_hooks, lease=LEASE
+            engine.store._client,
+            task_queue=self.queue,
+            workflows=workflows,
+            hooks=worker_hooks,
+            lease=LEASE,
+            codec=options.get("codec"),
         )
         async with worker:
             yield engine

@@ -80,6 +80,56 @@ def test_a_run_that_is_left_can_be_held_with_a_reason_and_resumed(temporal: Temp
     temporal.run(main)
 
 
+def test_a_call_that_comes_too_late_does_not_resume_a_run_that_was_held_meanwhile(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+    wf = incomplete(tries)
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            store = engine.store
+            assert (await engine.run(wf, idempotency_key="k", check=False)).status is Status.INCOMPLETE
+            tries.append(1)
+            left = store._left
+
+            async def held_meanwhile(*arguments: Any) -> Any:
+                record = await left(*arguments)
+                await store.hold("k", "the table is being moved")
+                return record
+
+            monkeypatch.setattr(store, "_left", held_meanwhile)
+            with pytest.raises(IdempotencyHeld):
+                await engine.run(wf, idempotency_key="k")
+            head = await store.head("k")
+            assert head is not None
+            assert (head.held, head.reason) == (True, "the table is being moved")
+            await store.resume("k")
+            await until(lambda: is_over(engine, "k"))
+            assert (await engine.run(wf, idempotency_key="k"))["load"] == 2
+
+    temporal.run(main)
+
+
+def test_a_run_is_held_where_a_call_to_resume_it_comes_right_after_the_hold(temporal: Temporal) -> None:
+    tries: list[int] = []
+    wf = incomplete(tries)
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            await engine.run(wf, idempotency_key="k", check=False)
+            tries.append(1)
+        engine = await temporal.engine()
+        await engine.store.hold("k", "the table is being moved")
+        await engine.store._handle("k").signal("decide", args=["again", None])
+        async with temporal.open(wf):  # this worker gets both at once
+            await until(lambda: is_listed(engine, "held", "k"))
+            await engine.store.resume("k")
+            await until(lambda: is_over(engine, "k"))
+
+    temporal.run(main)
+
+
 def test_the_reason_of_a_cancellation_is_in_the_record(temporal: Temporal) -> None:
     wf = approval()
 
@@ -138,6 +188,45 @@ def test_a_run_that_only_waits_says_so_to_callers_and_operators(temporal: Tempor
             assert await engine.send("k", "approved", "yes")
             assert (await future)["act"] == "yes"
             assert (await engine.run(wf, idempotency_key="k", until="waiting")).replayed
+
+    temporal.run(main)
+
+
+def test_pages_have_at_most_so_many_runs_as_asked_for_and_every_run_once(temporal: Temporal) -> None:
+    wf = approval()
+    order = "pqxqppxxqpqqpxppq"  # the runs that are cancelled, and those of other keys, are between the others
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            store = engine.store
+            for number, kind in enumerate(order):
+                await engine.run(wf, idempotency_key=f"{kind}{number}", until="waiting")
+            for number, kind in enumerate(order):
+                if kind == "x":
+                    await store.cancel(f"x{number}")
+            waiting = order.count("p") + order.count("q")
+
+            async def all_are_listed() -> bool:
+                listed = [await store.list_runs(status=status) for status in ("waiting", "failure")]
+                return [len(page) for page in listed] == [waiting, order.count("x")]
+
+            await until(all_are_listed)
+            for limit in (1, 2, 3, 5, 100):
+                for options, expected in (({"text": "p"}, "p"), ({"text": "q"}, "q"), ({"status": "waiting"}, "pq")):
+                    keys, cursor = [], None
+                    while True:
+                        page = await store.list_runs(**options, workflow="approval", limit=limit, after=cursor)
+                        assert len(page) <= limit
+                        keys += [head.key for head in page]
+                        if (cursor := page.cursor) is None:
+                            break
+                        assert len(page) == limit
+                    wanted = [f"{kind}{number}" for number, kind in enumerate(order) if kind in expected]
+                    assert keys == wanted[::-1]
+            wrong: Any
+            for wrong in ("no cursor", 7):
+                with pytest.raises(DefinitionError, match=r"list_runs\(after=\) must be the cursor of an earlier page"):
+                    await store.list_runs(after=wrong)
 
     temporal.run(main)
 
