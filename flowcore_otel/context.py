@@ -116,6 +116,7 @@ class RecordIds:
 
     def __init__(self) -> None:
         self._before: Any = None
+        self._make: Any = None
 
     def install(self) -> None:
         before = self._before = logging.getLogRecordFactory()
@@ -131,7 +132,7 @@ class RecordIds:
         logging.setLogRecordFactory(make)
 
     def uninstall(self) -> None:
-        """Restore the previous record factory, unless another one has been set since."""
+        """Restore the record factory that `install` replaced, unless another one has been set since."""
         if logging.getLogRecordFactory() is self._make:
             logging.setLogRecordFactory(self._before)
 

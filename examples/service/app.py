@@ -44,7 +44,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -56,7 +56,7 @@ from opentelemetry import propagate
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 from prometheus_client import CollectorRegistry, make_asgi_app
 from pydantic import BaseModel, Field
 from starlette.routing import Route
@@ -145,6 +145,10 @@ def create_app(
         ledger.close()
         provider.shutdown()  # writes the last spans
 
+    def server_span(request: Request, name: str) -> AbstractContextManager[Span]:
+        """Return the span of a request, which continues the trace of its caller if that sent a `traceparent`."""
+        return tracer.start_as_current_span(name, context=propagate.extract(request.headers), kind=SpanKind.SERVER)
+
     app = FastAPI(title="Checkout", lifespan=lifespan)
     app.add_middleware(SmallBodies)
     app.router.routes.append(Route("/metrics", ExactPath(make_asgi_app(registry))))
@@ -160,8 +164,7 @@ def create_app(
         if idempotency_key is None or not is_a_key(idempotency_key):
             return problem(400, "no-key", "Send an Idempotency-Key header of 1 to 255 printable ASCII characters.")
         engine: AsyncEngine = request.app.state.engine
-        caller = propagate.extract(request.headers)
-        with tracer.start_as_current_span("POST /orders", context=caller, kind=SpanKind.SERVER):
+        with server_span(request, "POST /orders"):
             key = f"{account}/{idempotency_key}"  # it is also a value, and so part of the fingerprint
             values = {"ref": key, **order.model_dump()}
             if "respond-async" not in prefer:
@@ -187,7 +190,7 @@ def create_app(
         if idempotency_key is None or not is_a_key(idempotency_key):
             return problem(400, "no-key", "Send an Idempotency-Key header of 1 to 255 printable ASCII characters.")
         engine: AsyncEngine = request.app.state.engine
-        with tracer.start_as_current_span("POST /purchases", kind=SpanKind.SERVER):
+        with server_span(request, "POST /purchases"):
             key = f"{account}/{idempotency_key}"
             values = {"ref": key, **order.model_dump()}
             try:
@@ -202,14 +205,14 @@ def create_app(
     async def approve(key: str, approval: Approval, request: Request) -> JSONResponse:
         """Record a person's decision on an order. `key`: ACCOUNT/IDEMPOTENCY-KEY. Only the first decision counts."""
         engine: AsyncEngine = request.app.state.engine
-        with tracer.start_as_current_span("POST /approvals", kind=SpanKind.SERVER):
+        with server_span(request, "POST /approvals"):
             return received(await engine.send(key, "approved", approval.model_dump(), id=approval.by))
 
     @app.post("/webhooks/payments", status_code=202)
     async def payment_confirmed(event: PaymentEvent, request: Request) -> JSONResponse:
         """Record that the provider has the money. This may come repeatedly, and before the charge call returns."""
         engine: AsyncEngine = request.app.state.engine
-        with tracer.start_as_current_span("POST /webhooks/payments", kind=SpanKind.SERVER):
+        with server_span(request, "POST /webhooks/payments"):
             return received(await engine.send(event.ref, "paid", event.cents, id=event.id))
 
     @app.get("/orders/{key:path}")

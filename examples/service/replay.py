@@ -107,7 +107,7 @@ class Replay:
                     return
                 time.sleep(max(0.0, due - time.monotonic()))
                 self._wait_for_earlier(line)
-                answer, retry_after = self.retry_store_call(connection, line, told_to_wait, seconds)
+                answer, retry_after = self._send_until_answered(connection, line, told_to_wait, seconds)
                 if retry_after is not None and told_to_wait < MOST_WAITS:
                     later = time.monotonic() + retry_after
                     self._due.put((later, line.number, line, told_to_wait + 1, answer.seconds))
@@ -133,7 +133,7 @@ class Replay:
         if waits_for is not None and not waits_for[line.key].wait(PATIENCE):
             raise TimeoutError(f"line {line.number} waited in vain for an earlier one with key {line.key}")
 
-    def retry_store_call(
+    def _send_until_answered(
         self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float
     ) -> tuple[Answer, float | None]:
         """Send a line. If the connection breaks, retry with the same key: the client cannot know what was done."""

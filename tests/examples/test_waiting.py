@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 import checkout
 import demo
@@ -25,11 +30,17 @@ PAID = {"id": "evt_1", "ref": "guest/lamp-1", "cents": 9800}
 KEY = {"Idempotency-Key": "lamp-1"}
 
 
-def with_service(folder: Path, store: str, talk: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
+def with_service(
+    folder: Path,
+    store: str,
+    talk: Callable[[httpx.AsyncClient], Awaitable[None]],
+    provider: TracerProvider | None = None,
+) -> None:
     """Run `talk(client)` against a service in this process."""
 
     async def main() -> None:
-        app = create_app(folder / "ledger.db", store=f"sqlite:{folder / 'runs.db'}" if store == "sqlite" else store)
+        where = f"sqlite:{folder / 'runs.db'}" if store == "sqlite" else store
+        app = create_app(folder / "ledger.db", provider, store=where)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
@@ -49,6 +60,28 @@ async def stands(client: httpx.AsyncClient, condition: Callable[[httpx.Response]
         await asyncio.sleep(0.01)
         answer = await client.get("/orders/lamp-1")
     raise AssertionError(answer.text)
+
+
+def test_each_request_joins_its_callers_trace(tmp_path: Path) -> None:
+    memory = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    requests = {"/purchases": LAMP, "/approvals/guest/lamp-1": {"by": "Ann"}, "/webhooks/payments": PAID}
+    traces = {path: uuid.uuid4().hex for path in requests}
+
+    async def talk(client: httpx.AsyncClient) -> None:
+        for path, body in requests.items():
+            caller = {"traceparent": f"00-{traces[path]}-00f067aa0ba902b7-01"}
+            assert (await client.post(path, json=body, headers=KEY | caller)).status_code == 202
+
+    with_service(tmp_path, "memory", talk, provider)
+    spans = {span.name: span for span in memory.get_finished_spans() if span.kind is SpanKind.SERVER}
+    joined = {name: f"{span.context.trace_id:032x}" for name, span in spans.items() if span.context}
+    assert joined == {
+        "POST /purchases": traces["/purchases"],
+        "POST /approvals": traces["/approvals/guest/lamp-1"],
+        "POST /webhooks/payments": traces["/webhooks/payments"],
+    }
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])

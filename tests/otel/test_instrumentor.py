@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from flowcore import Engine, Workflow
 from flowcore_otel import TracingHook
+from flowcore_otel.context import RecordIds
 
 from .conftest import Spans
 from .test_sinks import points
@@ -110,6 +111,16 @@ def test_the_users_own_records_get_the_ids_of_run_and_step(
     assert ids.items() <= inside.items()
     assert not ids.keys() & outside.keys()
     instrumentor.uninstrument()
+    assert logging.getLogRecordFactory() is before
+
+
+def test_a_record_factory_that_was_not_replaced_stays() -> None:
+    before = logging.getLogRecordFactory()
+    records = RecordIds()
+    records.uninstall()
+    records.install()
+    records.uninstall()
+    records.uninstall()
     assert logging.getLogRecordFactory() is before
 
 
