@@ -171,4 +171,6 @@ class Cancellation:
         return self._here
 
     def __repr__(self) -> str:
-        return f"<Cancellation {'of a run of this engine' if self._here else 'sent to the store'}>"
+        if self._here:
+            return "<Cancellation of a run>"
+        return f"<Cancellation {'of no run' if self._asked is None else 'sent to the store'}>"

@@ -89,11 +89,11 @@ def restore(mine: SigintGuard | None) -> None:
 
 @contextmanager
 def hold_sigint() -> Generator[None, None, None]:
-    """Defer a Ctrl-C in the main thread until the block is over. If the block raises an error, only that is raised."""
+    """Defer a Ctrl-C in the main thread until the block is over. It is raised then, also in place of the block's error."""
     mine = guard()
     try:
         yield
     finally:
         restore(mine)
-    if mine is not None and mine.count:
-        raise KeyboardInterrupt
+        if mine is not None and mine.count:
+            raise KeyboardInterrupt

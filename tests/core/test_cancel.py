@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import CancelledError, as_completed
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from flowcore import (
     Workflow,
 )
 from flowcore.events import BackoffStarted, RunFinished, StepCompletedLate
-from flowcore.stores import MemoryStore
+from flowcore.stores import MemoryStore, SQLiteStore
 
 from .conftest import PATIENCE, Gate, Ledger, Live, MakeLive, notes, of_type, run_async, until, until_async
 
@@ -96,6 +97,19 @@ def test_cancel_answers_false_for_a_run_it_does_not_know_or_that_is_over(live: M
     assert not one.engine.cancel("no such run")
     run = one.run(ledger.chain("a"))
     assert not one.engine.cancel(run.id)
+
+
+def test_the_result_of_an_async_cancel_says_what_was_asked(tmp_path: Path) -> None:
+    async def main(store: Any) -> tuple[str, bool]:
+        async with AsyncEngine(store=store) as engine:
+            found = engine.cancel("no such run")
+            return repr(found), await found
+
+    assert asyncio.run(main(None)) == ("<Cancellation of no run>", False)
+    store = SQLiteStore(tmp_path / "runs.db")
+    assert asyncio.run(main(store)) == ("<Cancellation sent to the store>", False)
+    assert repr(AsyncEngine(store=store).cancel("no such run")) == "<Cancellation of no run>"
+    store.close()
 
 
 def test_cancelling_twice_changes_nothing(live: MakeLive, ledger: Ledger) -> None:

@@ -25,6 +25,7 @@ from flowcore import (
     Status,
     Workflow,
 )
+from flowcore._engines.interrupts import hold_sigint
 from flowcore.events import (
     AttemptFinished,
     AttemptStarted,
@@ -876,6 +877,19 @@ def test_a_ctrl_c_among_hooks_that_are_told_of_no_run_is_raised_once_all_have_he
     assert [type(what) for what in heard] == [str, moment]
     assert not caplog.records
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_deferred_ctrl_c_is_raised_in_place_of_an_error() -> None:
+    def struck() -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("also")
+
+    with pytest.raises(KeyboardInterrupt) as caught, hold_sigint():
+        struck()
+    assert isinstance(caught.value.__context__, ValueError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ValueError, match="alone"), hold_sigint():
+        raise ValueError("alone")
 
 
 def test_an_engine_whose_submit_a_ctrl_c_struck_can_be_closed(ledger: Ledger) -> None:

@@ -169,7 +169,7 @@ def test_a_subclass_gets_what_its_parent_gets_and_what_it_overrides(drive: Drive
 
     quiet, filtered, counting = (Quiet(io.StringIO()), Filtered(io.StringIO()), Counting(io.StringIO()))
     drive(story(ledger), hooks=[quiet, filtered, counting], check=False)
-    texts = [plain(hook._file.getvalue()) for hook in (quiet, filtered, counting)]  # type: ignore[union-attr]
+    texts = [plain(hook._file.getvalue()) for hook in (quiet, filtered, counting)]
     assert texts[0] == texts[2] == LINES
     assert texts[1] == "  undo of hotel FAILED: LookupError: no such room\n  undid book in N\n"
     assert calls == [*(f"ready {name}" for name in ("book", "mail", "hotel", "pay")), "run compensation_failed"]

@@ -225,7 +225,12 @@ def test_steps_that_end_at_once_are_all_counted() -> None:
     event: Any = Ended()
     progress = ProgressHook(file=io.StringIO())
     progress._run_started(event)
-    workers = [threading.Thread(target=lambda: [progress._step_finished(event) for _ in range(3000)]) for _ in range(4)]
+
+    def end_steps() -> None:
+        for _ in range(3000):
+            progress._step_finished(event)
+
+    workers = [threading.Thread(target=end_steps) for _ in range(4)]
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

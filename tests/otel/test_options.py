@@ -94,7 +94,7 @@ def test_a_subclass_may_choose_among_the_events(registry: CollectorRegistry, mak
                 super().__call__(event)
 
     driver, noise = make_driver(Some(registry)), Workflow("noise")
-    noise.step(lambda ctx: None, name="a")
+    noise.add_step("a", lambda ctx: None)
     for wf in (trip().wf, noise):
         driver.run(wf)
     ended = {series[1:]: count for series, count in scrape(registry).items() if series[0] == "flowcore_runs_total"}
