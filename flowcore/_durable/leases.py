@@ -123,6 +123,7 @@ class Leases:
             if not self._failing:  # log only the first failure in a row
                 _log.warning("leases could not be renewed: %s: %s", type(error).__name__, safe_str(error, 200))
         else:
+            sent_to: list[RunState] = []
             for (run, _), renewal in zip(runs.items(), ours, strict=True):
                 ended = run not in self._runs
                 if renewal is Renewal.LOST and not ended:
@@ -130,9 +131,11 @@ class Leases:
                 elif renewal in {Renewal.CANCEL, Renewal.UNDO} and not ended:
                     self._on_cancel(run, renewal)
                 elif renewal is Renewal.SENT and not ended:
-                    self._fetch(run, loop, context)
+                    sent_to.append(run)
                 if renewal is not Renewal.LOST and run.ledger is not None:
                     run.ledger.extend_lease(at + self._lease)
+            for run in sent_to:  # last, because a slow store must not delay the extension of any lease
+                self._fetch(run, loop, context)
         self._failing = failure is not None
         now = time.monotonic()
         outcome = Status.SUCCESS if failure is None else Status.FAILURE

@@ -28,10 +28,10 @@ class UndoOrder:
         return self._ready(self._freed_by(index))
 
     def _ready(self, indices: list[int]) -> list[int]:
-        # A step that is not undone blocks none: continue with its dependencies. A loop, because chains can be long.
+        # A step that is not undone blocks none: continue with its dependencies. They are added to the list that is being
+        # walked, because chains can be long.
         ready: list[int] = []
-        while indices:
-            index = indices.pop(0)
+        for index in indices:
             if index in self._due:
                 ready.append(index)
             else:

@@ -69,15 +69,8 @@ class SimulatedStore(MemoryStore):
         return super().checkpoint(_written(checkpoint))
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        """See Store. If the ending has `changes`, single steps and values are recorded from these and from the
-        checkpoints only, never from the record that the ending carries."""
-        ended = _ended(ending)
-        known = super().find(ended.record.key)
-        if known is not None and ended.changes is not None:
-            end = ended.record
-            end.steps, end.results, end.values = known.steps, known.results, known.values
-            end.effects, end.carriers = known.effects, known.carriers
-        return super().finish(ended)
+        """See Store."""
+        return super().finish(_ended(ending))
 
     def find(self, key: str, /) -> RunRecord | None:
         """See Store."""

@@ -313,15 +313,20 @@ class Process(SimulatedCode):
             if answer[0] is not Renewal.LOST:
                 if self.x.ledger is not None:
                     self.x.ledger.extend_lease(sent + seconds)
-                if answer[0] is Renewal.SENT and (record := self._settings.store.find(lease.key)) is not None:
-                    for name, value in record.sent.items():
-                        keep(self.x, name, value)
-                    self.look()
+                if answer[0] is Renewal.SENT:
+                    self._send("find", lease.key, found)
                 if answer[0] in {Renewal.CANCEL, Renewal.UNDO} and obey(self.x, answer[0]):
                     self._stop(Stop(cancel=True))
             elif self.act.ended is None:
                 lose(self.x)
                 self._stop(Stop(cancel=True))
+
+        def found(outcome: Outcome) -> None:
+            record = outcome[0]  # None if the reply was lost: the next renewal has the values read again
+            if record is not None and record.run_id == lease.run_id and self.act.ended is None:
+                for name, value in record.sent.items():
+                    keep(self.x, name, value)
+                self.look()
 
         received = 0 if self.x.waits is None else len(self.x.waits.sent)
         self._send("renew", ([replace(lease, received=received)], seconds), heard)
