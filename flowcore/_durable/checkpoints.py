@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
 
 __all__ = [
+    "CLAIM_PATIENCE",
     "STORE_BACKOFF",
     "Answer",
     "ask",
@@ -41,6 +42,8 @@ __all__ = [
 
 Answer = tuple[Any, BaseException | None]
 """(the store's reply, None) or (None, its error)"""
+CLAIM_PATIENCE: Final = 1 / 3
+"""the part of a lease for which a claim is sent again to an unreachable store"""
 STORE_BACKOFF: Final = Backoff.exponential(0.02, max_delay=1.0, jitter=False)
 """the delays between retries of a call to an unreachable store"""
 _MARGIN: Final = 1 / 6

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from .._kernel import emit, stopping
 from .._kernel.effects import Program, Sleep
@@ -46,9 +46,6 @@ from .takeover import Takeover
 from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
-
-_RESENT: Final = 1 / 3
-"""the part of a lease for which a claim is sent again to an unreachable store"""
 
 
 class StoreClaims:
@@ -199,7 +196,7 @@ def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.A
     """Send the claim, and retry for a part of a lease while a durable store is unreachable. The claim is withdrawn if
     that fails. `poll`: the caller waits for another run, and has sent the claim before."""
     polled = emit.maintenance_started(run, "poll") if poll else None
-    until = run.settings.clock() + (run.settings.lease * _RESENT if run.settings.durable else 0.0)
+    until = run.settings.clock() + (run.settings.lease * checkpoints.CLAIM_PATIENCE if run.settings.durable else 0.0)
     tries = 0
     while True:
         answer, failure = yield from checkpoints.ask(run, "claim", wanted, None if polled is None else polled.context)

@@ -6,7 +6,8 @@ import math
 from typing import Final
 
 from .._kernel.run_state import RunState
-from ..errors import safe_repr, safe_str
+from ..errors import safe_repr
+from ..run import error_line
 from ..status import Status
 from ..stores.base import Checkpoint, Ending, RunRecord
 
@@ -54,12 +55,8 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Endi
 def _reason(run: RunState, record: RunRecord) -> str:
     """Return the reason for the record of a run that is held, parked or incomplete and has no reason of its own."""
     if record.status is Status.COMPENSATION_FAILED:
-        failed = ", ".join(f"{safe_repr(step)} ({_brief(error)})" for step, error in run.undo_errors.items())
+        failed = ", ".join(f"{safe_repr(step)} ({error_line(error, 200)})" for step, error in run.undo_errors.items())
         return f"the undo of step {failed} failed"
     if run.leaving is not None or run.error is None or run.failed_step is None:
         return "its process stopped"
-    return f"step {safe_repr(run.failed_step)} failed ({_brief(run.error)})"
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {safe_str(error, 200)}"
+    return f"step {safe_repr(run.failed_step)} failed ({error_line(run.error, 200)})"

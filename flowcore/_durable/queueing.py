@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from .._kernel import emit
 from .._kernel.effects import Program, Sleep
@@ -14,9 +13,6 @@ from . import checkpoints
 from .claim import fingerprint_of
 
 __all__ = ["enqueue"]
-
-_RESENT: Final = 1 / 3
-"""the part of a lease for which the claim is sent again to an unreachable store"""
 
 
 def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program[Claim | None]:
@@ -31,7 +27,7 @@ def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program
     wanted.queued, wanted.once, wanted.deadline, wanted.owner = True, run.request.once, run.request.deadline, owner
     wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types
     clock = run.settings.clock
-    until, tries = clock() + run.settings.lease * _RESENT, 0
+    until, tries = clock() + run.settings.lease * checkpoints.CLAIM_PATIENCE, 0
     while True:
         answer, failure = yield from checkpoints.ask(run, "claim", wanted)
         if not isinstance(failure, StoreUnavailable) or dropped() or clock() >= until:

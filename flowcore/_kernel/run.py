@@ -6,9 +6,9 @@ import contextlib
 from dataclasses import replace
 from typing import Final
 
-from ..errors import CompensationFailed, LeaseLost, safe_repr, safe_str
+from ..errors import CompensationFailed, LeaseLost, safe_repr
 from ..plan import Node
-from ..run import Run, StepReport
+from ..run import Run, StepReport, error_line
 from ..status import Status
 from . import emit, stopping
 from .effects import RESUME, WAIT, Interrupts, Program
@@ -178,7 +178,7 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
         finished = _failed(run)
     elif failure is not None and finished.error is not None:
         finished.error.add_note(
-            f"the end of the run could not be recorded ({_brief(failure)}); its key is still in use"
+            f"the end of the run could not be recorded ({error_line(failure, 200)}); its key is still in use"
         )
     if scope is not None:
         emit.run_finished(run, scope, finished)
@@ -246,7 +246,7 @@ def _final_error(run: RunState, status: Status) -> BaseException:
         return run.leaving
     if run.undo_errors and isinstance(run.error, Exception):
         failed = CompensationFailed(
-            f"run {run.run_id} of {safe_repr(run.workflow.name)} failed ({_brief(run.error)}), and undoing "
+            f"run {run.run_id} of {safe_repr(run.workflow.name)} failed ({error_line(run.error, 200)}), and undoing "
             f"{', '.join(map(safe_repr, run.undo_errors))} failed too",
             run.undo_errors,
         )
@@ -277,8 +277,10 @@ def _note(run: RunState, status: Status) -> str:
         attempts = "" if node.wait is not None else f" after {tried} attempt{'' if tried == 1 else 's'}"
         where = f"failed at step {safe_repr(run.failed_step)}{attempts}"
     lines = [f"{_NOTE}run {run.run_id} of workflow {safe_repr(run.workflow.name)} {where}; {_aftermath(run, status)}."]
-    lines.extend(f"could not undo {safe_repr(name)}: {_brief(error)}" for name, error in run.undo_errors.items())
-    lines.extend(f"step {safe_repr(step)} failed too: {_brief(error)}" for step, error in run.other_errors)
+    lines.extend(
+        f"could not undo {safe_repr(name)}: {error_line(error, 200)}" for name, error in run.undo_errors.items()
+    )
+    lines.extend(f"step {safe_repr(step)} failed too: {error_line(error, 200)}" for step, error in run.other_errors)
     return "\n  ".join(lines)
 
 
@@ -289,7 +291,3 @@ def _aftermath(run: RunState, status: Status) -> str:
         why = "" if run.workflow.undo == "never" else "it is past its pivot, so "
         return f"{why}nothing was undone: the next call with its key continues at the failed step"
     return f"undone: {', '.join(map(safe_repr, run.undone))}" if run.undone else "nothing was undone"
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {safe_str(error, 200)}"

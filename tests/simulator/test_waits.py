@@ -13,6 +13,7 @@ from flowcore import RetryAfter, SendRefused, Status, StepTimeout, StoreError, W
 from flowcore.stores import MemoryStore
 from flowcore.testing import Sending, SimulatedStore, simulate
 from flowcore.testing.acts import Caller, Halt
+from flowcore.testing.network import Weather
 from flowcore.testing.story import Story, play
 
 LEASE = 5.0
@@ -75,6 +76,8 @@ def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
     if draw.random() < 0.2:
         options["deadline"] = 5 + draw.random() * 20
     options["park_after"] = draw.choice([1.0, 1.0, math.inf])
+    if durable and draw.random() < 0.6:
+        options["weather"] = Weather(latency=0.05, lost=draw.choice([0.05, 0.2]), doubled=draw.choice([0.0, 0.1]))
     return sends, options, durable
 
 
@@ -144,6 +147,9 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
             for act in story.acts
         )
         seen["crashed"] += any(act.halted is not None for act in story.acts)
+        for call in story.stored:
+            if call.verb == "find":
+                seen[f"read what was sent{'' if call.heard else ', and the reply was lost'}"] += 1
         for _, outcome in story.sent:
             seen[f"sent: {outcome}" if isinstance(outcome, bool) else f"refused: {type(outcome).__name__}"] += 1
     wanted = (
@@ -153,6 +159,8 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
         "waited in its store",
         "waited for an attempt",
         "crashed",
+        "read what was sent",
+        "read what was sent, and the reply was lost",
         "sent: True",
         "sent: False",
     )
