@@ -9,7 +9,7 @@ from typing import Any
 
 from flowcore import Engine
 from flowcore.events import LeaseLost, MaintenanceFinished, MaintenanceStarted
-from flowcore.stores.base import Renewal
+from flowcore.stores.base import Renewal, RunRecord
 from tests.durable.test_programs import Moody, of_type, until
 from tests.durable.test_recovery import one_step
 
@@ -55,3 +55,30 @@ def test_what_a_hook_enters_for_a_renewal_is_left_after_it() -> None:
     with Engine(store=Moody(), lease=0.1, hooks=[Traces()]) as engine:
         assert engine.run(wf, idempotency_key="k")["a"] is True
     assert seen[:3] == ["entered", "finished", "left"]
+
+
+def test_every_lease_is_extended_before_the_values_that_were_sent_are_read() -> None:
+    """Reading them may take long, and a run stops itself when it believes that its lease is over."""
+    extended, over = list[bool](), threading.Event()
+    before: dict[Any, float] = {}
+
+    class Reads(Moody):
+        def find(self, key: str, /) -> RunRecord | None:
+            if before and not over.is_set():
+                extended.append(all(run.ledger.lease_until > until for run, until in before.items()))
+                over.set()
+            return super().find(key)
+
+    def sent(verb: str, argument: Any) -> Any:
+        if verb != "renew" or len(argument) < 3 or before:
+            return None
+        before.update({run: run.ledger.lease_until for run in engine._live})
+        return [Renewal.SENT for _ in argument]
+
+    store = Reads()
+    store.moods = sent
+    wf = one_step(lambda ctx: over.wait(20))
+    with Engine(store=store, lease=0.3) as engine:
+        runs = [engine.submit(wf, idempotency_key=str(number)) for number in range(3)]
+        assert [run.result(20)["a"] for run in runs] == [True] * 3
+    assert extended == [True]
