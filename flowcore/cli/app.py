@@ -29,7 +29,7 @@ Exit codes:
   0  done
   1  refused, or nothing was found
   2  the command line is wrong
-  3  the store cannot be reached now; the same command may be given again
+  3  the store is unavailable; retrying is safe
   4  not confirmed
 """
 
@@ -47,7 +47,7 @@ class Operator:
     @cached_property
     def store(self) -> Any:
         if self.url is None:
-            raise click.UsageError("Which store? Name it with --store or FLOWCORE_STORE, as in sqlite:runs.db.")
+            raise click.UsageError("No store given. Use --store or FLOWCORE_STORE, for example sqlite:runs.db.")
         return open_store(self.url, prefix=self.prefix, codec=self.codec)
 
     def find(self, name: str) -> RunRecord:

@@ -36,25 +36,31 @@ class Verb:
 VERBS = (
     Verb(
         "cancel",
-        "Stop a run, wherever it is at work: nothing new starts, and what it did is undone, "
-        "unless it is past its pivot.",
+        "Cancel a run, whichever process runs it. No new step starts, and completed steps are undone, unless the run "
+        "is past its pivot.",
     ),
-    Verb("resume", "Let the next caller, or recovery, resume a run that is held, parked, incomplete or expired."),
+    Verb(
+        "resume",
+        "Let the next caller, or recovery, resume a run that is held, parked, incomplete or expired, or that failed "
+        "with nothing undone.",
+    ),
     Verb(
         "undo",
-        "Let the next caller, or recovery, undo a run. One that is at work is cancelled and undone. A pivot does not "
-        "keep it from that.",
+        "Let the next caller, or recovery, undo a run, past its pivot too. A running run is cancelled and undone by "
+        "its owner.",
     ),
     Verb("hold", "Refuse a key until you resume, undo or release it."),
     Verb(
         "release",
-        "Give a run's record up, so that the next call with its key starts afresh. What it holds stays until its retention is over.",
+        "Give a run up, so that the next call with its key starts afresh. Its record stays until its retention is "
+        "over.",
         forceable=True,
         loses=True,
     ),
     Verb(
         "erase",
-        "Forget at once what users put into a run: values, results, errors and carriers. Its key stays used up.",
+        "Erase the data of a run at once: values, results, errors and carriers. Its key cannot be used again until it "
+        "is released.",
         forceable=True,
         loses=True,
     ),
@@ -66,12 +72,15 @@ def _command(verb: Verb) -> click.Command:
         click.Argument(["names"], nargs=-1, metavar="[KEY|RUN]..."),
         click.Option(["--reason"], help="Why, for the record."),
         click.Option(["--workflow"], help="Every run of this workflow."),
-        click.Option(["--status"], shell_complete=complete_status, help="Every run that stands so."),
+        click.Option(["--status"], shell_complete=complete_status, help="Every run with this status."),
         click.Option(
-            ["--older-than"], callback=age, metavar="AGE", help="Every run started so long ago: 90s, 10m, 1h, 2d."
+            ["--older-than"],
+            callback=age,
+            metavar="AGE",
+            help="Every run started at least this long ago: 90s, 10m, 1h, 2d.",
         ),
-        click.Option(["--dry-run"], is_flag=True, help="Say which runs it would be, and do nothing."),
-        click.Option(["--yes", "-y"], is_flag=True, help="Do not ask."),
+        click.Option(["--dry-run"], is_flag=True, help="List the runs, and change nothing."),
+        click.Option(["--yes", "-y"], is_flag=True, help="Do not ask for confirmation."),
     ]
     if verb.forceable:
         parameters.append(click.Option(["--force"], is_flag=True, help="Also a run whose owner is alive."))
@@ -138,7 +147,7 @@ def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason:
 @click.argument("name", metavar="KEY|RUN")
 @click.argument("step")
 @click.option("--json", "value", required=True, metavar="JSON", help="The value, as JSON.")
-@click.option("--id", "named", help="A name for this value: sending it again is the same.")
+@click.option("--id", "named", help="An id for this value; sending it again with the same id has no further effect.")
 @pass_operator
 def send(operator: Operator, name: str, step: str, value: str, named: str | None) -> None:
     """Send a value to a STEP that waits for it. The run keeps it until it reaches that step. The first value counts."""
@@ -148,7 +157,7 @@ def send(operator: Operator, name: str, step: str, value: str, named: str | None
         raise click.BadParameter(f"{error}", param_hint="--json") from error
     key = operator.find(name).key
     counts: bool = operator.store.send(key, step, known, id=named)
-    said = "recorded" if counts else "refused: another value was sent before, and counts"
+    said = "recorded" if counts else "refused: another value was sent before and counts"
     operator.emit({"verb": "send", "key": key, "step": step, "counts": counts}, f"send {safe_repr(key)} {step}: {said}")
 
 

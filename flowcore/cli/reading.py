@@ -39,10 +39,12 @@ _LAST: Final = 50
     help="queued, running, waiting, success, failure, compensated, parked, …, held or expired.",
 )
 @click.option("--workflow", help="Only runs of this workflow.")
-@click.option("--older-than", callback=age, metavar="AGE", help="Only runs started so long ago: 90s, 10m, 1h, 2d.")
+@click.option(
+    "--older-than", callback=age, metavar="AGE", help="Only runs started at least this long ago: 90s, 10m, 1h, 2d."
+)
 @click.option("--key", "text", help="Only runs whose key contains this text.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Runs to list.")
-@click.option("--after", metavar="CURSOR", help="The next page: the cursor that the last one ended with.")
+@click.option("--after", metavar="CURSOR", help="The cursor at the end of the previous page, for the next one.")
 @pass_operator
 def ls(operator: Operator, /, limit: int, after: str | None, **filters: Any) -> None:
     """List runs: held and expired ones first, then the newest."""
@@ -67,7 +69,7 @@ def ls(operator: Operator, /, limit: int, after: str | None, **filters: Any) -> 
 
 def _table(records: Sequence[RunRecord]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("KEY", "WORKFLOW", "STANDS", "AGE", "RUN", "WHY"):
+    for heading in ("KEY", "WORKFLOW", "STATE", "AGE", "RUN", "WHY"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "WHY")
     now = time.time()
     for record in records:
@@ -105,7 +107,7 @@ def show(operator: Operator, name: str, *, values: bool) -> None:
 
 
 @click.command("doctor")
-@click.option("--deep", is_flag=True, help="Also check the whole file's integrity, which takes its time.")
+@click.option("--deep", is_flag=True, help="Also check the integrity of the whole file, which may take long.")
 @pass_operator
 def doctor(operator: Operator, *, deep: bool) -> None:
     """Report what can lose runs in this store, and how many runs are not over."""
@@ -118,16 +120,16 @@ def doctor(operator: Operator, *, deep: bool) -> None:
 @click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid flowchart.")
 @click.option("--dot", "form", flag_value="dot", help="In Graphviz's DOT language.")
 @click.option("--svg", "form", flag_value="svg", help="As an SVG picture.")
-@click.option("--run", "name", metavar="KEY|RUN", help="With --svg: colour each step by how it went in this run.")
+@click.option("--run", "name", metavar="KEY|RUN", help="With --svg: colour each step by its outcome in this run.")
 @pass_operator
 def graph(operator: Operator, workflow: str, form: str | None, name: str | None) -> None:
     """Draw a workflow's steps."""
     if name is not None and form != "svg":
-        raise click.UsageError("--run colours a picture: add --svg.")
+        raise click.UsageError("--run needs --svg.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, because an operator names a module of the service
     found = load(workflow)
     if not issubclass(type(found), Workflow):
-        raise DefinitionError(f"{safe_repr(workflow)} is no Workflow.")
+        raise DefinitionError(f"{safe_repr(workflow)} is not a Workflow.")
     record = None if name is None else operator.find(name)
     drawings = {"mermaid": found.to_mermaid, "dot": found.to_dot, "svg": partial(found.to_svg, record)}
     say(drawings[form]() if form is not None else repr(found))
@@ -209,7 +211,7 @@ def _as_data(status: ScheduleStatus) -> dict[str, Any]:
 
 def _schedule_lines(found: Sequence[ScheduleStatus]) -> str:
     """Return a line for each schedule, as long as necessary: a rich table would cut it at the width of the terminal."""
-    rows = [("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STANDS", "WHY"), *map(_cells, found)]
+    rows = [("SCHEDULE", "WORKFLOW", "FIRES", "NEXT (UTC)", "LAST (UTC)", "STATE", "WHY"), *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

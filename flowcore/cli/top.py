@@ -36,8 +36,8 @@ _LISTED: Final = 10
 
 
 @click.command("top")
-@click.option("--every", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between two looks.")
-@click.option("--once", is_flag=True, help="Look once and stop.")
+@click.option("--every", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between updates.")
+@click.option("--once", is_flag=True, help="Show the runs once and exit.")
 @pass_operator
 def top(operator: Operator, every: float, *, once: bool) -> None:
     """Watch the runs in progress and those that need an operator. On a terminal, keys show, cancel, resume, undo and
@@ -115,7 +115,7 @@ class Screen:
             record = self._operator.store.find(head.key)
         except FlowcoreError as error:
             return one_line(with_key(error))
-        return "It is not there any more." if record is None else str(record.explain())
+        return "The run no longer exists." if record is None else str(record.explain())
 
     def _decide(self, verb: str) -> None:
         record = self._listed[self._chosen]
@@ -171,7 +171,7 @@ class Screen:
         """Return the table of held runs, of expired runs, and of the oldest running ones."""
         now = time.time()
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("RUN", "WORKFLOW", "STANDS", "AGE", "WHY"):
+        for heading in ("RUN", "WORKFLOW", "STATE", "AGE", "WHY"):
             table.add_column(heading)
         for place, record in enumerate(self._listed):
             stands = standing(record, now)

@@ -23,7 +23,7 @@ def age(context: click.Context, option: click.Parameter, value: str | None) -> f
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|min|h|d|)", value)
     if found is None:
-        raise click.BadParameter(f"{value!r} is no age. Give seconds, or a unit as in 90s, 10m, 1h or 2d.")
+        raise click.BadParameter(f"{value!r} is not a valid age. Give seconds, or a unit as in 90s, 10m, 1h or 2d.")
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -79,7 +79,7 @@ def ways_on(record: RunRecord, now: float) -> list[str]:
         return [f"flowcore resume {key}    # it continues at the failed step"]
     else:
         return []
-    ways["release"] = "its record is given up; the next call with the key starts afresh"
+    ways["release"] = "the run is given up; the next call with the key starts afresh"
     return [f"flowcore {verb} {key}    # {meaning}" for verb, meaning in ways.items()]
 
 

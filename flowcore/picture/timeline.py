@@ -301,7 +301,7 @@ def in_words(timeline: Timeline) -> str:
     """Return one sentence that says what the run spent its time on."""
     critical = [row for row in timeline.rows if row.critical]
     if not critical:
-        return "Nothing measured where its time went."
+        return "No times were recorded."
     critical.sort(key=lambda row: row.seconds(*Kind), reverse=True)
     parts = [f"{row.name} {milliseconds(row.seconds(*_FORWARD))}{_of_which(row)}" for row in critical[:_SPLIT]]
     rest = critical[_SPLIT:]

@@ -284,8 +284,8 @@ class DefinitionChanged(StoreError):
     @classmethod
     def of(cls, record: RunRecord, key: str) -> DefinitionChanged:
         return cls(
-            f"run {record.run_id} of {safe_repr(record.workflow)} began with another definition of its steps: "
-            f"run it with that one, or give its key up with store.release(error.key).",
+            f"Run {record.run_id} of {safe_repr(record.workflow)} was started with a different step graph. Resume it "
+            "with that version of the workflow, or discard it with store.release(error.key).",
             key=key,
         )
 

@@ -320,7 +320,8 @@ def untagged(known: dict[str, Any]) -> Any:
         return tag.load(known[VALUE])
     except Exception as error:
         raise CorruptRecord(
-            f"a stored value has the tag {safe_repr(name)}, but is none ({type(error).__name__}: {safe_str(error, 100)})."
+            f"a stored value has the tag {safe_repr(name)}, but its data is invalid ({type(error).__name__}: "
+            f"{safe_str(error, 100)})."
         ) from error
 
 
@@ -329,7 +330,7 @@ _tagged_decoder: Final = json.JSONDecoder(parse_constant=_no_constant, object_ho
 
 def _text(known: object) -> str:
     if not isinstance(known, str):
-        raise TypeError("not a text")
+        raise TypeError("not a string")
     return known
 
 

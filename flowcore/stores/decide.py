@@ -94,8 +94,8 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
         return Verdict.RESUME
     if is_over(status):
         raise CorruptRecord(
-            f"the record of key {hashed_key(claim.key)} has the status {safe_repr(str(status))}, but is not held: look at it "
-            "with store.find(error.key), or free the key with store.release(error.key).",
+            f"the record of key {hashed_key(claim.key)} has the status {safe_repr(str(status))}, but is not held. "
+            "Inspect it with store.find(error.key), or discard it with store.release(error.key).",
             key=claim.key,
         )
     if record.graph not in {claim.graph, claim.resumes}:
@@ -157,8 +157,8 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
         )
     if verb == "erase" and (record.held or not is_over(record.status)):
         raise StoreError(
-            f"key {key} belongs to run {record.run_id}, which is {'held' if record.held else record.status} and could not "
-            "continue without what would be erased: end it first, or erase it with force=True.",
+            f"key {key} belongs to run {record.run_id}, which is {'held' if record.held else record.status} and could "
+            "not continue without the data that would be erased: end it first, or erase it with force=True.",
             key=record.key,
         )
     again = (
@@ -195,11 +195,11 @@ def decide_send(
     if not has_wait(record.graph, name):
         raise SendRefused(f"{run} has no wait {safe_repr(name)}.")
     if is_over(record.status):
-        raise SendRefused(f"{run} is over ({record.status}): it does not wait for {safe_repr(name)} any more.")
+        raise SendRefused(f"{run} has ended ({record.status}) and no longer waits for {safe_repr(name)}.")
     if record.undoing:
-        raise SendRefused(f"{run} has failed and is being undone: it does not wait for {safe_repr(name)} any more.")
+        raise SendRefused(f"{run} is being undone and no longer waits for {safe_repr(name)}.")
     if step is not None and step not in {Status.PENDING, Status.WAITING}:
-        raise SendRefused(f"{run} is past its wait {safe_repr(name)}, which has ended: {step}.")
+        raise SendRefused(f"{run} no longer waits for {safe_repr(name)}: that wait ended with status {step}.")
     return None
 
 

@@ -116,8 +116,8 @@ def refusing(key: str) -> Generator[None]:
         yield
     except parts.Foreign as error:
         raise CorruptRecord(
-            f"the record of key {hashed_key(key)} is not as flowcore wrote it: {error}. It was left as it is: put it right by "
-            "hand, or give the key up with store.release(error.key, force=True).",
+            f"the record of key {hashed_key(key)} is corrupted: {error}. It was not modified; repair it by hand, or "
+            "discard it with store.release(error.key, force=True).",
             key=key,
         ) from error
 
@@ -145,20 +145,22 @@ def _with_key(key: str, fields: Fields, sealing: Sealing) -> tuple[str, Fields]:
         return key, fields
     opened = _opened(parts.parsed(parts.text(fields, "key_text"), "key_text"), sealing, parts.run_id(fields), "key")
     if sealing.lookup(opened) != parts.text(fields, "key"):
-        raise parts.Foreign("its key is another one than it is found under")
+        raise parts.Foreign("its key differs from the key under which it is stored")
     return (opened if key == fields["key"] else key), {**fields, "key": opened}
 
 
 def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
     schema = parts.number(fields, "schema")
     if schema > SCHEMA:
-        raise parts.Foreign(f"its schema is {schema}, and this version of flowcore knows {SCHEMA}, so take a newer one")
+        raise parts.Foreign(
+            f"its schema is {schema}, but this version of flowcore supports only {SCHEMA}: upgrade flowcore"
+        )
     if schema != SCHEMA:
         raise parts.Foreign(
-            f"its schema is {schema}, written by an older version of flowcore, and this one knows {SCHEMA}"
+            f"its schema is {schema}, written by an older version of flowcore, but this one supports only {SCHEMA}"
         )
     if parts.text(fields, "key") != key:
-        raise parts.Foreign("its key is another one than it is found under")
+        raise parts.Foreign("its key differs from the key under which it is stored")
     parts.text(fields, "owner")
     record = RunRecord(
         key,
@@ -223,7 +225,7 @@ def _owner(fields: Fields, by: str, since: str) -> Owner | None:
         return None
     known = parts.mapping(parts.json(fields, by, {}), by)
     if known.keys() != {"host", "pid"}:
-        raise parts.Foreign(f"its field {safe_repr(by)} has not just host and pid")
+        raise parts.Foreign(f"its field {safe_repr(by)} does not have exactly host and pid")
     return Owner(parts.string(known["host"], by), parts.number(known, "pid"), at)
 
 
@@ -273,9 +275,9 @@ def _step(field: str, text: object, record: RunRecord, sealing: Sealing, types: 
     seq, known = parts.numbered(text, field)
     name, attempts, effect = field[2:], known.get("attempts"), known.get("effect", False)
     if not _IN_A_STEP.issuperset(known) or type(effect) is not bool:
-        raise parts.Foreign(f"its field {safe_repr(field)} has something in it that is not known of steps")
+        raise parts.Foreign(f"its field {safe_repr(field)} has an unknown entry")
     if type(attempts) is not int or not 0 <= attempts <= LARGEST:
-        raise parts.Foreign(f"its field {safe_repr(field)} says {safe_repr(attempts)} attempts")
+        raise parts.Foreign(f"its field {safe_repr(field)} has the invalid number of attempts {safe_repr(attempts)}")
     report = StepReport(parts.status(_STEP, known.get("status"), field), attempts)
     report.failed = parts.count(known, "failed")
     if "errors" in known:
@@ -310,16 +312,14 @@ def _write(field: str, text: object, record: RunRecord, sealing: Sealing, types:
     if not known:
         return Write(seq, deleted=True)
     if known.keys() != {"value"}:
-        raise parts.Foreign(f"its field {safe_repr(field)} has something in it that is not known of writes")
+        raise parts.Foreign(f"its field {safe_repr(field)} has an unknown entry")
     return Write(seq, _loaded(known["value"], field, sealing, types.get(field, Any), record.run_id, field))
 
 
 def _sent(field: str, text: object, record: RunRecord, sealing: Sealing) -> Sent:
     known, name = parts.mapping(parts.parsed(parts.string(text, field), field), field), field[2:]
     if known.keys() != {"value", "at", "host", "pid", "id", "carrier"}:
-        raise parts.Foreign(
-            f"its field {safe_repr(field)} has something in it that is not known of values that were sent"
-        )
+        raise parts.Foreign(f"its field {safe_repr(field)} has an unknown entry")
     return Sent(
         _loaded(known["value"], field, sealing, Any, record.run_id, field),
         parts.number(known, "at") / 1e6,
@@ -347,7 +347,7 @@ def step_status(text: object) -> Status:
 def _failure(known: object, record: RunRecord, step: str | None, what: str) -> RunFailed:
     stored = parts.strings(known, "error")
     if stored.keys() != {"type", "message", "traceback"}:
-        raise parts.Foreign("an error in it has not just type, message and traceback")
+        raise parts.Foreign("an error in it does not have exactly type, message and traceback")
     return RunFailed(
         f"run {record.run_id} of {safe_repr(record.workflow)} {what}: {stored['type']}: {stored['message']}",
         run=record.run_id,
@@ -381,4 +381,4 @@ def _opened(text: object, sealing: Sealing, run_id: str, place: str) -> str:
 
 def _unreadable(field: str, error: Exception) -> parts.Foreign:
     why = f"{type(error).__name__}: {safe_str(error, 200)}"
-    return parts.Foreign(f"the store's codec cannot read what is in its field {safe_repr(field)} ({why})")
+    return parts.Foreign(f"the store's codec cannot read its field {safe_repr(field)} ({why})")

@@ -217,9 +217,7 @@ class Encoding:
         undoing, waiting_for, undone, failed_step and error. An empty reason means None."""
         record = ending.record
         if record.status not in ENDINGS:
-            raise StoreError(
-                f"run {record.run_id} cannot end as {safe_repr(str(record.status))}: no store would know what to do next."
-            )
+            raise StoreError(f"run {record.run_id} cannot end with the status {safe_repr(str(record.status))}.")
         fields = {} if ending.changes is None else self.encode_checkpoint(ending.changes)
         fields["status"], fields["held"] = str(record.status), str(int(record.held))
         fields["retries"], fields["reason"] = str(record.retries), self.encode_reason(record.key, record.reason)
@@ -318,7 +316,8 @@ class Encoding:
         if len(text) > self._most * _TOGETHER:
             raise NotSerializable(
                 f"the initial values of run {run_id} take {len(text):,} bytes together, and this store keeps at most "
-                f"{self._most * _TOGETHER:,}: store where they are instead, or make the store with a larger max_value_bytes=."
+                f"{self._most * _TOGETHER:,}: store them elsewhere and pass a reference, or make the store with a "
+                "larger max_value_bytes=."
             )
         return text
 
@@ -353,8 +352,9 @@ class Encoding:
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if size > self._most:
             raise NotSerializable(
-                f"{what} {safe_repr(name)} in run {run_id} takes {size:,} bytes, and this store keeps at most {self._most:,}: "
-                "store where it is instead, or make the store with a larger max_value_bytes=."
+                f"{what} {safe_repr(name)} in run {run_id} takes {size:,} bytes, and this store keeps at most "
+                f"{self._most:,}: store it elsewhere and keep a reference, or make the store with a larger "
+                "max_value_bytes=."
             )
         return text
 
@@ -373,8 +373,8 @@ def _of_unicode(fields: dict[str, str], run_id: str) -> dict[str, str]:
                 what = {STEP: "the step name", WRITE: "the context key"}.get(name[:2], f"its {name}")
                 which = hashed_key(text) if name == "key" else safe_repr(name[2:] if ":" in name[:2] else text)
                 raise NotSerializable(
-                    f"run {safe_repr(run_id)} cannot be stored: {what} {which} holds half a surrogate pair, which no store can "
-                    "keep. Choose another.",
+                    f"run {safe_repr(run_id)} cannot be stored: {what} {which} contains a lone surrogate, which cannot be encoded "
+                    "as UTF-8. Choose another.",
                     key=text if name == "key" else None,
                 ) from None
     return fields

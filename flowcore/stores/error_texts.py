@@ -23,7 +23,7 @@ def texts_of(error: BaseException, *, brief: bool = False) -> dict[str, str]:
     try:
         text = f"{kind}{_line(error)}" if brief else "".join(traceback.format_exception(error))
     except Exception as failure:  # noqa: BLE001 - formatting a user's exception may raise anything
-        text = f"(its traceback cannot be had: {type(failure).__name__})"
+        text = f"(its traceback could not be formatted: {type(failure).__name__})"
     if len(text) > _TRACEBACK:
         text = "…" + text[-_TRACEBACK:]
     return {"type": kind, "message": error_message(error, _MESSAGE), "traceback": text}

@@ -142,7 +142,7 @@ def flag(fields: Fields, name: str) -> bool:
 
 def one_of(known: frozenset[str], value: object, field: str) -> str:
     if not isinstance(value, str) or value not in known:
-        raise Foreign(f"its field {safe_repr(field)} says {safe_repr(value)}, which means nothing")
+        raise Foreign(f"its field {safe_repr(field)} has the unknown value {safe_repr(value)}")
     return value
 
 
@@ -153,5 +153,5 @@ def status(known: frozenset[str], value: object, field: str) -> Status:
 
 def seconds(value: object, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
-        raise Foreign(f"its field {safe_repr(field)} says {safe_repr(value)} seconds")
+        raise Foreign(f"its field {safe_repr(field)} has the invalid duration {safe_repr(value)}")
     return float(value)

@@ -59,7 +59,7 @@ def _standing(record: RunRecord) -> str:
         and record.expires is not None
         and record.expires <= time.time()
     ):
-        return f"{record.status}, but its owner's lease is over"
+        return f"{record.status}, but its owner's lease has expired"
     return f"{record.status}{failed}{why}"
 
 
@@ -98,7 +98,7 @@ def _circumstances(record: RunRecord) -> list[str]:
         by = f"process {sent.pid} on {safe_repr(sent.host)[1:-1]}"
         lines.append(f"sent to {safe_repr(name)}: a value, by {by} at {moment(sent.at)}")
     if record.decision is not None:
-        lines.append(f"decided: {record.decision}; the next owner carries it out")
+        lines.append(f"decided: {record.decision}; not carried out yet")
     return lines
 
 

@@ -251,7 +251,8 @@ class _Activity:
             if end.status is Status.PENDING:  # the step has not begun, so its next attempt is its first
                 activity.heartbeat({**self._beat, "unbegun": True})
             raise ApplicationError(
-                f"step {safe_repr(node.name)} was left: {safe_str(run.leaving or run.error or Exception())}"
+                f"step {safe_repr(node.name)} was given back to Temporal: "
+                f"{safe_str(run.leaving or run.error or Exception())}"
             )
         return self._output(end)
 
@@ -303,7 +304,7 @@ class _Activity:
         details = activity.cancellation_details()
         what = f"step {safe_repr(self._node.name)}"
         if details is not None and details.worker_shutdown:
-            driver.hand_over(StepCancelled(f"{what} is left to another worker: this one stops."))
+            driver.hand_over(StepCancelled(f"{what} continues on another worker, because this one is stopping."))
         elif self._sent["kind"] == "do":
             info = self._info
             handle = self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)

@@ -124,7 +124,7 @@ class FlowcoreWorkflow:
         """Send a value to a wait. Returns whether it counts. Fails with an error of type SendRefused, with the message
         of the SendRefused that the run raised."""
         if self._driver is None and self._record is not None and self._record.status in RESUMABLE:
-            raise _refused(f"run {self._record.run_id} waits for a decision, and takes no value meanwhile.")
+            raise _refused(f"Run {self._record.run_id} waits for a decision and accepts no values until then.")
         await workflow.wait_condition(lambda: self._driver is not None)
         assert self._driver is not None  # noqa: S101 - see above
         try:

@@ -151,7 +151,7 @@ class Operators(TemporalServer):
             "pollers": len(polled.pollers),
         }
         if not polled.pollers:
-            report["risk"] = "no worker has polled this task queue in the last five minutes: nothing goes on"
+            report["risk"] = "no worker has polled this task queue in the last five minutes: runs make no progress"
         counted: Counter[str] = Counter()
         for (_, status), number in (await self.counts()).items():
             counted[status] += number
@@ -189,7 +189,7 @@ class Operators(TemporalServer):
         try:
             counts: bool = await self._reached(cast("Any", handle).execute_update("send", args=[name, sent]))
         except RunNotFound:
-            raise SendRefused(f"the run of key {hashed_key(key)} is over, and waits for nothing.", key=key) from None
+            raise SendRefused(f"The run of key {hashed_key(key)} has ended and accepts no values.", key=key) from None
         except WorkflowUpdateFailedError as error:
             raise SendRefused(error_message(error.cause)) from error
         return counts
@@ -227,8 +227,8 @@ class Operators(TemporalServer):
         """Not supported: raises StoreError. The users' data of a run is in its history, which Temporal can only delete
         as a whole."""
         raise StoreError(
-            "Temporal forgets what users put into a run only with the whole run: delete its workflow there, or encrypt with a "
-            "payload codec.",
+            "Temporal can erase the data of a run only together with the run: delete its workflow there, or encrypt "
+            "with a payload codec.",
             key=key,
         )
 
@@ -257,8 +257,8 @@ class Operators(TemporalServer):
         order = decide_order(head, is_running(found) and head.status in {Status.RUNNING, Status.WAITING}, verb)
         if not is_running(found):
             raise StoreError(
-                f"The run of key {hashed_key(key)} has ended with {head.status}, and Temporal changes no run that is over. Call "
-                "with another key.",
+                f"The run of key {hashed_key(key)} has ended with {head.status}, and Temporal cannot change an ended "
+                "run. Call with another key.",
                 key=key,
             )
         return order

@@ -78,7 +78,7 @@ class TemporalServer:
             return await asked
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                raise RunNotFound(f"Temporal has no such run any more ({error.message}).") from error
+                raise RunNotFound(f"Temporal no longer has this run ({error.message}).") from error
             if error.status in _UNREACHABLE:
                 raise StoreUnavailable(f"Temporal is unreachable ({error.message}). Retry the call.") from error
             raise StoreError(f"Temporal refused the call: {error.message}.") from error
@@ -118,9 +118,7 @@ class TemporalServer:
         try:
             outcome: Outcome = await self._reached(handle.query(FlowcoreWorkflow.outcome))
         except WorkflowQueryFailedError as error:
-            raise StoreUnavailable(
-                f"No worker can tell how the run stands ({error.message}). Retry the call."
-            ) from error
+            raise StoreUnavailable(f"No worker replied to the query ({error.message}). Retry the call.") from error
         return outcome
 
     async def _closed(self, handle: Handle, types: Mapping[str, Any]) -> RunRecord:

@@ -129,7 +129,9 @@ class TemporalStore(Operators):
                     return known
             else:
                 return Claimed(0, 1)
-        raise StoreUnavailable(f"Key {hashed_key(claim.key)} changed hands too often. Retry the call.", key=claim.key)
+        raise StoreUnavailable(
+            f"Key {hashed_key(claim.key)} was claimed by other runs at each try. Retry the call.", key=claim.key
+        )
 
     async def _known(self, claim: Claim) -> ClaimAnswer | None:
         """The reply to a claim whose key has a run already, or None if the key is free."""

@@ -139,14 +139,14 @@ def test_a_value_for_a_run_that_does_not_wait_for_it_is_refused(live: MakeLive, 
     watch.until_waiting()
     while not any(isinstance(event, StepStarted) for event in watch.events):
         time.sleep(0.001)
-    with pytest.raises(SendRefused, match="past its wait 'late'"):
+    with pytest.raises(SendRefused, match="no longer waits for 'late'"):
         send("k", "late", 1)
     for name in ("end", "nap", "missing"):
         with pytest.raises(SendRefused, match=f"no wait '{name}'"):
             send("k", name, 1)
     go.set()
     future.result(PATIENCE)
-    with pytest.raises(SendRefused, match=r"is over \(success\)"):
+    with pytest.raises(SendRefused, match=r"has ended \(success\)"):
         send("k", "late", 1)
 
 
@@ -368,8 +368,8 @@ def test_a_wait_is_part_of_the_recorded_graph() -> None:
     before, after = Workflow("w"), Workflow("w")
     before.wait("a")
     after.add_step("a", lambda ctx: 1)
-    assert after.plan().contains(before.plan().graph) == "step 'a' was a wait"
-    assert before.plan().contains(after.plan().graph) == "step 'a' was a function"
+    assert after.plan().contains(before.plan().graph) == "step 'a' was recorded as a wait"
+    assert before.plan().contains(after.plan().graph) == "step 'a' was recorded as a function"
     assert before.plan().contains(before.plan().graph) is None
 
 

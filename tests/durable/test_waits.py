@@ -310,7 +310,7 @@ def test_a_wait_whose_time_is_over_fails_the_run_in_whichever_process_resumes_it
     town.engine(workflows=[wf], recover_every=0.05)
     until(lambda: town.status() == "compensated", "the undo")
     assert effects == ["quote", "-quote"]
-    with pytest.raises(SendRefused, match="is over"):
+    with pytest.raises(SendRefused, match="has ended"):
         town.store.send("k", "approved", 1)
 
 
@@ -466,7 +466,7 @@ def test_a_definition_that_has_grown_resumes_a_run_that_waits_and_another_one_do
     changed.add_step("quote", lambda ctx: 1, compensate=lambda ctx: None)
     changed.add_step("approved", lambda ctx: 1, depends_on="quote")
     changed.add_step("ship", lambda ctx: 1, depends_on="approved")
-    with pytest.raises(Exception, match="'approved' was a wait"):
+    with pytest.raises(Exception, match="'approved' was recorded as a wait"):
         town.call(town.engine().run(changed, idempotency_key="k"))
     grown = order(effects)
     grown.wait("invoiced", depends_on="ship", timeout=0, default="later")
@@ -611,7 +611,7 @@ def test_a_value_that_comes_when_the_store_knows_that_the_time_is_over_is_refuse
     monkeypatch.setattr(Ledger, "close_wait", send_then)
     run = town.call(town.engine().run(wf, idempotency_key="k"))
     assert len(refused) == 1
-    assert "is past its wait 'approved'" in refused[0]
+    assert "no longer waits for 'approved'" in refused[0]
     assert run["approved"] == "no one"
 
 

@@ -151,7 +151,7 @@ def test_store_of_ones_own_is_kept_and_takes_a_second_demo(tmp_path: Path) -> No
         (["--kill", "--store=memory"], 2, "runs in memory end with the process"),
         (["--store=disk"], 2, "'disk' names no store"),
         (["--store=redis://127.0.0.1:1"], 1, "Redis is unreachable"),
-        (["--store=sqlite:/no/such/folder/runs.db"], 1, "its folder is not there"),
+        (["--store=sqlite:/no/such/folder/runs.db"], 1, "its folder does not exist"),
     ],
 )
 def test_store_that_cannot_be_had_is_told_in_a_sentence(

@@ -230,7 +230,7 @@ def test_keys_are_rotated_by_a_restart(opened: Opened) -> None:
             store.erase(f"{KEY}-{len(keys)}")
             store.release(f"{KEY}-{len(keys)}")
     with closing(make(Encrypted(new))) as store:  # the secret follows the keys; an old record does not
-        with pytest.raises(CorruptRecord, match="cannot read what is in its field 'key'"):
+        with pytest.raises(CorruptRecord, match="cannot read its field 'key'"):
             store.find(KEY)
         with Engine(store=store) as engine:
             assert not engine.run(wf, {"card": SECRET}, idempotency_key="another").replayed

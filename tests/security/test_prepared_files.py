@@ -40,7 +40,7 @@ def test_a_file_that_others_may_write_is_refused(path: Path, end: str, mode: int
     with closing(sqlite3.connect(path)) as keeps_the_log:
         keeps_the_log.execute("SELECT count(*) FROM runs").fetchone()
         Path(f"{path}{end}").chmod(mode)
-        with pytest.raises(StoreError, match=rf"runs\.db{end} may be written by others .* shared=True if you trust"):
+        with pytest.raises(StoreError, match=rf"runs\.db{end} is writable by others .* shared=True if you trust"):
             replays(path)
         assert replays(path, shared=True)
         for file in path.parent.iterdir():
@@ -62,9 +62,9 @@ def test_a_file_of_another_user_is_refused(path: Path, end: str) -> None:
 @posix
 def test_a_folder_in_which_everyone_may_replace_the_file_is_refused(path: Path) -> None:
     path.parent.chmod(0o777)
-    with pytest.raises(StoreError, match="may be written by everyone, so anyone may replace"):
+    with pytest.raises(StoreError, match="is writable by everyone, so anyone may replace"):
         replays(path)
-    with pytest.raises(StoreError, match="may be written by everyone"):
+    with pytest.raises(StoreError, match="is writable by everyone"):
         SQLiteStore(path.parent / "new.db")
     assert replays(path, shared=True)
     path.parent.chmod(0o1777)  # as /tmp is: only its owner may replace a file
@@ -93,7 +93,7 @@ PREPARED = {
 def test_a_file_with_other_objects_than_flowcore_makes_is_refused(path: Path, statements: str, *, shared: bool) -> None:
     with closing(sqlite3.connect(path)) as file:
         file.executescript(statements)
-    with pytest.raises(StoreError, match="has other tables, indices, triggers or views than flowcore makes"):
+    with pytest.raises(StoreError, match="has tables, indices, triggers or views that flowcore does not make"):
         replays(path, shared=shared)
 
 

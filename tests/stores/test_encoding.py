@@ -204,7 +204,7 @@ def test_every_status_of_a_run_comes_back(status: str) -> None:
 @pytest.mark.parametrize("status", ["running", "lost", "pending", "surprise"])
 def test_a_run_cannot_end_in_any_other_way(status: Any) -> None:
     ended = RunRecord("order-1", "run1", "w", None, "", status=status)
-    with pytest.raises(StoreError, match=f"run run1 cannot end as '{status}'"):
+    with pytest.raises(StoreError, match=f"run run1 cannot end with the status '{status}'"):
         ENCODING.encode_ending(Ending(ended))
 
 
@@ -243,10 +243,10 @@ def test_half_a_surrogate_pair_in_a_value_survives() -> None:
 )
 def test_half_a_surrogate_pair_in_a_name_is_refused(claim: Claim, culprit: str) -> None:
     with pytest.raises(
-        NotSerializable, match=re.escape(f"run 'r' cannot be stored: {culprit} holds half a surrogate pair")
+        NotSerializable, match=re.escape(f"run 'r' cannot be stored: {culprit} contains a lone surrogate")
     ):
         ENCODING.encode_claim(claim)
-    with pytest.raises(NotSerializable, match=re.escape("the context key 'c\\ud800' holds half a surrogate pair")):
+    with pytest.raises(NotSerializable, match=re.escape("the context key 'c\\ud800' contains a lone surrogate")):
         ENCODING.encode_checkpoint(checkpoint(writes={"c\ud800": Write(1)}))
 
 
@@ -306,8 +306,8 @@ def test_a_value_may_take_a_mebibyte_and_no_more_unless_the_store_says_so() -> N
     with pytest.raises(NotSerializable) as caught:
         stored(checkpoint({"a": done(2, fits + "x")}))
     assert str(caught.value) == (
-        "the result of step 'a' in run run1 takes 1,048,577 bytes, and this store keeps at most 1,048,576: "
-        "store where it is instead, or make the store with a larger max_value_bytes=."
+        "the result of step 'a' in run run1 takes 1,048,577 bytes, and this store keeps at most 1,048,576: store it "
+        "elsewhere and keep a reference, or make the store with a larger max_value_bytes=."
     )
     Encoding(None, MIB + 1).encode_checkpoint(checkpoint({"a": done(2, fits + "x")}))
 
@@ -361,9 +361,7 @@ def test_a_codec_must_answer_with_text_of_at_most_so_many_bytes() -> None:
 
 def test_what_the_codec_cannot_read_is_a_corrupt_record() -> None:
     fields = stored(checkpoint({"a": done(2, 1)}))
-    with pytest.raises(
-        CorruptRecord, match=r"codec cannot read what is in its field 's:a' \(KeyError: 'the key of 2025'\)"
-    ):
+    with pytest.raises(CorruptRecord, match=r"codec cannot read its field 's:a' \(KeyError: 'the key of 2025'\)"):
         Encoding(Odd("")).decode("order-1", {**fields, "values": "{}"})
 
 
@@ -468,8 +466,8 @@ def test_a_record_with_garbage_in_any_one_field_is_refused_naming_its_key(field:
         with pytest.raises(CorruptRecord) as caught:
             ENCODING.decode("order-1", {**FULL, field: garbage})
         message = str(caught.value)
-        assert message.startswith(f"the record of key {hashed_key('order-1')} is not as flowcore wrote it: its ")
-        assert message.endswith("give the key up with store.release(error.key, force=True).")
+        assert message.startswith(f"the record of key {hashed_key('order-1')} is corrupted: its ")
+        assert message.endswith("discard it with store.release(error.key, force=True).")
         assert caught.value.key == "order-1"
         assert len(message) < 600
 
@@ -546,13 +544,13 @@ WRONG = {
 
 @pytest.mark.parametrize(("field", "text"), WRONG.values(), ids=WRONG)
 def test_a_record_with_anything_else_in_it_is_refused(field: str, text: Any) -> None:
-    with pytest.raises(CorruptRecord, match=f"the record of key {hashed_key('order-1')} is not as flowcore wrote it: "):
+    with pytest.raises(CorruptRecord, match=f"the record of key {hashed_key('order-1')} is corrupted: "):
         ENCODING.decode("order-1", {**FULL, field: text})
 
 
 def test_a_record_of_a_newer_flowcore_is_refused_saying_so() -> None:
     with pytest.raises(
-        CorruptRecord, match="its schema is 3, and this version of flowcore knows 2, so take a newer one"
+        CorruptRecord, match="its schema is 3, but this version of flowcore supports only 2: upgrade flowcore"
     ):
         ENCODING.decode("order-1", {**FULL, "schema": "3"})
     for old in ("0", "1"):
@@ -561,9 +559,7 @@ def test_a_record_of_a_newer_flowcore_is_refused_saying_so() -> None:
 
 
 def test_a_record_of_another_key_is_refused() -> None:
-    with pytest.raises(
-        CorruptRecord, match="is not as flowcore wrote it: its key is another one than it is found under"
-    ):
+    with pytest.raises(CorruptRecord, match="is corrupted: its key differs from the key under which it is stored"):
         ENCODING.decode("mine", FULL)
 
 

@@ -161,7 +161,7 @@ def test_what_is_not_utf_8_is_corrupt_whatever_the_client_decodes(redis_url: str
         (run,) = client.scan_iter(f"{{{prefix}:*:run:*", count=1000)
         client.hset(run, "graph", b"\xff\xfe")
         for verb in (lambda: store.find("k"), lambda: store.get_run(claim.run_id), lambda: store.claim(a_claim())):
-            with pytest.raises(CorruptRecord, match="something in it is not UTF-8"):
+            with pytest.raises(CorruptRecord, match="it contains bytes that are not UTF-8"):
                 verb()
         assert store.release("k", force=True) is None
 

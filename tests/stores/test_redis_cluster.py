@@ -112,7 +112,7 @@ def test_what_a_moving_slot_cannot_answer_is_unavailable_until_it_has_moved(redi
 def test_a_client_of_one_node_is_told_to_be_a_clusters(redis_cluster: RedisClusterServers) -> None:
     with redis_cluster.nodes[0].client() as client:
         store = RedisStore(client)
-        with pytest.raises(StoreError, match="of the kind RedisCluster") as error:
+        with pytest.raises(StoreError, match="give the store a RedisCluster client") as error:
             [store.claim(a_claim(f"key {number}")) for number in range(20)]
     assert not isinstance(error.value, StoreUnavailable)
 

@@ -141,7 +141,7 @@ def test_a_server_that_cannot_write_its_snapshot_is_unavailable(start_redis: Sta
 
 def test_a_server_that_misses_its_replicas_is_unavailable(start_redis: StartRedis) -> None:
     server = start_redis(arguments=["--min-replicas-to-write", "1"])
-    with client_of(server) as client, pytest.raises(StoreUnavailable, match="fewer replicas than it wants"):
+    with client_of(server) as client, pytest.raises(StoreUnavailable, match="fewer replicas than it requires"):
         RedisStore(client).claim(a_claim())
 
 

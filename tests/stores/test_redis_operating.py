@@ -81,9 +81,8 @@ def test_what_can_lose_runs_is_warned_of_once_per_store(
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("flowcore", logging.WARNING)
         assert record.getMessage() == (
-            "this Redis can lose the records of runs: "
-            "it throws keys away when its memory is full (set maxmemory-policy noeviction, not allkeys-lru); "
-            "it keeps nothing on disk (set appendonly yes)."
+            "this Redis can lose the records of runs: it evicts keys when its memory is full (set maxmemory-policy "
+            "noeviction, not allkeys-lru); persistence is off (set appendonly yes)."
         )
         begin(RedisStore(client), "another")
     assert len(caplog.records) == 2

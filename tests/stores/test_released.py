@@ -59,7 +59,8 @@ def test_errors_and_runs_that_a_release_pickled_are_read(folder: Path) -> None:
     pickled = {name: pickle.loads(b64decode(text)) for name, text in read(folder, "errors.json").items()}
     run = pickled.pop("Run")
     assert isinstance(run, Run)
-    assert run.explain() == expected["explain"]
+    # The last line advises the operator of a held run, in words that may change between releases.
+    assert run.explain().splitlines()[:-1] == expected["explain"].splitlines()[:-1]
     assert {report.undo_started for report in run.steps.values()} == {None}  # which a later release came to know
     assert run.html()
     assert {name: str(error) for name, error in pickled.items()} == expected["errors"]

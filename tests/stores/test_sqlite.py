@@ -171,7 +171,7 @@ def test_options_that_cannot_be_meant_are_refused(path: Path) -> None:
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"cannot make .*runs\.db: its folder is not there, so make that first"):
+    with pytest.raises(StoreError, match=r"cannot make .*runs\.db: its folder does not exist; create it first"):
         SQLiteStore(tmp_path / "nowhere" / "runs.db")
 
 
@@ -188,7 +188,9 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 def test_what_is_no_database_is_left_as_it_is(path: Path) -> None:
     path.write_text("Dear diary, " * 1000)
-    with pytest.raises(StoreError, match="is not an SQLite database: name another file, or one that is not there yet"):
+    with pytest.raises(
+        StoreError, match="is not an SQLite database: name another file, or one that does not exist yet"
+    ):
         SQLiteStore(path)
     assert path.read_text() == "Dear diary, " * 1000
 
@@ -196,7 +198,7 @@ def test_what_is_no_database_is_left_as_it_is(path: Path) -> None:
 def test_another_applications_database_is_left_as_it_is(path: Path) -> None:
     sql(path, "CREATE TABLE runs (marathon TEXT)")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="is a database of another application: SQLiteStore wants a file of its own"):
+    with pytest.raises(StoreError, match="is a database of another application: SQLiteStore needs a file of its own"):
         SQLiteStore(path)
     assert path.read_bytes() == before
 
@@ -205,7 +207,7 @@ def test_a_file_of_a_newer_flowcore_is_left_as_it_is(path: Path) -> None:
     SQLiteStore(path).close()
     sql(path, "PRAGMA user_version = 3")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"another version of flowcore \(its schema is 3, and this one knows 2\)"):
+    with pytest.raises(StoreError, match=r"another version of flowcore \(its schema is 3, and this one supports 2\)"):
         SQLiteStore(path)
     assert path.read_bytes() == before
 
@@ -350,7 +352,7 @@ def test_a_write_that_the_system_refuses_is_unavailable(path: Path) -> None:
         [sys.executable, "-c", NO_MORE, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     refused, after = done.stdout.splitlines()
-    assert re.search(r"runs\.db cannot be used just now \(disk I/O error\)", refused)
+    assert re.search(r"runs\.db is temporarily unavailable \(disk I/O error\)", refused)
     assert after == "None Claimed"
 
 
@@ -362,7 +364,7 @@ def test_a_damaged_file_is_told_and_never_taken_for_an_empty_one(path: Path) -> 
     path.write_bytes(whole[:4096] + bytes(range(256)) * ((len(whole) - 4096) // 256))
     with closing(SQLiteStore(path)) as store:
         for ask in (lambda: store.find("k50"), lambda: store.claim(claim("k50")), store.list_runs, store.gc):
-            with pytest.raises(CorruptRecord, match=r"runs\.db is damaged \(.*malformed.*\): put a copy in its place"):
+            with pytest.raises(CorruptRecord, match=r"runs\.db is damaged \(.*malformed.*\): restore it from a backup"):
                 ask()
         with pytest.raises(StoreError, match=r"runs\.db is damaged"):
             store.doctor(deep=True)
@@ -423,9 +425,9 @@ def test_an_interrupt_after_any_statement_leaves_all_of_a_verb_or_nothing(
 @pytest.mark.parametrize("verb", ["find", "get_run", "hold", "release", "resume", "undo"])
 def test_half_a_surrogate_pair_for_a_key_is_refused_by_every_verb(store: SQLiteStore, verb: str) -> None:
     known = hashed_key("k\ud800")
-    with pytest.raises(NotSerializable, match=f"{known} holds half a surrogate pair, which no store can keep"):
+    with pytest.raises(NotSerializable, match=f"{known} contains a lone surrogate, which cannot be encoded"):
         getattr(store, verb)("k\ud800")
-    with pytest.raises(NotSerializable, match=f"its key {known} holds half a surrogate pair") as refused:
+    with pytest.raises(NotSerializable, match=f"its key {known} contains a lone surrogate") as refused:
         store.claim(claim("k\ud800"))
     assert refused.value.key == "k\ud800"
 
@@ -479,9 +481,9 @@ def test_garbage_anywhere_in_a_record_is_told_by_its_key_and_left_as_it_is(
         listed = {record.key: record.problem for record in parked.list_runs()}
         assert listed.pop("innocent") is None
         if place not in {"values", "s:s", "w:c"}:  # which a listing does not read
-            assert "is not as flowcore wrote it: it" in next(iter(listed.values()))
+            assert "is corrupted: it" in next(iter(listed.values()))
         for ask in {"key": [], "run_id": asks[:2]}.get(place, asks):
-            with pytest.raises(CorruptRecord, match=r"the record of key .* is not as flowcore wrote it: its") as caught:
+            with pytest.raises(CorruptRecord, match=r"the record of key .* is corrupted: its") as caught:
                 ask()
             assert place == "key" or caught.value.key == "k"
         parked.list_resumable(["w"])
@@ -497,7 +499,7 @@ def test_a_record_that_cannot_be_read_is_left_out_of_recovery_with_one_warning(
     for _ in range(3):
         assert [record.key for record in parked.list_resumable(["w"])] == ["innocent"]
     (warning,) = caplog.messages
-    about = f"the record of key {hashed_key('k')} is not as flowcore wrote it: its fence"
+    about = f"the record of key {hashed_key('k')} is corrupted: its fence"
     assert warning.startswith(f"{path} cannot be recovered: {about}")
 
 
@@ -513,9 +515,7 @@ def test_a_record_that_cannot_be_read_is_given_up_by_force_only(parked: SQLiteSt
 
 def test_a_row_of_nobody_in_a_record_is_refused(parked: SQLiteStore, path: Path) -> None:
     sql(path, "INSERT INTO fields VALUES (1, 'surprise', '1 {}')")
-    with pytest.raises(
-        CorruptRecord, match=r"the record of key .* is not as flowcore wrote it: it has a field 'surprise'"
-    ):
+    with pytest.raises(CorruptRecord, match=r"the record of key .* is corrupted: it has a field 'surprise'"):
         parked.find("k")
 
 
@@ -529,7 +529,7 @@ def test_a_status_that_means_nothing_makes_nobody_an_owner(store: SQLiteStore, p
     sql(path, "UPDATE runs SET status = 'paused'")
     before = dump(path)
     for told in (lambda: store.checkpoint(checkpoint(owner)), lambda: store.finish(ending(owner, Status.SUCCESS))):
-        with pytest.raises(CorruptRecord, match="its field 'status' says 'paused', which means nothing"):
+        with pytest.raises(CorruptRecord, match="its field 'status' has the unknown value 'paused'"):
             told()
     assert store.renew([Lease("k", "r1", owner.fence)], LEASE) == [Renewal.LOST]
     sql(path, "UPDATE runs SET status = 'compensation_failed'")  # and not held

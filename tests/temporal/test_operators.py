@@ -270,7 +270,7 @@ def test_the_command_line_reads_and_decides(temporal: Temporal) -> None:
             assert "pollers: " in await command("doctor")
             for verb in ("cancel", "undo"):
                 assert "there is nothing left to" in await command(verb, "a", code=1)
-            assert "Temporal changes no run that is over" in await command("release", "a", "--yes", code=1)
+            assert "Temporal cannot change an ended run" in await command("release", "a", "--yes", code=1)
             assert "Temporal itself forgets" in await command("gc", code=1)
             assert "No run" in await command("show", "unknown", code=1)
 

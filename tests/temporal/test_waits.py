@@ -36,7 +36,7 @@ def test_a_value_that_is_sent_is_the_result_of_its_wait(temporal: Temporal) -> N
             assert await engine.send("k", "approved", ("yes", 3), id="first")
             run = await future
             assert run["act"] == ("asked", ("yes", 3))
-            with pytest.raises(SendRefused, match="is over"):
+            with pytest.raises(SendRefused, match="has ended"):
                 await engine.send("k", "approved", "late")
             with pytest.raises(RunNotFound):
                 await engine.send("unknown", "approved", 1)

@@ -225,7 +225,7 @@ class Calls:
         try:
             word, now, *texts = [part.decode() for part in (reply if reply[2:3] != [b"packed"] else unpacked(reply))]
         except UnicodeDecodeError as error:
-            raise corrupt(key, "something in it is not UTF-8") from error
+            raise corrupt(key, "it contains bytes that are not UTF-8") from error
         except ValueError as error:
             raise corrupt(key, "it is a Redis string, not a hash") from error
         fields = dict(zip(texts[::2], texts[1::2], strict=True))
@@ -236,7 +236,8 @@ class Calls:
             # For most of these records, decoding raises CorruptRecord and says what is wrong.
             self._encoding.decode(key, fields)
             raise corrupt(
-                key, f"it has the status {safe_repr(fields['status'])}, but is not held, or a number at its limit"
+                key,
+                f"it has the status {safe_repr(fields['status'])}, but is not held, or a number in it is too large",
             )
         return Answer(word, int(now) or round(time.time() * 1e6), fields)
 

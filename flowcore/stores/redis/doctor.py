@@ -48,10 +48,10 @@ def risks(report: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     if report["eviction"] not in {"noeviction", _UNKNOWN}:
         found.append(
-            f"it throws keys away when its memory is full (set maxmemory-policy noeviction, not {report['eviction']})"
+            f"it evicts keys when its memory is full (set maxmemory-policy noeviction, not {report['eviction']})"
         )
     if "none" in report["persistence"].split(", "):
-        found.append("it keeps nothing on disk (set appendonly yes)")
+        found.append("persistence is off (set appendonly yes)")
     if "replica" in report["role"]:
         found.append("it is a replica (connect to the primary)")
     return found

@@ -41,18 +41,18 @@ _UNAVAILABLE: Final = {
     "CLUSTERDOWN": "the Redis cluster is down",
     "TRYAGAIN": "the Redis cluster is moving this key's slot",
     "ASK": "the Redis cluster is moving this key's slot",
-    "OOM": "Redis is out of memory: raise its maxmemory or take something out of it",
-    "MISCONF": "Redis cannot write to its disk, and takes no changes until it can",
-    "NOREPLICAS": "Redis has fewer replicas than it wants, and takes no changes until it has",
+    "OOM": "Redis is out of memory: raise its maxmemory or delete data",
+    "MISCONF": "Redis cannot write to its disk, and refuses writes until it can",
+    "NOREPLICAS": "Redis has fewer replicas than it requires, and refuses writes until it has enough",
     "BUSY": "Redis is busy with another script",
     # An operator must correct these. As soon as that is done, the runs in progress continue.
-    "NOPERM": "Redis does not let this user do what the store needs: RedisStore lists the ACL rules",
+    "NOPERM": "Redis does not let this user do what the store needs: see the ACL rules in the documentation of RedisStore",
     "NOAUTH": "Redis refuses this user: give the client the right username and password",
     "WRONGPASS": "Redis refuses this user: give the client the right username and password",
 }
 
 _REFUSED: Final = {
-    "MOVED": "this Redis is one of a cluster {}: give the store a client of the kind RedisCluster.",
+    "MOVED": "this Redis belongs to a cluster {}: give the store a RedisCluster client.",
 }
 
 _LIMITS: Final = {

@@ -13,14 +13,15 @@ __all__ = ["COMPLETE", "COUNT", "DUE", "DUE_SHARDS", "FORGET", "INCOMPLETE", "LI
 
 # The clock of scripts that change nothing: a read-only user may lack the right to call TIME.
 _READ_CLOCK: Final = """
-local function clock()  -- 0: not allowed to know
+local function clock()  -- 0 if TIME is forbidden
   local time = redis.pcall('TIME')
   return time.err and 0 or time[1] * 1000000 + time[2]
 end
 """
 
 _STATUSES: Final = """
-local function split(member)  -- of `statuses`: what all of its group begin with, whether it is held, letter, workflow, run id
+-- Splits a member of `statuses`: prefix of its group, whether held, letter, workflow, run id.
+local function split(member)
   local first, letter, size = string.match(member, '^([hl-])(%l?)(%d+):')
   if not first then return member, false, '', '', '' end
   local at = #first + #letter + #size + 2
@@ -28,7 +29,8 @@ local function split(member)  -- of `statuses`: what all of its group begin with
   return string.sub(member, 1, ends - 1), first == 'h', letter, string.sub(member, at, ends - 1), string.sub(member, ends + 16)
 end
 
-local function each_group(statuses, root, visit)  -- call with each group of members that begin so, and where it ends
+-- Calls `visit` with each group of members that begin with `root`, and with the end of the group.
+local function each_group(statuses, root, visit)
   local from, below = '[' .. root, root == '' and '(l' or '(' .. root .. '\\255'
   if root == '' then from = '-' end
   while true do
@@ -36,12 +38,12 @@ local function each_group(statuses, root, visit)  -- call with each group of mem
     if #found == 0 then return end
     local group, held, letter, workflow = split(found[1])
     visit(group, '(' .. group .. ':', held, letter, workflow)
-    from = '[' .. group .. ':'  -- what follows on digits
+    from = '[' .. group .. ':'  -- ':' is the byte after '9'
   end
 end
 
--- Whether it has as many members as it must have, and the first leases that have ended are those of running runs: an earlier
--- release may have parked or held one, and then the lease is never renewed.
+-- Returns whether `statuses` has as many members as it must have, and the first leases that have ended are those of running
+-- runs: an earlier release may have parked or held one, and then the lease is never renewed.
 local function complete(open, index, statuses, now)
   if redis.call('ZCARD', open) ~= redis.call('ZLEXCOUNT', statuses, '-', '(l')
     or redis.call('ZLEXCOUNT', statuses, '[-r', '(-s') ~= redis.call('ZLEXCOUNT', statuses, '[l', '+') then return false end
@@ -156,7 +158,8 @@ local function wanted(text, due)
   return workflow == '' or workflow == '=' .. name
 end
 
-local function newest_open(started, statuses, number)  -- so many of each workflow and status that are wanted and not over
+-- Returns the newest `number` wanted runs of each workflow and status that are not over.
+local function newest_open(started, statuses, number)
   local ids, scores, more = {}, {}, false
   local above = latest < math.huge and string.format('%016.0f', latest + 1) or ':'
   if ARGV[1] ~= '' then
@@ -179,7 +182,8 @@ local function newest_open(started, statuses, number)  -- so many of each workfl
   return ids, scores, more
 end
 
-local function newest(started, open, index, statuses, at, size)  -- run ids, their scores and dues, and whether there may be more
+-- Returns run ids, their scores and dues, and whether there may be more.
+local function newest(started, open, index, statuses, at, size)
   local ids, scores, dues, more = {}, {}, {}, false
   if only == '' and letters == '' or string.find(letters, '[sfcx]') then
     local from = ARGV[1] == '' and '+inf' or ARGV[1]
@@ -357,7 +361,7 @@ for i, id in ipairs(ARGV) do
   local got = redis.pcall('HGET', KEYS[i + 5], 'run_id')
   if type(got) == 'table' and got.err then
     local run = redis.call('TYPE', KEYS[i + 5]).ok == 'string' and unpacked(redis.call('GET', KEYS[i + 5]))
-    got = run and run.run_id or id  -- one of another type is not missing
+    got = run and run.run_id or id  -- a key of another type counts as present
   end
   if got ~= id then
     local text, due = redis.call('HGET', KEYS[4], id), redis.call('ZSCORE', KEYS[1], id)

@@ -73,7 +73,7 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
-local function count(text)  -- a whole number that can be raised, or nil
+local function count(text)  -- return the text as a whole number that can be raised, or nil
   if type(text) == 'string' and #text <= 16 and string.find(text, '^%d+$') then
     local number = tonumber(text)
     if number < 9007199254740991 then return number end  -- 2^53 - 1: Lua counts in doubles
@@ -87,7 +87,7 @@ end
 """
 
 LEASE: Final = """
-local function lease(workflow, ends, id)  -- the member of `statuses` that a running run has by the end of its lease
+local function lease(workflow, ends, id)  -- return the member of `statuses` that sorts a running run by the end of its lease
   return 'l' .. #workflow .. ':' .. workflow .. string.format('%016.0f', ends) .. id
 end
 
@@ -99,12 +99,13 @@ end
 """
 
 INDEX: Final = f"""{LEASE}
-local function entry(text)  -- of the index: digest, letter, whether it is held, delay, workflow
+local function entry(text)  -- split an entry of the index: digest, letter, whether held, delay, workflow
   local letter, held, delay, workflow = string.match(text or '', '^(%l)([h-])(%d+):(.*)$', {DIGEST + 1})
   return string.sub(text or '', 1, {DIGEST}), letter or '', held == 'h', tonumber(delay or 0), workflow or ''
 end
 
-local function members(id, text, started, due)  -- of a run in `statuses`, by what the other parts of the index have of it
+-- Returns the members of `statuses` that a run has, computed from the other parts of the index.
+local function members(id, text, started, due)
   if not due then return {{}} end
   local _, letter, held, delay, workflow = entry(text)
   local found = {{(held and 'h' or '-') .. letter .. #workflow .. ':' .. workflow .. string.format('%016.0f', started or 0) .. id}}
@@ -114,7 +115,7 @@ end
 """
 
 PACKED: Final = f"""
-local function unpacked(text)  -- the fields of a packed record; nil for another string
+local function unpacked(text)  -- return the fields of a packed record; nil for another string
   if string.sub(text, 1, {len(MAGIC)}) ~= {MAGIC!r} then return nil end
   local whole, list = pcall(cmsgpack.unpack, string.sub(text, {len(MAGIC) + 1}))
   if not whole or type(list) ~= 'table' then return nil end
@@ -138,7 +139,8 @@ local function checked(run)  -- whether flowcore can have written the head of th
     and (not run.takeovers or count(run.takeovers)) and (not run.delay or count(run.delay))
 end
 
-local function other(key)  -- the record under a key that is no hash: packed, or with the `kind` of what it is instead
+-- Returns the record under a key that is not a hash: the packed record, or only the `kind` of the key.
+local function other(key)
   local kind = redis.call('TYPE', key).ok
   local run = kind == 'string' and unpacked(redis.call('GET', key))
   if not run then return {kind = kind} end
@@ -146,7 +148,7 @@ local function other(key)  -- the record under a key that is no hash: packed, or
   return run
 end
 
-local function opened(key, names)  -- these fields of a record; nil if there is none
+local function opened(key, names)  -- return these fields of a record; nil if there is none
   local got = redis.pcall('HMGET', key, unpack(names))
   if got.err then
     if not string.find(got.err, 'WRONGTYPE', 1, true) then redis.call('HMGET', key, unpack(names)) end
@@ -158,14 +160,15 @@ local function opened(key, names)  -- these fields of a record; nil if there is 
   return run
 end
 
-local function head(key)  -- the fields that scripts read, and whether the record is corrupt; nil if there is none
+-- Returns the fields that scripts read, and whether the record is corrupt; nil if there is none.
+local function head(key)
   local run = opened(key, {'schema', 'run_id', 'owner', 'workflow', 'graph', 'status', 'held', 'started', 'generation',
     'fence', 'expires', 'fingerprint', 'takeovers', 'delay', 'before_status', 'undoing', 'not_before', 'error'})
   if not run then return nil end
   return run, not (not run.kind and checked(run))
 end
 
-local function whole(key)  -- all fields of a record; nil if there is none
+local function whole(key)  -- return all fields of a record; nil if there is none
   local all = redis.pcall('HGETALL', key)
   if all.err then
     if not string.find(all.err, 'WRONGTYPE', 1, true) then redis.call('HGETALL', key) end
@@ -177,7 +180,7 @@ local function whole(key)  -- all fields of a record; nil if there is none
   return run
 end
 
-local function reply(word, now, key, only)  -- an answer with the record; only: without its values, steps and writes
+local function reply(word, now, key, only)  -- return a reply with the record; `only`: without its values, steps and writes
   local answer = {word, digits(now)}
   if only then
     local names = {'schema', 'key', 'key_text', 'run_id', 'owner', 'workflow', 'graph', 'status', 'started', 'generation', 'fence', 'seq',
@@ -210,29 +213,29 @@ local function put_in(fields, name, text)
   if text then fields[#fields + 1], fields[#fields + 2] = name, text end
 end
 
-local function write(fields)  -- names and texts
+local function write(fields)  -- write these fields: names and texts in turn
   for i = 1, #fields, 1000 do redis.call('HSET', KEYS[1], unpack(fields, i, math.min(i + 999, #fields))) end
 end
 
-local function file(run, status, held, delay)  -- write its entry of the index, and return it
+local function file(run, status, held, delay)  -- write the run's entry of the index, and return it
   local letters = {{{", ".join(f"{status} = '{letter}'" for status, letter in LETTERS.items())}}}
   local text = string.sub(KEYS[1], -{DIGEST}) .. letters[status] .. (held and 'h' or '-') .. (delay or '0') .. ':' .. run.workflow
   redis.call('HSET', KEYS[5], run.run_id, text)
   return text
 end
 
-local function places(id)  -- its members of `statuses`
+local function places(id)  -- return the members of `statuses` of a run
   local due = redis.call('ZSCORE', KEYS[2], id)
   return due and members(id, redis.call('HGET', KEYS[5], id), redis.call('ZSCORE', KEYS[4], id), due) or {{}}
 end
 
-local function replace(before, after)  -- members of `statuses`
+local function replace(before, after)  -- replace members of `statuses`
   if #before > 0 then redis.call('ZREM', KEYS[6], unpack(before)) end
   if #after == 1 then redis.call('ZADD', KEYS[6], 0, after[1]) end
   if #after == 2 then redis.call('ZADD', KEYS[6], 0, after[1], 0, after[2]) end
 end
 
-local function file_open(run, status, held, score, delay)  -- in the index, among those that are not over
+local function file_open(run, status, held, score, delay)  -- index a run as not over
   local before = places(run.run_id)
   redis.call('ZADD', KEYS[2], score, run.run_id)
   redis.call('ZADD', KEYS[4], 'NX', run.started, run.run_id)
@@ -241,7 +244,7 @@ local function file_open(run, status, held, score, delay)  -- in the index, amon
   redis.call('PERSIST', KEYS[5])
 end
 
-local function file_ended(run, status, now, retention)  -- in the index, among those that will be forgotten; milliseconds
+local function file_ended(run, status, now, retention)  -- index a run as ended; `retention` in milliseconds
   local before = places(run.run_id)
   redis.call('ZADD', KEYS[3], digits(now + retention * 1000), run.run_id)
   file(run, status, false)
@@ -257,7 +260,7 @@ local function file_ended(run, status, now, retention)  -- in the index, among t
   end
 end
 
-local function unfile(id)  -- out of the index
+local function unfile(id)  -- remove a run from the index
   replace(places(id), {{}})
   redis.call('ZREM', KEYS[2], id)
   redis.call('ZREM', KEYS[3], id)
@@ -265,11 +268,11 @@ local function unfile(id)  -- out of the index
   redis.call('HDEL', KEYS[5], id)
 end
 
-local function sweep(now)  -- a few of those whose records Redis has forgotten
+local function sweep(now)  -- remove a few runs whose records have expired from the index
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', digits(now), 'LIMIT', 0, 4)) do unfile(id) end
 end
 
-local function pack(run, retention)  -- write the record of a run that is over; milliseconds
+local function pack(run, retention)  -- write the packed record of a run that is over; `retention` in milliseconds
   local dropped = {{expires = true, listed = true, decision = true, before_status = true, before_expires = true,
     before_by = true, before_since = true, not_before = true, delay = true, held = '0', undone = '[]', failed_step = 'null',
     error = 'null', reason = '', waiting_for = true, retries = '0', takeovers = '0', owner = run.run_id, stage = true, ends = true,
@@ -285,7 +288,7 @@ local function pack(run, retention)  -- write the record of a run that is over; 
   redis.call('SET', KEYS[1], {MAGIC!r} .. cmsgpack.pack(fields), 'PX', digits(retention))
 end
 
-local function free(run, now, retention)  -- the next claim begins afresh
+local function free(run, now, retention)  -- end a run so that the next claim of its key begins a new one
   local all = whole(KEYS[1])
   file_ended(run, 'failure', now, retention)
   all.status, all.held, all.finished, all.fence = 'failure', '0', digits(now), digits(count(run.fence) + 1)

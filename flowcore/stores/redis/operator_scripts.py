@@ -76,7 +76,7 @@ local decision, hold = ARGV[1], ARGV[1] == 'hold'
 local stops = decision == 'undo' or decision == 'cancel'
 if run.stage == 'owned' and run.ends > now then
   if not stops then return reply('busy', now, KEYS[1], true) end
-  if run.undoing ~= '1' then  -- its owner hears of it with the next renewal or checkpoint
+  if run.undoing ~= '1' then  -- its owner learns of it with the next renewal or checkpoint
     redis.call('HSET', KEYS[1], 'decision', decision, 'reason', ARGV[2])
   end
   return {'done', digits(now)}

@@ -29,7 +29,7 @@ local function begin(generation, above, old)
   local text = file({run_id = ARGV[1], workflow = ARGV[9]}, queued and 'queued' or 'running', false)
   replace(before, members(ARGV[1], text, started, expires))
   local left = redis.call('PTTL', KEYS[5])
-  if left >= 0 and left < 86400000 then  -- renewals and endings see to the rest
+  if left >= 0 and left < 86400000 then  -- renewals and endings set the rest of the expiry
     redis.call('PERSIST', KEYS[4])
     redis.call('PERSIST', KEYS[5])
   end
@@ -51,7 +51,7 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return begin(0, 0) end  -- decide: no
 local run, corrupt = head(KEYS[1])
 if corrupt then return corrupted(now, KEYS[1], run) end
 
-local function granted(word, fence, takeovers)  -- the record as its owner finds it, and the owner's fence
+local function granted(word, fence, takeovers)  -- return the record as its new owner finds it, with the owner's fence
   local answer = reply(word, now, KEYS[1])
   for _, text in ipairs({'granted', fence, 'takeovers', takeovers, 'graph', ARGV[3]}) do answer[#answer + 1] = text end
   return answer
@@ -85,8 +85,9 @@ local attached = ARGV[5] ~= '' and string.sub(ARGV[5], 2)
 local released = (run.status == 'failure' or run.status == 'compensated') and not run.is_held
 if attached == run.run_id and (run.is_held or run.stage == 'over') then return reply('finished', now, KEYS[1]) end
 if released then  -- decide: released
-  -- Others came after the run that it waits for, or ended its own while the reply was lost.
-  local outcome = run.error and run.error ~= 'null' or not run.fingerprint  -- else it was withdrawn or given up; or it is erased
+  -- Later runs have replaced the run that the caller waits for, or this is its own run, which ended while the reply was
+  -- lost. An outcome: the run has an error, or was erased; else it was withdrawn or released.
+  local outcome = run.error and run.error ~= 'null' or not run.fingerprint
   if attached or run.run_id == ARGV[1] or (string.find(ARGV[8], 'o', 1, true) and outcome) then
     return reply('finished', now, KEYS[1])
   end
@@ -137,7 +138,7 @@ local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'l
   'workflow')
 local seq = not got.err and got[1] == ARGV[1] and got[2] == ARGV[2]
   and (got[3] == 'running' or got[3] == 'queued') and tonumber(got[4] or 0)
-if not seq then return {'else'} end  -- not the usual case: the caller looks at the record
+if not seq then return {'else'} end  -- not the usual case: the caller reads the record
 if ARGV[4] ~= '' and seq < tonumber(ARGV[4]) then return {'behind', got[4] or '0'} end
 local fields = nil
 if ARGV[5] ~= '' and tonumber(ARGV[5]) <= seq then  -- a late or a second copy: the higher number wins
@@ -251,8 +252,8 @@ RENEW: Final = Script(
     NUMBERS,
     LEASE,
     """
--- This makes nothing larger, and after a first change Redis lets the others pass even where its memory is full: a lease
--- must not be lost for that.
+-- PERSIST needs no memory, and after one write Redis admits a script's other writes even when its memory is full. A full
+-- memory must not cost a lease.
 for i = 1, 3 do redis.call('PERSIST', KEYS[i]) end
 local expires, answer = digits(clock() + ARGV[1]), {}
 for i = 5, #KEYS do
@@ -286,7 +287,8 @@ if corrupt then return corrupted(now, KEYS[1], run) end
 if run.owner ~= ARGV[1] or run.stage ~= 'owned' then return {'lost', digits(now)} end
 if run.before_status then
   local status = run.before_status
-  local takeovers = count(run.takeovers or '0') - (status == 'running' and 1 or 0)  -- it came to nothing
+  -- The withdrawn takeover does not count.
+  local takeovers = count(run.takeovers or '0') - (status == 'running' and 1 or 0)
   file_open(run, status, false, digits(now))
   redis.call('HSET', KEYS[1], 'status', status, 'takeovers', digits(math.max(takeovers, 0)))
   redis.call('HDEL', KEYS[1], 'delay')

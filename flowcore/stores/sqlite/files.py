@@ -28,7 +28,7 @@ def create(path: str) -> None:
         except FileExistsError:
             pass
         except FileNotFoundError:
-            raise StoreError(f"SQLiteStore cannot make {path}: its folder is not there, so make that first.") from None
+            raise StoreError(f"SQLiteStore cannot make {path}: its folder does not exist; create it first.") from None
         except OSError as error:
             raise StoreError(
                 f"SQLiteStore cannot make {path} ({error.strerror}): choose a place where this process may write."
@@ -50,18 +50,18 @@ def check_access(path: str) -> None:
         if status.st_uid not in trusted:
             raise StoreError(
                 f"{name} belongs to another user (uid {status.st_uid}), who may have prepared it: give it to this "
-                "process's user, or pass shared=True if you trust all who may write it."
+                "process's user, or pass shared=True if you trust all users who may write it."
             )
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise StoreError(
-                f"{name} may be written by others ({stat.filemode(status.st_mode)}): take that right away with "
-                "chmod go-w, or pass shared=True if you trust all who have it."
+                f"{name} is writable by others ({stat.filemode(status.st_mode)}): remove that permission with chmod "
+                "go-w, or pass shared=True if you trust them."
             )
     folder = os.path.dirname(path)  # noqa: PTH120 - as everywhere here
     mode = os.stat(folder).st_mode  # noqa: PTH116
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise StoreError(
-            f"the folder {folder} may be written by everyone, so anyone may replace {path}: take that right away with "
+            f"the folder {folder} is writable by everyone, so anyone may replace {path}: remove that permission with "
             "chmod o-w, or pass shared=True if you trust all users of this machine."
         )
 
@@ -105,7 +105,9 @@ class Identity:
                 "again: put the file and its log back, or restart this process."
             ) from None
         except OSError as error:
-            raise StoreError(f"{name} cannot be looked at ({error.strerror}): put its folder right.") from error
+            raise StoreError(
+                f"{name} cannot be read ({error.strerror}): check the permissions of its folder."
+            ) from error
 
     def _replaced(self) -> StoreError:
         return StoreError(

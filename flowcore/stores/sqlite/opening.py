@@ -86,14 +86,14 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...],
     empty = not ask("SELECT count(*) FROM sqlite_master") and not ask("PRAGMA user_version")
     if not empty:
         if ask("PRAGMA application_id") != _APPLICATION:
-            raise StoreError(f"{path} is a database of another application: SQLiteStore wants a file of its own.")
+            raise StoreError(f"{path} is a database of another application: SQLiteStore needs a file of its own.")
         if (version := ask("PRAGMA user_version")) != _VERSION:
             raise StoreError(
-                f"{path} was written by another version of flowcore (its schema is {version}, and this one knows "
+                f"{path} was written by another version of flowcore (its schema is {version}, and this one supports "
                 f"{_VERSION}): use that version, or another file."
             )
     if ask("PRAGMA journal_mode = WAL") != "wal":
-        raise StoreError(f"SQLite can keep no write-ahead log for {path}: choose a file on a local disk.")
+        raise StoreError(f"SQLite cannot use a write-ahead log for {path}: choose a file on a local disk.")
     connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
     connection.execute(f"PRAGMA fullfsync = {int(full)}")  # macOS: a plain fsync leaves data in the drive's cache
     if empty:
@@ -106,8 +106,8 @@ def _prepare(connection: sqlite3.Connection, path: str, schema: tuple[str, ...],
         connection.execute("COMMIT")
     if connection.execute(_OBJECTS).fetchall() != _expected(schema):
         raise StoreError(
-            f"{path} has other tables, indices, triggers or views than flowcore makes, so it may have been prepared by "
-            "someone: use another file, or remove what was added."
+            f"{path} has tables, indices, triggers or views that flowcore does not make, so it may have been prepared "
+            "by someone: use another file, or remove what was added."
         )
 
 

@@ -331,8 +331,8 @@ class Operating:
         """Return what an operator should know about this store, by name. Sizes are in bytes, times in seconds. `deep`:
         also check the integrity of the whole file, which takes long but delays no run."""
         facts = self._database.facts(deep=deep)
-        waits = "a step's end is on the disk before anything follows from it"
-        durability = waits if self.durability == "full" else "a power cut may cost the last moments"
+        waits = "the end of a step is on the disk before any step that depends on it starts"
+        durability = waits if self.durability == "full" else "a power cut may lose the last writes"
 
         def read(db: sqlite3.Cursor) -> tuple[int, int, dict[tuple[str, str], int]]:
             now = self._now()

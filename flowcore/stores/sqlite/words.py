@@ -26,15 +26,15 @@ def in_words(path: str, error: Exception) -> StoreError:
     if code in _FORBIDDEN:
         return StoreUnavailable(no_rights(path, error))
     if code in _PASSING:
-        return StoreUnavailable(f"{path} cannot be used just now ({error}). The same call may succeed later.")
+        return StoreUnavailable(f"{path} is temporarily unavailable ({error}). The same call may succeed later.")
     if code == sqlite3.SQLITE_NOTADB:
-        return StoreError(f"{path} is not an SQLite database: name another file, or one that is not there yet.")
+        return StoreError(f"{path} is not an SQLite database: name another file, or one that does not exist yet.")
     if code == sqlite3.SQLITE_CORRUPT:
-        return CorruptRecord(f"{path} is damaged ({error}): put a copy in its place.")
+        return CorruptRecord(f"{path} is damaged ({error}): restore it from a backup.")
     if isinstance(error, UnicodeEncodeError):
         return NotSerializable(
-            f"The key or name with the hash {hashed_key(error.object)} holds half a surrogate pair, which no store can keep. "
-            "Use another."
+            f"The key or name with the hash {hashed_key(error.object)} contains a lone surrogate, which cannot be encoded as "
+            "UTF-8. Use another."
         )
     return StoreError(f"SQLite refused to work on {path}: {type(error).__name__}: {error}.")
 
