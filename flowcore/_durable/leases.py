@@ -26,7 +26,7 @@ __all__ = ["Leases"]
 
 _BEATS: Final = 3
 """renewals per lease"""
-_AGAIN: Final = 12
+_RETRIES: Final = 12
 """tries per lease after a renewal has failed: so an outage of half a lease costs no run, whenever it begins"""
 _log = logging.getLogger("flowcore")
 
@@ -102,7 +102,7 @@ class Leases:
             idle, renewed = 0, True
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed, self._lease / (_BEATS if renewed else _AGAIN))
+                    self._changed.wait_for(lambda: self._closed, self._lease / (_BEATS if renewed else _RETRIES))
                     idle = 0 if self._runs else idle + 1
                     if idle > _BEATS or self._closed:
                         self._thread = None

@@ -109,7 +109,7 @@ class Recovery:
         self._started = self._refused = 0  # (lock) runs started from the list, and those that others claimed first
         self._complete = True  # (lock) whether the list has all runs that were due
         # (lock) By id of a run that could not be resumed: when it may be tried again (monotonic), how often it failed
-        self._not_again: dict[str, tuple[float, int]] = {}
+        self._put_off_until: dict[str, tuple[float, int]] = {}
         self._surveyed: float | None = None  # when the latest survey began (monotonic)
         self._seen: dict[tuple[str, str], None] = {}  # pairs of workflow and step that runs have waited for
         self._looked: float | None = None  # when the latest round began (monotonic)
@@ -119,7 +119,7 @@ class Recovery:
         self._definitions[workflow.name] = [*self._definitions.get(workflow.name, ()), workflow]
 
     @property
-    def hungry(self) -> bool:
+    def has_more_to_start(self) -> bool:
         """Whether the next round should start at once, because more runs are due and there is room for them."""
         with self._lock:
             return (bool(self._found) or not self._complete) and len(self._in_flight) <= self.at_once // 2
@@ -128,7 +128,9 @@ class Recovery:
 
     def round_due(self, every: float) -> bool:
         """Whether the next round is due: `every` seconds after the last one, or at once if more runs can be started."""
-        return self._looked is None or self._settings.clock() - self._looked >= every * _NEARLY or self.hungry
+        return (
+            self._looked is None or self._settings.clock() - self._looked >= every * _NEARLY or self.has_more_to_start
+        )
 
     def round(
         self,
@@ -235,7 +237,7 @@ class Recovery:
                 for record in page
                 if record.problem is None
                 and record.run_id not in live
-                and self._not_again.get(record.run_id, (0.0, 0))[0] <= now
+                and self._put_off_until.get(record.run_id, (0.0, 0))[0] <= now
             ]
 
     def _next(self, skip: Collection[str | None]) -> RunRecord | None:
@@ -268,12 +270,12 @@ class Recovery:
         with self._lock:
             record = self._in_flight.pop(run, None)  # None in a child process, for a run of its parent
             if run.claimed:
-                self._not_again.pop(run.request.recovering or "", None)
+                self._put_off_until.pop(run.request.recovering or "", None)
             elif isinstance(error, LeaseLost):  # another engine claimed it first
                 self._refused += 1
         if record is not None and not run.claimed and error is not None and not isinstance(error, _NO_FAULT):
             self._cannot_resume(record, error)
-        if self.wake is not None and self.hungry:
+        if self.wake is not None and self.has_more_to_start:
             self.wake()
 
     def _cannot_resume(self, record: RunRecord, error: BaseException) -> None:
@@ -284,11 +286,11 @@ class Recovery:
     def _put_off(self, run_id: str) -> None:
         """Do not resume this run for some time, which grows with each call."""
         with self._lock:
-            _, times = self._not_again.pop(run_id, (0.0, 0))
+            _, times = self._put_off_until.pop(run_id, (0.0, 0))
             until = self._settings.clock() + retry_in(self._settings.lease, times + 2)
-            self._not_again[run_id] = until, times + 1
-            while len(self._not_again) > _REMEMBERED:
-                del self._not_again[next(iter(self._not_again))]
+            self._put_off_until[run_id] = until, times + 1
+            while len(self._put_off_until) > _REMEMBERED:
+                del self._put_off_until[next(iter(self._put_off_until))]
 
     def _warn(self, subject: str, line: str) -> None:
         """Log a line, but only once for each subject."""

@@ -171,7 +171,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         unclear = unclear or error
         if isinstance(answer, Landed):
             landed.append(node)
-            _land(run, node, answer.result, record.steps[node.name])
+            _mark_done(run, node, answer.result, record.steps[node.name])
         elif answer is not None:
             lacking.append(node)
     if landed:
@@ -285,7 +285,7 @@ def _is_over(run: RunState, node: Node) -> bool:
     return report is not None and report.status in _OVER
 
 
-def _land(run: RunState, node: Node, result: object, before: StepReport) -> None:
+def _mark_done(run: RunState, node: Node, result: object, before: StepReport) -> None:
     """Note that `verify=` found the step done, with `result`. `before`: its recorded report."""
     report, ledger = run.report(node), ledger_of(run)
     report.status, report.attempts = Status.SUCCESS, before.attempts

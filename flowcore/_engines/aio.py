@@ -86,7 +86,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         self._runs = AsyncRuns(self._settings, self.max_workers)
         self._recovering: set[asyncio.Task[Any]] = set()  # a loop holds tasks only weakly
         self._pool = self._runs.pool
-        self._tell_started(self._pool)
+        self._emit_started(self._pool)
         self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
         self._looking: RecoveryTasks | None = None
         self._schedules: AsyncSchedules | None = None
@@ -105,10 +105,10 @@ class AsyncEngine(LoopCalls, LocalEngine):
     def _begin_looking(self) -> None:
         """Start the task that looks at the store regularly, if anything needs it. An existing task looks now."""
         if self._looking is not None:
-            self._looking.ring()
+            self._looking.wake()
         elif (every := self._look_every()) is not None:
             self._looking = RecoveryTasks(self._look, every)
-            self._recovery.wake = self._looking.ring
+            self._recovery.wake = self._looking.wake
             with suppress(RuntimeError):  # outside a loop, it starts with `async with` or with the first run
                 self._looking.ensure()
 

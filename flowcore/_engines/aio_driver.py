@@ -13,13 +13,13 @@ from .._kernel.effects import (
     RESUME,
     SHIELD,
     WAIT,
+    Abandoned,
     Alarm,
     Ask,
     AwaitAbandoned,
     Call,
     Delegate,
     Effect,
-    GivenUp,
     Outcome,
     Program,
     Sleep,
@@ -27,13 +27,13 @@ from .._kernel.effects import (
     Suspended,
     as_call,
 )
-from .._kernel.run import execute, helper
+from .._kernel.run import execute, work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
 from ..errors import StoreUnavailable
 from ..run import Run
-from .aio_threads import Gate, ThreadCalls
+from .aio_threads import PendingReply, ThreadCalls
 from .in_context import InContext, is_process_stopping
 from .interrupts import raised_by_signal
 from .workers import Workers
@@ -42,7 +42,7 @@ __all__ = ["AsyncDriver"]
 
 T = TypeVar("T")
 TAKEN_OVER: Final = object()  # the call was abandoned while this task was in it: another task resumes the program
-_POLITE: Final = 0.05  # seconds for a cancelled coroutine to unwind before it is abandoned
+CANCEL_GRACE: Final = 0.05  # seconds for a cancelled coroutine to unwind before it is abandoned
 
 
 class AsyncDriver(ThreadCalls):
@@ -71,9 +71,9 @@ class AsyncDriver(ThreadCalls):
         self._main: Program[Any] = execute(run) if program is None else program
         self.caller: asyncio.Task[Any] | None = None
         self._ended: asyncio.Future[None] | None = None
-        self._main_gate: Gate | None = None
-        self._sleeping: dict[Sleep, Gate] = {}
-        self._landings: dict[Call, Gate] = {}
+        self._main_reply: PendingReply | None = None
+        self._sleeping: dict[Sleep, PendingReply] = {}
+        self._awaited_late: dict[Call, PendingReply] = {}
         self._alarms: list[asyncio.TimerHandle] = []  # each starts a helper when a wait's time is over
         self._cancelled_calls: dict[Call, bool] = {}  # calls that were cancelled; True: for a timeout
 
@@ -125,7 +125,7 @@ class AsyncDriver(ThreadCalls):
     def look(self) -> None:
         """Have a task check whether something that the run waits for has arrived. Call it in the loop's thread only."""
         if self.result is None and self.error is None:
-            self._spawn(helper(self.run), None)
+            self._spawn(work_beside_main(self.run), None)
 
     def hand_over(self, error: BaseException) -> None:
         """Park the run, or cancel it if it is in memory only, because its process or engine stops; `error` says why."""
@@ -187,26 +187,26 @@ class AsyncDriver(ThreadCalls):
                 answer = None
                 await self._sleep(effect)
             elif type(effect) is AwaitAbandoned:
-                answer = await self._landing(effect)
+                answer = await self._await_abandoned(effect)
             elif effect is WAIT:
                 answer = None
-                self._main_gate = self._main_gate or Gate(self)
-                await self._main_gate.wait()
-                self._main_gate = None
+                self._main_reply = self._main_reply or PendingReply(self)
+                await self._main_reply.wait()
+                self._main_reply = None
                 if self.error is not None:
                     return
             elif effect is SHIELD and asyncio.current_task() is self.caller:
                 # Undo in a task of its own, which a cancellation of the caller does not reach.
-                gate = Gate(self)
-                self._spawn(program, None).add_done_callback(gate.open)
-                await gate.wait()
+                pending = PendingReply(self)
+                self._spawn(program, None).add_done_callback(pending.set)
+                await pending.wait()
                 return
             else:
                 answer = None
                 if effect is REQUEST_WORKER:
-                    self._spawn(helper(self.run), None)
+                    self._spawn(work_beside_main(self.run), None)
                 elif type(effect) is Delegate:
-                    self._spawn(helper(self.run, effect.node), None)
+                    self._spawn(work_beside_main(self.run, effect.node), None)
                 elif effect is RESUME:
                     self._resume_main()
                 elif type(effect) is Alarm:
@@ -222,15 +222,15 @@ class AsyncDriver(ThreadCalls):
         return task
 
     def _resume_main(self) -> None:
-        self._main_gate = self._main_gate or Gate(self)
-        self._main_gate.open(None)
+        self._main_reply = self._main_reply or PendingReply(self)
+        self._main_reply.set(None)
 
     # -- user code -----------------------------------------------------------------------------------------------------
 
     async def _call(self, program: Program[Any], call: Call) -> Any:
         """Run user code. Returns TAKEN_OVER if the call was abandoned and another task resumes the program."""
         if self.run.interrupted and not call.shielded:
-            return None, GivenUp(call, timed_out=False, over=True, began=False)
+            return None, Abandoned(call, timed_out=False, over=True, began=False)
         if not call.is_async:
             return await self._on_a_thread(call)
         try:
@@ -260,7 +260,7 @@ class AsyncDriver(ThreadCalls):
         if timed_out is not None:
             task.uncancel()
         if self._inline.pop(call, None) is None:
-            self._land(call, result)
+            self._complete_late(call, result)
             return TAKEN_OVER
         error = result[1]
         if call.shielded and isinstance(error, KeyboardInterrupt) and raised_by_signal(error):  # the second Ctrl-C
@@ -277,9 +277,9 @@ class AsyncDriver(ThreadCalls):
         elif timed_out is None and isinstance(error, asyncio.CancelledError) and self.run.interrupted:
             timed_out = False
         if timed_out is not None and isinstance(error, asyncio.CancelledError):
-            return None, GivenUp(call, timed_out=timed_out, over=True)
+            return None, Abandoned(call, timed_out=timed_out, over=True)
         if timed_out and isinstance(error, Exception):  # the step replaced its cancellation
-            return None, GivenUp(call, timed_out=True, over=True, error=error)
+            return None, Abandoned(call, timed_out=True, over=True, error=error)
         return result
 
     def _cancel_call(self, call: Call, late: bool) -> None:
@@ -291,21 +291,21 @@ class AsyncDriver(ThreadCalls):
         call.abandon()
         task.cancel()
         if task is not self.caller:
-            self.loop.call_later(_POLITE if late else self.run.settings.grace, self._give_up, call)
+            self.loop.call_later(CANCEL_GRACE if late else self.run.settings.grace, self._abandon, call)
 
-    def _give_up(self, call: Call) -> None:
+    def _abandon(self, call: Call) -> None:
         """Abandon async user code that ignores its cancellation, and resume the program in another task."""
         entry = self._inline.pop(call, None)
         if entry is not None:
-            self._spawn(entry[0], (None, GivenUp(call, timed_out=self._cancelled_calls.get(call, False))))
+            self._spawn(entry[0], (None, Abandoned(call, timed_out=self._cancelled_calls.get(call, False))))
 
-    def _land(self, call: Call, result: Outcome) -> None:
+    def _complete_late(self, call: Call, result: Outcome) -> None:
         """Record the outcome of an abandoned call that completed late, and have a program process it."""
-        over = self.run.landed(call, result)
+        over = self.run.complete_late(call, result)
         self._thread_returned(call)
-        gate = self._landings.pop(call, None)
-        if gate is not None:
-            gate.open(result)
+        pending = self._awaited_late.pop(call, None)
+        if pending is not None:
+            pending.set(result)
         elif over:
             # Start a task only if something must be undone: the loop may be about to close.
             program = late(self.run, call)
@@ -327,53 +327,53 @@ class AsyncDriver(ThreadCalls):
                 return verb(ask.argument), None
             except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
                 return None, error
-        gate = Gate(self)
+        pending = PendingReply(self)
 
         async def asked() -> None:
             try:
                 answer = (
                     verb(ask.argument) if inspect.iscoroutinefunction(verb) else asyncio.to_thread(verb, ask.argument)
                 )
-                gate.open((await answer, None))
+                pending.set((await answer, None))
             except Exception as error:  # noqa: BLE001 - see above
-                gate.open((None, error))
+                pending.set((None, error))
             except asyncio.CancelledError:  # the loop shuts down; the program calls the store again
-                gate.open((None, StoreUnavailable("the event loop is shutting down.")))
+                pending.set((None, StoreUnavailable("the event loop is shutting down.")))
 
         run = self.run
         context = ask.context or (run.store_context or run.context).copy()
         task = self.loop.create_task(asked(), context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        result: Outcome = await gate.wait()
+        result: Outcome = await pending.wait()
         return result
 
     async def _sleep(self, sleep: Sleep) -> None:
         if self.run.stopped and not sleep.shielded:
             return
-        gate = self._sleeping[sleep] = Gate(self)
-        timer = self.loop.call_later(sleep.seconds, gate.open, None)
-        await gate.wait()
+        pending = self._sleeping[sleep] = PendingReply(self)
+        timer = self.loop.call_later(sleep.seconds, pending.set, None)
+        await pending.wait()
         timer.cancel()
         self._sleeping.pop(sleep, None)
 
-    async def _landing(self, landing: AwaitAbandoned) -> Outcome | None:
-        call = landing.call
-        if call.landed is not None:
-            return call.landed
-        gate = self._landings[call] = Gate(self)
-        timer = self.loop.call_later(landing.seconds, gate.open, None)
-        landed: Outcome | None = await gate.wait()
+    async def _await_abandoned(self, awaited: AwaitAbandoned) -> Outcome | None:
+        call = awaited.call
+        if call.late_outcome is not None:
+            return call.late_outcome
+        pending = self._awaited_late[call] = PendingReply(self)
+        timer = self.loop.call_later(awaited.seconds, pending.set, None)
+        outcome: Outcome | None = await pending.wait()
         timer.cancel()
-        self._landings.pop(call, None)
-        return landed
+        self._awaited_late.pop(call, None)
+        return outcome
 
     def stop(self, stop: Stop) -> None:
         if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
-        for sleep, gate in list(self._sleeping.items()):
+        for sleep, pending in list(self._sleeping.items()):
             if not sleep.shielded:
-                gate.open(None)
+                pending.set(None)
         for call in list(self._queued_calls):
             self._drop_queued_call(call, timed_out=False)
         if not stop.cancel:

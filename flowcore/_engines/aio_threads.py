@@ -10,18 +10,18 @@ from typing import Any, Final
 
 from .._durable.checkpoints import parked
 from .._kernel import stopping
-from .._kernel.effects import Call, GivenUp, Outcome, Program, Stop
+from .._kernel.effects import Abandoned, Call, Outcome, Program, Stop
 from .._kernel.run_state import RunState
 from ..errors import NoThread
 from .base import NO_THREAD, call_title, patience
 from .workers import Workers
 
-__all__ = ["Gate", "ThreadCalls"]
+__all__ = ["PendingReply", "ThreadCalls"]
 
-_CLOSED: Final = object()
+_NO_REPLY: Final = object()
 
 
-class Gate:
+class PendingReply:
     """A value for which a program's task waits. A cancellation of the task is reported to the driver and does not end
     the wait."""
 
@@ -29,18 +29,18 @@ class Gate:
 
     def __init__(self, driver: ThreadCalls) -> None:
         self._driver = driver
-        self._answer: Any = _CLOSED
+        self._answer: Any = _NO_REPLY
         self._future: asyncio.Future[None] | None = None
 
-    def open(self, answer: Any) -> None:
+    def set(self, answer: Any) -> None:
         """Resume the waiting program with `answer`. Only the first call has an effect."""
-        if self._answer is _CLOSED:
+        if self._answer is _NO_REPLY:
             self._answer = answer
             if self._future is not None and not self._future.done():
                 self._future.set_result(None)
 
     async def wait(self) -> Any:
-        while self._answer is _CLOSED:
+        while self._answer is _NO_REPLY:
             self._future = self._driver.loop.create_future()
             try:
                 await self._future
@@ -50,7 +50,7 @@ class Gate:
 
 
 class ThreadCalls(ABC):
-    """The part of an `AsyncDriver` that runs sync user code on threads. All methods but `_tell` are called in the
+    """The part of an `AsyncDriver` that runs sync user code on threads. All methods but `_call_in_loop` are called in the
     loop's thread."""
 
     def __init__(self, run: RunState, pool: Workers, tasks: set[asyncio.Future[Any]]) -> None:
@@ -59,12 +59,12 @@ class ThreadCalls(ABC):
         self._pool = pool
         self._tasks = tasks  # the engine's set, because a late call outlives its run
         self._inline: dict[Call, tuple[Program[Any], asyncio.Task[Any]]] = {}  # async calls that are suspended
-        self._threaded: dict[Call, Gate] = {}  # sync calls on a thread
+        self._threaded: dict[Call, PendingReply] = {}  # sync calls on a thread
         self._queued_calls: dict[Call, list[bool]] = {}  # sync calls that wait for a thread
-        self._stragglers: dict[Call, asyncio.Future[None]] = {}  # abandoned sync calls that are not over
+        self._abandoned: dict[Call, asyncio.Future[None]] = {}  # abandoned sync calls that are not over
 
     @abstractmethod
-    def _land(self, call: Call, result: Outcome) -> None:
+    def _complete_late(self, call: Call, result: Outcome) -> None:
         """Process the outcome of an abandoned call that completed late."""
 
     @abstractmethod
@@ -76,7 +76,7 @@ class ThreadCalls(ABC):
         """Stop the run because one of its tasks was cancelled."""
 
     async def _on_a_thread(self, call: Call) -> Outcome:
-        gate = self._threaded[call] = Gate(self)
+        pending = self._threaded[call] = PendingReply(self)
         begins = [True]  # emptied when the call begins or its wait for a thread ends; list.pop is atomic
 
         def job() -> None:
@@ -84,12 +84,12 @@ class ThreadCalls(ABC):
                 begins.pop()
             except IndexError:  # the wait has ended
                 return
-            self._tell(arm)
+            self._call_in_loop(arm)
             try:
                 result: Outcome = (call.context.run(call.fn, call.ctx), None)
             except BaseException as error:  # noqa: BLE001 - the program judges it
                 result = (None, error)
-            self._tell(partial(self._thread_done, call, result))
+            self._call_in_loop(partial(self._thread_done, call, result))
 
         def arm() -> None:
             if timer is not None:
@@ -107,7 +107,7 @@ class ThreadCalls(ABC):
         if not begun:
             self._queued_calls[call] = begins
             timer = self._limit_the_wait(call)
-        result: Outcome = await gate.wait()
+        result: Outcome = await pending.wait()
         if timer is not None:
             timer.cancel()
         return result
@@ -138,10 +138,10 @@ class ThreadCalls(ABC):
             begins.pop()
         except IndexError:  # it has just begun, and its thread reports that in a moment
             return
-        gate = self._threaded.pop(call)
-        gate.open((None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
+        pending = self._threaded.pop(call)
+        pending.set((None, Abandoned(call, timed_out=timed_out, over=True, began=False)))
 
-    def _tell(self, callback: Callable[[], None]) -> None:
+    def _call_in_loop(self, callback: Callable[[], None]) -> None:
         """Schedule `callback` in the loop, from another thread. Does nothing if the loop is closed."""
         try:
             self.loop.call_soon_threadsafe(callback)
@@ -150,25 +150,25 @@ class ThreadCalls(ABC):
                 raise
 
     def _thread_done(self, call: Call, result: Outcome) -> None:
-        gate = self._threaded.pop(call, None)
-        if gate is not None:
-            gate.open(result)
+        pending = self._threaded.pop(call, None)
+        if pending is not None:
+            pending.set(result)
         else:
-            self._land(call, result)
+            self._complete_late(call, result)
 
     def _leave_thread(self, call: Call, late: bool) -> None:
-        gate = self._threaded.pop(call, None)
-        if gate is not None:
+        pending = self._threaded.pop(call, None)
+        if pending is not None:
             call.abandon()
             self._pool.abandon(call_title(self.run, call))
-            self._stragglers[call] = straggler = self.loop.create_future()
-            self._tasks.add(straggler)
-            straggler.add_done_callback(self._tasks.discard)
-            gate.open((None, GivenUp(call, timed_out=late)))
+            self._abandoned[call] = abandoned = self.loop.create_future()
+            self._tasks.add(abandoned)
+            abandoned.add_done_callback(self._tasks.discard)
+            pending.set((None, Abandoned(call, timed_out=late)))
 
     def _thread_returned(self, call: Call) -> None:
         """Note that an abandoned call is over. Does nothing if the call was not on a thread."""
-        straggler = self._stragglers.pop(call, None)
-        if straggler is not None:
+        abandoned = self._abandoned.pop(call, None)
+        if abandoned is not None:
             self._pool.returned(call_title(self.run, call))
-            straggler.set_result(None)
+            abandoned.set_result(None)

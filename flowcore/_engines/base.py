@@ -172,7 +172,7 @@ class EngineBase:
 
     # -- events that belong to no run ----------------------------------------------------------------------------------
 
-    def _tell_started(self, pool: Workers) -> None:
+    def _emit_started(self, pool: Workers) -> None:
         if EngineStarted in self._settings.hooks.wanted:
             reference = weakref.ref(pool)
 
@@ -181,9 +181,9 @@ class EngineBase:
                 return None if pool is None else pool.counts()
 
             names = tuple(map(hook_name, self._settings.hooks.hooks))
-            self._tell(EngineStarted("", "", self._settings.clock(), {}, counts, names, self.max_workers))
+            self._emit(EngineStarted("", "", self._settings.clock(), {}, counts, names, self.max_workers))
 
-    def _tell(self, event: Event, context: contextvars.Context | None = None) -> None:
+    def _emit(self, event: Event, context: contextvars.Context | None = None) -> None:
         """Emit an event to the hooks. A Ctrl-C is deferred until they have returned: inside a hook, it would count as a
         failure of that hook."""
         with hold_sigint():
@@ -202,9 +202,9 @@ class EngineBase:
             names = tuple(step.name for step in workflow.steps)
             allowed = tuple(1 if step.retry is None else step.retry.attempts for step in workflow.steps)
             waits = tuple(step.name for step in workflow.steps if step.wait is not None)
-            self._tell(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names, allowed, waits))
+            self._emit(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names, allowed, waits))
 
-    def _tell_submitted(self, run: RunState, propagation: str) -> None:
+    def _emit_submitted(self, run: RunState, propagation: str) -> None:
         if propagation not in {"link", "child"}:
             raise DefinitionError(f"propagation= must be 'link' or 'child', not {safe_repr(propagation)}.")
         if RunSubmitted in run.wanted:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .._kernel import stopping
 from .._kernel.effects import Outcome, Program, Stop
-from .._kernel.run import helper
+from .._kernel.run import work_beside_main
 from .._kernel.run_state import RunState
 from ..context import Context
 from ..run import Run
@@ -32,9 +32,9 @@ class CallersThread(ABC):
 
     over = False
     error: BaseException | None = None
-    struck: BaseException | None = None
+    raised_by_handler: BaseException | None = None
     """the exception that a signal handler of the user has raised in the caller's thread"""
-    _bell: SimpleQueue[None] | None = None
+    _wakeup: SimpleQueue[None] | None = None
     """the queue on which the caller's thread waits while it is idle; a signal handler may put to it"""
     _ctrl_c: SigintGuard | None = None
     _caller_idle = False
@@ -45,7 +45,7 @@ class CallersThread(ABC):
         self._main = main
         self._starts = [True]  # emptied when the run begins or is dropped; list.pop is atomic
         self._lock = threading.Lock()
-        self._letters: deque[Resumption] = deque()  # (under the lock) programs to resume
+        self._resumptions: deque[Resumption] = deque()  # (under the lock) programs to resume
 
     @abstractmethod
     def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
@@ -60,7 +60,7 @@ class CallersThread(ABC):
         self._starts.clear()
         self._ctrl_c = ctrl_c
         if ctrl_c is not None:
-            ctrl_c.ring = self._ring
+            ctrl_c.wake = self._wake_up
         try:
             self._advance(self._main, None, here=True)
             if not self.over:
@@ -73,49 +73,49 @@ class CallersThread(ABC):
             restore(ctrl_c)
         if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
             raise KeyboardInterrupt from self.error
-        if self.struck is not None and self.error is not self.struck:
-            raise self.struck from self.error
+        if self.raised_by_handler is not None and self.error is not self.raised_by_handler:
+            raise self.raised_by_handler from self.error
 
     def _serve(self) -> None:
         """Work on the run until it is over. Returns at once if another thread does so already."""
         with self._lock:
-            if self.over or self._bell is not None:  # another thread works on it
+            if self.over or self._wakeup is not None:  # another thread works on it
                 return
-            bell = self._bell = SimpleQueue()
+            wakeup = self._wakeup = SimpleQueue()
         while not self.over:
             if self._ctrl_c is not None and self._ctrl_c.unseen:
                 self._interrupted()
             with self._lock:
-                letter = self._letters.popleft() if self._letters else None
-                self._caller_idle = letter is None
-            if letter is not None:
-                self._advance(*letter, here=True)
+                resumption = self._resumptions.popleft() if self._resumptions else None
+                self._caller_idle = resumption is None
+            if resumption is not None:
+                self._advance(*resumption, here=True)
             elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
                 # A worker was requested, but no thread of the pool has come yet.
                 self._caller_idle = False
-                self._advance(helper(self.run, node), None, here=True)
+                self._advance(work_beside_main(self.run, node), None, here=True)
             else:
-                self._wait(bell)
+                self._wait(wakeup)
                 self._caller_idle = False
 
-    def _wait(self, bell: SimpleQueue[None]) -> None:
+    def _wait(self, wakeup: SimpleQueue[None]) -> None:
         """Wait in the caller's thread for something to do."""
         try:
             # A signal that comes just before the wait does not end it: Python would handle it only after the wait.
             with suppress(Empty):
-                bell.get(timeout=None if self._ctrl_c is None else _LOOK)
+                wakeup.get(timeout=None if self._ctrl_c is None else _LOOK)
         except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
-            self._is_struck(error)
+            self._handler_raised(error)
 
-    def _is_struck(self, error: BaseException) -> None:
+    def _handler_raised(self, error: BaseException) -> None:
         """Cancel the run because a user's signal handler, such as one that calls sys.exit(), has raised `error`."""
-        self.struck = error
+        self.raised_by_handler = error
         self.cancel(error)
 
-    def _ring(self) -> None:
+    def _wake_up(self) -> None:
         """Wake the caller's thread after a Ctrl-C outside of user code. Called in the signal handler."""
-        if self._bell is not None:
-            self._bell.put(None)
+        if self._wakeup is not None:
+            self._wakeup.put(None)
 
     def _interrupted(self) -> None:
         """Act on a Ctrl-C that came while the main thread was not in user code."""

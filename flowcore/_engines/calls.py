@@ -49,7 +49,7 @@ class LoopCalls(EngineBase, ABC):
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(self._unbegun())
-        self._tell_submitted(run, propagation)
+        self._emit_submitted(run, propagation)
         return self._begin(run, check=check)
 
     def map(

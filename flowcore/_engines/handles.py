@@ -55,12 +55,12 @@ class RunFuture(Future[Run]):
         In a step on a thread of the same engine, this call first works on the run, and `timeout` counts only after
         that.
         """
-        self._help_out()
+        self._work_for_run()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait as `result` does. Returns the exception that `result` would raise, or None."""
-        self._help_out()
+        self._work_for_run()
         return super().exception(timeout)
 
     def waiting(self, timeout: float | None = None) -> Run:
@@ -91,12 +91,12 @@ class RunFuture(Future[Run]):
         """For engines: note that another driver continues the run after a wait."""
         self._driver = driver
 
-    def _help_out(self) -> None:
+    def _work_for_run(self) -> None:
         if self.done() or not self._pool.owns_current_thread():
             return
         driver = self._driver
         if not driver.take_start():
-            driver.help_out()
+            driver.work_for_run()
         elif self.set_running_or_notify_cancel():
             driver.run_here(None)
         else:

@@ -30,10 +30,10 @@ class SigintGuard:
     called, which must be safe in a signal handler.
     """
 
-    __slots__ = ("before", "count", "in_step", "in_undo", "raised", "ring")
+    __slots__ = ("before", "count", "in_step", "in_undo", "raised", "wake")
 
     def __init__(self) -> None:
-        self.ring: Callable[[], None] | None = None
+        self.wake: Callable[[], None] | None = None
         self.before: Any = signal.default_int_handler
         self.in_step = False
         self.in_undo = False
@@ -46,8 +46,8 @@ class SigintGuard:
         if self.in_step or (self.in_undo and self.count > 1):
             self.raised += 1
             raise KeyboardInterrupt
-        if self.ring is not None:
-            self.ring()
+        if self.wake is not None:
+            self.wake()
 
     @property
     def unseen(self) -> bool:

@@ -125,7 +125,7 @@ class LocalEngine(PeriodicEngine):
                 log.warning("the runs in the store could not be counted: %s", safe_str(error, 200))
                 return
             if StoreSurveyed in self._settings.hooks.wanted:
-                self._tell(StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting), context)
+                self._emit(StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting), context)
 
     def _look_every(self) -> float | None:
         """The seconds between two looks at the store, for recovery or for surveys, or None if neither is needed."""

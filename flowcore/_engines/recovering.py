@@ -40,32 +40,32 @@ class RecoveryThread:
 
     def start(self) -> None:
         """Start the thread."""
-        self._bell = threading.Event()
+        self._wakeup = threading.Event()
         if not self._closed:
-            target, arguments = _look_often, (self._look, self._bell, self._every, self._what, lambda: self._closed)
+            target, arguments = _look_often, (self._look, self._wakeup, self._every, self._what, lambda: self._closed)
             threading.Thread(target=target, args=arguments, name=f"flowcore-{self._what}", daemon=True).start()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Look again now."""
-        self._bell.set()
+        self._wakeup.set()
 
     def close(self) -> None:
         """End the thread once its present look is over."""
         self._closed = True
-        self._bell.set()
+        self._wakeup.set()
 
 
 def _look_often(
     method: weakref.WeakMethod[Callable[[], float | None]],
-    bell: threading.Event,
+    wakeup: threading.Event,
     every: float,
     what: str,
     closed: Callable[[], bool],
 ) -> None:
     wait = min(every, _FIRST)
     while True:
-        bell.wait(wait)
-        bell.clear()
+        wakeup.wait(wait)
+        wakeup.clear()
         look = method()
         if look is None or closed():
             return
@@ -96,17 +96,17 @@ class RecoveryTasks:
         """Ensure that one task looks on the running loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._tasks:
-            bell = asyncio.Event()
-            looking = _look_often_on_loop(self._look, bell, self._every, self._what)
+            wakeup = asyncio.Event()
+            looking = _look_often_on_loop(self._look, wakeup, self._every, self._what)
             task = loop.create_task(looking, name=f"flowcore-{self._what}")
-            self._tasks[loop] = task, bell
+            self._tasks[loop] = task, wakeup
             task.add_done_callback(lambda _: self._tasks.pop(loop, None))
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Look again now, on every loop."""
-        for loop, (_, bell) in list(self._tasks.items()):
+        for loop, (_, wakeup) in list(self._tasks.items()):
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(bell.set)
+                loop.call_soon_threadsafe(wakeup.set)
 
     def close(self, loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[None]]:
         """Cancel the task on `loop`, if there is one. Returns it in a list, so that the caller can wait for its end."""
@@ -118,13 +118,13 @@ class RecoveryTasks:
 
 
 async def _look_often_on_loop(
-    method: weakref.WeakMethod[Callable[[], Awaitable[float | None]]], bell: asyncio.Event, every: float, what: str
+    method: weakref.WeakMethod[Callable[[], Awaitable[float | None]]], wakeup: asyncio.Event, every: float, what: str
 ) -> None:
     wait = min(every, _FIRST)
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(bell.wait(), wait)
-        bell.clear()
+            await asyncio.wait_for(wakeup.wait(), wait)
+        wakeup.clear()
         look = method()
         if look is None:
             return

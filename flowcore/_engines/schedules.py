@@ -105,7 +105,7 @@ class ThreadSchedules(Schedules["Engine"]):
 
     def begin_looking(self) -> None:
         """Look at the schedules now."""
-        self._thread.ring()
+        self._thread.wake()
 
     def after_fork(self) -> None:
         """In a forked child, start a new thread."""
@@ -157,7 +157,7 @@ class LoopSchedules(Schedules[E]):
 
     def begin_looking(self) -> None:
         """Look at the schedules now, on all loops that have a task for it and on the running loop, if there is one."""
-        self.tasks.ring()
+        self.tasks.wake()
         try:
             get_running_loop()
         except RuntimeError:  # the engine's first use on a loop starts a task there
@@ -232,7 +232,7 @@ class AsyncSchedules(LoopSchedules["AsyncEngine"]):
 def _emit(reference: Callable[[], EngineBase | None], event: Any) -> None:
     engine = reference()
     if engine is not None and type(event) in engine._settings.hooks.wanted:
-        engine._tell(event)
+        engine._emit(event)
 
 
 def report(future: Any) -> None:

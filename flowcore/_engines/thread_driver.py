@@ -15,18 +15,18 @@ from .._kernel.effects import (
     REQUEST_WORKER,
     RESUME,
     WAIT,
+    Abandoned,
     Alarm,
     Ask,
     AwaitAbandoned,
     Call,
-    GivenUp,
     Outcome,
     Program,
     Sleep,
     Stop,
     as_call,
 )
-from .._kernel.run import helper
+from .._kernel.run import work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
@@ -108,7 +108,7 @@ class Driver(CallersThread):
         self._end(None, error)
         return True
 
-    def help_out(self) -> None:
+    def work_for_run(self) -> None:
         """Work on the run until it is over, on a thread of the pool that waits for it. Returns at once if another
         thread does so already."""
         self._serve()
@@ -116,7 +116,7 @@ class Driver(CallersThread):
     def look(self) -> None:
         """Have a thread check whether something that the run waits for has arrived."""
         if not self.over:
-            self._post(helper(self.run), None, help=True)
+            self._post(work_beside_main(self.run), None, optional=True)
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Driver(CallersThread):
                     self._main_due = False
                 answer = None
             elif effect is REQUEST_WORKER:
-                self._post(helper(self.run), None, help=True)
+                self._post(work_beside_main(self.run), None, optional=True)
                 answer = None
             elif effect is RESUME:
                 self._resume_main()
@@ -186,11 +186,11 @@ class Driver(CallersThread):
         """Run user code on this thread of the pool. Returns TAKEN_OVER if the call was abandoned meanwhile."""
         self._parked[call] = program
         if self.run.interrupted and not call.shielded and self._parked.pop(call, None) is not None:
-            return None, GivenUp(call, timed_out=False, over=True, began=False)
+            return None, Abandoned(call, timed_out=False, over=True, began=False)
         timer = None
         try:
             if call.timeout is not None:
-                timer = self._timers.after(call.timeout, partial(self._give_up, call, timed_out=True))
+                timer = self._timers.after(call.timeout, partial(self._abandon, call, timed_out=True))
             outcome: Outcome = (call.context.run(call.fn, call.ctx), None)
         except BaseException as error:  # noqa: BLE001 - the program judges it
             outcome = (None, error)
@@ -198,7 +198,7 @@ class Driver(CallersThread):
             timer.cancel()
         if self._parked.pop(call, None) is not None:
             return outcome
-        self._land(call, outcome)
+        self._complete_late(call, outcome)
         return TAKEN_OVER
 
     def _elsewhere(self, program: Program[Any], call: Call) -> Any:
@@ -225,14 +225,14 @@ class Driver(CallersThread):
         if outcome is not TAKEN_OVER:
             self._post(program, outcome)
 
-    def _give_up(self, call: Call, *, timed_out: bool) -> None:
+    def _abandon(self, call: Call, *, timed_out: bool) -> None:
         """Abandon `call`, unless it is over."""
         program = self._parked.pop(call, None)
         if program is not None:
             call.abandon()
             self._stuck += 1
             self._pool.abandon(call_title(self.run, call))
-            self._post(program, (None, GivenUp(call, timed_out=timed_out)))
+            self._post(program, (None, Abandoned(call, timed_out=timed_out)))
 
     # -- waiting for a thread ------------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class Driver(CallersThread):
 
     def _end_the_wait(self) -> None:
         """Cancel the timer of the wait for a thread, if nothing of the run waits for one. Called under the lock."""
-        if self._patience is not None and not self._letters and not self._queued_calls:
+        if self._patience is not None and not self._resumptions and not self._queued_calls:
             self._patience.cancel()
 
     def _waited_long(self) -> None:
@@ -256,8 +256,8 @@ class Driver(CallersThread):
         run = self.run
         late = run.deadline is not None and run.settings.clock() >= run.deadline
         with self._lock:
-            idle = self._bell is None or self._caller_idle
-            waits = bool(self._letters or self._queued_calls) and not self.over
+            idle = self._wakeup is None or self._caller_idle
+            waits = bool(self._resumptions or self._queued_calls) and not self.over
         if not waits:
             return
         if late or (idle and not any(type(waiting) is Call for waiting in list(self._parked))):
@@ -265,7 +265,7 @@ class Driver(CallersThread):
                 stopping.park(run, parked(run, NO_THREAD))
             self._drop_queued_calls(timed_out=late)
             with self._lock:
-                waiting = len(self._letters)
+                waiting = len(self._resumptions)
             for _ in range(waiting):
                 with suppress(NoThread):  # they wait for a thread already
                     self._pool.put(self._advance_there, beyond=True)
@@ -277,34 +277,34 @@ class Driver(CallersThread):
         for call in list(self._queued_calls):
             program = None if call.shielded else self._queued_calls.pop(call, None)
             if program is not None:
-                self._post(program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
+                self._post(program, (None, Abandoned(call, timed_out=timed_out, over=True, began=False)))
 
     # -- abandoned calls -----------------------------------------------------------------------------------------------
 
-    def _land(self, call: Call, outcome: Outcome) -> None:
+    def _complete_late(self, call: Call, outcome: Outcome) -> None:
         """Record the outcome of an abandoned call that completed late on this thread, and have it processed."""
         self._stuck -= 1
         self._pool.returned(call_title(self.run, call))
-        over = self.run.landed(call, outcome)
+        over = self.run.complete_late(call, outcome)
         waiting = [other for other in list(self._parked) if type(other) is AwaitAbandoned and other.call is call]
-        for landing in waiting:
-            self._wake(landing, None)
+        for awaited in waiting:
+            self._wake(awaited, None)
         if over and not waiting:
             self._advance(late(self.run, call), None)
 
-    def _await_landing(self, program: Program[Any], landing: AwaitAbandoned) -> bool:
+    def _await_abandoned(self, program: Program[Any], awaited: AwaitAbandoned) -> bool:
         """Suspend the program until the abandoned call is over. Returns True if it is over already."""
-        self._parked[landing] = program
-        if landing.call.landed is not None and self._parked.pop(landing, None) is not None:
+        self._parked[awaited] = program
+        if awaited.call.late_outcome is not None and self._parked.pop(awaited, None) is not None:
             return True
-        return self._woken_after(landing.seconds, landing)
+        return self._woken_after(awaited.seconds, awaited)
 
     def _wait_for(self, program: Program[Any], effect: object) -> bool:
         """Perform an effect that needs a timer. Returns False if the program is suspended. Raises NoThread."""
         if type(effect) is Sleep:
             return self._sleep(program, effect)
         if type(effect) is AwaitAbandoned:
-            return self._await_landing(program, effect)
+            return self._await_abandoned(program, effect)
         if type(effect) is Alarm:
             self._alarms = (*self._alarms, self._timers.after(effect.seconds, self.look))
         return True
@@ -345,7 +345,7 @@ class Driver(CallersThread):
         except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
             return None, error
         except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
-            self._is_struck(error)
+            self._handler_raised(error)
             return None, StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
 
     def stop(self, stop: Stop) -> None:
@@ -356,11 +356,11 @@ class Driver(CallersThread):
             if type(waiting) is Sleep and not waiting.shielded:
                 self._wake(waiting, None)
             elif stop.cancel and type(waiting) is Call and (not waiting.shielded or self.run.parked):
-                give_up = partial(self._give_up, waiting, timed_out=False)
+                abandon = partial(self._abandon, waiting, timed_out=False)
                 try:
-                    self._timers.after(self.run.settings.grace, give_up)
+                    self._timers.after(self.run.settings.grace, abandon)
                 except NoThread:
-                    give_up()
+                    abandon()
 
     def _resume_main(self) -> None:
         with self._lock:
@@ -369,19 +369,19 @@ class Driver(CallersThread):
         if parked:
             self._post(self._main, None)
 
-    def _post(self, program: Program[Any], answer: Any, *, help: bool = False) -> None:  # noqa: A002
+    def _post(self, program: Program[Any], answer: Any, *, optional: bool = False) -> None:
         """Have a thread advance `program` with `answer`: the caller's thread if it is idle, or else a thread of the
         pool or the caller's, whichever is free first. The pool may be full of threads that wait for this run."""
         with self._lock:
-            self._letters.append((program, answer))
+            self._resumptions.append((program, answer))
             to_caller, self._caller_idle = self._caller_idle, False
-        if to_caller and self._bell is not None:
-            self._bell.put(None)
+        if to_caller and self._wakeup is not None:
+            self._wakeup.put(None)
         else:
             # A helper may wait for a thread, and jobs that continue a run precede jobs that begin one. A run that is
             # stopping, or has threads stuck in abandoned calls, must not wait for a thread that may never become free.
-            beyond = not help and (self._stuck > 0 or self.run.stopped)
-            if not self._put(first=not help, beyond=beyond) and not help:
+            beyond = not optional and (self._stuck > 0 or self.run.stopped)
+            if not self._put(first=not optional, beyond=beyond) and not optional:
                 self._limit_the_wait()
 
     def _put(self, *, first: bool, beyond: bool) -> bool:
@@ -395,10 +395,10 @@ class Driver(CallersThread):
     def _advance_there(self) -> None:
         """Advance the next program that waits for a thread, if there is one, on this thread of the pool."""
         with self._lock:
-            letter = self._letters.popleft() if self._letters else None
+            resumption = self._resumptions.popleft() if self._resumptions else None
             self._end_the_wait()
-        if letter is not None:
-            self._advance(*letter)
+        if resumption is not None:
+            self._advance(*resumption)
 
     def _end(self, result: Run | None, error: BaseException | None) -> None:
         self.result, self.error = result, error if result is None else result.error
@@ -408,5 +408,5 @@ class Driver(CallersThread):
         for alarm in self._alarms:
             alarm.cancel()
         self.on_over(self)
-        if self._bell is not None:
-            self._bell.put(None)
+        if self._wakeup is not None:
+            self._wakeup.put(None)

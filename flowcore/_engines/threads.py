@@ -95,7 +95,7 @@ class Engine(LocalEngine):
         )
         self._runs = ThreadRuns(self._settings, self.max_workers)
         self._pool = self._runs.pool
-        self._tell_started(self._pool)
+        self._emit_started(self._pool)
         self._runs.leases = self._keep_runs(self._runs.live, self._runs.local, recover_at_once)
         self._looking: RecoveryThread | None = None
         self._schedules: ThreadSchedules | None = None
@@ -114,10 +114,10 @@ class Engine(LocalEngine):
     def _begin_looking(self) -> None:
         """Start the thread that looks at the store regularly, if anything needs it. An existing thread looks now."""
         if self._looking is not None:
-            self._looking.ring()
+            self._looking.wake()
         elif (every := self._look_every()) is not None:
             self._looking = RecoveryThread(self._look, every)
-            self._recovery.wake = self._looking.ring
+            self._recovery.wake = self._looking.wake
 
     def _own_schedules(self) -> ThreadSchedules:
         from .schedules import ThreadSchedules
@@ -216,7 +216,7 @@ class Engine(LocalEngine):
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
         self._refuse_if_full(len(self._runs.queued))
-        self._tell_submitted(run, propagation)
+        self._emit_submitted(run, propagation)
         return self._runs.queue(run, check=check)
 
     def map(

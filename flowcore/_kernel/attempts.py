@@ -25,7 +25,7 @@ from ..status import Status
 from . import emit
 from .awaiting import awaited
 from .doubt import settle
-from .effects import AwaitAbandoned, Call, GivenUp, Outcome, Program, Sleep, WholeStep
+from .effects import Abandoned, AwaitAbandoned, Call, Outcome, Program, Sleep, WholeStep
 from .emit import EventScope, StepScope
 from .outcome import StepEnd
 from .set_aside import is_left, left, set_aside
@@ -144,9 +144,9 @@ class Attempts:
             if outcome[1] is None and isinstance(outcome[0], CoroutineType):
                 left = None if limit is None else max(0.0, limit.moment - settings.clock())
                 outcome = yield from awaited(run, node, ctx, outcome[0], context, left, undo=self.undo)
-            given_up = _given_up(outcome)
-            if given_up is not None and not given_up.began:
-                end = self._never_began(late=given_up.timed_out)
+            abandoned = _abandoned(outcome)
+            if abandoned is not None and not abandoned.began:
+                end = self._never_began(late=abandoned.timed_out)
                 if attempt is not None and scope is not None:
                     emit.attempt_cancelled(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
                 return end
@@ -165,23 +165,23 @@ class Attempts:
             if end.error is not None and end.status is not Status.CANCELLED:
                 self.errors = end.errors = (*self.errors, (type(end.error).__name__, error_message(end.error, 200)))
             self.last = end
-            abandoned = given_up.call if given_up is not None and not given_up.over else None
-            if abandoned is not None:
-                run.give_up(abandoned)
+            outstanding = abandoned.call if abandoned is not None and not abandoned.over else None
+            if outstanding is not None:
+                run.abandon(outstanding)
             pause = self._next_pause(end)
             if pause is None:
                 return end
-            if abandoned is not None:
-                late = yield from self._await_abandoned(abandoned)
+            if outstanding is not None:
+                late = yield from self._await_abandoned(outstanding)
                 if late is not None:
                     return late
-                if abandoned.landed is None or self._too_late(pause):
+                if outstanding.late_outcome is None or self._too_late(pause):
                     return end
             over = yield from self._wait(pause, end)
             if over is not None:
                 return over
-            if given_up is not None:
-                run.forget(given_up.call)
+            if abandoned is not None:
+                run.forget(abandoned.call)
 
     def _begin(self) -> bool:
         """Set the limits, and restore the state of attempts under earlier owners. Returns whether attempts have a time
@@ -240,14 +240,14 @@ class Attempts:
         """Wait for an abandoned attempt to end, because a second attempt beside it could do the work twice. If it ends
         with a result, that is the end of the step, which is returned."""
         run = self.run
-        if call.landed is None:
+        if call.late_outcome is None:
             yield AwaitAbandoned(call, max(0.0, min(run.settings.grace, self._seconds_left())))
         if self.scope is not None:
             self.scope.ended = run.settings.clock()
-        if call.landed is None or call.landed[1] is not None:
+        if call.late_outcome is None or call.late_outcome[1] is not None:
             return None
         run.forget(call)
-        return StepEnd(Status.SUCCESS, call.landed[0], None, self.number, self.errors[:-1])
+        return StepEnd(Status.SUCCESS, call.late_outcome[0], None, self.number, self.errors[:-1])
 
     def _wait(self, pause: Pause, end: StepEnd) -> Program[StepEnd | None]:
         """Wait for the next attempt, after one that ended as `end`. Returns the step's end if there is no next attempt,
@@ -293,9 +293,9 @@ class Attempts:
         return min(limits) - self.run.settings.clock() if limits else math.inf
 
 
-def _given_up(outcome: Outcome) -> GivenUp | None:
+def _abandoned(outcome: Outcome) -> Abandoned | None:
     error = outcome[1]
-    return error if isinstance(error, GivenUp) else None
+    return error if isinstance(error, Abandoned) else None
 
 
 def judge(
@@ -305,10 +305,10 @@ def judge(
     # No local variable holds the error: its traceback refers to this frame, and the two would form a cycle.
     if outcome[1] is None:
         return StepEnd(Status.SUCCESS, outcome[0], None, number)
-    if isinstance(outcome[1], GivenUp):
-        return _judge_given_up(run, node, outcome[1], number, limit, undo=undo)
+    if isinstance(outcome[1], Abandoned):
+        return _judge_abandoned(run, node, outcome[1], number, limit, undo=undo)
     if isinstance(outcome[1], asyncio.exceptions.CancelledError):
-        # The step was not cancelled: the driver returns GivenUp for a call that it cancels. The error is wrapped,
+        # The step was not cancelled: the driver returns Abandoned for a call that it cancels. The error is wrapped,
         # because a TaskGroup would swallow a bare CancelledError.
         cancelled = StepCancelled(f"{_what(node, undo=undo)} raised CancelledError, but the run was not cancelled.")
         cancelled.__cause__ = outcome[1]
@@ -318,11 +318,11 @@ def judge(
     return StepEnd(Status.FAILURE if failed else Status.CANCELLED, None, cast("BaseException", outcome[1]), number)
 
 
-def _judge_given_up(
-    run: RunState, node: Node, given_up: GivenUp, number: int, limit: Limit | None, *, undo: bool
+def _judge_abandoned(
+    run: RunState, node: Node, abandoned: Abandoned, number: int, limit: Limit | None, *, undo: bool
 ) -> StepEnd:
     what = _what(node, undo=undo)
-    if not given_up.timed_out:
+    if not abandoned.timed_out:
         return StepEnd(Status.CANCELLED, None, StepCancelled(f"{what} was cancelled while it ran."), number)
     late: StepTimeout | RunTimeout
     if limit is None:  # only a simulation abandons a call without a limit
@@ -333,7 +333,7 @@ def _judge_given_up(
         own = node.compensation.timeout if undo and node.compensation is not None else node.timeout
         allowed = node.step_timeout if limit.name == "step_timeout" else own
         late = StepTimeout(f"{what} did not finish within its {limit.name} of {allowed or 0.0:g} s.")
-    late.__cause__ = given_up.error
+    late.__cause__ = abandoned.error
     return StepEnd(Status.TIMEOUT, None, late, number)
 
 

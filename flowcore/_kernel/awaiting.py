@@ -8,7 +8,7 @@ from typing import Any
 from ..context import Context
 from ..errors import AsyncStepInSyncEngine, safe_repr
 from ..plan import Node
-from .effects import Call, GivenUp, Outcome, Program
+from .effects import Abandoned, Call, Outcome, Program
 from .run_state import RunState
 
 __all__ = ["awaited"]
@@ -37,7 +37,7 @@ def awaited(
         return coroutine
 
     outcome: Outcome = yield Call(node, same, ctx, context, timeout, True, undo, asks)
-    if isinstance(outcome[1], GivenUp) and outcome[1].over:
+    if isinstance(outcome[1], Abandoned) and outcome[1].over:
         coroutine.close()  # it may never have begun
         outcome[1].began = True  # the function that returned the coroutine has run
     return outcome

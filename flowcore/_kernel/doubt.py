@@ -13,7 +13,7 @@ from ..status import Status
 from ..step import Landed, NotLanded
 from . import stopping
 from .awaiting import awaited
-from .effects import Call, GivenUp, Program
+from .effects import Abandoned, Call, Program
 from .outcome import StepEnd
 from .run_state import RunState
 
@@ -63,7 +63,7 @@ def ask_verify(run: RunState, node: Node) -> Program[tuple[Answer, BaseException
     if error is None and isinstance(answer, CoroutineType):
         answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), limit, undo=False, asks=True)
     what = f"verify= of step {safe_repr(node.name)}"
-    if isinstance(error, GivenUp):
+    if isinstance(error, Abandoned):
         if not error.timed_out:  # the run was cancelled in the meantime
             return None, None
         return None, StepTimeout(f"{what} did not return within {limit:g} s")

@@ -6,7 +6,7 @@ the rest.
 
 | effect | the driver | reply |
 |---|---|---|
-| Call | runs user code in the call's context | (value, None), (None, error) or (None, GivenUp) |
+| Call | runs user code in the call's context | (value, None), (None, error) or (None, Abandoned) |
 | a Context | runs its step's function in a copy of the run's context: the cheapest form of a Call | as for Call |
 | Suspended | awaits the rest of a call that was begun without a driver | as for Call |
 | AwaitAbandoned | waits for an abandoned call, at most `seconds` | its (value, error), or None |
@@ -41,6 +41,7 @@ __all__ = [
     "RESUME",
     "SHIELD",
     "WAIT",
+    "Abandoned",
     "Alarm",
     "Ask",
     "AwaitAbandoned",
@@ -48,7 +49,6 @@ __all__ = [
     "Delegate",
     "Direct",
     "Effect",
-    "GivenUp",
     "Interrupts",
     "Outcome",
     "Program",
@@ -81,12 +81,12 @@ RESUME: Final = Signal("RESUME")
 SHIELD: Final = Signal("SHIELD")
 DIRECT: Final = Signal("DIRECT")
 
-Outcome = tuple[Any, "BaseException | GivenUp | None"]
-"""(value, None) if the call succeeded, else (None, the error or GivenUp)"""
+Outcome = tuple[Any, "BaseException | Abandoned | None"]
+"""(value, None) if the call succeeded, else (None, the error or Abandoned)"""
 
 
 @dataclass(slots=True, eq=False)
-class GivenUp:
+class Abandoned:
     """An abandoned call: it timed out (`timed_out`), or it was cancelled because the run stops.
 
     `over`: the call has ended without a result, or never began (then `began` is false), and cannot complete late.
@@ -110,15 +110,15 @@ class Call:
     """
 
     __slots__ = (
+        "abandoned_at",
         "after_undo",
         "asks",
+        "completed_late_at",
         "context",
         "ctx",
         "fn",
-        "given_up",
         "is_async",
-        "landed",
-        "landed_at",
+        "late_outcome",
         "node",
         "shielded",
         "timeout",
@@ -143,9 +143,9 @@ class Call:
         self.is_async = is_async
         self.shielded = shielded
         self.asks = asks
-        self.given_up = 0.0  # when it was abandoned (monotonic)
-        self.landed: Outcome | None = None  # the outcome of an abandoned call that completed late; see RunState.landed
-        self.landed_at = 0.0
+        self.abandoned_at = 0.0  # when it was abandoned (monotonic)
+        self.late_outcome: Outcome | None = None  # of an abandoned call; see RunState.complete_late
+        self.completed_late_at = 0.0
         self.after_undo = False  # whether the undo of its node had begun when it completed late
 
     def abandon(self) -> None:

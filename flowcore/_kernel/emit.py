@@ -417,6 +417,6 @@ def undo_finished(run: RunState, node: Node, scope: StepScope, order: int, trigg
 def completed_late(run: RunState, call: Call, outcome: Status, error: BaseException | None) -> None:
     if StepCompletedLate in run.wanted:
         at = run.settings.clock()
-        name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.landed_at - call.given_up)
+        name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.completed_late_at - call.abandoned_at)
         event = StepCompletedLate(*_of(run, at), name, attempt, call.shielded, outcome, error, late)
         run.hooks.emit(event, run.context.copy())

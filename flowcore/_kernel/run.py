@@ -22,7 +22,7 @@ from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 from .wait_steps import arm, withdraw
 
-__all__ = ["abort_inline", "execute", "helper", "run_without_driver"]
+__all__ = ["abort_inline", "execute", "run_without_driver", "work_beside_main"]
 
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
 """outcomes that are recorded even for a run without a key, because an operator or a later call has to act on them"""
@@ -204,7 +204,7 @@ def _failed(run: RunState) -> Run:
     return finished
 
 
-def helper(run: RunState, node: Node | None = None) -> Program[None]:
+def work_beside_main(run: RunState, node: Node | None = None) -> Program[None]:
     """Run a worker beside the main program: it runs or undoes ready steps until none is ready. It begins with `node` if
     that is given."""
     node = run.take() if node is None else node

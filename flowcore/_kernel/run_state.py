@@ -78,7 +78,7 @@ class RunState:
     # the ready queue
     running = 0
     """(lock) how many nodes were taken from the queue and have not ended"""
-    waking = False
+    worker_requested = False
     """(lock) whether a worker has been requested and has not started yet"""
     main_waits = False
     """(lock) whether the main program waits for the other workers"""
@@ -257,7 +257,7 @@ class RunState:
     def take(self) -> Node | None:
         """Take the next node to run from the ready queue. Returns None if no node is ready, or if enough steps run."""
         with self.lock:
-            self.waking = False
+            self.worker_requested = False
             if self.waits is not None and self.finished is None:  # a run that is being left to its store begins nothing
                 self._ready_waits(self.waits)
             if not self.ready or self.running >= self.limit:
@@ -278,35 +278,35 @@ class RunState:
         """Whether another worker would have something to do and none has been requested. If so, one counts as requested
         from now on."""
         with self.lock:
-            if self.waking or not self.ready or self.running >= self.limit:
+            if self.worker_requested or not self.ready or self.running >= self.limit:
                 return False
-            self.waking = True
+            self.worker_requested = True
             return True
 
-    def done(self, node: Node, value: object, freed: list[Node] | None = None) -> Node | None:
+    def done(self, node: Node, value: object, unblocked: list[Node] | None = None) -> Node | None:
         """Store the result of `node` and unblock its dependents, which are added to `freed` if they are ready. Returns
         the node to run next, or None, which frees the worker's place."""
         with self.lock:
             self.results[node.name] = value
             if node.compensation is not None:
                 self.to_undo.append(node)
-            return self._after(node, freed)
+            return self._after(node, unblocked)
 
-    def skipped(self, node: Node, freed: list[Node] | None = None) -> Node | None:
+    def skipped(self, node: Node, unblocked: list[Node] | None = None) -> Node | None:
         """Unblock the dependents of `node`, which was skipped, as `done` does."""
         with self.lock:
-            return self._after(node, freed)
+            return self._after(node, unblocked)
 
-    def _after(self, node: Node, freed: list[Node] | None) -> Node | None:
+    def _after(self, node: Node, unblocked: list[Node] | None) -> Node | None:
         if not self.stopped:
             counts, ready = self.counts, self.ready
             for index in node.successors:
                 counts[index] -= 1
                 if not counts[index]:
                     ready.append(index)
-                    if freed is not None:
+                    if unblocked is not None:
                         self.ready_at[index] = self.settings.clock()
-                        freed.append(self.plan.nodes[index])
+                        unblocked.append(self.plan.nodes[index])
             if ready:  # this worker keeps its place among the steps that run at a time
                 return self.plan.nodes[ready.popleft()]
         self.running -= 1
@@ -349,14 +349,14 @@ class RunState:
 
     # -- abandoned calls -----------------------------------------------------------------------------------------------
 
-    def landed(self, call: Call, outcome: Outcome) -> bool:
+    def complete_late(self, call: Call, outcome: Outcome) -> bool:
         """Note the outcome of an abandoned call that completed late. Returns whether its run is over: then the program
         `late` must process it."""
         if isinstance(outcome[0], CoroutineType):
             outcome[0].close()  # a coroutine that is not awaited never begins
             outcome = (None, StepCancelled())
         with self.lock:
-            call.landed, call.landed_at = outcome, self.settings.clock()
+            call.late_outcome, call.completed_late_at = outcome, self.settings.clock()
             call.after_undo = self.stopped and call.node.name in self.undo_begun
             return self.finished is not None
 
@@ -364,15 +364,15 @@ class RunState:
         """End the run with `status`. Returns False, and ends nothing, if an abandoned call has completed late and has
         not been processed."""
         with self.lock:
-            if any(call.landed is not None for call in self.abandoned):
+            if any(call.late_outcome is not None for call in self.abandoned):
                 return False
             self.finished = status
             return True
 
-    def give_up(self, call: Call) -> None:
+    def abandon(self, call: Call) -> None:
         """Note that a call was abandoned. It may have completed already."""
         with self.lock:
-            call.given_up = self.settings.clock()
+            call.abandoned_at = self.settings.clock()
             self.abandoned += (call,)
 
     def forget(self, call: Call) -> None:
@@ -404,7 +404,7 @@ class RunState:
         with self.lock:
             self.undoing = UndoOrder(self.plan, self.to_undo)
             self.to_undo.clear()
-            self.waking = False
+            self.worker_requested = False
             # A new queue, because hooks still read the length of the old one as the number of steps ready to run.
             self.ready = deque(self.undoing.first())
 

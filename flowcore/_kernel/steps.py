@@ -31,20 +31,21 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
     hands_over = main and not run.settings.caller_shares
     timeless, done = run.deadline is None and not run.settings.whole_steps, run.done
     ledger = run.ledger
-    unheard = timeless and ledger is not None and not run.wanted  # no hook wants events, so only the store gets them
+    # No hook wants events, so only the store gets them.
+    only_store_listens = timeless and ledger is not None and not run.wanted
     first = None if progress is None else progress.first
     events = PlainSteps(run) if run.observed else None
     while node is not None:
         if hands_over and first is None and _needs_a_worker(run, node):
             yield Delegate(node)  # before a worker is requested for the next steps: ties start in definition order
             return
-        if run.ready and not run.waking and run.wants_help():
+        if run.ready and not run.worker_requested and run.wants_help():
             yield REQUEST_WORKER
         if first is not None:
             if first.suspended is not None:
                 first.outcome = yield first.suspended
         elif timeless and node.plain and not run.tried and (ledger is None or ledger.may_begin(run, node)):
-            if ledger is not None and unheard:
+            if ledger is not None and only_store_listens:
                 made: FirstAttempt | Node | None = yield from ledger.run_plain(run, node)
                 if not isinstance(made, FirstAttempt):
                     node = made
@@ -192,18 +193,18 @@ def _needs_a_worker(run: RunState, node: Node) -> bool:
 
 def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
     """Process the end of a step that succeeded or was skipped: unblock its dependents. Returns the next node."""
-    freed: list[Node] | None = [] if run.observed else None
+    unblocked: list[Node] | None = [] if run.observed else None
     if end.status is Status.SKIPPED:
         run.report(node).status = Status.SKIPPED
         emit.step_skipped(run, node)
-        after = run.skipped(node, freed)
+        after = run.skipped(node, unblocked)
     else:
         if run.observed or end.attempts > 1 or end.scope is not None or node.wait is not None:
             end.report_to(run.report(node))
         if node.step.pivot and not run.undo_ordered:
             run.past_pivot = True
-        after = run.done(node, end.value, freed)
-    emit.steps_ready(run, freed)
+        after = run.done(node, end.value, unblocked)
+    emit.steps_ready(run, unblocked)
     return after
 
 

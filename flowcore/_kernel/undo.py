@@ -16,7 +16,7 @@ from .inline import FirstAttempt
 from .outcome import StepEnd
 from .run_state import RunState
 
-__all__ = ["collect_landed", "late", "run_whole_undo", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
+__all__ = ["collect_late", "late", "run_whole_undo", "undo_all", "undo_rest", "wait_for_abandoned", "work_undo"]
 
 
 _UNDONE: Final = StepEnd(Status.SUCCESS, None, None, 1)
@@ -46,10 +46,10 @@ def undo_all(run: RunState) -> Program[None]:
 def undo_rest(run: RunState) -> Program[None]:
     """Undo the remaining steps, one by one. A step that completed late, after its own undo had begun, is undone
     again."""
-    collect_landed(run)
+    collect_late(run)
     while run.undoes and run.to_undo:
         yield from undo_one(run, run.to_undo.pop())
-        collect_landed(run)
+        collect_late(run)
 
 
 def work_undo(run: RunState, node: Node | None) -> Program[None]:
@@ -66,17 +66,17 @@ def wait_for_abandoned(run: RunState) -> Program[None]:
     """Wait for abandoned calls, for the engine's grace in all at most, and process those that have completed."""
     until = run.settings.clock() + run.settings.grace if run.abandoned else 0.0
     for call in run.abandoned:
-        if call.landed is None:
+        if call.late_outcome is None:
             yield AwaitAbandoned(call, max(0.0, until - run.settings.clock()))
-    collect_landed(run)
+    collect_late(run)
 
 
-def collect_landed(run: RunState, node: Node | None = None) -> None:
+def collect_late(run: RunState, node: Node | None = None) -> None:
     """Process the abandoned calls that have completed late, or only those of `node`."""
     for call in run.abandoned:
-        if call.landed is not None and (node is None or call.node is node):
+        if call.late_outcome is not None and (node is None or call.node is node):
             run.forget(call)
-            if _record(run, call, call.landed) and call.after_undo:
+            if _record(run, call, call.late_outcome) and call.after_undo:
                 _reopen(run, call.node)
                 run.to_undo.append(call.node)
 
@@ -139,7 +139,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
     _note_undo(run, node, end, began, ended)
     if run.ledger is not None:
         if run.finished is None:
-            collect_landed(run, node)
+            collect_late(run, node)
         yield from run.ledger.undone(run, node)
 
 
@@ -197,7 +197,7 @@ def late(run: RunState, call: Call) -> Program[None]:
     """Process an abandoned call that completed late, after the end of its run: if the run was undone, so is the
     step."""
     run.forget(call)
-    if call.landed is not None and _record(run, call, call.landed):
+    if call.late_outcome is not None and _record(run, call, call.late_outcome):
         if call.node.name in run.undo_begun:  # that undo came before the effect
             _reopen(run, call.node)
         yield from undo_one(run, call.node)

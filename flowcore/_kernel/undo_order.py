@@ -25,7 +25,7 @@ class UndoOrder:
 
     def after(self, index: int) -> list[int]:
         """Return the indices of the nodes that may be undone now that the node at `index` is undone."""
-        return self._ready(self._freed_by(index))
+        return self._ready(self._unblocked_by(index))
 
     def _ready(self, indices: list[int]) -> list[int]:
         # A step that is not undone blocks none: continue with its dependencies. They are added to the list that is being
@@ -35,13 +35,13 @@ class UndoOrder:
             if index in self._due:
                 ready.append(index)
             else:
-                indices.extend(self._freed_by(index))
+                indices.extend(self._unblocked_by(index))
         return ready
 
-    def _freed_by(self, index: int) -> list[int]:
-        freed: list[int] = []
+    def _unblocked_by(self, index: int) -> list[int]:
+        unblocked: list[int] = []
         for before in self._nodes[index].predecessors:
             self._left[before] -= 1
             if not self._left[before]:
-                freed.append(before)
-        return freed
+                unblocked.append(before)
+        return unblocked

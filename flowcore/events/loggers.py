@@ -217,7 +217,7 @@ def line(event: Any) -> str | None:
 
 _ENDED: Final = {Status.FAILURE: "failed", Status.TIMEOUT: "timed out", Status.CANCELLED: "was cancelled"}
 
-TOLD: frozenset[type[Event]] = frozenset(
+REPORTED: frozenset[type[Event]] = frozenset(
     {
         RunStarted,
         IdempotencyHit,
@@ -255,7 +255,7 @@ class PrintLogger(Logger):
     A method that a subclass overrides is called after the line is printed.
     """
 
-    wants = TOLD
+    wants = REPORTED
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
@@ -279,7 +279,7 @@ class LoggingHook(Logger):
     A method that a subclass overrides is called after the line is written.
     """
 
-    wants = TOLD
+    wants = REPORTED
 
     def __init__(self, logger: logging.Logger | None = None, *, json: bool = False) -> None:
         self._logger = logger or logging.getLogger("flowcore.run")

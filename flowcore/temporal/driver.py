@@ -41,7 +41,7 @@ from .._kernel.effects import (
 from .._kernel.emit import StepScope
 from .._kernel.outcome import StepEnd
 from .._kernel.request import Request as RunRequest
-from .._kernel.run import execute, helper
+from .._kernel.run import execute, work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from .._kernel.wait_steps import receive
@@ -248,9 +248,9 @@ class WorkflowDriver:
             elif effect is RESUME:
                 self._resume_main()
             elif effect is REQUEST_WORKER:
-                self._spawn(self._later(helper(self.run)))
+                self._spawn(self._later(work_beside_main(self.run)))
             elif type(effect) is Delegate:
-                self._spawn(self._later(helper(self.run, effect.node)))
+                self._spawn(self._later(work_beside_main(self.run, effect.node)))
             elif type(effect) is Stop:
                 self._stop(effect)
             elif (
@@ -280,13 +280,13 @@ class WorkflowDriver:
         """Look at the run's waits in so many seconds, when the time of one of them is over."""
         await workflow.sleep(seconds)
         if not self._over.is_set():
-            self._advance(helper(self.run), None)
+            self._advance(work_beside_main(self.run), None)
 
     def receive(self, name: str, sent: Sent) -> bool:
         """Take a value that was sent to the wait `name` of the run. Returns whether it counts. Raises SendRefused."""
         first = receive(self.run, name, sent)
         if first is sent:
-            self._advance(helper(self.run), None)
+            self._advance(work_beside_main(self.run), None)
         return first is sent or (sent.id is not None and first.id == sent.id)
 
     def _stop(self, stop: Stop) -> None:

@@ -31,7 +31,7 @@ from .._kernel.effects import (
 )
 from .._kernel.inline import can_run_inline
 from .._kernel.request import Request
-from .._kernel.run import execute, helper, run_without_driver
+from .._kernel.run import execute, run_without_driver, work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings, namespace_of
 from .._kernel.wait_steps import keep, receive
@@ -244,11 +244,11 @@ class Process(SimulatedCode):
                     self._after(effect.seconds, partial(self._wake, effect))
                     return None
             elif type(effect) is AwaitAbandoned:
-                if effect.call.landed is None:
-                    self._landings[effect.call] = program
-                    self._after(effect.seconds, partial(self._landing_over, effect.call, None))
+                if effect.call.late_outcome is None:
+                    self._awaited_late[effect.call] = program
+                    self._after(effect.seconds, partial(self._late_call_ended, effect.call, None))
                     return None
-                answer = effect.call.landed
+                answer = effect.call.late_outcome
             elif effect is WAIT:
                 self._main_parked = True
                 return None
@@ -259,9 +259,9 @@ class Process(SimulatedCode):
             elif type(effect) is Alarm:
                 self._after(effect.seconds, self.look)
             elif effect is REQUEST_WORKER:
-                self._after(self.world.random.random() * 0.1, partial(self._advance, helper(self.x), None))
+                self._after(self.world.random.random() * 0.1, partial(self._advance, work_beside_main(self.x), None))
             elif type(effect) is Delegate:
-                self._soon(helper(self.x, effect.node), None)
+                self._soon(work_beside_main(self.x, effect.node), None)
             elif type(effect) is Stop:
                 self._stop(effect)
 
@@ -362,7 +362,7 @@ class Process(SimulatedCode):
 
     def _help(self) -> None:
         if self.act.ended is None and self._begun:  # The inline path checks its waits by itself.
-            self._advance(helper(self.x), None)
+            self._advance(work_beside_main(self.x), None)
 
     def cancel_after(self, seconds: float) -> None:
         """Cancel the run so many seconds from now."""
@@ -387,4 +387,4 @@ class Process(SimulatedCode):
                 # A coroutine stops when it is cancelled. A thread is given up after the grace, but may end before.
                 heeds = self._random() < 0.5
                 wait = 0.0 if heeds else self._settings.grace
-                self._after(wait, partial(self._give_up, call, timed_out=False))
+                self._after(wait, partial(self._abandon, call, timed_out=False))

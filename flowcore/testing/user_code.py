@@ -13,8 +13,8 @@ from typing import Any
 from .._durable.handed_out import complaint
 from .._in_executor import InExecutor
 from .._kernel.effects import (
+    Abandoned,
     Call,
-    GivenUp,
     Outcome,
     Program,
 )
@@ -53,7 +53,7 @@ class SimulatedCode(ABC):
         self._traces: dict[Call, SimulatedCall] = {}
         self._running: dict[Call, Program[Any]] = {}
         self._waiting: dict[Call, Program[Any]] = {}  # calls that wait for a thread
-        self._landings: dict[Call, Program[Any]] = {}
+        self._awaited_late: dict[Call, Program[Any]] = {}
         self._coroutines: list[Any] = []  # returned by plain functions; some of them are never awaited
 
     @abstractmethod
@@ -112,7 +112,7 @@ class SimulatedCode(ABC):
     def _call(self, program: Program[Any], call: Call) -> None:
         """Begin a call. The seed draws when its effect happens and when it ends, unless its fault decides that."""
         if self.x.interrupted and not call.shielded:
-            self._advance(program, (None, GivenUp(call, timed_out=False, over=True, began=False)))
+            self._advance(program, (None, Abandoned(call, timed_out=False, over=True, began=False)))
             return
         fault = self._fault(call)
         if fault is Fault.NO_THREAD and self.x.deadline is not None:
@@ -135,7 +135,7 @@ class SimulatedCode(ABC):
             takes = limit + self._random() * self._settings.grace * 0.9 if fault is Fault.TIMEOUT else _FOREVER
             self._after(limit, partial(self._strike_out, call, fault))
         elif call.timeout is not None:
-            self._after(call.timeout, partial(self._give_up, call, timed_out=True))
+            self._after(call.timeout, partial(self._abandon, call, timed_out=True))
         if fault is Fault.CANCEL:
             self._after(takes * self._random(), partial(self._strike_run, call, fault))
         if halt is not None:
@@ -196,7 +196,7 @@ class SimulatedCode(ABC):
     def _strike_out(self, call: Call, fault: Fault) -> None:
         if call in self._running:
             self._fired.append((call.node.name, fault))
-            self._give_up(call, timed_out=True)
+            self._abandon(call, timed_out=True)
 
     def _strike_run(self, call: Call, fault: Fault) -> None:
         if call in self._running:
@@ -209,20 +209,20 @@ class SimulatedCode(ABC):
         trace.ended, trace.failed = self.world.now, outcome[1] is not None
         if program is not None:
             self._advance(program, outcome)
-        elif self.x.landed(call, outcome) and call not in self._landings:
+        elif self.x.complete_late(call, outcome) and call not in self._awaited_late:
             self._advance(late(self.x, call), None)
         else:
-            self._landing_over(call, outcome)
+            self._late_call_ended(call, outcome)
 
-    def _give_up(self, call: Call, *, timed_out: bool) -> None:
+    def _abandon(self, call: Call, *, timed_out: bool) -> None:
         program = self._running.pop(call, None)
         if program is not None:
             self._traces[call].given_up = self.world.now
             call.abandon()
-            self._advance(program, (None, GivenUp(call, timed_out=timed_out)))
+            self._advance(program, (None, Abandoned(call, timed_out=timed_out)))
 
-    def _landing_over(self, call: Call, outcome: Outcome | None) -> None:
-        program = self._landings.pop(call, None)
+    def _late_call_ended(self, call: Call, outcome: Outcome | None) -> None:
+        program = self._awaited_late.pop(call, None)
         if program is not None:
             self._advance(program, outcome)
 
@@ -230,7 +230,8 @@ class SimulatedCode(ABC):
         program = self._waiting.pop(call, None)
         if program is not None:
             self._after(
-                0.0, partial(self._advance, program, (None, GivenUp(call, timed_out=timed_out, over=True, began=False)))
+                0.0,
+                partial(self._advance, program, (None, Abandoned(call, timed_out=timed_out, over=True, began=False))),
             )
 
 

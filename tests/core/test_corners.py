@@ -39,7 +39,7 @@ from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, r
 def landed(engine: Any) -> bool:
     """Whether a call that was given up has come back, in some run of the engine."""
     runs = [getattr(run, "x", run) for run in list(engine._live)]
-    return any(call.landed is not None for x in runs for call in x.abandoned)
+    return any(call.late_outcome is not None for x in runs for call in x.abandoned)
 
 
 @pytest.mark.parametrize("undoable", [False, True])

@@ -30,7 +30,7 @@ from flowcore._kernel.effects import (
 )
 from flowcore._kernel.outcome import StepEnd
 from flowcore._kernel.request import Request
-from flowcore._kernel.run import execute, helper
+from flowcore._kernel.run import execute, work_beside_main
 from flowcore._kernel.run_state import RunState
 from flowcore._kernel.settings import Settings
 from flowcore._kernel.steps import run_whole_step
@@ -101,9 +101,9 @@ class Elsewhere:
                 self._main_waits = False
                 self._due.append((self._main, None))
             elif effect is REQUEST_WORKER:
-                self._due.append((helper(self.run), None))
+                self._due.append((work_beside_main(self.run), None))
             elif isinstance(effect, Delegate):
-                self._due.append((helper(self.run, effect.node), None))
+                self._due.append((work_beside_main(self.run, effect.node), None))
             else:
                 assert effect is SHIELD or isinstance(effect, Stop)
 

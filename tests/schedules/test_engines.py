@@ -292,7 +292,7 @@ def test_a_forgotten_engine_ends_its_thread() -> None:
     reference = weakref.ref(engine)
     schedules = engine._schedules
     assert schedules is not None
-    ring = schedules._thread._bell
+    ring = schedules._thread._wakeup
     del engine, schedules
     gc.collect()
     assert reference() is None

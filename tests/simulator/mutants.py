@@ -41,7 +41,7 @@ MUTANTS = (
     m("undo in forward order", "undo", "run.to_undo.pop()", "run.to_undo.pop(0)"),
     m("drop the last undo", "undo", "while run.undoes and run.to_undo:", "while run.undoes and len(run.to_undo) > 1:"),
     m("undo nothing at all", "undo", "if not run.to_undo:", "if run.to_undo:"),
-    m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(run)", "collect_landed(run)"),
+    m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(run)", "collect_late(run)"),
     m("parallel undo in definition order", "undo_order", "if not node.successors])", "])"),
     m(
         "parallel undo does not wait for dependants",
@@ -213,7 +213,7 @@ MUTANTS = (
         "                return self.plan.nodes[ready.pop()]",
     ),
     m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
-    m("nobody helps", "steps", "if run.ready and not run.waking and run.wants_help():", "if False:"),
+    m("nobody helps", "steps", "if run.ready and not run.worker_requested and run.wants_help():", "if False:"),
     m("skipped steps are run", "steps", "return None if answer else StepEnd(Status.SKIPPED)", "return None"),
     m(
         "when= is turned around",
@@ -224,7 +224,7 @@ MUTANTS = (
     m(
         "dependants of a skipped step never run",
         "run_state",
-        "            return self._after(node, freed)\n\n    def _after",
+        "            return self._after(node, unblocked)\n\n    def _after",
         "            self.running -= 1\n\n    def _after",
     ),
     m("on_failure=cancel is ignored", "steps", 'cancel = run.workflow.on_failure == "cancel"', "cancel = False"),
@@ -282,7 +282,7 @@ MUTANTS = (
     m(
         "two attempts at once",
         "attempts",
-        "            if abandoned is not None:\n                late",
+        "            if outstanding is not None:\n                late",
         "            if False:\n                late",
     ),
     m(

@@ -64,7 +64,7 @@ class GroupCommit(Generic[C]):
         turn."""
         try:
             while not mine.done:
-                if mine.bell.acquire(timeout=_LOOK) or not self._lock.locked():
+                if mine.wakeup.acquire(timeout=_LOOK) or not self._lock.locked():
                     self._lead(mine, transaction)
         except BaseException:
             mine.done = True  # its caller has given it up: no thread may write it later
@@ -113,13 +113,13 @@ class GroupCommit(Generic[C]):
 class _Write(Generic[C]):
     """The work that a thread wants written and, once it is done, its result or error."""
 
-    __slots__ = ("_context", "_work", "answer", "bell", "done", "error")
+    __slots__ = ("_context", "_work", "answer", "done", "error", "wakeup")
 
     def __init__(self, work: Callable[[C], Any]) -> None:
         self._work = work
         self._context = contextvars.copy_context()
-        self.bell = threading.Lock()  # its thread waits for this lock
-        self.bell.acquire()
+        self.wakeup = threading.Lock()  # its thread waits for this lock
+        self.wakeup.acquire()
         self.answer: Any = None
         self.error: Exception | None = None
         self.done = False
@@ -130,7 +130,7 @@ class _Write(Generic[C]):
 
     def wake(self) -> None:
         with suppress(RuntimeError):  # another thread has woken it already
-            self.bell.release()
+            self.wakeup.release()
 
 
 def _commit(batch: list[_Write[C]], transaction: Transaction[C]) -> None:
