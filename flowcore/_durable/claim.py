@@ -222,7 +222,7 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     if claimed.record is not None:
         run.run_id = claimed.record.run_id
         # The deadline of the call that began the run holds, unless this call sets one of its own.
-        if claimed.record.deadline is not None and allowed in {None, run.workflow.deadline}:
+        if claimed.record.deadline is not None and not run.request.own_deadline:
             allowed = claimed.record.deadline
     if allowed is not None:
         run.deadline = run.settings.clock() + allowed - claimed.age

@@ -79,6 +79,7 @@ def checked_request(
         submitted,
         until_waiting,
         recovering,
+        deadline is not None,
     )
 
 

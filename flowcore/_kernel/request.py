@@ -17,7 +17,8 @@ class Request:
     `values`: the initial values; the run changes this dict. `context`: the caller's contextvars context; each call of
     user code gets a copy. `key`: the idempotency key. `input`: the input of Workflow(input=), as the caller gave it.
     `wait`: seconds to wait for another run that has the key. `deadline`: seconds from the first claim until the run
-    must be over. None means no wait, or no deadline. `once`: the outcome of an earlier run is returned even if that run
+    must be over. None means no wait, or no deadline. `own_deadline`: the caller gave the deadline, which then holds even
+    if the run was recorded with another one. `once`: the outcome of an earlier run is returned even if that run
     failed. `submitted`: the run was submitted, and its caller did not wait for it to start. `until_waiting`: the caller
     gets the run as soon as it only waits. `recovering`: the id of a recorded run to resume, whose values are in the
     store; recovery resumes it, or its caller if `wait` is given.
@@ -29,6 +30,7 @@ class Request:
         "input",
         "key",
         "once",
+        "own_deadline",
         "plan",
         "recovering",
         "submitted",
@@ -52,6 +54,7 @@ class Request:
         submitted: bool = False,
         until_waiting: bool = False,
         recovering: str | None = None,
+        own_deadline: bool = False,
     ) -> None:
         self.workflow: Final = workflow
         self.plan: Final = plan
@@ -65,6 +68,7 @@ class Request:
         self.submitted: Final = submitted
         self.until_waiting: Final = until_waiting
         self.recovering: Final = recovering
+        self.own_deadline: Final = own_deadline
 
     @property
     def unattended(self) -> bool:

@@ -124,6 +124,7 @@ class Process(SimulatedCode):
             *(workflow, workflow.freeze(), own, contextvars.copy_context(), key),
             wait=self.act.caller.wait,
             deadline=workflow.deadline if deadline is None else deadline,
+            own_deadline=deadline is not None,
         )
         x = self.x = RunState(self._settings, request)
         if not self._settings.durable and x.waits is not None:
@@ -166,6 +167,7 @@ class Process(SimulatedCode):
                 *(wanted.workflow, wanted.plan, wanted.values, wanted.context, records[0].key),
                 wait=wanted.wait,
                 deadline=wanted.deadline,
+                own_deadline=wanted.own_deadline,
                 recovering=records[0].run_id,
             )
             self._advance(self._main, None)

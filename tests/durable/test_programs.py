@@ -18,6 +18,7 @@ from flowcore import (
     IdempotencyHeld,
     Landed,
     LeaseLost,
+    MemoryStore,
     NotLanded,
     NotSerializable,
     Retry,
@@ -509,6 +510,28 @@ def test_a_deadline_counts_from_the_first_claim_also_after_a_takeover(done: list
     assert (run.status, run.failed_step) == (Status.COMPENSATED, "b")
     assert isinstance(run.error, RunTimeout)
     assert done == ["-a"]
+
+
+@pytest.mark.parametrize(("deadline", "status"), [(None, Status.SUCCESS), (2.0, Status.INCOMPLETE)])
+def test_the_recorded_deadline_gives_way_to_the_calls_own_even_where_that_is_the_workflows(
+    deadline: float | None, status: Status
+) -> None:
+    now, tries = [0.0], list[int]()
+    wf = Workflow("etl", undo="never", deadline=2.0)
+
+    @wf.step
+    def load(ctx: Context) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("no table")
+
+    store = MemoryStore(strict=True, clock=lambda: now[0])
+    with Engine(store=store) as engine:
+        first = engine.run(wf, idempotency_key="k", deadline=3600, check=False)
+        assert first.status is Status.INCOMPLETE
+        now[0] = 3.0
+        run = engine.run(wf, idempotency_key="k", deadline=deadline, check=False)
+        assert (run.status, isinstance(run.error, RunTimeout)) == (status, deadline is not None)
 
 
 def test_a_run_that_was_held_meanwhile_is_refused_to_who_waited_for_it() -> None:
