@@ -104,21 +104,25 @@ class Log:
     def _write(
         self, key: str, values: Mapping[str, Any], status: Status, reason: str | None
     ) -> Generator[Ask, Any, bool]:
-        """Write a record that has ended. Returns False if the key had a record already."""
+        """Write a record that has ended. Returns False if another engine has written, or is writing, a record with this
+        key."""
         claim = Claim(key, self._new_id(), LOG, "", LOG, {}, values, self._lease, once=True)
         try:
             answer = yield partial(self._store.claim, claim)
+            if not isinstance(answer, Claimed):
+                return False
+            found = answer.record  # claimed by an engine that died before it ended the record
+            run_id = claim.run_id if found is None else found.run_id
+            record = RunRecord(key, run_id, LOG, "", LOG, status, generation=answer.generation, fence=answer.fence)
+            record.reason = reason
+            record.error = (
+                None if reason is None else FlowcoreError(reason)
+            )  # other claims with once= then find an outcome
+            refused = yield partial(self._store.finish, Ending(record))
         except (FlowcoreError, OSError):
-            yield partial(self._store.withdraw, claim)  # in case only the store's reply was lost
+            yield partial(self._store.withdraw, claim)  # the next try must not find a record that this one has begun
             raise
-        if not isinstance(answer, Claimed):
-            return False
-        found = answer.record  # claimed by an engine that died before it ended the record
-        run_id = claim.run_id if found is None else found.run_id
-        record = RunRecord(key, run_id, LOG, "", LOG, status, generation=answer.generation, fence=answer.fence)
-        record.reason = reason
-        yield partial(self._store.finish, Ending(record))
-        return found is None
+        return refused is None
 
 
 def _since(record: RunRecord) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from flowcore import DefinitionError, MemoryStore, Status
+from flowcore import DefinitionError, MemoryStore, Status, StoreUnavailable
 from flowcore.fires import LOG, fire_key, fire_of, schedule_of
 from flowcore.schedule import window_of
 from flowcore.stores import SQLiteStore
-from flowcore.stores.base import Lease
+from flowcore.stores.base import Claim, Claimed, Ending, Lease
 from tests.schedules.virtual import START, Clockwork, World
 
 MINUTE = timedelta(minutes=1)
@@ -318,8 +318,9 @@ def test_a_store_that_is_away_at_the_start_stops_nothing(world: World) -> None:
     assert world.minutes() == [20]
 
 
+@pytest.mark.parametrize("engines", [1, 3])
 @pytest.mark.parametrize("missed", ["skip", "latest", "all"])
-def test_values_that_raise_are_tried_again_until_the_next_fire(world: World, missed: Any) -> None:
+def test_values_that_raise_are_tried_again_until_the_next_fire(world: World, missed: Any, engines: int) -> None:
     broken = [True]
 
     def values(planned: datetime) -> dict[str, Any]:
@@ -327,10 +328,10 @@ def test_values_that_raise_are_tried_again_until_the_next_fire(world: World, mis
             raise LookupError("no database")
         return {"day": planned.isoformat()}
 
-    engine = Clockwork(world, missed=missed, values=values)
+    several = [Clockwork(world, str(name), missed=missed, values=values) for name in range(engines)]
     world.run(25 * MINUTE)
     assert world.minutes() == []
-    assert engine.missed == [(1, "error")]
+    assert [report for engine in several for report in engine.missed] == [(1, "error")]
     assert "LookupError: no database" in world.store.find(fire_key("nightly", START + 10 * MINUTE)).reason
     broken[0] = False
     world.run(10 * MINUTE)
@@ -352,6 +353,43 @@ def test_a_store_that_is_away_when_a_fire_is_given_up_loses_no_other(world: Worl
     world.run(2 * MINUTE)
     assert world.minutes() == [20]
     assert engine.missed == [(1, "error")]
+
+
+def never(planned: datetime) -> dict[str, Any]:
+    raise LookupError(f"no database at {planned}")
+
+
+def test_a_skip_is_reported_by_the_engine_that_ends_the_record_of_a_dead_one(world: World) -> None:
+    engine = Clockwork(world, values=never)
+    world.run(15 * MINUTE)
+    engine.stop()
+    key = fire_key("nightly", START + 10 * MINUTE)
+    assert isinstance(world.store.claim(Claim(key, "dead", LOG, "", LOG, {}, {}, 30.0, once=True)), Claimed)
+    world.run(6 * MINUTE)
+    world.engines.append(engine)
+    world.run(MINUTE)
+    assert engine.missed == [(1, "error")]
+    assert world.store.find(key).status is Status.FAILURE
+
+
+def test_a_skip_is_reported_once_though_the_store_goes_away_while_it_is_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = [Clockwork(world, name, values=never) for name in "ab"]
+    world.run(19 * MINUTE)
+    finish, refused = world.store.finish, list[Ending]()
+
+    def refuses_once(ending: Ending) -> Any:
+        if not refused:
+            refused.append(ending)
+            raise StoreUnavailable("the store is away")
+        return finish(ending)
+
+    monkeypatch.setattr(world.store, "finish", refuses_once)
+    world.run(2 * MINUTE)
+    assert refused
+    assert sorted(engine.missed for engine in engines) == [[], [(1, "error")]]
+    assert world.store.find(fire_key("nightly", START + 10 * MINUTE)).status is Status.FAILURE
 
 
 def test_a_fire_that_waits_survives_a_store_that_is_away(world: World) -> None:
