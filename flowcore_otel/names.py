@@ -59,9 +59,11 @@ AWAIT: Final = _span(
     "await", "the wait for an attempt that had timed out and still ran, before its result or the next attempt"
 )
 COMPENSATE: Final = _span("compensate", "the undo of a step")
-RECOVER: Final = _span("recover", "a takeover: what became of the steps that were found")
+RECOVER: Final = _span("recover", "a takeover: the decisions on the recorded steps")
 SUBMIT: Final = _span("submit", "engine.submit, on the caller's side")
-IDEMPOTENCY_HIT: Final = _span("idempotency hit", "a request that got its answer, or a refusal, from an earlier run")
+IDEMPOTENCY_HIT: Final = _span(
+    "idempotency hit", "a request that got an earlier run's outcome, or was refused because of it"
+)
 STORE: Final = _span("store", "a call of the store, with store_spans=True")
 
 # Attributes.
@@ -80,9 +82,11 @@ RUN_SKIPPED: Final = _attribute("flowcore.run.skipped", "steps whose when= retur
 RUN_UNTRACED_STEPS: Final = _attribute(
     "flowcore.run.untraced_steps", "steps that ran without a span, being past max_step_spans"
 )
-RUN_STORE_SECONDS: Final = _attribute("flowcore.run.store_seconds", "seconds that the run's calls of the store took")
+RUN_STORE_SECONDS: Final = _attribute("flowcore.run.store_seconds", "seconds that the run's store calls took")
 STEP_NAME: Final = _attribute("flowcore.step.name", "the step")
-STEP_ATTEMPT: Final = _attribute("flowcore.step.attempt", "which attempt it is, from 1; on a step: the last one made")
+STEP_ATTEMPT: Final = _attribute(
+    "flowcore.step.attempt", "the attempt's number, from 1; on a step, that of its last attempt"
+)
 STEP_MAX_ATTEMPTS: Final = _attribute("flowcore.step.max_attempts", "attempts that the definition allows")
 STEP_WAIT: Final = _attribute("flowcore.step.wait", "seconds from ready to start")
 STEP_BACKOFF: Final = _attribute("flowcore.step.backoff", "seconds spent waiting between attempts")
@@ -90,7 +94,9 @@ STEP_DEPENDS_ON: Final = _attribute("flowcore.step.depends_on", "the dependencie
 STEP_DEPENDS_ON_COUNT: Final = _attribute("flowcore.step.depends_on.count", "how many dependencies there are")
 STEP_OUTCOME: Final = _attribute("flowcore.step.outcome", "success, failure, timeout or cancelled")
 BACKOFF_DELAY: Final = _attribute("flowcore.backoff.delay", "the planned seconds")
-BACKOFF_REASON: Final = _attribute("flowcore.backoff.reason", "who planned them: policy, retry_after or predicate")
+BACKOFF_REASON: Final = _attribute(
+    "flowcore.backoff.reason", "what determined the delay: policy, retry_after or predicate"
+)
 COMPENSATION_ORDER: Final = _attribute("flowcore.compensation.order", "1 for the first undo of the run")
 COMPENSATION_TRIGGER: Final = _attribute(
     "flowcore.compensation.trigger", "the step that failed the run, or `cancelled` if no step did"
@@ -98,7 +104,7 @@ COMPENSATION_TRIGGER: Final = _attribute(
 COMPENSATION_OUTCOME: Final = _attribute("flowcore.compensation.outcome", "success, failure or timeout")
 RECOVERY_SKIPPED: Final = _attribute("flowcore.recovery.skipped", "steps found done, at most 64")
 RECOVERY_RETRIED: Final = _attribute("flowcore.recovery.retried", "steps found in flight that are retried, at most 64")
-RECOVERY_VERIFIED: Final = _attribute("flowcore.recovery.verified", "steps whose outcome verify= found out, at most 64")
+RECOVERY_VERIFIED: Final = _attribute("flowcore.recovery.verified", "steps whose outcome verify= reported, at most 64")
 RECOVERY_UNDONE: Final = _attribute("flowcore.recovery.undone", "steps that are undone, at most 64")
 RECOVERY_HELD: Final = _attribute("flowcore.recovery.held", "steps that hold the run, at most 64")
 IDEMPOTENCY_OUTCOME: Final = _attribute(
@@ -107,13 +113,13 @@ IDEMPOTENCY_OUTCOME: Final = _attribute(
 IDEMPOTENCY_KEY_HASH: Final = _attribute("flowcore.idempotency.key_hash", "the idempotency key, hashed")
 IDEMPOTENCY_AGE: Final = _attribute("flowcore.idempotency.age", "seconds since the original run started")
 ORIGINAL_RUN_ID: Final = _attribute("flowcore.original_run.id", "the run that has the key")
-ORIGINAL_RUN_SAMPLED: Final = _attribute("flowcore.original_run.sampled", "whether it has a trace to look at")
+ORIGINAL_RUN_SAMPLED: Final = _attribute("flowcore.original_run.sampled", "whether its trace is sampled")
 INTERRUPTED_RUN_ID: Final = _attribute("flowcore.interrupted_run.id", "the run that this one resumes")
-INTERRUPTED_RUN_SAMPLED: Final = _attribute("flowcore.interrupted_run.sampled", "whether it has a trace to look at")
+INTERRUPTED_RUN_SAMPLED: Final = _attribute("flowcore.interrupted_run.sampled", "whether its trace is sampled")
 INTERRUPTED_RUN_HOST: Final = _attribute("flowcore.interrupted_run.host", "the host of its last owner, where known")
 INTERRUPTED_RUN_PID: Final = _attribute("flowcore.interrupted_run.pid", "the process id of its last owner, where known")
 INTERRUPTED_RUN_SINCE: Final = _attribute(
-    "flowcore.interrupted_run.since", "when its last owner got it, in seconds since the epoch, where known"
+    "flowcore.interrupted_run.since", "when its last owner took it, in seconds since the epoch, where known"
 )
 INTERRUPTED_RUN_STEP: Final = _attribute(
     "flowcore.interrupted_run.step", "the step that was in flight when its last owner died, where known"
@@ -127,7 +133,8 @@ EXCEPTION_TYPE: Final = _attribute("exception.type", "of a recorded exception: i
 EXCEPTION_MESSAGE: Final = _attribute("exception.message", "of a recorded exception: its message")
 EXCEPTION_STACKTRACE: Final = _attribute("exception.stacktrace", "of a recorded exception: its traceback")
 STEP_LATE: Final = _attribute(
-    "flowcore.step.late", "seconds from an attempt's timeout to its end; on a step: its result came that late"
+    "flowcore.step.late",
+    "seconds from an attempt's timeout to its end; on a step: how long after the timeout its result came",
 )
 WAIT_SECONDS: Final = _attribute("flowcore.wait.seconds", "on a span event of a wait that has ended: how long it took")
 WAIT_TIMEOUT: Final = _attribute("flowcore.wait.timeout", "on a span event of a wait that begins: its limit in seconds")
@@ -145,11 +152,13 @@ LINK_SENDER: Final = "sender"
 
 # Log events.
 EXCEPTION: Final = _log_event("exception", "an exception, on the innermost span that failed with it; also a span event")
-RUN_STARTED: Final = _log_event("flowcore.run.started", "a recorded run has started: evidence, should it never end")
+RUN_STARTED: Final = _log_event(
+    "flowcore.run.started", "a recorded run has started; remains as evidence if the run never ends"
+)
 STEP_STARTED: Final = _log_event("flowcore.step.started", "the same of a step, with step_events=True")
 WAIT_STARTED: Final = _log_event("flowcore.wait.started", "a wait begins; an event of the run's span only")
 WAIT_FINISHED: Final = _log_event("flowcore.wait.finished", "a wait has ended; an event of the run's span only")
-STEP_COMPLETED_LATE: Final = _log_event("flowcore.step.completed_late", "an attempt that had timed out ended after all")
+STEP_COMPLETED_LATE: Final = _log_event("flowcore.step.completed_late", "an attempt that had timed out has ended")
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: a metric is a key on the hot path
@@ -326,7 +335,8 @@ STORE_WAITING: Final = Metric(
     "gauge",
     "{run}",
     _OF_STEP,
-    "Runs in the store that wait, by the step they wait for, when last counted; past 1,000 of a workflow an estimate.",
+    "Runs in the store that wait, by the step they wait for, when last counted; estimated above 1,000 runs of a "
+    "workflow.",
     "livemostrecent",
 )
 WAITED: Final = Metric(
@@ -344,7 +354,7 @@ LAST_END: Final = Metric(
     "flowcore.run.last_end.timestamp", "gauge", "s", _OF_RUN, "When a run last ended with this outcome.", "max"
 )
 LAST_RECOVERY: Final = Metric(
-    "flowcore.recovery.last_round.timestamp", "gauge", "s", (), "When a round of recovery last went well.", "max"
+    "flowcore.recovery.last_round.timestamp", "gauge", "s", (), "When a round of recovery last succeeded.", "max"
 )
 OLDEST_START: Final = Metric(
     "flowcore.run.oldest_start.timestamp",
@@ -383,7 +393,11 @@ SCHEDULE_LAST_SUCCESS: Final = Metric(
 )
 HOOK_ERRORS: Final = Metric("flowcore.hook.errors", "counter", "{error}", ("hook",), "Errors raised by hooks.")
 HOOK_DURATION: Final = Metric(
-    "flowcore.hook.duration", "counter", "s", ("hook",), "Seconds spent in hooks; of many runs, an estimate."
+    "flowcore.hook.duration",
+    "counter",
+    "s",
+    ("hook",),
+    "Seconds spent in hooks; estimated from a sample when there are many runs.",
 )
 CAPPED: Final = Metric(
     "flowcore.telemetry.capped", "counter", "{measurement}", ("hook",), "Measurements that went to the series _other."

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="files", help="kubernetes: ConfigMaps and PrometheusRules")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(
-        "--source", choices=(PROMETHEUS.name, OTLP.name), default=PROMETHEUS.name, help="how metrics come"
+        "--source", choices=(PROMETHEUS.name, OTLP.name), default=PROMETHEUS.name, help="how metrics reach Prometheus"
     )
     parser.add_argument(
         "--histograms", choices=("classic", "native"), default="classic", help="native: exponential ones, sent by OTLP"
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--traces", choices=("tempo", "jaeger", "none"), default=_DEFAULTS.traces, help="where traces are"
     )
     parser.add_argument(
-        "--service", action="append", default=[], metavar="JOB", help="a job that is to run all the time"
+        "--service", action="append", default=[], metavar="JOB", help="a job that must always have a process"
     )
     parser.add_argument("--namespace", default=_DEFAULTS.namespace, help="for kubernetes")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if something would change")

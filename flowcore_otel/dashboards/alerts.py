@@ -106,8 +106,8 @@ def _burning() -> list[Alert]:
             lasting,
             severity,
             f"{OF} spends its error budget too fast",
-            f"{OF}: {{{{ $value | humanizePercentage }}}} of the runs of the last {long} were bad (failed, failed to be "
-            f"undone, were parked or lost), and it goes on. The objective is {OBJECTIVE:.1%} good ones.",
+            f"{OF}: {{{{ $value | humanizePercentage }}}} of the runs of the last {long} were bad (failed, failed to "
+            f"be undone, were parked or lost), and this continues. The objective is {OBJECTIVE:.1%} good ones.",
             "workflow",
             {"long": long, "short": short},
         )
@@ -160,7 +160,7 @@ def _runs(q: Source) -> list[Alert]:
             f"unless max {counted} ({q.select(names.STORE_RUNS, **waiting)})",
             "10m",
             "ticket",
-            f"{OF} had runs that were held or expired, and no process counts them any more",
+            f"{OF} had runs that were held or expired, and no process counts them now",
             f"{OF}: {{{{ $value }}}} runs were {{{{ $labels.{q.label('status')} }}}} when the store was last counted. The processes "
             "that counted them are gone.",
             "store",
@@ -170,7 +170,7 @@ def _runs(q: Source) -> list[Alert]:
             f"{ended} >= 5\nunless {succeeded} > 0",
             "5m",
             "page",
-            f"{OF} does not succeed any more",
+            f"{OF} no longer succeeds",
             f"{OF}: {{{{ $value | humanize }}}} runs ended in the last 15 minutes, and not one of them succeeded.",
             "workflow",
         ),
@@ -194,8 +194,8 @@ def _runs(q: Source) -> list[Alert]:
             "3m",
             "page",
             f"{OF} is undone far more often than usual",
-            f"{OF}: {{{{ $value | humanizePercentage }}}} of the runs of the last 10 minutes failed and were cleanly undone, "
-            "more than three times as many as usual. A partner may be away; its customers get nothing.",
+            f"{OF}: {{{{ $value | humanizePercentage }}}} of the runs of the last 10 minutes failed and were cleanly "
+            "undone, more than three times as many as usual. A partner may be unavailable; its customers get nothing.",
             "workflow",
         ),
         Alert(
@@ -216,7 +216,7 @@ def _runs(q: Source) -> list[Alert]:
             "ticket",
             f"{OF} is undone unusually often",
             f"{OF}: {{{{ $value | humanizePercentage }}}} of the runs of the last hour failed and were cleanly undone. "
-            "Nothing is broken here, but something that the steps call says no a lot.",
+            "Nothing is broken here, but a service that the steps call refuses often.",
             "workflow",
         ),
         Alert(
@@ -325,7 +325,7 @@ def _workers(q: Source) -> list[Alert]:
             "5m",
             "ticket",
             f"Half of the workers of {job} are stuck",
-            f"Processes of {job} in which at least as many threads are stuck in calls that were given up as do any work: "
+            f"Processes of {job} in which at least as many threads are stuck in abandoned calls as are working: "
             "{{ $value }}.",
             "store",
         ),
@@ -353,8 +353,8 @@ def _schedules(q: Source) -> list[Alert]:
             "1m",
             "ticket",
             f"{OF} does not run when schedule {schedule} says so",
-            f"{OF}: a fire of schedule {schedule} that is more than five minutes late has not begun, or fires were given up "
-            "in the last hour.",
+            f"{OF}: a fire of schedule {schedule} that is more than five minutes late has not begun, or fires were "
+            "missed in the last hour.",
             "workflow",
         ),
     ]
@@ -374,8 +374,8 @@ def _store(q: Source) -> list[Alert]:
             "5m",
             "page",
             f"The {of} fails",
-            f"The {of}: {{{{ $value | humanizePercentage }}}} of its operations in the last 2 minutes failed. Runs are parked "
-            "where it stays away.",
+            f"The {of}: {{{{ $value | humanizePercentage }}}} of its operations in the last 2 minutes failed. Runs are "
+            "parked while it is unreachable.",
             "store",
         ),
         Alert(
@@ -403,7 +403,8 @@ def _telemetry(q: Source) -> list[Alert]:
             lasting,
             severity,
             "Processes of {{ $labels.job }} cannot be scraped",
-            "{{ $value | humanizePercentage }} of the processes of {{ $labels.job }} are down, or out of Prometheus' reach.",
+            "{{ $value | humanizePercentage }} of the processes of {{ $labels.job }} are down, or unreachable for "
+            "Prometheus.",
         )
         for floor, ceiling, lasting, severity in ((0.5, "", "5m", "page"), (0.2, " <= 0.5", "15m", "ticket"))
     ]
@@ -414,8 +415,8 @@ def _telemetry(q: Source) -> list[Alert]:
             "",
             "ticket",
             f"Hook {hook} of {{{{ $labels.job }}}} raises errors",
-            f"{{{{ $value | humanize }}}} errors of {hook} in {{{{ $labels.job }}}} in the last 15 minutes. Runs are not touched "
-            "by it, but what the hook should have reported is missing.",
+            f"{{{{ $value | humanize }}}} errors of {hook} in {{{{ $labels.job }}}} in the last 15 minutes. Runs are "
+            "not affected, but what the hook should have reported is missing.",
             "store",
         ),
         Alert(
@@ -434,9 +435,9 @@ def _telemetry(q: Source) -> list[Alert]:
             f"{SERVICE}\nunless on (job) count by (job) ({build})",
             "5m",
             "page",
-            "No process of {{ $labels.job }} reports to be running flowcore",
-            "{{ $labels.job }} is declared as a service. Either all of its processes are down, or Prometheus does not get their "
-            "metrics any more.",
+            "No process of {{ $labels.job }} reports flowcore metrics",
+            "{{ $labels.job }} is declared as a service. Either all of its processes are down, or Prometheus no longer "
+            "gets their metrics.",
         ),
     ]
 

@@ -72,13 +72,13 @@ def numbers(q: Source, width: int = 4) -> list[Panel]:
         (
             "Served",
             SERVED,
-            "Runs that did what they were asked to. Incomplete runs, which continue later, are in none of the three numbers.",
+            "Runs that succeeded. Incomplete runs, which continue later, are in none of the three numbers.",
             steps(colours.FAILED, (0.9, colours.WAITING), (0.98, colours.SUCCESS)),
         ),
         (
             "Undone",
             UNDONE,
-            "Runs that failed and were cleanly undone: nothing is lost, but nothing was delivered.",
+            "Runs that failed and were cleanly undone: no effect remains, but nothing was delivered.",
             steps(colours.NEUTRAL, (0.05, colours.UNDONE)),
         ),
         (
@@ -108,7 +108,7 @@ def failures(q: Source, at: Place) -> Panel:
     return lines(
         at,
         "Runs that failed or were undone",
-        "By outcome. Purple was cleanly undone; what is red, dark red, yellow or grey uses up the error budget.",
+        "By outcome. Purple runs were cleanly undone; red, dark red, yellow and grey ones use up the error budget.",
         target(
             q.increase(names.RUNS, window="$__rate_interval", by=("outcome",), outcome=f"{BAD}|{UNDONE}|incomplete"),
             q.legend("{{outcome}}"),
@@ -145,7 +145,7 @@ def undos(q: Source, at: Place) -> Panel:
     return lines(
         at,
         "Compensations",
-        "Steps that were undone. What is not purple could not be undone: its run is held for a person.",
+        "Undos of steps. Purple ones succeeded; any other failed, and its run is held for a person.",
         target(
             q.increase(names.COMPENSATIONS, window="$__rate_interval", by=("outcome",)),
             q.legend("{{outcome}}"),
@@ -182,8 +182,8 @@ def leases_lost(q: Source, at: Place) -> Panel:
     return lines(
         at,
         "Leases lost",
-        "Runs that were at work here after their lease had ended, until another owner turned up: the process was paused, or "
-        "could not reach its store.",
+        "Runs that continued here after their lease had ended, until another owner took over: the process was paused, "
+        "or could not reach its store.",
         target(
             f"{q.increase(names.LEASE_LOST, window='$__rate_interval', by=('instance',))} and "
             f"{q.most(names.LEASE_LOST, by=('instance',))}",
@@ -201,7 +201,8 @@ def oldest_run(q: Source, at: Place) -> Panel:
     return lines(
         at,
         "Age of the oldest run in flight",
-        "How long the oldest run of a workflow has been at work. What only rises is stuck, or belongs to a step without a timeout.",
+        "How long the oldest run of a workflow has been in flight. A line that only rises is a stuck run, or a step "
+        "without a timeout.",
         target(f"topk(6, {oldest} >= 0)", q.legend("{{workflow}}")),
         unit="s",
         empty="No run is in flight.",
@@ -220,8 +221,8 @@ def workers(q: Source, at: Place) -> Panel:
     return lines(
         at,
         "Workers and what waits for them",
-        "Load beside capacity. Ready steps with all workers busy: too few of them. Ready steps with idle workers: nothing drives "
-        "them. Abandoned workers are stuck in calls that timed out.",
+        "Load and capacity. Ready steps with all workers busy: too few workers. Ready steps with idle workers: no "
+        "engine starts them. Abandoned workers are stuck in calls that timed out.",
         *(target(expr, name) for name, expr, _ in parts),
         unit="short",
         coloured={name: colour for name, _, colour in parts},

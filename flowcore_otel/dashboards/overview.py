@@ -17,7 +17,7 @@ In a shell that can reach the store (`export FLOWCORE_STORE=...`):
 
 ```sh
 flowcore ls --status held
-flowcore show KEY      # why, and the way on
+flowcore show KEY      # why, and what to do
 
 flowcore resume KEY    # repaired: continue
 flowcore undo KEY      # undo what is left
@@ -25,7 +25,7 @@ flowcore release KEY   # settled by hand
 ```
 
 **held**: an undo failed, or a crash left a step in doubt.
-**parked**: the store was away; recovery resumes it.
+**parked**: the store was unreachable; recovery resumes it.
 **expired**: its process is gone, and no other took it over.
 """
 
@@ -76,7 +76,8 @@ def _working(q: Source) -> Section:
             lines(
                 (12, 17, 12, 7),
                 "p95 of runs against the day before",
-                "1: as quick as at this time of the day before. 10: ten times as slow. The six workflows with the most runs.",
+                "1: as fast as at this time of the day before. 10: ten times as slow. The six workflows with the most "
+                "runs.",
                 target(
                     f"{q.quantile(0.95, names.RUN_DURATION, by=('workflow',))} / "
                     f"{q.quantile(0.95, names.RUN_DURATION, by=('workflow',), offset=' offset 1d')} and "
@@ -250,7 +251,7 @@ def _idempotent(q: Source) -> Section:
         [
             stat(
                 (0, 0, 6, 6),
-                "Answered without running again",
+                "Requests served by an earlier run",
                 "Of all requests that got a result, the share that got it from an earlier run with their key.",
                 f"{answered} / {asked}",
                 unit="percentunit",
@@ -261,8 +262,8 @@ def _idempotent(q: Source) -> Section:
             lines(
                 (6, 0, 18, 6),
                 "Requests that met an earlier run with their key",
-                "Replayed and adopted ones got its result. In progress: to come back later. Mismatch: the key came with other "
-                "values, a bug of the caller. Held: a person must decide first.",
+                "Replayed and adopted ones got its result. In progress: retry later. Mismatch: the key was used with "
+                "other values, a bug of the caller. Held: a person must decide first.",
                 target(
                     q.increase(hits, window="$__rate_interval", by=("outcome",)),
                     q.legend("{{outcome}}"),
@@ -291,7 +292,7 @@ def _surviving(q: Source) -> Section:
             lines(
                 (14, 0, 7, 7),
                 "The store",
-                "p99 of all its operations, and the share of them that failed. The dashboard about the store has more.",
+                "p99 of all its operations, and the share of them that failed. The dashboard of the store shows more.",
                 target(q.quantile(0.99, store), "p99"),
                 target(f"({failed} or vector(0)) / ({asked} > 0)", "failed"),
                 unit="s",

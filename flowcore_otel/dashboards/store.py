@@ -18,7 +18,7 @@ def store(q: Source) -> Json:
         q,
         "flowcore-store",
         "flowcore: store and survival",
-        "Whether the store is quick and answers, whether runs survive their processes, and what telemetry costs.",
+        "Whether the store is reachable and fast, whether runs survive their processes, and what telemetry costs.",
         [_answering(q), _surviving(q), _telemetry(q)],
         common.variables(q),
         common.versions(q),
@@ -29,11 +29,11 @@ def _answering(q: Source) -> Section:
     took = names.STORE_DURATION
     failed = q.increase(took, "count", outcome="!=success")
     return Section(
-        "Does the store answer, and is it quick?",
+        "Is the store reachable and fast?",
         [
             stat(
                 (0, 0, 7, 8),
-                "Operations that went well",
+                "Successful operations",
                 "Of the operations on the store in the time shown.",
                 f"1 - ({failed} or vector(0)) / ({q.increase(took, 'count')} > 0)",
                 unit="percentunit",
@@ -70,7 +70,7 @@ def _answering(q: Source) -> Section:
             lines(
                 (8, 8, 8, 7),
                 "Operations that failed",
-                "The store could not be reached, or returned an error. Runs are parked where it stays away.",
+                "The store could not be reached, or returned an error. Runs are parked while it is unreachable.",
                 target(
                     q.increase(took, "count", window="$__rate_interval", by=("store",), outcome="!=success"),
                     q.legend("{{store}}"),
@@ -131,7 +131,7 @@ def _telemetry(q: Source) -> Section:
             *_costs(q),
             lines(
                 (15, 0, 9, 7),
-                "What hooks could not do",
+                "Errors and capped measurements of hooks",
                 "Errors that hooks raised (they change nothing for a run), and measurements that went to the series _other "
                 "because there were too many.",
                 target(

@@ -53,7 +53,7 @@ def _working(q: Source) -> Section:
             stat(
                 (21, 0, 3, 5),
                 "In flight",
-                "Runs that are at work now.",
+                "Runs that are in flight now.",
                 f"sum({q.select(names.RUNS_ACTIVE)})",
                 unit="short",
                 thresholds=steps(colours.WORKING),
@@ -95,8 +95,8 @@ def _steps(q: Source) -> Section:
             bars(
                 (0, 0, 12, 7),
                 "Where a step's time goes, on average",
-                "For each step: the seconds it was ready and waited for a worker, worked, and backed off between attempts. "
-                "Long waits want more workers; long backoffs want a look at what fails.",
+                "For each step: the seconds it was ready and waited for a worker, worked, and backed off between "
+                "attempts. Long waits: add workers. Long backoffs: see which attempts fail.",
                 q.label("step"),
                 {
                     "working": (f"clamp_min({whole} - {backed_off}, 0) / {ended}", colours.WORKING),
@@ -109,9 +109,9 @@ def _steps(q: Source) -> Section:
             bar_gauge(
                 (12, 0, 12, 7),
                 "Critical steps: share of the runs' time",
-                "The seconds spent in each step for each second of a run, backoffs included. A step near 100 % is on the "
-                "critical path of nearly every run; shares of parallel steps add up to more. The exact path of one run "
-                f"stands on its span, as {names.RUN_CRITICAL_PATH}.",
+                "The seconds spent in each step for each second of a run, backoffs included. A step near 100 % is on "
+                "the critical path of nearly every run; shares of parallel steps add up to more. The exact path of one "
+                f"run is on its span, as {names.RUN_CRITICAL_PATH}.",
                 target(f"sort_desc({share})", q.legend("{{step}}"), kind="instant"),
                 unit="percentunit",
                 colour=colours.WORKING,
@@ -174,7 +174,7 @@ def _retrying(q: Source) -> Section:
             bar_gauge(
                 (9, 0, 6, 8),
                 "Attempts that failed",
-                "Of all attempts of a step. Half of them for ten minutes, and retried, is an alert.",
+                "Of all attempts of a step. If half of them fail for ten minutes and are retried, an alert fires.",
                 target(f"sort_desc({failed} / ({attempts} > 0))", q.legend("{{step}}"), kind="instant"),
                 unit="percentunit",
                 thresholds=steps(colours.SUCCESS, (0.2, colours.WAITING), (0.5, colours.FAILED)),
@@ -194,8 +194,8 @@ def _retrying(q: Source) -> Section:
             lines(
                 (0, 8, 12, 6),
                 "Late completions",
-                "Attempts that ended after they had timed out. Each did something that its run no longer waited for: is its "
-                "timeout too short?",
+                "Attempts that ended after they had timed out. Their runs no longer waited for them: is the timeout "
+                "too short?",
                 target(
                     f"{q.increase(late, window='$__rate_interval', by=by)} and {q.most(late, by=by)}",
                     q.legend("{{step}}"),
@@ -312,8 +312,8 @@ def _firing(q: Source) -> Section:
             lines(
                 (16, 0, 8, 7),
                 "Fires that were not begun",
-                "down: no engine began them in time; overlap: the run before was still in progress; error: they could not be "
-                "begun.",
+                "down: no engine began them in time; overlap: the previous run was still in progress; error: they "
+                "could not be begun.",
                 target(
                     f"topk(6, {q.increase(names.SCHEDULE_MISSED, window='$__rate_interval', by=('schedule', 'reason'))})",
                     q.legend("{{schedule}}: {{reason}}"),

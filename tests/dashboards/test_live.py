@@ -226,7 +226,7 @@ HEADLINES: dict[tuple[str, str], tuple[Expected, str]] = {
     ("overview", "Undone"): (partial(_of_runs, "compensated"), ".+"),
     ("overview", "Failed"): (partial(_of_runs, *BAD), ".+"),
     ("overview", "Targets down"): (lambda _: 1, ".+"),
-    ("overview", "Answered without running again"): (
+    ("overview", "Requests served by an earlier run"): (
         lambda told: _share(
             told.hits["replayed"] + told.hits["adopted"],
             told.hits["replayed"] + told.hits["adopted"] + told.runs.total(),
@@ -261,7 +261,7 @@ def test_every_number_that_stands_large_is_compared() -> None:
         ("workflow", "Since the last success"),
         ("workflow", "Until the next fire"),
         ("workflow", "Since a scheduled run succeeded"),
-        ("store", "Operations that went well"),
+        ("store", "Successful operations"),
         ("store", "Hooks, for each attempt"),
         ("store", "Last round of recovery"),
         ("workflow", "Served"),

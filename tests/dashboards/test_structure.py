@@ -148,7 +148,7 @@ def test_panels_neither_overlap_nor_leave_gaps_on_the_grid_of_24(committed: Json
 
 def test_the_number_that_matters_most_comes_first(committed: Json) -> None:
     first = next(panel for panel in panels(committed) if panel["type"] == "stat")
-    assert first["title"] in {"Served", "Operations that went well"}
+    assert first["title"] in {"Served", "Successful operations"}
     assert (first["gridPos"]["x"], first["gridPos"]["y"]) == (0, 1)
 
 
