@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,7 +99,8 @@ class Leases:
             self._changed.notify()
 
     def _beat(self) -> None:
-        with asyncio.Runner() as loop:
+        # The loop is made by its first use, for an async store: that needs files, which the process may not get at once.
+        with closing(asyncio.Runner()) as loop:
             idle, renewed = 0, True
             while True:
                 with self._changed:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from ...errors import StoreError, StoreUnavailable
-from .words import in_words, no_rights
+from ...errors import StoreError
+from .words import in_words
 
 __all__ = ["PATIENCE", "open_file"]
 
@@ -46,8 +46,6 @@ def open_file(
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             # SQLite itself waits for others, except when it switches to a write-ahead log.
             if code != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                if code == sqlite3.SQLITE_CANTOPEN:
-                    raise StoreUnavailable(no_rights(path, error)) from error
                 raise in_words(path, error) from error
             time.sleep(0.01)
 

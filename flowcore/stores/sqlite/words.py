@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from typing import Final
 
 from ...errors import CorruptRecord, NotSerializable, StoreError, StoreUnavailable, hashed_key
 
-__all__ = ["in_words", "no_rights"]
+__all__ = ["in_words"]
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _FORBIDDEN: Final = frozenset(
@@ -24,7 +26,7 @@ def in_words(path: str, error: Exception) -> StoreError:
     if code in _BUSY:
         return StoreUnavailable(f"{path} is locked by another process ({error}). The same call may succeed later.")
     if code in _FORBIDDEN:
-        return StoreUnavailable(no_rights(path, error))
+        return StoreUnavailable(_cannot_open(path, error))
     if code in _PASSING:
         return StoreUnavailable(f"{path} is temporarily unavailable ({error}). The same call may succeed later.")
     if code == sqlite3.SQLITE_NOTADB:
@@ -39,6 +41,20 @@ def in_words(path: str, error: Exception) -> StoreError:
     return StoreError(f"SQLite refused to work on {path}: {type(error).__name__}: {error}.")
 
 
-def no_rights(path: str, error: Exception) -> str:
-    """Return the message for a file or a folder that this process may not use."""
+def _cannot_open(path: str, error: Exception) -> str:
+    """Return the message for a file or a folder that this process cannot use."""
+    if _too_many_files():
+        return (
+            f"{path} cannot be opened ({error}), because this process has as many files open as it may have. "
+            "Raise its limit on open files, or close some."
+        )
     return f"{path} cannot be used ({error}): let this process read and write the file and its folder."
+
+
+def _too_many_files() -> bool:
+    """Return whether this process, or the system, can open no further file. SQLite does not say so."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in {errno.EMFILE, errno.ENFILE}
+    return False
