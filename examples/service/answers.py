@@ -34,7 +34,7 @@ def answer(run: Run) -> JSONResponse:
         case SoldOut():
             return problem(410, "sold-out", "There is not enough left of it.", run=run.id)
         case NoAnswer():
-            return problem(502, "no-answer", "A partner of ours did not answer; the order was taken back.", run=run.id)
+            return problem(502, "no-answer", "A partner of ours did not respond; the order was taken back.", run=run.id)
         case StepCancelled() | RunFailed(error_type="cancelled" | "StepCancelled"):
             return problem(409, "cancelled", "The order was cancelled, and taken back.", run=run.id)
         case LeaseLost():
@@ -81,7 +81,7 @@ def in_progress(retry_after: float = 1.0) -> JSONResponse:
 
 
 def out_of_order() -> JSONResponse:
-    detail = "Our own books cannot be reached: ask again with the same key, and the order goes on from where it stands."
+    detail = "Our own books are unreachable. Retry with the same key; the order is then resumed."
     return problem(503, "out-of-order", detail, headers={"Retry-After": "2"})
 
 

@@ -240,7 +240,7 @@ def create_app(
 
     @app.exception_handler(SendRefused)
     async def past(_: Request, __: SendRefused) -> JSONResponse:
-        return problem(409, "past", "The order does not wait for that, or not any more.")
+        return problem(409, "past", "The order does not wait for that, or no longer waits for it.")
 
     @app.exception_handler(IdempotencyInProgress)
     async def overlap(_: Request, error: IdempotencyInProgress) -> JSONResponse:
@@ -343,7 +343,7 @@ def main() -> None:
     try:
         listener.bind(("127.0.0.1", options.port))
     except (OSError, OverflowError) as error:
-        sys.exit(f"Port {options.port} cannot be had ({error}): choose another, or 0 for a free one.")
+        sys.exit(f"Port {options.port} cannot be used ({error}): choose another, or 0 for a free one.")
     provider = tracing(options.spans)
     hooks = [ProgressHook(file=sys.stdout, every=1)]  # a line a second in the log, while orders are in flight
     app = create_app(

@@ -85,7 +85,7 @@ class Killing:
         left = [f"{record.key}: {_in_words(record)}" for record in self._unfinished() if record.key in refs]
         self._story.check(
             not left,
-            f"the clients of {len(others.cut_off)} more asked again, with the same key; no order is left in between",
+            f"the clients of {len(others.cut_off)} more retried with the same key; no order is left half done",
             left,
         )
         taken = counts(scrape(self._service.port), "flowcore_run_recoveries_total", "decision")
@@ -107,7 +107,7 @@ class Killing:
             if self._service.process.poll() is not None:
                 raise ConnectionError("it ended before it was killed")
             if time.monotonic() > give_up:
-                raise DemoError(f"Waited in vain for {what}.")
+                raise DemoError(f"Timed out waiting for {what}.")
             time.sleep(0.01)
 
     def _caught(self) -> bool:

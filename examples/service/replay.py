@@ -131,7 +131,7 @@ class Replay:
     def _wait_for_earlier(self, line: Line) -> None:
         waits_for = {"after": self._answered, "during": self._sent}.get(line.when or "")
         if waits_for is not None and not waits_for[line.key].wait(PATIENCE):
-            raise TimeoutError(f"line {line.number} waited in vain for an earlier one with key {line.key}")
+            raise TimeoutError(f"line {line.number} timed out waiting for an earlier one with key {line.key}")
 
     def _send_until_answered(
         self, connection: http.client.HTTPConnection, line: Line, told_to_wait: int, seconds: float

@@ -70,7 +70,7 @@ class Service:
             if said and b"in flight" not in said[-1]:
                 return str(said[-1].decode())
             time.sleep(0.05)
-        raise DemoError(f"The service says nothing of its progress. {_tail(self.log)}")
+        raise DemoError(f"The service's log has no progress line. {_tail(self.log)}")
 
     def kill(self) -> None:
         """Kill the service with SIGKILL, so that it does nothing more."""
@@ -94,7 +94,7 @@ def serving(script: Path, port: int, folder: Path, *options: str) -> Iterator[Se
     except (OSError, http.client.HTTPException) as error:
         with suppress(subprocess.TimeoutExpired):
             service.process.wait(0.5)  # a process that has just died may still count as running
-        died = "died" if service.process.poll() is not None else "does not answer"
+        died = "died" if service.process.poll() is not None else "does not respond"
         raise DemoError(f"The service {died} ({type(error).__name__}: {error}). {_tail(service.log)}") from error
     finally:
         service.stop()
@@ -213,7 +213,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _tail(log: Path, lines: int = 8) -> str:
     said = log.read_text("utf-8", "replace").splitlines()[-lines:]
-    return "\n".join(["Its last words:", *(f"  {line}" for line in said)]) if said else "It has said nothing."
+    return "\n".join(["End of its log:", *(f"  {line}" for line in said)]) if said else "Its log is empty."
 
 
 @dataclass(frozen=True)

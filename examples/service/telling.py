@@ -80,7 +80,7 @@ def _trace(spans: list[Span], one: Span) -> list[Span]:
 
 
 def tell_outcomes(story: Story, answers: list[Answer]) -> None:
-    story.chapter("What the clients were told")
+    story.chapter("Responses to the clients")
     by = Counter(outcome(answer) for answer in answers)
     status = Counter(answer.status for answer in answers)
     waited = sum(answer.told_to_wait > 0 for answer in answers)
@@ -95,7 +95,7 @@ def tell_outcomes(story: Story, answers: list[Answer]) -> None:
     wrong = [a for a in answers if not a.expected]
     story.check(
         not wrong,
-        f"all {len(answers)} answers are what the input asks for" if not wrong else f"{len(wrong)} unexpected answers",
+        f"all {len(answers)} responses are as expected" if not wrong else f"{len(wrong)} unexpected responses",
         [f"line {a.line.number}, {a.line.kind}: {a.status} {a.body.get('detail', '')}" for a in wrong],
     )
 
@@ -108,7 +108,7 @@ def outcome(answer: Answer) -> str:
 
 
 def tell_books(story: Story, answers: list[Answer], books: Audit) -> None:
-    story.chapter("The ledger (SQLite, append-only, read without asking the service)")
+    story.chapter("The ledger (SQLite, append-only, read without the service)")
     kept = books.charged - books.refunded
     price = sum(order.price for order in books.orders.values() if order.parcels)
     story.check(
@@ -132,8 +132,8 @@ def tell_books(story: Story, answers: list[Answer], books: Audit) -> None:
     wrong = told ^ books.shipped
     story.check(
         not wrong,
-        f"the {len(told)} orders whose clients were told 201 are the ones that were shipped",
-        [f"{key}: {'told 201, not shipped' if key in told else 'shipped, never told'}" for key in sorted(wrong)],
+        f"the {len(told)} orders whose clients got 201 are the ones that were shipped",
+        [f"{key}: {'got 201, not shipped' if key in told else 'shipped, never got 201'}" for key in sorted(wrong)],
     )
 
 
@@ -162,7 +162,9 @@ def tell_metrics(story: Story, answers: list[Answer], samples: list[Sample], spa
         "replayed": hits.get("replayed", 0),
     }
     wrong = [
-        f"{name}: {count} scraped, {outcomes[name]} told" for name, count in told.items() if count != outcomes[name]
+        f"{name}: {count} scraped, {outcomes[name]} in the responses"
+        for name, count in told.items()
+        if count != outcomes[name]
     ]
     wrong += [
         f"hook {hook} raised {n} times: see the log"
@@ -206,7 +208,7 @@ def tell_where_next(story: Story, service: Service, replayed: Answer, *, serve: 
     story.say(f"  its metrics   {service.url}/metrics")
     story.say(f"  the books     python examples/service/audit.py {service.ledger}")
     story.say(f"  any trace     python examples/service/timeline.py {service.spans} TRACE")
-    story.say("  this order was answered before, so it is replayed; with another key it is a new one:")
+    story.say("  this order was placed before, so it is replayed; with another key it is a new one:")
     story.say(f"    curl -i {service.url}/orders -H 'Content-Type: application/json' \\")
     story.say(f"      -H 'Idempotency-Key: {replayed.line.key}' -d '{json.dumps(replayed.line.order)}'")
     story.say("  Ctrl-C ends it.")

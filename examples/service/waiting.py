@@ -85,7 +85,7 @@ class Waiting:
     def _books(self) -> None:
         story, entries, record = self._story, history(self._service.ledger, self._ref), self._record()
         self._say(f"in the books: {', '.join(entries)}; {record.results['decide']}")
-        story.check(entries == DONE, "each effect stands there once", [] if entries == DONE else list(entries))
+        story.check(entries == DONE, "each effect is there once", [] if entries == DONE else list(entries))
         status, body = self._ask("GET", f"/orders/{self._key}")
         story.check(status == 201, f"GET /orders/{self._key} -> {status}: {body.get('message', body)}")
         story.check(record.takeovers == 0, "no process took it over from another: it had none")
@@ -130,7 +130,7 @@ class Waiting:
         give_up = time.monotonic() + PATIENCE
         while not condition():
             if time.monotonic() > give_up:
-                raise DemoError(f"Waited in vain for {what}.")
+                raise DemoError(f"Timed out waiting for {what}.")
             time.sleep(0.01)
 
     def _post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

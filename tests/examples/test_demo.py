@@ -22,7 +22,7 @@ SERVICE = Path(demo.__file__).parent
 CHAPTERS = [
     "An order that fails",
     "A replay, and the run that it repeats",
-    "What the clients were told",
+    "Responses to the clients",
     "The ledger",
     "A scrape of /metrics",
     "Where to go next",
@@ -87,7 +87,7 @@ def test_timeline_shows_attempts_backoffs_and_undo(told: str) -> None:
 
 
 def test_replay_is_linked_to_another_trace(told: str) -> None:
-    traces = re.findall(r"trace ([0-9a-f]{32})", told.partition("A replay")[2].partition("What the clients")[0])
+    traces = re.findall(r"trace ([0-9a-f]{32})", told.partition("A replay")[2].partition("Responses to")[0])
 
     assert len(traces) == len(set(traces)) == 2
 
@@ -96,7 +96,7 @@ def test_outcomes_are_those_of_the_input(told: str) -> None:
     counts = {name: int(count) for name, count in re.findall(r"^  (\w+) +(\d+)  \d", told, re.MULTILINE)}
 
     assert counts == {"done": 260, "replayed": 36, "compensated": 36, "refused": 12}
-    assert "✓ all 344 answers are what the input asks for" in told
+    assert "✓ all 344 responses are as expected" in told
 
 
 def test_every_check_is_passed(told: str) -> None:
@@ -190,7 +190,7 @@ ledger.Ledger.charge = lambda self, _, ref, cents: charge(self, uuid.uuid4().hex
             for case in (
                 ("ledger.Ledger.refund = lambda *_: 0", "cents, but neither shipped nor refunded"),
                 ("ledger.Ledger.release = lambda *_: None", "pieces"),
-                ("app.Ledger.note = lambda *_: None", "told 201, not shipped"),
+                ("app.Ledger.note = lambda *_: None", "got 201, not shipped"),
             )
         ),
     ],
@@ -220,7 +220,7 @@ def test_taken_port_is_told_in_a_sentence(tmp_path: Path) -> None:
         result = run_demo("--port", port, folder=tmp_path)
 
     assert result.returncode == 1
-    assert f"Port {port} cannot be had" in result.stderr
+    assert f"Port {port} cannot be used" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -30,7 +30,7 @@ from running import DemoError, serving
 from timeline import read_spans
 
 SERVICE = Path(make_orders.__file__).parent
-TAKEN_BACK = "A partner of ours did not answer; the order was taken back."
+TAKEN_BACK = "A partner of ours did not respond; the order was taken back."
 MUG = {"sku": "mug", "quantity": 1, "cents": 1200, "card": "tok_visa", "address": "home"}
 
 Post = Callable[..., Coroutine[Any, Any, httpx.Response]]

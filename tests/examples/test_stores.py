@@ -102,7 +102,7 @@ def test_order_is_refused_while_the_store_is_gone_and_taken_once_it_is_back(
     [
         (RunFailed(error_type="cancelled"), 409, "cancelled", "The order was cancelled"),
         (LeaseLost(), 409, "in-progress", "This order is being worked on."),
-        (RunParked(), 503, "out-of-order", "Our own books cannot be reached"),
+        (RunParked(), 503, "out-of-order", "Our own books are unreachable"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -21,6 +21,6 @@ def test_the_demo_runs_on_a_temporal_server_of_its_own(temporal: Temporal, tmp_p
     environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "answers are what the input asks for" in done.stdout
+    assert "responses are as expected" in done.stdout
     assert "no order charged twice" in done.stdout
     assert "FAILED" not in done.stdout
