@@ -322,10 +322,16 @@ def _error_dict(error: BaseException | None) -> dict[str, str] | None:
 
 
 def error_line(error: BaseException, limit: int = 1024) -> str:
-    """Return the type and message of an error on one line; for a RunFailed, those of the original error."""
+    """Return the type and message of an error on one line, to be part of a sentence; for a RunFailed, those of the
+    original error."""
     if isinstance(error, RunFailed) and error.error_type:
-        return f"{_clipped(error.error_type)}: {safe_str(Exception(error.message), limit)}"
-    return f"{type(error).__name__}: {safe_str(error, limit)}"
+        return _line(error.error_type, Exception(error.message), limit)
+    return _line(type(error).__name__, error, limit)
+
+
+def _line(name: str, error: BaseException, limit: int) -> str:
+    text = safe_str(error, limit)
+    return f"{_clipped(name)}: {text if text.endswith('..') else text.removesuffix('.')}"
 
 
 def _clipped(name: str) -> str:
@@ -345,7 +351,7 @@ def in_words(report: StepReport) -> str:
         parts.append(f"and {report.backed_off * 1e3:.1f} ms between attempts")
     text = " ".join(parts)
     last = "" if report.status is Status.SUCCESS or report.error is None else error_line(report.error, 200)
-    failures = [f"{_clipped(kind)}: {safe_str(Exception(message), 200)}" for kind, message in report.errors]
+    failures = [_line(kind, Exception(message), 200) for kind, message in report.errors]
     if any(failure != last for failure in failures):
         first = max(0, len(failures) - _TRIES)
         text += f"; failed attempts: {'; '.join(f'{n}. {why}' for n, why in enumerate(failures[first:], first + 1))}"

@@ -286,3 +286,16 @@ def test_help_that_comes_after_the_failure_starts_nothing(ledger: Ledger, gate: 
         gate.set()
         busy.result(PATIENCE)
     assert ledger == ["fails"]
+
+
+def test_explain_makes_one_sentence_of_an_error_that_ends_with_a_period(drive: Drive) -> None:
+    wf = Workflow("shop")
+
+    @wf.step
+    def charge(_: Context) -> None:
+        raise ValueError("Card declined.")
+
+    first, second = drive(wf, check=False).explain().splitlines()
+    assert first.endswith("failed at step 'charge': ValueError: Card declined; nothing had to be undone")
+    assert "with ValueError: Card declined" in second
+    assert "declined." not in second
