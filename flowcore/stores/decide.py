@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _MOST_LEASES: Final = 64
+_NOT_ENDED: Final = frozenset({Status.PENDING, Status.RUNNING, Status.WAITING})
 LISTED: Final = (
     *("queued", "running", "waiting", "success", "failure", "compensated", "compensation_failed", "incomplete"),
     *("parked", "held", "expired"),
@@ -121,14 +122,16 @@ def takeover_delay(takeovers: int, lease: float) -> float:
 
 
 def makes_progress(checkpoint: Checkpoint | None) -> bool:
-    """Whether a checkpoint records the end of a step or of an undo, or the start of a wait. If so, takeovers and
-    retries are counted from 0 again."""
+    """Whether a checkpoint records the end of a step or of an undo. If so, takeovers and retries are counted from 0
+    again. The start of a wait, and that a wait is closed, are no progress."""
     if checkpoint is None:
         return False
     for step in checkpoint.steps.values():
-        what = step.report.status if step.report.undo is None else step.report.undo
-        if what is not Status.RUNNING and what is not Status.PENDING:
-            return True
+        report = step.report
+        what = report.status if report.undo is None else report.undo
+        if what in _NOT_ENDED or (what is Status.TIMEOUT and report.until is not None):
+            continue
+        return True
     return False
 
 

@@ -514,6 +514,18 @@ class WithdrawsARunThatSomebodyElseBegan(Broken):
         super().withdraw(claim)
 
 
+class TakesAWaitForTheEndOfAStep(Broken):
+    rule = "takeovers"
+
+    def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
+        answer = super().checkpoint(checkpoint)
+        kept = self.kept(checkpoint.key)
+        if answer is None and kept is not None:
+            waits = any(step.report.until is not None for step in checkpoint.steps.values())
+            kept.record.takeovers = 0 if waits else kept.record.takeovers
+        return answer
+
+
 class WithdrawsAsIfTheOwnerCrashed(Broken):
     rule = "withdraw-takeover"
 

@@ -118,7 +118,7 @@ RULES: Final[dict[str, str]] = {
     ),
     "takeovers": (
         "`takeovers` counts how often the running run was taken over since a step or an undo of it last ended. A "
-        "checkpoint or an ending that records such an end sets it to 0."
+        "checkpoint or an ending that records such an end sets it to 0; the start of a wait is no end."
     ),
     "finish-late": "The owner of a run with an expired lease may still finish it, until the run is taken over.",
     "withdraw-begun": (

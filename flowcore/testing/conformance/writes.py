@@ -17,6 +17,8 @@ from .suite import LONG, SHORT, Suite, done, gone, in_flight, wrote
 
 __all__ = ["WriteRules"]
 
+WAITS = (StepReport(Status.WAITING), StepReport(Status.WAITING, until=2.0), StepReport(Status.TIMEOUT, until=2.0))
+"""a wait without a limit, one with a limit, and one that is closed: none of them has ended"""
 ENDS = ("success", "failure", "compensated", "compensation_failed", "incomplete", "parked")
 
 
@@ -275,8 +277,9 @@ class WriteRules(Suite):
         owner = self.take_over()
         assert self.record().takeovers == 1, broken("takeovers", self.record().takeovers)
         if how == "checkpoint":
-            owner.saves({"b": in_flight()})
-            assert self.record().takeovers == 1, broken("takeovers", "no step has ended")
+            for report in (in_flight().report, *WAITS):
+                owner.saves({"b": StepRecord(0, report)})
+                assert self.record().takeovers == 1, broken("takeovers", f"no step has ended, b is {report.status}")
             owner.saves({"a": done()})
         else:
             owner.ends(Status(how), {"a": done()}, held=how == Status.COMPENSATION_FAILED)
