@@ -260,7 +260,7 @@ class Network:
             if applied is not None:
                 applied()
             if reply_lost:
-                hear(weather.patience, (None, StoreUnavailable("no answer came.")))
+                hear(weather.patience, (None, StoreUnavailable("No reply came.")))
             else:
                 call.heard = True
                 hear(back, outcome)
@@ -269,7 +269,7 @@ class Network:
 
     def _lose(self, call: StoreCall, hear: Callable[[float, Outcome], None]) -> None:
         self.log.append(call)
-        hear(self._weather.patience, (None, StoreUnavailable("the store does not answer.")))
+        hear(self._weather.patience, (None, StoreUnavailable("The store is unreachable.")))
 
     def _again(self, call: StoreCall) -> None:
         if not self._is_out():

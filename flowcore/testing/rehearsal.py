@@ -53,7 +53,9 @@ class Rehearsal:
         """Raise AssertionError, with the table and what went wrong, unless every scene is clean."""
         if self.dirty:
             troubles = "\n".join(f"  {scene.step} {scene.fault}: {scene.trouble}" for scene in self.dirty)
-            raise AssertionError(f"the rehearsal of {self.workflow!r} left the world dirty:\n{self}\n{troubles}")
+            raise AssertionError(
+                f"the rehearsal of {self.workflow!r} did not leave the world clean:\n{self}\n{troubles}"
+            )
 
     def __str__(self) -> str:
         steps = list(dict.fromkeys(scene.step for scene in self.scenes))
@@ -138,7 +140,7 @@ def _fired(simulated: Simulation, step: str, fault: Fault) -> bool:
 def _judged(step: str, fault: str, run: Run, world: Callable[[], object]) -> Scene:
     try:
         clean = world() is not False
-        trouble = "" if clean else "world() said no"
+        trouble = "" if clean else "world() returned False"
     except AssertionError as error:
         clean, trouble = False, safe_str(error) or "world() raised AssertionError"
     return Scene(step, fault, clean, run, trouble)
@@ -186,5 +188,5 @@ def _twice(workflow: Workflow[Any], values: Mapping[str, Any] | None, world: Cal
     second = _simulated(workflow, values, seed=seed + 1, store=store, idempotency_key="rehearsal")
     scene = _judged("(all)", TWICE, second.run, world)
     if first.run.status is Status.SUCCESS and not second.run.replayed:
-        return Scene("(all)", TWICE, clean=False, run=second.run, trouble="the second run was no replay")
+        return Scene("(all)", TWICE, clean=False, run=second.run, trouble="the second run was not a replay")
     return scene

@@ -93,7 +93,7 @@ def simulate(
     crashes = not CRASHES.isdisjoint(faults.values())
     if store is not None and crashes and not store.durable:
         raise DefinitionError(
-            f"only a durable store survives a crash, and {safe_repr(store)} is none: pass SimulatedStore()."
+            f"A crash needs a durable store, but {safe_repr(store)} is not durable. Pass SimulatedStore()."
         )
     story = play(
         workflow,

@@ -64,7 +64,7 @@ def test_the_rehearsal_finds_a_refund_that_never_comes(rehearsed: Callable[[type
     rehearsal = rehearsed(Forgetful)
     assert {scene.step for scene in rehearsal.dirty} >= {"charge", "ship"}
     assert "was charged 1200 cents, but neither shipped nor refunded" in rehearsal.dirty[0].trouble
-    with pytest.raises(AssertionError, match="left the world dirty"):
+    with pytest.raises(AssertionError, match="did not leave the world clean"):
         rehearsal.assert_clean()
 
 

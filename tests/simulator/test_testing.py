@@ -102,7 +102,9 @@ def test_a_failure_after_the_effect_that_no_undo_covers_is_found() -> None:
     assert {(scene.step, scene.fault) for scene in rehearsal.dirty} == {
         (step, Fault.FAIL_AFTER) for step in ("flight", "hotel", "car")
     }
-    with pytest.raises(AssertionError, match=r"(?s)left the world dirty.*DIRTY.*hotel fails after its effect: "):
+    with pytest.raises(
+        AssertionError, match=r"(?s)did not leave the world clean.*DIRTY.*hotel fails after its effect: "
+    ):
         rehearsal.assert_clean()
 
 
@@ -365,7 +367,7 @@ def test_a_simulated_crash_in_async_code_is_one_too() -> None:
 
 def test_a_crash_wants_a_durable_store() -> None:
     faults = {"a": Fault.CRASH_BEFORE}
-    with pytest.raises(DefinitionError, match=r"only a durable store survives a crash.*pass SimulatedStore\(\)"):
+    with pytest.raises(DefinitionError, match=r"A crash needs a durable store.*Pass SimulatedStore\(\)"):
         simulate(two_branches(), faults=faults, store=MemoryStore())
     store = SimulatedStore()
     run = simulate(two_branches(), faults=faults, store=store, idempotency_key="k").run

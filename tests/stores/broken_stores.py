@@ -628,7 +628,7 @@ class ListsHeldRunsAsResumable(Broken):
 
 
 class ForgetsToListExpiredRuns(Broken):
-    rule = "list-resumable withdraw-takeover"
+    rule = "list-resumable withdraw-takeover time-passes"
 
     def list_resumable(self, workflows: Collection[str], /, **query: Any) -> Page:
         return Page(one for one in super().list_resumable(workflows, **query) if one.status in RESUMABLE)

@@ -97,7 +97,7 @@ class TestMyStore(StoreConformance):
 def test_a_test_class_without_a_store_is_told_what_is_missing(tmp_path: Path) -> None:
     mine = tmp_path / "test_nothing.py"
     mine.write_text("from flowcore.testing import StoreConformance\nclass TestMyStore(StoreConformance): ...\n")
-    assert "TestMyStore must define make_store(self), which answers the store to test." in run(str(mine)).message
+    assert "TestMyStore must define make_store(self), which returns the store to test." in run(str(mine)).message
 
 
 @pytest.mark.parametrize("missing", ["pytest", "hypothesis"])

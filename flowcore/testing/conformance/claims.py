@@ -138,23 +138,23 @@ class ClaimRules(Suite):
     # -- waiting for a run ---------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("state", OVER)
-    def test_who_waits_for_a_run_gets_its_outcome(self, state: str) -> None:
+    def test_a_claim_that_waits_for_an_ended_run_gets_its_outcome(self, state: str) -> None:
         owner = self.bring_to(state)
         answer = self.refused(Finished, "claim-attached", attached=owner.run_id, waits=True)
         self.same(snapshot(answer.record), snapshot(self.record()), "claim-attached")
         assert dict(answer.record.results) == {"a": "A"}, broken("claim-attached", answer)
 
     @pytest.mark.parametrize("state", RESUMABLE)
-    def test_who_waits_for_a_run_that_nobody_goes_on_with_takes_it_over(self, state: str) -> None:
+    def test_a_claim_that_waits_takes_over_a_run_without_a_live_owner(self, state: str) -> None:
         owner = self.bring_to(state)
         assert self.take_over(attached=owner.run_id, waits=True).run_id == owner.run_id, broken("claim-attached")
 
-    def test_who_waits_for_a_run_that_goes_on_is_told_that_it_is_busy(self) -> None:
+    def test_a_claim_that_waits_for_a_run_in_progress_is_busy(self) -> None:
         owner = self.bring_to("running")
         self.refused(Busy, "claim-busy", attached=owner.run_id, waits=True)
 
     @pytest.mark.parametrize("state", RELEASED)
-    def test_who_waits_for_a_run_that_others_have_come_after_begins_none(self, state: str) -> None:
+    def test_a_claim_that_waits_for_a_replaced_run_begins_none(self, state: str) -> None:
         first, second = self.bring_to("failure"), self.bring_to(state)
         answer = self.refused(Finished, "claim-attached-to-an-older-run", attached=first.run_id, waits=True)
         assert answer.record.run_id == second.run_id, broken("claim-attached-to-an-older-run", answer)
@@ -223,7 +223,7 @@ class ClaimRules(Suite):
         assert 0 <= answer.age < LONG, broken("ages", answer)
 
     @pytest.mark.parametrize("state", RESUMABLE)
-    def test_who_goes_on_without_a_fingerprint_fits_every_record(self, state: str) -> None:
+    def test_a_claim_without_a_fingerprint_fits_every_record(self, state: str) -> None:
         owner = self.bring_to(state)
         assert self.take_over(fingerprint=None).run_id == owner.run_id, broken("claim-mismatch", "for fingerprint None")
         assert self.record().fingerprint == "fingerprint", broken("claim-takeover", "the run's fingerprint has changed")

@@ -108,11 +108,11 @@ class ContentRules(Suite):
     @pytest.mark.parametrize("where", ["a result", "a write", "an initial value", "a result at the end"])
     def test_a_value_that_cannot_be_kept_is_refused_by_name(self, where: str) -> None:
         if not self.store.durable:
-            pytest.skip("a store in memory keeps live objects")
+            pytest.skip("a store in memory keeps any object")
         value = {"inside": threading.Lock()}
         if where == "an initial value":
             self._refused(self.store.claim, self.request(values={"culprit": value}))
-            assert self.store.find(self.key) is None, broken("not-serializable", "a record was begun all the same")
+            assert self.store.find(self.key) is None, broken("not-serializable", "a record was begun nevertheless")
             return
         owner = self.begin()
         with self.unchanged("not-serializable"):
@@ -128,17 +128,19 @@ class ContentRules(Suite):
     def _refused(self, verb: Any, argument: Any) -> None:
         with self.refuses("not-serializable", "it", NotSerializable) as refusal:
             verb(argument)
-        assert "culprit" in str(refusal.error), broken("not-serializable", f"it does not name it: {refusal.error}")
+        assert "culprit" in str(refusal.error), broken(
+            "not-serializable", f"the error does not name the value: {refusal.error}"
+        )
 
     # -- errors --------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("status", [Status.FAILURE, Status.INCOMPLETE, Status.COMPENSATION_FAILED])
-    def test_what_failed_a_run_comes_back_at_least_in_words(self, status: Status) -> None:
+    def test_the_error_of_a_run_comes_back_at_least_in_words(self, status: Status) -> None:
         owner, error = self.begin(), ConnectionError("the bank is closed: žluťoučký \N{PILE OF POO}\n\x00")
         owner.ends(status, held=status == Status.COMPENSATION_FAILED, failed_step="pay", error=error)
         self._tells_of(error, owner.run_id)
 
-    def test_what_is_being_undone_for_comes_back_too(self) -> None:
+    def test_the_error_of_a_run_that_is_being_undone_comes_back_too(self) -> None:
         owner, error = self.begin(), LookupError("no seat")
         owner.saves(undoing=True, failed_step="pay", error=error)
         self._tells_of(error, owner.run_id)
@@ -153,7 +155,7 @@ class ContentRules(Suite):
         assert seen == (run_id, "pay", type(error).__name__, str(error)), broken("errors", seen)
         assert record.failed_step == "pay", broken("finish", record.failed_step)
 
-    def test_an_error_that_was_only_told_of_is_passed_on_as_it_is(self) -> None:
+    def test_an_error_that_stands_for_another_comes_back_unchanged(self) -> None:
         owner = self.begin()
         failed = RunFailed(
             run=owner.run_id, step="pay", error_type="CardError", error_message="declined", traceback_text="…"
@@ -161,14 +163,14 @@ class ContentRules(Suite):
         owner.ends(Status.INCOMPLETE, failed_step="pay", error=failed)
         assert snapshot(self.record())["error"] == ("CardError", "declined"), broken("errors", self.record().error)
 
-    def test_an_error_that_cannot_be_told_does_no_harm(self) -> None:
+    def test_an_error_that_cannot_be_printed_does_no_harm(self) -> None:
         class Hostile(Exception):
             def __str__(self) -> str:
                 raise TypeError("no words")
 
         owner = self.begin()
         owner.ends(Status.FAILURE, failed_step="pay", error=Hostile())
-        assert self.record().error is not None, broken("errors", "nothing is left of it")
+        assert self.record().error is not None, broken("errors", "the error is lost")
 
     # -- names ---------------------------------------------------------------------------------------------------------
 

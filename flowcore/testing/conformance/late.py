@@ -55,7 +55,7 @@ class LateCopies(Suite):
             answer = send()
         expected = _expected(late, since)
         fits = any(isinstance(answer, one) if isinstance(one, type) else answer == one for one in expected)
-        assert fits, broken("late-copies", f"a copy of {late} after {since} was answered with {answer}, not {expected}")
+        assert fits, broken("late-copies", f"a copy of {late} after {since} got the reply {answer}, not {expected}")
 
     def _copies(self, owner: Owner, checkpoint: Checkpoint, ending: Ending) -> dict[str, Callable[[], Any]]:
         return {

@@ -135,7 +135,7 @@ class Histories(RuleBasedStateMachine):
             answer: Any = self.store.claim(claim)
         except StoreError as error:
             answer = error
-        assert isinstance(answer, expected), differs(f"claim is answered with {answer}, not {expected.__name__}")
+        assert isinstance(answer, expected), differs(f"claim returned {answer}, not {expected.__name__}")
         known = self.model.runs[claim.key]
         if isinstance(answer, Finished):
             compare(known, answer.record)
@@ -146,7 +146,7 @@ class Histories(RuleBasedStateMachine):
             assert answer.fence == last if again else answer.fence > last, differs(f"fence {answer.fence} after {last}")
             known.fence = answer.fence
             if known.before is None:
-                assert answer.record is None, differs(f"{answer}, though nothing had begun")
+                assert answer.record is None, differs(f"{answer}, though no run had begun")
             else:
                 assert answer.record is not None, differs(f"{answer}, though it resumes a run")
                 assert before is not None, differs("unreachable")
@@ -220,7 +220,7 @@ class Histories(RuleBasedStateMachine):
         mine, _ = one_of(self.owners, which)
         expected = [self.model.renew(mine), Renewal.LOST]
         seen = self.store.renew([mine, Lease(self.prefix + "nobody", "nobody", 1)], lease)
-        assert seen == expected, differs(f"renew answered {seen}, not {expected}")
+        assert seen == expected, differs(f"renew returned {seen}, not {expected}")
         if expected[0] is not Renewal.LOST and lease == SHORT:
             self.model.expire(mine.key)
             self.suite.until(lambda: self.lists("expired", mine.key), "time-passes", f"{mine.key} did not expire")
@@ -257,7 +257,7 @@ class Histories(RuleBasedStateMachine):
     def answers(self, verb: str, argument: Any) -> None:
         """Check that the store replies as the model does."""
         expected, seen = getattr(self.model, verb)(argument), getattr(self.store, verb)(argument)
-        assert seen == expected, differs(f"{verb} answered {seen}, not {expected}, to {argument}")
+        assert seen == expected, differs(f"{verb} returned {seen}, not {expected}, for {argument}")
         if verb == "withdraw":
             self.learn(argument.key)
 

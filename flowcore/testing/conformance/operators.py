@@ -57,7 +57,7 @@ class OperatorRules(Suite):
             with self.refuses("get-run", f"get_run({unknown!r})", RunNotFound):
                 self.store.get_run(unknown)
 
-    def test_unfinished_lists_what_nobody_goes_on_with(self) -> None:
+    def test_list_resumable_lists_runs_without_a_live_owner(self) -> None:
         states = ("parked", "incomplete", "expired", "success", "failure", "compensation_failed")
         runs = {state: self._left(state, f"{self.key}-{state}") for state in states}
         runs["running"] = self.begin()
@@ -119,7 +119,7 @@ class OperatorRules(Suite):
         assert isinstance(store.durable, bool), broken("about-itself", store.durable)
         assert isinstance(store.blocks, bool), broken("about-itself", store.blocks)
         report = store.doctor()
-        assert report, broken("about-itself", "doctor has nothing to say")
+        assert report, broken("about-itself", "doctor returned nothing")
         assert all(isinstance(name, str) for name in report), broken("about-itself", report)
         assert all(isinstance(what, str | int | float) for what in report.values()), broken("about-itself", report)
         assert isinstance(store.gc(), int), broken("about-itself", "gc")
@@ -133,7 +133,7 @@ class OperatorRules(Suite):
         assert self.store.find(self.key) is None, broken("not-found", "a record came from nothing")
 
     @pytest.mark.parametrize("verb", VERBS)
-    def test_a_run_that_goes_on_is_left_alone(self, verb: str) -> None:
+    def test_a_run_in_progress_is_left_alone(self, verb: str) -> None:
         self.begin()
         if verb == "undo":  # Its owner gets the decision; the next test checks that.
             return
@@ -141,15 +141,17 @@ class OperatorRules(Suite):
             getattr(self.store, verb)(self.key)
 
     @pytest.mark.parametrize("verb", ["undo", "cancel"])
-    def test_the_owner_of_a_run_hears_of_a_decision(self, verb: str) -> None:
+    def test_the_owner_of_a_run_learns_of_a_decision(self, verb: str) -> None:
         owner = self.begin()
         getattr(self.store, verb)(self.key)
         order = STOPS[verb]
         for _ in range(2):
-            assert self.store.renew([owner.lease], LONG) == [order], broken("order", f"not of {verb}, as it renews")
-            assert self.store.checkpoint(owner.says()) is order, broken("order", f"not of {verb}, at a checkpoint")
+            assert self.store.renew([owner.lease], LONG) == [order], broken(
+                "order", f"a renewal does not return {verb}"
+            )
+            assert self.store.checkpoint(owner.says()) is order, broken("order", f"a checkpoint does not return {verb}")
         assert self.record().decision == verb, broken("order", self.record().decision)
-        assert self.store.checkpoint(owner.says(undoing=True)) is None, broken("order", "it undoes already")
+        assert self.store.checkpoint(owner.says(undoing=True)) is None, broken("order", "the owner is undoing already")
         assert self.record().decision is None, broken(
             "decision-is-heard", f"{self.record().decision}, after it began to undo"
         )
@@ -202,7 +204,7 @@ class OperatorRules(Suite):
     def _erased(self, status: Status, old: RunRecord) -> None:
         for store in (self.store, self.other):
             record = store.find(self.key)
-            assert record is not None, broken("erase", "there is no record any more")
+            assert record is not None, broken("erase", "the record is gone")
             left = (record.status, record.held, record.key, record.run_id, record.workflow, record.graph)
             assert left == (status, False, old.key, old.run_id, old.workflow, old.graph), broken("erase", left)
             assert record.fence >= old.fence, broken("fence-rises", f"{record.fence} after {old.fence}")
@@ -232,7 +234,7 @@ class OperatorRules(Suite):
         assert answer.fence > old.fence, broken("fence-rises", answer)
 
     @pytest.mark.parametrize("state", ["running", "parked", "incomplete", "compensation_failed", "held", "expired"])
-    def test_what_is_not_over_is_erased_by_force_only(self, state: str) -> None:
+    def test_a_run_that_is_not_over_is_erased_by_force_only(self, state: str) -> None:
         owner = self.begin() if state == "running" else self._left("success" if state == "held" else state)
         if state == "held":
             self.store.hold(self.key)
@@ -267,7 +269,7 @@ class OperatorRules(Suite):
         assert new.fence > owner.fence, broken("fence-rises", new.answer)
 
     @pytest.mark.parametrize("state", ["success", "failure", "incomplete", "parked", "compensation_failed", "expired"])
-    def test_a_held_key_stays_held_until_somebody_decides(self, state: str) -> None:
+    def test_a_held_key_stays_held_until_a_decision(self, state: str) -> None:
         owner = self._left(state)
         for _ in range(2):
             self.store.hold(self.key)
@@ -280,7 +282,7 @@ class OperatorRules(Suite):
 
     @pytest.mark.parametrize("decision", DECISIONS)
     @pytest.mark.parametrize("state", ["incomplete", "parked", "compensation_failed", "expired", "held"])
-    def test_a_decision_is_told_to_the_next_owner(self, state: str, decision: str) -> None:
+    def test_the_next_owner_gets_the_decision(self, state: str, decision: str) -> None:
         owner = self._left("success" if state == "held" else state)
         if state == "held":
             self.store.hold(self.key)
@@ -308,7 +310,7 @@ class OperatorRules(Suite):
         assert self.record().decision == "resume", broken("decide", self.record().decision)
 
     @pytest.mark.parametrize("how", ["a checkpoint", "its ending"])
-    def test_a_decision_is_remembered_until_it_is_heard(self, how: str) -> None:
+    def test_a_decision_is_remembered_until_its_owner_shows_that_it_has_it(self, how: str) -> None:
         self._left("parked")
         self.store.undo(self.key)
         self.expire(self.take_over())  # This owner dies without a checkpoint.
@@ -316,7 +318,7 @@ class OperatorRules(Suite):
         record = owner.answer.record
         assert record is not None, broken("claim-takeover", owner.answer)
         assert record.decision == "undo", broken(
-            "decision-is-heard", f"{record.decision}, though no owner has heard it"
+            "decision-is-heard", f"{record.decision}, though no owner knows it yet"
         )
         again = self.store.claim(owner.claim)
         assert isinstance(again, Claimed), broken("claim-again", again)
@@ -383,7 +385,7 @@ class OperatorRules(Suite):
     @pytest.mark.parametrize(
         "state", ["running", "expired", "parked", "incomplete", "compensation_failed", "held", "undo"]
     )
-    def test_what_is_to_be_gone_on_with_is_never_forgotten(self, state: str) -> None:
+    def test_a_resumable_run_is_never_forgotten(self, state: str) -> None:
         store = self.forgetful(0.05)
         other = self._left("success", self.key + "-other")
         match state:

@@ -100,7 +100,7 @@ class Races(Suite):
             return granted
 
         granted = self._at_once(work)
-        assert sum(granted) >= 2, broken("claim-after-release", "the key was free but once")
+        assert sum(granted) >= 2, broken("claim-after-release", "the key was free only once")
         for seen in fences.values():
             assert seen == sorted(set(seen)), broken("fence-rises", seen)
         generations = [self.record(key).generation + 1 for key in fences]

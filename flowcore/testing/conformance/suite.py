@@ -182,7 +182,7 @@ class Owner:
         """Send the next checkpoint, which the store must accept, and return it."""
         checkpoint = self.says(*args, **options)
         answer = self.suite.store.checkpoint(checkpoint)
-        assert answer is None, broken("lost", f"the owner's checkpoint was answered with {answer}")  # noqa: S101
+        assert answer is None, broken("lost", f"the owner's checkpoint got the reply {answer}")  # noqa: S101
         return checkpoint
 
     def ending(
@@ -228,7 +228,7 @@ class Owner:
         """Send the end of the run, which the store must accept, and return it."""
         ending = self.ending(*args, **options)
         answer = self.suite.store.finish(ending)
-        assert answer is None, broken("lost", f"the owner's ending was answered with {answer}")  # noqa: S101
+        assert answer is None, broken("lost", f"the owner's ending got the reply {answer}")  # noqa: S101
         return ending
 
 
@@ -241,7 +241,7 @@ class Suite:
 
     def make_store(self) -> Any:
         """Return a store to test, sync or async. It may hold records of earlier tests: each test has its own keys."""
-        raise DefinitionError(f"{type(self).__name__} must define make_store(self), which answers the store to test.")
+        raise DefinitionError(f"{type(self).__name__} must define make_store(self), which returns the store to test.")
 
     def open_again(self, store: Any) -> Any:
         """Return another store object on the same data, as a second process has. By default it is the same object."""

@@ -82,7 +82,7 @@ class WaitRules(Suite):
         self._with_waits()
         assert self._send(1, id="one") is True, broken("send", "refused")
         with self.unchanged():
-            assert self._send(1, id="one") is True, broken("send-first", "the same again is another one")
+            assert self._send(1, id="one") is True, broken("send-first", "a repeated value with the same id is refused")
             assert self._send(2, id="two") is False, broken("send-first", "a second value counts")
             assert self._send(3) is False, broken("send-first", "a second value counts")
         self._send(1, "more")
@@ -93,11 +93,13 @@ class WaitRules(Suite):
         owner = self._with_waits()
         self._send(1, id="one")
         owner.ends(Status.SUCCESS, {"a": done(), "wait": done(1, effect=False)})
-        assert self._send(1, id="one") is True, broken("send-first", "the same again, after the end")
-        assert self._send(2) is False, broken("send-first", "another one, after the end")
+        assert self._send(1, id="one") is True, broken(
+            "send-first", "a repeated value with the same id is refused after the end"
+        )
+        assert self._send(2) is False, broken("send-first", "another value is accepted after the end")
         assert self.record().sent["wait"].value == 1, broken("send", "the record of a run that is over has lost it")
 
-    def test_what_is_not_waited_for_is_refused(self) -> None:
+    def test_a_value_that_no_wait_waits_for_is_refused(self) -> None:
         with self.refuses("send-refused", "send for an unknown key", RunNotFound):
             self._send(1)
         owner = self._with_waits()
@@ -116,13 +118,15 @@ class WaitRules(Suite):
 
     def test_a_value_that_cannot_be_kept_is_refused(self) -> None:
         if not self.store.durable:
-            pytest.skip("it keeps whatever it is given")
+            pytest.skip("a store in memory keeps any value")
         self._with_waits()
         with self.unchanged(), self.refuses("not-serializable", "send(object())", NotSerializable) as refusal:
             self._send(object())
-        assert "'wait'" in str(refusal.error), broken("not-serializable", f"which one? {refusal.error}")
+        assert "'wait'" in str(refusal.error), broken(
+            "not-serializable", f"the error does not name the wait: {refusal.error}"
+        )
 
-    def test_an_owner_hears_of_values_with_its_renewals(self) -> None:
+    def test_an_owner_learns_of_values_with_its_renewals(self) -> None:
         owner = self._with_waits()
         assert self.store.renew([owner.lease], 60) == [Renewal.OURS], broken("send-is-heard", "nothing was sent")
         self._send(1)
@@ -206,7 +210,9 @@ class WaitRules(Suite):
         with self.unchanged(but_lease=True):
             answer = self.store.finish(self._waiting(owner))
             assert isinstance(answer, Arrived), broken("arrived", answer)
-        assert self.store.checkpoint(owner.says()) is Renewal.CANCEL, broken("arrived", "its owner does not hear of it")
+        assert self.store.checkpoint(owner.says()) is Renewal.CANCEL, broken(
+            "arrived", "its owner does not learn of it"
+        )
 
     def test_a_late_copy_of_the_end_that_began_the_wait_changes_nothing(self) -> None:
         owner = self._with_waits()

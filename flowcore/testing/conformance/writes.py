@@ -43,7 +43,7 @@ class WriteRules(Suite):
         assert record.seq == owner.seq, broken("seq", f"{record.seq}, though {owner.seq} was sent")
         assert record.status == Status.RUNNING, broken("checkpoint-renews", f"the run is {record.status}")
 
-    def test_the_next_owner_is_told_all_of_it(self) -> None:
+    def test_the_next_owner_gets_all_of_it(self) -> None:
         old = self.begin(begins=("a",))
         old.saves({"a": done(1), "b": in_flight()}, {"x": wrote(2), "y": gone()})
         self.expire(old)
@@ -62,7 +62,7 @@ class WriteRules(Suite):
         assert seen[0] == [("c", 3), ("a", 1), ("b", 2)], broken("results", seen[0])
         assert seen[1] == ("c", "b"), broken("effects", seen[1])
 
-    def test_results_come_in_the_order_of_seq_whatever_the_order_they_were_told_in(self) -> None:
+    def test_results_are_in_the_order_of_seq_not_of_arrival(self) -> None:
         owner = self.begin()
         first, second, third = (owner.says({name: done(name)}) for name in "abc")
         for sent in (third, first, second):
@@ -185,7 +185,7 @@ class WriteRules(Suite):
 
     # -- lost runs -----------------------------------------------------------------------------------------------------
 
-    def test_who_was_taken_over_is_told_so(self) -> None:
+    def test_an_owner_that_was_taken_over_is_lost(self) -> None:
         old = self.begin()
         self.expire(old)
         new = self.take_over()
@@ -196,7 +196,7 @@ class WriteRules(Suite):
         assert self.store.renew([new.lease], LONG) == [Renewal.OURS], broken("renew", "of the new owner")
 
     @pytest.mark.parametrize("wrong", ["fence below", "fence above", "run id"])
-    def test_a_stranger_is_told_that_it_is_not_his(self, wrong: str) -> None:
+    def test_a_wrong_run_or_fence_is_lost(self, wrong: str) -> None:
         self.begin().ends(Status.FAILURE)
         owner = self.begin()
         sent, ending = owner.says({"a": done()}), owner.ending(Status.SUCCESS)
@@ -404,7 +404,7 @@ class WriteRules(Suite):
         with self.unchanged("withdraw-other"):
             self.store.withdraw(old.claim)
 
-    def test_records_of_a_run_that_goes_on_do_not_change_by_themselves(self) -> None:
+    def test_records_of_a_run_in_progress_are_copies(self) -> None:
         owner = self.begin()
         found = [self.record()]
         owner.saves({"a": done()})
