@@ -79,7 +79,7 @@ def starts(c: Chronicle) -> Iterator[str]:
     for call in c.story.calls:
         run = c.run_of(call.fence)
         if run is None:
-            yield f"{call} is of nobody's run"
+            yield f"{call} belongs to no run"
             continue
         known = run.before(call.stored_before)
         if call.what in {"do", "undo"}:
@@ -94,7 +94,7 @@ def starts(c: Chronicle) -> Iterator[str]:
         own = known.steps.get(call.step)
         in_doubt = known.fence == call.fence and own is not None and _is_open(own.report)
         if call.what == "when" and in_doubt and _said(c, call.step, call.fence) != "not landed":
-            yield f"{call.step} is asked its when= again, though it was in flight and may have happened"
+            yield f"{call.step} gets its when= called again, though it was in flight and may have happened"
         if call.what == "do":
             yield from _may_do(call, known)
         elif call.what == "undo" and not _lands_late(c, call):
@@ -282,7 +282,7 @@ def _released(c: Chronicle, run: KeptRun) -> Iterator[str]:
             and not _died_before_it_noticed(c, done[last])
             and not _known_not_to_have_landed(c, run, name, done, last)
         ):
-            yield f"the run is {end.status}, though the effect of {name} stands"
+            yield f"the run is {end.status}, though the effect of {name} is not undone"
     undone = any(end.undo_of(name) is Status.SUCCESS for name in c.steps)
     if (end.status is Status.COMPENSATED) is not undone:
         yield f"the run is {end.status}, and {'something' if undone else 'nothing'} was undone"
@@ -341,7 +341,7 @@ def claims(c: Chronicle) -> Iterator[str]:
             yield f"process {number} recovers, and begins a run afresh"
         verbs = [call.verb for call in c.story.stored if call.process == number and not call.copy]
         if isinstance(act.refusal, StoreUnavailable) and "claim" in verbs and "withdraw" not in verbs:
-            yield f"process {number} gives up asking for the run, and does not give it back"
+            yield f"process {number} stops claiming the run, and does not withdraw its claim"
 
 
 def patience(c: Chronicle) -> Iterator[str]:
@@ -367,36 +367,36 @@ def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterato
         pass  # A SystemExit is raised whatever the run's status.
     elif got.status is Status.LOST:
         if not isinstance(got.error, LeaseLostError) or got.error.run_id != run.run_id:
-            yield f"{who} has lost the run, and is told {got.error!r}"
+            yield f"{who} has lost the run, and gets {got.error!r}"
     elif got.status is Status.PARKED:
         if not isinstance(got.error, IdempotencyHeld if got.held else RunParked):
-            yield f"{who} has parked the run, and is told {got.error!r}"
+            yield f"{who} has parked the run, and gets {got.error!r}"
     elif got.status is Status.WAITING and _left_too_late(c, act):
         pass
     elif got.status not in statuses:
-        yield f"{who} is told {got.status}, the store was never told so: {statuses}"
+        yield f"{who} gets {got.status}, which the store never recorded: {statuses}"
     if got.status is Status.SUCCESS:
         results = {name: record.result for name, record in run.now.steps.items() if record.has_result}
         if got.results != results:
             yield f"{who} got the results {got.results}, the store has {results}"
     lost = sum(isinstance(event, LeaseLost) for event in act.events)
     if lost > 1 or (got.status is Status.LOST and not lost):
-        yield f"{who} is told {lost} times that its lease is lost"
+        yield f"{who} gets {lost} reports that its lease is lost"
     mine = {grant.fence: grant for grant in run.grants if grant.heard}
     started = [event for event in act.events if isinstance(event, RunStarted)]
     grant = mine.get(started[0].fence) if started else None
     if grant is not None and grant.record is not None and grant.record.undoing:
         cause = got.error.__cause__ if isinstance(got.error, CompensationFailed) else got.error
         if got.status in RELEASED | {Status.COMPENSATION_FAILED} and not isinstance(cause, RunFailed):
-            yield f"{who} has finished the undo of a run that failed elsewhere, and is told {cause!r}"
+            yield f"{who} has finished the undo of a run that failed elsewhere, and gets {cause!r}"
         known, failed = grant.record.error, grant.record.steps.get(grant.record.failed_step or "")
         if isinstance(known, RunFailed) and known.error_type == "CompensationFailed" and failed and failed.error:
             known = failed.error  # An earlier undo of the run failed. The cause is still the step that failed first.
         kinds = {"CompensationFailed"} | ({known.error_type} if isinstance(known, RunFailed) else set())
         if isinstance(known, RunFailed) and isinstance(cause, RunFailed) and cause.error_type not in kinds:
-            yield f"{who} says that {cause.error_type} failed the run, it was {known.error_type}"
+            yield f"{who} reports that {cause.error_type} failed the run, it was {known.error_type}"
         if got.status in RELEASED and got.failed_step != grant.record.failed_step:
-            yield f"{who} says that {got.failed_step} failed the run, it was {grant.record.failed_step}"
+            yield f"{who} reports that {got.failed_step} failed the run, it was {grant.record.failed_step}"
 
 
 def _left_too_late(c: Chronicle, act: Act) -> bool:
@@ -420,15 +420,15 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     mine = [done.effect for done in c.done if done.effect.fence == grant.fence]
     said = {effect.step: effect.did for effect in mine if effect.what == "verify"}
     if max(Counter(effect.step for effect in mine if effect.what == "verify").values(), default=0) > 1:
-        yield f"process {grant.process} asks a verify= twice"
+        yield f"process {grant.process} calls a verify= twice"
     in_doubt = [name for name in c.steps if name in record.steps and _is_open(record.steps[name])]
     if record.status is Status.WAITING and record.decision in {None, "resume"}:  # Its last owner left it in order.
         if told:
-            yield f"process {grant.process} recovers a run that was left in order"
+            yield f"process {grant.process} recovers a run that needs no recovery"
         return
     if not told:
         if any(effect.what in {"do", "undo", "when"} for effect in mine):
-            yield f"process {grant.process} goes on without saying so"
+            yield f"process {grant.process} resumes a run without an event of it"
         return
     event = told[0]
     if act.cancelled is not None and act.cancelled <= event.at:
@@ -438,7 +438,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     late = _verified_too_late(c, grant)
     for name in in_doubt:
         if c.steps[name].verify is not None and name not in said and name not in late:
-            yield f"verify= of {name} was not asked"
+            yield f"verify= of {name} was not called"
     said = {name: did for name, did in said.items() if name not in late}
     landed = [name for name in in_doubt if said.get(name) == "landed"]
     lacking = [name for name in in_doubt if said.get(name) == "not landed"]
@@ -468,12 +468,12 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
             yield f"process {grant.process} recovers with {name} {got}, it should be {expected}"
     went_on = [effect for effect in mine if effect.what in {"do", "undo"}]
     if (held or raised) and went_on:
-        yield f"process {grant.process} goes on with {went_on[0].step}, though {held or raised} is for others to decide"
+        yield f"process {grant.process} continues with {went_on[0].step}, though an operator must decide on {held or raised}"
     if decision == "undo" and any(effect.what == "do" for effect in mine):
         yield f"process {grant.process} goes forward, though the run is being undone"
     for name in landed:
         if any(effect.what == "do" and effect.step == name for effect in mine):
-            yield f"{name} has landed, and is done again"
+            yield f"{name} has completed, and is done again"
 
 
 def doubts(c: Chronicle) -> Iterator[str]:
@@ -608,7 +608,7 @@ def told(c: Chronicle) -> Iterator[str]:
             run = c.run_of(started.fence)
             grants = [] if run is None else [grant for grant in run.grants if grant.fence == started.fence]
             if grants and (grants[0].record is None) is not (started.interrupted_run_id is None):
-                yield f"process {number} does not say whom it has taken the run from"
+                yield f"process {number} does not report whom it has taken the run from"
 
 
 JUDGES = (

@@ -145,7 +145,7 @@ def differs_alone(tale: Tale) -> list[str]:
     alone = played(tale.plot, observed=False)
     for one, other in itertools.zip_longest(_everything(tale), _everything(alone)):
         if one != other:
-            return [f"{other} where nobody watches, else {one}"]
+            return [f"{other} without observers, else {one}"]
     return []
 
 

@@ -102,7 +102,7 @@ def judged_twice(trial: Trial) -> list[str]:
     del trial.effects[before:]
     if run.status is Status.COMPENSATION_FAILED:
         if not isinstance(refusal, IdempotencyHeld):
-            broken.append(f"the key is held, yet the next call is not refused but {refusal!r}")
+            broken.append(f"the key is held, but the next call is not refused but {refusal!r}")
         return broken
     if refusal is not None:
         return [*broken, f"after {run.status} the next call is refused: {refusal!r}"]
@@ -114,11 +114,11 @@ def judged_twice(trial: Trial) -> list[str]:
         repeated = {effect.step for effect in second.effects if effect.what == "do"} & done
         undone = [effect.step for effect in second.effects if effect.what == "undo"]
         if repeated or undone or again.id != run.id or again.status not in {Status.SUCCESS, Status.INCOMPLETE}:
-            broken.append(f"past its pivot a run goes on: repeated {repeated}, undone {undone}, {again!r}")
+            broken.append(f"past its pivot a run is resumed: repeated {repeated}, undone {undone}, {again!r}")
         if again.status is Status.SUCCESS and any(
             report.status not in {Status.SUCCESS, Status.SKIPPED} for report in again.steps.values()
         ):
-            broken.append("a run that went on is a success with steps unrun")
+            broken.append("a resumed run is a success with steps that never ran")
     else:
         if again.replayed or again.id == run.id:
             broken.append(f"after {run.status} the next call starts afresh")
@@ -133,13 +133,13 @@ def differs_alone(trial: Trial) -> list[str]:
     alone = tried(trial.spec, observed=False)
     broken: list[str] = []
     if alone.simulation.events or list(alone.simulation.journal):
-        broken.append("there are events, though nobody watches")
+        broken.append("there are events, though no hook observes")
     pairs = itertools.zip_longest(trial.simulation.calls, alone.simulation.calls)
     for one, other in pairs:
         if one is None or other is None or replace(one, told_before=0) != replace(other, told_before=0):
-            return [*broken, f"{other} where nobody watches, else {one}"]
+            return [*broken, f"{other} without observers, else {one}"]
     if _summary(trial) != _summary(alone):
-        broken.append(f"{_summary(alone)} where nobody watches, else {_summary(trial)}")
+        broken.append(f"{_summary(alone)} without observers, else {_summary(trial)}")
     return broken
 
 
@@ -326,7 +326,7 @@ def well_formed(s: Story) -> Iterator[str]:
             if part is not None and part.finished is None:
                 yield f"{name} starts and never ends"
         if history.done is not None and not history.done.index < history.done.end < s.ended_at:
-            yield f"{name} is told outside of its run"
+            yield f"{name} is reported outside of its run"
         if any(part.index < s.ended_at < part.end for part in history.undos):
             yield f"the run ends while {name} is being undone"
     for event in s.events[s.ended_at + 1 :]:
@@ -360,7 +360,7 @@ def dependencies_first(s: Story) -> Iterator[str]:
         asked = [call for call in s.calls if call.step == name and call.what == "when"]
         did = [call for call in s.calls if call.step == name and call.what == "do"]
         if len(asked) > (step.when is not None) or (did and step.when is not None and not asked):
-            yield f"{name} is asked whether to run {len(asked)} times"
+            yield f"{name} has its when= called {len(asked)} times"
         if step.when in {"no", "raises"} and did:
             yield f"{name} runs, though its when= said {step.when}"
         if s.histories[name].skipped is not None and step.when != "no":
@@ -462,9 +462,9 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         limit = min(limits, default=None)
         took = ended.at - began.at
         if abs(ended.duration - took) > EPS or took < -EPS:
-            yield f"{name}: an attempt took {took}, told as {ended.duration}"
+            yield f"{name}: an attempt took {took}, reported as {ended.duration}"
         if began.max_attempts != policy.attempts or ended.max_attempts != policy.attempts:
-            yield f"{name}: {policy.attempts} attempts are allowed, told as {began.max_attempts}"
+            yield f"{name}: {policy.attempts} attempts are allowed, reported as {began.max_attempts}"
         # the outcome of the attempt
         if ended.outcome is Status.TIMEOUT:
             if not isinstance(error, StepTimeout | RunTimeout):
@@ -481,7 +481,7 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
                 if s.stopped_at() is None:
                     yield f"{name}: did not begin, though nothing stopped the run"
             elif undo is not None or not (told_to or left or isinstance(error, SystemExit)):
-                yield f"{name}: cancelled by nobody"
+                yield f"{name}: cancelled without a cause"
         elif limit is not None and ended.at > limit + EPS:
             yield f"{name}: over at {ended.at}, after its limit {limit}"
         if ended.outcome in {Status.SUCCESS, Status.FAILURE}:
@@ -515,7 +515,7 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
                 others = s.stopped_at(without=step.name) if undo is None else None
                 in_time = landed < patience - EPS and (others is None or others > landed + EPS)
                 if finish.outcome is not Status.SUCCESS and in_time and due:
-                    yield f"{name}: landed with a result while it was waited for, but ended as {finish.outcome}"
+                    yield f"{name}: completed with a result while it was waited for, but ended as {finish.outcome}"
             elif not waited:
                 may = must = False
         others = s.stopped_at(without=step.name) if undo is None else None
@@ -546,9 +546,9 @@ def _attempts(s: Story, step: StepSpec, part: Part, undo: UndoSpec | None) -> It
         if moment is not None and finish.at > max(moment, start.at) + EPS:
             yield f"{name}: over at {finish.at}, its step_timeout or deadline was {moment}"
     if abs(finish.backoff - backed_off) > EPS:
-        yield f"{name}: backed off for {backed_off}, told as {finish.backoff}"
+        yield f"{name}: backed off for {backed_off}, reported as {finish.backoff}"
     if abs(finish.duration - (finish.at - start.at)) > EPS:
-        yield f"{name}: took {finish.at - start.at}, told as {finish.duration}"
+        yield f"{name}: took {finish.at - start.at}, reported as {finish.duration}"
 
 
 def _given_up(s: Story, step: StepSpec, what: str, attempt: int, moment: float) -> Any:
@@ -578,7 +578,7 @@ def _as_scripted(s: Story, step: StepSpec, undo: UndoSpec | None, number: int, e
             yield f"{name}: {ended.outcome} in spite of {fault}"
     elif did == "ok":
         if ended.outcome is not Status.SUCCESS:
-            yield f"{name}: attempt {number} should have gone well, but {ended.error!r}"
+            yield f"{name}: attempt {number} should have succeeded, but {ended.error!r}"
     elif did == "exit" and undo is None:
         yield f"{name}: SystemExit cancels, it is no {ended.outcome}"
     elif ended.outcome is not Status.FAILURE or not isinstance(ended.error, kinds[did]):
@@ -607,11 +607,11 @@ def calls_in_bounds(s: Story) -> Iterator[str]:
             if call.given_up is not None and (call.ended is None or call.ended > first + EPS):
                 undoing = min((c.began for c in s.calls if c.what == "undo"), default=first)
                 if undoing < call.given_up - EPS:
-                    yield f"{name} is given up while its run is being undone"
+                    yield f"{name} is abandoned while its run is being undone"
                 landing = call.ended if call.ended is not None else float("inf")
                 stop = max((part.finished.at for _, part in s.done()), default=s.began)
                 if landing > undoing + EPS and undoing < min(stop, call.given_up) + s.spec.grace - EPS:
-                    yield f"undoing begins at {undoing}, though {name} could still land"
+                    yield f"undoing begins at {undoing}, though {name} could still complete"
         for effect in s.trial.effects:
             if effect.step == name and effect.what == "do":
                 made = next((c for c in mine if c.what == "do" and c.attempt == effect.attempt), None)
@@ -653,7 +653,7 @@ def statuses(s: Story) -> Iterator[str]:
         elif report.status is Status.CANCELLED and report.attempts == 0:
             path += [Status.RUNNING, Status.CANCELLED]  # Its when= was cut off.
         if report.status is not path[-1] or report.attempts != attempts:
-            yield f"{name}: {path[-1]} after {attempts} attempts, told as {report.status} after {report.attempts}"
+            yield f"{name}: {path[-1]} after {attempts} attempts, reported as {report.status} after {report.attempts}"
         for one, other in itertools.pairwise(path):
             if other not in outcome.STEP[one]:
                 yield f"{name}: no step goes from {one} to {other}"
@@ -665,7 +665,7 @@ def statuses(s: Story) -> Iterator[str]:
                 (report.backed_off, over.backoff),
             ):
                 if told is None or abs(told - expected_seconds) > EPS or told < -EPS:
-                    yield f"{name}: the report tells {told} s, it was {expected_seconds}"
+                    yield f"{name}: the report has {told} s, it was {expected_seconds}"
         has_result = name in s.run.results
         in_time = [event for index, event in history.late if index < s.ended_at]
         landed = any(not event.undo and event.outcome is Status.SUCCESS for event in in_time)
@@ -682,7 +682,7 @@ def statuses(s: Story) -> Iterator[str]:
                 yield f"{name}: no undo goes from {one} to {other}"
         expected = undo_path[-1] if len(undo_path) > 1 else None
         if report.undo is not expected:
-            yield f"{name}: its undo is {expected}, told as {report.undo}"
+            yield f"{name}: its undo is {expected}, reported as {report.undo}"
         if (report.undo_error is None) is (expected not in {None, Status.SUCCESS}):
             yield f"{name}: its undo is {expected}, with error {report.undo_error!r}"
 
@@ -705,7 +705,7 @@ def ending(s: Story) -> Iterator[str]:
     if run.status is not expected or run.status not in outcome.RUN[Status.RUNNING]:
         yield f"the run should be {expected}, it is {run.status}"
     if ended is None or ended.outcome is not run.status or ended.error is not run.error:
-        yield "RunFinished says what the run says"
+        yield "RunFinished reports what the run reports"
     elif ended.undone != run.undone:
         yield f"RunFinished says {ended.undone} were undone, the run {run.undone}"
     if run.held is not (expected is Status.COMPENSATION_FAILED):
@@ -733,7 +733,7 @@ def _error(s: Story) -> Iterator[str]:
     if isinstance(run.error, CompensationFailed):
         bad = {part.finished.step for part in s.undos_by_the_end() if part.finished.outcome is not Status.SUCCESS}
         if set(run.error.failures) != bad or run.error.run is not run:
-            yield f"CompensationFailed tells of {set(run.error.failures)}, it was {bad}"
+            yield f"CompensationFailed names {set(run.error.failures)}, it was {bad}"
     failures = s.failures()
     whens = s.failed_whens()
     cancelled = s.trial.simulation.cancelled
@@ -781,12 +781,12 @@ def undoing(s: Story) -> Iterator[str]:
         begins = [c.began for c in s.calls if c.step == name and c.what == "undo" and c.attempt == 1]
         again = sum(begins[0] <= c.ended + EPS for c in landings) if begins else 0
         if len(history.undos) > 1 + again:
-            yield f"{name} is undone {len(history.undos)} times, and landed {again} times after it was undone"
+            yield f"{name} is undone {len(history.undos)} times, and completed {again} times after it was undone"
         for call in landings:
             if s.failed and not s.past_pivot() and s.steps[name].undo is not None and not s.malformed:
                 report = s.run.steps[name]
                 if report.status is not Status.SUCCESS and not any(begin >= call.ended - EPS for begin in begins):
-                    yield f"{name} landed at {call.ended} and was not undone after that"
+                    yield f"{name} completed at {call.ended} and was not undone after that"
     for number, (_, _, part) in enumerate(parts, 1):
         if part.started.order != number or (part.finished is not None and part.finished.order != number):
             yield f"undo number {number} counts as {part.started.order}"
@@ -827,16 +827,16 @@ def late_completions(s: Story) -> Iterator[str]:
             for event in told:
                 fits = [c for c in given_up if c.attempt == event.attempt and c.ended is not None]
                 if not fits:
-                    yield f"{name}: told to land late, but it did not"
+                    yield f"{name}: reported as completed late, but it was not"
                     continue
                 if not any(abs(event.late - (c.ended - c.given_up)) < EPS for c in fits):
-                    yield f"{name}: landed {fits[0].ended - fits[0].given_up} s late, told as {event.late}"
+                    yield f"{name}: completed {fits[0].ended - fits[0].given_up} s late, reported as {event.late}"
                 if s.steps[name].form != "answers" and not any(
                     (event.outcome is Status.SUCCESS) is not c.failed for c in fits
                 ):
-                    yield f"{name}: told to land late with {event.outcome}"
+                    yield f"{name}: reported as completed late with {event.outcome}"
             if len(told) > len(given_up):
-                yield f"{what} {name}: landed late {len(given_up)} times at most, told {numbers}"
+                yield f"{what} {name}: completed late {len(given_up)} times at most, reported {numbers}"
             last = max((c.attempt for c in s.calls if c.step == name and c.what == what), default=0)
             for call in given_up:
                 # If the next attempt waited for an attempt, this one is part of the step, and not late.
@@ -845,7 +845,7 @@ def late_completions(s: Story) -> Iterator[str]:
                 if call.ended is not None and not awaited and call.attempt not in numbers and s.spec.grace > 0:
                     pauses = [e for e in s.events if isinstance(e, BackoffStarted) and e.step == name]
                     if not any(p.attempt == call.attempt and p.undo is (what == "undo") for p in pauses):
-                        yield f"{what} {name}: attempt {call.attempt} came back late, and nobody was told"
+                        yield f"{what} {name}: attempt {call.attempt} completed late without an event"
 
 
 def scheduling(s: Story) -> Iterator[str]:
@@ -857,7 +857,7 @@ def scheduling(s: Story) -> Iterator[str]:
     for event in s.events[: s.ended_at]:
         idle = simple and s.stopped_at() is None and ready and len(running) < s.spec.limit
         if idle and event.at - since > HELP_COMES_WITHIN + EPS:
-            yield f"{ready} are ready, and nobody starts them from {since} to {event.at}"
+            yield f"{ready} are ready, and no thread starts them from {since} to {event.at}"
         match event:
             case StepReady():
                 ready.append(event.step)
@@ -871,7 +871,7 @@ def scheduling(s: Story) -> Iterator[str]:
                 running.add(event.step)
                 history = s.histories[event.step]
                 if history.ready is not None and abs(event.waited - (event.at - history.ready.at)) > EPS:
-                    yield f"{event.step} waited {event.at - history.ready.at}, told as {event.waited}"
+                    yield f"{event.step} waited {event.at - history.ready.at}, reported as {event.waited}"
                 if event.depends_on != s.steps[event.step].depends_on:
                     yield f"{event.step} depends on {event.depends_on}"
                 if len(running) > s.spec.limit:

@@ -41,7 +41,7 @@ MUTANTS = (
     m("undo in forward order", "undo", "run.to_undo.pop()", "run.to_undo.pop(0)"),
     m("drop the last undo", "undo", "while run.undoes and run.to_undo:", "while run.undoes and len(run.to_undo) > 1:"),
     m("undo nothing at all", "undo", "if not run.to_undo:", "if run.to_undo:"),
-    m("undo before what was given up has landed", "undo", "yield from wait_for_abandoned(run)", "collect_late(run)"),
+    m("undo before abandoned calls have completed", "undo", "yield from wait_for_abandoned(run)", "collect_late(run)"),
     m("parallel undo in definition order", "undo_order", "if not node.successors])", "])"),
     m(
         "parallel undo does not wait for dependants",
@@ -74,7 +74,7 @@ MUTANTS = (
         "if node.compensation is None:\n                self.to_undo.append(node)\n            return self._after",
     ),
     m(
-        "a step that landed late is not undone",
+        "a step that completed late is not undone",
         "undo",
         "return effect and call.node",
         "return not effect and call.node",
@@ -213,7 +213,7 @@ MUTANTS = (
         "                return self.plan.nodes[ready.pop()]",
     ),
     m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
-    m("nobody helps", "steps", "if run.ready and not run.worker_requested and run.wants_help():", "if False:"),
+    m("no worker helps", "steps", "if run.ready and not run.worker_requested and run.wants_help():", "if False:"),
     m("skipped steps are run", "steps", "return None if answer else StepEnd(Status.SKIPPED)", "return None"),
     m(
         "when= is turned around",
@@ -233,7 +233,7 @@ MUTANTS = (
     m("one attempt too few", "attempts", "self.retry.after(self.number,", "self.retry.after(self.number + 1,"),
     m("one attempt too many", "attempts", "self.retry.after(self.number,", "self.retry.after(self.number - 1,"),
     m(
-        "attempts are told wrong",
+        "the allowed attempts are reported wrong",
         "attempts",
         "self.allowed = 1 if retry is None else retry.attempts",
         "self.allowed = 1",
@@ -262,7 +262,7 @@ MUTANTS = (
         "self.bound(n) * 1.5 if self.jitter else self.bound(n)",
     ),
     m(
-        "the number of attempts is told wrong",
+        "the number of attempts is reported wrong",
         "attempts",
         "return StepEnd(Status.SUCCESS, outcome[0], None, number)",
         "return StepEnd(Status.SUCCESS, outcome[0], None, 1)",
@@ -286,7 +286,7 @@ MUTANTS = (
         "            if False:\n                late",
     ),
     m(
-        "what landed in time is thrown away",
+        "a result that came in time is thrown away",
         "attempts",
         "                if late is not None:\n                    return late",
         "                if late is not None:\n                    return end",
@@ -354,25 +354,25 @@ MUTANTS = (
         "    run.error, run.failed_step = error, step\n    if first:\n        run.undone",
     ),
     m(
-        "the end of the run is not told",
+        "the end of the run is not reported",
         "run",
         "    if scope is not None:\n        emit.run_finished(run, scope, finished)\n    if finished",
         "    if finished",
     ),
     m(
-        "the end of a step is not told",
+        "the end of a step is not reported",
         "steps",
         "        emit.step_finished(run, node, attempts.scope, end)",
         "        end.error is None and emit.step_finished(run, node, attempts.scope, end)",
     ),
     m(
-        "the end of an attempt is told as a failure",
+        "the end of an attempt is reported as a failure",
         "emit",
         "number, allowed, undo, end.status,",
         "number, allowed, undo, Status.FAILURE,",
     ),
     m(
-        "late landings are not told",
+        "late completions are not reported",
         "undo",
         "    emit.completed_late(run, call",
         "    run.parked and emit.completed_late(run, call",

@@ -227,10 +227,10 @@ EXPECTED = {
     "an operator decides": 0.02,
     "undone after a takeover": 0.05,
     "undone by two processes": 0.02,
-    "verified as landed": 0.01,
-    "verified as lacking": 0.01,
+    "verified as completed": 0.01,
+    "verified as not completed": 0.01,
     "forward past the pivot": 0.01,
-    "an answer is lost": 0.1,
+    "a reply is lost": 0.1,
     "a late copy": 0.03,
     "a claim is withdrawn": 0.02,
     "success after a crash": 0.05,
@@ -261,14 +261,14 @@ def met(tale: Tale) -> Iterator[str]:
     if len({effect.fence for effect in effects if effect.what == "undo"}) > 1:
         yield "undone by two processes"
     if any(event.verified for event in takeovers):
-        yield "verified as landed"
+        yield "verified as completed"
     if any(effect.did == "not landed" for effect in effects):
-        yield "verified as lacking"
+        yield "verified as not completed"
     pivots = {step.name for step in tale.spec.steps if step.pivot}
     if any(event.decision == "forward" and pivots & set(event.skipped) for event in takeovers):
         yield "forward past the pivot"
     if any(call.applied is not None and not call.heard and not call.copy for call in story.stored):
-        yield "an answer is lost"
+        yield "a reply is lost"
     if any(call.copy for call in story.stored):
         yield "a late copy"
     if any(call.verb == "withdraw" for call in story.stored):
@@ -305,7 +305,7 @@ def test_a_story_replays_identically() -> None:
 
 
 def test_a_broken_promise_prints_the_line_that_replays_its_story() -> None:
-    mutant = next(mutant for mutant in MUTANTS if mutant.name == "what is done is done again")
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "a step that is done is done again")
     with applied(mutant), pytest.raises(AssertionError, match="replay: python -m tests") as caught:
         test_every_promise_holds_through_crashes_and_takeovers(range(1000))
     line = str(caught.value).split("replay: ")[1].splitlines()[0].split()

@@ -33,5 +33,5 @@ def test_there_are_enough_mutants() -> None:
 def test_every_mutant_is_caught(mutant: Mutant) -> None:
     with applied(mutant):
         seed = found_by(range(SEEDS))
-    assert seed is not None, f"nobody notices: {mutant.name}"
+    assert seed is not None, f"mutant not caught: {mutant.name}"
     assert found_by([seed]) is None, f"seed {seed} finds something without the mutant, too"

@@ -143,7 +143,7 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "what the owner builds on is not told",
+        "the base of a checkpoint is not sent",
         "flowcore._durable.checkpoints",
         "checkpoint.base = ledger.base",
         "checkpoint.base = 0",
