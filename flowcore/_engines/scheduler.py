@@ -24,7 +24,8 @@ from ..events import Event, ScheduleFired, ScheduleMissed, SchedulePlanned
 from ..fires import LOG, fire_key
 from ..schedule import Schedule, ScheduleStatus, status_of, window_of
 from ..status import Status
-from ..stores.base import LIVE, RunRecord
+from ..stores.base import LIVE, RELEASED, RunRecord
+from ..stores.decide import has_outcome
 from ..workflow import Workflow
 from .schedule_log import Log
 
@@ -243,7 +244,7 @@ class Scheduled:
     def _decide(self, fire: Fire, now: datetime) -> Generator[Ask, Any, bool]:
         """Begin or skip a fire, unless an engine has decided on it. Returns False if the previous run blocks it."""
         head = yield self._head(fire.at)
-        if head is not None:
+        if head is not None and not _is_withdrawn(head):
             yield from self._saw(fire.at, head)
             return True
         busy = yield from self._in_progress(now)
@@ -373,6 +374,11 @@ class Scheduled:
                 found: ScheduleStatus = stop.value
                 return found
             head = yield partial(self._store.head, key)
+
+
+def _is_withdrawn(head: RunRecord) -> bool:
+    """Whether the claim that made this record was withdrawn, so that nothing has been decided."""
+    return head.status in RELEASED and not head.held and not has_outcome(head)
 
 
 _REASONS: Final = {

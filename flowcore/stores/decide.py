@@ -23,6 +23,7 @@ __all__ = [
     "decide",
     "decide_order",
     "decide_send",
+    "has_outcome",
     "has_wait",
     "is_over",
     "makes_progress",
@@ -82,7 +83,7 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
         # Either the caller waits for a run that later runs have replaced, and the latest one has the outcome. Or it is
         # the claim's own run: the reply to the claim was lost, and another owner has taken the run over and ended it.
         known = claim.attached is not None or claim.run_id == record.run_id
-        return Verdict.FINISHED if known or (claim.once and _has_an_outcome(record)) else Verdict.BEGIN_ANEW
+        return Verdict.FINISHED if known or (claim.once and has_outcome(record)) else Verdict.BEGIN_ANEW
     if claim.fingerprint is not None and record.fingerprint != claim.fingerprint:
         return Verdict.MISMATCH
     if record.held:
@@ -104,7 +105,7 @@ def decide(record: RunRecord | None, owner: str, lease_left: float, claim: Claim
     return Verdict.TAKE_OVER if status == Status.RUNNING else Verdict.RESUME
 
 
-def _has_an_outcome(record: RunRecord) -> bool:
+def has_outcome(record: RunRecord) -> bool:
     """Whether a run that released its key did so by ending. Returns False if its claim was withdrawn, or if an operator
     gave it up. An erased run counts as ended."""
     return record.error is not None or record.fingerprint is None

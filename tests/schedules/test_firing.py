@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flowcore import DefinitionError, MemoryStore, Status, StoreUnavailable
+from flowcore import DefinitionError, MemoryStore, Status, StoreUnavailable, Workflow
 from flowcore.fires import LOG, fire_key, fire_of, schedule_of
 from flowcore.schedule import window_of
 from flowcore.stores import SQLiteStore
@@ -390,6 +390,45 @@ def test_a_skip_is_reported_once_though_the_store_goes_away_while_it_is_recorded
     assert refused
     assert sorted(engine.missed for engine in engines) == [[], [(1, "error")]]
     assert world.store.find(fire_key("nightly", START + 10 * MINUTE)).status is Status.FAILURE
+
+
+def test_a_fire_is_begun_after_a_claim_that_was_withdrawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Clockwork(world)
+    begin, withdrawn = engine.begin, list[str]()
+
+    def loses_a_reply(workflow: Workflow, values: Any, key: str) -> bool:
+        if key in withdrawn:
+            return begin(workflow, values, key)
+        withdrawn.append(key)
+        claim = Claim(key, f"lost {key}", workflow.name, "", "graph", {}, {}, 30.0, once=True)
+        world.store.claim(claim)
+        world.store.withdraw(claim)
+        raise StoreUnavailable("the store is away")
+
+    monkeypatch.setattr(engine.scheduled, "_begin", loses_a_reply)
+    world.run(25 * MINUTE)
+    assert world.minutes() == [10, 20]
+    assert engine.missed == []
+
+
+def test_an_overlap_is_reported_though_the_store_goes_away_while_it_is_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.lasts = 25 * MINUTE
+    engine = Clockwork(world, overlap="skip")
+    world.run(15 * MINUTE)
+    finish, refused = world.store.finish, list[Ending]()
+
+    def refuses_once(ending: Ending) -> Any:
+        if not refused:
+            refused.append(ending)
+            raise StoreUnavailable("the store is away")
+        return finish(ending)
+
+    monkeypatch.setattr(world.store, "finish", refuses_once)
+    world.run(8 * MINUTE)
+    assert refused
+    assert engine.missed == [(1, "overlap")]
 
 
 def test_a_fire_that_waits_survives_a_store_that_is_away(world: World) -> None:

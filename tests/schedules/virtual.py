@@ -63,6 +63,7 @@ class World:
 
     def finish(self, key: str, claim: Claim, fence: int, status: Status) -> None:
         record = RunRecord(key, claim.run_id, claim.workflow, "", claim.graph, status, fence=fence)
+        record.error = None if status is Status.SUCCESS else ValueError("it failed")
         self.store.finish(Ending(record))
 
 
