@@ -49,7 +49,7 @@ def seconds(text: str) -> float:
     """`90s`, `15m`, `1h`, `7d`."""
     found = re.fullmatch(r"(\d+)([smhd])", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m, 1h or 7d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 15m, 1h or 7d")
     return int(found[1]) * UNITS[found[2]]
 
 

@@ -234,7 +234,7 @@ STORIES: Final = (
     Story("quiet-shop", "few customers, none at night", _quiet_shop),
     Story(
         "nights",
-        "nightly jobs: one fails, one is not started any more, one is well",
+        "nightly jobs: one fails, one is no longer started, one is well",
         _nights,
         (
             Expected("FlowcoreRunsFailing", "ticket", "export", 24 * 60, 24 * 60 + 30),

@@ -128,7 +128,7 @@ class Asking:
         except urllib.error.HTTPError as error:
             raise PrometheusError(f"Prometheus refuses {parameters['query']}: {error.read().decode()}") from error
         except (OSError, ValueError) as error:
-            raise PrometheusError(f"Prometheus at {self.url} does not answer: {error}") from error
+            raise PrometheusError(f"Prometheus at {self.url} is unreachable: {error}") from error
 
 
 def _points(one: Json) -> list[tuple[float, float]]:

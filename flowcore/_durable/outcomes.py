@@ -72,9 +72,10 @@ def refusal(run: RunState, local: LocalRuns | None, key: str, answer: Busy | Mis
             if answer.waiting_for and not values and answer.lease_left < math.inf:  # it is not due before that
                 hint = answer.lease_left
             stands = f"is still in progress. Retry in about {hint:.2g} s"
-            if awaited:
-                stands = f"waits for {', '.join(map(safe_repr, awaited))}"
-                stands += ". Send that" if values else f", which is due in {hint:.2g} s. Retry then"
+            if values:
+                stands = f"waits for a value for {', '.join(map(safe_repr, values))}. Send it"
+            elif awaited:
+                stands = f"waits for {', '.join(map(safe_repr, awaited))}, which is due in {hint:.2g} s. Retry then"
             error = IdempotencyInProgress(
                 f"{what} belongs to run {answer.run_id}, which {stands}, or pass wait= to get its outcome.",
                 retry_after=hint,

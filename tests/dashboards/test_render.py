@@ -1,4 +1,4 @@
-"""render.py: numbers and queries as Grafana writes them, and a sentence where Prometheus does not answer.
+"""render.py: numbers and queries as Grafana writes them, and a sentence where Prometheus is unreachable.
 (test_live.py draws the dashboards with real data.)"""
 
 import math
@@ -87,7 +87,7 @@ def test_without_a_prometheus_it_says_so_in_a_sentence(
     out = tmp_path / "overview.png"
     monkeypatch.setattr("sys.argv", ["render.py", str(DASHBOARDS / "overview.json"), f"--prometheus={url}", f"-o{out}"])
     assert render.main() == 1
-    assert capsys.readouterr().err.startswith(f"Prometheus at {url} does not answer: ")
+    assert capsys.readouterr().err.startswith(f"Prometheus at {url} is unreachable: ")
     assert not out.exists()
 
 
@@ -97,12 +97,12 @@ def test_a_time_that_is_none_is_refused_with_examples(
     monkeypatch.setattr("sys.argv", ["render.py", "overview.json", "-o", "x.png", "--last=hour"])
     with pytest.raises(SystemExit):
         render.main()
-    assert "'hour' is no time: write 90s, 15m, 1h or 7d" in capsys.readouterr().err
+    assert "'hour' is not a time: write 90s, 15m, 1h or 7d" in capsys.readouterr().err
 
 
 def test_an_unreachable_prometheus_is_an_error_of_its_own() -> None:
     asking = Asking(f"http://127.0.0.1:{free_port()}", 0, 60)
-    with pytest.raises(PrometheusError, match="does not answer"):
+    with pytest.raises(PrometheusError, match="is unreachable"):
         asking.series({"expr": "up", "instant": True, "refId": "A", "legendFormat": ""})
 
 

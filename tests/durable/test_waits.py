@@ -155,7 +155,7 @@ def test_a_caller_with_the_key_learns_what_the_run_waits_for_or_waits_too(town: 
     wf = order(effects)
     town.pause(town.engine(), wf)
     other = town.engine()
-    with pytest.raises(IdempotencyInProgress, match="waits for 'approved'") as caught:
+    with pytest.raises(IdempotencyInProgress, match="waits for a value for 'approved'") as caught:
         town.call(other.run(wf, idempotency_key="k"))
     assert caught.value.waiting_for == ("approved",)
     with pytest.raises(IdempotencyInProgress):
