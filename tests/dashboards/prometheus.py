@@ -100,15 +100,22 @@ class Prometheus:
         self._wait_for("shop-otlp", targets, time.time(), settled=SLOWLY + EVERY)
 
     def _wait_for(self, job: str, targets: Sequence[str], later: float, settled: float = 0.0) -> None:
-        """Wait for the moment in which all targets were up and scraped after `later`. A scrape that times out is stored
-        with the time at which it began: `settled` seconds ago, none can be outstanding, and what is stored stays."""
+        """Wait for a moment in which all targets were up and scraped after `later`. A scrape that times out is stored
+        with the time at which it began: `settled` seconds after the moment none can be outstanding, and what is stored
+        of it stays."""
         each = "|".join(target.replace(".", "[.]") for target in targets)
         scraped = f'timestamp(flowcore_build_info{{job="{job}", instance=~"{each}"}}) > {later}'
         alive = f'up{{job="shop", instance=~"{each}"}} == 1'
 
-        def seen() -> bool:
-            self.looked = time.time() - settled
+        def were_all_there() -> bool:
             return self.series(f"count({scraped} and on (instance) {alive})", self.looked) == [({}, len(targets))]
+
+        def seen() -> bool:
+            self.looked = time.time()
+            if not were_all_there():
+                return False
+            time.sleep(settled)
+            return not settled or were_all_there()
 
         until(seen, "a scrape", 4 * PATIENCE)  # of a busy machine
 

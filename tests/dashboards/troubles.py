@@ -110,7 +110,7 @@ def scan() -> Workflow:
     wf = Workflow("scan")
 
     def read(_: Context) -> None:
-        time.sleep(LONG)
+        time.sleep(3 * LONG)  # on a busy machine, several scrapes in a row may be missed
 
     wf.add_step("read", read, timeout=0.1)
     return wf
@@ -129,11 +129,11 @@ def report() -> Workflow:
 
 
 def queue() -> Workflow:
-    """Two long steps for one worker: one waits, and none starts."""
+    """Two long steps for one worker: one waits, and none starts. The run outlasts the load."""
     wf = Workflow("queue")
 
     def work(_: Context) -> None:
-        time.sleep(2 * LONG)
+        time.sleep(10 * LONG)
 
     for name in ("first", "second"):
         wf.add_step(name, work)
