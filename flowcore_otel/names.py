@@ -61,9 +61,7 @@ AWAIT: Final = _span(
 COMPENSATE: Final = _span("compensate", "the undo of a step")
 RECOVER: Final = _span("recover", "a takeover: the decisions on the recorded steps")
 SUBMIT: Final = _span("submit", "engine.submit, on the caller's side")
-IDEMPOTENCY_HIT: Final = _span(
-    "idempotency hit", "a request that got an earlier run's outcome, or was refused because of it"
-)
+IDEMPOTENCY_HIT: Final = _span("idempotency hit", "a request that got the outcome, or a refusal, of an earlier run")
 STORE: Final = _span("store", "a call of the store, with store_spans=True")
 
 # Attributes.
@@ -84,9 +82,7 @@ RUN_UNTRACED_STEPS: Final = _attribute(
 )
 RUN_STORE_SECONDS: Final = _attribute("flowcore.run.store_seconds", "seconds that the run's store calls took")
 STEP_NAME: Final = _attribute("flowcore.step.name", "the step")
-STEP_ATTEMPT: Final = _attribute(
-    "flowcore.step.attempt", "the attempt's number, from 1; on a step, that of its last attempt"
-)
+STEP_ATTEMPT: Final = _attribute("flowcore.step.attempt", "the attempt's number, from 1; on a step, of its last one")
 STEP_MAX_ATTEMPTS: Final = _attribute("flowcore.step.max_attempts", "attempts that the definition allows")
 STEP_WAIT: Final = _attribute("flowcore.step.wait", "seconds from ready to start")
 STEP_BACKOFF: Final = _attribute("flowcore.step.backoff", "seconds spent waiting between attempts")
@@ -94,9 +90,7 @@ STEP_DEPENDS_ON: Final = _attribute("flowcore.step.depends_on", "the dependencie
 STEP_DEPENDS_ON_COUNT: Final = _attribute("flowcore.step.depends_on.count", "how many dependencies there are")
 STEP_OUTCOME: Final = _attribute("flowcore.step.outcome", "success, failure, timeout or cancelled")
 BACKOFF_DELAY: Final = _attribute("flowcore.backoff.delay", "the planned seconds")
-BACKOFF_REASON: Final = _attribute(
-    "flowcore.backoff.reason", "what determined the delay: policy, retry_after or predicate"
-)
+BACKOFF_REASON: Final = _attribute("flowcore.backoff.reason", "what set the delay: policy, retry_after or predicate")
 COMPENSATION_ORDER: Final = _attribute("flowcore.compensation.order", "1 for the first undo of the run")
 COMPENSATION_TRIGGER: Final = _attribute(
     "flowcore.compensation.trigger", "the step that failed the run, or `cancelled` if no step did"
