@@ -97,7 +97,7 @@ class Plan:
 
     __slots__ = (
         *("_ancestors", "_graph", "_inputs", "_types", "by_name", "conditional", "has_async", "indegrees", "nodes"),
-        *("pivoted", "ready", "waits"),
+        *("pivoted", "ready", "size", "waits"),
     )
 
     def __init__(self, steps: Mapping[str, Step[Any]], undo: str, inputs: Mapping[str, Any] = _UNTYPED) -> None:
@@ -105,6 +105,7 @@ class Plan:
         self.nodes: tuple[Node, ...] = tuple(
             Node(order[name], step, _predecessors(step, order), undo) for name, step in steps.items()
         )
+        self.size = len(self.nodes)
         self.by_name = {node.name: node for node in self.nodes}
         successors: list[list[int]] = [[] for _ in self.nodes]
         for node in self.nodes:

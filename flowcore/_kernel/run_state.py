@@ -165,7 +165,7 @@ class RunState:
             self.state, self.ready_at, self.times = {}, {}, {}
         if settings.durable:
             self.ledger, self.observed = settings.claims.open(), True  # the record needs the times of steps
-            self.left = len(plan.nodes)  # (lock) how many nodes have not ended
+            self.left = plan.size  # (lock) how many nodes have not ended
             self.state, self.ready_at, self.times = {}, {}, {}
         if plan.waits:
             self.waits = Waits()

@@ -49,7 +49,8 @@ def undo_rest(run: RunState) -> Program[None]:
     collect_late(run)
     while run.undoes and run.to_undo:
         yield from undo_one(run, run.to_undo.pop())
-        collect_late(run)
+        if run.abandoned:
+            collect_late(run)
 
 
 def work_undo(run: RunState, node: Node | None) -> Program[None]:
