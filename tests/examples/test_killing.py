@@ -94,7 +94,7 @@ def test_killed_orders_are_gone_on_with_and_the_books_add_up(demos: dict[str, De
     assert (code, errors) == (0, ""), told
     chapters = re.findall(r"^\S.*$", told, re.MULTILINE)
     assert [chapter.split()[0] for chapter in chapters] == [
-        *("flowcore", "runs", "kill", "Started", "What", "The", "Where")
+        *("flowcore", "runs", "kill", "Started", "Responses", "The", "Where")
     ]
     assert re.search(r"^kill -9 \d+, and what is left$", told, re.MULTILINE)
     assert "✗" not in told
