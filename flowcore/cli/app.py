@@ -7,23 +7,29 @@ import getpass
 import io
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import click
 from rich.console import Console
 
-from ..errors import DefinitionError, FlowcoreError, StoreUnavailable, safe_repr
+from ..errors import DefinitionError, FlowcoreError, RunNotFound, StoreUnavailable, safe_repr
 from ..stores.base import Page, RunRecord
 from ..stores.decide import LISTED
 from ..stores.opening import open_store
 
-__all__ = ["EXIT_CODES", "Operator", "complete_status", "flowcore", "pass_operator", "run"]
+__all__ = ["EXIT_CODES", "URGENT", "Operator", "complete_status", "flowcore", "pass_operator", "run"]
 
+URGENT: Final = ("held", "expired")
+"""the states of runs that `ls` lists first"""
+_RUN_ID_BEGINS: Final = re.compile("[0-9a-f]{6,31}")
+_SEARCHED: Final = 1_000
+"""how many runs of each state are searched for the beginning of an id"""
 EXIT_CODES = """\b
 Exit codes:
   0  done
@@ -53,7 +59,34 @@ class Operator:
     def find(self, name: str) -> RunRecord:
         """Return the record of a key or, if there is no such key, of a run id. Raises RunNotFound."""
         record: RunRecord | None = self.store.find(name)
-        return self.store.get_run(name) if record is None else record
+        if record is not None:
+            return record
+        try:
+            record = self.store.get_run(name)
+        except RunNotFound as error:
+            why = f"No run has the key or the id {safe_repr(name)}. To find it by a part of its key, use ls --key."
+            raise RunNotFound(why) from error
+        return cast("RunRecord", record)
+
+    def look_up(self, name: str) -> RunRecord:
+        """Return the same, or the record of the run whose id begins so, as `ls` shows it. Only for commands that read: a
+        wrong key must not reach another run. Raises RunNotFound."""
+        try:
+            return self.find(name)
+        except RunNotFound:
+            begun = self._listed(name) if _RUN_ID_BEGINS.fullmatch(name) else {}
+            if not begun:
+                raise
+        if len(begun) > 1:
+            raise RunNotFound(
+                f"The ids of {len(begun)} runs begin with {safe_repr(name)}. Use the key, or more of the id."
+            )
+        return self.find(*begun.values())
+
+    def _listed(self, begins: str) -> dict[str, str]:
+        """Return the ids that begin so, and their keys: of the latest runs, and of those that `ls` lists first."""
+        pages = [self.store.list_runs(status=status, limit=_SEARCHED) for status in (*URGENT, None)]
+        return {head.run_id: head.key for page in pages for head in page if head.run_id.startswith(begins)}
 
     def emit(self, data: Mapping[str, Any] | Iterable[Any], text: str) -> None:
         """Print a result: `data` as JSON if --json is given, else `text`."""

@@ -22,12 +22,11 @@ from ..schedule import Schedule, ScheduleStatus, status_of, window_of
 from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
-from .app import Operator, complete_status, one_line, pages, pass_operator, say, shows
+from .app import URGENT, Operator, complete_status, one_line, pages, pass_operator, say, shows
 from .words import age, as_data, duration, standing, ways_on
 
 __all__ = ["COMMANDS"]
 
-_URGENT: Final = ("held", "expired")
 _LAST: Final = 50
 """the number of recent runs whose median duration counts as usual"""
 
@@ -51,7 +50,7 @@ def ls(operator: Operator, /, limit: int, after: str | None, **filters: Any) -> 
     filters = {name: value for name, value in filters.items() if value is not None}
     urgent: list[RunRecord] = []
     if after is None and "status" not in filters:
-        for status in _URGENT:
+        for status in URGENT:
             urgent.extend(operator.store.list_runs(status=status, limit=limit, **filters))
     known = {record.run_id for record in urgent}
     page = operator.store.list_runs(limit=limit, after=after, **filters)
@@ -96,7 +95,7 @@ def _unmarked(text: str) -> str:
 @pass_operator
 def show(operator: Operator, name: str, *, values: bool) -> None:
     """Show what happened to one run, its present state, and the exact command for each possible decision."""
-    record = operator.find(name)
+    record = operator.look_up(name)
     data = as_data(record, values=values)
     lines = [record.explain()]
     if values:
@@ -130,7 +129,7 @@ def graph(operator: Operator, workflow: str, form: str | None, name: str | None)
     found = load(workflow)
     if not issubclass(type(found), Workflow):
         raise DefinitionError(f"{safe_repr(workflow)} is not a Workflow.")
-    record = None if name is None else operator.find(name)
+    record = None if name is None else operator.look_up(name)
     drawings = {"mermaid": found.to_mermaid, "dot": found.to_dot, "svg": partial(found.to_svg, record)}
     say(drawings[form]() if form is not None else repr(found))
 
@@ -141,7 +140,7 @@ def graph(operator: Operator, workflow: str, form: str | None, name: str | None)
 def timeline(operator: Operator, name: str) -> None:
     """Draw where a run's time went."""
     width = shutil.get_terminal_size((100, 24)).columns
-    drawn = gantt(Timeline.of_record(operator.find(name)), width=width, ascii=not shows("█"))
+    drawn = gantt(Timeline.of_record(operator.look_up(name)), width=width, ascii=not shows("█"))
     say(drawn)
 
 
@@ -154,7 +153,7 @@ def timeline(operator: Operator, name: str) -> None:
 @pass_operator
 def html(operator: Operator, name: str, output: Path, trace_url: str | None) -> None:
     """Write one run as one self-contained HTML page."""
-    record = operator.find(name)
+    record = operator.look_up(name)
     last = operator.store.list_runs(workflow=record.workflow, status="success", limit=_LAST)
     lengths = [one.finished - one.started for one in last if one.finished is not None]
     usual = statistics.median(lengths) if lengths else None

@@ -111,6 +111,18 @@ def test_show_finds_a_run_by_its_id(flowcore: Given) -> None:
     assert data(flowcore("--json", "show", run_id))["key"] == "order-1"
 
 
+def test_commands_that_read_take_the_beginning_of_an_id_as_ls_shows_it(flowcore: Given) -> None:
+    run_id = data(flowcore("--json", "show", "order-2"))["run_id"]
+    assert run_id[:12] in flowcore("ls")[1]
+    assert data(flowcore("--json", "show", run_id[:12]))["key"] == "order-2"
+    code, _, said = flowcore("undo", run_id[:12], "--yes")  # a mistyped key must not reach another run
+    assert code == 1
+    assert (
+        said
+        == f"flowcore: No run has the key or the id '{run_id[:12]}'. To find it by a part of its key, use ls --key.\n"
+    )
+
+
 def test_a_run_is_erased_once_it_was_asked_for(flowcore: Given, url: str) -> None:
     code, _, asked = flowcore("erase", "order-0")
     assert (code != 0, "order-0" in asked) == (True, True)
