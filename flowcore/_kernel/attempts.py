@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .inline import FirstAttempt
     from .run_state import RunState
 
-__all__ = ["Attempts", "failed_before", "judge", "wait_rest_of_backoff"]
+__all__ = ["Attempts", "Limit", "failed_before", "judge", "wait_rest_of_backoff"]
 
 
 class Limit(NamedTuple):
@@ -306,7 +306,7 @@ def judge(
     if outcome[1] is None:
         return StepEnd(Status.SUCCESS, outcome[0], None, number)
     if isinstance(outcome[1], Abandoned):
-        return _judge_abandoned(run, node, outcome[1], number, limit, undo=undo)
+        return _judge_abandoned(run, node, outcome[1], number, limit, undo=undo, asks=asks)
     if isinstance(outcome[1], asyncio.exceptions.CancelledError):
         # The step was not cancelled: the driver returns Abandoned for a call that it cancels. The error is wrapped,
         # because a TaskGroup would swallow a bare CancelledError.
@@ -319,9 +319,9 @@ def judge(
 
 
 def _judge_abandoned(
-    run: RunState, node: Node, abandoned: Abandoned, number: int, limit: Limit | None, *, undo: bool
+    run: RunState, node: Node, abandoned: Abandoned, number: int, limit: Limit | None, *, undo: bool, asks: bool
 ) -> StepEnd:
-    what = _what(node, undo=undo)
+    what = f"the when= of step {safe_repr(node.name)}" if asks else _what(node, undo=undo)
     if not abandoned.timed_out:
         return StepEnd(Status.CANCELLED, None, StepCancelled(f"{what} was cancelled while it ran."), number)
     late: StepTimeout | RunTimeout
@@ -334,7 +334,7 @@ def _judge_abandoned(
         allowed = node.step_timeout if limit.name == "step_timeout" else own
         late = StepTimeout(f"{what} did not finish within its {limit.name} of {allowed or 0.0:g} s.")
     late.__cause__ = abandoned.error
-    return StepEnd(Status.TIMEOUT, None, late, number)
+    return StepEnd(Status.FAILURE if asks else Status.TIMEOUT, None, late, number)
 
 
 def _what(node: Node, *, undo: bool) -> str:

@@ -10,7 +10,7 @@ from ..functions import is_async
 from ..plan import Node
 from ..status import Status
 from . import emit, stopping
-from .attempts import Attempts, judge, wait_rest_of_backoff
+from .attempts import Attempts, Limit, judge, wait_rest_of_backoff
 from .awaiting import awaited
 from .effects import REQUEST_WORKER, Call, Delegate, Program, Stop
 from .inline import FirstAttempt, InlineProgress
@@ -244,13 +244,18 @@ def stopped(run: RunState, first: bool) -> Program[None]:
 
 
 def ask_when(run: RunState, node: Node) -> Program[StepEnd | None]:
-    """Evaluate the step's `when=`. Returns None if the step is to run, or its end if it is skipped or the predicate
-    failed."""
+    """Evaluate the step's `when=`, for as long as the run's deadline allows. Returns None if the step is to run, or its
+    end if it is skipped or the predicate failed."""
     assert node.when is not None  # noqa: S101 - the caller has checked it
     ctx, asynchronous = Context(run, node), is_async(node.when)
-    answer, error = yield Call(node, node.when, ctx, run.context.copy(), None, asynchronous, asks=True)
+    limit, clock = None, run.settings.clock
+    if run.deadline is not None:
+        limit = Limit(run.deadline, "deadline", max(0.0, run.deadline - clock()))
+    seconds = None if limit is None else limit.seconds
+    answer, error = yield Call(node, node.when, ctx, run.context.copy(), seconds, asynchronous, asks=True)
     if error is None and isinstance(answer, CoroutineType):
-        answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), None, undo=False, asks=True)
+        seconds = None if limit is None else max(0.0, limit.moment - clock())
+        answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), seconds, undo=False, asks=True)
     if error is None:
         return None if answer else StepEnd(Status.SKIPPED)
-    return judge(run, node, (None, error), 0, None, undo=False, asks=True)
+    return judge(run, node, (None, error), 0, limit, undo=False, asks=True)

@@ -1,12 +1,23 @@
 """`when=` (semantics 4): a predicate that skips a step."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from flowcore import AsyncEngine, AsyncStepInSyncEngine, Context, Engine, NoResult, Status, StepCancelled, Workflow
+from flowcore import (
+    AsyncEngine,
+    AsyncStepInSyncEngine,
+    Context,
+    Engine,
+    NoResult,
+    RunTimeout,
+    Status,
+    StepCancelled,
+    Workflow,
+)
 
-from .conftest import PATIENCE, Drive, Ledger, run_async
+from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, run_async
 
 
 def test_a_skipped_step_does_not_run_and_its_dependants_do(drive: Drive, ledger: Ledger) -> None:
@@ -144,3 +155,32 @@ def test_an_async_predicate_makes_the_workflow_async() -> None:
     wf.add_step("a", lambda ctx: 1, when=never)
     with pytest.raises(AsyncStepInSyncEngine, match="step 'a'"):
         Engine().run(wf)
+
+
+@pytest.mark.parametrize("predicate", ["sync", "async", "coroutine"])
+def test_the_deadline_ends_a_when_that_does_not_return(
+    live: MakeLive, ledger: Ledger, gate: Gate, predicate: str
+) -> None:
+    engine = live()
+
+    async def never(_: Context) -> bool:
+        await asyncio.sleep(PATIENCE)
+        return True
+
+    def hangs(_: Context) -> bool:
+        gate.wait()
+        return True
+
+    def returns_a_coroutine(ctx: Context) -> Any:
+        return never(ctx)
+
+    if predicate != "sync" and engine.kind == "threads":
+        pytest.skip("threads run no async predicates")
+    wf = ledger.chain("a")
+    when: Any = {"sync": hangs, "async": never, "coroutine": returns_a_coroutine}[predicate]
+    ledger.add(wf, "b", depends_on="a", when=when)
+    run = engine.run(wf, deadline=0.1, check=False)
+    assert isinstance(run.error, RunTimeout)
+    assert str(run.error) == f"the when= of step 'b' was still running at the deadline of run {run.id}."
+    assert (run.status, run.steps["b"].status, run.steps["b"].attempts) == (Status.COMPENSATED, Status.FAILURE, 0)
+    assert ledger == ["a", "-a"]

@@ -5,6 +5,7 @@ effects and the simulator's own list of calls only where they agree with each ot
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -365,6 +366,10 @@ def dependencies_first(s: Story) -> Iterator[str]:
             yield f"{name} runs, though its when= said {step.when}"
         if s.histories[name].skipped is not None and step.when != "no":
             yield f"{name} is skipped, though its when= said {step.when}"
+        for call in asked:
+            latest = math.inf if s.deadline is None else max(s.deadline, call.began) + EPS
+            if call.given_up is None and s.deadline is not None and (call.ended or math.inf) > latest:
+                yield f"{name} has a when= that the deadline does not end"
     for effect in s.trial.effects:
         if effect.what in {"do", "when"}:
             for name, value in effect.seen.items():

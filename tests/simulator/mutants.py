@@ -214,6 +214,12 @@ MUTANTS = (
     ),
     m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
     m("no worker helps", "steps", "if run.ready and not run.worker_requested and run.wants_help():", "if False:"),
+    m(
+        "when= outlasts the deadline",
+        "steps",
+        "    if run.deadline is not None:\n        limit =",
+        "    if False:\n        limit =",
+    ),
     m("skipped steps are run", "steps", "return None if answer else StepEnd(Status.SKIPPED)", "return None"),
     m(
         "when= is turned around",
