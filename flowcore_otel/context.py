@@ -37,15 +37,15 @@ __all__ = [
 # -- the run, step and attempt that code belongs to --------------------------------------------------------------------
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     run_id: str | None = None
     workflow: str | None = None
     step: str | None = None
     attempt: int | None = None
 
 
-_NOWHERE: Final = _Place()
-_place: Final = ContextVar("flowcore_otel.place", default=_NOWHERE)
+_OUTSIDE: Final = _Location()
+_location: Final = ContextVar("flowcore_otel.place", default=_OUTSIDE)
 
 
 def current() -> dict[str, str | int]:
@@ -53,7 +53,7 @@ def current() -> dict[str, str | int]:
 
     Returns an empty dict outside a run, and if the engine lacks the hook `LogContext`. Thread-safe.
     """
-    return {name: value for name, value in _place.get()._asdict().items() if value is not None}
+    return {name: value for name, value in _location.get()._asdict().items() if value is not None}
 
 
 class LogContext(logging.Filter):
@@ -78,17 +78,17 @@ class LogContext(logging.Filter):
         # A run and each attempt have a contextvars context of their own, which ends with them. So nothing has to be
         # reset, and code that still runs in an abandoned attempt keeps its ids.
         if type(event) is AttemptStarted:
-            _place.set(_Place(event.run_id, event.workflow, event.step, event.attempt))
+            _location.set(_Location(event.run_id, event.workflow, event.step, event.attempt))
         else:
-            _place.set(_Place(event.run_id, event.workflow))
+            _location.set(_Location(event.run_id, event.workflow))
 
     def across_processes(self) -> Callable[[], AbstractContextManager[None]]:
         """Return a function that sets the ids in the process of a step with `executor=`, for a filter there."""
-        return partial(_in_place, _place.get())
+        return partial(_at_location, _location.get())
 
     def filter(self, record: logging.LogRecord) -> bool:
         trace_id, span_id = _ids_of_current_span()
-        known = {**_as_fields(_place.get()), "trace_id": trace_id, "span_id": span_id}
+        known = {**_as_fields(_location.get()), "trace_id": trace_id, "span_id": span_id}
         for name, value in known.items():
             if not hasattr(record, name):
                 setattr(record, name, value)
@@ -96,16 +96,16 @@ class LogContext(logging.Filter):
 
 
 @contextmanager
-def _in_place(place: _Place) -> Generator[None]:
-    token = _place.set(place)
+def _at_location(location: _Location) -> Generator[None]:
+    token = _location.set(location)
     try:
         yield
     finally:
-        _place.reset(token)
+        _location.reset(token)
 
 
-def _as_fields(place: _Place) -> dict[str, str | int | None]:
-    return {f"flowcore_{name}": value for name, value in place._asdict().items()}
+def _as_fields(location: _Location) -> dict[str, str | int | None]:
+    return {f"flowcore_{name}": value for name, value in location._asdict().items()}
 
 
 class RecordIds:
@@ -123,9 +123,11 @@ class RecordIds:
 
         def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
             record: logging.LogRecord = before(*args, **kwargs)
-            place = _place.get()
-            if place is not _NOWHERE:
-                record.__dict__.update({name: value for name, value in _as_fields(place).items() if value is not None})
+            location = _location.get()
+            if location is not _OUTSIDE:
+                record.__dict__.update(
+                    {name: value for name, value in _as_fields(location).items() if value is not None}
+                )
             return record
 
         self._make = make

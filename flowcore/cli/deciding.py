@@ -18,7 +18,7 @@ import click
 from ..errors import RunNotFound, StoreError, safe_repr
 from ..stores.base import RunRecord
 from .app import Operator, complete_status, pages, pass_operator, say, with_key
-from .words import age, standing
+from .words import age, state_of
 
 __all__ = ["COMMANDS"]
 
@@ -110,7 +110,7 @@ def _decide(
         now = time.time()
         for record in records:
             say(
-                f"{verb.name} {safe_repr(record.key)}: run {record.run_id}, {standing(record, now)}",
+                f"{verb.name} {safe_repr(record.key)}: run {record.run_id}, {state_of(record, now)}",
                 aside=True,
             )
     if dry_run:
@@ -157,8 +157,10 @@ def send(operator: Operator, name: str, step: str, value: str, named: str | None
         raise click.BadParameter(f"{error}", param_hint="--json") from error
     key = operator.find(name).key
     counts: bool = operator.store.send(key, step, known, id=named)
-    said = "recorded" if counts else "refused: another value was sent before and counts"
-    operator.emit({"verb": "send", "key": key, "step": step, "counts": counts}, f"send {safe_repr(key)} {step}: {said}")
+    result = "recorded" if counts else "refused: another value was sent before and counts"
+    operator.emit(
+        {"verb": "send", "key": key, "step": step, "counts": counts}, f"send {safe_repr(key)} {step}: {result}"
+    )
 
 
 @click.command("gc")

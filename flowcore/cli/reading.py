@@ -23,7 +23,7 @@ from ..stores.base import RunRecord
 from ..stores.opening import load
 from ..workflow import Workflow
 from .app import URGENT, Operator, complete_status, one_line, pages, pass_operator, say, shows
-from .words import age, as_data, duration, standing, ways_on
+from .words import age, as_data, duration, next_commands, state_of
 
 __all__ = ["COMMANDS"]
 
@@ -75,7 +75,7 @@ def _table(records: Sequence[RunRecord]) -> Table:
         cells = (
             safe_repr(record.key)[1:-1],
             safe_repr(record.workflow)[1:-1],
-            standing(record, now),
+            state_of(record, now),
             duration(max(0.0, now - record.started)) if record.started else "",
             record.run_id[:12],
             record.problem or record.reason or "",
@@ -101,7 +101,7 @@ def show(operator: Operator, name: str, *, values: bool) -> None:
     if values:
         lines += [f"  value {safe_repr(key)} = {safe_repr(value, 200)}" for key, value in record.values.items()]
         lines += [f"  result of {safe_repr(step)} = {safe_repr(value, 200)}" for step, value in record.results.items()]
-    lines += [f"  {command}" for command in ways_on(record, time.time())]
+    lines += [f"  {command}" for command in next_commands(record, time.time())]
     operator.emit(data, "\n".join(lines))
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from ..errors import FlowcoreError
 from ..stores.base import RunRecord
 from .app import Operator, one_line, pass_operator, with_key
-from .words import duration, standing
+from .words import duration, state_of
 
 __all__ = ["Screen", "top"]
 
@@ -71,9 +71,9 @@ class Screen:
         self._running: Sequence[RunRecord] = ()
         self._listed: list[RunRecord] = []
         self._chosen = 0
-        self._asked: str | None = None
+        self._pending_verb: str | None = None
         """the decision that waits to be confirmed"""
-        self._said = ""
+        self._message = ""
         self.over = False
 
     def look(self) -> None:
@@ -85,7 +85,7 @@ class Screen:
             self._running = store.list_runs(status="running", limit=_PAGE)
             urgent = [one for status in ("held", "expired") for one in store.list_runs(status=status, limit=_LISTED)]
         except FlowcoreError as error:
-            self._said = one_line(str(error))
+            self._message = one_line(str(error))
             return
         known = {record.run_id for record in urgent}
         oldest = sorted(self._running, key=lambda record: record.started)[:_LISTED]
@@ -94,9 +94,9 @@ class Screen:
 
     def press(self, key: str) -> None:
         """Handle a key that was pressed."""
-        if self._asked is not None:
-            verb, self._asked = self._asked, None
-            self._said = "Nothing was done."
+        if self._pending_verb is not None:
+            verb, self._pending_verb = self._pending_verb, None
+            self._message = "Nothing was done."
             if key == "y":
                 self._decide(verb)
         elif key == "q":
@@ -104,13 +104,13 @@ class Screen:
         elif key in {"up", "k", "down", "j"}:
             step = -1 if key in {"up", "k"} else 1
             self._chosen = max(0, min(self._chosen + step, len(self._listed) - 1))
-            self._said = ""
+            self._message = ""
         elif self._listed and key == "s":
-            self._said = self._told(self._listed[self._chosen])
+            self._message = self._described(self._listed[self._chosen])
         elif self._listed and key in _DECIDES:
-            self._asked = _DECIDES[key]
+            self._pending_verb = _DECIDES[key]
 
-    def _told(self, head: RunRecord) -> str:
+    def _described(self, head: RunRecord) -> str:
         try:
             record = self._operator.store.find(head.key)
         except FlowcoreError as error:
@@ -123,9 +123,9 @@ class Screen:
         try:
             getattr(self._operator.store, verb)(record.key, **why)
         except FlowcoreError as error:
-            self._said = one_line(with_key(error))
+            self._message = one_line(with_key(error))
         else:
-            self._said = f"{verb} {record.key}: recorded"
+            self._message = f"{verb} {record.key}: recorded"
             self.look()
 
     # -- drawing -------------------------------------------------------------------------------------------------------
@@ -133,12 +133,14 @@ class Screen:
     def drawn(self, *, keys: bool = True) -> Group:
         """Return the whole screen, for rich to print."""
         parts: list[Any] = [self._workflows(), Text(), self._runs(marked=keys)]
-        if self._asked is not None and self._listed:
+        if self._pending_verb is not None and self._listed:
             record = self._listed[self._chosen]
-            question = f"{self._asked} {one_line(record.key)} (run {record.run_id[:12]})? y: yes, any other key: no"
+            question = (
+                f"{self._pending_verb} {one_line(record.key)} (run {record.run_id[:12]})? y: yes, any other key: no"
+            )
             parts += [Text(), Text(question, style="bold reverse")]
-        elif self._said:
-            parts += [Text(), Text(self._said)]
+        elif self._message:
+            parts += [Text(), Text(self._message)]
         if keys:
             keys_shown = _KEYS if self._can_show("↑") else _KEYS.replace("↑ ↓", "k j")
             parts += [Text(), Text(keys_shown, style="dim")]
@@ -174,7 +176,7 @@ class Screen:
         for heading in ("RUN", "WORKFLOW", "STATE", "AGE", "WHY"):
             table.add_column(heading)
         for place, record in enumerate(self._listed):
-            stands = standing(record, now)
+            stands = state_of(record, now)
             age = duration(max(0.0, now - record.started))
             row = (record.key, record.workflow, stands, age, record.problem or record.reason or "")
             chosen = marked and place == self._chosen

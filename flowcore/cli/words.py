@@ -12,7 +12,7 @@ from ..status import Status
 from ..stores.base import RESUMABLE, RunRecord
 from ..stores.story import waits_to_retry
 
-__all__ = ["age", "as_data", "duration", "standing", "ways_on"]
+__all__ = ["age", "as_data", "duration", "next_commands", "state_of"]
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
@@ -27,7 +27,7 @@ def age(context: click.Context, option: click.Parameter, value: str | None) -> f
     return float(found[1]) * _UNITS[found[2]]
 
 
-def standing(record: RunRecord, now: float) -> str:
+def state_of(record: RunRecord, now: float) -> str:
     """Return the state of the run: "unreadable", "held", "expired" if its owner's lease is over, or else its status."""
     if record.problem is not None:
         return "unreadable"
@@ -49,10 +49,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def ways_on(record: RunRecord, now: float) -> list[str]:
+def next_commands(record: RunRecord, now: float) -> list[str]:
     """Return the command for each possible decision about the run, with its effect as a comment."""
     key = shlex.quote(record.key)
-    stands = standing(record, now)
+    stands = state_of(record, now)
     if stands == "held":
         ways = {"resume": "the next owner resumes it", "undo": "the next owner undoes it"}
     elif stands == "expired" or record.status in RESUMABLE:

@@ -97,9 +97,9 @@ def _box(node: Node, box: tuple[float, float, float], report: StepReport | None)
         *(["undo"] if node.compensation is not None else []),
         *([] if report is None else [_colour(report)]),
     ]
-    told = described(node) if report is None else f"{described(node)}: {_outcome(report)}"
+    title = described(node) if report is None else f"{described(node)}: {_outcome(report)}"
     return (
-        f'<g class="{" ".join(classes)}"><title>{_text(told)}</title>'
+        f'<g class="{" ".join(classes)}"><title>{_text(title)}</title>'
         f'<rect x="{left:.0f}" y="{middle - _HIGH / 2:.0f}" width="{right - left:.0f}" height="{_HIGH}" rx="6"/>'
         f'<text x="{(left + right) / 2:.0f}" y="{middle + 4:.0f}">{_text(_label(node))}</text></g>'
     )

@@ -288,8 +288,8 @@ def _mark_critical(rows: list[Row]) -> None:
 
 
 def _with(label: str, error: BaseException | None) -> str:
-    said = "" if error is None else error_line(error, 200)
-    return ": ".join(part for part in (label, said) if part)
+    reason = "" if error is None else error_line(error, 200)
+    return ": ".join(part for part in (label, reason) if part)
 
 
 def _trace_id(carrier: Mapping[str, Any]) -> str | None:

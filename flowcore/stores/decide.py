@@ -141,7 +141,7 @@ class Order(Enum):
 
     NOTHING = "nothing"
     """the run is being undone already, so nothing changes"""
-    TELL = "tell"
+    NOTIFY_OWNER = "notify owner"
     """the decision is recorded for the owner, which learns of it"""
     STOP = "stop"
     """the run has no owner from now on, and the next owner carries out the decision"""
@@ -151,7 +151,7 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
     """Decide what `hold`, `resume`, `undo`, `cancel`, `release` or `erase` does to a run. `live`: the run has an owner
     whose lease has not ended. Raises StoreError if the verb is refused."""
     if live and verb in {"undo", "cancel"}:
-        return Order.NOTHING if record.undoing else Order.TELL
+        return Order.NOTHING if record.undoing else Order.NOTIFY_OWNER
     key = hashed_key(record.key)
     if live:
         way_out = f", or {verb} it with force=True" if verb in {"release", "erase"} else ""

@@ -54,7 +54,7 @@ _STEP: Final = frozenset(
     {"pending", "running", "success", "failure", "timeout", "cancelled", "skipped", "unknown", "waiting"},
 )
 _UNDO: Final = frozenset({"running", "success", "failure", "timeout"})
-_LANDING: Final = frozenset({"success", "failure"})
+_COMPLETED_LATE: Final = frozenset({"success", "failure"})
 _DECISION: Final = frozenset({"resume", "undo", "cancel"})
 _HEAD: Final = frozenset(
     {
@@ -295,7 +295,7 @@ def _step(field: str, text: object, record: RunRecord, sealing: Sealing, types: 
         error = _own(known["undo_error"], sealing, record.run_id, f"s.undo_error:{name}")
         report.undo_error = _failure(error, record, name, f"could not undo step {safe_repr(name)}")
     if "completed_late" in known:
-        report.completed_late = parts.status(_LANDING, known["completed_late"], field)
+        report.completed_late = parts.status(_COMPLETED_LATE, known["completed_late"], field)
     carrier: dict[str, str] = {}
     if "carrier" in known:
         carrier = parts.strings(_own(known["carrier"], sealing, record.run_id, f"s.carrier:{name}"), field)

@@ -81,7 +81,7 @@ __all__ = [
 
 MIB: Final = 1024 * 1024
 _CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
-_TOGETHER: Final = 16  # all initial values of a run may take this many times as much as one value
+_INITIAL_VALUES_FACTOR: Final = 16  # all initial values of a run may take this many times as much as one value
 _MESSAGE: Final = 1024  # characters of a message that are kept
 
 _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -133,7 +133,7 @@ class Encoding:
             )
         self._hides = self.sealing.hides
         self._brief = traceback == "line"
-        self._most = max_value_bytes
+        self._max_value_bytes = max_value_bytes
 
     def decode(self, key: str, fields: Mapping[str, Any], types: Mapping[str, Any] = _UNTYPED) -> RunRecord:
         """Decode a record from its fields. Without the fields of its steps and writes, the record is a head. Numbers
@@ -313,10 +313,10 @@ class Encoding:
                 for key, value in values.items()
             }
         )
-        if len(text) > self._most * _TOGETHER:
+        if len(text) > self._max_value_bytes * _INITIAL_VALUES_FACTOR:
             raise NotSerializable(
                 f"the initial values of run {run_id} take {len(text):,} bytes together, and this store keeps at most "
-                f"{self._most * _TOGETHER:,}: store them elsewhere and pass a reference, or make the store with a "
+                f"{self._max_value_bytes * _INITIAL_VALUES_FACTOR:,}: store them elsewhere and pass a reference, or make the store with a "
                 "larger max_value_bytes=."
             )
         return text
@@ -350,10 +350,10 @@ class Encoding:
                 f"str, not a {type(text).__name__}."
             )
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        if size > self._most:
+        if size > self._max_value_bytes:
             raise NotSerializable(
                 f"{what} {safe_repr(name)} in run {run_id} takes {size:,} bytes, and this store keeps at most "
-                f"{self._most:,}: store it elsewhere and keep a reference, or make the store with a larger "
+                f"{self._max_value_bytes:,}: store it elsewhere and keep a reference, or make the store with a larger "
                 "max_value_bytes=."
             )
         return text

@@ -96,27 +96,27 @@ class MemoryStore(Operating):
             now = self._clock()
             if self._ended:
                 self._forget_old(now)
-            kept = self._runs.get(claim.key)
-            if kept is None:
+            run = self._runs.get(claim.key)
+            if run is None:
                 return self._begin(claim, now, generation=0, fence=1)
-            record, age = kept.record, now - kept.started
-            left = (kept.due if record.status == Status.WAITING else kept.expires) - now
-            match decide(record, kept.owner, left, claim):
+            record, age = run.record, now - run.started
+            left = (run.due if record.status == Status.WAITING else run.expires) - now
+            match decide(record, run.owner, left, claim):
                 case Verdict.AGAIN:
-                    self._renew(kept, now, claim.lease)
-                    return Claimed(record.generation, record.fence, kept.as_found(), age)
+                    self._renew(run, now, claim.lease)
+                    return Claimed(record.generation, record.fence, run.as_found(), age)
                 case Verdict.BEGIN_QUEUED:
-                    kept.begin_queued(claim)
-                    self._renew(kept, now, claim.lease)
+                    run.begin_queued(claim)
+                    self._renew(run, now, claim.lease)
                     return Claimed(record.generation, record.fence, None, age)
                 case Verdict.BEGIN | Verdict.BEGIN_ANEW:
                     return self._begin(claim, now, record.generation + 1, record.fence + 1)
                 case Verdict.RESUME:
-                    return self._take_over(kept, claim, now, record.takeovers)
+                    return self._take_over(run, claim, now, record.takeovers)
                 case Verdict.TAKE_OVER:
-                    return self._take_over(kept, claim, now, record.takeovers + 1)
+                    return self._take_over(run, claim, now, record.takeovers + 1)
                 case Verdict.FINISHED:
-                    return Finished(self._copied(kept.seen(), claim), age)
+                    return Finished(self._copied(run.seen(), claim), age)
                 case Verdict.MISMATCH:
                     return Mismatch(record.run_id, record.carrier, age, record.workflow, record.fingerprint is None)
                 case Verdict.HELD:
@@ -134,40 +134,40 @@ class MemoryStore(Operating):
         self._runs[claim.key] = LiveRun.begun(next(self._numbers), claim, now, self._wall(), generation, fence)
         return Claimed(generation, fence)
 
-    def _take_over(self, kept: LiveRun, claim: Claim, now: float, takeovers: int) -> Claimed:
-        found = kept.take_over(claim, self._wall(), takeovers)
-        self._renew(kept, now, claim.lease)
-        return Claimed(found.generation, kept.record.fence, self._copied(found, claim), now - kept.started)
+    def _take_over(self, run: LiveRun, claim: Claim, now: float, takeovers: int) -> Claimed:
+        found = run.take_over(claim, self._wall(), takeovers)
+        self._renew(run, now, claim.lease)
+        return Claimed(found.generation, run.record.fence, self._copied(found, claim), now - run.started)
 
     def _copied(self, record: RunRecord, claim: Claim) -> RunRecord:
         """The record for a caller. A strict store copies its values, so that the caller may change them."""
         return record if self._strict is None else self._strict.record(record, claim.types)
 
-    def _renew(self, kept: LiveRun, now: float, lease: float) -> None:
-        kept.expires = now + lease
-        kept.record.expires = self._wall() + lease
+    def _renew(self, run: LiveRun, now: float, lease: float) -> None:
+        run.expires = now + lease
+        run.record.expires = self._wall() + lease
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         """Record changes to a run, and renew its lease: see Store.checkpoint."""
         if self._strict is not None:
             checkpoint = self._strict.checkpoint(checkpoint)
         with self._lock:
-            kept = self._runs.get(checkpoint.key)
-            if kept is None:
+            run = self._runs.get(checkpoint.key)
+            if run is None:
                 return Lost(gone=True)
-            record = kept.record
+            record = run.record
             if record.run_id != checkpoint.run_id or record.fence != checkpoint.fence:
                 return Lost()
-            if not kept.live:  # a late copy of a checkpoint changes nothing
+            if not run.live:  # a late copy of a checkpoint changes nothing
                 return None
             if record.seq < checkpoint.base and not checkpoint.heals:
                 return Behind(record.seq)
-            kept.note(checkpoint)
-            self._renew(kept, self._clock(), checkpoint.lease)
-            told = None if checkpoint.undoing else STOPS.get(record.decision)
-            if told is None:
+            run.note(checkpoint)
+            self._renew(run, self._clock(), checkpoint.lease)
+            order = None if checkpoint.undoing else STOPS.get(record.decision)
+            if order is None:
                 record.decision = None
-            return told
+            return order
 
     def renew(self, leases: Sequence[Lease], lease: float, /) -> list[Renewal]:
         """Renew these leases for `lease` seconds from now. Returns for each whether the run still belongs to its
@@ -176,12 +176,12 @@ class MemoryStore(Operating):
             return [self._renewed(one, lease) for one in leases]
 
     def _renewed(self, one: Lease, lease: float) -> Renewal:
-        kept = self._runs.get(one.key)
-        if kept is None or not kept.live or kept.record.run_id != one.run_id or kept.record.fence != one.fence:
+        run = self._runs.get(one.key)
+        if run is None or not run.live or run.record.run_id != one.run_id or run.record.fence != one.fence:
             return Renewal.LOST
-        self._renew(kept, self._clock(), lease)
-        told = STOPS.get(kept.record.decision)
-        return told or (Renewal.SENT if kept.record.received > one.received else Renewal.OURS)
+        self._renew(run, self._clock(), lease)
+        order = STOPS.get(run.record.decision)
+        return order or (Renewal.SENT if run.record.received > one.received else Renewal.OURS)
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         """Record how a run ended, or that it only waits: see Store.finish. Fence 0: the run was never claimed, or its
@@ -191,16 +191,16 @@ class MemoryStore(Operating):
         end = ending.record
         with self._lock:
             now = self._clock()
-            kept = self._runs.get(end.key)
-            if kept is None:
+            run = self._runs.get(end.key)
+            if run is None:
                 if end.fence != 0:
                     return Lost(gone=True)
                 known = replace(end, started=self._wall(), status=Status.RUNNING)
-                kept = self._runs[end.key] = LiveRun(next(self._numbers), known, end.run_id, now, now)
-            known = kept.record
-            if known.run_id != end.run_id or (end.fence != known.fence and (end.fence != 0 or kept.before is not None)):
+                run = self._runs[end.key] = LiveRun(next(self._numbers), known, end.run_id, now, now)
+            known = run.record
+            if known.run_id != end.run_id or (end.fence != known.fence and (end.fence != 0 or run.before is not None)):
                 return Lost()
-            if not kept.live:  # a late copy of an ending changes nothing
+            if not run.live:  # a late copy of an ending changes nothing
                 return None
             changes = ending.changes
             if changes is not None and known.seq < changes.base and not changes.heals:
@@ -209,10 +209,10 @@ class MemoryStore(Operating):
             if end.status == Status.WAITING and arrived:
                 return Arrived()
             wall = self._wall()
-            kept.end(ending, wall, watched=end.run_id in self._watched)
+            run.end(ending, wall, watched=end.run_id in self._watched)
             self._watched.discard(end.run_id)
             if end.status in RESUMABLE or end.status == Status.WAITING:
-                kept.due = now + ending.retry_in
+                run.due = now + ending.retry_in
                 known.not_before = wall + ending.retry_in if ending.retry_in > 0 else None
             elif not end.held:
                 self._ended[end.key] = now
@@ -223,14 +223,14 @@ class MemoryStore(Operating):
     def withdraw(self, claim: Claim, /) -> None:
         """Take back a claim whose reply was lost, if it was granted."""
         with self._lock:
-            kept = self._runs.get(claim.key)
-            if kept is None or kept.owner != claim.run_id or not kept.live:
+            run = self._runs.get(claim.key)
+            if run is None or run.owner != claim.run_id or not run.live:
                 return
-            if kept.before is None:
-                self._free(kept)
+            if run.before is None:
+                self._free(run)
             else:
-                self._renew(kept, self._clock(), 0.0)
-                kept.give_back(self._clock(), self._wall())
+                self._renew(run, self._clock(), 0.0)
+                run.give_back(self._clock(), self._wall())
 
     def send(
         self,
@@ -245,20 +245,20 @@ class MemoryStore(Operating):
         """Send a value to the wait `name` of the run with this key: see Store.send. Every engine of this store is
         notified at once."""
         with self._lock:
-            kept = self._known(key)
-            record = kept.record
+            run = self._known(key)
+            record = run.record
             if self._strict is not None:
                 value = self._strict.sent(value, name, record.run_id)
             sent = Sent(value, self._wall(), socket.gethostname(), os.getpid(), id, dict(carrier or {}))
             known = record.sent.get(name)
-            known_id, step = None if known is None else known.id, kept.step_status(name)
+            known_id, step = None if known is None else known.id, run.step_status(name)
             counts = decide_send(record, name, id, known=known is not None, known_id=known_id, step=step)
             if counts is not None:
                 return counts
-            told = [first for one in self._listeners if (first := one(key, name, sent)) is not None]
-            if told and told[0] is not sent:  # a run in memory may know of a value that its record lacks
-                return id is not None and told[0].id == id
-            kept.receive(name, sent, self._clock(), self._wall())
+            replies = [first for one in self._listeners if (first := one(key, name, sent)) is not None]
+            if replies and replies[0] is not sent:  # a run in memory may know of a value that its record lacks
+                return id is not None and replies[0].id == id
+            run.receive(name, sent, self._clock(), self._wall())
             return True
 
     def listen(self, listener: Callable[[str, str, Sent], Sent | None]) -> None:
@@ -276,11 +276,11 @@ class MemoryStore(Operating):
     def find(self, key: str, /) -> RunRecord | None:
         """The record under a key, or None."""
         with self._lock:
-            kept = self._runs.get(key)
-            return None if kept is None else kept.seen()
+            run = self._runs.get(key)
+            return None if run is None else run.seen()
 
     def head(self, key: str, /) -> RunRecord | None:
         """The head of the record under a key, or None: it has no values and no fields of single steps."""
         with self._lock:
-            kept = self._runs.get(key)
-            return None if kept is None else kept.head()
+            run = self._runs.get(key)
+            return None if run is None else run.head()

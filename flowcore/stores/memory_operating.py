@@ -44,17 +44,17 @@ class Operating:
         with self._lock:
             now = self._clock()
             found = [
-                ((due, kept.number), kept)
-                for kept in self._runs.values()
-                if kept.record.workflow in workflows
-                and (due := kept.due_at()) is not None
+                ((due, run.number), run)
+                for run in self._runs.values()
+                if run.record.workflow in workflows
+                and (due := run.due_at()) is not None
                 and due <= now
-                and (past is None or (due, kept.number) > past)
+                and (past is None or (due, run.number) > past)
             ]
             found.sort(key=lambda one: one[0])
             page = found[:limit]
             more = len(page) < len(found)
-            return Page([kept.head() for _, kept in page], f"{page[-1][0][0]!r} {page[-1][0][1]}" if more else None)
+            return Page([run.head() for _, run in page], f"{page[-1][0][0]!r} {page[-1][0][1]}" if more else None)
 
     def _forget_old(self, now: float) -> None:
         oldest = now - self.retention
@@ -67,9 +67,9 @@ class Operating:
     def get_run(self, run_id: str, /) -> RunRecord:
         """The record of a run. Raises RunNotFound."""
         with self._lock:
-            for kept in self._runs.values():
-                if kept.record.run_id == run_id:
-                    return kept.seen()
+            for run in self._runs.values():
+                if run.record.run_id == run_id:
+                    return run.seen()
         raise RunNotFound(
             f"this store has no run {safe_repr(run_id)}: it is unknown, or was forgotten after its retention."
         )
@@ -96,19 +96,19 @@ class Operating:
         page, last = Page(), 0
         with self._lock:
             now = self._clock()
-            for kept in reversed(self._runs.values()):
+            for run in reversed(self._runs.values()):
                 if (
-                    (past is None or kept.number < past[1])
-                    and (status is None or kept.counts_as(status, now))
-                    and (workflow is None or kept.record.workflow == workflow)
-                    and (older_than is None or now - kept.started >= age)
-                    and (text is None or text in kept.record.key)
+                    (past is None or run.number < past[1])
+                    and (status is None or run.counts_as(status, now))
+                    and (workflow is None or run.record.workflow == workflow)
+                    and (older_than is None or now - run.started >= age)
+                    and (text is None or text in run.record.key)
                 ):
                     if len(page) == limit:
                         page.cursor = f"0 {last}"
                         break
-                    page.append(kept.head())
-                    last = kept.number
+                    page.append(run.head())
+                    last = run.number
         return page
 
     def counts(self) -> dict[tuple[str, str], int]:
@@ -118,11 +118,11 @@ class Operating:
             now = self._clock()
             counted = Counter(
                 (
-                    kept.record.workflow,
-                    "held" if kept.record.held else "expired" if kept.expired(now) else str(kept.record.status),
+                    run.record.workflow,
+                    "held" if run.record.held else "expired" if run.expired(now) else str(run.record.status),
                 )
-                for kept in self._runs.values()
-                if kept.record.held or not kept.over
+                for run in self._runs.values()
+                if run.record.held or not run.over
             )
         return dict(counted)
 
@@ -133,29 +133,29 @@ class Operating:
         its owner learns with its next checkpoint or renewal that the run is lost.
         """
         with self._lock:
-            kept = self._known(key)
+            run = self._known(key)
             if not force:
-                self._order(kept, "release")
-            self._free(kept)
+                self._order(run, "release")
+            self._free(run)
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
         """Delete at once the users' data in the run of a key: see Store.erase. Raises RunNotFound for an unknown key,
         and StoreError for a run that is held or not over, unless forced."""
         with self._lock:
-            kept = self._known(key)
+            run = self._known(key)
             if not force:
-                self._order(kept, "erase")
-            elif kept.record.held or not kept.over:
-                self._free(kept)
-            kept.erase()
+                self._order(run, "erase")
+            elif run.record.held or not run.over:
+                self._free(run)
+            run.erase()
 
     def hold(self, key: str, /, reason: str | None = None) -> None:
         """Refuse calls with the key until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
         StoreError for a live run."""
         with self._lock:
-            kept = self._known(key)
-            self._order(kept, "hold")
-            self._stop(kept, held=True, reason=reason)
+            run = self._known(key)
+            self._order(run, "hold")
+            self._stop(run, held=True, reason=reason)
 
     def resume(self, key: str, /, *, reason: str | None = None) -> None:
         """Let the next call with the key, or recovery, resume a run that is held, parked or incomplete, whose lease has
@@ -177,53 +177,53 @@ class Operating:
 
     def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
         with self._lock:
-            kept = self._known(key)
-            match self._order(kept, decision):
-                case Order.TELL:
-                    kept.record.decision, kept.record.reason = decision, reason
+            run = self._known(key)
+            match self._order(run, decision):
+                case Order.NOTIFY_OWNER:
+                    run.record.decision, run.record.reason = decision, reason
                 case Order.STOP:
-                    self._stop(kept, held=False, decision=decision, reason=reason)
-                    if is_over(kept.record.status):
-                        kept.record.status = Status.PARKED
+                    self._stop(run, held=False, decision=decision, reason=reason)
+                    if is_over(run.record.status):
+                        run.record.status = Status.PARKED
                 case Order.NOTHING:
                     pass
 
-    def _order(self, kept: LiveRun, verb: str) -> Order:
-        return decide_order(kept.record, kept.live and kept.expires > self._clock(), verb)
+    def _order(self, run: LiveRun, verb: str) -> Order:
+        return decide_order(run.record, run.live and run.expires > self._clock(), verb)
 
-    def _stop(self, kept: LiveRun, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
+    def _stop(self, run: LiveRun, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
         """Record an operator's decision. If the run still has an owner, whose lease has ended, that owner loses the
         run."""
-        record, now = kept.record, self._clock()
-        kept.record = replace(record, held=held, decision=decision, reason=reason, expires=None, not_before=None)
-        kept.due, kept.delay = now, 0.0
-        if kept.live:
-            kept.record.fence, kept.expires = record.fence + 1, now
+        record, now = run.record, self._clock()
+        run.record = replace(record, held=held, decision=decision, reason=reason, expires=None, not_before=None)
+        run.due, run.delay = now, 0.0
+        if run.live:
+            run.record.fence, run.expires = record.fence + 1, now
         if record.status == Status.RUNNING:
-            kept.record.status = Status.PARKED
+            run.record.status = Status.PARKED
         self._ended.pop(record.key, None)
 
-    def _free(self, kept: LiveRun) -> None:
-        self._watched.discard(kept.record.run_id)
-        kept.record = replace(
-            kept.record,
+    def _free(self, run: LiveRun) -> None:
+        self._watched.discard(run.record.run_id)
+        run.record = replace(
+            run.record,
             status=Status.FAILURE,
             held=False,
             decision=None,
             reason=None,
             not_before=None,
-            fence=kept.record.fence + 1,
+            fence=run.record.fence + 1,
             finished=self._wall(),
             expires=None,
         )
-        self._ended[kept.record.key] = self._clock()
-        self._ended.move_to_end(kept.record.key)
+        self._ended[run.record.key] = self._clock()
+        self._ended.move_to_end(run.record.key)
 
     def _known(self, key: str) -> LiveRun:
-        kept = self._runs.get(key)
-        if kept is None:
+        run = self._runs.get(key)
+        if run is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
-        return kept
+        return run
 
     def gc(self) -> int:
         """Forget the runs whose retention is over. Returns how many runs are left."""

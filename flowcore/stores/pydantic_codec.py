@@ -50,7 +50,7 @@ class PydanticCodec:
                     f"{type_name(value)} is rebuilt from an annotation, and there is none here. "
                     "Annotate the step's return type, or return plain data."
                 ) from error
-        parts, back = self._taken_apart(value, annotation)
+        parts, back = self._dumped(value, annotation)
         if not _same(back, value):
             raise NotSerializable(
                 f"{type_name(value)} does not come back unchanged by the annotation {safe_repr(annotation)}. "
@@ -58,7 +58,7 @@ class PydanticCodec:
             )
         return f"{_REBUILT}{parts}}}"
 
-    def _taken_apart(self, value: Any, annotation: Any) -> tuple[str, Any]:
+    def _dumped(self, value: Any, annotation: Any) -> tuple[str, Any]:
         try:
             adapter = _adapter(annotation)
             text = tagged_text(_without_members(adapter.dump_python(value, round_trip=True, warnings=False)), _refuse)

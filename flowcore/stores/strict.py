@@ -38,16 +38,16 @@ class Strict:
         return replace(
             record,
             results={
-                name: self._again(value, types.get(STEP + name, Any), name, record.run_id)
+                name: self._copied(value, types.get(STEP + name, Any), name, record.run_id)
                 for name, value in record.results.items()
             },
             values={
-                key: self._again(value, types.get(WRITE + key, Any), key, record.run_id)
+                key: self._copied(value, types.get(WRITE + key, Any), key, record.run_id)
                 for key, value in record.values.items()
             },
         )
 
-    def _again(self, value: Any, annotation: Any, name: str, run_id: str) -> Any:
+    def _copied(self, value: Any, annotation: Any, name: str, run_id: str) -> Any:
         try:
             return self._encoding.copied(value, annotation, "the value of", name, run_id)
         except NotSerializable:  # the value was written with an annotation that the claim lacks

@@ -241,7 +241,7 @@ class Operators(TemporalServer):
 
     async def _decide(self, key: str, decision: str, reason: str | None) -> None:
         order, handle = await self._ordered(key, decision), self._handle(key)
-        if order is Order.TELL:
+        if order is Order.NOTIFY_OWNER:
             await self._reached(handle.cancel(reason=reason or ""))
         else:
             await self._reached(handle.signal(FlowcoreWorkflow.decide, args=[decision, reason]))

@@ -411,7 +411,7 @@ def _telemetry(q: Source) -> list[Alert]:
     return [
         Alert(
             "FlowcoreHookErrors",
-            _came(q, names.HOOK_ERRORS, "15m"),
+            _increase_with_first(q, names.HOOK_ERRORS, "15m"),
             "",
             "ticket",
             f"Hook {hook} of {{{{ $labels.job }}}} raises errors",
@@ -421,7 +421,7 @@ def _telemetry(q: Source) -> list[Alert]:
         ),
         Alert(
             "FlowcoreSeriesCapped",
-            _came(q, names.CAPPED, "1h"),
+            _increase_with_first(q, names.CAPPED, "1h"),
             "",
             "ticket",
             f"Hook {hook} of {{{{ $labels.job }}}} has too many series",
@@ -442,7 +442,7 @@ def _telemetry(q: Source) -> list[Alert]:
     ]
 
 
-def _came(q: Source, counter: names.Metric, window: str) -> str:
+def _increase_with_first(q: Source, counter: names.Metric, window: str) -> str:
     """Return a query for the increase of a counter. Unlike increase(), it includes series that have just appeared."""
     by, series = q.by("job", "hook"), q.select(counter)
     return f"sum {by} (increase({series}[{window}])) > 0\nor\nsum {by} ({series} unless {series} offset {window}) > 0"

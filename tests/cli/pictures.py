@@ -21,7 +21,7 @@ from rich.text import Text
 from flowcore import Backoff, Context, Engine, Event, Retry, Workflow
 from flowcore.cli.app import Operator
 from flowcore.cli.top import Screen
-from flowcore.cli.words import ways_on
+from flowcore.cli.words import next_commands
 from flowcore.picture import Timeline, page
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Claim
@@ -96,7 +96,7 @@ def show(operator: Operator) -> Console:
     drawn, record = console(20), operator.find("order-1042")
     drawn.print(Text("$ flowcore show order-1042", style="bold"))
     drawn.print(Text(record.explain()))
-    for command in ways_on(record, time.time()):
+    for command in next_commands(record, time.time()):
         drawn.print(Text(f"  {command}"))
     return drawn
 

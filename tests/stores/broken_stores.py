@@ -37,7 +37,7 @@ class Broken(MemoryStore):
     rule: ClassVar[str] = ""
     """the rule that a failure must name; of several, separated by spaces, any one"""
 
-    def kept(self, key: str) -> Any:
+    def run_of(self, key: str) -> Any:
         return self._runs.get(key)
 
 
@@ -47,17 +47,17 @@ class TakesARepeatedClaimForAnother(Broken):
     rule = "claim-again"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        return super().claim(claim if kept is None else replace(claim, run_id=claim.run_id + "'"))
+        run = self.run_of(claim.key)
+        return super().claim(claim if run is None else replace(claim, run_id=claim.run_id + "'"))
 
 
 class BeginsAgainForALateClaim(Broken):
     rule = "claim-again-after-the-end"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.owner == claim.run_id and kept.record.status != Status.RUNNING:
-            kept.owner = ""
+        run = self.run_of(claim.key)
+        if run is not None and run.owner == claim.run_id and run.record.status != Status.RUNNING:
+            run.owner = ""
         return super().claim(claim)
 
 
@@ -65,8 +65,8 @@ class RepeatsATakeoverWithoutItsRecord(Broken):
     rule = "claim-again"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        again = kept is not None and kept.owner == claim.run_id
+        run = self.run_of(claim.key)
+        again = run is not None and run.owner == claim.run_id
         answer = super().claim(claim)
         if again and isinstance(answer, Claimed):
             answer.record = None
@@ -77,8 +77,8 @@ class RepeatsATakeoverAsRunning(Broken):
     rule = "claim-again"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        again = kept is not None and kept.owner == claim.run_id
+        run = self.run_of(claim.key)
+        again = run is not None and run.owner == claim.run_id
         answer = super().claim(claim)
         if again and isinstance(answer, Claimed) and answer.record is not None:
             answer.record.status = Status.RUNNING
@@ -96,11 +96,11 @@ class BeginsAQueuedRunWithTheOldCarrier(Broken):
     rule = "claim-queued"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        carrier = None if kept is None else kept.record.carrier
+        run = self.run_of(claim.key)
+        carrier = None if run is None else run.record.carrier
         answer = super().claim(claim)
-        if carrier is not None and kept is self.kept(claim.key):
-            kept.record.carrier = carrier
+        if carrier is not None and run is self.run_of(claim.key):
+            run.record.carrier = carrier
         return answer
 
 
@@ -118,17 +118,17 @@ class HasLeasesThatNeverEnd(Broken):
         return super().claim(claim)
 
     def _never(self) -> None:
-        for kept in self._runs.values():
-            kept.expires = float("inf")
+        for run in self._runs.values():
+            run.expires = float("inf")
 
 
 class TakesOverWhatIsLeased(Broken):
     rule = "claim-busy"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.owner != claim.run_id and claim.attached is not None:
-            kept.expires = 0.0
+        run = self.run_of(claim.key)
+        if run is not None and run.owner != claim.run_id and claim.attached is not None:
+            run.expires = 0.0
         return super().claim(claim)
 
 
@@ -136,17 +136,17 @@ class TakesOverOtherDefinitions(Broken):
     rule = "claim-other-graph"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        to_go_on = kept is not None and not kept.over
-        return super().claim(replace(claim, graph=kept.record.graph) if to_go_on else claim)
+        run = self.run_of(claim.key)
+        to_go_on = run is not None and not run.over
+        return super().claim(replace(claim, graph=run.record.graph) if to_go_on else claim)
 
 
 class LooksAtTheStateBeforeTheFingerprint(Broken):
     rule = "claim-mismatch"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.record.status == Status.SUCCESS:
+        run = self.run_of(claim.key)
+        if run is not None and run.record.status == Status.SUCCESS:
             claim = replace(claim, fingerprint=None)
         return super().claim(claim)
 
@@ -155,7 +155,7 @@ class AsksForAFingerprintWhereThereIsNone(Broken):
     rule = "claim-mismatch claim-takeover"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        known = self.kept(claim.key) is not None
+        known = self.run_of(claim.key) is not None
         return super().claim(replace(claim, fingerprint=claim.fingerprint or "none") if known else claim)
 
 
@@ -163,9 +163,9 @@ class RemembersTheFingerprintAfterRelease(Broken):
     rule = "claim-after-release"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.record.status == Status.FAILURE and not kept.record.held:
-            claim = replace(claim, fingerprint=kept.record.fingerprint)
+        run = self.run_of(claim.key)
+        if run is not None and run.record.status == Status.FAILURE and not run.record.held:
+            claim = replace(claim, fingerprint=run.record.fingerprint)
         return super().claim(claim)
 
 
@@ -183,11 +183,11 @@ class RunsAgainAfterSuccess(Broken):
     rule = "claim-success"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        mine = kept is not None and claim.run_id == kept.owner
+        run = self.run_of(claim.key)
+        mine = run is not None and claim.run_id == run.owner
         answer = super().claim(claim)
         if isinstance(answer, Finished) and answer.record.status == Status.SUCCESS and not mine and not claim.attached:
-            self.kept(claim.key).record.status = Status.FAILURE
+            self.run_of(claim.key).record.status = Status.FAILURE
             return super().claim(claim)
         return answer
 
@@ -206,8 +206,8 @@ class BeginsARunForWhoOnlyWaits(Broken):
     rule = "claim-attached-to-an-older-run"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.record.run_id != claim.attached:
+        run = self.run_of(claim.key)
+        if run is not None and run.record.run_id != claim.attached:
             claim = replace(claim, attached=None)
         return super().claim(claim)
 
@@ -230,9 +230,9 @@ class TellsToAskAgainAtOnce(Broken):
 class KeepsTheFenceAtATakeover(Broken):
     rule = "fence-rises"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
-        answer = super()._take_over(kept, claim, now, takeovers)
-        kept.record.fence -= 1
+    def _take_over(self, run: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        answer = super()._take_over(run, claim, now, takeovers)
+        run.record.fence -= 1
         return replace(answer, fence=answer.fence - 1)
 
 
@@ -253,9 +253,9 @@ class KeepsTheGeneration(Broken):
 class GivesATakenRunANewId(Broken):
     rule = "claim-takeover claim-attached"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
-        answer = super()._take_over(kept, claim, now, takeovers)
-        kept.record.run_id = claim.run_id
+    def _take_over(self, run: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        answer = super()._take_over(run, claim, now, takeovers)
+        run.record.run_id = claim.run_id
         assert answer.record is not None
         return replace(answer, record=replace(answer.record, run_id=claim.run_id))
 
@@ -263,19 +263,19 @@ class GivesATakenRunANewId(Broken):
 class LeavesATakenRunFinished(Broken):
     rule = "claim-takeover"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
-        finished = kept.record.finished
-        answer = super()._take_over(kept, claim, now, takeovers)
-        kept.record.finished = finished
+    def _take_over(self, run: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        finished = run.record.finished
+        answer = super()._take_over(run, claim, now, takeovers)
+        run.record.finished = finished
         return answer
 
 
 class ForgetsADecisionBeforeItIsHeard(Broken):
     rule = "decision-is-heard"
 
-    def _take_over(self, kept: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
-        answer = super()._take_over(kept, claim, now, takeovers)
-        kept.record.decision = None
+    def _take_over(self, run: Any, claim: Claim, now: float, takeovers: int) -> Claimed:
+        answer = super()._take_over(run, claim, now, takeovers)
+        run.record.decision = None
         return answer
 
 
@@ -283,11 +283,11 @@ class NeverForgetsADecision(Broken):
     rule = "decision-is-heard"
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        kept = self.kept(checkpoint.key)
-        decision = None if kept is None else kept.record.decision
+        run = self.run_of(checkpoint.key)
+        decision = None if run is None else run.record.decision
         answer = super().checkpoint(checkpoint)
-        if kept is not None:
-            kept.record.decision = decision
+        if run is not None:
+            run.record.decision = decision
         return answer
 
 
@@ -297,9 +297,9 @@ class TakesCheckpointsFromAnOldOwner(Broken):
     rule = "lost late-copies"
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        kept = self.kept(checkpoint.key)
-        if kept is not None and kept.record.run_id == checkpoint.run_id:
-            checkpoint = replace(checkpoint, fence=kept.record.fence)
+        run = self.run_of(checkpoint.key)
+        if run is not None and run.record.run_id == checkpoint.run_id:
+            checkpoint = replace(checkpoint, fence=run.record.fence)
         return super().checkpoint(checkpoint)
 
 
@@ -309,9 +309,9 @@ class TakesEndingsFromAnOldOwner(Broken):
     rule = "lost late-copies"
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        kept = self.kept(ending.record.key)
-        if kept is not None and kept.record.run_id == ending.record.run_id:
-            ending = replace(ending, record=replace(ending.record, fence=kept.record.fence))
+        run = self.run_of(ending.record.key)
+        if run is not None and run.record.run_id == ending.record.run_id:
+            ending = replace(ending, record=replace(ending.record, fence=run.record.fence))
         return super().finish(ending)
 
 
@@ -319,9 +319,9 @@ class TakesEndingsFromAnotherRun(Broken):
     rule = "lost"
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        kept = self.kept(ending.record.key)
-        if kept is not None:
-            ending = replace(ending, record=replace(ending.record, run_id=kept.record.run_id))
+        run = self.run_of(ending.record.key)
+        if run is not None:
+            ending = replace(ending, record=replace(ending.record, run_id=run.record.run_id))
         return super().finish(ending)
 
 
@@ -337,7 +337,7 @@ class MakesARecordAtTheEndWhereThereIsNone(Broken):
     rule = "lost"
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        if self.kept(ending.record.key) is None:
+        if self.run_of(ending.record.key) is None:
             ending = replace(ending, record=replace(ending.record, fence=0))
         return super().finish(ending)
 
@@ -346,9 +346,9 @@ class LetsTheLastWriteWin(Broken):
     rule = "highest-seq-wins late-copies"
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        kept = self.kept(checkpoint.key)
-        if kept is not None and kept.record.fence == checkpoint.fence:
-            for told, known in ((checkpoint.steps, kept._steps), (checkpoint.writes, kept._writes)):
+        run = self.run_of(checkpoint.key)
+        if run is not None and run.record.fence == checkpoint.fence:
+            for told, known in ((checkpoint.steps, run._steps), (checkpoint.writes, run._writes)):
                 for name in told:
                     (known or {}).pop(name, None)
         return super().checkpoint(checkpoint)
@@ -358,10 +358,10 @@ class CountsCheckpointsInsteadOfFields(Broken):
     rule = "results highest-seq-wins"
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        kept = self.kept(checkpoint.key)
+        run = self.run_of(checkpoint.key)
         fields: list[Any] = [*checkpoint.steps.values(), *checkpoint.writes.values()]
         told = max([field.seq for field in fields], default=0)
-        if kept is not None and told <= kept.record.seq:
+        if run is not None and told <= run.record.seq:
             checkpoint = replace(checkpoint, steps={}, writes={})
         return super().checkpoint(checkpoint)
 
@@ -371,9 +371,9 @@ class WritesAfterTheEnd(Broken):
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         answer = super().checkpoint(checkpoint)
-        kept = self.kept(checkpoint.key)
-        if answer is None and kept.record.status != Status.RUNNING:
-            kept.note(checkpoint)
+        run = self.run_of(checkpoint.key)
+        if answer is None and run.record.status != Status.RUNNING:
+            run.note(checkpoint)
         return answer
 
 
@@ -381,9 +381,9 @@ class FinishesTwice(Broken):
     rule = "late-copies late-after-the-end"
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        kept = self.kept(ending.record.key)
-        if kept is not None and kept.record.run_id == ending.record.run_id and kept.record.fence == ending.record.fence:
-            kept.record.status = Status.RUNNING
+        run = self.run_of(ending.record.key)
+        if run is not None and run.record.run_id == ending.record.run_id and run.record.fence == ending.record.fence:
+            run.record.status = Status.RUNNING
         return super().finish(ending)
 
 
@@ -391,8 +391,8 @@ class IsShockedByALateCheckpoint(Broken):
     rule = "late-copies late-after-the-end"
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        kept = self.kept(checkpoint.key)
-        over = kept is not None and kept.record.status != Status.RUNNING
+        run = self.run_of(checkpoint.key)
+        over = run is not None and run.record.status != Status.RUNNING
         return Lost() if over else super().checkpoint(checkpoint)
 
 
@@ -413,8 +413,8 @@ class KeepsTheLeaseAfterTheEnd(Broken):
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
         answer = super().finish(ending)
         if answer is None:
-            kept = self.kept(ending.record.key)
-            kept.record.expires = self._wall()
+            run = self.run_of(ending.record.key)
+            run.record.expires = self._wall()
         return answer
 
 
@@ -424,11 +424,11 @@ class CountsTakeoversBeyondTheEnd(Broken):
     rule = "takeovers"
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        kept = self.kept(ending.record.key)
-        takeovers = 0 if kept is None else kept.record.takeovers
+        run = self.run_of(ending.record.key)
+        takeovers = 0 if run is None else run.record.takeovers
         answer = super().finish(ending)
-        if answer is None and kept is not None:
-            kept.record.takeovers = takeovers
+        if answer is None and run is not None:
+            run.record.takeovers = takeovers
         return answer
 
 
@@ -436,19 +436,19 @@ class LetsNobodyFinishLate(Broken):
     rule = "finish-late lost"
 
     def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
-        kept = self.kept(ending.record.key)
-        return Lost() if kept is not None and kept.expired(self._clock()) else super().finish(ending)
+        run = self.run_of(ending.record.key)
+        return Lost() if run is not None and run.expired(self._clock()) else super().finish(ending)
 
 
 class LeavesTheLeaseToHeartbeats(Broken):
     rule = "checkpoint-renews"
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
-        kept = self.kept(checkpoint.key)
-        expires = None if kept is None else kept.expires
+        run = self.run_of(checkpoint.key)
+        expires = None if run is None else run.expires
         answer = super().checkpoint(checkpoint)
-        if kept is not None:
-            kept.expires = expires
+        if run is not None:
+            run.expires = expires
         return answer
 
 
@@ -458,7 +458,7 @@ class TurnsBackFromUndoing(Broken):
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         answer = super().checkpoint(checkpoint)
         if answer is None:
-            self.kept(checkpoint.key).record.undoing = checkpoint.undoing
+            self.run_of(checkpoint.key).record.undoing = checkpoint.undoing
         return answer
 
 
@@ -474,8 +474,8 @@ class DoesNotRenewWhatHasEnded(Broken):
     rule = "renew"
 
     def _renewed(self, one: Lease, lease: float) -> Renewal:
-        kept = self.kept(one.key)
-        expired = kept is not None and kept.expired(self._clock())
+        run = self.run_of(one.key)
+        expired = run is not None and run.expired(self._clock())
         return Renewal.LOST if expired else super()._renewed(one, lease)
 
 
@@ -483,8 +483,8 @@ class WithdrawsByForgetting(Broken):
     rule = "withdraw-begun find"
 
     def withdraw(self, claim: Claim, /) -> None:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.owner == claim.run_id and kept.before is None:
+        run = self.run_of(claim.key)
+        if run is not None and run.owner == claim.run_id and run.before is None:
             self._runs.pop(claim.key)
 
 
@@ -492,25 +492,25 @@ class WithdrawsFromAnybody(Broken):
     rule = "withdraw-other late-copies"
 
     def withdraw(self, claim: Claim, /) -> None:
-        if (kept := self.kept(claim.key)) is not None:
-            super().withdraw(replace(claim, run_id=kept.owner))
+        if (run := self.run_of(claim.key)) is not None:
+            super().withdraw(replace(claim, run_id=run.owner))
 
 
 class WithdrawsWhatHasEnded(Broken):
     rule = "withdraw-other nothing-is-written"
 
     def withdraw(self, claim: Claim, /) -> None:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.owner == claim.run_id:
-            self._free(kept)
+        run = self.run_of(claim.key)
+        if run is not None and run.owner == claim.run_id:
+            self._free(run)
 
 
 class WithdrawsARunThatSomebodyElseBegan(Broken):
     rule = "withdraw-takeover"
 
     def withdraw(self, claim: Claim, /) -> None:
-        if (kept := self.kept(claim.key)) is not None:
-            kept.before = None
+        if (run := self.run_of(claim.key)) is not None:
+            run.before = None
         super().withdraw(claim)
 
 
@@ -519,10 +519,10 @@ class TakesAWaitForTheEndOfAStep(Broken):
 
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         answer = super().checkpoint(checkpoint)
-        kept = self.kept(checkpoint.key)
-        if answer is None and kept is not None:
+        run = self.run_of(checkpoint.key)
+        if answer is None and run is not None:
             waits = any(step.report.until is not None for step in checkpoint.steps.values())
-            kept.record.takeovers = 0 if waits else kept.record.takeovers
+            run.record.takeovers = 0 if waits else run.record.takeovers
         return answer
 
 
@@ -530,9 +530,9 @@ class WithdrawsAsIfTheOwnerCrashed(Broken):
     rule = "withdraw-takeover"
 
     def withdraw(self, claim: Claim, /) -> None:
-        kept = self.kept(claim.key)
-        if kept is not None and kept.owner == claim.run_id and kept.before is not None and kept.live:
-            self._renew(kept, self._clock(), 0.0)
+        run = self.run_of(claim.key)
+        if run is not None and run.owner == claim.run_id and run.before is not None and run.live:
+            self._renew(run, self._clock(), 0.0)
         else:
             super().withdraw(claim)
 
@@ -541,9 +541,9 @@ class ListsResultsAsTheyCome(Broken):
     rule = "results"
 
     def find(self, key: str, /) -> RunRecord | None:
-        record, kept = super().find(key), self.kept(key)
-        if record is not None and kept._steps:
-            record.results = {name: record.results[name] for name in kept._steps if name in record.results}
+        record, run = super().find(key), self.run_of(key)
+        if record is not None and run._steps:
+            record.results = {name: record.results[name] for name in run._steps if name in record.results}
         return record
 
 
@@ -604,9 +604,9 @@ class HandsOutItsOwnRecords(Broken):
     rule = "records-are-copies"
 
     def find(self, key: str, /) -> RunRecord | None:
-        kept = self.kept(key)
-        live = kept is not None and kept._steps is None and kept._writes is None
-        return kept.record if live else super().find(key)
+        run = self.run_of(key)
+        live = run is not None and run._steps is None and run._writes is None
+        return run.record if live else super().find(key)
 
 
 class FindsRunsThatOthersHaveReplaced(Broken):
@@ -616,14 +616,14 @@ class FindsRunsThatOthersHaveReplaced(Broken):
         try:
             return super().get_run(run_id)
         except RunNotFound:
-            return next((kept.record for kept in self._runs.values()), RunRecord("", run_id, "", None, ""))
+            return next((run.record for run in self._runs.values()), RunRecord("", run_id, "", None, ""))
 
 
 class ListsHeldRunsAsResumable(Broken):
     rule = "list-resumable"
 
     def list_resumable(self, workflows: Collection[str], /, **query: Any) -> Page:
-        held = [kept.head() for kept in self._runs.values() if kept.record.held and kept.record.workflow in workflows]
+        held = [run.head() for run in self._runs.values() if run.record.held and run.record.workflow in workflows]
         return Page([*super().list_resumable(workflows, **query), *held])
 
 
@@ -651,9 +651,9 @@ class ReleasesWhatIsRunning(Broken):
 class ReleasesWithoutTellingTheOwner(Broken):
     rule = "release withdraw-begun"
 
-    def _free(self, kept: Any) -> None:
-        super()._free(kept)
-        kept.record.fence -= 1
+    def _free(self, run: Any) -> None:
+        super()._free(run)
+        run.record.fence -= 1
 
 
 class ErasesValuesButKeepsErrors(Broken):
@@ -676,15 +676,15 @@ class LetsAnErasedKeyBeginAgain(Broken):
 class LetsAnOldOwnerWriteIntoAHeldRun(Broken):
     rule = "operators-fence hold"
 
-    def _stop(self, kept: Any, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
-        kept.record = replace(kept.record, held=held, decision=decision)
+    def _stop(self, run: Any, *, held: bool, decision: str | None = None, reason: str | None = None) -> None:
+        run.record = replace(run.record, held=held, decision=decision)
 
 
 class DecidesOnWhatIsOver(Broken):
     rule = "decide erase"  # erase() first decides to give up the run, as an operator would.
 
-    def _order(self, kept: Any, verb: str) -> Order:
-        return Order.STOP if kept.over else super()._order(kept, verb)
+    def _order(self, run: Any, verb: str) -> Order:
+        return Order.STOP if run.over else super()._order(run, verb)
 
 
 class ForgetsHeldRuns(Broken):
@@ -716,8 +716,8 @@ class TakesTheLastValue(Broken):
     rule = "send-first"
 
     def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
-        kept = self.kept(key)
-        kept.record.sent = {other: sent for other, sent in kept.record.sent.items() if other != name}
+        run = self.run_of(key)
+        run.record.sent = {other: sent for other, sent in run.record.sent.items() if other != name}
         return super().send(key, name, value, **options)
 
 
@@ -749,11 +749,11 @@ class LeavesWhatWaitsAsleep(Broken):
     rule = "wakes decide"
 
     def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
-        kept = self.kept(key)
-        due = None if kept is None else (kept.due, kept.record.not_before)
+        run = self.run_of(key)
+        due = None if run is None else (run.due, run.record.not_before)
         counts = super().send(key, name, value, **options)
         if due is not None:
-            kept.due, kept.record.not_before = due
+            run.due, run.record.not_before = due
         return counts
 
 
@@ -770,7 +770,7 @@ class HasNoLock(Broken):
     rule = "claim-by-many"
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
-        if self.kept(claim.key) is None:
+        if self.run_of(claim.key) is None:
             time.sleep(0.001)
             return self._begin(claim, self._clock(), 0, 1)
         return super().claim(claim)

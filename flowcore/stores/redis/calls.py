@@ -30,10 +30,10 @@ __all__ = [
     "INDEX_KEYS",
     "PAGE",
     "Answer",
-    "Asked",
     "Call",
     "Calls",
     "Command",
+    "Exchange",
     "Part",
     "as_bytes",
     "corrupt",
@@ -45,7 +45,7 @@ __all__ = [
 T = TypeVar("T")
 Part: TypeAlias = "str | bytes | int"
 Command: TypeAlias = "tuple[Part, ...]"
-Asked: TypeAlias = Generator[list[Command], list[Any], T]
+Exchange: TypeAlias = Generator[list[Command], list[Any], T]
 """A generator that yields commands to send together, receives their replies, and returns a T."""
 Call: TypeAlias = "tuple[Sequence[bytes], Sequence[Part]]"
 """a script's KEYS and ARGV"""
@@ -139,7 +139,7 @@ class Calls:
 
     # -- before the first use ------------------------------------------------------------------------------------------
 
-    def _enter(self, *, writes: bool) -> Asked[bool]:
+    def _enter(self, *, writes: bool) -> Exchange[bool]:
         """Check that the prefix was set up with this number of shards and this codec's secret: with others, keys would
         not be found. With `writes`, set up a new prefix. Returns False if a secret is missing, because the
         prefix was not set up yet."""
@@ -172,12 +172,12 @@ class Calls:
 
     # -- scripts -------------------------------------------------------------------------------------------------------
 
-    def _run(self, script: Script, key: str, keys: Sequence[bytes], *arguments: Part) -> Asked[Answer]:
+    def _run(self, script: Script, key: str, keys: Sequence[bytes], *arguments: Part) -> Exchange[Answer]:
         """Run a script on the record of `key`."""
         reply = yield from self._reply(script, key, (len(keys), *keys, *map(as_bytes, arguments)))
         return self._answer(reply, key)
 
-    def _reply(self, script: Script, key: str, tail: Command) -> Asked[Any]:
+    def _reply(self, script: Script, key: str, tail: Command) -> Exchange[Any]:
         """Run a script and return its reply. The script's text is sent only if the server does not know it yet."""
         (reply,) = yield [("EVALSHA", script.sha, *tail)]
         if isinstance(reply, Exception):
@@ -189,17 +189,17 @@ class Calls:
 
     def _run_all(
         self, script: Script, calls: Sequence[Call], key: str = "", *, reads: bool = False
-    ) -> Asked[list[Any]]:
+    ) -> Exchange[list[Any]]:
         """Run a script several times, in one round trip per node, and one more if a node does not know the script yet.
         `reads`: the script changes nothing, so a user without the right to write may run it."""
         if not calls:
             return []
         tails: list[Command] = [(len(keys), *keys, *map(as_bytes, arguments)) for keys, arguments in calls]
         replies = yield [("EVALSHA", script.sha, *tail) for tail in tails]
-        yield from self._again(replies, is_unknown_script, "EVAL", script.text, tails)
+        yield from self._resend(replies, is_unknown_script, "EVAL", script.text, tails)
         if reads and any(map(is_forbidden, replies)):
             before = list(replies)
-            yield from self._again(replies, is_forbidden, "EVAL_RO", script.text, tails)
+            yield from self._resend(replies, is_forbidden, "EVAL_RO", script.text, tails)
             # If EVAL_RO is unknown (before Redis 7) or forbidden too, the first refusal is the one that says why.
             replies[:] = [
                 old if is_unknown_command(new) or is_forbidden(new) else new
@@ -210,7 +210,7 @@ class Calls:
                 refuse(reply, key)
         return replies
 
-    def _again(self, replies: list[Any], which: Any, name: str, script: str, tails: list[Command]) -> Asked[None]:
+    def _resend(self, replies: list[Any], which: Any, name: str, script: str, tails: list[Command]) -> Exchange[None]:
         """Send the scripts whose replies match `which` again, by the command `name`, and replace these replies."""
         failed = [index for index, reply in enumerate(replies) if which(reply)]
         if failed:
@@ -241,7 +241,7 @@ class Calls:
             )
         return Answer(word, int(now) or round(time.time() * 1e6), fields)
 
-    def _read(self, runs: Sequence[tuple[int, bytes]], *, heads: bool) -> Asked[list[list[bytes]]]:
+    def _read(self, runs: Sequence[tuple[int, bytes]], *, heads: bool) -> Exchange[list[list[bytes]]]:
         """Return the server's replies about these records, which are given by shard and digest."""
         by_shard: dict[int, list[int]] = {}
         for position, (shard, _) in enumerate(runs):

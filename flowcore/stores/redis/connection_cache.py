@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from ...forks import after_fork_in_child
 from .errors import is_reply
 
-__all__ = ["AsyncKept", "Kept"]
+__all__ = ["AsyncConnectionCache", "ConnectionCache"]
 
 _PAUSE: Final = 0.005  # seconds without a command, after which the pool checks again; no server restarts as quickly
 _MOMENT: Final = 1.0  # seconds for which a connection is kept at most
@@ -46,7 +46,7 @@ def _packed(command: tuple[Any, ...]) -> bytes:
 _PACK: Final = _packer()
 
 
-class _One:
+class _CachedConnection:
     """A client that holds one connection, or none at the moment. `since`: when it got it; `until`: when the pool must
     check it again; both monotonic."""
 
@@ -61,7 +61,7 @@ class _One:
         self.until = min(time.monotonic() + _PAUSE, self.since + _MOMENT)
 
 
-class Kept:
+class ConnectionCache:
     """Sends commands as `client` does, over connections that it keeps. Thread-safe.
 
     It keeps at most an eighth of the connections that the pool may open, so that other users of the client always find
@@ -72,8 +72,8 @@ class Kept:
     def __init__(self, client: Any) -> None:
         self.client = client
         self._spare = threading.Semaphore(_number(client))  # how many more connections may be kept
-        self._idle: deque[_One] = deque()
-        after_fork_in_child(self, Kept._after_fork)
+        self._idle: deque[_CachedConnection] = deque()
+        after_fork_in_child(self, ConnectionCache._after_fork)
 
     def _after_fork(self) -> None:
         """Drop the kept connections in a child process, because they are its parent's."""
@@ -84,20 +84,20 @@ class Kept:
         """Send a command and return its reply."""
         idle = self._idle
         try:
-            one = idle.pop()
+            cached = idle.pop()
         except IndexError:
             if not self._spare.acquire(blocking=False):
                 return self.client.execute_command(*command, **options)
-            one = _One(self.client.client())
-        client = one.client
+            cached = _CachedConnection(self.client.client())
+        client = cached.client
         try:
             now = time.monotonic()
-            if one.until < now:
+            if cached.until < now:
                 client.close()
             if client.connection is None:
-                client.connection, one.since = client.connection_pool.get_connection(), now
+                client.connection, cached.since = client.connection_pool.get_connection(), now
             reply = client.execute_command(*command, **options)
-            one.used()
+            cached.used()
         except BaseException as error:
             # The connection may have an unread reply. The pool would find it only if it has arrived by then.
             if client.connection is not None and not is_reply(error):
@@ -105,7 +105,7 @@ class Kept:
             client.close()
             raise
         finally:
-            idle.append(one)
+            idle.append(cached)
         return reply
 
     def close(self) -> None:
@@ -116,40 +116,40 @@ class Kept:
                 self._spare.release()
 
 
-class AsyncKept:
-    """As Kept, for a client of redis.asyncio, in its event loop only. The client and its connections are the store's
-    own, so half of them can be kept, and all commands wait in turn for one of these."""
+class AsyncConnectionCache:
+    """As ConnectionCache, for a client of redis.asyncio, in its event loop only. The client and its connections are the
+    store's own, so half of them can be kept, and all commands wait in turn for one of these."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
         number = _number(client, 2)
         self._free = asyncio.Semaphore(number) if number else None
-        self._idle: list[_One] = []
+        self._idle: list[_CachedConnection] = []
 
     async def execute_command(self, *command: Any, **options: Any) -> Any:
         """Send a command and return its reply."""
         if self._free is None:
             return await self.client.execute_command(*command, **options)
         async with self._free:
-            one = self._idle.pop() if self._idle else _One(self.client.client())
-            client = one.client
+            cached = self._idle.pop() if self._idle else _CachedConnection(self.client.client())
+            client = cached.client
             try:
                 now = time.monotonic()
-                if one.until < now:
+                if cached.until < now:
                     await client.aclose()
                 if client.connection is None:  # the client gets a new one
-                    one.since = now
+                    cached.since = now
                     reply = await client.execute_command(*command, **options)
                 else:
                     reply = await _execute(client, command, options)
-                one.used()
+                cached.used()
             except BaseException as error:
-                if client.connection is not None and not is_reply(error):  # as in Kept.execute_command
+                if client.connection is not None and not is_reply(error):  # as in ConnectionCache.execute_command
                     await client.connection.disconnect(nowait=True)
                 await client.aclose()
                 raise
             finally:
-                self._idle.append(one)
+                self._idle.append(cached)
         return reply
 
     async def close(self) -> None:
@@ -182,7 +182,8 @@ async def _execute(client: Any, command: tuple[Any, ...], options: dict[str, Any
 
 
 def _number(client: Any, share: int = _SHARE) -> int:
-    """Return how many connections may be kept: one of each `share` that the pool may open, or none (see Kept)."""
+    """Return how many connections may be kept: one of each `share` that the pool may open, or none: see
+    ConnectionCache."""
     pool = getattr(client, "connection_pool", None)
     if pool is None or hasattr(pool, "sentinel_manager") or type(client).__module__.split(".")[0] != "redis":
         return 0

@@ -15,7 +15,7 @@ from ..base import Page, RunRecord
 from ..decide import OPEN, check_listing, decide_send, has_wait, is_over
 from ..encoding import microseconds
 from . import doctor, index_scripts, operator_scripts
-from .calls import INDEX_KEYS, PAGE, Asked, Call, Calls, as_bytes, digest_of, in_pages
+from .calls import INDEX_KEYS, PAGE, Call, Calls, Exchange, as_bytes, digest_of, in_pages
 from .listing import Entry, Listing, cursor_of, parsed_cursor
 from .lua import DIGEST, LETTERS
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("flowcore")
 class OperatorVerbs(Calls):
     """The verbs for listings, for values that are sent, and for operators' decisions."""
 
-    def _look(self) -> Asked[None]:
+    def _look(self) -> Exchange[None]:
         """Check the prefix once before a verb reads: with another number of shards it would find only some runs."""
         if not self._entered and not self._looked:
             self._looked = yield from self._enter(writes=False)
@@ -40,7 +40,7 @@ class OperatorVerbs(Calls):
 
     def list_resumable(
         self, workflows: Collection[str], /, *, limit: int | None = 100, after: str | None = None
-    ) -> Asked[Page]:
+    ) -> Exchange[Page]:
         """Return the heads of the resumable runs of these workflows that have no live owner and whose `not_before` is
         past, the longest due first. `after`: the cursor of the previous page. An unreadable record is logged once and
         left out."""
@@ -52,7 +52,7 @@ class OperatorVerbs(Calls):
         yield from self._fill(page, listing, limit, self._is_due)
         return page
 
-    def _due_shards(self) -> Asked[list[int]]:
+    def _due_shards(self) -> Exchange[list[int]]:
         """Return the shards in which a run is due. Mostly there is none, and recovery costs no more than this."""
         replies = yield from self._run_all(
             index_scripts.DUE_SHARDS, [(keys, ()) for _, keys in self._opens], reads=True
@@ -79,7 +79,7 @@ class OperatorVerbs(Calls):
         limit: int | None = 100,
         after: str | None = None,
         text: str | None = None,
-    ) -> Asked[Page]:
+    ) -> Exchange[Page]:
         """Return a page of runs, newest first, without values, results and steps (`get_run` returns these). `status`: a
         status of runs, "held", or "expired" for running ones whose lease has expired; `older_than`: the fewest seconds
         since they started; `text`: a part of their keys; `limit=None`: all. A record that cannot be read is listed with
@@ -113,7 +113,7 @@ class OperatorVerbs(Calls):
 
     def _fill(
         self, page: Page, listing: Listing, limit: int | None, wanted: Callable[[RunRecord, int], bool]
-    ) -> Asked[None]:
+    ) -> Exchange[None]:
         """Read runs from a listing until the page is full. The page gets a cursor if there is a next one."""
         number, last = PAGE if limit is None else min(PAGE, limit + 1), ""
         while entries := (yield from self._next(listing, number)):
@@ -126,7 +126,7 @@ class OperatorVerbs(Calls):
                     last = cursor_of(entry)
             number = PAGE
 
-    def _next(self, listing: Listing, number: int) -> Asked[list[Entry]]:
+    def _next(self, listing: Listing, number: int) -> Exchange[list[Entry]]:
         """Return the next `number` entries of a listing, merged from all shards, or fewer at its end."""
         taken: list[Entry] = []
         while True:
@@ -142,7 +142,7 @@ class OperatorVerbs(Calls):
             replies = yield from self._run_all(listing.script, [call for _, call in listing.calls], reads=True)
             listing.add(replies)
 
-    def counts(self) -> Asked[dict[tuple[str, str], int]]:
+    def counts(self) -> Exchange[dict[tuple[str, str], int]]:
         """Count the runs that are not over, by workflow and status: queued, running, waiting, expired, parked,
         incomplete or held. The cost grows with the number of workflows, not with that of runs."""
         yield from self._look()
@@ -160,7 +160,7 @@ class OperatorVerbs(Calls):
                 numbers[name] = numbers.get(name, 0) + number
         return numbers
 
-    def get_run(self, run_id: str, /) -> Asked[RunRecord]:
+    def get_run(self, run_id: str, /) -> Exchange[RunRecord]:
         """Return the record of a run. Raises RunNotFound."""
         yield from self._look()
         groups = list(self._over_shards(range(self._shards), b"index"))
@@ -177,7 +177,7 @@ class OperatorVerbs(Calls):
                         return record
         raise RunNotFound(f"no run {safe_repr(run_id)} in this store: it is unknown, or its retention is over.")
 
-    def _heads(self, entries: Sequence[Entry]) -> Asked[list[tuple[Entry, int, RunRecord]]]:
+    def _heads(self, entries: Sequence[Entry]) -> Exchange[list[tuple[Entry, int, RunRecord]]]:
         """Return the heads of these runs in order, each with its entry and the server's time in microseconds (0 where
         the record cannot be read). Entries whose record is gone are removed from the index."""
         found: list[tuple[Entry, int, RunRecord]] = []
@@ -211,7 +211,7 @@ class OperatorVerbs(Calls):
 
     # -- the index -----------------------------------------------------------------------------------------------------
 
-    def _forget(self, entries: Collection[Entry]) -> Asked[int]:
+    def _forget(self, entries: Collection[Entry]) -> Exchange[int]:
         """Remove those of these entries that no longer have a record from the index. Returns how many it removed."""
         by_shard: dict[int, list[Entry]] = {}
         for entry in entries:
@@ -225,13 +225,13 @@ class OperatorVerbs(Calls):
         replies = yield from self._run_all(index_scripts.FORGET, calls)
         return sum(gone for (gone,) in replies)
 
-    def _incomplete(self) -> Asked[list[int]]:
+    def _incomplete(self) -> Exchange[list[int]]:
         """Return the shards in which an earlier release has written runs that `statuses` lacks."""
         groups = list(self._over_shards(range(self._shards), b"open", b"index", b"statuses"))
         replies = yield from self._run_all(index_scripts.INCOMPLETE, [(keys, ()) for _, keys in groups], reads=True)
         return [shards[place] for (shards, _), reply in zip(groups, replies, strict=True) for place in reply]
 
-    def _complete(self, shards: Collection[int]) -> Asked[None]:
+    def _complete(self, shards: Collection[int]) -> Exchange[None]:
         """Correct `statuses` in these shards, a page at a time, so that owners can write in between."""
         for part in ("open", "statuses"):
             places = dict.fromkeys(shards, 0)
@@ -243,7 +243,7 @@ class OperatorVerbs(Calls):
                 replies = yield from self._run_all(index_scripts.COMPLETE, calls)
                 places = {shard: place for shard, place in zip(places, replies, strict=True) if place >= 0}
 
-    def gc(self) -> Asked[int]:
+    def gc(self) -> Exchange[int]:
         """Remove runs whose records are gone from the index, and correct what an earlier release wrote into it. Returns
         how many runs are left. Redis itself deletes a record at the end of its retention."""
         yield from self._look()
@@ -265,7 +265,7 @@ class OperatorVerbs(Calls):
                     places[shard] = 0 if first < 0 else first + PAGE - gone
         return left
 
-    def doctor(self, *, deep: bool = False) -> Asked[dict[str, str | int | float]]:
+    def doctor(self, *, deep: bool = False) -> Exchange[dict[str, str | int | float]]:
         """Return what an operator should know about this store, and how many runs are not over, by status. "unknown":
         the server does not report it, or an ACL forbids the question. `deep` has no effect: Redis cannot check its
         data."""
@@ -288,7 +288,7 @@ class OperatorVerbs(Calls):
         *,
         id: str | None = None,  # noqa: A002 - the word for it
         carrier: Mapping[str, str] | None = None,
-    ) -> Asked[bool]:
+    ) -> Exchange[bool]:
         """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
         Returns whether the value counts: see Store.send."""
         yield from self._look()
@@ -317,7 +317,7 @@ class OperatorVerbs(Calls):
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
-    def release(self, key: str, /, *, force: bool = False) -> Asked[None]:
+    def release(self, key: str, /, *, force: bool = False) -> Exchange[None]:
         """Give up the run of a key, so that the next call starts afresh. Its record stays until its retention is over.
 
         Raises RunNotFound for an unknown key, StoreError for a run in progress, and CorruptRecord for a record that
@@ -328,7 +328,7 @@ class OperatorVerbs(Calls):
             operator_scripts.RELEASE, "release", key, "1" if force else "", self._retention, way_out
         )
 
-    def erase(self, key: str, /, *, force: bool = False) -> Asked[None]:
+    def erase(self, key: str, /, *, force: bool = False) -> Exchange[None]:
         """Erase at once what users put into the run of a key: see Store.erase. Redis's own files still contain it until
         Redis rewrites them (BGREWRITEAOF, BGSAVE).
 
@@ -338,34 +338,34 @@ class OperatorVerbs(Calls):
         way_out = "end it first, or erase it with force=True"
         yield from self._decide(operator_scripts.ERASE, "erase", key, "1" if force else "", self._retention, way_out)
 
-    def hold(self, key: str, /, reason: str | None = None) -> Asked[None]:
+    def hold(self, key: str, /, reason: str | None = None) -> Exchange[None]:
         """Hold the key, so that calls with it are refused until `release`, `resume` or `undo`. `reason` is kept in the
         record. Raises RunNotFound for an unknown key, and StoreError for a run in progress."""
         yield from self._order("hold", key, reason)
 
-    def resume(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
+    def resume(self, key: str, /, *, reason: str | None = None) -> Exchange[None]:
         """Let the next caller, or recovery, resume a run that is held, parked or incomplete, has no live owner, or
         failed with nothing undone. Raises RunNotFound for an unknown key, and StoreError for any other run."""
         yield from self._order("resume", key, reason)
 
-    def undo(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
+    def undo(self, key: str, /, *, reason: str | None = None) -> Exchange[None]:
         """Let the next caller, or recovery, undo a run, past its pivot too. A running run is cancelled and undone by
         its owner. Raises RunNotFound for an unknown key, and StoreError for a run that is over and not held."""
         yield from self._order("undo", key, reason)
 
-    def cancel(self, key: str, /, *, reason: str | None = None) -> Asked[None]:
+    def cancel(self, key: str, /, *, reason: str | None = None) -> Exchange[None]:
         """Cancel a run. Its owner learns of it from its next renewal or checkpoint; a run without a live owner is
         cancelled by its next one. A run past its pivot is left incomplete. Raises RunNotFound for an unknown key, and
         StoreError for a run that is over and not held."""
         yield from self._order("cancel", key, reason)
 
-    def _order(self, verb: str, key: str, reason: str | None) -> Asked[None]:
+    def _order(self, verb: str, key: str, reason: str | None) -> Exchange[None]:
         way_out = "cancel it first"
         yield from self._look()
         reason = self._encoding.encode_reason(key, reason)
         yield from self._decide(operator_scripts.DECIDE, verb, key, verb, reason, way_out)
 
-    def _decide(self, script: Any, verb: str, key: str, first: str, second: str | int, way_out: str) -> Asked[None]:
+    def _decide(self, script: Any, verb: str, key: str, first: str, second: str | int, way_out: str) -> Exchange[None]:
         yield from self._look()
         answer = yield from self._run(script, key, self._keys(self._lookup(key)), first, second)
         if answer.word == "missing":

@@ -15,9 +15,9 @@ from ...errors import DefinitionError, safe_repr
 from ...retry import Duration
 from ..codec import Codec
 from ..encoding import MIB
-from .calls import Asked, Command
+from .calls import Command, Exchange
 from .clients import another, close
-from .connection_cache import AsyncKept, Kept
+from .connection_cache import AsyncConnectionCache, ConnectionCache
 from .doctor import Everywhere
 from .verbs import Verbs
 
@@ -32,7 +32,7 @@ _RAW: Final = {"NEVER_DECODE": True}
 """makes redis-py return bytes, whatever the client's decode_responses= and encoding= are"""
 
 
-def _blocking(verb: Callable[Concatenate[Verbs, P], Asked[T]]) -> Callable[Concatenate[RedisStore, P], T]:
+def _blocking(verb: Callable[Concatenate[Verbs, P], Exchange[T]]) -> Callable[Concatenate[RedisStore, P], T]:
     """Return a verb as a method that blocks until it has its replies."""
 
     @functools.wraps(verb)
@@ -50,7 +50,7 @@ def _blocking(verb: Callable[Concatenate[Verbs, P], Asked[T]]) -> Callable[Conca
 
 
 def _awaiting(
-    verb: Callable[Concatenate[Verbs, P], Asked[T]],
+    verb: Callable[Concatenate[Verbs, P], Exchange[T]],
 ) -> Callable[Concatenate[AsyncRedisStore, P], Coroutine[Any, Any, T]]:
     """Return a verb as a coroutine method."""
 
@@ -118,7 +118,7 @@ class RedisStore:
     ) -> None:
         _check(client, "RedisStore", asynchronous=False)
         self._client = client
-        self._kept = Kept(client)
+        self._connections = ConnectionCache(client)
         self._verbs = Verbs(
             "RedisStore", prefix, retention, codec, max_value_bytes, traceback, shards, cluster=_is_cluster(client)
         )
@@ -148,7 +148,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Give the connections that the store keeps back to the client's pool. The client stays open."""
-        self._kept.close()
+        self._connections.close()
 
     def _replies(self, wanted: list[Command] | Everywhere) -> list[Any]:
         """Send commands in one round trip per node. Returns their replies; a failed command's reply is its error."""
@@ -157,7 +157,7 @@ class RedisStore:
             if isinstance(wanted, Everywhere):
                 return [client.execute_command(*wanted.command, **node) for node in _primaries(client)]
             if len(wanted) == 1:
-                return [self._kept.execute_command(*wanted[0], **_RAW)]
+                return [self._connections.execute_command(*wanted[0], **_RAW)]
             with client.pipeline(transaction=False) as pipeline:
                 for command in wanted:
                     pipeline.execute_command(*command, **_RAW, **_node(client, command))
@@ -197,7 +197,9 @@ class AsyncRedisStore:
         )
         self.namespace = prefix
         """what the step keys of this store's runs depend on"""
-        self._connected: dict[asyncio.AbstractEventLoop, tuple[AsyncKept, AsyncGenerator[AsyncKept]]] = {}
+        self._connected: dict[
+            asyncio.AbstractEventLoop, tuple[AsyncConnectionCache, AsyncGenerator[AsyncConnectionCache]]
+        ] = {}
 
     claim = _awaiting(Verbs.claim)
     checkpoint = _awaiting(Verbs.checkpoint)
@@ -231,7 +233,7 @@ class AsyncRedisStore:
         if elsewhere:
             await asyncio.wait(elsewhere, timeout=_PATIENCE)
 
-    async def _client(self) -> AsyncKept:
+    async def _client(self) -> AsyncConnectionCache:
         """Return the client of the running loop, which is made at its first use."""
         loop = asyncio.get_running_loop()
         known = self._connected.get(loop)
@@ -245,27 +247,27 @@ class AsyncRedisStore:
         self._connected[loop] = client, connection
         return client
 
-    async def _connection(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[AsyncKept]:
+    async def _connection(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[AsyncConnectionCache]:
         """Yield a client and close it at the end. A loop that shuts down properly closes generators that are left."""
-        kept = AsyncKept(another(self._given))
+        connections = AsyncConnectionCache(another(self._given))
         try:
-            yield kept
+            yield connections
         finally:
             self._connected.pop(loop, None)
-            await kept.close()
-            await close(kept.client)
+            await connections.close()
+            await close(connections.client)
 
     async def _replies(self, wanted: list[Command] | Everywhere) -> list[Any]:
         """Send commands in one round trip per node. Returns their replies; a failed command's reply is its error."""
-        kept = await self._client()
-        client = kept.client
+        connections = await self._client()
+        client = connections.client
         try:
             if hasattr(client, "nodes_manager"):  # until the client knows its cluster, it sends commands to any node
                 await client.initialize()
             if isinstance(wanted, Everywhere):
                 return [await client.execute_command(*wanted.command, **node) for node in _primaries(client)]
             if len(wanted) == 1:
-                return [await kept.execute_command(*wanted[0], **_RAW)]
+                return [await connections.execute_command(*wanted[0], **_RAW)]
             async with client.pipeline(transaction=False) as pipeline:
                 for command in wanted:
                     pipeline.execute_command(*command, **_RAW)

@@ -30,7 +30,7 @@ from ..base import (
 from ..decide import makes_progress
 from ..encoding import microseconds
 from . import scripts
-from .calls import PAGE, Answer, Asked, Call, as_bytes, digest_of, in_pages
+from .calls import PAGE, Answer, Call, Exchange, as_bytes, digest_of, in_pages
 from .operating import OperatorVerbs
 
 __all__ = ["Verbs"]
@@ -49,7 +49,7 @@ _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "befor
 class Verbs(OperatorVerbs):
     """All verbs of a Redis store, as generators."""
 
-    def claim(self, claim: Claim, /) -> Asked[ClaimAnswer]:
+    def claim(self, claim: Claim, /) -> Exchange[ClaimAnswer]:
         """Claim the key for a run, or return why it cannot be claimed: see Store.claim."""
         if self._hides and not self._entered:
             yield from self._enter(writes=True)
@@ -102,7 +102,7 @@ class Verbs(OperatorVerbs):
             case _:  # "graph"
                 return OtherGraph(record.run_id, record.graph)
 
-    def checkpoint(self, checkpoint: Checkpoint, /) -> Asked[Lost | Behind | Renewal | None]:
+    def checkpoint(self, checkpoint: Checkpoint, /) -> Exchange[Lost | Behind | Renewal | None]:
         """Record what has changed in a run, and renew its lease."""
         if self._hides:
             yield from self._look()
@@ -132,7 +132,7 @@ class Verbs(OperatorVerbs):
             return Behind(int(reply[1]))
         return (yield from self._refused(checkpoint))
 
-    def _refused(self, checkpoint: Checkpoint) -> Asked[Lost | None]:
+    def _refused(self, checkpoint: Checkpoint) -> Exchange[Lost | None]:
         """Return why a checkpoint cannot be written. Raises StoreUnavailable if a retry may succeed."""
         record = yield from self._found(checkpoint.key, heads=False)
         if record is None:
@@ -146,7 +146,7 @@ class Verbs(OperatorVerbs):
             key=checkpoint.key,
         )
 
-    def renew(self, leases: Sequence[Lease], lease: float, /) -> Asked[list[Renewal]]:
+    def renew(self, leases: Sequence[Lease], lease: float, /) -> Exchange[list[Renewal]]:
         """Renew these leases for `lease` seconds from now, all in one round trip per node."""
         if self._hides:
             yield from self._look()
@@ -172,7 +172,7 @@ class Verbs(OperatorVerbs):
                 renewed[position] = _RENEWALS[answer]
         return renewed
 
-    def finish(self, ending: Ending, /) -> Asked[Lost | Behind | Arrived | None]:
+    def finish(self, ending: Ending, /) -> Exchange[Lost | Behind | Arrived | None]:
         """Record how a run ended, or that it only waits from now on."""
         if self._hides:
             yield from self._look()
@@ -198,7 +198,7 @@ class Verbs(OperatorVerbs):
             return Arrived()
         return Lost(gone=self._answer(reply, record.key).word == "missing")
 
-    def withdraw(self, claim: Claim, /) -> Asked[None]:
+    def withdraw(self, claim: Claim, /) -> Exchange[None]:
         """Withdraw a claim whose reply was lost, if it was granted."""
         if self._hides:
             yield from self._look()
@@ -206,15 +206,15 @@ class Verbs(OperatorVerbs):
             scripts.WITHDRAW, claim.key, self._keys(self._lookup(claim.key)), claim.run_id, self._retention
         )
 
-    def find(self, key: str, /) -> Asked[RunRecord | None]:
+    def find(self, key: str, /) -> Exchange[RunRecord | None]:
         """Return the record under a key, or None."""
         return (yield from self._found(key, heads=False))
 
-    def head(self, key: str, /) -> Asked[RunRecord | None]:
+    def head(self, key: str, /) -> Exchange[RunRecord | None]:
         """Return the record under a key, without values, results and steps, or None."""
         return (yield from self._found(key, heads=True))
 
-    def _found(self, key: str, *, heads: bool) -> Asked[RunRecord | None]:
+    def _found(self, key: str, *, heads: bool) -> Exchange[RunRecord | None]:
         yield from self._look()
         digest = digest_of(as_bytes(self._lookup(key)))
         (reply,) = yield from self._read([(self._shard(digest), digest)], heads=heads)

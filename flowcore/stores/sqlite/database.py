@@ -65,12 +65,12 @@ class Database:
         if not (look or self._missing is not None):
             return self._writers.write(work, self._writer.transaction)
 
-        def looked(db: sqlite3.Cursor) -> T:
+        def checked_work(db: sqlite3.Cursor) -> T:
             # It is checked in the transaction, when the file is open: a fork in another thread closes it for a moment.
             self._look()
             return work(db)
 
-        return self._writers.write(looked, self._writer.transaction)
+        return self._writers.write(checked_work, self._writer.transaction)
 
     def empty_log(self) -> None:
         """Move the whole log into the file and empty it, so that deleted content is in neither. Raises StoreUnavailable

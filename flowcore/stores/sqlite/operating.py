@@ -21,9 +21,9 @@ from ..encoding import SENT, STEP, Encoding, microseconds
 from . import listing, tables
 from .database import Database
 
-__all__ = ["BITE", "Operating"]
+__all__ = ["FORGET_BATCH", "Operating"]
 
-BITE: Final = 256
+FORGET_BATCH: Final = 256
 """the most rows of runs past their retention that are deleted at a time"""
 _CHUNK: Final = 1000  # records of a listing that are read in one transaction
 _REMEMBERED: Final = 1000  # the most unreadable records that are remembered, so that each is logged once
@@ -297,8 +297,8 @@ class Operating:
             now = self._now()
             number, record, live = self._known(db, key, now)
             match decide_order(record, live, decision):
-                case Order.TELL:
-                    db.execute(tables.TELL, (decision, self._encoding.encode_reason(key, reason), number))
+                case Order.NOTIFY_OWNER:
+                    db.execute(tables.SET_DECISION, (decision, self._encoding.encode_reason(key, reason), number))
                 case Order.STOP:
                     over = is_over(record.status) or record.status == Status.RUNNING
                     status = Status.PARKED if over else record.status
@@ -325,7 +325,7 @@ class Operating:
         """Delete the runs that are past their retention. Returns how many runs are left."""
         while self._database.write(lambda db: self._forget_some(db, self._now())):
             pass
-        return self._database.read(lambda db: self._kept(db, self._now()))
+        return self._database.read(lambda db: self._retained(db, self._now()))
 
     def doctor(self, *, deep: bool = False) -> dict[str, str | int | float]:
         """Return what an operator should know about this store, by name. Sizes are in bytes, times in seconds. `deep`:
@@ -336,7 +336,7 @@ class Operating:
 
         def read(db: sqlite3.Cursor) -> tuple[int, int, dict[tuple[str, str], int]]:
             now = self._now()
-            return self._kept(db, now), _past(db, now), listing.count(db, now)
+            return self._retained(db, now), _past(db, now), listing.count(db, now)
 
         runs, past, counts = self._database.read(read)
         return {
@@ -361,9 +361,9 @@ class Operating:
 
     def _forget_some(self, db: sqlite3.Cursor, now: int) -> bool:
         self._written = 0
-        return tables.forget(db, now, BITE)
+        return tables.forget(db, now, FORGET_BATCH)
 
-    def _kept(self, db: sqlite3.Cursor, now: int) -> int:
+    def _retained(self, db: sqlite3.Cursor, now: int) -> int:
         (runs,) = db.execute("SELECT count(*) FROM runs").fetchone()
         return int(runs) - _past(db, now)
 

@@ -41,7 +41,7 @@ from ..decide import Verdict, decide, makes_progress, takeover_delay
 from ..encoding import MIB, NEVER, Encoding, due, microseconds
 from . import tables
 from .database import Database
-from .operating import BITE, Operating
+from .operating import FORGET_BATCH, Operating
 
 __all__ = ["SQLiteStore"]
 
@@ -216,16 +216,16 @@ class SQLiteStore(Operating):
             now = self._now()
             expires = now + lease
             self._written += tables.put(db, number, texts)
-            told = None if checkpoint.undoing else STOPS.get(decision)
-            row = (expires, lease, checkpoint.undoing, None if told is None else decision, texts.get("seq", 0), number)
+            order = None if checkpoint.undoing else STOPS.get(decision)
+            row = (expires, lease, checkpoint.undoing, None if order is None else decision, texts.get("seq", 0), number)
             db.execute(tables.CHECKPOINT, row)
             if troubled and makes_progress(checkpoint):
                 db.execute(tables.PROGRESS, (expires, number))
             elif due_at is None or expires + delay < due_at:
                 db.execute(tables.DUE, (expires + delay, number))
-            if self._written >= BITE:
+            if self._written >= FORGET_BATCH:
                 self._forget_some(db, now)
-            return told
+            return order
 
         return self._database.write(write)
 

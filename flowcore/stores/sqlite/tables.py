@@ -40,6 +40,7 @@ __all__ = [
     "RENEW",
     "RETIRE",
     "SCHEMA",
+    "SET_DECISION",
     "STOP",
     "TAKE_OVER",
     "WAKE",
@@ -162,7 +163,7 @@ STOP: Final = (
     "UPDATE runs SET fence = fence + (status IN ('running', 'queued')), status = ?, held = ?, decision = ?, reason = ?, "
     "expires = NULL, not_before = NULL, delay = 0, due = ?, forget = NULL WHERE id = ?"
 )
-TELL: Final = "UPDATE runs SET decision = ?, reason = ? WHERE id = ?"
+SET_DECISION: Final = "UPDATE runs SET decision = ?, reason = ? WHERE id = ?"
 CLEAR: Final = "DELETE FROM fields WHERE run = ? AND name IN ('undone', 'failed_step', 'error', 'waiting_for')"
 RECEIVED: Final = "UPDATE runs SET received = received + 1 WHERE id = ?"
 WAKE: Final = "UPDATE runs SET not_before = ?, due = CASE held WHEN 1 THEN NULL ELSE ? END WHERE id = ?"
