@@ -242,10 +242,10 @@ def fingerprint_of(run: RunState) -> str:
     values: dict[Any, Any] = run.values
     if run.workflow.fingerprint is not None:
         kind: Any = run.workflow.input
-        said_by_user = run.workflow.fingerprint(values if kind is None else kind.build(values))
-        if not isinstance(said_by_user, str):
+        custom = run.workflow.fingerprint(values if kind is None else kind.build(values))
+        if not isinstance(custom, str):
             raise NotSerializable(f"fingerprint= of workflow {safe_repr(run.workflow.name)} must return a string.")
-        text = said_by_user
+        text = custom
     elif run.key is None:
         return ""
     else:

@@ -270,7 +270,7 @@ class Ledger(Unsaved):
         with run.lock:
             for name in list(self.announced):
                 self._withdraw(run, name)
-            if not run.undoes:
+            if not run.is_undone_here:
                 return
             for name in () if run.waits is None else list(run.waits.until):
                 self.withdraw_start(name)

@@ -40,7 +40,7 @@ _PAGE: Final = 100
 """how many runs a page of a listing has"""
 _FRESH: Final = 1.0
 """seconds for which a list of runs is used, at least"""
-_WORTH: Final = 10
+_REUSE_FACTOR: Final = 10
 """a list of runs is used for at least this many times as long as listing took, so that a slow store spends little of
 its time on lists"""
 _REFUSED: Final = 0.1
@@ -61,7 +61,7 @@ Ask = Callable[[], Any]
 """a call of the store: a verb with its arguments"""
 _NO_FAULT: Final = (LeaseLost, RunNotFound, StoreUnavailable)
 """errors with which a healthy run may fail to be resumed here"""
-_NEARLY: Final = 0.9
+_ROUND_TOLERANCE: Final = 0.9
 """the part of the interval between two rounds that is enough, for a thread that wakes up a little early"""
 
 
@@ -129,7 +129,9 @@ class Recovery:
     def round_due(self, every: float) -> bool:
         """Whether the next round is due: `every` seconds after the last one, or at once if more runs can be started."""
         return (
-            self._looked is None or self._settings.clock() - self._looked >= every * _NEARLY or self.has_more_to_start
+            self._looked is None
+            or self._settings.clock() - self._looked >= every * _ROUND_TOLERANCE
+            or self.has_more_to_start
         )
 
     def round(
@@ -222,7 +224,7 @@ class Recovery:
         found.sort(key=lambda record: zlib.crc32(record.run_id.encode("utf-8", "replace"), zlib.crc32(self._salt)))
         with self._lock:
             self._found, self._complete = found, cursor is None
-            self._fresh_until = asked + max(_FRESH, _WORTH * (self._settings.clock() - asked))
+            self._fresh_until = asked + max(_FRESH, _REUSE_FACTOR * (self._settings.clock() - asked))
             self._started = self._refused = 0
 
     def _usable(self, page: Iterable[RunRecord]) -> list[RunRecord]:

@@ -161,7 +161,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         if node.wait is None and report.attempts  # without an attempt, only its when= was cut short
     ]
     landed: list[Node] = []
-    lacking: list[Node] = []
+    not_landed: list[Node] = []
     unclear: BaseException | None = None
     for node in in_doubt:
         answer: Answer = None
@@ -173,21 +173,21 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
             landed.append(node)
             _mark_done(run, node, answer.result, record.steps[node.name])
         elif answer is not None:
-            lacking.append(node)
+            not_landed.append(node)
     if landed:
         _restore_queue(run, {node.name for node in run.plan.nodes if _is_over(run, node)})
-    open_ones = [node for node in in_doubt if node not in landed and node not in lacking]
+    unknown = [node for node in in_doubt if node not in landed and node not in not_landed]
     # A run that was parked while it went forward has abandoned steps, whose outcome is as unknown as after a crash.
-    crashed = [node for node in open_ones if record.steps[node.name].status is Status.RUNNING or not record.undoing]
+    crashed = [node for node in unknown if record.steps[node.name].status is Status.RUNNING or not record.undoing]
     decided = record.decision is not None
     held = [] if decided else [node for node in crashed if node.step.on_crash == "hold"]
     to_undo = [node for node in crashed if node.step.on_crash == "undo" and not decided and not run.past_pivot]
     ordered = record.decision == "undo" or (record.decision == "cancel" and not run.past_pivot)
     undoing = record.undoing or ordered or (bool(to_undo) and not held and unclear is None)
-    run.was_in_doubt = (run.was_in_doubt | {node.name for node in open_ones}) - {node.name for node in lacking}
+    run.was_in_doubt = (run.was_in_doubt | {node.name for node in unknown}) - {node.name for node in not_landed}
     if undoing:
         run.past_pivot = False  # undoing has begun, or an operator has decided on it
-        _undo(run, record, open_ones, lacking, to_undo)
+        _undo(run, record, unknown, not_landed, to_undo)
     if unclear is not None:
         stopping.park(run, parked(run, safe_str(unclear, 300), unclear))
     elif held:
@@ -199,7 +199,7 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
         )
     elif not undoing and ledger is not None:
         ledger.in_doubt = {name: report for name, report in record.steps.items() if name in run.was_in_doubt}
-        for node in lacking:  # they had no effect, which must be recorded if the run stops before they start again
+        for node in not_landed:  # they had no effect, which must be recorded if the run stops before they start again
             ledger.withdraw_start(node.name)
     decision = "hold" if held and unclear is None else "undo" if undoing else "forward"
     retried = [] if held or undoing else [node for node in in_doubt if node not in landed]
@@ -298,9 +298,9 @@ def _mark_done(run: RunState, node: Node, result: object, before: StepReport) ->
             ledger.note_end(node.name, report, run.results, effect=effect)
 
 
-def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list[Node], crashed: list[Node]) -> None:
+def _undo(run: RunState, record: RunRecord, unknown: list[Node], not_landed: list[Node], crashed: list[Node]) -> None:
     """Begin or resume the undoing of the run, because of the error that failed it, an operator's decision, or a crash
-    in the steps `crashed`. `open_ones`: steps that may have had their effect. `lacking`: steps that had none, according
+    in the steps `crashed`. `unknown`: steps that may have had their effect. `not_landed`: steps that had none, according
     to `verify=`."""
     again, ledger = record.decision is not None, ledger_of(run)
     known = run.plan.by_name
@@ -314,23 +314,23 @@ def _undo(run: RunState, record: RunRecord, open_ones: list[Node], lacking: list
     for name, report in record.steps.items():
         if name in known and name not in run.reports:
             run.reports[name] = report
-    for node in (*open_ones, *lacking):
+    for node in (*unknown, *not_landed):
         if ledger is not None and run.report(node).status is Status.RUNNING:
-            status = Status.CANCELLED if node in lacking else Status.UNKNOWN
+            status = Status.CANCELLED if node in not_landed else Status.UNKNOWN
             run.reports[node.name] = replace(record.steps[node.name], status=status)
-            ledger.decided(run, node, effect=node in open_ones)
+            ledger.decided(run, node, effect=node in unknown)
     given_up = _give_up_retries(run)
     due = [known[name] for name in dict.fromkeys((*record.effects, *given_up)) if name in known]
     due = [
         node
         for node in due
-        if node in open_ones
+        if node in unknown
         or _is_over(run, node)
         or run.report(node).status is Status.FAILURE
         or _undo_of(record, node.name) is not None
     ]
     # Steps that were in flight are last in the list, because they are undone first.
-    due.sort(key=lambda node: node in open_ones and record.steps[node.name].status in _IN_FLIGHT)
+    due.sort(key=lambda node: node in unknown and record.steps[node.name].status in _IN_FLIGHT)
     due += [node for node in run.to_undo if node not in due]
     error = _first_error(record)
     stopping.resume_undo(

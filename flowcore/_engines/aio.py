@@ -24,11 +24,11 @@ from ..status import Status
 from ..workflow import Key, Workflow
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, Cancellation
-from .aio_runs import AsyncRuns, cancels
+from .aio_runs import AsyncRuns, pending_cancellations
 from .asking import cancel_in_store, performed, performed_on_loop
 from .base import I
 from .calls import LoopCalls
-from .checks import runs_here
+from .checks import caller_drives
 from .live_runs import is_meant
 from .local import LocalEngine
 from .recovering import LEASE_OVER, RecoveryTasks
@@ -140,14 +140,14 @@ class AsyncEngine(LoopCalls, LocalEngine):
         Cancelling the task that awaits this call cancels the run: running steps get at most `grace`, the run is undone
         (shielded from further cancellations), and CancelledError is raised again.
         """
-        if until != "end" and not runs_here(until, durable=self.store.durable):
+        if until != "end" and not caller_drives(until, durable=self.store.durable):
             future = self.submit(
                 workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
             )
             return await future.first_pause()
         until_waiting = until == "waiting"
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
-        cancelled = cancels()
+        cancelled = pending_cancellations()
         if can_run_inline(run):
             self._live[run] = None
             try:
@@ -247,7 +247,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
     async def _drive_recovered(self, run: RunState) -> AsyncDriver:
         error: BaseException | None = None
         try:
-            driver = await self._runs.driven(run, cancels())
+            driver = await self._runs.driven(run, pending_cancellations())
             error = driver.error
         finally:
             self._live.pop(run, None)

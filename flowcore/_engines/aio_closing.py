@@ -15,7 +15,7 @@ from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
 from .asking import asked_on_loop
 from .base import log, this_process
-from .live_runs import CLOSED, RELEASED, unbegun
+from .live_runs import CLOSED, RELEASED, unbegun_error
 
 __all__ = ["leave"]
 
@@ -31,7 +31,7 @@ async def leave(
     for run, future in futures.items():
         if run in recorded:
             future.claimed()
-        future.end(unbegun(run, CLOSED, recorded=run in recorded) if run.settings.durable else None)
+        future.end(unbegun_error(run, CLOSED, recorded=run in recorded) if run.settings.durable else None)
 
 
 async def _recorded(

@@ -25,10 +25,10 @@ from .aio_closing import leave
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, SubmittedRuns
 from .base import MARGIN, log, outcome
-from .live_runs import CLOSED, LiveRuns, left, stopped
+from .live_runs import CLOSED, LiveRuns, left_error, stopped_error
 from .workers import Workers
 
-__all__ = ["AsyncRuns", "LiveAsyncRuns", "cancels"]
+__all__ = ["AsyncRuns", "LiveAsyncRuns", "pending_cancellations"]
 
 
 class LiveAsyncRuns(LiveRuns[AsyncDriver]):
@@ -89,7 +89,7 @@ class AsyncRuns:
                     run.on_pause(driver.result)
                 again = None if self.closing else continuation(waited, self.local)
                 if again is None and not run.request.until_waiting:
-                    driver.result, driver.error = None, left(waited)
+                    driver.result, driver.error = None, left_error(waited)
                 if again is None:
                     break
                 following = self.driver(again[0], cancelled, again[1])
@@ -178,15 +178,15 @@ class AsyncRuns:
         drivers = [d for d in self.live.values() if d is not None and d.loop is loop and d.caller is not me]
         for driver in drivers:
             if driver.run.dormant:  # it waits in its store, where other engines find it
-                stopping.park(driver.run, left(driver.run))
+                stopping.park(driver.run, left_error(driver.run))
                 driver.stop(Stop(cancel=False))
         if limit is not None and settings.durable:
             for driver in drivers:
-                stopping.park(driver.run, stopped(driver.run, CLOSED))
+                stopping.park(driver.run, stopped_error(driver.run, CLOSED))
                 driver.stop(Stop(cancel=False))
         running = await _done([driver.ended() for driver in drivers], limit)
         for driver in drivers:
-            driver.hand_over(stopped(driver.run, CLOSED))
+            driver.hand_over(stopped_error(driver.run, CLOSED))
         # One grace is for calls in flight, one for abandoned calls, and one for the undos.
         if await _done(running, None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN):
             log.warning("an engine was closed while some of its runs had not ended")
@@ -208,7 +208,7 @@ async def _done(futures: Sequence[asyncio.Future[Any]], limit: float | None) -> 
     return list(running)
 
 
-def cancels() -> int:
+def pending_cancellations() -> int:
     """How many requests to cancel the current task are pending (see `asyncio.Task.cancelling`)."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()

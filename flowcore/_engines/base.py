@@ -40,7 +40,7 @@ from ..retry import Duration, seconds, some_random
 from ..run import Run
 from ..stores.base import Owner, Store
 from ..workflow import Key, Workflow
-from .checks import checked_hooks, checked_namespace, checked_store, period, whole
+from .checks import checked_hooks, checked_namespace, checked_store, period, positive_int
 from .interrupts import hold_sigint
 from .requests import checked_request
 from .workers import Workers
@@ -94,10 +94,10 @@ class EngineBase:
         *,
         runs_async: bool,
     ) -> None:
-        workers = whole(DEFAULT_WORKERS if max_workers is None else max_workers, "max_workers=")
+        workers = positive_int(DEFAULT_WORKERS if max_workers is None else max_workers, "max_workers=")
         self.store: Store = checked_store(store, runs_async=runs_async)
         self.max_workers = workers
-        self.max_queued = whole(max_queued, "max_queued=")
+        self.max_queued = positive_int(max_queued, "max_queued=")
         self.lease = period(lease, "lease=")
         self.recover_every: float | None = None if recover_every is None else period(recover_every, "recover_every=")
         self._closed = False
@@ -118,7 +118,7 @@ class EngineBase:
             new_id=new_id,
             lease=self.lease,
             store_patience=seconds(store_patience, "store_patience="),
-            max_takeovers=whole(max_takeovers, "max_takeovers="),
+            max_takeovers=positive_int(max_takeovers, "max_takeovers="),
             park_after=seconds(park_after, "park_after="),
             namespace=checked_namespace(namespace, self.store),
         )

@@ -16,12 +16,12 @@ from ..workflow import Key
 from .aio_handles import AsyncRunFuture
 from .handles import RunFuture
 
-__all__ = ["completed", "completed_on_loop", "key_of", "whole_or"]
+__all__ = ["checked_concurrency", "completed", "completed_on_loop", "key_of"]
 
 T = TypeVar("T")
 
 
-def whole_or(given: int | None, default: int) -> int:
+def checked_concurrency(given: int | None, default: int) -> int:
     """Return `concurrency=` if it is valid, or `default` if it is None. Raises DefinitionError."""
     if given is None:
         return default
@@ -51,13 +51,13 @@ def completed(
     """
     waiting: deque[RunFuture] = deque()
     done: SimpleQueue[RunFuture] = SimpleQueue()
-    left = iter(items)
+    remaining = iter(items)
     exhausted = False
     try:
         while True:
             while not exhausted and len(waiting) < most:
                 try:
-                    item = next(left)
+                    item = next(remaining)
                 except StopIteration:
                     exhausted = True
                     break
@@ -90,13 +90,13 @@ async def completed_on_loop(
 ) -> AsyncGenerator[Run, None]:
     """Like `completed`, but on an event loop. If the generator is closed early, it cancels the runs in flight."""
     waiting: deque[AsyncRunFuture] = deque()
-    left = iter(items)
+    remaining = iter(items)
     exhausted = False
     try:
         while True:
             while not exhausted and len(waiting) < most:
                 try:
-                    item = next(left)
+                    item = next(remaining)
                 except StopIteration:
                     exhausted = True
                     break

@@ -18,7 +18,7 @@ from ..workflow import Key, Workflow
 from .aio_handles import AsyncRunFuture
 from .asking import asked_on_loop
 from .base import EngineBase, I
-from .batches import completed_on_loop, key_of, whole_or
+from .batches import checked_concurrency, completed_on_loop, key_of
 
 __all__ = ["LoopCalls"]
 
@@ -78,7 +78,7 @@ class LoopCalls(EngineBase, ABC):
             made: Any = item if values is None else values(item)
             return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
 
-        return completed_on_loop(items, submit, whole_or(concurrency, self.max_workers), ordered=ordered)
+        return completed_on_loop(items, submit, checked_concurrency(concurrency, self.max_workers), ordered=ordered)
 
     async def find(self, key: str) -> RunRecord | None:
         """The record of the run with this key, or None. Also finds a run that was submitted here a moment ago. Does not

@@ -17,7 +17,7 @@ from ..retry import Duration, seconds
 from ..stores.base import Store
 from ..stores.memory import MemoryStore
 
-__all__ = ["checked_hooks", "checked_namespace", "checked_store", "period", "whole"]
+__all__ = ["checked_hooks", "checked_namespace", "checked_store", "period", "positive_int"]
 
 _VERBS: Final = ("claim", "finish")
 """methods that every store has"""
@@ -63,7 +63,7 @@ def checked_namespace(namespace: str | None, store: Store) -> str:
     return namespace_of(store) if namespace is None else namespace
 
 
-def whole(value: int, what: str) -> int:
+def positive_int(value: int, what: str) -> int:
     """Return `value` if it is a whole number from 1 up. Raises DefinitionError, which names `what`, if not."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DefinitionError(f"{what} must be a whole number from 1 up, not {safe_repr(value)}.")
@@ -78,7 +78,7 @@ def period(value: Duration, what: str) -> float:
     return number
 
 
-def runs_here(until: str, *, durable: bool) -> bool:
+def caller_drives(until: str, *, durable: bool) -> bool:
     """Whether a caller of `run` with this `until=` drives the run itself: to its end, or until it waits in a durable
     store. If not, the run is submitted. Raises DefinitionError."""
     if until not in {"end", "waiting"}:

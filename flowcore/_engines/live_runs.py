@@ -16,7 +16,7 @@ from ..run import Sent
 from ..status import Status
 from ..stores.base import Renewal
 
-__all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left", "stopped", "unbegun"]
+__all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left_error", "stopped_error", "unbegun_error"]
 
 D = TypeVar("D")
 """the driver of a run"""
@@ -94,13 +94,13 @@ class LiveRuns(dict[RunState, D | None], ABC):
         """Leave the runs that wait in their store to other engines."""
         for run in list(self):
             if run.dormant:
-                stopping.park(run, left(run))
+                stopping.park(run, left_error(run))
                 self.stop(run, cancel=False)
 
     def hand_over(self, why: str) -> None:
         """Park the durable runs, and cancel those in memory, because this process or the engine stops."""
         for run in list(self):
-            if stopping.hand_over(run, stopped(run, why)):
+            if stopping.hand_over(run, stopped_error(run, why)):
                 self.stop(run, cancel=True)
 
     # -- values that are sent to them ----------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class LiveRuns(dict[RunState, D | None], ABC):
         claimed = [run for run in found if run.claimed]
         return claimed or [run for run in found if run.request.wait is None]
 
-    def hand_on(self, key: str, name: str, sent: Sent) -> Sent | None:
+    def deliver(self, key: str, name: str, sent: Sent) -> Sent | None:
         """Pass a value to the runs with this key. Returns the value that counts, which may be an earlier one, or None
         if there is no such run. Raises SendRefused if a run in memory does not wait for it."""
         counts: Sent | None = None
@@ -139,19 +139,19 @@ def is_meant(run: RunState, run_id: str | None, key: str | None) -> bool:
     return key is not None and run.key == key
 
 
-def left(run: RunState) -> RunParked:
+def left_error(run: RunState) -> RunParked:
     """The error of a run that waited in its store when its engine was closed."""
     return parked(run, f"{CLOSED} while it waited")
 
 
-def stopped(run: RunState, why: str) -> Exception:
+def stopped_error(run: RunState, why: str) -> Exception:
     """The error of a run whose process or engine stops: RunParked, or StepCancelled for a run in memory."""
     if run.settings.durable:
         return parked(run, why)
     return StepCancelled(f"run {run.run_id} of {safe_repr(run.workflow.name)} was cancelled: {why}.")
 
 
-def unbegun(run: RunState, why: str, *, recorded: bool = True) -> RunParked:
+def unbegun_error(run: RunState, why: str, *, recorded: bool = True) -> RunParked:
     """The error of a run that was dropped before it began. `recorded`: whether other engines may run it."""
     name = safe_repr(run.workflow.name)
     rest = (

@@ -22,7 +22,7 @@ from ..events import StoreSurveyed
 from ..workflow import Workflow
 from .asking import Asking
 from .base import log
-from .checks import whole
+from .checks import positive_int
 from .live_runs import LiveRuns
 from .periodic import PeriodicEngine
 from .sending import announce, counts_as, made_here
@@ -57,11 +57,11 @@ class LocalEngine(PeriodicEngine):
         """Connect the runs in flight with recovery, leases and the store. Returns the Leases that renew them, or None
         if the store is not durable. None of these objects keeps the engine alive."""
         self._live, self._local, self._claims.local = live, local, local
-        room = max(1, self.max_workers // 2) if at_once is None else whole(at_once, "recover_at_once=")
+        room = max(1, self.max_workers // 2) if at_once is None else positive_int(at_once, "recover_at_once=")
         self._recovery = Recovery(self._settings, self.workflows, partial(list[RunState], live), at_once=room)
         listen = getattr(self.store, "listen", None)
         if listen is not None:  # the store reports values that are sent to runs
-            listen(live.hand_on)
+            listen(live.deliver)
         if not self.store.durable:
             return None
         leases = Leases(
@@ -151,13 +151,13 @@ class LocalEngine(PeriodicEngine):
         kept, carrier = own_copy(value), announce(self._settings, key, name)
         if self._knows_alone(key):
             sent = made_here(self._settings, kept, id, carrier)
-            return counts_as(self._live.hand_on(key, name, sent), sent), False
+            return counts_as(self._live.deliver(key, name, sent), sent), False
         counts = yield partial(self.store.send, key, name, kept, id=id, carrier=carrier)
         if not counts or not self.store.durable:
             return counts, False
         sent = made_here(self._settings, kept, id, carrier)
         woken = self._local.wake_sleepers(key)
-        return True, self._live.hand_on(key, name, sent) is None and not woken and bool(self.workflows)
+        return True, self._live.deliver(key, name, sent) is None and not woken and bool(self.workflows)
 
     def _knows_alone(self, key: str) -> bool:
         """Whether this engine has a run in memory with this key or id that its store does not know."""

@@ -67,7 +67,7 @@ class Log:
             yield from self._append(current, 0, {**self._schedule.to_record(), "since": since})
         self._read_in = current
 
-    def forgo(self, now: float) -> Generator[Ask, Any, bool]:
+    def discard_before(self, now: float) -> Generator[Ask, Any, bool]:
         """Record that fires before `now` no longer count. Returns whether this engine is the first to decide that."""
         current = int(now // self._period)
         period, number, record = yield from self._last(current)

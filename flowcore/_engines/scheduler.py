@@ -217,7 +217,7 @@ class Scheduled:
             self._faulty.popleft()
         if self._forgone:
             missed = yield from self._undecided(self._forgone)
-            if missed and (self._log is None or (yield from self._log.forgo(now.timestamp()))):
+            if missed and (self._log is None or (yield from self._log.discard_before(now.timestamp()))):
                 self._report(missed, "down")
             self._forgone.clear()
         if self._superseded:

@@ -29,7 +29,7 @@ from ..stores.base import Lease
 from .asking import cancel_in_store, perform, performed
 from .base import MARGIN, log, outcome, this_process
 from .handles import RunFuture
-from .live_runs import CLOSED, RELEASED, LiveRuns, left, unbegun
+from .live_runs import CLOSED, RELEASED, LiveRuns, left_error, unbegun_error
 from .thread_driver import Driver
 from .workers import Timers, Workers
 
@@ -59,7 +59,7 @@ class LiveThreadRuns(LiveRuns[Driver]):
         dropped = [
             driver
             for run, driver in list(self.items())
-            if driver is not None and driver.drop(unbegun(run, why, recorded=driver.recorded is not None))
+            if driver is not None and driver.drop(unbegun_error(run, why, recorded=driver.recorded is not None))
         ]
         recorded = [driver for driver in dropped if driver.recorded is not None]
         if recorded:
@@ -129,7 +129,7 @@ class ThreadRuns:
         try:
             again = None if self.closing else continuation(driver.run, self.local)
             if again is None and not driver.run.request.until_waiting:
-                driver.result, driver.error = None, left(driver.run)
+                driver.result, driver.error = None, left_error(driver.run)
             if again is None:
                 return None
             continued = self.driver(*again)

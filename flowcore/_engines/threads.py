@@ -25,8 +25,8 @@ from ..stores.base import Page, RunRecord, Store
 from ..workflow import Key, Workflow
 from .asking import cancel_in_store, performed
 from .base import I, outcome
-from .batches import completed, key_of, whole_or
-from .checks import runs_here
+from .batches import checked_concurrency, completed, key_of
+from .checks import caller_drives
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .local import LocalEngine
@@ -156,7 +156,7 @@ class Engine(LocalEngine):
         or CompensationFailed if an undo failed, too. With `check=False`, a failed run is returned like any other.
         Refused claims (IdempotencyError), definition errors and BaseExceptions are still raised.
         """
-        if until != "end" and not runs_here(until, durable=self.store.durable):
+        if until != "end" and not caller_drives(until, durable=self.store.durable):
             future = self.submit(
                 workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
             )
@@ -246,7 +246,7 @@ class Engine(LocalEngine):
             made: Any = item if values is None else values(item)
             return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
 
-        most = whole_or(concurrency, self.max_workers)
+        most = checked_concurrency(concurrency, self.max_workers)
         return completed(items, submit, most, ordered=ordered, works=self._pool.owns_current_thread)
 
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:

@@ -28,7 +28,7 @@ from .doubt import settle
 from .effects import Abandoned, AwaitAbandoned, Call, Outcome, Program, Sleep, WholeStep
 from .emit import EventScope, StepScope
 from .outcome import StepEnd
-from .set_aside import is_left, left, set_aside
+from .set_aside import end_left_to_next_owner, is_left, set_aside
 
 if TYPE_CHECKING:
     from .inline import FirstAttempt
@@ -276,7 +276,7 @@ class Attempts:
             scope.ended = run.settings.clock()
             scope.backoff += scope.ended - began
         if run.stopped and not undo:
-            return left(end) if waits_for and is_left(run) else end
+            return end_left_to_next_owner(end) if waits_for and is_left(run) else end
         return None
 
     def _too_late(self, pause: Pause) -> bool:
@@ -355,7 +355,7 @@ def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
     if not run.stopped:
         return None
     end = _of_earlier(run, node)
-    return left(end) if is_left(run) else end
+    return end_left_to_next_owner(end) if is_left(run) else end
 
 
 def _of_earlier(run: RunState, node: Node) -> StepEnd:

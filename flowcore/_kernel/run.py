@@ -20,7 +20,7 @@ from .run_state import RunState
 from .set_aside import end_retries, is_left
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
-from .wait_steps import arm, withdraw
+from .wait_steps import request_alarm, withdraw
 
 __all__ = ["abort_inline", "execute", "run_without_driver", "work_beside_main"]
 
@@ -101,7 +101,7 @@ def _rest(run: RunState) -> Program[Run | None]:
             if (yield from run.settings.claims.suspend(run, waiting)):
                 return waiting
         else:
-            yield from arm(run)
+            yield from request_alarm(run)
             if run.on_pause is not None and not run.running and run.ledger is None:
                 run.on_pause(_so_far(run, Status.WAITING))
                 yield WAIT
@@ -161,9 +161,9 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
         end_retries(run, run.waits, failed=not is_left(run))
     if run.ledger is not None:
         run.ledger.stopped(run)
-    if run.waits is not None and run.undoes:
+    if run.waits is not None and run.is_undone_here:
         withdraw(run)
-    if run.undoes:
+    if run.is_undone_here:
         yield from undo_all(run)
     elif run.past_pivot:
         yield from wait_for_abandoned(run)  # the next call attempts the step again, and must not overlap with this one
@@ -210,7 +210,7 @@ def work_beside_main(run: RunState, node: Node | None = None) -> Program[None]:
     node = run.take() if node is None else node
     yield from work(run, node, main=False) if run.undoing is None else work_undo(run, node)
     if run.waits is not None:
-        yield from arm(run)
+        yield from request_alarm(run)
     if run.resumes_main():
         yield RESUME
 

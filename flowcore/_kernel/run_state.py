@@ -274,7 +274,7 @@ class RunState:
                 if node.wait is None:
                     self.ready_at[node.index] = now
 
-    def wants_help(self) -> bool:
+    def needs_worker(self) -> bool:
         """Whether another worker would have something to do and none has been requested. If so, one counts as requested
         from now on."""
         with self.lock:
@@ -388,7 +388,7 @@ class RunState:
         return self.stopped and not self.past_pivot and self.error is not self.leaving
 
     @property
-    def undoes(self) -> bool:
+    def is_undone_here(self) -> bool:
         """Whether the steps of this run are being undone, or were undone, here."""
         return self.stopped and not self.past_pivot and not self.parked and not self.lost
 
@@ -412,7 +412,7 @@ class RunState:
         """Note that the undo of `node` has ended, which makes its dependencies ready even if it failed. Returns the
         node to undo next, or None, which frees the worker's place."""
         with self.lock:
-            if self.undoes and self.undoing is not None:
+            if self.is_undone_here and self.undoing is not None:
                 self.ready.extend(self.undoing.after(node.index))
             else:
                 self.ready.clear()

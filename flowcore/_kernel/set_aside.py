@@ -16,7 +16,7 @@ from .outcome import StepEnd
 from .run_state import RunState
 from .waits import Waits
 
-__all__ = ["backed_off", "end_retries", "has_effect", "is_left", "left", "set_aside", "take_retry"]
+__all__ = ["backed_off", "end_left_to_next_owner", "end_retries", "has_effect", "is_left", "set_aside", "take_retry"]
 
 
 def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd | None:
@@ -57,7 +57,7 @@ def is_left(run: RunState) -> bool:
     return run.leaving is not None and run.error is run.leaving
 
 
-def left(end: StepEnd) -> StepEnd:
+def end_left_to_next_owner(end: StepEnd) -> StepEnd:
     """Return the end that a step has here if another owner makes its next attempt."""
     return StepEnd(Status.PENDING, attempts=end.attempts)
 
@@ -84,4 +84,4 @@ def end_retries(run: RunState, waits: Waits, *, failed: bool) -> None:
             end.report_to(run.report(node))
             stopping.fail_step(run, node, end, effect=has_effect(run, node, end))
         if end.scope is not None:
-            emit.step_finished(run, node, end.scope, end if failed else left(end))
+            emit.step_finished(run, node, end.scope, end if failed else end_left_to_next_owner(end))

@@ -18,9 +18,9 @@ from .ledger import Ledger
 from .outcome import StepEnd
 from .plain_steps import PlainSteps
 from .run_state import RunState
-from .set_aside import backed_off, has_effect, is_left, left, take_retry
+from .set_aside import backed_off, end_left_to_next_owner, has_effect, is_left, take_retry
 from .undo import wait_for_abandoned
-from .wait_steps import arm, begin_or_end
+from .wait_steps import begin_or_end, request_alarm
 
 __all__ = ["ask_when", "run_whole_step", "stopped", "work"]
 
@@ -39,7 +39,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if hands_over and first is None and _needs_a_worker(run, node):
             yield Delegate(node)  # before a worker is requested for the next steps: ties start in definition order
             return
-        if run.ready and not run.worker_requested and run.wants_help():
+        if run.ready and not run.worker_requested and run.needs_worker():
             yield REQUEST_WORKER
         if first is not None:
             if first.suspended is not None:
@@ -73,7 +73,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
             return
         if end.status is Status.WAITING:  # its place is free already
             if run.running or run.ready:
-                yield from arm(run)
+                yield from request_alarm(run)
             node = run.take()
             continue
         if end.status is Status.PENDING:  # the run stopped before it began
@@ -143,7 +143,7 @@ def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None
     elif run.ledger is not None:
         end = yield from _began(run, run.ledger, node)
         if end is not None and end.status is Status.PENDING:  # the run has stopped
-            end = left(before) if is_left(run) else before
+            end = end_left_to_next_owner(before) if is_left(run) else before
     if scope is not None:
         backed_off(run, scope)
     if end is not None:

@@ -47,7 +47,7 @@ def undo_rest(run: RunState) -> Program[None]:
     """Undo the remaining steps, one by one. A step that completed late, after its own undo had begun, is undone
     again."""
     collect_late(run)
-    while run.undoes and run.to_undo:
+    while run.is_undone_here and run.to_undo:
         yield from undo_one(run, run.to_undo.pop())
         if run.abandoned:
             collect_late(run)
@@ -56,9 +56,9 @@ def undo_rest(run: RunState) -> Program[None]:
 def work_undo(run: RunState, node: Node | None) -> Program[None]:
     """Run one worker of a parallel undo: undo `node`, then the steps that may be undone after it."""
     while node is not None:
-        if run.ready and run.wants_help():
+        if run.ready and run.needs_worker():
             yield REQUEST_WORKER
-        if run.undoes:
+        if run.is_undone_here:
             yield from undo_one(run, node)
         node = run.undo_ended(node)
 
@@ -94,7 +94,7 @@ def _record(run: RunState, call: Call, outcome: Outcome) -> bool:
     status = Status.SUCCESS if error is None else Status.FAILURE
     run.report(call.node).completed_late = status
     emit.completed_late(run, call, status, error if isinstance(error, BaseException) else None)
-    return effect and call.node.compensation is not None and run.undoes
+    return effect and call.node.compensation is not None and run.is_undone_here
 
 
 def undo_one(run: RunState, node: Node) -> Program[None]:

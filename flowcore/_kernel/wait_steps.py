@@ -19,7 +19,7 @@ from .effects import Alarm, Program
 from .outcome import StepEnd
 from .run_state import RunState
 
-__all__ = ["arm", "begin_or_end", "keep", "receive", "withdraw"]
+__all__ = ["begin_or_end", "keep", "receive", "request_alarm", "withdraw"]
 
 _OPEN: Final = frozenset({Status.PENDING, Status.WAITING})
 """statuses of a wait that has not ended"""
@@ -92,7 +92,7 @@ def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> Ste
     return end
 
 
-def arm(run: RunState) -> Program[None]:
+def request_alarm(run: RunState) -> Program[None]:
     """Request a worker for the moment at which the next step that is set aside is due without a value."""
     waits = run.waits
     assert waits is not None  # noqa: S101 - the caller has checked it

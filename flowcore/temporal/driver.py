@@ -237,7 +237,7 @@ class WorkflowDriver:
                 self._spawn(self._sleep(program, effect))
                 return
             if type(effect) is Alarm:
-                self._spawn(self._look_in(effect.seconds))
+                self._spawn(self._check_waits_after(effect.seconds))
             elif type(effect) is Ask:
                 answer = None, FlowcoreError(f"a run on Temporal has no store to {effect.verb}.")
             elif effect is WAIT:
@@ -276,7 +276,7 @@ class WorkflowDriver:
         await workflow.sleep(sleep.seconds)
         self._advance(program, None)
 
-    async def _look_in(self, seconds: float) -> None:
+    async def _check_waits_after(self, seconds: float) -> None:
         """Look at the run's waits in so many seconds, when the time of one of them is over."""
         await workflow.sleep(seconds)
         if not self._over.is_set():

@@ -15,7 +15,7 @@ from .._durable.claim import claim
 from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import I, outcome
 from .._engines.calls import LoopCalls
-from .._engines.checks import runs_here
+from .._engines.checks import caller_drives
 from .._engines.in_context import is_process_stopping
 from .._engines.periodic import PeriodicEngine
 from .._engines.sending import announce
@@ -110,7 +110,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         again. A second cancellation raises it without waiting for the undos. If the process stops, its runs continue in
         the workers.
         """
-        until_waiting = not runs_here(until, durable=False)
+        until_waiting = not caller_drives(until, durable=False)
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         return await self._followed(run, None, check=check)
 
@@ -196,7 +196,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     # -- one run -------------------------------------------------------------------------------------------------------
 
     async def _followed(self, run: RunState, future: AsyncRunFuture | None, *, check: bool) -> Run:
-        _refuse_what_cannot_be(run)
+        _check_supported(run)
         task = asyncio.create_task(self._performed(self._follow(run, future)))
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -276,7 +276,7 @@ def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> R
     return finished
 
 
-def _refuse_what_cannot_be(run: RunState) -> None:
+def _check_supported(run: RunState) -> None:
     """Raise DefinitionError for a workflow that Temporal cannot carry."""
     if len(run.plan.nodes) > _MOST_STEPS:
         raise DefinitionError(

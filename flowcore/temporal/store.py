@@ -186,7 +186,7 @@ class TemporalStore(Operators):
         while outcome is None:
             try:
                 outcome = await (
-                    self._ended(handle) if awaited.until is None else self._ended_or_so(handle, awaited.until)
+                    self._ended(handle) if awaited.until is None else self._ended_or_status(handle, awaited.until)
                 )
             except StoreUnavailable:
                 if time.monotonic() > until:
@@ -196,7 +196,7 @@ class TemporalStore(Operators):
         raised = outcome["raised"]
         return record, None if raised is None else unpack_error(raised, record.run_id, record.failed_step)
 
-    async def _ended_or_so(self, handle: Handle, status: Status) -> Outcome:
+    async def _ended_or_status(self, handle: Handle, status: Status) -> Outcome:
         """Wait until the run has ended or has this status, and return its outcome."""
         ended = asyncio.ensure_future(self._ended(handle))
         try:

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from .._engines.checks import checked_hooks, period, whole
+from .._engines.checks import checked_hooks, period, positive_int
 from .._engines.workers import Workers
 from ..errors import DefinitionError
 from ..events import Hook, Hooks
@@ -52,7 +52,7 @@ def temporal_worker(
     Raises DefinitionError if `workflows` is empty, has two workflows of one name, or has anything that is not a
     workflow.
     """
-    most = whole(max_workers, "max_workers=")
+    most = positive_int(max_workers, "max_workers=")
     seconds = period(lease, "lease=")
     definitions = tuple(workflows)
     if not definitions:

@@ -77,7 +77,7 @@ def test_a_value_that_comes_as_a_run_is_left_to_its_store_is_not_waited_for_agai
         failure = yield from finish(run, ledger, record)
         if not counted:
             assert town.store.send("k", "delivered", 7)
-            counted.append(engine._live.hand_on("k", "delivered", town.store.find("k").sent["delivered"]))
+            counted.append(engine._live.deliver("k", "delivered", town.store.find("k").sent["delivered"]))
         return failure
 
     monkeypatch.setattr(checkpoints, "finish", finished)

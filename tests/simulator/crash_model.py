@@ -441,9 +441,9 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
             yield f"verify= of {name} was not called"
     said = {name: did for name, did in said.items() if name not in late}
     landed = [name for name in in_doubt if said.get(name) == "landed"]
-    lacking = [name for name in in_doubt if said.get(name) == "not landed"]
+    not_landed = [name for name in in_doubt if said.get(name) == "not landed"]
     # A step that its owner gave up or cut short, before it parked the run, is as unclear as one in flight at a crash.
-    unclear = [name for name in in_doubt if name not in landed + lacking]
+    unclear = [name for name in in_doubt if name not in landed + not_landed]
     crashed = [name for name in unclear if record.steps[name].status is Status.RUNNING or not record.undoing]
     over = {name for name, report in record.steps.items() if report.status in OVER} | set(landed)
     done = {name for name, report in record.steps.items() if report.status is Status.SUCCESS} | set(landed)

@@ -160,7 +160,7 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a step that has not completed is undone",
         "takeover",
-        "            lacking.append(node)\n",
+        "            not_landed.append(node)\n",
         "            pass\n",
     ),
     m(

@@ -39,7 +39,12 @@ def m(name: str, module: str, old: str, new: str) -> Mutant:
 MUTANTS = (
     # which steps are undone, and in which order
     m("undo in forward order", "undo", "run.to_undo.pop()", "run.to_undo.pop(0)"),
-    m("drop the last undo", "undo", "while run.undoes and run.to_undo:", "while run.undoes and len(run.to_undo) > 1:"),
+    m(
+        "drop the last undo",
+        "undo",
+        "while run.is_undone_here and run.to_undo:",
+        "while run.is_undone_here and len(run.to_undo) > 1:",
+    ),
     m("undo nothing at all", "undo", "if not run.to_undo:", "if run.to_undo:"),
     m("undo before abandoned calls have completed", "undo", "yield from wait_for_abandoned(run)", "collect_late(run)"),
     m("parallel undo in definition order", "undo_order", "if not node.successors])", "])"),
@@ -213,7 +218,7 @@ MUTANTS = (
         "                return self.plan.nodes[ready.pop()]",
     ),
     m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
-    m("no worker helps", "steps", "if run.ready and not run.worker_requested and run.wants_help():", "if False:"),
+    m("no worker helps", "steps", "if run.ready and not run.worker_requested and run.needs_worker():", "if False:"),
     m(
         "when= outlasts the deadline",
         "steps",
