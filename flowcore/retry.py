@@ -172,11 +172,11 @@ class Retry:
         if attempt >= self.attempts or not isinstance(error, Exception):
             return None
         waits: list[float] = []
-        if isinstance(error, _STEERS):
-            steering = _steering(error)
-            if any(isinstance(one, Fatal) for one in steering):
+        if isinstance(error, _STEERING_ERRORS):
+            errors = _flattened(error)
+            if any(isinstance(one, Fatal) for one in errors):
                 return None
-            waits = [one.seconds for one in steering if isinstance(one, RetryAfter)]
+            waits = [one.seconds for one in errors if isinstance(one, RetryAfter)]
         pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)
         if pause is not None and self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed:
             return None
@@ -200,11 +200,11 @@ class Retry:
         return Pause(self.backoff.delay(attempt, random) if self.backoff else 0.0, "policy")
 
 
-_STEERS: Final[tuple[type[Exception], ...]] = (Fatal, RetryAfter, ExceptionGroup)
+_STEERING_ERRORS: Final[tuple[type[Exception], ...]] = (Fatal, RetryAfter, ExceptionGroup)
 """errors that themselves decide what follows, or whose members may"""
 
 
-def _steering(error: Any) -> list[BaseException]:
+def _flattened(error: Any) -> list[BaseException]:
     """Return the error itself or, for a group, its members at any depth."""
     found: list[BaseException] = []
     waiting: list[Any] = [error]

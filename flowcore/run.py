@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .step import Step
 
-__all__ = ["BEGINS", "Run", "Sent", "StepReport", "error_line", "in_words"]
+__all__ = ["STARTING_REPORT", "Run", "Sent", "StepReport", "error_line", "in_words"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
@@ -75,7 +75,7 @@ class Sent:
     """trace context of the sender"""
 
 
-BEGINS: Final = StepReport(Status.RUNNING, 1)
+STARTING_REPORT: Final = StepReport(Status.RUNNING, 1)
 """the report of every step whose first attempt is about to start. It is shared, so it must not be changed."""
 
 

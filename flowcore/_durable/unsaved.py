@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ..run import BEGINS, StepReport
+from ..run import STARTING_REPORT, StepReport
 from ..status import Status
 from ..stores.base import Checkpoint, Claim, RunRecord, StepRecord, Write
 from .handed_out import HandedOut
@@ -146,7 +146,7 @@ class Unsaved:
         self.announced.update(claim.begins)
         # A change may have been noted before the claim returned: the numbers must never fall.
         self.base, self.seq = max(self.base, len(claim.begins)), max(self.seq, len(claim.begins))
-        self.sent.update((name, StepRecord(seq, BEGINS)) for seq, name in enumerate(claim.begins, 1))
+        self.sent.update((name, StepRecord(seq, STARTING_REPORT)) for seq, name in enumerate(claim.begins, 1))
 
     def found(self, record: RunRecord) -> None:
         """Note that the store has `record`, of an earlier owner. Its results are in order of completion."""

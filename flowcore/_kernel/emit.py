@@ -150,9 +150,9 @@ def refused(run: RunState, error: BaseException) -> None:
 
 def _measured(run: RunState) -> None:
     """Emit, after the last event, how long the hooks of the run took, if that was measured, as it is for some runs."""
-    spent = run.hooks.spent
-    if spent is not None and HooksMeasured in run.wanted:
-        event = HooksMeasured(*_of(run, run.settings.clock()), spent)
+    hook_seconds = run.hooks.hook_seconds
+    if hook_seconds is not None and HooksMeasured in run.wanted:
+        event = HooksMeasured(*_of(run, run.settings.clock()), hook_seconds)
         run.hooks.emit(event, run.context)
 
 

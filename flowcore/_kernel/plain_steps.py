@@ -81,7 +81,7 @@ class PlainSteps:
                     if returned is not None:
                         scope.scopes = entered(hook, returned, context, scope.scopes)
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                    self._hooks.blame(hook, error, event, context)
+                    self._hooks.report_failure(hook, error, event, context)
             if ledger is not None and carrier:
                 ledger.carry(name, carrier)
         if ledger is not None:
@@ -140,7 +140,7 @@ class PlainSteps:
                 try:
                     context.run(call, event)
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                    self._hooks.blame(hook, error, event, context)
+                    self._hooks.report_failure(hook, error, event, context)
         if scope.scopes is not None:
             scope.exit(self._hooks, None)
 
@@ -154,4 +154,4 @@ class PlainSteps:
                 try:
                     context.run(call, event)
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                    self._hooks.blame(hook, error, event, context)
+                    self._hooks.report_failure(hook, error, event, context)

@@ -22,9 +22,9 @@ Crossing = Callable[[], Scope]
 """a function that can be pickled, and returns the context manager in which a step with `executor=` runs"""
 Call = Callable[..., Any]
 _BY_DEFAULT: Final = EVENTS - {HooksMeasured}
-_EVERY: Final = 64
+_MEASURE_ONE_IN: Final = 64
 """one run in this many has its hooks measured, because measuring all would cost more than some hooks do"""
-_PAUSE: Final = 1.0
+_MEASURE_AFTER: Final = 1.0
 """seconds after which the next run is measured in any case, so that infrequent runs are measured too"""
 
 
@@ -107,7 +107,7 @@ class Hooks:
                 if context.run(call, event) is SKIP_RUN and leaving is not None:
                     leaving.append(hook)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self.blame(hook, error, event, context)
+                self.report_failure(hook, error, event, context)
 
     def enter(
         self,
@@ -128,7 +128,7 @@ class Hooks:
                 elif answer is not None:
                     scopes = entered(hook, answer, context, scopes)
             except BaseException as error:  # noqa: BLE001 - a hook can break nothing
-                self.blame(hook, error, event, context)
+                self.report_failure(hook, error, event, context)
         return scopes
 
     def store_context(self, context: contextvars.Context) -> contextvars.Context:
@@ -182,9 +182,9 @@ class Hooks:
             except BaseException as failure:  # noqa: BLE001 - a hook can break nothing
                 # A @contextmanager scope raises the step's own error again, which is no failure of the scope.
                 if failure is not error:
-                    self.blame(hook, failure, started, context)
+                    self.report_failure(hook, failure, started, context)
 
-    def blame(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
+    def report_failure(self, hook: Hook, error: BaseException, event: Event, context: contextvars.Context) -> None:
         """Report an error of a hook or its scope: the first one in the log, and each one as HookFailed."""
         name = hook_name(hook)
         self._log_once(name, type(event).__name__, error)
@@ -209,7 +209,7 @@ class Hooks:
             return self
         self._runs += 1
         now = clock()
-        if self._runs < _EVERY and now - self._measured_at < _PAUSE:
+        if self._runs < _MEASURE_ONE_IN and now - self._measured_at < _MEASURE_AFTER:
             return self
         runs, self._runs, self._measured_at = self._runs, 0, now
         return self._timed(_Stopwatch(clock, runs))
@@ -227,7 +227,7 @@ class Hooks:
         return twin
 
     @property
-    def spent(self) -> Mapping[str, float] | None:
+    def hook_seconds(self) -> Mapping[str, float] | None:
         """The seconds of each hook in this run, times the number of runs that it stands for; None if not measured."""
         watch = self._watch
         return None if watch is None else {name: seconds * watch.runs for name, seconds in watch.seconds.items()}

@@ -132,12 +132,12 @@ class ProgressHook:
             StepSkipped: self._step_skipped,
         }
         self.wants = frozenset(self.handlers)
-        self._stays = False  # in a `with` block
-        self._anew()
-        after_fork_in_child(self, ProgressHook._anew)
+        self._in_with_block = False
+        self._reset()
+        after_fork_in_child(self, ProgressHook._reset)
         atexit.register(_close, weakref.ref(self))
 
-    def _anew(self) -> None:
+    def _reset(self) -> None:
         """Start without thread and counts. A forked child does so too, because its parent draws the earlier runs."""
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -222,13 +222,13 @@ class ProgressHook:
             thread.join(_IDLE * 2)
 
     def __enter__(self) -> Self:
-        self._stays = True
+        self._in_with_block = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stays = False
+        self._in_with_block = False
         self.close()
 
     def _draw(self) -> None:
@@ -237,7 +237,7 @@ class ProgressHook:
             display = self._display()
             while not self._over.wait(_TICK):
                 idle = 0.0 if any(tally.in_flight for tally in list(self._tallies.values())) else idle + _TICK
-                if idle >= _IDLE and not self._stays:
+                if idle >= _IDLE and not self._in_with_block:
                     break
                 display.show(dict(self._tallies))
             display.end(self._ended())

@@ -45,7 +45,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict
 
 from ..errors import DefinitionError, NotSerializable, StoreError, hashed_key, safe_repr, safe_str
-from ..run import BEGINS, Sent
+from ..run import STARTING_REPORT, Sent
 from ..status import Status
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .codec import Codec, json_text as _json_text, quoted
@@ -194,7 +194,7 @@ class Encoding:
         types = checkpoint.types
         for name, step in checkpoint.steps.items():
             seq = max(seq, step.seq)
-            begins = step.report is BEGINS
+            begins = step.report is STARTING_REPORT
             fields[STEP + name] = f"{step.seq} {_BEGINS}" if begins else self.encode_step(name, step, run_id, types)
         for key, write in checkpoint.writes.items():
             seq = max(seq, write.seq)

@@ -90,7 +90,7 @@ class SimulatedCall:
     """do, undo, when, verify, or await (of the coroutine that a plain function returned)"""
     attempt: int
     began: float
-    told_before: int
+    events_before: int
     """how many events its process had emitted before the call began"""
     ended: float | None = None
     """when the call ended; None if it never did"""
@@ -102,7 +102,7 @@ class SimulatedCall:
     """the number of its process, counted from 0"""
     fence: int = 0
     """the fence of the owner that made the call"""
-    stored_before: int = 0
+    requests_before: int = 0
     """how many requests to the store were logged before the call began"""
     performed: float | None = None
     """when the function was really called; None if it was not, as after the death of its process"""

@@ -185,7 +185,7 @@ class StoreCall:
     applied: float | None = None
     """when the store applied the request; None if it never arrived"""
     answer: Any = None
-    heard: bool = False
+    delivered: bool = False
     """whether the reply reached the sender"""
     copy: bool = False
     """whether it is a late second copy of an earlier request"""
@@ -206,11 +206,11 @@ class Network:
             world.after(seconds, partial(self._go_back, writes))
 
     @property
-    def answers_at_once(self) -> bool:
+    def is_faultless(self) -> bool:
         """Whether no request or reply is late, lost or doubled."""
         return self._weather.fine
 
-    def clears_up(self) -> None:
+    def stop_faults(self) -> None:
         """From now on, lose and double nothing, and end all outages."""
         self._weather = Weather(
             self._weather.latency, patience=self._weather.patience, goes_back=self._weather.goes_back
@@ -221,12 +221,12 @@ class Network:
         argument = _on_the_wire(argument) if self.store.durable else argument
         call = StoreCall(process, verb, argument, self._world.now)
         outcome = self._apply(call)
-        call.heard = True
+        call.delivered = True
         return outcome
 
     def decide(self, process: int, verb: str, key: str) -> BaseException | None:
         """Apply the decision of an operator, who calls the store directly. Returns the error of the store, or None."""
-        call = StoreCall(process, verb, key, self._world.now, heard=True)
+        call = StoreCall(process, verb, key, self._world.now, delivered=True)
         failure = self._apply(call)[1]
         return failure if isinstance(failure, BaseException) else None
 
@@ -235,18 +235,18 @@ class Network:
         process: int,
         verb: str,
         argument: Any,
-        hear: Callable[[float, Outcome], None],
+        on_reply: Callable[[float, Outcome], None],
         applied: Callable[[], None] | None = None,
     ) -> None:
-        """Send a request. `hear(seconds, outcome)` is called when the reply leaves the store or is known to be lost:
-        the sender gets the outcome so many seconds later. `applied()` is called when the store has applied the request;
-        a request with `applied` is never lost, though its reply may be."""
+        """Send a request. `on_reply(seconds, outcome)` is called when the reply leaves the store or is known to be
+        lost: the sender gets the outcome so many seconds later. `applied()` is called when the store has applied the
+        request; a request with `applied` is never lost, though its reply may be."""
         world, weather = self._world, self._weather
         call = StoreCall(process, verb, _on_the_wire(argument), world.now)
         there, back = weather.latency * world.random.random(), weather.latency * world.random.random()
         certain = applied is not None
         if not certain and weather.lost and world.random.random() < weather.lost:
-            self._lose(call, hear)
+            self._lose(call, on_reply)
             return
         if weather.doubled and world.random.random() < weather.doubled:
             world.after(there + self._late * world.random.random(), lambda: self._again(call))
@@ -254,26 +254,26 @@ class Network:
 
         def arrives() -> None:
             if self._is_out() and not certain:
-                self._lose(call, hear)
+                self._lose(call, on_reply)
                 return
             outcome = self._apply(call)
             if applied is not None:
                 applied()
             if reply_lost:
-                hear(weather.patience, (None, StoreUnavailable("No reply came.")))
+                on_reply(weather.patience, (None, StoreUnavailable("No reply came.")))
             else:
-                call.heard = True
-                hear(back, outcome)
+                call.delivered = True
+                on_reply(back, outcome)
 
         world.after(there, arrives)
 
-    def _lose(self, call: StoreCall, hear: Callable[[float, Outcome], None]) -> None:
+    def _lose(self, call: StoreCall, on_reply: Callable[[float, Outcome], None]) -> None:
         self.log.append(call)
-        hear(self._weather.patience, (None, StoreUnavailable("The store is unreachable.")))
+        on_reply(self._weather.patience, (None, StoreUnavailable("The store is unreachable.")))
 
     def _again(self, call: StoreCall) -> None:
         if not self._is_out():
-            self._apply(replace(call, heard=False, copy=True))
+            self._apply(replace(call, delivered=False, copy=True))
 
     def _is_out(self) -> bool:
         passed = self._world.now - self._world.began
@@ -284,7 +284,7 @@ class Network:
             kept = max(0, len(self._past) - writes)
             cast("SimulatedStore", self.store).restore(self._past[kept])
             del self._past[kept:]
-            self.log.append(StoreCall(-1, GOES_BACK, writes, self._world.now, self._world.now, heard=True))
+            self.log.append(StoreCall(-1, GOES_BACK, writes, self._world.now, self._world.now, delivered=True))
 
     def _apply(self, call: StoreCall) -> Outcome:
         call.applied = self._world.now

@@ -93,7 +93,7 @@ class Process(SimulatedCode):
         self._inline = False  # whether the inline path is running
         self._begun = False  # whether the main program exists
         self._due = 0  # scheduled actions and awaited replies, without those of its heartbeat
-        self._thaws = 0.0  # the process is stopped until this moment
+        self._stopped_until = 0.0  # the process is stopped until this moment
         self._settings = Settings(
             store=network.store,
             claims=StoreClaims(),
@@ -126,17 +126,17 @@ class Process(SimulatedCode):
             deadline=workflow.deadline if deadline is None else deadline,
             own_deadline=deadline is not None,
         )
-        x = self.x = RunState(self._settings, request)
-        if not self._settings.durable and x.waits is not None:
+        run = self.run = RunState(self._settings, request)
+        if not self._settings.durable and run.waits is not None:
             self._network.store.listen(self._received)
-        if can_run_inline(x) and self._random() < _INLINE:
+        if can_run_inline(run) and self._random() < _INLINE:
             elsewhere = [name for name, fault in self._faults.items() if fault in {Fault.TIMEOUT, Fault.STUCK}]
-            x.plan = instrumented(
-                x.plan, elsewhere, lambda: self._inline, self._call_inline, lambda: self._random() < 0.5
+            run.plan = instrumented(
+                run.plan, elsewhere, lambda: self._inline, self._call_inline, lambda: self._random() < 0.5
             )
             self._after(0.0, self._run_inline)
             return
-        self._main, self._begun = execute(x), True
+        self._main, self._begun = execute(run), True
         if self.act.caller.recovers:
             self._after(0.0, self._look_for_work)
         else:
@@ -145,12 +145,12 @@ class Process(SimulatedCode):
     def _run_inline(self) -> None:
         """Run the steps that can run inline, on a thread or in a task as an engine does, and then the main program."""
         self._inline = True
-        finished = run_without_driver(self.x, is_async=self.x.plan.has_async is not None and self._random() < 0.7)
+        finished = run_without_driver(self.run, is_async=self.run.plan.has_async is not None and self._random() < 0.7)
         self._inline = False
         if finished is not None:
             self.over(finished, None)
             return
-        self._main, self._begun = execute(self.x), True
+        self._main, self._begun = execute(self.run), True
         self._advance(self._main, None)
 
     def _look_for_work(self) -> None:
@@ -161,9 +161,9 @@ class Process(SimulatedCode):
             if failure is not None or not records:
                 self.over(None, failure if isinstance(failure, BaseException) else None)
                 return
-            self.x.key = records[0].key
-            wanted = self.x.request
-            self.x.request = Request(
+            self.run.key = records[0].key
+            wanted = self.run.request
+            self.run.request = Request(
                 *(wanted.workflow, wanted.plan, wanted.values, wanted.context, records[0].key),
                 wait=wanted.wait,
                 deadline=wanted.deadline,
@@ -172,7 +172,7 @@ class Process(SimulatedCode):
             )
             self._advance(self._main, None)
 
-        self._send("list_resumable", [self.x.workflow.name], found)
+        self._send("list_resumable", [self.run.workflow.name], found)
 
     def close(self) -> None:
         for coroutine in self._coroutines:
@@ -186,24 +186,24 @@ class Process(SimulatedCode):
 
     def _unless_halted(self, act: Callable[[], None]) -> None:
         self._due -= 1
-        if self._thaws <= self.world.now:
+        if self._stopped_until <= self.world.now:
             act()
-        elif self._thaws < math.inf:
-            self._after(self._thaws - self.world.now, act)
+        elif self._stopped_until < math.inf:
+            self._after(self._stopped_until - self.world.now, act)
 
     @property
     def hangs(self) -> bool:
         """Whether the process is neither done nor dead, but has nothing left to do or to wait for."""
-        return self.act.ended is None and self._thaws < math.inf and not self._due
+        return self.act.ended is None and self._stopped_until < math.inf and not self._due
 
     def _soon(self, program: Program[Any], answer: Any) -> None:
         self._after(0.0, partial(self._advance, program, answer))
 
-    def _stops(self, seconds: float) -> None:
+    def _halt_for(self, seconds: float) -> None:
         """Stop this process for so many seconds of virtual time."""
         if self.act.halted is None and self.act.ended is None:
             self.act.halted = self.world.now
-            self._thaws = self.world.now + seconds
+            self._stopped_until = self.world.now + seconds
             self._on_idle()
 
     def over(self, result: Run | None, refusal: BaseException | None) -> None:
@@ -232,16 +232,16 @@ class Process(SimulatedCode):
                 effect.coroutine.close()
                 return self._call(program, as_call(effect.ctx, effect.context))
             if type(effect) is Context:
-                return self._call(program, as_call(effect, self.x.context.copy()))
+                return self._call(program, as_call(effect, self.run.context.copy()))
             if type(effect) is Call:
                 return self._call(program, effect)
             if type(effect) is Ask:
-                if not self._network.answers_at_once or self._halts("store", self._asks + 1):
+                if not self._network.is_faultless or self._halts("store", self._asks + 1):
                     return self._ask(program, effect)
                 self._asks += 1
                 answer = self._network.ask(self._number, effect.verb, effect.argument)
             elif type(effect) is Sleep:
-                if not self.x.stopped or effect.shielded:
+                if not self.run.stopped or effect.shielded:
                     self._sleeping[effect] = program
                     self._after(effect.seconds, partial(self._wake, effect))
                     return None
@@ -261,9 +261,9 @@ class Process(SimulatedCode):
             elif type(effect) is Alarm:
                 self._after(effect.seconds, self.look)
             elif effect is REQUEST_WORKER:
-                self._after(self.world.random.random() * 0.1, partial(self._advance, work_beside_main(self.x), None))
+                self._after(self.world.random.random() * 0.1, partial(self._advance, work_beside_main(self.run), None))
             elif type(effect) is Delegate:
-                self._soon(work_beside_main(self.x, effect.node), None)
+                self._soon(work_beside_main(self.run, effect.node), None)
             elif type(effect) is Stop:
                 self._stop(effect)
 
@@ -274,29 +274,29 @@ class Process(SimulatedCode):
         store applies the request, if its halt is due."""
         self._asks += 1
         halt = self._halt if self._halts("store", self._asks) else None
-        hear = partial(self._advance, program)
+        on_reply = partial(self._advance, program)
         if halt is None:
-            self._send(ask.verb, ask.argument, hear)
+            self._send(ask.verb, ask.argument, on_reply)
         elif halt.done:
-            self._send(ask.verb, ask.argument, hear, partial(self._stops, halt.seconds))
+            self._send(ask.verb, ask.argument, on_reply, partial(self._halt_for, halt.seconds))
         else:
-            self._after(0.0, partial(self._send, ask.verb, ask.argument, hear))
-            self._stops(halt.seconds)
+            self._after(0.0, partial(self._send, ask.verb, ask.argument, on_reply))
+            self._halt_for(halt.seconds)
 
     def _send(
-        self, verb: str, argument: Any, hear: Callable[[Outcome], None], applied: Callable[[], None] | None = None
+        self, verb: str, argument: Any, on_reply: Callable[[Outcome], None], applied: Callable[[], None] | None = None
     ) -> None:
         def answered(seconds: float, outcome: Outcome) -> None:
             self._due -= 1
-            self._after(seconds, partial(hear, outcome))
+            self._after(seconds, partial(on_reply, outcome))
 
         self._due += 1
         self._network.send(self._number, verb, argument, answered, applied)
 
-    def _owns(self, x: RunState) -> None:
+    def _owns(self, run: RunState) -> None:
         """Keep the lease of the claimed run renewed from now on, as an engine's heartbeat does."""
         if self.act.caller.beats and self._settings.lease < math.inf:
-            self._beat_later(Lease(x.stored_key, x.run_id, x.fence))
+            self._beat_later(Lease(run.stored_key, run.run_id, run.fence))
 
     def _beat_later(self, lease: Lease) -> None:
         self._after(self._settings.lease / _BEATS, partial(self._beat, lease))
@@ -308,30 +308,30 @@ class Process(SimulatedCode):
             return
         sent, seconds = self.world.now, self._settings.lease
 
-        def heard(outcome: Outcome) -> None:
+        def on_reply(outcome: Outcome) -> None:
             answer, failure = outcome
             if failure is not None:
                 return
             if answer[0] is not Renewal.LOST:
-                if self.x.ledger is not None:
-                    self.x.ledger.extend_lease(sent + seconds)
+                if self.run.ledger is not None:
+                    self.run.ledger.extend_lease(sent + seconds)
                 if answer[0] is Renewal.SENT:
                     self._send("find", lease.key, found)
-                if answer[0] in {Renewal.CANCEL, Renewal.UNDO} and obey(self.x, answer[0]):
+                if answer[0] in {Renewal.CANCEL, Renewal.UNDO} and obey(self.run, answer[0]):
                     self._stop(Stop(cancel=True))
             elif self.act.ended is None:
-                lose(self.x)
+                lose(self.run)
                 self._stop(Stop(cancel=True))
 
         def found(outcome: Outcome) -> None:
             record = outcome[0]  # None if the reply was lost: the next renewal has the values read again
             if record is not None and record.run_id == lease.run_id and self.act.ended is None:
                 for name, value in record.sent.items():
-                    keep(self.x, name, value)
+                    keep(self.run, name, value)
                 self.look()
 
-        received = 0 if self.x.waits is None else len(self.x.waits.sent)
-        self._send("renew", ([replace(lease, received=received)], seconds), heard)
+        received = 0 if self.run.waits is None else len(self.run.waits.sent)
+        self._send("renew", ([replace(lease, received=received)], seconds), on_reply)
         self._beat_later(lease)
 
     # -- the other effects ---------------------------------------------------------------------------------------------
@@ -344,39 +344,44 @@ class Process(SimulatedCode):
     def send(self, sending: Sending) -> bool:
         """Send a value to the run, by way of its store if that knows the run. Returns whether the value counts."""
         store, known = self._settings.store, sending.id
-        if self._settings.durable or self.x.claimed or self.act.ended is not None:
-            return store.send(self.x.stored_key, sending.step, sending.value, id=known)
+        if self._settings.durable or self.run.claimed or self.act.ended is not None:
+            return store.send(self.run.stored_key, sending.step, sending.value, id=known)
         sent = Sent(sending.value, self.world.now, id=known)
-        first = self._received(self.x.stored_key, sending.step, sent)
+        first = self._received(self.run.stored_key, sending.step, sent)
         return first is sent or (first is not None and known is not None and first.id == known)
 
     def _received(self, key: str, name: str, sent: Sent) -> Sent | None:
         """Take a value that was sent to a run. Returns the value that counts, or None if the run is not its own."""
-        if self.act.ended is not None or self._thaws > self.world.now or key != self.x.stored_key or self.x.lost:
+        if (
+            self.act.ended is not None
+            or self._stopped_until > self.world.now
+            or key != self.run.stored_key
+            or self.run.lost
+        ):
             return None
-        first = keep(self.x, name, sent) if self._settings.durable else receive(self.x, name, sent)
+        first = keep(self.run, name, sent) if self._settings.durable else receive(self.run, name, sent)
         self.look()
         return first
 
     def look(self) -> None:
         """Have a helper check for the values and moments that the run waits for."""
-        self._after(0.0, self._help)
+        self._after(0.0, self._run_helper)
 
-    def _help(self) -> None:
+    def _run_helper(self) -> None:
         if self.act.ended is None and self._begun:  # The inline path checks its waits by itself.
-            self._advance(work_beside_main(self.x), None)
+            self._advance(work_beside_main(self.run), None)
 
     def cancel_after(self, seconds: float) -> None:
         """Cancel the run so many seconds from now."""
         self._after(seconds, self.cancel)
 
     def cancel(self) -> None:
-        if stopping.interrupt(self.x, StepCancelled("the run was cancelled by the simulation.")):
+        if stopping.interrupt(self.run, StepCancelled("the run was cancelled by the simulation.")):
             self.act.cancelled = self.world.now
             self._stop(Stop(cancel=True))
 
     def _stop(self, stop: Stop) -> None:
-        if self.x.resumes_main() and self._main_parked:
+        if self.run.resumes_main() and self._main_parked:
             self._main_parked = False
             self._soon(self._main, None)
         for call in list(self._waiting):

@@ -21,14 +21,14 @@ from .world import VirtualClock, World
 
 __all__ = ["Story", "play"]
 
-_LATER: Final = 1.1
+_CHECK_AFTER_LEASES: Final = 1.1
 """leases from the end or halt of a process until the run is checked"""
-_AGAIN: Final = 6
+_MAX_EXTRA_CALLERS: Final = 6
 """how many callers are added at most, one after the other, while the run is not over; more if it waits for values"""
-_LEFT: Final = frozenset({Status.RUNNING, Status.PARKED, Status.WAITING})
+_UNFINISHED: Final = frozenset({Status.RUNNING, Status.PARKED, Status.WAITING})
 """the statuses of a run that was left unfinished"""
-_FINE: Final = Weather()
-_ONE: Final = (Caller(),)
+_NO_FAULTS: Final = Weather()
+_ONE_CALLER: Final = (Caller(),)
 
 
 @dataclass(slots=True)
@@ -58,8 +58,8 @@ def play(
     *,
     seed: int,
     store: MemoryStore,
-    callers: Sequence[Caller] = _ONE,
-    weather: Weather = _FINE,
+    callers: Sequence[Caller] = _ONE_CALLER,
+    weather: Weather = _NO_FAULTS,
     faults: Mapping[str, Fault] | None = None,
     key: str | None = None,
     cancel_at: float | None = None,
@@ -107,7 +107,7 @@ def play(
         story.acts.append(process.act)
         processes.append(process)
         if caller.decides is not None:
-            process.over(None, network.decide(number, caller.decides, processes[0].x.stored_key))
+            process.over(None, network.decide(number, caller.decides, processes[0].run.stored_key))
         else:
             process.begin(workflow, values, key, deadline)
         if number == 0 and cancel_at is not None:
@@ -124,7 +124,7 @@ def play(
             seen.add(number)
             expect(number + 1, beside=False)
         if len(story.acts) >= len(callers) and store.durable:
-            world.after(lease * _LATER, look)
+            world.after(lease * _CHECK_AFTER_LEASES, look)
 
     def send(sending: Sending) -> None:
         """Send a value to the run without the network, and record the outcome."""
@@ -139,20 +139,20 @@ def play(
 
     def look() -> None:
         """Check whether the run is over, and add a caller if it was left unfinished."""
-        record = store.find(processes[0].x.stored_key)
+        record = store.find(processes[0].run.stored_key)
         if record is not None and record.status is Status.WAITING and record.decision is None:
             due = 0.0 if record.not_before is None else record.not_before
             if due > world.now and (due < math.inf or len(story.sent) < len(sends)):
-                world.after(min(due - world.now, lease) * _LATER, look)
+                world.after(min(due - world.now, lease) * _CHECK_AFTER_LEASES, look)
             if due > world.now:
                 return
         if record is not None and record.status is Status.RUNNING and (record.expires or 0.0) > world.now:
-            world.after(lease * _LATER, look)
+            world.after(lease * _CHECK_AFTER_LEASES, look)
             return
-        left = key is not None if record is None else record.status in _LEFT and not record.held
+        left = key is not None if record is None else record.status in _UNFINISHED and not record.held
         waited = sum(act.run is not None and act.run.status is Status.WAITING for act in story.acts)
-        if left and len(story.acts) < len(callers) + _AGAIN + len(sends) + waited:
-            network.clears_up()
+        if left and len(story.acts) < len(callers) + _MAX_EXTRA_CALLERS + len(sends) + waited:
+            network.stop_faults()
             come(len(story.acts))
 
     seen: set[int] = set()
@@ -167,5 +167,5 @@ def play(
         world.close()
         for process in processes:
             process.close()
-    story.key = processes[0].x.stored_key
+    story.key = processes[0].run.stored_key
     return story

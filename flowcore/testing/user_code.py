@@ -39,7 +39,7 @@ class SimulatedCode(ABC):
 
     world: World
     act: Act
-    x: RunState
+    run: RunState
     _network: Network
     _number: int
     _halt: Halt | None
@@ -65,7 +65,7 @@ class SimulatedCode(ABC):
         """Perform `act` after so many seconds of virtual time."""
 
     @abstractmethod
-    def _stops(self, seconds: float) -> None:
+    def _halt_for(self, seconds: float) -> None:
         """Stop this process for so many seconds of virtual time."""
 
     @abstractmethod
@@ -77,7 +77,7 @@ class SimulatedCode(ABC):
         runs user code. The call cannot be given up, so it ends early if its run is interrupted."""
 
         def interrupted() -> bool:
-            return self.x.interrupted
+            return self.run.interrupted
 
         call = Call(node, fn, ctx, contextvars.copy_context(), None, node.is_async)
         trace = self._traced(call, "do")
@@ -102,8 +102,8 @@ class SimulatedCode(ABC):
             self.world.now,
             len(self.act.events),
             process=self._number,
-            fence=self.x.fence,
-            stored_before=len(self._network.log),
+            fence=self.run.fence,
+            requests_before=len(self._network.log),
         )
         self._calls.append(trace)
         self._called += 1
@@ -111,14 +111,14 @@ class SimulatedCode(ABC):
 
     def _call(self, program: Program[Any], call: Call) -> None:
         """Begin a call. The seed draws when its effect happens and when it ends, unless its fault decides that."""
-        if self.x.interrupted and not call.shielded:
+        if self.run.interrupted and not call.shielded:
             self._advance(program, (None, Abandoned(call, timed_out=False, over=True, began=False)))
             return
         fault = self._fault(call)
-        if fault is Fault.NO_THREAD and self.x.deadline is not None:
+        if fault is Fault.NO_THREAD and self.run.deadline is not None:
             self._fired.append((call.node.name, fault))
             self._waiting[call] = program
-            self._after(max(0.0, self.x.deadline - self.world.now), partial(self._ends_wait, call, timed_out=True))
+            self._after(max(0.0, self.run.deadline - self.world.now), partial(self._ends_wait, call, timed_out=True))
             return
         self._running[call] = program
         self._traced(call, _what(call))
@@ -128,7 +128,7 @@ class SimulatedCode(ABC):
             if fault is Fault.CRASH_AFTER:
                 self._performed(call, fault)
             self._fired.append((call.node.name, fault))
-            self._stops(math.inf)
+            self._halt_for(math.inf)
             return
         if fault is Fault.TIMEOUT or fault is Fault.STUCK:
             limit = call.timeout if call.timeout is not None else 0.0
@@ -139,7 +139,7 @@ class SimulatedCode(ABC):
         if fault is Fault.CANCEL:
             self._after(takes * self._random(), partial(self._strike_run, call, fault))
         if halt is not None:
-            self._after(takes * self._random(), partial(self._stops, halt.seconds))
+            self._after(takes * self._random(), partial(self._halt_for, halt.seconds))
         if fault is Fault.STUCK:
             return
         if self._random() < 0.5 and fault is not Fault.TIMEOUT if halt is None else halt.done:
@@ -170,7 +170,7 @@ class SimulatedCode(ABC):
             self._fired.append((call.node.name, fault))
             return None, Injected(f"{call.node.name} {fault}")
         self._traces[call].performed = self.world.now
-        does, results = self._traces[call].what == "do", self.x.results
+        does, results = self._traces[call].what == "do", self.run.results
         watch = ResultsWatch(results) if does and not self._settings.durable else None
         try:
             if call.is_async:
@@ -209,8 +209,8 @@ class SimulatedCode(ABC):
         trace.ended, trace.failed = self.world.now, outcome[1] is not None
         if program is not None:
             self._advance(program, outcome)
-        elif self.x.complete_late(call, outcome) and call not in self._awaited_late:
-            self._advance(late(self.x, call), None)
+        elif self.run.complete_late(call, outcome) and call not in self._awaited_late:
+            self._advance(late(self.run, call), None)
         else:
             self._late_call_ended(call, outcome)
 

@@ -40,7 +40,7 @@ def stat(
         "textMode": "value",
         "wideLayout": True,
     }
-    options = {
+    value_options = {
         value: {"text": text, "color": colour, "index": i}
         for i, (value, (text, colour)) in enumerate((words or {}).items())
     }
@@ -54,7 +54,7 @@ def stat(
         unit=unit,
         thresholds=thresholds,
         color={"mode": "thresholds"},
-        mappings=[{"type": "value", "options": options}] if options else [],
+        mappings=[{"type": "value", "options": value_options}] if value_options else [],
         **more,
     )
 
@@ -282,8 +282,8 @@ def table(
     }
     units = [override("byName", heading, unit=of) for heading, (_, of) in columns.items()]
     for heading, by_value in (coloured or {}).items():
-        options = {value: {"color": colour, "index": i} for i, (value, colour) in enumerate(by_value.items())}
-        mappings = [{"type": "value", "options": options}]
+        value_options = {value: {"color": colour, "index": i} for i, (value, colour) in enumerate(by_value.items())}
+        mappings = [{"type": "value", "options": value_options}]
         units.append(override("byName", heading, mappings=mappings, custom__cellOptions={"type": "color-text"}))
     for heading, thresholds in (graded or {}).items():
         units.append(override("byName", heading, thresholds=thresholds, custom__cellOptions={"type": "color-text"}))

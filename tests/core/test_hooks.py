@@ -739,8 +739,8 @@ def test_where_runs_are_many_one_of_64_is_measured_and_stands_for_the_others() -
     for number in range(1, 135):
         of_run = hooks.of_run(clock)
         of_run.emit(RunStarted("trip", "1", now, {}, None, 0.0, {}, 1, None, {}, int), contextvars.copy_context())
-        if of_run.spent is not None:
-            told.append((number, round(next(iter(of_run.spent.values())), 6)))
+        if of_run.hook_seconds is not None:
+            told.append((number, round(next(iter(of_run.hook_seconds.values())), 6)))
         now += -0.99 if number < 130 else 0.5  # the last ones are more than a second apart
     assert told == [(1, 1), (65, 64), (129, 64), (131, 2), (132, 1), (133, 1), (134, 1)]
 

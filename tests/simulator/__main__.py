@@ -16,7 +16,7 @@ def told(trial: Trial) -> Iterator[str]:
         yield f"step {step.name}: " + ", ".join(f"{k}={v!r}" for k, v in said.items() if v != getattr(plain, k))
     said = {name: getattr(spec, name) for name in type(spec).__dataclass_fields__ if name != "steps"}
     yield ", ".join(f"{k}={v!r}" for k, v in said.items())
-    begins = sorted((call.told_before, number) for number, call in enumerate(simulation.calls))
+    begins = sorted((call.events_before, number) for number, call in enumerate(simulation.calls))
     for index, event in enumerate([*simulation.events, None]):
         while begins and begins[0][0] <= index:
             call = simulation.calls[begins.pop(0)[1]]

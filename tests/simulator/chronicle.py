@@ -29,7 +29,7 @@ class Grant:
     """the run id of the claim"""
     record: RunRecord | None
     """the record that the owner resumes; None if the claim began the run"""
-    heard: bool
+    delivered: bool
 
 
 @dataclass
@@ -162,9 +162,9 @@ class Chronicle:
     def _granted(self, position: int, call: StoreCall, claim: Claim, answer: Claimed) -> None:
         run = self.runs[-1] if self.runs else None
         at = call.applied or 0.0
-        grant = Grant(position, at, answer.fence, call.process, claim.run_id, answer.record, call.heard)
+        grant = Grant(position, at, answer.fence, call.process, claim.run_id, answer.record, call.delivered)
         if run is not None and run.grants[-1].claim == claim.run_id:  # It is the same claim again, or a late copy.
-            run.grants[-1].heard = run.grants[-1].heard or call.heard
+            run.grants[-1].delivered = run.grants[-1].delivered or call.delivered
             self._lease_until = max(self._lease_until, at + claim.lease)
             if answer.fence != run.now.fence:
                 self.broken.append("the same claim is granted again with another fence")
@@ -223,7 +223,7 @@ class Chronicle:
         """Return the decision that the owner with this fence reported when it took the run over, or None."""
         run = self.run_of(fence)
         grant = None if run is None else next(grant for grant in run.grants if grant.fence == fence)
-        events = () if grant is None or not grant.heard else self.story.acts[grant.process].events
+        events = () if grant is None or not grant.delivered else self.story.acts[grant.process].events
         return next((event.decision for event in events if isinstance(event, RunRecovered)), None)
 
     def _done(self) -> Iterator[Done]:

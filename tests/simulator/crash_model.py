@@ -81,7 +81,7 @@ def starts(c: Chronicle) -> Iterator[str]:
         if run is None:
             yield f"{call} belongs to no run"
             continue
-        known = run.before(call.stored_before)
+        known = run.before(call.requests_before)
         if call.what in {"do", "undo"}:
             if known.fence != call.fence:
                 yield f"process {call.process} begins to {call.what} {call.step}, though fence {known.fence} has been granted"
@@ -134,7 +134,7 @@ def _may_undo(c: Chronicle, run: KeptRun, call: SimulatedCall, known: Known) -> 
     past_pivot = any(step.pivot and begun.status_of(step.name) is Status.SUCCESS for step in c.spec.steps)
     if past_pivot and "undo" not in run.decisions:
         yield f"undo {call.step} begins past the pivot"
-    ended = [e for e in c.story.acts[call.process].events[: call.told_before] if isinstance(e, CompensationFinished)]
+    ended = [e for e in c.story.acts[call.process].events[: call.events_before] if isinstance(e, CompensationFinished)]
     for event in ended if not c.spec.parallel_undo else ():
         if event.step != call.step and known.undo_of(event.step) is None:
             yield f"undo {call.step} begins, and the store does not know that {event.step} is undone"
@@ -161,7 +161,7 @@ def undo_order(c: Chronicle) -> Iterator[str]:
 
 def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
     """Return the seq of the end of a step, or infinity if the step was in flight at a takeover."""
-    known = run.before(call.stored_before)
+    known = run.before(call.requests_before)
     for grant in run.grants:
         if (
             grant.fence <= call.fence
@@ -191,7 +191,7 @@ def _said(c: Chronicle, step: str, fence: int) -> str | None:
 
 def _parallel_order(c: Chronicle, run: KeptRun, firsts: dict[str, SimulatedCall]) -> Iterator[str]:
     for name, call in firsts.items():
-        known = run.before(call.stored_before)
+        known = run.before(call.requests_before)
         for other in firsts:
             said = {_said(c, other, fence) for fence in run.fences() if fence <= call.fence}
             if name in _ancestors(c, other) and known.undo_of(other) is None and "not landed" not in said:
@@ -217,7 +217,7 @@ def endings(c: Chronicle) -> Iterator[str]:
             "hold" in run.decisions
             or "release" in run.decisions
             or run.withdrawn
-            or not (run.grants[-1].heard or c.story.acts[run.grants[-1].process].ended is None)
+            or not (run.grants[-1].delivered or c.story.acts[run.grants[-1].process].ended is None)
         ):
             continue  # An operator has decided, or the last claim was a late copy whose sender no longer waited for it.
         if run is not c.runs[-1] and end.status not in RELEASED:
@@ -353,10 +353,10 @@ def patience(c: Chronicle) -> Iterator[str]:
         if not isinstance(run.error.__cause__, StoreUnavailable):
             continue
         mine = [call for call in c.story.stored if call.process == number and not call.copy]
-        good = [call.sent for call in mine if call.heard and call.verb in {"claim", "checkpoint", "finish"}]
+        good = [call.sent for call in mine if call.delivered and call.verb in {"claim", "checkpoint", "finish"}]
         good = [sent for sent in good if sent + c.tale.plot.lease < act.ended]
         asked = [call for call in mine if call.verb == "claim"]  # The lease counts from the first one without a reply.
-        good += [call.sent for call in asked if call.heard and len(asked) == 1]
+        good += [call.sent for call in asked if call.delivered and len(asked) == 1]
         if good and act.ended < max(good) + c.tale.plot.lease * 5 / 6 - 1e-6:
             yield f"process {number} parks at {act.ended}, its lease was renewed at {max(good)}"
 
@@ -382,7 +382,7 @@ def _answer(c: Chronicle, who: str, act: Act, got: Run, run: KeptRun) -> Iterato
     lost = sum(isinstance(event, LeaseLost) for event in act.events)
     if lost > 1 or (got.status is Status.LOST and not lost):
         yield f"{who} gets {lost} reports that its lease is lost"
-    mine = {grant.fence: grant for grant in run.grants if grant.heard}
+    mine = {grant.fence: grant for grant in run.grants if grant.delivered}
     started = [event for event in act.events if isinstance(event, RunStarted)]
     grant = mine.get(started[0].fence) if started else None
     if grant is not None and grant.record is not None and grant.record.undoing:
@@ -409,7 +409,7 @@ def takeovers(c: Chronicle) -> Iterator[str]:
     """A new owner decides as promised: by verify=, then by on_crash=. A run being undone never goes forward again."""
     for run in c.runs:
         for grant in run.grants:
-            if grant.record is not None and grant.heard:
+            if grant.record is not None and grant.delivered:
                 yield from _takeover(c, run, grant)
 
 
@@ -492,7 +492,7 @@ def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
     found: dict[str, int] = {}
     for number, grant in enumerate(run.grants):
         told = any(isinstance(event, RunRecovered) for event in c.story.acts[grant.process].events)
-        if grant.record is None or not grant.heard or not told:
+        if grant.record is None or not grant.delivered or not told:
             continue
         for name, report in grant.record.steps.items():
             if _is_open(report):
@@ -526,7 +526,7 @@ def results_and_keys(c: Chronicle) -> Iterator[str]:
         mine = (run.generation, effect.step, effect.what == "undo")
         if seen.setdefault(effect.step_key, mine) != mine:
             yield f"{mine} and {seen[effect.step_key]} have the same step_key"
-        known = run.before(done.call.stored_before)
+        known = run.before(done.call.requests_before)
         if effect.what in {"do", "when"}:
             for name, value in effect.seen.items():
                 record = known.steps.get(name)

@@ -150,7 +150,7 @@ def differs_alone(tale: Tale) -> list[str]:
 
 
 def _everything(tale: Tale) -> Iterator[str]:
-    yield from (repr(replace(call, told_before=0)) for call in tale.story.calls)
+    yield from (repr(replace(call, events_before=0)) for call in tale.story.calls)
     for asked in tale.story.stored:
         yield f"{asked!r} {asked.argument!r}"
 
@@ -175,7 +175,7 @@ def _stored(call: StoreCall) -> str:
     if call.verb == "finish":
         words.append(f"{argument.record.status}{' held' if argument.record.held else ''}")
     answer: Any = call.answer
-    said = "lost" if call.applied is None else f"{answer!r:.110}" + ("" if call.heard else " (unheard)")
+    said = "lost" if call.applied is None else f"{answer!r:.110}" + ("" if call.delivered else " (not delivered)")
     return f"{call.verb} [{'; '.join(filter(None, words))}] -> {said}{' COPY' if call.copy else ''}"
 
 
@@ -206,7 +206,7 @@ def told(tale: Tale) -> Iterator[str]:
         words = f"{call.what} {call.step} {call.attempt} -> {end}{', failed' if call.failed else ''}"
         words += "" if call.performed is None else f", performed {call.performed - story.began:.3f}"
         lines.append(
-            (call.began, call.process, f"    call {words}; fence {call.fence}, after store {call.stored_before}")
+            (call.began, call.process, f"    call {words}; fence {call.fence}, after store {call.requests_before}")
         )
     for at, number, line in sorted(lines, key=lambda line: line[0]):
         yield f"{at - story.began:8.3f} {number} {line}"

@@ -137,7 +137,7 @@ def differs_alone(trial: Trial) -> list[str]:
         broken.append("there are events, though no hook observes")
     pairs = itertools.zip_longest(trial.simulation.calls, alone.simulation.calls)
     for one, other in pairs:
-        if one is None or other is None or replace(one, told_before=0) != replace(other, told_before=0):
+        if one is None or other is None or replace(one, events_before=0) != replace(other, events_before=0):
             return [*broken, f"{other} without observers, else {one}"]
     if _summary(trial) != _summary(alone):
         broken.append(f"{_summary(alone)} without observers, else {_summary(trial)}")
@@ -344,7 +344,7 @@ def well_formed(s: Story) -> Iterator[str]:
 
 def dependencies_first(s: Story) -> Iterator[str]:
     for name, history in s.histories.items():
-        begins = [c.told_before for c in s.calls if c.step == name and c.what in {"do", "when"}]
+        begins = [c.events_before for c in s.calls if c.step == name and c.what in {"do", "when"}]
         if history.done is not None:
             begins.append(history.done.index)
         for dependency in s.steps[name].depends_on:
@@ -385,7 +385,7 @@ def nothing_new_after_a_failure(s: Story) -> Iterator[str]:
         return
     first = min((part.end for _, part in s.failures()), default=len(s.events))
     for call in s.calls:
-        if call.what in {"do", "when"} and (call.began > stopped + EPS or call.told_before > first):
+        if call.what in {"do", "when"} and (call.began > stopped + EPS or call.events_before > first):
             yield f"{call.what} {call.step} (attempt {call.attempt}) begins after the run has failed"
     for event in s.events[first + 1 :]:
         if isinstance(event, StepStarted) or (isinstance(event, AttemptStarted | BackoffStarted) and not event.undo):

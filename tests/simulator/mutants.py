@@ -249,8 +249,8 @@ MUTANTS = (
         "self.allowed = 1 if retry is None else retry.attempts",
         "self.allowed = 1",
     ),
-    m("Fatal is tried again", "retry", "if any(isinstance(one, Fatal) for one in steering):", "if False:"),
-    m("RetryAfter is fatal", "retry", "            steering = _steering(error)\n", "            return None\n"),
+    m("Fatal is tried again", "retry", "if any(isinstance(one, Fatal) for one in errors):", "if False:"),
+    m("RetryAfter is fatal", "retry", "            errors = _flattened(error)\n", "            return None\n"),
     m(
         "RetryAfter is ignored",
         "retry",

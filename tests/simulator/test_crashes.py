@@ -267,7 +267,7 @@ def met(tale: Tale) -> Iterator[str]:
     pivots = {step.name for step in tale.spec.steps if step.pivot}
     if any(event.decision == "forward" and pivots & set(event.skipped) for event in takeovers):
         yield "forward past the pivot"
-    if any(call.applied is not None and not call.heard and not call.copy for call in story.stored):
+    if any(call.applied is not None and not call.delivered and not call.copy for call in story.stored):
         yield "a reply is lost"
     if any(call.copy for call in story.stored):
         yield "a late copy"
@@ -292,7 +292,7 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
 
 def told(tale: Tale) -> list[Any]:
     story = tale.story
-    requests = [(call.process, call.verb, call.sent, call.applied, call.heard, call.copy) for call in story.stored]
+    requests = [(call.process, call.verb, call.sent, call.applied, call.delivered, call.copy) for call in story.stored]
     events = [(type(event).__name__, event.at, event.run_id) for act in story.acts for event in act.events]
     return [requests, events, story.calls, list(story.journal), [effect.step_key for effect in tale.effects]]
 

@@ -149,7 +149,7 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
         seen["crashed"] += any(act.halted is not None for act in story.acts)
         for call in story.stored:
             if call.verb == "find":
-                seen[f"read what was sent{'' if call.heard else ', and the reply was lost'}"] += 1
+                seen[f"read what was sent{'' if call.delivered else ', and the reply was lost'}"] += 1
         for _, outcome in story.sent:
             seen[f"sent: {outcome}" if isinstance(outcome, bool) else f"refused: {type(outcome).__name__}"] += 1
     wanted = (

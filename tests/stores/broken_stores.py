@@ -137,8 +137,8 @@ class TakesOverOtherDefinitions(Broken):
 
     def claim(self, claim: Claim, /) -> ClaimAnswer:
         run = self.run_of(claim.key)
-        to_go_on = run is not None and not run.over
-        return super().claim(replace(claim, graph=run.record.graph) if to_go_on else claim)
+        resumable = run is not None and not run.over
+        return super().claim(replace(claim, graph=run.record.graph) if resumable else claim)
 
 
 class LooksAtTheStateBeforeTheFingerprint(Broken):

@@ -112,21 +112,21 @@ class Histories(RuleBasedStateMachine):
         claim = one_of(self.claims, which)
         if not gives_up:
             self.ask(claim)
-        elif not self.is_too_old(claim):
+        elif not self.is_unspecified(claim):
             self.answers("withdraw", claim)
 
-    def is_too_old(self, claim: Claim) -> bool:
+    def is_unspecified(self, claim: Claim) -> bool:
         """Whether the claim is the first one of a run that had another owner since. No rule covers that."""
         known = self.model.runs.get(claim.key)
         if known is None or known.claim is not claim:
             return False
-        return known.to_go_on if known.owner is not claim else known.before is not None
+        return known.resumable if known.owner is not claim else known.before is not None
 
     def ask(self, claim: Claim) -> None:
         """Send a claim, and check that the reply is the one of the model."""
         known = self.model.runs.get(claim.key)
         again = known is not None and known.owner is claim
-        if self.is_too_old(claim):
+        if self.is_unspecified(claim):
             return
         last = 0 if known is None else known.fence
         before = None if known is None else known.record()
@@ -161,7 +161,7 @@ class Histories(RuleBasedStateMachine):
     ) -> tuple[dict[str, StepRecord], dict[str, Write]]:
         """Return the steps and writes with the next numbers of the run or, if they are `behind`, with earlier ones, as
         in a delayed message. No number is used twice. Only successful steps have a result."""
-        seq = max(20, (known.pieces.seq // 20 + 1 - behind) * 20)
+        seq = max(20, (known.checkpoints.seq // 20 + 1 - behind) * 20)
         numbers: dict[str, int] = {}
         for name in (*steps, *writes):
             while seq in self.numbers:
@@ -259,7 +259,7 @@ class Histories(RuleBasedStateMachine):
         expected, seen = getattr(self.model, verb)(argument), getattr(self.store, verb)(argument)
         assert seen == expected, differs(f"{verb} returned {seen}, not {expected}, for {argument}")
         if verb == "withdraw":
-            self.learn(argument.key)
+            self.copy_fence(argument.key)
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
@@ -292,9 +292,9 @@ class Histories(RuleBasedStateMachine):
             assert isinstance(error, RunNotFound) == (expected is RunNotFound), differs(f"{what} raised {error!r}")
         else:
             assert expected is None, differs(f"{what} was done, and should raise {expected}")
-        self.learn(key)
+        self.copy_fence(key)
 
-    def learn(self, key: str) -> None:
+    def copy_fence(self, key: str) -> None:
         """Copy the store's fence into the model, because no rule says by how much a verb raises it."""
         known, record = self.model.runs.get(key), self.store.find(key)
         if known is not None and record is not None:

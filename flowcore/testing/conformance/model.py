@@ -31,13 +31,13 @@ from ...stores.base import (
 )
 from ...stores.decide import makes_progress
 
-__all__ = ["Known", "Model", "Pieces", "snapshot"]
+__all__ = ["Checkpoints", "Known", "Model", "snapshot"]
 
 FREE: Final = (Status.FAILURE, Status.COMPENSATED)
 UNDONE_YET: Final = (Status.INCOMPLETE, Status.PARKED)
 
 
-class Pieces:
+class Checkpoints:
     """The contents of a run's checkpoints: each step and each key of the context as it was with the highest seq."""
 
     def __init__(self, values: Mapping[str, Any] = {}) -> None:
@@ -46,17 +46,17 @@ class Pieces:
         self.writes: dict[str, Write] = {}
 
     @classmethod
-    def of(cls, record: RunRecord) -> Pieces:
-        """Return pieces that lead to this record."""
-        pieces = cls(record.values)
+    def of(cls, record: RunRecord) -> Checkpoints:
+        """Return checkpoints that lead to this record."""
+        checkpoints = cls(record.values)
         names = sorted(record.steps, key=[*record.results, *record.effects, *record.steps].index)
         for seq, name in enumerate(names):
             known = name in record.results
             carrier = record.carriers.get(name, {})
             effect = name in record.effects
             step = StepRecord(seq, record.steps[name], known, record.results.get(name), effect, carrier)
-            pieces.steps[name] = step
-        return pieces
+            checkpoints.steps[name] = step
+        return checkpoints
 
     def take(self, steps: Mapping[str, StepRecord], writes: Mapping[str, Write]) -> None:
         """Add the steps and writes that have a higher seq than the known ones."""
@@ -142,7 +142,7 @@ class Known:
     claim: Claim
     """the claim that began the run"""
     generation: int
-    pieces: Pieces
+    checkpoints: Checkpoints
     owner: Claim
     fence: int = 0
     live: bool = True
@@ -170,16 +170,16 @@ class Known:
         return self.status == Status.RUNNING
 
     @property
-    def to_go_on(self) -> bool:
+    def resumable(self) -> bool:
         return self.status in UNDONE_YET or (self.running and not self.live)
 
     @property
     def is_due(self) -> bool:
-        return self.to_go_on and not self.held and not (self.running and self.delayed)
+        return self.resumable and not self.held and not (self.running and self.delayed)
 
     def record(self) -> RunRecord:
         """Return the record that a store must have, except for its times."""
-        claim, pieces = self.claim, self.pieces
+        claim, checkpoints = self.claim, self.checkpoints
         return RunRecord(
             claim.key,
             claim.run_id,
@@ -193,12 +193,12 @@ class Known:
             decision=self.decision,
             generation=self.generation,
             fence=self.fence,
-            seq=pieces.seq,
-            results=pieces.results,
-            values=pieces.values,
-            steps=pieces.reports,
-            effects=pieces.effects,
-            carriers=pieces.carriers,
+            seq=checkpoints.seq,
+            results=checkpoints.results,
+            values=checkpoints.values,
+            steps=checkpoints.reports,
+            effects=checkpoints.effects,
+            carriers=checkpoints.carriers,
             undone=self.undone,
             failed_step=self.failed_step,
             error=self.error,
@@ -232,7 +232,7 @@ class Model:
             return Held
         if known.status == Status.SUCCESS:
             return Finished
-        if not known.to_go_on:
+        if not known.resumable:
             return Busy
         if claim.graph != known.claim.graph:
             return OtherGraph
@@ -243,9 +243,9 @@ class Model:
         return Claimed
 
     def _begin(self, claim: Claim, generation: int) -> type[Claimed]:
-        known = self.runs[claim.key] = Known(claim, generation, Pieces(claim.values), claim)
+        known = self.runs[claim.key] = Known(claim, generation, Checkpoints(claim.values), claim)
         begun = enumerate(claim.begins, 1)
-        known.pieces.take({name: StepRecord(seq, StepReport(Status.RUNNING, 1)) for seq, name in begun}, {})
+        known.checkpoints.take({name: StepRecord(seq, StepReport(Status.RUNNING, 1)) for seq, name in begun}, {})
         return Claimed
 
     def _refused(self, key: str, run_id: str, fence: int) -> Lost | None:
@@ -268,7 +268,7 @@ class Model:
     def _take(self, known: Known, sent: Checkpoint) -> None:
         if makes_progress(sent):
             known.takeovers, known.delayed = 0, False
-        known.pieces.take(sent.steps, sent.writes)
+        known.checkpoints.take(sent.steps, sent.writes)
         known.undoing = known.undoing or sent.undoing
         known.failed_step = sent.failed_step if sent.failed_step is not None else known.failed_step
         known.error = sent.error if sent.error is not None else known.error
@@ -325,7 +325,7 @@ class Model:
         if refusal is not None:
             return refusal
         known = self.runs[key]
-        if not (known.held or known.to_go_on):
+        if not (known.held or known.resumable):
             return StoreError
         self._stop(known)
         known.held, known.decision = False, decision

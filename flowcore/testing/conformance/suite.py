@@ -30,7 +30,7 @@ from ...stores.base import (
     Store,
     Write,
 )
-from .model import Pieces, snapshot
+from .model import Checkpoints, snapshot
 from .rules import broken
 
 __all__ = ["LONG", "SHORT", "Owner", "Suite", "done", "gone", "in_flight", "new_id", "wrote"]
@@ -127,17 +127,19 @@ class Owner:
     suite: Suite
     claim: Claim
     answer: Claimed
-    pieces: Pieces = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
     seq: int = field(init=False)
 
     def __post_init__(self) -> None:
         record = self.answer.record
         if record is None:
-            self.pieces = Pieces(self.claim.values)
-            self.pieces.take({name: replace(in_flight(), seq=seq) for seq, name in enumerate(self.claim.begins, 1)}, {})
+            self.checkpoints = Checkpoints(self.claim.values)
+            self.checkpoints.take(
+                {name: replace(in_flight(), seq=seq) for seq, name in enumerate(self.claim.begins, 1)}, {}
+            )
         else:
-            self.pieces = Pieces.of(record)
-        self.seq = self.pieces.seq if record is None else max(record.seq, self.pieces.seq)
+            self.checkpoints = Checkpoints.of(record)
+        self.seq = self.checkpoints.seq if record is None else max(record.seq, self.checkpoints.seq)
 
     @property
     def key(self) -> str:
@@ -173,7 +175,7 @@ class Owner:
         """Return the next checkpoint, its changes numbered in the order given, without sending it."""
         numbered = {name: replace(step, seq=self._next()) for name, step in (steps or {}).items()}
         written = {key: replace(write, seq=self._next()) for key, write in (writes or {}).items()}
-        self.pieces.take(numbered, written)
+        self.checkpoints.take(numbered, written)
         return Checkpoint(
             self.key, self.run_id, self.fence, lease, numbered, written, undoing, failed_step=failed_step, error=error
         )
@@ -199,7 +201,7 @@ class Owner:
     ) -> Ending:
         """Return the end of the run as an engine records it: the whole record, and the changes of no checkpoint yet."""
         changes = self.says(steps, writes) if steps or writes else None
-        claim, pieces, found = self.claim, self.pieces, self.answer.record
+        claim, checkpoints, found = self.claim, self.checkpoints, self.answer.record
         record = RunRecord(
             self.key,
             self.run_id,
@@ -212,11 +214,11 @@ class Owner:
             generation=self.answer.generation,
             fence=self.fence,
             seq=self.seq,
-            results=pieces.results,
-            values=pieces.values,
-            steps=pieces.reports,
-            effects=pieces.effects,
-            carriers=pieces.carriers,
+            results=checkpoints.results,
+            values=checkpoints.values,
+            steps=checkpoints.reports,
+            effects=checkpoints.effects,
+            carriers=checkpoints.carriers,
             undone=undone,
             failed_step=failed_step,
             error=error,
