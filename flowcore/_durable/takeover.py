@@ -300,8 +300,8 @@ def _mark_done(run: RunState, node: Node, result: object, before: StepReport) ->
 
 def _undo(run: RunState, record: RunRecord, unknown: list[Node], not_landed: list[Node], crashed: list[Node]) -> None:
     """Begin or resume the undoing of the run, because of the error that failed it, an operator's decision, or a crash
-    in the steps `crashed`. `unknown`: steps that may have had their effect. `not_landed`: steps that had none, according
-    to `verify=`."""
+    in the steps `crashed`. `unknown`: steps that may have had their effect. `not_landed`: steps that had none,
+    according to `verify=`."""
     again, ledger = record.decision is not None, ledger_of(run)
     known = run.plan.by_name
     undone = [name for name in record.undone if name in known]

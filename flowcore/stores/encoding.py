@@ -316,8 +316,8 @@ class Encoding:
         if len(text) > self._max_value_bytes * _INITIAL_VALUES_FACTOR:
             raise NotSerializable(
                 f"the initial values of run {run_id} take {len(text):,} bytes together, and this store keeps at most "
-                f"{self._max_value_bytes * _INITIAL_VALUES_FACTOR:,}: store them elsewhere and pass a reference, or make the store with a "
-                "larger max_value_bytes=."
+                f"{self._max_value_bytes * _INITIAL_VALUES_FACTOR:,}: store them elsewhere and pass a reference, or make "
+                "the store with a larger max_value_bytes=."
             )
         return text
 
