@@ -133,7 +133,7 @@ def test_a_pivot_that_ends_while_its_run_is_undone_by_an_operator_does_not_keep_
             time.sleep(0.01)
 
     wf.add_step("pay", pay, depends_on="a", pivot=True)
-    future = town.start(town.engine(grace=PATIENCE), wf, idempotency_key="k")
+    future = town.start(town.engine(grace=PATIENCE, lease=2), wf, idempotency_key="k")
     until(lambda: "pay" in effects, "the pivot to start")
     town.store.undo("k")
     with pytest.raises(StepCancelled):
@@ -153,7 +153,7 @@ def test_the_same_goes_for_a_run_past_its_pivot_that_is_running(town: Town, verb
             pass
 
     wf.add_step("ship", ship, depends_on="pay", compensate=lambda ctx: effects.append("-ship"))
-    future = town.start(town.engine(grace=PATIENCE), wf, idempotency_key="k")
+    future = town.start(town.engine(grace=PATIENCE, lease=2), wf, idempotency_key="k")
     until(lambda: "ship" in effects, "the last step to start")
     try:
         getattr(town.store, verb)("k")
