@@ -93,7 +93,7 @@ class Process(SimulatedCode):
         self._inline = False  # whether the inline path is running
         self._begun = False  # whether the main program exists
         self._due = 0  # scheduled actions and awaited replies, without those of its heartbeat
-        self._stopped_until = 0.0  # the process is stopped until this moment
+        self._stopped_until = 0.0
         self._settings = Settings(
             store=network.store,
             claims=StoreClaims(),
