@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -195,3 +196,23 @@ def test_a_connection_that_the_client_closed_under_a_call_is_an_unreachable_serv
             refuse(raised.value)
 
     asyncio.run(main())
+
+
+def test_a_connection_that_the_server_closed_under_a_write_is_an_unreachable_server() -> None:
+    """The writelines of asyncio's transports after the connection was lost, as CPython 3.13.0 has it."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+            transport.abort()
+            await asyncio.sleep(0)
+            try:
+                transport.writelines([b"PING"])
+            except (AttributeError, TypeError) as error:
+                with pytest.raises(StoreUnavailable, match="Redis is unreachable"):
+                    refuse(error)
+
+    asyncio.run(main())
+    with pytest.raises(StoreUnavailable, match="Redis is unreachable"):
+        refuse(TypeError("'NoneType' object is not callable"))

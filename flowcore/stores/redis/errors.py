@@ -109,8 +109,10 @@ def _code(error: Exception) -> str | None:
     """Return Redis's code for an error, or None if the error is not of Redis."""
     if isinstance(error, OSError):  # of asyncio or the socket, where redis-py does not wrap it
         return "UNREACHABLE"
-    if isinstance(error, AttributeError) and "NoneType" in safe_str(error):
-        return "UNREACHABLE"  # redis.asyncio's cluster closes connections that another task is about to use
+    if isinstance(error, AttributeError | TypeError) and "NoneType" in safe_str(error):
+        # redis.asyncio's cluster closes connections that another task is about to use. Where the server closed one, the
+        # writelines of asyncio's transports raises a TypeError in CPython 3.13.0.
+        return "UNREACHABLE"
     names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] == "redis"}
     if not names:
         return None
