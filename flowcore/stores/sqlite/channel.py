@@ -11,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -34,6 +35,7 @@ class Channel:
         self._opens = opens
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
+        self._letting_go: weakref.finalize[[sqlite3.Connection, int], Channel] | None = None
         self._process = os.getpid()
         self._closed = False
         self._forking = False
@@ -109,6 +111,9 @@ class Channel:
             self._connection = self._opens()
             self._cursor = self._connection.cursor()
             self._process = os.getpid()
+            # Not __del__: the garbage collector may finalize the connection first, which warns that it was not closed.
+            self._letting_go = weakref.finalize(self, _let_go, self._connection, self._process)
+            self._letting_go.atexit = False
         if self._connection.in_transaction:  # an interrupt came in the middle of a rollback
             with contextlib.suppress(sqlite3.Error):
                 self._connection.rollback()
@@ -131,16 +136,18 @@ class Channel:
             self.lock.release()
 
     def _disconnect(self) -> None:
-        connection, self._connection, self._cursor = self._connection, None, None
-        if connection is not None and self._process == os.getpid():
-            connection.close()
-        elif connection is not None:
-            _inherited.append(connection)
-
-    def __del__(self) -> None:
-        if getattr(self, "_connection", None) is not None:  # __init__ may have failed before it set this
-            self._disconnect()
+        self._connection = self._cursor = None
+        if self._letting_go is not None:
+            self._letting_go()  # only its first call has an effect
 
 
 _inherited: Final[list[sqlite3.Connection]] = []
 """connections that an unnoticed fork has inherited; closing them could break the parent's use of the file"""
+
+
+def _let_go(connection: sqlite3.Connection, process: int) -> None:
+    """Close a connection that this process opened, and keep one of its parent's."""
+    if process == os.getpid():
+        connection.close()
+    else:
+        _inherited.append(connection)
