@@ -372,11 +372,8 @@ def test_a_skip_is_reported_by_the_engine_that_ends_the_record_of_a_dead_one(wor
     assert world.store.find(key).status is Status.FAILURE
 
 
-def test_a_skip_is_reported_once_though_the_store_goes_away_while_it_is_recorded(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engines = [Clockwork(world, name, values=never) for name in "ab"]
-    world.run(19 * MINUTE)
+def refusing_once(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Ending]:
+    """Have the store refuse the next ending. Returns a list that then has it."""
     finish, refused = world.store.finish, list[Ending]()
 
     def refuses_once(ending: Ending) -> Any:
@@ -386,6 +383,15 @@ def test_a_skip_is_reported_once_though_the_store_goes_away_while_it_is_recorded
         return finish(ending)
 
     monkeypatch.setattr(world.store, "finish", refuses_once)
+    return refused
+
+
+def test_a_skip_is_reported_once_though_the_store_goes_away_while_it_is_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = [Clockwork(world, name, values=never) for name in "ab"]
+    world.run(19 * MINUTE)
+    refused = refusing_once(world, monkeypatch)
     world.run(2 * MINUTE)
     assert refused
     assert sorted(engine.missed for engine in engines) == [[], [(1, "error")]]
@@ -417,15 +423,7 @@ def test_an_overlap_is_reported_though_the_store_goes_away_while_it_is_recorded(
     world.lasts = 25 * MINUTE
     engine = Clockwork(world, overlap="skip")
     world.run(15 * MINUTE)
-    finish, refused = world.store.finish, list[Ending]()
-
-    def refuses_once(ending: Ending) -> Any:
-        if not refused:
-            refused.append(ending)
-            raise StoreUnavailable("the store is away")
-        return finish(ending)
-
-    monkeypatch.setattr(world.store, "finish", refuses_once)
+    refused = refusing_once(world, monkeypatch)
     world.run(8 * MINUTE)
     assert refused
     assert engine.missed == [(1, "overlap")]
