@@ -3,6 +3,7 @@
 import math
 import pickle
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -424,3 +425,22 @@ def test_a_backoff_holds_no_thread(live: MakeLive, ledger: Ledger) -> None:
     assert one.engine.cancel(waiting[0].run_id)
     with pytest.raises(StepCancelled):
         patient.result(PATIENCE)
+
+
+def test_a_backoff_that_raises_after_a_timeout_leaves_the_step_to_be_undone(live: MakeLive, ledger: Ledger) -> None:
+    """What the attempt did before its time was over is in doubt, whatever keeps the next one from being made."""
+
+    class Broken(Backoff):
+        def delay(self, n: int, random: Callable[[], float] | None = None) -> float:
+            raise LookupError("no table of delays")
+
+    def slow(ctx: Context) -> None:
+        while not ctx.cancelled:
+            time.sleep(0.01)
+
+    wf = Workflow("slow")
+    ledger.add(wf, "a", first=slow, timeout=0.1, retry=Retry(3, Broken(1.0, 1.0, 1.0, jitter=False)))
+    run = live().run(wf, check=False)
+    assert isinstance(run.error, LookupError)
+    assert (run.status, run.steps["a"].status, run.steps["a"].attempts) == (Status.COMPENSATED, Status.TIMEOUT, 1)
+    assert "-a" in ledger
