@@ -770,3 +770,10 @@ def test_a_forgotten_store_in_a_cycle_closes_its_connections_whatever_is_collect
         gc.enable()
     assert closed() is None
     assert problems == []
+
+
+def test_a_store_that_is_open_when_the_interpreter_exits_is_closed(path: Path) -> None:
+    script = "import sys; from flowcore.stores import SQLiteStore; store = SQLiteStore(sys.argv[1]); store.find('k')"
+    command = [sys.executable, "-W", "always", "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""

@@ -111,7 +111,8 @@ class Channel:
             self._connection = self._opens()
             self._cursor = self._connection.cursor()
             self._process = os.getpid()
-            # Not __del__: the garbage collector may finalize the connection first, which warns that it was not closed.
+            # Of a cycle, the garbage collector may finalize the connection before __del__ is called here, and then
+            # CPython 3.13 warns that it was not closed.
             self._letting_go = weakref.finalize(self, _let_go, self._connection, self._process)
             self._letting_go.atexit = False
         if self._connection.in_transaction:  # an interrupt came in the middle of a rollback
@@ -136,9 +137,15 @@ class Channel:
             self.lock.release()
 
     def _disconnect(self) -> None:
-        self._connection = self._cursor = None
+        connection, self._connection, self._cursor = self._connection, None, None
         if self._letting_go is not None:
-            self._letting_go()  # only its first call has an effect
+            self._letting_go.detach()
+        if connection is not None:
+            _let_go(connection, self._process)
+
+    def __del__(self) -> None:
+        if getattr(self, "_connection", None) is not None:  # the interpreter exits: finalizers are not called any more
+            self._disconnect()
 
 
 _inherited: Final[list[sqlite3.Connection]] = []
