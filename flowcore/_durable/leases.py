@@ -73,7 +73,7 @@ class Leases:
         """Renew the lease of `run`, which has just been claimed, from now on."""
         with self._lock:
             self._runs[run] = Lease(run.stored_key, run.run_id, run.fence)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # an error may have ended it
                 self._start()
 
     def _start(self) -> None:

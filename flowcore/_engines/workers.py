@@ -78,13 +78,7 @@ class Workers:
             self._abandoned[name] += 1
             total = self._abandoned.total()
             self._capacity = self.limit + min(total, self.limit)
-            if self._backlog and len(self._threads) < self._capacity:
-                try:
-                    self._start(self._backlog[0])
-                except NoThread as error:
-                    self._warn_of_failed_start(error)
-                else:
-                    self._backlog.popleft()
+            self._start_for_backlog()
             names = dict(self._abandoned)
             warns = total > self.limit and not self._warned
             self._warned = self._warned or warns
@@ -161,6 +155,22 @@ class Workers:
             raise
         self._short_of_threads = False
 
+    def _start_for_backlog(self) -> None:
+        """(lock) Start a thread for the first job that waits, if there may be one more."""
+        if self._backlog and len(self._threads) < self._capacity:
+            try:
+                self._start(self._backlog[0])
+            except NoThread as error:
+                self._warn_of_failed_start(error)
+            else:
+                self._backlog.popleft()
+
+    def replace_lost(self, worker: _Worker) -> None:
+        """Give the place of a thread that an error of its job has ended to another one."""
+        with self._lock:
+            self._threads.discard(worker)
+            self._start_for_backlog()
+
     def _warn_of_failed_start(self, error: NoThread) -> None:
         """(lock) Log that jobs wait for fewer threads than the limit, once until a thread can be started again."""
         if not self._short_of_threads:
@@ -205,7 +215,11 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         job, self._job = self._job, None
         while job is not None:
-            job()
+            try:
+                job()
+            except BaseException:
+                self._pool.replace_lost(self)
+                raise
             del job  # do not keep a run alive while waiting for the next
             job = self._pool.next_job(self)
 
@@ -235,7 +249,7 @@ class Timers:
         timer = Timer(callback)
         moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
         with self._changed:
-            if self._thread is None and not self._closed:
+            if (self._thread is None or not self._thread.is_alive()) and not self._closed:  # an error may have ended it
                 thread = threading.Thread(target=self._watch, name=self._name, daemon=True)
                 start_thread(thread)
                 self._thread = thread

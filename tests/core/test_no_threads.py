@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowcore import Backoff, Context, Engine, MemoryStore, NoThread, Retry, Status, Workflow
+from flowcore._engines.workers import Timers, Workers
 from flowcore.stores import SQLiteStore, Store
 
 from .conftest import PATIENCE, Gate, Ledger, Live, notes, until
@@ -149,3 +150,32 @@ def test_recovery_resumes_runs_once_threads_can_be_started(tmp_path: Path, limit
         assert {run.status for run in second.recover()} == {Status.SUCCESS}
         until(lambda: not store.counts())
     assert len(ends) == len(futures)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_pool_replaces_a_thread_that_an_error_has_ended() -> None:
+    pool, done = Workers(1, "flowcore-lost"), Gate()
+
+    def dies() -> None:
+        raise SystemError("out of luck")
+
+    pool.put(dies)
+    pool.put(done.set)  # it may wait for the thread that dies
+    done.wait()
+    pool.close(PATIENCE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_timers_go_off_after_an_error_in_one_of_them() -> None:
+    timers, done = Timers("flowcore-lost"), Gate()
+
+    def dies() -> None:
+        raise SystemError("out of luck")
+
+    timers.after(0, dies)
+    thread = timers._thread
+    assert thread is not None
+    until(lambda: not thread.is_alive())
+    timers.after(0, done.set)
+    done.wait()
+    timers.close()

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from flowcore import Engine
 from flowcore.events import LeaseLost, MaintenanceFinished, MaintenanceStarted
 from flowcore.stores.base import Renewal, RunRecord
@@ -82,3 +84,23 @@ def test_every_lease_is_extended_before_the_values_that_were_sent_are_read() -> 
         runs = [engine.submit(wf, idempotency_key=str(number)) for number in range(3)]
         assert [run.result(20)["a"] for run in runs] == [True] * 3
     assert extended == [True]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lease_thread_that_an_error_has_ended_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, renewed = Moody(), threading.Event()
+    wf = one_step(lambda ctx: renewed.wait(20))
+
+    def dies(*_: object) -> bool:
+        raise SystemError("out of luck")
+
+    with Engine(store=store, lease=0.3) as engine:
+        leases = engine._runs.leases
+        assert leases is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(leases, "_renew", dies)
+            ending = engine.submit(wf, idempotency_key="first")
+            until(lambda: leases._thread is not None and not leases._thread.is_alive())
+        store.moods = lambda verb, argument: renewed.set() if verb == "renew" else None
+        assert engine.run(wf, idempotency_key="second")["a"] is True
+        assert ending.result(20)["a"] is True
