@@ -115,9 +115,8 @@ class Log:
             run_id = claim.run_id if found is None else found.run_id
             record = RunRecord(key, run_id, LOG, "", LOG, status, generation=answer.generation, fence=answer.fence)
             record.reason = reason
-            record.error = (
-                None if reason is None else FlowcoreError(reason)
-            )  # other claims with once= then find an outcome
+            # Other claims with once= then find an outcome.
+            record.error = None if reason is None else FlowcoreError(reason)
             refused = yield partial(self._store.finish, Ending(record))
         except (FlowcoreError, OSError):
             yield partial(self._store.withdraw, claim)  # the next try must not find a record that this one has begun

@@ -165,9 +165,8 @@ def decide_order(record: RunRecord, live: bool, verb: str) -> Order:
             "not continue without the data that would be erased: end it first, or erase it with force=True.",
             key=record.key,
         )
-    again = (
-        verb == "resume" and record.status == Status.FAILURE
-    )  # nothing was undone, so all completed steps still count
+    # Nothing was undone, so all completed steps still count.
+    again = verb == "resume" and record.status == Status.FAILURE
     if verb in {"resume", "undo", "cancel"} and is_over(record.status) and not record.held and not again:
         raise StoreError(
             f"key {key} belongs to run {record.run_id}, which has ended with {record.status}: there is nothing left to "

@@ -208,9 +208,8 @@ class Encoding:
             fields["failed_step"] = _json_text(checkpoint.failed_step)
         if checkpoint.error is not None:
             fields["error"] = self._own(_json_text(texts_of(checkpoint.error, brief=self._brief)), run_id, "error")
-        return (
-            fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)
-        )  # the texts are JSON, so in ASCII
+        # The texts are JSON, so in ASCII.
+        return fields if all(map(str.isascii, fields)) else _of_unicode(fields, run_id)
 
     def encode_ending(self, ending: Ending) -> dict[str, str]:
         """The fields that the end of a run changes: those of its last checkpoint, and status, held, retries, reason,

@@ -203,9 +203,8 @@ class LiveRun:
         steps = {**record.steps, **{name: step.report for name, step in saved}}
         effects = [name for name in record.effects if name not in names]
         effects += [name for name, step in saved if step.effect or step.report.status == Status.RUNNING]
-        effects.sort(
-            key=lambda name: name in steps and steps[name].status == Status.RUNNING
-        )  # steps in flight come last
+        # Steps in flight come last.
+        effects.sort(key=lambda name: name in steps and steps[name].status == Status.RUNNING)
         writes = self._writes or {}
         return replace(
             record,

@@ -253,9 +253,8 @@ class WorkflowDriver:
                 self._spawn(self._later(work_beside_main(self.run, effect.node)))
             elif type(effect) is Stop:
                 self._stop(effect)
-            elif (
-                effect is not SHIELD and type(effect) is not AwaitAbandoned
-            ):  # cancellations and late calls are handled elsewhere
+            # Cancellations and late calls are handled elsewhere.
+            elif effect is not SHIELD and type(effect) is not AwaitAbandoned:
                 raise FlowcoreError(f"a run on Temporal cannot do {effect!r}.")
 
     def _resume_main(self) -> None:

@@ -36,13 +36,14 @@ from .operating import OperatorVerbs
 __all__ = ["Verbs"]
 
 _FOREVER: Final = 50 * 365 * 24 * 3600.0  # seconds; a lease that ends later than this has no limit
+# Indexed by the number that the script returns.
 _RENEWALS: Final = (
     Renewal.LOST,
     Renewal.OURS,
     Renewal.CANCEL,
     Renewal.SENT,
     Renewal.UNDO,
-)  # indexed by the number that the script returns
+)
 _BEFORE: Final = {"before_status": "status", "before_expires": "expires", "before_by": "by", "before_since": "since"}
 
 
