@@ -113,7 +113,8 @@ def test_draining_lets_the_old_definition_finish_and_the_new_one_begin(store: SQ
         replayed = new.run(trip(insured=True, log=log), idempotency_key="k")
         run = new.run(trip(insured=True, log=log), idempotency_key="another")
 
-    assert log == ["pay", "book", "insure", "pay"]
+    # The new definition runs "insure" and "pay" beside each other.
+    assert (log[:2], sorted(log[2:])) == (["pay", "book"], ["insure", "pay"])
     assert (replayed.status, replayed.replayed) == ("success", True)
     assert (run.status, run.replayed) == ("success", False)
 
@@ -129,7 +130,7 @@ def test_draining_may_undo_what_should_not_go_forward(store: SQLiteStore) -> Non
         run = new.run(trip(insured=True, log=log), idempotency_key="k")
 
     assert (undone.status, log[:2]) == ("compensated", ["refund", "cancel"])
-    assert (run.status, log[2:]) == ("success", ["book", "insure", "pay"])
+    assert (run.status, log[2], sorted(log[3:])) == ("success", "book", ["insure", "pay"])
 
 
 def test_renaming_lets_both_definitions_go_on_with_keys_of_their_own(store: SQLiteStore) -> None:
