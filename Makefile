@@ -14,8 +14,9 @@ PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-
 # Where Prometheus and Alertmanager are unpacked, if they are not on PATH.
 SERVERS := $(CURDIR)/.venv/servers/usr/bin
 
-# The environments are complete; a caller's own paths would only slip other code into them.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# The environments are complete; a caller's own paths would only slip other code into them. Without bytecode on disk, each
+# of the hundreds of processes that the tests start would compile flowcore again.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all proof lint types format bench storm fleet dashboards dist docs clean venv venv-demo servers lock

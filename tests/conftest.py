@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import hypothesis
 import pytest
 
+from .collecting import Coverage, FirstAlone
 from .limits import SilenceLimit, TestLimit, own_group
 
 # There are no deadlines, because they measure the machine, not the code. In CI a failing example is printed, so that it
@@ -78,8 +79,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(TestLimit(stderr))
     if hasattr(config, "workerinput"):
         own_group()
+        config.pluginmanager.register(FirstAlone())
     elif config.getoption("numprocesses", None):
         config.pluginmanager.register(SilenceLimit(stderr))
+        return
+    if config.pluginmanager.hasplugin("_cov"):
+        config.pluginmanager.register(Coverage(config.pluginmanager.getplugin("_cov"), _measures))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -117,11 +122,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.get_closest_marker("full") is None]
     places = _places(dict.fromkeys(item.path for item in items))
     items.sort(key=lambda item: places[item.path])
-    if config.pluginmanager.hasplugin("_cov"):
-        for item in items:
-            further = item.get_closest_marker("proof") is not None and "[0-" not in item.name
-            if further or not any(item.path.is_relative_to(folder) for folder in MEASURED):
-                item.add_marker("no_cover")
+
+
+def _measures(item: pytest.Item) -> bool:
+    """Whether coverage is measured in a test. Of a proof's seeds, the first ones are enough."""
+    further = item.get_closest_marker("proof") is not None and "[0-" not in item.name
+    return not further and any(item.path.is_relative_to(folder) for folder in MEASURED)
 
 
 @pytest.fixture
