@@ -115,7 +115,7 @@ def claim(
         attached=request.recovering,
         waits=request.wait is not None,
     )
-    wanted.once, wanted.deadline = request.once, request.deadline
+    wanted.once, wanted.deadline, wanted.own_deadline = request.once, request.deadline, request.own_deadline
     if run.ledger is not None:
         wanted.owner = None if owner is None else owner()
         wanted.values, wanted.lease, wanted.types = run.values, run.settings.lease, run.plan.types

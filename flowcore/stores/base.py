@@ -78,9 +78,11 @@ class Claim:
     the engine has checked that its own graph contains it; a run is resumed only if its record has `graph` or `resumes`,
     and its record then has `graph`. `queued`: record the run as QUEUED; the same claim without it, with the same run
     id, begins the run. `once`: return the outcome of an earlier run even if that run failed; its key does not become
-    free while its record is kept. `deadline`: seconds that the run may take, counted from its first claim. `attached`:
-    the run id of a run for which this caller waits; if that run has ended in the meantime, the claim returns its
-    outcome, whatever it is. `waits`: whether the caller will send the claim again with `attached`.
+    free while its record is kept. `deadline`: seconds that the run may take, counted from its first claim.
+    `own_deadline`: the caller gave the deadline, so that it holds for a run that is resumed too. A store whose runs are
+    driven by their engines has no use for this. `attached`: the run id of a run for which this caller waits; if that
+    run has ended in the meantime, the claim returns its outcome, whatever it is. `waits`: whether the caller will send
+    the claim again with `attached`.
     """
 
     key: str
@@ -99,6 +101,7 @@ class Claim:
     queued: bool = False
     once: bool = False
     deadline: float | None = None
+    own_deadline: bool = False
     types: Mapping[str, Any] = field(default_factory=empty)
     """annotations for the codec: "s:a" has that of the result of step `a`, "w:b" that of the context's key `b`"""
 

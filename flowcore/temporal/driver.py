@@ -79,12 +79,16 @@ def generation_of(first_run_id: str) -> int:
 
 class WorkflowDriver:
     """Drives the programs of one run. `record`: the record with which the execution began and, once the run has ended,
-    the record of its end."""
+    the record of its end. `deadline`: the own deadline of the call that resumes the run, in seconds from its first
+    claim. The recorded one holds again after this execution."""
 
-    def __init__(self, definition: Definition, request: Request, record: RunRecord) -> None:
+    def __init__(
+        self, definition: Definition, request: Request, record: RunRecord, deadline: float | None = None
+    ) -> None:
         self._request = request
         self._earlier = record if request["resumed"] else None
         self.record = record
+        self._deadline = record.deadline
         self.reason = record.reason
         """the reason that an operator gave for the latest decision"""
         self.retry_in: float | None = None
@@ -109,7 +113,7 @@ class WorkflowDriver:
         requested = RunRequest(
             *(definition.workflow, definition.plan_for(record.run_id), dict(record.values)),
             *(contextvars.copy_context(), record.key),
-            deadline=record.deadline,
+            deadline=record.deadline if deadline is None else deadline,
         )
         run = self.run = RunState(settings, requested)
         run.run_id, run.fence = record.run_id, request["fence"]
@@ -174,7 +178,7 @@ class WorkflowDriver:
         """Keep the record of how the run ended, and decide when a parked or incomplete run is resumed."""
         run = self.run
         record = record_of(run, finished)
-        record.carriers, record.deadline = self._carriers, run.request.deadline
+        record.carriers, record.deadline = self._carriers, self._deadline
         record.started, record.finished, record.fence = self._request["wall"], workflow.time(), run.fence
         ended = ending(run, record, None)
         if not record.held and record.status in {Status.PARKED, Status.INCOMPLETE} and ended.retry_in < float("inf"):
@@ -192,7 +196,7 @@ class WorkflowDriver:
         for node in self._steps.values():
             record.steps = {**record.steps, node.name: StepReport(Status.RUNNING, 1)}
         record.undoing, record.failed_step, record.error = run.failing, run.failed_step, run.error
-        record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, run.request.deadline
+        record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, self._deadline
         record.started, record.fence, record.reason = self._request["wall"], run.fence, self.reason
         if self.waiting_for:
             record.status, record.waiting_for = Status.WAITING, self.waiting_for

@@ -209,6 +209,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
                     with suppress(StoreError):
                         await self.store.cancel(run.stored_key)
                 cancelled = error
+        self.store.forget(run.run_id)
         if cancelled is not None:
             raise cancelled
         finished = task.result()
@@ -245,7 +246,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         until_waiting, patience = run.request.until_waiting, run.settings.store_patience
         until = Status.WAITING if run.waits is not None and (until_waiting or future is not None) else None
         while True:
-            answer, failure = yield Ask("outcome", Awaited(run.stored_key, run.plan.types, patience, until))
+            answer, failure = yield Ask("outcome", Awaited(run.stored_key, run.run_id, run.plan.types, patience, until))
             if failure is not None:
                 failed = Run(run, run.workflow.name, Status.LOST, {}, {}, run.plan)
                 failed.error = failure

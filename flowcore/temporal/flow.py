@@ -40,6 +40,7 @@ class FlowcoreWorkflow:
         self._raised: dict[str, Any] | None = None
         self._decision: str | None = None
         self._reason: str | None = None
+        self._deadline: float | None = None
 
     @workflow.run
     async def run(self, args: Sequence[RawValue]) -> Outcome:
@@ -67,7 +68,7 @@ class FlowcoreWorkflow:
                 "waits for a worker that has that version of the workflow."
             )
         record.graph = plan.graph
-        driver = self._driver = WorkflowDriver(definition, request, record)
+        driver = self._driver = WorkflowDriver(definition, request, record, self._deadline)
         await driver.drive()
         record, outcome = driver.record, encode_outcome(driver.record, driver.raised)
         self._record, self._errors = record, outcome["errors"]
@@ -105,6 +106,7 @@ class FlowcoreWorkflow:
                 return "cancel"
             decision, self._decision = self._decision, None
             if decision == "again" and self._record.held and workflow.patched(_HELD_STAYS_HELD):
+                self._deadline = None
                 continue
             if decision != "hold":
                 return None if decision == "again" else decision
@@ -112,12 +114,13 @@ class FlowcoreWorkflow:
             workflow.upsert_memo({"state": "held", "reason": self._reason or ""})
 
     @workflow.signal
-    def decide(self, decision: str, reason: str | None = None) -> None:
+    def decide(self, decision: str, reason: str | None = None, deadline: float | None = None) -> None:
         """Decide on a run that waits for a decision. `decision`: "resume", "undo", "cancel", "hold", or "again", which
-        the next call with the key sends. `reason`: an operator's reason, for the record."""
+        the next call with the key sends. `reason`: an operator's reason, for the record. `deadline`: the call's own
+        deadline for what it resumes, in seconds from the first claim."""
         if decision == "again" and self._decision is not None and workflow.patched(_HELD_STAYS_HELD):
             return  # an operator has decided already
-        self._decision, self._reason = decision, reason or self._reason
+        self._decision, self._reason, self._deadline = decision, reason or self._reason, deadline
 
     @workflow.update
     async def send(self, name: str, value: SentValue) -> bool:

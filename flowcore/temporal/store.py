@@ -40,10 +40,11 @@ _WAIT: Final = 0.2
 
 
 class Awaited(NamedTuple):
-    """A run for which its caller waits. `patience`: for how many seconds an unreachable server is called again.
+    """A run for which its caller waits. `run_id`: the run's id. `patience`: for how many seconds an unreachable server is called again.
     `until`: WAITING, or RUNNING again; this status ends the wait too."""
 
     key: str
+    run_id: str
     types: Mapping[str, Any]
     patience: float
     until: Status | None = None
@@ -76,6 +77,7 @@ class TemporalStore(Operators):
         self.namespace = prefix
         self._grace = grace
         self._parallel, self._max_takeovers = parallel, max_takeovers
+        self._executions: dict[str, str] = {}
 
     # -- an engine's verbs ---------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class TemporalStore(Operators):
             if claim.attached is not None and (known := await self._known(claim)) is not None:
                 return known
             try:
-                await self._reached(
+                handle: Handle = await self._reached(
                     self._client.start_workflow(
                         claim.workflow,
                         request,
@@ -128,6 +130,7 @@ class TemporalStore(Operators):
                 if known is not None:
                     return known
             else:
+                self._executions[claim.run_id] = handle.result_run_id or ""
                 return Claimed(0, 1)
         raise StoreUnavailable(
             f"Key {hashed_key(claim.key)} was claimed by other runs at each try. Retry the call.", key=claim.key
@@ -143,6 +146,7 @@ class TemporalStore(Operators):
         run_id, state, running = memo["run_id"], memo["state"], found.status is WorkflowExecutionStatus.RUNNING
         age = max(0.0, time.time() - found.start_time.timestamp())
         if run_id == claim.run_id:  # the run is the claim's own: the reply to it was lost
+            self._executions[run_id] = found.raw_description.workflow_execution_info.first_run_id
             return Claimed(0, 1)
         adopts = claim.attached == run_id and (not running or state == "held")
         if not adopts and not running and CLOSED[found.status] is Status.FAILURE:
@@ -157,9 +161,11 @@ class TemporalStore(Operators):
             return Held(run_id, memo["carrier"], age)
         if state in RESUMABLE:
             record = await self._left(handle, claim.types)
-            await self._reached(handle.signal(FlowcoreWorkflow.decide, "again"))
+            again: list[Any] = ["again", None, claim.deadline] if claim.own_deadline else ["again"]
+            await self._reached(handle.signal(FlowcoreWorkflow.decide, args=again))
             if await self._is_held_instead(handle, found.run_id):
                 return Held(run_id, memo["carrier"], age)
+            self._executions[run_id] = found.run_id
             return Claimed(0, record.fence + 1, record, age)
         waiting_for = tuple(memo.get("waiting_for", ())) if state == Status.WAITING else ()
         return Busy(run_id, memo["carrier"], age, math.inf if waiting_for else self._lease, waiting_for=waiting_for)
@@ -181,7 +187,10 @@ class TemporalStore(Operators):
         """Wait until the run of a key has ended, waits for a decision, or has the status `until`. Returns its record,
         and the error that its caller gets. An unreachable server is called again for `patience` seconds."""
         until = time.monotonic() + awaited.patience
-        handle = self._handle(awaited.key)
+        # Only the execution that this process began or resumed has the outcome for this caller. If the run was left
+        # incomplete a moment ago, the next execution may have begun, which waits for another call.
+        execution = self._executions.get(awaited.run_id)
+        handle = self._client.get_workflow_handle(self.workflow_id(awaited.key), run_id=execution or None)
         outcome: Outcome | None = None
         while outcome is None:
             try:
@@ -195,6 +204,10 @@ class TemporalStore(Operators):
         record = decode_outcome(outcome["fields"], outcome["errors"], self._encoding, awaited.types)
         raised = outcome["raised"]
         return record, None if raised is None else unpack_error(raised, record.run_id, record.failed_step)
+
+    def forget(self, run_id: str) -> None:
+        """Forget a run that this process began or resumed, because its caller no longer waits for it."""
+        self._executions.pop(run_id, None)
 
     async def _ended_or_status(self, handle: Handle, status: Status) -> Outcome:
         """Wait until the run has ended or has this status, and return its outcome."""

@@ -503,6 +503,68 @@ def test_a_run_that_undoes_nothing_is_resumed_by_the_next_call(temporal: Tempora
     temporal.run(main)
 
 
+@pytest.mark.parametrize(("given", "status"), [(None, Status.SUCCESS), (0.001, Status.INCOMPLETE)])
+def test_the_recorded_deadline_gives_way_to_that_of_the_call_that_resumes_the_run(
+    temporal: Temporal, given: float | None, status: Status
+) -> None:
+    trip = Trip(Declined("later"), undo="never", deadline=0.001)
+
+    async def main() -> None:
+        async with temporal.open(trip.wf) as engine:
+            first = await engine.run(trip.wf, {"n": 1}, idempotency_key="k", deadline=3600, check=False)
+            assert first.status is Status.INCOMPLETE
+            trip.fails = None
+            run = await engine.run(trip.wf, {"n": 1}, idempotency_key="k", deadline=given, check=False)
+            assert (run.status, isinstance(run.error, RunTimeout)) == (status, given is not None)
+            record = await engine.find("k")
+            assert record is not None
+            assert record.deadline == 3600  # the call's own deadline was only for what it resumed
+            if given is not None:
+                assert (await engine.run(trip.wf, {"n": 1}, idempotency_key="k")).status is Status.SUCCESS
+
+    temporal.run(main)
+
+
+def test_a_longer_deadline_of_a_call_lets_an_overdue_run_end(temporal: Temporal) -> None:
+    trip = Trip(undo="never", deadline=0)
+
+    async def main() -> None:
+        async with temporal.open(trip.wf) as engine:
+            overdue = await engine.run(trip.wf, {"n": 1}, idempotency_key="k", check=False)
+            assert (overdue.status, type(overdue.error)) == (Status.INCOMPLETE, RunTimeout)
+            assert (await engine.run(trip.wf, {"n": 1}, idempotency_key="k", check=False)).status is Status.INCOMPLETE
+            future = engine.submit(trip.wf, {"n": 1}, idempotency_key="k", deadline=3600)
+            assert (await future).status is Status.SUCCESS
+
+    temporal.run(main)
+
+
+def test_a_caller_gets_the_outcome_of_a_run_that_was_left_before_it_began_to_wait(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trip = Trip(Declined("later"), undo="never")
+
+    async def main() -> None:
+        async with temporal.open(trip.wf) as engine:
+            outcome = engine.store.outcome
+
+            async def late(awaited: Any) -> Any:
+                await until(lambda: is_left(engine, "k"))
+                return await outcome(awaited)
+
+            monkeypatch.setattr(engine.store, "outcome", late)
+            for mails in (1, 2):
+                run = await engine.run(trip.wf, {"n": 1}, idempotency_key="k", check=False)
+                assert (run.status, trip.done.count("mail")) == (Status.INCOMPLETE, mails)
+
+    temporal.run(main)
+
+
+async def is_left(engine: Any, key: str) -> bool:
+    head = await engine.store.head(key)
+    return head is not None and head.status is Status.INCOMPLETE
+
+
 def test_a_run_past_its_pivot_is_resumed_by_itself(temporal: Temporal) -> None:
     wf = Workflow("pivot")
     tries: list[int] = []
