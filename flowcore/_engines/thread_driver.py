@@ -207,6 +207,8 @@ class Driver(CallersThread):
         # A pool thread that waits here for a nested run may be the last one. An undo must not wait for a thread.
         beyond = call.shielded or self._pool.owns_current_thread()
         self._queued_calls[call] = program
+        if self._is_too_late(call) and self._queued_calls.pop(call, None) is not None:
+            return None, Abandoned(call, timed_out=False, over=True, began=False)
         try:
             if not self._pool.put(partial(self._called_elsewhere, call), first=True, beyond=beyond):
                 self._limit_the_wait()
@@ -214,6 +216,12 @@ class Driver(CallersThread):
             if self._queued_calls.pop(call, None) is not None:
                 return None, error
         return TAKEN_OVER
+
+    def _is_too_late(self, call: Call) -> bool:
+        """Whether the run has stopped, so that `call` must not begin, and `stop` may not have seen it in the queue. A
+        `verify=` is called in a run that is being undone, too."""
+        run = self.run
+        return not call.shielded and (run.interrupted or (run.stopped and not call.asks))
 
     def _called_elsewhere(self, call: Call) -> None:
         program = self._queued_calls.pop(call, None)
@@ -264,13 +272,17 @@ class Driver(CallersThread):
             if not late:
                 stopping.park(run, parked(run, NO_THREAD))
             self._drop_queued_calls(timed_out=late)
-            with self._lock:
-                waiting = len(self._resumptions)
-            for _ in range(waiting):
-                with suppress(NoThread):  # they wait for a thread already
-                    self._pool.put(self._advance_there, beyond=True)
+            self._advance_all()
         else:
             self._limit_the_wait()
+
+    def _advance_all(self) -> None:
+        """Have threads beyond the pool's limit advance the programs that wait for a thread."""
+        with self._lock:
+            waiting = len(self._resumptions)
+        for _ in range(waiting):
+            with suppress(NoThread):  # they wait for a thread already
+                self._pool.put(self._advance_there, beyond=True)
 
     def _drop_queued_calls(self, *, timed_out: bool) -> None:
         """Abandon the calls of steps that wait for a thread and have not begun."""
@@ -351,6 +363,7 @@ class Driver(CallersThread):
     def stop(self, stop: Stop) -> None:
         if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
+        self._advance_all()
         self._drop_queued_calls(timed_out=False)
         for waiting in list(self._parked):
             if type(waiting) is Sleep and not waiting.shielded:

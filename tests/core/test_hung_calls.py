@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowcore import Backoff, Context, Engine, Retry, RunParked, RunTimeout, Status, Workflow
-from flowcore.events import StepFinished
+from flowcore import Backoff, Context, Engine, Retry, RunParked, RunTimeout, Status, StepCancelled, Workflow
+from flowcore.events import StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Ledger, MakeLive, of_type, until
@@ -124,6 +124,44 @@ def test_cancelling_a_run_whose_step_waits_for_a_thread_undoes_nothing_of_that_s
     thread.join(PATIENCE)
     assert (ended[0].status, ledger) == (Status.FAILURE, [])
     assert ended[0].steps["work"].status is Status.PENDING
+
+
+def test_a_run_that_is_cancelled_just_before_its_step_would_wait_for_a_thread_ends(
+    live: MakeLive, never: threading.Event, ledger: Ledger
+) -> None:
+    def cancels(event: Any) -> None:
+        if isinstance(event, StepStarted) and event.step == "work":
+            one.engine.cancel(event.run_id)
+
+    one = live(max_workers=1, grace=0.01, hooks=[cancels])
+    exhaust(one.engine, one, never, 1)
+    ended: list[Any] = []
+    thread = threading.Thread(target=lambda: ended.append(one.run(quick(ledger), check=False)))
+    thread.start()
+    thread.join(PATIENCE)
+    assert [(run.status, ledger) for run in ended] == [(Status.FAILURE, [])]
+    assert ended[0].steps["work"].status is Status.PENDING
+
+
+def test_cancelling_a_run_whose_next_attempt_waits_for_a_thread_ends_it(never: threading.Event, ledger: Ledger) -> None:
+    engine, wf = Engine(max_workers=1, grace=0.01), Workflow("w")
+
+    def fails(ctx: Context) -> None:
+        ledger.append("try")
+        raise ValueError("again")
+
+    wf.add_step("a", fails, retry=Retry(5, Backoff.fixed(0.5)), timeout=60)
+    first = engine.submit(wf, check=False)
+    until(lambda: "try" in ledger)
+    for _ in range(2):
+        engine.run(hung(never), check=False)
+    (driver,) = engine._live.values()
+    until(lambda: bool(driver._resumptions))
+    assert ledger == ["try"]
+    assert engine.cancel(first.run_id)
+    run = first.result(PATIENCE)
+    assert isinstance(run.error, StepCancelled)
+    assert (ledger, run.steps["a"].attempts) == (["try"], 1)
 
 
 def test_a_durable_run_that_only_waits_for_a_thread_is_parked_after_a_lease(
