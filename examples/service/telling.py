@@ -7,11 +7,21 @@ import sys
 from collections import Counter
 
 from audit import Audit
+from flowcore.picture import Kind, gantt
 from replay import Answer
 from running import Sample, Service
-from timeline import Span, bare, draw, plain
+from timeline import Span, bare, timeline_of
 
 STYLES = {"good": "32", "bad": "31", "undo": "35", "wait": "33", "dim": "2", "bold": "1"}
+BARS = {
+    Kind.WAIT: "dim",
+    Kind.WORK: "good",
+    Kind.FAILED: "bad",
+    Kind.BACKOFF: "wait",
+    Kind.UNDO: "undo",
+    Kind.UNDO_FAILED: "bad",
+    Kind.LATE: "dim",
+}
 
 
 class Story:
@@ -19,7 +29,7 @@ class Story:
 
     def __init__(self) -> None:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self.paint = _ansi if colour else plain
+        self.paint = _ansi if colour else _plain
         self.width = max(80, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.failed = 0
 
@@ -42,6 +52,10 @@ class Story:
             self.say(f"      … and {len(faults) - 5} more")
 
 
+def _plain(text: str, _style: str) -> str:
+    return text
+
+
 def _ansi(text: str, style: str) -> str:
     return f"\033[{STYLES[style]}m{text}\033[0m"
 
@@ -52,8 +66,12 @@ def tell_failure(story: Story, failed: Answer, spans: list[Span]) -> None:
         f"An order that fails ({line.key}: {line.order['quantity']} {line.order['sku']}, {failed.body['detail']})"
     )
     run = next(span for span in spans if span.attributes.get("flowcore.run.id") == failed.body["run"])
-    trace = [span for span in spans if span.trace == run.trace]
-    for row in draw(trace, story.width - 2, story.paint):
+    drawn = gantt(
+        timeline_of(_trace(spans, run)),
+        width=story.width - 2,
+        paint=lambda text, kind: story.paint(text, BARS[kind]),
+    )
+    for row in drawn.splitlines():
         story.say(f"  {row}")
 
 

@@ -81,7 +81,13 @@ class Row:
     bars: list[Bar] = field(default_factory=list[Bar])
     attempts: int = 0
     error: str = ""
-    critical: bool = False
+    critical: bool = field(default=False, init=False)
+    """whether it is on the critical path of its timeline"""
+
+    @property
+    def label(self) -> str:
+        """Its name, with an escape for each character that a terminal would obey instead of showing it."""
+        return self.name if self.name.isprintable() else ascii(self.name)[1:-1]
 
     @property
     def end(self) -> float | None:
@@ -110,6 +116,16 @@ class Timeline:
     """when another owner took the run over, and a label: the owner (of_record) or what it decided (of_events)"""
     trace_id: str | None = None
     owner: str | None = None
+
+    def __post_init__(self) -> None:
+        """Mark the critical path: from the step that ended last, back through the dependency of each that ended last."""
+        known = {row.name: row for row in self.rows}
+        ended = [row for row in self.rows if row.end is not None]
+        row = max(ended, key=lambda one: one.end or 0.0, default=None)
+        while row is not None and not row.critical:
+            row.critical = True
+            before = [known[name] for name in row.depends_on if name in known and known[name].end is not None]
+            row = max(before, key=lambda one: one.end or 0.0, default=None)
 
     @classmethod
     def of_events(cls, events: Iterable[Event]) -> Timeline:
@@ -173,9 +189,7 @@ class Timeline:
                 begun, ended = (max(0.0, moment - zero) for moment in (report.undo_started, report.undo_finished))
                 row.bars.append(Bar(kind, begun, max(begun, ended), _with("", report.undo_error)))
         seconds = max((bar.end for row in rows for bar in row.bars), default=0.0)
-        timeline = cls(workflow, run_id, status, started, seconds, rows)
-        _mark_critical(rows)
-        return timeline
+        return cls(workflow, run_id, status, started, seconds, rows)
 
 
 _DECISIONS: Final = {"forward": "and resumed", "undo": "to be undone", "hold": "and held"}
@@ -247,7 +261,6 @@ class _Drawing:
         seconds = self._latest if end is None else end.duration
         status = str(Status.RUNNING if end is None else end.outcome)
         rows = list(self._rows.values())
-        _mark_critical(rows)
         timeline = Timeline(begin.workflow, begin.run_id, status, begin.wall, seconds, rows, self._takeovers)
         timeline.trace_id = _trace_id(begin.carrier)
         return timeline
@@ -276,17 +289,6 @@ def _result_alone(done: bool) -> StepReport:
     return StepReport(Status.SUCCESS if done else Status.PENDING, int(done))
 
 
-def _mark_critical(rows: list[Row]) -> None:
-    """Mark the critical path: from the step that ended last, back through the dependency of each that ended last."""
-    known = {row.name: row for row in rows}
-    ended = [row for row in rows if row.end is not None]
-    row = max(ended, key=lambda one: one.end or 0.0, default=None)
-    while row is not None and not row.critical:
-        row.critical = True
-        before = [known[name] for name in row.depends_on if name in known and known[name].end is not None]
-        row = max(before, key=lambda one: one.end or 0.0, default=None)
-
-
 def _with(label: str, error: BaseException | None) -> str:
     reason = "" if error is None else error_line(error, 200)
     return ": ".join(part for part in (label, reason) if part)
@@ -303,7 +305,7 @@ def in_words(timeline: Timeline) -> str:
     if not critical:
         return "No times were recorded."
     critical.sort(key=lambda row: row.seconds(*Kind), reverse=True)
-    parts = [f"{row.name} {milliseconds(row.seconds(*_FORWARD))}{_of_which(row)}" for row in critical[:_SPLIT]]
+    parts = [f"{row.label} {milliseconds(row.seconds(*_FORWARD))}{_of_which(row)}" for row in critical[:_SPLIT]]
     rest = critical[_SPLIT:]
     if rest:
         parts.append(f"{len(rest)} more {milliseconds(sum(row.seconds(*_FORWARD) for row in rest))}")

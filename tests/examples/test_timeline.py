@@ -1,4 +1,4 @@
-"""A trace is drawn as a tree with bars that stand where the spans were."""
+"""The spans of a trace are drawn as the timeline of its run."""
 
 import json
 import os
@@ -7,65 +7,100 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import timeline
-from timeline import Span, draw, read_spans
+from flowcore.picture import Kind, gantt
+from timeline import Span, read_spans, timeline_of
 
 
 def span(name: str, start: float, end: float, parent: Span | None = None, **more: Any) -> Span:
-    values: dict[str, Any] = {"attributes": {}, "links": [], "error": None} | more
+    attributes = {"flowcore.step.name": name.partition(" ")[2]} | more.pop("attributes", {})
+    values: dict[str, Any] = {"attributes": attributes, "links": [], "error": None} | more
     return Span(name, "t", f"{name} {start}", parent.id if parent else None, 1e9 + start, 1e9 + end, **values)
 
 
-def test_timeline_of_a_failed_run() -> None:
-    run = span("run trip", 0, 0.1, error="no", attributes={"flowcore.run.outcome": "compensated"})
-    book = span("step book", 0, 0.02, run)
-    pay = span("step pay", 0.02, 0.08, run, error="no")
-    spans = [
-        span("compensate book", 0.08, 0.1, run, attributes={"flowcore.compensation.order": 1}),
-        span("attempt pay", 0.02, 0.04, pay, error="no", attributes={"flowcore.step.attempt": 1}),
-        span("backoff pay", 0.04, 0.06, pay),
-        span("attempt pay", 0.06, 0.08, pay, error="no\nat all", attributes={"flowcore.step.attempt": 2}),
+def failed_trip() -> list[Span]:
+    """A run in which "pay" failed twice and "book" was undone, below the span of a request."""
+    request = span("POST /trips", 0, 0.11)
+    about = {"flowcore.workflow.name": "trip", "flowcore.run.id": "r1", "flowcore.run.outcome": "compensated"}
+    run = span("run trip", 0.01, 0.11, request, error="no", attributes=about)
+    book = span("step book", 0.01, 0.03, run, attributes={"flowcore.step.outcome": "success"})
+    pay = span(
+        "step pay",
+        0.04,
+        0.09,
+        run,
+        error="no",
+        attributes={
+            "flowcore.step.outcome": "failure",
+            "flowcore.step.wait": 0.01,
+            "flowcore.step.depends_on": ["book"],
+        },
+    )
+    return [
+        span("compensate book", 0.09, 0.11, run),
+        span("attempt pay", 0.04, 0.05, pay, error="no"),
+        span("backoff pay", 0.05, 0.07, pay),
+        span("attempt pay", 0.07, 0.09, pay, error="no"),
         pay,
-        span("attempt book", 0, 0.02, book),
+        span("attempt book", 0.01, 0.03, book),
         book,
         run,
-    ]
-
-    assert draw(spans, width=65) == [
-        "run trip            ─────────────────────  100 ms  compensated",
-        "├─ step book        ████                  20.0 ms",
-        "├─ step pay             ━━━━━━━━━━━━━     60.0 ms  ✗",
-        "│  ├─ attempt pay 1     ▓▓▓▓              20.0 ms  ✗ no",
-        "│  ├─ backoff pay           ┄┄┄┄┄         20.0 ms",
-        "│  └─ attempt pay 2             ▓▓▓▓▓     20.0 ms  ✗ no",
-        "└─ compensate book                  ▒▒▒▒▒ 20.0 ms  undo 1",
+        request,
     ]
 
 
-def test_colours_go_round_the_bar_and_the_note_only() -> None:
-    step = span("step pay", 0, 1, error="no")
+def test_a_failed_run_is_drawn_as_the_command_line_draws_it() -> None:
+    timeline = timeline_of(failed_trip())
 
-    (line,) = draw([step], 40, lambda text, style: f"<{style}>{text}</>")
+    assert (timeline.workflow, timeline.run_id, timeline.status) == ("trip", "r1", "compensated")
+    assert [(row.name, row.status, row.critical) for row in timeline.rows] == [
+        ("book", "success", True),
+        ("pay", "failure", True),
+    ]
+    assert gantt(timeline, width=56).splitlines() == [
+        "It took 100 ms: pay 60 ms (of which 20 ms backing off and 10 ms waiting for a worker), book 20 ms, undoing 20 ms.",
+        "* book                  ████            ◀◀◀◀ 40 ms",
+        "* pay                      ╌╌▓▓·····▓▓▓▓     60 ms",
+        "  ╌ wait  █ work  ▓ failed  · backoff  ◀ undo; * critical path",
+    ]
 
-    assert line == "step pay <bad>▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓</> 1000 ms  <bad>✗ no</>"
+
+def test_an_undo_that_failed_is_marked() -> None:
+    run = span("run trip", 0, 1, attributes={"flowcore.workflow.name": "trip", "flowcore.run.id": "r1"})
+    (row,) = timeline_of([run, span("compensate book", 0, 1, run, error="no")]).rows
+
+    assert [bar.kind for bar in row.bars] == [Kind.UNDO_FAILED]
 
 
-def test_spans_outside_the_file_may_be_parents() -> None:
-    """A caller's traceparent: the root of what we have is drawn as the root."""
-    lone = Span("POST /orders", "t", "1", "elsewhere", 5.0, 6.0, {}, [], None)
+def test_colours_go_round_the_bars_and_their_names_only() -> None:
+    drawn = gantt(timeline_of(failed_trip()), width=56, paint=lambda text, kind: f"<{kind}>{text}</>")
 
-    assert draw([lone], width=40) == ["POST /orders ──────────────── 1000 ms"]
+    assert "* pay                      <wait>╌╌</><failed>▓▓</><backoff>·····</><failed>▓▓▓▓</>     60 ms" in drawn
+    assert "<undo>◀</> undo; * critical path" in drawn
+
+
+def test_a_trace_without_a_run_has_no_timeline() -> None:
+    with pytest.raises(ValueError, match="This trace has no run"):
+        timeline_of([span("GET /metrics", 0, 1)])
 
 
 RAW: dict[str, Any] = {
-    "name": "step a",
+    "name": "run a",
     "context": {"trace_id": "0x0af7", "span_id": "0x00b7", "trace_state": "[]"},
     "parent_id": None,
     "start_time": "2026-11-22T15:00:00.250000Z",
     "end_time": "2026-11-22T15:00:00.750000Z",
     "status": {"status_code": "ERROR", "description": "boom"},
-    "attributes": {},
+    "attributes": {"flowcore.workflow.name": "a", "flowcore.run.id": "r1"},
     "links": [],
+}
+STEP: dict[str, Any] = RAW | {
+    "name": "step b",
+    "context": RAW["context"] | {"span_id": "0x00b8"},
+    "parent_id": "0x00b7",
+    "attributes": {"flowcore.step.name": "b"},
 }
 
 
@@ -85,7 +120,7 @@ def test_no_file_no_spans(tmp_path: Path) -> None:
 
 def test_script_draws_one_trace_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "spans.jsonl"
-    path.write_text(json.dumps(RAW) + "\n")
+    path.write_text(f"{json.dumps(STEP)}\n{json.dumps(RAW)}\n")
 
     result = subprocess.run(
         [sys.executable, timeline.__file__, str(path), "0af7"],
@@ -95,5 +130,5 @@ def test_script_draws_one_trace_of_a_file(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
 
-    assert result.stdout.startswith("step a ▓▓▓")
-    assert result.stdout.endswith("▓  500 ms  ✗ boom\n")
+    assert result.stdout.startswith("It took 500 ms: b 500 ms.\n* b  ")
+    assert "▓▓▓" in result.stdout

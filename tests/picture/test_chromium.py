@@ -30,7 +30,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
             (f"step {n - 1}",) if n else (),
             [Bar(kinds[n % len(kinds)], n, n + 1.0)],
             1,
-            critical=n % 2 == 0,
         )
         for n in range(STEPS)
     ]

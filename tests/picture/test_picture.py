@@ -170,9 +170,17 @@ def test_hostile_names_cannot_inject_markup() -> None:
     assert "a" not in found.tags
     assert "\x1b" not in text
     assert "\u202e" not in text
-    drawn = gantt(timeline)
-    assert "\x1b" not in drawn
-    assert "\r" not in drawn
+    short = Row("\x1b[31m\r", "success", (), [Bar(Kind.WORK, 0, 1)])
+    for one in (timeline, Timeline("w", "0" * 32, "success", None, 1.0, [short])):
+        drawn = gantt(one)
+        assert all(line.isprintable() for line in drawn.split("\n"))
+        assert len(drawn.split("\n")) == 3
+
+
+def test_the_terminals_ascii_has_no_other_characters_whatever_the_names() -> None:
+    timeline = Timeline("w", "0" * 32, "success", None, 1.0, [Row("café", "success", (), [Bar(Kind.WORK, 0, 1)])])
+    assert "caf\\xe9" in gantt(timeline, ascii=True)
+    assert gantt(timeline, ascii=True).isascii()
 
 
 def test_a_trace_link_is_made_of_the_template() -> None:
@@ -187,7 +195,6 @@ def test_the_sentence_says_where_the_time_went() -> None:
     slow = Row("charge", "success", (), [Bar(Kind.WORK, 0, 0.2), Bar(Kind.BACKOFF, 0.2, 0.5), Bar(Kind.WORK, 0.5, 0.6)])
     other = Row("quick", "success", (), [Bar(Kind.WORK, 0, 0.1)])
     timeline = Timeline("w", "0" * 32, "success", None, 0.6, [slow, other])
-    slow.critical = True
     assert in_words(timeline) == "It took 600 ms: charge 600 ms (of which 300 ms backing off)."
 
 
