@@ -43,7 +43,7 @@ from .endings import ending
 from .ledger import Ledger, ledger_of
 from .outcomes import refusal, replay
 from .takeover import Takeover
-from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
+from .waiting import LocalRuns, adopt, is_given_up, refuse_if_cancelled, taken_here, wait_for_owner
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
 
@@ -180,6 +180,15 @@ def claim(
                 raise over
             case Finished(record=record) if record.status in RESUMABLE:  # it has been held meanwhile
                 raise refusal(run, local, wanted.key, Held(record.run_id, record.carrier, answer.age))
+            case Finished(record=record) if is_given_up(record, once=wanted.once):
+                if wanted.attached is None or request.recovering is not None:
+                    lost = LeaseLost(
+                        f"Run {record.run_id} was released or erased before it ended. Call again to begin another run.",
+                        run_id=record.run_id,
+                    )
+                    emit.refused(run, lost)
+                    raise lost
+                wanted.attached = known = None  # the run that this caller waited for frees its key: begin another one
             case Finished():
                 record = answer.record
                 adopted = wanted.attached == record.run_id

@@ -23,6 +23,7 @@ from flowcore import (
     Context,
     Engine,
     IdempotencyInProgress,
+    LeaseLost,
     NotSerializable,
     RunParked,
     RunTimeout,
@@ -694,6 +695,41 @@ def test_a_caller_whose_run_makes_room_for_another_one_waits_for_that(town: Town
     assert second.result(PATIENCE)["work"] == 1
     assert waiter.result(PATIENCE)["work"] == 1
     assert first.result(PATIENCE).status == "lost" or first.result(PATIENCE)["work"] == 1
+
+
+@pytest.mark.parametrize("verb", ["release", "erase"])
+def test_a_caller_that_waits_for_a_run_which_an_operator_gives_up_begins_another_one(town: Town, verb: str) -> None:
+    begun: list[str] = []
+    may_end = threading.Event()
+    wf = Workflow("work")
+
+    def work(ctx: Context) -> int:
+        begun.append(ctx.run_id)
+        assert may_end.wait(PATIENCE)
+        return 1
+
+    wf.add_step("work", work)
+    first = town.start(town.engine(), wf, idempotency_key="k", check=False)
+    until(lambda: bool(begun), "the run")
+    waiter = town.start(town.engine(), wf, idempotency_key="k", wait=PATIENCE)
+    time.sleep(0.2)  # it waits by now
+    town.call(getattr(town.store, verb)("k", force=True))
+    until(lambda: len(begun) == 2, "another run")
+    may_end.set()
+    run = waiter.result(PATIENCE)
+    assert (run["work"], run.replayed, run.id) == (1, False, begun[1])
+    assert first.result(PATIENCE).status == "lost"
+
+
+@pytest.mark.parametrize("verb", ["release", "erase"])
+def test_the_caller_of_a_waiting_run_that_an_operator_gives_up_learns_that(town: Town, verb: str) -> None:
+    wf = Workflow("order")
+    wf.wait("approved", timeout=3600)
+    caller = town.start(town.engine(), wf, idempotency_key="k")
+    until(lambda: town.status() == "waiting", "the wait")
+    town.call(getattr(town.store, verb)("k", force=True))
+    with pytest.raises(LeaseLost, match="was released or erased before it ended. Call again to begin another run"):
+        caller.result(PATIENCE)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
