@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import signal
-import sqlite3
 import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-import redis
-import redis.asyncio
 
 from flowcore import (
     AsyncEngine,
@@ -37,7 +32,7 @@ from flowcore import (
 from flowcore._durable.ledger import Ledger
 from flowcore.events import Event, RunFinished, RunRecovered
 from flowcore.run import StepReport
-from flowcore.stores import RedisStore, SQLiteStore
+from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Checkpoint, Claim, RunRecord, StepRecord
 from flowcore.stores.codec import JsonCodec
 from tests.core.conftest import PATIENCE
@@ -472,95 +467,6 @@ def test_a_definition_that_has_grown_resumes_a_run_that_waits_and_another_one_do
     grown = order(effects)
     grown.wait("invoiced", depends_on="ship", timeout=0, default="later")
     assert town.call(town.engine().run(grown, idempotency_key="k"))["invoiced"] == "later"
-
-
-# -- many --------------------------------------------------------------------------------------------------------------
-
-
-def many(store: Any, wf: Workflow, number: int) -> None:
-    """So many runs that wait."""
-    with Engine(store=store) as engine:
-        for index in range(number):
-            engine.run(wf, idempotency_key=f"k{index}", until="waiting")
-
-
-def test_a_round_of_recovery_costs_the_same_however_many_runs_wait_on_sqlite(tmp_path: Path) -> None:
-    wf = Workflow("many")
-    wf.wait("endless")
-    wf.wait("long", timeout=100_000)
-    costs: list[int] = []
-    for number in (1, 300):
-        store = SQLiteStore(tmp_path / f"{number}.db", durability="normal")
-        many(store, wf, number)
-        assert not store.list_resumable(["many"])
-        costs.append(cost_of(store))
-    assert costs[1] <= costs[0] + 50, costs
-
-
-def cost_of(store: SQLiteStore) -> int:
-    """What a list of due runs costs: instructions of SQLite's machine, in tens."""
-    steps = 0
-
-    def count() -> int:
-        nonlocal steps
-        steps += 1
-        return 0
-
-    def watch(db: sqlite3.Cursor) -> None:
-        db.connection.set_progress_handler(count, 10)
-
-    store._database.read(watch)
-    store.list_resumable(["many"])
-    store._database.read(lambda db: db.connection.set_progress_handler(None, 0))
-    return steps
-
-
-def test_a_round_of_recovery_looks_at_none_of_the_runs_that_wait_on_redis(redis_url: str) -> None:
-    wf, prefix = Workflow("many"), f"waits-{uuid4().hex}"
-    wf.wait("endless")
-    client = redis.Redis.from_url(redis_url)
-    store = RedisStore(client, prefix=prefix)
-    many(store, wf, 100)
-    assert not store.list_resumable(["many"])  # the server knows the script now
-    sent: list[Any] = []
-    ask = store._replies
-
-    def counted(wanted: Any) -> list[Any]:
-        sent.append(wanted)
-        return ask(wanted)
-
-    store._replies = counted  # type: ignore[method-assign]
-    assert not store.list_resumable(["many"])
-    assert len(sent) == 1
-    for key in client.scan_iter(f"{{{prefix}*", count=1000):
-        client.delete(key)
-
-
-def test_a_waiting_caller_of_many_runs_looks_seldom(tmp_path: Path) -> None:
-    """All together a hundred times a second, whatever their number."""
-
-    class Counting(SQLiteStore):
-        heads = 0
-
-        def head(self, key: str, /) -> Any:
-            self.heads += 1
-            return super().head(key)
-
-    wf, store = Workflow("many"), Counting(tmp_path / "runs.db", durability="normal")
-    wf.wait("value")
-    with Engine(store=store) as engine:
-        futures = [engine.submit(wf, idempotency_key=f"k{number}") for number in range(200)]
-        for future in futures:
-            assert future.waiting(PATIENCE).status == "waiting"
-        time.sleep(0.3)
-        before, began = store.heads, time.monotonic()
-        time.sleep(1.0)
-        assert (store.heads - before) / (time.monotonic() - began) < 300
-        assert threading.active_count() < 100
-        for number, future in enumerate(futures):
-            assert engine.send(f"k{number}", "value", number)
-            assert future.result(PATIENCE)["value"] == number
-    assert not math.isinf(store.heads)
 
 
 def test_the_numbers_of_a_run_do_not_fall_where_a_value_came_before_its_claim_was_answered() -> None:
