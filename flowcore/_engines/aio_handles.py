@@ -81,6 +81,11 @@ class AsyncRunFuture(asyncio.Future[Run]):
         Returns False if it has ended already."""
         return self.cancel()
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a caller waits in `waiting`."""
+        return self._pauses is not None
+
     async def waiting(self) -> Run:
         """Wait until the run has ended, or has nothing to do but wait, and return its Run. In the second case, its
         status is `waiting`. Cancelling this call does not cancel the run."""

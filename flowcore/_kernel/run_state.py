@@ -271,7 +271,7 @@ class RunState:
             due = waits.due(now, self.deadline)
             self.ready.extend(node.index for node in due)
             for node in due:
-                if node.wait is None:
+                if node.wait is None and self.observed:
                     self.ready_at[node.index] = now
 
     def needs_worker(self) -> bool:

@@ -18,7 +18,7 @@ from .ledger import Ledger
 from .outcome import StepEnd
 from .plain_steps import PlainSteps
 from .run_state import RunState
-from .set_aside import backed_off, end_left_to_next_owner, has_effect, is_left, take_retry
+from .set_aside import backed_off, end_left_to_next_owner, end_retries, has_effect, is_left, take_retry
 from .undo import wait_for_abandoned
 from .wait_steps import begin_or_end, request_alarm
 
@@ -156,10 +156,17 @@ def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None
 
 
 def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
-    """Make all attempts of a step whose run is driven elsewhere, and emit its events."""
-    scope = emit.step_started(run, node) if run.observed else None
-    end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))
-    yield from wait_for_abandoned(run)
+    """Make all attempts of a step whose run is driven elsewhere, and emit its events. If the next attempt is left to that
+    driver, because it is far off, the end is that of the latest attempt, and the step's report has `retry_at`."""
+    end = (yield from wait_rest_of_backoff(run, node)) if node.name in run.tried else None
+    if end is None:
+        scope = emit.step_started(run, node) if run.observed else None
+        end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))
+        if end.status is not Status.WAITING:
+            yield from wait_for_abandoned(run)
+    if end.status is Status.WAITING and run.waits is not None:
+        end = run.waits.retries[node.name]
+        end_retries(run, run.waits, failed=False)
     return end
 
 

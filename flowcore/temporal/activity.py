@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -144,7 +145,7 @@ class Steps:
         sent = cast("StepInput", activity.payload_converter().from_payload(args[0].payload, dict))
         call = _Activity(sent, self._client, self._hooks, self._encoding)
         output = await call.perform(self._pool, self._tasks)
-        if sent["kind"] in {"when", "verify"} or output["status"] == Status.SUCCESS:
+        if sent["kind"] in {"when", "verify"} or output["status"] == Status.SUCCESS or "retry_at" in output:
             return output
         error = output.get("error") or {"type": output["status"], "message": output.get("reason", "")}
         raise ApplicationError(error["message"], output, type=error["type"], non_retryable=True)
@@ -158,6 +159,9 @@ class _Activity:
         info = self._info = activity.info()
         known: dict[str, Any] = info.heartbeat_details[0] if info.heartbeat_details else {}
         self._beat: dict[str, Any] = {name: known[name] for name in ("failed", "errors", "retry_at") if name in known}
+        tried = sent.get("tried")
+        if tried is not None and not self._beat:
+            self._beat = {"failed": len(tried["errors"]), "errors": tried["errors"], "retry_at": None}
         self._in_doubt = info.attempt > 1 and not known.get("unbegun")
         self._lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
         self._loop = asyncio.get_running_loop()
@@ -177,6 +181,7 @@ class _Activity:
             new_id=lambda: sent["run_id"],
             lease=self._lease,
             namespace=sent["namespace"],
+            park_after=sent.get("park_after", math.inf),
         )
         self._types = plan.types
         values = {key: self._loaded(WRITE + key, text, INITIAL + key) for key, text in sent["values"].items()}
@@ -201,6 +206,7 @@ class _Activity:
         if self._beat.get("failed"):
             errors = tuple((kind, message) for kind, message in self._beat["errors"])
             report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=self._beat["retry_at"])
+            report.started = None if tried is None else tried["started"]
             run.tried = {self._node.name: report}
 
     def _loaded(self, field: str, text: str, place: str | None = None) -> Any:
@@ -350,6 +356,8 @@ class _Activity:
         if report is not None and report.completed_late is not None:
             output["late"] = str(report.completed_late)
             value, has_value = run.results.get(node.name), report.completed_late is Status.SUCCESS
+        if report is not None and report.retry_at is not None:
+            output["retry_at"] = report.retry_at
         try:
             if isinstance(ledger, _StepLedger):
                 output["writes"] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ from .._kernel.outcome import StepEnd
 from .._kernel.request import Request as RunRequest
 from .._kernel.run import execute, work_beside_main
 from .._kernel.run_state import RunState
+from .._kernel.set_aside import set_aside
 from .._kernel.settings import Settings
 from .._kernel.wait_steps import receive
 from .._wire import pack_error, unpack_error
@@ -67,6 +69,8 @@ _AFTER_A_CRASH: Final = 0.1
 """part of a lease that passes between a worker's death and the next attempt of its step"""
 _SHOWS_WAITING: Final = "memo-waiting"
 """the patch since which the memo shows that a run waits; runs that began before it have other commands"""
+_PARKS: Final = "backoff-timers"
+"""the patch since which a long backoff is a timer of the workflow, and not a part of an activity"""
 _ASKED: Final = 30.0
 """seconds for a call of `when=`, which has no timeout of its own, until another worker gets it"""
 
@@ -118,11 +122,11 @@ class WorkflowDriver:
         run = self.run = RunState(settings, requested)
         run.run_id, run.fence = record.run_id, request["fence"]
         run.fingerprint, run.carrier = record.fingerprint, record.carrier
+        run.on_pause = self._paused
         self.waiting_for: tuple[str, ...] = ()
         """the waits for which the run waits, if it does nothing else"""
         if run.waits is not None:
             run.waits.sent.update((name, Sent(**sent)) for name, sent in request["sent"].items())
-            run.on_pause = self._paused
         self._carriers = {name: dict(carrier) for name, carrier in record.carriers.items()}
         self._generation = generation_of(workflow.info().first_execution_run_id)
         self._main = execute(run)
@@ -194,7 +198,9 @@ class WorkflowDriver:
         record = RunRecord(run.stored_key, run.run_id, run.workflow.name, run.fingerprint, run.plan.graph)
         record.results, record.values, record.steps = dict(run.results), dict(run.values), dict(run.reports)
         for node in self._steps.values():
-            record.steps = {**record.steps, node.name: StepReport(Status.RUNNING, 1)}
+            before = run.tried.get(node.name, StepReport())
+            running = replace(before, status=Status.RUNNING, attempts=before.failed + 1, retry_at=None)
+            record.steps = {**record.steps, node.name: running}
         record.undoing, record.failed_step, record.error = run.failing, run.failed_step, run.error
         record.carrier, record.carriers, record.deadline = run.carrier, self._carriers, self._deadline
         record.started, record.fence, record.reason = self._request["wall"], run.fence, self.reason
@@ -309,7 +315,13 @@ class WorkflowDriver:
             self._advance(program, StepEnd(Status.PENDING))
             return
         output = await self._activity(node, "undo" if undo else "do", lease=self._request["lease"])
-        self._advance(program, self._end(node, output, undo=undo))
+        end = self._end(node, output, undo=undo)
+        if "retry_at" in output:
+            aside = set_aside(run, node, end, output["retry_at"] - workflow.time())
+            if aside is not None:
+                end.scope = None  # the next activity measures its own times
+                end = aside
+        self._advance(program, end)
 
     async def _activity(
         self, node: Node, kind: str, *, lease: float | None = None, limit: float | None = None
@@ -355,7 +367,7 @@ class WorkflowDriver:
             along = {node.name, *node.dependencies}  # a step on a thread can fetch other results when it asks for them
         else:
             along = set(visible)
-        return {
+        sent: StepInput = {
             "workflow": run.workflow.name,
             "step": node.name,
             "kind": kind,
@@ -382,6 +394,14 @@ class WorkflowDriver:
                 name: self._carriers[name] for name in (*node.dependencies, node.name) if name in self._carriers
             },
         }
+        if kind == "do":
+            park_after = self._request.get("park_after")
+            if node.max_attempts > 1 and park_after is not None and workflow.patched(_PARKS):
+                sent["park_after"] = park_after
+            if node.name in run.tried:
+                before = run.tried[node.name]
+                sent["tried"] = {"errors": list(before.errors), "started": before.started}
+        return sent
 
     def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:
         """Return the end of a step or undo from the output of its activity, and note in the run what else the output

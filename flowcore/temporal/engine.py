@@ -56,8 +56,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     `run`, `submit` and the like are those of AsyncEngine, but for one event loop only: the client's. A run does not
     need this process: the engine only starts the run, waits for it, and reports it to its hooks; the workers report the
     steps to theirs. The id of a run's Temporal workflow is its key, with `prefix` in front. `lease`: seconds after
-    which a step is given to another worker, if its worker has sent no heartbeat. `grace` and `max_takeovers` are those
-    of the other engines, and apply in the workers. `codec`: as of a store.
+    which a step is given to another worker, if its worker has sent no heartbeat. `grace`, `max_takeovers`
+    and `park_after` are those of the other engines, and apply in the workers. `codec`: as of a store.
 
     A workflow that cannot run on Temporal is refused when it is started.
     """
@@ -74,6 +74,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         grace: Duration = 5.0,
         max_takeovers: int = 5,
         store_patience: Duration = 300.0,
+        park_after: Duration = 60.0,
         prefix: str = "flowcore:",
         codec: Codec | None = None,
     ) -> None:
@@ -85,6 +86,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             lease=seconds(lease, "lease="),
             grace=seconds(grace, "grace="),
             max_takeovers=max_takeovers,
+            park_after=seconds(park_after, "park_after="),
         )
         super().__init__(
             store, hooks, _AT_ONCE, lease, grace, (), None, store_patience, 10_000, max_takeovers, None, runs_async=True
@@ -244,9 +246,17 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             future.claimed()
         scope = emit.run_started(run)
         until_waiting, patience = run.request.until_waiting, run.settings.store_patience
-        until = Status.WAITING if run.waits is not None and (until_waiting or future is not None) else None
+        has_waits = run.waits is not None
+        may_pause = has_waits or any(node.max_attempts > 1 for node in run.plan.nodes)
+        until = Status.WAITING if may_pause and (until_waiting or future is not None) else None
+
+        def is_watched() -> bool:
+            paused = until is Status.RUNNING
+            return has_waits or until_waiting or paused or (future is not None and future.is_watched)
+
         while True:
-            answer, failure = yield Ask("outcome", Awaited(run.stored_key, run.run_id, run.plan.types, patience, until))
+            awaited = Awaited(run.stored_key, run.run_id, run.plan.types, patience, until, is_watched)
+            answer, failure = yield Ask("outcome", awaited)
             if failure is not None:
                 failed = Run(run, run.workflow.name, Status.LOST, {}, {}, run.plan)
                 failed.error = failure

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -41,13 +41,14 @@ _WAIT: Final = 0.2
 
 class Awaited(NamedTuple):
     """A run for which its caller waits. `run_id`: the run's id. `patience`: for how many seconds an unreachable server is called again.
-    `until`: WAITING, or RUNNING again; this status ends the wait too."""
+    `until`: WAITING, or RUNNING again; this status ends the wait too, if `is_watched` returns true."""
 
     key: str
     run_id: str
     types: Mapping[str, Any]
     patience: float
-    until: Status | None = None
+    until: Status | None
+    is_watched: Callable[[], bool]
 
 
 class TemporalStore(Operators):
@@ -72,11 +73,13 @@ class TemporalStore(Operators):
         grace: float = 5.0,
         parallel: int = 1000,
         max_takeovers: int = 5,
+        park_after: float = 60.0,
     ) -> None:
         super().__init__(client, task_queue, prefix, codec, lease)
         self.namespace = prefix
         self._grace = grace
         self._parallel, self._max_takeovers = parallel, max_takeovers
+        self._park_after = None if park_after == math.inf else park_after
         self._executions: dict[str, str] = {}
 
     # -- an engine's verbs ---------------------------------------------------------------------------------------------
@@ -98,6 +101,7 @@ class TemporalStore(Operators):
             "sent": {},
             "resumed": False,
             "retry_in": None,
+            "park_after": self._park_after,
         }
         memo = {
             "key": claim.key,
@@ -195,7 +199,9 @@ class TemporalStore(Operators):
         while outcome is None:
             try:
                 outcome = await (
-                    self._ended(handle) if awaited.until is None else self._ended_or_status(handle, awaited.until)
+                    self._ended(handle)
+                    if awaited.until is None
+                    else self._ended_or_status(handle, awaited.until, awaited.is_watched)
                 )
             except StoreUnavailable:
                 if time.monotonic() > until:
@@ -209,15 +215,15 @@ class TemporalStore(Operators):
         """Forget a run that this process began or resumed, because its caller no longer waits for it."""
         self._executions.pop(run_id, None)
 
-    async def _ended_or_status(self, handle: Handle, status: Status) -> Outcome:
-        """Wait until the run has ended or has this status, and return its outcome."""
+    async def _ended_or_status(self, handle: Handle, status: Status, is_watched: Callable[[], bool]) -> Outcome:
+        """Wait until the run has ended or, if it is watched, has this status, and return its outcome."""
         ended = asyncio.ensure_future(self._ended(handle))
         try:
             for attempt in itertools.count(1):
                 await asyncio.wait([ended], timeout=_LOOK.delay(attempt))
                 if ended.done():
                     break
-                found = await self._described(handle)
+                found = await self._described(handle) if is_watched() else None
                 if found is not None and is_running(found) and (await found.memo())["state"] == status:
                     return await self._asked(handle)
             return await ended

@@ -27,6 +27,7 @@ __all__ = [
     "SentValue",
     "StepInput",
     "StepOutput",
+    "Tried",
     "decode_outcome",
     "encode_outcome",
     "fields_of",
@@ -90,7 +91,8 @@ class Request(TypedDict):
     """The argument of the Temporal workflow. `fields`: the run's record; at first that of its claim. `lease`, `grace`:
     seconds. `wall`: when the caller started the run, in seconds since the epoch. `errors`: the errors of the record, as
     plain data. `raised`: the error that the caller gets. `sent`: the values that were sent to waits. `resumed`: whether
-    the record comes from an earlier execution, which left the run waiting for a decision."""
+    the record comes from an earlier execution, which left the run waiting for a decision. `park_after`: seconds of a
+    backoff that an activity waits for at most; missing or None: any."""
 
     fields: dict[str, str]
     lease: float
@@ -105,6 +107,15 @@ class Request(TypedDict):
     sent: dict[str, SentValue]
     resumed: bool
     retry_in: float | None
+    park_after: NotRequired[float | None]
+
+
+class Tried(TypedDict):
+    """The attempts of a step that have failed in earlier activities. `started`: when the first one began, in seconds
+    since the epoch."""
+
+    errors: list[tuple[str, str]]
+    started: float | None
 
 
 class StepInput(TypedDict):
@@ -113,7 +124,8 @@ class StepInput(TypedDict):
     `kind`: do, undo, when or verify. `values`, `results`: the codec's texts; `more`: steps whose results the activity
     may fetch. `reports`: statuses of steps without a result. `timeout`: seconds for `verify=`. `deadline`, `ready_at`,
     `wall`: seconds since the epoch. `order`: the place of an undo in the order of undos, from 1. `error`: the error
-    that failed the run.
+    that failed the run. `park_after`: seconds; a longer backoff is left to the workflow. `tried`: missing before the
+    first attempt.
     """
 
     workflow: str
@@ -139,6 +151,8 @@ class StepInput(TypedDict):
     order: int
     carrier: dict[str, str]
     carriers: dict[str, dict[str, str]]
+    park_after: NotRequired[float]
+    tried: NotRequired[Tried]
 
 
 class StepOutput(TypedDict):
@@ -148,7 +162,8 @@ class StepOutput(TypedDict):
     step started, in seconds since the epoch, and how many seconds it waited, ran and backed off. `late`: how an
     abandoned attempt completed in the end. `in_doubt`: whether the step may have had its effect, whatever `status`
     says. `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
-    `answer`: what `when=` returned, or what `verify=` returned: landed (with `value`), not landed, or None.
+    `retry_at`: when the next attempt is due, in seconds since the epoch, if the backoff is left to the workflow; all
+    else is then that of the latest attempt. `answer`: what `when=` returned, or what `verify=` returned: landed (with `value`), not landed, or None.
     """
 
     status: str
@@ -162,6 +177,7 @@ class StepOutput(TypedDict):
     in_doubt: NotRequired[bool]
     decision: NotRequired[str]
     reason: NotRequired[str]
+    retry_at: NotRequired[float]
     carrier: NotRequired[dict[str, str]]
     fence: NotRequired[int]
     answer: NotRequired[bool | str | None]

@@ -104,6 +104,21 @@ def waits() -> Workflow:
     return wf
 
 
+def backoff() -> Workflow:
+    """A backoff that is long enough to be a timer of the workflow, beside another step."""
+    wf = Workflow("backoff")
+    wf.add_step("beside", lambda ctx: 1)
+
+    @wf.step(retry=Retry(3, Backoff.fixed(0.2)))
+    def step(ctx: Any) -> int:
+        if ctx.attempt < 3:
+            raise ConnectionError("reset")
+        return int(ctx.attempt)
+
+    wf.add_step("after", lambda ctx: ctx["step"], depends_on="step")
+    return wf
+
+
 def workflows(started: threading.Event | None = None) -> list[Workflow]:
     return [
         trip("success", fails=False),
@@ -112,6 +127,7 @@ def workflows(started: threading.Event | None = None) -> list[Workflow]:
         held(),
         cancelled(started),
         waits(),
+        backoff(),
         generated(1),
         generated(2, parallel_undo=True),
         generated(3, max_parallel=2),
@@ -123,7 +139,7 @@ async def record(address: str, folder: Path) -> None:
     client = await Client.connect(address)
     started = threading.Event()
     definitions = workflows(started)
-    engine = TemporalEngine(client, task_queue=QUEUE, prefix="histories:", lease=2)
+    engine = TemporalEngine(client, task_queue=QUEUE, prefix="histories:", lease=2, park_after=0.1)
     async with temporal_worker(client, task_queue=QUEUE, workflows=definitions):
         for wf in definitions:
             future = engine.submit(wf, {"n": 1}, idempotency_key=wf.name, check=False)

@@ -58,6 +58,20 @@ def in_backoff() -> Workflow:
     return wf
 
 
+def after_backoff() -> Workflow:
+    """Its worker is killed in the second attempt."""
+    wf = Workflow("after backoff")
+
+    @wf.step(retry=Retry(3, Backoff.fixed(0.3)))
+    def step(ctx: Any) -> None:
+        if ctx.attempt == 1:
+            note(ctx, "fails")
+            raise ValueError(f"attempt {ctx.attempt}")
+        stuck(ctx)
+
+    return wf
+
+
 def waits() -> Workflow:
     wf = Workflow("waits")
     wf.wait("value")
@@ -86,4 +100,5 @@ def workflows() -> list[Workflow]:
         workflow("held", on_crash="hold"),
         in_undo(),
         in_backoff(),
+        after_backoff(),
     ]
