@@ -41,9 +41,9 @@ from . import checkpoints
 from .dormant import take_back
 from .endings import ending
 from .ledger import Ledger, ledger_of
-from .outcomes import refusal, replay
+from .outcomes import is_given_up, refusal, replay
 from .takeover import Takeover
-from .waiting import LocalRuns, adopt, is_given_up, refuse_if_cancelled, taken_here, wait_for_owner
+from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
 
@@ -180,7 +180,7 @@ def claim(
                 raise over
             case Finished(record=record) if record.status in RESUMABLE:  # it has been held meanwhile
                 raise refusal(run, local, wanted.key, Held(record.run_id, record.carrier, answer.age))
-            case Finished(record=record) if is_given_up(record, once=wanted.once):
+            case Finished(record=record) if is_given_up(run, record, once=wanted.once):
                 if wanted.attached is None or request.recovering is not None:
                     lost = LeaseLost(
                         f"Run {record.run_id} was released or erased before it ended. Call again to begin another run.",

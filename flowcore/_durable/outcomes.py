@@ -20,21 +20,38 @@ from ..errors import (
 )
 from ..own_errors import own_error
 from ..run import Run
-from ..stores.base import Busy, Held, Mismatch, RunRecord
+from ..status import Status
+from ..stores.base import RELEASED, Busy, Held, Mismatch, RunRecord
 
 if TYPE_CHECKING:
     from .waiting import LocalRuns
 
-__all__ = ["UNKNOWN", "refusal", "replay"]
+__all__ = ["UNKNOWN", "is_given_up", "refusal", "replay"]
 
 UNKNOWN: Final = 1.0
 """seconds until a retry is useful, if no run of the workflow has ended in this engine yet"""
 
 
+_DONE: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
+
+
+def is_given_up(run: RunState, record: RunRecord, *, once: bool = False) -> bool:
+    """Whether the run of `record`, which is over, has no outcome for the caller of `run`, because an operator released
+    or erased it before it had ended. For a claim with `once`, an erased run counts as ended."""
+    if record.status not in RELEASED or record.error is not None:
+        return False
+    if record.fingerprint is None:
+        return not once
+    reports = (record.steps.get(node.name) for node in run.plan.nodes)
+    return not all(report is not None and report.status in _DONE for report in reports)
+
+
 def replay(run: RunState, record: RunRecord) -> Run:
     """Return the Run that `record` describes, for the caller of `run`."""
     run.run_id = record.run_id
-    ended = Run(run, record.workflow, record.status, dict(record.results), record.steps, run.plan)
+    released = record.status == Status.FAILURE and record.error is None and record.fingerprint is not None
+    status = Status.SUCCESS if released else record.status  # it had succeeded before an operator released its key
+    ended = Run(run, record.workflow, status, dict(record.results), record.steps, run.plan)
     ended.replayed, ended.held, ended.carrier = True, record.held, record.carrier
     ended.error = own_error(run.workflow, _outcome_of(record))
     ended.failed_step, ended.undone = record.failed_step, record.undone

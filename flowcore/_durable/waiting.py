@@ -19,12 +19,12 @@ from ..forks import after_fork_in_child
 from ..retry import Backoff
 from ..run import Run
 from ..status import Status
-from ..stores.base import RELEASED, RESUMABLE, Busy, Claim, ClaimAnswer, Claimed, Finished, Held, Mismatch, RunRecord
+from ..stores.base import RESUMABLE, Busy, Claim, ClaimAnswer, Claimed, Finished, Held, Mismatch
 from . import checkpoints
 from .ledger import ledger_of
-from .outcomes import UNKNOWN, refusal, replay
+from .outcomes import UNKNOWN, is_given_up, refusal, replay
 
-__all__ = ["LocalRuns", "adopt", "head_of", "is_given_up", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
+__all__ = ["LocalRuns", "adopt", "head_of", "refuse_if_cancelled", "taken_here", "wait_for_owner"]
 
 _POLL: Final = Backoff.exponential(0.002, max_delay=1.0, jitter=False)
 """the delays between the polls of a waiting caller"""
@@ -224,24 +224,17 @@ def adopt(run: RunState) -> Program[Run | None]:
 def _ended(run: RunState, run_id: str) -> Program[Finished | Held | None]:
     """Return the outcome of a run that is over or held. A claim is sent for that, because it decodes the record with
     the annotations of the workflow; it has no initial values, because the store has them. Returns None if another run
-    has the key by now, if the record was deleted, or if an operator gave the run up."""
+    has the key by now, if the record was deleted, or if an operator has given the run up."""
     wanted = Claim(run.stored_key, run.run_id, run.workflow.name, None, run.plan.graph, {}, attached=run_id)
     wanted.lease, wanted.types = run.settings.lease, run.plan.types
     answer, _ = yield from checkpoints.ask(run, "claim", wanted)
-    if isinstance(answer, Finished) and answer.record.run_id == run_id and not is_given_up(answer.record):
+    if isinstance(answer, Finished) and answer.record.run_id == run_id and not is_given_up(run, answer.record):
         return answer
     if isinstance(answer, Held) and answer.run_id == run_id:
         return answer
     if isinstance(answer, Claimed):  # the record was deleted meanwhile, so that the claim was granted
         yield from checkpoints.ask(run, "withdraw", wanted)
     return None
-
-
-def is_given_up(record: RunRecord, *, once: bool = False) -> bool:
-    """Whether a run that is over has no outcome, because an operator released or erased it. For a claim with `once`, an
-    erased run counts as ended."""
-    erased = record.fingerprint is None
-    return record.status in RELEASED and record.error is None and not (erased and once)
 
 
 def refuse_if_cancelled(run: RunState) -> None:

@@ -332,7 +332,7 @@ def test_wait_attaches_to_the_running_one_and_answers_its_outcome(live: MakeLive
     running = one.start(wf, idempotency_key="k")
     until(one.engine.store.list_runs)
     attached = one.start(wf, idempotency_key="k", wait=PATIENCE)
-    until(lambda: len([name for name in kinds(events) if name == "RunRequested"]) == 2)
+    until(lambda: one.engine.store._watched)
     gate.set()
     run = attached.result(PATIENCE)
     assert (run.id, run["a"], run.replayed) == (running.result(PATIENCE).id, 7, True)
