@@ -19,6 +19,7 @@ from flowcore.events import (
     IdempotencyHit,
     LeaseLost,
     MaintenanceFinished,
+    RunEnded,
     RunFinished,
     RunJoined,
     RunRecovered,
@@ -67,6 +68,7 @@ class MeasuringHook:
             RunRecovered: self._run_recovered,
             RunJoined: self._run_joined,
             RunFinished: self._run_finished,
+            RunEnded: self._run_ended,
             StepFinished: self._step_finished,
             StepCompletedLate: self._step_completed_late,
             WaitFinished: self._wait_finished,
@@ -206,12 +208,21 @@ class MeasuringHook:
         self._to(names.RUN_RECOVERIES, event.workflow, event.decision)(1, self._exemplar(event))
 
     def _run_finished(self, event: RunFinished) -> None:
-        flow = event.workflow
         run: InFlightRun = event.state[self]
         run.flow.end(run)
-        if event.outcome is Status.WAITING:  # it waits in its store, and is counted when it ends
-            return
-        exemplar, at = run.exemplar(), run.wall + event.at - run.at
+        # A run that waits in its store is counted when it ends, and a run on Temporal by the worker that ended it.
+        if event.outcome is not Status.WAITING and type(self).__name__ not in event.counted:
+            self._count_end(run, event)
+
+    def _run_ended(self, event: RunEnded) -> None:
+        run: InFlightRun = event.state[self]
+        if event.key is not None:
+            run.schedule = schedule_of(event.key)
+        self._count_end(run, event)
+        event.counted.add(type(self).__name__)
+
+    def _count_end(self, run: InFlightRun, event: RunFinished | RunEnded) -> None:
+        flow, exemplar, at = event.workflow, run.exemplar(), run.wall + event.at - run.at
         self._to(names.RUNS, flow, event.outcome)(1, exemplar)
         self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, exemplar)
         self._to(names.LAST_END, flow, event.outcome)(at)

@@ -57,6 +57,7 @@ __all__ = [
     "log",
     "outcome",
     "patience",
+    "registration",
     "this_process",
 ]
 
@@ -199,10 +200,7 @@ class EngineBase:
                 return
             self._registered.add(workflow)
         if WorkflowRegistered in self._settings.hooks.wanted:
-            names = tuple(step.name for step in workflow.steps)
-            allowed = tuple(1 if step.retry is None else step.retry.attempts for step in workflow.steps)
-            waits = tuple(step.name for step in workflow.steps if step.wait is not None)
-            self._emit(WorkflowRegistered(workflow.name, "", self._settings.clock(), {}, names, allowed, waits))
+            self._emit(registration(workflow, self._settings.clock()))
 
     def _emit_submitted(self, run: RunState, propagation: str) -> None:
         if propagation not in {"link", "child"}:
@@ -239,3 +237,11 @@ def outcome(result: Run | None, error: BaseException | None, *, check: bool) -> 
         raise error
     assert result is not None  # noqa: S101 - a driver ends with one of the two
     return result
+
+
+def registration(workflow: Workflow[Any], at: float) -> WorkflowRegistered:
+    """The event of a workflow that this process begins to use at the moment `at` (monotonic)."""
+    names = tuple(step.name for step in workflow.steps)
+    allowed = tuple(1 if step.retry is None else step.retry.attempts for step in workflow.steps)
+    waits = tuple(step.name for step in workflow.steps if step.wait is not None)
+    return WorkflowRegistered(workflow.name, "", at, {}, names, allowed, waits)

@@ -7,7 +7,7 @@ context, and returns an `EventScope`; the function for the finish event leaves t
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import StepCancelled, safe_repr
@@ -234,8 +234,11 @@ def maintenance_finished(run: RunState, scope: EventScope, kind: str, error: Bas
     scope.exit(run.hooks, error)
 
 
-def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: bool = False) -> None:
-    """Emit the end of the run, and leave its scope. `elsewhere`: its steps ran in other processes."""
+def run_finished(
+    run: RunState, scope: EventScope, finished: Run, *, elsewhere: bool = False, counted: Collection[str] = ()
+) -> None:
+    """Emit the end of the run, and leave its scope. `elsewhere`: its steps ran in other processes. `counted`: classes of
+    the hooks that have counted it there."""
     at = run.settings.clock()
     if RunFinished in run.wanted:
         skipped: tuple[str, ...] = ()
@@ -249,6 +252,7 @@ def run_finished(run: RunState, scope: EventScope, finished: Run, *, elsewhere: 
             skipped,
             tuple(run.undone) if run.stopped else (),
         )
+        event.counted = counted
         if elsewhere and finished.failed_step is not None:
             event.elsewhere = True
             event.expected = isinstance(finished.error, run.plan.by_name[finished.failed_step].expected)

@@ -13,8 +13,9 @@ the hooks' own data, which all events of the run in this process share and which
 | RunRefused | the claim failed with `error`: ends the request | key, error |
 | RunStarted * | the run begins | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by, after_wait |
 | RunRecovered | after the RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
-| RunJoined | a step or undo of a run that another process drives begins here (on Temporal) | wall, carrier, carriers |
-| RunFinished | the run has ended, or waits in its store | outcome, duration, error, skipped, undone, elsewhere, expected |
+| RunJoined | a step, an undo or the end of a run of another process's caller comes here (on Temporal) | wall, carrier, carriers |
+| RunFinished | the run has ended, or waits in its store | outcome, duration, error, skipped, undone, elsewhere, expected, counted |
+| RunEnded | the run has ended in the process that drove it for another one (on Temporal) | key, wall, outcome, duration, counted |
 | StepReady | all dependencies of a step are done | step |
 | StepSkipped | `when=` returned False | step, depends_on |
 | StepStarted * | before the first attempt; hooks may fill `carrier` | step, waited, depends_on, max_attempts, function, carrier |
@@ -69,6 +70,7 @@ from .records import (
     LeaseLost,
     MaintenanceFinished,
     MaintenanceStarted,
+    RunEnded,
     RunFinished,
     RunJoined,
     RunRecovered,
@@ -113,6 +115,7 @@ __all__ = [
     "MaintenanceStarted",
     "PrintLogger",
     "ProgressHook",
+    "RunEnded",
     "RunFinished",
     "RunJoined",
     "RunRecovered",

@@ -26,6 +26,7 @@ from .records import (
     LeaseLost,
     MaintenanceFinished,
     MaintenanceStarted,
+    RunEnded,
     RunFinished,
     RunJoined,
     RunRecovered,
@@ -73,6 +74,7 @@ class Logger:
         RunRecovered: ("run_recovered",),
         RunJoined: ("run_joined",),
         RunFinished: ("run_succeeded", "run_failed", "run_waiting"),
+        RunEnded: ("run_ended",),
         StepReady: ("step_ready",),
         StepSkipped: ("step_skipped",),
         StepStarted: ("step_started",),
@@ -134,6 +136,7 @@ class Logger:
     def run_succeeded(self, event: RunFinished) -> Any: ...
     def run_failed(self, event: RunFinished) -> Any: ...
     def run_waiting(self, event: RunFinished) -> Any: ...
+    def run_ended(self, event: RunEnded) -> Any: ...
     def step_ready(self, event: StepReady) -> Any: ...
     def step_skipped(self, event: StepSkipped) -> Any: ...
     def step_started(self, event: StepStarted) -> Any: ...

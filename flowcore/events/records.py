@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -129,7 +129,7 @@ class RunRecovered(Event):
 
 @dataclass(slots=True, eq=False)
 class RunJoined(Event):
-    """This process gets a step or undo of a run that another process drives. The events of that step or undo follow."""
+    """This process gets a step, an undo or the end of a run whose caller is another process. Its events follow."""
 
     wall: float
     """seconds since the epoch at the moment `at`"""
@@ -154,6 +154,21 @@ class RunFinished(Event):
     """whether the steps ran in other processes, whose hooks have got the error"""
     expected: bool = False
     """whether the failed step lists the error in `expected=`; only set if `elsewhere`"""
+    counted: Collection[str] = ()
+    """classes of the hooks that have counted the run at its RunEnded in another process"""
+
+
+@dataclass(slots=True, eq=False)
+class RunEnded(Event):
+    """The run has ended in the process that drove it. Its caller, in another process, gets RunFinished if it lives."""
+
+    key: str | None
+    wall: float
+    """seconds since the epoch at the moment `at`"""
+    outcome: Status
+    duration: float
+    counted: set[str] = field(default_factory=set[str])
+    """a hook that counts runs adds the name of its class, so that hooks of this class do not count the RunFinished"""
 
 
 @dataclass(slots=True, eq=False)

@@ -262,14 +262,15 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
                 failed.error = failure
                 emit.run_finished(run, scope, failed)
                 raise failure
-            finished = _run_of(run, *answer)
+            record, raised, counted = answer
+            finished = _run_of(run, record, raised)
             waits = finished.status is Status.WAITING
             if finished.status not in _NOT_OVER or (waits and until_waiting):
                 break
             if future is not None:
                 future.pause(finished if waits else None)
             until = Status.RUNNING if waits else Status.WAITING
-        emit.run_finished(run, scope, finished, elsewhere=True)
+        emit.run_finished(run, scope, finished, elsewhere=True, counted=counted)
         return finished
 
 

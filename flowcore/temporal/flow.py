@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any, cast
 
 from temporalio import workflow
-from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError
+from temporalio.common import RawValue, RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
 
 from ..errors import SendRefused, safe_repr, safe_str
 from ..fires import LOG
@@ -18,6 +18,7 @@ from ..status import Status
 from ..stores.base import RESUMABLE, RunRecord
 from .definitions import definition_of
 from .driver import WorkflowDriver
+from .reporting import REPORT_END, End
 from .wire import TEXTS, Outcome, Request, SentValue, decode_outcome, encode_outcome
 
 __all__ = ["FlowcoreWorkflow"]
@@ -26,6 +27,11 @@ _KEEPS_PIVOT = "cancel-keeps-pivot"
 """the patch since which a cancelled run that is past its pivot is left incomplete"""
 _HELD_STAYS_HELD = "held-stays-held"
 """the patch since which a call with the key does not resume a run that an operator held after the call had read it"""
+
+_REPORTS_END = "report-end"
+"""the patch since which workers report the ends of runs"""
+_REPORTED = timedelta(seconds=10)
+"""how long the hooks of a worker may take for the end of a run"""
 
 
 @workflow.defn(dynamic=True)
@@ -41,21 +47,24 @@ class FlowcoreWorkflow:
         self._decision: str | None = None
         self._reason: str | None = None
         self._deadline: float | None = None
+        self._counted: list[str] = []
 
     @workflow.run
     async def run(self, args: Sequence[RawValue]) -> Outcome:
         request = cast("Request", workflow.payload_converter().from_payload(args[0].payload, dict))
         record = self._record = decode_outcome(request["fields"], request["errors"], TEXTS)
         self._errors, self._raised = request["errors"], request["raised"]
+        self._counted = request.get("counted", [])
         info = workflow.info()
         if info.workflow_type == LOG:  # an entry in the log of a schedule
             record.status = Status.SUCCESS
             return encode_outcome(record)
+        began = info.start_time.timestamp()
         if request["resumed"]:
             record.decision = await self._decided(request["retry_in"])
             if record.decision == "cancel" and not workflow.patched(_KEEPS_PIVOT):
                 record.decision = "undo"  # as an earlier release did
-            record.held, record.reason = False, self._reason or record.reason
+            record.held, record.reason, began = False, self._reason or record.reason, workflow.time()
             workflow.upsert_memo({"state": str(Status.RUNNING)})
         definition = definition_of(info.task_queue, info.workflow_type)
         plan = definition.workflow.freeze()
@@ -71,6 +80,7 @@ class FlowcoreWorkflow:
         driver = self._driver = WorkflowDriver(definition, request, record, self._deadline)
         await driver.drive()
         record, outcome = driver.record, encode_outcome(driver.record, driver.raised)
+        outcome["counted"] = await _reported(record, workflow.time() - began)
         self._record, self._errors = record, outcome["errors"]
         if record.held or record.status in RESUMABLE:
             left: Request = {
@@ -82,6 +92,7 @@ class FlowcoreWorkflow:
                 "sent": driver.sent,
                 "resumed": True,
                 "retry_in": driver.retry_in,
+                "counted": outcome["counted"],
             }
             workflow.continue_as_new(left)
         if record.status is Status.SUCCESS:
@@ -151,8 +162,36 @@ class FlowcoreWorkflow:
         """The run's record as it is now, or as an earlier execution left it."""
         assert self._record is not None  # noqa: S101 - `run` has set it
         if self._driver is None:
-            return {**encode_outcome(self._record), "errors": self._errors, "raised": self._raised}
+            left = {"errors": self._errors, "raised": self._raised, "counted": self._counted}
+            return cast("Outcome", encode_outcome(self._record) | left)
         return encode_outcome(self._driver.snapshot(), self._driver.raised)
+
+
+async def _reported(record: RunRecord, duration: float) -> list[str]:
+    """Have the hooks of this worker count the end of a run, because its caller may be gone. Returns the classes of the
+    hooks that did. An error or a cancellation changes nothing about the run: its caller counts it then."""
+    if not workflow.patched(_REPORTS_END):
+        return []
+    end: End = {
+        "workflow": record.workflow,
+        "run_id": record.run_id,
+        "key": None if record.key == record.run_id else record.key,
+        "carrier": dict(record.carrier),
+        "status": str(record.status),
+        "duration": duration,
+    }
+    # A local activity costs no round trip to the server, and a replay does not repeat it.
+    handle: workflow.ActivityHandle[list[str]] = workflow.start_local_activity(
+        REPORT_END, end, start_to_close_timeout=_REPORTED, retry_policy=RetryPolicy(maximum_attempts=1)
+    )
+    try:
+        return await handle
+    except ActivityError:
+        return []
+    except asyncio.CancelledError:
+        if not handle.cancelled():  # Temporal evicts the run from this worker's memory
+            raise
+        return []
 
 
 def _refused(why: str) -> ApplicationError:

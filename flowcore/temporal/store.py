@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
@@ -187,9 +187,9 @@ class TemporalStore(Operators):
                 return bool(state == "held")
         return False
 
-    async def outcome(self, awaited: Awaited, /) -> tuple[RunRecord, BaseException | None]:
+    async def outcome(self, awaited: Awaited, /) -> tuple[RunRecord, BaseException | None, Sequence[str]]:
         """Wait until the run of a key has ended, waits for a decision, or has the status `until`. Returns its record,
-        and the error that its caller gets. An unreachable server is called again for `patience` seconds."""
+        the error that its caller gets, and the classes of the hooks that have counted its end. An unreachable server is called again for `patience` seconds."""
         until = time.monotonic() + awaited.patience
         # Only the execution that this process began or resumed has the outcome for this caller. If the run was left
         # incomplete a moment ago, the next execution may have begun, which waits for another call.
@@ -209,7 +209,8 @@ class TemporalStore(Operators):
                 await asyncio.sleep(_WAIT)
         record = decode_outcome(outcome["fields"], outcome["errors"], self._encoding, awaited.types)
         raised = outcome["raised"]
-        return record, None if raised is None else unpack_error(raised, record.run_id, record.failed_step)
+        error = None if raised is None else unpack_error(raised, record.run_id, record.failed_step)
+        return record, error, outcome.get("counted", ())
 
     def forget(self, run_id: str) -> None:
         """Forget a run that this process began or resumed, because its caller no longer waits for it."""

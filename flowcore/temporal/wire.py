@@ -92,7 +92,8 @@ class Request(TypedDict):
     seconds. `wall`: when the caller started the run, in seconds since the epoch. `errors`: the errors of the record, as
     plain data. `raised`: the error that the caller gets. `sent`: the values that were sent to waits. `resumed`: whether
     the record comes from an earlier execution, which left the run waiting for a decision. `park_after`: seconds of a
-    backoff that an activity waits for at most; missing or None: any."""
+    backoff that an activity waits for at most; missing or None: any. `counted`: as in Outcome, of the earlier
+    execution."""
 
     fields: dict[str, str]
     lease: float
@@ -108,6 +109,7 @@ class Request(TypedDict):
     resumed: bool
     retry_in: float | None
     park_after: NotRequired[float | None]
+    counted: NotRequired[list[str]]
 
 
 class Tried(TypedDict):
@@ -186,11 +188,12 @@ class StepOutput(TypedDict):
 class Outcome(TypedDict):
     """The record of a run, ended or not, with its errors as plain data. `errors`: the errors of steps by name; the
     error of the run itself is under "", and that of an undo under "undo:" with the step's name. `raised`: the error
-    that the caller gets."""
+    that the caller gets. `counted`: classes of the hooks of a worker that have counted the end of the run."""
 
     fields: dict[str, str]
     errors: dict[str, Packed]
     raised: Packed | None
+    counted: NotRequired[list[str]]
 
 
 def plain_encoding(codec: Codec | None) -> Encoding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -11,10 +13,11 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from .._engines.base import registration
 from .._engines.checks import checked_hooks, period, positive_int
 from .._engines.workers import Workers
 from ..errors import DefinitionError
-from ..events import Hook, Hooks
+from ..events import Hook, Hooks, WorkflowRegistered
 from ..events.process import with_process_hooks
 from ..retry import Duration
 from ..stores.codec import Codec
@@ -22,6 +25,7 @@ from ..workflow import Workflow
 from .activity import Steps
 from .definitions import register
 from .flow import FlowcoreWorkflow
+from .reporting import REPORT_END, End, report_end
 from .wire import StepOutput, plain_encoding
 
 __all__ = ["temporal_worker"]
@@ -44,7 +48,7 @@ def temporal_worker(
     """A `temporalio.worker.Worker` that runs `workflows` for every `TemporalEngine` of the same task queue.
 
     Run it with `await worker.run()`, or as `async with worker:`. Its task queue must be for such workers only. `hooks`
-    get the events of the steps and undos that the worker runs. `lease`: that of the engines; a shorter lease here only
+    get the events of the steps and undos that the worker runs, and RunEnded for the runs. `lease`: that of the engines; a shorter lease here only
     lets the worker stop sooner. `max_workers`: how many steps run at a time, including those that wait at most
     `park_after` seconds for their next attempt. `codec`: as of a store, the same as that of the engines. `options`: further arguments of the Worker. Its
     workflow code is flowcore's own and is not sandboxed.
@@ -59,16 +63,19 @@ def temporal_worker(
         raise DefinitionError("workflows= is empty: a worker runs the workflows that it is given.")
     encoding = plain_encoding(codec)
     register(task_queue, definitions, encoding)
-    steps = Steps(
-        client,
-        Hooks(with_process_hooks(checked_hooks(hooks))),
-        encoding,
-        Workers(most, "flowcore-temporal"),
-    )
+    own_hooks = Hooks(with_process_hooks(checked_hooks(hooks)))
+    if WorkflowRegistered in own_hooks.wanted:
+        for workflow in definitions:
+            own_hooks.emit(registration(workflow, time.monotonic()), contextvars.copy_context())
+    steps = Steps(client, own_hooks, encoding, Workers(most, "flowcore-temporal"))
 
     @activity.defn(dynamic=True)
     async def flowcore_step(args: Sequence[RawValue]) -> StepOutput:
         return await steps.perform(args)
+
+    @activity.defn(name=REPORT_END)
+    async def flowcore_run_ended(end: End) -> list[str]:
+        return report_end(end, own_hooks)
 
     settings: dict[str, Any] = {
         "max_concurrent_activities": most,
@@ -78,5 +85,9 @@ def temporal_worker(
         "workflow_runner": UnsandboxedWorkflowRunner(),
     }
     return Worker(
-        client, task_queue=task_queue, workflows=[FlowcoreWorkflow], activities=[flowcore_step], **(settings | options)
+        client,
+        task_queue=task_queue,
+        workflows=[FlowcoreWorkflow],
+        activities=[flowcore_step, flowcore_run_ended],
+        **(settings | options),
     )

@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib
+import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from flowcore import AsyncEngine, Backoff, Retry, Workflow
+from flowcore.events import RunEnded
 from flowcore.stores import SQLiteStore
 from flowcore_otel import LogContext, PrometheusHook, TracingHook
 from tests.otel.conftest import Spans
 
-from .conftest import Temporal, eventually
+from .conftest import PATIENCE, Temporal, eventually, is_over, until
 
 
 def checkout(*, declined: bool) -> Workflow:
@@ -79,6 +82,105 @@ def test_spans_and_counters_are_those_of_asyncengine(temporal: Temporal, tmp_pat
     assert "attempt charge" in tree
     assert ("compensate charge" in tree) is declined
     assert numbers_there == numbers
+
+
+def flow_counts(registry: CollectorRegistry) -> dict[str, float]:
+    """Runs that ended, by outcome, as one registry has counted them."""
+    return {
+        sample.labels["outcome"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "flowcore_runs_total" and sample.value
+    }
+
+
+class Fleet:
+    """The hooks of a caller and of a worker, each with the registry of its process."""
+
+    def __init__(self, *, caller: bool = True, worker: bool = True) -> None:
+        self.caller, self.worker = CollectorRegistry(), CollectorRegistry()
+        self.of_caller: list[Any] = [PrometheusHook(registry=self.caller)] if caller else [_ignore]
+        self.of_worker: list[Any] = [PrometheusHook(registry=self.worker)] if worker else [_ignore]
+
+    def runs(self) -> dict[str, float]:
+        return dict(Counter(flow_counts(self.caller)) + Counter(flow_counts(self.worker)))
+
+
+def _ignore(event: Any) -> None:
+    """A hook that wants every event and counts nothing."""
+
+
+@pytest.mark.parametrize(("caller", "worker"), [(True, True), (True, False), (False, True)])
+def test_the_end_of_a_run_is_counted_once_whoever_has_a_hook_for_it(
+    temporal: Temporal, caller: bool, worker: bool
+) -> None:
+    fleet = Fleet(caller=caller, worker=worker)
+    works, undone = checkout(declined=False), checkout(declined=True)
+    undone.name = "undone"
+    left = Workflow("left", undo="never")
+    left.add_step("fails", lambda ctx: 1 / 0)
+
+    async def main() -> None:
+        async with temporal.open(works, undone, left, hooks=fleet.of_caller, worker_hooks=fleet.of_worker) as engine:
+            for wf in (works, undone, left, left):  # the last two are the same run, which is resumed
+                await engine.run(wf, idempotency_key=wf.name, check=False)
+            await engine.run(works, idempotency_key=works.name)  # a replay is no run
+
+    temporal.run(main)
+    assert fleet.runs() == {"success": 1, "compensated": 1, "incomplete": 2}
+    assert flow_counts(fleet.worker if worker else fleet.caller) == fleet.runs()
+    never = {"workflow": "left", "outcome": "success"}
+    assert (fleet.worker if worker else fleet.caller).get_sample_value("flowcore_runs_total", never) == 0
+    active = "flowcore_runs_active"
+    assert {fleet.caller.get_sample_value(active, {"workflow": name}) for name in ("checkout", "left")} <= {0.0, None}
+
+
+def test_the_end_of_a_run_is_counted_though_its_caller_is_gone(temporal: Temporal) -> None:
+    fleet, goes_on, ended = Fleet(), threading.Event(), list[Any]()
+    wf = Workflow("orphan")
+    wf.add_step("step", lambda ctx: goes_on.wait(PATIENCE))
+
+    async def main() -> None:
+        hooks = [*fleet.of_worker, lambda event: ended.append(event) if isinstance(event, RunEnded) else None]
+        async with temporal.open(wf, hooks=fleet.of_caller, worker_hooks=hooks) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            await future.recorded()
+            await engine.close()
+            goes_on.set()
+            other = await temporal.engine()
+            await until(lambda: is_over(other, "k"))
+            assert (await other.run(wf, idempotency_key="k")).replayed
+
+    temporal.run(main)
+    assert fleet.runs() == {"success": 1}
+    (end,) = ended
+    assert (end.workflow, end.key, end.outcome) == ("orphan", "k", "success")
+    assert 0 < end.duration < PATIENCE
+
+
+def test_a_run_past_its_pivot_that_is_resumed_without_a_caller_is_counted(temporal: Temporal) -> None:
+    fleet, tries = Fleet(), list[int]()
+    wf = Workflow("pivot")
+    wf.add_step("point", lambda ctx: 1, pivot=True)
+
+    @wf.step(depends_on="point")
+    def after(ctx: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("once")
+
+    async def main() -> None:
+        async with temporal.open(wf, hooks=fleet.of_caller, worker_hooks=fleet.of_worker) as engine:
+            assert (await engine.run(wf, idempotency_key="k", check=False)).status == "incomplete"
+
+            async def is_done() -> bool:
+                head = await engine.store.head("k")
+                return head is not None and head.status == "success"
+
+            await until(is_done)
+
+    temporal.run(main)
+    assert fleet.runs() == {"incomplete": 1, "success": 1}
 
 
 def test_a_step_that_is_taken_over_is_in_the_trace_of_its_run_and_is_counted_once(
