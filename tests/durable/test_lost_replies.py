@@ -113,7 +113,7 @@ def test_a_claim_that_is_never_answered_is_refused_and_leaves_the_key_free(
     unanswered = pytest.raises(StoreUnavailable)
     with far.store(asynchronous=driver == "asyncio", **resending(driver, 0)) as store, unanswered:
         run(driver, store, wf, "k", 0.6)
-    assert proxy.losses > 2
+    assert proxy.losses >= 2  # a claim at least, and the withdrawal
     assert effects_of(far.ledger) == {}
     proxy.lose_reply_to(CLAIM, times=0)
     with far.store() as store:

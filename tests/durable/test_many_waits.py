@@ -89,7 +89,7 @@ def test_of_many_runs_that_wait_a_value_resumes_its_own_and_the_others_cost_noth
     costly: tuple[Any, Costs], full: bool
 ) -> None:
     store, cost = costly
-    many, wf = 100_000 if full else 1_000, order()
+    many, wf, threads = 100_000 if full else 1_000, order(), threading.active_count()
     leave(store, wf, range(1, 10))
     few = cost()
     leave(store, wf, range(10, many + 1))
@@ -97,7 +97,7 @@ def test_of_many_runs_that_wait_a_value_resumes_its_own_and_the_others_cost_noth
     with Engine(store=store, workflows=[wf]) as engine:
         key = f"k{range(10, many + 1)[(many - 9) // 2]}"
         assert engine.recover() == []
-        assert threading.active_count() < 20
+        assert threading.active_count() < threads + 10  # those of the engine
         assert store.send(key, "approved", "a look")
         (run,) = engine.recover()
     assert run["ship"] == "shipped after a look"
