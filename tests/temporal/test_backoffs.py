@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
-from flowcore import AsyncEngine, Backoff, DefinitionError, Retry, RetryAfter, Status, Workflow
+from flowcore import AsyncEngine, Backoff, DefinitionError, Retry, RetryAfter, RunTimeout, Status, Workflow
 from flowcore.events import AttemptStarted, BackoffStarted, Event, StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 from flowcore.temporal import temporal_worker
@@ -206,6 +206,55 @@ def test_a_step_that_waits_for_its_next_attempt_has_failed_when_another_fails(te
         assert any("'charge' failed too: RetryAfter" in note for note in run.error.__notes__)
 
     temporal.run(main)
+
+
+def test_long_backoffs_beside_each_other_and_a_wait_end_each_at_its_own_time(temporal: Temporal) -> None:
+    wf = Workflow("beside", max_parallel=1)
+    order = list[str]()
+
+    def flaky(ctx: Any) -> int:
+        order.append(f"{ctx.step} {ctx.attempt}")
+        if ctx.attempt == 1:
+            raise RetryAfter({"slow": 1.5, "quick": 0.3}[ctx.step])
+        return int(ctx.attempt)
+
+    for name in ("slow", "quick"):
+        wf.add_step(name, flaky, retry=2)
+    wf.wait("approved")
+    wf.add_step("after", lambda ctx: (ctx["slow"], ctx["approved"]), depends_on=["slow", "approved"])
+
+    async def main() -> None:
+        async with temporal.open(wf, park_after=0.1) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            paused = await future.waiting()
+            assert paused.status is Status.WAITING
+            assert await engine.send("k", "approved", "yes")
+            assert (await future)["after"] == (2, "yes")
+
+    temporal.run(main)
+    assert order == ["slow 1", "quick 1", "quick 2", "slow 2"]
+
+
+def test_a_deadline_ends_a_run_whose_next_attempt_would_come_too_late(temporal: Temporal) -> None:
+    """Other steps take the time that the backoff had when it began."""
+    wf = Workflow("late", deadline=1.5, max_parallel=1)
+
+    @wf.step(retry=3, undo="attempted")
+    def charge(ctx: Any) -> None:
+        raise RetryAfter(1.0)
+
+    undone = list[str]()
+    charge.compensate(lambda ctx: undone.append(ctx.step))
+    wf.add_step("slow", lambda ctx: asyncio.sleep(PATIENCE))
+
+    async def main() -> None:
+        async with temporal.open(wf, park_after=0.1) as engine:
+            run = await engine.run(wf, check=False)
+            assert (run.status, type(run.error)) == (Status.COMPENSATED, RunTimeout)
+            assert (run.steps["charge"].status, run.steps["charge"].attempts) == (Status.FAILURE, 1)
+
+    temporal.run(main)
+    assert undone == ["charge"]
 
 
 def test_a_run_in_a_long_backoff_outlives_its_engine(temporal: Temporal) -> None:
