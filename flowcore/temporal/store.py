@@ -40,8 +40,8 @@ _WAIT: Final = 0.2
 
 
 class Awaited(NamedTuple):
-    """A run for which its caller waits. `run_id`: the run's id. `patience`: for how many seconds an unreachable server is called again.
-    `until`: WAITING, or RUNNING again; this status ends the wait too, if `is_watched` returns true."""
+    """A run for which its caller waits. `run_id`: the run's id. `patience`: for how many seconds an unreachable server
+    is called again. `until`: WAITING, or RUNNING again; this status ends the wait too, if `is_watched` returns true."""
 
     key: str
     run_id: str
@@ -189,7 +189,8 @@ class TemporalStore(Operators):
 
     async def outcome(self, awaited: Awaited, /) -> tuple[RunRecord, BaseException | None, Sequence[str]]:
         """Wait until the run of a key has ended, waits for a decision, or has the status `until`. Returns its record,
-        the error that its caller gets, and the classes of the hooks that have counted its end. An unreachable server is called again for `patience` seconds."""
+        the error that its caller gets, and the classes of the hooks that have counted its end. An unreachable server is
+        called again for `patience` seconds."""
         until = time.monotonic() + awaited.patience
         # Only the execution that this process began or resumed has the outcome for this caller. If the run was left
         # incomplete a moment ago, the next execution may have begun, which waits for another call.

@@ -165,7 +165,8 @@ class StepOutput(TypedDict):
     abandoned attempt completed in the end. `in_doubt`: whether the step may have had its effect, whatever `status`
     says. `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
     `retry_at`: when the next attempt is due, in seconds since the epoch, if the backoff is left to the workflow; all
-    else is then that of the latest attempt. `answer`: what `when=` returned, or what `verify=` returned: landed (with `value`), not landed, or None.
+    else is then that of the latest attempt. `answer`: what `when=` returned, or what `verify=` returned: landed (with
+    `value`), not landed, or None.
     """
 
     status: str

@@ -48,10 +48,10 @@ def temporal_worker(
     """A `temporalio.worker.Worker` that runs `workflows` for every `TemporalEngine` of the same task queue.
 
     Run it with `await worker.run()`, or as `async with worker:`. Its task queue must be for such workers only. `hooks`
-    get the events of the steps and undos that the worker runs, and RunEnded for the runs. `lease`: that of the engines; a shorter lease here only
-    lets the worker stop sooner. `max_workers`: how many steps run at a time, including those that wait at most
-    `park_after` seconds for their next attempt. `codec`: as of a store, the same as that of the engines. `options`: further arguments of the Worker. Its
-    workflow code is flowcore's own and is not sandboxed.
+    get the events of the steps and undos that the worker runs, and RunEnded for the runs. `lease`: that of the engines;
+    a shorter lease here only lets the worker stop sooner. `max_workers`: how many steps run at a time, including those
+    that wait at most `park_after` seconds for their next attempt. `codec`: as of a store, the same as that of the
+    engines. `options`: further arguments of the Worker. Its workflow code is flowcore's own and is not sandboxed.
 
     Raises DefinitionError if `workflows` is empty, has two workflows of one name, or has anything that is not a
     workflow.
