@@ -65,16 +65,15 @@ class Ledger(Unsaved):
             else:
                 self.note_start(node.name, attempt, run.settings.wall(), errors)
         if known:
-            ours = yield from self.may_continue(run)
-            if ours and run.stopped:
-                self.withdrawn(run, node)
-            return ours and not run.stopped
-        failure = yield from save(run, self, (node.name,))
-        if isinstance(failure, NotSerializable):
-            raise failure
-        if run.stopped and failure is None:  # the run stopped while the start was being saved
+            begins = (yield from self.may_continue(run)) and not run.stopped
+        else:
+            failure = yield from save(run, self, (node.name,))
+            if isinstance(failure, NotSerializable):
+                raise failure
+            begins = failure is None and not run.stopped
+        if not begins:  # its start is saved, or may be; the next owner must not take the step for one in doubt
             self.withdrawn(run, node, errors)
-        return failure is None and not run.stopped
+        return begins
 
     def waits(self, run: RunState, node: Node, until: float) -> Program[bool]:
         ends = None if until == math.inf else until + self.epoch

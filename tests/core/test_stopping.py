@@ -1,8 +1,10 @@
 """Stopping a process is not cancelling its runs (semantics 8): durable runs are parked for another process."""
 
+import asyncio
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowcore import (
+    AsyncEngine,
     Context,
     DefinitionError,
     Engine,
@@ -21,6 +24,7 @@ from flowcore import (
     StepCancelled,
     Workflow,
 )
+from flowcore.events import StepReady
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Gate, Ledger, until
@@ -60,6 +64,51 @@ def test_close_with_a_timeout_parks_a_durable_run_as_soon_as_its_call_has_ended(
     with Engine(store=store) as other:  # at once: the lease is released
         assert other.run(wf, idempotency_key="k").status is Status.SUCCESS
     assert ledger == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("colour", ["threads", "asyncio"])
+def test_a_step_that_a_stopping_engine_has_not_begun_is_not_in_doubt(
+    store: SQLiteStore, colour: str, ledger: Ledger
+) -> None:
+    """Its start is recorded together with the end of the step before it."""
+    wf = Workflow("saga")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", on_crash="hold")
+    ledger.add(wf, "c", depends_on="a")
+    stop: list[Callable[[], object]] = []
+
+    def stops(event: Any) -> None:
+        if isinstance(event, StepReady) and event.step == "b":
+            stop.pop()()
+
+    def on_threads() -> None:
+        engine = Engine(store=store, hooks=[stops])
+        closes = threading.Thread(target=engine.close, args=(PATIENCE,))
+
+        def close() -> None:
+            closes.start()
+            until(lambda: all(run.parked for run in engine._live))
+
+        stop.append(close)
+        with pytest.raises(RunParked):
+            engine.run(wf, idempotency_key="k")
+        closes.join(PATIENCE)
+
+    async def on_asyncio() -> None:
+        engine = AsyncEngine(store=store, hooks=[stops])
+        stop.append(lambda: engine._runs.live.hand_over("its engine was closed"))
+        with pytest.raises(RunParked):
+            await engine.run(wf, idempotency_key="k")
+        await engine.aclose(PATIENCE)
+
+    on_threads() if colour == "threads" else asyncio.run(on_asyncio())
+    assert ledger == ["a"]
+    record = store.find("k")
+    assert record is not None
+    assert record.steps["b"].status is Status.PENDING
+    with Engine(store=store) as other:
+        assert other.run(wf, idempotency_key="k").status is Status.SUCCESS
+    assert sorted(ledger) == ["a", "b", "c"]
 
 
 def test_close_with_a_timeout_tells_calls_in_flight_and_attempts_them_again_elsewhere(

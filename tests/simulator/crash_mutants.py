@@ -9,14 +9,20 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a step starts though the run failed while its checkpoint was sent",
         "ledger",
-        "            self.withdrawn(run, node, errors)\n        return failure is None and not run.stopped\n",
-        "            self.withdrawn(run, node, errors)\n        return failure is None\n",
+        "            begins = failure is None and not run.stopped\n",
+        "            begins = failure is None\n",
     ),
     m(
         "a step that the run's failure prevented stays in flight",
         "ledger",
-        "        if run.stopped and failure is None:",
+        "        if not begins:",
         "        if False:",
+    ),
+    m(
+        "an owner that stops leaves a step in flight that it has not begun",
+        "ledger",
+        "        if not begins:",
+        "        if not begins and not run.parked:",
     ),
     m(
         "a zombie does not look at its clock",
