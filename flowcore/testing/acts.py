@@ -66,6 +66,8 @@ class Caller:
     decides: str | None = None
     """for an operator, who runs nothing: the verb of the store to call for the key (resume, undo, hold or release)"""
     halt: Halt | None = None
+    stops: float | None = None
+    """seconds after which its process is told to stop, as by a deploy; None if it is not"""
     beats: bool = True
     """whether it has a heartbeat; without one, the lease expires in the middle of long work"""
 
@@ -124,3 +126,5 @@ class Act:
     """when it stopped in the middle of its work; None if it did not"""
     cancelled: float | None = None
     """when it cancelled the run; None if it did not"""
+    stopped: float | None = None
+    """when it left the run because it was told to stop; None if it did not"""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .._durable.checkpoints import lose, obey
+from .._durable.checkpoints import lose, obey, parked
 from .._durable.claim import StoreClaims
 from .._kernel import stopping
 from .._kernel.effects import (
@@ -378,6 +378,15 @@ class Process(SimulatedCode):
     def cancel(self) -> None:
         if stopping.interrupt(self.run, StepCancelled("the run was cancelled by the simulation.")):
             self.act.cancelled = self.world.now
+            self._stop(Stop(cancel=True))
+
+    def stop_after(self, seconds: float) -> None:
+        """Tell the process so many seconds from now to stop, and to leave its run to another one."""
+        self._after(seconds, self.hand_over)
+
+    def hand_over(self) -> None:
+        if self.act.ended is None and stopping.hand_over(self.run, parked(self.run, "its process stops")):
+            self.act.stopped = self.world.now
             self._stop(Stop(cancel=True))
 
     def _stop(self, stop: Stop) -> None:

@@ -112,6 +112,8 @@ def play(
             process.begin(workflow, values, key, deadline)
         if number == 0 and cancel_at is not None:
             process.cancel_after(cancel_at)
+        if caller.stops is not None:
+            process.stop_after(caller.stops)
         expect(number + 1, beside=True)
 
     def expect(number: int, *, beside: bool) -> None:

@@ -62,6 +62,8 @@ class KeptRun:
     ended_at: float | None = None
     decisions: list[str] = field(default_factory=list[str])
     """the decisions of operators"""
+    parked: list[int] = field(default_factory=list[int])
+    """the requests with which owners have left the run to the next one"""
     withdrawn = False
     """whether the claim that began the run was withdrawn"""
 
@@ -127,20 +129,24 @@ class Chronicle:
                 if call.answer is None:
                     self._ended(position, call, argument)
             case "withdraw":
-                self._withdrawn(position, argument)
+                self._withdrawn(position, call, argument)
             case "resume" | "undo" | "hold" | "release":
                 self._decided(position, call)
             case _:
                 pass
 
-    def _withdrawn(self, position: int, claim: Claim) -> None:
-        """Replay a withdrawn claim. If it had begun a run, that run has failed, with a higher fence."""
+    def _withdrawn(self, position: int, call: StoreCall, claim: Claim) -> None:
+        """Replay a withdrawn claim. If it had begun a run, that run has failed, with a higher fence. If it had taken a run
+        over, that run has its status from before, and no owner."""
         run = self.runs[-1] if self.runs else None
         if run is None or run.grants[-1].claim != claim.run_id or run.now.status is not Status.RUNNING:
             return
         if run.run_id == claim.run_id:
             run.withdrawn = True
             self._know(run, position, status=Status.FAILURE, fence=run.now.fence + 1)
+        else:
+            self._know(run, position, status=run.before(run.grants[-1].position).status)
+            self._lease_until = call.applied or 0.0
 
     def _renewed(self, call: StoreCall, lease: float) -> None:
         self._lease_until = max(self._lease_until, (call.applied or 0.0) + lease)
@@ -210,6 +216,8 @@ class Chronicle:
             undoing = run.now.undoing or end.undoing
             self._know(run, position, status=end.status, held=end.held, undoing=undoing, decision=None)
             run.ended_at = call.applied
+            if end.status is Status.PARKED and not end.held:
+                run.parked.append(position)
 
     def _know(self, run: KeptRun, position: int, **changes: Any) -> None:
         run.states.append(replace(run.now, position=position, **changes))

@@ -153,7 +153,7 @@ def undo_order(c: Chronicle) -> Iterator[str]:
             continue
         if run.decisions:
             continue  # Failed undos are tried again, in the order in which they failed.
-        places = {name: _place(c, run, call) for name, call in firsts.items()}
+        places = {name: _place(c, run, call) for name, call in firsts.items() if not _was_pending(c, run, call)}
         for (one, first), (other, second) in itertools.pairwise(places.items()):
             if first < second:
                 yield f"{one} is undone before {other}, which was done after it: {first}, {second}"
@@ -175,6 +175,20 @@ def _place(c: Chronicle, run: KeptRun, call: SimulatedCall) -> float:
     if known.status_of(call.step) in {Status.RUNNING, Status.UNKNOWN}:
         return float("inf")
     return known.steps[call.step].seq if call.step in known.steps else 0
+
+
+def _was_pending(c: Chronicle, run: KeptRun, call: SimulatedCall) -> bool:
+    """Whether the owner that undoes a step found it between two attempts, and made no other. No step that depends on it
+    has begun, so its undo may come at any place."""
+    own = next(grant for grant in run.grants if grant.fence == call.fence)
+    found = run.before(own.position)
+    tried = any((one.what, one.step, one.fence) == ("do", call.step, call.fence) for one in c.story.calls)
+    return (
+        not tried
+        and own.record is not None
+        and call.step in found.steps
+        and found.status_of(call.step) is Status.PENDING
+    )
 
 
 def _said(c: Chronicle, step: str, fence: int) -> str | None:
@@ -245,8 +259,11 @@ def endings(c: Chronicle) -> Iterator[str]:
 
 
 def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
-    """Whether the last owner parked the run because a step ended the process, or a `verify=` raised or timed out."""
+    """Whether the last owner parked the run because its process was told to stop, or a step ended it, or a `verify=`
+    raised or timed out."""
     last = run.grants[-1]
+    if c.story.acts[last.process].stopped is not None:
+        return True
     got = c.story.acts[last.process].run
     exits = got is not None and got.error is not None and not isinstance(got.error, Exception)
     raised = any(_said(c, name, last.fence) == "raises" for name in c.steps)
@@ -316,6 +333,8 @@ def callers(c: Chronicle) -> Iterator[str]:
                 kinds = (StoreError,)
             elif act.caller.recovers:
                 kinds = (*kinds, LeaseLostError)
+            if act.caller.stops is not None:
+                kinds = (*kinds, RunParked)
             if not isinstance(act.refusal, kinds):
                 yield f"{who} is refused with {act.refusal!r}"
             continue
@@ -431,7 +450,7 @@ def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
             yield f"process {grant.process} resumes a run without an event of it"
         return
     event = told[0]
-    if act.cancelled is not None and act.cancelled <= event.at:
+    if any(moment is not None and moment <= event.at for moment in (act.cancelled, act.stopped)):
         return
     if any(isinstance(other, LeaseLost) and other.at <= event.at for other in act.events):
         return  # It did not wait for the answers of verify=.
@@ -500,6 +519,19 @@ def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
                 if _said(c, name, grant.fence) == "not landed" and name not in _verified_too_late(c, grant):
                     del found[name]
     return found
+
+
+def departures(c: Chronicle) -> Iterator[str]:
+    """An owner that leaves a run to the next one leaves no step in doubt that it has not begun."""
+    for run in c.runs:
+        for position in run.parked:
+            grant = [grant for grant in run.grants if grant.position < position][-1]
+            before = {} if grant.record is None else grant.record.steps
+            begun = {call.step for call in c.story.calls if call.what == "do" and call.fence == grant.fence}
+            for name in run.before(position + 1).steps:
+                found_open = name in before and _is_open(before[name])
+                if run.before(position + 1).status_of(name) is Status.RUNNING and not found_open and name not in begun:
+                    yield f"process {grant.process} parks the run, and leaves {name} as running, which it has not begun"
 
 
 def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
@@ -621,6 +653,7 @@ JUDGES = (
     patience,
     takeovers,
     doubts,
+    departures,
     nothing_left_in_flight,
     results_and_keys,
     values,

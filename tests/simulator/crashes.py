@@ -107,7 +107,12 @@ def plotted(draw: Draw, seed: int) -> Plot:
     lease = draw.choice((2.0, 6.0, 30.0))
     callers = tuple(_caller(draw, lease, key, number) for number in range(draw.integer(1, 4)))
     weather = _weather(draw, lease)
-    return Plot(spec, lease, callers, weather, draw.choice((math.inf, math.inf, 1.0, 0.2)))
+    park_after = draw.choice((math.inf, math.inf, 1.0, 0.2))
+    if draw.chance(25):  # a deploy
+        which = draw.integer(0, len(callers) - 1)
+        stops = draw.choice((0.5, 1.0, 2.0, 4.0)) * draw.integer(0, 20) / 20
+        callers = tuple(replace(one, stops=stops) if number == which else one for number, one in enumerate(callers))
+    return Plot(spec, lease, callers, weather, park_after)
 
 
 def from_seed(seed: int) -> Plot:
