@@ -113,7 +113,8 @@ class Timeline:
     """from the beginning to the end, or to the last thing known"""
     rows: list[Row]
     takeovers: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
-    """when another owner took the run over, and a label: the owner (of_record) or what it decided (of_events)"""
+    """when another owner took the run over, and a label: the owner (of_record), or the owner before it and what was
+    decided (of_events)"""
     trace_id: str | None = None
     owner: str | None = None
 
@@ -206,10 +207,13 @@ class _Drawing:
         self._started: dict[tuple[str, bool], float] = {}
         self._latest = 0.0
         self._takeovers: list[tuple[float, str]] = []
+        self._from = ""  # the owner before this one, where known
 
     def add(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self._begin = self._begin or event
+            before = event.interrupted_by
+            self._from = f" from {before['host']} ({before['pid']})" if "host" in before and "pid" in before else ""
         if self._begin is None:
             return
         at = event.at - self._begin.at
@@ -218,7 +222,8 @@ class _Drawing:
             case RunFinished():
                 self._end = event
             case RunRecovered():
-                self._takeovers.append((at, f"taken over {_DECISIONS.get(event.decision, event.decision)}"))
+                decided = _DECISIONS.get(event.decision, event.decision)
+                self._takeovers.append((at, f"taken over{self._from} {decided}"))
             case StepStarted():
                 row = self._row(event.step)
                 row.depends_on = event.depends_on

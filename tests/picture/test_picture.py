@@ -5,7 +5,7 @@ from __future__ import annotations
 import html.parser
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,17 @@ def test_a_takeover_among_events_is_a_line_with_its_decision(
     recovered = RunRecovered(*shared, decision, (), (), (), (), (), {})
     text = page(Timeline.of_events([*told[0], recovered]), "")
     assert f"<title>taken over {words}</title>" in text
+
+
+def test_a_takeover_among_events_names_the_owner_before_it(told: tuple[list[Event], Run, Any]) -> None:
+    started = next(event for event in told[0] if isinstance(event, RunStarted))
+    resumed = RunStarted(*(getattr(started, field.name) for field in fields(started)))
+    resumed.interrupted_by = {"host": "host-1", "pid": 12, "since": 1.0}
+    recovered = RunRecovered(
+        *(started.run_id, started.workflow, started.at, started.state), "undo", (), (), (), (), (), {}
+    )
+    text = page(Timeline.of_events([resumed, recovered, *told[0][1:]]), "")
+    assert "<title>taken over from host-1 (12) to be undone</title>" in text
 
 
 def test_run_and_record_make_their_page_themselves(told: tuple[list[Event], Run, Any]) -> None:
