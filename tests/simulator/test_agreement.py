@@ -279,9 +279,10 @@ class Scribe:
         """the step, the contents, and the open scopes of each note"""
 
     def __call__(self, event: Any) -> Any:
+        if isinstance(event, OF_THE_ENGINE):
+            return None
         step = getattr(event, "step", None)
-        if not isinstance(event, OF_THE_ENGINE):
-            self.notes.append((step, fact(event), _open.get()))
+        self.notes.append((step, fact(event), _open.get()))
         return self.scope(f"{type(event).__name__} {step}") if type(event).__name__.endswith("Started") else None
 
     @contextmanager
