@@ -136,7 +136,7 @@ class WorkflowDriver:
         """the error that the caller of the run gets"""
         self._failure: BaseException | None = None
         self._steps: dict[workflow.ActivityHandle[StepOutput], Node] = {}  # in flight; undos are not among them
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks, self._cancelled = set[asyncio.Task[None]](), False
 
     async def drive(self) -> None:
         """Drive the run to its end. A cancellation of the execution cancels the run, but not its undos."""
@@ -145,15 +145,18 @@ class WorkflowDriver:
             try:
                 await self._over.wait()
             except asyncio.CancelledError:
+                if self._cancelled or workflow.cancellation_reason() is None:
+                    raise  # Temporal evicts the run from this worker's memory
+                self._cancelled = True
                 self.cancel()
         if self._failure is not None:
             raise self._failure
 
     def cancel(self) -> None:
         """Cancel the run."""
-        what = f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)}"
         self.reason = workflow.cancellation_reason() or self.reason
-        if stopping.interrupt(self.run, StepCancelled(f"{what} was cancelled.")):
+        what = f"run {self.run.run_id} of {safe_repr(self.run.workflow.name)} was cancelled."
+        if stopping.interrupt(self.run, StepCancelled(what)):
             self._stop(Stop(cancel=True))
 
     @property
@@ -418,8 +421,7 @@ class WorkflowDriver:
             self._carriers[node.name] = output["carrier"]
         if output.get("in_doubt") and not undo:
             run.was_in_doubt |= {node.name}
-        late = output.get("late")
-        if late is not None:
+        if (late := output.get("late")) is not None:
             run.report(node).completed_late = Status(late)
             if late == Status.SUCCESS and "value" in output:
                 run.results.setdefault(node.name, output["value"])

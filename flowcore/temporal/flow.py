@@ -113,6 +113,8 @@ class FlowcoreWorkflow:
             except TimeoutError:
                 return None
             except asyncio.CancelledError:
+                if workflow.cancellation_reason() is None:  # Temporal evicts the run from this worker's memory
+                    raise
                 self._reason = workflow.cancellation_reason() or self._reason
                 return "cancel"
             decision, self._decision = self._decision, None

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
@@ -13,6 +14,7 @@ from flowcore import (
     NO_KEY,
     Backoff,
     CompensationFailed,
+    Context,
     DefinitionError,
     Fatal,
     IdempotencyHeld,
@@ -33,7 +35,7 @@ from flowcore import (
 )
 from flowcore.events import RunFinished, StepFinished
 
-from .conftest import PATIENCE, Temporal, is_over, until
+from .conftest import LEASE, PATIENCE, Temporal, is_over, until
 
 
 class Declined(Exception):
@@ -690,3 +692,46 @@ def test_a_worker_is_told_what_it_cannot_run() -> None:
     ):
         with pytest.raises(DefinitionError, match=why):
             temporal_worker(client, task_queue="q", workflows=wrong)
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_worker_may_evict_a_run_from_its_memory_at_any_time(temporal: Temporal, cancels: bool) -> None:
+    """Here it does so after each workflow task, while a step, a backoff or an undo is in flight."""
+    from flowcore.temporal import temporal_worker
+
+    wf, tries, undone = Workflow("evicted"), list[int](), list[int]()
+
+    def flaky(ctx: Context) -> str:
+        tries.append(ctx.attempt)
+        time.sleep(0.2)
+        if len(tries) == 1:
+            raise ConnectionError("again")
+        return "paid"
+
+    wf.add_step("book", lambda ctx: "seat", compensate=lambda ctx: undone.append(1))
+    wf.add_step("pay", flaky, depends_on="book", retry=Retry(3, Backoff.fixed(0.1)))
+    wf.wait("approved", depends_on="pay", timeout=PATIENCE)
+
+    async def main() -> None:
+        engine = await temporal.engine()
+        worker = temporal_worker(
+            engine.store._client, task_queue=temporal.queue, workflows=[wf], lease=LEASE, max_cached_workflows=0
+        )
+        async with worker:
+            future = engine.submit(wf, idempotency_key="k", check=False)
+
+            async def waits() -> bool:
+                head = await engine.store.head("k")
+                return head is not None and head.status == "waiting"
+
+            await until(waits)
+            if cancels:
+                await engine.cancel(key="k")
+                assert ((await future).status, undone) == ("compensated", [1])
+            else:
+                assert await engine.send("k", "approved", "yes")
+                run = await future
+                assert (run.status, run["pay"], run["approved"]) == ("success", "paid", "yes")
+
+    temporal.run(main)
+    assert tries == [1, 2]
