@@ -47,7 +47,8 @@ def test_a_second_call_with_the_same_key_answers_the_stored_results(drive: Drive
     assert second[wf.steps[1]] == "b"
     (hit,) = of_type(events, IdempotencyHit)
     assert (hit.outcome, hit.original_run_id, hit.key, hit.age >= 0) == ("replayed", first.id, "k", True)
-    assert kinds(events) == ["WorkflowRegistered", "RunRequested", "IdempotencyHit"]
+    # On Temporal, the worker registers the workflow too.
+    assert list(dict.fromkeys(kinds(events))) == ["WorkflowRegistered", "RunRequested", "IdempotencyHit"]
     assert "replayed from an earlier run with the same key" in second.explain()
 
 
