@@ -30,9 +30,8 @@ __all__ = ["UNKNOWN", "is_given_up", "refusal", "replay"]
 
 UNKNOWN: Final = 1.0
 """seconds until a retry is useful, if no run of the workflow has ended in this engine yet"""
-
-
 _DONE: Final = frozenset({Status.SUCCESS, Status.SKIPPED})
+"""the statuses of the steps of a run that has succeeded"""
 
 
 def is_given_up(run: RunState, record: RunRecord, *, once: bool = False) -> bool:

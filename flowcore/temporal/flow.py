@@ -170,7 +170,7 @@ class FlowcoreWorkflow:
 
 
 async def _reported(record: RunRecord, duration: float) -> list[str]:
-    """Have the hooks of this worker count the end of a run, because its caller may be gone. Returns the classes of the
+    """Have the hooks of this worker count the end of a run, because its caller may have died. Returns the classes of the
     hooks that did. An error or a cancellation changes nothing about the run: its caller counts it then."""
     if not workflow.patched(_REPORTS_END):
         return []

@@ -1,4 +1,4 @@
-"""The end of a run, as the hooks of its worker get it. The caller, whose hooks get RunFinished, may be gone by then."""
+"""Reports the end of a run to the hooks of its worker, because the caller, whose hooks get RunFinished, may have died."""
 
 from __future__ import annotations
 

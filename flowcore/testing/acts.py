@@ -67,7 +67,7 @@ class Caller:
     """for an operator, who runs nothing: the verb of the store to call for the key (resume, undo, hold or release)"""
     halt: Halt | None = None
     stops: float | None = None
-    """seconds after which its process is told to stop, as by a deploy; None if it is not"""
+    """seconds after which its process must stop, as in a deploy; None if it need not"""
     beats: bool = True
     """whether it has a heartbeat; without one, the lease expires in the middle of long work"""
 
@@ -127,4 +127,4 @@ class Act:
     cancelled: float | None = None
     """when it cancelled the run; None if it did not"""
     stopped: float | None = None
-    """when it left the run because it was told to stop; None if it did not"""
+    """when it parked the run because its process had to stop; None if it did not"""

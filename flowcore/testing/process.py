@@ -381,7 +381,7 @@ class Process(SimulatedCode):
             self._stop(Stop(cancel=True))
 
     def stop_after(self, seconds: float) -> None:
-        """Tell the process so many seconds from now to stop, and to leave its run to another one."""
+        """Park the run so many seconds from now, because the process must stop."""
         self._after(seconds, self.hand_over)
 
     def hand_over(self) -> None:

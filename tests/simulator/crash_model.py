@@ -259,7 +259,7 @@ def endings(c: Chronicle) -> Iterator[str]:
 
 
 def _leaves_it_parked(c: Chronicle, run: KeptRun) -> bool:
-    """Whether the last owner parked the run because its process was told to stop, or a step ended it, or a `verify=`
+    """Whether the last owner parked the run because its process had to stop, or a step ended it, or a `verify=`
     raised or timed out."""
     last = run.grants[-1]
     if c.story.acts[last.process].stopped is not None:
@@ -522,7 +522,7 @@ def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
 
 
 def departures(c: Chronicle) -> Iterator[str]:
-    """An owner that leaves a run to the next one leaves no step in doubt that it has not begun."""
+    """When an owner parks a run, a step that it has not begun is not in doubt."""
     for run in c.runs:
         for position in run.parked:
             grant = [grant for grant in run.grants if grant.position < position][-1]
