@@ -186,17 +186,20 @@ class Ledger(Unsaved):
                     self.announced.discard(following.name)
             yield from stopped(run, stopping.fail(run, failure, node.name))
             return None
+        unblocked: list[int] = []
+        with run.lock:
+            run.unblock(node, unblocked)
+        emit.steps_ready(run, unblocked)  # before another worker can start them
+        if following is None:
+            return run.join_queue(unblocked)
         with run.lock:
             if not run.stopped:
-                unblocked, following = _unblock(run, node, following)
-            else:
-                unblocked = None
-                run.running -= 1
-                if following is not None and _is_announced(run, following):
-                    self._withdraw(run, following.name)
-                following = None
-        emit.steps_ready(run, unblocked)
-        return following
+                run.ready.extend(index for index in unblocked if index != following.index)
+                return following
+            run.running -= 1
+            if _is_announced(run, following):
+                self._withdraw(run, following.name)
+            return None
 
     def run_plain(self, run: RunState, node: Node) -> Program[FirstAttempt | Node | None]:
         made = yield from run_chain(run, self, node)
@@ -320,21 +323,3 @@ def _is_announced(run: RunState, node: Node) -> bool:
 def _may_be_done(run: RunState, node: Node) -> bool:
     """Whether an attempt of `node` that a crash cut off may have had its effect, and `node` can be undone."""
     return node.name in run.was_in_doubt and node.compensation is not None
-
-
-def _unblock(run: RunState, node: Node, following: Node | None) -> tuple[list[Node], Node | None]:
-    """(lock) Unblock the dependents of `node`. Returns those that are ready now, and the node that this worker runs
-    next: `following`, or the first one of the ready queue, or None."""
-    unblocked: list[Node] = []
-    for index in node.successors:
-        run.counts[index] -= 1
-        if not run.counts[index]:
-            run.ready_at[index] = run.settings.clock()
-            unblocked.append(run.plan.nodes[index])
-            if unblocked[-1] is not following:
-                run.ready.append(index)
-    if following is None and run.ready:
-        following = run.plan.nodes[run.ready.popleft()]
-    if following is None:
-        run.running -= 1
-    return unblocked, following

@@ -7,7 +7,7 @@ context, and returns an `EventScope`; the function for the finish event leaves t
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import StepCancelled, safe_repr
@@ -181,8 +181,7 @@ def run_started(run: RunState) -> EventScope:
 
 def first_ready(run: RunState) -> None:
     run.ready_at.update(dict.fromkeys(run.ready, run.settings.clock()))
-    if StepReady in run.wanted:
-        steps_ready(run, [run.plan.nodes[index] for index in run.ready])
+    steps_ready(run, run.ready)
 
 
 def joined(run: RunState, carriers: Mapping[str, Mapping[str, str]]) -> None:
@@ -262,13 +261,13 @@ def run_finished(
     _measured(run)
 
 
-def steps_ready(run: RunState, nodes: list[Node] | None) -> None:
+def steps_ready(run: RunState, nodes: Iterable[int]) -> None:
+    """Emit that `nodes` are ready, by index. A wait takes no worker."""
     if StepReady in run.wanted:
-        for node in nodes or ():
-            if node.wait is not None:  # a wait takes no worker
-                continue
-            at = run.ready_at[node.index]
-            run.hooks.emit(StepReady(*_of(run, at), node.name), run.context.copy())
+        for node in (run.plan.nodes[index] for index in nodes):
+            if node.wait is None:
+                event = StepReady(*_of(run, run.ready_at[node.index]), node.name)
+                run.hooks.emit(event, run.context.copy())
 
 
 def wait_started(run: RunState, node: Node) -> None:

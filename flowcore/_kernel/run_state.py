@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -268,9 +268,8 @@ class RunState:
     def _ready_waits(self, waits: Waits) -> None:
         if waits.aside and not self.stopped:
             now = self.settings.clock()
-            due = waits.due(now, self.deadline)
-            self.ready.extend(node.index for node in due)
-            for node in due:
+            for node in waits.due(now, self.deadline):
+                self.ready.append(node.index)
                 if node.wait is None and self.observed:
                     self.ready_at[node.index] = now
 
@@ -283,32 +282,44 @@ class RunState:
             self.worker_requested = True
             return True
 
-    def done(self, node: Node, value: object, unblocked: list[Node] | None = None) -> Node | None:
-        """Store the result of `node` and unblock its dependents, which are added to `freed` if they are ready. Returns
-        the node to run next, or None, which frees the worker's place."""
+    def done(self, node: Node, value: object, announced: list[int] | None = None) -> Node | None:
+        """Store the result of `node` and unblock its dependents. Those that are ready now join the ready queue, or
+        `announced` if that is given: the caller then emits that they are ready before it calls `join_queue`. Returns
+        the node to run next, or None, which frees the worker's place unless `announced` has nodes."""
         with self.lock:
             self.results[node.name] = value
             if node.compensation is not None:
                 self.to_undo.append(node)
-            return self._after(node, unblocked)
+            self.unblock(node, self.ready if announced is None else announced)
+            return None if announced else self._next()
 
-    def skipped(self, node: Node, unblocked: list[Node] | None = None) -> Node | None:
+    def skipped(self, node: Node, announced: list[int] | None = None) -> Node | None:
         """Unblock the dependents of `node`, which was skipped, as `done` does."""
         with self.lock:
-            return self._after(node, unblocked)
+            self.unblock(node, self.ready if announced is None else announced)
+            return None if announced else self._next()
 
-    def _after(self, node: Node, unblocked: list[Node] | None) -> Node | None:
+    def unblock(self, node: Node, ready: MutableSequence[int]) -> None:
+        """(lock) Add the dependents of `node` that are ready now to `ready`, by index, unless the run has stopped."""
         if not self.stopped:
-            counts, ready = self.counts, self.ready
+            counts = self.counts
             for index in node.successors:
                 counts[index] -= 1
                 if not counts[index]:
                     ready.append(index)
-                    if unblocked is not None:
+                    if self.observed:
                         self.ready_at[index] = self.settings.clock()
-                        unblocked.append(self.plan.nodes[index])
-            if ready:  # this worker keeps its place among the steps that run at a time
-                return self.plan.nodes[ready.popleft()]
+
+    def join_queue(self, nodes: list[int]) -> Node | None:
+        """Put `nodes` into the ready queue. Returns the node to run next, or None, which frees the worker's place."""
+        with self.lock:
+            if not self.stopped:
+                self.ready.extend(nodes)
+            return self._next()
+
+    def _next(self) -> Node | None:
+        if self.ready:  # this worker keeps its place among the steps that run at a time
+            return self.plan.nodes[self.ready.popleft()]
         self.running -= 1
         return None
 

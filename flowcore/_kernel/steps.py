@@ -200,18 +200,20 @@ def _needs_a_worker(run: RunState, node: Node) -> bool:
 
 def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
     """Process the end of a step that succeeded or was skipped: unblock its dependents. Returns the next node."""
-    unblocked: list[Node] | None = [] if run.observed else None
+    announced: list[int] | None = [] if run.observed else None
     if end.status is Status.SKIPPED:
         run.report(node).status = Status.SKIPPED
         emit.step_skipped(run, node)
-        after = run.skipped(node, unblocked)
+        after = run.skipped(node, announced)
     else:
         if run.observed or end.attempts > 1 or end.scope is not None or node.wait is not None:
             end.report_to(run.report(node))
         if node.step.pivot and not run.undo_ordered:
             run.past_pivot = True
-        after = run.done(node, end.value, unblocked)
-    emit.steps_ready(run, unblocked)
+        after = run.done(node, end.value, announced)
+    if announced:  # hooks hear that a step is ready before another worker can start it
+        emit.steps_ready(run, announced)
+        return run.join_queue(announced)
     return after
 
 

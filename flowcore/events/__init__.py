@@ -42,7 +42,9 @@ the hooks' own data, which all events of the run in this process share and which
 
 Events marked * are start events. For these a hook may return a context manager, the *scope*. It is entered in the
 context in which user code then runs, and exited after the matching finish event; several scopes are exited in reverse
-order. Each start event has its finish event on every path. An event that no hook wants is not built.
+order. Each start event has its finish event on every path. The events of one step arrive in the order in which they
+happen, from StepReady to StepFinished; those of steps that run beside each other arrive in any order. An event that no
+hook wants is not built.
 
 An engine calls its own hooks, and each hook of the process (`add_process_hook`) unless it has one of the same class.
 

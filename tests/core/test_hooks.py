@@ -5,6 +5,7 @@ import contextvars
 import gc
 import logging
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -330,6 +331,37 @@ def test_a_hook_may_say_what_it_wants(drive: Drive, ledger: Ledger) -> None:
 
 
 # -- what hooks cannot do ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_step_starts_only_once_the_hooks_have_heard_that_it_is_ready(key: str | None) -> None:
+    """The first hook is slow; meanwhile, another thread of the run has nothing to do and looks for a ready step."""
+    events: list[Any] = []
+    begun = threading.Event()
+
+    def slow(event: Any) -> None:
+        if isinstance(event, StepReady) and event.step in "cd":
+            begun.wait(0.2)
+
+    wf = Workflow("w")
+    first_is_over = threading.Event()
+
+    @wf.step
+    def a(ctx: Context) -> None:
+        assert first_is_over.wait(PATIENCE)
+
+    @wf.step
+    def b(ctx: Context) -> None:
+        first_is_over.set()
+        time.sleep(0.05)  # it ends while the slow hook hears that the dependents of `a` are ready
+
+    for name in "cd":
+        wf.step(name=name, depends_on=["a"])(lambda ctx: begun.set())
+    with Engine(hooks=[slow, events.append]) as engine:
+        engine.run(wf, idempotency_key=key)
+    for name in "cd":
+        of_step = kinds([event for event in events if getattr(event, "step", None) == name])
+        assert of_step[:2] == ["StepReady", "StepStarted"], of_step
 
 
 class Boom(Exception):

@@ -75,8 +75,8 @@ MUTANTS = (
     m(
         "done steps are not undone",
         "run_state",
-        "if node.compensation is not None:\n                self.to_undo.append(node)\n            return self._after",
-        "if node.compensation is None:\n                self.to_undo.append(node)\n            return self._after",
+        "if node.compensation is not None:\n                self.to_undo.append(node)\n            self.unblock",
+        "if node.compensation is None:\n                self.to_undo.append(node)\n            self.unblock",
     ),
     m(
         "a step that completed late is not undone",
@@ -196,8 +196,8 @@ MUTANTS = (
     m(
         "start after a failure",
         "run_state",
-        "        if not self.stopped:\n            counts, ready",
-        "        if True:\n            counts, ready",
+        "        if not self.stopped:\n            counts =",
+        "        if True:\n            counts =",
     ),
     m(
         "start before the last dependency",
@@ -214,8 +214,8 @@ MUTANTS = (
     m(
         "last come, first started",
         "run_state",
-        "                return self.plan.nodes[ready.popleft()]",
-        "                return self.plan.nodes[ready.pop()]",
+        "            return self.plan.nodes[self.ready.popleft()]\n        self.running",
+        "            return self.plan.nodes[self.ready.pop()]\n        self.running",
     ),
     m("max_parallel is ignored", "run_state", "self.limit = min(self.limit, workflow.max_parallel)", "pass"),
     m("no worker helps", "steps", "if run.ready and not run.worker_requested and run.needs_worker():", "if False:"),
@@ -235,8 +235,8 @@ MUTANTS = (
     m(
         "dependants of a skipped step never run",
         "run_state",
-        "            return self._after(node, unblocked)\n\n    def _after",
-        "            self.running -= 1\n\n    def _after",
+        "            return None if announced else self._next()\n\n    def unblock",
+        "            self.running -= 1\n            return None\n\n    def unblock",
     ),
     m("on_failure=cancel is ignored", "steps", 'cancel = run.workflow.on_failure == "cancel"', "cancel = False"),
     m("siblings are always cancelled", "steps", 'cancel = run.workflow.on_failure == "cancel"', "cancel = True"),
