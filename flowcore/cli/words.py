@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from ..status import Status
-from ..stores.base import RESUMABLE, RunRecord
+from ..stores.base import RESUMABLE, Owner, RunRecord
 from ..stores.story import waits_to_retry
 
 __all__ = ["age", "as_data", "duration", "next_commands", "state_of"]
@@ -106,7 +106,8 @@ def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
         },
         "takeovers": record.takeovers,
         "retries": record.retries,
-        "owner": None if owner is None else {"host": owner.host, "pid": owner.pid, "since": owner.since},
+        "owner": _owner(record.owner),
+        "previous_owner": _owner(record.previous_owner),
         "failed_step": record.failed_step,
         "undone": list(record.undone),
         "error": None if error is None else {"type": _type(error), "message": str(error)},
@@ -129,6 +130,10 @@ def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
     if values:
         data["values"], data["results"] = dict(record.values), dict(record.results)
     return data
+
+
+def _owner(owner: Owner | None) -> dict[str, Any] | None:
+    return None if owner is None else {"host": owner.host, "pid": owner.pid, "since": owner.since}
 
 
 def _type(error: BaseException) -> str:

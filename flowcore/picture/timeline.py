@@ -32,7 +32,7 @@ from ..run import Run, StepReport, error_line
 from ..status import Status
 
 if TYPE_CHECKING:
-    from ..stores.base import RunRecord
+    from ..stores.base import Owner, RunRecord
 
 __all__ = ["Bar", "Kind", "Row", "Timeline", "in_words", "milliseconds"]
 
@@ -144,15 +144,17 @@ class Timeline:
         names = [*depends_on, *(name for name in record.steps if name not in depends_on)]
         results = set(record.results)
         reports = {name: record.steps.get(name) or _result_alone(name in results) for name in names}
-        owner = None if record.owner is None else f"{record.owner.host} ({record.owner.pid})"
+        owner = _name_of(record.owner)
         timeline = cls._of_reports(
             record.workflow, record.run_id, str(record.status), record.started or None, reports, depends_on
         )
         if record.finished is not None and record.started:
             timeline.seconds = max(timeline.seconds, record.finished - record.started)
         timeline.owner = owner
-        if record.takeovers and record.owner is not None and record.started:
-            timeline.takeovers.append((max(0.0, record.owner.since - record.started), f"taken over by {owner}"))
+        before = _name_of(record.previous_owner)
+        if (record.takeovers or before not in {None, owner}) and record.owner is not None and record.started:
+            what = f"taken over by {owner}" if before is None else f"taken over from {before} by {owner}"
+            timeline.takeovers.append((max(0.0, record.owner.since - record.started), what))
         timeline.trace_id = _trace_id(record.carrier)
         return timeline
 
@@ -297,6 +299,10 @@ def _result_alone(done: bool) -> StepReport:
 def _with(label: str, error: BaseException | None) -> str:
     reason = "" if error is None else error_line(error, 200)
     return ": ".join(part for part in (label, reason) if part)
+
+
+def _name_of(owner: Owner | None) -> str | None:
+    return None if owner is None else f"{owner.host} ({owner.pid})"
 
 
 def _trace_id(carrier: Mapping[str, Any]) -> str | None:

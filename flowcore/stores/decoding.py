@@ -173,6 +173,7 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
         undoing=parts.flag(fields, "undoing"),
         decision=parts.one_of(_DECISION, fields["decision"], "decision") if "decision" in fields else None,
         owner=_owner(fields, "by", "since"),
+        previous_owner=_owner(fields, "before_by", "before_since"),
         takeovers=parts.count(fields, "takeovers"),
         retries=parts.count(fields, "retries"),
         deadline=parts.time(fields, "deadline"),
@@ -207,7 +208,6 @@ def _head(key: str, fields: Fields, sealing: Sealing) -> RunRecord:
     if "before_status" in fields:
         parts.status(_RUN, fields["before_status"], "before_status")
     parts.time(fields, "before_expires")
-    _owner(fields, "before_by", "before_since")
     if (step := parts.json(fields, "failed_step", None)) is not None:
         record.failed_step = parts.string(step, "failed_step")
     if (error := parts.json(fields, "error", None)) is not None:

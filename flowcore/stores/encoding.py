@@ -11,7 +11,7 @@
 | graph | as in RunRecord, an opaque text | every claim that is granted |
 | owner | run_id of the claim that made the present owner | the same |
 | by (missing: unknown), since (missing: 0) | JSON of the owner's host and pid, and when it claimed the run | the same |
-| before_status, before_expires, before_by, before_since | as the present owner found them | a claim that resumes a run |
+| before_status, before_expires, before_by, before_since | as the present owner found them; the last two stay until the next claim that resumes the run | a claim that resumes a run |
 | takeovers, retries, delay (missing: 0) | as in RunRecord; `delay`: how many microseconds after `expires` recovery may take over a running run | takeovers and endings; progress sets them to 0 |
 | status; held and undoing (0 or 1; missing: 0) | as in RunRecord | |
 | decision (missing: None) | resume, undo or cancel | an operator; the owner's first checkpoint removes `resume`; its ending, or its first checkpoint that undoes, removes the other two |

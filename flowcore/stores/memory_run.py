@@ -78,6 +78,7 @@ class LiveRun:
             status=Status.RUNNING,
             graph=claim.graph,
             owner=None if claim.owner is None else replace(claim.owner, since=wall),
+            previous_owner=record.owner,
             fence=record.fence + 1,
             takeovers=takeovers,
             reason=record.reason if record.decision in STOPS else None,
@@ -244,6 +245,7 @@ class LiveRun:
             status=before.status,
             expires=before.expires,
             owner=before.owner,
+            previous_owner=None,
             reason=before.reason,
             not_before=before.not_before,
         )

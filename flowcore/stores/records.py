@@ -71,6 +71,8 @@ class RunRecord:
     reason: str | None = None
     """why the run is parked or held, in one sentence"""
     owner: Owner | None = None
+    previous_owner: Owner | None = None
+    """the owner before the present one, dead or not; None if the present one began the run, and on Temporal"""
     takeovers: int = 0
     """how often the run was taken over from a crashed owner since its last progress: see decide.makes_progress"""
     retries: int = 0

@@ -12,7 +12,7 @@ from ..run import StepReport, error_line, in_words
 from ..status import Status
 
 if TYPE_CHECKING:
-    from .base import RunRecord
+    from .base import Owner, RunRecord
 
 __all__ = ["story", "waits_to_retry"]
 
@@ -82,6 +82,10 @@ def waits_to_retry(record: RunRecord, name: str) -> bool:
     return report is not None and report.retry_at is not None
 
 
+def _process(owner: Owner) -> str:
+    return f"process {owner.pid} on {safe_repr(owner.host)[1:-1]}"
+
+
 def _circumstances(record: RunRecord) -> list[str]:
     """Why the run is parked or held, who owns it, what was sent to it, and what an operator has decided."""
     lines: list[str] = []
@@ -89,7 +93,9 @@ def _circumstances(record: RunRecord) -> list[str]:
         lines.append(f"reason: {record.reason}")
     if record.owner is not None:
         since = f" since {moment(record.owner.since)}" if record.owner.since else ""
-        lines.append(f"owner: process {record.owner.pid} on {safe_repr(record.owner.host)[1:-1]}{since}")
+        owner, before = _process(record.owner), record.previous_owner
+        after = "" if before is None or _process(before) == owner else f", after {_process(before)}"
+        lines.append(f"owner: {owner}{since}{after}")
     if record.takeovers:
         lines.append(f"taken over {record.takeovers} time{'s' * (record.takeovers > 1)} since the last step that ended")
     if record.not_before is not None and record.status is not Status.WAITING:

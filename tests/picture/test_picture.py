@@ -16,7 +16,8 @@ from flowcore.events import Event, RunRecovered, RunStarted
 from flowcore.picture import Bar, Kind, Row, Timeline, gantt, in_words, page
 from flowcore.run import Run
 from flowcore.stores import SQLiteStore
-from flowcore.stores.base import RunRecord
+from flowcore.stores.base import Owner, RunRecord
+from flowcore.stores.story import moment
 
 HOSTILE = '</title><script>alert("x")</script>\r\n\x1b[31m\u202e&amp;'
 
@@ -206,10 +207,16 @@ def test_the_terminal_shows_the_same_in_ascii() -> None:
     assert all(len(line) <= 60 for line in drawn.splitlines()[1:4])
 
 
-def test_a_takeover_is_a_line_with_its_owner(told: tuple[list[Event], Run, Any]) -> None:
-    record = replace(told[2], takeovers=1)
+def test_a_takeover_is_a_line_with_both_owners(told: tuple[list[Event], Run, Any]) -> None:
+    record = replace(told[2], previous_owner=Owner("old-host", 7))
     owner = record.owner
-    assert f"<title>taken over by {owner.host} ({owner.pid})</title>" in record.html()
+    assert f"<title>taken over from old-host (7) by {owner.host} ({owner.pid})</title>" in record.html()
+    assert f"since {moment(owner.since)}, after process 7 on old-host" in record.explain()
+    for before in (None, owner):  # it resumed a run of its own, as after a wait
+        record = replace(told[2], previous_owner=before)
+        assert "taken over" not in record.html()
+        assert ", after process" not in record.explain()
+    assert f"<title>taken over by {owner.host} ({owner.pid})</title>" in replace(told[2], takeovers=1).html()
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,17 @@ class CountsTakeoversBeyondTheEnd(Broken):
         return answer
 
 
+class ForgetsThePreviousOwnerAtTheEnd(Broken):
+    rule = "previous-owner"
+
+    def finish(self, ending: Ending, /) -> Behind | Lost | Arrived | None:
+        answer = super().finish(ending)
+        run = self.run_of(ending.record.key)
+        if answer is None and run is not None:
+            run.record.previous_owner = None
+        return answer
+
+
 class LetsNobodyFinishLate(Broken):
     rule = "finish-late lost"
 

@@ -274,7 +274,7 @@ end
 
 local function pack(run, retention)  -- write the packed record of a run that is over; `retention` in milliseconds
   local dropped = {{expires = true, listed = true, decision = true, before_status = true, before_expires = true,
-    before_by = true, before_since = true, not_before = true, delay = true, held = '0', undone = '[]', failed_step = 'null',
+    not_before = true, delay = true, held = '0', undone = '[]', failed_step = 'null',
     error = 'null', reason = '', waiting_for = true, retries = '0', takeovers = '0', owner = run.run_id, stage = true, ends = true,
     is_held = true, packed = true}}
   local fields, n = {{}}, 0

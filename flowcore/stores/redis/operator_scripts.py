@@ -101,8 +101,8 @@ if all then
 end
 redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'held', hold and '1' or '0', 'status', status, 'reason', ARGV[2])
-redis.call('HDEL', KEYS[1], 'expires', 'listed', 'before_status', 'before_expires', 'before_by', 'before_since', 'not_before',
-  'delay', 'decision')
+redis.call('HDEL', KEYS[1], 'expires', 'listed', 'before_status', 'before_expires', 'not_before', 'delay',
+  'decision')
 if not hold then redis.call('HSET', KEYS[1], 'decision', decision) end
 if run.stage == 'owned' then  -- its owner is fenced off if it comes back
   redis.call('HSET', KEYS[1], 'fence', digits(count(run.fence) + 1))

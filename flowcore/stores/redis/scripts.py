@@ -239,8 +239,8 @@ file_open(all, ARGV[4], ARGV[5] == '1', (ARGV[5] == '1' or ARGV[6] == 'never') a
 if ARGV[9] == '' then put_in(fields, 'finished', digits(now)) end
 if ARGV[6] == 'never' or tonumber(ARGV[6]) ~= 0 then put_in(fields, 'not_before', due) end
 write(fields)
-redis.call('HDEL', KEYS[1], 'expires', 'listed', 'decision', 'delay', 'before_status', 'before_expires', 'before_by',
-  'before_since', ARGV[8] == '1' and 'takeovers' or 'delay')
+redis.call('HDEL', KEYS[1], 'expires', 'listed', 'decision', 'delay', 'before_status', 'before_expires',
+  ARGV[8] == '1' and 'takeovers' or 'delay')
 return {'done', digits(now)}
 """,
 )

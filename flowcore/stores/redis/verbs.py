@@ -82,7 +82,7 @@ class Verbs(OperatorVerbs):
                 for before, name in _BEFORE.items():
                     fields.pop(name, None)
                     if before in fields:
-                        fields[name] = fields[before]
+                        fields[name] = fields.pop(before)
             record = self._encoding.decode(claim.key, fields, claim.types)
             return Claimed(record.generation, fence, record, answer.age)
         record = self._encoding.decode(claim.key, fields, claim.types)

@@ -192,7 +192,7 @@ class SQLiteStore(Operating):
     def _as_found(self, db: sqlite3.Cursor, claim: Claim, number: int, head: dict[str, Any]) -> RunRecord:
         """Return the record as its present owner found it, with everything that was recorded since."""
         fields = tables.whole(db, number, head)
-        fields |= {name: fields.get(f"before_{name}") for name in ("status", "expires", "by", "since")}
+        fields |= {name: fields.pop(f"before_{name}", None) for name in ("status", "expires", "by", "since")}
         known = {name: value for name, value in fields.items() if value is not None}
         return self._encoding.decode(claim.key, known, claim.types)
 

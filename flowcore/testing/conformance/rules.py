@@ -120,6 +120,10 @@ RULES: Final[dict[str, str]] = {
         "`takeovers` counts how often the running run was taken over since a step or an undo of it last ended. A "
         "checkpoint or an ending that records such an end sets it to 0; the start of a wait is no end."
     ),
+    "previous-owner": (
+        "The record names the owner before the present one, from the claim of the present owner until another one "
+        "resumes the run, also when the run has ended."
+    ),
     "finish-late": "The owner of a run with an expired lease may still finish it, until the run is taken over.",
     "withdraw-begun": (
         "withdraw of a claim that began its run releases the key: the status is FAILURE, and the fence rises."

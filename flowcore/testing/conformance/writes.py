@@ -10,7 +10,7 @@ import pytest
 
 from ...run import StepReport
 from ...status import Status
-from ...stores.base import Busy, Checkpoint, Claimed, Finished, Lease, Lost, Renewal, StepRecord, Write
+from ...stores.base import Busy, Checkpoint, Claimed, Finished, Lease, Lost, Owner, Renewal, StepRecord, Write
 from .model import snapshot
 from .rules import broken
 from .suite import LONG, SHORT, Suite, done, gone, in_flight, wrote
@@ -284,6 +284,19 @@ class WriteRules(Suite):
         else:
             owner.ends(Status(how), {"a": done()}, held=how == Status.COMPENSATION_FAILED)
         assert self.record().takeovers == 0, broken("takeovers", f"after a step that ended: {self.record().takeovers}")
+
+    @pytest.mark.parametrize("status", ENDS)
+    def test_the_record_names_the_owner_before_the_present_one(self, status: str) -> None:
+        first, second = Owner("one", 1), Owner("two", 2)
+        self.expire(self.begin(owner=first))
+        assert self.record().previous_owner is None, broken("previous-owner", self.record().previous_owner)
+        owner = self.take_over(owner=second)
+        for ended in (False, True):
+            if ended:
+                owner.ends(Status(status), {"a": done()}, held=status == Status.COMPENSATION_FAILED)
+            record = self.record()
+            owners = [None if one is None else (one.host, one.pid) for one in (record.previous_owner, record.owner)]
+            assert owners == [("one", 1), ("two", 2)], broken("previous-owner", f"ended: {ended}, {owners}")
 
     @pytest.mark.parametrize("status", ENDS)
     @pytest.mark.parametrize("again", ["success", "failure", "parked"])
