@@ -53,6 +53,9 @@ class StepReport:
     """when its undo started, in seconds since the epoch by the owner's clock; None in memory"""
     undo_finished: float | None = None
     """when its undo ended, after all attempts and the backoff between them; None in memory"""
+    attempt_times: tuple[tuple[float, float], ...] = ()
+    """start and end of each attempt, oldest first, in seconds since the epoch by its owner's clock; empty in memory and
+    for a step that ended with its first attempt; without attempts that a crash cut off"""
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """Restore a pickled report. A field that an older release did not pickle gets its default."""

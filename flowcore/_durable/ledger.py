@@ -111,6 +111,7 @@ class Ledger(Unsaved):
     def attempt_failed(self, run: RunState, node: Node, end: StepEnd, delay: float) -> Program[None]:
         if end.scope is not None:
             self.first_starts.setdefault(node.name, end.scope.at + self.epoch)
+            self.attempt_times[node.name] = end.scope.attempt_times
         if not delay:  # the start of the next attempt is saved at once, with this failure
             return
         with run.lock:

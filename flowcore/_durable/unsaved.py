@@ -22,6 +22,7 @@ class Unsaved:
 
     __slots__ = (
         "announced",
+        "attempt_times",
         "base",
         "carriers",
         "first_starts",
@@ -46,6 +47,7 @@ class Unsaved:
         self.announced: set[str] = set()  # steps whose start is saved, and that have not started here
         self.carriers: dict[str, dict[str, str]] = {}  # trace context from hooks for each step, saved with its end
         self.first_starts: dict[str, float] = {}  # first starts of steps with several attempts, in epoch seconds
+        self.attempt_times: dict[str, tuple[tuple[float, float], ...]] = {}  # of steps with several attempts
         self.unstorable: set[str] = set()  # steps whose results, or writes, the store cannot keep
 
     def wrote(self, step: str, key: Any, value: Any) -> None:
@@ -64,6 +66,7 @@ class Unsaved:
         report = StepReport(Status.RUNNING, attempt, started=at)
         if errors:
             report.failed, report.errors, report.started = len(errors), errors, self.first_starts.get(step, at)
+            report.attempt_times = self.attempt_times.get(step, ())
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report)
 
@@ -85,7 +88,7 @@ class Unsaved:
         the epoch. `errors`: those of the attempts that failed. `effect`: an earlier attempt, cut off by a crash, may
         have had its effect."""
         report = StepReport(Status.PENDING, attempts, failed=len(errors), errors=errors, retry_at=retry_at)
-        report.started = self.first_starts.get(step)
+        report.started, report.attempt_times = self.first_starts.get(step), self.attempt_times.get(step, ())
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report, effect=effect)
 
@@ -156,7 +159,7 @@ class Unsaved:
             report = record.steps.get(name, StepReport(Status.SUCCESS, 1))
             has_result, carrier = name in record.results, record.carriers.get(name, {})
             if report.started is not None:
-                self.first_starts[name] = report.started
+                self.first_starts[name], self.attempt_times[name] = report.started, report.attempt_times
             result, effect = record.results.get(name), name in record.effects
             self.sent[name] = StepRecord(min(seq, record.seq), report, has_result, result, effect, carrier)
         self.sent_writes.update((key, Write(min(1, record.seq), value)) for key, value in record.values.items())

@@ -154,6 +154,8 @@ class Attempts:
             outcome = (None, None)  # an error's traceback refers to this frame, which must not refer back to the error
             if attempt is not None and scope is not None:
                 emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
+                if self.allowed > 1:
+                    scope.attempts = (*scope.attempts, (attempt.at, scope.ended))
             if isinstance(end.error, ResultLost) and not self.undo:
                 end, settled = yield from settle(run, node, end, end.error)
                 if settled:
@@ -195,6 +197,9 @@ class Attempts:
         before = None if self.undo else run.tried.get(node.name)
         if before is not None:  # earlier attempts failed: under an earlier owner, or before the step was set aside
             self.number, self.errors = before.failed, before.errors
+            if self.scope is not None and self.scope.epoch is not None:
+                epoch = self.scope.epoch
+                self.scope.attempts = tuple((began - epoch, ended - epoch) for began, ended in before.attempt_times)
             if self.started is not None and before.started is not None:
                 self.started -= max(0.0, run.settings.wall() - before.started)
         return timed

@@ -79,9 +79,10 @@ class EventScope:
 class StepScope(EventScope):
     """The scope of a step or an undo. `waited`: seconds from ready to start. `backoff`: seconds between its attempts.
     `ended`: when its latest attempt ended (monotonic), without the time that hooks took since. `epoch`: the offset from
-    monotonic seconds to seconds since the epoch; None in memory."""
+    monotonic seconds to seconds since the epoch; None in memory. `attempts`: start and end of each attempt of a step
+    that may have several (monotonic), also of those under earlier owners."""
 
-    __slots__ = ("backoff", "ended", "epoch", "waited")
+    __slots__ = ("attempts", "backoff", "ended", "epoch", "waited")
 
     def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
         self.at = at  # as in EventScope.__init__, which is not called, to save a call for each step
@@ -92,6 +93,13 @@ class StepScope(EventScope):
         self.backoff = 0.0
         self.ended = 0.0
         self.epoch: float | None = None
+        self.attempts: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def attempt_times(self) -> tuple[tuple[float, float], ...]:
+        """The times of the attempts in seconds since the epoch. None are known in memory."""
+        epoch = self.epoch
+        return () if epoch is None else tuple((began + epoch, ended + epoch) for began, ended in self.attempts)
 
     @property
     def ran(self) -> float:

@@ -49,6 +49,7 @@ class StepEnd:
             report.waited, report.ran, report.backed_off = self.scope.waited, self.scope.ran, self.scope.backoff
             if self.scope.epoch is not None and not begun_before:
                 report.started = self.scope.at + self.scope.epoch
+            report.attempt_times = self.scope.attempt_times if len(self.scope.attempts) > 1 else ()
 
 
 STEP: Final[Mapping[Status, frozenset[Status]]] = {

@@ -32,6 +32,7 @@ def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd 
         report = StepReport(Status.PENDING, end.attempts, failed=len(end.errors), errors=end.errors)
         report.retry_at = run.settings.wall() + delay
         report.started = started if before is None or before.started is None else before.started
+        report.attempt_times = () if end.scope is None else end.scope.attempt_times
         run.tried = {**run.tried, node.name: report}
         run.reports[node.name] = report
         run.running -= 1

@@ -85,7 +85,6 @@ def next_commands(record: RunRecord, now: float) -> list[str]:
 
 def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
     """Return the record as plain data. Results and values, which may be secrets, are included only if `values`."""
-    owner = record.owner
     error = record.error
     data: dict[str, Any] = {
         "key": record.key,
@@ -120,6 +119,7 @@ def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
                 "failed": report.failed,
                 "started": report.started,
                 "ran": report.ran,
+                "attempt_times": [list(times) for times in report.attempt_times],
                 "undo": None if report.undo is None else str(report.undo),
                 "undo_started": report.undo_started,
                 "undo_finished": report.undo_finished,

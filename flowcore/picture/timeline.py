@@ -1,8 +1,8 @@
 """The timeline of one run, from which its HTML page and its waterfall in a terminal are drawn.
 
-It is made from a store's record, from the Run that a caller has, or from the events that a hook has collected. Only
-events show when each attempt and backoff began. The others show when a step started, how long it worked and backed off
-in all and, for a durable run, when each undo began and ended.
+It is made from a store's record, from the Run that a caller has, or from the events that a hook has collected. For a
+durable run, all of them show when each attempt and backoff began. A Run in memory shows how long each step waited, worked
+and backed off in all.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Timeline:
     """from the beginning to the end, or to the last thing known"""
     rows: list[Row]
     takeovers: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
-    """when another owner took the run over, and a label: the owner (of_record), or the owner before it and what was
-    decided (of_events)"""
+    """when an owner took the run over, and a label: the owner before it and the new owner (of_record: only the latest
+    takeover), or the owner before it and what was decided (of_events)"""
     trace_id: str | None = None
     owner: str | None = None
 
@@ -186,7 +186,7 @@ class Timeline:
                 ready = max(0.0, report.started - (report.waited or 0.0) - zero)
             else:  # its start is not known: it follows all steps that it depends on
                 ready = max((known[name].end or 0.0 for name in row.depends_on if name in known), default=0.0)
-            row.bars = _bars_of_report(report, ready)
+            row.bars = _bars_of_report(report, ready) if zero is None else _bars_of_attempts(report, ready, zero)
             if report.undo_started is not None and report.undo_finished is not None and zero is not None:
                 kind = Kind.UNDO if report.undo == Status.SUCCESS else Kind.UNDO_FAILED
                 begun, ended = (max(0.0, moment - zero) for moment in (report.undo_started, report.undo_finished))
@@ -289,6 +289,23 @@ def _bars_of_report(report: StepReport, ready: float) -> list[Bar]:
     bars.append(Bar(kind, start, worked, f"{report.attempts} attempts" if report.attempts > 1 else ""))
     if report.backed_off:
         bars.append(Bar(Kind.BACKOFF, worked, worked + report.backed_off))
+    return bars
+
+
+def _bars_of_attempts(report: StepReport, ready: float, zero: float) -> list[Bar]:
+    """Return a bar for each attempt and each backoff, if they are known. `zero`: when the run began, in seconds since the
+    epoch."""
+    if not report.attempt_times:
+        return _bars_of_report(report, ready)
+    times = [(max(0.0, began - zero), max(0.0, ended - zero)) for began, ended in report.attempt_times]
+    bars = [Bar(Kind.WAIT, ready, times[0][0])] if times[0][0] > ready else []
+    for number, (began, ended) in enumerate(times, 1):
+        if number > 1 and began > bars[-1].end:
+            bars.append(Bar(Kind.BACKOFF, bars[-1].end, began))
+        failed = number <= len(report.errors)
+        label = ": ".join((f"attempt {number}", *(report.errors[number - 1] if failed else ())))
+        kind = Kind.FAILED if failed or report.status != Status.SUCCESS else Kind.WORK
+        bars.append(Bar(kind, began, max(began, ended), label))
     return bars
 
 

@@ -84,7 +84,7 @@ _TIMES: Final = (
 _IN_A_STEP: Final = frozenset(
     {
         *("status", "attempts", "failed", "errors", "result", "effect", "carrier", *_TIMES),
-        *("error", "undo", "undo_error", "completed_late"),
+        *("error", "undo", "undo_error", "completed_late", "attempt_times"),
     }
 )
 
@@ -283,6 +283,8 @@ def _step(field: str, text: object, record: RunRecord, sealing: Sealing, types: 
     if "errors" in known:
         errors = _own(known["errors"], sealing, record.run_id, f"s.errors:{name}")
         report.errors = tuple(parts.pair(error, field) for error in parts.items(errors, field))
+    if "attempt_times" in known:
+        report.attempt_times = tuple(parts.times(times, field) for times in parts.items(known["attempt_times"], field))
     for time in _TIMES:
         if time in known:
             setattr(report, time, parts.seconds(known[time], field))

@@ -279,6 +279,8 @@ class Encoding:
             text += f',"undo_started":{report.undo_started!r}'
         if report.undo_finished is not None:
             text += f',"undo_finished":{report.undo_finished!r}'
+        if report.attempt_times:
+            text += f',"attempt_times":{_json_text(report.attempt_times)}'
         if report.completed_late is not None:
             text += f',"completed_late":"{report.completed_late}"'
         return text + "}"

@@ -115,6 +115,14 @@ def pair(value: object, field: str) -> tuple[str, str]:
     return string(both[0], field), string(both[1], field)
 
 
+def times(value: object, field: str) -> tuple[float, float]:
+    """A list of two times in seconds since the epoch, as a tuple."""
+    both = items(value, field)
+    if len(both) != 2:
+        raise Foreign(f"its field {safe_repr(field)} has {safe_repr(value)} in it")
+    return seconds(both[0], field), seconds(both[1], field)
+
+
 def mapping(value: object, field: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Foreign(f"its field {safe_repr(field)} has {safe_repr(value)} in it")

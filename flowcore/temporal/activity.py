@@ -53,6 +53,8 @@ __all__ = ["Steps"]
 
 _BEATS: Final = 3
 """heartbeats per lease"""
+_FAILED: Final = ("failed", "errors", "times", "retry_at")
+"""what a heartbeat says about the attempts that have failed"""
 _FETCH: Final = 30.0
 """seconds until a result that was not sent with the activity must be fetched"""
 
@@ -158,10 +160,11 @@ class _Activity:
         self._sent, self._client, self._encoding = sent, client, encoding
         info = self._info = activity.info()
         known: dict[str, Any] = info.heartbeat_details[0] if info.heartbeat_details else {}
-        self._beat: dict[str, Any] = {name: known[name] for name in ("failed", "errors", "retry_at") if name in known}
+        self._beat: dict[str, Any] = {name: known[name] for name in _FAILED if name in known}
         tried = sent.get("tried")
         if tried is not None and not self._beat:
             self._beat = {"failed": len(tried["errors"]), "errors": tried["errors"], "retry_at": None}
+            self._beat["times"] = tried.get("times", [])
         self._in_doubt = info.attempt > 1 and not known.get("unbegun")
         self._lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
         self._loop = asyncio.get_running_loop()
@@ -207,6 +210,7 @@ class _Activity:
             errors = tuple((kind, message) for kind, message in self._beat["errors"])
             report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=self._beat["retry_at"])
             report.started = None if tried is None else tried["started"]
+            report.attempt_times = tuple((began, ended) for began, ended in self._beat.get("times", ()))
             run.tried = {self._node.name: report}
 
     def _loaded(self, field: str, text: str, place: str | None = None) -> Any:
@@ -297,6 +301,8 @@ class _Activity:
 
     def _attempt_failed(self, end: StepEnd, retry_at: float) -> None:
         self._beat = {"failed": len(end.errors), "errors": [list(error) for error in end.errors], "retry_at": retry_at}
+        if end.scope is not None:
+            self._beat["times"] = [list(times) for times in end.scope.attempt_times]
         activity.heartbeat(self._beat)
 
     async def _beat_often(self) -> None:
@@ -341,6 +347,7 @@ class _Activity:
         if end.scope is not None:
             scope, epoch = end.scope, time.time() - time.monotonic()
             output["times"] = (scope.at + epoch, scope.waited, max(0.0, scope.ran), scope.backoff)
+            output["attempt_times"] = list(scope.attempt_times)
         ledger = run.ledger
         if isinstance(ledger, _StepLedger) and node.name in ledger.carriers:
             output["carrier"] = ledger.carriers[node.name]

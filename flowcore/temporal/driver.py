@@ -39,7 +39,6 @@ from .._kernel.effects import (
     Stop,
     WholeStep,
 )
-from .._kernel.emit import StepScope
 from .._kernel.outcome import StepEnd
 from .._kernel.request import Request as RunRequest
 from .._kernel.run import execute, work_beside_main
@@ -57,7 +56,7 @@ from ..step import Landed, NotLanded
 from ..stores.base import RunRecord
 from .definitions import Definition
 from .granted import Granted, NoStore
-from .outputs import never_began, output_of
+from .outputs import end_of, never_began, output_of
 from .wire import Request, SentValue, StepInput, StepOutput, pack_sent
 
 __all__ = ["WorkflowDriver", "generation_of"]
@@ -403,20 +402,14 @@ class WorkflowDriver:
                 sent["park_after"] = park_after
             if node.name in run.tried:
                 before = run.tried[node.name]
-                sent["tried"] = {"errors": list(before.errors), "started": before.started}
+                times = list(before.attempt_times)
+                sent["tried"] = {"errors": list(before.errors), "started": before.started, "times": times}
         return sent
 
     def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:
         """Return the end of a step or undo from the output of its activity, and note in the run what else the output
         says."""
-        run, error = self.run, output.get("error")
-        failure = None if error is None else unpack_error(error, run.run_id, node.name)
-        end = StepEnd(Status(output["status"]), output.get("value"), failure, output["attempts"])
-        end.errors = tuple((kind, message) for kind, message in output.get("errors", ()))
-        if "times" in output:
-            at, waited, ran, backoff = output["times"]
-            end.scope = StepScope(at, run.context, waited)
-            end.scope.ended, end.scope.backoff, end.scope.epoch = at + ran + backoff, backoff, 0.0
+        run, end = self.run, end_of(output, self.run, node)
         if not undo and "carrier" in output:
             self._carriers[node.name] = output["carrier"]
         if output.get("in_doubt") and not undo:

@@ -1,16 +1,24 @@
-"""The outputs of activities that failed or never began."""
+"""The outputs of activities: those of activities that failed or never began, and the end of a step that an output
+describes."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
-from .._wire import pack_error
+from .._kernel.emit import StepScope
+from .._kernel.outcome import StepEnd
+from .._wire import pack_error, unpack_error
 from ..errors import FlowcoreError, StepCancelled, safe_repr
 from ..plan import Node
 from ..status import Status
 from .wire import StepOutput
 
-__all__ = ["never_began", "output_of"]
+if TYPE_CHECKING:
+    from .._kernel.run_state import RunState
+
+__all__ = ["end_of", "never_began", "output_of"]
 
 
 def output_of(error: ActivityError, node: Node) -> StepOutput:
@@ -30,3 +38,17 @@ def never_began(node: Node) -> StepOutput:
     """The output of a step that was cancelled before its activity began."""
     cancelled = StepCancelled(f"step {safe_repr(node.name)} was cancelled before it began.")
     return {"status": str(Status.CANCELLED), "attempts": 0, "error": pack_error(cancelled)}
+
+
+def end_of(output: StepOutput, run: RunState, node: Node) -> StepEnd:
+    """The end of a step or undo, with its times if they were measured."""
+    error = output.get("error")
+    failure = None if error is None else unpack_error(error, run.run_id, node.name)
+    end = StepEnd(Status(output["status"]), output.get("value"), failure, output["attempts"])
+    end.errors = tuple((kind, message) for kind, message in output.get("errors", ()))
+    if "times" in output:
+        at, waited, ran, backoff = output["times"]
+        scope = end.scope = StepScope(at, run.context, waited)
+        scope.ended, scope.backoff, scope.epoch = at + ran + backoff, backoff, 0.0
+        scope.attempts = tuple((began, ended) for began, ended in output.get("attempt_times", ()))
+    return end

@@ -114,10 +114,11 @@ class Request(TypedDict):
 
 class Tried(TypedDict):
     """The attempts of a step that have failed in earlier activities. `started`: when the first one began, in seconds
-    since the epoch."""
+    since the epoch. `times`: start and end of each; missing from runs of earlier releases."""
 
     errors: list[tuple[str, str]]
     started: float | None
+    times: NotRequired[list[tuple[float, float]]]
 
 
 class StepInput(TypedDict):
@@ -161,7 +162,8 @@ class StepOutput(TypedDict):
     """How an activity ended.
 
     `value`: the codec's text of the result. `writes`: texts by key, None for a key that was deleted. `times`: when the
-    step started, in seconds since the epoch, and how many seconds it waited, ran and backed off. `late`: how an
+    step started, in seconds since the epoch, and how many seconds it waited, ran and backed off. `attempt_times`: start
+    and end of each attempt, if there may be several. `late`: how an
     abandoned attempt completed in the end. `in_doubt`: whether the step may have had its effect, whatever `status`
     says. `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
     `retry_at`: when the next attempt is due, in seconds since the epoch, if the backoff is left to the workflow; all
@@ -176,6 +178,7 @@ class StepOutput(TypedDict):
     error: NotRequired[Packed]
     writes: NotRequired[dict[str, str | None]]
     times: NotRequired[tuple[float, float, float, float]]
+    attempt_times: NotRequired[list[tuple[float, float]]]
     late: NotRequired[str]
     in_doubt: NotRequired[bool]
     decision: NotRequired[str]

@@ -81,9 +81,12 @@ def test_attempts_continue_after_long_backoffs_as_on_the_other_stores(temporal: 
         report = run.steps["charge"]
         assert [effect.rpartition(" ")[0] for effect in effects[1:]] == ["charge 1", "charge 2", "charge 3"]
         assert len({effect.rpartition(" ")[2] for effect in effects[1:]}) == 1  # the step key is the same
-        found.append((run["charge"], report.attempts, report.failed, report.errors, report.retry_at, told(events)))
+        moments = [moment for times in report.attempt_times for moment in times]
+        assert moments == sorted(moments)
+        known = len(moments), report.errors, report.retry_at, told(events)
+        found.append((run["charge"], report.attempts, report.failed, *known))
     assert found[1] == found[0]
-    assert found[1][1:3] == (3, 2)
+    assert found[1][1:4] == (3, 2, 6)
 
 
 @asynccontextmanager

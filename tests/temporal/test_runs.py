@@ -154,6 +154,9 @@ def test_attempts_follow_the_steps_own_policy(temporal: Temporal) -> None:
     run: Run = temporal.run(main)
     assert run["picky"] == 3
     assert run.steps["picky"].errors == (("ValueError", "again"), ("ValueError", "again"))
+    moments = [moment for times in run.steps["picky"].attempt_times for moment in times]
+    assert len(moments) == 6
+    assert moments == sorted(moments)
     assert made == ["picky"] * 3 + ["fatal"]
     assert isinstance(run.error, Fatal)
 

@@ -140,12 +140,14 @@ class WriteRules(Suite):
         owner = self.begin()
         owner.saves({"a": done("A")})
         report = StepReport(Status.TIMEOUT, 3, waited=0.25, ran=1.5, backed_off=0.5, error=ValueError("too late"))
+        report.attempt_times = ((1_700_000_000.25, 1_700_000_000.5), (1_700_000_001.0, 1_700_000_001.5))
         owner.saves({"b": StepRecord(0, report, effect=True)})
         record = self.record()
         assert dict(record.results) == {"a": "A"}, broken("results", record.results)
         assert tuple(record.effects) == ("a", "b"), broken("effects", record.effects)
         seen = snapshot(record)["steps"]["b"]
-        assert seen == ("timeout", 3, 0.25, 1.5, 0.5, ("ValueError", "too late"), *[None] * 5), broken("steps", seen)
+        expected = ("timeout", 3, 0.25, 1.5, 0.5, ("ValueError", "too late"), *[None] * 5, report.attempt_times)
+        assert seen == expected, broken("steps", seen)
 
     def test_an_undone_step_is_no_effect_any_more(self) -> None:
         owner = self.begin()
@@ -158,7 +160,7 @@ class WriteRules(Suite):
         assert seen["effects"] == ("a",), broken("effects", seen["effects"])
         assert dict(seen["results"]) == {"a": "A", "b": "B"}, broken("results", seen["results"])
         times = (1_700_000_000.25, 1_700_000_001.5)
-        expected = ("success", 1, None, None, None, None, ("ValueError", "no"), "failure", *times, None)
+        expected = ("success", 1, None, None, None, None, ("ValueError", "no"), "failure", *times, None, ())
         assert seen["steps"]["a"] == expected, broken("steps", seen["steps"]["a"])
 
     def test_a_checkpoint_renews_the_lease_also_one_that_is_over(self) -> None:

@@ -1,0 +1,97 @@
+"""A record says when each attempt began and ended, so that a picture of the run has each of them at its time."""
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from flowcore import Backoff, Context, Engine, Event, Retry, RetryAfter, Workflow
+from flowcore.events import AttemptFinished, AttemptStarted, StepStarted
+from flowcore.picture import Kind, Timeline
+from flowcore.stores import MemoryStore
+from tests.durable.crash import Place
+from tests.durable.engines import DRIVERS, STORES, run
+from tests.stores.redis_servers import until
+
+LEASE = 60.0
+
+
+def flaky(*failures: Exception) -> Workflow:
+    """A step whose attempts fail with `failures`, and then succeed. A step after it succeeds at once."""
+    wf = Workflow("flaky")
+
+    @wf.step(retry=Retry(5, Backoff.fixed(0.01)))
+    def fetch(ctx: Context) -> str:
+        time.sleep(0.002)
+        if ctx.attempt <= len(failures):
+            raise failures[ctx.attempt - 1]
+        return "fetched"
+
+    wf.add_step("load", lambda ctx: "loaded", depends_on=fetch)
+    return wf
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("kind", STORES)
+def test_the_record_has_the_times_of_attempts(place: Callable[[str], Place], kind: str, driver: str) -> None:
+    wf, where = flaky(OSError("down"), OSError("still down")), place(kind)
+    with where.store() as store, where.store(asynchronous=driver == "asyncio") as used:
+        assert run(driver, used, wf, "k", LEASE)["load"] == "loaded"
+        record = store.find("k")
+    fetch, load = record.steps["fetch"], record.steps["load"]
+    assert load.attempt_times == ()  # `started` and `ran` say it already
+    moments = [moment for times in fetch.attempt_times for moment in times]
+    assert len(moments) == 6
+    assert moments == sorted(moments)
+    assert moments[0] == pytest.approx(fetch.started, abs=1e-3)
+    assert sum(ended - began for began, ended in fetch.attempt_times) == pytest.approx(fetch.ran, abs=2e-2)
+    row = Timeline.of_record(record).rows[0]
+    bars = [bar for bar in row.bars if bar.kind is not Kind.WAIT]
+    assert [bar.kind for bar in bars] == [Kind.FAILED, Kind.BACKOFF, Kind.FAILED, Kind.BACKOFF, Kind.WORK]
+    assert [bar.label for bar in bars[::2]] == [
+        "attempt 1: OSError: down",
+        "attempt 2: OSError: still down",
+        "attempt 3",
+    ]
+    assert all(before.end == after.start for before, after in pairwise(bars))
+
+
+def test_the_times_are_those_of_the_events(place: Callable[[str], Place]) -> None:
+    events: list[Event] = []
+    with place("sqlite").store() as store, Engine(store=store, hooks=[events.append]) as engine:
+        report = engine.run(flaky(OSError("down")), idempotency_key="k").steps["fetch"]
+    of_step = [event for event in events if getattr(event, "step", None) == "fetch"]
+    began = next(event.at for event in of_step if isinstance(event, StepStarted))
+    moments = [event.at - began for event in of_step if isinstance(event, AttemptStarted | AttemptFinished)]
+    assert report.started is not None
+    known = [moment - report.started for times in report.attempt_times for moment in times]
+    assert known == pytest.approx(moments, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_the_attempts_of_earlier_owners_are_among_them(place: Callable[[str], Place], kind: str) -> None:
+    wf = flaky(OSError("down"), RetryAfter(0.3))
+    with place(kind).store() as store:
+        with Engine(store=store, park_after=0.1) as first:
+            waiting = first.run(wf, idempotency_key="k", until="waiting")
+        assert waiting.status == "waiting"
+        before = store.find("k").steps["fetch"].attempt_times
+        assert len(before) == 2
+        with Engine(store=store, park_after=0.1, workflows=[wf], recover_every=0.05):
+            until(lambda: store.find("k").finished, "the other engine's attempt")
+        record = store.find("k")
+    after = record.steps["fetch"].attempt_times
+    assert len(after) == 3
+    assert after[0] == pytest.approx(before[0], abs=1e-3)
+    assert after[1] == pytest.approx(before[1], abs=1e-3)
+    assert after[1][1] + 0.25 < after[2][0]
+    backoffs = [bar.seconds for bar in Timeline.of_record(record).rows[0].bars if bar.kind is Kind.BACKOFF]
+    assert backoffs[1] > 0.25
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_there_are_none_in_memory(driver: str) -> None:
+    found: Any = run(driver, MemoryStore(), flaky(OSError("down")), None, LEASE)
+    assert [one.attempt_times for one in found.steps.values()] == [(), ()]
