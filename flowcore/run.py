@@ -49,6 +49,8 @@ class StepReport:
     """when a wait times out or a sleep ends, in seconds since the epoch; None for no limit"""
     completed_late: Status | None = None
     """how an abandoned attempt completed after all: success or failure; None if none did"""
+    completed_late_at: float | None = None
+    """when that attempt completed, in seconds since the epoch by the owner's clock; None in memory"""
     undo_started: float | None = None
     """when its undo started, in seconds since the epoch by the owner's clock; None in memory"""
     undo_finished: float | None = None

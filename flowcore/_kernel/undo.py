@@ -92,7 +92,10 @@ def _record(run: RunState, call: Call, outcome: Outcome) -> bool:
     if effect:
         run.results.setdefault(call.node.name, value)  # the undo may read it
     status = Status.SUCCESS if error is None else Status.FAILURE
-    run.report(call.node).completed_late = status
+    report = run.report(call.node)
+    report.completed_late = status
+    if run.ledger is not None and not call.shielded:
+        report.completed_late_at = call.completed_late_at + run.ledger.epoch
     emit.completed_late(run, call, status, error if isinstance(error, BaseException) else None)
     return effect and call.node.compensation is not None and run.is_undone_here
 

@@ -119,6 +119,8 @@ def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:
                 "failed": report.failed,
                 "started": report.started,
                 "ran": report.ran,
+                "completed_late": None if report.completed_late is None else str(report.completed_late),
+                "completed_late_at": report.completed_late_at,
                 "attempt_times": [list(times) for times in report.attempt_times],
                 "undo": None if report.undo is None else str(report.undo),
                 "undo_started": report.undo_started,

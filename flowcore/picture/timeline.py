@@ -187,6 +187,9 @@ class Timeline:
             else:  # its start is not known: it follows all steps that it depends on
                 ready = max((known[name].end or 0.0 for name in row.depends_on if name in known), default=0.0)
             row.bars = _bars_of_report(report, ready) if zero is None else _bars_of_attempts(report, ready, zero)
+            if report.completed_late_at is not None and zero is not None:
+                begun, ended = row.end or ready, max(0.0, report.completed_late_at - zero)
+                row.bars.append(Bar(Kind.LATE, begun, max(begun, ended), str(report.completed_late)))
             if report.undo_started is not None and report.undo_finished is not None and zero is not None:
                 kind = Kind.UNDO if report.undo == Status.SUCCESS else Kind.UNDO_FAILED
                 begun, ended = (max(0.0, moment - zero) for moment in (report.undo_started, report.undo_finished))

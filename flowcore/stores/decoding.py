@@ -79,7 +79,7 @@ _HEAD: Final = frozenset(
 )
 _TIMES: Final = (
     *("waited", "ran", "backed_off", "started", "retry_at", "until"),
-    *("undo_started", "undo_finished"),
+    *("undo_started", "undo_finished", "completed_late_at"),
 )
 _IN_A_STEP: Final = frozenset(
     {

@@ -283,6 +283,8 @@ class Encoding:
             text += f',"attempt_times":{_json_text(report.attempt_times)}'
         if report.completed_late is not None:
             text += f',"completed_late":"{report.completed_late}"'
+        if report.completed_late_at is not None:
+            text += f',"completed_late_at":{report.completed_late_at!r}'
         return text + "}"
 
     def encode_write(self, key: str, write: Write, run_id: str, types: Mapping[str, Any] = _UNTYPED) -> str:

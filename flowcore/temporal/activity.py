@@ -362,6 +362,8 @@ class _Activity:
         report = run.reports.get(node.name)
         if report is not None and report.completed_late is not None:
             output["late"] = str(report.completed_late)
+            if report.completed_late_at is not None:
+                output["late_at"] = report.completed_late_at
             value, has_value = run.results.get(node.name), report.completed_late is Status.SUCCESS
         if report is not None and report.retry_at is not None:
             output["retry_at"] = report.retry_at

@@ -415,7 +415,8 @@ class WorkflowDriver:
         if output.get("in_doubt") and not undo:
             run.was_in_doubt |= {node.name}
         if (late := output.get("late")) is not None:
-            run.report(node).completed_late = Status(late)
+            report = run.report(node)
+            report.completed_late, report.completed_late_at = Status(late), output.get("late_at")
             if late == Status.SUCCESS and "value" in output:
                 run.results.setdefault(node.name, output["value"])
         decision = output.get("decision")

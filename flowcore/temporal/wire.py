@@ -163,9 +163,9 @@ class StepOutput(TypedDict):
 
     `value`: the codec's text of the result. `writes`: texts by key, None for a key that was deleted. `times`: when the
     step started, in seconds since the epoch, and how many seconds it waited, ran and backed off. `attempt_times`: start
-    and end of each attempt, if there may be several. `late`: how an
-    abandoned attempt completed in the end. `in_doubt`: whether the step may have had its effect, whatever `status`
-    says. `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
+    and end of each attempt, if there may be several. `late`, `late_at`: how an abandoned attempt completed in the end,
+    and when, in seconds since the epoch. `in_doubt`: whether the step may have had its effect, whatever `status` says.
+    `decision`: what `on_crash=` decided on a step whose worker died: undo, or hold, with the reason in `reason`.
     `retry_at`: when the next attempt is due, in seconds since the epoch, if the backoff is left to the workflow; all
     else is then that of the latest attempt. `answer`: what `when=` returned, or what `verify=` returned: landed (with
     `value`), not landed, or None.
@@ -180,6 +180,7 @@ class StepOutput(TypedDict):
     times: NotRequired[tuple[float, float, float, float]]
     attempt_times: NotRequired[list[tuple[float, float]]]
     late: NotRequired[str]
+    late_at: NotRequired[float]
     in_doubt: NotRequired[bool]
     decision: NotRequired[str]
     reason: NotRequired[str]

@@ -1,5 +1,6 @@
 """A record says when each attempt began and ended, so that a picture of the run has each of them at its time."""
 
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowcore import Backoff, Context, Engine, Event, Retry, RetryAfter, Workflow
-from flowcore.events import AttemptFinished, AttemptStarted, StepStarted
+from flowcore.events import AttemptFinished, AttemptStarted, StepFinished, StepStarted
 from flowcore.picture import Kind, Timeline
 from flowcore.stores import MemoryStore
 from tests.durable.crash import Place
@@ -89,6 +90,35 @@ def test_the_attempts_of_earlier_owners_are_among_them(place: Callable[[str], Pl
     assert after[1][1] + 0.25 < after[2][0]
     backoffs = [bar.seconds for bar in Timeline.of_record(record).rows[0].bars if bar.kind is Kind.BACKOFF]
     assert backoffs[1] > 0.25
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_the_record_says_when_an_abandoned_attempt_completed(place: Callable[[str], Place], kind: str) -> None:
+    wf, timed_out = Workflow("late"), threading.Event()
+
+    @wf.step(timeout=0.02)
+    def charge(ctx: Context) -> str:
+        timed_out.wait(5)
+        time.sleep(0.02)
+        return "charged"
+
+    charge.compensate(lambda ctx: None)
+
+    def sees(event: Event) -> None:
+        if isinstance(event, StepFinished):
+            timed_out.set()
+
+    with place(kind).store() as store, Engine(store=store, hooks=[sees], grace=5) as engine:
+        found = engine.run(wf, idempotency_key="k", check=False)
+        record = store.find("k")
+    for report in (found.steps["charge"], record.steps["charge"]):
+        assert report.completed_late == "success"
+        assert report.started + 0.04 <= report.completed_late_at <= report.undo_started
+    for picture in (Timeline.of_run(found), Timeline.of_record(record)):
+        (row,) = picture.rows
+        bars = [bar for bar in row.bars if bar.kind is not Kind.WAIT]
+        assert [bar.kind for bar in bars] == [Kind.FAILED, Kind.LATE, Kind.UNDO]
+        assert bars[0].end == bars[1].start < bars[1].end <= bars[2].start
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

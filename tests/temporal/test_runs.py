@@ -176,6 +176,21 @@ def test_a_step_that_is_late_times_out_and_is_undone(temporal: Temporal) -> None
     assert undone.is_set()
 
 
+def test_the_report_says_when_an_abandoned_attempt_completed(temporal: Temporal) -> None:
+    wf = Workflow("later")
+    wf.add_step("slow", lambda ctx: time.sleep(0.3), timeout=0.05).compensate(lambda ctx: None)
+
+    async def main() -> Run:
+        async with temporal.open(wf) as engine:
+            return await engine.run(wf, check=False)
+
+    report = temporal.run(main).steps["slow"]
+    assert report.completed_late is Status.SUCCESS
+    assert report.started is not None
+    assert report.completed_late_at is not None
+    assert report.started + 0.25 < report.completed_late_at
+
+
 def test_a_deadline_ends_the_run(temporal: Temporal) -> None:
     wf = Workflow("overdue", deadline=0.5)
     wf.add_step("slow", lambda ctx: asyncio.sleep(PATIENCE))

@@ -126,7 +126,8 @@ def _report(report: StepReport) -> tuple[Any, ...]:
     times = (report.waited, report.ran, report.backed_off)
     errors = (_in_words(report.error), _in_words(report.undo_error))
     undo = (report.undo, report.undo_started, report.undo_finished)
-    return (report.status, report.attempts, *times, *errors, *undo, report.completed_late, report.attempt_times)
+    late = (report.completed_late, report.completed_late_at)
+    return (report.status, report.attempts, *times, *errors, *undo, *late, report.attempt_times)
 
 
 def _in_words(error: BaseException | None) -> tuple[str, str] | None:

@@ -146,7 +146,7 @@ class WriteRules(Suite):
         assert dict(record.results) == {"a": "A"}, broken("results", record.results)
         assert tuple(record.effects) == ("a", "b"), broken("effects", record.effects)
         seen = snapshot(record)["steps"]["b"]
-        expected = ("timeout", 3, 0.25, 1.5, 0.5, ("ValueError", "too late"), *[None] * 5, report.attempt_times)
+        expected = ("timeout", 3, 0.25, 1.5, 0.5, ("ValueError", "too late"), *[None] * 6, report.attempt_times)
         assert seen == expected, broken("steps", seen)
 
     def test_an_undone_step_is_no_effect_any_more(self) -> None:
@@ -154,13 +154,15 @@ class WriteRules(Suite):
         owner.saves({"a": done("A"), "b": done("B")})
         failed = StepReport(Status.SUCCESS, 1, undo=Status.FAILURE, undo_error=ValueError("no"))
         failed.undo_started, failed.undo_finished = 1_700_000_000.25, 1_700_000_001.5
+        failed.completed_late, failed.completed_late_at = Status.SUCCESS, 1_700_000_002.0
         undone = StepReport(Status.SUCCESS, 1, undo=Status.SUCCESS)
         owner.saves({"b": StepRecord(0, undone, True, "B"), "a": StepRecord(0, failed, True, "A", effect=True)})
         seen = snapshot(self.record())
         assert seen["effects"] == ("a",), broken("effects", seen["effects"])
         assert dict(seen["results"]) == {"a": "A", "b": "B"}, broken("results", seen["results"])
         times = (1_700_000_000.25, 1_700_000_001.5)
-        expected = ("success", 1, None, None, None, None, ("ValueError", "no"), "failure", *times, None, ())
+        late = ("success", 1_700_000_002.0)
+        expected = ("success", 1, *[None] * 4, ("ValueError", "no"), "failure", *times, *late, ())
         assert seen["steps"]["a"] == expected, broken("steps", seen["steps"]["a"])
 
     def test_a_checkpoint_renews_the_lease_also_one_that_is_over(self) -> None:
