@@ -1,11 +1,13 @@
-"""A durable chain of ten on SQLite against the same statements by hand, with both durabilities."""
+"""A durable chain of ten on SQLite against the same statements by hand, and against a codec that is the json module
+alone, with both durabilities."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from flowcore.stores import SQLiteStore
 
@@ -16,6 +18,19 @@ from .harness import Options, Report, Row, Target, compare
 __all__ = ["measure"]
 
 TARGETS = (Target("Engine", 1.25, "SQLite by hand"),)
+_json_text: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class JsonAlone:
+    """A codec without tags and checks: a tuple comes back as a list."""
+
+    plain = True
+
+    def dumps(self, value: Any, _annotation: Any, /) -> str:
+        return _json_text(value)
+
+    def loads(self, text: str, _annotation: Any, /) -> Any:
+        return json.loads(text)
 
 
 def measure(options: Options) -> Report:
@@ -28,16 +43,18 @@ def measure(options: Options) -> Report:
 def _measured(options: Options, durability: Literal["full", "normal"]) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
 
-        def store(name: str) -> Any:
-            return SQLiteStore(Path(folder) / name, durability=durability)
+        def store(name: str, **options: Any) -> Any:
+            return SQLiteStore(Path(folder) / name, durability=durability, **options)
 
         engine, async_engine = Durable(store("ours")), DurableAsync(store("async"))
-        subjects = (engine, SQLiteByHand(str(Path(folder) / "by-hand"), durability), async_engine)
+        alone = Durable(store("alone", codec=JsonAlone()), "Engine, json alone")
+        subjects = (engine, SQLiteByHand(str(Path(folder) / "by-hand"), durability), alone, async_engine)
         # SQLite moves its log into the file once in about 25 runs: a turn should have several of these.
         ready = replace(options, subjects=tuple(map(Ready, subjects)), batch=5 * options.batch)
         rows = compare("sqlite", durability, work, TARGETS, ready, relative=("SQLite by hand",)).rows
         engine.engine.close()
-        for subject in (engine, async_engine):
+        alone.engine.close()
+        for subject in (engine, alone, async_engine):
             subject.engine.store.close()
     for row in rows:
         row.subject += f", {durability}"
