@@ -39,7 +39,10 @@ class Told:
         digest = digest_of(key.encode())
         self._key, self._graph = key, graph
         shard = f"{{{prefix}:{int.from_bytes(base64.urlsafe_b64decode(digest[:8])) % SHARDS}}}:"
-        self._keys = f"{shard}run:{digest.decode()}", *(shard + name for name in ("open", "ended", "started", "index"))
+        self._keys = (
+            f"{shard}run:{digest.decode()}",
+            *(shard + name for name in ("open", "ended", "started", "index", "statuses")),
+        )
         self._run_id = os.urandom(16).hex()
         self._fence = ""
         self._seq = 1
@@ -60,7 +63,7 @@ class Told:
             "seq": "1",
         }
         head = (self._run_id, f"={fingerprint}", self._graph, "", "", LEASE, "", "", "benchmark")
-        return scripts.CLAIM.sha, 5, (*self._keys, *head, *flat(fields))
+        return scripts.CLAIM.sha, 6, (*self._keys, *head, *flat(fields))
 
     def claimed(self, reply: list[Any]) -> None:
         word, _, *fields = (text.decode() for text in reply)
@@ -71,16 +74,16 @@ class Told:
     def checkpoint(self, name: str, result: Any, ran: float, then: str) -> Script:
         base = self._seq
         fields = {f"s:{name}": self._ended(result, ran), f"s:{then}": self._begun(), "seq": str(self._seq)}
-        run, opened, _, _, index = self._keys
+        run, opened, _, _, index, statuses = self._keys
         head = (self._run_id, self._fence, LEASE, base, base + 1, "p")
-        return scripts.CHECKPOINT.sha, 3, (run, opened, index, *head, *flat(fields))
+        return scripts.CHECKPOINT.sha, 4, (run, opened, index, statuses, *head, *flat(fields))
 
     def finish(self, name: str, result: Any, ran: float) -> Script:
         base = self._seq
         fields = {f"s:{name}": self._ended(result, ran), "seq": str(self._seq), "status": "success", "held": "0"}
         fields |= {"retries": "0", "reason": "", "undone": "[]", "failed_step": "null", "error": "null"}
-        head = (self._run_id, self._fence, WEEK, "success", 0, 0, base, 1)
-        return scripts.FINISH.sha, 5, (*self._keys, *head, *flat(fields))
+        head = (self._run_id, self._fence, WEEK, "success", 0, 0, base, 1, "")
+        return scripts.FINISH.sha, 6, (*self._keys, *head, *flat(fields))
 
     def _ended(self, result: Any, ran: float) -> str:
         self._seq += 1

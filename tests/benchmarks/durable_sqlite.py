@@ -21,6 +21,10 @@ TARGETS = (Target("Engine", 1.25, "SQLite by hand"),)
 _json_text: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
+class DurableJson(Durable):
+    name = "Engine, json alone"
+
+
 class JsonAlone:
     """A codec without tags and checks: a tuple comes back as a list."""
 
@@ -47,7 +51,7 @@ def _measured(options: Options, durability: Literal["full", "normal"]) -> list[R
             return SQLiteStore(Path(folder) / name, durability=durability, **options)
 
         engine, async_engine = Durable(store("ours")), DurableAsync(store("async"))
-        alone = Durable(store("alone", codec=JsonAlone()), "Engine, json alone")
+        alone = DurableJson(store("alone", codec=JsonAlone()))
         subjects = (engine, SQLiteByHand(str(Path(folder) / "by-hand"), durability), alone, async_engine)
         # SQLite moves its log into the file once in about 25 runs: a turn should have several of these.
         ready = replace(options, subjects=tuple(map(Ready, subjects)), batch=5 * options.batch)

@@ -56,10 +56,11 @@ def a_redis(report: Report, stack: ExitStack, folder: Path) -> str | None:
 class Durable(Subject):
     """`Engine` on a durable store."""
 
+    name = "Engine"
     is_async = False
 
-    def __init__(self, store: Any, name: str = "Engine") -> None:
-        self.engine, self.name = Engine(store=store), name
+    def __init__(self, store: Any) -> None:
+        self.engine = Engine(store=store)
         self._key = keys()
 
     def prepare(self, work: Work) -> Run:
