@@ -266,7 +266,8 @@ class Storm:
                 found = audit_after_loss(did, record, wf)
             else:
                 found = audit(did, said, record, wf, self._was_frozen)
-            ended = record is not None and not record.held and any(effect.run_id == record.run_id for effect in did)
+            mine = [] if record is None else [effect for effect in did if effect.run_id == record.run_id]
+            ended = mine and not record.held and not _is_withdrawn(record, mine)
             if ended and record.status not in SAGAS[wf.name][1]:  # for instance refunded by a deploy
                 found.append(f"it ended with {record.status}")
             self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in found)
@@ -300,6 +301,13 @@ class Storm:
         frozen = any(pid == effect.pid and since <= to and begins <= effect.at for pid, begins, to in self.freezes)
         self.figures.counts["effects of zombies"] += frozen
         return frozen
+
+
+def _is_withdrawn(record: Any, effects: list[Effect]) -> bool:
+    """Whether the run was withdrawn before it began. A late copy of a claim, sent again by a process that had been
+    frozen, has the run id of an earlier run: their effects are those of that run, with lower fences."""
+    withdrawn = record.status == Status.FAILURE and record.seq <= 1
+    return withdrawn and all(effect.fence < record.fence - 1 for effect in effects)
 
 
 def _received(record: Any, sendings: list[list[Any]]) -> list[str]:
