@@ -22,7 +22,7 @@ from ..stores.base import Page, RunRecord
 from ..stores.decide import Order, check_listing, decide_order
 from ..stores.encoding import STEP
 from .flow import FlowcoreWorkflow
-from .server import TemporalServer, head_of, is_running
+from .server import RELEASE, TemporalServer, head_of, is_running
 from .wire import SentValue
 
 __all__ = ["Operators"]
@@ -221,7 +221,7 @@ class Operators(TemporalServer):
         up a run that is running or waits for a value; none of its steps are undone. Raises StoreError for a run that is
         over."""
         await self._ordered(key, "release", force=force)
-        await self._reached(self._handle(key).terminate(reason="released by flowcore"))
+        await self._reached(self._handle(key).terminate(reason=RELEASE))
 
     async def erase(self, key: str, /, *, force: bool = False) -> Never:
         """Not supported: raises StoreError. The users' data of a run is in its history, which Temporal can only delete

@@ -17,17 +17,17 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
 )
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, TerminatedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from ..errors import DefinitionError, RunFailed, RunNotFound, StoreError, StoreUnavailable, hashed_key
+from ..errors import DefinitionError, LeaseLost, RunFailed, RunNotFound, StoreError, StoreUnavailable, hashed_key
 from ..status import Status
 from ..stores.base import RunRecord
 from ..stores.codec import Codec
 from .flow import FlowcoreWorkflow
 from .wire import Outcome, decode_outcome, plain_encoding
 
-__all__ = ["CLOSED", "Handle", "TemporalServer", "head_of", "is_running"]
+__all__ = ["CLOSED", "RELEASE", "Handle", "TemporalServer", "head_of", "is_running"]
 
 _LONGEST: Final = 900
 """bytes of a workflow id; Temporal allows 1,000"""
@@ -39,6 +39,8 @@ _UNREACHABLE: Final = frozenset(
         RPCStatusCode.RESOURCE_EXHAUSTED,
     }
 )
+RELEASE: Final = "released by flowcore"
+"""the reason with which Temporal ends a run that an operator releases"""
 CLOSED: Final[Mapping[WorkflowExecutionStatus | None, Status]] = {
     WorkflowExecutionStatus.COMPLETED: Status.SUCCESS,
     WorkflowExecutionStatus.FAILED: Status.FAILURE,
@@ -96,8 +98,8 @@ class TemporalServer:
         return found
 
     async def _ended(self, handle: Handle) -> Outcome:
-        """Wait until a run has ended or waits for a decision, and return its outcome. Raises RunFailed if it was ended
-        from outside of flowcore."""
+        """Wait until a run has ended or waits for a decision, and return its outcome. Raises LeaseLost if an operator
+        released it, and RunFailed if it was ended from outside of flowcore."""
         try:
             outcome: Outcome = await self._reached(handle.result(follow_runs=False))
         except WorkflowContinuedAsNewError as error:
@@ -105,6 +107,9 @@ class TemporalServer:
             outcome = await self._asked(left)
         except WorkflowFailureError as error:
             cause = error.cause
+            if isinstance(cause, TerminatedError) and str(cause) == RELEASE:
+                what = "The run was released before it ended. Call again to begin another run."
+                raise LeaseLost(what) from error
             if not isinstance(cause, ApplicationError) or not cause.details:
                 name = type(cause).__name__
                 what = f"The run was ended from outside of flowcore ({name}: {cause}). Nothing was undone."

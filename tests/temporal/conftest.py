@@ -121,9 +121,14 @@ class Temporal:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, *workflows: Workflow, hooks: Iterable[Any] = (), worker_hooks: Iterable[Any] = (), **options: Any
+        self,
+        *workflows: Workflow,
+        hooks: Iterable[Any] = (),
+        worker_hooks: Iterable[Any] = (),
+        cached: int | None = None,
+        **options: Any,
     ) -> AsyncIterator["TemporalEngine"]:
-        """An engine, and a worker for these workflows with the same codec."""
+        """An engine, and a worker for these workflows with the same codec, which keeps so many runs in its memory."""
         engine = await self.engine(hooks=hooks, **options)
         from flowcore.temporal import temporal_worker
 
@@ -134,6 +139,7 @@ class Temporal:
             hooks=worker_hooks,
             lease=LEASE,
             codec=options.get("codec"),
+            **({"max_cached_workflows": cached} if cached is not None else {}),
         )
         async with worker:
             yield engine

@@ -11,6 +11,7 @@ import pytest
 from flowcore import (
     DefinitionError,
     IdempotencyHeld,
+    LeaseLost,
     RunNotFound,
     Status,
     StoreError,
@@ -20,7 +21,7 @@ from flowcore import (
 )
 from flowcore.cli.app import run
 
-from .conftest import Temporal, is_over, until
+from .conftest import PATIENCE, Temporal, is_over, until
 
 
 def incomplete(tries: list[int]) -> Workflow:
@@ -49,12 +50,14 @@ async def is_listed(engine: Any, status: str, key: str) -> bool:
     return key in [head.key for head in await engine.store.list_runs(status=status)]
 
 
-def test_a_run_that_is_left_can_be_held_with_a_reason_and_resumed(temporal: Temporal) -> None:
+@pytest.mark.parametrize("cached", [None, 0])
+def test_a_run_that_is_left_can_be_held_with_a_reason_and_resumed(temporal: Temporal, cached: int | None) -> None:
+    """Also if its worker evicts it from its memory after each workflow task (`cached`)."""
     tries: list[int] = []
     wf = incomplete(tries)
 
     async def main() -> None:
-        async with temporal.open(wf) as engine:
+        async with temporal.open(wf, cached=cached) as engine:
             store = engine.store
             assert (await engine.run(wf, idempotency_key="k", check=False)).status is Status.INCOMPLETE
             head = await store.head("k")
@@ -166,6 +169,27 @@ def test_what_temporal_does_by_itself_is_refused_in_one_sentence(temporal: Tempo
         assert (report["store"], report["pollers"]) == ("temporal", 0)
         assert float(report["retention"]) >= 3600
         assert "no worker has polled" in str(report["risk"])
+
+    temporal.run(main)
+
+
+def test_a_caller_that_waits_for_a_run_which_an_operator_releases_begins_another(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            first = engine.submit(wf, idempotency_key="k")
+            await first.waiting()
+            engine_of_another = await temporal.engine()
+            second = engine_of_another.submit(wf, idempotency_key="k", wait=PATIENCE)
+            await asyncio.sleep(0.3)  # it waits now; if it came later, it would begin a run in the same way
+            await engine.store.release("k", force=True)
+            with pytest.raises(LeaseLost, match="was released before it ended"):
+                await first
+            await second.waiting()
+            assert await engine.send("k", "approved", "yes")
+            run = await second
+            assert (run["act"], run.replayed, run.id != first.run_id) == ("yes", False, True)
 
     temporal.run(main)
 
