@@ -349,7 +349,7 @@ class AsyncDriver(ThreadCalls):
         return result
 
     async def _sleep(self, sleep: Sleep) -> None:
-        if self.run.stopped and not sleep.shielded:
+        if sleep.is_cut_short(self.run):
             return
         pending = self._sleeping[sleep] = PendingReply(self)
         timer = self.loop.call_later(sleep.seconds, pending.set, None)
@@ -372,7 +372,7 @@ class AsyncDriver(ThreadCalls):
         if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
         for sleep, pending in list(self._sleeping.items()):
-            if not sleep.shielded:
+            if sleep.is_cut_short(self.run):
                 pending.set(None)
         for call in list(self._queued_calls):
             self._drop_queued_call(call, timed_out=False)

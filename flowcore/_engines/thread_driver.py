@@ -324,7 +324,7 @@ class Driver(CallersThread):
     def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
         """Suspend the program until the time is over or the run stops. Returns True if the run has stopped already."""
         self._parked[sleep] = program
-        if self.run.stopped and not sleep.shielded and self._parked.pop(sleep, None) is not None:
+        if sleep.is_cut_short(self.run) and self._parked.pop(sleep, None) is not None:
             return True
         return self._woken_after(sleep.seconds, sleep)
 
@@ -366,7 +366,7 @@ class Driver(CallersThread):
         self._advance_all()
         self._drop_queued_calls(timed_out=False)
         for waiting in list(self._parked):
-            if type(waiting) is Sleep and not waiting.shielded:
+            if type(waiting) is Sleep and waiting.is_cut_short(self.run):
                 self._wake(waiting, None)
             elif stop.cancel and type(waiting) is Call and (not waiting.shielded or self.run.parked):
                 abandon = partial(self._abandon, waiting, timed_out=False)

@@ -87,6 +87,7 @@ class ThreadRuns:
         self.queued: dict[Driver, RunFuture] = {}
         """submitted runs that have not begun"""
         self.closing = False
+        self._closed = False
         self._quiet = threading.Condition()  # notified whenever a run is over while the engine closes
         after_fork_in_child(self, ThreadRuns._after_fork)
         weakref.finalize(self, leave, self.pool, self.timers, self.live, settings.grace)
@@ -121,6 +122,8 @@ class ThreadRuns:
         if self.closing:
             with self._quiet:
                 self._quiet.notify_all()
+        if self._closed and not self.live:
+            self.timers.close()
 
     def continued(self, driver: Driver) -> Driver | None:
         """Return a driver that continues a run that waits in its store, or None if the run ends here for its caller."""
@@ -245,9 +248,11 @@ class ThreadRuns:
         self.live.hand_over(CLOSED)
         # One grace is for calls in flight, one for abandoned calls, and one for the undos.
         self._wait_until_quiet(None if limit is None else settings.grace * (1 if settings.durable else 3) + MARGIN)
-        if self.live:
+        self._closed = True
+        if self.live:  # the timers are closed once these runs are over: their callers still wait for them
             log.warning("an engine was closed while %d of its runs had not ended", len(self.live))
-        self.timers.close()
+        else:
+            self.timers.close()
         if self.leases is not None:
             self.leases.close()
         hangs = self.pool.counts()[1] > 0 and limit is not None

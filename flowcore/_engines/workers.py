@@ -245,11 +245,14 @@ class Timers:
         self._heap.clear()
 
     def after(self, seconds: float, callback: Job) -> Timer:
-        """Call `callback` once, after `seconds`, unless the returned timer is cancelled before. Raises NoThread."""
+        """Call `callback` once, after `seconds`, unless the returned timer is cancelled before. Raises NoThread, also if
+        the timers are closed, because the callback would never be called."""
         timer = Timer(callback)
         moment = self._clock() + min(seconds, threading.TIMEOUT_MAX / 2)
         with self._changed:
-            if (self._thread is None or not self._thread.is_alive()) and not self._closed:  # an error may have ended it
+            if self._closed:
+                raise NoThread("The engine was closed, and nothing can wait in it any more. Make another engine.")
+            if self._thread is None or not self._thread.is_alive():  # an error may have ended it
                 thread = threading.Thread(target=self._watch, name=self._name, daemon=True)
                 start_thread(thread)
                 self._thread = thread

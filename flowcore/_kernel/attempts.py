@@ -272,7 +272,7 @@ class Attempts:
                 if aside is not None:
                     return aside
         if waits_for:
-            yield Sleep(waits_for, shielded=undo)
+            yield Sleep(waits_for, undoes=undo)
         if run.ledger is not None and undo and run.finished is None and not (yield from run.ledger.may_continue(run)):
             return end
         if run.ledger is not None and not undo and not run.stopped:

@@ -34,6 +34,7 @@ from ..context import AttemptContext, Context
 
 if TYPE_CHECKING:
     from ..plan import Node
+    from .run_state import RunState
 
 __all__ = [
     "DIRECT",
@@ -190,11 +191,16 @@ class AwaitAbandoned:
 
 @dataclass(slots=True, eq=False)
 class Sleep:
-    """Wait for `seconds`, or until the run stops. A `shielded` sleep, as between the attempts of an undo, is never cut
-    short."""
+    """Wait for `seconds`, or until the run stops. A `shielded` sleep is never cut short. One between two attempts of an
+    undo (`undoes`) is cut short if this process leaves the run to another owner, but not if the run fails."""
 
     seconds: float
     shielded: bool = field(default=False, kw_only=True)
+    undoes: bool = field(default=False, kw_only=True)
+
+    def is_cut_short(self, run: RunState) -> bool:
+        """Whether the sleep ends now, because of what has become of the run."""
+        return run.relinquished if self.undoes else run.stopped and not self.shielded
 
 
 @dataclass(slots=True, eq=False)

@@ -241,7 +241,7 @@ class Process(SimulatedCode):
                 self._asks += 1
                 answer = self._network.ask(self._number, effect.verb, effect.argument)
             elif type(effect) is Sleep:
-                if not self.run.stopped or effect.shielded:
+                if not effect.is_cut_short(self.run):
                     self._sleeping[effect] = program
                     self._after(effect.seconds, partial(self._wake, effect))
                     return None
@@ -396,7 +396,7 @@ class Process(SimulatedCode):
         for call in list(self._waiting):
             self._ends_wait(call, timed_out=False)
         for sleep in list(self._sleeping):
-            if not sleep.shielded:
+            if sleep.is_cut_short(self.run):
                 self._wake(sleep)
         for call in list(self._running) if stop.cancel else ():
             if not call.shielded:

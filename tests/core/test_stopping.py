@@ -13,12 +13,14 @@ import pytest
 
 from flowcore import (
     AsyncEngine,
+    Backoff,
     Context,
     DefinitionError,
     Engine,
     IdempotencyMismatch,
     NotSerializable,
     QueueFull,
+    Retry,
     RunParked,
     Status,
     StepCancelled,
@@ -176,6 +178,67 @@ def test_close_parks_a_run_that_is_being_undone_and_the_next_owner_undoes_the_re
     with Engine(store=store) as other:
         assert other.run(wf, idempotency_key="k", check=False).status is Status.COMPENSATED
     assert ledger == ["a", "b", "c", "-b", "-a"]
+
+
+def stubborn(ledger: Ledger, failed: threading.Event, delay: float, attempts: int = 2) -> Workflow:
+    """Its second step fails. The undo of the first one fails `attempts` times; its attempts are `delay` seconds apart."""
+    wf = Workflow("stubborn")
+
+    def fails(ctx: Context) -> None:
+        raise ValueError("no")
+
+    def undo(ctx: Context) -> None:
+        ledger.append(f"-a {ctx.attempt}")
+        if ledger.count("-a 1") == 1 and ctx.attempt <= attempts:
+            failed.set()
+            raise ConnectionError("away")
+
+    wf.add_step("a", lambda ctx: "a").compensate(retry=Retry(3, Backoff.fixed(delay)))(undo)
+    wf.add_step("b", fails, depends_on="a")
+    return wf
+
+
+@pytest.mark.parametrize("colour", ["threads", "asyncio"])
+def test_closing_parks_a_run_at_once_that_waits_for_the_next_attempt_of_an_undo(
+    store: SQLiteStore, ledger: Ledger, colour: str
+) -> None:
+    failed = threading.Event()
+    wf = stubborn(ledger, failed, 2 * PATIENCE)
+
+    def on_threads() -> None:
+        engine = Engine(store=store)
+        future = engine.submit(wf, idempotency_key="k")
+        assert failed.wait(PATIENCE)
+        engine.close(timeout=PATIENCE)
+        with pytest.raises(RunParked, match="its engine was closed"):
+            future.result(0)
+
+    async def on_asyncio() -> None:
+        engine = AsyncEngine(store=store)
+        future = engine.submit(wf, idempotency_key="k")
+        assert await asyncio.to_thread(failed.wait, PATIENCE)
+        await engine.aclose(timeout=PATIENCE)
+        with pytest.raises(RunParked, match="its engine was closed"):
+            await asyncio.wait_for(future, 0.1)
+
+    began = time.monotonic()
+    on_threads() if colour == "threads" else asyncio.run(on_asyncio())
+    assert time.monotonic() - began < PATIENCE
+    assert (status(store), ledger) == (Status.PARKED, ["-a 1"])
+    with Engine(store=store) as other:
+        assert other.run(wf, idempotency_key="k", check=False).status is Status.COMPENSATED
+    assert ledger == ["-a 1", "-a 1"]
+
+
+def test_a_run_in_memory_whose_undo_lasts_longer_than_its_engine_ends_for_its_caller(ledger: Ledger) -> None:
+    failed = threading.Event()
+    engine = Engine(grace=0.01)
+    future = engine.submit(stubborn(ledger, failed, 1.0, attempts=1), check=False)
+    assert failed.wait(PATIENCE)
+    engine.close(timeout=0)
+    assert not future.done()  # the undo's next attempt is due in a moment
+    assert future.result(PATIENCE).status is Status.COMPENSATED
+    assert ledger == ["-a 1", "-a 2"]
 
 
 def test_close_with_a_timeout_returns_in_time_whatever_hangs(ledger: Ledger) -> None:

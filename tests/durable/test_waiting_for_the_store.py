@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from flowcore import Context, LeaseLost, RunParked, StepCancelled, StoreUnavailable, Workflow
+from flowcore import Context, Engine, LeaseLost, RunParked, StepCancelled, StoreUnavailable, Workflow
 from flowcore.stores.base import Behind, Checkpoint, Lost, Renewal
-from tests.durable.test_programs import Moody, done, fine, run, saga, silent, until
+from tests.durable.test_programs import PATIENCE, Moody, done, fine, run, saga, silent, until
 
 __all__ = ["done", "run"]  # fixtures
 
@@ -43,6 +44,28 @@ def test_a_step_that_ended_during_an_outage_longer_than_the_lease_is_not_done_ag
     ended = run(saga(done, **steps), options={"store": store, "lease": LEASE}, idempotency_key="k")
     assert (ended.status, done) == ("success", list(steps))
     assert store.asked.count("claim") == 1
+
+
+def test_a_caller_hears_of_its_run_if_its_engine_is_closed_during_an_outage(done: list[str]) -> None:
+    """On threads. The store is away for longer than the engine waits at its end: for three times its grace."""
+    store, away = Moody(), threading.Event()
+
+    def mood(verb: str, argument: Any) -> None:
+        if verb in {"checkpoint", "renew", "finish"}:
+            away.set()
+            raise StoreUnavailable("away")
+
+    def last(ctx: Context) -> str:
+        store.moods = mood
+        return ctx.step
+
+    engine = Engine(store=store, grace=0.01, lease=3.0)
+    future = engine.submit(saga(done, a=fine, b=last, c=fine), idempotency_key="k")
+    assert away.wait(PATIENCE)
+    engine.close(timeout=0)
+    with pytest.raises(RunParked):
+        future.result(PATIENCE)
+    assert done == ["a", "b"]
 
 
 def test_an_undo_that_ended_during_such_an_outage_is_not_done_again(run: Callable[..., Any], done: list[str]) -> None:
