@@ -56,13 +56,9 @@ def _stat(frame: Frame, panel: Json, found: list[Series], _: Asking) -> None:
     value = found[0].last
     text, colour = written(value, defaults["unit"], defaults.get("decimals")), colour_of(value, defaults["thresholds"])
     text, colour = mapped(f"{value:g}", defaults["mappings"]) or (text, colour)
-    filled = panel["options"]["colorMode"].startswith("background")
-    if filled:
-        box(frame, colour)
     size = min(0.85 * frame.width / max(3, len(text)), 0.42 * (frame.height - TITLE))
     middle = frame.width / 2, (frame.height - TITLE) / 2 - 2
-    shade = "#ffffff" if filled else colour
-    frame.plain().text(*middle, text, color=shade, size=size, weight="bold", ha="center", va="center")
+    frame.plain().text(*middle, text, color=colour, size=size, weight="bold", ha="center", va="center")
 
 
 def _gauge(frame: Frame, panel: Json, found: list[Series], _: Asking) -> None:

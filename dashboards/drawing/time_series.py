@@ -57,6 +57,8 @@ def draw_lines(frame: Frame, panel: Json, found: list[Series], asking: Asking) -
         axes.scatter([dot.at for dot in dots], [dot.value for dot in dots], s=6, marker="D", color="#5794F2", zorder=3)
     if custom["scaleDistribution"]["type"] == "log":
         axes.set_yscale("log")
+        low, high = (math.log10(max(end, 1e-9)) for end in axes.get_ylim())
+        axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # from one power of ten to another, as Grafana does
         axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
         axes.yaxis.set_minor_formatter(NullFormatter())
         _value_axis(axes, unit, locate=False)

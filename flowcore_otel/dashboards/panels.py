@@ -23,14 +23,13 @@ def stat(
     *,
     unit: str,
     thresholds: Json,
-    filled: bool = False,
     sparkline: bool = False,
     words: Mapping[str, tuple[str, str]] | None = None,
     **more: Any,
 ) -> Panel:
-    """One number. `filled`: its colour fills the panel. `words`: value -> (text shown instead, its colour)."""
+    """One number. `words`: value -> (text shown instead, its colour)."""
     options = {
-        "colorMode": "background_solid" if filled else "value",
+        "colorMode": "value",
         "graphMode": "area" if sparkline else "none",
         "justifyMode": "center",
         "orientation": "auto",

@@ -38,7 +38,6 @@ def _answering(q: Source) -> Section:
                 f"1 - ({failed} or vector(0)) / ({q.increase(took, 'count')} > 0)",
                 unit="percentunit",
                 thresholds=steps(colours.FAILED, (0.99, colours.WAITING), (0.999, colours.SUCCESS)),
-                filled=True,
                 decimals=2,
                 empty="No store was used in this time.",
             ),

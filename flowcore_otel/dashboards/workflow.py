@@ -69,7 +69,7 @@ def _working(q: Source) -> Section:
             ),
             stat(
                 (21, 5, 3, 5),
-                "Since the last success",
+                "Last success",
                 "How long ago a run succeeded for the last time.",
                 f"time() - max({q.select(names.LAST_SUCCESS)})",
                 unit="s",
@@ -294,7 +294,7 @@ def _firing(q: Source) -> Section:
             ),
             stat(
                 (4, 0, 4, 7),
-                "Since a scheduled run succeeded",
+                "Last scheduled success",
                 "Of its schedules, the one whose last success is the longest ago.",
                 f"time() - min(max {q.by('schedule')} ({q.select(names.SCHEDULE_LAST_SUCCESS)}))",
                 unit="s",

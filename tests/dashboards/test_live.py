@@ -258,9 +258,9 @@ def test_every_number_that_stands_large_is_compared() -> None:
     }
     times = {
         ("workflow", "p95 of runs"),
-        ("workflow", "Since the last success"),
+        ("workflow", "Last success"),
         ("workflow", "Until the next fire"),
-        ("workflow", "Since a scheduled run succeeded"),
+        ("workflow", "Last scheduled success"),
         ("store", "Successful operations"),
         ("store", "Hooks, for each attempt"),
         ("store", "Last round of recovery"),
