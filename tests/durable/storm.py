@@ -41,6 +41,8 @@ __all__ = ["Figures", "Storm"]
 PROCESSES: Final = 8
 PATIENCE: Final = 60.0
 """seconds after which a process that was told to stop hangs, or a storm is too weak: only where something is broken"""
+_POSTPONED: Final = 2.0
+"""seconds for which Redis postpones a write to its file"""
 WEATHER: Final = Weather(lose=0.01, delay=0.02, half_close=0.005, seconds=LEASE / 2)
 
 
@@ -161,7 +163,7 @@ class Storm:
                 if self.figures.counts["restarts of redis"] % 2:
                     self._fail_over()
                 else:
-                    self.server.kill()
+                    self._kill_server(self.server)
                     time.sleep(self.random.uniform(0.0, LEASE * 0.7))
                     self.server.start()
                 self.figures.counts["restarts of redis"] += 1
@@ -174,6 +176,16 @@ class Storm:
         self.frozen[pid] = time.monotonic() + LEASE * self.random.uniform(1.1, 2.0)
         self.freezes.append((pid, before, self.frozen[pid]))  # where processors are busy, it goes on for a while
         self.figures.counts["freezes"] += 1
+
+    def _kill_server(self, server: RedisServer) -> None:
+        """Kill the server. While its file waits for an fsync, Redis replies before it has written to the file, for two
+        seconds at most: what it acknowledged in this time may be lost."""
+        with server.client() as client:
+            before = time.monotonic()
+            delayed = client.info("persistence")["aof_pending_bio_fsync"]
+        server.kill()
+        if delayed:
+            self.lost.append((before - _POSTPONED, time.monotonic()))
 
     def _fail_over(self) -> None:
         """Promote the replica, which lacks the writes of the last moments, and give it the address of the primary."""
