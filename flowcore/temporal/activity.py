@@ -257,7 +257,8 @@ class _Activity:
                 raise ApplicationError(str(driver.error), type="Unclear") from driver.error.__cause__
             raise driver.error
         end = cast("StepEnd", cast("object", driver.result))
-        if run.parked and end.status in {Status.PENDING, Status.CANCELLED}:
+        undone_elsewhere = sent["kind"] == "undo" and end.error is not None
+        if run.parked and (undone_elsewhere or end.status in {Status.PENDING, Status.CANCELLED}):
             if end.status is Status.PENDING:  # the step has not begun, so its next attempt is its first
                 activity.heartbeat({**self._beat, "unbegun": True})
             raise ApplicationError(

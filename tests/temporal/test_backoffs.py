@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
-from flowcore import AsyncEngine, Backoff, DefinitionError, Retry, RetryAfter, RunTimeout, Status, Workflow
+from flowcore import AsyncEngine, Backoff, Context, DefinitionError, Retry, RetryAfter, RunTimeout, Status, Workflow
 from flowcore.events import AttemptStarted, BackoffStarted, Event, StepFinished, StepStarted
 from flowcore.stores import SQLiteStore
 from flowcore.temporal import temporal_worker
@@ -295,3 +295,32 @@ def test_park_after_is_a_number_of_seconds(temporal: Temporal) -> None:
             await temporal.engine(park_after=-1)
 
     temporal.run(main)
+
+
+def test_a_worker_that_stops_while_an_undo_waits_for_its_next_attempt_leaves_the_undo_to_another(
+    temporal: Temporal,
+) -> None:
+    failed, undone = threading.Event(), list[int]()
+    wf = Workflow("stubborn")
+
+    def undo(ctx: Context) -> None:
+        undone.append(ctx.attempt)
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionError("away")
+
+    def fails(ctx: Context) -> None:
+        raise ValueError("no")
+
+    wf.add_step("book", lambda ctx: "seat").compensate(retry=Retry(2, Backoff.fixed(PATIENCE)))(undo)
+    wf.add_step("pay", fails, depends_on="book")
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            future = engine.submit(wf, idempotency_key="k", check=False)
+            assert await asyncio.to_thread(failed.wait, PATIENCE)
+        async with temporal.open(wf):
+            assert (await future).status == "compensated"
+
+    temporal.run(main)
+    assert undone == [1, 1]
