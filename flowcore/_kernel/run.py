@@ -133,6 +133,7 @@ def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
     of the run was being changed."""
     stopping.interrupt(run, error)
     _repair(run)
+    run.working = True
     return (yield from _fail(run, run.scope))
 
 
@@ -206,7 +207,10 @@ def _failed(run: RunState) -> Run:
 
 def work_beside_main(run: RunState, node: Node | None = None) -> Program[None]:
     """Run a worker beside the main program: it runs or undoes ready steps until none is ready. It begins with `node` if
-    that is given."""
+    that is given. Does nothing before the run begins: a value that is sent to a run wakes it, whether its key was
+    granted already or not."""
+    if node is None and not run.working:
+        return
     node = run.take() if node is None else node
     yield from work(run, node, main=False) if run.undoing is None else work_undo(run, node)
     if run.waits is not None:

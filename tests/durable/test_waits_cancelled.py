@@ -86,6 +86,28 @@ def test_a_value_that_comes_as_a_run_is_left_to_its_store_is_not_waited_for_agai
     assert counted != [None]
 
 
+def test_a_value_that_comes_before_a_run_has_its_key_begins_no_step(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes the run, which has sent its claim and has no reply yet."""
+    effects, ask, woken = Effects(), checkpoints.ask, list[object]()
+    wf = paid(effects)
+    town.pause(town.engine(), wf)
+    engine = town.engine()
+    assert town.store.send("k", "delivered", 7)
+
+    def asked(run: Any, verb: str, *arguments: Any) -> Any:
+        if verb == "claim" and not woken:
+            woken.append(engine._live.deliver("k", "delivered", town.store.find("k").sent["delivered"]))
+            time.sleep(0.1)  # a thread of the pool could begin a step now
+        return (yield from ask(run, verb, *arguments))
+
+    monkeypatch.setattr(checkpoints, "ask", asked)
+    run = town.call(engine.run(wf, idempotency_key="k"))
+    assert (run["delivered"], effects) == (7, ["a", "pay"])
+    assert woken != [None]
+
+
 def test_a_caller_that_wants_a_run_as_soon_as_it_waits_may_be_cancelled_in_that_moment(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
