@@ -49,7 +49,7 @@ class Operators(TemporalServer):
         found = await self._described(handle)
         if found is None:
             return None
-        return await (self._live(handle, found) if is_running(found) else self._closed(handle, {}))
+        return await (self._live(handle, found) if is_running(found) else self._closed(handle, found, {}))
 
     async def head(self, key: str, /) -> RunRecord | None:
         """The head of the record of the run with this key, or None. It is cheap, for callers that poll."""

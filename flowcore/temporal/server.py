@@ -126,8 +126,12 @@ class TemporalServer:
             raise StoreUnavailable(f"No worker replied to the query ({error.message}). Retry the call.") from error
         return outcome
 
-    async def _closed(self, handle: Handle, types: Mapping[str, Any]) -> RunRecord:
-        outcome = await self._ended(handle)
+    async def _closed(self, handle: Handle, found: WorkflowExecutionDescription, types: Mapping[str, Any]) -> RunRecord:
+        """Return the record of a run that is over. One that an operator has released has failed without an error."""
+        try:
+            outcome = await self._ended(handle)
+        except LeaseLost:
+            return await head_of(found, self._lease)
         return decode_outcome(outcome["fields"], outcome["errors"], self._encoding, types)
 
     async def _left(self, handle: Handle, types: Mapping[str, Any]) -> RunRecord:

@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from .._wire import unpack_error
-from ..errors import LeaseLost, StoreUnavailable, hashed_key
+from ..errors import StoreUnavailable, hashed_key
 from ..retry import Backoff
 from ..status import Status
 from ..stores.base import RESUMABLE, Busy, Claim, ClaimAnswer, Claimed, Ending, Finished, Held, Mismatch, RunRecord
 from ..stores.codec import Codec
 from .flow import FlowcoreWorkflow
 from .operating import Operators
-from .server import CLOSED, Handle, head_of, is_running
+from .server import CLOSED, Handle, is_running
 from .wire import Outcome, Request, decode_outcome, times_of
 
 __all__ = ["Awaited", "TemporalStore"]
@@ -154,13 +154,13 @@ class TemporalStore(Operators):
             return Claimed(0, 1)
         adopts = claim.attached == run_id and (not running or state == "held")
         if not adopts and not running and CLOSED[found.status] is Status.FAILURE:
-            return Finished(await self._over(handle, found, claim.types), age) if claim.once else None
+            return Finished(await self._closed(handle, found, claim.types), age) if claim.once else None
         if not adopts and claim.fingerprint is not None and memo["fingerprint"] != claim.fingerprint:
             return Mismatch(run_id, memo["carrier"], age, found.workflow_type)
         if adopts and running:
             return Held(run_id, memo["carrier"], age)
         if not running:
-            return Finished(await self._over(handle, found, claim.types), age)
+            return Finished(await self._closed(handle, found, claim.types), age)
         if state == "held":
             return Held(run_id, memo["carrier"], age)
         if state in RESUMABLE:
@@ -173,13 +173,6 @@ class TemporalStore(Operators):
             return Claimed(0, record.fence + 1, record, age)
         waiting_for = tuple(memo.get("waiting_for", ())) if state == Status.WAITING else ()
         return Busy(run_id, memo["carrier"], age, math.inf if waiting_for else self._lease, waiting_for=waiting_for)
-
-    async def _over(self, handle: Handle, found: WorkflowExecutionDescription, types: Mapping[str, Any]) -> RunRecord:
-        """Return the record of a run that is over. One that an operator has released has failed without an error."""
-        try:
-            return await self._closed(handle, types)
-        except LeaseLost:
-            return await head_of(found, self._lease)
 
     async def _is_held_instead(self, handle: Handle, execution: str) -> bool:
         """Wait until the run that this execution left has received the call to resume it. Returns whether an operator

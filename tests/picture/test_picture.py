@@ -212,7 +212,7 @@ def test_a_takeover_is_a_line_with_both_owners(told: tuple[list[Event], Run, Any
     owner = record.owner
     assert f"<title>taken over from old-host (7) by {owner.host} ({owner.pid})</title>" in record.html()
     assert f"since {moment(owner.since)}, after process 7 on old-host" in record.explain()
-    for before in (None, owner):  # it resumed a run of its own, as after a wait
+    for before in (None, owner):  # the same process resumed the run, for example after a wait
         record = replace(told[2], previous_owner=before)
         assert "taken over" not in record.html()
         assert ", after process" not in record.explain()

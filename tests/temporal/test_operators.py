@@ -194,6 +194,20 @@ def test_a_caller_that_waits_for_a_run_which_an_operator_releases_begins_another
     temporal.run(main)
 
 
+def test_a_released_run_can_be_read(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            await engine.run(wf, idempotency_key="k", until="waiting")
+            await engine.store.release("k", force=True)
+            found = await engine.find("k")
+            assert found is not None
+            assert (found.status, found.error) == (Status.FAILURE, None)
+
+    temporal.run(main)
+
+
 def test_a_run_that_only_waits_says_so_to_callers_and_operators(temporal: Temporal) -> None:
     wf = approval()
 
