@@ -62,7 +62,7 @@ class SilenceLimit:
     """Ends a run in which no process reports anything any more, in the process that collects the reports.
 
     The processes that run the tests lead groups of their own (`own_group`), so that what one of them has left behind can
-    be killed even if it is dead itself: whoever reads the run's output waits until the last of them has closed it.
+    be killed even if it is dead itself: a reader of the run's output waits until the last of them has closed it.
     """
 
     def __init__(self, stderr: int, silence: float = SILENCE) -> None:

@@ -123,12 +123,12 @@ LAZY: dict[str, set[str]] = {
     "flowcore.stores.records": {"flowcore.picture", "flowcore.stores.story"},
     # The bars need the extra `cli`, and a terminal.
     "flowcore.events.progress": {"flowcore.events.progress_bars"},
-    # An extra, asked for when somebody wants it.
+    # An extra, imported when it is used.
     "flowcore.stores.redis.store": {"redis"},
     "flowcore.stores.pydantic_codec": {"pydantic"},
     # Not even with that extra is it always there.
     "flowcore.stores.redis.connection_cache": {"hiredis"},
-    # pytest and hypothesis, which nobody needs who does not write a store.
+    # pytest and hypothesis, which only authors of stores need.
     "flowcore.testing": {"flowcore.testing.conformance"},
     # wf.run() reaches for an engine: the one place where a definition knows what is above it.
     "flowcore.workflow": {"flowcore.events", "flowcore.picture", "flowcore.stores.memory", "flowcore._engines.threads"},

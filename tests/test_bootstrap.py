@@ -343,7 +343,7 @@ def test_the_checksum_in_the_script_is_one(bootstrap: ModuleType) -> None:
 def test_without_ensurepip_and_without_network_one_sentence_says_what_to_install(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")  # nobody listens there
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")  # nothing listens there
     with pytest.raises(SystemExit, match=r"refused.*apt install python3-venv"):
         bootstrap.make(tmp_path / "env")
 

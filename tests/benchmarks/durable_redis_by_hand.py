@@ -1,7 +1,7 @@
 """A durable chain on Redis by hand: the scripts of a RedisStore, each with the same keys and arguments, through the same
 client, and nothing around them.
 
-No errors are looked after, nobody else's run is ever taken over, and no lease is renewed while a step runs.
+No errors are handled, no run of another process is ever taken over, and no lease is renewed while a step runs.
 """
 
 from __future__ import annotations

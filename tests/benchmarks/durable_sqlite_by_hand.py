@@ -1,6 +1,6 @@
 """A durable chain on SQLite by hand: the statements of an SQLiteStore, in its transactions, and nothing around them.
 
-No errors are looked after, nobody else's run is ever taken over, no lease is renewed while a step runs, and only one
+No errors are handled, no run of another process is ever taken over, no lease is renewed while a step runs, and only one
 thread may call.
 """
 
@@ -97,7 +97,7 @@ class SQLiteByHand(Subject):
     def _owned(self, key: str, run_id: str, fence: int) -> int:
         row = self._db.execute(tables.OWNED, (key, run_id, fence)).fetchone()
         if row is None:
-            raise AssertionError(f"{key} belongs to somebody else")
+            raise AssertionError(f"{key} belongs to another process")
         number: int = row[0]
         return number
 

@@ -82,7 +82,7 @@ class Report:
 
 
 def interleaved(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Let everybody have a turn in each round, in changing order; a turn answers what it measured."""
+    """Give each subject a turn in each round, in changing order; a turn returns what it measured."""
     samples: dict[str, list[float]] = {name: [] for name in turns}
     names = list(turns)
     for number in range(rounds if names else 0):

@@ -1,11 +1,11 @@
 """What people write to watch their steps without hooks: spans in the steps themselves, counters and histograms there.
 
-The same engine runs the steps, with nobody listening, so that what is compared is one way of telling with the other.
+The same engine runs the steps, without hooks, so that only the two ways of making telemetry are compared.
 
 By hand too, the spans have all that TracingHook gives to a run that goes well: parents, the same attributes with true
 values (waits, the run's id, its critical path and parallelism), the links, and being current inside user code; and a step
 that fails would say so. As with the hook, whether sampled or not, the caller's span is told the run's id, and the trace's
-context is written down for whoever meets the run later. Not done by hand: retries, undos, limits, and hooks for others.
+context is recorded for the processes that resume the run. Not done by hand: retries, undos, limits, and hooks for others.
 The measurements are those that PrometheusHook makes of a run that goes well, or of a step that fails, into
 children that were looked up once; by hand its three gauges are written as runs and steps come and go.
 """

@@ -60,7 +60,7 @@ OVER_SILENT = ((TracedUnsampled.name, FlowcoreThreads.name), (TracedUnsampledAsy
 
 def measure(options: Options) -> Report:
     options = replace(options, subjects=tuple(map(partial, SUBJECTS)), only=())
-    title = "spans of a chain of 10 no-op steps; nobody exports them"
+    title = "spans of a chain of 10 no-op steps; not exported"
     report = compare("tracing", title, work, TARGETS, options, per_step=True, relative=("Engine", "AsyncEngine"))
     figures = {row.subject: row.figure for row in report.rows}
     for subject, plain in OVER_PLAIN:

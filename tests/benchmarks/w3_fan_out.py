@@ -1,6 +1,6 @@
 """W3: one step, then a hundred that could run at the same time, then one that waits for all; none does anything.
 
-What it costs to offer parallelism that nobody can use.
+What it costs to offer parallelism that cannot be used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """W4: two chains of 11 steps; the 50 ms step is the first of one and the last of the other, the rest take 1 ms.
 
-Whoever waits for a whole layer to end before the next begins takes twice as long as the critical path.
+An engine that waits for a whole layer to end before the next begins takes twice as long as the critical path.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """W7: a thousand runs at the same time, of five 10 ms steps each, on one event loop; and the memory that they take.
 
-Nobody can be faster than 50 ms. Sync subjects get a thread for each run.
+No subject can be faster than 50 ms. Sync subjects get a thread for each run.
 """
 
 from __future__ import annotations

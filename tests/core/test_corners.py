@@ -228,7 +228,7 @@ def test_a_step_that_exits_is_attempted_again_by_the_next_owner_and_undone_once(
 
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_a_copy_of_a_run_in_a_forked_child_is_left_to_its_parent(ledger: Ledger, kind: str) -> None:
-    # What happens to it there; what a child does nobody could look at here.
+    # What happens to it is checked in the child, because it cannot be seen here.
     engine: Any = Engine() if kind == "threads" else AsyncEngine()
 
     def forks(ctx: Context) -> None:

@@ -59,7 +59,7 @@ def interrupted(
     hooks: Iterable[Any] = (),
     values: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
-    """A run of `workflow` under the key "k" whose owner, as far as anybody can tell, died while its steps were running."""
+    """A run of `workflow` under the key "k" whose owner, as far as others can tell, died while its steps were running."""
     store.moods = silent("renew")
     with Engine(store=store, lease=0.1, hooks=hooks) as owner:
         future: Future[Run] = owner.submit(workflow, values, idempotency_key="k")
@@ -120,7 +120,7 @@ def test_a_run_that_is_cancelled_while_verify_is_asked_undoes_what_may_have_happ
         assert store.find("k").status is Status.COMPENSATED
         gate.set()
         one.close()
-    assert not of_type(events, StepCompletedLate)  # what it answers then is nobody's business
+    assert not of_type(events, StepCompletedLate)  # what it returns then does not matter
 
 
 # -- a run that is lost, or cannot be kept, on the way -----------------------------------------------------------------
@@ -520,7 +520,7 @@ def test_hooks_are_told_whether_somebody_called_and_what_the_store_said(ledger: 
 
 
 class Sought(Moody):
-    """It also writes down that somebody looks for a run."""
+    """It also records each look for a run."""
 
     def head(self, key: str, /) -> RunRecord | None:
         self.asked.append("sought")

@@ -186,7 +186,7 @@ def test_an_owner_that_never_heard_of_its_claim_may_still_end_its_run() -> None:
     again = store.claim(Claim("k", "2", "w", "f", "g", {}))
     assert isinstance(again, Claimed)
     assert again.fence > claimed.fence
-    # But not once another owner goes on with it.
+    # But not once another owner has resumed it.
     assert store.finish(Ending(RunRecord("k", "1", "w", "f", "g", Status.FAILURE, fence=0))) == Lost()
     assert store.find("k").status == Status.RUNNING
 

@@ -1,4 +1,4 @@
-"""Chains on a durable store that nobody else listens to, which take a shorter way: the same promises hold there."""
+"""Chains on a durable store without hooks, which take a shorter way: the same promises hold there."""
 
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The trip of one exception: the places of flowcore that hold the error of a step, from its raise to the caller, stay few.
 
 A place is a stay of the object in one function, in an argument, a local variable or the returned value; the same function
-after another one counts again. Whoever reads how an error comes to its caller must read that many places.
+after another one counts again. A reader who follows an error to its caller must read that many places.
 """
 
 import sys

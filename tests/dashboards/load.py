@@ -42,7 +42,7 @@ RETRIED = {"flaky card": 2, "lost reply": 1, "black hole": 4, "flaky carrier": 1
 
 
 class Observer(Protocol):
-    """Somebody who scrapes."""
+    """A scraper."""
 
     def watch(self, targets: Sequence[str], /) -> None:
         """Begin to, and return when all have been scraped."""
@@ -120,7 +120,7 @@ class Told:
         for answer in self.orders:
             if not answer.replayed and answer.status in {201, 402, 410, 502}:
                 found["checkout", "success" if answer.status == 201 else "compensated"] += 1
-        # Nobody is told of runs that are taken over. One that must be held is parked until somebody decides.
+        # Takeovers raise no alert. A run that must be held is parked until an operator decides.
         found["transfer", "success"] += TAKEN_FORWARD + PAUSED
         found["transfer", "lost"] += PAUSED
         found["transfer-undone", "compensated"] += TAKEN_UNDONE

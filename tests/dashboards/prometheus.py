@@ -162,7 +162,7 @@ class Prometheus:
 
 
 def free_port() -> int:
-    """A port that nobody listens on. (Prometheus scrapes itself, so it cannot choose one later.)"""
+    """A port on which nothing listens. (Prometheus scrapes itself, so it cannot choose one later.)"""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

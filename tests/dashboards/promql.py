@@ -11,7 +11,7 @@ from typing import Any
 import promql_parser
 
 RATE_INTERVAL = timedelta(hours=7, seconds=11)
-"""what stands in for $__rate_interval: a time that nobody would write"""
+"""what stands in for $__rate_interval: a time that no query contains"""
 
 WINDOWS = {"$__rate_interval": "7h11s", "$__range": "5h", "$__interval": "3m"}
 

@@ -278,7 +278,7 @@ def _sums(live: Live, metric: str, label: str) -> dict[str, int]:
 def test_counts_are_what_the_callers_were_told(live: Live) -> None:
     """The counters themselves, and so exactly."""
     told = live.told
-    count = 'flowcore_runs_total{job="shop", workflow!="queue"}'  # which nobody waited for
+    count = 'flowcore_runs_total{job="shop", workflow!="queue"}'  # no caller waited for that one
     found = live.series(f"sum by (workflow, outcome) ({count}) > 0")
     assert {(labels["workflow"], labels["outcome"]): value for labels, value in found} == dict(told.runs)
     assert _sums(live, "flowcore_idempotency_hits_total", "outcome") == dict(told.hits)

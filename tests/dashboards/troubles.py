@@ -141,7 +141,7 @@ def queue() -> Workflow:
 
 
 def move() -> Workflow:
-    """Fails behind its pivot at the first try; whoever goes on with it succeeds."""
+    """Fails past its pivot at the first try; the process that resumes it succeeds."""
     wf = Workflow("move")
     tried = Counter[str]()
 
@@ -170,7 +170,7 @@ def transfer(name: str, **of_credit: Any) -> Workflow:
 
 
 def outdated() -> Workflow:
-    """Has a step more in the process that is killed: nobody else can take it over."""
+    """Has one more step in the process that is killed: no other process can take it over."""
     wf = transfer("outdated")
     if HANGS:
         wf.add_step("a step of yesterday", lambda _: None, depends_on="credit")
@@ -331,7 +331,7 @@ class Office:
         return self.many(8, SCAN)
 
     def do_queue(self) -> Counter[str]:
-        """Ends later than the others; nobody waits for it."""
+        """Ends later than the others; no caller waits for it."""
         self.small.submit(QUEUE)
         return Counter()
 

@@ -16,7 +16,7 @@ _UNDONE: Final = frozenset({Status.FAILURE, Status.COMPENSATED})
 
 
 def never(effect: Effect, since: float) -> bool:
-    """Nobody was ever frozen."""
+    """No process was ever frozen."""
     return False
 
 
@@ -43,7 +43,7 @@ def audit(
         wrong += (
             f"{_name(effect)} came after its owner's lease" for effect in late if not _excused(effect, said, was_frozen)
         )
-        did = [effect for effect in did if effect not in late]  # whoever looks at the fence has refused these
+        did = [effect for effect in did if effect not in late]  # a service that looks at the fence has refused these
         wrong += _owners(said)
         wrong += _once(did, said)
         wrong += _order(did, workflow)
@@ -53,7 +53,7 @@ def audit(
                 wrong.append(f"{_name(effect)} has the step_key of {keys[effect.step_key]}")
         if record is not None and record.run_id == run_id:
             wrong += _end(did, record, workflow)
-        else:  # it released the key, or nobody could have begun another run
+        else:  # it released the key, or no other run could have begun
             wrong += (f"{step} of released run {run_id} still stands" for step in _standing(did))
     return wrong
 
@@ -108,8 +108,8 @@ def _is_late(effect: Effect, words: Iterable[Word]) -> bool:
 
 
 def _excused(effect: Effect, words: Iterable[Word], was_frozen: Callable[[Effect, float], bool]) -> bool:
-    """Whether its process had already looked at its lease and was about to call the step, or in it: that nobody can
-    prevent."""
+    """Whether its process had already looked at its lease and was about to call the step, or in it, which
+    cannot be prevented."""
     where = (effect.fence, effect.pid, effect.thread)
     heard = [
         word.heard for word in words if (word.fence, word.pid, word.thread) == where and word.heard <= effect.called

@@ -43,7 +43,7 @@ def run(
 
 
 def recover_until(driver: str, store: Any, wf: Workflow, every: float, condition: Callable[[], Any]) -> None:
-    """Have an engine go on, by itself, with whatever nobody goes on with, until a condition holds."""
+    """Have an engine recover all runs without an owner, until a condition holds."""
     if driver == "threads":
         with Engine(store=store, workflows=[wf], recover_every=every):
             until(condition, "the recovery")
@@ -58,7 +58,7 @@ def recover_until(driver: str, store: Any, wf: Workflow, every: float, condition
 
 @contextmanager
 def recovering(store: Any, wf: Workflow, every: float) -> Iterator[None]:
-    """Meanwhile an engine goes on with whatever nobody goes on with, and nobody asks it to."""
+    """Meanwhile, an engine recovers all runs without an owner."""
     with Engine(store=store, workflows=[wf], recover_every=every):
         yield
 

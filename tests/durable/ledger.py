@@ -116,7 +116,7 @@ def words_of(path: str | Path) -> dict[str, list[Word]]:
 
 def lines_of(path: str | Path) -> Iterable[list[Any]]:
     """What is written in such a file."""
-    with suppress(FileNotFoundError), Path(path).open("rb") as file:  # nobody has written anything yet
+    with suppress(FileNotFoundError), Path(path).open("rb") as file:  # nothing has been written yet
         for text in file:
             try:
                 line: list[Any] = json.loads(text)

@@ -92,8 +92,8 @@ def play(part: Part) -> None:
         os.mkfifo(part.bell)
     wf = saga(part.saga, World(Ledger(part.place.ledger), point))
     with part.store() as real:
-        # A process that stands still in the middle of a transaction, its heartbeat's for one, keeps everybody else from
-        # writing to an SQLite file: that nobody can prevent, and it is not what these tests are about.
+        # A process that stands still in the middle of a transaction, its heartbeat's for one, keeps all others from
+        # writing to an SQLite file: that cannot be prevented, and these tests are not about it.
         keeps = part.place.kind == "sqlite" and part.mishap in {"frozen", "gil"}
         still = real._database._writer.lock if keeps else nullcontext()
         store = Watched(real, Journal(part.place.journal), point)
@@ -106,7 +106,7 @@ def play(part: Part) -> None:
 
 
 def take_over(part: Part) -> None:
-    """What a process does that looks for runs which nobody goes on with, until the run is over."""
+    """What a process does that recovers runs without an owner, until the run is over."""
     wf = saga(part.saga, World(Ledger(part.place.ledger)))
     with part.store() as real, part.place.store() as near:
         store = Watched(real, Journal(part.place.journal))
@@ -128,7 +128,7 @@ def fork(part: Part) -> None:
         elif os.fork():
             threading.Event().wait()
         else:
-            signal.alarm(60)  # its end, should nobody awake it: the nursery does not know of it
+            signal.alarm(60)  # ends it if it is never woken: the nursery does not know of it
             go("the child's")
             os._exit(0)
 
@@ -173,7 +173,7 @@ def _freeze(part: Part) -> None:
 
 
 def _hold_the_gil(part: Part) -> None:
-    ctypes.PyDLL(None).open(part.bell.encode(), os.O_RDONLY)  # returns once somebody opens the other end
+    ctypes.PyDLL(None).open(part.bell.encode(), os.O_RDONLY)  # returns once the other end is opened
 
 
 def _wait(part: Part) -> None:

@@ -25,7 +25,7 @@ _WARM: Final = ("flowcore.stores", "flowcore.testing", "redis", "redis.asyncio",
 
 
 class Nursery:
-    """Starts processes, and tells when they end. Whoever is left when it is closed is killed."""
+    """Starts processes, and reports when they end. Those that are left when it is closed are killed."""
 
     def __init__(self) -> None:
         mine, theirs = Pipe()
@@ -33,7 +33,7 @@ class Nursery:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=_ROOT)
         theirs.close()
         self._pipe: Connection[Any, Any] = mine
-        self._codes: dict[int, int] = {}  # of those that have ended, and that nobody has asked after
+        self._codes: dict[int, int] = {}  # of those that have ended, and whose code was not asked for yet
 
     def start(self, target: Callable[..., None], *args: Any) -> int:
         """Call a function of some module in a process of its own; answers its pid."""
@@ -90,7 +90,7 @@ class Nursery:
 
 
 def main(pipe: Connection[Any, Any]) -> None:
-    """Fork what is asked for, until nobody is there to ask."""
+    """Fork what is asked for, until the other end of the pipe is closed."""
     for module in _WARM:
         importlib.import_module(module)
     gc.freeze()

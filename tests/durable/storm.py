@@ -241,7 +241,7 @@ class Storm:
     # -- afterwards ----------------------------------------------------------------------------------------------------
 
     def _calm(self, store: Any) -> None:
-        """Whatever is not over is gone on with, with no operator, within one and a half leases."""
+        """Each run that is not over is resumed, without an operator, within one and a half leases."""
         world = World(Ledger(str(self.folder / "ledger")))
         watched = Watched(store, Journal(str(self.folder / "journal")))
         end = time.monotonic() + 20 * LEASE

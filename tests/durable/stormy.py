@@ -147,7 +147,7 @@ def _decide(store: Any, key: str, dice: random.Random) -> bool:
     decision = dice.choice(("resume", "undo", "leave"))
     if decision == "leave":
         return True
-    with suppress(StoreError):  # somebody else has decided, or the store is down
+    with suppress(StoreError):  # another process has decided, or the store is down
         getattr(store, decision)(key)
     return False
 

@@ -1,5 +1,5 @@
-"""A run is killed with kill -9 at every call of its store and at every step, before and after; then somebody goes on with
-it, and the ledger of effects is right."""
+"""A run is killed with kill -9 at every call of its store and at every step, before and after; then
+another call resumes it, and the ledger of effects is right."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECOND: Final = 14
 
 
 class Matrix:
-    """All crashes of all sagas on one store, and what became of them. `how`: who goes on with them: a call with the same
+    """All crashes of all sagas on one store, and what became of them. `how`: what resumes them: a call with the same
     key, one of AsyncEngine, recover(), or a call that is killed in its turn, and another one."""
 
     def __init__(self, place: Place, how: str, nursery: Nursery) -> None:
@@ -189,7 +189,7 @@ def test_a_crash_inside_of_a_call_of_the_store_leaves_all_of_it_or_nothing(
     assert points > 20
     first = [Job("compensated", f"run {n}", "", n) for n in range(1, points + 1)]
     second = [Job("compensated", job.key, "", 1 + job.occurrence * 7 % points) for job in first]
-    for jobs in (first, second):  # whoever goes on is killed in the same way, somewhere else
+    for jobs in (first, second):  # the next owner is killed in the same way, at another place
         nursery.call(run_torn, [(here, job, LEASE, seen) for job in jobs])
         with here.store() as store:
             until(partial(_all_expired, store), "the end of all leases")

@@ -326,7 +326,9 @@ def test_a_claim_that_is_granted_a_lease_late_is_taken_back_where_the_key_has_ha
     store, lease = Moody(), 0.05
     again = partial(run, saga(done, a=fine, b=fails), options={"store": store, "lease": lease}, idempotency_key="k")
     store.moods = lambda verb, argument: time.sleep(2 * lease) if verb == "claim" else None
-    with pytest.raises(ValueError, match="b"):  # the first run of a key is nobody else's, however late it is granted
+    with pytest.raises(
+        ValueError, match="b"
+    ):  # the first run of a key belongs to its caller, however late it is granted
         again()
     store.asked.clear()
     with pytest.raises(
@@ -595,7 +597,7 @@ def test_recover_every_needs_nobody_to_ask(done: list[str]) -> None:
 
     async def main() -> None:
         async with AsyncEngine(store=store, workflows=[wf], recover_every=0.02):
-            while store.find("k").status is not Status.SUCCESS:  # noqa: ASYNC110 - nobody tells
+            while store.find("k").status is not Status.SUCCESS:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.005)
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
@@ -665,7 +667,7 @@ def test_an_async_store_is_asked_on_the_loop_and_its_heartbeat_has_a_loop_of_its
     store = Coroutines()
 
     async def waits(ctx: Context) -> str:
-        while store.inner.asked.count("renew") < 2:  # noqa: ASYNC110 - nobody tells
+        while store.inner.asked.count("renew") < 2:  # noqa: ASYNC110 - nothing signals it
             await asyncio.sleep(0.005)
         return "waited"
 

@@ -1,4 +1,4 @@
-"""What recovery cannot go on with is said once, where somebody reads it."""
+"""Recovery logs each run that it cannot resume, once."""
 
 import logging
 from pathlib import Path

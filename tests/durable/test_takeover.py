@@ -1,4 +1,4 @@
-"""A run is gone on with by others, and nobody has asked them to: soon enough, whatever their clocks say, and as it was begun."""
+"""Other processes resume a run unasked: soon enough, whatever their clocks say, and as it was begun."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_on_redis_no_clock_of_a_client_matters(place: Callable[[str], Place], nu
     began(*(owner for owner, _ in pairs))
     time.sleep(1.2 * LEASE)
     for (owner, _), pid in zip(pairs, owners, strict=True):
-        assert steps(owner) == ["do a", "do b"]  # nobody has taken it over
+        assert steps(owner) == ["do a", "do b"]  # it was not taken over
         os.kill(pid, signal.SIGKILL)
     died = time.monotonic()
     for pid in (*owners, *others):
@@ -106,7 +106,7 @@ def test_on_redis_no_clock_of_a_client_matters(place: Callable[[str], Place], nu
 def test_on_sqlite_a_clock_set_forward_ends_leases_early_and_harms_no_run(
     place: Callable[[str], Place], nursery: Nursery
 ) -> None:
-    """The processes of a machine share a clock; what it does to them when somebody sets it, they survive."""
+    """The processes of a machine share a clock, and survive that it is set."""
     pairs = [
         (
             Part(here, driver, "success", "k", LEASE, "after do b", "waits"),

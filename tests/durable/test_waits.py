@@ -1,4 +1,4 @@
-"""Runs on durable stores that wait: their store has them, and no process; whoever recovers the workflow resumes them."""
+"""Runs on durable stores that wait: their store has them, and no process; any engine that recovers the workflow resumes them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Forgetful(Gateway):
 
 
 class Keyless(Gateway):
-    """The other one: it charges whoever asks, though it was asked under this key before."""
+    """The other one: it charges each time, although it was asked under this key before."""
 
     calls = itertools.count()
 

@@ -129,7 +129,7 @@ def test_the_next_caller_goes_on_forward(dead: Dead, spans: Spans, survive: Surv
 
 def test_a_recovery_round_undoes_in_a_trace_of_its_own(dead: Dead, spans: Spans, survive: Survive) -> None:
     survivor = survive("undo")
-    with spans.span("whoever asked for the round"):
+    with spans.span("the caller of the round"):
         (run,) = until(survivor.engine.recover, "a takeover")
     assert isinstance(run.error, RunFailed)
     (whole,) = spans.named("run trip")

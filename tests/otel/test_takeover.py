@@ -43,7 +43,7 @@ class Run:
         self.hooks.emit(kind(*self.about, at, self.state, *fields), self.context)
 
     def begin(self, at: float, interrupted: Any = None, *, recovering: bool = False) -> dict[str, str]:
-        """Answers the carrier, for whoever goes on with the run. `interrupted`: that of the run to go on with."""
+        """Returns the carrier, for the process that resumes the run. `interrupted`: the carrier of the run to resume."""
         carrier: dict[str, str] = {}
         run_id = None if interrupted is None else "r1"
         self.tell(RunRequested, at, "T-1", 1e9 + at, carrier, False, recovering)
@@ -120,7 +120,7 @@ def test_an_undo_after_a_takeover_leads_to_its_step_in_the_run_that_died(spans: 
         alive.undo(step, 41.0 + number, number + 1)
     alive.tell(RunFinished, 45.0, Status.COMPENSATED, 5.0, ValueError("lost"), (), ("ship", "pay", "book"))
 
-    # The dead run's own span, and that of the step in flight, died with their process. Nobody asked for the second run.
+    # The dead run's own span, and that of the step in flight, died with their process. No caller asked for the second run.
     (whole,) = spans.named("run trip")
     assert whole.parent is None
     taken_over = span_tree(span for span in spans.all() if span.context.trace_id == whole.context.trace_id)

@@ -52,7 +52,7 @@ def test_an_attempt_that_failed_may_have_had_its_effect(drive: Drive) -> None:
     wf.add_step("charge", charge, retry=2)
     drive(wf)
     assert len(charges) == 2
-    assert len(set(charges)) == 1  # whoever takes idempotency keys can tell
+    assert len(set(charges)) == 1  # a service that takes idempotency keys can tell
 
 
 def test_a_step_on_the_callers_own_thread_cannot_be_given_up() -> None:

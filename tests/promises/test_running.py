@@ -42,7 +42,7 @@ def test_async_steps_that_become_ready_together_begin_in_definition_order() -> N
 
 
 def test_the_thread_that_waits_in_run_works_on_what_is_ready() -> None:
-    # All workers are taken by others, so that nobody but the caller is there for `beside`, while `flaky` waits.
+    # Other runs occupy all workers, so that only the caller can run `beside` while `flaky` waits.
     blocked, taken, release = Workflow("blocked"), Gate(), Gate()
     blocked.add_step("a", taken.then(release))
     wf, done = Workflow("w"), list[str]()

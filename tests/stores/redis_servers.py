@@ -120,7 +120,7 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def client(self, **options: Any) -> Any:
-        """A client of this server; whoever takes it closes it."""
+        """A client of this server; the caller closes it."""
         return redis.Redis.from_url(self.url, **options)
 
     def start(self) -> Self:
@@ -251,7 +251,7 @@ class RedisClusterServers:
                 mine = client.execute_command("CLUSTER MYID")
             if any(first <= slot <= last and master[2] == mine for first, last, master, *_ in ranges):
                 return node
-        raise AssertionError(f"nobody serves slot {slot}")
+        raise AssertionError(f"no node serves slot {slot}")
 
     def begin_move(self, slot: int, to: RedisServer) -> None:
         """From here on the slot's owner answers ASK for keys it does not have."""

@@ -491,8 +491,8 @@ def test_only_optional_fields_may_be_missing(field: str) -> None:
 
 STEP = '2 {"status":"success","attempts":1%s}'
 WRONG = {
-    "a field of nobody": ("x:y", "1 {}"),
-    "a plain field of nobody": ("surprise", "1"),
+    "a field that no version writes": ("x:y", "1 {}"),
+    "a plain field that no version writes": ("surprise", "1"),
     "an unknown status": ("s:a", '2 {"status":"lost","attempts":1}'),
     "no status": ("s:a", '2 {"attempts":1}'),
     "no attempts": ("s:a", '2 {"status":"success"}'),

@@ -274,7 +274,7 @@ def test_a_loop_that_was_closed_without_notice_is_forgotten(redis_url: str) -> N
     loop = asyncio.new_event_loop()
     loop.run_until_complete(whole_async_run(store, "one"))
     kept, connection = store._connected[loop]
-    loop.run_until_complete(connection.aclose())  # its sockets, so that nobody warns of them
+    loop.run_until_complete(connection.aclose())  # closes its sockets, which avoids warnings about them
     store._connected[loop] = kept, connection
     loop.close()
     asyncio.run(whole_async_run(store, "two"))

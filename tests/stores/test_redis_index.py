@@ -167,7 +167,7 @@ def test_a_retention_of_a_moment_still_answers_the_ending_that_is_sent_twice(cli
 
 
 def park(store: RedisStore, number: int, workflow: str) -> None:
-    """Leave so many runs of a workflow to be gone on with."""
+    """Leave so many runs of a workflow to be recovered."""
     for one in range(number):
         claim, fence = begin(store, f"{workflow} {one}", workflow=workflow)
         assert store.finish(an_ending(claim, fence, "parked")) is None
@@ -277,7 +277,7 @@ def test_a_run_with_ten_thousand_steps_fits(client: Any, prefix: str) -> None:
 
 
 def test_a_run_that_seems_to_have_begun_in_the_future_is_of_no_age(client: Any, prefix: str) -> None:
-    # Somebody has set the server's clock back.
+    # The server's clock was set back.
     store = RedisStore(client, prefix=prefix)
     claim, _ = begin(store)
     client.hset(records(client, prefix)[0], "started", 2**52)

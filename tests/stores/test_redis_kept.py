@@ -1,4 +1,4 @@
-"""Connections that the Redis stores keep for a moment: fewer trips to the pool, and no harm to anybody who shares it."""
+"""Connections that the Redis stores keep for a moment: fewer trips to the pool, and no harm to others who share it."""
 
 import asyncio
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = ["redis_url", "start_redis"]  # fixtures
 
 
 class Pool(redis.ConnectionPool):
-    """Counts how often somebody gets a connection."""
+    """Counts how often a connection is taken."""
 
     got = 0
 

@@ -101,7 +101,7 @@ def granted(store: SQLiteStore, **more: Any) -> Claimed:
 
 
 def sql(path: Path, statement: str, *values: Any) -> list[Any]:
-    """What anybody can do to a file."""
+    """What any program can do to a file."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         return db.execute(statement, values).fetchall()
 
@@ -313,7 +313,7 @@ def test_a_file_that_others_write_for_too_long_is_unavailable(path: Path, monkey
             match=r"is locked by another process \(database is locked\)\. The same call may succeed later",
         ):
             store.claim(claim())
-        assert store.find("k") is None  # reading is not kept from anybody
+        assert store.find("k") is None  # readers are not blocked
         other.execute("ROLLBACK")
         granted(store)
 

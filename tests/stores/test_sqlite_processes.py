@@ -146,7 +146,7 @@ for last in itertools.count():
         assert os.WEXITSTATUS(status) == 0
         break
     kills += 1
-    store = open_store()  # whatever was left, the next process can go on with it
+    store = open_store()  # the next process can continue with any state that was left
     if verb == "create":
         assert type(store.claim(claim("r1"))).__name__ in {"Claimed", "Busy"}
     assert store.doctor(deep=True)["integrity"] == "ok"

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits has to be woken."""
+    """Each waiting thread must be woken."""
     monkeypatch.setattr(group_commit, "_LOOK", 3600)
 
 
@@ -137,7 +137,7 @@ def test_where_the_file_cannot_be_written_each_thread_is_told_and_can_ask_again(
         assert [type(error) for error in errors] == [StoreUnavailable] * 3
         assert len(set(map(id, errors))) == 3  # an exception belongs to one thread
         assert all(error is not None and type(error.__cause__) is sqlite3.OperationalError for error in errors)
-        assert statements.count("BEGIN IMMEDIATE") == 2  # nobody has waited twice
+        assert statements.count("BEGIN IMMEDIATE") == 2  # no thread has waited twice
         assert said(path) == []
         assert words.write(saying("d")) == "D"
         assert said(path) == ["d"]

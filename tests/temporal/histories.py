@@ -1,7 +1,7 @@
 """Histories of runs on Temporal: recorded from a server once for each release, replayed by the tests for ever.
 
 `python tests/temporal/histories.py record ADDRESS FOLDER` writes them, `… replay FOLDER` replays them and prints their names.
-A worker of a new version goes on with the runs of an old one only if it gives the same commands in the same order.
+A worker of a new version continues the runs of an old one only if it gives the same commands in the same order.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Runs that a release has begun on Temporal go on with the code of today: their histories are replayed."""
+"""Runs that an earlier release began on Temporal continue with the code of today: their histories are replayed."""
 
 import asyncio
 import importlib
