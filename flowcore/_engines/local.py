@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from .._durable.leases import Leases
 from .._durable.recovery import SURVEY_EVERY, Recovery
+from .._durable.sending import accepted, counts_as
 from .._durable.waiting import LocalRuns
 from .._kernel.run_state import RunState
 from ..context import own_copy
@@ -25,7 +26,7 @@ from .base import log
 from .checks import positive_int
 from .live_runs import LiveRuns
 from .periodic import PeriodicEngine
-from .sending import announce, counts_as, made_here
+from .sending import announce, made_here
 
 __all__ = ["LocalEngine"]
 
@@ -148,16 +149,15 @@ class LocalEngine(PeriodicEngine):
 
     def _sent(self, key: str, name: str, value: Any, id: str | None) -> Asking[tuple[bool, bool]]:  # noqa: A002
         """Send a value, for `send`. Returns whether it counts, and whether the run may wait in the store and be due."""
-        kept, carrier = own_copy(value), announce(self._settings, key, name)
+        sent = made_here(self._settings, own_copy(value), id, announce(self._settings, key, name))
         if self._knows_alone(key):
-            sent = made_here(self._settings, kept, id, carrier)
             return counts_as(self._live.deliver(key, name, sent), sent), False
-        counts = yield partial(self.store.send, key, name, kept, id=id, carrier=carrier)
+        counts, first = yield from accepted(self.store, key, name, sent)
         if not counts or not self.store.durable:
             return counts, False
-        sent = made_here(self._settings, kept, id, carrier)
         woken = self._local.wake_sleepers(key)
-        return True, self._live.deliver(key, name, sent) is None and not woken and bool(self.workflows)
+        taken = first is not None and self._live.deliver(key, name, first) is not None
+        return True, not taken and not woken and bool(self.workflows)
 
     def _knows_alone(self, key: str) -> bool:
         """Whether this engine has a run in memory with this key or id that its store does not know."""

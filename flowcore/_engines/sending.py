@@ -13,7 +13,7 @@ from ..events import ValueSent
 from ..run import Sent
 from .interrupts import hold_sigint
 
-__all__ = ["announce", "counts_as", "made_here"]
+__all__ = ["announce", "made_here"]
 
 
 def made_here(
@@ -34,8 +34,3 @@ def announce(settings: Settings, key: str, name: str) -> dict[str, str]:
             event = ValueSent("", "", settings.clock(), {}, name, key, carrier)
             settings.hooks.emit(event, contextvars.copy_context())
     return carrier
-
-
-def counts_as(first: Sent | None, sent: Sent) -> bool:
-    """Whether `sent` counts: `first`, the value that counts, is that very value or has the same id."""
-    return first is sent or (first is not None and sent.id is not None and first.id == sent.id)

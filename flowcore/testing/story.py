@@ -129,12 +129,13 @@ def play(
             world.after(lease * _CHECK_AFTER_LEASES, look)
 
     def send(sending: Sending) -> None:
-        """Send a value to the run without the network, and record the outcome."""
+        """Send a value to the run without the network, from one of the processes, and record the outcome."""
         outcome: bool | StoreError
         try:
             if not processes:
                 raise RunNotFound("The run has not begun.")
-            outcome = processes[0].send(sending)
+            sender = senders.choice(processes) if store.durable else processes[0]
+            outcome = sender.send(sending)
         except StoreError as error:
             outcome = error
         story.sent.append((sending, outcome))
@@ -157,6 +158,7 @@ def play(
             network.stop_faults()
             come(len(story.acts))
 
+    senders = random.Random(f"{seed} senders")  # noqa: S311 - a seed that replays is the point
     seen: set[int] = set()
     processes: list[Process] = []
     world.after(callers[0].after, partial(come, 0))

@@ -249,6 +249,21 @@ def test_a_value_reaches_an_owner_that_is_busy_with_its_next_renewal(town: Town)
     assert future.result(PATIENCE).status == "success"
 
 
+def test_a_run_gets_the_value_that_counts_if_another_one_is_sent_with_the_same_id(town: Town) -> None:
+    wf, go = Workflow("busy"), threading.Event()
+    wf.add_step("long", lambda ctx: go.wait(PATIENCE))
+    wf.wait("value")
+    engine = town.engine()  # its next renewal, which would fetch the value, is ten seconds away
+    future = town.start(engine, wf, idempotency_key="k")
+    until(lambda: (record := town.store.find("k")) and "value" in record.steps, "the wait")
+    assert town.store.send("k", "value", "first", id="one")
+    assert town.call(engine.send("k", "value", "second", id="one"))
+    until(lambda: town.store.find("k").steps["value"].status == Status.SUCCESS, "the end of the wait")
+    go.set()
+    assert future.result(PATIENCE)["value"] == "first"
+    assert town.store.find("k").results["value"] == "first"
+
+
 def test_a_value_that_cannot_be_stored_is_refused_and_a_large_one_too(town: Town) -> None:
     from flowcore import NotSerializable
 

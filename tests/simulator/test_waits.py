@@ -55,9 +55,14 @@ def order(effects: Counter[str]) -> Workflow:
 def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
     """Return the values to send, the options of the story, and whether the run is durable."""
     draw = random.Random(seed)
+    second = draw.random() * 5  # the moment in which a second caller comes, if it comes beside the first one
     sends = [
         Sending(
-            name, number, draw.choice([0.0, draw.random() * 3, draw.random() * 30]), draw.choice([None, "one", "two"])
+            name,
+            number,
+            # At the start, early, late, or while a claim is under way.
+            draw.choice([0.0, draw.random() * 3, draw.random() * 30, draw.choice([0.0, second]) + draw.random() * 0.1]),
+            draw.choice([None, "one", "two"]),
         )
         for name in WAITS
         for number in range(draw.randrange(4))
@@ -69,7 +74,7 @@ def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
         halt = Halt(draw.choice(["store", "store", "call"]), draw.randrange(1, 12), done=draw.random() < 0.5)
         callers = [Caller(halt=halt), Caller(after=LEASE * 1.2), Caller(after=draw.random() * 20, recovers=True)]
     if durable and draw.random() < 0.3:
-        callers.append(Caller(after=draw.random() * 5, beside=True, wait=5.0))
+        callers.append(Caller(after=second, beside=True, wait=5.0))
     options: dict[str, Any] = {"callers": callers, "key": "k" if durable or draw.random() < 0.5 else None}
     if draw.random() < 0.2:
         options["cancel_at"] = draw.random() * 10
@@ -112,6 +117,9 @@ def judged(seed: int) -> list[str]:
     status = record.status if record is not None else None if run is None else run.status
     if record is not None and status not in {"success", "failure", "compensated"}:
         wrong.append(f"the run is left {status}")
+    if all(act.halted is None for act in story.acts):
+        wrong += [f"{name} ran {times} times" for name, times in effects.items() if times > 1]
+        wrong += ["a run was lost" for act in story.acts if act.run is not None and act.run.status is Status.LOST]
     results = record.results if record is not None else {} if run is None else run.results
     if status == "success":
         for name in WAITS:
