@@ -15,6 +15,7 @@ from ..errors import (
     LeaseLost,
     NotSerializable,
     RunNotFound,
+    RunParked,
     StoreUnavailable,
     hashed_key,
     safe_repr,
@@ -137,6 +138,8 @@ def claim(
             answer, failure = yield from _asked(run, wanted, poll=polls > 0)
         if failure is not None:
             refuse_if_cancelled(run)
+            if run.queued and isinstance(failure, StoreUnavailable):
+                failure = _unbegun(run, failure)
             emit.refused(run, failure)
             raise failure
         match answer:
@@ -216,11 +219,22 @@ def _asked(run: RunState, wanted: Claim, *, poll: bool) -> Program[checkpoints.A
         yield Sleep(min(checkpoints.STORE_BACKOFF.delay(tries), left))
         if run.error is not None:  # cancelled meanwhile
             break
-    if isinstance(failure, StoreUnavailable) and run.settings.durable:
+    kept = run.queued and (run.error is None or run.parked)  # other engines may run it
+    if isinstance(failure, StoreUnavailable) and run.settings.durable and not kept:
         yield from checkpoints.ask(run, "withdraw", wanted)  # it may have been granted, and only the reply was lost
     if polled is not None:
         emit.maintenance_finished(run, polled, "poll", failure)
     return answer, failure
+
+
+def _unbegun(run: RunState, failure: StoreUnavailable) -> RunParked:
+    """Return the error of a submitted run that this process could not begin, because the store stayed unreachable."""
+    parked = RunParked(
+        f"run {run.run_id} of {safe_repr(run.workflow.name)} has not begun: {safe_str(failure, 200)} It is recorded as "
+        "queued, and another engine may run it."
+    )
+    parked.__cause__ = failure
+    return parked
 
 
 def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunRecord | None:

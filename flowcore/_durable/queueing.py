@@ -42,5 +42,5 @@ def enqueue(run: RunState, owner: Owner, dropped: Callable[[], bool]) -> Program
         raise failure
     if not isinstance(answer, Claimed) or answer.record is not None:
         return None
-    run.fence = answer.fence
+    run.fence, run.queued = answer.fence, True
     return wanted

@@ -9,6 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -141,10 +142,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
         (shielded from further cancellations), and CancelledError is raised again.
         """
         if until != "end" and not caller_drives(until, durable=self.store.durable):
-            future = self.submit(
-                workflow, values, idempotency_key=idempotency_key, wait=wait, deadline=deadline, once=once, check=check
-            )
-            return await future.first_pause()
+            run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
+            return await self._submitted(run, check=check).first_pause()
         until_waiting = until == "waiting"
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, until_waiting=until_waiting)
         cancelled = pending_cancellations()
@@ -167,8 +166,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
     def _unbegun(self) -> int:
         return len(self._runs.queued)
 
-    def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
-        future = self._runs.queue(run, check=check)
+    def _begin(self, run: RunState, *, check: bool, records: bool) -> AsyncRunFuture:
+        future = self._runs.queue(run, check=check, records=records)
         self._ensure_looking()
         return future
 
@@ -242,17 +241,19 @@ class AsyncEngine(LoopCalls, LocalEngine):
     def _begin_recovered(self, runs: Iterable[RunState]) -> dict[RunState, asyncio.Task[AsyncDriver]]:
         """Begin the runs of one round of recovery, each in a task of its own."""
         self._live.update(dict.fromkeys(runs))
-        return {run: self._recovery_task(self._drive_recovered(run)) for run in runs}
+        started = {run: self._recovery_task(self._drive_recovered(run)) for run in runs}
+        for run, task in started.items():
+            task.add_done_callback(partial(self._recovered_ended, run))
+        return started
 
     async def _drive_recovered(self, run: RunState) -> AsyncDriver:
-        error: BaseException | None = None
-        try:
-            driver = await self._runs.driven(run, pending_cancellations())
-            error = driver.error
-        finally:
-            self._live.pop(run, None)
-            self._recovery.ended(run, error)
-        return driver
+        return await self._runs.driven(run, pending_cancellations())
+
+    def _recovered_ended(self, run: RunState, task: asyncio.Task[AsyncDriver]) -> None:
+        # A loop that shuts down may cancel the task before it begins.
+        driver = None if task.cancelled() or task.exception() is not None else task.result()
+        self._live.pop(run, None)
+        self._recovery.ended(run, None if driver is None else driver.error)
 
     def _recovery_task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)

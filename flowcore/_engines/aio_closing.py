@@ -10,7 +10,7 @@ from functools import partial
 from .._durable.queueing import enqueue
 from .._kernel.run_state import RunState
 from ..errors import StoreError, safe_str
-from ..stores.base import Claim, Lease
+from ..stores.base import Lease
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
 from .asking import asked_on_loop
@@ -47,7 +47,10 @@ async def _recorded(
     done, late = await asyncio.wait(tasks, timeout=limit)
     for task in late:
         task.cancel()
-    recorded = {tasks[task] for task in done if task.result() is not None}
+        recording = futures[tasks[task]].recording
+        if recording is not None:
+            recording.withdraw(asyncio.get_running_loop())
+    recorded = {tasks[task] for task in done if task.result()}
     if recorded:
         leases = [Lease(run.stored_key, run.run_id, run.fence) for run in recorded]
         settings = next(iter(recorded)).settings
@@ -59,10 +62,12 @@ async def _recorded(
     return recorded
 
 
-async def _record(run: RunState, future: AsyncRunFuture, driver: AsyncDriver) -> Claim | None:
-    """Record a run as queued. Returns None if it could not be recorded or its key was in use."""
+async def _record(run: RunState, future: AsyncRunFuture, driver: AsyncDriver) -> bool:
+    """Record a run as queued, if it is not. Returns whether it is recorded now: not if its key was in use."""
     try:
-        return await driver.perform(enqueue(run, this_process(), future.done))
+        if future.recording is not None:
+            return await future.recording.granted()
+        return await driver.perform(enqueue(run, this_process(), future.done)) is not None
     except Exception as error:  # noqa: BLE001 - the run's future says that it was not recorded
         log.warning("queued run %s could not be recorded: %s", run.run_id, safe_str(error, 200))
-        return None
+        return False

@@ -198,7 +198,7 @@ class AsyncDriver(ThreadCalls):
             elif effect is SHIELD and asyncio.current_task() is self.caller:
                 # Undo in a task of its own, which a cancellation of the caller does not reach.
                 pending = PendingReply(self)
-                self._spawn(program, None).add_done_callback(pending.set)
+                self._spawn(program, None, pending)
                 await pending.wait()
                 return
             else:
@@ -214,12 +214,19 @@ class AsyncDriver(ThreadCalls):
                 elif type(effect) is Stop:
                     self.stop(effect)
 
-    def _spawn(self, program: Program[Any], answer: Any) -> asyncio.Task[None]:
-        """Advance `program` in a task of its own."""
+    def _spawn(self, program: Program[Any], answer: Any, over: PendingReply | None = None) -> None:
+        """Advance `program` in a task of its own. `over`: is set once that task has ended."""
         task = self.loop.create_task(self._advance(program, answer))
         self._tasks.add(task)  # the loop holds tasks only weakly
-        task.add_done_callback(self._tasks.discard)
-        return task
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # before its first step, by a loop that shuts down: the run still has to be ended
+                self._spawn(program, answer, over)
+            elif over is not None:
+                over.set(None)
+
+        task.add_done_callback(ended)
 
     def _resume_main(self) -> None:
         self._main_reply = self._main_reply or PendingReply(self)
@@ -337,14 +344,17 @@ class AsyncDriver(ThreadCalls):
                 pending.set((await answer, None))
             except Exception as error:  # noqa: BLE001 - see above
                 pending.set((None, error))
-            except asyncio.CancelledError:  # the loop shuts down; the program calls the store again
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # the loop shuts down, maybe before the first step; the program calls the store again
                 pending.set((None, StoreUnavailable("the event loop is shutting down.")))
 
         run = self.run
         context = ask.context or (run.store_context or run.context).copy()
         task = self.loop.create_task(asked(), context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
         result: Outcome = await pending.wait()
         return result
 

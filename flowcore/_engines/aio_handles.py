@@ -10,6 +10,7 @@ from typing import Any
 from .._durable.waiting import LocalRuns
 from .._kernel.run_state import RunState
 from ..run import Run
+from .aio_queueing import Recording
 
 __all__ = ["AsyncRunFuture", "Cancellation", "SubmittedRuns"]
 
@@ -23,11 +24,20 @@ class AsyncRunFuture(asyncio.Future[Run]):
     Cancelling the future, or the task that awaits it, cancels the run; the future is done once the run has been undone.
     """
 
-    def __init__(self, run: RunState, task: asyncio.Task[Run], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        run: RunState,
+        task: asyncio.Task[Run],
+        loop: asyncio.AbstractEventLoop,
+        recording: Recording | None = None,
+    ) -> None:
         super().__init__(loop=loop)
         self.run_id: str = run.run_id
         self.key: str | None = run.key
         """the idempotency key"""
+        self.recording = recording
+        """the recording of the run as queued, if its engine makes one, until the run begins"""
+        self._is_cancelled = False  # a caller wants the run cancelled
         self._task = task
         self._pause: Run | None = None
         self._pauses: asyncio.Future[None] | None = None
@@ -74,6 +84,7 @@ class AsyncRunFuture(asyncio.Future[Run]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the run. Returns False if it has ended already."""
+        self._is_cancelled = True
         return self._task.cancel(msg)
 
     def cancel_run(self) -> bool:
@@ -136,7 +147,9 @@ class AsyncRunFuture(asyncio.Future[Run]):
         if self.done() or self._dropped:
             return
         self._decided.set()
-        if task.cancelled():
+        if task.cancelled() and self.recording is not None and self._is_cancelled:
+            self.recording.withdraw(self.get_loop()).add_done_callback(lambda _: super(AsyncRunFuture, self).cancel())
+        elif task.cancelled():
             super().cancel()
         elif (error := task.exception()) is not None:
             self.set_exception(error)

@@ -24,6 +24,7 @@ from ..status import Status
 from .aio_closing import leave
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture, SubmittedRuns
+from .aio_queueing import Recorder, Recording
 from .base import MARGIN, log, outcome
 from .live_runs import CLOSED, LiveRuns, left_error, stopped_error
 from .workers import Workers
@@ -60,6 +61,7 @@ class AsyncRuns:
         self.live = LiveAsyncRuns()
         self.local = SubmittedRuns(self.live.wake, settings.clock)
         self.leases: Leases | None = None
+        self._recorder = Recorder(settings.store, self.pool)
         self.queued: dict[RunState, AsyncRunFuture] = {}
         """submitted runs that have not begun"""
         self.tasks: set[asyncio.Future[Any]] = set()
@@ -67,6 +69,7 @@ class AsyncRuns:
         self.closing = False
         after_fork_in_child(self, AsyncRuns._after_fork)
         weakref.finalize(self, self.pool.close, settings.grace)
+        weakref.finalize(self, self._recorder.close)
 
     def _after_fork(self) -> None:
         """In a forked child, forget the runs in flight and their tasks: they belong to the parent."""
@@ -136,24 +139,43 @@ class AsyncRuns:
 
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
-    def queue(self, run: RunState, *, check: bool) -> AsyncRunFuture:
-        """Begin a submitted run in a task of its own. Returns its future."""
+    def queue(self, run: RunState, *, check: bool, records: bool = False) -> AsyncRunFuture:
+        """Begin a submitted run in a task of its own. Returns its future. `records`: record the run as queued first, on
+        a durable store, and wait a moment for that. Raises what `Recorder.record` raises."""
+        recording = self._recorder.record(run) if records and self._settings.durable else None
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._begin(run, check))
-        self.queued[run] = self.local.futures[run] = future = AsyncRunFuture(run, task, loop)
+        task = loop.create_task(self._begin(run, check, recording))
+        future = AsyncRunFuture(run, task, loop, recording)
+        self.queued[run] = self.local.futures[run] = future
         run.on_pause = future.pause
+        if recording is not None and recording.claim.done():
+            self._note_recorded(run, future)
         task.add_done_callback(partial(self._forget_queued, run))
         return future
 
-    async def _begin(self, run: RunState, check: bool) -> Run:
-        future = self.queued.pop(run)
+    def _note_recorded(self, run: RunState, future: AsyncRunFuture) -> None:
+        """Renew the lease of a run from now on, if its recording was granted."""
+        assert future.recording is not None and self.leases is not None  # noqa: S101, PT018 - see `queue`
+        if future.recording.claim.result() is not None:
+            self.leases.join(run)
+            future.claimed()
+
+    async def _begin(self, run: RunState, check: bool, recording: Recording | None) -> Run:
+        future = self.queued[run]
+        if recording is not None and not recording.claim.done():
+            await recording.granted()
+            self._note_recorded(run, future)
+        self.queued.pop(run)
+        future.recording = None
         if run.key is None and not self._settings.durable:
             future.claimed()
         return await self.drive(run, 0, check=check)
 
     def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
-        self.queued.pop(run, None)
         self.local.futures.pop(run, None)
+        self.queued.pop(run, None)
+        if self.leases is not None:
+            self.leases.leave(run)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -164,6 +186,8 @@ class AsyncRuns:
         mine = {run: future for run, future in self.queued.items() if future.get_loop() is loop}
         for run in mine:
             self.queued.pop(run)
+            if self.leases is not None:
+                self.leases.leave(run)
         await leave(mine, partial(AsyncDriver, cancels=0, pool=self.pool, tasks=self.tasks), max(limit, MARGIN))
 
     async def close(self, limit: float | None, looking: Sequence[asyncio.Task[Any]]) -> None:
@@ -197,6 +221,7 @@ class AsyncRuns:
         await _done([task for task in looking if task is not me], MARGIN)
         if self.leases is not None:
             self.leases.close()
+        self._recorder.close()
         self.pool.close(0)
 
 

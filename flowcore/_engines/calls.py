@@ -42,15 +42,22 @@ class LoopCalls(EngineBase, ABC):
     ) -> AsyncRunFuture:
         """Start a run in a task of its own, on the running loop. Awaiting the future raises what `run` raises.
 
-        This call must not block the loop, so it returns before the store has been called: `await future.recorded()`
-        waits until the run is recorded and survives this process. `propagation`: "link" gives the run a trace of its
-        own, linked to the caller's trace; "child" makes it a part of the caller's trace. Raises QueueFull if
-        `max_queued` submitted runs have not begun yet.
+        On a durable store, the run is recorded as queued before this call returns: it survives the process, and any
+        engine that recovers may run it. This blocks the loop for one call of the store, and for 0.2 s at most: if the
+        store takes longer, this call returns before the run is recorded, and `await future.recorded()` waits for it. (On
+        Temporal, this call never waits.) `propagation`: "link" gives the run a trace of its own, linked to the caller's
+        trace; "child" makes it a part of the caller's trace. Raises QueueFull if `max_queued` submitted runs have not
+        begun, NoThread, NotSerializable, and StoreError if the run could not be recorded.
         """
         run = self._requested(workflow, values, idempotency_key, wait, deadline, once=once, submitted=True)
+        return self._submitted(run, propagation, check=check, records=True)
+
+    def _submitted(
+        self, run: RunState, propagation: Literal["link", "child"] = "link", *, check: bool, records: bool = False
+    ) -> AsyncRunFuture:
         self._refuse_if_full(self._unbegun())
         self._emit_submitted(run, propagation)
-        return self._begin(run, check=check)
+        return self._begin(run, check=check, records=records)
 
     def map(
         self,
@@ -76,7 +83,8 @@ class LoopCalls(EngineBase, ABC):
 
         def submit(item: T) -> AsyncRunFuture:
             made: Any = item if values is None else values(item)
-            return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
+            run = self._requested(workflow, made, key_of(key, item), math.inf, None, submitted=True)
+            return self._submitted(run, check=check)
 
         return completed_on_loop(items, submit, checked_concurrency(concurrency, self.max_workers), ordered=ordered)
 
@@ -142,5 +150,5 @@ class LoopCalls(EngineBase, ABC):
         """How many submitted runs have not begun."""
 
     @abstractmethod
-    def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
-        """Begin a submitted run in a task of its own."""
+    def _begin(self, run: RunState, *, check: bool, records: bool) -> AsyncRunFuture:
+        """Begin a submitted run in a task of its own. `records`: wait a moment until the store has recorded it."""

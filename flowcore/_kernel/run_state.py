@@ -55,6 +55,8 @@ class RunState:
     """called with the Run when the run only waits, and with None when it resumes"""
 
     # the claim
+    queued = False
+    """whether the store has recorded the run as queued"""
     claimed = False
     deadline: float | None = None
     """the moment at which the run must be over (monotonic); None: no limit"""

@@ -122,16 +122,16 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     def _unbegun(self) -> int:
         return 0  # Temporal keeps the runs that have not begun
 
-    def _begin(self, run: RunState, *, check: bool) -> AsyncRunFuture:
+    def _begin(self, run: RunState, *, check: bool, records: bool) -> AsyncRunFuture:
         loop = asyncio.get_running_loop()
         futures: list[AsyncRunFuture] = []
-        task = loop.create_task(self._submitted(run, futures, check=check))
+        task = loop.create_task(self._begun(run, futures, check=check))
         futures.append(AsyncRunFuture(run, task, loop))
         self._waiting[task] = futures[0]
         task.add_done_callback(self._waiting.pop)
         return futures[0]
 
-    async def _submitted(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
+    async def _begun(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
         return await self._followed(run, futures[0], check=check)
 
     async def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:

@@ -1,7 +1,8 @@
-"""A store is away for a while: Redis killed and started again, or frozen; SQLite's file locked by somebody else."""
+"""A store is away for a while: Redis killed and started again, or frozen; SQLite's file locked by another process."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 import time
@@ -18,7 +19,7 @@ import redis.asyncio.retry
 import redis.retry
 from redis.backoff import NoBackoff
 
-from flowcore import RunParked, StoreUnavailable, Workflow
+from flowcore import AsyncEngine, Engine, RunParked, StoreUnavailable, Workflow
 from flowcore.stores.sqlite import database
 from tests.durable.audit import audit
 from tests.durable.crash import Place
@@ -32,6 +33,7 @@ OUTAGES: Final = ("sqlite locked", "redis killed", "redis frozen")
 CASES: Final = tuple(product(OUTAGES, DRIVERS))
 LEASE: Final = 1.8
 SHORT: Final = 0.9
+ENDLESS: Final = 600.0
 
 
 class Away:
@@ -74,7 +76,7 @@ class Away:
 def away(place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Away]]:
     """Makes places whose stores go away."""
     redis_binary()
-    # SQLite waits for somebody else's lock for a moment only, instead of five seconds.
+    # SQLite waits for another connection's lock for a moment only, instead of five seconds.
     monkeypatch.setattr(database, "PATIENCE", 0.05)
     with ExitStack() as stack:
         yield lambda outage: Away(outage, place(outage.split()[0]), stack)
@@ -125,6 +127,75 @@ def test_a_run_whose_store_stays_away_parks_and_is_gone_on_with_once_it_is_back(
         ("compensated", "after undo b", ["do a", "do b", "do c", "undo c", "undo b", "undo a"]),
     )
     all_at_once(one, [(*case, *more) for case in CASES for more in cases])
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_a_store_that_is_away_does_not_keep_submit_from_returning_on_a_loop(
+    away: Callable[[str], Away], outage: str
+) -> None:
+    there = away(outage)
+    wf = there.saga("success")
+
+    async def main() -> None:
+        with there.store("asyncio") as store, there.store() as near:
+            async with AsyncEngine(store=store, lease=ENDLESS) as engine:
+                there.leave()
+                first, cancelled, last = (engine.submit(wf, {"key": key}, idempotency_key=key) for key in "kcl")
+                assert not any(future.is_decided for future in (first, cancelled, last))
+                await asyncio.sleep(0)
+                assert cancelled.cancel_run()
+                there.come_back()
+                for future in (first, last):
+                    await future.recorded()
+                    assert (await future).status == "success"
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled
+                await asyncio.to_thread(until, lambda: is_free(near, "c"), "the withdrawal")
+
+    asyncio.run(main())
+    assert there.effects() == ["do a", "do b", "do c"]
+    assert "c" not in effects_of(there.place.ledger)
+
+
+def test_a_submitted_run_that_cannot_reach_its_store_when_it_begins_is_left_to_others(
+    away: Callable[[str], Away],
+) -> None:
+    async def on_a_loop(there: Away, store: Any, wf: Workflow) -> Any:
+        engine = AsyncEngine(store=store, lease=SHORT)
+        future = engine.submit(wf, {"key": "k"}, idempotency_key="k")
+        there.leave()
+        await asyncio.wait([future])
+        return future.exception()
+
+    def on_a_thread(there: Away, store: Any, wf: Workflow) -> Any:
+        occupies, busy = threading.Event(), Workflow("busy")
+        busy.add_step("wait", lambda ctx: occupies.wait())
+        with Engine(store=store, lease=SHORT, store_patience=0, max_workers=1) as engine:
+            engine.submit(busy)
+            future = engine.submit(wf, {"key": "k"}, idempotency_key="k")
+            there.leave()
+            occupies.set()
+            return future.exception()
+
+    def one(outage: str, driver: str) -> None:
+        there = away(outage)
+        wf, journal = there.saga("success"), Journal(there.place.journal)
+        with there.store(driver) as store, there.store() as near:
+            ended = asyncio.run(on_a_loop(there, store, wf)) if driver == "asyncio" else on_a_thread(there, store, wf)
+            assert isinstance(ended, RunParked), repr(ended)
+            assert "It is recorded as queued, and another engine may run it." in str(ended)
+            there.come_back()
+            with recovering(Watched(near, journal), wf, LEASE / 15):
+                until(lambda: near.find("k").status == "success", "the recovery")
+        assert there.effects() == ["do a", "do b", "do c"]
+
+    all_at_once(one, CASES)
+
+
+def is_free(store: Any, key: str) -> bool:
+    """Whether no run has the key, or only one that was withdrawn."""
+    record = store.find(key)
+    return record is None or (record.status == "failure" and not record.effects)
 
 
 def goes_on_after_half_a_lease(away: Callable[[str], Away], lease: float, outage: str, driver: str) -> None:

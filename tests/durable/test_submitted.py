@@ -29,8 +29,8 @@ def accept(place: Place, asynchronous: bool) -> None:
     async def on_a_loop() -> None:
         with place.store(asynchronous=True) as store:
             engine = AsyncEngine(store=store, max_workers=2, lease=LEASE)
-            futures = [engine.submit(order, {"hangs": True}, idempotency_key=key) for key in keys]
-            await asyncio.gather(*(future.recorded() for future in futures))
+            for key in keys:
+                engine.submit(order, {"hangs": True}, idempotency_key=key)
             os._exit(9)
 
     if asynchronous:
@@ -56,6 +56,40 @@ def test_submitted_runs_survive_the_process_that_accepted_them(
         assert {key for key, record in records.items() if record is None} == set()
         with Engine(store=store, lease=LEASE, workflows=[ends], recover_every=0.1):
             until(lambda: all(store.find(key).status == Status.SUCCESS for key in records), "the recovery")
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_on_a_loop_a_submitted_run_that_is_cancelled_at_once_releases_its_key(
+    place: Callable[[str], Place], kind: str
+) -> None:
+    async def main() -> None:
+        with place(kind).store(asynchronous=True) as store:
+            async with AsyncEngine(store=store, lease=ENDLESS) as engine:
+                future = engine.submit(order, {"hangs": True}, idempotency_key="k")
+                assert future.cancel_run()
+                with pytest.raises(asyncio.CancelledError):
+                    await future
+                run = await engine.run(order, {"hangs": False}, idempotency_key="k", wait=ENDLESS)
+                assert run.status == Status.SUCCESS
+                assert run.id != future.run_id
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_loop_that_ends_leaves_a_submitted_run_in_its_store(place: Callable[[str], Place], kind: str) -> None:
+    where = place(kind)
+
+    async def main() -> None:
+        with where.store(asynchronous=True) as store:
+            engine = AsyncEngine(store=store, lease=LEASE)
+            engine.submit(order, {"hangs": False}, idempotency_key="k")
+
+    asyncio.run(main())
+    with where.store() as store:
+        assert store.find("k").status in {Status.QUEUED, Status.RUNNING}
+        with Engine(store=store, lease=LEASE, workflows=[order], recover_every=0.1):
+            until(lambda: store.find("k").status == Status.SUCCESS, "the recovery")
 
 
 @pytest.mark.parametrize("kind", STORES)
