@@ -46,6 +46,7 @@ from .text import error_type
 __all__ = ["MeasuringHook"]
 
 _SUCCESS: Final = Status.SUCCESS
+_WAITING: Final = Status.WAITING
 
 
 class MeasuringHook:
@@ -211,7 +212,7 @@ class MeasuringHook:
         run: InFlightRun = event.state[self]
         run.flow.end(run)
         # A run that waits in its store is counted when it ends, and a run on Temporal by the worker that ended it.
-        if event.outcome is not Status.WAITING and type(self).__name__ not in event.counted:
+        if event.outcome is not _WAITING and type(self).__name__ not in event.counted:
             self._count_end(run, event)
 
     def _run_ended(self, event: RunEnded) -> None:
@@ -265,7 +266,7 @@ class MeasuringHook:
 
     def _step_finished(self, event: StepFinished) -> None:
         run: InFlightRun = event.state[self]
-        if event.outcome is Status.WAITING:  # for its next attempt; it is counted when it ends
+        if event.outcome is _WAITING:  # for its next attempt; it is counted when it ends
             if event.backoff:
                 self._to(names.BACKOFF_SECONDS, event.workflow, event.step)(event.backoff, run.exemplar(event.step))
             return

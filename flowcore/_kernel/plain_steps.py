@@ -6,6 +6,8 @@ share are looked up once, so that an observed step costs hardly more than its ev
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..events import AttemptFinished, AttemptStarted, StepFinished, StepReady, StepStarted
 from ..events.hooks import entered
 from ..plan import Node
@@ -14,6 +16,8 @@ from .emit import EventScope, StepScope
 from .run_state import RunState
 
 __all__ = ["PlainSteps"]
+
+_SUCCESS: Final = Status.SUCCESS  # its lookup in the enumeration, for each step, would take eight times as long
 
 
 class PlainSteps:
@@ -47,8 +51,10 @@ class PlainSteps:
         self._starts = hooks.listeners.get(StepStarted)
         self._ends = hooks.listeners.get(StepFinished)
         self._readies = hooks.listeners.get(StepReady)
-        self._of_lone, self._of_several = (
-            (who, AttemptStarted in who.wanted, AttemptFinished in who.wanted) for who in (hooks.lone, hooks)
+        lone = hooks.lone
+        self._of_several = hooks, AttemptStarted in hooks.wanted, AttemptFinished in hooks.wanted
+        self._of_lone = (
+            self._of_several if lone is hooks else (lone, AttemptStarted in lone.wanted, AttemptFinished in lone.wanted)
         )
 
     def started(self, node: Node) -> tuple[StepScope, EventScope]:
@@ -111,7 +117,7 @@ class PlainSteps:
                     1,
                     allowed,
                     False,
-                    Status.SUCCESS,
+                    _SUCCESS,
                     duration,
                     None,
                 ),
@@ -126,7 +132,7 @@ class PlainSteps:
                 at,
                 self._state,
                 name,
-                Status.SUCCESS,
+                _SUCCESS,
                 duration,
                 1,
                 scope.waited,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import CoroutineType
+from typing import Final
 
 from ..context import Context
 from ..errors import NotSerializable, RunTimeout, StepCancelled, safe_repr
@@ -23,6 +24,12 @@ from .undo import wait_for_abandoned
 from .wait_steps import begin_or_end, request_alarm
 
 __all__ = ["ask_when", "run_whole_step", "stopped", "work"]
+
+# Looking a member up in the enumeration takes eight times as long, and each step needs several.
+_PENDING: Final = Status.PENDING
+_SKIPPED: Final = Status.SKIPPED
+_SUCCESS: Final = Status.SUCCESS
+_WAITING: Final = Status.WAITING
 
 
 def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
@@ -71,12 +78,12 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
         if end.error is not None:
             yield from _failed(run, node, end)
             return
-        if end.status is Status.WAITING:  # its place is free already
+        if end.status is _WAITING:  # its place is free already
             if run.running or run.ready:
                 yield from request_alarm(run)
             node = run.take()
             continue
-        if end.status is Status.PENDING:  # the run stopped before it began
+        if end.status is _PENDING:  # the run stopped before it began
             run.put_back()
             return
         node = _done(run, node, end) if ledger is None else (yield from _recorded(run, ledger, node, end))
@@ -89,7 +96,7 @@ def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSte
         return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, None, scope), first))
     if outcome[1] is None and type(outcome[0]) is not CoroutineType:
         events.finished(node, scope, attempt)
-        end = StepEnd(Status.SUCCESS, outcome[0], None, 1)
+        end = StepEnd(_SUCCESS, outcome[0], None, 1)
         end.scope = scope
         return end
     return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, None, scope), first))
@@ -98,7 +105,7 @@ def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSte
 def _attempted(run: RunState, node: Node, attempts: Attempts, first: FirstAttempt | None = None) -> Program[StepEnd]:
     """Make the attempts of a step, and emit its end."""
     end = yield from attempts.program(first)
-    if attempts.scope is not None and end.status is not Status.WAITING:
+    if attempts.scope is not None and end.status is not _WAITING:
         emit.step_finished(run, node, attempts.scope, end)
         end.scope = attempts.scope
     return end
@@ -117,7 +124,7 @@ def _step(run: RunState, node: Node) -> Program[StepEnd]:
     if node.when is not None and not asked and end is None:
         end = (yield from ask_when(run, node)) or _overdue(run)
         if run.stopped and (end is None or end.error is None):
-            return StepEnd(Status.PENDING)
+            return StepEnd(_PENDING)
     if end is not None:
         return end
     if node.wait is not None:
@@ -142,7 +149,7 @@ def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None
         end = StepEnd(Status.FAILURE, None, overdue.error, before.attempts, before.errors)
     elif run.ledger is not None:
         end = yield from _began(run, run.ledger, node)
-        if end is not None and end.status is Status.PENDING:  # the run has stopped
+        if end is not None and end.status is _PENDING:  # the run has stopped
             end = end_left_to_next_owner(before) if is_left(run) else before
     if scope is not None:
         backed_off(run, scope)
@@ -162,9 +169,9 @@ def run_whole_step(run: RunState, node: Node) -> Program[StepEnd]:
     if end is None:
         scope = emit.step_started(run, node) if run.observed else None
         end = yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, node.timeout, scope))
-        if end.status is not Status.WAITING:
+        if end.status is not _WAITING:
             yield from wait_for_abandoned(run)
-    if end.status is Status.WAITING and run.waits is not None:
+    if end.status is _WAITING and run.waits is not None:
         end = run.waits.retries[node.name]
         end_retries(run, run.waits, failed=False)
     return end
@@ -179,7 +186,7 @@ def _began(run: RunState, ledger: Ledger, node: Node) -> Program[StepEnd | None]
         )
     except NotSerializable as error:  # a value that its when= wrote
         return StepEnd(Status.FAILURE, None, error, 0)
-    return None if begins else StepEnd(Status.PENDING)
+    return None if begins else StepEnd(_PENDING)
 
 
 def _overdue(run: RunState) -> StepEnd | None:
@@ -201,8 +208,8 @@ def _needs_a_worker(run: RunState, node: Node) -> bool:
 def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
     """Process the end of a step that succeeded or was skipped: unblock its dependents. Returns the next node."""
     announced: list[int] | None = [] if run.observed else None
-    if end.status is Status.SKIPPED:
-        run.report(node).status = Status.SKIPPED
+    if end.status is _SKIPPED:
+        run.report(node).status = _SKIPPED
         emit.step_skipped(run, node)
         after = run.skipped(node, announced)
     else:
@@ -220,7 +227,7 @@ def _done(run: RunState, node: Node, end: StepEnd) -> Node | None:
 def _recorded(run: RunState, ledger: Ledger, node: Node, end: StepEnd) -> Program[Node | None]:
     """Save the end of a step that succeeded or was skipped, then continue as `_done` does."""
     end.report_to(run.report(node))
-    if end.status is Status.SKIPPED:
+    if end.status is _SKIPPED:
         emit.step_skipped(run, node)
     elif node.step.pivot and not run.undo_ordered:
         run.past_pivot = True
@@ -266,5 +273,5 @@ def ask_when(run: RunState, node: Node) -> Program[StepEnd | None]:
         seconds = None if limit is None else max(0.0, limit.moment - clock())
         answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), seconds, undo=False, asks=True)
     if error is None:
-        return None if answer else StepEnd(Status.SKIPPED)
+        return None if answer else StepEnd(_SKIPPED)
     return judge(run, node, (None, error), 0, limit, undo=False, asks=True)

@@ -156,7 +156,7 @@ class Spans(ByHand):
                 for other in step.after
             ]
             started = time.monotonic()
-            attributes = {**about, "flowcore.step.wait": started - watch.ready}
+            attributes = {**about, "flowcore.run.id": watch.run_id, "flowcore.step.wait": started - watch.ready}
             span = watch.spans[name] = tracer.start_span(title, watch.context, attributes=attributes, links=links)
             return span, started, otel.attach(trace.set_span_in_context(span))
 
@@ -266,20 +266,20 @@ class _Measures:
         def histogram(name: str, labels: list[str]) -> Histogram:
             return Histogram(name, name, labels, registry=registry, buckets=BUCKETS)
 
-        waits, attempts, whole = histogram("w", of_step), histogram("a", ended), histogram("s", ended)
+        waits, whole = histogram("w", of_step), histogram("s", ended)
+        attempts = Counter("a", "a", ended, registry=registry)
+        outcomes = [(step.name, outcome) for step in steps for outcome in ("success", "failure")]
         self.wait = {step.name: waits.labels("benchmark", step.name).observe for step in steps}
-        self.attempt, self.step = (
-            {
-                (step.name, outcome): ended.labels("benchmark", step.name, outcome).observe
-                for step in steps
-                for outcome in ("success", "failure")
-            }
-            for ended in (attempts, whole)
-        )
+        self.attempt = {pair: attempts.labels("benchmark", *pair).inc for pair in outcomes}
+        self.step = {pair: whole.labels("benchmark", *pair).observe for pair in outcomes}
+        runs = Counter("runs", "runs", ["workflow", "outcome"], registry=registry)
+        self.runs = runs.labels("benchmark", "success").inc
         self.run = histogram("r", ["workflow", "outcome"]).labels("benchmark", "success").observe
         self.ready = Gauge("ready", "ready", ["workflow"], registry=registry).labels("benchmark").inc
         self.active = Gauge("active", "active", ["workflow"], registry=registry).labels("benchmark").inc
         self.last = Gauge("last", "last", ["workflow"], registry=registry).labels("benchmark").set
+        last_end = Gauge("last_end", "last end", ["workflow", "outcome"], registry=registry)
+        self.last_end = last_end.labels("benchmark", "success").set
         self.oldest = Gauge("oldest", "oldest", ["workflow"], registry=registry).labels("benchmark").set
         self.errors = Counter("errors", "errors", [*of_step, "error_type"], registry=registry)
 
@@ -317,8 +317,11 @@ def measured(*, is_async: bool, exemplars: bool) -> type[ByHand]:
             self.measures.ready(-1)  # `leave` has told of one step too many
             self.measures.active(-1)
             self.measures.oldest(float("inf"))
+            self.measures.runs(1, watch.exemplar)
             self.measures.run(ended - watch.started, watch.exemplar)
-            self.measures.last(time.time())
+            now = time.time()
+            self.measures.last(now)
+            self.measures.last_end(now)
 
         def step(self, step: Step) -> Callable[[Any], Any]:
             fn, ready = step.fn, self.measures.ready
@@ -327,13 +330,13 @@ def measured(*, is_async: bool, exemplars: bool) -> type[ByHand]:
 
             def leave(watch: _Watch, started: float) -> None:
                 ended = watch.ready = time.monotonic()
-                attempt(ended - started, watch.exemplar)
+                attempt(1, watch.exemplar)
                 whole(ended - started, watch.exemplar)
                 ready(1)
 
             def fail(watch: _Watch, started: float, error: Exception) -> None:
                 took, measures = time.monotonic() - started, self.measures
-                measures.attempt[step.name, "failure"](took, watch.exemplar)
+                measures.attempt[step.name, "failure"](1, watch.exemplar)
                 measures.step[step.name, "failure"](took, watch.exemplar)
                 measures.errors.labels("benchmark", step.name, type(error).__qualname__).inc(1, watch.exemplar)
 
