@@ -174,6 +174,11 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
             _mark_done(run, node, answer.result, record.steps[node.name])
         elif answer is not None:
             not_landed.append(node)
+    if run.relinquished and record.decision is None and not record.undoing:
+        # Its process must stop, which may have cut a verify= short: the next owner asks again, and decides.
+        if ledger is not None:
+            ledger.in_doubt = {node.name: record.steps[node.name] for node in in_doubt if node not in landed}
+        return
     if landed:
         _restore_queue(run, {node.name for node in run.plan.nodes if _is_over(run, node)})
     unknown = [node for node in in_doubt if node not in landed and node not in not_landed]

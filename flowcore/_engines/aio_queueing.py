@@ -35,18 +35,29 @@ class Recording:
         self._loop = loop
         self._withdrawn = False
         self.claim: concurrent.futures.Future[Claim | None] = asyncio.run_coroutine_threadsafe(self._record(), loop)
-        """the claim, or None if the key is not free; raises what `enqueue` raises"""
+        """the claim, or None if the key is not free; raises what `enqueue` raises; cancelled with the recorder"""
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether the run is known to be recorded. Raises what `enqueue` has raised."""
+        return self.claim.done() and not self.claim.cancelled() and self.claim.result() is not None
 
     async def granted(self) -> bool:
-        """Wait until the store has replied. Returns whether the run is recorded. Raises what `enqueue` raises."""
+        """Wait until the store has replied, or the recorder was closed. Returns whether the run is known to be recorded.
+        Raises what `enqueue` raises."""
         await _done(self.claim, asyncio.get_running_loop())
-        return self.claim.result() is not None
+        return self.is_granted
 
     def withdraw(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Remove the record, because its run was cancelled. Returns a future on `loop` that is done once this was tried.
         Call it in that loop's thread only."""
         self._withdrawn = True
-        return _done(asyncio.run_coroutine_threadsafe(self._withdraw(), self._loop), loop)
+        withdrawing = self._withdraw()
+        try:
+            return _done(asyncio.run_coroutine_threadsafe(withdrawing, self._loop), loop)
+        except RuntimeError:  # the recorder is closed: the record stays until its lease is over, if there is one
+            withdrawing.close()
+            return _done(self.claim, loop)
 
     async def _record(self) -> Claim | None:
         return await self._driver().perform(enqueue(self._run, this_process(), lambda: self._withdrawn))

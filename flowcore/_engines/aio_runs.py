@@ -148,22 +148,20 @@ class AsyncRuns:
         future = AsyncRunFuture(run, task, loop, recording)
         self.queued[run] = self.local.futures[run] = future
         run.on_pause = future.pause
-        if recording is not None and recording.claim.done():
+        if recording is not None and recording.is_granted:
             self._note_recorded(run, future)
         task.add_done_callback(partial(self._forget_queued, run))
         return future
 
     def _note_recorded(self, run: RunState, future: AsyncRunFuture) -> None:
-        """Renew the lease of a run from now on, if its recording was granted."""
-        assert future.recording is not None and self.leases is not None  # noqa: S101, PT018 - see `queue`
-        if future.recording.claim.result() is not None:
+        """Renew the lease of a run that is recorded as queued from now on."""
+        future.claimed()
+        if self.leases is not None:
             self.leases.join(run)
-            future.claimed()
 
     async def _begin(self, run: RunState, check: bool, recording: Recording | None) -> Run:
         future = self.queued[run]
-        if recording is not None and not recording.claim.done():
-            await recording.granted()
+        if recording is not None and not recording.claim.done() and await recording.granted():
             self._note_recorded(run, future)
         self.queued.pop(run)
         future.recording = None

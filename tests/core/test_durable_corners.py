@@ -81,6 +81,34 @@ def stalls(ledger: Ledger, gate: Gate) -> Callable[[Context], None]:
     return step
 
 
+@pytest.mark.parametrize("on_crash", ["retry", "undo", "hold"])
+def test_a_process_that_stops_while_verify_is_asked_leaves_the_decision_to_the_next_owner(
+    ledger: Ledger, gate: Gate, on_crash: str
+) -> None:
+    store, wf, asked = Moody(), Workflow("w"), list[int]()
+
+    def verify(ctx: Context) -> Landed:
+        asked.append(ctx.fence)
+        if len(asked) == 1:
+            until(lambda: ctx.cancelled)
+        return Landed("seen")
+
+    ledger.add(wf, "a", first=stalls(ledger, gate), verify=verify, on_crash=on_crash)
+    ledger.add(wf, "b", depends_on="a")
+    with interrupted(store, wf, lambda: bool(ledger)):
+        stops = Engine(store=store, lease=30, grace=0)
+        future = stops.submit(wf, idempotency_key="k", wait=30)
+        until(lambda: asked)
+        stops.close(timeout=0)
+        with pytest.raises(RunParked):
+            future.result(PATIENCE)
+        assert (store.find("k").status, store.find("k").held) == (Status.PARKED, False)
+        with Engine(store=store) as engine:
+            assert engine.run(wf, idempotency_key="k")["a"] == "seen"
+        gate.set()
+    assert ledger == ["a begins", "b"] or sorted(ledger) == ["a", "a begins", "b"]  # the dead owner's call ends late
+
+
 def test_a_run_that_is_lost_while_verify_is_asked_is_not_held(ledger: Ledger, gate: Gate) -> None:
     store, wf = Moody(), Workflow("w")
 

@@ -157,6 +157,27 @@ def test_a_store_that_is_away_does_not_keep_submit_from_returning_on_a_loop(
     assert "c" not in effects_of(there.place.ledger)
 
 
+def test_a_run_whose_recording_is_overdue_ends_if_its_engine_is_closed_on_another_loop(
+    away: Callable[[str], Away],
+) -> None:
+    there = away("sqlite locked")
+    wf = there.saga("success")
+
+    async def main(engine: AsyncEngine) -> None:
+        there.leave()
+        cancelled, waits = (engine.submit(wf, {"key": key}, idempotency_key=key) for key in "ck")
+        await asyncio.sleep(0)
+        await asyncio.to_thread(asyncio.run, engine.aclose(timeout=0))
+        assert cancelled.cancel_run()
+        there.come_back()
+        await asyncio.wait([cancelled, waits])
+        assert cancelled.cancelled()
+        assert waits.cancelled() or waits.exception() is None or isinstance(waits.exception(), RunParked)
+
+    with there.store("asyncio") as store:
+        asyncio.run(main(AsyncEngine(store=store, lease=SHORT)))
+
+
 def test_a_submitted_run_that_cannot_reach_its_store_when_it_begins_is_left_to_others(
     away: Callable[[str], Away],
 ) -> None:

@@ -534,6 +534,17 @@ def departures(c: Chronicle) -> Iterator[str]:
                     yield f"process {grant.process} parks the run, and leaves {name} as running, which it has not begun"
 
 
+def leaving(c: Chronicle) -> Iterator[str]:
+    """A process that must stop leaves its run at once: only calls in flight, which get a grace, and a store that does
+    not reply may keep it."""
+    for number, act in enumerate(c.story.acts):
+        if act.stopped is None or act.ended is None or act.halted is not None:
+            continue
+        allowed = 2 * c.tale.spec.grace + c.tale.plot.lease
+        if act.ended > act.stopped + allowed:
+            yield f"process {number} had to stop at {act.stopped}, and left the run only at {act.ended}"
+
+
 def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
     """The record of a run that is over has no step as running."""
     for run in c.runs:
@@ -654,6 +665,7 @@ JUDGES = (
     takeovers,
     doubts,
     departures,
+    leaving,
     nothing_left_in_flight,
     results_and_keys,
     values,

@@ -25,6 +25,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "        if not begins and not run.parked:",
     ),
     m(
+        "a process that must stop waits for the next attempt of an undo",
+        "effects",
+        "return run.relinquished if self.undoes else",
+        "return False if self.undoes else",
+    ),
+    m(
         "a zombie does not look at its clock",
         "checkpoints",
         "and run.settings.clock() >= ledger.lease_until:",

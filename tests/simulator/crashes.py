@@ -15,7 +15,10 @@ from flowcore.testing.acts import Caller, Halt
 from flowcore.testing.network import SimulatedStore, StoreCall, Weather
 from flowcore.testing.story import Story, play
 
-from .specs import Draw, Effect, Seeded, Spec, StepSpec, built, drawn
+from .specs import Draw, Effect, Policy, Seeded, Spec, StepSpec, built, drawn
+
+_LONG = 100.0
+"""seconds of backoff, which no process that must stop may wait for"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,14 @@ def _step(draw: Draw, step: StepSpec) -> StepSpec:
         on_crash=draw.choice(("retry", "retry", "retry", "retry", "undo", "hold")),
         verify=draw.choice(("truth", "truth", "none", "raises")) if draw.chance(30) else None,
     )
+
+
+def _patient(step: StepSpec) -> StepSpec:
+    undo = step.undo
+    if undo is not None:
+        undo = replace(undo, script=("value", "ok"), policy=Policy(3, "fixed", _LONG))
+    policy = step.policy if step.policy.attempts == 1 else replace(step.policy, backoff="fixed", delay=_LONG)
+    return replace(step, policy=policy, undo=undo)
 
 
 def _halt(draw: Draw, lease: float) -> Halt | None:
@@ -112,6 +123,8 @@ def plotted(draw: Draw, seed: int) -> Plot:
         which = draw.integer(0, len(callers) - 1)
         stops = draw.choice((0.5, 1.0, 2.0, 4.0)) * draw.integer(0, 20) / 20
         callers = tuple(replace(one, stops=stops) if number == which else one for number, one in enumerate(callers))
+        if draw.chance(50):  # its next attempts are so far away that it must not wait for them
+            spec = replace(spec, steps=tuple(map(_patient, spec.steps)))
     return Plot(spec, lease, callers, weather, park_after)
 
 
