@@ -31,6 +31,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "return False if self.undoes else",
     ),
     m(
+        "a process that must stop waits for the next attempt of a step",
+        "effects",
+        "run.stopped and not self.shielded",
+        "False",
+    ),
+    m(
+        "a verify= that the stop of its process cut short decides",
+        "takeover",
+        "if run.relinquished and record.decision is None",
+        "if False and record.decision is None",
+    ),
+    m(
         "a zombie does not look at its clock",
         "checkpoints",
         "and run.settings.clock() >= ledger.lease_until:",
