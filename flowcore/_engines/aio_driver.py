@@ -359,7 +359,7 @@ class AsyncDriver(ThreadCalls):
         return result
 
     async def _sleep(self, sleep: Sleep) -> None:
-        if sleep.is_cut_short(self.run):
+        if sleep.is_over_at_once(self.run):
             return
         pending = self._sleeping[sleep] = PendingReply(self)
         timer = self.loop.call_later(sleep.seconds, pending.set, None)

@@ -324,7 +324,7 @@ class Driver(CallersThread):
     def _sleep(self, program: Program[Any], sleep: Sleep) -> bool:
         """Suspend the program until the time is over or the run stops. Returns True if the run has stopped already."""
         self._parked[sleep] = program
-        if sleep.is_cut_short(self.run) and self._parked.pop(sleep, None) is not None:
+        if sleep.is_over_at_once(self.run) and self._parked.pop(sleep, None) is not None:
             return True
         return self._woken_after(sleep.seconds, sleep)
 

@@ -191,16 +191,20 @@ class AwaitAbandoned:
 
 @dataclass(slots=True, eq=False)
 class Sleep:
-    """Wait for `seconds`, or until the run stops. A `shielded` sleep is never cut short. One between two attempts of an
-    undo (`undoes`) is cut short if this process leaves the run to another owner, but not if the run fails."""
+    """Wait for `seconds`, or until the run stops or is woken. A `shielded` sleep is never cut short. One between two
+    attempts of an undo (`undoes`) is cut short if this process leaves the run to another owner, but not otherwise."""
 
     seconds: float
     shielded: bool = field(default=False, kw_only=True)
     undoes: bool = field(default=False, kw_only=True)
 
     def is_cut_short(self, run: RunState) -> bool:
-        """Whether the sleep ends now, because of what has become of the run."""
-        return run.relinquished if self.undoes else run.stopped and not self.shielded
+        """Whether a Stop ends the sleep now. It may only wake the run, because what the run waits for has happened."""
+        return run.relinquished if self.undoes else not self.shielded
+
+    def is_over_at_once(self, run: RunState) -> bool:
+        """Whether the sleep ends before it begins, because the run has stopped."""
+        return run.stopped and self.is_cut_short(run)
 
 
 @dataclass(slots=True, eq=False)

@@ -151,7 +151,10 @@ def resume_undo(
     """Begin or resume the undoing of a run that was taken over. `error` and `step`: the failure that stopped the run.
     `undone` and `undo_errors`: the undos that ended under earlier owners."""
     with run.lock:
-        _stop(run, error, step)
+        if run.leaving is None:
+            _stop(run, error, step)
+        else:  # its process stops, or another one owns the run: the record still says why the run failed
+            run.error, run.failed_step = error, step
         run.to_undo = to_undo
         run.undone, run.undo_errors = undone, undo_errors
         run.undo_begun.update(undone, undo_errors)

@@ -244,7 +244,7 @@ class Process(SimulatedCode):
                 self._asks += 1
                 answer = self._network.ask(self._number, effect.verb, effect.argument)
             elif type(effect) is Sleep:
-                if not effect.is_cut_short(self.run):
+                if not effect.is_over_at_once(self.run):
                     self._sleeping[effect] = program
                     self._after(effect.seconds, partial(self._wake, effect))
                     return None

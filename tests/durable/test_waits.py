@@ -15,6 +15,7 @@ import pytest
 
 from flowcore import (
     AsyncEngine,
+    Backoff,
     Context,
     Engine,
     IdempotencyInProgress,
@@ -29,7 +30,9 @@ from flowcore import (
     StoreUnavailable,
     Workflow,
 )
+from flowcore._durable import dormant, waiting
 from flowcore._durable.ledger import Ledger
+from flowcore._kernel.run_state import RunState
 from flowcore.events import Event, RunFinished, RunRecovered
 from flowcore.run import StepReport
 from flowcore.stores import SQLiteStore
@@ -41,6 +44,7 @@ from tests.stores.redis_servers import until
 from .towns import Town
 
 Effects = list[str]
+ENDLESS = 600.0
 
 
 def order(effects: Effects, **options: Any) -> Workflow:
@@ -124,7 +128,8 @@ def test_a_caller_waits_in_its_process_for_the_end(town: Town) -> None:
     assert effects == ["quote", "ship"]
 
 
-def test_its_own_engine_wakes_the_caller_at_once(town: Town) -> None:
+def test_its_own_engine_wakes_the_caller_at_once(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dormant, "_POLL", Backoff.fixed(ENDLESS))
     wf = order(Effects())
     engine = town.engine()
     future = town.start(engine, wf)
@@ -135,6 +140,27 @@ def test_its_own_engine_wakes_the_caller_at_once(town: Town) -> None:
     assert run.id == head.run_id
     assert not run.replayed
     assert run["ship"] == [41, 1]
+
+
+def test_a_run_that_ends_wakes_the_callers_that_wait_for_it_at_once(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_WOKEN", Backoff.fixed(ENDLESS))
+    monkeypatch.setattr(waiting, "_POLL", Backoff.fixed(ENDLESS))
+    wf, go = Workflow("w"), threading.Event()
+    wf.add_step("work", lambda ctx: go.wait(PATIENCE))
+    engine = town.engine()
+    first = town.start(engine, wf, idempotency_key="k")
+    until(lambda: town.store.find("k"), "the run")
+    others = [town.start(engine, wf, idempotency_key="k", wait=ENDLESS) for _ in range(3)]
+    until(lambda: len(waiters(engine)) == 3, "the callers to wait")
+    go.set()
+    assert {future.result(PATIENCE).id for future in (first, *others)} == {first.result().id}
+
+
+def waiters(engine: Any) -> list[RunState]:
+    """The callers that wait for a run of this engine."""
+    return [waiter for waiting in list(engine._runs.local._waiters.values()) for waiter in waiting]
 
 
 def test_a_caller_gets_the_outcome_of_another_process_that_has_resumed_its_run(town: Town) -> None:

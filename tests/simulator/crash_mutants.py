@@ -33,8 +33,8 @@ MUTANTS: tuple[Mutant, ...] = (
     m(
         "a process that must stop waits for the next attempt of a step",
         "effects",
-        "run.stopped and not self.shielded",
-        "False",
+        "else not self.shielded",
+        "else False",
     ),
     m(
         "a verify= that the stop of its process cut short decides",

@@ -225,11 +225,11 @@ MUTANTS = (
         "    if run.deadline is not None:\n        limit =",
         "    if False:\n        limit =",
     ),
-    m("skipped steps are run", "steps", "return None if answer else StepEnd(Status.SKIPPED)", "return None"),
+    m("skipped steps are run", "steps", "return None if answer else StepEnd(_SKIPPED)", "return None"),
     m(
         "when= is turned around",
         "steps",
-        "return None if answer else StepEnd(Status.SKIPPED)",
+        "return None if answer else StepEnd(_SKIPPED)",
         "return None if not answer else StepEnd(Status.SKIPPED)",
     ),
     m(
