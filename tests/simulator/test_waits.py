@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,10 @@ def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
         callers = [Caller(halt=halt), Caller(after=LEASE * 1.2), Caller(after=draw.random() * 20, recovers=True)]
     if durable and draw.random() < 0.3:
         callers.append(Caller(after=second, beside=True, wait=5.0))
+    if durable and draw.random() < 0.3:  # a deploy
+        stopped = draw.randrange(len(callers))
+        callers[stopped] = replace(callers[stopped], stops=draw.random() * 12)
+        callers.append(Caller(after=draw.random() * LEASE, recovers=draw.random() < 0.5))
     options: dict[str, Any] = {"callers": callers, "key": "k" if durable or draw.random() < 0.5 else None}
     if draw.random() < 0.2:
         options["cancel_at"] = draw.random() * 10
@@ -118,8 +123,11 @@ def judged(seed: int) -> list[str]:
     if record is not None and status not in {"success", "failure", "compensated"}:
         wrong.append(f"the run is left {status}")
     if all(act.halted is None for act in story.acts):
-        wrong += [f"{name} ran {times} times" for name, times in effects.items() if times > 1]
-        wrong += ["a run was lost" for act in story.acts if act.run is not None and act.run.status is Status.LOST]
+        whole = all(act.stopped is None for act in story.acts)  # no process has left a call in flight
+        wrong += [f"{name} ran {times} times" for name, times in effects.items() if times > 1 and whole]
+        # A process that must stop may not hear that it has parked the run, which another one then resumes.
+        lost = [act for act in story.acts if act.run is not None and act.run.status is Status.LOST]
+        wrong += ["a run was lost" for act in lost if act.stopped is None]
     results = record.results if record is not None else {} if run is None else run.results
     if status == "success":
         for name in WAITS:
