@@ -545,6 +545,31 @@ def leaving(c: Chronicle) -> Iterator[str]:
             yield f"process {number} had to stop at {act.stopped}, and left the run only at {act.ended}"
 
 
+def decisions(c: Chronicle) -> Iterator[str]:
+    """A process that must stop while verify= is asked leaves the decision about the run to the next owner."""
+    for run in c.runs:
+        for grant in run.grants:
+            act = c.story.acts[grant.process]
+            stopped, found = act.stopped, grant.record
+            if stopped is None or found is None or found.undoing or found.decision is not None:
+                continue
+            asked = [call for call in c.story.calls if (call.what, call.fence) == ("verify", grant.fence)]
+            cut = any(call.given_up is not None and call.given_up >= stopped for call in asked)
+            if cut and any(isinstance(event, RunRecovered) and event.at >= stopped for event in act.events):
+                yield f"process {grant.process} decides about the run, though its verify= was cut short at {stopped}"
+
+
+def reasons(c: Chronicle) -> Iterator[str]:
+    """Each owner of a run that is being undone finds the step that failed the run, which earlier owners found."""
+    for run in c.runs:
+        known: str | None = None
+        for grant in run.grants:
+            if grant.record is not None and grant.record.undoing and not run.decisions:
+                if known is not None and grant.record.failed_step != known:
+                    yield f"process {grant.process} finds that {grant.record.failed_step} failed the run, it was {known}"
+                known = grant.record.failed_step
+
+
 def nothing_left_in_flight(c: Chronicle) -> Iterator[str]:
     """The record of a run that is over has no step as running."""
     for run in c.runs:
@@ -669,6 +694,8 @@ JUDGES = (
     doubts,
     departures,
     leaving,
+    decisions,
+    reasons,
     nothing_left_in_flight,
     results_and_keys,
     values,

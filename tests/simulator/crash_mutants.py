@@ -37,6 +37,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "else False",
     ),
     m(
+        "a process that must stop while it takes a run over forgets why the run failed",
+        "stopping",
+        "            run.error, run.failed_step = error, step\n        run.to_undo",
+        "            pass\n        run.to_undo",
+    ),
+    m(
         "a verify= that the stop of its process cut short decides",
         "takeover",
         "if run.relinquished and record.decision is None",

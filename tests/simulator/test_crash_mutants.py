@@ -20,7 +20,8 @@ RARE = {
     "a step whose when= was cut short may have happened": 252,
     "a step that completes while it is undone counts as undone": 1309,
     "a process that must stop waits for the next attempt of a step": 301,
-    "a verify= that the stop of its process cut short decides": 635,
+    "a process that must stop while it takes a run over forgets why the run failed": 820,
+    "a verify= that the stop of its process cut short decides": 394,
 }
 """For each mutant that few seeds find, the first one that does. It is tried first, because to try all seeds before it
 would take most of this file's time."""
