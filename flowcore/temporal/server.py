@@ -127,11 +127,14 @@ class TemporalServer:
         return outcome
 
     async def _closed(self, handle: Handle, found: WorkflowExecutionDescription, types: Mapping[str, Any]) -> RunRecord:
-        """Return the record of a run that is over. One that an operator has released has failed without an error."""
+        """Return the record of a run that is over. One that an operator has released has failed without an error. Of one
+        that was ended from outside of flowcore, only that is known."""
         try:
             outcome = await self._ended(handle)
-        except LeaseLost:
-            return await head_of(found, self._lease)
+        except (LeaseLost, RunFailed) as error:
+            record = await head_of(found, self._lease)
+            record.error = error if isinstance(error, RunFailed) else None
+            return record
         return decode_outcome(outcome["fields"], outcome["errors"], self._encoding, types)
 
     async def _left(self, handle: Handle, types: Mapping[str, Any]) -> RunRecord:

@@ -12,6 +12,7 @@ from flowcore import (
     DefinitionError,
     IdempotencyHeld,
     LeaseLost,
+    RunFailed,
     RunNotFound,
     Status,
     StoreError,
@@ -204,6 +205,26 @@ def test_a_released_run_can_be_read(temporal: Temporal) -> None:
             found = await engine.find("k")
             assert found is not None
             assert (found.status, found.error) == (Status.FAILURE, None)
+
+    temporal.run(main)
+
+
+def test_a_run_that_was_terminated_in_temporal_can_be_read(temporal: Temporal) -> None:
+    wf = approval()
+
+    async def main() -> None:
+        async with temporal.open(wf) as engine:
+            future = engine.submit(wf, idempotency_key="k")
+            await future.waiting()
+            await engine.store._handle("k").terminate(reason="by an operator of Temporal")
+            with pytest.raises(RunFailed, match="ended from outside of flowcore"):
+                await future
+            found = await engine.find("k")
+            assert found is not None
+            assert found.status is Status.FAILURE
+            assert "by an operator of Temporal" in str(found.error)
+            again = engine.submit(wf, idempotency_key="k")  # its key is free
+            assert (await again.waiting()).status is Status.WAITING
 
     temporal.run(main)
 
