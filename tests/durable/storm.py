@@ -1,8 +1,8 @@
 """A storm: processes that run the same 200 keys are killed, frozen, deployed and cut off from their store, which is killed
 too, and on Redis fails over to a replica that lacks the last writes.
 
-`python -m tests.durable.storm [--runs N] [--seconds N] [--store redis|sqlite]` goes on, era after era, each with new
-servers and keys, until so many runs are over, and looks after each era whether all that is promised was kept.
+`python -m tests.durable.storm [--runs N] [--seconds N] [--store redis|sqlite]` runs eras, each with new servers
+and keys, until so many runs are over, and checks after each era whether all that is promised was kept.
 """
 
 from __future__ import annotations
