@@ -56,7 +56,7 @@ def ended(
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT)
 
 
-def test_a_test_that_hangs_fails_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_test_that_hangs_fails_and_the_others_continue(tmp_path: Path) -> None:
     run = ended(tmp_path, "threading.Event().wait()", patience=0.5)
     assert run.returncode == 1
     assert "1 failed, 20 passed" in run.stdout

@@ -26,7 +26,7 @@ class SigintGuard:
     """The handler of SIGINT for one run in the main thread.
 
     While `in_step` is set, an interrupt is raised in user code. While `in_undo` is set, only a second interrupt is
-    raised: the first one waits until everything is undone. Otherwise an interrupt is only counted, and `ring` is
+    raised: the first one waits until everything is undone. Otherwise an interrupt is only counted, and `wake` is
     called, which must be safe in a signal handler.
     """
 

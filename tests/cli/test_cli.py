@@ -96,7 +96,7 @@ def test_ls_filters_and_pages(flowcore: Given) -> None:
     assert flowcore("ls", "--workflow", "unknown")[1] == "No run matches.\n"
 
 
-def test_show_tells_the_story_and_the_commands_for_each_way_on(flowcore: Given) -> None:
+def test_show_gives_the_story_and_the_commands_for_each_way_on(flowcore: Given) -> None:
     code, text, _ = flowcore("show", "order-2")
     assert code == 0
     assert "held at step 'ship'" in text

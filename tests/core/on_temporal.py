@@ -102,7 +102,7 @@ DIFFERENT: Final[dict[str, tuple[str, ...]]] = {
         "test_keys::test_the_workflow_may_name_its_key_or_derive_it_from_the_values",
     ),
     "the test looks into a store of this process": (
-        "test_corners::test_a_durable_store_is_told_of_runs_without_a_key",
+        "test_corners::test_a_durable_store_records_runs_without_a_key",
         "test_corners::test_an_error_of_the_store_at_the_claim_is_raised_and_nothing_runs",
         "test_go_defects::test_an_error_of_the_store_at_the_end_is_not_dropped",
         "test_go_defects::test_an_error_of_the_store_after_a_failure_is_a_note_on_it",

@@ -479,7 +479,7 @@ def test_a_failed_undo_after_a_cancellation_is_the_cancellations_cause_or_note(l
     run_async(main)
 
 
-def test_undo_goes_on_however_often_the_task_is_cancelled() -> None:
+def test_undo_continues_however_often_the_task_is_cancelled() -> None:
     async def main() -> None:
         undoing, release, done = asyncio.Event(), asyncio.Event(), list[str]()
 

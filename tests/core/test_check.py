@@ -22,7 +22,7 @@ def test_a_definition_with_nothing_to_say_about_is_silent() -> None:
     assert wf.check() == []
 
 
-def test_an_effect_that_a_later_failure_leaves_standing_is_told() -> None:
+def test_an_effect_that_a_later_failure_leaves_standing_is_reported() -> None:
     wf = Workflow("trip")
     wf.add_step("book", nothing)
     wf.add_step("pay", nothing, depends_on="book")
@@ -31,7 +31,7 @@ def test_an_effect_that_a_later_failure_leaves_standing_is_told() -> None:
     assert "@book.compensate" in said
 
 
-def test_a_sync_step_with_a_timeout_is_told_that_its_thread_goes_on() -> None:
+def test_a_sync_step_with_a_timeout_learns_that_its_thread_continues() -> None:
     wf = Workflow("slow")
     wf.add_step("wait", nothing, timeout=2)
     (said,) = wf.check()
@@ -48,7 +48,7 @@ def test_a_step_past_the_pivot_needs_retries_and_no_undo() -> None:
     assert said.startswith("step 'ship' comes after the pivot and is not retried")
 
 
-def test_retries_that_cannot_fit_into_their_limits_are_told_with_the_sum() -> None:
+def test_retries_that_cannot_fit_into_their_limits_are_reported_with_the_sum() -> None:
     wf = Workflow("late", deadline=20)
     retry = Retry(4, Backoff.exponential(2, jitter=False))
     wf.add_step("ask", waits, retry=retry, timeout=3, step_timeout=10)
@@ -99,7 +99,7 @@ def test_a_workflow_that_undoes_nothing_needs_no_undo() -> None:
     assert wf.check() == []
 
 
-def test_a_result_that_no_durable_store_keeps_is_told_from_its_annotation() -> None:
+def test_a_result_that_no_durable_store_keeps_is_reported_from_its_annotation() -> None:
     def connects(ctx: Context) -> list[Connection] | None:
         return None
 

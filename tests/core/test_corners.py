@@ -99,7 +99,7 @@ def test_an_attempt_that_has_landed_before_the_next_one_is_thought_of_is_the_ste
         assert engine.run(wf)["slow"] == 1
 
 
-def test_a_predicate_that_lands_late_is_nobodys_business(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
+def test_a_predicate_that_completes_late_does_not_matter(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
     events: list[Any] = []
     one, wf, began, ids = live(grace=0.01, hooks=[events.append]), Workflow("w"), Gate(), list[str]()
 
@@ -265,7 +265,7 @@ def test_an_engine_that_is_left_does_not_touch_a_run_that_fails_already(ledger: 
 
 
 @pytest.mark.parametrize("moment", range(1, 12))
-def test_ctrl_c_between_the_steps_of_a_run_that_nobody_watches(
+def test_ctrl_c_between_the_steps_of_a_run_without_hooks(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     left = moment
@@ -289,9 +289,7 @@ def test_ctrl_c_between_the_steps_of_a_run_that_nobody_watches(
     assert set(+ledger.standing) <= {"d"}
 
 
-def test_ctrl_c_before_the_first_step_of_a_run_that_nobody_watches(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_before_the_first_step_of_a_run_without_hooks(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     class Struck(Context):
         def __setattr__(self, name: str, value: Any) -> None:
             value.at = None  # as if it had struck a moment earlier
@@ -386,7 +384,7 @@ class Durable(MemoryStore):
     blocks = True
 
 
-def test_a_durable_store_is_told_of_runs_without_a_key(drive: Drive, ledger: Ledger) -> None:
+def test_a_durable_store_records_runs_without_a_key(drive: Drive, ledger: Ledger) -> None:
     store = Durable()
     run = drive(ledger.chain("a", "b"), {"odd": object()}, store=store)
     (record,) = store.list_runs()
@@ -417,7 +415,7 @@ def test_a_clock_that_stands_still_gives_durations_of_zero(ledger: Ledger) -> No
     assert {event.waited for event in of_type(events, StepStarted)} == {0.0}
 
 
-def test_a_hook_that_wants_little_is_told_little_about_retries(drive: Drive, ledger: Ledger) -> None:
+def test_a_hook_that_wants_little_gets_little_about_retries(drive: Drive, ledger: Ledger) -> None:
     class Few:
         wants = frozenset({StepStarted})
 

@@ -119,7 +119,7 @@ def test_the_input_may_be_a_model(drive: Drive) -> None:
         (Trip(city="Oslo"), "takes a Order or a mapping of its fields, not Trip"),
     ],
 )
-def test_what_is_wrong_with_the_input_is_told_at_the_call(drive: Drive, given: Any, why: str) -> None:
+def test_what_is_wrong_with_the_input_is_reported_at_the_call(drive: Drive, given: Any, why: str) -> None:
     wf = Workflow("buy", input=Order)
     wf.add_step("pay", lambda ctx: 1)
     with pytest.raises(DefinitionError, match=f"'buy' {why}"):

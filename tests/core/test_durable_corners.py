@@ -250,7 +250,7 @@ def test_a_step_whose_when_wrote_what_cannot_be_stored_never_began_and_is_not_un
 
 
 @pytest.mark.parametrize("hooks", [[], [lambda event: None]], ids=["silent", "watched"])
-def test_a_durable_run_tells_how_long_each_step_took_whether_watched_or_not(
+def test_a_durable_run_reports_how_long_each_step_took_whether_watched_or_not(
     live: MakeLive, ledger: Ledger, hooks: list[Any]
 ) -> None:
     def slow(ctx: Context) -> None:
@@ -270,7 +270,7 @@ def test_a_durable_run_tells_how_long_each_step_took_whether_watched_or_not(
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_run_of_which_one_result_cannot_be_stored_is_told_to_its_end(
+def test_a_run_of_which_one_result_cannot_be_stored_is_reported_to_its_end(
     live: MakeLive, ledger: Ledger, alone: bool
 ) -> None:
     store, wf = Strict(), Workflow("w")
@@ -345,7 +345,7 @@ def test_a_run_whose_submission_the_store_refuses_does_not_count_as_queued(ledge
         assert engine.submit(wf, idempotency_key="k").result(PATIENCE).status is Status.SUCCESS
 
 
-def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_told_to_its_end(
+def test_a_poll_that_is_cancelled_while_it_gets_no_answer_is_reported_to_its_end(
     live: MakeLive, ledger: Ledger, gate: Gate
 ) -> None:
     store, wf, began, events, inside = Moody(), Workflow("w"), Gate(), list[Any](), list[Any]()
@@ -487,7 +487,7 @@ def test_a_step_that_landed_in_a_run_that_is_undone_counts_as_done_and_is_undone
         gate.set()
 
 
-def test_a_takeover_tells_what_verify_found_apart_from_what_it_attempts_again(ledger: Ledger, gate: Gate) -> None:
+def test_a_takeover_reports_what_verify_found_apart_from_what_it_attempts_again(ledger: Ledger, gate: Gate) -> None:
     store, wf, events = Moody(), Workflow("w"), list[Any]()
     ledger.add(wf, "a")
     ledger.add(wf, "b", depends_on="a", first=stalls(ledger, gate), verify=lambda ctx: Landed("found"))
@@ -527,7 +527,7 @@ def test_undos_are_numbered_over_all_takeovers(live: MakeLive, ledger: Ledger) -
     assert [(event.step, event.order) for event in of_type(events, CompensationStarted)] == [("a", 2)]
 
 
-def test_hooks_are_told_whether_somebody_called_and_what_the_store_said(ledger: Ledger) -> None:
+def test_hooks_learn_whether_there_is_a_caller_and_what_the_store_said(ledger: Ledger) -> None:
     store, wf, events = Moody(), ledger.chain("a", "b"), list[Any]()
     refusals: list[Exception] = [StoreError("the disk is full")]
 
@@ -596,7 +596,7 @@ def test_a_chain_asks_its_store_once_for_each_step(live: MakeLive, ledger: Ledge
     assert store.asked == asked.split()
 
 
-def test_steps_that_wait_for_nobody_ask_no_oftener_than_a_chain(live: MakeLive, ledger: Ledger) -> None:
+def test_steps_that_wait_for_nothing_ask_no_oftener_than_a_chain(live: MakeLive, ledger: Ledger) -> None:
     store, wf = Moody(), Workflow("w", max_parallel=1)
     for name in "abc":
         ledger.add(wf, name)
@@ -618,7 +618,7 @@ def test_a_store_that_is_away_while_a_run_is_undone_is_not_asked_all_the_time(li
 # -- what hooks give the run to carry ----------------------------------------------------------------------------------
 
 
-def test_what_a_hook_gave_a_step_to_carry_is_told_to_the_next_owner_and_kept(ledger: Ledger, gate: Gate) -> None:
+def test_what_a_hook_gave_a_step_to_carry_is_passed_to_the_next_owner_and_kept(ledger: Ledger, gate: Gate) -> None:
     store, wf, events = Moody(), Workflow("w"), list[Any]()
 
     def gives(event: Any) -> None:

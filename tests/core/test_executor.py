@@ -303,7 +303,7 @@ def _pickle_as_it_was() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_pickle_as_it_was")
 @pytest.mark.filterwarnings("ignore")  # of Dask's own
-def test_a_worker_of_dask_that_is_killed_is_told_from_an_error_of_the_step(there: Any, tmp_path: Path) -> None:
+def test_a_worker_of_dask_that_is_killed_is_distinguished_from_an_error_of_the_step(there: Any, tmp_path: Path) -> None:
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
     undone: list[Any] = []
     go = Engine().run

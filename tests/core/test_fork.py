@@ -30,7 +30,7 @@ def in_a_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_an_engine_goes_on_in_the_child_of_a_fork(ledger: Ledger) -> None:
+def test_an_engine_continues_in_the_child_of_a_fork(ledger: Ledger) -> None:
     wf = Workflow("forked")
     wf.add_step("a", lambda ctx: "a", timeout=PATIENCE)
     with Engine() as engine:

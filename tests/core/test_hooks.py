@@ -135,7 +135,7 @@ def test_the_events_of_a_run_that_is_undone(drive: Drive, ledger: Ledger) -> Non
         assert (report.attempts, report.backed_off) == (1, 0.0)
 
 
-def test_a_skipped_step_is_told_with_what_it_depends_on_and_starts_nothing(drive: Drive, ledger: Ledger) -> None:
+def test_a_skipped_step_is_reported_with_what_it_depends_on_and_starts_nothing(drive: Drive, ledger: Ledger) -> None:
     events: list[Any] = []
     wf = Workflow("skip")
     ledger.add(wf, "a")
@@ -220,7 +220,7 @@ def test_every_start_has_its_finish_when_the_run_is_cancelled(live: MakeLive) ->
     check_well_formed(events)
 
 
-def test_submit_is_told_on_the_callers_thread_before_the_request(ledger: Ledger) -> None:
+def test_submit_is_reported_on_the_callers_thread_before_the_request(ledger: Ledger) -> None:
     events: list[Any] = []
     with Engine(hooks=[events.append]) as engine:
         engine.submit(ledger.chain("a"), idempotency_key="k").result(PATIENCE)
@@ -253,7 +253,9 @@ def test_the_carrier_filled_at_the_request_is_kept_and_comes_back(drive: Drive, 
     assert [event.original for event in events if hasattr(event, "original")] == [{"traceparent": "00-1"}]
 
 
-def test_an_event_nobody_wants_is_not_built(drive: Drive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_no_hook_wants_is_not_built(
+    drive: Drive, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built: list[str] = []
     for kind in EVENTS:
         made = kind.__init__
@@ -424,7 +426,7 @@ def test_no_hook_changes_what_a_run_does(drive: Drive, story: str, bad: str, cap
     check_well_formed(events)
 
 
-def test_a_hook_that_raises_is_logged_once_and_told_to_the_others_each_time(
+def test_a_hook_that_raises_is_logged_once_and_reported_to_the_others_each_time(
     drive: Drive, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[Any] = []
@@ -440,7 +442,7 @@ def test_a_hook_that_raises_is_logged_once_and_told_to_the_others_each_time(
     assert failures[-1].run_id == run.id
 
 
-def test_a_hook_that_raises_on_hookfailed_too_is_not_told_for_ever(drive: Drive, ledger: Ledger) -> None:
+def test_a_hook_that_raises_on_hookfailed_too_is_not_called_for_ever(drive: Drive, ledger: Ledger) -> None:
     calls: list[Any] = []
 
     def bad(event: Any) -> None:
@@ -703,7 +705,7 @@ def test_a_hook_may_do_without_the_attempts_of_what_is_attempted_once(drive: Dri
     check_well_formed(everything)
 
 
-def test_a_step_that_is_freed_among_others_is_told_ready_like_them(drive: Drive, ledger: Ledger) -> None:
+def test_a_step_that_is_freed_among_others_is_reported_ready_like_them(drive: Drive, ledger: Ledger) -> None:
     wf = Workflow("fan")
     first = ledger.add(wf, "first")
     before = ledger.add(wf, "before", depends_on=first)
@@ -741,7 +743,7 @@ class Timed:
         return self.scope() if isinstance(event, StepStarted) else None
 
 
-def test_how_long_hooks_take_is_told_to_those_who_ask(live: MakeLive, ledger: Ledger) -> None:
+def test_how_long_hooks_take_is_reported_to_hooks_that_want_it(live: MakeLive, ledger: Ledger) -> None:
     timed, others = Timed(), list[Any]()
     engine = live(hooks=[timed, others.append])
     run = engine.run(ledger.chain("a", "b!"), check=False)
@@ -809,7 +811,7 @@ def test_a_hook_is_blamed_under_its_own_name_for_its_scopes_too(
 # -- beginnings of runs that need no driver ------------------------------------------------------------------------------
 
 
-def test_steps_that_never_wait_are_told_like_any_other() -> None:
+def test_steps_that_never_wait_are_reported_like_any_other() -> None:
     async def at_once(ctx: Context) -> str:
         return ctx.step
 
@@ -866,7 +868,7 @@ def test_a_ctrl_c_among_the_hooks_waits_for_the_steps(ledger: Ledger, moment: ty
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_two_ctrl_cs_that_nobody_could_act_upon_yet_count_as_one(ledger: Ledger) -> None:
+def test_two_ctrl_cs_that_no_code_could_act_upon_yet_count_as_one(ledger: Ledger) -> None:
     def struck(event: Any) -> None:
         if isinstance(event, StepFinished) and event.step == "b":
             signal.raise_signal(signal.SIGINT)
@@ -890,7 +892,7 @@ OUTSIDE: dict[type[Event], Any] = {
 
 
 @pytest.mark.parametrize("moment", OUTSIDE)
-def test_a_ctrl_c_among_hooks_that_are_told_of_no_run_is_raised_once_all_have_heard(
+def test_a_ctrl_c_among_hooks_without_a_run_is_raised_once_all_have_heard(
     ledger: Ledger, moment: type[Event], caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[Any] = []

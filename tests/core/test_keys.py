@@ -114,7 +114,7 @@ def test_runs_without_a_key_never_replay(drive: Drive, ledger: Ledger) -> None:
     assert ledger == ["a", "a"]
 
 
-def test_other_values_are_a_mismatch_told_before_the_state(drive: Drive, ledger: Ledger) -> None:
+def test_other_values_are_a_mismatch_reported_before_the_state(drive: Drive, ledger: Ledger) -> None:
     store, wf, events = MemoryStore(), ledger.chain("a"), list[Any]()
     drive(wf, {"x": 1}, store=store, idempotency_key="k")
     with pytest.raises(
@@ -132,7 +132,9 @@ def test_another_workflow_is_a_mismatch(drive: Drive, ledger: Ledger) -> None:
         drive(Workflow("other"), store=store, idempotency_key="k")
 
 
-def test_a_mismatch_is_told_even_while_the_first_run_goes_on_and_when_it_is_held(live: MakeLive, gate: Gate) -> None:
+def test_a_mismatch_is_reported_even_while_the_first_run_continues_and_when_it_is_held(
+    live: MakeLive, gate: Gate
+) -> None:
     one, wf = live(), Workflow("w")
     wf.add_step("a", gate)
     running = one.start(wf, {"x": 1}, idempotency_key="k")
@@ -187,7 +189,7 @@ def test_a_fingerprint_that_is_no_string_is_refused_by_name(drive: Drive, ledger
         drive(wf, idempotency_key="k")
 
 
-def test_a_fingerprint_that_raises_refuses_the_run_and_is_told(drive: Drive, ledger: Ledger) -> None:
+def test_a_fingerprint_that_raises_refuses_the_run_and_is_reported(drive: Drive, ledger: Ledger) -> None:
     events: list[Any] = []
     wf = ledger.chain("a", fingerprint=lambda values: values["missing"])
     with pytest.raises(KeyError, match="missing"):

@@ -106,7 +106,7 @@ def test_printlogger_has_a_line_for_what_only_durable_stores_bring(ledger: Ledge
     )
 
 
-def test_printlogger_tells_of_late_completions(live: MakeLive, gate: Gate) -> None:
+def test_printlogger_reports_late_completions(live: MakeLive, gate: Gate) -> None:
     out = io.StringIO()
     wf = Workflow("late")
     wf.add_step("slow", gate, timeout=0.01)
@@ -128,7 +128,7 @@ def test_a_name_that_would_break_the_line_is_quoted(ledger: Ledger) -> None:
     assert all(len(line) < 130 for line in out.getvalue().splitlines())
 
 
-def test_logger_methods_are_told_by_outcome(drive: Drive, ledger: Ledger) -> None:
+def test_logger_methods_are_reported_by_outcome(drive: Drive, ledger: Ledger) -> None:
     calls: list[str] = []
 
     class Mine(Logger):

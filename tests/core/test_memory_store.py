@@ -72,7 +72,7 @@ def test_at_most_so_many_finished_runs_are_kept_the_latest(run: Any) -> None:
     assert not run(store, "0").replayed
 
 
-def test_ten_thousand_runs_are_kept_for_seven_days_unless_told_otherwise() -> None:
+def test_ten_thousand_runs_are_kept_for_seven_days_by_default() -> None:
     store = MemoryStore()
     assert (store.retention, store.max_runs) == (7 * 24 * 3600, 10_000)
 
@@ -191,7 +191,7 @@ def test_an_owner_that_never_heard_of_its_claim_may_still_end_its_run() -> None:
     assert store.find("k").status == Status.RUNNING
 
 
-def test_a_run_that_was_never_claimed_may_be_told_at_its_end_and_gone_on_with() -> None:
+def test_a_run_that_was_never_claimed_may_be_recorded_at_its_end_and_resumed() -> None:
     store = MemoryStore()
     ended = RunRecord("1", "1", "w", None, "g", Status.INCOMPLETE, results={"a": 1}, effects=("a",))
     assert store.finish(Ending(ended)) is None
@@ -200,7 +200,7 @@ def test_a_run_that_was_never_claimed_may_be_told_at_its_end_and_gone_on_with() 
     assert (answer.fence, answer.record.run_id, answer.record.results) == (1, "1", {"a": 1})
 
 
-def test_an_ending_with_changes_tells_those_and_no_more() -> None:
+def test_an_ending_with_changes_reports_those_and_no_more() -> None:
     store = MemoryStore()
     claimed = store.claim(Claim("k", "1", "w", "f", "g", {}, {"x": 1}, begins=("a",)))
     assert isinstance(claimed, Claimed)

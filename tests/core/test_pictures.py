@@ -176,7 +176,7 @@ def test_include_reaches_through_several_levels(drive: Drive) -> None:
     assert drive(outer)["m.i.second"] == ("m.i.first", True, "m.i.first")
 
 
-def test_the_included_workflow_goes_on_by_itself(drive: Drive, ledger: Ledger) -> None:
+def test_the_included_workflow_continues_by_itself(drive: Drive, ledger: Ledger) -> None:
     inner = payment(ledger)
     Workflow("shop").include(inner)
     assert drive(inner, {"card": "x"})["receipt"] == "mailed receipt of x"

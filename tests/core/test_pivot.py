@@ -50,7 +50,7 @@ def test_a_failure_after_the_pivot_undoes_nothing_and_leaves_the_run_incomplete(
     )
 
 
-def test_the_next_call_with_the_key_goes_on_forward(drive: Drive, ledger: Ledger) -> None:
+def test_the_next_call_with_the_key_continues_forward(drive: Drive, ledger: Ledger) -> None:
     store, wf = MemoryStore(), pivoted(ledger)
     first = drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
     assert (first.status, first.held) == (Status.INCOMPLETE, False)
@@ -71,7 +71,7 @@ def test_once_past_its_pivot_a_run_never_turns_back(drive: Drive, ledger: Ledger
     assert ledger.standing.keys() == {"book", "pay", "ship", "mail"}
 
 
-def test_going_on_keeps_values_skipped_steps_and_step_keys(drive: Drive, ledger: Ledger) -> None:
+def test_resuming_keeps_values_skipped_steps_and_step_keys(drive: Drive, ledger: Ledger) -> None:
     wf, keys, fail = Workflow("keeps"), list[str](), [True]
 
     def last(ctx: Context) -> str:
@@ -121,7 +121,7 @@ def test_a_run_past_its_pivot_waits_for_what_it_gave_up_which_the_next_call_atte
     assert run.steps["ship"].completed_late is Status.SUCCESS
 
 
-def test_going_on_asks_verify_about_a_step_that_timed_out(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
+def test_resuming_asks_verify_about_a_step_that_timed_out(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
     wf = Workflow("asks")
     ledger.add(wf, "pay", pivot=True)
     ledger.add(wf, "ship", depends_on="pay", first=gate, timeout=0.01, verify=lambda ctx: Landed("on its way"))
@@ -132,7 +132,7 @@ def test_going_on_asks_verify_about_a_step_that_timed_out(live: MakeLive, ledger
     assert (second.status, second["ship"], ledger) == (Status.SUCCESS, "on its way", ["pay"])
 
 
-def test_going_on_with_other_values_is_refused(drive: Drive, ledger: Ledger) -> None:
+def test_resuming_with_other_values_is_refused(drive: Drive, ledger: Ledger) -> None:
     store, wf = MemoryStore(), pivoted(ledger)
     drive(wf, {"address": "x"}, store=store, idempotency_key="k", check=False)
     with pytest.raises(IdempotencyMismatch):

@@ -61,7 +61,7 @@ def test_names_of_any_length_and_characters_work_everywhere(drive: Drive, name: 
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_a_failure_of_a_step_with_any_name_is_told_in_a_short_note(drive: Drive, name: str, ledger: Ledger) -> None:
+def test_a_failure_of_a_step_with_any_name_is_reported_in_a_short_note(drive: Drive, name: str, ledger: Ledger) -> None:
     wf = Workflow(name)
     ledger.add(wf, name)
     ledger.add(wf, name + "2", depends_on=name, raises=ValueError("x"))
@@ -131,7 +131,7 @@ def test_any_exception_of_a_step_is_raised_as_it_is_and_everything_is_undone(
 
 
 @pytest.mark.parametrize("make", ERRORS.values(), ids=ERRORS)
-def test_any_exception_of_an_undo_is_told(drive: Drive, ledger: Ledger, make: Callable[[], Exception]) -> None:
+def test_any_exception_of_an_undo_is_reported(drive: Drive, ledger: Ledger, make: Callable[[], Exception]) -> None:
     error, wf = make(), Workflow("w")
     ledger.add(wf, "a", undo_raises=error)
     ledger.add(wf, "b", depends_on="a", raises=ValueError("b"))

@@ -354,7 +354,7 @@ def test_an_error_that_on_does_not_name_is_not_retried(drive: Drive, ledger: Led
     assert drive(wf, check=False).steps["a"].attempts == 1
 
 
-def test_the_waits_are_those_of_the_policy_and_are_told(drive: Drive, ledger: Ledger) -> None:
+def test_the_waits_are_those_of_the_policy_and_are_reported(drive: Drive, ledger: Ledger) -> None:
     events: list[Any] = []
     wf = Workflow("waits")
     wf.add_step("a", flaky(ledger, 2), retry=Retry(3, Backoff.fixed(0.01)))

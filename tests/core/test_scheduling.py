@@ -112,7 +112,7 @@ def test_a_step_that_depends_on_itself_is_a_cycle() -> None:
         wf.layers()
 
 
-def test_a_long_cycle_is_told_in_short() -> None:
+def test_a_long_cycle_is_reported_in_short() -> None:
     wf = Workflow("ring")
     for number in range(100):
         wf.add_step(f"s{number}", lambda ctx: 1, depends_on=f"s{(number + 1) % 100}")

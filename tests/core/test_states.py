@@ -63,7 +63,7 @@ def ended(status: Status, error: Exception | None = None) -> Run:
     return Run(Known(), "w", status, {}, {"a": StepReport(status, error=error)}, wf.plan())
 
 
-def test_explain_tells_the_story_in_plain_words(drive: Drive, ledger: Ledger) -> None:
+def test_explain_gives_the_story_in_plain_words(drive: Drive, ledger: Ledger) -> None:
     wf = Workflow("trip")
     ledger.add(wf, "book")
     ledger.add(wf, "hotel", depends_on="book", when=lambda ctx: False)
@@ -106,7 +106,7 @@ def test_explain_of_a_large_run_stays_short(drive: Drive) -> None:
     assert "… and 800 more steps" in text
 
 
-def test_explain_tells_times_where_somebody_wanted_them(drive: Drive, ledger: Ledger) -> None:
+def test_explain_gives_times_if_the_run_was_observed(drive: Drive, ledger: Ledger) -> None:
     assert " ms" not in drive(ledger.chain("a")).explain()
     assert " ms" in drive(ledger.chain("a"), hooks=[lambda event: None]).explain()
 
@@ -115,7 +115,7 @@ def test_explain_of_other_endings_says_the_status() -> None:
     assert ended(Status.LOST).explain() == f"Run {'1' * 32} of 'w': lost\n  a: lost"
 
 
-def test_seconds_are_none_where_nobody_wanted_them_and_numbers_where_somebody_did(drive: Drive, ledger: Ledger) -> None:
+def test_seconds_are_none_unless_the_run_is_observed(drive: Drive, ledger: Ledger) -> None:
     report = drive(ledger.chain("a")).steps["a"]
     assert (report.waited, report.ran, report.backed_off) == (None, None, None)
     report = drive(ledger.chain("a"), hooks=[lambda event: None]).steps["a"]

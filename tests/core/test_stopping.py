@@ -113,7 +113,7 @@ def test_a_step_that_a_stopping_engine_has_not_begun_is_not_in_doubt(
     assert sorted(ledger) == ["a", "b", "c"]
 
 
-def test_close_with_a_timeout_tells_calls_in_flight_and_attempts_them_again_elsewhere(
+def test_close_with_a_timeout_cancels_calls_in_flight_and_attempts_them_again_elsewhere(
     store: SQLiteStore, ledger: Ledger
 ) -> None:
     wf, began = Workflow("w"), Gate()

@@ -44,7 +44,9 @@ def chain(ledger: Ledger, *names: str) -> Workflow:
     return wf
 
 
-def test_a_run_that_is_cancelled_while_its_store_is_told_begins_no_further_step(store: Telling, ledger: Ledger) -> None:
+def test_a_run_that_is_cancelled_while_its_store_is_called_begins_no_further_step(
+    store: Telling, ledger: Ledger
+) -> None:
     with Engine(store=store) as engine:
 
         def cancel(checkpoint: Checkpoint) -> None:
@@ -61,7 +63,7 @@ def test_a_run_that_is_cancelled_while_its_store_is_told_begins_no_further_step(
     assert record.steps["b"].status == Status.PENDING
 
 
-def test_each_step_is_told_with_the_start_of_the_next_and_with_its_times(store: Telling, ledger: Ledger) -> None:
+def test_each_step_is_recorded_with_the_start_of_the_next_and_with_its_times(store: Telling, ledger: Ledger) -> None:
     told: list[Checkpoint] = []
     store.on_checkpoint = told.append
     with Engine(store=store) as engine:
@@ -101,7 +103,7 @@ def test_a_step_that_fails_on_the_way_is_tried_again_and_what_came_before_is_und
     assert run.steps["c"].waited is not None
 
 
-def test_what_a_step_writes_goes_with_its_end_and_the_chain_goes_on(store: Telling, ledger: Ledger) -> None:
+def test_what_a_step_writes_goes_with_its_end_and_the_chain_continues(store: Telling, ledger: Ledger) -> None:
     wf = chain(ledger, "a", "b")
 
     def writes(ctx: Context) -> str:

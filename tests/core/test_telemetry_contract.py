@@ -56,7 +56,7 @@ def test_included_steps_keep_what_they_expect() -> None:
     assert outer.include(inner)["charge"].expected == (Declined,)
 
 
-def test_the_engine_tells_how_many_threads_and_attempts_there_may_be() -> None:
+def test_the_engine_reports_how_many_threads_and_attempts_there_may_be() -> None:
     events: list[Event] = []
     wf = Workflow("order")
     wf.add_step("a", lambda ctx: 1)
@@ -69,7 +69,7 @@ def test_the_engine_tells_how_many_threads_and_attempts_there_may_be() -> None:
     assert (registered.steps, registered.max_attempts) == (("a", "b"), (1, 3))
 
 
-def test_propagation_is_told_and_checked() -> None:
+def test_propagation_is_reported_and_checked() -> None:
     events: list[Event] = []
     wf = Workflow("order")
     wf.add_step("a", lambda ctx: 1)

@@ -35,7 +35,7 @@ def test_a_step_within_its_limits_is_none_the_wiser(drive: Drive) -> None:
     assert drive(wf, deadline=timedelta(minutes=1))["a"] == 1
 
 
-def test_a_sync_step_times_out_on_time_and_is_told(live: MakeLive, gate: Gate) -> None:
+def test_a_sync_step_times_out_on_time_and_is_reported(live: MakeLive, gate: Gate) -> None:
     wf = Workflow("slow")
     told = Gate()
 

@@ -270,7 +270,7 @@ def test_fatal_from_an_undo_stops_its_retries(drive: Drive, ledger: Ledger) -> N
     assert ledger == ["undo"]
 
 
-def test_order_and_trigger_are_told(drive: Drive, ledger: Ledger) -> None:
+def test_order_and_trigger_are_reported(drive: Drive, ledger: Ledger) -> None:
     events: list[Any] = []
     drive(ledger.chain("a", "b", "c!"), check=False, hooks=[events.append])
     started = [

@@ -214,7 +214,7 @@ def test_waits_take_no_place_among_the_steps_that_run_at_a_time(live: MakeLive) 
     assert future.result(PATIENCE)["end"] == 2
 
 
-def test_other_steps_go_on_beside_a_wait_and_after_its_end(live: MakeLive) -> None:
+def test_other_steps_continue_beside_a_wait_and_after_its_end(live: MakeLive) -> None:
     watch = Watch()
     driver, wf, go, after = live(hooks=[watch]), Workflow("w"), threading.Event(), threading.Event()
     wf.add_step("long", lambda ctx: go.wait(PATIENCE))

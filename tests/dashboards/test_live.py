@@ -275,7 +275,7 @@ def _sums(live: Live, metric: str, label: str) -> dict[str, int]:
     return {labels[label]: round(value) for labels, value in found}
 
 
-def test_counts_are_what_the_callers_were_told(live: Live) -> None:
+def test_counts_are_what_the_callers_got(live: Live) -> None:
     """The counters themselves, and so exactly."""
     told = live.told
     count = 'flowcore_runs_total{job="shop", workflow!="queue"}'  # no caller waited for that one

@@ -97,7 +97,7 @@ def test_the_committed_files_are_what_build_writes() -> None:
         assert (DASHBOARDS / name).read_text("utf-8") == content, f"{name} is out of date: run make dashboards"
 
 
-def test_check_tells_stale_files_from_fresh_ones(
+def test_check_distinguishes_stale_files_from_fresh_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*options: str) -> tuple[int, str]:

@@ -58,7 +58,7 @@ WORDS = [
         ([A, B, B2, C], WORDS, None, "a of released run r still stands"),
     ],
 )
-def test_the_audit_tells_what_is_wrong(
+def test_the_audit_reports_what_is_wrong(
     effects: list[Effect], words: list[Word], record: RunRecord | None, wrong: str | None, tmp_path: Path
 ) -> None:
     found = "\n".join(audit(effects, words, record, saga("success", World(Ledger(str(tmp_path / "ledger"))))))

@@ -122,7 +122,7 @@ def test_a_claim_that_is_never_answered_is_refused_and_leaves_the_key_free(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_recovery_goes_on_by_itself_after_lost_replies(far: Place, proxy: Proxy, driver: str) -> None:
+def test_recovery_continues_by_itself_after_lost_replies(far: Place, proxy: Proxy, driver: str) -> None:
     wf = saga("success", World(Ledger(far.ledger)))
     claim = Claim("k", "1" * 32, wf.name, None, wf.freeze().graph, {}, {"key": "k"}, lease=0.0, begins=("a",))
     with far.store() as near:

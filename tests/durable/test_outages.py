@@ -98,7 +98,7 @@ def test_while_its_store_is_away_no_run_begins(away: Callable[[str], Away]) -> N
     all_at_once(one, CASES)
 
 
-def test_a_run_whose_store_stays_away_parks_and_is_gone_on_with_once_it_is_back(away: Callable[[str], Away]) -> None:
+def test_a_run_whose_store_stays_away_parks_and_is_resumed_once_it_is_back(away: Callable[[str], Away]) -> None:
     def one(outage: str, driver: str, name: str, at: str, once: list[str]) -> None:
         there = away(outage)
         left: list[str] = []

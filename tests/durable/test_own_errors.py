@@ -48,7 +48,7 @@ ERRORS: dict[str, Exception] = {
 
 
 @pytest.mark.parametrize("what", ERRORS)
-def test_a_listed_error_has_its_type_for_whoever_asks_later(tmp_path: Path, what: str) -> None:
+def test_a_listed_error_has_its_type_for_later_callers(tmp_path: Path, what: str) -> None:
     error, path = ERRORS[what], tmp_path / "runs.db"
     with Engine(store=SQLiteStore(path)) as engine:
         run_id = engine.run(failing(error), idempotency_key="k", check=False).id

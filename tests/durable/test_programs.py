@@ -257,7 +257,7 @@ def silent(*verbs: str, after: int = 0) -> Callable[[str, Any], None]:
     return mood
 
 
-def test_a_run_parks_while_it_works_and_the_next_call_goes_on(run: Callable[..., Any], done: list[str]) -> None:
+def test_a_run_parks_while_it_works_and_the_next_call_continues(run: Callable[..., Any], done: list[str]) -> None:
     store = Moody()
     store.moods = silent("checkpoint", "renew", after=1)
     wf = saga(done, a=fine, b=fine, c=fine)
@@ -286,7 +286,7 @@ def test_a_run_parks_while_it_undoes_and_the_next_call_only_undoes(run: Callable
     assert store.find("k").status is Status.COMPENSATED
 
 
-def test_a_run_whose_end_cannot_be_told_parks(run: Callable[..., Any], done: list[str]) -> None:
+def test_a_run_whose_end_cannot_be_recorded_parks(run: Callable[..., Any], done: list[str]) -> None:
     for steps in ({"a": fine}, {"a": fine, "b": fails}):
         store = Moody()
         store.moods = silent("finish", "renew")
@@ -345,7 +345,7 @@ def test_a_claim_that_is_granted_a_lease_late_is_taken_back_where_the_key_has_ha
 # -- a lease that is lost ----------------------------------------------------------------------------------------------
 
 
-def test_who_has_lost_the_run_stops_and_is_told(run: Callable[..., Any], done: list[str]) -> None:
+def test_who_has_lost_the_run_stops_and_learns_it(run: Callable[..., Any], done: list[str]) -> None:
     for steps in ({"a": fine, "b": fine}, {"a": fine}, {"a": fine, "b": fails}):
         events: list[Any] = []
         store = Moody()
@@ -388,7 +388,7 @@ def test_the_loser_adopts_the_outcome_of_the_owner(done: list[str], wait: float 
     assert done == ["a", "b", "b", "c"]
 
 
-def test_the_heartbeat_keeps_a_lease_and_tells_of_itself(run: Callable[..., Any], done: list[str]) -> None:
+def test_the_heartbeat_keeps_a_lease_and_reports_itself(run: Callable[..., Any], done: list[str]) -> None:
     store, events = Moody(), []
 
     def waits(ctx: Context) -> None:
@@ -449,7 +449,7 @@ def test_a_heartbeat_survives_what_its_store_raises(
 # -- takeover ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_takeover_tells_what_it_does_with_each_step(done: list[str]) -> None:
+def test_a_takeover_reports_what_it_does_with_each_step(done: list[str]) -> None:
     wf = saga(done, a=fine, b=fine, c=fine)
     callers = (Caller(halt=Halt("call", 2, done=True)), Caller(40.0))
     story = play(wf, seed=1, store=SimulatedStore(), key="k", callers=callers)
@@ -560,7 +560,7 @@ def parked(done: list[str], wf: Workflow) -> Moody:
     return store
 
 
-def test_recover_goes_on_with_what_was_left_and_tells_of_it(done: list[str]) -> None:
+def test_recover_resumes_what_was_left_and_reports_it(done: list[str]) -> None:
     wf = saga(done, a=fine, b=fine, c=fine)
     store, events = parked(done, wf), []
     with Engine(store=store, workflows=[wf], hooks=[events.append]) as engine:
@@ -574,7 +574,7 @@ def test_recover_goes_on_with_what_was_left_and_tells_of_it(done: list[str]) -> 
     assert "recover" in kinds
 
 
-def test_recover_on_asyncio_goes_on_with_what_was_left(done: list[str]) -> None:
+def test_recover_on_asyncio_resumes_what_was_left(done: list[str]) -> None:
     wf = saga(done, a=fine, b=fine, c=fine)
     store, events = parked(done, wf), []
 
@@ -586,7 +586,7 @@ def test_recover_on_asyncio_goes_on_with_what_was_left(done: list[str]) -> None:
     assert of_type(events, StoreSurveyed)
 
 
-def test_recover_every_needs_nobody_to_ask(done: list[str]) -> None:
+def test_recover_every_needs_no_caller(done: list[str]) -> None:
     wf = saga(done, a=fine, b=fine, c=fine)
     store = parked(done, wf)
     with Engine(store=store, workflows=[wf], recover_every=0.02):
@@ -684,7 +684,7 @@ def test_an_async_store_is_asked_on_the_loop_and_its_heartbeat_has_a_loop_of_its
     assert store.inner.find("k").status is Status.SUCCESS
 
 
-def test_a_retried_step_of_a_durable_run_tells_each_attempt(run: Callable[..., Any]) -> None:
+def test_a_retried_step_of_a_durable_run_reports_each_attempt(run: Callable[..., Any]) -> None:
     store = Moody()
     told: list[int] = []
 

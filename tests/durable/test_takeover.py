@@ -147,7 +147,7 @@ def test_on_sqlite_a_clock_set_back_costs_a_lease_more(place: Callable[[str], Pl
 
 @pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_another_definition_is_refused_loudly_and_the_old_one_goes_on(
+def test_another_definition_is_refused_loudly_and_the_old_one_continues(
     kind: str, driver: str, place: Callable[[str], Place], nursery: Nursery, caplog: pytest.LogCaptureFixture
 ) -> None:
     part = Part(place(kind), driver, "success", "k", LEASE / 5, "after do b", "killed")

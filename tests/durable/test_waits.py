@@ -188,7 +188,7 @@ def test_a_caller_with_the_key_learns_what_the_run_waits_for_or_waits_too(town: 
     assert effects == ["quote", "ship"]
 
 
-def test_a_run_in_memory_tells_its_key_what_it_waits_for() -> None:
+def test_a_run_in_memory_answers_its_key_with_what_it_waits_for() -> None:
     wf = order(Effects())
     with Engine() as engine:
         future = engine.submit(wf, idempotency_key="k")
@@ -368,7 +368,7 @@ def test_a_default_and_a_sleep_hold_over_processes(town: Town) -> None:
     assert town.store.find("k").results["ship"] == [41, "nobody"]
 
 
-def test_the_time_of_a_wait_counts_from_its_begin_whoever_resumes_the_run(town: Town) -> None:
+def test_the_time_of_a_wait_counts_from_its_begin_whichever_process_resumes_the_run(town: Town) -> None:
     wf = order(Effects(), timeout=1000)
     wf.wait("other", depends_on="quote")
     town.pause(town.engine(), wf)

@@ -133,7 +133,7 @@ def test_draining_may_undo_what_should_not_go_forward(store: SQLiteStore) -> Non
     assert (run.status, log[2], sorted(log[3:])) == ("success", "book", ["insure", "pay"])
 
 
-def test_renaming_lets_both_definitions_go_on_with_keys_of_their_own(store: SQLiteStore) -> None:
+def test_renaming_lets_both_definitions_continue_with_keys_of_their_own(store: SQLiteStore) -> None:
     log: list[str] = []
     old, new = trip(log=log), trip("trip-2", insured=True, log=log)
     with Engine(store=store, workflows=[old, new]) as engine:

@@ -51,7 +51,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> str:
     return result.stdout
 
 
-def test_demo_tells_its_chapters_in_about_forty_lines(told: str) -> None:
+def test_demo_shows_its_chapters_in_about_forty_lines(told: str) -> None:
     lines = told.splitlines()
 
     assert [line for line in lines if line.startswith(tuple(CHAPTERS))] == [
@@ -202,7 +202,7 @@ def test_faulty_service_makes_the_demo_fail(tmp_path: Path, fault: str, found: s
 # -- what may go wrong around it ---------------------------------------------------------------------------------------
 
 
-def test_taken_port_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_taken_port_is_reported_in_a_sentence(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -224,7 +224,7 @@ def test_service_that_does_not_start_shows_its_last_words(tmp_path: Path) -> Non
     assert "no licence to sell" in result.stderr
 
 
-def test_service_that_dies_on_the_way_is_told(tmp_path: Path) -> None:
+def test_service_that_dies_on_the_way_is_reported(tmp_path: Path) -> None:
     fault = "import os\nledger.Ledger.refund = lambda *_: (print('out of memory', flush=True), os._exit(9))"
     result = run_demo(f"--service={_faulty_service(tmp_path, fault)}", folder=tmp_path)
 

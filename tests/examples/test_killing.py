@@ -88,7 +88,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Demo]]
 
 
 @pytest.mark.parametrize("name", ["on sqlite", "on redis"])
-def test_killed_orders_are_gone_on_with_and_the_books_add_up(demos: dict[str, Demo], name: str) -> None:
+def test_killed_orders_are_resumed_and_the_books_add_up(demos: dict[str, Demo], name: str) -> None:
     code, told, errors = demos[name].ended()
 
     assert (code, errors) == (0, ""), told
@@ -104,7 +104,7 @@ def test_killed_orders_are_gone_on_with_and_the_books_add_up(demos: dict[str, De
 
 
 @pytest.mark.parametrize("name", ["on sqlite", "on redis"])
-def test_story_tells_where_each_order_stood_and_how_it_ended(demos: dict[str, Demo], name: str) -> None:
+def test_story_says_where_each_order_stood_and_how_it_ended(demos: dict[str, Demo], name: str) -> None:
     _, told, _ = demos[name].ended()
 
     rows = re.findall(r"^  (caught-\d)  (.+?)  +(\S.*)$", told, re.MULTILINE)
@@ -154,7 +154,7 @@ def test_store_of_ones_own_is_kept_and_takes_a_second_demo(tmp_path: Path) -> No
         (["--store=sqlite:/no/such/folder/runs.db"], 1, "its folder does not exist"),
     ],
 )
-def test_store_that_cannot_be_had_is_told_in_a_sentence(
+def test_store_that_cannot_be_had_is_reported_in_a_sentence(
     tmp_path: Path, arguments: list[str], code: int, sentence: str
 ) -> None:
     ended, _, errors = start(tmp_path / "demo", *arguments).ended()
@@ -183,7 +183,7 @@ def test_redis_of_the_demo_ends_with_it(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_missing_redis_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_redis_is_reported_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
 
@@ -191,7 +191,7 @@ def test_missing_redis_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pyt
         pass
 
 
-def test_history_is_told_in_the_order_of_events(tmp_path: Path) -> None:
+def test_history_is_reported_in_the_order_of_events(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     Ledger(path).close()
     with closing(sqlite3.connect(path)) as db:

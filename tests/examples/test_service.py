@@ -137,7 +137,7 @@ def test_replay_is_the_stored_answer_and_says_so(ledger: Path) -> None:
         ({"address": "island, refund flaky"}, 502, "no-answer", TAKEN_BACK),
     ],
 )
-def test_failed_order_is_explained_and_has_cost_nobody_anything(
+def test_failed_order_is_explained_and_has_cost_nothing(
     ledger: Path, changes: dict[str, Any], status: int, kind: str, detail: str
 ) -> None:
     async def talk(post: Post, _: httpx.AsyncClient) -> None:
@@ -177,7 +177,7 @@ def test_key_of_another_order_is_refused(ledger: Path) -> None:
     with_service(ledger, talk)
 
 
-def test_second_request_at_once_is_told_when_to_ask_again(ledger: Path) -> None:
+def test_second_request_at_once_learns_when_to_retry(ledger: Path) -> None:
     async def talk(post: Post, _: httpx.AsyncClient) -> None:
         first = asyncio.create_task(post("k", card="tok_slow"))
         await asyncio.sleep(0.05)
@@ -379,7 +379,7 @@ def test_one_key_from_eight_clients_is_one_order(tmp_path: Path) -> None:
     assert len({json.dumps(answer.body) for answer in answers}) == 8
 
 
-def test_service_told_to_stop_finishes_what_it_has_begun(tmp_path: Path) -> None:
+def test_service_that_must_stop_finishes_what_it_has_begun(tmp_path: Path) -> None:
     lines = read_orders(SERVICE / "orders.jsonl")
 
     def cut_short() -> None:

@@ -123,7 +123,7 @@ def test_run_that_ended_elsewhere_is_answered_like_one_of_our_own(
     assert detail in body
 
 
-def test_failure_that_nobody_has_an_answer_for_is_raised() -> None:
+def test_failure_without_an_answer_is_raised() -> None:
     wf = Workflow("checkout")
 
     @wf.step

@@ -85,7 +85,7 @@ def test_each_request_joins_its_callers_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
-def test_an_order_waits_for_its_approval_and_goes_on_with_it(tmp_path: Path, store: str) -> None:
+def test_an_order_waits_for_its_approval_and_continues_with_it(tmp_path: Path, store: str) -> None:
     async def talk(client: httpx.AsyncClient) -> None:
         placed = await client.post("/purchases", json=LAMP, headers=KEY)
         assert (placed.status_code, placed.headers["Location"]) == (202, "/orders/lamp-1")

@@ -46,7 +46,7 @@ def test_what_is_cleared_is_gone() -> None:
         assert telemetry.metric("flowcore_run_duration_seconds_count", workflow="trip", outcome="success") == 2
 
 
-def test_a_span_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_a_span_that_is_not_there_is_reported_with_those_that_are() -> None:
     with capture() as telemetry:
         with pytest.raises(LookupError, match=r"0 spans have the name 'step book'; there are:\nnone"):
             telemetry.span("step book")

@@ -90,7 +90,7 @@ def links(span: ReadableSpan) -> list[tuple[str, str]]:
     return [(str((link.attributes or {})[names.LINK_TYPE]), f"{link.context.span_id:016x}") for link in span.links]
 
 
-def test_the_next_caller_goes_on_forward(dead: Dead, spans: Spans, survive: Survive) -> None:
+def test_the_next_caller_continues_forward(dead: Dead, spans: Spans, survive: Survive) -> None:
     survivor = survive("retry")
     with spans.span("POST /trips"):
         run = survivor.engine.run(survivor.workflow, idempotency_key=KEY, wait=20)

@@ -43,7 +43,7 @@ def wf() -> Workflow:
     return wf
 
 
-def test_every_engine_tells_it(everywhere: Counting, make_driver: MakeDriver, wf: Workflow) -> None:
+def test_every_engine_emits_it(everywhere: Counting, make_driver: MakeDriver, wf: Workflow) -> None:
     make_driver().run(wf)
     make_driver(lambda event: None).run(wf)
     wf.run(hooks=())

@@ -85,7 +85,7 @@ def both(registry: CollectorRegistry) -> Both:
     return Both(registry)
 
 
-def test_what_a_store_takes_to_answer_is_told_by_verb_and_outcome(both: Both) -> None:
+def test_what_a_store_takes_to_answer_is_reported_by_verb_and_outcome(both: Both) -> None:
     for seconds in (0.0002, 0.003, 20.0):
         both.tell(StoreCalled, "redis", "claim", Status.SUCCESS, seconds, None)
     both.tell(StoreCalled, "redis", "renew", Status.FAILURE, 0.5, OSError())
@@ -96,7 +96,7 @@ def test_what_a_store_takes_to_answer_is_told_by_verb_and_outcome(both: Both) ->
     assert both.value(names.STORE_DURATION, "_sum", store="redis", operation="renew", outcome="failure") == 0.5
 
 
-def test_runs_that_wait_for_somebody_are_shown_as_last_counted(both: Both) -> None:
+def test_runs_that_wait_for_an_operator_are_shown_as_last_counted(both: Both) -> None:
     both.tell(StoreSurveyed, {("trip", "held"): 2, ("trip", "expired"): 0})
     both.tell(StoreSurveyed, {("trip", "held"): 1, ("trip", "expired"): 3})
     assert both.value(names.STORE_RUNS, workflow="trip", status="held") == 1
@@ -109,7 +109,7 @@ def test_past_the_limit_the_counts_of_workflows_are_added_up(both: Both, caplog:
     assert "more than 200 values for the label workflow" in caplog.text
 
 
-def test_threads_are_counted_when_somebody_asks_over_all_engines(both: Both) -> None:
+def test_threads_are_counted_when_asked_over_all_engines(both: Both) -> None:
     first: list[tuple[int, int] | None] = [(3, 1)]
     both.tell(EngineStarted, lambda: first[0], ())
     both.tell(EngineStarted, lambda: (2, 0), ())

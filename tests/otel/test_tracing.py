@@ -194,7 +194,7 @@ def logging_to_memory() -> tuple[LoggerProvider, InMemoryLogRecordExporter]:
     return provider, exporter
 
 
-def test_a_late_landing_is_told_in_the_context_of_the_ended_step(spans: Spans) -> None:
+def test_a_late_completion_is_reported_in_the_context_of_the_ended_step(spans: Spans) -> None:
     logs, exporter = logging_to_memory()
     wf = Workflow("trip")
     give_up, told = threading.Event(), threading.Event()
@@ -325,7 +325,7 @@ class Heard:
         return self.hook(event)
 
 
-def test_of_an_unsampled_run_no_event_is_built_but_what_its_caller_must_be_told(
+def test_of_an_unsampled_run_no_event_is_built_but_what_its_caller_must_learn(
     make_driver: MakeDriver, spans: Spans
 ) -> None:
     heard = Heard(TracingHook(Spans(ALWAYS_OFF).provider))
@@ -375,7 +375,7 @@ def test_links_never_point_at_an_unsampled_run(make_driver: MakeDriver, spans: S
     assert hit.attributes["flowcore.original_run.sampled"] is False
 
 
-def test_without_an_sdk_nothing_happens_and_the_callers_trace_goes_on(make_driver: MakeDriver) -> None:
+def test_without_an_sdk_nothing_happens_and_the_callers_trace_continues(make_driver: MakeDriver) -> None:
     caller = trace.SpanContext(0x1, 0x2, is_remote=True, trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED))
     seen: list[trace.SpanContext] = []
     wf = Workflow("trip")

@@ -198,7 +198,7 @@ def test_a_deadline_counts_from_the_claim_not_from_the_submit(ledger: Ledger) ->
     assert ledger == ["a"]
 
 
-def test_a_call_that_goes_on_past_the_pivot_has_what_is_left_of_the_deadline(drive: Drive, ledger: Ledger) -> None:
+def test_a_call_that_continues_past_the_pivot_has_what_is_left_of_the_deadline(drive: Drive, ledger: Ledger) -> None:
     store, wf, tries = MemoryStore(), Workflow("half", deadline=0.2), list[int]()
 
     def ship(ctx: Context) -> None:
@@ -215,7 +215,7 @@ def test_a_call_that_goes_on_past_the_pivot_has_what_is_left_of_the_deadline(dri
     assert drive(wf, store=store, idempotency_key="k", deadline=60.0).status is Status.SUCCESS
 
 
-def test_a_caller_that_waits_for_a_run_goes_on_with_it_where_it_ends_incomplete(live: MakeLive, gate: Gate) -> None:
+def test_a_caller_that_waits_for_a_run_resumes_it_where_it_ends_incomplete(live: MakeLive, gate: Gate) -> None:
     one, wf, began, tries = live(), Workflow("half"), Gate(), list[str]()
 
     def ship(ctx: Context) -> str:

@@ -331,7 +331,7 @@ def _at_once(fn: Any) -> Any:
 
 
 @pytest.mark.parametrize("driver", [*DRIVERS, "at once"])
-def test_runs_that_need_no_driver_are_told_like_those_that_do(driver: str) -> None:
+def test_runs_that_need_no_driver_are_reported_like_those_that_do(driver: str) -> None:
     """Only a run with a key or a deadline needs a driver. All runs have the same events, scopes and order."""
     with no_waiting():
         for number in range(CORPUS):

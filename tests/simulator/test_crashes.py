@@ -60,7 +60,7 @@ def test_stories_that_once_broke_a_promise_keep_it() -> None:
 
 
 @pytest.mark.proof(quick=500, full=10_000, each=500)
-def test_a_story_is_the_same_where_nobody_watches_in_every_request_to_the_store(seeds: range) -> None:
+def test_a_story_is_the_same_without_hooks_in_every_request_to_the_store(seeds: range) -> None:
     for seed in seeds:
         assert not differs_alone(played(from_seed(seed))), replay(seed)
 
@@ -161,7 +161,7 @@ def test_a_zombie_starts_and_undoes_nothing_more() -> None:
     assert (zombie.status, zombie.id, zombie.replayed) == (Status.SUCCESS, owner.id, True)  # it adopts the outcome
 
 
-def test_a_zombie_whose_run_goes_on_elsewhere_is_told_so() -> None:
+def test_a_zombie_whose_run_continues_elsewhere_learns_that() -> None:
     wf = Workflow("zombie")
     wf.add_step("a", lambda ctx: None)
     wf.add_step("b", lambda ctx: 1 / 0 if ctx.fence > 1 else None, depends_on="a", pivot=True)

@@ -134,7 +134,7 @@ def test_a_seed_replays_identically() -> None:
 
 
 @pytest.mark.proof(quick=1000, full=10_000, each=1000)
-def test_nobody_watching_changes_nothing(seeds: range) -> None:
+def test_hooks_change_nothing(seeds: range) -> None:
     for seed in seeds:
         trial = tried(from_seed(seed))
         assert not differs_alone(trial), replay(seed)

@@ -417,7 +417,7 @@ def test_two_journals_are_equal_where_they_say_the_same() -> None:
     assert Journal() == []
 
 
-def test_a_journal_tells_timeouts_cancellations_landings_and_replays() -> None:
+def test_a_journal_reports_timeouts_cancellations_late_completions_and_replays() -> None:
     wf = Workflow("slow")
     wf.add_step("pay", lambda ctx: None, timeout=1.0, compensate=lambda ctx: None)
     assert simulate(wf, faults={"pay": Fault.TIMEOUT}).journal == [
@@ -470,7 +470,7 @@ def on_asyncio(hooks: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("engine", [on_threads, submitted, on_asyncio])
-def test_no_waiting_waits_for_nothing_in_real_engines_and_tells_all_the_same(
+def test_no_waiting_waits_for_nothing_in_real_engines_and_emits_all_the_same(
     engine: Callable[[list[Any]], Any],
 ) -> None:
     events: list[Any] = []

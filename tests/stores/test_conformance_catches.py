@@ -94,7 +94,7 @@ class TestMyStore(StoreConformance):
     assert found.passed > 300
 
 
-def test_a_test_class_without_a_store_is_told_what_is_missing(tmp_path: Path) -> None:
+def test_a_test_class_without_a_store_learns_what_is_missing(tmp_path: Path) -> None:
     mine = tmp_path / "test_nothing.py"
     mine.write_text("from flowcore.testing import StoreConformance\nclass TestMyStore(StoreConformance): ...\n")
     assert "TestMyStore must define make_store(self), which returns the store to test." in run(str(mine)).message

@@ -106,7 +106,7 @@ def test_steps_that_begin_with_the_claim_come_in_its_order_whatever_the_store_do
         assert (record.effects, record.seq) == (("b", "c", "a"), 3)
 
 
-def test_a_report_keeps_all_that_it_tells() -> None:
+def test_a_report_keeps_all_that_it_reports() -> None:
     report = StepReport(
         Status.TIMEOUT,
         3,
@@ -153,7 +153,7 @@ def test_an_error_comes_back_as_run_failed_with_its_type_message_and_traceback()
     assert (record.undoing, record.failed_step) == (True, "pay")
 
 
-def test_an_error_of_an_error_tells_of_the_first_one() -> None:
+def test_an_error_of_an_error_reports_the_first_one() -> None:
     once = ENCODING.decode("order-1", stored(checkpoint(failed_step="pay", error=raised(ValueError("declined"))))).error
     twice = ENCODING.decode("order-1", stored(checkpoint(failed_step="pay", error=once))).error
     assert (str(twice), vars(twice)) == (str(once), vars(once))
@@ -173,7 +173,7 @@ class Hostile(Exception):
         raise RuntimeError("no")
 
 
-def test_an_error_that_cannot_be_printed_is_told_all_the_same() -> None:
+def test_an_error_that_cannot_be_printed_is_reported_all_the_same() -> None:
     back = ENCODING.decode("order-1", stored(checkpoint(error=raised(Hostile())))).error
     assert (back.error_type, back.message) == ("Hostile", "(its __str__ raised RuntimeError)")
 

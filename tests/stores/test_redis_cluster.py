@@ -70,7 +70,7 @@ def test_prefixes_that_look_alike_are_not(client: Any) -> None:
     assert [len(store.list_runs()) for store in stores] == [1] * len(stores)
 
 
-def test_runs_go_on_while_a_slot_of_theirs_is_moved(redis_cluster: RedisClusterServers, client: Any) -> None:
+def test_runs_continue_while_a_slot_of_theirs_is_moved(redis_cluster: RedisClusterServers, client: Any) -> None:
     prefix = uuid4().hex
     store = RedisStore(client, prefix=prefix, shards=2)
     runs = [begin(store, f"key {number}") for number in range(20)]  # in both shards
@@ -110,7 +110,7 @@ def test_what_a_moving_slot_cannot_answer_is_unavailable_until_it_has_moved(redi
         assert store.finish(an_ending(claim, fence)) is None
 
 
-def test_a_client_of_one_node_is_told_to_be_a_clusters(redis_cluster: RedisClusterServers) -> None:
+def test_a_client_of_one_node_is_reported_to_be_a_clusters(redis_cluster: RedisClusterServers) -> None:
     with redis_cluster.nodes[0].client() as client:
         store = RedisStore(client)
         with pytest.raises(StoreError, match="give the store a RedisCluster client") as error:

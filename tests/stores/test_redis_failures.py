@@ -155,7 +155,7 @@ def test_a_busy_server_is_unavailable(start_redis: StartRedis) -> None:
         client.script_kill()
 
 
-def test_who_may_not_enter_is_told_to_say_who_asks(start_redis: StartRedis) -> None:
+def test_who_may_not_enter_is_asked_for_a_password(start_redis: StartRedis) -> None:
     server = start_redis(arguments=["--requirepass", "secret"])
     for options in ({}, {"password": "wrong"}):
         with (
@@ -371,7 +371,7 @@ def test_a_verb_whose_reply_was_lost_is_answered_the_same_when_it_is_asked_again
 
 
 @pytest.mark.parametrize("index", ["open", "ended", "index"])
-def test_an_index_of_another_type_is_told_and_no_record_is_changed(start_redis: StartRedis, index: str) -> None:
+def test_an_index_of_another_type_is_reported_and_no_record_is_changed(start_redis: StartRedis, index: str) -> None:
     server = start_redis()
     with client_of(server) as client:
         store = RedisStore(client, shards=1)

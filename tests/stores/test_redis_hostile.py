@@ -129,7 +129,7 @@ def test_a_claim_changes_no_record_that_cannot_be_read(client: Any, state: str, 
 
 
 @pytest.mark.parametrize("state", ["running", "expired", "parked", "held", "success", "failure"])
-def test_an_owner_either_writes_or_is_told_that_the_record_is_corrupt(client: Any, state: str, share: Any) -> None:
+def test_an_owner_either_writes_or_learns_that_the_record_is_corrupt(client: Any, state: str, share: Any) -> None:
     left = Left(client, state)
     claim, fence = left.claim, left.fence
     verbs: list[Callable[[], Any]] = [
@@ -248,7 +248,7 @@ def test_a_failed_undo_that_is_not_held_means_nothing_to_a_claim(client: Any) ->
     begin(left.store, KEY)
 
 
-def test_a_record_of_a_later_flowcore_is_told_as_such(client: Any) -> None:
+def test_a_record_of_a_later_flowcore_is_reported_as_such(client: Any) -> None:
     left = Left(client, "parked")
     left.put(b"schema", b"3")
     with pytest.raises(CorruptRecord, match="schema is 3, but this version of flowcore supports only 2"):
@@ -265,7 +265,7 @@ def test_a_record_that_was_copied_to_another_key_is_corrupt(client: Any) -> None
 
 
 @pytest.mark.parametrize("member", [b"", b"nonsense", b"\xff\xfe" * 40, b"a" * 64 + b"9:x", b"a" * 64 + b"99999999:"])
-def test_foreign_members_of_the_index_hurt_nobody_and_are_swept_away(client: Any, member: bytes) -> None:
+def test_foreign_members_of_the_index_do_no_harm_and_are_swept_away(client: Any, member: bytes) -> None:
     left = Left(client, "parked")
     prefix = f"{{{left.prefix}:0}}:"
     client.zadd(prefix + "open", {member: 1})

@@ -74,7 +74,7 @@ def test_a_run_that_is_renewed_keeps_its_index(client: Any, prefix: str) -> None
 
 
 @pytest.mark.parametrize("status", ["parked", "incomplete", "held"])
-def test_what_is_to_be_gone_on_with_never_ends(client: Any, prefix: str, status: str) -> None:
+def test_what_is_to_be_resumed_never_ends(client: Any, prefix: str, status: str) -> None:
     store = RedisStore(client, prefix=prefix, shards=1, retention=100)
     claim, fence = begin(store, "ended")
     assert store.finish(an_ending(claim, fence)) is None
@@ -216,7 +216,7 @@ def test_runs_that_are_not_left_are_not_looked_at(client: Any, prefix: str) -> N
     assert [record.key for record in store.list_resumable(["trip"])] == ["running"]
 
 
-def test_an_entry_without_its_record_is_taken_out_by_whoever_comes_across_it(client: Any, prefix: str) -> None:
+def test_an_entry_without_its_record_is_taken_out_by_the_next_reader(client: Any, prefix: str) -> None:
     store = RedisStore(client, prefix=prefix, shards=1)
     park(store, 3, "trip")
     client.delete(records(client, prefix)[0])
@@ -284,7 +284,7 @@ def test_a_run_that_seems_to_have_begun_in_the_future_is_of_no_age(client: Any, 
     assert store.claim(claim).age == store.claim(a_claim()).age == 0.0
 
 
-def test_an_ending_without_a_fence_is_taken_from_who_began_the_run_and_nobody_else(client: Any, prefix: str) -> None:
+def test_an_ending_without_a_fence_is_taken_only_from_the_owner_that_began_the_run(client: Any, prefix: str) -> None:
     store = RedisStore(client, prefix=prefix)
     claim, _ = begin(store)
     assert store.finish(an_ending(a_claim(), 0)) == Lost()

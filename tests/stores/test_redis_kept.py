@@ -87,7 +87,7 @@ def test_a_command_is_packed_alike_with_hiredis_and_without() -> None:
     assert connection_cache._packed(command) == hiredis.pack_command(command)
 
 
-def test_an_async_store_reconnects_as_its_client_is_told_to(
+def test_an_async_store_reconnects_as_its_client_is_configured_to(
     start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_cache, "_PAUSE", 600.0)
@@ -181,7 +181,7 @@ def pause(url: str) -> None:
         other.execute_command("CLIENT", "PAUSE", "200", "ALL")
 
 
-def test_a_reply_that_nobody_read_is_never_taken_for_the_next_ones(redis_url: str) -> None:
+def test_a_reply_that_was_not_read_is_never_taken_for_the_next_ones(redis_url: str) -> None:
     """An interrupt may come when a command has been sent, before its reply is read, or even there."""
     with Struck.from_url(redis_url) as client:
         store = RedisStore(client, prefix=uuid4().hex)

@@ -60,7 +60,7 @@ def test_the_doctor_of_a_safe_server_has_nothing_to_warn_of(
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_the_doctor_tells_what_is_kept_on_disk(
+def test_the_doctor_reports_what_is_kept_on_disk(
     start_redis: StartRedis, settings: dict[str, str], persistence: str, protocol: int
 ) -> None:
     with start_redis().client(protocol=protocol) as client:

@@ -172,7 +172,7 @@ def test_options_that_cannot_be_meant_are_refused(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot make .*runs\.db: its folder does not exist; create it first"):
         SQLiteStore(tmp_path / "nowhere" / "runs.db")
 
@@ -244,7 +244,7 @@ except StoreError as error:
         ),
     ],
 )
-def test_a_place_where_one_may_not_write_is_told(*, there: bool, rights: int, told: str) -> None:
+def test_a_place_where_one_may_not_write_is_reported(*, there: bool, rights: int, told: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # not under tmp_path, which only its owner may enter
         path = Path(folder) / "runs.db"
         if there:
@@ -266,7 +266,7 @@ def test_a_closed_store_says_so(path: Path) -> None:
         store.find("k")
 
 
-def test_a_store_that_nobody_has_any_more_closes_its_file(path: Path) -> None:
+def test_a_store_that_is_no_longer_used_closes_its_file(path: Path) -> None:
     granted(SQLiteStore(path))
     assert not Path(f"{path}-wal").exists()  # the last to close it takes the log away
 
@@ -358,7 +358,7 @@ def test_a_write_that_the_system_refuses_is_unavailable(path: Path) -> None:
     assert after == "None Claimed"
 
 
-def test_a_damaged_file_is_told_and_never_taken_for_an_empty_one(path: Path) -> None:
+def test_a_damaged_file_is_reported_and_never_taken_for_an_empty_one(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         for number in range(100):
             granted(store, key=f"k{number}", run_id=f"r{number}")
@@ -470,7 +470,7 @@ def put(path: Path, place: str, garbage: str) -> None:
 
 
 @pytest.mark.parametrize("place", [*FULL_OF, *FIELDS])
-def test_garbage_anywhere_in_a_record_is_told_by_its_key_and_left_as_it_is(
+def test_garbage_anywhere_in_a_record_is_reported_by_its_key_and_left_as_it_is(
     parked: SQLiteStore, path: Path, place: str
 ) -> None:
     assert parked.find("k").results == {"s": 1}
@@ -515,7 +515,7 @@ def test_a_record_that_cannot_be_read_is_given_up_by_force_only(parked: SQLiteSt
     assert granted(parked, run_id="r9").record is None
 
 
-def test_a_row_of_nobody_in_a_record_is_refused(parked: SQLiteStore, path: Path) -> None:
+def test_a_foreign_row_in_a_record_is_refused(parked: SQLiteStore, path: Path) -> None:
     sql(path, "INSERT INTO fields VALUES (1, 'surprise', '1 {}')")
     with pytest.raises(CorruptRecord, match=r"the record of key .* is corrupted: it has a field 'surprise'"):
         parked.find("k")
@@ -526,7 +526,7 @@ def test_a_row_cannot_speak_for_the_head_of_a_record(parked: SQLiteStore, path: 
     assert parked.find("k").status == Status.PARKED
 
 
-def test_a_status_that_means_nothing_makes_nobody_an_owner(store: SQLiteStore, path: Path) -> None:
+def test_a_status_that_means_nothing_makes_no_owner(store: SQLiteStore, path: Path) -> None:
     owner = granted(store)
     sql(path, "UPDATE runs SET status = 'paused'")
     before = dump(path)
@@ -556,7 +556,9 @@ def test_all_runs_to_recover_are_listed_in_pages_the_oldest_first(store: SQLiteS
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_set_forward_lets_others_take_over_and_the_old_owner_is_told(store: SQLiteStore, clock: Clock) -> None:
+def test_a_clock_set_forward_lets_others_take_over_and_the_old_owner_learns_it(
+    store: SQLiteStore, clock: Clock
+) -> None:
     owner = granted(store)
     clock.now += 3600
     taken = granted(store, run_id="r2")
@@ -647,7 +649,7 @@ def test_claims_forget_what_is_past_its_retention_bit_by_bit(store: SQLiteStore,
     assert rows(path) == (5, 20)
 
 
-def test_a_process_that_only_goes_on_forgets_too(store: SQLiteStore, path: Path, clock: Clock) -> None:
+def test_a_process_that_only_continues_forgets_too(store: SQLiteStore, path: Path, clock: Clock) -> None:
     for number in range(20):
         store.finish(ending(granted(store, key=f"old{number}"), Status.FAILURE, key=f"old{number}"))
     owner = granted(store)

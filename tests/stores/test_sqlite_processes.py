@@ -308,7 +308,7 @@ assert store.checkpoint(checkpoint("r1", owner.fence, 5)) is None
 """
 
 
-def test_a_child_whose_fork_python_was_not_told_of_is_refused(path: Path) -> None:
+def test_a_child_whose_fork_python_does_not_know_of_is_refused(path: Path) -> None:
     assert "then forked in a way that Python did not notice: make the store in the process that uses it" in said(
         python(UNTOLD, path)
     )

@@ -123,7 +123,7 @@ def test_what_is_refused_costs_the_others_nothing(path: Path, words: Database, t
     assert said(path) == list("abc")
 
 
-def test_where_the_file_cannot_be_written_each_thread_is_told_and_can_ask_again(
+def test_where_the_file_cannot_be_written_each_thread_gets_the_error_and_can_retry(
     path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "PATIENCE", 0.2)
@@ -186,7 +186,7 @@ def test_what_an_interrupt_has_ended_is_not_written_by_others(
 
 
 @pytest.mark.parametrize(("moment", "look"), [("_pass_on", 0.1), ("_others", 3600)])
-def test_an_interrupt_of_who_writes_keeps_nobody_waiting(
+def test_an_interrupt_of_who_writes_keeps_no_other_waiting(
     moment: str, look: float, path: Path, words: Database, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_commit, "_LOOK", look)

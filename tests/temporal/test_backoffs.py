@@ -124,7 +124,7 @@ def test_a_long_backoff_takes_no_place_of_a_worker_and_its_run_waits(temporal: T
     temporal.run(main)
 
 
-def test_a_step_fails_after_its_last_attempt_whoever_made_the_others(temporal: Temporal) -> None:
+def test_a_step_fails_after_its_last_attempt_whichever_owner_made_the_others(temporal: Temporal) -> None:
     wf = Workflow("failing")
 
     @wf.step(retry=Retry(3, Backoff.fixed(SHORT)), when=lambda ctx: not ctx.get("asked"))

@@ -129,7 +129,7 @@ def test_a_worker_that_is_stopped_leaves_its_step_to_another_one(
     temporal.run(main)
 
 
-def test_a_killed_server_goes_on_where_it_was(killed: Any, tmp_path: Path) -> None:
+def test_a_killed_server_continues_where_it_was(killed: Any, tmp_path: Path) -> None:
     """It is killed while one run is in a step, one in an undo, one waits for a value, and one is held."""
     server = Server(tmp_path)
     temporal = Temporal(server)

@@ -698,7 +698,7 @@ def test_a_running_run_cannot_be_resumed_or_released_but_undone(temporal: Tempor
     temporal.run(main)
 
 
-def test_a_worker_is_told_what_it_cannot_run() -> None:
+def test_a_worker_learns_what_it_cannot_run() -> None:
     from flowcore.temporal import temporal_worker
 
     client: Any = None

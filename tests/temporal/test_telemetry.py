@@ -111,7 +111,7 @@ def _ignore(event: Any) -> None:
 
 
 @pytest.mark.parametrize(("caller", "worker"), [(True, True), (True, False), (False, True)])
-def test_the_end_of_a_run_is_counted_once_whoever_has_a_hook_for_it(
+def test_the_end_of_a_run_is_counted_once_whichever_process_has_a_hook_for_it(
     temporal: Temporal, caller: bool, worker: bool
 ) -> None:
     fleet = Fleet(caller=caller, worker=worker)
