@@ -43,7 +43,7 @@ def landed(engine: Any) -> bool:
 
 
 @pytest.mark.parametrize("undoable", [False, True])
-def test_a_step_that_lands_between_its_timeout_and_the_end_is_recorded_before_the_end(
+def test_a_step_that_completes_between_its_timeout_and_the_end_is_recorded_before_the_end(
     ledger: Ledger, gate: Gate, undoable: bool
 ) -> None:
     events: list[Any] = []
@@ -66,7 +66,7 @@ def test_a_step_that_lands_between_its_timeout_and_the_end_is_recorded_before_th
     assert ledger == (["slow", "-slow"] if undoable else ["slow"])
 
 
-def test_a_step_that_lands_after_its_undo_but_before_the_end_is_undone_again_before_the_end(
+def test_a_step_that_completes_after_its_undo_but_before_the_end_is_undone_again_before_the_end(
     live: MakeLive, ledger: Ledger, gate: Gate
 ) -> None:
     one, wf = live(grace=0.01), Workflow("w")

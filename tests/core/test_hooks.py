@@ -193,7 +193,7 @@ def test_every_start_has_its_finish_whatever_happens(drive: Drive, ledger: Ledge
     assert kinds(events)[-1] == "RunFinished"
 
 
-def test_every_start_has_its_finish_when_steps_time_out_and_land_late(live: MakeLive, gate: Gate) -> None:
+def test_every_start_has_its_finish_when_steps_time_out_and_complete_late(live: MakeLive, gate: Gate) -> None:
     events: list[Any] = []
     wf = Workflow("late")
     wf.add_step("a", gate, timeout=0.01, retry=3, compensate=lambda ctx: None)

@@ -70,7 +70,7 @@ def test_a_step_that_timed_out_is_undone(live: MakeLive, ledger: Ledger, gate: G
     assert ledger == ["a", "-slow", "-a"]
 
 
-def test_an_undo_never_comes_before_the_effect_it_undoes_if_that_lands_within_grace(
+def test_an_undo_never_comes_before_the_effect_it_undoes_if_that_completes_within_grace(
     live: MakeLive, ledger: Ledger, gate: Gate
 ) -> None:
     wf = Workflow("charge")
@@ -106,7 +106,7 @@ def test_the_undo_of_a_step_that_landed_meanwhile_sees_its_result(live: MakeLive
     assert seen == ["receipt"]
 
 
-def test_a_step_that_lands_after_it_was_undone_is_undone_again(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
+def test_a_step_that_completes_after_it_was_undone_is_undone_again(live: MakeLive, ledger: Ledger, gate: Gate) -> None:
     events: list[Any] = []
     wf = Workflow("late")
     ledger.add(wf, "charge", first=gate, timeout=SOON)
@@ -136,7 +136,7 @@ def test_a_step_that_fails_late_is_recorded_and_not_undone_again(live: MakeLive,
     assert run.steps["charge"].completed_late is Status.FAILURE
 
 
-def test_a_late_landing_of_a_run_that_undid_nothing_is_only_recorded(live: MakeLive, gate: Gate) -> None:
+def test_a_late_completion_of_a_run_that_undid_nothing_is_only_recorded(live: MakeLive, gate: Gate) -> None:
     wf = Workflow("late")
     wf.add_step("slow", gate, timeout=SOON)
     run = live(grace=SOON).run(wf, check=False)
@@ -166,7 +166,7 @@ def test_the_next_attempt_starts_only_after_the_one_that_timed_out_has_landed(
     assert (run["a"], run.steps["a"].attempts) == (2, 2)
 
 
-def test_an_attempt_that_lands_with_a_result_before_the_next_one_is_the_steps_result(live: MakeLive) -> None:
+def test_an_attempt_that_completes_with_a_result_before_the_next_one_is_the_steps_result(live: MakeLive) -> None:
     wf = Workflow("retry")
     tries: list[int] = []
 
@@ -181,7 +181,7 @@ def test_an_attempt_that_lands_with_a_result_before_the_next_one_is_the_steps_re
     assert run.status is Status.SUCCESS
 
 
-def test_an_attempt_that_does_not_land_within_grace_is_the_last(live: MakeLive, gate: Gate) -> None:
+def test_an_attempt_that_does_not_complete_within_grace_is_the_last(live: MakeLive, gate: Gate) -> None:
     wf = Workflow("retry")
     tries: list[int] = []
 
@@ -195,7 +195,7 @@ def test_an_attempt_that_does_not_land_within_grace_is_the_last(live: MakeLive, 
     assert tries == [1]
 
 
-def test_waiting_for_a_landing_counts_for_max_elapsed(live: MakeLive) -> None:
+def test_waiting_for_a_late_completion_counts_for_max_elapsed(live: MakeLive) -> None:
     tries: list[int] = []
 
     def slow(ctx: Context) -> None:
@@ -210,7 +210,7 @@ def test_waiting_for_a_landing_counts_for_max_elapsed(live: MakeLive) -> None:
     assert tries == [1]
 
 
-def test_a_pause_for_which_the_landing_has_left_no_time_is_not_begun(live: MakeLive) -> None:
+def test_a_pause_for_which_the_late_completion_has_left_no_time_is_not_begun(live: MakeLive) -> None:
     tries: list[int] = []
 
     def slow(ctx: Context) -> None:
@@ -225,7 +225,7 @@ def test_a_pause_for_which_the_landing_has_left_no_time_is_not_begun(live: MakeL
     assert tries == [1]
 
 
-def test_an_attempt_that_lands_after_the_run_has_failed_is_the_last(live: MakeLive) -> None:
+def test_an_attempt_that_completes_after_the_run_has_failed_is_the_last(live: MakeLive) -> None:
     given_up, failed, wf, tries = Gate(), Gate(), Workflow("sibling"), list[int]()
 
     def slow(ctx: Context) -> None:
@@ -355,7 +355,7 @@ def test_an_undo_that_times_out_has_failed_and_the_key_is_held(live: MakeLive, g
     assert "the undo of step 'a' did not finish within its timeout of 0.02 s" in str(run.steps["a"].undo_error)
 
 
-def test_an_undo_that_lands_late_is_recorded(live: MakeLive, gate: Gate) -> None:
+def test_an_undo_that_completes_late_is_recorded(live: MakeLive, gate: Gate) -> None:
     events: list[Any] = []
     wf = Workflow("undo")
     a = wf.add_step("a", lambda ctx: "result")
@@ -420,7 +420,7 @@ def test_an_async_step_that_makes_its_timeout_an_error_of_its_own_timed_out_and_
     run_async(main)
 
 
-def test_an_async_step_that_ignores_its_cancellation_is_left_behind_and_lands_late() -> None:
+def test_an_async_step_that_ignores_its_cancellation_is_left_behind_and_completes_late() -> None:
     async def main() -> None:
         release = asyncio.Event()
         events: list[Any] = []

@@ -126,7 +126,7 @@ def test_each_attempt_and_the_undo_say_which_they_are(driver: Driver, records: R
     assert records.ids("undo") == ("trip", "book", 1)
 
 
-def test_an_attempt_that_lands_late_still_has_its_ids(make_driver: MakeDriver, records: Records) -> None:
+def test_an_attempt_that_completes_late_still_has_its_ids(make_driver: MakeDriver, records: Records) -> None:
     wf = Workflow("trip")
     go_on, landed = threading.Event(), threading.Event()
 

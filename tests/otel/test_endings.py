@@ -143,7 +143,7 @@ def test_a_store_that_is_down_fails_the_request(make_driver: MakeDriver, spans: 
     assert registry.get_sample_value("flowcore_runs_active", {"workflow": "trip"}) == 0
 
 
-def test_a_late_landing_in_an_async_engine_is_counted(registry: CollectorRegistry, spans: Spans) -> None:
+def test_a_late_completion_in_an_async_engine_is_counted(registry: CollectorRegistry, spans: Spans) -> None:
     wf = Workflow("trip")
     go_on, told = threading.Event(), threading.Event()
     wf.add_step("book", lambda ctx: go_on.wait(10), timeout=0.02)
