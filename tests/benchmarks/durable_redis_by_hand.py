@@ -124,18 +124,18 @@ class RedisByHand(Subject):
         return lambda: self._run(steps, graph)
 
     def _run(self, steps: list[tuple[str, Any]], graph: str) -> dict[str, Any]:
-        told, results, evalsha = Told(self._prefix, self._key(), graph), dict[str, Any](), self._client.evalsha
-        sha, number, rest = told.claim(steps[0][0])
-        told.claimed(evalsha(sha, number, *rest))
+        reported, results, evalsha = Told(self._prefix, self._key(), graph), dict[str, Any](), self._client.evalsha
+        sha, number, rest = reported.claim(steps[0][0])
+        reported.claimed(evalsha(sha, number, *rest))
         for place, (name, fn) in enumerate(steps, 1):
             began = time.monotonic()
             results[name] = fn(results)
             ran = time.monotonic() - began
             last = place == len(steps)
             sha, number, rest = (
-                told.finish(name, results[name], ran)
+                reported.finish(name, results[name], ran)
                 if last
-                else told.checkpoint(name, results[name], ran, steps[place][0])
+                else reported.checkpoint(name, results[name], ran, steps[place][0])
             )
             done(evalsha(sha, number, *rest))
         return results
@@ -155,18 +155,18 @@ class AsyncRedisByHand(Subject):
         return lambda: self._run(steps, graph)
 
     async def _run(self, steps: list[tuple[str, Any]], graph: str) -> dict[str, Any]:
-        told, results, evalsha = Told(self._prefix, self._key(), graph), dict[str, Any](), self._client.evalsha
-        sha, number, rest = told.claim(steps[0][0])
-        told.claimed(await evalsha(sha, number, *rest))
+        reported, results, evalsha = Told(self._prefix, self._key(), graph), dict[str, Any](), self._client.evalsha
+        sha, number, rest = reported.claim(steps[0][0])
+        reported.claimed(await evalsha(sha, number, *rest))
         for place, (name, fn) in enumerate(steps, 1):
             began = time.monotonic()
             results[name] = await fn(results)
             ran = time.monotonic() - began
             last = place == len(steps)
             sha, number, rest = (
-                told.finish(name, results[name], ran)
+                reported.finish(name, results[name], ran)
                 if last
-                else told.checkpoint(name, results[name], ran, steps[place][0])
+                else reported.checkpoint(name, results[name], ran, steps[place][0])
             )
             done(await evalsha(sha, number, *rest))
         return results

@@ -38,11 +38,11 @@ def begin(one: Live, wf: Workflow, at: Gate, **request: Any) -> tuple[Any, str]:
 
 
 def tell_id(fn: Any, ids: list[str]) -> Any:
-    def told(ctx: Context) -> Any:
+    def reported(ctx: Context) -> Any:
         ids.append(ctx.run_id)
         return fn(ctx)
 
-    return told
+    return reported
 
 
 def test_cancel_lets_a_step_that_heeds_it_end_and_undoes_what_was_done(live: MakeLive, ledger: Ledger) -> None:

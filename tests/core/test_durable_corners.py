@@ -87,7 +87,7 @@ def test_a_process_that_stops_while_verify_is_asked_leaves_the_decision_to_the_n
 ) -> None:
     store, wf, asked = Moody(), Workflow("w"), list[int]()
 
-    def verify(ctx: Context) -> Landed:
+    def verify(ctx: Context) -> Landed[str]:
         asked.append(ctx.fence)
         if len(asked) == 1:
             until(lambda: ctx.cancelled)
@@ -191,9 +191,9 @@ def test_a_result_that_cannot_be_stored_fails_the_run_while_another_step_still_r
 
 
 @pytest.mark.parametrize("parallel_undo", [False, True])
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("reported", [False, True])
 def test_who_loses_the_run_while_waiting_for_a_late_step_undoes_nothing(
-    live: MakeLive, ledger: Ledger, gate: Gate, parallel_undo: bool, told: bool
+    live: MakeLive, ledger: Ledger, gate: Gate, parallel_undo: bool, reported: bool
 ) -> None:
     store, wf, events = Moody(), Workflow("w", parallel_undo=parallel_undo), list[Any]()
     store.moods = silent("renew")
@@ -201,7 +201,7 @@ def test_who_loses_the_run_while_waiting_for_a_late_step_undoes_nothing(
     ledger.add(wf, "slow", depends_on="a", first=gate, timeout=0.01)
     future = live(store=store, lease=0.1, hooks=[events.append]).start(wf, idempotency_key="k")
     until(lambda: (record := store.find("k")) is not None and record.undoing)
-    if told:
+    if reported:
         store.moods = lambda verb, argument: [Renewal.LOST] if verb == "renew" else None
         until(lambda: of_type(events, LeaseLostEvent))
     else:

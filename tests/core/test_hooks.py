@@ -727,7 +727,7 @@ class Timed:
     wants = frozenset({RunStarted, StepStarted, HooksMeasured})
 
     def __init__(self) -> None:
-        self.told: list[HooksMeasured] = []
+        self.reported: list[HooksMeasured] = []
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -737,7 +737,7 @@ class Timed:
 
     def __call__(self, event: Any) -> Any:
         if isinstance(event, HooksMeasured):
-            self.told.append(event)
+            self.reported.append(event)
             return None
         time.sleep(0.001)
         return self.scope() if isinstance(event, StepStarted) else None
@@ -747,7 +747,7 @@ def test_how_long_hooks_take_is_reported_to_hooks_that_want_it(live: MakeLive, l
     timed, others = Timed(), list[Any]()
     engine = live(hooks=[timed, others.append])
     run = engine.run(ledger.chain("a", "b!"), check=False)
-    (measured,) = timed.told
+    (measured,) = timed.reported
     assert measured.run_id == run.id
     assert set(measured.seconds) == {"Timed", "list.append"}
     assert measured.seconds["Timed"] >= 0.013  # the second scope is left by an error
@@ -769,14 +769,14 @@ def test_where_runs_are_many_one_of_64_is_measured_and_stands_for_the_others() -
         return now
 
     hooks = Hooks([TakesASecond()])
-    told: list[tuple[int, float]] = []
+    reported: list[tuple[int, float]] = []
     for number in range(1, 135):
         of_run = hooks.of_run(clock)
         of_run.emit(RunStarted("trip", "1", now, {}, None, 0.0, {}, 1, None, {}, int), contextvars.copy_context())
         if of_run.hook_seconds is not None:
-            told.append((number, round(next(iter(of_run.hook_seconds.values())), 6)))
+            reported.append((number, round(next(iter(of_run.hook_seconds.values())), 6)))
         now += -0.99 if number < 130 else 0.5  # the last ones are more than a second apart
-    assert told == [(1, 1), (65, 64), (129, 64), (131, 2), (132, 1), (133, 1), (134, 1)]
+    assert reported == [(1, 1), (65, 64), (129, 64), (131, 2), (132, 1), (133, 1), (134, 1)]
 
 
 @pytest.mark.parametrize("measured", [True, False])

@@ -286,9 +286,9 @@ def test_a_retention_must_be_seconds() -> None:
 
 
 def test_the_doctor_says_that_memory_forgets() -> None:
-    told = MemoryStore().doctor()
-    assert (told["store"], told["durability"]) == ("memory", "none: runs are forgotten with their process")
-    assert (told["runs"], told["running"], told["held"]) == (0, 0, 0)
+    reported = MemoryStore().doctor()
+    assert (reported["store"], reported["durability"]) == ("memory", "none: runs are forgotten with their process")
+    assert (reported["runs"], reported["running"], reported["held"]) == (0, 0, 0)
     MemoryStore().close()
 
 

@@ -64,13 +64,13 @@ def test_a_run_that_is_cancelled_while_its_store_is_called_begins_no_further_ste
 
 
 def test_each_step_is_recorded_with_the_start_of_the_next_and_with_its_times(store: Telling, ledger: Ledger) -> None:
-    told: list[Checkpoint] = []
-    store.on_checkpoint = told.append
+    reported: list[Checkpoint] = []
+    store.on_checkpoint = reported.append
     with Engine(store=store) as engine:
         run = engine.run(chain(ledger, "a", "b", "c"), idempotency_key="k")
     assert [
         {name: (step.seq, step.report.status, step.has_result, step.effect) for name, step in one.steps.items()}
-        for one in told
+        for one in reported
     ] == [
         {"a": (2, Status.SUCCESS, True, True), "b": (3, Status.RUNNING, False, False)},
         {"b": (4, Status.SUCCESS, True, True), "c": (5, Status.RUNNING, False, False)},
@@ -113,11 +113,11 @@ def test_what_a_step_writes_goes_with_its_end_and_the_chain_continues(store: Tel
     wf.add_step("c", writes, depends_on="b")
     wf.add_step("d", lambda ctx: ctx["seat"], depends_on="c")
     wf.add_step("e", lambda ctx: ctx["d"], depends_on="d")
-    told: list[Checkpoint] = []
-    store.on_checkpoint = told.append
+    reported: list[Checkpoint] = []
+    store.on_checkpoint = reported.append
     with Engine(store=store) as engine:
         assert engine.run(wf)["e"] == "12A"
-    assert [list(one.writes) for one in told] == [[], [], ["seat"], []]
+    assert [list(one.writes) for one in reported] == [[], [], ["seat"], []]
 
 
 def test_a_chain_longer_than_its_lease_asks_no_more_often_where_no_step_is(ledger: Ledger) -> None:

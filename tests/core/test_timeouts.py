@@ -37,11 +37,11 @@ def test_a_step_within_its_limits_is_none_the_wiser(drive: Drive) -> None:
 
 def test_a_sync_step_times_out_on_time_and_is_reported(live: MakeLive, gate: Gate) -> None:
     wf = Workflow("slow")
-    told = Gate()
+    reported = Gate()
 
     def slow(ctx: Context) -> None:
         until(lambda: ctx.cancelled)
-        told.set()
+        reported.set()
         gate.wait()
 
     wf.add_step("slow", slow, timeout=SOON)
@@ -49,7 +49,7 @@ def test_a_sync_step_times_out_on_time_and_is_reported(live: MakeLive, gate: Gat
         live().run(wf)
     assert isinstance(caught.value, TimeoutError)
     assert "failed at step 'slow' after 1 attempt" in notes(caught.value)
-    told.wait()
+    reported.wait()
 
 
 def test_a_run_with_nothing_to_undo_does_not_wait_for_what_it_gave_up(live: MakeLive, gate: Gate) -> None:

@@ -157,7 +157,7 @@ OUTCOMES: dict[str, tuple[dict[str, bool], Status]] = {
 def test_a_run_whose_steps_are_made_elsewhere_is_the_same_run(name: str) -> None:
     options, status = OUTCOMES[name]
     here, there = Ledger(), Ledger()
-    told: list[Event] = []
+    reported: list[Event] = []
     at_home: list[Event] = []
 
     async def main() -> Run:
@@ -165,7 +165,7 @@ def test_a_run_whose_steps_are_made_elsewhere_is_the_same_run(name: str) -> None
             return await engine.run(order(here, **options), check=False)
 
     expected = asyncio.run(main())
-    run = Elsewhere(order(there, **options), [told.append]).drive()
+    run = Elsewhere(order(there, **options), [reported.append]).drive()
     assert run.status is expected.status is status
     assert there.standing == here.standing
     assert dict(run.results) == dict(expected.results)
@@ -178,7 +178,7 @@ def test_a_run_whose_steps_are_made_elsewhere_is_the_same_run(name: str) -> None
         assert list(run.error.failures) == ["hotel"]
     made = ("Step", "Attempt", "Compensation", "Backoff")
     steps = [kind for kind in kinds(at_home) if kind.startswith(made) and kind not in {"StepReady", "StepSkipped"}]
-    assert sorted(kind for kind in kinds(told) if kind != "RunJoined") == sorted(
+    assert sorted(kind for kind in kinds(reported) if kind != "RunJoined") == sorted(
         steps
     )  # each is emitted once, where it is made
 

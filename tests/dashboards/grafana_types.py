@@ -77,8 +77,8 @@ def _mistyped(value: Any, wanted: Any, at: str) -> Iterator[str]:
     if origin in (typing.Union, types.UnionType):
         if not any(not list(_mistyped(value, one, at)) for one in arguments):
             # The alternative that fits best is the one whose complaint lies deepest.
-            told = [list(_mistyped(value, one, at)) for one in arguments]
-            yield from max(told, key=lambda complaints: len(complaints[0].partition(": ")[0]))
+            reported = [list(_mistyped(value, one, at)) for one in arguments]
+            yield from max(reported, key=lambda complaints: len(complaints[0].partition(": ")[0]))
     elif origin is list:
         if not isinstance(value, list):
             yield f"{at}: {value!r} is no list"

@@ -107,16 +107,16 @@ class Told:
     alive: list[str] = field(default_factory=list[str])
     """the targets that are there at the end"""
 
-    def note(self, trouble: str, told: Counter[str]) -> None:
-        self.by_trouble[trouble] = self.by_trouble.get(trouble, Counter()) + told
+    def note(self, trouble: str, reported: Counter[str]) -> None:
+        self.by_trouble[trouble] = self.by_trouble.get(trouble, Counter()) + reported
 
     @property
     def runs(self) -> Counter[tuple[str, str]]:
         """Runs that ended, by workflow and outcome."""
         found = Counter[tuple[str, str]]()
-        for trouble, told in self.by_trouble.items():
-            for name in OUTCOMES & set(told):
-                found[WORKFLOWS[trouble], name] += told[name]
+        for trouble, reported in self.by_trouble.items():
+            for name in OUTCOMES & set(reported):
+                found[WORKFLOWS[trouble], name] += reported[name]
         for answer in self.orders:
             if not answer.replayed and answer.status in {201, 402, 410, 502}:
                 found["checkout", "success" if answer.status == 201 else "compensated"] += 1
@@ -139,8 +139,8 @@ class Told:
     @property
     def hits(self) -> Counter[str]:
         """Requests that met an earlier run, by outcome."""
-        told = sum(self.by_trouble.values(), Counter[str]())
-        found = Counter({name: count for name, count in told.items() if name in HITS})
+        reported = sum(self.by_trouble.values(), Counter[str]())
+        found = Counter({name: count for name, count in reported.items() if name in HITS})
         found["replayed"] += sum(answer.replayed for answer in self.orders)
         found["in_progress"] += sum(answer.told_to_wait for answer in self.orders)
         found["mismatch"] += sum(answer.status == 422 for answer in self.orders)
@@ -180,7 +180,7 @@ HITS = {"replayed", "adopted", "in_progress", "mismatch", "held"}
 def load(folder: Path, observer: Observer, slices: int = 1, pause: float = 0.0) -> Iterator[Told]:
     """Start the processes, tell the observer where they can be scraped, and exercise everything; the processes go on until
     the end. `slices`, `pause`: spread the orders and troubles, for pictures."""
-    told = Told()
+    reported = Told()
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer(folder / "redis", appendonly="always"))
         service = stack.enter_context(serving(SERVICE / "app.py", 0, folder))
@@ -190,20 +190,20 @@ def load(folder: Path, observer: Observer, slices: int = 1, pause: float = 0.0) 
         observer.watch([*alive, victim.target])
 
         turns = threading.Semaphore(1)
-        ordering = threading.Thread(target=_order, args=(service.port, told, slices, turns))
+        ordering = threading.Thread(target=_order, args=(service.port, reported, slices, turns))
         ordering.start()
         for trouble in ("queue", "time_outs"):
-            told.note(trouble, office.do(trouble))
+            reported.note(trouble, office.do(trouble))
         victim.do("hang")
         victim.process.kill()  # in the middle of it; the office takes over when the leases end
         # Twice at least: Prometheus sees a counter rise, but not come into being.
         for number in range(max(2, slices)):
             for trouble in (*ALWAYS, *(AT_FIRST if number < 2 else ())):
-                told.note(trouble, office.do(trouble))
+                reported.note(trouble, office.do(trouble))
             observer.look(alive)
             turns.release()
             time.sleep(pause)
-        _redis_goes_away(redis, office, told, lambda: observer.look(alive))
+        _redis_goes_away(redis, office, reported, lambda: observer.look(alive))
         sleeper.do("hang")
         observer.look(alive)
         os.kill(sleeper.process.pid, signal.SIGSTOP)
@@ -211,36 +211,36 @@ def load(folder: Path, observer: Observer, slices: int = 1, pause: float = 0.0) 
         office.do("taken_over")
         os.kill(sleeper.process.pid, signal.SIGCONT)
         sleeper.do("wake")
-        told.note("the_rest", office.do("the_rest"))
+        reported.note("the_rest", office.do("the_rest"))
         ordering.join()
-        told.note("queue", office.do("queue"))  # so that a run is in flight when it ends
+        reported.note("queue", office.do("queue"))  # so that a run is in flight when it ends
         observer.look(alive)
-        told.alive = alive
-        yield told
+        reported.alive = alive
+        yield reported
 
 
-def _redis_goes_away(redis: RedisServer, office: Process, told: Told, look: Callable[[], None]) -> None:
-    told.note("bulk", office.do("bulk"))
+def _redis_goes_away(redis: RedisServer, office: Process, reported: Told, look: Callable[[], None]) -> None:
+    reported.note("bulk", office.do("bulk"))
     look()
-    told.note("parked", office.do("parked"))
+    reported.note("parked", office.do("parked"))
     redis.kill()
     for _ in range(3):
-        told.note("claims", office.do("claims"))
+        reported.note("claims", office.do("claims"))
         look()
     time.sleep(LEASE)  # what is going on parks
     redis.start()
     redis.pause()
     threading.Timer(0.8, redis.resume).start()
-    told.note("claims", office.do("claims"))
+    reported.note("claims", office.do("claims"))
 
 
-def _order(port: int, told: Told, slices: int, turns: threading.Semaphore) -> None:
+def _order(port: int, reported: Told, slices: int, turns: threading.Semaphore) -> None:
     """Send the orders, a slice whenever it is its turn."""
     lines = read_orders(SERVICE / "orders.jsonl")
     size = -(-len(lines) // slices)
     for start in range(0, len(lines), size):
         turns.acquire()
-        told.orders += replay(port, _by_itself(lines, start, start + size))
+        reported.orders += replay(port, _by_itself(lines, start, start + size))
 
 
 def _by_itself(lines: list[Line], start: int, end: int) -> list[Line]:

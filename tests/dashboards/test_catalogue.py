@@ -67,18 +67,18 @@ def differences(read: Texts) -> list[str]:
     bare = re.compile(r"_(bucket|sum|count)$")
     known = {metric.prometheus: metric for metric in names.METRICS}
     found = {file: named(file, text) for file, text in read.items()}
-    told = []
+    reported = []
     for file, used in found.items():
         for name in sorted(used):
             metric = known.get(name) or known.get(bare.sub("", name))
             if metric is None:
-                told.append(f"{file} names {name}, which is not in the catalogue")
+                reported.append(f"{file} names {name}, which is not in the catalogue")
             elif file.endswith((".json", ".yml")) and (metric.kind == "histogram") != bool(bare.search(name)):
-                told.append(f"{file} asks for {name}, which has no such series")
+                reported.append(f"{file} asks for {name}, which has no such series")
     shown = {bare.sub("", name) for file, used in found.items() if file.endswith(".json") for name in used}
-    told += [f"no dashboard shows {name}" for name in sorted(set(known) - shown)]
+    reported += [f"no dashboard shows {name}" for name in sorted(set(known) - shown)]
     listed = found["flowcore_otel/TELEMETRY.md"]
-    return told + [f"TELEMETRY.md does not list {name}" for name in sorted(set(known) - listed)]
+    return reported + [f"TELEMETRY.md does not list {name}" for name in sorted(set(known) - listed)]
 
 
 def test_the_names_are_those_of_the_catalogue_both_ways() -> None:
@@ -89,9 +89,9 @@ def test_the_names_are_those_of_the_catalogue_both_ways() -> None:
 def test_a_metric_renamed_in_the_catalogue_is_missed(metric: names.Metric, monkeypatch: pytest.MonkeyPatch) -> None:
     renamed = dataclasses.replace(metric, name=metric.name + ".renamed")
     monkeypatch.setattr(names, "METRICS", tuple(renamed if one is metric else one for one in names.METRICS))
-    told = differences(texts())
-    assert f"no dashboard shows {renamed.prometheus}" in told
-    assert any(f"names {metric.prometheus}" in one for one in told)
+    reported = differences(texts())
+    assert f"no dashboard shows {renamed.prometheus}" in reported
+    assert any(f"names {metric.prometheus}" in one for one in reported)
 
 
 @pytest.mark.parametrize("file", [file for file in texts() if "flowcore_run_duration_seconds" in texts()[file]])

@@ -74,7 +74,7 @@ def shortened(text: str) -> str:
 @dataclass
 class Live:
     prometheus: Prometheus
-    told: Told
+    reported: Told
     rules: list[Json]
     """all rules, and how they fared"""
     began: float
@@ -107,11 +107,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             rules.append(folder / Path(name).name)
             rules[-1].write_text(shortened(content), "utf-8")
     with Prometheus(binary, folder / "prometheus", rules, otlp_labels=OTLP_LABELS, assets=DASHBOARDS) as prometheus:
-        with load(folder, prometheus) as told:
-            prometheus.look_at_copies(told.alive)
+        with load(folder, prometheus) as reported:
+            prometheus.look_at_copies(reported.alive)
             fared = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
         prometheus.rest()
-        yield Live(prometheus, told, fared, prometheus.began, prometheus.looked)
+        yield Live(prometheus, reported, fared, prometheus.began, prometheus.looked)
     del os.environ["OTEL_RESOURCE_ATTRIBUTES"]
 
 
@@ -216,8 +216,8 @@ Expected = Callable[[Told], float]
 
 def _of_runs(*outcomes_and_told: Any) -> float:
     """The share of runs that ended so."""
-    *outcomes, told = outcomes_and_told
-    return _share(sum(told.outcomes[name] for name in outcomes), told.runs.total())
+    *outcomes, reported = outcomes_and_told
+    return _share(sum(reported.outcomes[name] for name in outcomes), reported.runs.total())
 
 
 # (dashboard, panel) -> the value that the load implies, the workflow chosen
@@ -227,15 +227,15 @@ HEADLINES: dict[tuple[str, str], tuple[Expected, str]] = {
     ("overview", "Failed"): (partial(_of_runs, *BAD), ".+"),
     ("overview", "Targets down"): (lambda _: 1, ".+"),
     ("overview", "Requests served by an earlier run"): (
-        lambda told: _share(
-            told.hits["replayed"] + told.hits["adopted"],
-            told.hits["replayed"] + told.hits["adopted"] + told.runs.total(),
+        lambda reported: _share(
+            reported.hits["replayed"] + reported.hits["adopted"],
+            reported.hits["replayed"] + reported.hits["adopted"] + reported.runs.total(),
         ),
         ".+",
     ),
     ("workflow", "Failed"): (lambda _: 0.0, "checkout"),
     ("workflow", "Runs"): (
-        lambda told: sum(not a.replayed and a.status in {201, 402, 410, 502} for a in told.orders),
+        lambda reported: sum(not a.replayed and a.status in {201, 402, 410, 502} for a in reported.orders),
         "checkout",
     ),
     ("workflow", "In flight"): (lambda _: 0, "checkout"),
@@ -249,7 +249,7 @@ def test_headline_numbers_are_what_the_load_implies(live: Live, name: str, title
     found = executed(live, panel["targets"][0], {"job": "shop", "workflow": workflow})
     ((_, value),) = [one.get("value") or one["values"][-1] for one in found]
     # increase() draws the slope out to the ends of its window, which is 20 times the time between scrapes or more.
-    assert float(value) == pytest.approx(expected(live.told), rel=0.1, abs=0.005), title
+    assert float(value) == pytest.approx(expected(live.reported), rel=0.1, abs=0.005), title
 
 
 def test_every_number_that_stands_large_is_compared() -> None:
@@ -277,23 +277,23 @@ def _sums(live: Live, metric: str, label: str) -> dict[str, int]:
 
 def test_counts_are_what_the_callers_got(live: Live) -> None:
     """The counters themselves, and so exactly."""
-    told = live.told
+    reported = live.reported
     count = 'flowcore_runs_total{job="shop", workflow!="queue"}'  # no caller waited for that one
     found = live.series(f"sum by (workflow, outcome) ({count}) > 0")
-    assert {(labels["workflow"], labels["outcome"]): value for labels, value in found} == dict(told.runs)
-    assert _sums(live, "flowcore_idempotency_hits_total", "outcome") == dict(told.hits)
+    assert {(labels["workflow"], labels["outcome"]): value for labels, value in found} == dict(reported.runs)
+    assert _sums(live, "flowcore_idempotency_hits_total", "outcome") == dict(reported.hits)
     by_step = live.series('sum by (workflow, step) (flowcore_step_retries_total{job="shop"}) > 0')
-    assert sum(value for _, value in by_step) == told.retries, by_step
+    assert sum(value for _, value in by_step) == reported.retries, by_step
     recovered = {
-        "forward": TAKEN_FORWARD + PAUSED + told.by_trouble["pivot"]["incomplete"],
+        "forward": TAKEN_FORWARD + PAUSED + reported.by_trouble["pivot"]["incomplete"],
         "undo": TAKEN_UNDONE,
         "hold": TAKEN_HELD,
     }
     assert _sums(live, "flowcore_run_recoveries_total", "decision") == recovered
     assert live.value('sum(flowcore_lease_lost_total{job="shop"})') == PAUSED
-    assert _sums(live, "flowcore_hook_errors_total", "hook") == {"grumpy": told.by_trouble["failures"]["failure"]}
+    assert _sums(live, "flowcore_hook_errors_total", "hook") == {"grumpy": reported.by_trouble["failures"]["failure"]}
     assert _sums(live, "flowcore_step_late_completions_total", "step") == {
-        "read": told.by_trouble["time_outs"]["failure"]
+        "read": reported.by_trouble["time_outs"]["failure"]
     }
 
 
@@ -303,8 +303,8 @@ def test_panels_show_the_troubles_that_there_were(live: Live) -> None:
         ("overview", "Runs that wait"): {"held", "expired"},
         ("overview", "Errors"): {"ConnectionError", "LookupError", "partners.Declined"},
         ("overview", "Compensations"): {"success", "failure"},
-        ("overview", "Requests that met an earlier run with their key"): set(live.told.hits),
-        ("overview", "Runs that failed or were undone"): set(live.told.outcomes) - {"success"},
+        ("overview", "Requests that met an earlier run with their key"): set(live.reported.hits),
+        ("overview", "Runs that failed or were undone"): set(live.reported.outcomes) - {"success"},
         ("store", "Takeovers"): {"forward", "undo", "hold"},
         ("overview", "Firing alerts"): {"FlowcoreRunsHeld", "FlowcoreRunsExpired", "page", "ticket"},
         ("overview", "Workflows, worst first"): {"checkout", "returns"},

@@ -126,8 +126,8 @@ def test_each_alert_is_tested_for_firing_resolving_and_silence(name: str) -> Non
     fires = [i for i, (_, alerts) in enumerate(expected) if alerts]
     assert fires
     first = expected[fires[0]][0]
-    told = [bool(alerts) for case, alerts in expected if case == first]
-    assert told[0] is False, "silent until it has lasted long enough"
+    reported = [bool(alerts) for case, alerts in expected if case == first]
+    assert reported[0] is False, "silent until it has lasted long enough"
     resolving = [case for i, (case, _) in enumerate(expected[:-1]) if expected[i][1] and expected[i + 1] == (case, [])]
     assert resolving, "it resolves"
     silent = {case for case, alerts in expected if not alerts} - {case for case, alerts in expected if alerts}

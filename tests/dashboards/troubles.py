@@ -278,9 +278,9 @@ class Office:
 
     def do_schedules(self) -> Counter[str]:
         """One that fires each second, and one whose fires cannot be begun, of which it gives one up."""
-        given_up, told = threading.Event(), Counter[str]()
+        given_up, reported = threading.Event(), Counter[str]()
         stocktake = Workflow("stocktake")
-        stocktake.add_step("count", lambda _: told.update(["success"]))
+        stocktake.add_step("count", lambda _: reported.update(["success"]))
 
         def missed(event: Event) -> None:
             if isinstance(event, ScheduleMissed):
@@ -293,9 +293,9 @@ class Office:
             engine.schedule(stocktake, every=1)
             engine.schedule(stocktake, every=1, values=broken, name="broken")
             given_up.wait(20)
-            while not told:
+            while not reported:
                 time.sleep(0.01)
-        return told
+        return reported
 
     def do_waits(self) -> Counter[str]:
         """One that gets the approval it waits for, and one that waits on, as the store is counted."""
@@ -320,12 +320,12 @@ class Office:
         first = self.pool.submit(self.run, REPORT, {"month": 1}, key)
         while not self.engine.store.list_runs(workflow="report", status="running"):
             time.sleep(0.001)
-        told = Counter([self.run(REPORT, {"month": 1}, key), self.run(REPORT, {"month": 2}, key)])
+        reported = Counter([self.run(REPORT, {"month": 1}, key), self.run(REPORT, {"month": 2}, key)])
         adopted = self.run(REPORT, {"month": 1}, key, wait=10)
-        told[first.result()] += 1
-        told["adopted" if adopted == "replayed" else adopted] += 1
-        told[self.run(REPORT, {"month": 1}, key)] += 1
-        return told
+        reported[first.result()] += 1
+        reported["adopted" if adopted == "replayed" else adopted] += 1
+        reported[self.run(REPORT, {"month": 1}, key)] += 1
+        return reported
 
     def do_time_outs(self) -> Counter[str]:
         return self.many(8, SCAN)
@@ -376,13 +376,13 @@ class Office:
 
     def do_the_rest(self) -> Counter[str]:
         """Waits for what was begun and not waited for."""
-        told = Counter[str]()
+        reported = Counter[str]()
         while self.later:
             try:
-                told[str(self.later.pop().result().status)] += 1
+                reported[str(self.later.pop().result().status)] += 1
             except RunParked:
-                told["parked"] += 1
-        return told
+                reported["parked"] += 1
+        return reported
 
     def hang(self, counts: dict[Workflow, int]) -> None:
         """Begin runs that hang, and return once all are in their second step."""

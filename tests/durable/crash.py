@@ -66,7 +66,7 @@ class Job:
 def run_jobs(place: Place, jobs: Sequence[Job], lease: float, asynchronous: bool, outcomes: str) -> None:
     """Do all jobs at once. This process dies when all are where they are to die, or over, which `outcomes` is told of:
     the key, and the points that the run has come to."""
-    bomb, told = Bomb(len(jobs)), Ledger(outcomes)
+    bomb, reported = Bomb(len(jobs)), Ledger(outcomes)
     with place.store(asynchronous=asynchronous) as real:
 
         def run(job: Job) -> None:
@@ -85,7 +85,7 @@ def run_jobs(place: Place, jobs: Sequence[Job], lease: float, asynchronous: bool
             else:
                 with Engine(store=store, lease=lease, park_after=0.01) as engine, suppress(IdempotencyHeld):
                     engine.run(wf, {"key": job.key}, idempotency_key=job.key, check=False)
-            told.write([job.key, fuse.seen])
+            reported.write([job.key, fuse.seen])
             bomb.over()
 
         threads = [threading.Thread(target=run, args=(job,)) for job in jobs]

@@ -99,10 +99,10 @@ def play(part: Part) -> None:
         store = Watched(real, Journal(part.place.journal), point)
         try:
             ended = run(part.driver, store, wf, part.key, part.lease, check=True, wait=part.wait)
-            told: list[Any] = [part.key, str(ended.status), ended.id, ended.replayed, ""]
+            reported: list[Any] = [part.key, str(ended.status), ended.id, ended.replayed, ""]
         except (FlowcoreError, Boom) as error:
-            told = [part.key, type(error).__name__, _run_of(error), False, str(error)]
-    Ledger(part.outcomes).write(told)
+            reported = [part.key, type(error).__name__, _run_of(error), False, str(error)]
+    Ledger(part.outcomes).write(reported)
 
 
 def take_over(part: Part) -> None:

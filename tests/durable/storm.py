@@ -56,8 +56,8 @@ class Figures:
     stories: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = ", ".join(f"{number:,} {what}" for what, number in self.counts.items())
-        return f"{self.seconds:.0f} s: {told}; {len(self.wrong)} violations"
+        reported = ", ".join(f"{number:,} {what}" for what, number in self.counts.items())
+        return f"{self.seconds:.0f} s: {reported}; {len(self.wrong)} violations"
 
 
 class Storm:
@@ -289,8 +289,8 @@ class Storm:
                 freezes = [freeze for freeze in self.freezes if any(line.pid == freeze[0] for line in lines)]
                 self.figures.stories.append("\n".join(map(str, (*lines, record, freezes))))
             sent = sendings.get(key, [])
-            told = [*((word.sent, word.heard) for word in said), *((line[3], line[4]) for line in sent)]
-            if not any(began <= to and since <= ended for since, to in told for began, ended in self.lost):
+            reported = [*((word.sent, word.heard) for word in said), *((line[3], line[4]) for line in sent)]
+            if not any(began <= to and since <= ended for since, to in reported for began, ended in self.lost):
                 self.figures.wrong += (f"{key} ({wf.name}): {one}" for one in _received(record, sent))
             runs = {word.run_id for word in said}
             counts["keyed runs"] += len(runs)

@@ -89,8 +89,8 @@ def work(post: Post, seed: float) -> None:
         with Engine(
             store=watched, lease=LEASE, workflows=sagas.values(), recover_every=LEASE / 3, park_after=0.01
         ) as engine:
-            told = Ledger(sendings_of(post.place))
-            callers = (engine, sagas, board, dice, stop, told)
+            reported = Ledger(sendings_of(post.place))
+            callers = (engine, sagas, board, dice, stop, reported)
             threads = [threading.Thread(target=_call, args=callers) for _ in range(THREADS)]
             for thread in threads:
                 thread.start()
@@ -107,10 +107,10 @@ def _call(
     board: mmap.mmap,
     dice: random.Random,
     stop: threading.Event,
-    told: Ledger,
+    reported: Ledger,
 ) -> None:
     while not stop.is_set():
-        _send(engine, sagas, board, dice, told)
+        _send(engine, sagas, board, dice, reported)
         place, number = _drawn(board, dice)
         key = f"{place}.{number}"
         wait = dice.choice((None, 0.05))
@@ -127,19 +127,19 @@ def _call(
             _next(board, place, number)
 
 
-def _send(engine: Engine, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random, told: Ledger) -> None:
+def _send(engine: Engine, sagas: dict[int, Workflow], board: mmap.mmap, dice: random.Random, reported: Ledger) -> None:
     """Send a value to some run that waits, will wait, or has waited, and write down what became of it."""
     place = dice.choice([place for place in range(KEYS) if sagas[place % len(sagas)].name == "waits"])
     key = f"{place}.{ROUND.unpack_from(board, place * ROUND.size)[0]}"
     value = f"{os.getpid()}/{dice.getrandbits(40)}"
     for _ in range(dice.choice((1, 1, 2))):  # twice, under one id, is once
         began = time.monotonic()
-        told.write([key, value, "tried", began, began])
+        reported.write([key, value, "tried", began, began])
         try:
             counts = engine.send(key, "approved", value, id=value)
         except FlowcoreError:  # it is over, past that wait, or unknown; or the store is down
             return
-        told.write([key, value, "counts" if counts else "late", began, time.monotonic()])
+        reported.write([key, value, "counts" if counts else "late", began, time.monotonic()])
 
 
 def _decide(store: Any, key: str, dice: random.Random) -> bool:

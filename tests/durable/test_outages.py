@@ -263,14 +263,14 @@ def test_a_run_that_no_process_took_over_continues_after_an_outage_of_any_length
 
     def one(outage: str, driver: str) -> None:
         there = away(outage)
-        fuse, told = Fuse("", 0, lambda: None), threading.Event()
+        fuse, reported = Fuse("", 0, lambda: None), threading.Event()
 
         def watch(label: str) -> None:
             fuse(label)
             if label == "before renew" and first == "checkpoint":
-                told.wait(LEASE * 3)
+                reported.wait(LEASE * 3)
             elif label == "after checkpoint" and fuse.seen["back"]:
-                told.set()
+                reported.set()
 
         def point(label: str) -> None:
             if label == "after do b":

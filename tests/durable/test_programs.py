@@ -686,15 +686,15 @@ def test_an_async_store_is_asked_on_the_loop_and_its_heartbeat_has_a_loop_of_its
 
 def test_a_retried_step_of_a_durable_run_reports_each_attempt(run: Callable[..., Any]) -> None:
     store = Moody()
-    told: list[int] = []
+    reported: list[int] = []
 
     def mood(verb: str, argument: Any) -> None:
         if verb == "checkpoint" and "a" in argument.steps:
-            told.append(argument.steps["a"].report.attempts)
+            reported.append(argument.steps["a"].report.attempts)
 
     store.moods = mood
     wf = Workflow("retried")
     wf.add_step("a", lambda ctx: 1 / 0 if ctx.attempt < 3 else "third", retry=Retry(3))
     wf.add_step("b", fine, depends_on="a")
     assert run(wf, options={"store": store}, idempotency_key="k")["a"] == "third"
-    assert told == [2, 3, 3]
+    assert reported == [2, 3, 3]

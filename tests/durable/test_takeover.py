@@ -121,8 +121,8 @@ def test_on_sqlite_a_clock_set_forward_ends_leases_early_and_harms_no_run(
     for (owner, _), pid in zip(pairs, owners, strict=True):
         awaken(owner, pid)
         nursery.wait([pid])
-        told = heard(owner.place)["k"]
-        assert (told.said, told.replayed) == ("success", True)
+        reported = heard(owner.place)["k"]
+        assert (reported.said, reported.replayed) == ("success", True)
         assert steps(owner) == ["do a", "do b", "do b", "do c"]
 
 

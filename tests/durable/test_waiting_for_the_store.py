@@ -148,18 +148,18 @@ def test_an_owner_whose_record_went_back_writes_all_that_it_knows(run: Callable[
 def test_an_owner_that_hears_of_its_end_that_the_record_went_back_heals_it_first(
     run: Callable[..., Any], done: list[str]
 ) -> None:
-    store, told = Moody(), list[str]()
+    store, reported = Moody(), list[str]()
 
     def mood(verb: str, argument: Any) -> Any:
         if verb == "checkpoint" and argument.heals:
-            told.append("healed")
-        elif verb == "finish" and not told:
+            reported.append("healed")
+        elif verb == "finish" and not reported:
             return Behind(0)
         return None
 
     store.moods = mood
     assert run(saga(done, a=fine, b=fine), options={"store": store}, idempotency_key="k").status == "success"
-    assert told == ["healed"]
+    assert reported == ["healed"]
     assert list(store.find("k").results) == ["a", "b"]
 
 

@@ -75,9 +75,9 @@ def test_a_zombie_does_nothing_more_and_its_caller_hears_what_the_owner_made_of_
             nursery.wait([pids[part.key]])
         effects, words = effects_of(here.ledger), words_of(here.journal)
         for part in parts:
-            told, record = heard(here)[part.key], store.find(part.key)
-            assert told.run_id == record.run_id
-            assert (told.said, told.replayed) == (
+            reported, record = heard(here)[part.key], store.find(part.key)
+            assert reported.run_id == record.run_id
+            assert (reported.said, reported.replayed) == (
                 ("success", True) if record.status == "success" else ("RunFailed", False)
             )
             assert effects_by(here, pids[part.key]) == before[part.key]
@@ -115,10 +115,15 @@ def test_a_zombie_whose_owner_is_still_at_it_loses_the_run_or_waits_for_its_outc
         for part in parts:
             if part.wait is not None:
                 nursery.wait([pids[part.key]])
-            owner, told = owners[part.key].result(), heard(here)[part.key]
-            assert (told.said, told.run_id, told.replayed) == (waits[part.wait], owner.id, part.wait is not None)
+            owner, reported = owners[part.key].result(), heard(here)[part.key]
+            assert (reported.said, reported.run_id, reported.replayed) == (
+                waits[part.wait],
+                owner.id,
+                part.wait is not None,
+            )
             assert (
-                part.wait is not None or f"Another process has taken over run {owner.id} of 'success'" in told.message
+                part.wait is not None
+                or f"Another process has taken over run {owner.id} of 'success'" in reported.message
             )
             assert effects_by(here, pids[part.key]) == before[part.key] == 2
             assert [effect.step for effect in effects_of(here.ledger)[part.key]] == ["a", "b", "b", "c"]

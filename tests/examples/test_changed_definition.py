@@ -41,13 +41,15 @@ def store(died: Path, tmp_path: Path) -> Iterator[SQLiteStore]:
 
 def trip(name: str = "trip", *, insured: bool = False, log: list[str] | None = None, dear: bool = False) -> Workflow:
     """The workflow of the process that died, or what became of it later."""
-    told = [] if log is None else log
+    reported = [] if log is None else log
     wf = Workflow(name)
-    wf.add_step("book", lambda ctx: told.append("book"), compensate=lambda ctx: told.append("cancel"))
+    wf.add_step("book", lambda ctx: reported.append("book"), compensate=lambda ctx: reported.append("cancel"))
     if insured:
-        wf.add_step("insure", lambda ctx: told.append("insure"), depends_on="book")
+        wf.add_step("insure", lambda ctx: reported.append("insure"), depends_on="book")
     before = "insure" if dear else "book"
-    wf.add_step("pay", lambda ctx: told.append("pay"), depends_on=before, compensate=lambda ctx: told.append("refund"))
+    wf.add_step(
+        "pay", lambda ctx: reported.append("pay"), depends_on=before, compensate=lambda ctx: reported.append("refund")
+    )
     return wf
 
 

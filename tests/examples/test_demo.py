@@ -41,7 +41,7 @@ def run_demo(*arguments: object, folder: Path, **environment: str) -> subprocess
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a whole run of the demo prints."""
     folder = tmp_path_factory.mktemp("demo")
     result = run_demo(folder=folder)
@@ -51,20 +51,20 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> str:
     return result.stdout
 
 
-def test_demo_shows_its_chapters_in_about_forty_lines(told: str) -> None:
-    lines = told.splitlines()
+def test_demo_shows_its_chapters_in_about_forty_lines(reported: str) -> None:
+    lines = reported.splitlines()
 
     assert [line for line in lines if line.startswith(tuple(CHAPTERS))] == [
         next(line for line in lines if line.startswith(chapter)) for chapter in CHAPTERS
     ]
     assert 36 <= len(lines) <= 56
     assert max(map(len, lines)) <= 120
-    assert "\033" not in told, "no colours unless on a terminal"
-    assert "✗ " not in told.partition("A replay")[2]
+    assert "\033" not in reported, "no colours unless on a terminal"
+    assert "✗ " not in reported.partition("A replay")[2]
 
 
-def test_timeline_shows_attempts_backoffs_and_undo(told: str) -> None:
-    chapter = told.partition("An order that fails")[2].partition("\n\n")[0]
+def test_timeline_shows_attempts_backoffs_and_undo(reported: str) -> None:
+    chapter = reported.partition("An order that fails")[2].partition("\n\n")[0]
     drawn = {line[4:].split()[0]: re.sub(r"[^█▓·◀]", "", line) for line in chapter.splitlines()[2:5]}
 
     assert "It took " in chapter
@@ -76,21 +76,21 @@ def test_timeline_shows_attempts_backoffs_and_undo(told: str) -> None:
     }
 
 
-def test_replay_is_linked_to_another_trace(told: str) -> None:
-    traces = re.findall(r"trace ([0-9a-f]{32})", told.partition("A replay")[2].partition("Responses to")[0])
+def test_replay_is_linked_to_another_trace(reported: str) -> None:
+    traces = re.findall(r"trace ([0-9a-f]{32})", reported.partition("A replay")[2].partition("Responses to")[0])
 
     assert len(traces) == len(set(traces)) == 2
 
 
-def test_outcomes_are_those_of_the_input(told: str) -> None:
-    counts = {name: int(count) for name, count in re.findall(r"^  (\w+) +(\d+)  \d", told, re.MULTILINE)}
+def test_outcomes_are_those_of_the_input(reported: str) -> None:
+    counts = {name: int(count) for name, count in re.findall(r"^  (\w+) +(\d+)  \d", reported, re.MULTILINE)}
 
     assert counts == {"done": 260, "replayed": 36, "compensated": 36, "refused": 12}
-    assert "✓ all 344 responses are as expected" in told
+    assert "✓ all 344 responses are as expected" in reported
 
 
-def test_every_check_is_passed(told: str) -> None:
-    checks = [line.strip()[2:].split()[0] for line in told.splitlines() if line.strip().startswith("✓")]
+def test_every_check_is_passed(reported: str) -> None:
+    checks = [line.strip()[2:].split()[0] for line in reported.splitlines() if line.strip().startswith("✓")]
 
     assert checks == ["all", "money:", "stock:", "no", "the", "its", "its"]
 

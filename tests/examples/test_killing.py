@@ -89,25 +89,25 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Demo]]
 
 @pytest.mark.parametrize("name", ["on sqlite", "on redis"])
 def test_killed_orders_are_resumed_and_the_books_add_up(demos: dict[str, Demo], name: str) -> None:
-    code, told, errors = demos[name].ended()
+    code, reported, errors = demos[name].ended()
 
-    assert (code, errors) == (0, ""), told
-    chapters = re.findall(r"^\S.*$", told, re.MULTILINE)
+    assert (code, errors) == (0, ""), reported
+    chapters = re.findall(r"^\S.*$", reported, re.MULTILINE)
     assert [chapter.split()[0] for chapter in chapters] == [
         *("flowcore", "runs", "kill", "Started", "Responses", "The", "Where")
     ]
-    assert re.search(r"^kill -9 \d+, and what is left$", told, re.MULTILINE)
-    assert "✗" not in told
-    assert len(told.splitlines()) <= 50
-    assert max(map(len, told.splitlines())) <= 120
+    assert re.search(r"^kill -9 \d+, and what is left$", reported, re.MULTILINE)
+    assert "✗" not in reported
+    assert len(reported.splitlines()) <= 50
+    assert max(map(len, reported.splitlines())) <= 120
     assert list(demos[name].folder.glob("flowcore-demo-*")) == [], "nothing is left behind"
 
 
 @pytest.mark.parametrize("name", ["on sqlite", "on redis"])
 def test_story_says_where_each_order_stood_and_how_it_ended(demos: dict[str, Demo], name: str) -> None:
-    _, told, _ = demos[name].ended()
+    _, reported, _ = demos[name].ended()
 
-    rows = re.findall(r"^  (caught-\d)  (.+?)  +(\S.*)$", told, re.MULTILINE)
+    rows = re.findall(r"^  (caught-\d)  (.+?)  +(\S.*)$", reported, re.MULTILINE)
     left = [(case, ", ".join(CASES[case].at_last[: CASES[case].entries]), CASES[case].record) for case in CASES]
     done = [(case, "+ " + ", ".join(CASES[case].at_last[CASES[case].entries :])) for case in CASES]
     assert rows[:5] == left
@@ -116,22 +116,22 @@ def test_story_says_where_each_order_stood_and_how_it_ended(demos: dict[str, Dem
 
 
 def test_takeovers_are_counted_by_the_service_itself(demos: dict[str, Demo]) -> None:
-    _, told, _ = demos["on sqlite"].ended()
+    _, reported, _ = demos["on sqlite"].ended()
 
-    counts = {word: int(count) for word, count in re.findall(r"(forward|undo) (\d+)", told)}
+    counts = {word: int(count) for word, count in re.findall(r"(forward|undo) (\d+)", reported)}
     assert counts["forward"] >= 3
     assert counts["undo"] >= 2
 
 
 def test_faults_that_a_takeover_brings_out_make_the_demo_fail(demos: dict[str, Demo]) -> None:
-    code, told, _ = demos["with faults"].ended()
+    code, reported, _ = demos["with faults"].ended()
 
     assert code == 1
-    assert "caught-2: reserved, charged, charged, shipped, notified; success" in told
-    assert "caught-5: reserved, charged, refunded; compensated" in told
-    assert "was charged again while its first charge stood" in told
-    assert "keeps 1 pieces" in told
-    assert re.search(r"\d checks? FAILED", told)
+    assert "caught-2: reserved, charged, charged, shipped, notified; success" in reported
+    assert "caught-5: reserved, charged, refunded; compensated" in reported
+    assert "was charged again while its first charge stood" in reported
+    assert "keeps 1 pieces" in reported
+    assert re.search(r"\d checks? FAILED", reported)
     (kept,) = demos["with faults"].folder.glob("flowcore-demo-*")
     assert {"ledger.db", "runs.db", "service.log"} <= {path.name for path in kept.iterdir()}
 
@@ -139,10 +139,10 @@ def test_faults_that_a_takeover_brings_out_make_the_demo_fail(demos: dict[str, D
 def test_store_of_ones_own_is_kept_and_takes_a_second_demo(tmp_path: Path) -> None:
     where = f"--store=sqlite:{tmp_path / 'mine.db'}"
     for name in ("first", "second"):
-        code, told, errors = start(tmp_path / name, where, each=2).ended()
-        assert (code, errors) == (0, ""), told
-        assert f"runs are kept in sqlite:{tmp_path / 'mine.db'}" in told
-        assert "done           6  201" in told
+        code, reported, errors = start(tmp_path / name, where, each=2).ended()
+        assert (code, errors) == (0, ""), reported
+        assert f"runs are kept in sqlite:{tmp_path / 'mine.db'}" in reported
+        assert "done           6  201" in reported
 
 
 @pytest.mark.parametrize(

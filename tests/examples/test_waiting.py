@@ -185,15 +185,15 @@ def test_an_order_that_is_not_decided_on_in_time_is_taken_back(tmp_path: Path, m
 def test_the_demos_order_waits_over_a_kill_a_deploy_and_a_restart(tmp_path: Path, kind: str) -> None:
     redis_binary()
     story: Demo = start(tmp_path / "demo", "--wait", f"--store={kind}")
-    code, told, errors = story.ended()
-    assert (code, errors) == (0, ""), told
-    assert re.search(r"^  kill -9 \d+$", told, re.MULTILINE)
-    assert ("the Redis was killed" in told) == (kind == "redis")
-    assert "✗" not in told
-    assert told.count("✓") == (12 if kind == "redis" else 11)
-    assert "in the books: reserved, charged, shipped, notified; approved by Ann" in told
-    assert len(told.splitlines()) <= 30
-    assert max(map(len, told.splitlines()[2:])) <= 120  # after where the runs are kept
+    code, reported, errors = story.ended()
+    assert (code, errors) == (0, ""), reported
+    assert re.search(r"^  kill -9 \d+$", reported, re.MULTILINE)
+    assert ("the Redis was killed" in reported) == (kind == "redis")
+    assert "✗" not in reported
+    assert reported.count("✓") == (12 if kind == "redis" else 11)
+    assert "in the books: reserved, charged, shipped, notified; approved by Ann" in reported
+    assert len(reported.splitlines()) <= 30
+    assert max(map(len, reported.splitlines()[2:])) <= 120  # after where the runs are kept
     assert list(story.folder.glob("flowcore-demo-*")) == [], "nothing is left behind"
 
 
@@ -206,9 +206,9 @@ checkout.Workflow.wait = at_once
 
 def test_an_order_that_does_not_wait_makes_the_demo_fail(tmp_path: Path) -> None:
     story = start(tmp_path / "demo", "--wait", fault=FAULT)
-    code, told, _ = story.ended()
+    code, reported, _ = story.ended()
     assert code == 1
-    assert "✗" in told
+    assert "✗" in reported
 
 
 def test_runs_in_memory_cannot_wait_in_the_demo(tmp_path: Path) -> None:

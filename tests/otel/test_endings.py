@@ -145,19 +145,19 @@ def test_a_store_that_is_down_fails_the_request(make_driver: MakeDriver, spans: 
 
 def test_a_late_completion_in_an_async_engine_is_counted(registry: CollectorRegistry, spans: Spans) -> None:
     wf = Workflow("trip")
-    go_on, told = threading.Event(), threading.Event()
+    go_on, reported = threading.Event(), threading.Event()
     wf.add_step("book", lambda ctx: go_on.wait(10), timeout=0.02)
 
     def tell(event: Event) -> None:
         if isinstance(event, StepCompletedLate):
-            told.set()
+            reported.set()
 
     async def main() -> None:
         engine = AsyncEngine(hooks=[TracingHook(spans.provider), PrometheusHook(registry), tell])
         with pytest.raises(TimeoutError):
             await engine.run(wf)
         go_on.set()
-        assert await asyncio.to_thread(told.wait, 10)
+        assert await asyncio.to_thread(reported.wait, 10)
 
     asyncio.run(main())
     labels = {"workflow": "trip", "step": "book"}

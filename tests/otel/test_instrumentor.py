@@ -150,21 +150,21 @@ def test_an_unmodified_example_yields_spans_metrics_and_logs(path: str) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "seat 12A: free" in done.stdout
-    told = list(objects(done.stdout))
+    reported = list(objects(done.stdout))
 
-    names = [thing["name"] for thing in told if "parent_id" in thing]
+    names = [thing["name"] for thing in reported if "parent_id" in thing]
     undo = ["attempt book", "compensate book"]
     steps = ["attempt pay", "attempt pay", "attempt pay", "backoff pay", "backoff pay", "step book", "step pay"]
     assert sorted(names) == sorted([*undo, *steps, "run trip"])
-    (run_span,) = (thing for thing in told if thing.get("name") == "run trip")
+    (run_span,) = (thing for thing in reported if thing.get("name") == "run trip")
     assert run_span["attributes"]["flowcore.run.outcome"] == "compensated"
 
-    events = {thing.get("event_name") for thing in told}
+    events = {thing.get("event_name") for thing in reported}
     assert {"flowcore.run.started", "exception"} <= events
-    (started,) = (thing for thing in told if thing.get("event_name") == "flowcore.run.started")
+    (started,) = (thing for thing in reported if thing.get("event_name") == "flowcore.run.started")
     assert started["trace_id"] == run_span["context"]["trace_id"]
 
-    (metrics,) = (thing for thing in told if "resource_metrics" in thing)
+    (metrics,) = (thing for thing in reported if "resource_metrics" in thing)
     found = {
         metric["name"]
         for resource in metrics["resource_metrics"]

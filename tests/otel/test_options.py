@@ -36,12 +36,12 @@ def test_where_the_time_of_a_first_run_goes(
     make_driver: MakeDriver, registry: CollectorRegistry, attempts: int
 ) -> None:
     wf = trip(attempts=attempts).wf
-    told: list[Any] = []
-    driver = make_driver(PrometheusHook(registry), told.append, workflows=[wf])
+    reported: list[Any] = []
+    driver = make_driver(PrometheusHook(registry), reported.append, workflows=[wf])
     before = scrape(registry)
     driver.run(wf)
     after = scrape(registry)
-    seconds = sum(event.duration for event in told if type(event).__name__ == "StepFinished")
+    seconds = sum(event.duration for event in reported if type(event).__name__ == "StepFinished")
     assert increase(before, after, "flowcore_step_duration_seconds_sum") == pytest.approx(seconds)
     assert increase(before, after, "flowcore_step_backoff_seconds_total") == 0
     assert increase(before, after, "flowcore_step_attempts_total") == 2

@@ -130,11 +130,11 @@ def test_the_numbers_of_an_afternoon(make_driver: MakeDriver, registry: Collecto
 
 
 def test_durations_are_the_events_own(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
-    told: list[Any] = []
-    driver = make_driver(told.append, PrometheusHook(registry))
+    reported: list[Any] = []
+    driver = make_driver(reported.append, PrometheusHook(registry))
     driver.run(trip(fails=1, attempts=2).wf)
     shown = scrape(registry)
-    by_kind = {(type(event).__name__, getattr(event, "step", None)): event for event in told}
+    by_kind = {(type(event).__name__, getattr(event, "step", None)): event for event in reported}
     run, pay = by_kind["RunFinished", None], by_kind["StepFinished", "pay"]
     of_run = shown.value("flowcore_run_duration_seconds_sum", workflow="trip", outcome="success")
     of_pay = shown.value("flowcore_step_duration_seconds_sum", workflow="trip", step="pay", outcome="success")

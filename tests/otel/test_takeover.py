@@ -165,8 +165,12 @@ def test_the_carrier_of_a_step_names_its_span(spans: Spans) -> None:
     run.begin(1.0)
     carrier = run.step("a", 1.0)
     context = trace.get_current_span(TraceContextTextMapPropagator().extract(carrier)).get_span_context()
-    told = spans["step a"].context
-    assert (context.trace_id, context.span_id, context.trace_flags) == (told.trace_id, told.span_id, told.trace_flags)
+    reported = spans["step a"].context
+    assert (context.trace_id, context.span_id, context.trace_flags) == (
+        reported.trace_id,
+        reported.span_id,
+        reported.trace_flags,
+    )
 
 
 def test_the_engines_own_work_is_kept_out_of_traces(spans: Spans) -> None:

@@ -197,19 +197,19 @@ def logging_to_memory() -> tuple[LoggerProvider, InMemoryLogRecordExporter]:
 def test_a_late_completion_is_reported_in_the_context_of_the_ended_step(spans: Spans) -> None:
     logs, exporter = logging_to_memory()
     wf = Workflow("trip")
-    give_up, told = threading.Event(), threading.Event()
+    give_up, reported = threading.Event(), threading.Event()
     wf.add_step("book", lambda ctx: give_up.wait(5), timeout=0.02)
     hook = TracingHook(spans.provider, logger_provider=logs)
 
     def and_tell(event: Event) -> None:
         if type(event).__name__ == "StepCompletedLate":
-            told.set()
+            reported.set()
 
     with Engine(hooks=[hook, and_tell]) as engine:
         with pytest.raises(TimeoutError):
             engine.run(wf)
         give_up.set()
-        assert told.wait(5)
+        assert reported.wait(5)
     record = exporter.get_finished_logs()[-1].log_record
     assert record.event_name == "flowcore.step.completed_late"
     assert record.span_id == spans["step book"].context.span_id

@@ -44,7 +44,7 @@ def saga() -> Workflow:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[tuple[list[Event], Run, Any]]:
+def reported(tmp_path: Path) -> Iterator[tuple[list[Event], Run, Any]]:
     events: list[Event] = []
     store = SQLiteStore(tmp_path / "runs.db", durability="normal")
     with Engine(store=store, hooks=[events.append]) as engine:
@@ -57,8 +57,8 @@ def outline(timeline: Timeline) -> dict[str, tuple[str, int, tuple[str, ...]]]:
     return {row.name: (row.status, row.attempts, tuple(sorted(row.depends_on))) for row in timeline.rows}
 
 
-def test_events_run_and_record_give_one_description(told: tuple[list[Event], Run, Any]) -> None:
-    events, run, record = told
+def test_events_run_and_record_give_one_description(reported: tuple[list[Event], Run, Any]) -> None:
+    events, run, record = reported
     pictures = Timeline.of_events(events), Timeline.of_run(run), Timeline.of_record(record)
     expected = {
         "reserve": ("success", 1, ()),
@@ -72,8 +72,8 @@ def test_events_run_and_record_give_one_description(told: tuple[list[Event], Run
         assert [row.name for row in picture.rows if row.critical][-2:] == ["charge", "ship"]
 
 
-def test_events_know_each_attempt_and_each_undo(told: tuple[list[Event], Run, Any]) -> None:
-    rows = {row.name: [bar.kind for bar in row.bars] for row in Timeline.of_events(told[0]).rows}
+def test_events_know_each_attempt_and_each_undo(reported: tuple[list[Event], Run, Any]) -> None:
+    rows = {row.name: [bar.kind for bar in row.bars] for row in Timeline.of_events(reported[0]).rows}
     assert [kind for kind in rows["charge"] if kind is not Kind.WAIT] == [
         Kind.FAILED,
         Kind.BACKOFF,
@@ -84,8 +84,8 @@ def test_events_know_each_attempt_and_each_undo(told: tuple[list[Event], Run, An
     assert rows["reserve"][-1] is Kind.UNDO
 
 
-def test_run_and_record_know_each_undo_as_events_do(told: tuple[list[Event], Run, Any]) -> None:
-    events, run, record = told
+def test_run_and_record_know_each_undo_as_events_do(reported: tuple[list[Event], Run, Any]) -> None:
+    events, run, record = reported
     undos = [
         {row.name: bar for row in picture.rows for bar in row.bars if bar.kind is Kind.UNDO}
         for picture in (Timeline.of_events(events), Timeline.of_run(run), Timeline.of_record(record))
@@ -207,44 +207,44 @@ def test_the_terminal_shows_the_same_in_ascii() -> None:
     assert all(len(line) <= 60 for line in drawn.splitlines()[1:4])
 
 
-def test_a_takeover_is_a_line_with_both_owners(told: tuple[list[Event], Run, Any]) -> None:
-    record = replace(told[2], previous_owner=Owner("old-host", 7))
+def test_a_takeover_is_a_line_with_both_owners(reported: tuple[list[Event], Run, Any]) -> None:
+    record = replace(reported[2], previous_owner=Owner("old-host", 7))
     owner = record.owner
     assert f"<title>taken over from old-host (7) by {owner.host} ({owner.pid})</title>" in record.html()
     assert f"since {moment(owner.since)}, after process 7 on old-host" in record.explain()
     for before in (None, owner):  # the same process resumed the run, for example after a wait
-        record = replace(told[2], previous_owner=before)
+        record = replace(reported[2], previous_owner=before)
         assert "taken over" not in record.html()
         assert ", after process" not in record.explain()
-    assert f"<title>taken over by {owner.host} ({owner.pid})</title>" in replace(told[2], takeovers=1).html()
+    assert f"<title>taken over by {owner.host} ({owner.pid})</title>" in replace(reported[2], takeovers=1).html()
 
 
 @pytest.mark.parametrize(
     ("decision", "words"), [("forward", "and resumed"), ("undo", "to be undone"), ("hold", "and held")]
 )
 def test_a_takeover_among_events_is_a_line_with_its_decision(
-    told: tuple[list[Event], Run, Any], decision: str, words: str
+    reported: tuple[list[Event], Run, Any], decision: str, words: str
 ) -> None:
-    started = next(event for event in told[0] if isinstance(event, RunStarted))
+    started = next(event for event in reported[0] if isinstance(event, RunStarted))
     shared = started.run_id, started.workflow, started.at, started.state
     recovered = RunRecovered(*shared, decision, (), (), (), (), (), {})
-    text = page(Timeline.of_events([*told[0], recovered]), "")
+    text = page(Timeline.of_events([*reported[0], recovered]), "")
     assert f"<title>taken over {words}</title>" in text
 
 
-def test_a_takeover_among_events_names_the_owner_before_it(told: tuple[list[Event], Run, Any]) -> None:
-    started = next(event for event in told[0] if isinstance(event, RunStarted))
+def test_a_takeover_among_events_names_the_owner_before_it(reported: tuple[list[Event], Run, Any]) -> None:
+    started = next(event for event in reported[0] if isinstance(event, RunStarted))
     resumed = RunStarted(*(getattr(started, field.name) for field in fields(started)))
     resumed.interrupted_by = {"host": "host-1", "pid": 12, "since": 1.0}
     recovered = RunRecovered(
         *(started.run_id, started.workflow, started.at, started.state), "undo", (), (), (), (), (), {}
     )
-    text = page(Timeline.of_events([resumed, recovered, *told[0][1:]]), "")
+    text = page(Timeline.of_events([resumed, recovered, *reported[0][1:]]), "")
     assert "<title>taken over from host-1 (12) to be undone</title>" in text
 
 
-def test_run_and_record_make_their_page_themselves(told: tuple[list[Event], Run, Any]) -> None:
-    _, run, record = told
+def test_run_and_record_make_their_page_themselves(reported: tuple[list[Event], Run, Any]) -> None:
+    _, run, record = reported
     for text in (run.html(), record.html(usual=0.5), run._repr_html_()):
         assert "checkout" in text
         assert "ship" in text
@@ -252,8 +252,10 @@ def test_run_and_record_make_their_page_themselves(told: tuple[list[Event], Run,
     assert "usually takes 500 ms" in record.html(usual=0.5)
 
 
-def test_the_story_of_a_record_says_how_it_stands_and_what_each_step_did(told: tuple[list[Event], Run, Any]) -> None:
-    record = told[2]
+def test_the_story_of_a_record_says_how_it_stands_and_what_each_step_did(
+    reported: tuple[list[Event], Run, Any],
+) -> None:
+    record = reported[2]
     first, *lines = record.explain().splitlines()
     assert first.startswith(f"Run {record.run_id} of 'checkout', key 'k': failed at step 'ship': ValueError: ")
     assert first.endswith("undone: charge, reserve")

@@ -115,10 +115,10 @@ def recorded(store: Any, state: str) -> Claim:
         "a": StepRecord(2, report, True, 1, True, {"traceparent": "00"}),
         "b": StepRecord(3, StepReport("running", 1)),
     }
-    told = Checkpoint(*owner, 600.0, steps, {"w": Write(4, 1)}, failed_step="b", error=ValueError("no"))
+    reported = Checkpoint(*owner, 600.0, steps, {"w": Write(4, 1)}, failed_step="b", error=ValueError("no"))
     if state == "failure":
-        told.undoing = True
-    assert store.checkpoint(told) is None
+        reported.undoing = True
+    assert store.checkpoint(reported) is None
     if state == "expired":
         store.renew([Lease(*owner)], 0.0)
     elif state != "running":

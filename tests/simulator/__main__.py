@@ -7,7 +7,7 @@ from .model import judged_twice
 from .specs import StepSpec, Trial, from_seed, tried
 
 
-def told(trial: Trial) -> Iterator[str]:
+def reported(trial: Trial) -> Iterator[str]:
     """Yield the lines of the story of a trial."""
     spec, simulation = trial.spec, trial.simulation
     for step in spec.steps:
@@ -40,7 +40,7 @@ def main() -> None:
             trial = tried(from_seed(seed))
             broken = judged_twice(trial)
             if not last:
-                print(*told(trial), sep="\n")
+                print(*reported(trial), sep="\n")
             if broken or not last:
                 print(f"seed {seed}: ", "; ".join(broken) or "all promises kept")
 

@@ -116,8 +116,8 @@ def _lands_late(c: Chronicle, call: SimulatedCall) -> bool:
 def _may_do(call: SimulatedCall, known: Known) -> Iterator[str]:
     own = known.steps.get(call.step)
     if own is None or own.report.status is not Status.RUNNING or own.report.attempts != call.attempt:
-        told = "nothing" if own is None else f"{own.report.status}, attempt {own.report.attempts}"
-        yield f"do {call.step} (attempt {call.attempt}) begins in process {call.process}, and the store has {told} of it"
+        reported = "nothing" if own is None else f"{own.report.status}, attempt {own.report.attempts}"
+        yield f"do {call.step} (attempt {call.attempt}) begins in process {call.process}, and the store has {reported} of it"
     if known.undoing:
         yield f"do {call.step} begins, though the run is being undone"
 
@@ -435,21 +435,21 @@ def takeovers(c: Chronicle) -> Iterator[str]:
 def _takeover(c: Chronicle, run: KeptRun, grant: Grant) -> Iterator[str]:
     record, act = grant.record, c.story.acts[grant.process]
     assert record is not None
-    told = [event for event in act.events if isinstance(event, RunRecovered)]
+    reported = [event for event in act.events if isinstance(event, RunRecovered)]
     mine = [done.effect for done in c.done if done.effect.fence == grant.fence]
     said = {effect.step: effect.did for effect in mine if effect.what == "verify"}
     if max(Counter(effect.step for effect in mine if effect.what == "verify").values(), default=0) > 1:
         yield f"process {grant.process} calls a verify= twice"
     in_doubt = [name for name in c.steps if name in record.steps and _is_open(record.steps[name])]
     if record.status is Status.WAITING and record.decision in {None, "resume"}:  # Its last owner left it in order.
-        if told:
+        if reported:
             yield f"process {grant.process} recovers a run that needs no recovery"
         return
-    if not told:
+    if not reported:
         if any(effect.what in {"do", "undo", "when"} for effect in mine):
             yield f"process {grant.process} resumes a run without an event of it"
         return
-    event = told[0]
+    event = reported[0]
     if any(moment is not None and moment <= event.at for moment in (act.cancelled, act.stopped)):
         return
     if any(isinstance(other, LeaseLost) and other.at <= event.at for other in act.events):
@@ -510,8 +510,8 @@ def _cut_off(c: Chronicle, run: KeptRun) -> dict[str, int]:
     """Return the steps that an owner found in doubt, unless verify= has denied them, with the number of the grant."""
     found: dict[str, int] = {}
     for number, grant in enumerate(run.grants):
-        told = any(isinstance(event, RunRecovered) for event in c.story.acts[grant.process].events)
-        if grant.record is None or not grant.delivered or not told:
+        reported = any(isinstance(event, RunRecovered) for event in c.story.acts[grant.process].events)
+        if grant.record is None or not grant.delivered or not reported:
             continue
         for name, report in grant.record.steps.items():
             if _is_open(report):
@@ -652,7 +652,7 @@ def _recorded(c: Chronicle, run: KeptRun, known: Known, one: Done) -> bool:
     )
 
 
-def told(c: Chronicle) -> Iterator[str]:
+def reported(c: Chronicle) -> Iterator[str]:
     """Each start event has its end event, unless the process has died, and a process starts a step only once."""
     for number, act in enumerate(c.story.acts):
         kinds = Counter(type(event) for event in act.events)
@@ -700,5 +700,5 @@ JUDGES = (
     results_and_keys,
     values,
     context,
-    told,
+    reported,
 )

@@ -185,11 +185,11 @@ def _stored(call: StoreCall) -> str:
     argument: Any = call.argument
     changes = getattr(argument, "changes", argument)
     steps = getattr(changes, "steps", None) or {}
-    told = ", ".join(
+    reported = ", ".join(
         f"{name} {step.report.status}{step.report.attempts}{'/' + step.report.undo if step.report.undo else ''} ({step.seq})"
         for name, step in steps.items()
     )
-    words = [told, "undoing" if getattr(changes, "undoing", False) else ""]
+    words = [reported, "undoing" if getattr(changes, "undoing", False) else ""]
     if call.verb == "finish":
         words.append(f"{argument.record.status}{' held' if argument.record.held else ''}")
     answer: Any = call.answer
@@ -197,7 +197,7 @@ def _stored(call: StoreCall) -> str:
     return f"{call.verb} [{'; '.join(filter(None, words))}] -> {said}{' COPY' if call.copy else ''}"
 
 
-def told(tale: Tale) -> Iterator[str]:
+def reported(tale: Tale) -> Iterator[str]:
     """Yield the lines of the story, in order of time."""
     plot, story = tale.plot, tale.story
     for step in plot.spec.steps:
@@ -241,7 +241,7 @@ def main() -> None:
             tale = played(from_seed(seed))
             broken = judged_tale(tale)
             if not last:
-                print(*told(tale), sep="\n")
+                print(*reported(tale), sep="\n")
             if broken or not last:
                 print(f"seed {seed}: ", "; ".join(broken) or "all promises kept")
 

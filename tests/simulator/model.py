@@ -664,13 +664,13 @@ def statuses(s: Story) -> Iterator[str]:
                 yield f"{name}: no step goes from {one} to {other}"
         if history.done is not None and history.done.finished is not None and report.status is not Status.PENDING:
             over = history.done.finished
-            for told, expected_seconds in (
+            for reported, expected_seconds in (
                 (report.waited, history.done.started.waited),
                 (report.ran, over.duration - over.backoff),
                 (report.backed_off, over.backoff),
             ):
-                if told is None or abs(told - expected_seconds) > EPS or told < -EPS:
-                    yield f"{name}: the report has {told} s, it was {expected_seconds}"
+                if reported is None or abs(reported - expected_seconds) > EPS or reported < -EPS:
+                    yield f"{name}: the report has {reported} s, it was {expected_seconds}"
         has_result = name in s.run.results
         in_time = [event for index, event in history.late if index < s.ended_at]
         landed = any(not event.undo and event.outcome is Status.SUCCESS for event in in_time)
@@ -827,9 +827,9 @@ def late_completions(s: Story) -> Iterator[str]:
         for what in ("do", "undo"):
             kinds = {what, "await"} if what == "do" else {what}
             given_up = [c for c in s.calls if c.step == name and c.what in kinds and c.given_up is not None]
-            told = [event for _, event in history.late if event.undo is (what == "undo")]
-            numbers = [event.attempt for event in told]
-            for event in told:
+            reported = [event for _, event in history.late if event.undo is (what == "undo")]
+            numbers = [event.attempt for event in reported]
+            for event in reported:
                 fits = [c for c in given_up if c.attempt == event.attempt and c.ended is not None]
                 if not fits:
                     yield f"{name}: reported as completed late, but it was not"
@@ -840,7 +840,7 @@ def late_completions(s: Story) -> Iterator[str]:
                     (event.outcome is Status.SUCCESS) is not c.failed for c in fits
                 ):
                     yield f"{name}: reported as completed late with {event.outcome}"
-            if len(told) > len(given_up):
+            if len(reported) > len(given_up):
                 yield f"{what} {name}: completed late {len(given_up)} times at most, reported {numbers}"
             last = max((c.attempt for c in s.calls if c.step == name and c.what == what), default=0)
             for call in given_up:

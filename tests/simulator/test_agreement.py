@@ -149,30 +149,30 @@ def _suspending(fn: Any) -> Any:
 
 
 def driven(driver: str, spec: Spec, *, watched: bool = True) -> Told:
-    told = Told()
-    hooks = [told.events.append] if watched else []
-    wf = made_real(spec, told.effects, coroutines=driver == "coroutines")
+    reported = Told()
+    hooks = [reported.events.append] if watched else []
+    wf = made_real(spec, reported.effects, coroutines=driver == "coroutines")
     try:
         if driver == "threads":
             with Engine(hooks=hooks) as engine:
-                told.run = engine.run(wf, check=False)
+                reported.run = engine.run(wf, check=False)
         else:
 
             async def main() -> Run:
                 async with AsyncEngine(hooks=hooks) as engine:
                     return await engine.run(wf, check=False)
 
-            told.run = asyncio.run(main())
+            reported.run = asyncio.run(main())
     except SystemExit:
         assert any("exit" in step.script for step in spec.steps)
-    return told
+    return reported
 
 
 def simulated(spec: Spec) -> Told:
-    told = Told()
-    simulation = simulate(built(spec, told.effects), seed=spec.seed, faults=dict(spec.faults))
-    told.events, told.run = simulation.events, simulation.run
-    return told
+    reported = Told()
+    simulation = simulate(built(spec, reported.effects), seed=spec.seed, faults=dict(spec.faults))
+    reported.events, reported.run = simulation.events, simulation.run
+    return reported
 
 
 # -- the comparison ----------------------------------------------------------------------------------------------------
@@ -228,18 +228,20 @@ def test_the_drivers_agree(driver: str, kind: str) -> None:
         for number in numbers:
             _, spec = corpus(number)
             here = f"workflow {number} of the corpus ({kind}), {driver}"
-            expected, told = simulated(spec), driven(driver, spec)
+            expected, reported = simulated(spec), driven(driver, spec)
             alone = driven(driver, spec, watched=False)
             assert expected.run is not None
             for step in spec.steps:
-                assert facts(told.events, step.name) == facts(expected.events, step.name), f"{here}: step {step.name}"
-            for one in (expected, told):
+                assert facts(reported.events, step.name) == facts(expected.events, step.name), (
+                    f"{here}: step {step.name}"
+                )
+            for one in (expected, reported):
                 assert not list(order_broken(spec, one.events)), here
             if kind in TOTAL:
-                assert facts(told.events) == facts(expected.events), here
+                assert facts(reported.events) == facts(expected.events), here
             else:
-                assert sorted(map(str, facts(told.events))) == sorted(map(str, facts(expected.events))), here
-            for one in (told, alone):
+                assert sorted(map(str, facts(reported.events))) == sorted(map(str, facts(expected.events))), here
+            for one in (reported, alone):
                 effects = [(e.what, e.step, e.attempt, e.did) for e in one.effects]
                 wanted = [(e.what, e.step, e.attempt, e.did) for e in expected.effects]
                 assert effects == wanted if kind in TOTAL else sorted(effects) == sorted(wanted), here

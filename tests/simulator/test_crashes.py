@@ -290,7 +290,7 @@ def test_the_stories_meet_what_can_go_wrong() -> None:
     assert not rare, f"too rare to prove anything: {rare} of {seeds}"
 
 
-def told(tale: Tale) -> list[Any]:
+def reported(tale: Tale) -> list[Any]:
     story = tale.story
     requests = [(call.process, call.verb, call.sent, call.applied, call.delivered, call.copy) for call in story.stored]
     events = [(type(event).__name__, event.at, event.run_id) for act in story.acts for event in act.events]
@@ -301,7 +301,7 @@ def test_a_story_replays_identically() -> None:
     for seed in range(150):
         plot = from_seed(seed)
         assert from_seed(seed) == plot
-        assert told(played(plot)) == told(played(plot)), replay(seed)
+        assert reported(played(plot)) == reported(played(plot)), replay(seed)
 
 
 def test_a_broken_promise_prints_the_line_that_replays_its_story() -> None:

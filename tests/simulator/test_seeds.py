@@ -118,7 +118,7 @@ def test_the_seeds_meet_what_can_go_wrong() -> None:
     assert not rare, f"too rare to prove anything: {rare} of {seeds}"
 
 
-def told(simulation: Simulation) -> list[Any]:
+def reported(simulation: Simulation) -> list[Any]:
     plain = [
         (type(event).__name__, event.at, event.run_id, getattr(event, "step", ""), repr(getattr(event, "error", "")))
         for event in simulation.events
@@ -130,7 +130,7 @@ def test_a_seed_replays_identically() -> None:
     for seed in range(300):
         spec = from_seed(seed)
         assert from_seed(seed) == spec
-        assert told(tried(spec).simulation) == told(tried(spec).simulation), replay(seed)
+        assert reported(tried(spec).simulation) == reported(tried(spec).simulation), replay(seed)
 
 
 @pytest.mark.proof(quick=1000, full=10_000, each=1000)

@@ -91,7 +91,7 @@ def drawn(seed: int) -> tuple[list[Sending], dict[str, Any], bool]:
     return sends, options, durable
 
 
-def told(seed: int) -> tuple[Story, Any, Counter[str]]:
+def reported(seed: int) -> tuple[Story, Any, Counter[str]]:
     effects: Counter[str] = Counter()
     sends, options, durable = drawn(seed)
     store: MemoryStore = SimulatedStore() if durable else MemoryStore()
@@ -101,7 +101,7 @@ def told(seed: int) -> tuple[Story, Any, Counter[str]]:
 
 def judged(seed: int) -> list[str]:
     """Return what is wrong with the story of a seed, in words."""
-    story, record, effects = told(seed)
+    story, record, effects = reported(seed)
     if record is not None and record.generation:  # A caller began a new run after one that was undone.
         return []
     wrong: list[str] = []
@@ -152,7 +152,7 @@ def test_every_promise_of_waits_holds_whenever_values_come(seeds: range) -> None
 def test_the_stories_meet_what_can_go_wrong() -> None:
     seen: Counter[str] = Counter()
     for seed in range(300):
-        story, record, _ = told(seed)
+        story, record, _ = reported(seed)
         seen["durable"] += drawn(seed)[2]
         seen["over " + str(None if record is None else record.status)] += 1
         seen["waited in its store"] += sum(

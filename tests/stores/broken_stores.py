@@ -348,8 +348,8 @@ class LetsTheLastWriteWin(Broken):
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         run = self.run_of(checkpoint.key)
         if run is not None and run.record.fence == checkpoint.fence:
-            for told, known in ((checkpoint.steps, run._steps), (checkpoint.writes, run._writes)):
-                for name in told:
+            for reported, known in ((checkpoint.steps, run._steps), (checkpoint.writes, run._writes)):
+                for name in reported:
                     (known or {}).pop(name, None)
         return super().checkpoint(checkpoint)
 
@@ -360,8 +360,8 @@ class CountsCheckpointsInsteadOfFields(Broken):
     def checkpoint(self, checkpoint: Checkpoint, /) -> CheckpointAnswer:
         run = self.run_of(checkpoint.key)
         fields: list[Any] = [*checkpoint.steps.values(), *checkpoint.writes.values()]
-        told = max([field.seq for field in fields], default=0)
-        if run is not None and told <= run.record.seq:
+        reported = max([field.seq for field in fields], default=0)
+        if run is not None and reported <= run.record.seq:
             checkpoint = replace(checkpoint, steps={}, writes={})
         return super().checkpoint(checkpoint)
 

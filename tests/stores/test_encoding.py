@@ -29,10 +29,10 @@ BEGUN = Claim(
 COUNTED = {"generation": "2", "fence": "7", "started": "1700000000000000", "expires": "1700000030000000"}
 
 
-def stored(*told: Checkpoint | Ending, claim: Claim = BEGUN) -> dict[str, str]:
+def stored(*reported: Checkpoint | Ending, claim: Claim = BEGUN) -> dict[str, str]:
     """What a store holds once it has been told all this."""
     fields = {**ENCODING.encode_claim(claim), **COUNTED}
-    for one in told:
+    for one in reported:
         fields |= ENCODING.encode_checkpoint(one) if isinstance(one, Checkpoint) else ENCODING.encode_ending(one)
     return fields
 

@@ -39,8 +39,10 @@ class Left:
         self.prefix = f"hostile-{uuid4().hex}"
         self.store = RedisStore(client, prefix=self.prefix, shards=1)
         self.claim, self.fence = begin(self.store, KEY)
-        told = a_checkpoint(self.claim, self.fence, undoing=True, failed_step="pay", error=ValueError("no"), lease=LONG)
-        assert self.store.checkpoint(told) is None
+        reported = a_checkpoint(
+            self.claim, self.fence, undoing=True, failed_step="pay", error=ValueError("no"), lease=LONG
+        )
+        assert self.store.checkpoint(reported) is None
         if state != "running":
             assert self.store.finish(an_ending(self.claim, self.fence, "parked")) is None
             if state == "undo":

@@ -33,9 +33,9 @@ def test_the_doctor_of_a_safe_server_has_nothing_to_warn_of(
     with server.client() as client:
         store = RedisStore(client)
         begin(store)
-        told = store.doctor()
-        assert re.fullmatch(r"\d+\.\d+\.\d+", str(told.pop("version")))
-        assert told == {
+        reported = store.doctor()
+        assert re.fullmatch(r"\d+\.\d+\.\d+", str(reported.pop("version")))
+        assert reported == {
             "store": "redis",
             "mode": "standalone",
             "role": "primary",
@@ -103,8 +103,8 @@ def test_the_doctor_of_a_cluster_looks_at_all_its_primaries(redis_cluster: Redis
         return await AsyncRedisStore(redis.asyncio.RedisCluster.from_url(redis_cluster.url)).doctor()
 
     with redis_cluster.client() as client, redis_cluster.nodes[1].client() as one:
-        told = RedisStore(client).doctor()
-        assert (told["mode"], told["role"], told["persistence"]) == ("cluster", "primary", "none")
+        reported = RedisStore(client).doctor()
+        assert (reported["mode"], reported["role"], reported["persistence"]) == ("cluster", "primary", "none")
         one.config_set("maxmemory-policy", "volatile-ttl")
         try:
             assert RedisStore(client).doctor()["eviction"] == "noeviction, volatile-ttl"
@@ -177,8 +177,8 @@ def test_a_user_with_the_documented_rights_can_use_every_verb(
 ) -> None:
     _, client = limited
     every_verb(RedisStore(client))
-    told = RedisStore(client).doctor()
-    assert told == {
+    reported = RedisStore(client).doctor()
+    assert reported == {
         **dict.fromkeys(["version", "mode", "role", "eviction", "persistence"], "unknown"),
         "store": "redis",
         "scripts": "allowed",
@@ -288,8 +288,8 @@ def test_the_doctor_says_what_is_forbidden(limited: tuple[Any, Any]) -> None:
     operator.execute_command("ACL", "SETUSER", "app", "-time")
     assert RedisStore(client).doctor()["time"] == "refused"
     operator.execute_command("ACL", "SETUSER", "app", "-eval", "-evalsha")
-    told = RedisStore(client).doctor()
-    assert (told["scripts"], told["time"]) == ("refused", "unknown")
+    reported = RedisStore(client).doctor()
+    assert (reported["scripts"], reported["time"]) == ("refused", "unknown")
 
 
 def test_in_a_cluster_a_user_needs_what_its_client_needs_too(redis_cluster: RedisClusterServers) -> None:

@@ -230,7 +230,7 @@ except StoreError as error:
 
 
 @pytest.mark.parametrize(
-    ("there", "rights", "told"),
+    ("there", "rights", "reported"),
     [
         (
             False,
@@ -244,7 +244,7 @@ except StoreError as error:
         ),
     ],
 )
-def test_a_place_where_one_may_not_write_is_reported(*, there: bool, rights: int, told: str) -> None:
+def test_a_place_where_one_may_not_write_is_reported(*, there: bool, rights: int, reported: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # not under tmp_path, which only its owner may enter
         path = Path(folder) / "runs.db"
         if there:
@@ -255,7 +255,7 @@ def test_a_place_where_one_may_not_write_is_reported(*, there: bool, rights: int
             [sys.executable, "-c", WITHOUT_RIGHTS, str(path)], capture_output=True, text=True, timeout=60, check=True
         )
         Path(folder).chmod(0o755)
-    assert re.fullmatch(told + r".*\n", done.stdout)
+    assert re.fullmatch(reported + r".*\n", done.stdout)
 
 
 def test_a_closed_store_says_so(path: Path) -> None:
@@ -274,10 +274,10 @@ def test_a_store_that_is_no_longer_used_closes_its_file(path: Path) -> None:
 def test_full_durability_waits_for_the_disk_and_normal_does_not(path: Path) -> None:
     for durability in ("full", "normal"):
         with closing(SQLiteStore(path, durability=durability)) as store:
-            told = store.doctor()
-            assert told["synchronous"] == durability
-            assert told["durability"].startswith(f"{durability}: ")
-            assert told["journal"] == "wal"
+            reported = store.doctor()
+            assert reported["synchronous"] == durability
+            assert reported["durability"].startswith(f"{durability}: ")
+            assert reported["journal"] == "wal"
 
 
 def test_the_doctor_counts_runs_and_looks_at_the_file(store: SQLiteStore, path: Path, clock: Clock) -> None:
@@ -287,16 +287,16 @@ def test_the_doctor_counts_runs_and_looks_at_the_file(store: SQLiteStore, path: 
     granted(store, key="expired")
     clock.now += 31
     granted(store, key="running")
-    told = store.doctor()
-    numbers = {name: told[name] for name in ("runs", "running", "expired", "held", "parked", "to forget")}
+    reported = store.doctor()
+    numbers = {name: reported[name] for name in ("runs", "running", "expired", "held", "parked", "to forget")}
     assert numbers == {"runs": 6, "running": 1, "expired": 1, "held": 1, "parked": 1, "to forget": 0}
-    assert (told["store"], told["file"], told["retention"]) == ("sqlite", str(path), 60.0)
-    assert "integrity" not in told
+    assert (reported["store"], reported["file"], reported["retention"]) == ("sqlite", str(path), 60.0)
+    assert "integrity" not in reported
     assert store.doctor(deep=True)["integrity"] == "ok"
-    assert told["sqlite"] == sqlite3.sqlite_version
-    assert told["size"] == path.stat().st_size
-    assert told["log"] == Path(f"{path}-wal").stat().st_size
-    assert told["free"] > 0
+    assert reported["sqlite"] == sqlite3.sqlite_version
+    assert reported["size"] == path.stat().st_size
+    assert reported["log"] == Path(f"{path}-wal").stat().st_size
+    assert reported["free"] > 0
     clock.now += 60
     assert store.doctor()["to forget"] == 2
 
@@ -411,14 +411,14 @@ def test_an_interrupt_after_any_statement_leaves_all_of_a_verb_or_nothing(
         monkeypatch.undo()
         kept = list[bool]()
         for statement in itertools.count(1):
-            before, told = dump(path), checkpoint(owner, seq=2 * statement)
+            before, reported = dump(path), checkpoint(owner, seq=2 * statement)
             struck._database._writer._cursor.left = statement
             try:
-                struck.checkpoint(told)
+                struck.checkpoint(reported)
             except KeyboardInterrupt:
                 kept.append(store.find("k").seq == 2 * statement + 1)
                 assert kept[-1] or dump(path) == before
-                assert struck.checkpoint(told) is None  # it goes on as if nothing had been
+                assert struck.checkpoint(reported) is None  # it goes on as if nothing had been
             else:
                 break
     assert kept == [False] * 4 + [True]  # the last interrupt came after the COMMIT
@@ -530,9 +530,9 @@ def test_a_status_that_means_nothing_makes_no_owner(store: SQLiteStore, path: Pa
     owner = granted(store)
     sql(path, "UPDATE runs SET status = 'paused'")
     before = dump(path)
-    for told in (lambda: store.checkpoint(checkpoint(owner)), lambda: store.finish(ending(owner, Status.SUCCESS))):
+    for reported in (lambda: store.checkpoint(checkpoint(owner)), lambda: store.finish(ending(owner, Status.SUCCESS))):
         with pytest.raises(CorruptRecord, match="its field 'status' has the unknown value 'paused'"):
-            told()
+            reported()
     assert store.renew([Lease("k", "r1", owner.fence)], LEASE) == [Renewal.LOST]
     sql(path, "UPDATE runs SET status = 'compensation_failed'")  # and not held
     with pytest.raises(CorruptRecord, match="has the status 'compensation_failed', but is not held"):
@@ -666,8 +666,8 @@ def test_nothing_grows_without_bound(path: Path, clock: Clock) -> None:
             clock.now += 1
             owner = granted(store, key=f"k{number % 7}", run_id=f"r{number}")
             steps = {f"s{each}": done(each + 2) for each in range(number % 40)}
-            told = Checkpoint(f"k{number % 7}", f"r{number}", owner.fence, LEASE, steps)
-            store.finish(Ending(ending(owner, Status.FAILURE, f"k{number % 7}", f"r{number}").record, told))
+            reported = Checkpoint(f"k{number % 7}", f"r{number}", owner.fence, LEASE, steps)
+            store.finish(Ending(ending(owner, Status.FAILURE, f"k{number % 7}", f"r{number}").record, reported))
             sizes.append(rows(path)[0])
         assert max(sizes) < 20
         clock.now += 60
@@ -679,9 +679,9 @@ def test_gc_forgets_everything_that_is_due_and_says_what_is_left(store: SQLiteSt
     for number in range(50):
         owner = granted(store, key=f"k{number}")
         steps = {f"s{each}": done(each + 2) for each in range(20)}
-        told = Checkpoint(f"k{number}", "r1", owner.fence, LEASE, steps)
+        reported = Checkpoint(f"k{number}", "r1", owner.fence, LEASE, steps)
         status = Status.PARKED if number == 7 else Status.SUCCESS
-        store.finish(Ending(ending(owner, status, f"k{number}").record, told))
+        store.finish(Ending(ending(owner, status, f"k{number}").record, reported))
         clock.now += 1
     assert store.gc() == 50
     clock.now += 30
@@ -745,8 +745,8 @@ def test_a_checkpoint_costs_as_much_in_a_long_run_with_large_values_as_in_a_shor
     store._database.read(lambda db: db.connection.set_progress_handler(count, 1))
     for number in range(2000):
         steps.append(0)
-        told = {f"s{number}": done(2 * number + 2), f"s{number + 1}": StepRecord(2 * number + 3, StepReport())}
-        store.checkpoint(Checkpoint("k", "r1", owner.fence, LEASE, told))
+        reported = {f"s{number}": done(2 * number + 2), f"s{number + 1}": StepRecord(2 * number + 3, StepReport())}
+        store.checkpoint(Checkpoint("k", "r1", owner.fence, LEASE, reported))
         sizes.append(log.stat().st_size)
     assert sorted(steps)[1000] == steps[10]
     assert sizes[-1] - sizes[-101] < 2 * (sizes[110] - sizes[10]) < 4_000_000

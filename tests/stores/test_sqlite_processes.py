@@ -258,7 +258,7 @@ def tell():  # the forks come in the middle of its transactions
     global told
     while not stop.is_set():
         told += 1
-        assert store.checkpoint(Checkpoint("k", "r1", owner.fence, 30.0, {f"s{told}": step(told)})) is None
+        assert store.checkpoint(Checkpoint("k", "r1", owner.fence, 30.0, {f"s{reported}": step(reported)})) is None
 
 thread = threading.Thread(target=tell)
 thread.start()

@@ -46,7 +46,7 @@ def of_charge(events: list[Event], kind: type[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind) and getattr(event, "step", "") == "charge"]
 
 
-def told(events: list[Event]) -> list[Any]:
+def reported(events: list[Event]) -> list[Any]:
     """What hooks get of the step that waits, without times."""
     return [
         [event.attempt for event in of_charge(events, AttemptStarted)],
@@ -83,7 +83,7 @@ def test_attempts_continue_after_long_backoffs_as_on_the_other_stores(temporal: 
         assert len({effect.rpartition(" ")[2] for effect in effects[1:]}) == 1  # the step key is the same
         moments = [moment for times in report.attempt_times for moment in times]
         assert moments == sorted(moments)
-        known = len(moments), report.errors, report.retry_at, told(events)
+        known = len(moments), report.errors, report.retry_at, reported(events)
         found.append((run["charge"], report.attempts, report.failed, *known))
     assert found[1] == found[0]
     assert found[1][1:4] == (3, 2, 6)
