@@ -27,6 +27,7 @@ from flowcore import (
     StoreUnavailable,
     Workflow,
 )
+from flowcore._engines import aio_queueing
 from flowcore.stores import SQLiteStore
 
 from .conftest import PATIENCE, Ledger, run_async, until_async
@@ -310,7 +311,10 @@ def test_closing_says_which_submitted_runs_could_not_be_recorded(
     assert store.find("l") is None
 
 
-def test_a_future_says_when_its_run_is_recorded(store: SQLiteStore, ledger: Ledger) -> None:
+def test_a_future_says_when_its_run_is_recorded(
+    store: SQLiteStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio_queueing, "_BLOCKS", PATIENCE)  # the machine may be slow
     begins, wf = asyncio.Event(), Workflow("w")
 
     async def waits(ctx: Context) -> None:

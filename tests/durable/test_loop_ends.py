@@ -7,6 +7,8 @@ from typing import Any, Final
 import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Status, Workflow
+from flowcore._engines import aio_queueing
+from tests.core.conftest import PATIENCE
 from tests.durable.crash import Place
 from tests.durable.engines import STORES
 from tests.stores.redis_servers import until
@@ -37,8 +39,13 @@ def forks(first: Callable[[Context], Any], then: Callable[[Context], Any]) -> Wo
 @pytest.mark.parametrize("first", [a_sync_step, an_async_step])
 @pytest.mark.parametrize("kind", ["memory", *STORES])
 def test_a_loop_that_ends_in_any_moment_ends_and_leaves_its_runs_to_others(
-    place: Callable[[str], Place], kind: str, first: Callable[[Context], Any], how: str
+    place: Callable[[str], Place],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    first: Callable[[Context], Any],
+    how: str,
 ) -> None:
+    monkeypatch.setattr(aio_queueing, "_BLOCKS", PATIENCE)  # the machine may be slow
     wf = forks(first, an_async_step)
 
     async def main(store: Any, turns: int) -> None:
