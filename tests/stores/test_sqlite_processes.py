@@ -252,15 +252,15 @@ def test_every_owner_has_a_fence_of_its_own_however_many_processes_there_are(pat
 FORKS = """
 store = SQLiteStore(path, durability="normal")
 owner, stop = store.claim(claim("r1", begins=())), threading.Event()
-told = 0
+written = 0
 
-def tell():  # the forks come in the middle of its transactions
-    global told
+def write():  # the forks come in the middle of its transactions
+    global written
     while not stop.is_set():
-        told += 1
-        assert store.checkpoint(Checkpoint("k", "r1", owner.fence, 30.0, {f"s{reported}": step(reported)})) is None
+        written += 1
+        assert store.checkpoint(Checkpoint("k", "r1", owner.fence, 30.0, {f"s{written}": step(written)})) is None
 
-thread = threading.Thread(target=tell)
+thread = threading.Thread(target=write)
 thread.start()
 children = []
 for number in range(20):
@@ -278,7 +278,7 @@ for number in range(20):
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 stop.set()
 thread.join()
-print(json.dumps([codes, told == len(store.find("k").steps), store.doctor(deep=True)["integrity"], len(store.list_runs())]))
+print(json.dumps([codes, written == len(store.find("k").steps), store.doctor(deep=True)["integrity"], len(store.list_runs())]))
 """
 
 

@@ -137,7 +137,7 @@ CHECKPOINT: Final = Script(
 local got = redis.pcall('HMGET', KEYS[1], 'run_id', 'fence', 'status', 'seq', 'listed', 'decision', 'takeovers', 'retries',
   'workflow')
 local seq = not got.err and got[1] == ARGV[1] and got[2] == ARGV[2]
-  and (got[3] == 'running' or got[3] == 'queued') and tonumber(got[4] or 0)
+  and (got[3] == 'running' or got[3] == 'queued') and got[9] and tonumber(got[4] or 0)
 if not seq then return {'else'} end  -- not the usual case: the caller reads the record
 if ARGV[4] ~= '' and seq < tonumber(ARGV[4]) then return {'behind', got[4] or '0'} end
 local fields = nil
