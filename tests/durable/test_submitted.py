@@ -28,7 +28,7 @@ def accept(place: Place, asynchronous: bool) -> None:
     keys = [str(number) for number in range(RUNS)]
 
     async def on_a_loop() -> None:
-        aio_queueing._BLOCKS = ENDLESS  # the machine may be slow
+        vars(aio_queueing)["_BLOCKS"] = ENDLESS  # the machine may be slow
         with place.store(asynchronous=True) as store:
             engine = AsyncEngine(store=store, max_workers=2, lease=LEASE)
             for key in keys:
