@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from typing import Final
+from unittest.mock import patch
 
 import pytest
 
@@ -28,8 +29,7 @@ def accept(place: Place, asynchronous: bool) -> None:
     keys = [str(number) for number in range(RUNS)]
 
     async def on_a_loop() -> None:
-        vars(aio_queueing)["_BLOCKS"] = ENDLESS  # the machine may be slow
-        with place.store(asynchronous=True) as store:
+        with place.store(asynchronous=True) as store, patch.object(aio_queueing, "_BLOCKS", ENDLESS):
             engine = AsyncEngine(store=store, max_workers=2, lease=LEASE)
             for key in keys:
                 engine.submit(order, {"hangs": True}, idempotency_key=key)
