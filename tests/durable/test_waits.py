@@ -151,7 +151,7 @@ def test_a_run_that_ends_wakes_the_callers_that_wait_for_it_at_once(
     wf.add_step("work", lambda ctx: go.wait(PATIENCE))
     engine = town.engine()
     first = town.start(engine, wf, idempotency_key="k")
-    until(lambda: town.store.find("k"), "the run")
+    until(lambda: engine._runs.local.find("k"), "the run, which other callers find here from then on")
     others = [town.start(engine, wf, idempotency_key="k", wait=ENDLESS) for _ in range(3)]
     until(lambda: len(waiters(engine)) == 3, "the callers to wait")
     go.set()
