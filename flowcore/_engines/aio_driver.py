@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
 from .._kernel import stopping
@@ -215,7 +215,7 @@ class AsyncDriver(ThreadCalls):
                     self.stop(effect)
 
     def _spawn(self, program: Program[Any], answer: Any, over: PendingReply | None = None) -> None:
-        """Advance `program` in a task of its own. `over`: is set once that task has ended."""
+        """Advance `program` in a separate task. `over` is set once that task has ended."""
         task = self.loop.create_task(self._advance(program, answer))
         self._tasks.add(task)  # the loop holds tasks only weakly
 
@@ -339,7 +339,9 @@ class AsyncDriver(ThreadCalls):
         async def asked() -> None:
             try:
                 answer = (
-                    verb(ask.argument) if inspect.iscoroutinefunction(verb) else asyncio.to_thread(verb, ask.argument)
+                    verb(ask.argument)
+                    if inspect.iscoroutinefunction(verb)
+                    else asyncio.to_thread(_called, verb, ask.argument)
                 )
                 pending.set((await answer, None))
             except Exception as error:  # noqa: BLE001 - see above
@@ -398,6 +400,14 @@ class AsyncDriver(ThreadCalls):
         for call in list(self._threaded):
             if not call.shielded or parked:
                 self.loop.call_later(grace, self._leave_thread, call, False)
+
+
+def _called(verb: Callable[[object], Any], argument: object) -> Any:
+    """Call a verb of a sync store on a thread. An exit there must not end the loop that waits for the reply."""
+    try:
+        return verb(argument)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise StoreUnavailable(f"{type(error).__name__} was raised while the store was called.") from error
 
 
 def _resumed(program: Program[Any], effect: Effect) -> Program[None]:

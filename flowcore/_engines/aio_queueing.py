@@ -72,7 +72,7 @@ class Recording:
 
 
 class Recorder:
-    """Records submitted runs on an event loop of its own, in a thread that the first of them starts: the caller's loop
+    """Records submitted runs on a separate event loop, in a thread that the first of them starts: the caller's loop
     cannot perform a call of the store while `submit` waits for it. Thread-safe."""
 
     def __init__(self, store: Any, pool: Workers) -> None:

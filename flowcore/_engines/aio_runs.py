@@ -140,7 +140,7 @@ class AsyncRuns:
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
     def queue(self, run: RunState, *, check: bool, records: bool = False) -> AsyncRunFuture:
-        """Begin a submitted run in a task of its own. Returns its future. `records`: record the run as queued first, on
+        """Begin a submitted run in a separate task. Returns its future. `records`: record the run as queued first, on
         a durable store, and wait a moment for that. Raises what `Recorder.record` raises."""
         recording = self._recorder.record(run) if records and self._settings.durable else None
         loop = asyncio.get_running_loop()

@@ -151,4 +151,4 @@ class LoopCalls(EngineBase, ABC):
 
     @abstractmethod
     def _begin(self, run: RunState, *, check: bool, records: bool) -> AsyncRunFuture:
-        """Begin a submitted run in a task of its own. `records`: wait a moment until the store has recorded it."""
+        """Begin a submitted run in a separate task. `records`: wait a moment until the store has recorded it."""

@@ -346,6 +346,29 @@ def test_a_future_says_when_its_run_is_recorded(
     run_async(main)
 
 
+@pytest.mark.parametrize("submits", [False, True])
+def test_an_exit_in_a_call_of_the_store_ends_no_loop(
+    store: SQLiteStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, submits: bool
+) -> None:
+    wf, claim, claims = ledger.chain("a"), store.claim, list[str]()
+
+    def exits_once(wanted: Any) -> Any:
+        claims.append(wanted.key)
+        if len(claims) == 1:
+            raise SystemExit(3)
+        return claim(wanted)
+
+    monkeypatch.setattr(store, "claim", exits_once)
+
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            run = engine.submit(wf, idempotency_key="k") if submits else engine.run(wf, idempotency_key="k")
+            assert (await run).status is Status.SUCCESS
+
+    run_async(main)
+    assert ledger == ["a"]
+
+
 @pytest.mark.parametrize("key", [None, "k"])
 def test_in_memory_a_run_counts_as_recorded_when_it_begins(ledger: Ledger, key: str | None) -> None:
     async def main() -> None:

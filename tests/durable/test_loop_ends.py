@@ -14,7 +14,7 @@ from tests.durable.engines import STORES
 from tests.stores.redis_servers import until
 
 MOMENTS: Final = 25
-"""how often the loop turns at most before it ends: by then the slowest of the runs in memory are over"""
+"""the most iterations of the loop before it ends; by then the slowest of the runs in memory are over"""
 LEASE: Final = 0.5
 
 
