@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_as_printed(README, "readme") >= 9
+    assert run_as_printed(README, "readme") >= 5
 
 
 def test_the_rights_of_a_redis_user_are_those_that_the_store_lists() -> None:
