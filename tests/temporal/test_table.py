@@ -250,7 +250,7 @@ async def _(on: Backend) -> object:
     return run.status is Status.COMPENSATION_FAILED
 
 
-@row('with `undo="never"`, the next call goes on at the failed step')
+@row('with `undo="never"`, the next call continues at the failed step')
 async def _(on: Backend) -> object:
     wf, made = Workflow("etl", undo="never"), list[str]()
     wf.add_step("extract", lambda ctx: made.append("extract"))
