@@ -223,14 +223,27 @@ class MeasuringHook:
         event.counted.add(type(self).__name__)
 
     def _count_end(self, run: InFlightRun, event: RunFinished | RunEnded) -> None:
-        flow, exemplar, at = event.workflow, run.exemplar(), run.wall + event.at - run.at
-        self._to(names.RUNS, flow, event.outcome)(1, exemplar)
-        self._to(names.RUN_DURATION, flow, event.outcome)(event.duration, exemplar)
-        self._to(names.LAST_END, flow, event.outcome)(at)
-        if event.outcome is _SUCCESS:
+        flow, outcome, exemplar, at = event.workflow, event.outcome, run.exemplar(), run.wall + event.at - run.at
+        runs, duration, last = run.flow.ends.get(outcome) or self._end_writes(run, flow, outcome)
+        runs(1, exemplar)
+        duration(event.duration, exemplar)
+        last(at)
+        if outcome is _SUCCESS:
             self._to(names.LAST_SUCCESS, flow)(at)
             if run.schedule is not None:
                 self._to(names.SCHEDULE_LAST_SUCCESS, flow, run.schedule)(at)
+
+    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> Writes:
+        """Return the series of runs that end with `outcome`. They are cached, unless they are the shared series
+        `_other`."""
+        writes = (
+            self._to(names.RUNS, flow, outcome),
+            self._to(names.RUN_DURATION, flow, outcome),
+            self._to(names.LAST_END, flow, outcome),
+        )
+        if (flow, outcome) in self._known[names.RUNS]:
+            run.flow.ends[outcome] = writes
+        return writes
 
     def _lease_lost(self, event: LeaseLost) -> None:
         self._to(names.LEASE_LOST, event.workflow)(1, self._exemplar(event))
@@ -266,10 +279,6 @@ class MeasuringHook:
 
     def _step_finished(self, event: StepFinished) -> None:
         run: InFlightRun = event.state[self]
-        if event.outcome is _WAITING:  # for its next attempt; it is counted when it ends
-            if event.backoff:
-                self._to(names.BACKOFF_SECONDS, event.workflow, event.step)(event.backoff, run.exemplar(event.step))
-            return
         step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
         if outcome is _SUCCESS:
@@ -278,7 +287,7 @@ class MeasuringHook:
             if event.max_attempts == 1:
                 attempt(1, exemplar)
             whole(duration, exemplar)
-        else:
+        elif outcome is not _WAITING:  # a step that waits for its next attempt is counted when it ends
             self._to(names.WAIT_DURATION, event.workflow, step)(event.waited)
             if event.max_attempts == 1:
                 self._attempted(event, exemplar)

@@ -48,7 +48,8 @@ Write = Callable[..., object]
 """a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
 Writes = tuple[Write, Write, Write]
-"""the functions that record a successful step: the seconds it waited, its only attempt, and the seconds it took"""
+"""the functions that record a successful step (the seconds it waited, its only attempt, and the seconds it took), or the
+end of a run (its count, the seconds it took, and when it ended)"""
 
 Workers = Callable[[], tuple[int, int] | None]
 """returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""
@@ -87,14 +88,16 @@ class InFlightRun:
 
 
 class WorkflowSeries:
-    """The runs in flight of one workflow, and for each step the series that a success is written to."""
+    """The runs in flight of one workflow, and the series that its ends are written to: for each outcome of a run, and for
+    the success of each step."""
 
-    __slots__ = ("label", "runs", "steps")
+    __slots__ = ("ends", "label", "runs", "steps")
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.runs: dict[InFlightRun, None] = {}  # in the order of their starts; adding or removing one is atomic
         self.steps: dict[str, Writes] = {}
+        self.ends: dict[str, Writes] = {}
 
     def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
         run = InFlightRun(self, at, wall, waiting)

@@ -172,8 +172,8 @@ class Direct(Protocol):
 class Interrupts(Protocol):
     """How Ctrl-C is handled while the inline path runs in the main thread.
 
-    Each one is counted in `count`. While user code runs (`in_step`) it is raised there. Otherwise the inline path cancels
-    the run before the next step. `raised`: how many have been handled in one of these ways.
+    Each one is counted in `count`. While `in_step` is set, as it is while user code runs, it is raised. Otherwise the
+    inline path cancels the run before the next step. `raised`: how many have been handled in one of these ways.
     """
 
     in_step: bool

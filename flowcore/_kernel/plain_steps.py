@@ -24,49 +24,33 @@ class PlainSteps:
     """Emits the start and the successful end of a run's plain steps. One thread or task at a time may use it."""
 
     __slots__ = (
-        *(
-            "_clock",
-            "_copy",
-            "_ends",
-            "_hooks",
-            "_of_lone",
-            "_of_several",
-            "_readies",
-            "_ready_at",
-            "_run",
-            "_run_id",
-            "_starts",
-        ),
-        *("_state", "_workflow"),
+        *("_clock", "_copy", "_hooks", "_ledger", "_lone", "_ready_at", "_run_id", "_state", "_workflow"),
+        *("_ends", "_readies", "_starts"),
     )
 
     def __init__(self, run: RunState) -> None:
-        hooks = run.hooks
-        self._run = run
-        self._hooks = hooks
+        hooks = self._hooks = run.hooks
+        self._lone = hooks.lone
         self._clock = run.settings.clock
         self._copy = run.context.copy
+        self._ledger = run.ledger
         self._workflow, self._run_id, self._state = run.workflow.name, run.run_id, run.state
         self._ready_at = run.ready_at
-        self._starts = hooks.listeners.get(StepStarted)
-        self._ends = hooks.listeners.get(StepFinished)
-        self._readies = hooks.listeners.get(StepReady)
-        lone = hooks.lone
-        self._of_several = hooks, AttemptStarted in hooks.wanted, AttemptFinished in hooks.wanted
-        self._of_lone = (
-            self._of_several if lone is hooks else (lone, AttemptStarted in lone.wanted, AttemptFinished in lone.wanted)
-        )
+        listeners = hooks.listeners
+        self._starts = listeners.get(StepStarted)
+        self._ends = listeners.get(StepFinished)
+        self._readies = listeners.get(StepReady)
 
     def started(self, node: Node) -> tuple[StepScope, EventScope]:
         """Emit the start of a step and of its first attempt, and return their scopes. `finished` emits their end if the
         attempt succeeds; the functions of `emit` do so otherwise."""
-        run, name, allowed, at = self._run, node.name, node.max_attempts, self._clock()
+        at = self._clock()
         waited = at - self._ready_at.get(node.index, at)
-        if waited < 0.0:  # noqa: PLR1730 - a call of max would cost more
-            waited = 0.0
         context = self._copy()
-        scope = StepScope(at, context, waited)
-        ledger = run.ledger
+        scope = StepScope(at, context, waited if waited > 0.0 else 0.0)  # noqa: FURB136 - a call of max would cost more
+        ledger = self._ledger
+        if ledger is not None:
+            scope.epoch = ledger.epoch
         if self._starts is not None:
             carrier: dict[str, str] | None = None if ledger is None else {}
             event = scope.event = StepStarted(
@@ -74,10 +58,10 @@ class PlainSteps:
                 self._run_id,
                 at,
                 self._state,
-                name,
-                waited,
+                node.name,
+                scope.waited,
                 node.dependencies,
-                allowed,
+                node.max_attempts,
                 node.function,
                 carrier,
             )
@@ -89,31 +73,30 @@ class PlainSteps:
                 except BaseException as error:  # noqa: BLE001 - a hook can break nothing
                     self._hooks.report_failure(hook, error, event, context)
             if ledger is not None and carrier:
-                ledger.carry(name, carrier)
-        if ledger is not None:
-            scope.epoch = ledger.epoch
-        hooks, starts, _ = self._of_lone if allowed == 1 else self._of_several
-        if not starts:  # no hook enters anything, so the step's context is enough
+                ledger.carry(node.name, carrier)
+        allowed = node.max_attempts
+        hooks = self._lone if allowed == 1 else self._hooks
+        if not hooks.want_attempt_starts:  # no hook enters anything, so the step's context is enough
             return scope, scope
         attempt = EventScope(at, context.copy())
-        attempt.event = AttemptStarted(self._workflow, self._run_id, at, self._state, name, 1, allowed, False)
+        attempt.event = AttemptStarted(self._workflow, self._run_id, at, self._state, node.name, 1, allowed, False)
         attempt.scopes = hooks.enter(attempt.event, attempt.context)
         return scope, attempt
 
     def finished(self, node: Node, scope: StepScope, attempt: EventScope) -> None:
-        """Emit the end of a step whose first attempt succeeded, and of that attempt."""
-        name, allowed, at = node.name, node.max_attempts, self._clock()
-        scope.ended = at
+        """Emit and note the end of a step whose first attempt succeeded, and emit the end of that attempt."""
+        at = scope.ended = self._clock()
         duration = at - scope.at
-        hooks, _, ends = self._of_lone if allowed == 1 else self._of_several
-        if ends:
+        allowed = node.max_attempts
+        hooks = self._lone if allowed == 1 else self._hooks
+        if hooks.want_attempt_ends:
             hooks.emit(
                 AttemptFinished(
                     self._workflow,
                     self._run_id,
                     at,
                     self._state,
-                    name,
+                    node.name,
                     1,
                     allowed,
                     False,
@@ -131,7 +114,7 @@ class PlainSteps:
                 self._run_id,
                 at,
                 self._state,
-                name,
+                node.name,
                 _SUCCESS,
                 duration,
                 1,

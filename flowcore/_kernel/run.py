@@ -119,7 +119,14 @@ def run_without_driver(run: RunState, *, is_async: bool, interrupts: Interrupts 
             run.scope = emit.run_started(run)
         if run.observed:
             emit.first_ready(run)
-    run.progress = run_inline(run, is_async=is_async, interrupts=interrupts)
+    if interrupts is None or run.observed:
+        run.progress = run_inline(run, is_async=is_async, interrupts=interrupts)
+    else:  # its hooks have declined the run, so an interrupt may come at any moment
+        try:
+            interrupts.in_step = True
+            run.progress = run_inline(run, is_async=is_async)
+        finally:
+            interrupts.in_step = False
     if run.progress is not None or run.ready or not run.succeed():
         return None
     finished = _as_run(run, Status.SUCCESS)

@@ -164,6 +164,7 @@ class RunState:
         if settings.observed:
             self.hooks, self.observed = settings.hooks.of_run(settings.clock), True
             self.wanted = self.hooks.wanted
+            self._run_id = settings.new_id()  # each event has it
             self.state, self.ready_at, self.times = {}, {}, {}
         if settings.durable:
             self.ledger, self.observed = settings.claims.open(), True  # the record needs the times of steps

@@ -67,13 +67,14 @@ class Hooks:
     """The hooks of one engine, or of one of its runs, by the events that they want.
 
     `wanted`: the event types that at least one hook wants; no other event is built. `listeners`: for each of these
-    types, the hooks and the functions to call. `lone`: the Hooks for steps that allow only one attempt. Thread-safe:
-    only the names of the hooks that have failed and the counters of the measurement change.
+    types, the hooks and the functions to call. `lone`: the Hooks for steps that allow only one attempt.
+    `want_attempt_starts`, `want_attempt_ends`: whether a hook wants AttemptStarted, or AttemptFinished. Thread-safe: only
+    the names of the hooks that have failed and the counters of the measurement change.
     """
 
     __slots__ = (
         *("_failed", "_measured_at", "_runs", "_watch", "_without"),
-        *("around_store", "hooks", "listeners", "lone", "wanted"),
+        *("around_store", "hooks", "listeners", "lone", "want_attempt_ends", "want_attempt_starts", "wanted"),
     )
 
     def __init__(self, hooks: Iterable[Hook] = (), _failed: set[str] | None = None, *, _lone: bool = False) -> None:
@@ -84,6 +85,8 @@ class Hooks:
             kind: tuple((hook, _handler(hook, kind)) for hook, kinds in listening if kind in kinds)
             for kind in self.wanted
         }
+        self.want_attempt_starts = AttemptStarted in self.wanted
+        self.want_attempt_ends = AttemptFinished in self.wanted
         self.around_store: tuple[Hook, ...] = tuple(hook for hook in self.hooks if hasattr(hook, "around_store"))
         self._failed: set[str] = set() if _failed is None else _failed
         self._without: dict[tuple[int, ...], Hooks] = {}
@@ -219,6 +222,7 @@ class Hooks:
         twin = Hooks((), self._failed)
         twin.hooks, twin.wanted, twin._watch = self.hooks, self.wanted, watch
         twin.around_store = self.around_store
+        twin.want_attempt_starts, twin.want_attempt_ends = self.want_attempt_starts, self.want_attempt_ends
         twin.listeners = {
             kind: tuple((hook, watch.timed(hook_name(hook), call)) for hook, call in listening)
             for kind, listening in self.listeners.items()

@@ -21,7 +21,7 @@ import pytest
 
 import flowcore
 from flowcore import Backoff, Context, Engine, IdempotencyHeld, Retry, Status, StepCancelled, Workflow
-from flowcore.events import SKIP_RUN, BackoffStarted, RunStarted
+from flowcore.events import SKIP_RUN, BackoffStarted, RunRequested, RunStarted
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Gate, Ledger, notes, until
@@ -109,6 +109,11 @@ def saga(ledger: Ledger, *, fails: bool) -> Workflow:
     return wf
 
 
+def declines(event: Any) -> Any:
+    """A hook that wants to know no more of a run, as a TracingHook of a run that is not sampled."""
+    return SKIP_RUN if type(event) is RunRequested else None
+
+
 def aftermath(store: MemoryStore, engine: Engine, ledger: Ledger) -> Iterator[str]:
     """What is not as it should be after an interrupted run."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -132,7 +137,9 @@ def aftermath(store: MemoryStore, engine: Engine, ledger: Ledger) -> Iterator[st
 
 @pytest.mark.parametrize("fails", [False, True], ids=["a run that succeeds", "a run that fails"])
 @pytest.mark.parametrize("key", [None, "k"], ids=["no key", "a key"])
-@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
+@pytest.mark.parametrize(
+    "hooks", [(), (lambda event: None,), (declines,)], ids=["no hooks", "hooks", "a hook declines"]
+)
 def test_one_ctrl_c_at_any_moment_is_raised_and_leaves_nothing_half_done(
     fails: bool, key: str | None, hooks: tuple[Any, ...], share: Share
 ) -> None:
@@ -188,7 +195,7 @@ def test_a_cancel_from_another_thread_at_any_moment_leaves_nothing_half_done(
     assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
 
 
-@pytest.mark.parametrize("hooks", [(), ([].append,)], ids=["no hooks", "hooks"])
+@pytest.mark.parametrize("hooks", [(), ([].append,), (declines,)], ids=["no hooks", "hooks", "a hook declines"])
 def test_a_handler_of_the_users_own_that_raises_at_any_moment_has_undone_what_was_done(
     hooks: tuple[Any, ...], share: Share
 ) -> None:
@@ -215,7 +222,9 @@ def test_a_handler_of_the_users_own_that_raises_at_any_moment_has_undone_what_wa
 
 
 @pytest.mark.parametrize("key", [None, "k"], ids=["no key", "a key"])
-@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["no hooks", "hooks"])
+@pytest.mark.parametrize(
+    "hooks", [(), (lambda event: None,), (declines,)], ids=["no hooks", "hooks", "a hook declines"]
+)
 def test_a_second_ctrl_c_at_any_moment_leaves_the_key_free_or_held(
     key: str | None, hooks: tuple[Any, ...], share: Share
 ) -> None:
