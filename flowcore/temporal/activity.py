@@ -36,15 +36,16 @@ from .._kernel.settings import Settings
 from .._kernel.steps import ask_when, run_whole_step
 from .._kernel.undo import run_whole_undo
 from .._wire import pack_error, unpack_error
-from ..errors import NotSerializable, StepCancelled, safe_repr, safe_str
+from ..errors import DefinitionError, NotSerializable, StepCancelled, safe_repr, safe_str
 from ..events import Hooks
-from ..plan import Node
+from ..plan import Node, Plan
 from ..retry import some_random
-from ..run import StepReport
+from ..run import StepReport, error_line
 from ..status import Status
 from ..step import Landed
 from ..stores.decoding import INITIAL, STEP, WRITE
 from ..stores.encoding import Encoding
+from .beats import Beats
 from .definitions import definition_of
 from .flow import FlowcoreWorkflow
 from .wire import StepInput, StepOutput
@@ -53,8 +54,6 @@ __all__ = ["Steps"]
 
 _BEATS: Final = 3
 """heartbeats per lease"""
-_FAILED: Final = ("failed", "errors", "times", "retry_at")
-"""what a heartbeat says about the attempts that have failed"""
 _FETCH: Final = 30.0
 """seconds until a result that was not sent with the activity must be fetched"""
 
@@ -112,6 +111,23 @@ class _StepClaims(StoreClaims):
         return _StepLedger(self._failed)
 
 
+def _node_of(plan: Plan, sent: StepInput) -> Node:
+    """The step of an activity. Raises DefinitionError if this worker's version of the workflow lacks it, or lacks the
+    function that is to be called."""
+    name, kind = safe_repr(sent["step"]), sent["kind"]
+    node = plan.by_name.get(sent["step"])
+    missing: str | None = None
+    if node is None or (kind == "do" and node.wait is not None):
+        missing = f"step {name} with a function"
+    elif kind == "undo" and node.compensation is None:
+        missing = f"undo of step {name}"
+    elif (kind == "when" and node.when is None) or (kind == "verify" and node.step.verify is None):
+        missing = f"{kind}= for step {name}"
+    if node is None or missing is not None:
+        raise DefinitionError(f"its version of workflow {safe_repr(sent['workflow'])} has no {missing}.")
+    return node
+
+
 class _Results(dict[str, Any]):
     """The results of other steps. A result that was not sent with the activity is fetched, once, when a sync step asks
     for it."""
@@ -145,7 +161,15 @@ class Steps:
         """Perform one activity. If its step fails, the output is raised as an error, so that Temporal shows the
         failure."""
         sent = cast("StepInput", activity.payload_converter().from_payload(args[0].payload, dict))
-        call = _Activity(sent, self._client, self._hooks, self._encoding)
+        beats = Beats(activity.info(), sent.get("tried"))
+        try:
+            call = _Activity(sent, beats, self._client, self._hooks, self._encoding)
+        except Exception as unfit:  # this worker has another version of the workflow, or cannot read the values
+            why = (
+                f"this worker gives step {safe_repr(sent['step'])} back to Temporal, which offers it to the workers again: "
+                f"{error_line(unfit, 500)}"
+            )
+            raise beats.give_back(why, in_doubt=beats.in_doubt) from unfit
         output = await call.perform(self._pool, self._tasks)
         if sent["kind"] in {"when", "verify"} or output["status"] == Status.SUCCESS or "retry_at" in output:
             return output
@@ -156,23 +180,16 @@ class Steps:
 class _Activity:
     """One activity: the part of a run that this process performs."""
 
-    def __init__(self, sent: StepInput, client: Client, hooks: Hooks, encoding: Encoding) -> None:
-        self._sent, self._client, self._encoding = sent, client, encoding
+    def __init__(self, sent: StepInput, beats: Beats, client: Client, hooks: Hooks, encoding: Encoding) -> None:
+        self._sent, self._beats, self._client, self._encoding = sent, beats, client, encoding
         info = self._info = activity.info()
-        known: dict[str, Any] = info.heartbeat_details[0] if info.heartbeat_details else {}
-        self._beat: dict[str, Any] = {name: known[name] for name in _FAILED if name in known}
-        tried = sent.get("tried")
-        if tried is not None and not self._beat:
-            self._beat = {"failed": len(tried["errors"]), "errors": tried["errors"], "retry_at": None}
-            self._beat["times"] = tried.get("times", [])
-        self._in_doubt = info.attempt > 1 and not known.get("unbegun")
         self._lease = (info.heartbeat_timeout or timedelta(seconds=30)).total_seconds()
         self._loop = asyncio.get_running_loop()
         definition = definition_of(info.task_queue, sent["workflow"]).workflow
         plan = definition.freeze()
         settings = Settings(
             store=_Worker(),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-            claims=_StepClaims(self._attempt_failed),
+            claims=_StepClaims(beats.attempt_failed),
             hooks=hooks,
             grace=sent["grace"],
             parallel=1,
@@ -190,7 +207,7 @@ class _Activity:
         values = {key: self._loaded(WRITE + key, text, INITIAL + key) for key, text in sent["values"].items()}
         request = Request(definition, plan, values, contextvars.copy_context(), sent["key"])
         run = self._run = RunState(settings, request)
-        self._node = plan.by_name[sent["step"]]
+        self._node = _node_of(plan, sent)
         run.run_id, run.generation = sent["run_id"], sent["generation"]
         run.fence = sent["fence"] + info.attempt - 1
         run.carrier = sent["carrier"]
@@ -206,11 +223,12 @@ class _Activity:
             run.deadline = now + sent["deadline"] - wall
         run.ready_at[self._node.index] = now - max(0.0, wall - sent["ready_at"])
         emit.joined(run, sent["carriers"])
-        if self._beat.get("failed"):
-            errors = tuple((kind, message) for kind, message in self._beat["errors"])
-            report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=self._beat["retry_at"])
+        failed, tried = beats.failed, sent.get("tried")
+        if failed.get("failed"):
+            errors = tuple((kind, message) for kind, message in failed["errors"])
+            report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=failed["retry_at"])
             report.started = None if tried is None else tried["started"]
-            report.attempt_times = tuple((began, ended) for began, ended in self._beat.get("times", ()))
+            report.attempt_times = tuple((began, ended) for began, ended in failed.get("times", ()))
             run.tried = {self._node.name: report}
 
     def _loaded(self, field: str, text: str, place: str | None = None) -> Any:
@@ -229,10 +247,10 @@ class _Activity:
     # -- performing it -------------------------------------------------------------------------------------------------
 
     async def perform(self, pool: Workers, tasks: set[asyncio.Future[Any]]) -> StepOutput:
-        sent, run, node = self._sent, self._run, self._node
-        if self._info.attempt > 1 + sent["max_takeovers"] and self._in_doubt:
+        sent, run, node, beats = self._sent, self._run, self._node, self._beats
+        if beats.crashes > sent["max_takeovers"] and beats.in_doubt:
             what = "the undo of step" if sent["kind"] == "undo" else "step"
-            return self._held(f"its worker crashed {self._info.attempt - 1} times in {what} {safe_repr(node.name)}")
+            return self._held(f"its worker crashed {beats.crashes} times in {what} {safe_repr(node.name)}")
         driver = AsyncDriver(run, 0, pool, tasks, self._program())
         driving = asyncio.create_task(driver.run_here())
         heart = asyncio.create_task(self._beat_often())
@@ -254,17 +272,16 @@ class _Activity:
             return {"status": str(Status.FAILURE), "attempts": 1, "decision": decision, "in_doubt": True}
         if driver.result is None and driver.error is not None:
             if isinstance(driver.error, _Unclear):
-                raise ApplicationError(str(driver.error), type="Unclear") from driver.error.__cause__
+                unclear = beats.give_back(str(driver.error), in_doubt=True, kind="Unclear", later=True)
+                raise unclear from driver.error.__cause__
             raise driver.error
         end = cast("StepEnd", cast("object", driver.result))
         undone_elsewhere = sent["kind"] == "undo" and end.error is not None
         if run.parked and (undone_elsewhere or end.status in {Status.PENDING, Status.CANCELLED}):
-            if end.status is Status.PENDING:  # the step has not begun, so its next attempt is its first
-                activity.heartbeat({**self._beat, "unbegun": True})
-            raise ApplicationError(
-                f"step {safe_repr(node.name)} was given back to Temporal: "
-                f"{safe_str(run.leaving or run.error or Exception())}"
-            )
+            # A pending step has not begun here, so its next attempt is its first, unless an earlier worker began it.
+            in_doubt = end.status is not Status.PENDING or node.name in run.was_in_doubt
+            why = safe_str(run.leaving or run.error or Exception())
+            raise beats.give_back(f"step {safe_repr(node.name)} was given back to Temporal: {why}", in_doubt=in_doubt)
         return self._output(end)
 
     def _held(self, reason: str) -> StepOutput:
@@ -288,27 +305,21 @@ class _Activity:
             answer, unclear = yield from ask_verify(run, node)
             end = StepEnd(Status.SUCCESS if unclear is None else Status.FAILURE, answer, unclear)
             return end
-        if self._in_doubt:
+        if self._beats.in_doubt:
             answer, unclear = (None, None) if node.step.verify is None else (yield from ask_verify(run, node))
             if unclear is not None:
                 raise _Unclear(str(unclear)) from unclear
             if isinstance(answer, Landed):
-                return StepEnd(Status.SUCCESS, answer.result, None, len(self._beat.get("errors", ())) + 1)
+                return StepEnd(Status.SUCCESS, answer.result, None, len(self._beats.failed.get("errors", ())) + 1)
             if answer is None:
                 if node.step.on_crash != "retry":
                     raise _Decided(node.step.on_crash)
                 run.was_in_doubt = frozenset({node.name})
         return (yield from run_whole_step(run, node))
 
-    def _attempt_failed(self, end: StepEnd, retry_at: float) -> None:
-        self._beat = {"failed": len(end.errors), "errors": [list(error) for error in end.errors], "retry_at": retry_at}
-        if end.scope is not None:
-            self._beat["times"] = [list(times) for times in end.scope.attempt_times]
-        activity.heartbeat(self._beat)
-
     async def _beat_often(self) -> None:
         while True:
-            activity.heartbeat(self._beat)
+            self._beats.beat()
             await asyncio.sleep(self._lease / _BEATS)
 
     async def _cancelled(self, driver: AsyncDriver) -> None:

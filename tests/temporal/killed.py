@@ -39,6 +39,18 @@ def workflow(name: str, **options: Any) -> Workflow:
     return wf
 
 
+def unclear() -> Workflow:
+    """Its verify= cannot reach the partner until a file is there."""
+
+    def verify(ctx: Any) -> Landed[str]:
+        note(ctx, "asked")
+        if not (Path(ctx["folder"]) / "reachable").exists():
+            raise OSError("no line")
+        return Landed("landed")
+
+    return workflow("unclear", verify=verify)
+
+
 def in_undo() -> Workflow:
     wf = Workflow("in undo")
     step = wf.add_step("step", lambda ctx: note(ctx, "step"))
@@ -101,4 +113,5 @@ def workflows() -> list[Workflow]:
         in_undo(),
         in_backoff(),
         after_backoff(),
+        unclear(),
     ]

@@ -43,6 +43,7 @@ def test_a_killed_worker_is_taken_over_wherever_it_was(temporal: Temporal, kille
         runs = {
             wf.name: engine.submit(wf, {"folder": str(tmp_path), "name": wf.name}, idempotency_key=wf.name, check=False)
             for wf in definitions
+            if wf.name != "unclear"
         }
         await until(lambda: _all_stuck(tmp_path, list(runs)))
         await asyncio.sleep(LEASE)  # a heartbeat reports the failed attempt
@@ -107,6 +108,24 @@ def test_a_step_that_kills_its_workers_is_held(temporal: Temporal, killed: Any, 
         run = await future
         assert run.held
         assert "crashed 2 times in step 'stuck'" in str(run.error)
+
+    temporal.run(main)
+
+
+def test_a_verify_that_cannot_tell_is_asked_again_and_is_no_crash(
+    temporal: Temporal, killed: Any, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        engine = await temporal.engine(max_takeovers=1, lease=1.0)
+        future = engine.submit(killed.unclear(), {"folder": str(tmp_path), "name": "unclear"}, idempotency_key="k")
+        await asyncio.to_thread(temporal.worker_process, MODULE)
+        await asyncio.to_thread(eventually, lambda: "stuck" in whats(tmp_path, "unclear"))
+        temporal.kill_workers()
+        await asyncio.to_thread(temporal.worker_process, MODULE)
+        await asyncio.to_thread(eventually, lambda: whats(tmp_path, "unclear").count("asked") == 3)
+        (tmp_path / "reachable").touch()
+        assert (await future)["stuck"] == "landed"
+        assert whats(tmp_path, "unclear").count("stuck") == 1
 
     temporal.run(main)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import PATIENCE, Temporal
+from .conftest import LEASE, PATIENCE, Temporal, connect, until
 
 MODULE = Path(__file__).parent / "versions.py"
 
@@ -60,3 +60,36 @@ def test_a_deploy_with_other_steps_leaves_runs_in_flight_to_their_version(tempor
         assert (await after)["check"] == "checked"
 
     temporal.run(main)
+
+
+def test_a_worker_without_a_step_gives_it_back_and_the_step_is_not_in_doubt(temporal: Temporal, versions: Any) -> None:
+    """In a deploy without worker versioning, workers of both versions poll for the same steps."""
+    from flowcore.temporal import temporal_worker
+
+    (new,) = versions.workflows("2")
+
+    async def offers(engine: Any) -> int:
+        """How often Temporal has offered the step that is in flight to a worker."""
+        handle = engine.store._client.get_workflow_handle(f"{temporal.queue}:k")
+        return max((step.attempt for step in (await handle.describe()).raw_description.pending_activities), default=0)
+
+    async def main() -> None:
+        engine = await temporal.engine(max_takeovers=1)
+        about = {"task_queue": temporal.queue, "workflows": [new], "lease": LEASE}
+        async with temporal_worker(engine.store._client, **about, no_remote_activities=True):
+            future = engine.submit(new, idempotency_key="k")
+            await future.waiting()
+            await asyncio.to_thread(temporal.worker_process, MODULE)  # it polls for steps, and has no step "check"
+            assert await engine.send("k", "paid", True)
+            await until(lambda: _more_than(3, offers(engine)))
+            temporal.kill_workers()
+            async with temporal_worker(await connect(temporal.server.address), **about):
+                run = await future
+        assert (run["check"], run["ship"]) == ("checked", "shipped by 2")
+        assert run.steps["check"].attempts == 1
+
+    temporal.run(main)
+
+
+async def _more_than(least: int, number: Any) -> bool:
+    return await number > least
