@@ -24,6 +24,8 @@ waits: Final[ContextVar[bool]] = ContextVar("flowcore_waits", default=True)
 """whether runs begun in this context wait between attempts; `flowcore.testing.no_waiting` sets it to False"""
 Duration: TypeAlias = "float | timedelta"
 """Seconds, or a timedelta."""
+CENTURY: Final = 100 * 365 * 24 * 3600.0
+"""seconds of the longest wait: a later moment fits neither the timers of the engines nor the records of stores"""
 Predicate = Callable[[BaseException], bool | float]
 """takes the error of a failed attempt; returns False to give up, True to retry after the backoff, or seconds to wait"""
 
@@ -166,8 +168,8 @@ class Retry:
     def after(self, attempt: int, error: BaseException, elapsed: float, random: Callable[[], float]) -> Pause | None:
         """Return the Pause that follows attempt number `attempt` (from 1), which raised `error`, or None to give up.
 
-        `elapsed`: seconds since the first attempt started. If the predicate raises, this returns None
-        and adds a note to `error`.
+        A pause lasts at most a century. `elapsed`: seconds since the first attempt started. If the predicate raises,
+        this returns None and adds a note to `error`.
         """
         if attempt >= self.attempts or not isinstance(error, Exception):
             return None
@@ -178,9 +180,9 @@ class Retry:
                 return None
             waits = [one.seconds for one in errors if isinstance(one, RetryAfter)]
         pause = Pause(max(waits), "retry_after") if waits else self._by_policy(attempt, error, random)
-        if pause is not None and self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed:
+        if pause is None or (self.max_elapsed is not None and elapsed + pause.delay > self.max_elapsed):
             return None
-        return pause
+        return pause if pause.delay <= CENTURY else pause._replace(delay=CENTURY)
 
     def _by_policy(self, attempt: int, error: Exception, random: Callable[[], float]) -> Pause | None:
         on = self.on

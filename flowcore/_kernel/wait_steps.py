@@ -11,6 +11,7 @@ from typing import Final
 
 from ..errors import NotSerializable, SendRefused, StepTimeout, safe_repr
 from ..plan import Node
+from ..retry import CENTURY
 from ..run import Sent
 from ..status import Status
 from ..step import NO_DEFAULT
@@ -32,7 +33,7 @@ def begin_or_end(run: RunState, node: Node, overdue: StepEnd | None = None) -> P
     assert waits is not None and wait is not None  # noqa: S101, PT018 - the caller has checked it
     if name not in waits.until:
         now = run.settings.clock()
-        until = math.inf if wait.timeout is None else now + wait.timeout
+        until = math.inf if wait.timeout is None else now + min(wait.timeout, CENTURY)
         with run.lock:
             waits.begin(node, now, until)
         emit.wait_started(run, node)

@@ -45,6 +45,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypedDict
 
 from ..errors import DefinitionError, NotSerializable, StoreError, hashed_key, safe_repr, safe_str
+from ..retry import CENTURY
 from ..run import STARTING_REPORT, Sent
 from ..status import Status
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
@@ -80,7 +81,6 @@ __all__ = [
 ]
 
 MIB: Final = 1024 * 1024
-_CENTURY: Final = 100 * 365 * 24 * 3600.0  # seconds
 _INITIAL_VALUES_FACTOR: Final = 16  # all initial values of a run may take this many times as much as one value
 _MESSAGE: Final = 1024  # characters of a message that are kept
 
@@ -91,7 +91,7 @@ _BEGINS: Final = '{"status":"running","attempts":1}'
 @functools.lru_cache(maxsize=64)  # leases have few different lengths, and each checkpoint converts one
 def microseconds(seconds: float) -> int:
     """Convert seconds to the microseconds of durable stores. Leases and retentions last at most a century."""
-    return round(min(seconds, _CENTURY) * 1e6)
+    return round(min(seconds, CENTURY) * 1e6)
 
 
 def due(now: int, retry_in: float) -> int | None:

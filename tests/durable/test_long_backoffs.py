@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
 from typing import Any
@@ -29,6 +31,7 @@ from flowcore.events import (
     StepFinished,
     StepStarted,
 )
+from flowcore.retry import CENTURY
 from tests.core.conftest import PATIENCE
 from tests.stores.redis_servers import until
 
@@ -91,6 +94,15 @@ def test_a_run_whose_next_attempt_is_far_off_is_left_to_its_store(town: Town) ->
     assert town.store.counts() == {("payment", "waiting"): 1}
     assert not town.store.list_resumable(["payment"])
     assert effects == ["quote", "charge 1"]
+
+
+@pytest.mark.parametrize("delay", [math.inf, float(sys.maxsize)])
+def test_a_backoff_without_end_is_one_of_a_century_and_its_record_can_be_read(town: Town, delay: Any) -> None:
+    town.pause(town.engine(), payment([], delay))
+    record = town.store.find("k")
+    assert record.not_before == pytest.approx(time.time() + CENTURY, abs=60)
+    assert record.steps["charge"].retry_at == pytest.approx(time.time() + CENTURY, abs=60)
+    assert "waits until" in record.explain()
 
 
 def test_the_engine_that_resumes_it_makes_the_next_attempt_when_that_is_due(town: Town) -> None:

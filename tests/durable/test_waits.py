@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from flowcore import (
 from flowcore._durable import dormant, waiting
 from flowcore._durable.ledger import Ledger
 from flowcore.events import Event, RunFinished, RunRecovered
+from flowcore.retry import CENTURY
 from flowcore.run import StepReport
 from flowcore.stores import SQLiteStore
 from flowcore.stores.base import Checkpoint, Claim, RunRecord, StepRecord
@@ -73,6 +75,20 @@ def order(effects: Effects, **options: Any) -> Workflow:
 
 
 # -- waiting in the store ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind_of_wait", ["wait", "sleep"])
+def test_a_wait_without_end_is_one_of_a_century_and_its_record_can_be_read(town: Town, kind_of_wait: str) -> None:
+    wf, length = Workflow("long"), sys.maxsize
+    if kind_of_wait == "wait":
+        wf.wait("rest", timeout=length)
+    else:
+        wf.sleep("rest", length)
+    town.pause(town.engine(), wf)
+    record = town.store.find("k")
+    assert record.not_before == pytest.approx(time.time() + CENTURY, abs=60)
+    assert record.steps["rest"].until == pytest.approx(time.time() + CENTURY, abs=60)
+    assert "rest" in record.explain()
 
 
 def test_a_run_that_only_waits_is_left_to_its_store(town: Town) -> None:
