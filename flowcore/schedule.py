@@ -35,6 +35,8 @@ _MISSED: Final = ("skip", "latest", "all")
 _OVERLAP: Final = ("skip", "queue", "cancel")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SHORTEST: Final = timedelta(seconds=1)
+_LONGEST: Final = timedelta(days=36_500)
+"""the longest `every=`, so that datetime can represent the next fires"""
 _A_DAY: Final = timedelta(days=1)
 _RESOLUTION: Final = timedelta(seconds=1)
 """the precision with which the moment of a clock change is found"""
@@ -119,12 +121,11 @@ class Schedule:
     @classmethod
     def from_record(cls, values: Mapping[Any, Any]) -> Schedule:
         """Return the schedule that a store has recorded. Raises what `of` raises."""
-        every = values["every"]
         return cls.of(
             values["schedule"],
             values["workflow"],
             cron=values["cron"],
-            every=None if every is None else timedelta(seconds=every),
+            every=values["every"],
             timezone=None if values["cron"] is None else values["timezone"],
             missed=values["missed"],
             overlap=values["overlap"],
@@ -319,9 +320,10 @@ def check_values(values: Any, name: str) -> None:
 
 def _period(every: Duration, name: str) -> timedelta:
     number = seconds(every, f"every= of schedule {safe_repr(name)}")
-    if not _SHORTEST.total_seconds() <= number < math.inf:
+    if not _SHORTEST.total_seconds() <= number <= _LONGEST.total_seconds():
         raise DefinitionError(
-            f"every= of schedule {safe_repr(name)} must be at least one second, not {safe_repr(every)}."
+            f"every= of schedule {safe_repr(name)} must be at least one second and at most {_LONGEST.days:,} days, "
+            f"not {safe_repr(every)}."
         )
     return every if isinstance(every, timedelta) else timedelta(seconds=number)
 

@@ -54,8 +54,8 @@ class PeriodicEngine(EngineBase, ABC):
         Thread-safe. An AsyncEngine begins to look at its schedules on the running loop, or else with its first use on a
         loop.
 
-        Raises DefinitionError for invalid options, AsyncStepInSyncEngine, FlowcoreError once the engine is closed, and
-        ImportError without the extra.
+        Raises DefinitionError for invalid options, NotSerializable for values that cannot be recorded,
+        AsyncStepInSyncEngine, FlowcoreError once the engine is closed, and ImportError without the extra.
         """
         schedules: Any = self._own_schedules()
         options = {"cron": cron, "every": every, "timezone": timezone}

@@ -18,7 +18,7 @@ from ..workflow import NO_KEY, Key, NoKey, Workflow
 if TYPE_CHECKING:
     from ..plan import Plan
 
-__all__ = ["checked_request"]
+__all__ = ["LONGEST_KEY", "checked_request"]
 
 LONGEST_KEY: Final = 1024
 """the most characters that an idempotency key may have"""

@@ -12,15 +12,18 @@ from abc import ABC, abstractmethod
 from asyncio import CancelledError, ensure_future, get_running_loop, shield
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from .._durable.claim import fingerprint_of
 from .._durable.queueing import enqueue
 from .._kernel.run_state import RunState
 from ..errors import DefinitionError, RunParked, StoreError, safe_repr, safe_str
-from ..fires import schedule_of
+from ..fires import fire_key, schedule_of
 from ..schedule import Schedule, ScheduleStatus, check_values
 from ..stores.base import Lease
+from ..stores.encoding import Encoding
 from ..workflow import Workflow
 from .aio_driver import AsyncDriver
 from .asking import asked_on_loop, performed, performed_on_loop
@@ -28,6 +31,7 @@ from .base import EngineBase, log, this_process
 from .live_runs import RELEASED
 from .periodic import PeriodicEngine
 from .recovering import RecoveryTasks, RecoveryThread
+from .requests import LONGEST_KEY
 from .scheduler import LONGEST_WAIT, Begin, Scheduled
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ __all__ = ["AsyncSchedules", "LoopSchedules", "Schedules", "ThreadSchedules", "r
 
 E = TypeVar("E", bound=PeriodicEngine)
 _AFTER_A_FAULT = 1.0  # seconds
+_LONGEST_NAME: Final = LONGEST_KEY - len(fire_key("", datetime.max.replace(tzinfo=UTC)))
+"""the most characters that the name of a schedule may have, so that the key of each fire is a valid key"""
 
 
 class Schedules(ABC, Generic[E]):
@@ -56,13 +62,21 @@ class Schedules(ABC, Generic[E]):
         """Cancel the run with this key, if it is in flight in this engine. Returns whether it is cancelled."""
 
     def add(self, workflow: Workflow[Any], name: str | None, values: Any, **options: Any) -> Schedule:
-        """Add a schedule. Raises DefinitionError, and what the engine raises for a workflow that it cannot run."""
+        """Add a schedule. Raises DefinitionError, NotSerializable for values that the store cannot record, and what the
+        engine raises for a workflow that it cannot run."""
         engine = self._engine
         later = callable(values)
         # This refuses a workflow that the engine cannot run, and initial values that the workflow does not accept.
-        engine._requested(workflow, None if later else values, "-", recovering="-" if later else None)
+        run = engine._requested(workflow, None if later else values, "-", recovering="-" if later else None)
         schedule = Schedule.of(workflow.name if name is None else name, workflow.name, **options)
+        if len(schedule.name) > _LONGEST_NAME:
+            raise DefinitionError(
+                f"The name of a schedule has {len(schedule.name):,} characters, and the limit is {_LONGEST_NAME:,}. "
+                "Pass a shorter name=."
+            )
         check_values(values, schedule.name)
+        if not later:
+            _check_recordable(run)
         with self._adding:
             if schedule.name in self._scheduled:
                 raise DefinitionError(
@@ -233,6 +247,14 @@ def _emit(reference: Callable[[], EngineBase | None], event: Any) -> None:
     engine = reference()
     if engine is not None and type(event) in engine._settings.hooks.wanted:
         engine._emit(event)
+
+
+def _check_recordable(run: RunState) -> None:
+    """Raise NotSerializable if the run of a fire with these initial values could not be recorded."""
+    fingerprint_of(run)
+    encoding = getattr(run.settings.store, "_encoding", None)
+    if isinstance(encoding, Encoding):  # the store is one of flowcore's that encode values
+        encoding.encode_values(run.values, run.run_id, run.plan.types)
 
 
 def report(future: Any) -> None:

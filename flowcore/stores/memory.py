@@ -82,6 +82,7 @@ class MemoryStore(Operating):
             )
         super().__init__(seconds(retention, "MemoryStore(retention=)"), max_runs, clock, wall)
         self._strict = Strict(codec) if strict else None
+        self._encoding = None if self._strict is None else self._strict.encoding
         self.strict = strict
         self.durable = self.durable or strict
         self._methods: list[WeakMethod[Callable[[str, str, Sent], Sent | None]]] = []

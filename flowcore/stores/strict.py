@@ -19,16 +19,16 @@ class Strict:
     value that cannot be stored."""
 
     def __init__(self, codec: Codec | None = None) -> None:
-        self._encoding = Encoding(codec)
+        self.encoding = Encoding(codec)
 
     def claim(self, claim: Claim) -> Claim:
         """The claim with copies of its initial values."""
         run_id, types = claim.run_id, claim.types
-        self._encoding.encode_values(claim.values, run_id, types)  # refuses keys that are not strings
+        self.encoding.encode_values(claim.values, run_id, types)  # refuses keys that are not strings
         return replace(
             claim,
             values={
-                key: self._encoding.copied(value, types.get(WRITE + key, Any), "the initial value of", key, run_id)
+                key: self.encoding.copied(value, types.get(WRITE + key, Any), "the initial value of", key, run_id)
                 for key, value in claim.values.items()
             },
         )
@@ -49,13 +49,13 @@ class Strict:
 
     def _copied(self, value: Any, annotation: Any, name: str, run_id: str) -> Any:
         try:
-            return self._encoding.copied(value, annotation, "the value of", name, run_id)
+            return self.encoding.copied(value, annotation, "the value of", name, run_id)
         except NotSerializable:  # the value was written with an annotation that the claim lacks
             return value
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint with copies of its results and writes."""
-        self._encoding.encode_checkpoint(checkpoint)
+        self.encoding.encode_checkpoint(checkpoint)
         run_id, types = checkpoint.run_id, checkpoint.types
         return replace(
             checkpoint,
@@ -65,7 +65,7 @@ class Strict:
 
     def sent(self, value: Any, name: str, run_id: str) -> Any:
         """A copy of a value that is sent to the wait `name`."""
-        return self._encoding.copied(value, Any, "the value sent to", name, run_id)
+        return self.encoding.copied(value, Any, "the value sent to", name, run_id)
 
     def ending(self, ending: Ending) -> Ending:
         """The ending with copies of the results and writes in its changes, from which a durable store takes them."""
@@ -75,10 +75,10 @@ class Strict:
         if not step.has_result:
             return step
         annotation = types.get(STEP + name, Any)
-        return replace(step, result=self._encoding.copied(step.result, annotation, "the result of step", name, run_id))
+        return replace(step, result=self.encoding.copied(step.result, annotation, "the result of step", name, run_id))
 
     def _write(self, key: str, write: Write, run_id: str, types: Mapping[str, Any]) -> Write:
         if write.deleted:
             return write
         annotation = types.get(WRITE + key, Any)
-        return replace(write, value=self._encoding.copied(write.value, annotation, "the value of", key, run_id))
+        return replace(write, value=self.encoding.copied(write.value, annotation, "the value of", key, run_id))

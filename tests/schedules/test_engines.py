@@ -30,6 +30,7 @@ from flowcore import (
     Engine,
     FlowcoreError,
     MemoryStore,
+    NotSerializable,
     Status,
     Workflow,
 )
@@ -240,6 +241,34 @@ def test_what_an_engine_cannot_run_is_refused_when_it_is_scheduled(tmp_path: Pat
         engine.schedule(wf, every=60, name="late")
     with Engine(store=MemoryStore(retention=10)) as engine, pytest.raises(DefinitionError, match="retention="):
         engine.schedule(wf, every=60)
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+def test_a_schedule_none_of_whose_fires_could_begin_is_refused(
+    kind: str, driver: str, tmp_path: Path, redis_url: str
+) -> None:
+    wf, _ = noting()
+    with store_of(kind, tmp_path, redis_url, asynchronous=driver == "asyncio") as store:
+
+        def refused(engine: Any) -> None:
+            with pytest.raises(DefinitionError, match="name of a schedule has 1,100 characters, and the limit is 987"):
+                engine.schedule(wf, every=60, name="x" * 1100)
+            with pytest.raises(NotSerializable, match="'x'"):
+                engine.schedule(wf, every=60, values={"x": object()})
+            if kind != "memory":  # in memory, any key will do
+                with pytest.raises(NotSerializable, match="the context key 1"):
+                    engine.schedule(wf, every=60, values={1: 2})
+            engine.schedule(wf, every=timedelta(days=36_500), name="x" * 987, values={"x": 1})
+
+        with scheduling(driver, store, refused):
+            pass
+
+
+def test_a_strict_store_refuses_the_values_of_a_schedule_too() -> None:
+    wf, _ = noting()
+    with Engine(store=MemoryStore(strict=True)) as engine, pytest.raises(NotSerializable, match="the context key 1"):
+        engine.schedule(wf, every=60, values={1: 2})
 
 
 @pytest.mark.parametrize("driver", ["threads", "asyncio"])

@@ -122,6 +122,7 @@ class RedisStore:
         self._verbs = Verbs(
             "RedisStore", prefix, retention, codec, max_value_bytes, traceback, shards, cluster=_is_cluster(client)
         )
+        self._encoding = self._verbs._encoding
         self.namespace = prefix
         """what the step keys of this store's runs depend on"""
 
@@ -195,6 +196,7 @@ class AsyncRedisStore:
         self._verbs = Verbs(
             "AsyncRedisStore", prefix, retention, codec, max_value_bytes, traceback, shards, cluster=_is_cluster(client)
         )
+        self._encoding = self._verbs._encoding
         self.namespace = prefix
         """what the step keys of this store's runs depend on"""
         self._connected: dict[
