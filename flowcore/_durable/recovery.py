@@ -47,8 +47,12 @@ _REFUSED: Final = 0.1
 """a list is out of date once other engines have claimed more than this part of the runs that were started from it"""
 _SUSPECT: Final = 2
 """takeovers without progress that make a run a suspect"""
-_REMEMBERED: Final = 10_000
-"""how many runs that could not be resumed, and how many subjects that were logged, an engine remembers"""
+_REMEMBERED: Final = 100_000
+"""how many runs that could not be resumed an engine remembers"""
+_LOGGED: Final = 1_000
+"""how many subjects an engine logs; it stays silent about more, because it could not remember them all"""
+_GRAPHS: Final = 256
+"""for how many recorded step graphs an engine remembers which definition fits"""
 _SAMPLED: Final = 1_000
 """how many waiting runs of a workflow a survey reads"""
 _WAITING: Final = ("held", "parked", "incomplete", "expired", "waiting")
@@ -96,7 +100,7 @@ class Recovery:
         self.at_once = at_once
         self.wake: Callable[[], None] | None = None
         """called when another round would start more runs, from the thread in which a run ended"""
-        self._warned: dict[str, None] = {}
+        self._warned = set[str]()  # (lock) the subjects that were logged
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -105,9 +109,13 @@ class Recovery:
         self._salt = self._settings.new_id().encode()
         self._in_flight: dict[RunState, RunRecord] = {}  # (lock) recovered runs in flight, with their records
         self._found: list[RunRecord] = []  # (lock) the list of runs to resume; the next one is last
+        self._cursor: str | None = None  # (lock) where the store's list continues after the part in `_found`
         self._fresh_until = 0.0  # (lock) when the list is out of date (monotonic)
+        self._empty_until = 0.0  # (lock) the same for a list without runs to resume
         self._started = self._refused = 0  # (lock) runs started from the list, and those that others claimed first
-        self._complete = True  # (lock) whether the list has all runs that were due
+        self._complete = True  # (lock) whether the list ends with all runs that were due
+        # (lock) By workflow and recorded step graph: the definition that fits, or None and the reason
+        self._fits: dict[tuple[str, str], tuple[Workflow[Any] | None, str]] = {}
         # (lock) By id of a run that could not be resumed: when it may be tried again (monotonic), how often it failed
         self._put_off_until: dict[str, tuple[float, int]] = {}
         self._surveyed: float | None = None  # when the latest survey began (monotonic)
@@ -117,6 +125,7 @@ class Recovery:
     def include(self, workflow: Workflow[Any]) -> None:
         """Resume runs of this definition too."""
         self._definitions[workflow.name] = [*self._definitions.get(workflow.name, ()), workflow]
+        self._fits = {}
 
     @property
     def has_more_to_start(self) -> bool:
@@ -155,16 +164,29 @@ class Recovery:
                 self._complete = False
             return
         if fresh or self._out_of_date():
-            yield from self._look()
+            yield from self._look(reads_on=not fresh and not self._found)
+        while not self._started_some(request, start, skip) and self._room() > 0 and not self._complete:
+            # None of these runs can be started now, perhaps because they all fail: they must not hide those after them.
+            yield from self._look(reads_on=True)
+
+    def _started_some(
+        self,
+        request: Callable[[Workflow[Any], str, str], RunState],
+        start: Callable[[RunState], None],
+        skip: Collection[str | None],
+    ) -> bool:
+        """Start runs from the list, as many as there is room for. Returns whether there were any."""
+        started = False
         while self._room() > 0 and (record := self._next(skip)) is not None:
             workflow = self._definition(record)
-            waits = workflow is None or left_to_callers(workflow, record)
-            run = None if waits or workflow is None else self._requested(request, workflow, record)
+            run = None if workflow is None else self._requested(request, workflow, record)
             if run is not None:
                 with self._lock:
                     self._in_flight[run] = record
                     self._started += 1
                 start(run)
+                started = True
+        return started
 
     def resume(
         self, request: Callable[[Workflow[Any], str, str], RunState], key: str
@@ -207,40 +229,48 @@ class Recovery:
 
     def _out_of_date(self) -> bool:
         with self._lock:
-            old = self._settings.clock() > self._fresh_until
-            return not self._found or old or self._refused > self._started * _REFUSED
+            now = self._settings.clock()
+            if not self._found:
+                return not self._complete or now >= self._empty_until
+            return now > self._fresh_until or self._refused > self._started * _REFUSED
 
-    def _look(self) -> Generator[Ask, Any, None]:
-        """List the runs that are due, page after page, until there are enough to choose from, or no more."""
+    def _look(self, *, reads_on: bool) -> Generator[Ask, Any, None]:
+        """List the runs that are due, page after page, until there are enough to choose from, or no more. Runs that this
+        engine cannot resume now do not count. `reads_on`: continue after the part that was listed last."""
         asked, listed = self._settings.clock(), self._settings.store.list_resumable
         found: list[RunRecord] = []
-        cursor: str | None = None
+        cursor = self._cursor if reads_on else None
+        pages = 0
         while True:
             page: Page = yield partial(listed, list(self._definitions), limit=_PAGE, after=cursor)
             found.extend(self._usable(page))
-            cursor = page.cursor
+            cursor, pages = page.cursor, pages + 1
             if cursor is None or len(found) >= _WINDOW:
                 break
         found.sort(key=lambda record: zlib.crc32(record.run_id.encode("utf-8", "replace"), zlib.crc32(self._salt)))
         with self._lock:
-            self._found, self._complete = found, cursor is None
-            self._fresh_until = asked + max(_FRESH, _REUSE_FACTOR * (self._settings.clock() - asked))
+            self._found, self._cursor, self._complete = found, cursor, cursor is None
+            reused_for = _REUSE_FACTOR * (self._settings.clock() - asked)
+            self._fresh_until = asked + max(_FRESH, reused_for)
+            self._empty_until = asked + reused_for if pages > 1 else asked
             self._started = self._refused = 0
 
     def _usable(self, page: Iterable[RunRecord]) -> list[RunRecord]:
         """Return the runs of a page that this engine may resume now. They are not its own live ones, nor those that it
-        recently failed to resume."""
+        recently failed to resume, and one of its definitions fits them."""
         live = {run.known_id for run in self._live()}
         with self._lock:
             live.update(run.request.recovering for run in self._in_flight)
             now = self._settings.clock()
-            return [
+            free = [
                 record
                 for record in page
                 if record.problem is None
                 and record.run_id not in live
                 and self._put_off_until.get(record.run_id, (0.0, 0))[0] <= now
             ]
+        definitions = ((record, self._definition(record)) for record in free)
+        return [one for one, workflow in definitions if workflow is not None and not left_to_callers(workflow, one)]
 
     def _next(self, skip: Collection[str | None]) -> RunRecord | None:
         """Take the next run to resume from the list; a suspect only if no other suspect is in flight."""
@@ -253,16 +283,29 @@ class Recovery:
             return None
 
     def _definition(self, record: RunRecord) -> Workflow[Any] | None:
-        """Return the definition that can resume this run. If there is none, logs that once and returns None."""
+        """Return the definition that can resume this run. If there is none, logs that once for all runs with the same
+        step graph, and returns None."""
+        fits = self._fits
+        known = fits.get((record.workflow, record.graph))
+        if known is None:
+            known = self._fitting(record)
+            if len(fits) >= _GRAPHS:
+                fits.clear()
+            fits[record.workflow, record.graph] = known
+            if known[0] is None:
+                what = f"run {record.run_id} of {safe_repr(record.workflow)} cannot be recovered: {known[1]}"
+                self._warn(f"graph {record.workflow} {record.graph}", f"{what}. Other runs like it are not logged.")
+        return known[0]
+
+    def _fitting(self, record: RunRecord) -> tuple[Workflow[Any] | None, str]:
+        """Return the definition that can resume this run, or None and the reason."""
         why = "its workflow is not among this engine's workflows="
         for workflow in self._definitions.get(record.workflow, ()):
             differs = workflow.freeze().contains(record.graph)
             if differs is None:
-                return workflow
+                return workflow, ""
             why = f"it was started with a different step graph ({differs})"
-        self._put_off(record.run_id)
-        self._warn(record.run_id, f"run {record.run_id} of {safe_repr(record.workflow)} cannot be recovered: {why}")
-        return None
+        return None, why
 
     # -- the ends of recovered runs ------------------------------------------------------------------------------------
 
@@ -298,12 +341,13 @@ class Recovery:
     def _warn(self, subject: str, line: str) -> None:
         """Log a line, but only once for each subject."""
         with self._lock:
-            if subject in self._warned:
+            if subject in self._warned or len(self._warned) >= _LOGGED:
                 return
-            self._warned[subject] = None
-            while len(self._warned) > _REMEMBERED:
-                del self._warned[next(iter(self._warned))]
+            self._warned.add(subject)
+            last = len(self._warned) == _LOGGED
         _log.warning("%s", line)
+        if last:
+            _log.warning("recovery has logged %d such lines, and logs no more of them", _LOGGED)
 
     # -- surveys -------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 from flowcore import AsyncEngine, Engine, StoreUnavailable, Workflow
 from flowcore._durable import recovery
 from flowcore._engines.asking import performed
-from flowcore.stores.base import Page
+from flowcore.stores.base import Claim, Page
 from flowcore.testing import SimulatedStore
 from tests.durable.test_programs import Moody, until
 from tests.durable.test_recovery import crashed, one_step
@@ -124,19 +124,78 @@ class TestARunThatCannotBeResumed:
         ]
         assert store.asked.count("claim") == 2  # that of the owner that crashed, and one more
 
-    def test_is_forgotten_once_there_are_too_many(
-        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_is_tried_again_at_once_if_there_are_too_many_to_remember(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(recovery, "_REMEMBERED", 1)
         store, wf = Moody(), one_step()
         for key in ("x", "y"):
             crashed(store, wf, key)
         store.moods = refuse_claims
+        with Engine(store=store, workflows=[wf]) as engine:
+            engine.recover()
+            asked = store.asked.count("claim")
+            engine.recover()
+        assert store.asked.count("claim") > asked
+
+    def test_is_not_logged_once_many_were(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(recovery, "_LOGGED", 2)
+        store, wf = Moody(), one_step()
+        for key in ("x", "y", "z"):
+            crashed(store, wf, key)
+        store.moods = refuse_claims
         with caplog.at_level(logging.WARNING, "flowcore"), Engine(store=store, workflows=[wf]) as engine:
             engine.recover()
-            assert len(caplog.records) == 2
-            engine.recover()
-        assert len(caplog.records) > 2
+        *lines, last = [entry.message for entry in caplog.records]
+        assert [line.partition(" cannot ")[2] for line in lines] == ["be recovered: ValueError: no such claim"] * 2
+        assert last == "recovery has logged 2 such lines, and logs no more of them"
+
+
+def recover(engines: str, **options: Any) -> list[Any]:
+    async def main() -> list[Any]:
+        async with AsyncEngine(**options) as engine:
+            return await engine.recover()
+
+    if engines == "asyncio":
+        return asyncio.run(main())
+    with Engine(**options) as engine:
+        return engine.recover()
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a round choose from two runs, and an engine remember one that failed."""
+    for name, number in (("_WINDOW", 2), ("_PAGE", 2), ("_REMEMBERED", 1)):
+        monkeypatch.setattr(recovery, name, number)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("engines", ["threads", "asyncio"])
+class TestManyRunsThatCannotBeResumed:
+    def test_of_another_definition_hide_no_other_run_and_are_logged_once(
+        self, engines: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store, earlier, wf = SimulatedStore(), one_step(), one_step()
+        earlier.add_step("gone", lambda ctx: None)
+        for number in range(5):
+            crashed(store, earlier, f"earlier {number}")
+        crashed(store, wf, "k")
+        with caplog.at_level(logging.WARNING, "flowcore"):
+            (run,) = recover(engines, store=store, workflows=[wf])
+        assert run.status == store.find("k").status == "success"
+        (line,) = [entry.message for entry in caplog.records]
+        assert "a different step graph (step 'gone' is missing)" in line
+
+    def test_whose_claims_fail_hide_no_other_run(self, engines: str) -> None:
+        store, wf = Moody(), one_step()
+        for key in ("a", "b", "c", "d", "e", "k"):
+            crashed(store, wf, key)
+        store.moods = lambda verb, argument: (
+            refuse_claims(verb, argument) if isinstance(argument, Claim) and argument.key != "k" else None
+        )
+        (run,) = recover(engines, store=store, workflows=[wf], recover_at_once=1)
+        assert run.status == store.find("k").status == "success"
+        assert store.asked.count("claim") == 6 + 6  # those of the owners that crashed, and one more for each run
 
 
 def refuse_claims(verb: str, argument: Any) -> None:
