@@ -7,6 +7,7 @@ record keeps who decided, and why, except after release and erase.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,17 +151,22 @@ def _carry_out(operator: Operator, verb: Verb, records: list[RunRecord], reason:
 @click.option("--id", "named", help="An id for this value; sending it again with the same id has no further effect.")
 @pass_operator
 def send(operator: Operator, name: str, step: str, value: str, named: str | None) -> None:
-    """Send a value to a STEP that waits for it. The run keeps it until it reaches that step. The first value counts."""
+    """Send a value to a STEP that waits for it. The run keeps it until it reaches that step. The first value counts:
+    another one is refused."""
     try:
         known = json.loads(value)
     except ValueError as error:
         raise click.BadParameter(f"{error}", param_hint="--json") from error
+    except RecursionError as error:
+        raise click.BadParameter("the value is nested too deeply.", param_hint="--json") from error
     key = operator.find(name).key
     counts: bool = operator.store.send(key, step, known, id=named)
     result = "recorded" if counts else "refused: another value was sent before and counts"
     operator.emit(
         {"verb": "send", "key": key, "step": step, "counts": counts}, f"send {safe_repr(key)} {step}: {result}"
     )
+    if not counts:
+        sys.exit(1)
 
 
 @click.command("gc")

@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 def next_commands(record: RunRecord, now: float) -> list[str]:
     """Return the command for each possible decision about the run, with its effect as a comment."""
-    key = shlex.quote(record.key)
+    key = _quoted(record.key)
     stands = state_of(record, now)
     if stands == "held":
         ways = {"resume": "the next owner resumes it", "undo": "the next owner undoes it"}
@@ -64,11 +64,7 @@ def next_commands(record: RunRecord, now: float) -> list[str]:
     elif record.status == Status.WAITING:
         again = [name for name in record.waiting_for if waits_to_retry(record, name)]
         ways = {f"resume {key}": "it attempts the step at once" for _ in again[:1]}
-        ways |= {
-            f"send {key} {shlex.quote(name)} --json VALUE": "what it waits for"
-            for name in record.waiting_for
-            if name not in again
-        }
+        ways |= {_send(record.key, name): "what it waits for" for name in record.waiting_for if name not in again}
         return [
             *(f"flowcore {command}    # {meaning}" for command, meaning in ways.items()),
             f"flowcore undo {key}    # the next owner undoes it",
@@ -81,6 +77,17 @@ def next_commands(record: RunRecord, now: float) -> list[str]:
         return []
     ways["release"] = "the run is given up; the next call with the key starts afresh"
     return [f"flowcore {verb} {key}    # {meaning}" for verb, meaning in ways.items()]
+
+
+def _quoted(*words: str) -> str:
+    """Return arguments for a shell, and for click, which takes a word that begins with - for an option."""
+    quoted = " ".join(map(shlex.quote, words))
+    return f"-- {quoted}" if any(word.startswith("-") for word in words) else quoted
+
+
+def _send(key: str, name: str) -> str:
+    arguments = _quoted(key, name)
+    return f"send --json VALUE {arguments}" if arguments.startswith("-- ") else f"send {arguments} --json VALUE"
 
 
 def as_data(record: RunRecord, *, values: bool = False) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Open a store by its URL, as the command line and configuration files name it."""
 
+# Arguments are checked at run time, for callers without a type checker.
+# pyright: reportUnnecessaryIsInstance=false
+
 from __future__ import annotations
 
 import importlib
 import os
 from typing import Any, Final, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from ..errors import DefinitionError, safe_repr
+from ..errors import DefinitionError, safe_repr, safe_str
 from .base import Store
 
 __all__ = ["open_store"]
@@ -26,8 +29,8 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
     error cannot make an empty store. Raises DefinitionError for a URL or a codec that cannot be used, and the errors of
     the store itself.
     """
-    scheme = urlsplit(url).scheme
-    options: dict[str, Any] = {} if codec is None else {"codec": load(codec)}
+    scheme = _parts_of(url).scheme
+    options: dict[str, Any] = {} if codec is None else {"codec": _codec_of(codec)}
     if scheme == "sqlite":
         if prefix is not None:
             raise DefinitionError("an SQLite store has no prefix. Leave prefix= out.")
@@ -56,6 +59,20 @@ def open_store(url: str, *, prefix: str | None = None, codec: str | None = None)
     raise DefinitionError(f"{safe_repr(_without_password(url))} names no store. Use {_FORMS}.")
 
 
+def _parts_of(url: object) -> SplitResult:
+    """Return the parts of a store's URL. Raises DefinitionError if it is not a URL. The message does not quote the URL,
+    because what cannot be parsed may contain a password anywhere."""
+    if not isinstance(url, str):
+        raise DefinitionError(f"the URL of a store must be a string, not {safe_repr(url)}. Use {_FORMS}.")
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "temporal":
+            _ = parts.port  # raises ValueError for a port that is not a number
+    except ValueError as error:
+        raise DefinitionError(f"this is not the URL of a store ({safe_str(error, 200)}). Use {_FORMS}.") from None
+    return parts
+
+
 def _temporal(url: str, options: dict[str, Any]) -> Store:
     parts = urlsplit(url)
     asked = dict(parse_qsl(parts.query))
@@ -69,21 +86,45 @@ def _temporal(url: str, options: dict[str, Any]) -> Store:
     return cast("Store", BlockingTemporalStore(parts.netloc, namespace, queue, **options))
 
 
+def _codec_of(name: str) -> Any:
+    """Return the codec that `module:attribute` names. Raises DefinitionError if that is None, because a store would use
+    its default codec then."""
+    codec = load(name)
+    if codec is None:
+        raise DefinitionError(
+            f"{safe_repr(name)} is None, and not a codec. Name the codec, or a function that returns it."
+        )
+    return codec
+
+
 def load(name: str) -> Any:
-    """Import the codec that `module:attribute` names. An object that can be called, but has no methods of a codec, is
-    called, and its result is returned. Raises DefinitionError if there is no such object."""
+    """Import the object that `module:attribute` names. An object that can be called, but has no methods of a codec, is
+    called, and its result is returned. Raises DefinitionError if there is no such object, or if user code raises."""
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DefinitionError(f"{safe_repr(name)} cannot be imported ({error}). Name it as module:attribute.") from None
-    return found() if callable(found) and not hasattr(found, "dumps") else found
+    except Exception as error:
+        why = safe_str(error, 200) if isinstance(error, ImportError | AttributeError) else _described(error)
+        raise DefinitionError(f"{safe_repr(name)} cannot be imported ({why}). Name it as module:attribute.") from error
+    if not callable(found) or hasattr(found, "dumps"):
+        return found
+    try:
+        return found()
+    except Exception as error:
+        raise DefinitionError(
+            f"calling {safe_repr(name)} without arguments raised {_described(error)}. "
+            "Name the object itself, or a function that returns it."
+        ) from error
 
 
-def _without_password(url: object) -> object:
-    if not isinstance(url, str) or "@" not in url:
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {safe_str(error, 200)}"
+
+
+def _without_password(url: str) -> str:
+    if "@" not in url:
         return url
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=_names(parts.query)).geturl()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -186,16 +187,59 @@ def test_many_runs_are_counted_before_they_are_touched(flowcore: Given) -> None:
         (["release"], 2, "Name the runs"),
         (["frobnicate"], 2, "frobnicate"),
         (["graph", "no.such:thing"], 2, "cannot be imported"),
+        (["graph", "..x:y"], 2, "cannot be imported"),
+        (["ls", "--codec", "json:dumps"], 2, "calling 'json:dumps' without arguments raised TypeError"),
+        (["ls", "--codec", "codec_of_test:raises"], 2, "raised RuntimeError: no key file"),
+        (["ls", "--codec", "codec_of_test:none"], 2, "'codec_of_test:none' is None, and not a codec"),
+        (["ls", "--codec", "raises_of_test:x"], 2, "cannot be imported (RuntimeError: boom)"),
+        (["ls", "--codec", "syntax_of_test:x"], 2, "cannot be imported (SyntaxError"),
+        (["ls", "--store", "redis://[::1"], 2, "not the URL of a store (Invalid IPv6 URL)"),
+        (["ls", "--store", "http://user:secret@[x"], 2, "not the URL of a store (Invalid IPv6 URL)"),
+        (["ls", "--store", "temporal://localhost:no/ns?task_queue=q"], 2, "not the URL of a store"),
+        (["send", "order-0", "pay", "--json", "[" * 100_000], 2, "nested too deeply"),
     ],
 )
 def test_an_error_is_one_line_and_has_its_exit_code(
-    flowcore: Given, arguments: list[str], code: int, sentence: str
+    flowcore: Given,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    sentence: str,
 ) -> None:
+    (tmp_path / "codec_of_test.py").write_text("none = None\ndef raises():\n    raise RuntimeError('no key file')\n")
+    (tmp_path / "raises_of_test.py").write_text("raise RuntimeError('boom')\n")
+    (tmp_path / "syntax_of_test.py").write_text("def (\n")
+    monkeypatch.syspath_prepend(tmp_path)
     given, _, said = flowcore(*arguments)
     assert given == code, said
     assert said.startswith("flowcore: ")
     assert sentence in said
     assert len(said.splitlines()) == 1
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("key", ["-k2", "--help", "-- x"])
+def test_the_commands_that_show_prints_work_for_a_key_that_looks_like_an_option(
+    flowcore: Given, url: str, key: str
+) -> None:
+    store, wf, asking = SQLiteStore(url.removeprefix("sqlite:"), durability="normal"), Workflow("w"), Workflow("asking")
+    wf.add_step("s", lambda ctx: 1 / 0)
+    asking.wait("-approved")
+    with Engine(store=store) as engine:
+        engine.run(wf, idempotency_key=key, check=False)
+        engine.run(asking, idempotency_key=f"{key}?", until="waiting")
+        for name, verbs in ((key, ["resume"]), (f"{key}?", ["send", "undo"])):
+            shown = flowcore("show", "--", name)[1]
+            commands = [
+                shlex.split(line, comments=True) for line in shown.splitlines() if line.startswith("  flowcore ")
+            ]
+            assert [words[1] for words in commands] == verbs
+            for words in commands:
+                code, said, _ = flowcore(*("1" if word == "VALUE" else word for word in words[1:]))
+                assert code == 0
+                assert f"{words[1]} {name!r}" in said
+    store.close()
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +281,9 @@ def test_a_value_is_sent_to_a_run_that_waits(flowcore: Given, url: str) -> None:
             flowcore("send", "o 1", "approved", "--json", '{"by": "Ann"}', "--id", "7")[1]
             == "send 'o 1' approved: recorded\n"
         )
-        assert "another value was sent before" in flowcore("send", "o 1", "approved", "--json", "2")[1]
+        code, said, _ = flowcore("send", "o 1", "approved", "--json", "2")
+        assert code == 1
+        assert "refused: another value was sent before" in said
         assert flowcore("send", "nothing", "approved", "--json", "2")[0] != 0
         assert engine.run(wf, idempotency_key="o 1")["approved"] == {"by": "Ann"}
         assert flowcore("send", "o 1", "missing", "--json", "2")[0] != 0
