@@ -5,6 +5,7 @@ This module needs flowcore only. It uses OpenTelemetry if the program has import
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
@@ -111,7 +112,8 @@ def _as_fields(location: _Location) -> dict[str, str | int | None]:
 class RecordIds:
     """Adds the ids of run, step and attempt to every log record that a run writes, from `install()` to `uninstall()`.
 
-    It wraps the record factory of `logging`. It is for zero-code mode, where LogContext cannot be added to handlers.
+    It wraps `logging.Logger.makeRecord`. It is for zero-code mode, where LogContext cannot be added to handlers. As with
+    LogContext, an attribute that `extra=` has set is not changed.
     """
 
     def __init__(self) -> None:
@@ -119,24 +121,26 @@ class RecordIds:
         self._make: Any = None
 
     def install(self) -> None:
-        before = self._before = logging.getLogRecordFactory()
+        before = self._before = logging.Logger.makeRecord
 
+        # Not a record factory: `makeRecord` applies `extra=` after the factory, and refuses names that it has set.
+        @functools.wraps(before)
         def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
             record: logging.LogRecord = before(*args, **kwargs)
             location = _location.get()
             if location is not _OUTSIDE:
-                record.__dict__.update(
-                    {name: value for name, value in _as_fields(location).items() if value is not None}
-                )
+                for name, value in _as_fields(location).items():
+                    if value is not None:
+                        record.__dict__.setdefault(name, value)
             return record
 
         self._make = make
-        logging.setLogRecordFactory(make)
+        logging.Logger.makeRecord = make  # type: ignore[method-assign]
 
     def uninstall(self) -> None:
-        """Restore the record factory that `install` replaced, unless another one has been set since."""
-        if logging.getLogRecordFactory() is self._make:
-            logging.setLogRecordFactory(self._before)
+        """Restore the method that `install` replaced, unless another one has been set since."""
+        if logging.Logger.makeRecord is self._make:
+            logging.Logger.makeRecord = self._before  # type: ignore[method-assign]
 
 
 def _api() -> Any:

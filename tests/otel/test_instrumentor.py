@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from flowcore import Engine, Workflow
+from flowcore import Engine, LoggingHook, Workflow
 from flowcore_otel import TracingHook
 from flowcore_otel.context import RecordIds
 
@@ -101,7 +101,7 @@ def test_a_second_call_warns_and_does_nothing(
 def test_the_users_own_records_get_the_ids_of_run_and_step(
     instrumentor: Any, wf: Workflow, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, log = logging.getLogRecordFactory(), logging.getLogger("shop")
+    before, log = logging.Logger.makeRecord, logging.getLogger("shop")
     wf.add_step("pay", lambda ctx: log.warning("paying"))
     instrumentor.instrument()
     run = Engine().run(wf)
@@ -111,17 +111,44 @@ def test_the_users_own_records_get_the_ids_of_run_and_step(
     assert ids.items() <= inside.items()
     assert not ids.keys() & outside.keys()
     instrumentor.uninstrument()
-    assert logging.getLogRecordFactory() is before
+    assert logging.Logger.makeRecord is before
 
 
-def test_a_record_factory_that_was_not_replaced_stays() -> None:
-    before = logging.getLogRecordFactory()
+@needs_instrumentation
+def test_what_extra_sets_on_a_record_is_kept_and_fails_no_step(
+    instrumentor: Any, wf: Workflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("shop")
+    wf.add_step("pay", lambda ctx: log.warning("paying", extra={"flowcore_run_id": "mine", "order": 7}))
+    instrumentor.instrument()
+    run = Engine().run(wf, check=False)
+    assert run.error is None
+    (record,) = (vars(record) for record in caplog.records if record.name == "shop")
+    expected = {"flowcore_run_id": "mine", "order": 7, "flowcore_workflow": "trip", "flowcore_step": "pay"}
+    assert expected.items() <= record.items()
+
+
+@needs_instrumentation
+def test_a_logging_hook_writes_its_lines_under_the_instrumentor(
+    instrumentor: Any, wf: Workflow, caplog: pytest.LogCaptureFixture
+) -> None:
+    instrumentor.instrument()
+    with caplog.at_level(logging.INFO):
+        run = Engine(hooks=[LoggingHook()]).run(wf)
+    lines = [record for record in caplog.records if record.name == "flowcore.run"]
+    assert [vars(line)["flowcore_run_id"] for line in lines] == [run.id] * 4
+    assert [vars(line)["flowcore_step"] for line in lines] == [None, "book", "book", None]
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_a_method_of_logger_that_was_not_replaced_stays() -> None:
+    before = logging.Logger.makeRecord
     records = RecordIds()
     records.uninstall()
     records.install()
     records.uninstall()
     records.uninstall()
-    assert logging.getLogRecordFactory() is before
+    assert logging.Logger.makeRecord is before
 
 
 @pytest.fixture
