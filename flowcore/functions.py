@@ -5,12 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
-from types import FunctionType
-from typing import Any, get_args, get_origin, get_type_hints
+from types import CoroutineType, FunctionType, NoneType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from .errors import DefinitionError, safe_repr
 
-__all__ = ["function_name", "is_async", "no_function", "return_annotation", "take_one_argument"]
+__all__ = [
+    "PLAIN",
+    "function_name",
+    "is_async",
+    "is_awaitable",
+    "no_function",
+    "return_annotation",
+    "take_one_argument",
+]
 
 
 def no_function(name: str) -> Callable[..., Any]:
@@ -77,6 +85,16 @@ def _takes_one(fn: Any) -> bool:
 def _signature(fn: Any) -> str:
     name = getattr(fn, "__name__", type(fn).__name__)
     return safe_repr(f"{name}{inspect.signature(fn, follow_wrapped=False)}")
+
+
+PLAIN: Final = frozenset({NoneType, bool, int, float, str, bytes, list, dict, tuple, set})
+"""the types of most results, which are no awaitables; hot paths look here first, to save a call"""
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether a function has returned something to await, instead of a result."""
+    kind = type(value)
+    return kind is CoroutineType or (kind not in PLAIN and hasattr(kind, "__await__"))
 
 
 def return_annotation(fn: Any) -> Any:

@@ -7,7 +7,6 @@ cases are left to them: a step that fails or writes, a store that is unreachable
 
 from __future__ import annotations
 
-from types import CoroutineType
 from typing import TYPE_CHECKING, Final
 
 from .._kernel.effects import DIRECT, Ask, Direct, Outcome, Program
@@ -15,6 +14,7 @@ from .._kernel.emit import StepScope
 from .._kernel.inline import FirstAttempt
 from .._kernel.run_state import RunState
 from ..context import Context
+from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..run import StepReport
 from ..status import Status
@@ -53,7 +53,7 @@ def run_chain(run: RunState, ledger: Ledger, node: Node) -> Program[FirstAttempt
         name, after = node.name, node.follows
         if (
             outcome[1] is not None
-            or type(value) is CoroutineType
+            or (type(value) not in PLAIN and is_awaitable(value))
             or not (run.left == 1 if after is None else after.plain)
         ):
             return _made(run, ledger, at, waited, ctx, outcome)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio.exceptions
 import math
 from collections.abc import Callable
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..context import AttemptContext, Context
@@ -19,6 +18,7 @@ from ..errors import (
     error_message,
     safe_repr,
 )
+from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..retry import Pause, Retry, waits
 from ..status import Status
@@ -141,7 +141,7 @@ class Attempts:
                     attempt = emit.attempt_started(run, node, scope, self.number, self.allowed, undo=self.undo)
                     context = attempt.context.copy()
                 outcome = yield Call(node, self.fn, ctx, context, seconds, is_async, self.undo)
-            if outcome[1] is None and isinstance(outcome[0], CoroutineType):
+            if outcome[1] is None and type(outcome[0]) not in PLAIN and is_awaitable(outcome[0]):
                 left = None if limit is None else max(0.0, limit.moment - settings.clock())
                 outcome = yield from awaited(run, node, ctx, outcome[0], context, left, undo=self.undo)
             abandoned = _abandoned(outcome)

@@ -1,8 +1,10 @@
-"""Coroutines that plain functions return."""
+"""Coroutines and other awaitables that plain functions return."""
 
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Awaitable
+from types import CoroutineType
 from typing import Any
 
 from ..context import Context
@@ -18,20 +20,24 @@ def awaited(
     run: RunState,
     node: Node,
     ctx: Context,
-    coroutine: Any,
+    awaitable: Any,
     context: contextvars.Context,
     timeout: float | None,
     *,
     undo: bool,
     asks: bool = False,
 ) -> Program[Outcome]:
-    """Await a coroutine that a plain function returned, as `lambda ctx: fetch(ctx)` does. The outcome is an error if
-    the engine cannot run async code."""
+    """Await what a plain function returned, such as the coroutine of `lambda ctx: fetch(ctx)`. The outcome is an error
+    if the engine cannot run async code."""
     if not run.settings.runs_async:
-        coroutine.close()
+        what = f"an awaitable {type(awaitable).__qualname__}"
+        if isinstance(awaitable, CoroutineType):
+            awaitable.close()
+            what = "a coroutine"
         return None, AsyncStepInSyncEngine(
-            f"step {safe_repr(node.name)} returned a coroutine, which Engine cannot await. Run it on AsyncEngine."
+            f"step {safe_repr(node.name)} returned {what}, which Engine cannot await. Run it on AsyncEngine."
         )
+    coroutine = awaitable if isinstance(awaitable, CoroutineType) else _result(awaitable)
 
     def same(_: Context) -> Any:
         return coroutine
@@ -41,3 +47,7 @@ def awaited(
         coroutine.close()  # it may never have begun
         outcome[1].began = True  # the function that returned the coroutine has run
     return outcome
+
+
+async def _result(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

@@ -3,11 +3,11 @@ decides."""
 
 from __future__ import annotations
 
-from types import CoroutineType
 from typing import Any, Final
 
 from ..context import Context
 from ..errors import FlowcoreError, IdempotencyHeld, ResultLost, StepCancelled, StepTimeout, safe_repr, safe_str
+from ..functions import is_awaitable
 from ..plan import Node
 from ..status import Status
 from ..step import Landed, NotLanded
@@ -60,7 +60,7 @@ def ask_verify(run: RunState, node: Node) -> Program[tuple[Answer, BaseException
     ctx = Context(run, node)
     limit = _VERIFY_LIMIT if node.timeout is None else node.timeout
     answer, error = yield Call(node, fn, ctx, run.context.copy(), limit, node.verify_is_async, asks=True)
-    if error is None and isinstance(answer, CoroutineType):
+    if error is None and is_awaitable(answer):
         answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), limit, undo=False, asks=True)
     what = f"verify= of step {safe_repr(node.name)}"
     if isinstance(error, Abandoned):

@@ -9,10 +9,10 @@ read before each step. A step that starts at the same moment counts as started b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import CoroutineType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 from ..context import Context
+from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from . import stopping
 from .effects import Interrupts, Outcome, Suspended
@@ -95,8 +95,8 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
                     interrupts.in_step = False
         except BaseException as error:  # noqa: BLE001 - the main program judges it
             return InlineProgress(node, FirstAttempt(ctx, (None, error), scope, attempt))
-        if type(value) is CoroutineType:
-            return InlineProgress(node, FirstAttempt(ctx, (cast("Any", value), None), scope, attempt))
+        if type(value) not in PLAIN and is_awaitable(value):
+            return InlineProgress(node, FirstAttempt(ctx, (value, None), scope, attempt))
         if events is not None and scope is not None and attempt is not None:
             events.finished(node, scope, attempt)
             results[node.name] = value  # before the times: after an interrupt, the results show which steps have ended

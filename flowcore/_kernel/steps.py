@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from types import CoroutineType
 from typing import Final
 
 from ..context import Context
 from ..errors import NotSerializable, RunTimeout, StepCancelled, safe_repr
-from ..functions import is_async
+from ..functions import PLAIN, is_async, is_awaitable
 from ..plan import Node
 from ..status import Status
 from . import emit, stopping
 from .attempts import Attempts, Limit, judge, wait_rest_of_backoff
 from .awaiting import awaited
-from .effects import REQUEST_WORKER, Call, Delegate, Program, Stop
+from .effects import REQUEST_WORKER, Call, Delegate, Outcome, Program, Stop
 from .inline import FirstAttempt, InlineProgress
 from .ledger import Ledger
 from .outcome import StepEnd
@@ -67,7 +66,7 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
             else:
                 ctx = Context(run, node)
                 outcome = yield ctx
-                if outcome[1] is None and type(outcome[0]) is not CoroutineType:
+                if outcome[1] is None and (type(outcome[0]) in PLAIN or not is_awaitable(outcome[0])):
                     node = done(node, outcome[0])
                     continue
                 first = FirstAttempt(ctx, outcome, None, None)
@@ -94,7 +93,7 @@ def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSte
     scope, attempt, outcome = first.scope, first.attempt, first.outcome
     if events is None or scope is None or attempt is None:
         return (yield from _attempted(run, node, Attempts(run, node, node.fn, node.retry, None, scope), first))
-    if outcome[1] is None and type(outcome[0]) is not CoroutineType:
+    if outcome[1] is None and (type(outcome[0]) in PLAIN or not is_awaitable(outcome[0])):
         events.finished(node, scope, attempt)
         end = StepEnd(_SUCCESS, outcome[0], None, 1)
         end.scope = scope
@@ -269,9 +268,19 @@ def ask_when(run: RunState, node: Node) -> Program[StepEnd | None]:
         limit = Limit(run.deadline, "deadline", max(0.0, run.deadline - clock()))
     seconds = None if limit is None else limit.seconds
     answer, error = yield Call(node, node.when, ctx, run.context.copy(), seconds, asynchronous, asks=True)
-    if error is None and isinstance(answer, CoroutineType):
+    if error is None and is_awaitable(answer):
         seconds = None if limit is None else max(0.0, limit.moment - clock())
         answer, error = yield from awaited(run, node, ctx, answer, run.context.copy(), seconds, undo=False, asks=True)
     if error is None:
-        return None if answer else StepEnd(_SKIPPED)
+        runs, error = _truth(answer)
+        if error is None:
+            return None if runs else StepEnd(_SKIPPED)
     return judge(run, node, (None, error), 0, limit, undo=False, asks=True)
+
+
+def _truth(answer: object) -> Outcome:
+    """Return whether `answer` counts as true, or the error that its own `__bool__` raised."""
+    try:
+        return bool(answer), None
+    except Exception as error:  # noqa: BLE001 - the step fails with it
+        return None, error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import CoroutineType
 from typing import Final
 
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, safe_repr
+from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..status import Status
 from . import emit
@@ -125,7 +125,7 @@ def undo_one(run: RunState, node: Node) -> Program[None]:
         ctx = AttemptContext(run, node, 1, None, undo=True)
         outcome = yield Call(node, undo.fn, ctx, run.context.copy(), None, node.undo_is_async, shielded=True)
         end = _UNDONE
-        if outcome[1] is not None or type(outcome[0]) is CoroutineType:
+        if outcome[1] is not None or (type(outcome[0]) not in PLAIN and is_awaitable(outcome[0])):
             first, outcome = FirstAttempt(ctx, outcome, None, None), (None, None)
             end = yield from Attempts(run, node, undo.fn, undo.retry, None, None, undo=True).program(first)
     else:

@@ -268,6 +268,62 @@ def test_asyncengine_awaits_a_coroutine_that_a_plain_function_answers() -> None:
     run_async(main)
 
 
+class Later:
+    """An awaitable that is no coroutine, as calls of RPC libraries and requests of HTTP clients are."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return self._value()
+
+
+def awaitables(ledger: Ledger) -> Workflow:
+    """A step, a predicate and an undo: each returns an awaitable."""
+
+    def later(what: str) -> Callable[[Context], Any]:
+        def noted() -> bool:
+            ledger.append(what)
+            return True
+
+        return lambda ctx: Later(noted)
+
+    wf = Workflow("awaitables")
+    wf.add_step("a", later("a"), compensate=later("-a"))
+    wf.add_step("b", lambda ctx: Later(lambda: 1 / 0), depends_on="a", when=later("asked"), timeout=60, retry=2)
+    return wf
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore(strict=True)], ids=["no store", "a strict store"])
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["silent", "watched"])
+def test_asyncengine_awaits_what_a_plain_function_returns_if_it_can_be_awaited(
+    ledger: Ledger, hooks: Any, store: Any
+) -> None:
+    async def main() -> None:
+        run = await AsyncEngine(hooks=hooks, store=store).run(awaitables(ledger), check=False)
+        assert isinstance(run.error, ZeroDivisionError)
+        assert (run.steps["b"].attempts, run.undone) == (2, ("a",))
+        assert ledger == ["a", "asked", "-a"]
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda event: None,)], ids=["silent", "watched"])
+def test_an_awaitable_that_a_plain_function_returns_is_refused_by_engine(ledger: Ledger, hooks: Any) -> None:
+    with Engine(hooks=hooks) as engine, pytest.raises(AsyncStepInSyncEngine) as caught:
+        engine.run(awaitables(ledger))
+    assert (
+        str(caught.value) == "step 'a' returned an awaitable Later, which Engine cannot await. Run it on AsyncEngine."
+    )
+    undo = Workflow("undo")
+    undo.add_step("a", lambda ctx: 1, compensate=lambda ctx: Later(int))
+    undo.add_step("b", lambda ctx: 1 / 0, depends_on="a")
+    with Engine(hooks=hooks) as engine:
+        run = engine.run(undo, check=False)
+    assert isinstance(run.steps["a"].undo_error, AsyncStepInSyncEngine)
+
+
 def test_a_timeout_holds_for_a_coroutine_that_a_plain_function_answers_too() -> None:
     async def slow(ctx: Context) -> None:
         await asyncio.sleep(3600)

@@ -38,6 +38,26 @@ def test_when_says_yes(drive: Drive, ledger: Ledger) -> None:
     assert drive(wf, {"go": True}).steps["a"].status is Status.SUCCESS
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+def test_an_answer_without_a_truth_value_fails_the_step(drive: Drive, ledger: Ledger, key: str | None) -> None:
+    """As the comparison of an array does, or an expression of a query."""
+
+    class Several:
+        def __bool__(self) -> bool:
+            raise ValueError("the truth value of several is ambiguous")
+
+    wf = Workflow("several")
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", when=lambda ctx: Several())
+    run = drive(wf, idempotency_key=key, check=False)
+    assert (run.status, run.failed_step, str(run.error)) == (
+        Status.COMPENSATED,
+        "b",
+        "the truth value of several is ambiguous",
+    )
+    assert ledger == ["a", "-a"]
+
+
 def test_when_is_asked_once_after_the_dependencies_with_a_context(drive: Drive, ledger: Ledger) -> None:
     asked: list[tuple[str, object]] = []
 
