@@ -92,4 +92,4 @@ def test_a_worker_without_a_step_gives_it_back_and_the_step_is_not_in_doubt(temp
 
 
 async def _more_than(least: int, number: Any) -> bool:
-    return await number > least
+    return bool(await number > least)
