@@ -138,15 +138,16 @@ def dependency_names(
             )
         if not isinstance(one, Step | str):
             raise DefinitionError(f"depends_on of step {safe_repr(name)} must be steps or names, not {safe_repr(one)}.")
-        names.append(one.name if isinstance(one, Step) else one)
+        names.append(one.name if isinstance(one, Step) else str.__str__(one))
     return tuple(names)
 
 
 def checked_name(name: object, what: str) -> str:
-    """Return `name`. Raises DefinitionError, which names `what`, unless it is a string and not empty."""
+    """Return `name` as a plain str, because an f-string shows a member of an Enum otherwise. Raises DefinitionError,
+    which names `what`, unless it is a string and not empty."""
     if not isinstance(name, str) or not name:
         raise DefinitionError(f"{what} needs a name that is a non-empty string, not {safe_repr(name)}.")
-    return name
+    return str.__str__(name)
 
 
 def _error_types(given: Any, what: str) -> tuple[type[BaseException], ...]:

@@ -113,7 +113,7 @@ class Schedule:
         if delay == math.inf:
             raise DefinitionError(f"jitter= of schedule {safe_repr(name)} must be finite.")
         zone_name, zone = _zone("UTC" if timezone is None else timezone)
-        made = cls(name, workflow, cron, period, zone_name, missed, overlap, delay, zone)
+        made = cls(str.__str__(name), workflow, cron, period, zone_name, missed, overlap, delay, zone)
         if period is None:
             made.check_cron()
         return made

@@ -268,7 +268,7 @@ def fingerprint_of(run: RunState) -> str:
         custom = run.workflow.fingerprint(values if kind is None else kind.build(values))
         if not isinstance(custom, str):
             raise NotSerializable(f"fingerprint= of workflow {safe_repr(run.workflow.name)} must return a string.")
-        text = custom
+        text = str.__str__(custom)  # a member of an Enum is formatted as something else
     elif run.key is None:
         return ""
     else:

@@ -22,6 +22,7 @@ __all__ = ["LONGEST_KEY", "checked_request"]
 
 LONGEST_KEY: Final = 1024
 """the most characters that an idempotency key may have"""
+_TEXT: Final = frozenset({str})
 MOST_VALUES: Final = 1000
 """the most initial values that a recorded run may have"""
 
@@ -95,6 +96,8 @@ def _own_values(workflow: Workflow[Any], plan: Plan, values: dict[Any, Any], *, 
             f"The run of workflow {safe_repr(workflow.name)} has {len(values):,} initial values, and a recorded run "
             f"may have at most {MOST_VALUES:,}. Put them into one value, or store them elsewhere and pass a reference."
         )
+    if not _TEXT.issuperset(map(type, values)):  # a member of an Enum means the same request as its text
+        values = {str.__str__(key) if isinstance(key, str) else key: value for key, value in values.items()}
     try:
         copied: dict[Any, Any] = own_copy(values)
     except RecursionError:
@@ -116,8 +119,10 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
             )
     if key is NO_KEY:
         return None
-    if not isinstance(key, str):
-        raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
+    if type(key) is not str:
+        if not isinstance(key, str):
+            raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
+        key = str.__str__(key)  # a member of an Enum is formatted as something else
     if not key:
         raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
     if len(key) > LONGEST_KEY:

@@ -297,6 +297,7 @@ class Encoding:
 
     def encode_sent(self, name: str, sent: Sent, run_id: str) -> str:
         """The text of a value that is sent to the wait `name`."""
+        name = str.__str__(name)  # a member of an Enum is formatted as something else
         value = self.dumped(sent.value, Any, "the value sent to", name, run_id, SENT + name)
         carrier = self._own(_json_text(_texts_only(sent.carrier)), run_id, f"m.carrier:{name}")
         named = "null" if sent.id is None else self._own(_json_text(sent.id), run_id, f"m.id:{name}")
@@ -311,7 +312,7 @@ class Encoding:
         text = _json_text(
             {
                 _string_key(key, run_id): self.dumped(
-                    value, types.get(WRITE + key, Any), "the initial value of", key, run_id, f"{INITIAL}{key}"
+                    value, types.get(WRITE + key, Any), "the initial value of", key, run_id, INITIAL + key
                 )
                 for key, value in values.items()
             }

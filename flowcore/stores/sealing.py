@@ -103,7 +103,8 @@ class Sealing:
     def _mac(self, what: str, text: str) -> str:
         import hmac
 
-        return hmac.digest(self._secret, f"{what}\0{text}".encode("utf-8", "surrogatepass"), "sha256").hex()
+        whole = what + "\0" + text  # no f-string, which formats a member of an Enum as something else
+        return hmac.digest(self._secret, whole.encode("utf-8", "surrogatepass"), "sha256").hex()
 
     # -- the store's secret --------------------------------------------------------------------------------------------
 

@@ -3,9 +3,11 @@
 import asyncio
 import datetime as dt
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from flowcore.events import IdempotencyHit, RunRefused
 from flowcore.stores import MemoryStore, SQLiteStore
 from flowcore.stores.base import Busy, Claim, Claimed, Ending, Finished, RunRecord, Store
 
+from ..security.codecs import Encrypted
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, kinds, of_type, until
 
 # -- one owner ---------------------------------------------------------------------------------------------------------
@@ -69,6 +72,47 @@ def test_once_makes_a_failure_the_outcome_of_every_later_call(drive: Drive, ledg
         drive(wf, store=store, idempotency_key="k", once=True)
     assert drive(wf, store=store, idempotency_key="k", check=False).id != first.id  # without once=, it is a new try
     assert ledger == ["a", "a"]
+
+
+class Text(str, Enum):  # noqa: UP042 - a StrEnum would be formatted as its text
+    WORKFLOW = "wname"
+    STEP = "step"
+    WAIT = "approved"
+    KEY = "key"
+    VALUE = "n"
+
+
+@pytest.mark.parametrize("engine_type", [Engine, AsyncEngine])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "encrypted"])
+def test_a_member_of_an_enum_of_texts_means_the_same_as_its_text(kind: str, engine_type: Any, tmp_path: Path) -> None:
+    def workflow(of: Callable[[Text], str]) -> Workflow:
+        own = (lambda values: of(Text.VALUE)) if kind == "sqlite" else None
+        wf = Workflow(of(Text.WORKFLOW), fingerprint=own)
+        wf.add_step(of(Text.STEP), lambda ctx: ctx["n"] + len(ctx.step_key))
+        wf.wait(of(Text.WAIT), depends_on=[of(Text.STEP)])
+        return wf
+
+    async def main(store: Any) -> None:
+        engine = engine_type(store=store)
+
+        async def done(asked: Any) -> Any:
+            return asked if engine_type is Engine else await asked
+
+        members, texts = workflow(lambda text: text), workflow(lambda text: text.value)
+        waiting = await done(engine.run(members, {Text.VALUE: 1}, idempotency_key=Text.KEY, until="waiting"))
+        assert [type(name) for name in waiting.steps] == [str, str]
+        assert await done(engine.send(Text.KEY, Text.WAIT, 5, id="first"))
+        run = await done(engine.run(texts, {"n": 1}, idempotency_key="key", wait=PATIENCE))
+        assert (run.id, run["step"], run["approved"]) == (waiting.id, 65, 5)
+        again = await done(engine.run(members, {Text.VALUE: 1}, idempotency_key=Text.KEY))
+        assert (again.id, again.replayed) == (run.id, True)
+        assert store.find(Text.KEY).run_id == run.id
+        await done(engine.close() if engine_type is Engine else engine.aclose())
+
+    store: Any = MemoryStore()
+    if kind != "memory":
+        store = SQLiteStore(tmp_path / "runs.db", codec=Encrypted() if kind == "encrypted" else None)
+    asyncio.run(main(store))
 
 
 def test_once_without_a_key_is_refused(drive: Drive, ledger: Ledger) -> None:
