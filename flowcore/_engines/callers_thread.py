@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -55,8 +57,9 @@ class CallersThread(ABC):
     def stop(self, stop: Stop) -> None:
         """End the run's waits and, with `cancel`, its calls. May be called from any thread."""
 
-    def run_here(self, ctrl_c: SigintGuard | None) -> None:
-        """Drive the run to its end; the calling thread takes part. `ctrl_c` handles SIGINT meanwhile."""
+    def run_here(self, ctrl_c: SigintGuard | None, until: float = math.inf) -> None:
+        """Drive the run to its end; the calling thread takes part. `ctrl_c` handles SIGINT meanwhile. `until`: see
+        `_serve`."""
         self._starts.clear()
         self._ctrl_c = ctrl_c
         if ctrl_c is not None:
@@ -64,7 +67,7 @@ class CallersThread(ABC):
         try:
             self._advance(self._main, None, here=True)
             if not self.over:
-                self._serve()
+                self._serve(until)
         except BaseException as error:
             self.cancel(error)  # a signal handler has raised this between two instructions of the driver
             raise
@@ -76,8 +79,9 @@ class CallersThread(ABC):
         if self.raised_by_handler is not None and self.error is not self.raised_by_handler:
             raise self.raised_by_handler from self.error
 
-    def _serve(self) -> None:
-        """Work on the run until it is over. Returns at once if another thread does so already."""
+    def _serve(self, until: float = math.inf) -> None:
+        """Work on the run until it is over, or until the moment `until` (monotonic) has passed and there is nothing to
+        do here. Returns at once if another thread works on it already."""
         with self._lock:
             if self.over or self._wakeup is not None:  # another thread works on it
                 return
@@ -95,15 +99,22 @@ class CallersThread(ABC):
                 self._caller_idle = False
                 self._advance(work_beside_main(self.run, node), None, here=True)
             else:
-                self._wait(wakeup)
-                self._caller_idle = False
+                self._wait(wakeup, until)
+                with self._lock:
+                    if self._caller_idle and time.monotonic() >= until:  # from now on, the pool resumes all programs
+                        self._caller_idle, self._wakeup = False, None
+                        return
+                    self._caller_idle = False
 
-    def _wait(self, wakeup: SimpleQueue[None]) -> None:
-        """Wait in the caller's thread for something to do."""
+    def _wait(self, wakeup: SimpleQueue[None], until: float) -> None:
+        """Wait in the caller's thread for something to do, until the moment `until` (monotonic) at most."""
         try:
             # A signal that comes just before the wait does not end it: Python would handle it only after the wait.
             with suppress(Empty):
-                wakeup.get(timeout=None if self._ctrl_c is None else _LOOK)
+                left = None if self._ctrl_c is None else _LOOK
+                if until < math.inf:
+                    left = max(0.0, until - time.monotonic())
+                wakeup.get(timeout=left)
         except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
             self._handler_raised(error)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from .._kernel.run_state import RunState
+from ..errors import FlowcoreError
 from ..run import Run
+from .own_calls import is_called_in
 
 if TYPE_CHECKING:
     from .thread_driver import Driver
@@ -52,20 +56,20 @@ class RunFuture(Future[Run]):
     def result(self, timeout: float | None = None) -> Run:
         """The Run, once it has ended. Raises what `Engine.run` raises, and TimeoutError after `timeout` seconds.
 
-        In a step on a thread of the same engine, this call first works on the run, and `timeout` counts only after
-        that.
+        In a step on a thread of the same engine, this call works on the run while it waits; a step of the run that it
+        performs may outlast `timeout`. Raises FlowcoreError in a step that the run itself waits for, such as its own.
         """
-        self._work_for_run()
-        return super().result(timeout)
+        return super().result(self._work_for_run(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait as `result` does. Returns the exception that `result` would raise, or None."""
-        self._work_for_run()
-        return super().exception(timeout)
+        return super().exception(self._work_for_run(timeout))
 
     def waiting(self, timeout: float | None = None) -> Run:
         """Wait until the run has nothing to do but wait, and return its Run with the status `waiting`, or until it has
         ended, and return or raise what `result` does. Raises TimeoutError after `timeout` seconds."""
+        if not self.done():
+            self._refuse_own_run()
         with self._paused:
             if not self._paused.wait_for(lambda: self._pause is not None or self.done(), timeout):
                 raise TimeoutError(f"Run {self.run_id} neither ended nor began to wait within {timeout:g} s.")
@@ -91,13 +95,24 @@ class RunFuture(Future[Run]):
         """For engines: note that another driver continues the run after a wait."""
         self._driver = driver
 
-    def _work_for_run(self) -> None:
-        if self.done() or not self._pool.owns_current_thread():
-            return
+    def _refuse_own_run(self) -> None:
+        if is_called_in((self._driver.run,)):
+            raise FlowcoreError(f"this step cannot wait for run {self.run_id}, because that run waits for this step.")
+
+    def _work_for_run(self, timeout: float | None) -> float | None:
+        """Work on the run while its future is waited for, on a thread of the same engine. Returns how many of the
+        `timeout` seconds are left."""
+        if self.done():
+            return timeout
         driver = self._driver
+        self._refuse_own_run()
+        if not self._pool.owns_current_thread():
+            return timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         if not driver.take_start():
-            driver.work_for_run()
+            driver.work_for_run(until)
         elif self.set_running_or_notify_cancel():
-            driver.run_here(None)
+            driver.run_here(None, until)
         else:
             driver.on_over(driver)
+        return None if timeout is None else max(0.0, until - time.monotonic())

@@ -108,10 +108,10 @@ class Driver(CallersThread):
         self._end(None, error)
         return True
 
-    def work_for_run(self) -> None:
-        """Work on the run until it is over, on a thread of the pool that waits for it. Returns at once if another
-        thread does so already."""
-        self._serve()
+    def work_for_run(self, until: float) -> None:
+        """Work on the run, on a thread of the pool that waits for it until the moment `until` (monotonic). Returns at
+        once if another thread works on it already."""
+        self._serve(until)
 
     def look(self) -> None:
         """Have a thread check whether something that the run waits for has arrived."""

@@ -30,6 +30,7 @@ from .checks import caller_drives
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .local import LocalEngine
+from .own_calls import is_called_in
 from .recovering import LEASE_OVER, RecoveryThread
 from .thread_driver import Driver
 from .thread_runs import ThreadRuns
@@ -382,10 +383,10 @@ class Engine(LocalEngine):
         a durable store are parked: they begin no further step, and resume on another engine. Runs in memory that have
         not ended at the timeout are cancelled. Calls that are still in flight then have `grace` to end.
 
-        Raises FlowcoreError if a step of this engine calls it, because it would wait for that step.
+        Raises FlowcoreError if a step or a hook of this engine calls it, because it would wait for that run.
         """
         limit = None if timeout is None else seconds(timeout, "close(timeout=)")
-        if self._pool.owns_current_thread():
+        if self._pool.owns_current_thread() or (limit is None and is_called_in(self._live)):
             raise FlowcoreError("an engine cannot be closed by one of its own steps: it would wait for that step.")
         if self._schedules is not None:
             self._schedules.close()

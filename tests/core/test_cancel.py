@@ -344,6 +344,16 @@ def test_an_engine_cannot_be_closed_by_one_of_its_own_steps() -> None:
         wf.add_step("a", lambda ctx: engine.close())
         with pytest.raises(FlowcoreError, match="cannot be closed by one of its own steps"):
             engine.submit(wf).result(PATIENCE)
+        for where in (wf, closes_in_its_undo(engine)):  # on the caller's thread
+            run = engine.run(where, check=False)
+            assert "cannot be closed by one of its own steps" in run.explain()
+
+
+def closes_in_its_undo(engine: Engine) -> Workflow:
+    wf = Workflow("undo")
+    wf.add_step("a", lambda ctx: 1, compensate=lambda ctx: engine.close())
+    wf.add_step("b", lambda ctx: 1 / 0, depends_on="a", timeout=60)
+    return wf
 
 
 def test_an_asyncengine_refuses_runs_once_it_is_closed(ledger: Ledger) -> None:

@@ -2,10 +2,22 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
-from flowcore import AsyncEngine, Context, Engine, IdempotencyInProgress, Status, Workflow
+from flowcore import (
+    AsyncEngine,
+    Backoff,
+    Context,
+    Engine,
+    FlowcoreError,
+    IdempotencyInProgress,
+    Retry,
+    RunFuture,
+    Status,
+    Workflow,
+)
 from flowcore.stores import MemoryStore
 
 from .conftest import PATIENCE, Ledger, run_async
@@ -87,6 +99,79 @@ def test_the_nested_runs_steps_run_in_the_thread_that_waits_for_them() -> None:
         engine.submit(outer).result(PATIENCE)
     assert len(threads) == 2
     assert threads[0] is threads[1]
+
+
+def test_a_step_that_waits_for_its_own_run_is_refused() -> None:
+    mine: list[RunFuture] = []
+    began = threading.Event()
+
+    def asks(wait: Callable[[RunFuture], object]) -> Callable[[Context], str]:
+        def step(ctx: Context) -> str:
+            assert began.wait(PATIENCE)
+            with pytest.raises(FlowcoreError) as refused:
+                wait(mine[0])
+            return str(refused.value)
+
+        return step
+
+    wf = Workflow("w")
+    for number, wait in enumerate((RunFuture.result, RunFuture.exception, RunFuture.waiting)):
+        wf.add_step(str(number), asks(wait))
+    with Engine() as engine:
+        mine.append(engine.submit(wf))
+        began.set()
+        run = mine[0].result(PATIENCE)
+    why = f"this step cannot wait for run {run.id}, because that run waits for this step."
+    assert set(run.results.values()) == {why}
+
+
+def test_the_timeout_of_a_step_that_waits_for_another_run_counts_while_it_works_on_it() -> None:
+    """The other run has nothing to do for a while, and continues without this step's thread."""
+    nested, outer = Workflow("nested"), Workflow("outer")
+
+    @nested.step(retry=Retry(2, Backoff.fixed(0.3)))
+    def flaky(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise ValueError
+        return ctx.attempt
+
+    with Engine(max_workers=1) as engine:
+        inner_runs: list[RunFuture] = []
+
+        def waits(ctx: Context) -> None:
+            inner_runs.append(engine.submit(nested))
+            with pytest.raises(TimeoutError):
+                inner_runs[0].result(0.01)
+
+        outer.add_step("waits", waits)
+        engine.submit(outer).result(PATIENCE)
+        assert not inner_runs[0].done()
+        assert inner_runs[0].result(PATIENCE)["flaky"] == 2
+
+
+def test_two_runs_that_wait_for_each_other_end() -> None:
+    """One of them times out or, if its step runs on the thread of the other one's, is refused."""
+    runs: list[RunFuture] = []
+    both, given_up = threading.Event(), list[str]()
+
+    def waits(other: int) -> Callable[[Context], None]:
+        def step(ctx: Context) -> None:
+            assert both.wait(PATIENCE)
+            try:
+                runs[other].result(0.05)
+            except (TimeoutError, FlowcoreError):
+                given_up.append(ctx.step)
+
+        return step
+
+    workflows = [Workflow("a"), Workflow("b")]
+    for number, wf in enumerate(workflows):
+        wf.add_step(wf.name, waits(1 - number))
+    with Engine(max_workers=2) as engine:
+        runs.extend(map(engine.submit, workflows))
+        both.set()
+        assert all(run.result(PATIENCE).status is Status.SUCCESS for run in runs)
+    assert given_up
 
 
 def test_an_async_step_may_run_its_engine_and_gather_several() -> None:

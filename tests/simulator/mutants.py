@@ -152,7 +152,7 @@ MUTANTS = (
     m(
         "inline, a result that is to be awaited is kept as it is",
         "inline",
-        "if type(value) is CoroutineType:",
+        "if type(value) not in PLAIN and is_awaitable(value):",
         "if False:",
     ),
     m(
@@ -225,12 +225,12 @@ MUTANTS = (
         "    if run.deadline is not None:\n        limit =",
         "    if False:\n        limit =",
     ),
-    m("skipped steps are run", "steps", "return None if answer else StepEnd(_SKIPPED)", "return None"),
+    m("skipped steps are run", "steps", "return None if runs else StepEnd(_SKIPPED)", "return None"),
     m(
         "when= is turned around",
         "steps",
-        "return None if answer else StepEnd(_SKIPPED)",
-        "return None if not answer else StepEnd(Status.SKIPPED)",
+        "return None if runs else StepEnd(_SKIPPED)",
+        "return None if not runs else StepEnd(Status.SKIPPED)",
     ),
     m(
         "dependants of a skipped step never run",
