@@ -421,7 +421,7 @@ def _delay(given: Any) -> float:
     if isinstance(given, str):
         wait = _header_delay(given.strip())
     else:
-        wait = given.total_seconds() if hasattr(given, "total_seconds") else given
+        wait = given.total_seconds() if hasattr(given, "total_seconds") and not isinstance(given, type) else given
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
         raise DefinitionError(
             f"RetryAfter takes seconds (0 or more), a timedelta or an HTTP Retry-After header, not {safe_repr(given)}."

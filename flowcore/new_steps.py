@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .context import Context
 from .errors import DefinitionError, UnknownDependency, safe_repr
 from .functions import no_function, take_one_argument
-from .retry import Duration, Retry, seconds
+from .retry import Duration, Retry, flag, seconds
 from .step import Step, Undo, Wait, usable_executor
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def new_step(
     verify: Callable[[Context], Any] | None = None,
     expected: type[BaseException] | Iterable[type[BaseException]] = (),
     effect: bool = True,
+    **unknown: object,
 ) -> Step[Any]:
     """Return a new step. Raises DefinitionError, or UnknownDependency if it depends on another workflow's step."""
     if isinstance(fn, Step):
@@ -48,21 +49,23 @@ def new_step(
     name = checked_name(getattr(fn, "__name__", None) if name is None else name, "a step")
     take_one_argument(fn, f"the function of step {safe_repr(name)}")
     about = f"of step {safe_repr(name)}"
+    if unknown:
+        raise DefinitionError(f"{', '.join(map(safe_repr, unknown))} {about} is no option of a step: see StepOptions.")
     step: Step[Any] = Step(
         name,
         fn,
         dependency_names(workflow, depends_on, name),
-        Retry.of(retry),
+        Retry.of(retry, f"retry {about}"),
         None if timeout is None else seconds(timeout, f"timeout {about}"),
         None if step_timeout is None else seconds(step_timeout, f"step_timeout {about}"),
         when,
         None if undo is None else one_of(undo, ("done", "attempted"), f"undo {about}"),
-        pivot,
+        flag(pivot, f"pivot {about}"),
         one_of(on_crash, ("retry", "undo", "hold"), f"on_crash {about}"),
         verify,
         workflow=workflow,
         expected=_error_types(expected, f"expected {about}"),
-        effect=effect,
+        effect=flag(effect, f"effect {about}"),
         executor=None if executor is None else usable_executor(executor, fn, about),
     )
     for option, function in (("when", when), ("verify", verify)):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .functions import take_one_argument
 if TYPE_CHECKING:
     from datetime import timedelta
 
-__all__ = ["Backoff", "Duration", "Pause", "Retry", "seconds"]
+__all__ = ["Backoff", "Duration", "Pause", "Retry", "flag", "seconds"]
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 waits: Final[ContextVar[bool]] = ContextVar("flowcore_waits", default=True)
@@ -34,13 +35,20 @@ def seconds(value: Duration, what: str) -> float:
     """Return `value` in seconds. Raises DefinitionError, which names `what`, unless it is 0 or more."""
     # There is no isinstance check for timedelta, because importing datetime costs more than this module.
     given: Any = value
-    number: Any = given.total_seconds() if hasattr(given, "total_seconds") else given
+    number: Any = given.total_seconds() if hasattr(given, "total_seconds") and not isinstance(given, type) else given
     if isinstance(number, bool) or not isinstance(number, int | float) or not number >= 0:
         raise DefinitionError(f"{what} must be seconds (0 or more) or a timedelta, not {safe_repr(value)}.")
     try:
         return float(number)
     except OverflowError:
         return math.inf
+
+
+def flag(value: bool, what: str) -> bool:
+    """Return `value`. Raises DefinitionError, which names `what`, unless it is True or False."""
+    if not isinstance(value, bool):
+        raise DefinitionError(f"{what} must be True or False, not {safe_repr(value)}.")
+    return value
 
 
 def some_random() -> float:
@@ -79,13 +87,13 @@ class Backoff:
         With `jitter` the wait is drawn evenly from zero to that bound: "full jitter", which spreads a crowd of
         clients best (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
         """
-        if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor <= sys.float_info.max:
             raise DefinitionError(f"Backoff.exponential(factor=) must be a number from 1 up, not {safe_repr(factor)}.")
         return cls(
             seconds(delay, "Backoff.exponential(delay)"),
             float(factor),
             seconds(max_delay, "Backoff.exponential(max_delay=)"),
-            jitter,
+            flag(jitter, "Backoff.exponential(jitter=)"),
         )
 
     def bound(self, n: int) -> float:
@@ -158,11 +166,14 @@ class Retry:
         object.__setattr__(self, "max_elapsed", limit)
 
     @classmethod
-    def of(cls, value: int | Retry | None) -> Retry | None:
-        """Return the policy of a step's `retry=`, where an int is a number of attempts; None if it never retries."""
+    def of(cls, value: int | Retry | None, what: str) -> Retry | None:
+        """Return the policy of a step's `retry=`, where an int is a number of attempts; None if it never retries.
+        Raises DefinitionError, which names `what`."""
+        if isinstance(value, bool) or (isinstance(value, int) and value < 1):
+            raise DefinitionError(f"{what} counts the first attempt too: 1 or more, not {safe_repr(value)}.")
         retry = cls(value) if isinstance(value, int) else value
         if retry is not None and not isinstance(retry, Retry):
-            raise DefinitionError(f"retry= must be a number of attempts or a Retry, not {safe_repr(value)}.")
+            raise DefinitionError(f"{what} must be a number of attempts or a Retry, not {safe_repr(value)}.")
         return None if retry is None or retry.attempts == 1 else retry
 
     def after(self, attempt: int, error: BaseException, elapsed: float, random: Callable[[], float]) -> Pause | None:

@@ -170,8 +170,9 @@ class Step(Generic[R]):
         if self.wait is not None:
             raise DefinitionError(f"step {safe_repr(self.name)} only waits, so there is nothing to undo.")
         take_one_argument(fn, f"the undo of step {safe_repr(self.name)}")
-        limit = None if timeout is None else seconds(timeout, f"timeout of the undo of step {safe_repr(self.name)}")
-        self.compensation = Compensation(fn, _UNDO_RETRY if retry is None else Retry.of(retry), limit)
+        about = f"of the undo of step {safe_repr(self.name)}"
+        limit = None if timeout is None else seconds(timeout, f"timeout {about}")
+        self.compensation = Compensation(fn, _UNDO_RETRY if retry is None else Retry.of(retry, f"retry {about}"), limit)
         return fn
 
     def __repr__(self) -> str:

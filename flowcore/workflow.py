@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, Typed
 
 from . import describe
 from .context import Context
-from .errors import DefinitionError, DuplicateStep, FlowcoreError, safe_repr
+from .errors import DefinitionError, DuplicateStep, FlowcoreError, IdempotencyError, safe_repr
 from .functions import take_one_argument
 from .inputs import Input
 from .lint import advice
 from .new_steps import checked_name, copied_steps, dependency_names, new_step, new_wait, one_of
 from .own_errors import distinct_errors
 from .plan import Plan
-from .retry import Duration, seconds
+from .retry import Duration, flag, seconds
 from .snapshot import ContextSnapshot
 from .step import NO_DEFAULT, ExecutorStepDecorator, Step, StepDecorator, StepOptions, Wait
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 else:
     I = TypeVar("I")  # noqa: E741
 
-__all__ = ["NO_KEY", "NoKey", "Workflow"]
+__all__ = ["LONGEST_KEY", "NO_KEY", "NoKey", "Workflow", "checked_key"]
 
 R = TypeVar("R")
 
@@ -55,6 +55,25 @@ NO_KEY: Final = NoKey.NO_KEY
 
 Key: TypeAlias = "str | NoKey"
 _PRINTED: Final[Any] = object()  # default of Workflow.run: a new PrintLogger, which uses the current sys.stdout
+
+
+LONGEST_KEY: Final = 1024
+"""the most characters that an idempotency key may have"""
+
+
+def checked_key(key: object) -> str:
+    """Return an idempotency key as a plain str. Raises IdempotencyError unless it is a string of a valid length."""
+    if not isinstance(key, str):
+        raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
+    if not key:
+        raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
+    if len(key) > LONGEST_KEY:
+        raise IdempotencyError(
+            f"an idempotency key has {len(key):,} characters; the limit is {LONGEST_KEY:,}. Use a shorter one, or a "
+            "hash of it.",
+            key=key,
+        )
+    return str.__str__(key)  # a member of an Enum is formatted as something else
 
 
 class WorkflowOptions(TypedDict, total=False):
@@ -135,16 +154,21 @@ class Workflow(Generic[I]):
         self.name = checked_name(name, "a workflow")
         self.input: Input[I] | None = None if input is None else Input(input, name)
         for option, function in (("idempotency_key", idempotency_key), ("fingerprint", fingerprint)):
-            if function is not None and not isinstance(function, str | NoKey):
+            if function is not None and (option == "fingerprint" or not isinstance(function, str | NoKey)):
                 what = f"{option}= of workflow {safe_repr(name)}"
                 take_one_argument(function, what, "the initial values", sync=True)
+        if isinstance(idempotency_key, str):
+            try:
+                idempotency_key = checked_key(idempotency_key)
+            except IdempotencyError as error:
+                raise DefinitionError(f"idempotency_key= of workflow {safe_repr(name)}: {error}") from error
         self.idempotency_key = idempotency_key
         self.fingerprint = fingerprint
         self.deadline = None if deadline is None else seconds(deadline, f"deadline of workflow {safe_repr(name)}")
         self.on_failure = one_of(on_failure, ("wait", "cancel"), "on_failure=")
         self.undo = one_of(undo, ("done", "attempted", "never"), "undo=")
         self.errors = distinct_errors(errors, name)
-        self.parallel_undo = parallel_undo
+        self.parallel_undo = flag(parallel_undo, "parallel_undo=")
         if max_parallel is not None and (type(max_parallel) is not int or max_parallel < 1):
             raise DefinitionError(f"max_parallel= must be a whole number from 1 up, not {safe_repr(max_parallel)}.")
         self.max_parallel = max_parallel
@@ -276,6 +300,10 @@ class Workflow(Generic[I]):
         dependencies of those copies whose originals have none. Raises DuplicateStep if a name is taken; choose another
         prefix then.
         """
+        if not isinstance(other, Workflow):
+            raise DefinitionError(f"include() takes a Workflow, not {safe_repr(other)}.")
+        if not isinstance(prefix, str):
+            raise DefinitionError(f"include(prefix=) must be a string, not {safe_repr(prefix)}.")
         before = dependency_names(self, depends_on, f"{prefix}…")
         copies = copied_steps(other, self, prefix, before)
         for copy in copies.values():

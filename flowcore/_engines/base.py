@@ -40,7 +40,7 @@ from ..retry import Duration, seconds, some_random
 from ..run import Run
 from ..stores.base import Owner, Store
 from ..workflow import Key, Workflow
-from .checks import checked_hooks, checked_namespace, checked_store, period, positive_int
+from .checks import checked_hooks, checked_namespace, checked_store, checked_workflows, period, positive_int
 from .interrupts import hold_sigint
 from .requests import checked_request
 from .workers import Workers
@@ -123,7 +123,7 @@ class EngineBase:
             park_after=seconds(park_after, "park_after="),
             namespace=checked_namespace(namespace, self.store),
         )
-        self.workflows = tuple(workflows)
+        self.workflows = checked_workflows(workflows)
         for workflow in self.workflows:
             workflow.freeze()
             self._register(workflow)

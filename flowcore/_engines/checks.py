@@ -16,8 +16,9 @@ from ..events import Hook
 from ..retry import Duration, seconds
 from ..stores.base import Store
 from ..stores.memory import MemoryStore
+from ..workflow import Workflow
 
-__all__ = ["checked_hooks", "checked_namespace", "checked_store", "period", "positive_int"]
+__all__ = ["checked_hooks", "checked_namespace", "checked_store", "checked_workflows", "period", "positive_int"]
 
 _VERBS: Final = ("claim", "finish")
 """methods that every store has"""
@@ -39,6 +40,17 @@ def checked_store(store: Any, *, runs_async: bool) -> Store:
             f"Engine needs a sync store, and {type(store).__name__} is async. Use its sync sibling, or AsyncEngine."
         )
     checked: Store = store
+    return checked
+
+
+def checked_workflows(workflows: Iterable[Workflow[Any]]) -> tuple[Workflow[Any], ...]:
+    """Return `workflows=` as a tuple. Raises DefinitionError if it is not a list of workflows."""
+    if isinstance(workflows, str | bytes) or not isinstance(workflows, Iterable):
+        raise DefinitionError(f"workflows= must be a list of workflows, not {safe_repr(workflows)}.")
+    checked = tuple(workflows)
+    for workflow in checked:
+        if not isinstance(workflow, Workflow):
+            raise DefinitionError(f"workflows= must be a list of workflows, and {safe_repr(workflow)} is none.")
     return checked
 
 

@@ -13,15 +13,13 @@ from .._kernel.settings import Settings
 from ..context import initial, own_copy, step_name_taken
 from ..errors import AsyncStepInSyncEngine, DefinitionError, IdempotencyError, NotSerializable, safe_repr
 from ..retry import Duration, seconds
-from ..workflow import NO_KEY, Key, NoKey, Workflow
+from ..workflow import NO_KEY, Key, NoKey, Workflow, checked_key
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
-__all__ = ["LONGEST_KEY", "checked_request"]
+__all__ = ["checked_request"]
 
-LONGEST_KEY: Final = 1024
-"""the most characters that an idempotency key may have"""
 _TEXT: Final = frozenset({str})
 MOST_VALUES: Final = 1000
 """the most initial values that a recorded run may have"""
@@ -62,6 +60,8 @@ def checked_request(
     key = None
     if idempotency_key is not None or workflow.idempotency_key is not None:
         key = _key(workflow, own if given is None else given, idempotency_key)
+    if once is not False and once is not True:  # this costs no call, which `flag` would
+        raise DefinitionError(f"once= must be True or False, not {safe_repr(once)}.")
     if once and key is None:
         raise IdempotencyError("once=True needs an idempotency_key=.")
     recorded = key is not None or settings.durable
@@ -119,16 +119,4 @@ def _key(workflow: Workflow[Any], given: Any, called_with: Key | None) -> str | 
             )
     if key is NO_KEY:
         return None
-    if type(key) is not str:
-        if not isinstance(key, str):
-            raise IdempotencyError(f"an idempotency key must be a string, not of type {type(key).__name__}.")
-        key = str.__str__(key)  # a member of an Enum is formatted as something else
-    if not key:
-        raise IdempotencyError("an idempotency key must not be empty. Pass flowcore.NO_KEY for a run without one.")
-    if len(key) > LONGEST_KEY:
-        raise IdempotencyError(
-            f"an idempotency key has {len(key):,} characters; the limit is {LONGEST_KEY:,}. Use a shorter one, or a "
-            "hash of it.",
-            key=key,
-        )
-    return key
+    return checked_key(key)

@@ -24,14 +24,13 @@ from ..fires import fire_key, schedule_of
 from ..schedule import Schedule, ScheduleStatus, check_values
 from ..stores.base import Lease
 from ..stores.encoding import Encoding
-from ..workflow import Workflow
+from ..workflow import LONGEST_KEY, Workflow
 from .aio_driver import AsyncDriver
 from .asking import asked_on_loop, performed, performed_on_loop
 from .base import EngineBase, log, this_process
 from .live_runs import RELEASED
 from .periodic import PeriodicEngine
 from .recovering import RecoveryTasks, RecoveryThread
-from .requests import LONGEST_KEY
 from .scheduler import LONGEST_WAIT, Begin, Scheduled
 
 if TYPE_CHECKING:

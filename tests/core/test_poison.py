@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from flowcore import (
+    NO_KEY,
     AsyncEngine,
     AsyncStepInSyncEngine,
     Context,
@@ -548,8 +549,12 @@ WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"timeout": float("nan")}, "timeout of step 'a' must be seconds"),
     ({"timeout": timedelta(seconds=-1)}, "timeout of step 'a' must be seconds"),
     ({"step_timeout": True}, "step_timeout of step 'a' must be seconds"),
-    ({"retry": 0}, "counts the first attempt too: 1 or more, not .*0"),
-    ({"retry": "3"}, "retry= must be a number of attempts or a Retry, not '3'"),
+    ({"timeout": timedelta}, "timeout of step 'a' must be seconds"),
+    ({"retry": 0}, "retry of step 'a' counts the first attempt too: 1 or more, not 0"),
+    ({"retry": "3"}, "retry of step 'a' must be a number of attempts or a Retry, not '3'"),
+    ({"retires": 3, "tmieout": 1}, "'retires', 'tmieout' of step 'a' is no option of a step"),
+    ({"pivot": "no"}, "pivot of step 'a' must be True or False, not 'no'"),
+    ({"effect": None}, "effect of step 'a' must be True or False, not None"),
     ({"when": 7}, "when of step 'a' must be a function of ctx, not .*7"),
     ({"verify": 7}, "verify of step 'a' must be a function of ctx, not .*7"),
     ({"undo": "never"}, "undo of step 'a' must be 'done' or 'attempted', not 'never'"),
@@ -582,10 +587,15 @@ WRONG_WORKFLOWS: list[tuple[dict[str, Any], str]] = [
     ({"max_parallel": 0}, "max_parallel= must be a whole number from 1 up"),
     ({"max_parallel": 1.5}, "max_parallel= must be a whole number from 1 up"),
     ({"max_parallel": True}, "max_parallel= must be a whole number from 1 up"),
+    ({"parallel_undo": "no"}, "parallel_undo= must be True or False, not 'no'"),
+    ({"fingerprint": "customer"}, "fingerprint= of workflow 'w' must be a function of the initial values"),
+    ({"fingerprint": NO_KEY}, "fingerprint= of workflow 'w' must be a function of the initial values"),
+    ({"idempotency_key": ""}, "idempotency_key= of workflow 'w': an idempotency key must not be empty"),
+    ({"idempotency_key": "k" * 1025}, "idempotency_key= of workflow 'w': an idempotency key has 1,025 characters"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "sentence"), WRONG_WORKFLOWS, ids=str)
+@pytest.mark.parametrize(("wrong", "sentence"), WRONG_WORKFLOWS, ids=lambda value: str(value)[:60])
 def test_a_wrong_option_of_a_workflow_is_refused_by_name(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DefinitionError, match=sentence):
         cast("Any", Workflow)(**({"name": "w"} | wrong))
@@ -598,6 +608,10 @@ WRONG_ENGINES: list[tuple[dict[str, Any], str]] = [
     ({"grace": -1}, "grace= must be seconds"),
     ({"lease": None}, "lease= must be seconds"),
     ({"recover_every": -1}, "recover_every= must be seconds"),
+    ({"workflows": Workflow("w")}, "workflows= must be a list of workflows, not .*'w'"),
+    ({"workflows": ["w"]}, "workflows= must be a list of workflows, and 'w' is none"),
+    ({"workflows": "w"}, "workflows= must be a list of workflows, not 'w'"),
+    ({"workflows": None}, "workflows= must be a list of workflows, not None"),
 ]
 
 
@@ -610,11 +624,24 @@ def test_a_wrong_option_of_an_engine_is_refused_by_name(engine: Any, wrong: dict
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
-    [({"wait": -1}, "wait= must be seconds"), ({"deadline": "soon"}, "deadline= must be seconds")],
+    [
+        ({"wait": -1}, "wait= must be seconds"),
+        ({"deadline": "soon"}, "deadline= must be seconds"),
+        ({"once": "no", "idempotency_key": "k"}, "once= must be True or False, not 'no'"),
+    ],
 )
 def test_a_wrong_option_of_a_run_is_refused_by_name(drive: Drive, wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DefinitionError, match=sentence):
         drive(Workflow("w"), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"other": "x"}, {"other": None}, {"prefix": 5}])
+def test_what_can_not_be_included_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    other, wf = Workflow("other"), Workflow("w")
+    other.add_step("a", lambda ctx: 1)
+    with pytest.raises(DefinitionError, match=r"include\((prefix=\) must be a string|\) takes a Workflow)"):
+        cast("Any", wf).include(**({"other": other} | wrong))
+    assert wf.steps == ()
 
 
 def test_what_is_no_workflow_is_refused_in_one_sentence(drive: Drive) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, strategies as st
@@ -79,16 +79,23 @@ def test_retries_are_counted_from_one() -> None:
         Backoff.fixed(1).delay(0)
 
 
-@pytest.mark.parametrize("wrong", [-1, math.nan, "1", None, True])
+@pytest.mark.parametrize("wrong", [-1, math.nan, "1", None, True, timedelta])
 def test_a_delay_must_be_seconds(wrong: Any) -> None:
     with pytest.raises(DefinitionError, match="must be seconds"):
         Backoff.fixed(wrong)
 
 
-@pytest.mark.parametrize("wrong", [0.5, math.inf, math.nan, "2", None])
+@pytest.mark.parametrize(
+    "wrong", [0.5, math.inf, math.nan, "2", None, 10**400, True], ids=lambda wrong: repr(wrong)[:9]
+)
 def test_a_factor_must_be_a_number_from_one_up(wrong: Any) -> None:
     with pytest.raises(DefinitionError, match="factor="):
         Backoff.exponential(1, factor=wrong)
+
+
+def test_jitter_must_be_true_or_false() -> None:
+    with pytest.raises(DefinitionError, match=r"Backoff\.exponential\(jitter=\) must be True or False, not 'no'"):
+        Backoff.exponential(1, jitter=cast("Any", "no"))
 
 
 # -- Retry -------------------------------------------------------------------------------------------------------------
@@ -166,7 +173,25 @@ def test_retryafter_takes_seconds_a_timedelta_or_a_header() -> None:
     assert RetryAfter(10**400).seconds == RetryAfter(math.inf).seconds == math.inf
 
 
-NONSENSE = [-1, -0.5, math.nan, None, True, [], b"1", timedelta(-1), "", "soon", "-1", "nan", "inf", "1e3", "1,5", "٣"]
+NONSENSE = [
+    timedelta,
+    -1,
+    -0.5,
+    math.nan,
+    None,
+    True,
+    [],
+    b"1",
+    timedelta(-1),
+    "",
+    "soon",
+    "-1",
+    "nan",
+    "inf",
+    "1e3",
+    "1,5",
+    "٣",
+]
 
 
 @pytest.mark.parametrize("delay", NONSENSE, ids=repr)
@@ -284,7 +309,7 @@ def test_a_retry_with_a_wrong_option_names_it(options: Any, culprit: str) -> Non
 
 @pytest.mark.parametrize("wrong", ["3", 2.5, object(), 0])
 def test_retry_of_a_step_must_be_a_number_or_a_retry(wrong: Any) -> None:
-    with pytest.raises(DefinitionError, match=r"retry= must be|Retry\(attempts\)"):
+    with pytest.raises(DefinitionError, match=r"retry of step 'a' (must be|counts)"):
         Workflow("w").add_step("a", lambda ctx: 1, retry=wrong)
 
 
