@@ -153,7 +153,8 @@ class Workflow(Generic[I]):
     ) -> None:
         self.name = checked_name(name, "a workflow")
         self.input: Input[I] | None = None if input is None else Input(input, name)
-        for option, function in (("idempotency_key", idempotency_key), ("fingerprint", fingerprint)):
+        functions: dict[str, Any] = {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
+        for option, function in functions.items():
             if function is not None and (option == "fingerprint" or not isinstance(function, str | NoKey)):
                 what = f"{option}= of workflow {safe_repr(name)}"
                 take_one_argument(function, what, "the initial values", sync=True)
