@@ -292,7 +292,7 @@ class MeasuringHook:
             if event.max_attempts == 1:
                 self._attempted(event, exemplar)
             self._to(names.STEP_DURATION, event.workflow, step, outcome)(duration, exemplar)
-        if event.backoff:
+        if event.backoff and outcome is not _WAITING:
             self._to(names.BACKOFF_SECONDS, event.workflow, step)(event.backoff, exemplar)
 
     def _writes(self, run: InFlightRun, flow: str, step: str) -> Writes:

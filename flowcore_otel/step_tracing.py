@@ -101,7 +101,7 @@ class StepTracing:
     def _step_finished(self, event: StepFinished) -> None:
         run: Trace = event.state[self]
         span = run.steps.spans.get(event.step)
-        run.ended.append((event.step, event.duration, event.depends_on))
+        run.ended.append((event.step, event.duration - event.earlier, event.depends_on))
         if (
             event.outcome is not _SUCCESS
             or event.attempts > 1

@@ -294,8 +294,9 @@ class TracingHook(StepTracing):
             names.RUN_CRITICAL_PATH_LENGTH: len(path.steps),
             names.RUN_CRITICAL_PATH_SECONDS: path.seconds,
         }
-        if event.duration > 0:
-            attributes[names.RUN_PARALLELISM] = path.total / event.duration
+        seconds = event.at - run.started_at  # the span's own: an earlier owner had the steps before
+        if seconds > 0:
+            attributes[names.RUN_PARALLELISM] = path.total / seconds
         if event.skipped:
             attributes[names.RUN_SKIPPED] = listed(event.skipped)
         if run.deferred:

@@ -257,9 +257,21 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
     return claimed.record
 
 
+    if claimed.record is not None:
+        run.began = _began(run, claimed.record, claimed.age)
 def fingerprint_of(run: RunState) -> str:
     """Return the fingerprint of a request, a hash of the workflow's name and the canonical form of its initial values.
     Two calls with one key must have the same. Raises NotSerializable if the values cannot be compared."""
+def _began(run: RunState, record: RunRecord, age: float) -> float | None:
+    """Return when a run that is resumed began under an earlier owner (monotonic), or None if it was only queued. `age`
+    may include the time for which it was queued; then its first step tells when that was over."""
+    if record.status is Status.QUEUED:
+        return None
+    now, epoch = run.settings.clock(), 0.0 if run.ledger is None else run.ledger.epoch
+    first = min((report.started for report in record.steps.values() if report.started is not None), default=-math.inf)
+    return min(now, max(now - max(0.0, age), first - epoch))
+
+
     import hashlib  # imported here, because only runs with a key need it
 
     values: dict[Any, Any] = run.values

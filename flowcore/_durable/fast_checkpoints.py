@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from .._kernel.effects import DIRECT, Ask, Direct, Outcome, Program
-from .._kernel.emit import StepScope
 from .._kernel.inline import FirstAttempt
 from .._kernel.run_state import RunState
+from .._kernel.scopes import StepScope
 from ..context import Context
 from ..functions import PLAIN, is_awaitable
 from ..plan import Node

@@ -6,7 +6,6 @@ context, and returns an `EventScope`; the function for the finish event leaves t
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -17,8 +16,6 @@ from ..events import (
     BackoffStarted,
     CompensationFinished,
     CompensationStarted,
-    Event,
-    Hooks,
     HooksMeasured,
     IdempotencyHit,
     LeaseLost,
@@ -39,7 +36,7 @@ from ..events import (
     WaitFinished,
     WaitStarted,
 )
-from ..events.hooks import Entered, Hook
+from ..events.hooks import Hook
 from ..functions import function_name
 from ..plan import Node
 from ..retry import Pause
@@ -48,64 +45,36 @@ from ..status import Status
 from .effects import Call
 from .outcome import StepEnd
 from .run_state import RunState
+from .scopes import EventScope, StepScope
 
-__all__ = ["EventScope", "StepScope"]
-
-
-class EventScope:
-    """The scope from a start event to its finish event. `at`: when it started (monotonic). `context`: the contextvars
-    context in which its hooks and user code run. `scopes`: the context managers that hooks entered there."""
-
-    __slots__ = ("at", "context", "event", "scopes")
-
-    def __init__(self, at: float, context: contextvars.Context) -> None:
-        self.at = at
-        self.context = context
-        self.event: Event | None = None
-        self.scopes: list[Entered] | None = None
-
-    def enter(self, hooks: Hooks, event: Event, leaving: list[Hook] | None = None) -> None:
-        """Emit the start event, and enter the context managers that hooks return. Hooks that want no more events of the
-        run are added to `leaving`."""
-        self.event = event
-        self.scopes = hooks.enter(event, self.context, leaving)
-
-    def exit(self, hooks: Hooks, error: BaseException | None) -> None:
-        """Exit the context managers that hooks entered."""
-        if self.scopes is not None and self.event is not None:
-            hooks.exit(self.scopes, self.context, self.event, error)
-
-
-class StepScope(EventScope):
-    """The scope of a step or an undo. `waited`: seconds from ready to start. `backoff`: seconds between its attempts.
-    `ended`: when its latest attempt ended (monotonic), without the time that hooks took since. `epoch`: the offset from
-    monotonic seconds to seconds since the epoch; None in memory. `attempts`: start and end of each attempt of a step
-    that may have several (monotonic), also of those under earlier owners."""
-
-    __slots__ = ("attempts", "backoff", "ended", "epoch", "waited")
-
-    def __init__(self, at: float, context: contextvars.Context, waited: float = 0.0) -> None:
-        self.at = at  # as in EventScope.__init__, which is not called, to save a call for each step
-        self.context = context
-        self.event = None
-        self.scopes = None
-        self.waited = waited
-        self.backoff = 0.0
-        self.ended = 0.0
-        self.epoch: float | None = None
-        self.attempts: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def attempt_times(self) -> tuple[tuple[float, float], ...]:
-        """The times of the attempts in seconds since the epoch. None are known in memory."""
-        epoch = self.epoch
-        return () if epoch is None else tuple((began + epoch, ended + epoch) for began, ended in self.attempts)
-
-    @property
-    def ran(self) -> float:
-        """The seconds from the start of the first attempt to the end of the latest one, less the backoffs between
-        them."""
-        return self.ended - self.at - self.backoff
+__all__ = [
+    "attempt_cancelled",
+    "attempt_finished",
+    "attempt_started",
+    "backoff_started",
+    "completed_late",
+    "first_ready",
+    "hit",
+    "joined",
+    "lease_lost",
+    "maintenance_finished",
+    "maintenance_started",
+    "prepare_store_context",
+    "recovered",
+    "refused",
+    "requested",
+    "run_finished",
+    "run_started",
+    "step_finished",
+    "step_skipped",
+    "step_started",
+    "steps_ready",
+    "store_called",
+    "undo_finished",
+    "undo_started",
+    "wait_finished",
+    "wait_started",
+]
 
 
 def _of(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
@@ -254,7 +223,7 @@ def run_finished(
         event = RunFinished(
             *_of(run, at),
             finished.status,
-            at - scope.at,
+            at - (scope.at if run.began is None else min(run.began, scope.at)),
             finished.error,
             skipped,
             tuple(run.undone) if run.stopped else (),
@@ -299,8 +268,11 @@ def step_skipped(run: RunState, node: Node) -> None:
 
 
 def step_started(run: RunState, node: Node) -> StepScope:
-    at = run.settings.clock()
-    scope = StepScope(at, run.context.copy(), max(0.0, at - run.ready_at.get(node.index, at)))
+    at, before = run.settings.clock(), run.tried.get(node.name)
+    ready = run.ready_at.get(node.index, at)
+    if before is not None and before.retry_at is not None and run.ledger is not None:
+        ready = max(ready, before.retry_at - run.ledger.epoch)
+    scope = StepScope(at, run.context.copy(), max(0.0, at - ready))
     if StepStarted in run.wanted:
         event = StepStarted(
             *_of(run, at),
@@ -310,12 +282,15 @@ def step_started(run: RunState, node: Node) -> StepScope:
             node.max_attempts,
             node.function,
             None if run.ledger is None else {},
+            before is not None,
         )
         scope.scopes, scope.event = run.hooks.enter(event, scope.context), event
         if run.ledger is not None and event.carrier:
             run.ledger.carry(node.name, event.carrier)
     if run.ledger is not None:
         scope.epoch = run.ledger.epoch
+        if before is not None:
+            scope.resume(before, scope.epoch, run.began)
     return scope
 
 
@@ -336,6 +311,7 @@ def step_finished(run: RunState, node: Node, scope: StepScope, end: StepEnd) -> 
             node.dependencies,
             node.max_attempts,
             end.error is not None and isinstance(end.error, node.expected),
+            scope.earlier,
         )
         run.hooks.emit(event, scope.context)
     if scope.scopes is not None:

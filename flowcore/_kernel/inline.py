@@ -16,9 +16,9 @@ from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from . import stopping
 from .effects import Interrupts, Outcome, Suspended
-from .emit import EventScope, StepScope
 from .plain_steps import PlainSteps
 from .run_state import RunState
+from .scopes import EventScope, StepScope
 
 __all__ = ["FirstAttempt", "InlineProgress", "can_run_inline", "run_inline"]
 

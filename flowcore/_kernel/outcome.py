@@ -10,7 +10,7 @@ from ..run import StepReport
 from ..status import Status
 
 if TYPE_CHECKING:
-    from .emit import StepScope
+    from .scopes import StepScope
 
 __all__ = ["RUN", "STEP", "UNDO", "StepEnd", "outcome"]
 

@@ -12,8 +12,8 @@ from ..events import AttemptFinished, AttemptStarted, StepFinished, StepReady, S
 from ..events.hooks import entered
 from ..plan import Node
 from ..status import Status
-from .emit import EventScope, StepScope
 from .run_state import RunState
+from .scopes import EventScope, StepScope
 
 __all__ = ["PlainSteps"]
 

@@ -12,11 +12,11 @@ from ..run import Run, StepReport, error_line
 from ..status import Status
 from . import emit, stopping
 from .effects import RESUME, WAIT, Interrupts, Program
-from .emit import EventScope
 from .inline import run_inline
 from .ledger import Takeover
 from .outcome import outcome
 from .run_state import RunState
+from .scopes import EventScope
 from .set_aside import end_retries, is_left
 from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo

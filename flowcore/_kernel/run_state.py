@@ -24,8 +24,8 @@ from .undo_order import UndoOrder
 from .waits import Waits
 
 if TYPE_CHECKING:
-    from .emit import EventScope
     from .inline import InlineProgress
+    from .scopes import EventScope
 
 __all__ = ["RunState", "step_key"]
 
@@ -65,6 +65,8 @@ class RunState:
     fence = 1
     carrier: Mapping[str, str] = {}
     _run_id: str | None = None
+    began: float | None = None
+    """when the run began under an earlier owner (monotonic); None if it begins here"""
     earlier: Earlier | None = None
     """after a takeover: the state in which earlier owners left the run"""
 

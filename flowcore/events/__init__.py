@@ -18,11 +18,11 @@ the hooks' own data, which all events of the run in this process share and which
 | RunEnded | the run has ended in the process that drove it for another one (on Temporal) | key, wall, outcome, duration, counted |
 | StepReady | all dependencies of a step are done | step |
 | StepSkipped | `when=` returned False | step, depends_on |
-| StepStarted * | before the first attempt; hooks may fill `carrier` | step, waited, depends_on, max_attempts, function, carrier |
+| StepStarted * | before the first attempt; hooks may fill `carrier` | step, waited, depends_on, max_attempts, function, carrier, resumed |
 | AttemptStarted * | before each attempt, of a step or of an undo | step, attempt, max_attempts, undo |
 | AttemptFinished | after each attempt | step, attempt, max_attempts, undo, outcome, duration, error, expected |
 | BackoffStarted | an attempt has failed, and another one will be made | step, attempt, max_attempts, undo, delay, reason, error |
-| StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on, expected |
+| StepFinished | after the last attempt | step, outcome, duration, attempts, max_attempts, waited, backoff, error, depends_on, expected, earlier |
 | WaitStarted | a step without a function begins to wait | step, timeout, sleeps |
 | WaitFinished | a value has come, a sleep is over, or a wait timed out | step, outcome, waited, error, sender, depends_on |
 | ValueSent | `engine.send` was called (on the caller's thread); hooks may fill `carrier` | step, key, carrier |
@@ -54,8 +54,21 @@ All durations are monotonic seconds. Hooks must not change events.
 from __future__ import annotations
 
 from ..fires import schedule_of
+from .base import Event
 from .hooks import SKIP_RUN, Hook, Hooks
 from .loggers import Logger, LoggingHook, PrintLogger
+from .of_engines import (
+    EngineStarted,
+    HookFailed,
+    HooksMeasured,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    ScheduleFired,
+    ScheduleMissed,
+    SchedulePlanned,
+    StoreSurveyed,
+    WorkflowRegistered,
+)
 from .process import add_process_hook, remove_process_hook
 from .progress import ProgressHook
 from .records import (
@@ -64,14 +77,8 @@ from .records import (
     BackoffStarted,
     CompensationFinished,
     CompensationStarted,
-    EngineStarted,
-    Event,
-    HookFailed,
-    HooksMeasured,
     IdempotencyHit,
     LeaseLost,
-    MaintenanceFinished,
-    MaintenanceStarted,
     RunEnded,
     RunFinished,
     RunJoined,
@@ -80,20 +87,15 @@ from .records import (
     RunRequested,
     RunStarted,
     RunSubmitted,
-    ScheduleFired,
-    ScheduleMissed,
-    SchedulePlanned,
     StepCompletedLate,
     StepFinished,
     StepReady,
     StepSkipped,
     StepStarted,
     StoreCalled,
-    StoreSurveyed,
     ValueSent,
     WaitFinished,
     WaitStarted,
-    WorkflowRegistered,
 )
 
 __all__ = [

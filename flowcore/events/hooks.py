@@ -10,7 +10,10 @@ from contextlib import AbstractContextManager
 from types import MethodType
 from typing import Any, Final, Protocol, cast
 
-from .records import EVENTS, AttemptFinished, AttemptStarted, Event, HookFailed, HooksMeasured
+from ..exits import defer, is_exit_of_handler
+from .base import Event
+from .of_engines import HookFailed, HooksMeasured
+from .records import EVENTS, AttemptFinished, AttemptStarted
 
 __all__ = ["SKIP_RUN", "Crossing", "Entered", "Hook", "Hooks", "Scope", "hook_name", "wants"]
 
@@ -48,7 +51,8 @@ class Hook(Protocol):
     runs there.
 
     A hook is called on the thread or task that drives the run, so it must be thread-safe. It can neither break nor
-    steer a run: its first exception is logged, and each one on an event is reported as HookFailed.
+    steer a run: its first exception is logged, and each one on an event is reported as HookFailed. If a signal handler
+    that exits interrupts a hook, the other hooks are called, and then the process ends as it would at another moment.
     """
 
     def __call__(self, event: Any, /) -> AbstractContextManager[object] | object | None: ...
@@ -195,6 +199,9 @@ class Hooks:
             self.emit(HookFailed(event.workflow, event.run_id, event.at, event.state, name, error), context)
 
     def _log_once(self, name: str, where: str, error: BaseException) -> None:
+        """Log the first error of a hook. The exit of a signal handler that interrupted it ends the process later."""
+        if is_exit_of_handler(error):
+            defer(error)
         if name not in self._failed:
             self._failed.add(name)
             _log.error(

@@ -12,20 +12,27 @@ from typing import Any, ClassVar, Final, TextIO, cast
 from ..errors import DefinitionError, encodable, safe_repr, safe_str
 from ..functions import is_async
 from ..status import Status
+from .base import Event
+from .of_engines import (
+    EngineStarted,
+    HookFailed,
+    HooksMeasured,
+    MaintenanceFinished,
+    MaintenanceStarted,
+    ScheduleFired,
+    ScheduleMissed,
+    SchedulePlanned,
+    StoreSurveyed,
+    WorkflowRegistered,
+)
 from .records import (
     AttemptFinished,
     AttemptStarted,
     BackoffStarted,
     CompensationFinished,
     CompensationStarted,
-    EngineStarted,
-    Event,
-    HookFailed,
-    HooksMeasured,
     IdempotencyHit,
     LeaseLost,
-    MaintenanceFinished,
-    MaintenanceStarted,
     RunEnded,
     RunFinished,
     RunJoined,
@@ -34,20 +41,15 @@ from .records import (
     RunRequested,
     RunStarted,
     RunSubmitted,
-    ScheduleFired,
-    ScheduleMissed,
-    SchedulePlanned,
     StepCompletedLate,
     StepFinished,
     StepReady,
     StepSkipped,
     StepStarted,
     StoreCalled,
-    StoreSurveyed,
     ValueSent,
     WaitFinished,
     WaitStarted,
-    WorkflowRegistered,
 )
 
 __all__ = ["Logger", "LoggingHook", "PrintLogger"]

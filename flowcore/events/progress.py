@@ -16,8 +16,11 @@ from ..errors import safe_repr
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..status import Status
+from .base import Event
+from .of_engines import (
+    WorkflowRegistered,
+)
 from .records import (
-    Event,
     IdempotencyHit,
     RunFinished,
     RunRefused,
@@ -25,7 +28,6 @@ from .records import (
     StepFinished,
     StepSkipped,
     StepStarted,
-    WorkflowRegistered,
 )
 
 __all__ = ["ProgressHook"]

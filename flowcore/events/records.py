@@ -1,42 +1,42 @@
-"""The event records. The table in `flowcore.events` says when each one is emitted."""
+"""The records of the events that belong to a run. The table in `flowcore.events` says when each event is emitted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from ..status import Status
+from . import of_engines
+from .base import Event, StepEvent
 
-
-@dataclass(slots=True, eq=False)
-class Event:
-    """The base class of all events, with the fields that each of them has."""
-
-    workflow: str
-    run_id: str
-    at: float
-    """monotonic seconds, by the engine's clock"""
-    state: dict[Any, Any] = field(repr=False)
-    """a dict for the hooks' own data, shared by all events of the run in this process; never stored"""
-
-
-@dataclass(slots=True, eq=False)
-class StepEvent(Event):
-    """The base class of all events of a step."""
-
-    step: str
-
-
-@dataclass(slots=True, eq=False)
-class WorkflowRegistered(Event):
-    """An engine uses this workflow for the first time; `run_id` is empty."""
-
-    steps: tuple[str, ...]
-    max_attempts: tuple[int, ...] = ()
-    """how many attempts the definition allows for each of the steps"""
-    waits: tuple[str, ...] = ()
-    """the steps without a function, which wait for a value or sleep"""
+__all__ = [
+    "EVENTS",
+    "AttemptFinished",
+    "AttemptStarted",
+    "BackoffStarted",
+    "CompensationFinished",
+    "CompensationStarted",
+    "IdempotencyHit",
+    "LeaseLost",
+    "RunEnded",
+    "RunFinished",
+    "RunJoined",
+    "RunRecovered",
+    "RunRefused",
+    "RunRequested",
+    "RunStarted",
+    "RunSubmitted",
+    "StepCompletedLate",
+    "StepFinished",
+    "StepReady",
+    "StepSkipped",
+    "StepStarted",
+    "StoreCalled",
+    "ValueSent",
+    "WaitFinished",
+    "WaitStarted",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -146,6 +146,7 @@ class RunFinished(Event):
     outcome: Status
     """the status of the run; after `waiting`, another RunStarted follows when the run is resumed"""
     duration: float
+    """seconds since the run began, under any owner, without the time for which it was queued"""
     error: BaseException | None
     skipped: tuple[str, ...]
     undone: tuple[str, ...]
@@ -195,6 +196,8 @@ class StepStarted(StepEvent):
     """qualified name of the step's function"""
     carrier: dict[str, str] | None
     """an empty dict to which hooks may add trace context, which is stored with the step; None in memory"""
+    resumed: bool = False
+    """whether earlier attempts of the step have failed under another owner, which has emitted its start before"""
 
 
 @dataclass(slots=True, eq=False)
@@ -243,7 +246,7 @@ class StepFinished(StepEvent):
     """success, failure, timeout or cancelled; `waiting` if the run leaves this process, so that its next owner makes
     the next attempt"""
     duration: float
-    """seconds from the start of the first attempt to the end of the last one, backoff included"""
+    """seconds from the start of the first attempt, under any owner, to the end of the last one, backoff included"""
     attempts: int
     waited: float
     backoff: float
@@ -253,6 +256,8 @@ class StepFinished(StepEvent):
     max_attempts: int
     expected: bool = False
     """whether the step lists the error in `expected=`"""
+    earlier: float = 0.0
+    """the seconds of `duration` before this owner's StepStarted"""
 
 
 @dataclass(slots=True, eq=False)
@@ -332,25 +337,6 @@ class LeaseLost(Event):
 
 
 @dataclass(slots=True, eq=False)
-class MaintenanceStarted(Event):
-    """The engine is about to do work that belongs to no run; `workflow` and `run_id` are empty."""
-
-    kind: str
-    """heartbeat, poll, recover, survey or schedule"""
-
-
-@dataclass(slots=True, eq=False)
-class MaintenanceFinished(Event):
-    """The work that belongs to no run is done."""
-
-    kind: str
-    duration: float
-    error: BaseException | None
-    wall: float = 0.0
-    """seconds since the epoch at the moment `at`"""
-
-
-@dataclass(slots=True, eq=False)
 class StoreCalled(Event):
     """A verb of the store has returned or failed. `workflow` and `run_id` are empty if it belongs to no run."""
 
@@ -364,87 +350,9 @@ class StoreCalled(Event):
     error: BaseException | None
 
 
-@dataclass(slots=True, eq=False)
-class StoreSurveyed(Event):
-    """The engine has counted the unfinished runs that need an owner or an operator, or that wait. Belongs to no run."""
-
-    counts: Mapping[tuple[str, str], int]
-    """(workflow, status) -> the number of runs. The status is held, parked, incomplete, expired or waiting. All of the
-    engine's workflows are in it with all five; "_unknown" stands for other workflows"""
-    waiting: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    """(workflow, step) -> the number of runs that wait for that step, extrapolated from the newest 1,000 if more runs
-    of a workflow wait"""
-
-
-@dataclass(slots=True, eq=False)
-class SchedulePlanned(Event):
-    """The fire of a schedule that an engine waits for has changed; `run_id` is empty."""
-
-    schedule: str
-    """the schedule's name"""
-    due: float | None
-    """when that fire is to begin, jitter included, in seconds since the epoch; None if there is none"""
-
-
-@dataclass(slots=True, eq=False)
-class ScheduleFired(Event):
-    """An engine has begun the run of a fire; `run_id` is empty."""
-
-    schedule: str
-    """the schedule's name"""
-    scheduled_at: float
-    """the planned time, without jitter, in seconds since the epoch"""
-    lateness: float
-    """how many seconds after that time and its jitter the run began"""
-
-
-@dataclass(slots=True, eq=False)
-class ScheduleMissed(Event):
-    """Fires of a schedule were skipped: no run begins for them. `run_id` is empty. Only one engine reports it."""
-
-    schedule: str
-    """the schedule's name"""
-    count: int
-    """how many fires"""
-    reason: str
-    """down (no engine began them in time), overlap (the previous run was in progress) or error (each try failed)"""
-    last: float
-    """the planned time of the latest of these fires, in seconds since the epoch"""
-
-
-@dataclass(slots=True, eq=False)
-class EngineStarted(Event):
-    """An engine was made. Belongs to no run."""
-
-    workers: Callable[[], tuple[int, int] | None]
-    """returns how many of its threads are busy now, and how many of these are in abandoned calls, or None once the
-    engine is gone; for gauges that are computed when they are read"""
-    hooks: tuple[str, ...]
-    """its hooks, as HookFailed names them"""
-    max_workers: int = 0
-    """how many of its threads can work at the same time"""
-
-
-@dataclass(slots=True, eq=False)
-class HookFailed(Event):
-    """A hook raised an error on an event; the run continued. `workflow` and `run_id` are those of the event."""
-
-    hook: str
-    """the hook's class, or its function's name"""
-    error: BaseException
-
-
-@dataclass(slots=True, eq=False)
-class HooksMeasured(Event):
-    """A run has ended in which the time that hooks took was measured. Few of many runs are measured; each stands for
-    all runs since the previous measured one."""
-
-    seconds: Mapping[str, float]
-    """the seconds of each hook, by name, scopes included, times the number of runs that this one stands for"""
-
-
 EVENTS: Final[frozenset[type[Event]]] = frozenset(
-    cls
-    for cls in globals().values()
-    if isinstance(cls, type) and issubclass(cls, Event) and cls not in {Event, StepEvent}
+    kind
+    for kind in (*vars(of_engines).values(), *globals().values())
+    if isinstance(kind, type) and issubclass(kind, Event) and kind not in {Event, StepEvent}
 )
+"""all types of events"""

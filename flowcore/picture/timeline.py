@@ -247,7 +247,7 @@ class _Drawing:
                 row.status, row.attempts, row.error = str(event.outcome), event.attempts, _with("", event.error)
                 if not any(bar.kind in {Kind.WORK, Kind.FAILED} for bar in row.bars):  # its attempts were not reported
                     kind = Kind.WORK if event.outcome == Status.SUCCESS else Kind.FAILED
-                    row.bars.append(Bar(kind, at - event.duration, at, row.error))
+                    row.bars.append(Bar(kind, at - event.duration + event.earlier, at, row.error))
             case CompensationStarted():
                 self._started[event.step, True] = at
             case CompensationFinished():
@@ -268,7 +268,7 @@ class _Drawing:
         if self._begin is None:
             raise ValueError("These events do not begin with a RunStarted. Collect all events of the run.")
         begin, end = self._begin, self._end
-        seconds = self._latest if end is None else end.duration
+        seconds = self._latest if end is None else end.at - begin.at
         status = str(Status.RUNNING if end is None else end.outcome)
         rows = list(self._rows.values())
         timeline = Timeline(begin.workflow, begin.run_id, status, begin.wall, seconds, rows, self._takeovers)

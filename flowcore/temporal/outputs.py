@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 
-from .._kernel.emit import StepScope
 from .._kernel.outcome import StepEnd
+from .._kernel.scopes import StepScope
 from .._wire import pack_error, unpack_error
 from ..errors import FlowcoreError, StepCancelled, safe_repr
 from ..plan import Node

@@ -1,5 +1,6 @@
 """A record says when each attempt began and ended, so that a picture of the run has each of them at its time."""
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from flowcore import Backoff, Context, Engine, Event, Retry, RetryAfter, Workflow
+from flowcore._kernel.scopes import StepScope
 from flowcore.events import AttemptFinished, AttemptStarted, StepFinished, StepStarted
 from flowcore.picture import Kind, Timeline
+from flowcore.run import StepReport
+from flowcore.status import Status
 from flowcore.stores import MemoryStore
 from tests.durable.crash import Place
 from tests.durable.engines import DRIVERS, STORES, run
@@ -125,3 +129,26 @@ def test_the_record_says_when_an_abandoned_attempt_completed(place: Callable[[st
 def test_there_are_none_in_memory(driver: str) -> None:
     found: Any = run(driver, MemoryStore(), flaky(OSError("down")), None, LEASE)
     assert [one.attempt_times for one in found.steps.values()] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("started", "times", "not_before", "expected"),
+    [
+        (1090.0, ((1090.0, 1092.0),), None, (90.0, 10.0, 8.0)),
+        (1090.0, ((1090.0, 1092.0), (1095.0, 1096.0)), 80.0, (90.0, 10.0, 7.0)),
+        (1090.0, ((1090.0, 1092.0),), 95.0, (95.0, 5.0, 3.0)),  # it began no earlier than its run
+        (1200.0, ((1200.0, 1201.0),), None, (100.0, 0.0, 0.0)),  # in the future
+        (1090.0, ((1290.0, 1190.0),), None, (90.0, 10.0, 10.0)),  # a clock that was set back in the attempt
+        (None, ((1090.0, 1092.0),), None, (90.0, 10.0, 8.0)),
+        (None, (), None, (100.0, 0.0, 0.0)),
+    ],
+)
+def test_no_clock_of_an_earlier_owner_makes_a_time_negative(
+    started: float | None,
+    times: tuple[tuple[float, float], ...],
+    not_before: float | None,
+    expected: tuple[float, float, float],
+) -> None:
+    scope = StepScope(100.0, contextvars.copy_context())
+    scope.resume(StepReport(Status.PENDING, 1, started=started, attempt_times=times), 1000.0, not_before)
+    assert (scope.at, scope.earlier, scope.backoff) == expected

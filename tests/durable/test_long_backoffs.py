@@ -327,3 +327,23 @@ def test_an_engine_that_never_parks_keeps_the_run(town: Town) -> None:
 def test_park_after_is_a_number_of_seconds(kind: type[Any], wrong: Any) -> None:
     with pytest.raises(DefinitionError, match="park_after="):
         kind(park_after=wrong)
+
+
+def test_what_is_reported_of_it_counts_from_its_first_attempt_whoever_made_that(town: Town) -> None:
+    events, effects = list[Event](), list[str]()
+    wf = payment(effects, SHORT, works_at=2)
+    engine = town.engine(park_after=0.1, hooks=[events.append], workflows=[wf], recover_every=0.05)
+    run = town.call(engine.run(wf, idempotency_key="k"))
+    until(lambda: any(isinstance(event, RunFinished) and event.outcome == "success" for event in events), "the end")
+    assert effects == ["quote", "charge 1", "charge 2"]
+    (ended,) = [event for event in of_charge(events, StepFinished) if event.outcome == "success"]
+    assert SHORT <= ended.backoff <= ended.duration
+    assert SHORT <= ended.earlier
+    *before, last = of_charge(events, StepStarted)
+    assert [event.resumed for event in (*before, last)] == [False] + [True] * len(before)
+    assert last.waited < SHORT  # the backoff is no wait for a worker
+    (over,) = [event for event in events if isinstance(event, RunFinished) and event.outcome == "success"]
+    assert ended.duration <= over.duration
+    report = run.steps["charge"]
+    assert report.backed_off == pytest.approx(ended.backoff)
+    assert report.ran + report.backed_off == pytest.approx(ended.duration)

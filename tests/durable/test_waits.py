@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -20,6 +22,7 @@ from flowcore import (
     AsyncEngine,
     Backoff,
     Context,
+    DefinitionError,
     Engine,
     IdempotencyInProgress,
     LeaseLost,
@@ -35,7 +38,7 @@ from flowcore import (
 )
 from flowcore._durable import dormant, waiting
 from flowcore._durable.ledger import Ledger
-from flowcore.events import Event, RunFinished, RunRecovered
+from flowcore.events import Event, RunFinished, RunRecovered, RunStarted
 from flowcore.retry import CENTURY
 from flowcore.run import StepReport
 from flowcore.stores import SQLiteStore
@@ -124,6 +127,28 @@ def test_an_engine_that_recovers_resumes_it_when_the_value_is_there(town: Town) 
     assert ends == ["success"]
     assert town.store.send("k", "approved", "yes", id="1")
     assert not town.store.send("k", "approved", "no")
+
+
+@pytest.mark.parametrize("wrong", [7, True, 1.5, ["a"], {"a": 1}, b"a", UUID(int=1), Decimal(1)])
+def test_an_id_that_is_no_text_is_refused_and_the_run_still_waits(town: Town, wrong: Any) -> None:
+    engine = town.engine()
+    town.pause(engine, order([]))
+    for send in (engine.send, town.store.send):
+        with pytest.raises(DefinitionError, match="The id= of a value that is sent must be a string or None, not"):
+            town.call(send("k", "approved", 1, id=wrong))
+        with pytest.raises(DefinitionError, match="A value is sent to the name of a wait, or to its Step, not to"):
+            town.call(send("k", wrong, 1))
+    assert town.store.find("k").sent == {}
+
+
+def test_a_value_is_sent_to_the_step_of_a_wait_too(town: Town) -> None:
+    wf = Workflow("two")
+    first, second = wf.wait("first"), wf.wait("second")
+    engine = town.engine()
+    town.pause(engine, wf)
+    assert town.call(engine.send("k", first, 1))
+    assert town.store.send("k", second, 2, id="one")
+    assert town.call(engine.run(wf, idempotency_key="k", wait=PATIENCE)).results == {"first": 1, "second": 2}
 
 
 def test_the_engine_that_sends_the_value_resumes_the_run_at_once(town: Town) -> None:
@@ -392,6 +417,40 @@ def test_a_default_and_a_sleep_hold_over_processes(town: Town) -> None:
     town.engine(workflows=[wf], recover_every=0.05)
     until(lambda: town.status() == "success", "the end")
     assert town.store.find("k").results["ship"] == [41, "nobody"]
+
+
+def test_the_duration_of_a_run_counts_from_its_begin_whichever_process_resumes_it(town: Town) -> None:
+    events, wf = list[Event](), order(Effects(), timeout=0.2, default="nobody")
+    first = town.engine()
+    town.pause(first, wf)
+    town.close(first)
+    town.engine(workflows=[wf], recover_every=0.05, hooks=[events.append])
+    finished = until(lambda: [event for event in events if isinstance(event, RunFinished)], "the end")[0]
+    assert finished.outcome == "success"
+    assert 0.2 <= finished.duration < PATIENCE
+
+
+def test_the_duration_of_a_run_does_not_count_how_long_it_was_queued(tmp_path: Path) -> None:
+    events, goes_on, wf = list[Event](), threading.Event(), Workflow("long")
+    wf.add_step("first", lambda ctx: None)
+    wf.sleep("nap", 0.05, depends_on="first")
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    with Engine(store=store, max_workers=1, hooks=[events.append]) as engine:
+        blocking = Workflow("blocking")
+        blocking.add_step("block", lambda ctx: goes_on.wait(PATIENCE))
+        ahead = engine.submit(blocking)
+        future = engine.submit(wf, idempotency_key="k")
+        submitted = time.monotonic()
+        until(lambda: time.monotonic() > submitted + 0.1, "a time in the queue")
+        goes_on.set()
+        assert ahead.result(PATIENCE).status == future.result(PATIENCE).status == "success"
+    mine = [event for event in events if event.run_id == future.run_id]
+    started, resumed = [event for event in mine if isinstance(event, RunStarted)]
+    waits, ended = [event for event in mine if isinstance(event, RunFinished)]
+    assert resumed.after_wait
+    assert waits.duration == pytest.approx(waits.at - started.at)
+    began = ended.at - ended.duration
+    assert started.at - 0.02 < began < waits.at
 
 
 def test_the_time_of_a_wait_counts_from_its_begin_whichever_process_resumes_the_run(town: Town) -> None:

@@ -37,7 +37,7 @@ from flowcore.events import (
     StepStarted,
     StoreCalled,
 )
-from flowcore.events.records import StepEvent
+from flowcore.events.base import StepEvent
 from flowcore.testing import Fault
 
 from .specs import (
