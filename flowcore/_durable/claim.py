@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..errors import (
     safe_str,
 )
 from ..run import Run
+from ..status import Status
 from ..stores.base import (
     RESUMABLE,
     STOPS,
@@ -254,14 +256,11 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
         ledger.lease_until, ledger.epoch = sent + run.settings.lease, run.settings.wall() - run.settings.clock()
         if claimed.record is None:
             ledger.started(wanted)
+    if claimed.record is not None:
+        run.began = _began(run, claimed.record, claimed.age)
     return claimed.record
 
 
-    if claimed.record is not None:
-        run.began = _began(run, claimed.record, claimed.age)
-def fingerprint_of(run: RunState) -> str:
-    """Return the fingerprint of a request, a hash of the workflow's name and the canonical form of its initial values.
-    Two calls with one key must have the same. Raises NotSerializable if the values cannot be compared."""
 def _began(run: RunState, record: RunRecord, age: float) -> float | None:
     """Return when a run that is resumed began under an earlier owner (monotonic), or None if it was only queued. `age`
     may include the time for which it was queued; then its first step tells when that was over."""
@@ -272,6 +271,9 @@ def _began(run: RunState, record: RunRecord, age: float) -> float | None:
     return min(now, max(now - max(0.0, age), first - epoch))
 
 
+def fingerprint_of(run: RunState) -> str:
+    """Return the fingerprint of a request, a hash of the workflow's name and the canonical form of its initial values.
+    Two calls with one key must have the same. Raises NotSerializable if the values cannot be compared."""
     import hashlib  # imported here, because only runs with a key need it
 
     values: dict[Any, Any] = run.values
