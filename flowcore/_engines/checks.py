@@ -13,7 +13,7 @@ from typing import Any, Final
 from .._kernel.settings import namespace_of
 from ..errors import DefinitionError, FlowcoreError, safe_repr
 from ..events import Hook
-from ..retry import Duration, seconds
+from ..retry import CENTURY, Duration, seconds
 from ..stores.base import Store
 from ..stores.memory import MemoryStore
 from ..workflow import Workflow
@@ -83,11 +83,12 @@ def positive_int(value: int, what: str) -> int:
 
 
 def period(value: Duration, what: str) -> float:
-    """Return `value` in seconds. Raises DefinitionError, which names `what`, if it is zero or infinite."""
+    """Return `value` in seconds, at most a century, because timers have a limit. Raises DefinitionError, which names
+    `what`, if it is zero or infinite."""
     number = seconds(value, what)
     if not 0 < number < math.inf:
         raise DefinitionError(f"{what} must be more than 0 and finite, not {safe_repr(value)}.")
-    return number
+    return min(number, CENTURY)
 
 
 def caller_drives(until: str, *, durable: bool) -> bool:

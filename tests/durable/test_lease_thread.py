@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from flowcore import Engine
+from flowcore import AsyncEngine, Context, Engine
 from flowcore.events import LeaseLost, MaintenanceFinished, MaintenanceStarted
+from flowcore.retry import CENTURY
 from flowcore.stores.base import Renewal, RunRecord
 from tests.durable.test_programs import Moody, of_type, until
 from tests.durable.test_recovery import one_step
@@ -104,3 +108,29 @@ def test_a_lease_thread_that_an_error_has_ended_is_started_again(monkeypatch: py
         store.moods = lambda verb, argument: renewed.set() if verb == "renew" else None
         assert engine.run(wf, idempotency_key="second")["a"] is True
         assert ending.result(20)["a"] is True
+
+
+@pytest.mark.parametrize("engine_type", [Engine, AsyncEngine])
+@pytest.mark.parametrize("lease", [sys.maxsize, 1e300, timedelta.max], ids=["maxsize", "1e300", "timedelta.max"])
+def test_a_lease_that_no_timer_can_hold_is_one_of_a_century(lease: Any, engine_type: Any) -> None:
+    """An error in the thread fails the test."""
+    threads = list[threading.Thread]()
+
+    def watch(ctx: Context) -> None:
+        threads.extend(one for one in threading.enumerate() if one.name == "flowcore-leases")
+
+    async def main() -> None:
+        async with AsyncEngine(store=Moody(), lease=lease, recover_every=lease, workflows=[wf]) as engine:
+            assert (engine.lease, engine.recover_every) == (CENTURY, CENTURY)
+            await engine.run(wf, idempotency_key="k")
+
+    wf = one_step(watch)
+    if engine_type is AsyncEngine:
+        asyncio.run(main())
+    else:
+        with Engine(store=Moody(), lease=lease, recover_every=lease, workflows=[wf]) as engine:
+            assert (engine.lease, engine.recover_every) == (CENTURY, CENTURY)
+            engine.run(wf, idempotency_key="k")
+    (thread,) = threads
+    thread.join(20)
+    assert not thread.is_alive()
