@@ -1,0 +1,62 @@
+"""Exits that the signal handlers of a process raise, such as the `sys.exit()` of a handler of SIGTERM.
+
+Python calls a handler in the main thread, between any two instructions, so its exception may appear in code that has to
+go on, such as a hook or an undo. Such an exit is kept until the engine can act on it, because the process is to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from types import CodeType, FrameType
+from typing import Final
+
+__all__ = ["defer", "deferred", "is_exit_of_handler", "raise_deferred", "take_deferred"]
+
+deferred: Final[list[BaseException]] = []
+"""the first exit in a hook that no engine has acted on yet; only the main thread changes it"""
+
+
+def is_exit_of_handler(error: BaseException | None) -> bool:
+    """Whether `error` is a SystemExit or KeyboardInterrupt that a signal handler has raised, and not the code that it
+    interrupted."""
+    trace = error.__traceback__ if isinstance(error, SystemExit | KeyboardInterrupt) else None
+    while trace is not None and trace.tb_next is not None:
+        interrupted, trace = trace.tb_frame, trace.tb_next
+        if _was_given(trace.tb_frame, interrupted):
+            return True
+    return False
+
+
+def _was_given(frame: FrameType, interrupted: FrameType) -> bool:
+    """Whether the function of `frame` was called with its caller's frame, as only signal handlers are."""
+    code: CodeType = frame.f_code
+    if not code.co_flags & inspect.CO_NEWLOCALS:  # the body of a module
+        return False
+    given = list(frame.f_locals.values())
+    return any(one is interrupted or (type(one) is tuple and any(part is interrupted for part in one)) for one in given)
+
+
+def defer(error: BaseException) -> None:
+    """Keep an exit of a handler that a hook has raised, for the engine that called the hook. A loop that runs in this
+    thread is ended by it, as if the handler had interrupted the loop itself."""
+    if not deferred:
+        deferred.append(error)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        loop.call_soon(raise_deferred)
+
+
+def take_deferred() -> BaseException | None:
+    """Take the exit that is kept. Returns None if there is none, or if this is not the main thread."""
+    return deferred.pop() if deferred and threading.current_thread() is threading.main_thread() else None
+
+
+def raise_deferred() -> None:
+    """Raise the exit that is kept, if there is one and this is the main thread."""
+    error = take_deferred()
+    if error is not None:
+        raise error
