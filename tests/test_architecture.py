@@ -30,7 +30,8 @@ PARTS: dict[str, str] = {
     "schedule": "errors fires functions retry status",
     "context": "errors fires",
     "forks": "",
-    "events": "errors functions status retry forks fires",
+    "exits": "",
+    "events": "errors functions status retry forks fires exits",
     "snapshot": "errors context",
     "_wire": "errors events snapshot",
     "_in_executor": "errors context snapshot _wire",
@@ -44,9 +45,9 @@ PARTS: dict[str, str] = {
     "workflow": "own_errors new_steps errors functions inputs retry step context plan describe lint snapshot",
     "picture": "errors status run events plan describe",
     "stores": "errors status retry run forks",
-    "_kernel": "errors functions step status retry context run plan workflow events",
+    "_kernel": "errors functions step status retry context run plan workflow events exits",
     "_durable": "own_errors errors status retry context run plan workflow events stores.base stores.codec stores.canonical step forks _kernel",
-    "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule",
+    "_engines": "errors status retry context run workflow events stores _kernel _durable forks fires schedule exits",
     "temporal": (
         "errors own_errors status retry run plan step workflow events fires schedule stores _wire _kernel _durable _engines"
     ),
