@@ -19,7 +19,7 @@ SERVERS := $(CURDIR)/.venv/servers/usr/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all proof lint types format bench storm fleet dashboards dist docs clean venv venv-demo servers lock
+.PHONY: help demo test test-all proof lint types mypy pyright format bench storm fleet dashboards dist docs clean venv venv-demo servers lock
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target what; do \
@@ -28,7 +28,8 @@ help:  ## list these targets
 demo: venv-demo  ## run the checkout service on a few hundred orders (SERVE=1 keeps it running, KILL=1 kills it in the middle, WAIT=1 has an order wait)
 	@$(DEMO) examples/service/demo.py $(if $(SERVE),--serve) $(if $(KILL),--kill) $(if $(WAIT),--wait) $(if $(STORE),--store='$(STORE)')
 
-test: lint types servers  ## lint, check types, run the tests with coverage
+test: venv  ## lint, check types, run the tests with coverage
+	@.ci/together lint mypy pyright servers
 	PATH="$(SERVERS):$$PATH" $(ENV) -m pytest --cov $(PARALLEL) --durations=15 --durations-min=2
 	@report=$$($(ENV) -m coverage report --fail-under=98) \
 		|| { echo "$$report"; echo '98 % of the lines and branches of flowcore/_kernel and flowcore/_durable must be covered.'; exit 1; }
@@ -47,8 +48,12 @@ lint: venv  ## ruff: rules and formatting; bandit and detect-secrets: what must 
 	@# 3: what is known stands on another line now, and the baseline says so again.
 	@$(ENVIRONMENT)/bin/detect-secrets-hook --baseline .ci/secrets.json $$(git ls-files ':!.ci/secrets.json') || test $$? -eq 3
 
-types: venv  ## mypy and pyright, both strict
+types: mypy pyright  ## mypy and pyright, both strict
+
+mypy: venv
 	$(ENV) -m mypy
+
+pyright: venv
 	$(ENV) -m pyright --pythonpath $(ENV)
 
 format: venv  ## let ruff fix and format
