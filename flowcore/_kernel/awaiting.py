@@ -37,7 +37,7 @@ def awaited(
         return None, AsyncStepInSyncEngine(
             f"step {safe_repr(node.name)} returned {what}, which Engine cannot await. Run it on AsyncEngine."
         )
-    coroutine = awaitable if isinstance(awaitable, CoroutineType) else _result(awaitable)
+    coroutine: Any = awaitable if isinstance(awaitable, CoroutineType) else _result(awaitable)
 
     def same(_: Context) -> Any:
         return coroutine
