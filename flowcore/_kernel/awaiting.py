@@ -29,15 +29,16 @@ def awaited(
 ) -> Program[Outcome]:
     """Await what a plain function returned, such as the coroutine of `lambda ctx: fetch(ctx)`. The outcome is an error
     if the engine cannot run async code."""
+    kind: type = type(awaitable)
     if not run.settings.runs_async:
-        what = f"an awaitable {type(awaitable).__qualname__}"
-        if isinstance(awaitable, CoroutineType):
+        what = f"an awaitable {kind.__qualname__}"
+        if kind is CoroutineType:
             awaitable.close()
             what = "a coroutine"
         return None, AsyncStepInSyncEngine(
             f"step {safe_repr(node.name)} returned {what}, which Engine cannot await. Run it on AsyncEngine."
         )
-    coroutine: Any = awaitable if isinstance(awaitable, CoroutineType) else _result(awaitable)
+    coroutine: Any = awaitable if kind is CoroutineType else _result(awaitable)
 
     def same(_: Context) -> Any:
         return coroutine
