@@ -42,7 +42,7 @@ class StepReport:
     errors: tuple[tuple[str, str], ...] = ()
     """the type and message of the error of each failed attempt, oldest first"""
     started: float | None = None
-    """when the first attempt started, in seconds since the epoch by the owner's clock; None in memory"""
+    """when the first attempt started, in seconds since the epoch by the store's clock; None in memory"""
     retry_at: float | None = None
     """when the next attempt is due, in seconds since the epoch; set only between two attempts"""
     until: float | None = None
@@ -50,13 +50,13 @@ class StepReport:
     completed_late: Status | None = None
     """how an abandoned attempt completed after all: success or failure; None if none did"""
     completed_late_at: float | None = None
-    """when that attempt completed, in seconds since the epoch by the owner's clock; None in memory"""
+    """when that attempt completed, in seconds since the epoch by the store's clock; None in memory"""
     undo_started: float | None = None
-    """when its undo started, in seconds since the epoch by the owner's clock; None in memory"""
+    """when its undo started, in seconds since the epoch by the store's clock; None in memory"""
     undo_finished: float | None = None
     """when its undo ended, after all attempts and the backoff between them; None in memory"""
     attempt_times: tuple[tuple[float, float], ...] = ()
-    """start and end of each attempt, oldest first, in seconds since the epoch by its owner's clock; empty in memory and
+    """start and end of each attempt, oldest first, in seconds since the epoch by the store's clock; empty in memory and
     for a step that ended with its first attempt; without attempts that a crash cut off"""
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:

@@ -253,7 +253,8 @@ def _own(run: RunState, wanted: Claim, claimed: Claimed, sent: float) -> RunReco
         run.deadline = run.settings.clock() + allowed - claimed.age
     ledger = ledger_of(run)
     if ledger is not None:
-        ledger.lease_until, ledger.epoch = sent + run.settings.lease, run.settings.wall() - run.settings.clock()
+        ledger.lease_until = sent + run.settings.lease
+        ledger.note_clocks(run, sent, claimed.now)
         if claimed.record is None:
             ledger.started(wanted)
     if claimed.record is not None:

@@ -15,7 +15,7 @@ from typing import cast
 from .._kernel import emit, stopping
 from .._kernel.effects import Program, Sleep
 from .._kernel.inline import FirstAttempt
-from .._kernel.ledger import Errors
+from .._kernel.ledger import Errors, now_of
 from .._kernel.outcome import StepEnd
 from .._kernel.run_state import RunState
 from .._kernel.steps import stopped
@@ -36,14 +36,23 @@ class Ledger(Unsaved):
     """See flowcore._kernel.ledger.Ledger. It has no reference to its run, so that a run that is over leaves no cycle
     for the garbage collector."""
 
-    __slots__ = ("epoch", "in_doubt", "lease_until")
+    __slots__ = ("ahead", "epoch", "in_doubt", "lease_until")
 
     def __init__(self) -> None:
         super().__init__()
         self.in_doubt: Mapping[str, StepReport] = {}
         """after a takeover: the recorded reports of steps that may have had their effect"""
         self.lease_until = math.inf
-        self.epoch = 0.0
+        self.epoch = self.ahead = 0.0
+
+    def note_clocks(self, run: RunState, sent: float, store_now: float | None) -> None:
+        """Note the offset of the store's clock. `store_now`: its time, which the reply to a claim gave; `sent`: when that
+        claim was sent (monotonic)."""
+        clock, wall = run.settings.clock(), run.settings.wall()
+        # The offset is known only up to the time that the reply took. An offset that may be 0 is 0.
+        least = 0.0 if store_now is None else store_now - wall
+        self.ahead = 0.0 if store_now is None else min(max(0.0, least), least + clock - sent)
+        self.epoch = wall + self.ahead - clock
 
     def extend_lease(self, until: float) -> None:
         self.lease_until = max(self.lease_until, until)
@@ -63,7 +72,7 @@ class Ledger(Unsaved):
             if known:
                 self.announced.discard(node.name)
             else:
-                self.note_start(node.name, attempt, run.settings.wall(), errors)
+                self.note_start(node.name, attempt, now_of(run), errors)
         if known:
             begins = (yield from self.may_continue(run)) and not run.stopped
         else:
@@ -76,9 +85,9 @@ class Ledger(Unsaved):
         return begins
 
     def waits(self, run: RunState, node: Node, until: float) -> Program[bool]:
-        ends = None if until == math.inf else until + self.epoch
+        ends = None if until == math.inf else until - run.settings.clock() + now_of(run)
         with run.lock:
-            self.note_wait(node.name, run.settings.wall(), ends)
+            self.note_wait(node.name, now_of(run), ends)
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
             raise failure
@@ -86,7 +95,7 @@ class Ledger(Unsaved):
 
     def close_wait(self, run: RunState, node: Node) -> Program[bool]:
         with run.lock:
-            self.note_closed(node.name, run.settings.wall())
+            self.note_closed(node.name, now_of(run))
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
             raise failure
@@ -115,7 +124,7 @@ class Ledger(Unsaved):
         if not delay:  # the start of the next attempt is saved at once, with this failure
             return
         with run.lock:
-            due, effect = run.settings.wall() + delay, _may_be_done(run, node)
+            due, effect = now_of(run) + delay, _may_be_done(run, node)
             self.note_failed_attempt(node.name, end.attempts, end.errors, due, effect=effect)
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
@@ -232,7 +241,7 @@ class Ledger(Unsaved):
     def withdrawn(self, run: RunState, node: Node, errors: Errors = ()) -> None:
         with run.lock:
             if errors:
-                due, effect = run.settings.wall(), _may_be_done(run, node)
+                due, effect = now_of(run), _may_be_done(run, node)
                 self.note_failed_attempt(node.name, len(errors), errors, due, effect=effect)
             else:
                 self._withdraw(run, node.name)

@@ -17,7 +17,7 @@ from .._kernel import emit, stopping
 from .._kernel.attempts import failed_before
 from .._kernel.doubt import Answer, ask_verify
 from .._kernel.effects import Program
-from .._kernel.ledger import Earlier
+from .._kernel.ledger import Earlier, now_of
 from .._kernel.run_state import RunState
 from .._kernel.waits import Waits
 from ..errors import CompensationFailed, FlowcoreError, IdempotencyHeld, RunFailed, safe_repr, safe_str
@@ -127,7 +127,7 @@ def _restore_queue(run: RunState, over: set[str]) -> None:
 
 def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
     """Restore which steps wait, since when and until when, and the values that were sent."""
-    now, wall = run.settings.clock(), run.settings.wall()
+    clock, now = run.settings.clock(), now_of(run)
     waits.sent.update(record.sent)
     for node in run.plan.nodes:
         report = record.steps.get(node.name)
@@ -135,8 +135,10 @@ def _restore_waits(run: RunState, waits: Waits, record: RunRecord) -> None:
             continue
         # A closed wait whose owner died before its end was recorded has the status TIMEOUT and an `until`.
         if report.status is Status.WAITING or (report.status is Status.TIMEOUT and report.until is not None):
-            began = now - max(0.0, wall - (report.started or wall))
-            waits.begin(node, began, math.inf if report.until is None else now + report.until - wall)
+            began = now if report.started is None else report.started
+            # A clock that was set back makes no wait longer than it was to be when it began.
+            rest = math.inf if report.until is None else report.until - max(now, began)
+            waits.begin(node, clock - max(0.0, now - began), clock + rest)
 
 
 def take_over(run: RunState, record: RunRecord) -> Program[None]:

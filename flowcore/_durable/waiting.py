@@ -13,6 +13,7 @@ from typing import Final
 
 from .._kernel import emit
 from .._kernel.effects import Program, Sleep
+from .._kernel.ledger import now_of
 from .._kernel.run_state import RunState
 from ..errors import StoreUnavailable
 from ..forks import after_fork_in_child
@@ -147,7 +148,7 @@ def taken_here(run: RunState, local: LocalRuns | None, wanted: Claim) -> Program
     same = failure is None and head is not None and head.run_id == mine.run_id and head.fence == mine.fence
     if not same or head is None or head.finished is not None:
         return None
-    age = max(0.0, run.settings.wall() - head.started)
+    age = max(0.0, now_of(mine) - head.started)
     if wanted.fingerprint is not None and wanted.fingerprint != mine.fingerprint:
         return Mismatch(mine.run_id, mine.carrier, age, mine.workflow.name)
     return Busy(mine.run_id, mine.carrier, age, max(0.0, left))

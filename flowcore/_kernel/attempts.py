@@ -27,6 +27,7 @@ from .awaiting import awaited
 from .doubt import settle
 from .effects import Abandoned, AwaitAbandoned, Call, Outcome, Program, Sleep, WholeStep
 from .emit import EventScope, StepScope
+from .ledger import now_of
 from .outcome import StepEnd
 from .set_aside import end_left_to_next_owner, is_left, set_aside
 
@@ -201,7 +202,7 @@ class Attempts:
                 epoch = self.scope.epoch
                 self.scope.attempts = tuple((began - epoch, ended - epoch) for began, ended in before.attempt_times)
             if self.started is not None and before.started is not None:
-                self.started -= max(0.0, run.settings.wall() - before.started)
+                self.started -= max(0.0, now_of(run) - before.started)
         return timed
 
     def _next_limit(self) -> Limit:
@@ -351,7 +352,9 @@ def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
     the WAITING end of a step that was set aside. If the run stops meanwhile, returns the end of the step: it has failed
     with the error of its latest attempt, or is pending if another owner resumes the run. Else returns None."""
     before = run.tried[node.name]
-    rest = 0.0 if before.retry_at is None else before.retry_at - run.settings.wall()
+    began = before.attempt_times[-1][1] if before.attempt_times else before.started
+    # A clock that was set back makes no backoff longer than it was to be when it began.
+    rest = 0.0 if before.retry_at is None else before.retry_at - max(now_of(run), began or 0.0)
     if rest > 0 and run.context.get(waits, True) and not run.stopped:
         aside = set_aside(run, node, _of_earlier(run, node), rest) if rest > run.settings.park_after else None
         if aside is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Errors = tuple[tuple[str, str], ...]
 """type and message of each failed attempt"""
 
-__all__ = ["Claims", "Earlier", "Ledger", "Takeover"]
+__all__ = ["Claims", "Earlier", "Ledger", "Takeover", "now_of"]
 
 
 class Ledger(Protocol):
@@ -42,7 +42,10 @@ class Ledger(Protocol):
         ...
 
     epoch: float
-    """the offset from monotonic seconds to seconds since the epoch"""
+    """the offset from monotonic seconds to seconds since the epoch by the store's clock"""
+
+    ahead: float
+    """how many seconds the store's clock is ahead of this host's: less than 0 if it is behind"""
 
     def began(self, run: RunState, node: Node, attempt: int, errors: Errors) -> Program[bool]:
         """Save that an attempt of `node` is about to start. `errors`: those of the attempts before it. Returns False if
@@ -172,3 +175,9 @@ class Claims(Protocol):
     def finish(self, run: RunState, finished: Run) -> Program[BaseException | None]:
         """Record how the run ended. Returns the reason if that failed, else None."""
         ...
+
+
+def now_of(run: RunState) -> float:
+    """Return the seconds since the epoch, by the clock of the run's store: the next owner may be another host, whose
+    clock may differ. In memory, it is the clock of this host."""
+    return run.settings.wall() + (0.0 if run.ledger is None else run.ledger.ahead)

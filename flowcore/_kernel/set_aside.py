@@ -12,6 +12,7 @@ from ..run import StepReport
 from ..status import Status
 from . import emit, stopping
 from .emit import StepScope
+from .ledger import now_of
 from .outcome import StepEnd
 from .run_state import RunState
 from .waits import Waits
@@ -30,7 +31,7 @@ def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd 
         run.waits = run.waits or Waits()
         run.waits.set_aside(node, run.settings.clock() + delay, end)
         report = StepReport(Status.PENDING, end.attempts, failed=len(end.errors), errors=end.errors)
-        report.retry_at = run.settings.wall() + delay
+        report.retry_at = now_of(run) + delay
         report.started = started if before is None or before.started is None else before.started
         report.attempt_times = () if end.scope is None else end.scope.attempt_times
         run.tried = {**run.tried, node.name: report}

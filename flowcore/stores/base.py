@@ -110,12 +110,14 @@ class Claim:
 class Claimed:
     """The claim is granted. `record`: the run as it was recorded before this claim, or None if the claim begins the
     run. Its status, owner, expiry and decision are those from before the claim; its `takeovers` include this one.
-    `age`: seconds since the run began."""
+    `age`: seconds since the run began. `now`: when the claim was granted, in seconds since the epoch by the store's
+    clock; None if that is the clock of every process that uses the store."""
 
     generation: int
     fence: int
     record: RunRecord | None = None
     age: float = 0.0
+    now: float | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)

@@ -105,11 +105,11 @@ class MemoryStore(Operating):
             match decide(record, run.owner, left, claim):
                 case Verdict.AGAIN:
                     self._renew(run, now, claim.lease)
-                    return Claimed(record.generation, record.fence, run.as_found(), age)
+                    return Claimed(record.generation, record.fence, run.as_found(), age, self._wall())
                 case Verdict.BEGIN_QUEUED:
                     run.begin_queued(claim)
                     self._renew(run, now, claim.lease)
-                    return Claimed(record.generation, record.fence, None, age)
+                    return Claimed(record.generation, record.fence, None, age, self._wall())
                 case Verdict.BEGIN | Verdict.BEGIN_ANEW:
                     return self._begin(claim, now, record.generation + 1, record.fence + 1)
                 case Verdict.RESUME:
@@ -133,12 +133,13 @@ class MemoryStore(Operating):
         self._ended.pop(claim.key, None)
         self._runs.pop(claim.key, None)  # so that the newest run comes last
         self._runs[claim.key] = LiveRun.begun(next(self._numbers), claim, now, self._wall(), generation, fence)
-        return Claimed(generation, fence)
+        return Claimed(generation, fence, now=self._wall())
 
     def _take_over(self, run: LiveRun, claim: Claim, now: float, takeovers: int) -> Claimed:
-        found = run.take_over(claim, self._wall(), takeovers)
+        wall = self._wall()
+        found = run.take_over(claim, wall, takeovers)
         self._renew(run, now, claim.lease)
-        return Claimed(found.generation, run.record.fence, self._copied(found, claim), now - run.started)
+        return Claimed(found.generation, run.record.fence, self._copied(found, claim), now - run.started, wall)
 
     def _copied(self, record: RunRecord, claim: Claim) -> RunRecord:
         """The record for a caller. A strict store copies its values, so that the caller may change them."""

@@ -75,7 +75,7 @@ class Verbs(OperatorVerbs):
     def _claimed(self, claim: Claim, answer: Answer) -> ClaimAnswer:
         fields = answer.fields
         if answer.word == "begun":
-            return Claimed(int(fields["generation"]), int(fields["fence"]), None, answer.age)
+            return Claimed(int(fields["generation"]), int(fields["fence"]), None, answer.age, answer.now / 1e6)
         if answer.word in {"taken", "again"}:
             fence = int(fields.pop("granted"))
             if answer.word == "again":  # return the record as its owner found it
@@ -84,7 +84,7 @@ class Verbs(OperatorVerbs):
                     if before in fields:
                         fields[name] = fields.pop(before)
             record = self._encoding.decode(claim.key, fields, claim.types)
-            return Claimed(record.generation, fence, record, answer.age)
+            return Claimed(record.generation, fence, record, answer.age, answer.now / 1e6)
         record = self._encoding.decode(claim.key, fields, claim.types)
         match answer.word:
             case "finished":

@@ -135,11 +135,11 @@ class SQLiteStore(Operating):
                 db.execute(tables.BEGIN_QUEUED, (texts.get("seq", 0), expires, length, expires, number))
                 begun = {n: t for n, t in texts.items() if n[1] == ":" or n in {"graph", "carrier"}}
                 self._written += tables.put(db, number, begun)
-                return Claimed(record.generation, record.fence, None, age)
+                return Claimed(record.generation, record.fence, None, age, now / 1e6)
             case Verdict.AGAIN:
                 as_found = None if record.run_id == claim.run_id else self._as_found(db, claim, number, head)
                 self._renew(db, (number, head.get("delay", 0)), now, claim.lease)
-                return Claimed(record.generation, record.fence, as_found, age)
+                return Claimed(record.generation, record.fence, as_found, age, now / 1e6)
             case Verdict.RESUME:
                 return self._take_over(db, claim, texts, now, found, record.takeovers)
             case Verdict.TAKE_OVER:
@@ -167,7 +167,7 @@ class SQLiteStore(Operating):
         db.execute(tables.RETIRE, (claim.key,))
         number = tables.add(db, texts, generation, fence, now, claim.lease)
         self._written += tables.put(db, number, texts)
-        return Claimed(generation, fence)
+        return Claimed(generation, fence, now=now / 1e6)
 
     def _take_over(
         self,
@@ -187,7 +187,7 @@ class SQLiteStore(Operating):
         owner = claim.run_id, texts.get("by"), now
         db.execute(tables.TAKE_OVER, (*owner, fence, takeovers, delay, expires, length, expires + delay, number))
         db.execute(tables.PUT, (number, "graph", claim.graph))
-        return Claimed(record.generation, fence, record, max(0.0, now / 1e6 - record.started))
+        return Claimed(record.generation, fence, record, max(0.0, now / 1e6 - record.started), now / 1e6)
 
     def _as_found(self, db: sqlite3.Cursor, claim: Claim, number: int, head: dict[str, Any]) -> RunRecord:
         """Return the record as its present owner found it, with everything that was recorded since."""
