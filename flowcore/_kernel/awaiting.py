@@ -29,7 +29,7 @@ def awaited(
 ) -> Program[Outcome]:
     """Await what a plain function returned, such as the coroutine of `lambda ctx: fetch(ctx)`. The outcome is an error
     if the engine cannot run async code."""
-    kind: type = type(awaitable)
+    kind: type[Any] = type(awaitable)
     if not run.settings.runs_async:
         what = f"an awaitable {kind.__qualname__}"
         if kind is CoroutineType:
