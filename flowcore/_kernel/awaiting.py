@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Awaitable
 from types import CoroutineType
-from typing import Any
+from typing import Any, cast
 
 from ..context import Context
 from ..errors import AsyncStepInSyncEngine, safe_repr
@@ -29,7 +29,7 @@ def awaited(
 ) -> Program[Outcome]:
     """Await what a plain function returned, such as the coroutine of `lambda ctx: fetch(ctx)`. The outcome is an error
     if the engine cannot run async code."""
-    kind: type[Any] = type(awaitable)
+    kind = type(cast("object", awaitable))
     if not run.settings.runs_async:
         what = f"an awaitable {kind.__qualname__}"
         if kind is CoroutineType:
