@@ -7,14 +7,23 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from .errors import NoResult, RunFailed, error_message, portable, safe_repr, safe_str, survives_pickling
+from .errors import (
+    DefinitionError,
+    NoResult,
+    RunFailed,
+    error_message,
+    portable,
+    safe_repr,
+    safe_str,
+    survives_pickling,
+)
 from .status import Status
 
 if TYPE_CHECKING:
     from .plan import Plan
     from .step import Step
 
-__all__ = ["STARTING_REPORT", "Run", "Sent", "StepReport", "error_line", "in_words"]
+__all__ = ["STARTING_REPORT", "Run", "Sent", "StepReport", "error_line", "in_words", "names_of_sent"]
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
@@ -78,6 +87,18 @@ class Sent:
     """the sender's name for the value, if any; a send that repeats the name sends no second value"""
     carrier: Mapping[str, str] = field(default_factory=dict[str, str])
     """trace context of the sender"""
+
+
+def names_of_sent(wait: object, id: object) -> tuple[str, str | None]:  # noqa: A002 - as in `send`
+    """Return the name of the wait that a value is sent to, and the `id` of the value, both as plain texts. `wait`: the
+    Step of the wait, or its name. Raises DefinitionError for anything else, which no record could hold."""
+    name = getattr(wait, "name", None) if hasattr(wait, "workflow") else wait  # only a Step has both
+    if not isinstance(name, str):
+        raise DefinitionError(f"A value is sent to the name of a wait, or to its Step, not to {safe_repr(wait)}.")
+    if id is not None and not isinstance(id, str):
+        raise DefinitionError(f"The id= of a value that is sent must be a string or None, not {safe_repr(id)}.")
+    # A member of an Enum is formatted as something else.
+    return str.__str__(name), None if id is None else str.__str__(id)
 
 
 STARTING_REPORT: Final = StepReport(Status.RUNNING, 1)

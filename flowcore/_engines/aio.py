@@ -37,6 +37,7 @@ from .recovering import LEASE_OVER, RecoveryTasks
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
     from .schedules import AsyncSchedules
+    from ..step import Step
 
 __all__ = ["AsyncEngine"]
 
@@ -201,7 +202,7 @@ class AsyncEngine(LoopCalls, LocalEngine):
         task.add_done_callback(self._runs.tasks.discard)
         return Cancellation(here=False, asked=task)
 
-    async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
+    async def send(self, key: str, name: Step[Any] | str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key, like `Engine.send`, without blocking the loop."""
         context, claim = self._callers_context(), self._claim_of(key)
         try:

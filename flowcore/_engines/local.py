@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._durable.leases import Leases
 from .._durable.recovery import SURVEY_EVERY, Recovery
@@ -20,6 +20,7 @@ from .._kernel.run_state import RunState
 from ..context import own_copy
 from ..errors import safe_str
 from ..events import StoreSurveyed
+from ..run import names_of_sent
 from ..workflow import Workflow
 from .asking import Asking
 from .base import log
@@ -27,6 +28,9 @@ from .checks import positive_int
 from .live_runs import LiveRuns
 from .periodic import PeriodicEngine
 from .sending import announce, made_here
+
+if TYPE_CHECKING:
+    from ..step import Step
 
 __all__ = ["LocalEngine"]
 
@@ -147,8 +151,9 @@ class LocalEngine(PeriodicEngine):
 
     # -- values that are sent ------------------------------------------------------------------------------------------
 
-    def _sent(self, key: str, name: str, value: Any, id: str | None) -> Asking[tuple[bool, bool]]:  # noqa: A002
+    def _sent(self, key: str, wait: Step[Any] | str, value: Any, id: str | None) -> Asking[tuple[bool, bool]]:  # noqa: A002
         """Send a value, for `send`. Returns whether it counts, and whether the run may wait in the store and be due."""
+        name, id = names_of_sent(wait, id)  # noqa: A001 - as in `send`
         sent = made_here(self._settings, own_copy(value), id, announce(self._settings, key, name))
         if self._knows_alone(key):
             return counts_as(self._live.deliver(key, name, sent), sent), False

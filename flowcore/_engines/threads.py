@@ -39,6 +39,7 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
     from .schedules import ThreadSchedules
+    from ..step import Step
 
 __all__ = ["Engine"]
 
@@ -259,13 +260,14 @@ class Engine(LocalEngine):
             return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")
         return self.store.durable and performed(cancel_in_store(self.store, run_id, key), self._callers_context())
 
-    def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
+    def send(self, key: str, name: Step[Any] | str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key (or this id, if the run has no key), in any process
         that uses the store. The value is kept until the run comes to that wait; only the first value counts.
 
-        Returns True if this value counts, and False if another one was sent before. `id`: a name for this value;
-        sending a value with the same id again returns True again. Raises RunNotFound for an unknown key; SendRefused
-        for a run that is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
+        Returns True if this value counts, and False if another one was sent before. `name`: the wait, as its Step or
+        its name. `id`: a name for this value; sending a value with the same id again returns True again. Raises
+        DefinitionError for a name or an id that is no string; RunNotFound for an unknown key; SendRefused for a run
+        that is over or being undone, has no such wait, or is past it; NotSerializable; and StoreError.
         """
         context = self._callers_context()
         counts, due = performed(self._sent(key, name, value, id), context)

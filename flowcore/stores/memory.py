@@ -11,12 +11,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakMethod
 
 from ..errors import DefinitionError, safe_repr
 from ..retry import Duration, seconds
-from ..run import Sent
+from ..run import Sent, names_of_sent
 from ..status import Status
 from .base import (
     RESUMABLE,
@@ -44,6 +44,9 @@ from .decide import Verdict, decide, decide_send
 from .memory_operating import Operating
 from .memory_run import LiveRun
 from .strict import Strict
+
+if TYPE_CHECKING:
+    from ..step import Step
 
 __all__ = ["MemoryStore"]
 
@@ -237,7 +240,7 @@ class MemoryStore(Operating):
     def send(
         self,
         key: str,
-        name: str,
+        name: Step[Any] | str,
         value: Any,
         /,
         *,
@@ -246,6 +249,7 @@ class MemoryStore(Operating):
     ) -> bool:
         """Send a value to the wait `name` of the run with this key: see Store.send. Every engine of this store is
         notified at once."""
+        name, id = names_of_sent(name, id)  # noqa: A001
         with self._lock:
             run = self._known(key)
             record = run.record

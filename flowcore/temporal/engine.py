@@ -26,7 +26,7 @@ from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreErro
 from ..events import Hook
 from ..own_errors import own_error
 from ..retry import Duration, seconds
-from ..run import Run
+from ..run import Run, names_of_sent
 from ..status import Status
 from ..stores.base import RunRecord
 from ..stores.codec import Codec
@@ -36,6 +36,7 @@ from .store import Awaited, TemporalStore
 
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
+    from ..step import Step
     from .schedules import TemporalSchedules
 
 __all__ = ["TemporalEngine"]
@@ -151,10 +152,11 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
             return False
         return True
 
-    async def send(self, key: str, name: str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
+    async def send(self, key: str, name: Step[Any] | str, value: Any, *, id: str | None = None) -> bool:  # noqa: A002
         """Send a value to the wait `name` of the run with this key: see `AsyncEngine.send`. It needs a running
         worker."""
         send = partial(self.store.send, key, name, value, id=id, carrier=announce(self._settings, key, name))
+        name, id = names_of_sent(name, id)  # noqa: A001
         claim = self._claim_of(key)
         try:
             return await send()

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final, Never, cast
+from typing import TYPE_CHECKING, Any, Final, Never, cast
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -17,6 +17,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowUpdateFailedError
 
 from ..errors import DefinitionError, RunNotFound, SendRefused, StoreError, error_message, hashed_key, safe_repr
 from ..retry import Duration, seconds
+from ..run import names_of_sent
 from ..status import Status
 from ..stores.base import Page, RunRecord
 from ..stores.decide import Order, check_listing, decide_order
@@ -24,6 +25,9 @@ from ..stores.encoding import STEP
 from .flow import FlowcoreWorkflow
 from .server import RELEASE, TemporalServer, head_of, is_running
 from .wire import SentValue
+
+if TYPE_CHECKING:
+    from ..step import Step
 
 __all__ = ["Operators"]
 
@@ -162,7 +166,7 @@ class Operators(TemporalServer):
     async def send(
         self,
         key: str,
-        name: str,
+        name: Step[Any] | str,
         value: Any,
         /,
         *,
@@ -171,6 +175,7 @@ class Operators(TemporalServer):
     ) -> bool:
         """Send a value to the wait `name` of the run with this key: see `Store.send`. The call waits for a worker,
         which decides whether the value counts."""
+        name, id = names_of_sent(name, id)  # noqa: A001
         handle = self._handle(key)
         found = await self._described(handle)
         if found is None:

@@ -6,11 +6,11 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import CorruptRecord, RunNotFound, StoreError, StoreUnavailable, hashed_key, safe_repr
 from ...retry import Duration, seconds
-from ...run import Sent
+from ...run import Sent, names_of_sent
 from ..base import Page, RunRecord
 from ..decide import OPEN, check_listing, decide_send, has_wait, is_over
 from ..encoding import microseconds
@@ -18,6 +18,9 @@ from . import doctor, index_scripts, operator_scripts
 from .calls import INDEX_KEYS, PAGE, Call, Calls, Exchange, as_bytes, digest_of, in_pages
 from .listing import Entry, Listing, cursor_of, parsed_cursor
 from .lua import DIGEST, LETTERS
+
+if TYPE_CHECKING:
+    from ...step import Step
 
 __all__ = ["OperatorVerbs"]
 
@@ -282,7 +285,7 @@ class OperatorVerbs(Calls):
     def send(
         self,
         key: str,
-        name: str,
+        name: Step[Any] | str,
         value: Any,
         /,
         *,
@@ -291,6 +294,7 @@ class OperatorVerbs(Calls):
     ) -> Exchange[bool]:
         """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
         Returns whether the value counts: see Store.send."""
+        name, id = names_of_sent(name, id)  # noqa: A001
         yield from self._look()
         digest = digest_of(as_bytes(self._lookup(key)))
         place = self._shard(digest), digest

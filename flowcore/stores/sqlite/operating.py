@@ -9,17 +9,20 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import CorruptRecord, DefinitionError, RunNotFound, hashed_key, safe_repr, safe_str
 from ...retry import Duration, seconds
-from ...run import Sent
+from ...run import Sent, names_of_sent
 from ...status import Status
 from ..base import LIVE, Page, RunRecord
 from ..decide import OPEN, Order, check_listing, decide_order, decide_send, is_over
 from ..encoding import SENT, STEP, Encoding, microseconds
 from . import listing, tables
 from .database import Database
+
+if TYPE_CHECKING:
+    from ...step import Step
 
 __all__ = ["FORGET_BATCH", "Operating"]
 
@@ -182,7 +185,7 @@ class Operating:
     def send(
         self,
         key: str,
-        name: str,
+        name: Step[Any] | str,
         value: Any,
         /,
         *,
@@ -191,6 +194,7 @@ class Operating:
     ) -> bool:
         """Send a value to the wait `name` of the run with this key. The run keeps the value until it reaches that wait.
         Returns whether the value counts: see Store.send."""
+        name, id = names_of_sent(name, id)  # noqa: A001
         record = self.head(key)
         if record is None:
             raise RunNotFound(f"No run with key {hashed_key(key)} in this store.", key=key)
