@@ -462,6 +462,27 @@ def parked(store: SQLiteStore, path: Path) -> SQLiteStore:
     return store
 
 
+@pytest.mark.parametrize("verb", ["cancel", "erase", "hold", "release", "resume", "send", "undo"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_no_verb_succeeds_on_a_file_that_was_removed_or_replaced(
+    parked: SQLiteStore, path: Path, verb: str, replaced: bool
+) -> None:
+    copy = path.with_name("copy.db")
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as restored:
+        source.backup(restored)
+    before = dump(copy)
+    parked.find("k")
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        Path(name).unlink()
+    if replaced:
+        copy.rename(path)
+    with pytest.raises(
+        StoreError, match=f"was {'replaced' if replaced else 'removed'} while this SQLiteStore had it open"
+    ):
+        getattr(parked, verb)("k", *(("go", 1) if verb == "send" else ()))
+    assert dump(path if replaced else copy) == before
+
+
 def put(path: Path, place: str, garbage: str) -> None:
     if place in FULL_OF:
         sql(path, f"UPDATE runs SET {place} = {garbage} WHERE key IS NOT 'innocent'")

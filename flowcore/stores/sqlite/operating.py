@@ -213,7 +213,7 @@ class Operating:
                     db.execute(tables.WAKE, (now, now, number))
             return counts is not False
 
-        return self._database.write(write)
+        return self._database.write(write, look=True)
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -233,11 +233,11 @@ class Operating:
             db.execute(tables.RELEASE, (now, self._forget_at(now), number))
 
         try:
-            self._database.write(write)
+            self._database.write(write, look=True)
         except CorruptRecord:
             if not force:
                 raise
-            self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)))
+            self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)), look=True)
 
     def erase(self, key: str, /, *, force: bool = False) -> None:
         """Erase at once what users put into the run of a key, and into the key's earlier runs: see Store.erase. It is
@@ -260,11 +260,11 @@ class Operating:
             db.execute(tables.ERASE_FIELDS, (number,))
 
         try:
-            self._database.write(write)
+            self._database.write(write, look=True)
         except CorruptRecord:
             if not force:
                 raise
-            self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)))
+            self._database.write(lambda db: db.execute(tables.RETIRE, (self._lookup(key),)), look=True)
         self.gc()  # deletes the earlier runs, which no longer have a key
         self._database.empty_log()
 
@@ -278,7 +278,7 @@ class Operating:
             status = Status.PARKED if record.status == Status.RUNNING else record.status
             db.execute(tables.STOP, (str(status), 1, None, self._encoding.encode_reason(key, reason), None, number))
 
-        self._database.write(write)
+        self._database.write(write, look=True)
 
     def resume(self, key: str, /, *, reason: str | None = None) -> None:
         """Let the next caller, or recovery, resume a run that is held, parked or incomplete, has no live owner, or
@@ -312,7 +312,7 @@ class Operating:
                 case Order.NOTHING:
                     pass
 
-        self._database.write(write)
+        self._database.write(write, look=True)
 
     def _known(self, db: sqlite3.Cursor, key: str, now: int) -> tuple[int, RunRecord, bool]:
         """Return the row number and the head of a key's run, and whether it is live. Raises RunNotFound."""
