@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
@@ -33,6 +34,7 @@ else:
 R = TypeVar("R")
 D = TypeVar("D")
 _MISSING: Final = object()
+_ATOMS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS: Final = frozenset({list, set, tuple})
 
 
@@ -359,15 +361,57 @@ def step_name_taken(key: object, how: str) -> DefinitionError:
 def own_copy(value: Any) -> Any:
     """Return a copy of a value, so that changing it in place does not change the caller's.
 
-    Containers, dataclasses and models are copied. Any other object, such as a connection, is shared.
+    Containers, dataclasses and models are copied, also if they contain what cannot be copied. Any other object, such as
+    a connection, is shared.
     """
     kind: Any = value.__class__
+    if kind in _ATOMS:
+        return value
     if kind is dict:
         return {key: own_copy(part) for key, part in value.items()}
     if kind in _CONTAINERS:
         return kind(map(own_copy, value))
-    if hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__"):
-        from copy import deepcopy
+    has_fields = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__")
+    try:
+        return _deep_copy(value, kind) if has_fields else _copy_of_container(value, kind)
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - copying runs user code
+        return value
 
+
+def _copy_of_container(value: Any, kind: Any) -> Any:
+    """Return a copy of a container of any other type, such as an OrderedDict or a deque, and anything else unchanged."""
+    if issubclass(kind, tuple):
+        new: Any = tuple.__new__  # a NamedTuple takes its fields as arguments
+        made = new(kind, map(own_copy, value))
+        if hasattr(value, "__dict__"):
+            made.__dict__.update(value.__dict__)
+        return made
+    if not issubclass(kind, dict | list | set | deque | bytearray):
+        return value
+    from copy import copy
+
+    copied: Any = copy(value)  # with its default_factory, its maxlen and its attributes
+    if not issubclass(kind, set | bytearray):
+        places: Any = list(copied) if issubclass(kind, dict) else range(len(copied))
+        for place in places:
+            copied[place] = own_copy(copied[place])
+    return copied
+
+
+def _deep_copy(value: Any, kind: Any) -> Any:
+    """Return a deep copy of a dataclass or a model. If a part cannot be copied, such as a lock, the parts are copied
+    one by one, and that part is shared."""
+    from copy import copy, deepcopy
+
+    try:
         return deepcopy(value)
-    return value
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - copying runs user code
+        copied = copy(value)
+        for name in getattr(kind, "__dataclass_fields__", None) or kind.__pydantic_fields__:
+            if hasattr(value, name):
+                object.__setattr__(copied, name, own_copy(getattr(value, name)))
+        return copied

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from ..context import own_copy
 from ..errors import NotSerializable, SendRefused, StepTimeout, safe_repr
 from ..plan import Node
 from ..retry import CENTURY
@@ -82,7 +83,7 @@ def _end_or_set_aside(run: RunState, node: Node, overdue: StepEnd | None) -> Ste
     elif sent is not None:
         end = StepEnd(Status.SUCCESS, sent.value)
     elif wait.default is not NO_DEFAULT:
-        end = StepEnd(Status.SUCCESS, wait.default)
+        end = StepEnd(Status.SUCCESS, own_copy(wait.default))  # each run has its own
     else:
         late = StepTimeout(
             f"no value was sent to step {safe_repr(name)} within its timeout of {wait.timeout or 0.0:g} s."

@@ -359,9 +359,8 @@ class Store(Protocol):
         Returns True if this value counts, and False if an earlier value counts instead. `id`: a name for this value;
         sending it again under the same name returns True again. `carrier`: trace context of the sender.
 
-        flowcore's own stores take the Step of the wait as its name too, and raise DefinitionError for a name or an id
-        that is no string. Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone,
-        that has no such wait, or is past it; NotSerializable for a value that cannot be stored.
+        Raises RunNotFound for an unknown key; SendRefused for a run that is over or being undone, that has no such
+        wait, or is past it; NotSerializable for a value that cannot be stored.
         """
         ...
 

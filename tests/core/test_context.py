@@ -3,11 +3,12 @@
 import contextvars
 import sys
 import threading
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -232,14 +233,32 @@ class Nested:
     items: list[str]
 
 
+@dataclass
+class Guarded:
+    items: list[str]
+    lock: Any = field(default_factory=threading.Lock)
+
+
+class Pair(NamedTuple):
+    items: list[int]
+    number: int
+
+
 def test_the_callers_initial_values_are_never_changed(drive: Drive) -> None:
     given: dict[str, Any] = {
         "body": {"amount": 1, "tags": ["a"]},
         "seen": {"x"},
         "pair": ([1], 2),
         "order": Nested(["a"]),
+        "ordered": OrderedDict(b=[1], a=[2]),
+        "default": defaultdict(list, a=[1]),
+        "counter": Counter("aab"),
+        "queue": deque([[1], [2]], maxlen=2),
+        "bytes": bytearray(b"a"),
+        "named": Pair([1], 2),
     }
     before = deepcopy(given)
+    given["guarded"] = Guarded(["a"])
 
     def changes(ctx: Context) -> None:
         ctx["body"].pop("amount")
@@ -247,10 +266,22 @@ def test_the_callers_initial_values_are_never_changed(drive: Drive) -> None:
         ctx["seen"].add("y")
         ctx["pair"][0].append(2)
         ctx["order"].items.append("b")
+        ctx["ordered"]["b"].append(2)
+        ctx["default"]["b"].append(2)
+        ctx["counter"].update("a")
+        ctx["queue"][0].append(2)
+        ctx["queue"].append([3])
+        ctx["bytes"].append(98)
+        ctx["named"].items.append(2)
+        ctx["guarded"].items.append("b")
+        kinds.extend(type(ctx[key]) for key in given)
 
+    kinds: list[type] = []
     wf = Workflow("changes", fingerprint=lambda values: "same")
     wf.add_step("a", changes)
     drive(wf, given, idempotency_key="k")
+    assert kinds == list(map(type, given.values()))
+    assert given.pop("guarded").items == ["a"]
     assert given == before
 
 

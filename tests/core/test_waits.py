@@ -189,6 +189,13 @@ def test_a_wait_with_a_default_yields_that_when_its_time_is_over(drive: Drive, l
     assert drive(approval(ledger, timeout=0.01, default=None))["ship"] is None
 
 
+def test_each_run_has_a_default_of_its_own(drive: Drive) -> None:
+    wf = Workflow("w")
+    names = wf.wait("names", timeout=0.001, default=[])
+    wf.add_step("add", lambda ctx: ctx[names].append("x") or len(ctx[names]), depends_on=names)
+    assert [drive(wf)["add"] for _ in range(3)] == [1, 1, 1]
+
+
 def test_a_sleep_ends_when_its_time_is_over(drive: Drive) -> None:
     wf = Workflow("w")
     nap = wf.sleep("nap", timedelta(seconds=0.05))
