@@ -171,31 +171,33 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("engines", ["threads", "asyncio"])
-class TestManyRunsThatCannotBeResumed:
-    def test_of_another_definition_hide_no_other_run_and_are_logged_once(
-        self, engines: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        store, earlier, wf = SimulatedStore(), one_step(), one_step()
-        earlier.add_step("gone", lambda ctx: None)
-        for number in range(5):
-            crashed(store, earlier, f"earlier {number}")
-        crashed(store, wf, "k")
-        with caplog.at_level(logging.WARNING, "flowcore"):
-            (run,) = recover(engines, store=store, workflows=[wf])
-        assert run.status == store.find("k").status == "success"
-        (line,) = [entry.message for entry in caplog.records]
-        assert "a different step graph (step 'gone' is missing)" in line
+def test_many_runs_of_another_definition_hide_no_other_run_and_are_logged_once(
+    engines: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, earlier, wf = SimulatedStore(), one_step(), one_step()
+    earlier.add_step("gone", lambda ctx: None)
+    for number in range(5):
+        crashed(store, earlier, f"earlier {number}")
+    crashed(store, wf, "k")
+    with caplog.at_level(logging.WARNING, "flowcore"):
+        (run,) = recover(engines, store=store, workflows=[wf])
+    assert run.status == store.find("k").status == "success"
+    (line,) = [entry.message for entry in caplog.records]
+    assert "a different step graph (step 'gone' is missing)" in line
 
-    def test_whose_claims_fail_hide_no_other_run(self, engines: str) -> None:
-        store, wf = Moody(), one_step()
-        for key in ("a", "b", "c", "d", "e", "k"):
-            crashed(store, wf, key)
-        store.moods = lambda verb, argument: (
-            refuse_claims(verb, argument) if isinstance(argument, Claim) and argument.key != "k" else None
-        )
-        (run,) = recover(engines, store=store, workflows=[wf], recover_at_once=1)
-        assert run.status == store.find("k").status == "success"
-        assert store.asked.count("claim") == 6 + 6  # those of the owners that crashed, and one more for each run
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("engines", ["threads", "asyncio"])
+def test_many_runs_whose_claims_fail_hide_no_other_run(engines: str) -> None:
+    store, wf = Moody(), one_step()
+    for key in ("a", "b", "c", "d", "e", "k"):
+        crashed(store, wf, key)
+    store.moods = lambda verb, argument: (
+        refuse_claims(verb, argument) if isinstance(argument, Claim) and argument.key != "k" else None
+    )
+    (run,) = recover(engines, store=store, workflows=[wf], recover_at_once=1)
+    assert run.status == store.find("k").status == "success"
+    assert store.asked.count("claim") == 6 + 6  # those of the owners that crashed, and one more for each run
 
 
 def refuse_claims(verb: str, argument: Any) -> None:
