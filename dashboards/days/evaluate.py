@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,8 @@ class Archive:
         self._serve = serve
 
     def add(self, samples: Samples) -> None:
+        if not samples:
+            return
         text = self.folder / "samples.om"
         self.folder.mkdir(parents=True, exist_ok=True)
         with text.open("w", encoding="utf-8") as file:
@@ -49,19 +52,38 @@ class Archive:
         with self._serve(self.folder / "data") as url:
             yield Query(url)
 
-    def record(self, groups: Iterable[Json], ranges: Iterable[Range]) -> None:
-        """Work the recording rules out and add what they give: those that build on others after these."""
+    def record(self, groups: Iterable[Json], ranges: Sequence[Range]) -> None:
+        """Work the recording rules out and add what they give: those that build on others after these.
+
+        A rule that takes up what it has recorded before is worked out again and again, each time with what it gave last, until it
+        gives the same once more: each round looks further back.
+        """
         rules = [rule for group in groups for rule in group["rules"]]
         while rules:
             names = {rule["record"] for rule in rules}
-            level = [rule for rule in rules if not any(name in rule["expr"] for name in names)]
-            found: Samples = {}
-            with self.served() as query:
-                for rule in level:
-                    for labels, points in query.ranges(rule["expr"], ranges):
-                        found[rule["record"], labels] = points
-            self.add(found)
+            level = [rule for rule in rules if not any(name in rule["expr"] for name in names - {rule["record"]})]
             rules = [rule for rule in rules if rule not in level]
+            found = self._found(level, ranges, "round0")
+            again = [rule for rule in level if rule["record"] in rule["expr"]]
+            remembered = {key: points for key, points in found.items() if key[0] in {rule["record"] for rule in again}}
+            before: Samples = {}
+            rounds = itertools.count(1)
+            while remembered != before:
+                number = f"round{next(rounds)}"
+                self.add({(f"{name}:{number}", labels): points for (name, labels), points in remembered.items()})
+                before, remembered = remembered, self._found(again, ranges, number)
+            self.add(found | remembered)
+
+    def _found(self, rules: Iterable[Json], ranges: Sequence[Range], last: str) -> Samples:
+        """What rules give. `last`: the round whose series take the place of a rule's own."""
+        with self.served() as query:
+            return {
+                (rule["record"], labels): points
+                for rule in rules
+                for labels, points in query.ranges(
+                    rule["expr"].replace(rule["record"], f"{rule['record']}:{last}"), ranges
+                )
+            }
 
 
 class Query:

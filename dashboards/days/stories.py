@@ -91,13 +91,17 @@ def _quiet_shop(job: str, end: int, samples: Samples) -> int:
     return end - DAY
 
 
+_BAD_NIGHTS: Final = {"export": range(3, 9), "backup": (3, 5, 6), "mirror": (1, 3, 5, 7)}
+"""the nights in which a job fails"""
+
+
 def _nights(job: str, end: int, samples: Samples) -> int:
-    """Three jobs of ten minutes at two in the morning: one works, one fails from the fourth night on, one is not started
-    any more then."""
+    """Jobs of ten minutes at two in the morning: one works, one fails from the fourth night on, one is not started any more
+    then, one fails in the fourth night and twice after one that was well, one fails every other night."""
     first = (end - 9 * DAY) // DAY * DAY + 2 * HOUR
     for night in range(9):
         began = first + night * DAY
-        for name in ("report", "export", "cleanup"):
+        for name in ("report", "export", "cleanup", "backup", "mirror"):
             if name == "cleanup" and night >= 3:
                 continue
             flow = Flow(name, 0, (Step("work", 300),))
@@ -106,9 +110,8 @@ def _nights(job: str, end: int, samples: Samples) -> int:
                 at = began + minute * MINUTE
                 if at >= end:
                     break
-                bad = name == "export" and night >= 3
                 if minute == 8:
-                    _once(process, flow, at, "failure" if bad else "success")
+                    _once(process, flow, at, "failure" if night in _BAD_NIGHTS.get(name, ()) else "success")
                 process.scrape(at)
     return first + 3 * DAY
 
@@ -215,6 +218,20 @@ def _failover(job: str, end: int, samples: Samples) -> int:
     return began
 
 
+def _silent_store(job: str, end: int, samples: Samples) -> int:
+    """A request every two minutes; for three hours no call of the store succeeds."""
+    began = end - 6 * HOUR
+
+    def forecast(at: int, _: Flow) -> Weather:
+        away = began <= at < began + 3 * HOUR
+        return Weather(exactly=int(at % (2 * MINUTE) == 0), store_fails=1.0 if away else 0.0)
+
+    _live(
+        [Process(job, "a", (replace(REFUND, rate=0.5, failed=0.0),), samples, forecast=forecast)], end - 9 * HOUR, end
+    )
+    return began
+
+
 def _hidden(job: str, end: int, samples: Samples) -> int:
     """One workflow has thousands of good runs an hour, another one in ten minutes, of which all fail."""
     began = end - 7 * HOUR
@@ -234,10 +251,11 @@ STORIES: Final = (
     Story("quiet-shop", "few customers, none at night", _quiet_shop),
     Story(
         "nights",
-        "nightly jobs: one fails, one is no longer started, one is well",
+        "nightly jobs: some fail, one is no longer started, one is well",
         _nights,
         (
             Expected("FlowcoreRunsFailing", "ticket", "export", 24 * 60, 24 * 60 + 30),
+            Expected("FlowcoreRunsFailing", "ticket", "backup", 72 * 60, 72 * 60 + 30),
             Expected("FlowcoreSuccessOverdue", "ticket", "cleanup", 48 * 60, 48 * 60 + 60),
         ),
         days=8,
@@ -269,6 +287,12 @@ STORIES: Final = (
     ),
     Story("one-of-fifty", "one of fifty processes is down", _one_of_fifty),
     Story("failover", "the store is away for forty seconds", _failover),
+    Story(
+        "silent-store",
+        "the store of a quiet service is away for three hours",
+        _silent_store,
+        (Expected("FlowcoreStoreErrors", "page", "", 5, 16),),
+    ),
     Story(
         "hidden",
         "a busy workflow hides one that fails each time",

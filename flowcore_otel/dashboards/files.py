@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from importlib.resources import files as resources
 from typing import Final
 
-from .alerts import SERVICE, Links, alerting
+from .alert import SERVICE, Links
+from .alerts import alerting
 from .fields import Json
 from .overview import overview
 from .queries import NATIVE, OTLP, PROMETHEUS, Source

@@ -20,6 +20,7 @@ __all__ = [
     "UNDONE",
     "WAITING",
     "Source",
+    "new_or_more",
 ]
 
 BAD: Final = "failure|compensation_failed|parked|lost"
@@ -162,6 +163,16 @@ class Source:
         Every process counts the runs of the same store, so the query takes the maximum, not the sum.
         """
         return f"max {self.by('job', *by)} ({self.select(names.STORE_RUNS, status=status)})"
+
+
+def new_or_more(counter: str, window: str, by: str) -> str:
+    """Return a query for the increase of a counter in `window`. Unlike increase(), it includes series that have just appeared.
+
+    A series that Prometheus could not scrape for less than a day has not just appeared. If it has grown meanwhile, all of it
+    counts.
+    """
+    before = f"last_over_time({counter}[1d] offset {window})"
+    return f"sum {by} (increase({counter}[{window}])) > 0\nor\nsum {by} ({counter} unless {counter} <= {before}) > 0"
 
 
 def _matcher(label: str, value: str) -> str:

@@ -1,6 +1,10 @@
-"""Recording rules: the series that alerts use over long windows.
+"""Recording rules: the series that alerts use over long windows, and what they remember.
 
 Their names are level:metric:operations. They have no label `instance`: they describe a workflow on all its machines.
+
+Some of them are their own memory: they take up the value that they had before, so that the last success of a weekly job is
+known for three more weeks, even though its process is gone and Prometheus keeps its samples for a fortnight. Such a rule gives
+the same whether it is evaluated every ten seconds or every two minutes, and a pause of Prometheus does it no harm.
 """
 
 from __future__ import annotations
@@ -12,10 +16,15 @@ from flowcore_otel import names
 from .queries import BAD, UNDONE, Source
 
 __all__ = [
+    "COUNTED",
     "FAILING",
-    "GAP",
+    "FAILING_AGAIN",
+    "FAILING_SINCE",
     "LAST_SUCCESS",
     "LONG",
+    "OURS",
+    "PAUSE",
+    "RECOVERING",
     "USUALLY_UNDONE",
     "USUAL_P95",
     "USUAL_P99",
@@ -33,19 +42,36 @@ LONG: Final = ("1h", "6h", "1d", "3d")
 """windows in which an alert needs a minimum number of runs"""
 
 _OFTEN: Final = ("5m", "30m", "1h")
-_MEMORY: Final = "8d"
-"""how long the last run of a short-lived job is remembered: a week and a day, for weekly jobs"""
-_LOOK_BACK: Final = "5m"
+_LOOK_BACK: Final = "[1h] offset 5m"
+_AGO: Final = "8d"
+"""how far back a rule looks for what it has recorded itself: Prometheus may pause for a week and nothing is forgotten"""
+_FORGOTTEN: Final = 100 * 86400
+"""the seconds after which the end of a run is forgotten: a monthly job has then missed three times"""
 
 LAST_SUCCESS: Final = "job_workflow:flowcore_last_success:timestamp"
 """when a run last succeeded, even if its process has ended since"""
+LAST_FAILURE: Final = "job_workflow:flowcore_last_failure:timestamp"
+"""when a run last ended without success, even if its process has ended since"""
 FAILING: Final = "job_workflow:flowcore_failing:timestamp"
 """when the last run ended without success; no data if the last run succeeded"""
+FAILING_SINCE: Final = "job_workflow:flowcore_failing_since:timestamp"
+"""when the first run after the last success ended without success; no data if the last run succeeded"""
+FAILING_AGAIN: Final = "job_workflow:flowcore_failing_again:timestamp"
+"""the same for the second run after the last success; runs that end within the same minute are one"""
 GAP: Final = "job_workflow:flowcore_success_gap:seconds"
 """the time between two successive successes, recorded at the later one"""
+PAUSE: Final = "job_workflow:flowcore_success_pause:seconds"
+"""the longest gap of the eight days before the last success"""
 USUALLY_UNDONE: Final = "job_workflow:flowcore_runs_undone:ratio_rate1d"
 USUAL_P95: Final = "job_workflow:flowcore_run_duration:p95_1d"
 USUAL_P99: Final = "job_workflow:flowcore_run_duration:p99_7d"
+COUNTED: Final = "job_workflow_status:flowcore_store_runs:last"
+"""held and expired runs when the store was last counted, even if the processes that counted it are gone"""
+RECOVERING: Final = "job:flowcore_recovery_rounds:changes1h"
+"""the jobs that have recovered runs every five minutes or more often, even if they have stopped; a single look at the store
+when an engine starts is no such thing"""
+OURS: Final = "job:flowcore_scraped:info"
+"""the jobs whose processes have flowcore, even if all of them are down"""
 
 
 def ratio(window: str) -> str:
@@ -62,7 +88,7 @@ def recording(q: Source) -> list[dict[str, object]]:
     often = [rule for window in WINDOWS if window in _OFTEN for rule in _rules(q, window)]
     seldom = [rule for window in WINDOWS if window not in _OFTEN for rule in _rules(q, window)]
     return [
-        {"name": "flowcore-recording", "rules": [*often, *_ends(q)]},
+        {"name": "flowcore-recording", "rules": [*often, *_ends(q), *_known(q)]},
         {"name": "flowcore-recording-of-long-windows", "interval": "2m", "rules": [*seldom, *_usual(q)]},
     ]
 
@@ -80,15 +106,44 @@ def _rules(q: Source, window: str) -> list[Rule]:
 def _ends(q: Source) -> list[Rule]:
     by = q.by("job", "workflow")
 
-    def last(outcome: str, offset: str = "") -> str:
-        return f"max {by} (last_over_time({q.select(names.LAST_END, outcome=outcome)}[{_MEMORY}]{offset}))"
+    def last(record: str, outcome: str) -> Rule:
+        ended = f"{q.select(names.LAST_END, outcome=outcome)}\nor max_over_time({record}[{_AGO}])"
+        return {"record": record, "expr": f"max {by} ({ended})\n> time() - {_FORGOTTEN}"}
 
-    succeeded, failed = last("success"), last("!=success")
+    def first(record: str, after: str) -> Rule:
+        """The first of the failures that came after `after`: one that none has preceded, or else the one recorded."""
+        new = f"({FAILING} > {after})\nunless max_over_time({FAILING}[{_AGO}] offset 1m) > {after}"
+        return {"record": record, "expr": f"{new}\nor\nmax_over_time({record}[{_AGO}]) > {after}"}
+
     return [
-        {"record": LAST_SUCCESS, "expr": succeeded},
-        {"record": FAILING, "expr": f"{failed}\n> ({succeeded} or {failed} * 0)"},
-        {"record": GAP, "expr": f"{succeeded}\n- {last('success', f' offset {_LOOK_BACK}')}\n> 0"},
+        last(LAST_SUCCESS, "success"),
+        last(LAST_FAILURE, "!=success"),
+        {"record": FAILING, "expr": f"{LAST_FAILURE} > ({LAST_SUCCESS} or {LAST_FAILURE} * 0)"},
+        first(FAILING_SINCE, f"({LAST_SUCCESS} or {FAILING} * 0)"),
+        first(FAILING_AGAIN, FAILING_SINCE),
+        {"record": GAP, "expr": f"{LAST_SUCCESS} - last_over_time({LAST_SUCCESS}{_LOOK_BACK}) > 0"},
+        {
+            "record": PAUSE,
+            "expr": f"(max_over_time({GAP}[8d]) and {GAP})\nor\n(last_over_time({PAUSE}[{_AGO}]) and {LAST_SUCCESS})",
+        },
     ]
+
+
+def _known(q: Source) -> list[Rule]:
+    """What was there, for the alerts that it is gone."""
+    waiting = f"max {q.by('job', 'workflow', 'status')} ({q.select(names.STORE_RUNS, status='held|expired')})"
+    rounds = q.select(names.LAST_RECOVERY)
+    regular = f"max by (job) (changes({rounds}[1h])) >= 12"
+    before = f"(last_over_time({RECOVERING}[{_AGO}]) and on (job) count by (job) ({rounds}))"
+    found: list[Rule] = [
+        {"record": COUNTED, "expr": f"{waiting}\nor\nlast_over_time({COUNTED}[{_AGO}])"},
+        {"record": RECOVERING, "expr": f"{regular}\nor\n{before}"},
+    ]
+    if q.scraped:
+        down = "count by (job) (up == 0)"
+        reporting = f"group by (job) ({q.select(names.BUILD_INFO)})"
+        found.append({"record": OURS, "expr": f"{reporting}\nor\n(last_over_time({OURS}[{_AGO}]) and on (job) {down})"})
+    return found
 
 
 def _usual(q: Source) -> list[Rule]:
