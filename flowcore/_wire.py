@@ -19,9 +19,9 @@ from .errors import (
     error_message,
     safe_repr,
     safe_str,
-    survives_pickling,
 )
 from .events.hooks import Crossing
+from .portable import standing_for, survives_pickling
 from .snapshot import ContextSnapshot, StepInputs
 
 __all__ = ["RemoteTraceback", "StepReply", "pack_error", "pack_step", "run_packed_step", "unpack_error"]
@@ -119,8 +119,8 @@ def run_packed_step(fn: Callable[..., Any] | _ByName, packed: bytes) -> StepRepl
         import traceback
 
         text = "".join(traceback.format_exception(error))[-_TRACE:]
-        crossing = error if survives_pickling(error) else pack_error(error)
-        return StepReply(None, pickle.dumps(crossing), text, done)
+        crossing = standing_for(error)
+        return StepReply(None, pickle.dumps(pack_error(error) if crossing is None else crossing), text, done)
 
 
 def _pickled_result(value: object, step: str) -> bytes:
@@ -150,7 +150,8 @@ def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # any attribute of an exception may be missing, or raise
         packed["notes"] = [str(note) for note in getattr(error, "__notes__", ())]
     try:
-        packed["args"] = json.loads(json.dumps(error.args, allow_nan=False))
+        args = OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args  # with the name of its file
+        packed["args"] = json.loads(json.dumps(args, allow_nan=False))
         packed["vars"] = {name: value for name, value in vars(error).items() if name != "__notes__"}
         packed["vars"] = json.loads(json.dumps(packed["vars"], allow_nan=False))
     except Exception:  # noqa: BLE001 - see above
@@ -167,22 +168,18 @@ def pack_error(error: BaseException, causes: int = _CAUSES) -> dict[str, Any]:
 
 
 def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None = None) -> BaseException:
-    """Return the error, as its own class if this process has loaded that class and the arguments could be packed, else
-    as a RunFailed with the same text. Imports nothing, and does not call the `__init__` of the error's class."""
-    kind: Any = sys.modules.get(packed["module"])
-    for part in packed["type"].split("."):
-        kind = getattr(kind, part, None)
-    error: BaseException
+    """Return the error, as its own class if this process has loaded that class and has the same text from the packed
+    arguments, else as a RunFailed with the same text. Imports nothing, and does not call the `__init__` of the error's
+    class."""
+    error: BaseException | None
     if "failures" in packed:
         failures = {step: unpack_error(failure, run_id, step) for step, failure in packed["failures"].items()}
         error = CompensationFailed(
             packed["message"], {step: failure for step, failure in failures.items() if isinstance(failure, Exception)}
         )
-    elif "args" in packed and isinstance(kind, type) and issubclass(kind, BaseException) and _is_plain(kind):
-        error = kind.__new__(kind, *packed["args"])
-        error.args = tuple(packed["args"])
-        error.__dict__.update(packed.get("vars", {}))
     else:
+        error = _of_own_class(packed)
+    if error is None:
         name, message = packed["type"].rpartition(".")[2], packed["message"]
         error = RunFailed(
             f"{name}: {message}",
@@ -199,6 +196,23 @@ def unpack_error(packed: Mapping[str, Any], run_id: str = "", step: str | None =
     for note in packed.get("notes", ()):
         error.add_note(note)
     return error
+
+
+def _of_own_class(packed: Mapping[str, Any]) -> BaseException | None:
+    """Return the error as its own class, or None if that is not possible."""
+    kind: Any = sys.modules.get(packed["module"])
+    for part in packed["type"].split("."):
+        kind = getattr(kind, part, None)
+    if "args" not in packed or not (isinstance(kind, type) and issubclass(kind, BaseException) and _is_plain(kind)):
+        return None
+    try:
+        error = kind.__new__(kind, *packed["args"])
+        if not isinstance(error, OSError):  # which keeps the name of its file elsewhere
+            error.args = tuple(packed["args"])
+        error.__dict__.update(packed.get("vars", {}))
+    except Exception:  # noqa: BLE001 - user code
+        return None
+    return error if error_message(error) == packed["message"] else None
 
 
 def _is_plain(kind: type[BaseException]) -> bool:

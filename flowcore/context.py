@@ -383,7 +383,7 @@ def own_copy(value: Any) -> Any:
 def _copy_of_container(value: Any, kind: Any) -> Any:
     """Return a copy of a container of any other type, such as an OrderedDict or a deque, and anything else unchanged."""
     if issubclass(kind, tuple):
-        new: Any = tuple.__new__  # a NamedTuple takes its fields as arguments
+        new = cast("Any", tuple).__new__  # a NamedTuple takes its fields as arguments
         made = new(kind, map(own_copy, value))
         if hasattr(value, "__dict__"):
             made.__dict__.update(value.__dict__)

@@ -80,10 +80,9 @@ __all__ = [
     "UnknownDependency",
     "error_message",
     "hashed_key",
-    "portable",
+    "restored",
     "safe_repr",
     "safe_str",
-    "survives_pickling",
 ]
 
 
@@ -142,39 +141,17 @@ def hashed_key(key: object) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def portable(error: BaseException | None) -> BaseException | None:
-    """Return the error if another process can unpickle it, else a RunFailed with its type, message and traceback."""
-    if error is None:
-        return None
-    if survives_pickling(error):
-        return error
-    import traceback
-
-    name, message = type(error).__name__, error_message(error)
-    try:
-        text = "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - an exception may be anything
-        text = ""
-    return RunFailed(f"{name}: {message}", error_type=name, error_message=message, traceback_text=text)
-
-
-def survives_pickling(value: object) -> bool:
-    """Whether pickle restores a value as the same type."""
-    import pickle
-
-    try:
-        return type(pickle.loads(pickle.dumps(value))) is type(value)  # noqa: S301 - what was written a moment ago
-    except Exception:  # noqa: BLE001 - user code runs here, and any error of it means no
-        return False
-
-
-def _unpickled(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+def restored(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     """Restore a pickled error. Its __init__ is not called, because it would replace the message."""
     error = cls.__new__(cls, *args)
     error.args = args
     error.__cause__ = state.pop("__cause__", None)
     error.__dict__.update(state)
     return error
+
+
+_unpickled = restored
+"""the name under which older releases have pickled it"""
 
 
 class FlowcoreError(Exception):
@@ -189,8 +166,10 @@ class FlowcoreError(Exception):
             self.key = key
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from .portable import portable
+
         state = {**self.__dict__, "__cause__": portable(self.__cause__)}
-        return _unpickled, (type(self), self.args, state)
+        return restored, (type(self), self.args, state)
 
 
 class DefinitionError(FlowcoreError):
@@ -296,11 +275,13 @@ class CompensationFailed(FlowcoreError, ExceptionGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from .portable import portable
+
         errors = [portable(error) for error in self.exceptions]
         places = {id(error): place for place, error in enumerate(self.exceptions)}
         failures = {step: errors[places[id(error)]] for step, error in self.failures.items() if id(error) in places}
         state = {**self.__dict__, "failures": failures, "__cause__": portable(self.__cause__)}
-        return _unpickled, (type(self), (self.message, errors), state)
+        return restored, (type(self), (self.message, errors), state)
 
     def derive(self, excs: Sequence[Any], /) -> Any:
         """Keep type, run and failures when the group is split, as `except*` does."""
@@ -414,7 +395,7 @@ class RetryAfter(Exception):
         self.seconds = wait
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (type(self), self.args, self.__dict__)
+        return restored, (type(self), self.args, self.__dict__)
 
 
 def _delay(given: Any) -> float:

@@ -12,10 +12,10 @@ from .errors import (
     NoResult,
     RunFailed,
     error_message,
-    portable,
     safe_repr,
     safe_str,
     survives_pickling,
+from .portable import portable, survives_pickling
 )
 from .status import Status
 
@@ -131,6 +131,8 @@ class Run:
     undone: tuple[str, ...] = ()
     """the steps whose undo succeeded, in order of undoing"""
     _times: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    _left_out: Mapping[str, str] = MappingProxyType({})
+    """the type of each result that could not be pickled with the run, by step name"""
     """(waited, ran) of steps without a report, in seconds"""
 
     def __init__(
@@ -184,6 +186,11 @@ class Run:
         name = step if isinstance(step, str) else self._name_of(step)
         try:
             return self.results[name]
+            if name in self._left_out:
+                raise NoResult(
+                    f"step {safe_repr(name)} has no result here: it succeeded, but its result of type "
+                    f"{self._left_out[name]} could not be pickled."
+                ) from None
         except KeyError:
             known = name in self._plan.by_name
             raise no_result(name, self._report(name) if known else None, self.workflow) from None
@@ -204,17 +211,25 @@ class Run:
         """Return what pickle can send of the run: its id, texts and reports, and the results that can be pickled.
 
         An error that cannot be pickled becomes a RunFailed with its type, message and traceback.
+        errors: dict[int, Any] = {}  # an error that is here twice is one error there too
+
+        def sent(error: BaseException | None) -> Any:
+            return errors[id(error)] if id(error) in errors else errors.setdefault(id(error), portable(error))
+
+        results = {name: result for name, result in self.results.items() if survives_pickling(result)}
+        left_out = {name: type(self.results[name]).__name__ for name in self.results.keys() - results.keys()}
         """
         return {
             **{name: value for name, value in self.__dict__.items() if not name.startswith("_")},
-            "error": portable(self.error),
+            "error": sent(self.error),
             "carrier": dict(self.carrier),
-            "results": {name: result for name, result in self.results.items() if survives_pickling(result)},
+            "results": results,
+            "_left_out": {**self._left_out, **left_out},
             "_source": _Id(self.id),
             "_plan": _Names(self._plan),
             "_times": {},
             "_reports": {
-                name: replace(report, error=portable(report.error), undo_error=portable(report.undo_error))
+                name: replace(report, error=sent(report.error), undo_error=sent(report.undo_error))
                 for name, report in self.steps.items()
             },
         }

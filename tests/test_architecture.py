@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 PARTS: dict[str, str] = {
     "errors": "",
+    "portable": "errors",
     "status": "",
     "functions": "errors",
     "inputs": "errors",
@@ -33,10 +34,10 @@ PARTS: dict[str, str] = {
     "exits": "",
     "events": "errors functions status retry forks fires exits",
     "snapshot": "errors context",
-    "_wire": "errors events snapshot",
+    "_wire": "errors portable events snapshot",
     "_in_executor": "errors context snapshot _wire",
     "step": "errors functions retry context snapshot",
-    "run": "errors status",
+    "run": "errors portable status",
     "plan": "errors functions _in_executor",
     "describe": "errors plan",
     "lint": "errors functions plan",
@@ -88,7 +89,8 @@ LAZY: dict[str, set[str]] = {
     "flowcore._in_executor": {"pickle"},
     "flowcore._durable.handed_out": {"pickle"},
     # For an HTTP date, a key in a message, and an error that leaves the process.
-    "flowcore.errors": {"datetime", "email.utils", "hashlib", "pickle", "traceback"},
+    "flowcore.errors": {"datetime", "email.utils", "hashlib", "flowcore.portable"},
+    "flowcore.portable": {"pickle", "traceback"},
     # With schedules only, which bring zoneinfo and cronsim along.
     "flowcore.fires": {"datetime"},
     "flowcore.schedule": {"cronsim"},

@@ -20,6 +20,14 @@ class Rejected(Exception):
         self.code = code
 
 
+class Priced(Exception):
+    """An error that pickle would change: its __init__ formats its argument."""
+
+    def __init__(self, price: object) -> None:
+        super().__init__(f"too dear: {price}")
+        self.price = price
+
+
 def crunch(ctx: Any) -> dict[str, Any]:
     seen = {"n": ctx["n"], "one": ctx["one"], "keys": sorted(ctx), "attempt": ctx.attempt, "step_key": ctx.step_key}
     return seen | {"pid": os.getpid(), "run": ctx.run_id, "step": ctx.step, "limited": ctx.deadline is not None}
@@ -31,6 +39,10 @@ def write(ctx: Any) -> None:
 
 def reject(ctx: Any) -> None:
     raise Rejected(7, why="no such row")
+
+
+def price(ctx: Any) -> None:
+    raise Priced(5)
 
 
 def give_a_lock(ctx: Any) -> Any:

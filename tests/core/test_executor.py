@@ -192,6 +192,12 @@ def test_the_error_of_a_step_is_its_own_with_the_traceback_of_the_other_process(
     assert undone == []  # it has raised: nothing to undo
 
 
+def test_an_error_that_formats_its_argument_comes_back_as_it_was(go: Go, pool: Executor, there: Any) -> None:
+    with pytest.raises(there.Priced) as caught:
+        go(alone(there.price, pool))
+    assert (str(caught.value), caught.value.price) == ("too dear: 5", 5)
+
+
 def test_retry_attempts_it_again(go: Go, pool: Executor, there: Any) -> None:
     wf = alone(there.fail_first, pool, retry=Retry(3, Backoff.fixed(0)))
     assert go(wf)["step"] == 2

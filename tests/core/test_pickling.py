@@ -1,6 +1,7 @@
 """Errors and runs leave their process: with ids, texts and reports, without live objects (semantics 13)."""
 
 import inspect
+import json
 import pickle
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -22,15 +23,31 @@ from flowcore import (
     Workflow,
     errors,
 )
+from flowcore._wire import pack_error, unpack_error
 
 from .conftest import Drive
 
 
 class Declined(Exception):
-    """What pickle makes of it cannot be read again: __init__ takes two arguments."""
+    """Pickle itself cannot restore it: __init__ takes two arguments."""
 
     def __init__(self, code: int, card: str) -> None:
         super().__init__(f"{card}: code {code}")
+
+
+class Priced(Exception):
+    """Pickle itself would change it: __init__ formats its argument."""
+
+    def __init__(self, price: object) -> None:
+        super().__init__(f"too dear: {price}")
+        self.price = price
+
+
+class Forgetful(Exception):
+    """Pickle itself would drop its notes: __reduce__ leaves them out."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
 
 
 class Holding(Exception):
@@ -75,8 +92,10 @@ def test_a_run_and_its_error_can_be_pickled_whatever_failed_it(drive: Drive, err
     )
     assert copy.to_dict()["steps"].keys() == run.to_dict()["steps"].keys()
     assert (copy["pay"], copy.steps["ship"].attempts, copy.workflow) == ({"receipt": 1}, 2, "order")
-    with pytest.raises(NoResult):
+    with pytest.raises(NoResult, match="it succeeded, but its result of type lock could not be pickled"):
         copy["lock"]
+    with pytest.raises(NoResult, match="could not be pickled"):
+        back(copy)["lock"]
     with pytest.raises(NoResult):
         copy["never"]
     assert back(copy).explain() == run.explain()
@@ -88,9 +107,63 @@ def test_a_run_and_its_error_can_be_pickled_whatever_failed_it(drive: Drive, err
     assert [str(one).rpartition(": ")[2] for one in read.exceptions] == [str(error).rpartition(": ")[2]]
     assert read.failures["pay"] is read.exceptions[0]
     assert str(error) in str(read.__cause__)
-    if not isinstance(error, ValueError):
+    if isinstance(error, Holding):
         assert isinstance(read.exceptions[0], RunFailed)
         assert read.exceptions[0].error_type == type(error).__name__
+
+
+def noted(error: BaseException) -> BaseException:
+    error.add_note("flowcore says")
+    return error
+
+
+DECODING = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Priced(5),
+        Forgetful("it"),
+        DECODING,
+        KeyError("k"),
+        OSError(2, "gone", "file"),
+        ExceptionGroup("all", [Priced(5)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_pickled_error_keeps_its_type_text_and_notes(error: BaseException) -> None:
+    wf = Workflow("order")
+    wf.add_step("ship", lambda ctx: (_ for _ in ()).throw(noted(error)))
+    run = Drive("threads")(wf, check=False)
+    assert run.error is error
+    copy = back(run)
+    read = copy.error
+    assert copy.steps["ship"].error is read
+    for found in (read, back(CompensationFailed("not undone", {"pay": error})).failures["pay"]):
+        assert (type(found), str(found), found.__notes__) == (type(error), str(error), error.__notes__)
+        assert found.__dict__.keys() == error.__dict__.keys()
+    if isinstance(error, ExceptionGroup):
+        assert list(map(str, read.exceptions)) == list(map(str, error.exceptions))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Priced(5), DECODING, UnicodeEncodeError("utf-8", "\udcff", 0, 1, "no"), KeyError("k"), OSError(2, "gone", "file")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_crosses_as_plain_data_keeps_its_text(error: BaseException) -> None:
+    read = unpack_error(json.loads(json.dumps(pack_error(error))))
+    if isinstance(error, UnicodeError):  # its text is not made of its arguments
+        assert isinstance(read, RunFailed)
+        assert (read.error_type, read.message) == (type(error).__name__, str(error))
+    else:
+        assert (type(read), str(read), read.args) == (type(error), str(error), error.args)
+
+
+def test_an_error_that_cannot_be_pickled_leaves_its_notes() -> None:
+    read = back(CompensationFailed("not undone", {"pay": noted(Holding())})).failures["pay"]
+    assert (type(read), read.message, read.__notes__) == (RunFailed, "holds a lock", ["flowcore says"])
 
 
 @pytest.mark.parametrize("name", [name for name in errors.__all__ if isinstance(getattr(errors, name), type)])
