@@ -19,10 +19,12 @@ from flowcore.events import (
     IdempotencyHit,
     LeaseLost,
     MaintenanceFinished,
+    RunDequeued,
     RunEnded,
     RunFinished,
     RunJoined,
     RunRecovered,
+    RunRefused,
     RunStarted,
     RunSubmitted,
     ScheduleFired,
@@ -30,6 +32,7 @@ from flowcore.events import (
     SchedulePlanned,
     StepCompletedLate,
     StepFinished,
+    StepStarted,
     StoreCalled,
     StoreSurveyed,
     WaitFinished,
@@ -40,7 +43,7 @@ from flowcore.events import (
 from . import names
 from .context import CALLER, TRACE, Exemplar, Traced, exemplar_of_caller
 from .names import Metric
-from .series import InFlightRun, Series, Write, Writes
+from .series import InFlightRun, RunWrites, Series, StepWrites, Write
 from .text import error_type
 
 __all__ = ["MeasuringHook"]
@@ -63,13 +66,16 @@ class MeasuringHook:
         self.handlers: Mapping[type[Event], Callable[[Any], None]] = {
             EngineStarted: self._engine_started,
             WorkflowRegistered: self._workflow_registered,
-            RunSubmitted: self._remember_caller,
+            RunSubmitted: self._run_submitted,
+            RunDequeued: self._run_dequeued,
+            RunRefused: self._run_refused,
             IdempotencyHit: self._idempotency_hit,
             RunStarted: self._run_started,
             RunRecovered: self._run_recovered,
             RunJoined: self._run_joined,
             RunFinished: self._run_finished,
             RunEnded: self._run_ended,
+            StepStarted: self._step_started,
             StepFinished: self._step_finished,
             StepCompletedLate: self._step_completed_late,
             WaitFinished: self._wait_finished,
@@ -158,9 +164,11 @@ class MeasuringHook:
         self._to(names.WORKFLOW_INFO, flow, str(len(event.steps)))(1)
         self._series.flow(flow)
         self._to(names.LEASE_LOST, flow)
+        self._to(names.QUEUE_DURATION, flow)
         for metric, values in (
             (names.RUNS, names.RUN_OUTCOMES),
             (names.RUN_DURATION, names.RUN_OUTCOMES),
+            (names.RUNS_REFUSED, names.REFUSALS),
             (names.IDEMPOTENCY_HITS, names.IDEMPOTENCY_OUTCOMES),
             (names.RUN_RECOVERIES, names.RECOVERY_DECISIONS),
         ):
@@ -181,6 +189,19 @@ class MeasuringHook:
                 self._to(names.STEP_DURATION, flow, step, outcome)
                 if step in several:
                     self._to(names.ATTEMPT_DURATION, flow, step, outcome)
+
+    def _run_submitted(self, event: RunSubmitted) -> None:
+        self._remember_caller(event)
+        self._series.flow(event.workflow).enqueue(event.run_id)
+
+    def _run_dequeued(self, event: RunDequeued) -> None:
+        self._series.flow(event.workflow).dequeue(event.run_id)
+        if event.begins:
+            self._to(names.QUEUE_DURATION, event.workflow)(event.waited, self._exemplar(event))
+
+    def _run_refused(self, event: RunRefused) -> None:
+        if not event.overtaken:
+            self._to(names.RUNS_REFUSED, event.workflow, error_type(event.error))(1, self._exemplar(event))
 
     def _idempotency_hit(self, event: IdempotencyHit) -> None:
         self._remember_caller(event)
@@ -233,7 +254,7 @@ class MeasuringHook:
             if run.schedule is not None:
                 self._to(names.SCHEDULE_LAST_SUCCESS, flow, run.schedule)(at)
 
-    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> Writes:
+    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> RunWrites:
         """Return the series of runs that end with `outcome`. They are cached, unless they are the shared series
         `_other`."""
         writes = (
@@ -277,32 +298,38 @@ class MeasuringHook:
             exemplar = run.exemplar(event.step, attempt=True)
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
+    def _step_started(self, event: StepStarted) -> None:
+        if not event.resumed:
+            run: InFlightRun = event.state[self]
+            (run.flow.waits.get(event.step) or self._wait_write(run, event.workflow, event.step))(event.waited)
+
+    def _wait_write(self, run: InFlightRun, flow: str, step: str) -> Write:
+        """Return the series of a step's wait. It is cached, unless it is the shared series `_other`."""
+        write = self._to(names.WAIT_DURATION, flow, step)
+        if (flow, step) in self._known[names.WAIT_DURATION]:
+            run.flow.waits[step] = write
+        return write
+
     def _step_finished(self, event: StepFinished) -> None:
         run: InFlightRun = event.state[self]
         step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
         if outcome is _SUCCESS:
-            wait, attempt, whole = run.steps.get(step) or self._writes(run, event.workflow, step)
-            wait(event.waited)
+            attempt, whole = run.steps.get(step) or self._writes(run, event.workflow, step)
             if event.max_attempts == 1:
                 attempt(1, exemplar)
             whole(duration, exemplar)
         elif outcome is not _WAITING:  # a step that waits for its next attempt is counted when it ends
-            self._to(names.WAIT_DURATION, event.workflow, step)(event.waited)
             if event.max_attempts == 1:
                 self._attempted(event, exemplar)
             self._to(names.STEP_DURATION, event.workflow, step, outcome)(duration, exemplar)
         if event.backoff and outcome is not _WAITING:
             self._to(names.BACKOFF_SECONDS, event.workflow, step)(event.backoff, exemplar)
 
-    def _writes(self, run: InFlightRun, flow: str, step: str) -> Writes:
+    def _writes(self, run: InFlightRun, flow: str, step: str) -> StepWrites:
         """Return the series of a successful step. They are cached, unless they are the shared series `_other`."""
         of_outcome = (flow, step, _SUCCESS)
-        writes = (
-            self._to(names.WAIT_DURATION, flow, step),
-            self._to(names.STEP_ATTEMPTS, *of_outcome),
-            self._to(names.STEP_DURATION, *of_outcome),
-        )
+        writes = self._to(names.STEP_ATTEMPTS, *of_outcome), self._to(names.STEP_DURATION, *of_outcome)
         if of_outcome in self._known[names.STEP_DURATION]:
             run.steps[step] = writes
         return writes

@@ -230,6 +230,8 @@ RECOVERY_DECISIONS: Final = ("forward", "undo", "hold")
 WAIT_OUTCOMES: Final = ("success", "timeout", "failure")
 ATTEMPT_OUTCOMES: Final = ("success", "failure", "timeout", "cancelled")
 MISSED_REASONS: Final = ("down", "overlap", "error")
+REFUSALS: Final = ("flowcore.errors.StoreUnavailable", "flowcore.errors.RunParked")
+"""errors of refused runs that have series from the start, because alerts count them: the store was unreachable"""
 WORKER_STATES: Final = ("busy", "abandoned")
 
 _OF_RUN = ("workflow", "outcome")
@@ -237,34 +239,35 @@ _OF_STEP = ("workflow", "step")
 _OF_SCHEDULE = ("workflow", "schedule")
 _ENDED = ("workflow", "step", "outcome")
 
+
+def _seconds(name: str, labels: tuple[str, ...], meaning: str, buckets: tuple[float, ...] = BUCKETS) -> Metric:
+    return Metric(name, "histogram", "s", labels, meaning, buckets=buckets)
+
+
 RUNS: Final = Metric("flowcore.runs", "counter", "{run}", _OF_RUN, "Runs that ended.")
-RUN_DURATION: Final = Metric(
-    "flowcore.run.duration", "histogram", "s", _OF_RUN, "Seconds that runs took.", buckets=BUCKETS
-)
+RUN_DURATION: Final = _seconds("flowcore.run.duration", _OF_RUN, "Seconds that runs took.")
 RUNS_ACTIVE: Final = Metric("flowcore.runs.active", "updown", "{run}", ("workflow",), "Runs in flight.")
-STEP_DURATION: Final = Metric(
-    "flowcore.step.duration",
-    "histogram",
-    "s",
-    _ENDED,
-    "Seconds that steps took, attempts and backoffs included.",
-    buckets=BUCKETS,
+RUNS_QUEUED: Final = Metric(
+    "flowcore.runs.queued", "updown", "{run}", ("workflow",), "Runs that were submitted here and have not begun."
 )
-ATTEMPT_DURATION: Final = Metric(
-    "flowcore.step.attempt.duration",
-    "histogram",
-    "s",
-    _ENDED,
-    "Seconds that single attempts took, of steps that may have several.",
-    buckets=BUCKETS,
+QUEUE_DURATION: Final = _seconds(
+    "flowcore.run.queue.duration", ("workflow",), "Seconds that submitted runs were queued before they began."
 )
-WAIT_DURATION: Final = Metric(
-    "flowcore.step.wait.duration",
-    "histogram",
-    "s",
-    _OF_STEP,
-    "Seconds that steps were ready before they started.",
-    buckets=BUCKETS,
+RUNS_REFUSED: Final = Metric(
+    "flowcore.runs.refused",
+    "counter",
+    "{run}",
+    ("workflow", "error_type"),
+    "Runs that did not begin because the store failed or refused their claim.",
+)
+STEP_DURATION: Final = _seconds(
+    "flowcore.step.duration", _ENDED, "Seconds that steps took, attempts and backoffs included."
+)
+ATTEMPT_DURATION: Final = _seconds(
+    "flowcore.step.attempt.duration", _ENDED, "Seconds that single attempts took, of steps that may have several."
+)
+WAIT_DURATION: Final = _seconds(
+    "flowcore.step.wait.duration", _OF_STEP, "Seconds that steps were ready before they started."
 )
 STEPS_READY: Final = Metric(
     "flowcore.steps.ready", "updown", "{step}", ("workflow",), "Steps that are ready and have not started."
@@ -280,10 +283,10 @@ WORKERS_LIMIT: Final = Metric(
     "flowcore.workers.limit", "gauge", "{worker}", (), "Threads that may be busy at the same time, over all engines."
 )
 STEP_ATTEMPTS: Final = Metric("flowcore.step.attempts", "counter", "{attempt}", _ENDED, "Attempts of steps that ended.")
-BACKOFF_SECONDS: Final = Metric("flowcore.step.backoff", "counter", "s", _OF_STEP, "Seconds between attempts of steps.")
 STEP_RETRIES: Final = Metric(
     "flowcore.step.retries", "counter", "{retry}", _OF_STEP, "Failed attempts of steps that were followed by another."
 )
+BACKOFF_SECONDS: Final = Metric("flowcore.step.backoff", "counter", "s", _OF_STEP, "Seconds between attempts of steps.")
 STEP_ERRORS: Final = Metric(
     "flowcore.step.errors", "counter", "{error}", ("workflow", "step", "error_type"), "Failed attempts of steps."
 )
@@ -291,13 +294,8 @@ LATE_COMPLETIONS: Final = Metric(
     "flowcore.step.late_completions", "counter", "{attempt}", _OF_STEP, "Attempts that ended after they had timed out."
 )
 COMPENSATIONS: Final = Metric("flowcore.compensations", "counter", "{undo}", _ENDED, "Undos of steps.")
-COMPENSATION_DURATION: Final = Metric(
-    "flowcore.compensation.duration",
-    "histogram",
-    "s",
-    _ENDED,
-    "Seconds that undos took, attempts and backoffs included.",
-    buckets=BUCKETS,
+COMPENSATION_DURATION: Final = _seconds(
+    "flowcore.compensation.duration", _ENDED, "Seconds that undos took, attempts and backoffs included."
 )
 IDEMPOTENCY_HITS: Final = Metric(
     "flowcore.idempotency.hits", "counter", "{hit}", _OF_RUN, "Requests that met an earlier run with their key."
@@ -308,13 +306,11 @@ RUN_RECOVERIES: Final = Metric(
 LEASE_LOST: Final = Metric(
     "flowcore.lease.lost", "counter", "{lease}", ("workflow",), "Runs that another owner took over from this process."
 )
-STORE_DURATION: Final = Metric(
+STORE_DURATION: Final = _seconds(
     "flowcore.store.operation.duration",
-    "histogram",
-    "s",
     ("store", "operation", "outcome"),
     "Seconds that calls of stores took.",
-    buckets=STORE_BUCKETS,
+    STORE_BUCKETS,
 )
 STORE_RUNS: Final = Metric(
     "flowcore.store.runs",
@@ -333,13 +329,11 @@ STORE_WAITING: Final = Metric(
     "workflow.",
     "livemostrecent",
 )
-WAITED: Final = Metric(
+WAITED: Final = _seconds(
     "flowcore.wait.duration",
-    "histogram",
-    "s",
     _ENDED,
     "Seconds that steps without a function waited for a value or a time, under all owners.",
-    buckets=WAIT_BUCKETS,
+    WAIT_BUCKETS,
 )
 LAST_SUCCESS: Final = Metric(
     "flowcore.run.last_success.timestamp", "gauge", "s", ("workflow",), "When a run last succeeded.", "max"
@@ -366,14 +360,7 @@ SCHEDULE_NEXT: Final = Metric(
     "When the next fire of a schedule is to begin; in the past while it has not.",
     "max",
 )
-SCHEDULE_LATENESS: Final = Metric(
-    "flowcore.schedule.lateness",
-    "histogram",
-    "s",
-    _OF_SCHEDULE,
-    "Seconds by which fires began late.",
-    buckets=BUCKETS,
-)
+SCHEDULE_LATENESS: Final = _seconds("flowcore.schedule.lateness", _OF_SCHEDULE, "Seconds by which fires began late.")
 SCHEDULE_MISSED: Final = Metric(
     "flowcore.schedule.missed", "counter", "{fire}", ("workflow", "schedule", "reason"), "Fires that were not begun."
 )
@@ -406,42 +393,5 @@ APP_INFO: Final = Metric(
     "flowcore.app.info", "gauge", "{app}", ("version",), "The version of the service, where known; always 1.", "max"
 )
 
-METRICS: Final = (
-    RUNS,
-    RUN_DURATION,
-    RUNS_ACTIVE,
-    STEP_DURATION,
-    ATTEMPT_DURATION,
-    WAIT_DURATION,
-    STEPS_READY,
-    WORKERS,
-    WORKERS_LIMIT,
-    STEP_ATTEMPTS,
-    STEP_RETRIES,
-    BACKOFF_SECONDS,
-    STEP_ERRORS,
-    LATE_COMPLETIONS,
-    COMPENSATIONS,
-    COMPENSATION_DURATION,
-    IDEMPOTENCY_HITS,
-    RUN_RECOVERIES,
-    LEASE_LOST,
-    STORE_DURATION,
-    STORE_RUNS,
-    STORE_WAITING,
-    WAITED,
-    LAST_SUCCESS,
-    LAST_END,
-    LAST_RECOVERY,
-    OLDEST_START,
-    SCHEDULE_NEXT,
-    SCHEDULE_LATENESS,
-    SCHEDULE_MISSED,
-    SCHEDULE_LAST_SUCCESS,
-    HOOK_ERRORS,
-    HOOK_DURATION,
-    CAPPED,
-    WORKFLOW_INFO,
-    BUILD_INFO,
-    APP_INFO,
-)
+METRICS: Final = tuple(metric for metric in list(globals().values()) if isinstance(metric, Metric))
+"""all metrics"""

@@ -102,16 +102,28 @@ class _WrittenGauges(WorkflowSeries):
     """The runs in flight of one workflow in multiprocess mode. Their gauges are written at each change, because another
     process may serve the scrape."""
 
-    __slots__ = ("_active", "_counted", "_lock", "_oldest", "_ready")
+    __slots__ = ("_active", "_counted", "_lock", "_oldest", "_queued", "_ready")
 
     def __init__(self, label: str, metrics: Mapping[Metric, Any]) -> None:
         super().__init__(label)
         self._active: Gauge = metrics[names.RUNS_ACTIVE].labels(label)
+        self._queued: Gauge = metrics[names.RUNS_QUEUED].labels(label)
         self._ready: Gauge = metrics[names.STEPS_READY].labels(label)
         self._oldest: Gauge = metrics[names.OLDEST_START].labels(label)
         self._oldest.set(math.inf)
         self._lock = threading.Lock()
         self._counted: dict[InFlightRun, int] = {}  # (lock) run -> its ready steps in the gauge
+
+    def enqueue(self, run_id: str) -> None:
+        if run_id not in self.queued:  # another hook on the registry may have been told of it
+            super().enqueue(run_id)
+            self._queued.inc()
+
+    def dequeue(self, run_id: str) -> None:
+        ours = run_id in self.queued
+        super().dequeue(run_id)
+        if ours:
+            self._queued.dec()
 
     def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
         run = super().begin(at, wall, waiting)
@@ -204,8 +216,13 @@ class PrometheusHook(MeasuringHook):
         series.configure(registry, _Settings(bounds, detail == "step"))
         super().__init__(series, exemplars=exemplars, max_series=max_series, version=version)
         if _MULTIPROCESS:
-            self.handlers = {**self.handlers, **dict.fromkeys((StepReady, StepSkipped, StepStarted), self._count)}
+            counted = {StepReady: self._count, StepSkipped: self._count, StepStarted: self._count_started}
+            self.handlers = {**self.handlers, **counted}
             self.wants = frozenset(self.handlers)
+
+    def _count_started(self, event: StepStarted) -> None:
+        self._count(event)
+        self._step_started(event)
 
     def _count(self, event: Event) -> None:
         run: InFlightRun = event.state[self]

@@ -28,11 +28,12 @@ __all__ = [
     "POLLED",
     "Engines",
     "InFlightRun",
+    "RunWrites",
     "Series",
+    "StepWrites",
     "Workers",
     "WorkflowSeries",
     "Write",
-    "Writes",
     "one_for_each",
 ]
 
@@ -47,15 +48,20 @@ _CACHED: Final = 10_000
 Write = Callable[..., object]
 """a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
-Writes = tuple[Write, Write, Write]
-"""the functions that record a successful step (the seconds it waited, its only attempt, and the seconds it took), or the
-end of a run (its count, the seconds it took, and when it ended)"""
+StepWrites = tuple[Write, Write]
+"""the functions that record a successful step: its only attempt, and the seconds it took"""
+
+RunWrites = tuple[Write, Write, Write]
+"""the functions that record the end of a run: its count, the seconds it took, and when it ended"""
 
 Workers = Callable[[], tuple[int, int] | None]
 """returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""
 
 OF_THREADS: Final[tuple[Metric, ...]] = (names.WORKERS, names.WORKERS_LIMIT)
-POLLED: Final[tuple[Metric, ...]] = (names.RUNS_ACTIVE, names.STEPS_READY, names.OLDEST_START, *OF_THREADS)
+POLLED: Final[tuple[Metric, ...]] = (
+    *(names.RUNS_ACTIVE, names.RUNS_QUEUED, names.STEPS_READY, names.OLDEST_START),
+    *OF_THREADS,
+)
 """the gauges whose values are computed when they are read"""
 
 
@@ -88,16 +94,25 @@ class InFlightRun:
 
 
 class WorkflowSeries:
-    """The runs in flight of one workflow, and the series that its ends are written to: for each outcome of a run, and for
-    the success of each step."""
+    """The runs of one workflow that are in flight, the ids of those that are queued, and the series that it often writes
+    to: for each outcome of a run, and for the start and the success of each step."""
 
-    __slots__ = ("ends", "label", "runs", "steps")
+    __slots__ = ("ends", "label", "queued", "runs", "steps", "waits")
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.runs: dict[InFlightRun, None] = {}  # in the order of their starts; adding or removing one is atomic
-        self.steps: dict[str, Writes] = {}
-        self.ends: dict[str, Writes] = {}
+        self.queued: dict[str, None] = {}
+        self.waits: dict[str, Write] = {}
+        self.steps: dict[str, StepWrites] = {}
+        self.ends: dict[str, RunWrites] = {}
+
+    def enqueue(self, run_id: str) -> None:
+        self.queued[run_id] = None
+
+    def dequeue(self, run_id: str) -> None:
+        """Remove a run from the queued ones. Does nothing for a run of the process that this one was forked from."""
+        self.queued.pop(run_id, None)
 
     def begin(self, at: float, wall: float, waiting: Callable[[], int]) -> InFlightRun:
         run = InFlightRun(self, at, wall, waiting)
@@ -111,6 +126,7 @@ class WorkflowSeries:
     def forget(self) -> None:
         """Drop all runs after a fork: they belong to the parent process."""
         self.runs.clear()
+        self.queued.clear()
 
     def active(self) -> int:
         return len(self.runs)
@@ -163,6 +179,7 @@ class Series(ABC):
             label: set() for label in ("workflow", "step", "schedule", "error_type")
         }
         self._warned: set[str] = set()
+        self._counting: dict[tuple[Write, str], Write] = {}  # the functions for series `_other`, by hook
         self._flows: dict[str, WorkflowSeries] = {}  # by label, and by the workflow's name as given
         self._engines = Engines()
         _watch_forks()
@@ -176,7 +193,7 @@ class Series(ABC):
         """Return the function that writes to the series of these labels or, past a limit, to the series `_other`.
 
         `max_pairs`: how many pairs of a workflow and a step, or a schedule, have series. `hook`: the name of the hook,
-        by which measurements past a limit are counted.
+        by which measurements that are written past a limit are counted.
         """
         with self._lock:
             fitting = dict(zip(metric.labels, map(fit, labels), strict=True))
@@ -194,16 +211,19 @@ class Series(ABC):
                 write = known[values] = self.make(metric, values)
             if not capped and len(known) < max(_CACHED, max_pairs):  # otherwise each look-up calls this method again
                 known[labels] = write
-        if capped:
-            self.new(names.CAPPED, (hook,), max_pairs, hook)(1, None)
-        return write
+            if capped:
+                known_as = write, hook
+                if known_as not in self._counting:
+                    self._counting[known_as] = _counted(write, self.new(names.CAPPED, (hook,), max_pairs, hook))
+                write = self._counting[known_as]
+            return write
 
     def _cap(self, labels: dict[str, str], label: str, counted: tuple[str, ...], limit: int) -> bool:
         """Replace the value of `label` by `_other` if it is new and the labels `counted` already have `limit` values.
 
         Returns whether it was replaced.
         """
-        if label not in labels or labels[label] == names.OTHER:
+        if label not in labels or labels[label] == names.OTHER or labels[label] in names.REFUSALS:
             return False
         value, seen = tuple(labels[name] for name in counted), self._seen[label]
         if value in seen:
@@ -260,11 +280,22 @@ class Series(ABC):
             flows = {flow.label: flow for flow in self._flows.values()}
         values = {
             names.RUNS_ACTIVE: WorkflowSeries.active,
+            names.RUNS_QUEUED: lambda flow: len(flow.queued),
             names.STEPS_READY: WorkflowSeries.ready,
             names.OLDEST_START: WorkflowSeries.oldest,
         }
         value: Callable[[WorkflowSeries], float] = values[metric]
         return [((label,), value(flow)) for label, flow in flows.items()]
+
+
+def _counted(write: Write, count: Write) -> Write:
+    """Return a function that writes as `write` does, and counts that."""
+
+    def counted(*measured: object) -> object:
+        count(1)
+        return write(*measured)
+
+    return counted
 
 
 D = TypeVar("D")

@@ -188,7 +188,7 @@ class TracingHook(StepTracing):
             context = trace.set_span_in_context(caller, context)
         else:
             caller = trace.get_current_span(context)
-        attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow)}
+        attributes: Attributes = {names.WORKFLOW_NAME: fit(event.workflow), names.RUN_ID: fit(event.run_id)}
         key_hash = self._key_hash(event.key) if event.key is not None and self._key_hash is not None else None
         if key_hash is not None:
             attributes[names.IDEMPOTENCY_KEY_HASH] = fit(key_hash)
@@ -228,8 +228,9 @@ class TracingHook(StepTracing):
         span.end(run.ns(event.at))
 
     def _run_refused(self, event: RunRefused) -> None:
-        run: Trace = event.state[self]
-        self._end(run, run.span, event, {})
+        run: Trace | None = event.state.get(self)
+        if run is not None:  # a submitted run that could not be recorded has no span
+            self._end(run, run.span, event, {}, expected=event.overtaken)
 
     def _run_started(self, event: RunStarted) -> object | None:
         run: Trace = event.state[self]

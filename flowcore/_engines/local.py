@@ -96,7 +96,7 @@ class LocalEngine(PeriodicEngine):
         found: list[RunState] = []
         with self._round() as context:
             yield context
-            yield from self._recovery.round(self._resumed, found.append, skip, fresh=fresh)
+            yield from self._reported(self._recovery.round(self._resumed, found.append, skip, fresh=fresh), context)
             return begin(found)
 
     def _recovered_late(self, begin: Callable[[list[RunState]], object]) -> Asking[None]:
@@ -120,17 +120,17 @@ class LocalEngine(PeriodicEngine):
 
     def _surveyed(self, kind: str) -> Asking[None]:
         """Count the runs in the store, if that is needed. `kind`: the kind of round that is reported to the hooks."""
-        with self._round(kind) as context:
-            if not self._surveys:
-                return
-            yield context
-            try:
-                survey = yield from self._recovery.survey(self._known)
-            except Exception as error:  # noqa: BLE001 - runs that cannot be counted may still be resumed
-                log.warning("the runs in the store could not be counted: %s", safe_str(error, 200))
-                return
-            if StoreSurveyed in self._settings.hooks.wanted:
-                self._emit(StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting), context)
+        try:
+            with self._round(kind) as context:
+                if not self._surveys:
+                    return
+                yield context
+                survey = yield from self._reported(self._recovery.survey(self._known), context)
+                if StoreSurveyed in self._settings.hooks.wanted:
+                    event = StoreSurveyed("", "", self._settings.clock(), {}, survey.counts, survey.waiting)
+                    self._emit(event, context)
+        except Exception as error:  # noqa: BLE001 - runs that cannot be counted may still be resumed
+            log.warning("the runs in the store could not be counted: %s", safe_str(error, 200))
 
     def _look_every(self) -> float | None:
         """The seconds between two looks at the store, for recovery or for surveys, or None if neither is needed."""

@@ -16,7 +16,7 @@ from .._durable.dormant import continuation
 from .._durable.leases import Leases
 from .._durable.queueing import enqueue
 from .._durable.waiting import LocalRuns
-from .._kernel import stopping
+from .._kernel import emit, stopping
 from .._kernel.effects import Program, Stop
 from .._kernel.run import execute
 from .._kernel.run_state import RunState
@@ -169,9 +169,10 @@ class ThreadRuns:
         if self.leases is not None:
             try:
                 driver.recorded = perform(enqueue(run, this_process(), future.done), driver.ask_here)
-            except BaseException:
+            except BaseException as error:
                 self.queued.pop(driver, None)
                 self.forget(run)
+                emit.dequeued(run, error=error)
                 raise
             if future.done():  # cancelled while it was recorded
                 return future
@@ -206,6 +207,7 @@ class ThreadRuns:
     def _resolve(self, future: RunFuture, check: bool, driver: Driver) -> None:
         """Continue a submitted run that waits in its store, or resolve the future of one that ended or was dropped."""
         self.queued.pop(driver, None)
+        emit.dequeued(driver.run)  # unless it has begun
         self.over(driver)
         if driver.result is not None and driver.result.status is Status.WAITING:
             future.pause(driver.result)

@@ -111,6 +111,11 @@ class Workers:
         with self._lock:
             return len(self._threads) - len(self._idle), self._abandoned.total()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the pool is closed, and no thread runs a job any more."""
+        return self._closed and not self.busy
+
     def owns_current_thread(self) -> bool:
         """Whether the calling thread is one of the pool's."""
         return threading.current_thread() in self._threads

@@ -6,10 +6,11 @@ context, and returns an `EventScope`; the function for the finish event leaves t
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from ..errors import StepCancelled, safe_repr
+from ..errors import LeaseLost as LeaseLostError, RunNotFound, StepCancelled, safe_repr
 from ..events import (
     AttemptFinished,
     AttemptStarted,
@@ -21,12 +22,14 @@ from ..events import (
     LeaseLost,
     MaintenanceFinished,
     MaintenanceStarted,
+    RunDequeued,
     RunFinished,
     RunJoined,
     RunRecovered,
     RunRefused,
     RunRequested,
     RunStarted,
+    RunSubmitted,
     StepCompletedLate,
     StepFinished,
     StepReady,
@@ -53,6 +56,7 @@ __all__ = [
     "attempt_started",
     "backoff_started",
     "completed_late",
+    "dequeued",
     "first_ready",
     "hit",
     "joined",
@@ -70,6 +74,7 @@ __all__ = [
     "step_started",
     "steps_ready",
     "store_called",
+    "submitted",
     "undo_finished",
     "undo_started",
     "wait_finished",
@@ -77,18 +82,50 @@ __all__ = [
 ]
 
 
+_OVERTAKEN: Final = (LeaseLostError, RunNotFound)
+"""errors of a recovery to which another owner, or an operator, was faster"""
+
+
 def _of(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
     """Return the fields that every event of a run begins with."""
     return run.workflow.name, run.run_id, at, run.state
 
 
+def _of_request(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
+    """Return those fields, for an event before the claim: until that is granted, a run that is to be resumed has an id
+    of its own."""
+    return run.workflow.name, run.request.recovering or run.run_id, at, run.state
+
+
+def submitted(run: RunState, propagation: str) -> None:
+    """Emit that a run was submitted, in a copy of the caller's contextvars context."""
+    at = run.submitted_at = run.settings.clock()
+    if RunSubmitted in run.wanted:
+        run.hooks.emit(RunSubmitted(*_of(run, at), run.key, propagation), contextvars.copy_context())
+
+
+def dequeued(run: RunState, *, begins: bool = False, error: BaseException | None = None) -> None:
+    """Emit that a submitted run has left the queue, and whether it begins, or was refused because of `error`. Does
+    nothing if it had left the queue before."""
+    since, run.submitted_at = run.submitted_at, None
+    if since is None:
+        return
+    if RunDequeued in run.wanted:
+        at = run.settings.clock()
+        run.hooks.emit(RunDequeued(*_of(run, at), at - since, begins), run.context.copy())
+    if isinstance(error, Exception):
+        refused(run, error)
+
+
 def requested(run: RunState) -> None:
+    if run.submitted_at is not None:
+        dequeued(run, begins=True)
     if RunRequested in run.wanted:
         carrier: dict[str, str] = {}
         leaving: list[Hook] = []
         at, wall = run.settings.clock(), run.settings.wall()
         event = RunRequested(
-            *_of(run, at), run.key, wall, carrier, run.request.submitted, run.request.recovering is not None
+            *_of_request(run, at), run.key, wall, carrier, run.request.submitted, run.request.recovering is not None
         )
         run.hooks.emit(event, run.context, leaving)
         run.carrier = carrier
@@ -121,7 +158,9 @@ def hit(run: RunState, outcome: str, run_id: str, carrier: Mapping[str, str], ag
 
 def refused(run: RunState, error: BaseException) -> None:
     if RunRefused in run.wanted:
-        run.hooks.emit(RunRefused(*_of(run, run.settings.clock()), run.key, error), run.context)
+        request = run.request
+        overtaken = request.recovering is not None and request.wait is None and isinstance(error, _OVERTAKEN)
+        run.hooks.emit(RunRefused(*_of_request(run, run.settings.clock()), run.key, error, overtaken), run.context)
     _measured(run)
 
 

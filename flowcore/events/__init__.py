@@ -8,9 +8,10 @@ the hooks' own data, which all events of the run in this process share and which
 | EngineStarted | an engine was made (no run) | workers, hooks, max_workers |
 | WorkflowRegistered | an engine uses a workflow for the first time (no run: `workflow`, `at`) | steps, max_attempts, waits |
 | RunSubmitted | `engine.submit` was called (on the caller's thread) | key, propagation |
+| RunDequeued | a submitted run has left the queue of its engine | waited, begins |
 | RunRequested | before the claim; hooks may fill `carrier` | key, wall, carrier, submitted, recovering |
 | IdempotencyHit | the key has an earlier run: ends the request | key, outcome, original_run_id, original, age |
-| RunRefused | the claim failed with `error`: ends the request | key, error |
+| RunRefused | the claim failed with `error`: ends the request | key, error, overtaken |
 | RunStarted * | the run begins | key, wall, carrier, fence, interrupted_run_id, interrupted, waiting, interrupted_by, after_wait |
 | RunRecovered | after the RunStarted of a takeover | decision, skipped, retried, verified, undone, held, carriers |
 | RunJoined | a step, an undo or the end of a run of another process's caller comes here (on Temporal) | wall, carrier, carriers |
@@ -79,6 +80,7 @@ from .records import (
     CompensationStarted,
     IdempotencyHit,
     LeaseLost,
+    RunDequeued,
     RunEnded,
     RunFinished,
     RunJoined,
@@ -119,6 +121,7 @@ __all__ = [
     "MaintenanceStarted",
     "PrintLogger",
     "ProgressHook",
+    "RunDequeued",
     "RunEnded",
     "RunFinished",
     "RunJoined",

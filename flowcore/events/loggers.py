@@ -33,6 +33,7 @@ from .records import (
     CompensationStarted,
     IdempotencyHit,
     LeaseLost,
+    RunDequeued,
     RunEnded,
     RunFinished,
     RunJoined,
@@ -69,6 +70,7 @@ class Logger:
         EngineStarted: ("engine_started",),
         WorkflowRegistered: ("workflow_registered",),
         RunSubmitted: ("run_submitted",),
+        RunDequeued: ("run_dequeued",),
         RunRequested: ("run_requested",),
         IdempotencyHit: ("idempotency_hit",),
         RunRefused: ("run_refused",),
@@ -129,6 +131,7 @@ class Logger:
     def engine_started(self, event: EngineStarted) -> Any: ...
     def workflow_registered(self, event: WorkflowRegistered) -> Any: ...
     def run_submitted(self, event: RunSubmitted) -> Any: ...
+    def run_dequeued(self, event: RunDequeued) -> Any: ...
     def run_requested(self, event: RunRequested) -> Any: ...
     def idempotency_hit(self, event: IdempotencyHit) -> Any: ...
     def run_refused(self, event: RunRefused) -> Any: ...
@@ -180,6 +183,8 @@ def line(event: Any) -> str | None:
             return f"run {_name(event.workflow)} resumed after a crash"
         case IdempotencyHit():
             return f"run {_name(event.workflow)} not started: idempotency key {event.outcome.replace('_', ' ')}"
+        case RunRefused(overtaken=True):
+            return f"run {_name(event.workflow)} not resumed: {_error(event.error)}"
         case RunRefused() | RunFinished(error=BaseException()):
             outcome = event.outcome.replace("_", " ") if isinstance(event, RunFinished) else "refused"
             return f"run {_name(event.workflow)} {outcome}: {_error(event.error)}"
@@ -316,7 +321,7 @@ class LoggingHook(Logger):
 def _level(event: Any) -> int:
     if isinstance(event, BackoffStarted | StepCompletedLate):
         return logging.WARNING
-    if getattr(event, "error", None) is None:
+    if getattr(event, "error", None) is None or getattr(event, "overtaken", False):
         return logging.INFO
     needs_a_person = isinstance(event, CompensationFinished) or getattr(event, "outcome", None) in {
         Status.COMPENSATION_FAILED,

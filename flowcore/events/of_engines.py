@@ -105,7 +105,7 @@ class EngineStarted(Event):
 
     workers: Callable[[], tuple[int, int] | None]
     """returns how many of its threads are busy now, and how many of these are in abandoned calls, or None once the
-    engine is gone; for gauges that are computed when they are read"""
+    engine is gone, or is closed and none is busy; for gauges that are computed when they are read"""
     hooks: tuple[str, ...]
     """its hooks, as HookFailed names them"""
     max_workers: int = 0

@@ -179,7 +179,8 @@ class ProgressHook:
             self._tally(event.workflow).end(event.outcome)
 
     def _run_refused(self, event: RunRefused) -> None:
-        self._never_began(event.workflow, "refused")
+        if not event.overtaken:
+            self._never_began(event.workflow, "refused")
 
     def _hit(self, event: IdempotencyHit) -> None:
         replayed = event.outcome in {"replayed", "adopted"}

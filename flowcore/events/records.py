@@ -19,6 +19,7 @@ __all__ = [
     "CompensationStarted",
     "IdempotencyHit",
     "LeaseLost",
+    "RunDequeued",
     "RunEnded",
     "RunFinished",
     "RunJoined",
@@ -46,6 +47,16 @@ class RunSubmitted(Event):
     key: str | None
     propagation: str = "link"
     """how the run's trace is connected with the caller's: "link" (a trace of its own) or "child" (the same trace)"""
+
+
+@dataclass(slots=True, eq=False)
+class RunDequeued(Event):
+    """A submitted run has left the queue of its engine: RunRequested follows, unless it does not begin here."""
+
+    waited: float
+    """seconds since RunSubmitted"""
+    begins: bool
+    """False if the run was cancelled, is left to other engines, or could not be recorded"""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,10 +90,12 @@ class IdempotencyHit(Event):
 
 @dataclass(slots=True, eq=False)
 class RunRefused(Event):
-    """The claim failed, so no run begins."""
+    """The claim failed, or a submitted run could not be recorded, so no run begins."""
 
     key: str | None
     error: BaseException
+    overtaken: bool = False
+    """whether recovery requested the run, and it was resumed, ended or deleted elsewhere before: nothing is wrong"""
 
 
 @dataclass(slots=True, eq=False)
@@ -343,7 +356,8 @@ class StoreCalled(Event):
     store: str
     """the store's name: memory, sqlite, redis, or a third party's"""
     operation: str
-    """the verb: claim, checkpoint, renew, finish, withdraw, find, head, cancel or resume"""
+    """the verb: claim, checkpoint, renew, finish, withdraw, find, head, cancel, resume, list_resumable, counts or
+    list_runs"""
     outcome: Status
     """success or failure; a refusal of a value that cannot be stored, or of a changed definition, is a success"""
     duration: float

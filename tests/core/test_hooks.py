@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from flowcore import (
     Context,
     Engine,
     Logger,
+    NotSerializable,
     Retry,
     Run,
     Status,
@@ -39,7 +41,9 @@ from flowcore.events import (
     HooksMeasured,
     MaintenanceFinished,
     MaintenanceStarted,
+    RunDequeued,
     RunFinished,
+    RunRefused,
     RunRequested,
     RunStarted,
     RunSubmitted,
@@ -51,7 +55,7 @@ from flowcore.events import (
     WorkflowRegistered,
 )
 from flowcore.events.records import EVENTS
-from flowcore.stores import MemoryStore
+from flowcore.stores import MemoryStore, SQLiteStore
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, kinds, of_type, until
 
@@ -224,10 +228,73 @@ def test_submit_is_reported_on_the_callers_thread_before_the_request(ledger: Led
     events: list[Any] = []
     with Engine(hooks=[events.append]) as engine:
         engine.submit(ledger.chain("a"), idempotency_key="k").result(PATIENCE)
-    assert kinds(events)[:3] == ["WorkflowRegistered", "RunSubmitted", "RunRequested"]
-    (submitted, requested) = of_type(events, RunSubmitted, RunRequested)
+    assert kinds(events)[:4] == ["WorkflowRegistered", "RunSubmitted", "RunDequeued", "RunRequested"]
+    (submitted, dequeued, requested) = of_type(events, RunSubmitted, RunDequeued, RunRequested)
+    assert dequeued.begins
+    assert dequeued.waited == pytest.approx(dequeued.at - submitted.at)
     assert (submitted.key, requested.key, requested.submitted) == ("k", "k", True)
     assert submitted.run_id == requested.run_id
+
+
+def queue_of(events: list[Any]) -> list[str]:
+    return [
+        type(event).__name__ + ("" if getattr(event, "begins", True) else " for good")
+        for event in of_type(events, RunSubmitted, RunDequeued, RunRefused, RunRequested)
+    ]
+
+
+def test_a_submitted_run_that_does_not_begin_on_threads_has_left_the_queue(tmp_path: Path) -> None:
+    events, goes_on, wf, ahead = list[Any](), threading.Event(), Workflow("w"), Workflow("ahead")
+    wf.add_step("s", lambda ctx: None)
+    ahead.add_step("s", lambda ctx: goes_on.wait(PATIENCE))
+
+    def hook(event: Any) -> None:
+        if event.workflow == "w":
+            events.append(event)
+
+    never_begins = ["RunSubmitted", "RunDequeued for good"]
+    engine = Engine(hooks=[hook], max_workers=1)
+    engine.submit(ahead)
+    assert engine.submit(wf).cancel()
+    assert queue_of(events) == never_begins
+    engine.submit(wf)
+    threading.Timer(0.01, goes_on.set).start()
+    engine.close(timeout=0)
+    assert queue_of(events) == never_begins * 2
+
+    events.clear()
+    goes_on.clear()
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    engine = Engine(store=store, hooks=[hook], max_workers=1)
+    engine.submit(ahead)
+    engine.submit(wf, idempotency_key="k")
+    with pytest.raises(NotSerializable):
+        engine.submit(wf, {"it": object()})
+    assert queue_of(events) == ["RunSubmitted", *never_begins, "RunRefused"]
+    threading.Timer(0.01, goes_on.set).start()
+    engine.close(timeout=0)
+    assert queue_of(events) == ["RunSubmitted", *never_begins, "RunRefused", "RunDequeued for good"]
+
+
+def test_a_submitted_run_that_does_not_begin_on_asyncio_has_left_the_queue(tmp_path: Path) -> None:
+    events, wf = list[Any](), Workflow("w")
+    wf.add_step("s", lambda ctx: None)
+
+    async def main() -> None:
+        engine = AsyncEngine(hooks=[events.append])
+        future = engine.submit(wf)
+        future.cancel()
+        await asyncio.wait([future])
+        engine.submit(wf)
+        await engine.aclose(timeout=0)
+        store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+        engine = AsyncEngine(store=store, hooks=[events.append])
+        with pytest.raises(NotSerializable):
+            engine.submit(wf, {"it": object()})
+        await engine.aclose()
+
+    asyncio.run(main())
+    assert queue_of(events) == ["RunSubmitted", "RunDequeued for good"] * 3 + ["RunRefused"]
 
 
 def test_a_workflow_is_registered_once_per_engine(ledger: Ledger) -> None:

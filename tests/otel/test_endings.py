@@ -1,16 +1,29 @@
 """Runs that end in other ways than well or badly: interrupted, refused, adopted, cut short."""
 
 import asyncio
+import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
-from flowcore import AsyncEngine, Backoff, Context, Engine, Retry, StepCancelled, StoreUnavailable, Workflow
+from flowcore import (
+    AsyncEngine,
+    Backoff,
+    Context,
+    Engine,
+    LoggingHook,
+    Retry,
+    StepCancelled,
+    StoreUnavailable,
+    Workflow,
+)
 from flowcore.events import Event, StepCompletedLate
-from flowcore.stores import MemoryStore
+from flowcore.stores import MemoryStore, SQLiteStore
 from flowcore_otel import PrometheusHook, TracingHook
 
 from .conftest import Driver, MakeDriver, Spans, trip
@@ -139,8 +152,100 @@ def test_a_store_that_is_down_fails_the_request(make_driver: MakeDriver, spans: 
     with pytest.raises(StoreUnavailable):
         driver.run(trip().wf, idempotency_key="T-1")
     assert spans.tree() == ("run trip ERROR flowcore.errors.StoreUnavailable ! flowcore.errors.StoreUnavailable")
-    assert "flowcore.run.id" not in (spans["run trip"].attributes or {})
+    assert (spans["run trip"].attributes or {})["flowcore.run.id"]
     assert registry.get_sample_value("flowcore_runs_active", {"workflow": "trip"}) == 0
+    refused = {"workflow": "trip", "error_type": "flowcore.errors.StoreUnavailable"}
+    assert registry.get_sample_value("flowcore_runs_refused_total", refused) == 1
+
+
+class Unlisted(MemoryStore):
+    """A store that can neither count nor list its runs at first."""
+
+    down = True
+
+    def counts(self) -> Any:
+        self._fail()
+        return super().counts()
+
+    def list_resumable(self, *arguments: Any, **options: Any) -> Any:
+        self._fail()
+        return super().list_resumable(*arguments, **options)
+
+    def _fail(self) -> None:
+        if self.down:
+            raise StoreUnavailable("down")
+
+
+def test_surveys_and_rounds_of_recovery_are_operations_of_the_store(
+    make_driver: MakeDriver, registry: CollectorRegistry
+) -> None:
+    store = Unlisted()
+    driver = make_driver(PrometheusHook(registry), store=store, workflows=[trip().wf])
+
+    def recover() -> None:
+        runs = driver.engine.recover()
+        assert (runs if driver.kind == "threads" else asyncio.run(runs)) == []
+
+    def calls(outcome: str) -> list[float | None]:
+        labels = {"store": "memory", "outcome": outcome}
+        name = "flowcore_store_operation_duration_seconds_count"
+        return [registry.get_sample_value(name, {**labels, "operation": verb}) for verb in ("counts", "list_resumable")]
+
+    with pytest.raises(StoreUnavailable):
+        recover()
+    last = "flowcore_recovery_last_round_timestamp_seconds"
+    assert calls("failure") == [1, 1]
+    assert registry.get_sample_value(last) is None  # that the runs could not be counted is no success either
+    store.down = False
+    recover()
+    assert calls("failure") == calls("success") == [1, 1]
+    assert (registry.get_sample_value(last) or 0) > 0
+
+
+@pytest.mark.parametrize("name", ["threads", "asyncio"])
+def test_a_recovery_that_another_process_overtakes_leaves_no_error(
+    name: str, spans: Spans, registry: CollectorRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wf, hooks = trip().wf, [TracingHook(spans.provider), PrometheusHook(registry), LoggingHook()]
+    wf.sleep("nap", 0.01, depends_on="pay")
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    waiting = Engine(store=store).run(wf, idempotency_key="T-1", until="waiting")
+    driver = Driver(name, store=store, hooks=hooks)
+    late = driver.engine._resumed(wf, "T-1", waiting.id)  # found, and then overtaken
+    assert Engine(store=store).run(wf, idempotency_key="T-1", wait=10).status == "success"
+    with caplog.at_level(logging.INFO):
+        if driver.kind == "threads":
+            driver.engine._recovered_driver(late).run_here(None)
+        else:
+            asyncio.run(driver.engine._drive_recovered(late))
+    span = spans["run trip"]
+    assert span.status.status_code is StatusCode.UNSET
+    assert not span.events
+    attributes = span.attributes or {}
+    assert (attributes["flowcore.run.id"], attributes["error.type"]) == (waiting.id, "flowcore.errors.LeaseLost")
+    refused = {sample.name: sample.value for family in registry.collect() for sample in family.samples}
+    assert not refused.get("flowcore_runs_refused_total")
+    (line,) = [record for record in caplog.records if record.name == "flowcore.run"]
+    assert line.levelno == logging.INFO
+    assert "not resumed" in line.getMessage()
+
+
+def test_a_submitted_run_that_cannot_be_recorded_is_counted_as_refused(
+    make_driver: MakeDriver, spans: Spans, registry: CollectorRegistry, tmp_path: Path
+) -> None:
+    class Down(SQLiteStore):
+        def claim(self, claim: Any) -> Any:
+            raise StoreUnavailable("down")
+
+    hooks = TracingHook(spans.provider), PrometheusHook(registry)
+    driver = make_driver(*hooks, store=Down(tmp_path / "runs.db"), lease=0.05)
+    with pytest.raises(StoreUnavailable):
+        driver.submit(trip().wf, idempotency_key="T-1")
+    refused = {"workflow": "trip", "error_type": "flowcore.errors.StoreUnavailable"}
+    assert registry.get_sample_value("flowcore_runs_refused_total", refused) == 1
+    assert registry.get_sample_value("flowcore_runs_queued", {"workflow": "trip"}) == 0
+    assert registry.get_sample_value("flowcore_hook_errors_total", {"hook": "TracingHook"}) == 0
+    assert spans.tree() == "submit trip PRODUCER"
 
 
 def test_a_late_completion_in_an_async_engine_is_counted(registry: CollectorRegistry, spans: Spans) -> None:

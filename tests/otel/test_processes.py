@@ -43,21 +43,23 @@ def worker(runs, stay):
         return pid, ready, leave
     try:
         started.clear()
-        engine = Engine(hooks=[hook])
+        engine = Engine(hooks=[hook], max_workers=1)
         for _ in range(runs):
             engine.run(orders)
         if stay:
             future = engine.submit(slow)
             started.wait(30)
+            engine.submit(slow)
         os.write(told, b"!")
         os.read(mine, 1)
     finally:
         os._exit(0)
 
-engine = Engine(hooks=[hook])
+engine = Engine(hooks=[hook], max_workers=1)
 engine.run(orders)
 future = engine.submit(slow)
 assert started.wait(30)
+queued = engine.submit(slow)
 workers = [worker(2, False), worker(3, False), worker(0, True)]
 for pid, ready, leave in workers:
     assert os.read(ready, 1) == b"!"
@@ -68,6 +70,7 @@ for pid, ready, leave in workers:
     mark_process_dead(pid)
 go_on.set()
 future.result()
+queued.result()
 show("after all")
 """
 
@@ -108,6 +111,13 @@ def test_runs_in_flight_are_those_of_living_processes_each_counted_once(seen) ->
     assert [scrape["flowcore_steps_ready", slow] for scrape in seen] == [2, 0]
 
 
+def test_queued_runs_are_those_of_living_processes_each_counted_once(seen) -> None:
+    slow = frozenset({("workflow", "slow")})
+    assert [scrape["flowcore_runs_queued", slow] for scrape in seen] == [2, 0]
+    # The worker that is gone began one run, and the parent both of its own.
+    assert [scrape["flowcore_run_queue_duration_seconds_count", slow] for scrape in seen] == [2, 3]
+
+
 def test_the_oldest_start_is_never_the_epoch(seen) -> None:
     during, after = (
         [scrape["flowcore_run_oldest_start_timestamp_seconds", frozenset({("workflow", flow)})] for scrape in seen]
@@ -131,9 +141,10 @@ def test_a_child_that_shows_its_own_registry_begins_without_its_parents_runs(tmp
         + """
 from flowcore.events import EngineStarted, StoreSurveyed
 
-engine = Engine(hooks=[hook])
+engine = Engine(hooks=[hook], max_workers=1)
 future = engine.submit(slow)
 assert started.wait(30)
+queued = engine.submit(orders)
 hook(EngineStarted("", "", 1.0, {}, lambda: (1, 0), ()))
 hook(StoreSurveyed("", "", 1.0, {}, {("slow", "held"): 1}))
 
@@ -146,21 +157,22 @@ def store_and_threads():
 
 assert value("flowcore_runs_active") == 1
 assert store_and_threads() == (1.0, True)
+assert value("flowcore_runs_queued", workflow="orders") == 1
 pid = os.fork()
 if not pid:
-    print(value("flowcore_runs_active"), value("flowcore_run_oldest_start_timestamp_seconds"), flush=True)
+    print(value("flowcore_runs_queued", workflow="orders"), value("flowcore_runs_active"), value("flowcore_run_oldest_start_timestamp_seconds"), flush=True)
     print(*store_and_threads(), flush=True)
     Engine(hooks=[hook]).run(orders)
     print(value("flowcore_runs_active"), flush=True)
     os._exit(0)
 os.waitpid(pid, 0)
 go_on.set()
-future.result()
+queued.result()
 print(value("flowcore_runs_active"), flush=True)
 """
     )
     done = subprocess.run([*PYTHON, code], capture_output=True, text=True, timeout=90, check=False)
-    assert (done.stdout, done.stderr) == ("0 inf\nNone False\n0\n0\n", "")
+    assert (done.stdout, done.stderr) == ("0 0 inf\nNone False\n0\n0\n", "")
 
 
 def test_a_child_that_exports_metrics_begins_without_its_parents_runs() -> None:

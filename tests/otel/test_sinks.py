@@ -1,7 +1,9 @@
 """Prometheus and OpenTelemetry show the same numbers."""
 
+import threading
 import time
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,18 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
-from flowcore import Context, Workflow
-from flowcore.events import EngineStarted, Event, Hooks, StoreCalled, StoreSurveyed
+from flowcore import Context, Engine, LeaseLost, RetryAfter, StoreUnavailable, Workflow
+from flowcore.events import (
+    EngineStarted,
+    Event,
+    Hooks,
+    RunRefused,
+    StoreCalled,
+    StoreSurveyed,
+    WorkflowRegistered,
+)
 from flowcore.status import Status
+from flowcore.stores import SQLiteStore
 from flowcore_otel import MetricsHook, PrometheusHook, names
 from flowcore_otel.series import MAX_WORKFLOWS
 
@@ -166,6 +177,123 @@ def test_the_oldest_start_is_shown_while_runs_are_in_flight(
     make_driver(PrometheusHook(registry), MetricsHook(MeterProvider([reader]))).run(wf)
     ((one, other),) = seen
     assert one == other
+
+
+def test_submitted_runs_are_counted_while_they_are_queued_and_how_long_that_was(registry: CollectorRegistry) -> None:
+    reader, goes_on, wf, ahead = InMemoryMetricReader(), threading.Event(), Workflow("trip"), Workflow("ahead")
+    wf.add_step("book", lambda ctx: None)
+    ahead.add_step("wait", lambda ctx: goes_on.wait(10))
+
+    def queued() -> list[float]:
+        (there,) = (
+            point.value
+            for metric, point in points(reader)
+            if metric is names.RUNS_QUEUED and point.attributes["flowcore.workflow.name"] == "trip"
+        )
+        shown = registry.get_sample_value(names.RUNS_QUEUED.prometheus, {"workflow": "trip"})
+        return [there, shown or 0]
+
+    hooks = [PrometheusHook(registry), MetricsHook(MeterProvider([reader]))]
+    with Engine(hooks=hooks, max_workers=1, workflows=[wf]) as engine:
+        assert queued() == [0, 0]
+        engine.submit(ahead)
+        futures = [engine.submit(wf) for _ in range(3)]
+        assert queued() == [3, 3]
+        futures[0].cancel()
+        assert queued() == [2, 2]
+        goes_on.set()
+        assert [future.result().status for future in futures[1:]] == ["success"] * 2
+        assert queued() == [0, 0]
+    assert compared(reader, registry) > 30
+    labels = {"workflow": "trip"}
+    assert registry.get_sample_value("flowcore_run_queue_duration_seconds_count", labels) == 2
+    assert (registry.get_sample_value("flowcore_run_queue_duration_seconds_sum", labels) or 0) > 0
+
+
+def test_runs_that_are_refused_are_counted_by_error(both: Both) -> None:
+    both.tell(WorkflowRegistered, ())
+    down = {"workflow": "", "error_type": "flowcore.errors.StoreUnavailable"}
+    assert both.value(names.RUNS_REFUSED, **down) == 0
+    both.tell(RunRefused, "k", StoreUnavailable("down"))
+    both.tell(RunRefused, "k", TypeError())
+    both.tell(RunRefused, "k", LeaseLost("x"), True)  # recovery, and another process was faster
+    assert both.value(names.RUNS_REFUSED, **down) == 1
+    assert both.value(names.RUNS_REFUSED, workflow="", error_type="TypeError") == 1
+    assert both.value(names.RUNS_REFUSED, workflow="", error_type="flowcore.errors.LeaseLost") is None
+
+
+def test_the_wait_of_a_step_is_recorded_when_it_starts(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
+    reader, seen, wf = InMemoryMetricReader(), list[Any](), Workflow("trip")
+
+    @wf.step
+    def book(ctx: Context) -> None:
+        seen.append(registry.get_sample_value("flowcore_step_wait_duration_seconds_count", of_book))
+        seen.extend(point.count for metric, point in points(reader) if metric is names.WAIT_DURATION)
+
+    of_book = {"workflow": "trip", "step": "book"}
+    driver = make_driver(PrometheusHook(registry), MetricsHook(MeterProvider([reader])))
+    driver.run(wf)
+    assert seen == [1, 1]
+    driver.run(wf)
+    assert seen == [1, 1, 2, 2]
+
+
+def test_a_step_whose_retries_are_made_by_another_owner_has_waited_once(
+    registry: CollectorRegistry, tmp_path: Path
+) -> None:
+    reader, wf = InMemoryMetricReader(), Workflow("trip")
+
+    def pay(ctx: Context) -> None:
+        if ctx.attempt < 3:
+            raise RetryAfter(0.03)
+
+    wf.add_step("pay", pay, retry=3)
+    store = SQLiteStore(tmp_path / "runs.db", durability="normal")
+    hooks = [PrometheusHook(registry), MetricsHook(MeterProvider([reader]))]
+    with Engine(store=store, hooks=hooks, park_after=0.02) as engine:
+        engine.run(wf, idempotency_key="k")
+    assert compared(reader, registry) > 30
+
+    def value(name: str, **labels: str) -> float:
+        return registry.get_sample_value(name, {"workflow": "trip", "step": "pay", **labels}) or 0
+
+    assert value("flowcore_step_wait_duration_seconds_count") == 1
+    assert value("flowcore_step_duration_seconds_count", outcome="success") == 1
+    backed_off, took = (
+        value("flowcore_step_backoff_seconds_total"),
+        value("flowcore_step_duration_seconds_sum", outcome="success"),
+    )
+    assert 0.06 <= backed_off <= took
+    attempts = sum(value("flowcore_step_attempt_duration_seconds_sum", outcome=end) for end in ("success", "failure"))
+    assert attempts + backed_off <= took + 1e-6
+
+
+def test_an_engine_that_is_closed_adds_no_threads_to_the_limit(
+    make_driver: MakeDriver, registry: CollectorRegistry
+) -> None:
+    hook = PrometheusHook(registry)
+    drivers = [make_driver(hook, max_workers=number) for number in (3, 5)]
+    for driver in drivers:
+        driver.run(trip().wf)
+    assert registry.get_sample_value("flowcore_workers_limit") == 8
+    drivers[0].close()
+    assert registry.get_sample_value("flowcore_workers_limit") == 5
+
+
+def test_measurements_past_the_limit_are_counted_and_look_ups_are_not(both: Both) -> None:
+    capped = {"hook": "PrometheusHook"}
+    hook = PrometheusHook(both.registry, max_series=1)
+    wf = Workflow("trip")
+    for name in ("a", "b", "c"):
+        wf.add_step(name, lambda ctx: None)
+    with Engine(hooks=[hook], workflows=[wf]) as engine:
+        assert both.registry.get_sample_value("flowcore_telemetry_capped_total", capped) == 0
+        for runs in (1, 2):
+            engine.run(wf)  # of two of its steps: a wait, an attempt and a duration each
+            assert both.registry.get_sample_value("flowcore_telemetry_capped_total", capped) == runs * 6
+    hook(StoreSurveyed("", "", 1.0, {}, {}, {("trip", "b"): 1, ("trip", "c"): 2}))
+    other = {"workflow": "trip", "step": "_other"}
+    assert both.registry.get_sample_value("flowcore_store_runs_waiting", other) == 3
 
 
 def test_seconds_spent_in_hooks_are_counted_by_hook(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
