@@ -13,7 +13,7 @@ from typing import Any
 
 from .._durable.dormant import continuation
 from .._durable.leases import Leases
-from .._kernel import stopping
+from .._kernel import emit, stopping
 from .._kernel.effects import Program, Stop
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -142,7 +142,13 @@ class AsyncRuns:
     def queue(self, run: RunState, *, check: bool, records: bool = False) -> AsyncRunFuture:
         """Begin a submitted run in a separate task. Returns its future. `records`: record the run as queued first, on
         a durable store, and wait a moment for that. Raises what `Recorder.record` raises."""
-        recording = self._recorder.record(run) if records and self._settings.durable else None
+        recording: Recording | None = None
+        if records and self._settings.durable:
+            try:
+                recording = self._recorder.record(run)
+            except BaseException as error:
+                emit.dequeued(run, error=error)
+                raise
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check, recording))
         future = AsyncRunFuture(run, task, loop, recording)
@@ -172,6 +178,8 @@ class AsyncRuns:
     def _forget_queued(self, run: RunState, task: asyncio.Task[Run]) -> None:
         self.local.futures.pop(run, None)
         self.queued.pop(run, None)
+        if run.submitted_at is not None:  # it has not begun
+            emit.dequeued(run, error=None if task.cancelled() else task.exception())
         if self.leases is not None:
             self.leases.leave(run)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .._durable.claim import StoreClaims
+from .._kernel import emit
 from .._kernel.effects import Call
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
@@ -31,7 +32,6 @@ from ..events import (
     Event,
     Hook,
     Hooks,
-    RunSubmitted,
     WorkflowRegistered,
 )
 from ..events.hooks import hook_name
@@ -179,7 +179,7 @@ class EngineBase:
 
             def counts() -> tuple[int, int] | None:
                 pool = reference()
-                return None if pool is None else pool.counts()
+                return None if pool is None or pool.is_over else pool.counts()
 
             names = tuple(map(hook_name, self._settings.hooks.hooks))
             self._emit(EngineStarted("", "", self._settings.clock(), {}, counts, names, self.max_workers))
@@ -205,10 +205,9 @@ class EngineBase:
     def _emit_submitted(self, run: RunState, propagation: str) -> None:
         if propagation not in {"link", "child"}:
             raise DefinitionError(f"propagation= must be 'link' or 'child', not {safe_repr(propagation)}.")
-        if RunSubmitted in run.wanted:
-            event = RunSubmitted(run.workflow.name, run.run_id, self._settings.clock(), run.state, run.key, propagation)
+        if run.wanted:
             with hold_sigint():
-                run.hooks.emit(event, contextvars.copy_context())
+                emit.submitted(run, propagation)
 
 
 def this_process() -> Owner:

@@ -55,6 +55,8 @@ class RunState:
     """called with the Run when the run only waits, and with None when it resumes"""
 
     # the claim
+    submitted_at: float | None = None
+    """when the run was submitted (monotonic), until it leaves the queue; set only if it is observed"""
     queued = False
     """whether the store has recorded the run as queued"""
     claimed = False
@@ -149,8 +151,7 @@ class RunState:
     waits: Waits | None = None
     """(lock) the waits and the steps that are set aside; None if there are none"""
     times: dict[str, tuple[float, float]]
-    """seconds waited and ran of steps that succeeded inline, instead of a report, which few callers read; set only if
-    the run is observed"""
+    """seconds waited and ran of steps that succeeded inline, which have no report; set only if the run is observed"""
 
     def __init__(self, settings: Settings, request: Request) -> None:
         self.settings = settings
@@ -236,8 +237,7 @@ class RunState:
         return step_key(namespace, self.workflow.name, self.stored_key, self.generation, step, undo=undo)
 
     def crossings(self) -> list[Crossing]:
-        """Return the context managers that hooks enter around a step in another process. Called in the step's
-        contextvars context."""
+        """Return the scopes of hooks around a step in another process. Called in the step's contextvars context."""
         return self.hooks.crossings()
 
     @property

@@ -130,6 +130,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
         futures.append(AsyncRunFuture(run, task, loop))
         self._waiting[task] = futures[0]
         task.add_done_callback(self._waiting.pop)
+        task.add_done_callback(lambda _: emit.dequeued(run))  # unless it has begun
         return futures[0]
 
     async def _begun(self, run: RunState, futures: list[AsyncRunFuture], *, check: bool) -> Run:
