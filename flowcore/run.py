@@ -14,9 +14,8 @@ from .errors import (
     error_message,
     safe_repr,
     safe_str,
-    survives_pickling,
-from .portable import portable, survives_pickling
 )
+from .portable import portable, survives_pickling
 from .status import Status
 
 if TYPE_CHECKING:
@@ -131,9 +130,9 @@ class Run:
     undone: tuple[str, ...] = ()
     """the steps whose undo succeeded, in order of undoing"""
     _times: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """(waited, ran) of steps without a report, in seconds"""
     _left_out: Mapping[str, str] = MappingProxyType({})
     """the type of each result that could not be pickled with the run, by step name"""
-    """(waited, ran) of steps without a report, in seconds"""
 
     def __init__(
         self,
@@ -186,12 +185,12 @@ class Run:
         name = step if isinstance(step, str) else self._name_of(step)
         try:
             return self.results[name]
+        except KeyError:
             if name in self._left_out:
                 raise NoResult(
                     f"step {safe_repr(name)} has no result here: it succeeded, but its result of type "
                     f"{self._left_out[name]} could not be pickled."
                 ) from None
-        except KeyError:
             known = name in self._plan.by_name
             raise no_result(name, self._report(name) if known else None, self.workflow) from None
 
@@ -210,7 +209,8 @@ class Run:
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle can send of the run: its id, texts and reports, and the results that can be pickled.
 
-        An error that cannot be pickled becomes a RunFailed with its type, message and traceback.
+        An error that cannot be pickled becomes a RunFailed with its type, message, traceback and notes.
+        """
         errors: dict[int, Any] = {}  # an error that is here twice is one error there too
 
         def sent(error: BaseException | None) -> Any:
@@ -218,7 +218,6 @@ class Run:
 
         results = {name: result for name, result in self.results.items() if survives_pickling(result)}
         left_out = {name: type(self.results[name]).__name__ for name in self.results.keys() - results.keys()}
-        """
         return {
             **{name: value for name, value in self.__dict__.items() if not name.startswith("_")},
             "error": sent(self.error),
