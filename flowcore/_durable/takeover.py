@@ -55,6 +55,14 @@ class Takeover:
     def restore(self, run: RunState) -> None:
         restore(run, self.record)
 
+    def holds(self, run: RunState) -> bool:
+        refused = None if self.record.status is Status.QUEUED else _refused(run, self.record)
+        if refused is not None:
+            for node in _crashed(run, self.record):
+                run.reports[node.name] = replace(self.record.steps[node.name], status=Status.UNKNOWN)
+            stopping.hold(run, refused)
+        return refused is not None
+
     def decide(self, run: RunState) -> Program[None]:
         return take_over(run, self.record)
 
@@ -146,13 +154,8 @@ def take_over(run: RunState, record: RunRecord) -> Program[None]:
     ledger = ledger_of(run)
     if record.status is Status.QUEUED:  # no step has begun
         return
-    refused = _refused(run, record)
-    if refused is not None:
-        crashed = [node for node in run.plan.nodes if _was_running(record, node)]
-        for node in crashed:
-            run.reports[node.name] = replace(record.steps[node.name], status=Status.UNKNOWN)
-        stopping.hold(run, refused)
-        emit.recovered(run, _recovered(run, record, "hold", held=crashed))
+    if run.held:
+        emit.recovered(run, _recovered(run, record, "hold", held=_crashed(run, record)))
         return
     if record.status is Status.WAITING and record.decision in {None, "resume"}:  # no step was in flight
         return
@@ -273,13 +276,17 @@ def _refused(run: RunState, record: RunRecord) -> IdempotencyHeld | None:
 
 def _last_seen(run: RunState, record: RunRecord) -> str:
     """Describe the step or undo in which the last owner of a run crashed, and that owner."""
-    steps = [node.name for node in run.plan.nodes if _was_running(record, node)]
+    steps = [node.name for node in _crashed(run, record)]
     where = f"in step {', '.join(map(safe_repr, steps))}" if steps else "between two steps"
     if record.undoing:
         left = [name for name in record.effects if _undo_of(record, name) is None]
         where = f"in the undo of step {safe_repr(left[-1])}" if left else "while undoing"
     owner = record.owner
     return f"the last time {where}" + ("" if owner is None else f" (host {owner.host}, pid {owner.pid})")
+
+
+def _crashed(run: RunState, record: RunRecord) -> list[Node]:
+    return [node for node in run.plan.nodes if _was_running(record, node)]
 
 
 def _was_running(record: RunRecord, node: Node) -> bool:

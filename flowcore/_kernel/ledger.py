@@ -144,8 +144,14 @@ class Takeover(Protocol):
         """Restore the state of the run from its record."""
         ...
 
+    def holds(self, run: RunState) -> bool:
+        """Hold the run if only an operator may resume it, and return whether it does. Calls nothing of the user: that
+        may be what crashed the earlier owners."""
+        ...
+
     def decide(self, run: RunState) -> Program[None]:
-        """Decide on the steps that were in flight, and whether the run goes forward or is undone."""
+        """Decide on the steps that were in flight, and whether the run goes forward or is undone. Emits the
+        decision."""
         ...
 
 

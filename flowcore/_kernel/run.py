@@ -51,10 +51,14 @@ def execute(run: RunState) -> Program[Run]:
         earlier.restore(run)
     if run.ledger is not None and run.settings.owns is not None:
         run.settings.owns(run)
+    # That a run is held must be recorded before a hook is called, because a hook may be what crashed its owners.
+    held = (yield from _end_failed(run)) if earlier is not None and earlier.holds(run) else None
     if starts:
         scope = emit.run_started(run)
     if earlier is not None:
         yield from earlier.decide(run)
+    if held is not None:
+        return (yield from _report(run, scope, held))
     if starts:
         emit.first_ready(run)
     if run.on_pause is not None:
@@ -165,6 +169,11 @@ def _repair(run: RunState) -> None:
 
 def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
     """End a run that has stopped: undo its steps, record how it ended, and return its Run."""
+    return (yield from _report(run, scope, (yield from _end_failed(run))))
+
+
+def _end_failed(run: RunState) -> Program[Run]:
+    """Undo the steps of a run that has stopped, record how it ended, and return its Run."""
     if run.waits is not None:
         end_retries(run, run.waits, failed=not is_left(run))
     if run.ledger is not None:
@@ -188,6 +197,11 @@ def _fail(run: RunState, scope: EventScope | None) -> Program[Run]:
         finished.error.add_note(
             f"the end of the run could not be recorded ({error_line(failure, 200)}); its key is still in use"
         )
+    return finished
+
+
+def _report(run: RunState, scope: EventScope | None, finished: Run) -> Program[Run]:
+    """Emit the end of a run that has failed. Returns the Run that its caller gets."""
     if scope is not None:
         emit.run_finished(run, scope, finished)
     if finished.status is Status.LOST:

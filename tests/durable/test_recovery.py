@@ -24,7 +24,7 @@ from flowcore import (
     StoreUnavailable,
     Workflow,
 )
-from flowcore.events import StoreSurveyed
+from flowcore.events import Event, RunFinished, RunRecovered, RunStarted, StoreSurveyed
 from flowcore.run import StepReport
 from flowcore.status import Status
 from flowcore.stores import SQLiteStore
@@ -77,6 +77,30 @@ def test_a_run_that_crashed_its_owners_too_often_is_held_with_the_reason_the_own
         store.resume("k")
         assert engine.run(wf, idempotency_key="k").status == "success"
     assert done == ["a"]
+
+
+@pytest.mark.parametrize("engines", ["threads", "asyncio"])
+def test_that_a_run_is_held_is_recorded_before_a_hook_learns_of_it(store: SQLiteStore, engines: str) -> None:
+    seen = list[tuple[str, bool]]()
+
+    def hook(event: Event) -> None:
+        if isinstance(event, RunStarted | RunRecovered | RunFinished):
+            record = store.head("k")
+            seen.append((type(event).__name__, record is not None and record.held))
+
+    async def on_asyncio() -> None:
+        async with AsyncEngine(**options) as engine:
+            await engine.run(wf, idempotency_key="k", check=False)
+
+    wf = one_step()
+    crashed(store, wf, "k", times=3)
+    options: dict[str, Any] = {"store": store, "max_takeovers": 2, "hooks": [hook]}
+    if engines == "asyncio":
+        asyncio.run(on_asyncio())
+    else:
+        with Engine(**options) as engine:
+            engine.run(wf, idempotency_key="k", check=False)
+    assert seen == [("RunStarted", True), ("RunRecovered", True), ("RunFinished", True)]
 
 
 def test_a_record_with_a_hole_is_held_and_not_run(store: SQLiteStore) -> None:
