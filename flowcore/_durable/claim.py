@@ -45,7 +45,7 @@ from .dormant import take_back
 from .endings import ending
 from .ledger import Ledger, ledger_of
 from .outcomes import is_given_up, refusal, replay
-from .takeover import Takeover
+from .takeover import Takeover, withdraw
 from .waiting import LocalRuns, adopt, refuse_if_cancelled, taken_here, wait_for_owner
 
 __all__ = ["StoreClaims", "claim", "fingerprint_of", "record_of"]
@@ -63,10 +63,18 @@ class StoreClaims:
         return Ledger()
 
     def claim(self, run: RunState) -> Program[Run | Takeover | None]:
-        found = yield from claim(run, self.local, self._owner)
+        own_id = run.run_id
+        try:
+            found = yield from claim(run, self.local, self._owner)
+        except BaseException as error:
+            if not isinstance(error, Exception | GeneratorExit):  # a signal handler exits: the claim may be granted
+                emit.refused(run, error)
+                if not run.queued:
+                    yield from withdraw(run, own_id)
+            raise
         if run.claimed and self.local is not None:
             self.local.join(run)
-        return Takeover(found) if isinstance(found, RunRecord) else found
+        return Takeover(found, own_id) if isinstance(found, RunRecord) else found
 
     def adopt(self, run: RunState) -> Program[Run | None]:
         return adopt(run)

@@ -307,6 +307,14 @@ class Ledger(Unsaved):
             effect = effect and node.compensation is not None
             self.note_end(node.name, run.report(node), run.results, effect=effect)
 
+    def save_again(self, run: RunState) -> None:
+        with run.lock:
+            self.put_all_back()
+            for name in run.results:
+                node, record = run.plan.by_name[name], self.steps.get(name)
+                if (record is None or not record.has_result) and name not in self.unstorable:
+                    self.note_end(name, run.report(node), run.results, effect=node.compensation is not None)
+
     def unfinished(self, run: RunState, failure: BaseException) -> BaseException:
         if isinstance(failure, LeaseLost):
             emit.lease_lost(run)

@@ -144,6 +144,14 @@ class Unsaved:
         """Return the latest record of each step, and the latest write of each key, that was ever sent."""
         return dict(self.sent), dict(self.sent_writes)
 
+    def put_all_back(self) -> None:
+        """Put all changes that were sent back among the unsaved ones. Later changes win."""
+        self.steps = self.sent | self.steps
+        pending = self.writes.setdefault("", {})
+        for key, write in self.sent_writes.items():
+            if key not in pending or pending[key].seq < write.seq:
+                pending[key] = write
+
     def started(self, claim: Claim) -> None:
         """Note that the store has recorded the start of the steps with which `claim` began the run."""
         self.announced.update(claim.begins)

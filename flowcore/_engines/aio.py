@@ -18,6 +18,7 @@ from .._kernel.run import run_without_driver
 from .._kernel.run_state import RunState
 from ..errors import RunNotFound
 from ..events import Hook
+from ..exits import deferred, raise_deferred
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
@@ -36,8 +37,8 @@ from .recovering import LEASE_OVER, RecoveryTasks
 
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
-    from .schedules import AsyncSchedules
     from ..step import Step
+    from .schedules import AsyncSchedules
 
 __all__ = ["AsyncEngine"]
 
@@ -157,6 +158,8 @@ class AsyncEngine(LoopCalls, LocalEngine):
                 raise
             if finished is not None:
                 self._live.pop(run, None)
+                if deferred:
+                    raise_deferred()
                 return finished
         self._ensure_looking()
         return await self._runs.drive(run, cancelled, check=check)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
@@ -27,15 +26,16 @@ from .._kernel.effects import (
     Suspended,
     as_call,
 )
-from .._kernel.run import execute, work_beside_main
+from .._kernel.run import abort, execute, work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
-from ..errors import StoreUnavailable
+from ..exits import is_exit_of_handler
 from ..run import Run
-from .aio_threads import PendingReply, ThreadCalls
+from .aio_store_calls import StoreCalls
+from .aio_threads import PendingReply
 from .in_context import InContext, is_process_stopping
-from .interrupts import raised_by_signal
+from .interrupts import raised_by_signal, undo_interrupted
 from .workers import Workers
 
 __all__ = ["AsyncDriver"]
@@ -45,7 +45,7 @@ TAKEN_OVER: Final = object()  # the call was abandoned while this task was in it
 CANCEL_GRACE: Final = 0.05  # seconds for a cancelled coroutine to unwind before it is abandoned
 
 
-class AsyncDriver(ThreadCalls):
+class AsyncDriver(StoreCalls):
     """Drives the programs of one run on one event loop.
 
     The caller's task advances the main program, and each helper program has a task of its own. When a program waits,
@@ -55,6 +55,9 @@ class AsyncDriver(ThreadCalls):
 
     result: Run | None = None
     error: BaseException | None = None
+    raised_by_handler: BaseException | None = None
+    """the exception that a signal handler of the user has raised while the run was driven"""
+    _aborts = False
     cancelled: asyncio.CancelledError | None = None
     """the first cancellation of one of the run's tasks from outside"""
 
@@ -143,85 +146,125 @@ class AsyncDriver(ThreadCalls):
     async def _advance(self, program: Program[Any], answer: Any) -> None:
         """Resume `program` with `answer` and perform its effects until it ends or another task takes it over."""
         send, context = program.send, self.run.context
+        resume: Callable[[Any], Any] = send
         while True:
             try:
-                effect = send(answer)
-            except StopIteration as stop:
-                if program is self._main:
-                    self.result = stop.value
-                    self.error = stop.value.error
-                return
-            except BaseException as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
-                self.error = self.error or error
-                self._resume_main()
-                return
-            if type(effect) is Context and effect.node.is_async:
-                # The hot path: a coroutine that never suspends costs no more than its first step.
-                inner = context.copy()
                 try:
-                    coroutine = inner.run(effect.node.fn, effect)
-                    waiting = inner.run(coroutine.send, None)
+                    effect, resume = resume(answer), send
                 except StopIteration as stop:
-                    answer = (stop.value, None)
-                    continue
-                except BaseException as error:  # noqa: BLE001 - the program judges it
-                    answer = (None, error)
-                    continue
-                call = as_call(effect, inner)
-                answer = await self._suspended(program, call, coroutine, waiting)
-                if answer is TAKEN_OVER:
+                    if program is self._main and stop.value is not None:
+                        self.result = stop.value
+                        self.error = stop.value.error
                     return
-            elif type(effect) is Context or type(effect) is Call:
-                any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
-                answer = await self._call(program, cast("Call", any_call))
-                if answer is TAKEN_OVER:
-                    return
-            elif type(effect) is Suspended:
-                call = as_call(effect.ctx, effect.context)
-                answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
-                if answer is TAKEN_OVER:
-                    return
-            elif type(effect) is Ask:
-                answer = await self._ask(effect)
-            elif type(effect) is Sleep:
-                answer = None
-                await self._sleep(effect)
-            elif type(effect) is AwaitAbandoned:
-                answer = await self._await_abandoned(effect)
-            elif effect is WAIT:
-                answer = None
-                self._main_reply = self._main_reply or PendingReply(self)
-                await self._main_reply.wait()
-                self._main_reply = None
-                if self.error is not None:
-                    return
-            elif effect is SHIELD and asyncio.current_task() is self.caller:
-                # Undo in a task of its own, which a cancellation of the caller does not reach.
-                pending = PendingReply(self)
-                self._spawn(program, None, pending)
-                await pending.wait()
-                return
-            else:
-                answer = None
-                if effect is REQUEST_WORKER:
-                    self._spawn(work_beside_main(self.run), None)
-                elif type(effect) is Delegate:
-                    self._spawn(work_beside_main(self.run, effect.node), None)
-                elif effect is RESUME:
+                except Exception as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
+                    self.error = self.error or error
                     self._resume_main()
-                elif type(effect) is Alarm:
-                    self._alarms.append(self.loop.call_later(effect.seconds, self.look))
-                elif type(effect) is Stop:
-                    self.stop(effect)
+                    return
+                except BaseException as error:  # noqa: BLE001 - the same, once the run has ended
+                    aborted, answer = self._aborted(program, error), None
+                    if aborted is None:
+                        return
+                    program, send = aborted, aborted.send
+                    resume = send
+                    continue
+                if type(effect) is Context and effect.node.is_async:
+                    # The hot path: a coroutine that never suspends costs no more than its first step.
+                    inner = context.copy()
+                    try:
+                        coroutine = inner.run(effect.node.fn, effect)
+                        waiting = inner.run(coroutine.send, None)
+                    except StopIteration as stop:
+                        answer = (stop.value, None)
+                        continue
+                    except BaseException as error:  # noqa: BLE001 - the program judges it
+                        answer = (None, error)
+                        continue
+                    call = as_call(effect, inner)
+                    answer = await self._suspended(program, call, coroutine, waiting)
+                    if answer is TAKEN_OVER:
+                        return
+                elif type(effect) is Context or type(effect) is Call:
+                    any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
+                    answer = await self._call(program, cast("Call", any_call))
+                    if answer is TAKEN_OVER:
+                        return
+                elif type(effect) is Suspended:
+                    call = as_call(effect.ctx, effect.context)
+                    answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
+                    if answer is TAKEN_OVER:
+                        return
+                elif type(effect) is Ask:
+                    answer = await self._ask(effect)
+                elif type(effect) is Sleep:
+                    answer = None
+                    await self._sleep(effect)
+                elif type(effect) is AwaitAbandoned:
+                    answer = await self._await_abandoned(effect)
+                elif effect is WAIT:
+                    answer = None
+                    self._main_reply = self._main_reply or PendingReply(self)
+                    await self._main_reply.wait()
+                    self._main_reply = None
+                    if self.error is not None:
+                        return
+                elif effect is SHIELD and asyncio.current_task() is self.caller:
+                    # Undo in a task of its own, which a cancellation of the caller does not reach.
+                    pending = PendingReply(self)
+                    self._spawn(program, None, pending)
+                    await pending.wait()
+                    return
+                else:
+                    answer = None
+                    if effect is REQUEST_WORKER:
+                        self._spawn(work_beside_main(self.run), None)
+                    elif type(effect) is Delegate:
+                        self._spawn(work_beside_main(self.run, effect.node), None)
+                    elif effect is RESUME:
+                        self._resume_main()
+                    elif type(effect) is Alarm:
+                        self._alarms.append(self.loop.call_later(effect.seconds, self.look))
+                    elif type(effect) is Stop:
+                        self.stop(effect)
+            except (SystemExit, KeyboardInterrupt) as error:  # a signal handler raised it in the driver's own code
+                for call in [call for call, entry in self._inline.items() if entry[0] is program]:
+                    del self._inline[call]
+                self._handler_raised(error)
+                resume, answer = program.throw, error
+
+    def _handler_raised(self, error: BaseException) -> None:
+        """Park or cancel the run because a signal handler has raised `error`, which the caller gets at the end."""
+        self.raised_by_handler = error
+        self.cancel(error)
+
+    def _aborted(self, program: Program[Any], error: BaseException) -> Program[Run] | None:
+        """Return the program that ends the run after `error` has ended its main program, as the exit of a signal handler
+        does. Returns None if it has ended another one, or if the run cannot go on."""
+        if is_exit_of_handler(error):
+            self.raised_by_handler = error
+        if program is not self._main:
+            self.cancel(error)
+            if not self.run.running:
+                self._resume_main()
+            return None
+        if self._aborts:
+            self.error = self.error or error
+            return None
+        self._aborts = True
+        self._main = abort(self.run, error)
+        return self._main
 
     def _spawn(self, program: Program[Any], answer: Any, over: PendingReply | None = None) -> None:
         """Advance `program` in a separate task. `over` is set once that task has ended."""
         task = self.loop.create_task(self._advance(program, answer))
         self._tasks.add(task)  # the loop holds tasks only weakly
+        if over is not None:
+            over.task = task
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if task.cancelled():  # before its first step, by a loop that shuts down: the run still has to be ended
+            # A loop that shuts down may cancel it before its first step, and a signal handler may exit there. The run
+            # still has to be ended.
+            if task.cancelled() or task.exception() is not None:
                 self._spawn(program, answer, over)
             elif over is not None:
                 over.set(None)
@@ -246,8 +289,19 @@ class AsyncDriver(ThreadCalls):
         except StopIteration as stop:
             return stop.value, None
         except BaseException as error:  # noqa: BLE001 - the program judges it
-            return None, error
+            return None, self._exit_in_call(error, call)
         return await self._suspended(program, call, coroutine, waiting)
+
+    def _exit_in_call(self, error: BaseException, call: Call) -> BaseException:
+        """Note that async user code has raised `error`, if a signal handler has raised it there. Returns the error of the
+        call: see `CallersThread.call_here`."""
+        if isinstance(error, Exception) or not call.shielded or not is_exit_of_handler(error):
+            return error
+        if raised_by_signal(error):  # the second Ctrl-C
+            self.run.undo_stopped = True
+            return error
+        self._handler_raised(error)
+        return error if self.run.relinquished else undo_interrupted(error)
 
     async def _suspended(
         self, program: Program[Any], call: Call, coroutine: Coroutine[Any, Any, Any], waiting: Any
@@ -270,8 +324,9 @@ class AsyncDriver(ThreadCalls):
             self._complete_late(call, result)
             return TAKEN_OVER
         error = result[1]
-        if call.shielded and isinstance(error, KeyboardInterrupt) and raised_by_signal(error):  # the second Ctrl-C
-            self.run.undo_stopped = True
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            error = self._exit_in_call(error, call)
+            result = None, error
         before = self._cancels if task is self.caller else 0
         for _ in range(min(awaitable.leaked, task.cancelling() - before)):
             task.uncancel()
@@ -324,42 +379,6 @@ class AsyncDriver(ThreadCalls):
 
     # -- the other effects ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, ask: Ask) -> Outcome:
-        """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which
-        the run never cancels."""
-        store = self.run.settings.store
-        verb = getattr(store, ask.verb)
-        if not getattr(store, "blocks", True):
-            try:
-                return verb(ask.argument), None
-            except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
-                return None, error
-        pending = PendingReply(self)
-
-        async def asked() -> None:
-            try:
-                answer = (
-                    verb(ask.argument)
-                    if inspect.iscoroutinefunction(verb)
-                    else asyncio.to_thread(_called, verb, ask.argument)
-                )
-                pending.set((await answer, None))
-            except Exception as error:  # noqa: BLE001 - see above
-                pending.set((None, error))
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if task.cancelled():  # the loop shuts down, maybe before the first step; the program calls the store again
-                pending.set((None, StoreUnavailable("the event loop is shutting down.")))
-
-        run = self.run
-        context = ask.context or (run.store_context or run.context).copy()
-        task = self.loop.create_task(asked(), context=context)
-        self._tasks.add(task)
-        task.add_done_callback(ended)
-        result: Outcome = await pending.wait()
-        return result
-
     async def _sleep(self, sleep: Sleep) -> None:
         if sleep.is_over_at_once(self.run):
             return
@@ -381,6 +400,7 @@ class AsyncDriver(ThreadCalls):
         return outcome
 
     def stop(self, stop: Stop) -> None:
+        self.raised_by_handler = stop.exit or self.raised_by_handler
         if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
         for sleep, pending in list(self._sleeping.items()):
@@ -400,14 +420,6 @@ class AsyncDriver(ThreadCalls):
         for call in list(self._threaded):
             if not call.shielded or parked:
                 self.loop.call_later(grace, self._leave_thread, call, False)
-
-
-def _called(verb: Callable[[object], Any], argument: object) -> Any:
-    """Call a verb of a sync store on a thread. An exit there must not end the loop that waits for the reply."""
-    try:
-        return verb(argument)
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise StoreUnavailable(f"{type(error).__name__} was raised while the store was called.") from error
 
 
 def _resumed(program: Program[Any], effect: Effect) -> Program[None]:

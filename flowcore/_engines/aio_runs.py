@@ -18,6 +18,7 @@ from .._kernel.effects import Program, Stop
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import StepCancelled
+from ..exits import take_deferred
 from ..forks import after_fork_in_child
 from ..run import Run
 from ..status import Status
@@ -99,8 +100,9 @@ class AsyncRuns:
             finally:
                 self.live.follow(waited)
             driver = await self._driven(following)
-        if driver.cancelled is not None and driver.error is not driver.cancelled:
-            raise driver.cancelled from driver.error
+        raised = take_deferred() or driver.raised_by_handler or driver.cancelled
+        if raised is not None and driver.error is not raised:
+            raise raised from driver.error
         return outcome(driver.result, driver.error, check=check)
 
     def driver(self, run: RunState, cancelled: int, main: Program[Run] | None = None) -> AsyncDriver:
@@ -110,7 +112,11 @@ class AsyncRuns:
 
     async def driven(self, run: RunState, cancelled: int) -> AsyncDriver:
         """Drive a run until it ends or waits in its store. Returns its driver."""
-        return await self._driven(self.driver(run, cancelled))
+        try:
+            return await self._driven(self.driver(run, cancelled))
+        except BaseException:
+            self.live.pop(run, None)  # a signal handler may exit before `_driven` can do so
+            raise
 
     async def _driven(self, driver: AsyncDriver) -> AsyncDriver:
         run = driver.run

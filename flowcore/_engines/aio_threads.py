@@ -23,14 +23,16 @@ _NO_REPLY: Final = object()
 
 class PendingReply:
     """A value for which a program's task waits. A cancellation of the task is reported to the driver and does not end
-    the wait."""
+    the wait. `task`: the task that sets the value, if there is one. If it has ended without doing so, because a signal
+    handler has raised an exit in it or in its callback, the value is None."""
 
-    __slots__ = ("_answer", "_driver", "_future")
+    __slots__ = ("_answer", "_driver", "_future", "task")
 
     def __init__(self, driver: ThreadCalls) -> None:
         self._driver = driver
         self._answer: Any = _NO_REPLY
         self._future: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     def set(self, answer: Any) -> None:
         """Resume the waiting program with `answer`. Only the first call has an effect."""
@@ -40,13 +42,13 @@ class PendingReply:
                 self._future.set_result(None)
 
     async def wait(self) -> Any:
-        while self._answer is _NO_REPLY:
+        while self._answer is _NO_REPLY and (self.task is None or not self.task.done() or self.task.cancelled()):
             self._future = self._driver.loop.create_future()
             try:
                 await self._future
             except asyncio.CancelledError as error:
                 self._driver.cancelled_from_outside(error)
-        return self._answer
+        return None if self._answer is _NO_REPLY else self._answer
 
 
 class ThreadCalls(ABC):

@@ -14,17 +14,20 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from .._kernel import stopping
-from .._kernel.effects import Outcome, Program, Stop
-from .._kernel.run import work_beside_main
+from .._kernel.effects import AwaitAbandoned, Call, Outcome, Program, Sleep, Stop
+from .._kernel.run import abort, work_beside_main
 from .._kernel.run_state import RunState
 from ..context import Context
+from ..exits import deferred, is_exit_of_handler, take_deferred
 from ..run import Run
-from .interrupts import SigintGuard, raised_by_signal, restore
+from .interrupts import SigintGuard, raised_by_signal, restore, undo_interrupted
 
-__all__ = ["CallersThread"]
+__all__ = ["CallersThread", "Parked"]
 
 _LOOK: Final = 0.5
 """seconds between two checks for a Ctrl-C while the main thread waits"""
+Parked = Call | Sleep | AwaitAbandoned
+"""what a program may wait for"""
 Resumption = tuple[Program[Any], Any]
 """a program, and the answer with which it is resumed"""
 
@@ -33,14 +36,21 @@ class CallersThread(ABC):
     """The part of a `Driver` that runs in the caller's thread, or in the thread of a step that waits for the run."""
 
     over = False
+    result: Run | None = None
     error: BaseException | None = None
     raised_by_handler: BaseException | None = None
     """the exception that a signal handler of the user has raised in the caller's thread"""
+    _aborts = False
+    """whether `aborted` was called"""
     _wakeup: SimpleQueue[None] | None = None
     """the queue on which the caller's thread waits while it is idle; a signal handler may put to it"""
     _ctrl_c: SigintGuard | None = None
     _caller_idle = False
-    """(under the lock) whether the caller's thread waits on `_bell`"""
+    """(under the lock) whether the caller's thread waits on `_wakeup`"""
+    _main_parked = False
+    """(under the lock) whether the main program waits to be resumed"""
+    _main_due = False
+    """(under the lock) whether the main program was resumed before it waited"""
 
     def __init__(self, run: RunState, main: Program[Run]) -> None:
         self.run = run
@@ -48,10 +58,22 @@ class CallersThread(ABC):
         self._starts = [True]  # emptied when the run begins or is dropped; list.pop is atomic
         self._lock = threading.Lock()
         self._resumptions: deque[Resumption] = deque()  # (under the lock) programs to resume
+        # Programs that wait for something to end. The thread that pops one resumes it; dict.pop is atomic.
+        self._parked: dict[Parked, Program[Any]] = {}
+        self._queued_calls: dict[Call, Program[Any]] = {}  # calls that wait for a thread, in the same way
 
     @abstractmethod
-    def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
-        """Resume a program with an answer. `here`: whether this is the caller's thread."""
+    def _advance(self, program: Program[Any], answer: Any, *, here: bool = False, throws: bool = False) -> None:
+        """Resume a program with an answer. `here`: whether this is the caller's thread. `throws`: whether the answer is
+        an error to raise in the program."""
+
+    @abstractmethod
+    def _end(self, result: Run | None, error: BaseException | None) -> None:
+        """Note that the run is over. Another call with the same arguments changes nothing."""
+
+    @abstractmethod
+    def _resume_main(self) -> None:
+        """Resume the main program, which waits, or will wait next."""
 
     @abstractmethod
     def stop(self, stop: Stop) -> None:
@@ -60,20 +82,30 @@ class CallersThread(ABC):
     def run_here(self, ctrl_c: SigintGuard | None, until: float = math.inf) -> None:
         """Drive the run to its end; the calling thread takes part. `ctrl_c` handles SIGINT meanwhile. `until`: see
         `_serve`."""
-        self._starts.clear()
-        self._ctrl_c = ctrl_c
-        if ctrl_c is not None:
-            ctrl_c.wake = self._wake_up
+        main: Program[Run] | None = self._main
         try:
-            self._advance(self._main, None, here=True)
-            if not self.over:
-                self._serve(until)
-        except BaseException as error:
-            self.cancel(error)  # a signal handler has raised this between two instructions of the driver
-            raise
+            while True:
+                try:
+                    if main is not None:
+                        self._starts.clear()
+                        self._ctrl_c = ctrl_c
+                        if ctrl_c is not None:
+                            ctrl_c.wake = self._wake_up
+                        self._advance(main, None, here=True)
+                        main = None
+                    if not self.over:
+                        self._serve(until)
+                    break
+                except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
+                    interrupted, main = main, None
+                    with self._lock:
+                        self._wakeup = None
+                    self._exit_in_driver(error, interrupted)
         finally:
             self._ctrl_c = None  # it refers to this driver: the cycle would keep the run in memory
             restore(ctrl_c)
+        if deferred:
+            self.raised_by_handler = take_deferred() or self.raised_by_handler
         if ctrl_c is not None and ctrl_c.count and not isinstance(self.error, KeyboardInterrupt):
             raise KeyboardInterrupt from self.error
         if self.raised_by_handler is not None and self.error is not self.raised_by_handler:
@@ -87,24 +119,37 @@ class CallersThread(ABC):
                 return
             wakeup = self._wakeup = SimpleQueue()
         while not self.over:
-            if self._ctrl_c is not None and self._ctrl_c.unseen:
-                self._interrupted()
-            with self._lock:
-                resumption = self._resumptions.popleft() if self._resumptions else None
-                self._caller_idle = resumption is None
-            if resumption is not None:
-                self._advance(*resumption, here=True)
-            elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
-                # A worker was requested, but no thread of the pool has come yet.
-                self._caller_idle = False
-                self._advance(work_beside_main(self.run, node), None, here=True)
-            else:
-                self._wait(wakeup, until)
+            program: Program[Any] | None = None
+            try:
+                if self._ctrl_c is not None and self._ctrl_c.unseen:
+                    self._interrupted()
+                if deferred:
+                    self._take_deferred()
+                answer: Any = None
                 with self._lock:
-                    if self._caller_idle and time.monotonic() >= until:  # from now on, the pool resumes all programs
-                        self._caller_idle, self._wakeup = False, None
-                        return
+                    if self._resumptions:
+                        # No call takes it out, because a signal handler that raises could lose what a call returns.
+                        program, answer = self._resumptions[0]
+                        del self._resumptions[0]
+                    self._caller_idle = program is None
+                if program is not None:
+                    self._advance(program, answer, here=True)
+                elif self.run.working and self.run.ready and (node := self.run.take()) is not None:
+                    # A worker was requested, but no thread of the pool has come yet.
                     self._caller_idle = False
+                    program = work_beside_main(self.run, node)
+                    self._advance(program, None, here=True)
+                else:
+                    self._wait(wakeup, until)
+                    with self._lock:
+                        if (
+                            self._caller_idle and time.monotonic() >= until
+                        ):  # from now on, the pool resumes all programs
+                            self._caller_idle, self._wakeup = False, None
+                            return
+                        self._caller_idle = False
+            except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
+                self._exit_in_driver(error, program)
 
     def _wait(self, wakeup: SimpleQueue[None], until: float) -> None:
         """Wait in the caller's thread for something to do, until the moment `until` (monotonic) at most."""
@@ -122,6 +167,60 @@ class CallersThread(ABC):
         """Cancel the run because a user's signal handler, such as one that calls sys.exit(), has raised `error`."""
         self.raised_by_handler = error
         self.cancel(error)
+
+    def _exit_in_driver(self, error: BaseException, program: Program[Any] | None) -> None:
+        """Go on driving the run after a signal handler has raised `error` in the driver's own code, while this thread
+        advanced `program`. The error is raised in the program, because its answer may be lost."""
+        self._handler_raised(error)
+        if self.result is not None or self.error is not None:
+            self._end(self.result, self.error)
+        elif program is not None and self._take_back(program):
+            self._advance(program, error, here=True, throws=True)
+
+    def aborted(self, error: BaseException) -> Program[Run] | None:
+        """Return the program that ends the run after `error`, such as the exit of a signal handler, has ended its main
+        program. Returns None if that program itself has raised `error`."""
+        if is_exit_of_handler(error):
+            self.raised_by_handler = error
+        if self._aborts:
+            return None
+        self._aborts = True
+        with self._lock:
+            self._main_parked = self._main_due = False
+            self._main = abort(self.run, error)
+        return self._main
+
+    def worker_ended(self, error: BaseException) -> None:
+        """Cancel the run because `error` has ended a worker that held no step."""
+        if is_exit_of_handler(error):
+            self.raised_by_handler = error
+        self.cancel(error)
+        if not self.run.running:
+            self._resume_main()
+
+    def _take_back(self, program: Program[Any]) -> bool:
+        """Keep other threads from resuming a program that waits. Returns False if one of them has it."""
+        for waiting, parked in list(self._parked.items()):
+            if parked is program and (type(waiting) is Call or self._parked.pop(waiting, None) is None):
+                return False
+        with self._lock:
+            if program is self._main:
+                self._main_parked = False
+            for resumption in [one for one in self._resumptions if one[0] is program]:
+                self._resumptions.remove(resumption)
+        return program not in self._queued_calls.values()
+
+    def _take_deferred(self) -> None:
+        """Act on the exit of a signal handler that has interrupted a hook."""
+        error = take_deferred()
+        if error is not None:
+            self._handler_raised(error)
+
+    def exits_before(self, call: Call) -> bool:
+        """Act on the exit of a signal handler that has interrupted a hook before `call` begins. Returns whether the call
+        must not begin."""
+        self._take_deferred()
+        return self.run.interrupted and not call.shielded
 
     def _wake_up(self) -> None:
         """Wake the caller's thread after a Ctrl-C outside of user code. Called in the signal handler."""
@@ -142,11 +241,11 @@ class CallersThread(ABC):
     ) -> Outcome:
         """Run user code on the caller's thread. Such a call cannot be abandoned, but Ctrl-C can interrupt it."""
         ctrl_c = self._ctrl_c
+        if ctrl_c is not None and ctrl_c.unseen:
+            self._interrupted()
         try:
             if ctrl_c is None:
                 return context.run(fn, ctx), None
-            if ctrl_c.unseen:
-                self._interrupted()
             try:
                 ctrl_c.in_step, ctrl_c.in_undo = not shielded, shielded
                 return context.run(fn, ctx), None
@@ -155,7 +254,18 @@ class CallersThread(ABC):
         except BaseException as error:  # noqa: BLE001 - the program judges it
             if shielded and raised_by_signal(error):  # the second Ctrl-C
                 self.run.undo_stopped = True
+            elif is_exit_of_handler(error):
+                return None, self._exit_in_call(error, shielded=shielded)
             return None, error
+
+    def _exit_in_call(self, error: BaseException, *, shielded: bool) -> BaseException:
+        """Note that a signal handler has raised `error` in user code. Returns the error of the call. In memory, the undo
+        that it cut short is attempted again, if its `retry=` allows that; on a durable store, by the next owner."""
+        if not shielded:
+            self.raised_by_handler = error  # the program cancels the run
+            return error
+        self._handler_raised(error)
+        return error if self.run.relinquished else undo_interrupted(error)
 
     def cancel(self, error: BaseException) -> bool:
         """Cancel the run because of `error`. Returns False if it was stopping already or is over."""

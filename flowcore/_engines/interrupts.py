@@ -15,7 +15,18 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["SigintGuard", "guard", "hold_sigint", "raised_by_signal", "restore"]
+from ..errors import StoreUnavailable, UndoInterrupted
+from ..exits import raise_deferred
+
+__all__ = [
+    "SigintGuard",
+    "guard",
+    "hold_sigint",
+    "raised_by_signal",
+    "restore",
+    "store_interrupted",
+    "undo_interrupted",
+]
 
 _SIGINT: Final = int(signal.SIGINT)
 # signal.signal calls this function and converts numbers to enums and back, which takes as long as a small run.
@@ -69,6 +80,19 @@ def raised_by_signal(error: BaseException | None) -> bool:
     return trace is not None and trace.tb_frame.f_code in _HANDLERS
 
 
+def store_interrupted(error: BaseException) -> StoreUnavailable:
+    """The error of a call of the store that `error`, an exit, has interrupted."""
+    return StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
+
+
+def undo_interrupted(error: BaseException) -> UndoInterrupted:
+    """The error of an attempt of an undo that `error`, the exit of a signal handler, has cut short. It is no exit itself,
+    so that the undo is attempted again if its `retry=` allows that."""
+    interrupted = UndoInterrupted(f"the undo was interrupted by {type(error).__name__}.")
+    interrupted.__cause__ = error
+    return interrupted
+
+
 def guard() -> SigintGuard | None:
     """Take SIGINT over for a run in the main thread. Returns None elsewhere, or if the user has a handler for it."""
     if threading.current_thread() is not threading.main_thread():
@@ -89,7 +113,8 @@ def restore(mine: SigintGuard | None) -> None:
 
 @contextmanager
 def hold_sigint() -> Generator[None, None, None]:
-    """Defer a Ctrl-C in the main thread until the block is over. It is raised then, also in place of the block's error."""
+    """Defer a Ctrl-C in the main thread until the block is over, which calls hooks. It is raised then, also in place of the
+    block's error, and so is the exit of another signal handler that has interrupted a hook."""
     mine = guard()
     try:
         yield
@@ -97,3 +122,4 @@ def hold_sigint() -> Generator[None, None, None]:
         restore(mine)
         if mine is not None and mine.count:
             raise KeyboardInterrupt
+        raise_deferred()

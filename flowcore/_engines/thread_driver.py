@@ -30,18 +30,18 @@ from .._kernel.run import work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
-from ..errors import NoThread, StoreUnavailable
+from ..errors import NoThread
+from ..exits import deferred
 from ..run import Run
 from ..stores.base import Claim
 from .base import NO_THREAD, call_title, patience
-from .callers_thread import CallersThread
+from .callers_thread import CallersThread, Parked
+from .interrupts import store_interrupted
 from .workers import Timer, Timers, Workers
 
 __all__ = ["Driver"]
 
 TAKEN_OVER: Final = object()  # the call was abandoned while this thread was in it: another one resumes the program
-
-Parked = Call | Sleep | AwaitAbandoned
 
 
 class Driver(CallersThread):
@@ -54,11 +54,6 @@ class Driver(CallersThread):
 
     recorded: Claim | None = None
     """the claim by which the store recorded the run as queued"""
-    result: Run | None = None
-    _main_parked = False
-    """(under the lock) whether the main program waits to be resumed"""
-    _main_due = False
-    """(under the lock) whether the main program was resumed before it waited"""
     _alarms: tuple[Timer, ...] = ()
     """timers, each of which starts a helper when a wait's time is over"""
     _stuck = 0
@@ -76,9 +71,6 @@ class Driver(CallersThread):
         self.on_over = on_over
         self._pool = pool
         self._timers = timers
-        # Programs that wait for something to end. The thread that pops one resumes it; dict.pop is atomic.
-        self._parked: dict[Parked, Program[Any]] = {}
-        self._queued_calls: dict[Call, Program[Any]] = {}  # calls that wait for a thread, in the same way
         self._patience: Timer | None = None
         """(under the lock) the timer that ends the run's wait for a thread"""
 
@@ -120,11 +112,11 @@ class Driver(CallersThread):
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
-    def _advance(self, program: Program[Any], answer: Any, *, here: bool = False) -> None:
+    def _advance(self, program: Program[Any], answer: Any, *, here: bool = False, throws: bool = False) -> None:
         """Resume `program` with `answer` and perform its effects until it ends, waits, or another thread takes it over.
-        `here`: whether this is the caller's thread."""
+        `here`: whether this is the caller's thread. `throws`: whether `answer` is an error to raise in the program."""
         send, context, guarded = program.send, self.run.context, self._ctrl_c is not None
-        resume: Callable[[Any], Any] = send
+        resume: Callable[[Any], Any] = program.throw if throws else send
         while True:
             try:
                 effect, resume = resume(answer), send
@@ -132,9 +124,20 @@ class Driver(CallersThread):
                 if program is self._main:
                     self._end(stop.value, None)
                 return
-            except BaseException as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
+            except Exception as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
                 self._end(None, error)
                 return
+            except BaseException as error:  # noqa: BLE001 - the same, once the run has ended
+                if program is not self._main:
+                    self.worker_ended(error)
+                    return
+                aborted, answer = self.aborted(error), None
+                if aborted is None:
+                    self._end(None, error)
+                    return
+                program, resume = aborted, aborted.send
+                send = resume
+                continue
             if type(effect) is Context:
                 if not here:
                     answer = self._call(program, as_call(effect, context.copy()))
@@ -149,6 +152,9 @@ class Driver(CallersThread):
                         answer = (None, error)
             elif type(effect) is Call:
                 if here and effect.timeout is None:
+                    if deferred and self.exits_before(effect):
+                        answer = None, Abandoned(effect, timed_out=False, over=True, began=False)
+                        continue
                     answer = self.call_here(effect.fn, effect.ctx, effect.context, shielded=effect.shielded)
                 else:
                     answer = self._elsewhere(program, effect) if here else self._call(program, effect)
@@ -358,9 +364,12 @@ class Driver(CallersThread):
             return None, error
         except BaseException as error:  # noqa: BLE001 - it is raised once the run has ended
             self._handler_raised(error)
-            return None, StoreUnavailable(f"{type(error).__name__} was raised while the store was called.")
+            if not store.blocks:  # a store in memory is called again at once; the run retries calls of the others
+                return self.ask_here(verb, argument)
+            return None, store_interrupted(error)
 
     def stop(self, stop: Stop) -> None:
+        self.raised_by_handler = stop.exit or self.raised_by_handler
         if self.run.waits is not None and self.run.resumes_main():  # it waits for a value or a time
             self._resume_main()
         self._advance_all()

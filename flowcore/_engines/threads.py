@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from .._kernel.inline import can_run_inline
-from .._kernel.run import abort_inline, execute, run_without_driver
+from .._kernel.run import abort, abort_inline, execute, run_without_driver
 from .._kernel.run_state import RunState
 from ..errors import FlowcoreError, NoThread
 from ..events import Hook
+from ..exits import deferred, raise_deferred
 from ..forks import after_fork_in_child
 from ..retry import Duration, seconds
 from ..run import Run
@@ -38,8 +39,8 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from ..schedule import ScheduleStatus
-    from .schedules import ThreadSchedules
     from ..step import Step
+    from .schedules import ThreadSchedules
 
 __all__ = ["Engine"]
 
@@ -179,6 +180,8 @@ class Engine(LocalEngine):
                         restore(ctrl_c)
                         if ctrl_c.count:
                             raise KeyboardInterrupt  # noqa: TRY301 - the handler below ends every interrupt alike
+                    if deferred:
+                        raise_deferred()
                     return finished
             ctrl_c = ctrl_c or guard()
             main = execute(run)
@@ -188,13 +191,20 @@ class Engine(LocalEngine):
                 restore(ctrl_c)
                 raise
             main, ctrl_c = abort_inline(run, error), ctrl_c or guard()
-        driver = self._runs.driver(run, main)
+        driver: Driver | None = None
         while True:
-            driver.run_here(ctrl_c)
+            try:
+                driver = driver or self._runs.driver(run, main)
+                driver.run_here(ctrl_c)
+            except BaseException as error:
+                if driver is not None and driver.over:
+                    raise
+                main, driver = abort(run, error), None  # a signal handler exits before the driver can handle that
+                continue
             again = self._runs.continued(driver)
             if again is None:
                 return outcome(driver.result, driver.error, check=check)
-            driver, ctrl_c = again, guard()
+            run, driver, ctrl_c = again.run, again, guard()
 
     def submit(
         self,

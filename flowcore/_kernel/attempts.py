@@ -18,6 +18,7 @@ from ..errors import (
     error_message,
     safe_repr,
 )
+from ..exits import is_exit_of_handler
 from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..retry import Pause, Retry, waits
@@ -25,10 +26,10 @@ from ..status import Status
 from . import emit
 from .awaiting import awaited
 from .doubt import settle
-from .effects import Abandoned, AwaitAbandoned, Call, Outcome, Program, Sleep, WholeStep
-from .emit import EventScope, StepScope
+from .effects import Abandoned, AwaitAbandoned, Call, Outcome, Program, Sleep, Stop, WholeStep
 from .ledger import now_of
 from .outcome import StepEnd
+from .scopes import EventScope, StepScope
 from .set_aside import end_left_to_next_owner, is_left, set_aside
 
 if TYPE_CHECKING:
@@ -113,7 +114,15 @@ class Attempts:
                 return StepEnd(Status.FAILURE, None, error, 1)
             self.last.error.add_note(f"flowcore made no further attempt: {error}")
             return self.last
-        except Exception as error:  # noqa: BLE001 - see above
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                if is_exit_of_handler(error):
+                    if self.undo:  # it is made again, here or by the next owner
+                        raise
+                    yield Stop(cancel=False, exit=error)
+                return StepEnd(Status.CANCELLED, None, error, max(1, self.number), self.errors)
             if self.last is None:
                 return StepEnd(Status.FAILURE, None, error, 1)
             return StepEnd(self.last.status, None, error, self.last.attempts, self.last.errors)

@@ -232,9 +232,11 @@ class Delegate:
 
 @dataclass(slots=True, eq=False)
 class Stop:
-    """Cut the sleeps of the run short, because it stops; with `cancel` also interrupt the calls that run."""
+    """Cut the sleeps of the run short, because it stops; with `cancel` also interrupt the calls that run. `exit`: what a
+    signal handler raised in the run's programs, which the caller of the run gets, whatever else has failed."""
 
     cancel: bool = field(kw_only=True)
+    exit: BaseException | None = field(default=None, kw_only=True)
 
 
 @dataclass(slots=True, eq=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..context import Context
+from ..exits import deferred, take_deferred
 from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from . import stopping
@@ -65,6 +66,9 @@ def run_inline(run: RunState, *, is_async: bool, interrupts: Interrupts | None =
         if interrupts is not None and interrupts.count > interrupts.raised:
             interrupts.raised = interrupts.count
             stopping.interrupt(run, KeyboardInterrupt())
+            break
+        if deferred and events is not None and (exits := take_deferred()) is not None:
+            stopping.interrupt(run, exits)
             break
         run.at = node
         if events is not None:

@@ -104,6 +104,10 @@ class Ledger(Protocol):
         flight under an earlier owner and were not attempted again."""
         ...
 
+    def save_again(self, run: RunState) -> None:
+        """Note that the store may lack any change, because a program was cut short: the next call saves all of them."""
+        ...
+
     def unfinished(self, run: RunState, failure: BaseException) -> BaseException:
         """Return the error of a run whose end could not be recorded because of `failure`."""
         ...

@@ -11,7 +11,7 @@ from ..plan import Node
 from ..run import Run, StepReport, error_line
 from ..status import Status
 from . import emit, stopping
-from .effects import RESUME, WAIT, Interrupts, Program
+from .effects import RESUME, WAIT, Interrupts, Program, Sleep, Stop
 from .inline import run_inline
 from .ledger import Takeover
 from .outcome import outcome
@@ -22,8 +22,10 @@ from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 from .wait_steps import request_alarm, withdraw
 
-__all__ = ["abort_inline", "execute", "run_without_driver", "work_beside_main"]
+__all__ = ["abort", "abort_inline", "execute", "run_without_driver", "work_beside_main"]
 
+_LOOK: Final = 0.01
+"""seconds between two checks whether the workers of an aborted run have ended"""
 _TO_DECIDE: Final = frozenset({Status.COMPENSATION_FAILED, Status.INCOMPLETE, Status.PARKED})
 """outcomes that are recorded even for a run without a key, because an operator or a later call has to act on them"""
 
@@ -54,7 +56,7 @@ def execute(run: RunState) -> Program[Run]:
     # That a run is held must be recorded before a hook is called, because a hook may be what crashed its owners.
     held = (yield from _end_failed(run)) if earlier is not None and earlier.holds(run) else None
     if starts:
-        scope = emit.run_started(run)
+        scope = run.scope = emit.run_started(run)
     if earlier is not None:
         yield from earlier.decide(run)
     if held is not None:
@@ -64,7 +66,7 @@ def execute(run: RunState) -> Program[Run]:
     if run.on_pause is not None:
         run.on_pause(None)
     run.working = True
-    yield from work(run, run.take() if progress is None else progress.node, main=True, progress=progress)
+    yield from work(run, None, main=True, progress=progress)
     if run.waits is None and run.running and not run.idle(waits=True):
         yield WAIT
     if run.waits is not None:
@@ -146,6 +148,37 @@ def abort_inline(run: RunState, error: BaseException) -> Program[Run]:
     _repair(run)
     run.working = True
     return (yield from _fail(run, run.scope))
+
+
+def abort(run: RunState, error: BaseException) -> Program[Run]:
+    """Run the rest of the main program of a run, which `error` has ended outside of its steps, as the exit of a signal
+    handler does. Other workers have the engine's grace to end. Raises `error` if the run was not begun or resumed."""
+    unclaimed = not run.claimed and (run.key is not None or run.ledger is not None)
+    if unclaimed or (run.earlier is not None and not run.working):  # its claim was withdrawn
+        if run.scope is not None:
+            stopping.interrupt(run, error)
+            emit.run_finished(run, run.scope, _failed(run))
+        raise error
+    if run.finished is Status.WAITING:  # it may be left to its store already
+        stopping.resume_waits(run, {})
+    stopping.interrupt(run, error)
+    run.main_waits = False
+    yield Stop(cancel=True)
+    until = run.settings.clock() + run.settings.grace
+    while run.running > 0 and run.progress is None and run.settings.clock() < until:
+        yield Sleep(_LOOK, shielded=True)
+    if run.ledger is not None:
+        run.ledger.save_again(run)
+    if run.finished is not Status.SUCCESS:
+        _repair(run)
+        run.working = True
+        return (yield from _fail(run, run.scope))
+    finished = _as_run(run, Status.SUCCESS)
+    if run.claimed:
+        yield from run.settings.claims.finish(run, finished)
+    if run.scope is not None:
+        emit.run_finished(run, run.scope, finished)
+    return finished
 
 
 def _repair(run: RunState) -> None:

@@ -343,9 +343,9 @@ class RunState:
         until then."""
         with self.lock:
             aside = self.waits is not None and not self.stopped and bool(self.waits.aside)
-            if (self.running or aside) and waits:
+            if (self.running > 0 or aside) and waits:
                 self.main_waits = True
-            return not (self.running or aside)
+            return not (self.running > 0 or aside)
 
     def succeed(self) -> bool:
         """End the run as a success, so that it cannot be cancelled any more. Returns False if it has stopped before."""
@@ -358,7 +358,7 @@ class RunState:
         """Whether no step runs any more and the main program waits for that. Returns True only once: the caller then
         resumes the main program."""
         with self.lock:
-            if self.running or not self.main_waits:
+            if self.running > 0 or not self.main_waits:
                 return False
             self.main_waits = False
             return True

@@ -6,6 +6,7 @@ from typing import Final
 
 from ..context import Context
 from ..errors import NotSerializable, RunTimeout, StepCancelled, safe_repr
+from ..exits import is_exit_of_handler
 from ..functions import PLAIN, is_async, is_awaitable
 from ..plan import Node
 from ..status import Status
@@ -33,7 +34,7 @@ _WAITING: Final = Status.WAITING
 
 def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgress | None = None) -> Program[None]:
     """Run `node`, then the steps that are ready after it, until none is ready or the run stops. `main`: whether this is
-    the main program. `progress`: where the inline path stopped, at `node`."""
+    the main program, which takes the first node if `node` is None. `progress`: where the inline path stopped."""
     hands_over = main and not run.settings.caller_shares
     timeless, done = run.deadline is None and not run.settings.whole_steps, run.done
     ledger = run.ledger
@@ -41,51 +42,58 @@ def work(run: RunState, node: Node | None, *, main: bool, progress: InlineProgre
     only_store_listens = timeless and ledger is not None and not run.wanted
     first = None if progress is None else progress.first
     events = PlainSteps(run) if run.observed else None
-    while node is not None:
-        if hands_over and first is None and _needs_a_worker(run, node):
-            yield Delegate(node)  # before a worker is requested for the next steps: ties start in definition order
-            return
-        if run.ready and not run.worker_requested and run.needs_worker():
-            yield REQUEST_WORKER
-        if first is not None:
-            if first.suspended is not None:
-                first.outcome = yield first.suspended
-        elif timeless and node.plain and not run.tried and (ledger is None or ledger.may_begin(run, node)):
-            if ledger is not None and only_store_listens:
-                made: FirstAttempt | Node | None = yield from ledger.run_plain(run, node)
-                if not isinstance(made, FirstAttempt):
-                    node = made
-                    continue
-                node, first = made.ctx.node, made
-            # The same as _step and Attempts, but without their three generators, because most steps succeed at once.
-            elif events is not None:
-                ctx = Context(run, node)
-                scope, attempt = events.started(node)
-                outcome = yield Call(node, node.fn, ctx, attempt.context.copy(), None, node.is_async)
-                first = FirstAttempt(ctx, outcome, scope, attempt)
+    try:
+        if main and node is None:
+            node = run.take() if progress is None else progress.node
+        while node is not None:
+            if hands_over and first is None and _needs_a_worker(run, node):
+                yield Delegate(node)  # before a worker is requested for the next steps: ties start in definition order
+                return
+            if run.ready and not run.worker_requested and run.needs_worker():
+                yield REQUEST_WORKER
+            if first is not None:
+                if first.suspended is not None:
+                    first.outcome = yield first.suspended
+            elif timeless and node.plain and not run.tried and (ledger is None or ledger.may_begin(run, node)):
+                if ledger is not None and only_store_listens:
+                    made: FirstAttempt | Node | None = yield from ledger.run_plain(run, node)
+                    if not isinstance(made, FirstAttempt):
+                        node = made
+                        continue
+                    node, first = made.ctx.node, made
+                # The same as _step and Attempts, but without their three generators, because most steps succeed at once.
+                elif events is not None:
+                    ctx = Context(run, node)
+                    scope, attempt = events.started(node)
+                    outcome = yield Call(node, node.fn, ctx, attempt.context.copy(), None, node.is_async)
+                    first = FirstAttempt(ctx, outcome, scope, attempt)
+                else:
+                    ctx = Context(run, node)
+                    outcome = yield ctx
+                    if outcome[1] is None and (type(outcome[0]) in PLAIN or not is_awaitable(outcome[0])):
+                        node = done(node, outcome[0])
+                        continue
+                    first = FirstAttempt(ctx, outcome, None, None)
+            if first is None:
+                end = yield from _step(run, node)
             else:
-                ctx = Context(run, node)
-                outcome = yield ctx
-                if outcome[1] is None and (type(outcome[0]) in PLAIN or not is_awaitable(outcome[0])):
-                    node = done(node, outcome[0])
-                    continue
-                first = FirstAttempt(ctx, outcome, None, None)
-        if first is None:
-            end = yield from _step(run, node)
-        else:
-            end, first = (yield from _plain_step(run, node, first, events)), None
-        if end.error is not None:
-            yield from _failed(run, node, end)
-            return
-        if end.status is _WAITING:  # its place is free already
-            if run.running or run.ready:
-                yield from request_alarm(run)
-            node = run.take()
-            continue
-        if end.status is _PENDING:  # the run stopped before it began
-            run.put_back()
-            return
-        node = _done(run, node, end) if ledger is None else (yield from _recorded(run, ledger, node, end))
+                end, first = (yield from _plain_step(run, node, first, events)), None
+            if end.error is not None:
+                yield from _failed(run, node, end)
+                return
+            if end.status is _WAITING:  # its place is free already
+                if run.running or run.ready:
+                    yield from request_alarm(run)
+                node = run.take()
+                continue
+            if end.status is _PENDING:  # the run stopped before it began
+                run.put_back()
+                return
+            node = _done(run, node, end) if ledger is None else (yield from _recorded(run, ledger, node, end))
+    except BaseException as error:
+        if isinstance(error, Exception | GeneratorExit):
+            raise
+        yield from _cut_short(run, node, error)
 
 
 def _plain_step(run: RunState, node: Node, first: FirstAttempt, events: PlainSteps | None) -> Program[StepEnd]:
@@ -241,6 +249,29 @@ def _failed(run: RunState, node: Node, end: StepEnd) -> Program[None]:
         stopping.interrupt(run, end.error, node.name)
     first = stopping.fail_step(run, node, end, effect=has_effect(run, node, end))
     yield from stopped(run, first)
+
+
+def _cut_short(run: RunState, node: Node | None, error: BaseException) -> Program[None]:
+    """Stop the run because `error` was raised in flowcore's own code, as by a signal handler that exits, while a worker
+    ran `node`. Unless the node has ended, its outcome is unknown. Its place is freed."""
+    known = node is None or node.name in run.results or run.report(node).status is not _PENDING
+    stopping.interrupt(run, error, None if known or node is None else node.name)
+    if run.ledger is not None:
+        run.ledger.save_again(run)
+    if node is not None and not run.relinquished:
+        report = run.report(node)
+        if not known:
+            StepEnd(Status.CANCELLED, None, error, 1).report_to(report)
+        end = StepEnd(_SUCCESS if node.name in run.results else report.status, attempts=1)
+        effect = end.status is not _SKIPPED and has_effect(run, node, end) and node.compensation is not None
+        with run.lock:
+            if effect and node not in run.to_undo:
+                run.to_undo.append(node)
+            if run.ledger is not None and not known:
+                run.ledger.failed(run, node, effect=effect)
+    yield Stop(cancel=True, exit=error if is_exit_of_handler(error) else None)
+    with run.lock:
+        run.running = max(0, run.running - 1)  # it may be free already
 
 
 def stopped(run: RunState, first: bool) -> Program[None]:

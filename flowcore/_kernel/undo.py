@@ -7,11 +7,12 @@ from typing import Final
 from ..context import AttemptContext
 from ..errors import UndoInterrupted, safe_repr
 from ..functions import PLAIN, is_awaitable
+from ..exits import is_exit_of_handler
 from ..plan import Node
 from ..status import Status
-from . import emit
+from . import emit, stopping
 from .attempts import Attempts
-from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program, WholeStep
+from .effects import REQUEST_WORKER, SHIELD, WAIT, AwaitAbandoned, Call, Outcome, Program, Stop, WholeStep
 from .inline import FirstAttempt
 from .outcome import StepEnd
 from .run_state import RunState
@@ -58,8 +59,16 @@ def work_undo(run: RunState, node: Node | None) -> Program[None]:
     while node is not None:
         if run.ready and run.needs_worker():
             yield REQUEST_WORKER
-        if run.is_undone_here:
-            yield from undo_one(run, node)
+        try:
+            if run.is_undone_here:
+                yield from undo_one(run, node)
+        except BaseException as error:
+            if not is_exit_of_handler(error):
+                raise
+            stopping.interrupt(run, error)
+            yield Stop(cancel=True, exit=error)
+            if run.report(node).undo is None:  # in memory, it is made again; else, the next owner makes it
+                continue
         node = run.undo_ended(node)
 
 

@@ -1,0 +1,65 @@
+"""The calls of the store in runs on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from .._kernel.effects import Ask, Outcome
+from ..errors import StoreUnavailable
+from .aio_threads import PendingReply, ThreadCalls
+from .interrupts import store_interrupted
+
+__all__ = ["StoreCalls"]
+
+
+class StoreCalls(ThreadCalls):
+    """The part of an `AsyncDriver` that calls the store."""
+
+    async def _ask(self, ask: Ask) -> Outcome:
+        """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which
+        the run never cancels."""
+        store = self.run.settings.store
+        verb = getattr(store, ask.verb)
+        if not getattr(store, "blocks", True):
+            try:
+                return verb(ask.argument), None
+            except Exception as error:  # noqa: BLE001 - the program decides what a store's error means
+                return None, error
+        pending = PendingReply(self)
+
+        async def asked() -> None:
+            try:
+                answer = (
+                    verb(ask.argument)
+                    if inspect.iscoroutinefunction(verb)
+                    else asyncio.to_thread(_called, verb, ask.argument)
+                )
+                pending.set((await answer, None))
+            except Exception as error:  # noqa: BLE001 - see above
+                pending.set((None, error))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # the loop shuts down, maybe before the first step; the program calls the store again
+                pending.set((None, StoreUnavailable("the event loop is shutting down.")))
+            elif (error := task.exception()) is not None:  # an exit that a signal handler raised here; it ends the loop
+                pending.set((None, store_interrupted(error)))
+
+        run = self.run
+        context = ask.context or (run.store_context or run.context).copy()
+        task = pending.task = self.loop.create_task(asked(), context=context)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+        result: Outcome | None = await pending.wait()
+        return result or (None, StoreUnavailable("the event loop is shutting down."))
+
+
+def _called(verb: Callable[[object], Any], argument: object) -> Any:
+    """Call a verb of a sync store on a thread. An exit there must not end the loop that waits for the reply."""
+    try:
+        return verb(argument)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise store_interrupted(error) from error
