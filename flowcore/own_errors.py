@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
-from .errors import DefinitionError, FlowcoreError, RunFailed, safe_repr
+from .errors import DefinitionError, FlowcoreError, RunFailed, error_message, safe_repr
 
 if TYPE_CHECKING:
     from .workflow import Workflow
@@ -21,15 +23,14 @@ def own_error(workflow: Workflow[Any], error: BaseException) -> BaseException: .
 @overload
 def own_error(workflow: Workflow[Any], error: None) -> None: ...
 def own_error(workflow: Workflow[Any], error: BaseException | None) -> BaseException | None:
-    """Return a RunFailed as the type in `errors=` that it was first raised as, or any other error unchanged."""
+    """Return a RunFailed as the type in `errors=` that it was first raised as, if an error of that type can be made that
+    has its message. Return any other error unchanged."""
     if not workflow.errors or not isinstance(error, RunFailed):
         return error
     kind = workflow.errors.get(error.error_type) or _subclass(workflow.errors.values(), error.error_type)
     if kind is None:
         return error
-    rebuilt = _rebuilt(kind, error.message)
-    rebuilt.__cause__ = error
-    return rebuilt
+    return _rebuilt(kind, error) or error
 
 
 def distinct_errors(errors: Any, workflow: str) -> dict[str, type[Exception]]:
@@ -58,14 +59,23 @@ def _subclass(kinds: Iterable[type[Exception]], name: str) -> type[Exception] | 
     return None
 
 
-def _rebuilt(kind: type[Exception], message: str) -> Exception:
-    """Return an error of a type with a message, even if the type's __init__ takes other arguments."""
-    try:
-        error = kind(message)
-        if str(error) == message:
-            return error
-    except Exception:  # noqa: BLE001 - user code
-        error = None
-    error = kind.__new__(kind, message)
-    error.args = (message,)
-    return error
+def _rebuilt(kind: type[Exception], failed: RunFailed) -> Exception | None:
+    """Return an error of a type with the message of a RunFailed, which is its cause, even if the type's __init__ takes
+    other arguments. Returns None if no error of this type can be made that has this message."""
+    message = failed.message
+    arguments: list[object] = [message]
+    if kind.__str__ is KeyError.__str__:  # whose text is the repr of its argument
+        import ast
+
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            arguments.append(ast.literal_eval(message))
+    for argument in arguments:
+        for make in (kind, functools.partial(kind.__new__, kind)):
+            with contextlib.suppress(Exception):  # user code runs here
+                error: Exception = make(argument)
+                if make is not kind:
+                    error.args = (argument,)
+                if type(error) is kind and error_message(error) == message:
+                    error.__cause__ = failed
+                    return error
+    return None

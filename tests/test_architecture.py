@@ -91,6 +91,8 @@ LAZY: dict[str, set[str]] = {
     # For an HTTP date, a key in a message, and an error that leaves the process.
     "flowcore.errors": {"datetime", "email.utils", "hashlib", "flowcore.portable"},
     "flowcore.portable": {"pickle", "traceback"},
+    # For a KeyError of a recorded run.
+    "flowcore.own_errors": {"ast"},
     # With schedules only, which bring zoneinfo and cronsim along.
     "flowcore.fires": {"datetime"},
     "flowcore.schedule": {"cronsim"},

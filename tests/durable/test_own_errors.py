@@ -1,7 +1,7 @@
 """Workflow(errors=): an error has its type in every process (semantics 18)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,12 +25,40 @@ class Coded(Exception):
         super().__init__(f"card {card}:\ncode {code}")
 
 
+class Unmade(Exception):
+    """Its __new__ takes something else than a message."""
+
+    def __new__(cls, *, code: int) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+class Attributed(Exception):
+    """Its text is that of an attribute."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"code {self.code + 1}"
+
+
+class Multi(ExceptionGroup[Exception]):
+    pass
+
+
+class Missing(KeyError):
+    pass
+
+
 class Foreign(Exception):
     pass
 
 
 def failing(error: Exception, **options: Any) -> Workflow:
-    wf = Workflow("order", errors=(Declined, Coded), **options)
+    wf = Workflow("order", errors=(Declined, Coded, Missing, *map(type, UNMADE.values())), **options)
 
     def charge(ctx: Any) -> None:
         raise error
@@ -44,6 +72,7 @@ ERRORS: dict[str, Exception] = {
     "a listed one": Declined("card declined"),
     "one with an __init__ of its own": Coded(7, card="visa"),
     "a subclass of a listed one": CardDeclined("expired"),
+    "a KeyError": Missing("seat"),
 }
 
 
@@ -60,6 +89,27 @@ def test_a_listed_error_has_its_type_for_later_callers(tmp_path: Path, what: str
     rebuilt = own_error(failing(error), record.error)
     assert (type(rebuilt), str(rebuilt)) == (type(error), str(error))
     assert isinstance(rebuilt.__cause__, RunFailed)
+
+
+UNMADE: dict[str, Exception] = {
+    "a group": Multi("several", [ValueError("x")]),
+    "one with a __new__ of its own": Unmade(code=7),
+    "one whose text is that of an attribute": Attributed(7),
+    "one whose text is made of its arguments": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+}
+
+
+@pytest.mark.parametrize("what", UNMADE)
+def test_a_listed_error_that_no_message_makes_is_a_run_failed_with_its_text(tmp_path: Path, what: str) -> None:
+    error = UNMADE[what]
+    with Engine(store=SQLiteStore(tmp_path / "runs.db")) as engine:
+        engine.run(failing(error), idempotency_key="k", check=False)
+        engine.store.hold("k")
+        record = engine.store.find("k")
+    assert record is not None
+    known = own_error(failing(error), record.error)
+    assert isinstance(known, RunFailed)
+    assert (known.error_type, known.message) == (type(error).__name__, str(error))
 
 
 def test_an_error_that_is_not_listed_stays_run_failed(tmp_path: Path) -> None:
