@@ -259,7 +259,11 @@ class Attempts:
             yield AwaitAbandoned(call, max(0.0, min(run.settings.grace, self._seconds_left())))
         if self.scope is not None:
             self.scope.ended = run.settings.clock()
-        if call.late_outcome is None or call.late_outcome[1] is not None:
+        if call.late_outcome is None:
+            return None
+        failed = call.late_outcome[1] is not None
+        emit.completed_late(run, call, Status.FAILURE if failed else Status.SUCCESS, call.late_outcome[1])
+        if failed:
             return None
         run.forget(call)
         return StepEnd(Status.SUCCESS, call.late_outcome[0], None, self.number, self.errors[:-1])

@@ -441,7 +441,9 @@ def undo_finished(run: RunState, node: Node, scope: StepScope, order: int, trigg
 
 
 def completed_late(run: RunState, call: Call, outcome: Status, error: BaseException | None) -> None:
-    if StepCompletedLate in run.wanted:
+    """Emit that an abandoned call has completed, unless this was emitted before."""
+    reported, call.reported_late = call.reported_late, True
+    if StepCompletedLate in run.wanted and not reported:
         at = run.settings.clock()
         name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.completed_late_at - call.abandoned_at)
         event = StepCompletedLate(*_of(run, at), name, attempt, call.shielded, outcome, error, late)

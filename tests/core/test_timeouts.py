@@ -21,7 +21,7 @@ from flowcore import (
     StepTimeout,
     Workflow,
 )
-from flowcore.events import AttemptFinished, StepCompletedLate, StepFinished
+from flowcore.events import AttemptFinished, BackoffStarted, StepCompletedLate, StepFinished
 
 from .conftest import PATIENCE, Drive, Gate, Ledger, MakeLive, notes, of_type, run_async, until, until_async
 
@@ -376,6 +376,48 @@ def test_the_undo_waits_at_most_grace_in_all_for_several_abandoned_steps(live: M
     run = live(grace=2.0).run(wf, check=False)
     assert len(run.undone) == 4
     assert time.monotonic() - began < 1.0 + 4 * 2.0  # and not grace for each of them
+
+
+@pytest.mark.parametrize(
+    ("raises", "retry", "expected"),
+    [
+        (False, Retry(2), ["attempt 1 timeout", "late 1 success", "step success"]),
+        (True, Retry(2), ["attempt 1 timeout", "late 1 failure", "backoff", "attempt 2 success", "step success"]),
+        # The call takes longer than max_elapsed allows, so its end is the end of the step.
+        (True, Retry(2, max_elapsed=0.3), ["attempt 1 timeout", "late 1 failure", "step timeout"]),
+    ],
+)
+def test_an_attempt_that_ends_late_before_the_next_one_is_reported_once(
+    live: MakeLive, raises: bool, retry: Retry, expected: list[str]
+) -> None:
+    events: list[Any] = []
+
+    def charge(ctx: Context) -> str:
+        if ctx.attempt == 1:
+            until(lambda: ctx.cancelled)
+            time.sleep(retry.max_elapsed or SOON)
+            if raises:
+                raise ValueError("late")
+        return "receipt"
+
+    wf = Workflow("late")
+    wf.add_step("charge", charge, timeout=SOON, retry=retry)
+    run = live(hooks=[events.append]).run(wf, check=False)
+    assert run.steps["charge"].completed_late == ("failure" if expected[-1] == "step timeout" else None)
+
+    def told(event: Any) -> str:
+        if isinstance(event, BackoffStarted):
+            return "backoff"
+        words = {AttemptFinished: "attempt", StepCompletedLate: "late", StepFinished: "step"}
+        number = "" if isinstance(event, StepFinished) else f"{event.attempt} "
+        return f"{words[type(event)]} {number}{event.outcome}"
+
+    assert [
+        told(event) for event in of_type(events, AttemptFinished, StepCompletedLate, BackoffStarted, StepFinished)
+    ] == expected
+    (late,) = of_type(events, StepCompletedLate)
+    assert late.late >= SOON / 2
+    assert isinstance(late.error, ValueError) is raises
 
 
 # -- asyncio only ------------------------------------------------------------------------------------------------------

@@ -389,6 +389,12 @@ MUTANTS = (
         "    run.parked and emit.completed_late(run, call",
     ),
     m(
+        "an attempt that completes late, and is awaited before the next one, is not reported",
+        "attempts",
+        "        emit.completed_late(run, call",
+        "        run.parked and emit.completed_late(run, call",
+    ),
+    m(
         "the finish is not stored",
         "run",
         "    if run.claimed:\n        failure =",
