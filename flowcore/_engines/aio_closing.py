@@ -14,8 +14,8 @@ from ..stores.base import Lease
 from .aio_driver import AsyncDriver
 from .aio_handles import AsyncRunFuture
 from .asking import asked_on_loop
-from .base import log, this_process
-from .live_runs import CLOSED, RELEASED, unbegun_error
+from .base import MARGIN, log, this_process
+from .live_runs import CLOSED, NOT_RELEASED, RELEASED, unbegun_error
 
 __all__ = ["leave"]
 
@@ -44,22 +44,34 @@ async def _recorded(
     }
     if not tasks:
         return set()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + limit
     done, late = await asyncio.wait(tasks, timeout=limit)
     for task in late:
         task.cancel()
         recording = futures[tasks[task]].recording
         if recording is not None:
-            recording.withdraw(asyncio.get_running_loop())
+            recording.withdraw(loop)
     recorded = {tasks[task] for task in done if task.result()}
     if recorded:
-        leases = [Lease(run.stored_key, run.run_id, run.fence) for run in recorded]
-        settings = next(iter(recorded)).settings
-        context = settings.hooks.store_context(contextvars.copy_context())
-        try:
-            await asked_on_loop(partial(settings.store.renew, leases, RELEASED), context)
-        except StoreError as error:
-            log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
+        await _release(recorded, max(MARGIN, until - loop.time()))
     return recorded
+
+
+async def _release(recorded: set[RunState], limit: float) -> None:
+    """Release runs that were recorded as queued. Waits for an unreachable store `limit` seconds at most."""
+    leases = [Lease(run.stored_key, run.run_id, run.fence) for run in recorded]
+    settings = next(iter(recorded)).settings
+    context = settings.hooks.store_context(contextvars.copy_context())
+    releasing = asyncio.ensure_future(asked_on_loop(partial(settings.store.renew, leases, RELEASED), context))
+    _, late = await asyncio.wait([releasing], timeout=limit)
+    if late:
+        releasing.cancel()
+        log.warning(NOT_RELEASED, limit)
+    elif isinstance(error := releasing.exception(), StoreError):
+        log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
+    elif error is not None:
+        raise error
 
 
 async def _record(run: RunState, future: AsyncRunFuture, driver: AsyncDriver) -> bool:

@@ -16,11 +16,13 @@ from ..run import Sent
 from ..status import Status
 from ..stores.base import Renewal
 
-__all__ = ["CLOSED", "RELEASED", "LiveRuns", "is_meant", "left_error", "stopped_error", "unbegun_error"]
+__all__ = ["CLOSED", "NOT_RELEASED", "RELEASED", "LiveRuns", "is_meant", "left_error", "stopped_error", "unbegun_error"]
 
 D = TypeVar("D")
 """the driver of a run"""
 CLOSED: Final = "its engine was closed"
+NOT_RELEASED: Final = "queued runs were not released within %g s; their lease ends if the store stays unreachable"
+"""a message for the log"""
 RELEASED: Final = 0.001
 """seconds: a lease that ends at once, and so releases a run to other engines"""
 

@@ -29,9 +29,9 @@ from ..stores.base import Lease
 from .asking import cancel_in_store, perform, performed
 from .base import MARGIN, log, outcome, this_process
 from .handles import RunFuture
-from .live_runs import CLOSED, RELEASED, LiveRuns, left_error, unbegun_error
+from .live_runs import CLOSED, NOT_RELEASED, RELEASED, LiveRuns, left_error, unbegun_error
 from .thread_driver import Driver
-from .workers import Timers, Workers
+from .workers import Timers, Workers, start_thread
 
 __all__ = ["LiveThreadRuns", "ThreadRuns", "leave"]
 
@@ -54,20 +54,40 @@ class LiveThreadRuns(LiveRuns[Driver]):
         if driver is not None:
             driver.look()
 
-    def drop(self, why: str) -> None:
-        """End the runs that have not begun. Recorded ones are released, so that other engines can begin them."""
+    def drop(self, why: str, limit: float) -> None:
+        """End the runs that have not begun. Recorded ones are released, so that other engines can begin them; this waits
+        for an unreachable store `limit` seconds at most."""
         dropped = [
             driver
             for run, driver in list(self.items())
             if driver is not None and driver.drop(unbegun_error(run, why, recorded=driver.recorded is not None))
         ]
-        recorded = [driver for driver in dropped if driver.recorded is not None]
+        recorded = [driver.run for driver in dropped if driver.recorded is not None]
         if recorded:
-            leases = [Lease(driver.run.stored_key, driver.run.run_id, driver.run.fence) for driver in recorded]
-            try:
-                recorded[0].run.settings.store.renew(leases, RELEASED)
-            except StoreError as error:
-                log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
+            _release(recorded, limit)
+
+
+def _release(runs: list[RunState], limit: float) -> None:
+    """Release runs that were recorded as queued. If the store is unreachable, a thread goes on with that."""
+    leases = [Lease(run.stored_key, run.run_id, run.fence) for run in runs]
+
+    def release() -> None:
+        try:
+            runs[0].settings.store.renew(leases, RELEASED)
+        except StoreError as error:
+            log.warning("queued runs could not be released before their lease ends: %s", safe_str(error, 200))
+
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(release,), name="flowcore-queue", daemon=True
+    )
+    try:
+        start_thread(thread)
+    except NoThread:  # from Python 3.12 on, an interpreter that exits starts none
+        release()
+        return
+    thread.join(min(limit, threading.TIMEOUT_MAX))
+    if thread.is_alive():
+        log.warning(NOT_RELEASED, limit)
 
 
 class ThreadRuns:
@@ -231,11 +251,12 @@ class ThreadRuns:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def drop_queued(self) -> None:
-        """Drop the runs that have not begun: recorded runs are left to other engines, others are cancelled."""
+    def drop_queued(self, limit: float) -> None:
+        """Drop the runs that have not begun: recorded runs are left to other engines, others are cancelled. Waits for an
+        unreachable store `limit` seconds at most."""
         for future in [] if self._settings.durable else list(self.queued.values()):
             future.cancel()
-        self.live.drop(CLOSED)
+        self.live.drop(CLOSED, limit)
 
     def close(self, limit: float | None) -> None:
         """Wait for the accepted runs, and end the threads. `limit` (seconds): see the timeout of `Engine.close`."""
@@ -244,8 +265,10 @@ class ThreadRuns:
             self.closing = True
         self.live.park_dormant()
         if limit is not None and limit != math.inf:
-            self.drop_queued()
+            began = time.monotonic()
+            self.drop_queued(limit + MARGIN)
             self.live.park(CLOSED)
+            limit = max(0.0, limit - (time.monotonic() - began))
         self._wait_until_quiet(limit)
         self.live.hand_over(CLOSED)
         # One grace is for calls in flight, one for abandoned calls, and one for the undos.
@@ -267,7 +290,7 @@ class ThreadRuns:
 
 def leave(pool: Workers, timers: Timers, live: LiveThreadRuns, grace: float) -> None:
     """Hand the runs over and end the threads, because the engine was garbage-collected or the interpreter exits."""
-    live.drop("its process ended")
+    live.drop("its process ended", grace)
     live.hand_over("its process ended")
     until = time.monotonic() + grace
     # A garbage-collected engine has no runs, and a garbage collection must not wait.

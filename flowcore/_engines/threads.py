@@ -419,7 +419,7 @@ class Engine(LocalEngine):
         stops the process, runs in flight are also parked, or cancelled in memory.
         """
         if kind is not None:
-            self._runs.drop_queued()
+            self._runs.drop_queued(self._settings.grace)
         self.close(0 if kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt) else None)
 
 

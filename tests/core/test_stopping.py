@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,36 @@ def test_a_step_that_exits_parks_a_durable_run_and_cancels_one_in_memory(
     assert ledger == (["a", "b"] if durable else ["a", "b", "-b", "-a"])
     if durable:
         assert status(store) is Status.PARKED
+
+
+@pytest.mark.parametrize("how", ["close", "the with block"])
+def test_close_does_not_wait_for_a_store_that_does_not_release_queued_runs(
+    store: SQLiteStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    began, goes, stuck, wf = Gate(), Gate(), Gate(), Workflow("w")
+    wf.add_step("a", began.then(goes))
+
+    def leave() -> None:
+        engine = Engine(store=store, max_workers=1, grace=0.05)
+        engine.submit(wf, idempotency_key="first")
+        queued.append(engine.submit(ledger.chain("b"), idempotency_key="second"))
+        began.wait()
+        monkeypatch.setattr(store, "renew", lambda leases, lease: stuck.wait())
+        if how == "close":
+            engine.close(timeout=0)
+        else:
+            with engine:
+                raise SystemExit
+
+    queued: list[Any] = []
+    with suppress(SystemExit):
+        leave()
+    assert not stuck.is_set()
+    stuck.set()
+    goes.set()
+    with pytest.raises(RunParked, match="has not begun"):
+        queued[0].result(0)
+    assert not ledger
 
 
 # -- handles -----------------------------------------------------------------------------------------------------------

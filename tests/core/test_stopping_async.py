@@ -30,7 +30,7 @@ from flowcore import (
 from flowcore._engines import aio_queueing
 from flowcore.stores import SQLiteStore
 
-from .conftest import PATIENCE, Ledger, run_async, until_async
+from .conftest import PATIENCE, Gate, Ledger, run_async, until_async
 
 
 @pytest.fixture
@@ -309,6 +309,25 @@ def test_closing_says_which_submitted_runs_could_not_be_recorded(
     run_async(main)
     assert ledger == ["a"]
     assert store.find("l") is None
+
+
+def test_aclose_does_not_wait_for_a_store_that_does_not_release_queued_runs(
+    store: SQLiteStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = Gate()
+    monkeypatch.setattr(store, "renew", lambda leases, lease: stuck.wait())
+
+    async def main() -> None:
+        engine = AsyncEngine(store=store)
+        future = engine.submit(ledger.chain("a"), idempotency_key="k")
+        await engine.aclose(timeout=0)
+        assert not stuck.is_set()
+        stuck.set()
+        with pytest.raises(RunParked, match="another engine may run it"):
+            await future
+
+    run_async(main)
+    assert not ledger
 
 
 def test_a_future_says_when_its_run_is_recorded(
