@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar, cast, get_type_hints
+from typing import Any, Final, Generic, TypeVar, cast, get_type_hints
 
 from .errors import DefinitionError, safe_repr, safe_str
 
 __all__ = ["Input"]
 
 I = TypeVar("I")  # noqa: E741 - as in Workflow[I]
+_MISSING: Final = object()
+_EXTRA: Final = "model_extra"
+"""the attribute of a pydantic model with the fields that it does not declare"""
 
 
 class Input(Generic[I]):
-    """The input type of a workflow, a dataclass or a pydantic model. Each field is an initial value. Immutable."""
+    """The input type of a workflow, a dataclass or a pydantic model. Each field is an initial value, with the value that
+    it has in the input; where a model has fields that it does not declare, "model_extra" is one too. Immutable."""
 
     def __init__(self, kind: type[I], workflow: str) -> None:
         self._workflow = workflow
@@ -29,11 +34,19 @@ class Input(Generic[I]):
                 f"input= of workflow {safe_repr(workflow)} must be a dataclass or a pydantic model, not {safe_repr(kind)}."
             )
         known: Any = kind
-        self.fields: tuple[str, ...] = (
-            tuple(known.model_fields)
-            if self._is_model
-            else tuple(field.name for field in dataclasses.fields(known) if field.init)
-        )
+        self._derived: tuple[str, ...] = ()
+        if self._is_model:
+            self._arguments = tuple(known.model_fields)
+            self._has_extra = known.model_config.get("extra") == "allow"
+            self._is_plain = getattr(known, "__pydantic_post_init__", None) is None
+        else:
+            fields = dataclasses.fields(known)
+            self._arguments = tuple(field.name for field in fields if field.init)
+            self._derived = tuple(field.name for field in fields if not field.init)
+            self._has_extra = False
+            generated = "__dataclass_fields__" in vars(kind) and known.__dataclass_params__.init
+            self._is_plain = generated and not self._derived and not hasattr(kind, "__post_init__")
+        self.fields: tuple[str, ...] = (*self._arguments, *self._derived, *((_EXTRA,) if self._has_extra else ()))
 
     @functools.cached_property
     def types(self) -> Mapping[str, Any]:
@@ -68,11 +81,93 @@ class Input(Generic[I]):
         return cast("I", kind.model_validate(dict(fields)) if self._is_model else kind(**fields))
 
     def values(self, given: I) -> dict[str, Any]:
-        """Return the initial values that an input stands for."""
-        return {name: getattr(given, name) for name in self.fields}
+        """Return the initial values that an input stands for. A field that __init__ does not take is one of them if
+        __post_init__ would give it another value."""
+        values = {name: getattr(given, name) for name in self._arguments}
+        if self._has_extra and (extra := getattr(given, _EXTRA)):
+            values[_EXTRA] = extra
+        if self._derived:
+            built = self.build(values)
+            values.update(_differences(built, {name: getattr(given, name, _MISSING) for name in self._derived}))
+        return values
 
     def build(self, values: Mapping[Any, Any]) -> I:
-        """Return the input that these values stand for. A pydantic model does not validate them again."""
-        kind: Any = self.type
+        """Return the input that these values stand for. Each field has its value as it is, whatever __init__ or
+        __post_init__ make of it; nothing is validated again."""
         known = {name: values[name] for name in self.fields if name in values}
-        return cast("I", kind.model_construct(**known) if self._is_model else kind(**known))
+        extra = known.pop(_EXTRA, None) if self._has_extra else None
+        made: Any = self._made(known)
+        for name, value in known.items():
+            object.__setattr__(made, name, value)
+        if extra is not None:
+            object.__setattr__(made, "__pydantic_extra__", extra)
+        return cast("I", made)
+
+    def _made(self, known: Mapping[str, Any]) -> Any:
+        """Return an input whose fields still have to be set."""
+        kind: Any = self.type
+        arguments = {name: known[name] for name in self._arguments if name in known}
+        if self._is_plain and not self._is_model and len(arguments) == len(self._arguments):
+            return object.__new__(kind)
+        if not self._is_plain:  # it may change its arguments in place
+            with contextlib.suppress(Exception):  # copying runs user code
+                from copy import deepcopy
+
+                arguments = deepcopy(arguments)
+        try:
+            return kind.model_construct(**arguments) if self._is_model else kind(**arguments)
+        except Exception:
+            if len(arguments) < len(self._arguments):  # a field that this definition has added
+                raise
+            return object.__new__(kind)  # its __init__ takes more than its fields, or other values than they have now
+
+    def check_recordable(self, given: I, values: Mapping[str, Any]) -> None:
+        """Raise DefinitionError for an input of a recorded run with attributes that are no fields and that `build` does
+        not restore. `values`: its initial values."""
+        known: Any = given
+        own: Any = known.__class__
+        attributes: dict[str, Any] = {
+            **getattr(known, "__dict__", {}),
+            **(getattr(known, "__pydantic_private__", None) or {}),
+        }
+        if dataclasses.is_dataclass(known):
+            names = [field.name for field in dataclasses.fields(known)]
+            attributes.update((name, getattr(known, name)) for name in names if hasattr(known, name))
+        others = {
+            name: value
+            for name, value in attributes.items()
+            if name not in self.fields and not isinstance(getattr(own, name, None), functools.cached_property)
+        }
+        lost = _differences(self.build(values), others) if others else {}
+        for name in lost:
+            raise DefinitionError(
+                f"the input of workflow {safe_repr(self._workflow)} has the attribute {safe_repr(name)}, which is no field of "
+                f"{self.type.__name__}, so a run that is recorded would lose it. Make it a field of the type in input=."
+            )
+
+    def changes(self, given: I, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return the fields of an input that were set since `build` made it from these values."""
+        try:
+            now = self.values(given)
+        except AttributeError:  # a field was deleted
+            return {}
+        return {name: value for name, value in now.items() if value is not values.get(name, _MISSING)}
+
+
+def _differences(built: Any, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that an object lacks or has with another value. A value that equals only itself, such as a
+    lock, does not differ from one of the same type."""
+    private: Any = getattr(built, "__pydantic_private__", None) or {}
+    different: dict[str, Any] = {}
+    for name, value in attributes.items():
+        other = private.get(name, _MISSING) if name in private else getattr(built, name, _MISSING)
+        kind = value.__class__
+        if value is other or value is _MISSING or (other.__class__ is kind and kind.__eq__ is object.__eq__):
+            continue
+        try:
+            equal = bool(value == other) and other is not _MISSING
+        except Exception:  # noqa: BLE001 - user code
+            equal = False
+        if not equal:
+            different[name] = value
+    return different

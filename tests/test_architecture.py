@@ -85,6 +85,7 @@ LAZY: dict[str, set[str]] = {
     "flowcore.plan": {"json"},
     "flowcore.retry": {"random"},
     "flowcore.context": {"copy"},
+    "flowcore.inputs": {"copy"},
     "flowcore._wire": {"json", "pickle", "pkgutil", "traceback"},
     "flowcore._in_executor": {"pickle"},
     "flowcore._durable.handed_out": {"pickle"},

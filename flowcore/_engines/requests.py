@@ -65,6 +65,8 @@ def checked_request(
     if once and key is None:
         raise IdempotencyError("once=True needs an idempotency_key=.")
     recorded = key is not None or settings.durable
+    if recorded and given is not None and workflow.input is not None:
+        workflow.input.check_recordable(given, own)
     if own:
         own = _own_values(workflow, plan, own, recorded=recorded)
     return Request(

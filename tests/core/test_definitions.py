@@ -1,10 +1,13 @@
 """What an engine, a workflow and its input are made of: refused at once, by name, where it makes no sense (semantics 30)."""
 
+import functools
 import inspect
 import math
 import pydoc
 import re
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -140,6 +143,137 @@ def test_fields_of_the_input_are_read_only_and_no_names_of_steps(drive: Drive) -
     clash.add_step("sku", lambda ctx: 1)
     with pytest.raises(DefinitionError, match="step 'sku' of workflow 'buy' has the name of a field of its input"):
         drive(clash, Order("a"))
+
+
+@dataclass
+class Scaled:
+    amount: int
+    tags: list[str] = field(default_factory=list)
+    cents: int = field(init=False, default=0)
+    digits: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.amount *= 100
+        self.tags.append("scaled")
+        self.cents = self.amount
+        self.digits = len(str(self.amount))
+
+
+@dataclass
+class Doubled:
+    amount: int
+    times: InitVar[int] = 1
+    lock: Any = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self, times: int) -> None:
+        self.amount *= times
+
+    @functools.cached_property
+    def half(self) -> float:
+        return self.amount / 2
+
+
+@dataclass
+class Needed:
+    amount: int
+    times: InitVar[int]
+
+    def __post_init__(self, times: int) -> None:
+        self.amount *= times
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    text: str
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.text + "!")
+
+
+class Open(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    amount: int
+
+    def model_post_init(self, context: Any, /) -> None:
+        self.amount *= 100
+
+
+class Plain(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
+    amount: int = pydantic.Field(alias="theAmount")
+
+
+INPUTS: dict[str, Callable[[], Any]] = {
+    "a __post_init__ that changes": lambda: Scaled(5, ["a"]),
+    "an InitVar with a default, and a lock": lambda: Doubled(5, 3),
+    "an InitVar without a default": lambda: Needed(5, 3),
+    "frozen, with slots": lambda: Frozen("a", ("b",)),
+    "a model with fields that it does not declare": lambda: Open.model_validate({"amount": 5, "more": [1]}),
+    "a frozen model with an alias": lambda: Plain.model_validate({"theAmount": 5, "more": [1]}),
+}
+
+
+@pytest.mark.parametrize("what", INPUTS)
+@pytest.mark.parametrize("options", [{}, {"strict": True}], ids=["memory", "strict"])
+def test_the_input_has_the_callers_values_with_a_key_too(drive: Drive, what: str, options: dict[str, Any]) -> None:
+    given, seen = INPUTS[what](), list[Any]()
+    if isinstance(given, Doubled):
+        assert given.half == 7.5  # it is kept in the object, and is no field
+    fields = given.model_dump() if isinstance(given, pydantic.BaseModel) else repr(given).partition("lock=")[0]
+
+    def same(value: Any) -> str:
+        seen.append(value)
+        return "same"
+
+    wf = Workflow("buy", input=type(given), fingerprint=same)
+    wf.add_step("pay", lambda ctx: seen.append(ctx.input))
+    drive(wf, given, idempotency_key="k", store=MemoryStore(**options))
+    assert len(seen) >= 2
+    for found in seen:
+        assert type(found) is type(given)
+        assert fields == (
+            found.model_dump() if isinstance(found, pydantic.BaseModel) else repr(found).partition("lock=")[0]
+        )
+
+
+@dataclass
+class Larger(Order):
+    colour: str = "red"
+
+
+class Private(pydantic.BaseModel):
+    amount: int = 1
+    _token: str = pydantic.PrivateAttr("")
+
+
+def noted() -> Order:
+    order: Any = Order("a")
+    order.note = "not a field"
+    made: Order = order
+    return made
+
+
+def secret() -> Private:
+    private = Private()
+    private._token = "t"
+    return private
+
+
+@pytest.mark.parametrize(
+    ("given", "lost"),
+    [(Larger("a"), "colour"), (noted(), "note"), (secret(), "_token")],
+    ids=["subclass", "set", "private"],
+)
+def test_an_input_with_more_than_its_fields_is_refused_where_that_would_be_lost(
+    drive: Drive, given: Any, lost: str
+) -> None:
+    kind = Order if isinstance(given, Order) else type(given)
+    wf = Workflow("buy", input=kind)
+    wf.add_step("pay", lambda ctx: ctx.input is given)
+    assert drive(wf, given)["pay"]
+    with pytest.raises(DefinitionError, match=f"has the attribute '{lost}', which is no field of {kind.__name__}"):
+        drive(wf, given, idempotency_key="k", store=MemoryStore())
 
 
 @pytest.mark.parametrize("kind", [dict, int, 7, Order("a"), "Order"])
