@@ -131,6 +131,9 @@ class WorkflowSeries:
     def active(self) -> int:
         return len(self.runs)
 
+    def waiting(self) -> int:
+        return len(self.queued)
+
     def ready(self) -> int:
         return sum(run.waiting() for run in self.runs.copy())
 
@@ -280,7 +283,7 @@ class Series(ABC):
             flows = {flow.label: flow for flow in self._flows.values()}
         values = {
             names.RUNS_ACTIVE: WorkflowSeries.active,
-            names.RUNS_QUEUED: lambda flow: len(flow.queued),
+            names.RUNS_QUEUED: WorkflowSeries.waiting,
             names.STEPS_READY: WorkflowSeries.ready,
             names.OLDEST_START: WorkflowSeries.oldest,
         }

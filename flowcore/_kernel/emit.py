@@ -92,8 +92,7 @@ def _of(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
 
 
 def _of_request(run: RunState, at: float) -> tuple[str, str, float, dict[Any, Any]]:
-    """Return those fields, for an event before the claim: until that is granted, a run that is to be resumed has an id
-    of its own."""
+    """Return those fields for an event before the claim. Until that is granted, a run to be resumed has another id."""
     return run.workflow.name, run.request.recovering or run.run_id, at, run.state
 
 
@@ -440,11 +439,12 @@ def undo_finished(run: RunState, node: Node, scope: StepScope, order: int, trigg
     scope.exit(run.hooks, end.error)
 
 
-def completed_late(run: RunState, call: Call, outcome: Status, error: BaseException | None) -> None:
+def completed_late(run: RunState, call: Call, outcome: Status, error: object) -> None:
     """Emit that an abandoned call has completed, unless this was emitted before."""
     reported, call.reported_late = call.reported_late, True
     if StepCompletedLate in run.wanted and not reported:
         at = run.settings.clock()
         name, attempt, late = call.node.name, call.ctx.attempt, max(0.0, call.completed_late_at - call.abandoned_at)
-        event = StepCompletedLate(*_of(run, at), name, attempt, call.shielded, outcome, error, late)
+        raised = error if isinstance(error, BaseException) else None
+        event = StepCompletedLate(*_of(run, at), name, attempt, call.shielded, outcome, raised, late)
         run.hooks.emit(event, run.context.copy())

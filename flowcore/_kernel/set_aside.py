@@ -11,10 +11,10 @@ from ..plan import Node
 from ..run import StepReport
 from ..status import Status
 from . import emit, stopping
-from .emit import StepScope
 from .ledger import now_of
 from .outcome import StepEnd
 from .run_state import RunState
+from .scopes import StepScope
 from .waits import Waits
 
 __all__ = ["backed_off", "end_left_to_next_owner", "end_retries", "has_effect", "is_left", "set_aside", "take_retry"]
