@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .._kernel import emit, stopping
 from .._kernel.effects import Ask, Program, Sleep, Stop
@@ -69,6 +69,8 @@ def _emit_call(run: RunState, verb: str, began: float, error: BaseException | No
 def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseException | Arrived | None]:
     """Record how the run ended, and all changes that are not saved yet. Returns None, or the error if that failed, or
     Arrived if a run that was to wait must resume here."""
+    if ledger.ordered:
+        yield from _learn_reason(run, ledger)
     with run.lock:
         steps, writes = ledger.take()
         base = ledger.base
@@ -76,7 +78,7 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
         record.key, record.run_id, record.fence, run.settings.lease, steps, writes, record.undoing, base=base
     )
     changes.types = run.plan.types
-    end = ending(run, record, changes)
+    end = ending(run, record, changes, ledger.reason)
     answer, failure = yield from retry_store_call(run, ledger, "finish", end)
     while failure is None and isinstance(answer, Behind):
         answer, failure = yield from _healed(run, ledger, changes, answer, None)
@@ -90,9 +92,20 @@ def finish(run: RunState, ledger: Ledger, record: RunRecord) -> Program[BaseExce
     return lose(run, gone=answer.gone) if isinstance(answer, Lost) else failure
 
 
+def _learn_reason(run: RunState, ledger: Ledger) -> Program[None]:
+    """Learn the reason that an operator gave for cancelling or undoing the run. The store forgets it once the run is
+    being undone."""
+    head, failure = yield from ask(run, "head", run.stored_key)
+    if failure is None:
+        ledger.ordered = False
+        ledger.reason = head.reason if head is not None and head.run_id == run.run_id else None
+
+
 def save(run: RunState, ledger: Ledger, steps: Collection[str] | None) -> Program[BaseException | None]:
     """Save the changes of `steps`, or of all steps if that is None. Returns None, or the error if that failed. Any
     error but NotSerializable has stopped the run."""
+    if ledger.ordered:
+        yield from _learn_reason(run, ledger)
     with run.lock:
         if steps is None and run.running > 1:  # the writes of running steps are saved with their own ends
             steps = (*ledger.steps, "")
@@ -203,7 +216,8 @@ def lose(run: RunState, *, gone: bool = False) -> LeaseLost:
         f"The store no longer has a record of {what}. No further step or compensation was started; check its effects "
         "before running it again."
         if gone
-        else f"Another process has taken over {what}. No further step or compensation was started here."
+        else f"Another process has taken over {what}, or an operator has released it. No further step or compensation "
+        "was started here."
     )
     error = LeaseLost(why, run_id=run.run_id)
     if stopping.lose(run, error):
@@ -230,7 +244,11 @@ def obey(run: RunState, order: Renewal) -> bool:
         return False
     if order is Renewal.UNDO:
         stopping.forget_pivot(run)
-    return stopping.interrupt(run, cancelled(run))
+    if not stopping.interrupt(run, cancelled(run)):
+        return False
+    if run.ledger is not None:
+        cast("Ledger", run.ledger).ordered = True
+    return True
 
 
 def cancelled(run: RunState) -> StepCancelled:

@@ -26,8 +26,9 @@ def retry_in(lease: float, retries: int) -> float:
     return _LEASES[min(max(retries - 1, 0), len(_LEASES) - 1)] * unit
 
 
-def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Ending:
-    """Return the Ending of a run for its store, and set the reason and the retries of `record`.
+def ending(run: RunState, record: RunRecord, changes: Checkpoint | None, ordered: str | None = None) -> Ending:
+    """Return the Ending of a run for its store, and set the reason and the retries of `record`. `ordered`: the reason
+    that an operator gave for cancelling or undoing the run while it was in flight here.
 
     A run that is parked because its process stops may be resumed at once. A run that is incomplete, or was parked
     because of an error, waits longer each time.
@@ -42,8 +43,15 @@ def ending(run: RunState, record: RunRecord, changes: Checkpoint | None) -> Endi
         and run.leaving is not None
         and run.leaving.__cause__ is not None
     )
+    if run.earlier is not None and run.earlier.decided:
+        ordered = run.earlier.reason
+    if record.status is not Status.SUCCESS:
+        record.reason = ordered
     if record.held or record.status in {Status.PARKED, Status.INCOMPLETE}:
-        record.reason = (run.reason if run.leaving is not None else None) or _reason(run, record)
+        if run.leaving is not None:
+            record.reason = run.reason or _reason(run, record)
+        elif record.status is Status.COMPENSATION_FAILED or not ordered:
+            record.reason = _reason(run, record)
         retries, before = (0, 0) if run.earlier is None else (run.earlier.retries, run.earlier.ended)
         progress = len(run.results) + (len(run.undone) if run.stopped else 0) > before
         record.retries = (0 if progress else retries) + kept
@@ -57,6 +65,8 @@ def _reason(run: RunState, record: RunRecord) -> str:
     if record.status is Status.COMPENSATION_FAILED:
         failed = ", ".join(f"{safe_repr(step)} ({error_line(error, 200)})" for step, error in run.undo_errors.items())
         return f"the undo of step {failed} failed"
-    if run.leaving is not None or run.error is None or run.failed_step is None:
+    if run.leaving is not None or run.error is None:
         return "its process stopped"
+    if run.failed_step is None:
+        return f"it was stopped ({error_line(run.error, 200)})"
     return f"step {safe_repr(run.failed_step)} failed ({error_line(run.error, 200)})"

@@ -36,7 +36,7 @@ class Ledger(Unsaved):
     """See flowcore._kernel.ledger.Ledger. It has no reference to its run, so that a run that is over leaves no cycle
     for the garbage collector."""
 
-    __slots__ = ("ahead", "epoch", "in_doubt", "lease_until")
+    __slots__ = ("ahead", "epoch", "in_doubt", "lease_until", "ordered", "reason")
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,6 +44,10 @@ class Ledger(Unsaved):
         """after a takeover: the recorded reports of steps that may have had their effect"""
         self.lease_until = math.inf
         self.epoch = self.ahead = 0.0
+        self.ordered = False
+        """whether an operator has cancelled or undone the run while it was in flight here, and the reason is unknown"""
+        self.reason: str | None = None
+        """the reason that this operator gave"""
 
     def note_clocks(self, run: RunState, sent: float, store_now: float | None) -> None:
         """Note the offset of the store's clock. `store_now`: its time, which the reply to a claim gave; `sent`: when that

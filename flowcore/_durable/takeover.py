@@ -101,7 +101,8 @@ def restore(run: RunState, record: RunRecord) -> None:
     run.run_id, run.fingerprint = record.run_id, record.fingerprint
     ended = len(record.results) + len(record.undone)
     waited, decided = record.status is Status.WAITING, record.decision in STOPS
-    run.earlier = Earlier(record.carrier, _before(record), waited, record.retries, ended, decided)
+    reason = record.reason if decided else None
+    run.earlier = Earlier(record.carrier, _before(record), waited, record.retries, ended, decided, reason)
     run.carrier = run.carrier or record.carrier
     run.values.clear()
     run.values.update(record.values)

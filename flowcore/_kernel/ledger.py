@@ -139,6 +139,8 @@ class Earlier(NamedTuple):
     """how many steps and undos had ended"""
     decided: bool
     """whether an operator had decided to cancel or undo the run"""
+    reason: str | None = None
+    """the reason that this operator gave, if any"""
 
 
 class Takeover(Protocol):
