@@ -42,6 +42,7 @@ class Watch(Protocol):
     """Detects values that a step changes in place."""
 
     def note(self, step: str, key: Any, value: Any, *, result: bool) -> None: ...
+    def note_input(self, step: str) -> None: ...
 
 
 class Writes(Protocol):
@@ -133,10 +134,12 @@ class Context(MutableMapping[Any, Any], Generic[I]):
                     f"workflow {safe_repr(run.workflow.name)} has no input=. Use ctx[key] for its initial values."
                 )
             with run.lock:
-                run.input = run.input or kind.build(run.values)
+                run.input = kind.build(run.values) if run.input is None else run.input
         if run.ledger is not None and run.workflow.input is not None:
             for name in run.workflow.input.fields:
                 run.ledger.handed_out.note(self.step, name, run.values.get(name), result=False)
+            if not run.workflow.input.is_frozen:
+                run.ledger.handed_out.note_input(self.step)
         return cast("I", run.input)
 
     @property

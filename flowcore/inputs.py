@@ -38,12 +38,14 @@ class Input(Generic[I]):
         if self._is_model:
             self._arguments = tuple(known.model_fields)
             self._has_extra = known.model_config.get("extra") == "allow"
+            self.is_frozen = bool(known.model_config.get("frozen"))
             self._is_plain = getattr(known, "__pydantic_post_init__", None) is None
         else:
             fields = dataclasses.fields(known)
             self._arguments = tuple(field.name for field in fields if field.init)
             self._derived = tuple(field.name for field in fields if not field.init)
             self._has_extra = False
+            self.is_frozen = bool(known.__dataclass_params__.frozen)
             generated = "__dataclass_fields__" in vars(kind) and known.__dataclass_params__.init
             self._is_plain = generated and not self._derived and not hasattr(kind, "__post_init__")
         self.fields: tuple[str, ...] = (*self._arguments, *self._derived, *((_EXTRA,) if self._has_extra else ()))

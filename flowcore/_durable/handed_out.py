@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from ..context import own_copy
 from ..errors import NotSerializable, safe_repr
 from ..stores.codec import FIXED, JsonCodec
 
-__all__ = ["HandedOut", "complaint"]
+__all__ = ["HandedOut", "apart", "complaint"]
 
 Form = str | bytes | None
 """the text of the default codec, or else the pickle; None for a value that has neither, which is not watched"""
@@ -23,11 +24,12 @@ class HandedOut:
     """The values of the context and the results of other steps that each running step got. All threads of a run may use
     it at the same time."""
 
-    __slots__ = ("_results", "_values", "_warned")
+    __slots__ = ("_inputs", "_results", "_values", "_warned")
 
     def __init__(self) -> None:
         self._values: dict[str, dict[Any, tuple[Any, Form]]] = {}  # by step, then by key
         self._results: dict[str, dict[str, tuple[Any, Form]]] = {}  # by step, then by the step whose result it is
+        self._inputs: set[str] = set()  # the steps that got the run's input, whose fields can be set
         self._warned: set[tuple[str, str]] = set()
 
     def note(self, step: str, key: Any, value: Any, *, result: bool) -> None:
@@ -39,8 +41,23 @@ class HandedOut:
         if key not in held or held[key][0] is not value:
             held[key] = value, _form(value)
 
+    def note_input(self, step: str) -> None:
+        """Note that `step` got the input of the run, whose fields can be set."""
+        self._inputs.add(step)
+
     def __contains__(self, step: str) -> bool:
-        return step in self._values or step in self._results
+        return step in self._values or step in self._results or step in self._inputs
+
+    def take_input(self, step: str) -> bool:
+        """Whether `step`, which has ended, got the input of the run. Forgets that."""
+        if step not in self._inputs:
+            return False
+        self._inputs.discard(step)
+        return True
+
+    def results_of(self, step: str) -> list[str]:
+        """Return the names of the steps whose results `step` got, if they can change."""
+        return list(self._results.get(step, ()))
 
     def changed_values(self, step: str) -> list[tuple[Any, Any]]:
         """Return key and value of each context value that `step`, which has ended, changed in place, and forget its
@@ -67,6 +84,14 @@ def complaint(step: str, changed: str) -> str:
         f"step {safe_repr(step)} changed the result of step {safe_repr(changed)} in place. The recorded result stays "
         "as it was. Change a copy, or write it to the context."
     )
+
+
+def apart(value: Any) -> Any:
+    """Return a copy of a result that may be a value of the context too, so that a change of that changes no result."""
+    try:
+        return value if type(value) in FIXED else own_copy(value)
+    except RecursionError:  # the store refuses what is so deep
+        return value
 
 
 def _form(value: Any) -> Form:

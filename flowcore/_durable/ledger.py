@@ -26,7 +26,7 @@ from ..status import Status
 from ..stores.base import Checkpoint
 from .checkpoints import STORE_BACKOFF, ask, parked, retry_store_call, save, settle
 from .fast_checkpoints import run_chain
-from .handed_out import complaint
+from .handed_out import apart, complaint
 from .unsaved import Unsaved
 
 __all__ = ["Ledger", "ledger_of"]
@@ -135,12 +135,23 @@ class Ledger(Unsaved):
             raise failure
 
     def ended(self, run: RunState, node: Node, end: StepEnd) -> Program[Node | None]:
+        result = end.value
         with run.lock:
+            if node.name in self.writes or node.name in self.handed_out:
+                result = self._own_result(run, node, result)
             failure: BaseException | None = self._note_changes(run, node)
-        following, steps = self._note_success(run, node, end)
+        following, steps = self._note_success(run, node, end, result)
         if failure is None and steps is not None:
             failure = yield from save(run, self, steps)
         return (yield from self._unblock(run, node, following, failure))
+
+    def _own_result(self, run: RunState, node: Node, result: object) -> object:
+        """(lock) Keep apart from the context what `node`, which has ended, may have put there: its `result`, which is
+        returned, and the results that it got, if it wrote something."""
+        if node.name in self.writes:
+            for name in self.handed_out.results_of(node.name):
+                run.results[name] = apart(run.results[name])
+        return apart(result)
 
     def _note_changes(self, run: RunState, node: Node) -> NotSerializable | None:
         """Note the values that `node`, which has ended, changed in place. A changed result is set back to its recorded
@@ -148,6 +159,10 @@ class Ledger(Unsaved):
         step, refused = node.name, None
         if step not in self.handed_out:
             return None
+        if self.handed_out.take_input(step) and run.workflow.input is not None:
+            for key, value in run.workflow.input.changes(run.input, run.values).items():
+                run.values[key] = value
+                self.wrote(step, key, value)
         for key, value in self.handed_out.changed_values(step):
             if run.values.get(key) is value:  # a value that was replaced meanwhile is not written
                 self.wrote(step, key, value)
@@ -159,14 +174,16 @@ class Ledger(Unsaved):
                 self.handed_out.warn(step, name, run.run_id)
         return refused
 
-    def _note_success(self, run: RunState, node: Node, end: StepEnd) -> tuple[Node | None, tuple[str, ...] | None]:
+    def _note_success(
+        self, run: RunState, node: Node, end: StepEnd, result: object
+    ) -> tuple[Node | None, tuple[str, ...] | None]:
         """Note the end of `node`. Returns the node that this worker runs next, or None, and the steps to save at once.
         These are None if the checkpoint at the run's end, or the one before the first undo, is soon enough."""
         skipped = end.status is Status.SKIPPED
         with run.lock:
             effect = not skipped and node.compensation is not None
             if not skipped:
-                run.results[node.name] = end.value
+                run.results[node.name] = result
             if effect:
                 run.to_undo.append(node)
             self.note_end(node.name, run.report(node), run.results, effect=effect)

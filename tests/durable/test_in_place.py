@@ -3,10 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pydantic
 import pytest
 import redis
 
@@ -31,7 +33,7 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
             yield lambda: RedisStore(client, prefix=prefix)
 
 
-def resumed(make_store: Callable[[], Any], wf: Workflow, values: dict[str, Any]) -> list[Status]:
+def resumed(make_store: Callable[[], Any], wf: Workflow, values: Any) -> list[Status]:
     """Run it twice, by two owners: the first one ends incomplete."""
     statuses = []
     for _ in range(2):
@@ -119,6 +121,76 @@ def test_a_result_that_a_later_step_changes_keeps_its_recorded_value(
     warnings = [record.getMessage() for record in caplog.records if "in place" in record.getMessage()]
     assert len(warnings) == 1
     assert "step 'spoil' changed the result of step 'book' in place" in warnings[0]
+
+
+def _writes(ctx: Any) -> Any:
+    ctx["v"] = [1]
+    return ctx["v"]
+
+
+def _writes_a_part(ctx: Any) -> Any:
+    ctx["v"] = [1]
+    return {"part": ctx["v"]}
+
+
+SHARED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "the result is written": (_writes, lambda ctx: 0),
+    "a part of the result is written": (_writes_a_part, lambda ctx: 0),
+    "the result is a value": (lambda ctx: ctx["v"], lambda ctx: 0),
+    "a later step writes the result": (lambda ctx: [1], lambda ctx: ctx.update(v=ctx["make"])),
+}
+
+
+@pytest.mark.parametrize("how", SHARED)
+def test_a_change_of_a_value_changes_no_result_that_is_the_same_object(make_store: Callable[[], Any], how: str) -> None:
+    make, between = SHARED[how]
+    wf = Workflow("shares")
+    wf.add_step("make", make)
+    wf.add_step("between", lambda ctx: between(ctx) and None, depends_on="make")
+    wf.add_step("change", lambda ctx: ctx["v"].append(2), depends_on="between")
+    wf.add_step("read", lambda ctx: ctx["v"], depends_on="change")
+    with Engine(store=make_store()) as engine:
+        run, again = (engine.run(wf, {"v": [1]}, idempotency_key="k") for _ in range(2))
+    assert run.results == again.results
+    assert (run["make"], run["read"]) in [([1], [1, 2]), ({"part": [1]}, [1, 2])]
+
+
+@dataclass
+class Order:
+    amount: int
+    tags: list[str]
+    total: int = field(init=False, default=0)
+
+
+class Trip(pydantic.BaseModel):
+    amount: int
+    tags: list[str]
+    total: int = 0
+
+
+@pytest.mark.parametrize("kind", [Order, Trip])
+def test_a_field_of_the_input_that_a_step_sets_is_recorded(make_store: Callable[[], Any], kind: Any) -> None:
+    seen: list[Any] = []
+
+    def change(ctx: Any) -> None:
+        ctx.input.amount += 1
+        ctx.input.tags = ["b"]
+        ctx.input.tags.append("c")
+        ctx.input.total = 7
+
+    def use(ctx: Any) -> None:
+        seen.append((ctx.input.amount, ctx.input.tags, ctx.input.total, ctx["amount"], ctx["tags"]))
+        if len(seen) == 1:
+            raise ConnectionError("the first owner ends here")
+
+    wf = Workflow("sets", input=kind)
+    wf.add_step("look", lambda ctx: ctx.input.amount, pivot=True)
+    wf.add_step("change", change, depends_on="look", pivot=True)
+    wf.add_step("use", use, depends_on="change")
+    given = kind(amount=1, tags=["a"])
+    assert resumed(make_store, wf, given) == [Status.INCOMPLETE, Status.SUCCESS]
+    assert seen == [(2, ["b", "c"], 7, 2, ["b", "c"])] * 2
+    assert (given.amount, given.tags, given.total) == (1, ["a"], 0)
 
 
 # -- MemoryStore(strict=True) ------------------------------------------------------------------------------------------
