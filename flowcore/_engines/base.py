@@ -64,6 +64,7 @@ __all__ = [
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - the input of a workflow
 DEFAULT_WORKERS = 32
+_PROPAGATIONS: Final = ("link", "child")
 NO_THREAD: Final = "no thread of its engine was free for a whole lease"
 MARGIN: Final = 0.5
 """seconds in which stopped runs record how they ended"""
@@ -203,7 +204,7 @@ class EngineBase:
             self._emit(registration(workflow, self._settings.clock()))
 
     def _emit_submitted(self, run: RunState, propagation: str) -> None:
-        if propagation not in {"link", "child"}:
+        if propagation not in _PROPAGATIONS:
             raise DefinitionError(f"propagation= must be 'link' or 'child', not {safe_repr(propagation)}.")
         if run.wanted:
             with hold_sigint():

@@ -20,6 +20,7 @@ from ..workflow import Workflow
 
 __all__ = ["checked_hooks", "checked_namespace", "checked_store", "checked_workflows", "period", "positive_int"]
 
+_UNTIL: Final = ("end", "waiting")
 _VERBS: Final = ("claim", "finish")
 """methods that every store has"""
 
@@ -94,6 +95,6 @@ def period(value: Duration, what: str) -> float:
 def caller_drives(until: str, *, durable: bool) -> bool:
     """Whether a caller of `run` with this `until=` drives the run itself: to its end, or until it waits in a durable
     store. If not, the run is submitted. Raises DefinitionError."""
-    if until not in {"end", "waiting"}:
+    if until not in _UNTIL:
         raise DefinitionError(f"until= must be 'end' or 'waiting', not {safe_repr(until)}.")
     return until == "end" or durable

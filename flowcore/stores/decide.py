@@ -20,6 +20,7 @@ __all__ = [
     "Order",
     "Verdict",
     "check_listing",
+    "check_reason",
     "decide",
     "decide_order",
     "decide_send",
@@ -215,9 +216,18 @@ def has_wait(graph: str, name: str) -> bool:
         return False
 
 
-def check_listing(status: str | None, limit: Any, verb: str = "list_runs") -> None:
-    """Raise DefinitionError for an unknown status or a limit that is not a positive whole number or None."""
+def check_listing(status: str | None, limit: Any, verb: str = "list_runs", *, text: Any = None) -> None:
+    """Raise DefinitionError for an unknown status, a limit that is not a positive whole number or None, or a text that
+    is not a string or None."""
     if status is not None and status not in LISTED:
         raise DefinitionError(f"{verb}(status={safe_repr(status)}) is unknown: use one of {', '.join(LISTED)}.")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise DefinitionError(f"{verb}(limit=) must be None or a whole number from 1 up, not {safe_repr(limit)}.")
+    if text is not None and not isinstance(text, str):
+        raise DefinitionError(f"{verb}(text=) must be None or a part of a key, not {safe_repr(text)}.")
+
+
+def check_reason(reason: Any) -> None:
+    """Raise DefinitionError if the reason of an operator's decision is not a string or None."""
+    if reason is not None and not isinstance(reason, str):
+        raise DefinitionError(f"reason= must be a string, not {safe_repr(reason)}.")

@@ -50,6 +50,7 @@ from ..run import STARTING_REPORT, Sent
 from ..status import Status
 from .base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from .codec import Codec, json_text as _json_text, quoted
+from .decide import check_reason
 from .decoding import (
     ENDINGS,
     INITIAL,
@@ -83,6 +84,7 @@ __all__ = [
 MIB: Final = 1024 * 1024
 _INITIAL_VALUES_FACTOR: Final = 16  # all initial values of a run may take this many times as much as one value
 _MESSAGE: Final = 1024  # characters of a message that are kept
+_TRACEBACKS: Final = ("keep", "line")
 
 _UNTYPED: Final[Mapping[str, Any]] = MappingProxyType({})
 _BEGINS: Final = '{"status":"running","attempts":1}'
@@ -125,7 +127,7 @@ class Encoding:
         traceback: Literal["keep", "line"] = "keep",
     ) -> None:
         self.sealing = Sealing(codec)
-        if traceback not in {"keep", "line"}:
+        if traceback not in _TRACEBACKS:
             raise DefinitionError(f'traceback= must be "keep" or "line", not {safe_repr(traceback)}.')
         if isinstance(max_value_bytes, bool) or not isinstance(max_value_bytes, int) or max_value_bytes < 1:
             raise DefinitionError(
@@ -234,7 +236,9 @@ class Encoding:
         return fields
 
     def encode_reason(self, key: str, reason: str | None) -> str:
-        """The text of a reason, cut to a length that a list can show; empty for None."""
+        """The text of a reason, cut to a length that a list can show; empty for None. Raises DefinitionError if it is
+        neither."""
+        check_reason(reason)
         text = "" if reason is None else reason[:_MESSAGE].encode("utf-8", "replace").decode()
         return self.sealing.seal(text, self.sealing.lookup(key), "reason") if self._hides and text else text
 

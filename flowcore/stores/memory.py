@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakMethod
 
 from ..errors import DefinitionError, safe_repr
-from ..retry import Duration, seconds
+from ..retry import Duration, flag, seconds
 from ..run import Sent, names_of_sent
 from ..status import Status
 from .base import (
@@ -84,7 +84,8 @@ class MemoryStore(Operating):
                 f"MemoryStore(max_runs=) must be a whole number from 1 up, not {safe_repr(max_runs)}."
             )
         super().__init__(seconds(retention, "MemoryStore(retention=)"), max_runs, clock, wall)
-        self._strict = Strict(codec) if strict else None
+        checked = Strict(codec)  # refuses what is not a codec, also where the store does not use it
+        self._strict = checked if flag(strict, "MemoryStore(strict=)") else None
         self._encoding = None if self._strict is None else self._strict.encoding
         self.strict = strict
         self.durable = self.durable or strict

@@ -12,7 +12,7 @@ from ..errors import DefinitionError, RunNotFound, hashed_key, safe_repr
 from ..retry import Duration, seconds
 from ..status import Status
 from .base import Page, RunRecord
-from .decide import OPEN, Order, check_listing, decide_order, is_over
+from .decide import OPEN, Order, check_listing, check_reason, decide_order, is_over
 from .memory_run import LiveRun
 
 __all__ = ["Operating"]
@@ -91,7 +91,7 @@ class Operating:
         unknown status.
         """
         age = 0.0 if older_than is None else seconds(older_than, "list_runs(older_than=)")
-        check_listing(status, limit)
+        check_listing(status, limit, text=text)
         past = _cursor(after, "list_runs")
         page, last = Page(), 0
         with self._lock:
@@ -152,6 +152,7 @@ class Operating:
     def hold(self, key: str, /, reason: str | None = None) -> None:
         """Refuse calls with the key until `release`, `resume` or `undo`. Raises RunNotFound for an unknown key, and
         StoreError for a live run."""
+        check_reason(reason)
         with self._lock:
             run = self._known(key)
             self._order(run, "hold")
@@ -176,6 +177,7 @@ class Operating:
         self._decide(key, "cancel", reason)
 
     def _decide(self, key: str, decision: str, reason: str | None = None) -> None:
+        check_reason(reason)
         with self._lock:
             run = self._known(key)
             match self._order(run, decision):
@@ -253,7 +255,7 @@ def _cursor(after: str | None, verb: str) -> tuple[float, int] | None:
     try:
         first, number = after.split(" ")
         return float(first), int(number)
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         raise DefinitionError(
             f"{verb}(after=) must be the cursor of an earlier page, not {safe_repr(after)}."
         ) from None

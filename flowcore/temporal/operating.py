@@ -20,7 +20,7 @@ from ..retry import Duration, seconds
 from ..run import names_of_sent
 from ..status import Status
 from ..stores.base import Page, RunRecord
-from ..stores.decide import Order, check_listing, decide_order
+from ..stores.decide import Order, check_listing, check_reason, decide_order
 from ..stores.encoding import STEP
 from .flow import FlowcoreWorkflow
 from .server import RELEASE, TemporalServer, head_of, is_running
@@ -83,7 +83,7 @@ class Operators(TemporalServer):
         """Heads of runs, newest first. `status`: a status of runs, or "held"; `after`: the cursor of the page before;
         `text`: a part of the key or run id. Temporal's listing may lag behind by a second. Raises DefinitionError for
         an unknown status, and for an `after` that is no cursor."""
-        check_listing(status, limit)
+        check_listing(status, limit, text=text)
         wanted = [f"TaskQueue = {_quoted(self._task_queue)}"]
         if workflow is not None:
             wanted.append(f"WorkflowType = {_quoted(workflow)}")
@@ -245,6 +245,7 @@ class Operators(TemporalServer):
         )
 
     async def _decide(self, key: str, decision: str, reason: str | None) -> None:
+        check_reason(reason)
         order, handle = await self._ordered(key, decision), self._handle(key)
         if order is Order.NOTIFY_OWNER:
             await self._reached(handle.cancel(reason=reason or ""))

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -278,6 +278,13 @@ def test_releasing_a_key_twice_is_harmless(run: Any) -> None:
 def test_max_runs_must_be_a_whole_number_from_one_up(wrong: Any) -> None:
     with pytest.raises(DefinitionError, match=r"MemoryStore\(max_runs=\) must be a whole number from 1 up"):
         MemoryStore(max_runs=wrong)
+
+
+def test_strict_must_be_true_or_false_and_a_codec_a_codec_even_if_it_is_not_used() -> None:
+    with pytest.raises(DefinitionError, match=r"MemoryStore\(strict=\) must be True or False, not 'no'"):
+        MemoryStore(strict=cast("Any", "no"))
+    with pytest.raises(DefinitionError, match="codec= must have the methods"):
+        MemoryStore(codec=cast("Any", "x"))
 
 
 def test_a_retention_must_be_seconds() -> None:

@@ -628,11 +628,23 @@ def test_a_wrong_option_of_an_engine_is_refused_by_name(engine: Any, wrong: dict
         ({"wait": -1}, "wait= must be seconds"),
         ({"deadline": "soon"}, "deadline= must be seconds"),
         ({"once": "no", "idempotency_key": "k"}, "once= must be True or False, not 'no'"),
+        ({"until": []}, r"until= must be 'end' or 'waiting', not \[\]"),
     ],
 )
 def test_a_wrong_option_of_a_run_is_refused_by_name(drive: Drive, wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DefinitionError, match=sentence):
         drive(Workflow("w"), **wrong)
+
+
+@pytest.mark.parametrize("engine_type", [Engine, AsyncEngine])
+@pytest.mark.parametrize("wrong", ["tree", []], ids=repr)
+def test_a_wrong_propagation_is_refused_by_name(engine_type: type[Engine | AsyncEngine], wrong: Any) -> None:
+    async def main() -> None:
+        engine = engine_type()
+        with pytest.raises(DefinitionError, match="propagation= must be 'link' or 'child', not"):
+            await cast("Any", engine).submit(Workflow("w"), propagation=wrong)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("wrong", [{"other": "x"}, {"other": None}, {"prefix": 5}])

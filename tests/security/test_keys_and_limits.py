@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from flowcore import (
     AsyncEngine,
+    DefinitionError,
     Engine,
     FlowcoreError,
     IdempotencyError,
@@ -148,6 +149,25 @@ def test_initial_values_are_limited_in_size_together(tmp_path: Path, redis_url: 
                 engine.run(wf, {str(number): "x" * 900 for number in range(20)}, idempotency_key="k")
             assert store.find("k") is None
         store.close()
+
+
+def test_an_argument_of_a_wrong_type_is_refused_by_name(tmp_path: Path, redis_url: str) -> None:
+    wf = Workflow("asks")
+    wf.wait("answer")
+    for store in stores(tmp_path, redis_url):
+        engine = Engine(store=store)
+        try:
+            engine.run(wf, idempotency_key=KEY, until="waiting")
+            for verb in ("hold", "resume", "undo", "cancel"):
+                with pytest.raises(DefinitionError, match="reason= must be a string, not 5"):
+                    getattr(store, verb)(KEY, reason=5)
+            assert store.find(KEY).decision is None
+            with pytest.raises(DefinitionError, match=r"list_runs\(text=\) must be None or a part of a key, not 5"):
+                store.list_runs(text=5)
+            with pytest.raises(DefinitionError, match=r"after=\)? must be the cursor of an? .*page, not b'x'"):
+                store.list_runs(after=b"x")
+        finally:
+            engine.close(timeout=0)
 
 
 def test_long_keys_are_not_kept_in_memory(redis_url: str) -> None:

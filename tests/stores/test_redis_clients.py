@@ -54,6 +54,8 @@ async def whole_async_run(store: AsyncRedisStore, key: str = "k") -> None:
     ("kind", "client", "why"),
     [
         (RedisStore, None, "RedisStore needs a client of redis-py, such as redis.Redis(), not None."),
+        (RedisStore, lambda: redis.Redis, "RedisStore needs a client of redis-py, such as redis.Redis(), not <class "),
+        (AsyncRedisStore, lambda: redis.asyncio.Redis, "AsyncRedisStore needs a client of redis-py, such as "),
         (RedisStore, "redis://localhost", "not 'redis://localhost'."),
         (
             AsyncRedisStore,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -47,6 +47,7 @@ from flowcore.stores.base import (
     StepRecord,
     Write,
 )
+from flowcore.stores.opening import open_store
 
 LEASE = 30.0
 
@@ -160,7 +161,24 @@ def test_what_names_no_file_is_refused(name: str) -> None:
         SQLiteStore(name)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, "a\0b", b"a\0b", "a\ud800b"], ids=ascii)
+def test_what_can_be_no_path_is_refused(wrong: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"SQLiteStore\(path\) must be the path of a file, not "):
+        SQLiteStore(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, Path("runs.db"), b"sqlite:runs.db"], ids=repr)
+def test_a_store_is_opened_by_a_url_that_is_a_string(wrong: Any) -> None:
+    with pytest.raises(DefinitionError, match="the URL of a store must be a string, not "):
+        open_store(wrong)
+
+
 def test_options_that_cannot_be_meant_are_refused(path: Path) -> None:
+    for option in ("durability", "traceback"):
+        with pytest.raises(DefinitionError, match=rf"{option}=\)? must be .*, not \[\]"):
+            SQLiteStore(path, **{option: []})
+    with pytest.raises(DefinitionError, match=r"SQLiteStore\(shared=\) must be True or False, not 'no'"):
+        SQLiteStore(path, shared=cast("Any", "no"))
     with pytest.raises(DefinitionError, match=r'SQLiteStore\(durability=\) must be "full" or "normal", not \'fast\''):
         SQLiteStore(path, durability="fast")
     with pytest.raises(DefinitionError, match=r"SQLiteStore\(retention=\) must be seconds"):

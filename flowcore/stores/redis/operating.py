@@ -90,7 +90,7 @@ class OperatorVerbs(Calls):
 
         Raises DefinitionError for an unknown status.
         """
-        check_listing(status, limit)
+        check_listing(status, limit, text=text)
         age = 0 if older_than is None else microseconds(seconds(older_than, "list_runs(older_than=)"))
         letters = {None: "", "held": "", "expired": "r"}.get(status, LETTERS.get(str(status), ""))
         only = {"held": "h", "expired": "e"}.get(str(status), "")

@@ -286,7 +286,7 @@ def _check(client: Any, store: str, *, asynchronous: bool) -> None:
     except ImportError:
         raise ImportError(f"{store} needs redis-py: pip install 'flowcore[redis]'.") from None
     execute = getattr(client, "execute_command", None)
-    if not callable(execute):
+    if isinstance(client, type) or not callable(execute):
         raise DefinitionError(f"{store} needs a client of redis-py, such as redis.Redis(), not {safe_repr(client)}.")
     if inspect.iscoroutinefunction(execute) is not asynchronous:
         ways = (

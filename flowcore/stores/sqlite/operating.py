@@ -139,7 +139,7 @@ class Operating:
 
         Raises DefinitionError for an unknown status.
         """
-        check_listing(status, limit)
+        check_listing(status, limit, text=text)
         age = None if older_than is None else microseconds(seconds(older_than, "list_runs(older_than=)"))
         below = sys.maxsize if after is None else _numbers(after, 1, "list_runs")[0]
         page = Page()
@@ -385,7 +385,7 @@ def _head(db: sqlite3.Cursor, number: int) -> dict[str, Any] | None:
 def _numbers(after: str, count: int, verb: str) -> list[int]:
     try:
         numbers = [int(part) for part in after.split(" ")]
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         numbers = []
     if len(numbers) != count or max(map(abs, numbers)) > sys.maxsize:
         raise DefinitionError(f"{verb}(after=) must be the cursor of an earlier page, not {safe_repr(after)}.")

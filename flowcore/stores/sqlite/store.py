@@ -9,10 +9,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from ...errors import DefinitionError, safe_repr
-from ...retry import Duration, seconds
+from ...retry import Duration, flag, seconds
 from ...status import Status
 from ..base import (
     LIVE,
@@ -46,6 +46,7 @@ from .operating import FORGET_BATCH, Operating
 __all__ = ["SQLiteStore"]
 
 _WEEK: Final = 7 * 24 * 3600.0
+_DURABILITIES: Final = ("full", "normal")
 
 
 class SQLiteStore(Operating):
@@ -84,13 +85,13 @@ class SQLiteStore(Operating):
         shared: bool = False,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        given = os.fsdecode(path)
+        given = _file_name(path)
         if given in {"", ":memory:"} or given.startswith("file:"):
             raise DefinitionError(
                 f"SQLiteStore({safe_repr(given)}) names no file, so its runs would end with this process: name one, or use "
                 "MemoryStore()."
             )
-        if durability not in {"full", "normal"}:
+        if durability not in _DURABILITIES:
             raise DefinitionError(f'SQLiteStore(durability=) must be "full" or "normal", not {safe_repr(durability)}.')
         kept = seconds(retention, "SQLiteStore(retention=)")
         encoding = Encoding(codec, max_value_bytes, traceback)
@@ -99,7 +100,7 @@ class SQLiteStore(Operating):
             place,
             tables.SCHEMA,
             full=durability == "full",
-            shared=shared,
+            shared=flag(shared, "SQLiteStore(shared=)"),
             prepare=functools.partial(tables.open_seal, sealing=encoding.sealing, where=place),
         )
         super().__init__(database, encoding, kept, durability, wall)
@@ -305,6 +306,17 @@ class SQLiteStore(Operating):
                 db.execute(tables.WITHDRAW, (now, now, now, number))
 
         self._database.write(write)
+
+
+def _file_name(path: object) -> str:
+    """Return the path as a str. Raises DefinitionError if no file can have it."""
+    try:
+        name = os.fsdecode(cast("str", path))
+        if b"\0" not in os.fsencode(name):
+            return name
+    except (TypeError, ValueError):
+        pass
+    raise DefinitionError(f"SQLiteStore(path) must be the path of a file, not {safe_repr(path)}.")
 
 
 class _Over(NamedTuple):
