@@ -101,11 +101,11 @@ def return_annotation(fn: Any) -> Any:
     """Return the annotated return type of a function, or of the coroutine that it makes; Any if it is unknown."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    function = inspect.unwrap(fn if hasattr(fn, "__annotations__") and not isinstance(fn, type) else type(fn).__call__)
-    annotation = getattr(function, "__annotations__", {}).get("return", Any)
     try:
-        annotation = _evaluated(function, annotation)
-    except Exception:  # noqa: BLE001 - an annotation may name what only type checkers import
+        has_own = hasattr(fn, "__annotations__") and not isinstance(fn, type)
+        function = inspect.unwrap(fn if has_own else type(fn).__call__)
+        annotation = _evaluated(function, function.__annotations__["return"])
+    except Exception:  # noqa: BLE001 - a mock has none, and an annotation may name what only type checkers import
         return Any
     if get_origin(annotation) in (Awaitable, Coroutine):
         return get_args(annotation)[-1]

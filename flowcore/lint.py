@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Final, get_args, get_origin
 
 from .errors import safe_repr
@@ -20,6 +20,10 @@ _STORABLE: Final = frozenset(
     )
 )
 """classes whose values the default codec keeps. `object` is one of them, because it says nothing about the values."""
+
+
+_LIVE: Final = (Generator, AsyncGenerator, Iterator, AsyncIterator, Callable)
+"""annotations of objects that exist in one process only"""
 
 
 def advice(plan: Plan, deadline: float | None, undo: str) -> list[str]:
@@ -136,6 +140,9 @@ def _foreign(annotation: Any) -> Iterator[str]:
     arguments = get_args(annotation)
     known: Any = get_origin(annotation) or annotation
     kind: object = known
+    if any(known is live for live in _LIVE):
+        yield f"collections.abc.{known.__name__}"
+        return
     for argument in arguments:
         yield from _foreign(argument)
     if not isinstance(kind, type) or kind.__module__ in {"typing", "types", "collections.abc"}:

@@ -349,6 +349,10 @@ def _list(known: object) -> list[Any]:
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+ANNOTATE: Final = "Annotate its type (the return type of a step, or a field of the workflow's input=)"
+"""what helps where a value is rebuilt from an annotation; there is none for a value that a step writes"""
+
+
 def type_name(value: object) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -363,10 +367,10 @@ def _way_out(value: Any) -> str:
     known: tuple[type, ...] = (*_ATOMS, *_by_type())
     plain = next((base for base in known if issubclass(kind, base)), None)
     if _is_structured(kind):
-        return "Annotate the step's return type and give the store PydanticCodec(), or return plain data."
+        return f"{ANNOTATE} and give the store PydanticCodec(), or use plain data."
     if plain is not None:
         return f"Convert it with {plain.__name__}(…), or give the store a codec= that keeps it."
-    return "Return plain data, or give the store a codec= that keeps it."
+    return "Use plain data, or give the store a codec= that keeps it."
 
 
 def _is_structured(kind: type) -> bool:

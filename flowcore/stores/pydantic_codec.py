@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import NotSerializable, safe_repr, safe_str
-from .codec import JsonCodec, tagged_text, type_name
+from .codec import ANNOTATE, JsonCodec, tagged_text, type_name
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -48,13 +48,13 @@ class PydanticCodec:
             if annotation is Any:
                 raise NotSerializable(
                     f"{type_name(value)} is rebuilt from an annotation, and there is none here. "
-                    "Annotate the step's return type, or return plain data."
+                    f"{ANNOTATE}, or use plain data."
                 ) from error
         parts, back = self._dumped(value, annotation)
         if not _same(back, value):
             raise NotSerializable(
                 f"{type_name(value)} does not come back unchanged by the annotation {safe_repr(annotation)}. "
-                "Annotate all of its parts, or return plain data."
+                "Annotate all of its parts, or use plain data."
             )
         return f"{_REBUILT}{parts}}}"
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from types import GenericAlias
+from typing import Any, NamedTuple
+from unittest.mock import AsyncMock
 
 import pytest
 
 from flowcore import Backoff, Context, DependencyCycle, Retry, Workflow
+
+from .conftest import Drive
 
 
 def nothing(ctx: Context) -> None: ...
@@ -112,3 +117,29 @@ def test_a_result_that_no_durable_store_keeps_is_reported_from_its_annotation() 
     wf.add_step("nothing", nothing)
     (said,) = wf.check()
     assert said.startswith("step 'connect' returns tests.core.test_check.Connection, which durable stores cannot keep.")
+
+
+@pytest.mark.parametrize("kind", [Generator, Iterator, Callable, AsyncIterator, AsyncGenerator])
+def test_a_result_that_lives_in_its_process_is_reported_from_its_annotation(kind: Any) -> None:
+    def streams(ctx: Context) -> Any: ...
+
+    for annotation in (kind, GenericAlias(list, (kind,))):
+        streams.__annotations__["return"] = annotation
+        wf = Workflow("w")
+        wf.add_step("stream", streams)
+        (said,) = wf.check()
+        assert said.startswith(
+            f"step 'stream' returns collections.abc.{kind.__name__}, which durable stores cannot keep."
+        )
+
+
+@pytest.mark.parametrize("kind", ["a mock", "a function that wraps itself"])
+def test_a_function_without_annotations_that_can_be_read_is_checked_and_run(kind: str) -> None:
+    def itself(ctx: Context) -> int:
+        return 1
+
+    itself.__wrapped__ = itself  # type: ignore[attr-defined]
+    wf = Workflow("w")
+    wf.add_step("a", AsyncMock(return_value=1) if kind == "a mock" else itself)
+    assert wf.check() == []
+    assert Drive("asyncio")(wf)["a"] == 1

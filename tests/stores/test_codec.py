@@ -163,7 +163,7 @@ deep: list[Any] = []
 for _ in range(100_000):
     deep = [deep]
 
-PYDANTIC = "give the store PydanticCodec()"
+PYDANTIC = "the return type of a step, or a field of the workflow's input=. and give the store PydanticCodec()"
 REFUSED: dict[str, tuple[Any, str]] = {
     "a StrEnum": (Colour.RED, PYDANTIC),
     "an IntEnum": ([Level.LOW], PYDANTIC),
@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an OrderedDict": (collections.OrderedDict(), r"Convert it with dict\(…\)"),
     "a datetime subclass": (type("Stamp", (dt.datetime,), {})(2026, 1, 2), r"Convert it with datetime\(…\)"),
     "a foreign time zone": (dt.datetime(2026, 1, 2, tzinfo=type("Zone", (dt.tzinfo,), {})()), "zoneinfo.ZoneInfo"),
-    "bytearray": (bytearray(b"x"), "Return plain data"),
+    "bytearray": (bytearray(b"x"), "Use plain data"),
     "a lock": (threading.Lock(), "_thread.lock is not a type that the default codec keeps"),
     "a value that contains itself": (loop, "contains itself, or is nested too deep"),
     "a tuple that contains itself": ((loop,), "contains itself, or is nested too deep"),

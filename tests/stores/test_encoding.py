@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 
 from flowcore import CorruptRecord, DefinitionError, NotSerializable, RunFailed, Status, StepReport, StoreError
 from flowcore.errors import hashed_key
+from flowcore.run import Sent
 from flowcore.stores.base import Checkpoint, Claim, Ending, RunRecord, StepRecord, Write
 from flowcore.stores.encoding import LARGEST, MIB, Encoding, microseconds
 
@@ -248,6 +249,11 @@ def test_half_a_surrogate_pair_in_a_name_is_refused(claim: Claim, culprit: str) 
         ENCODING.encode_claim(claim)
     with pytest.raises(NotSerializable, match=re.escape("the context key 'c\\ud800' contains a lone surrogate")):
         ENCODING.encode_checkpoint(checkpoint(writes={"c\ud800": Write(1)}))
+    with pytest.raises(
+        NotSerializable, match=re.escape("the wait name 'm\\ud800' contains a lone surrogate")
+    ) as refused:
+        ENCODING.encode_sent("m\ud800", Sent(1), "r")
+    assert str(refused.value).encode()  # it can be printed
 
 
 def test_the_seq_stands_in_front_of_ascii() -> None:
@@ -275,7 +281,7 @@ def test_durations_are_microseconds_and_at_most_a_century() -> None:
 
 
 def test_a_value_that_the_codec_refuses_is_named() -> None:
-    why = "object is not a type that the default codec keeps. Return plain data, or give the store a codec= that keeps it."
+    why = "object is not a type that the default codec keeps. Use plain data, or give the store a codec= that keeps it."
     for where, encode in (
         ("the result of step 'pay' in run run1", lambda value: checkpoint({"pay": done(2, value)})),
         ("the value of 'card' in run run1", lambda value: checkpoint(writes={"card": Write(2, value)})),
