@@ -1,0 +1,410 @@
+"""A signal handler that exits, as that of SIGTERM in a service does, at every moment (semantics 8): it parks durable runs,
+undoes runs in memory, and is never lost."""
+
+import asyncio
+import itertools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import pytest
+
+from flowcore import AsyncEngine, Backoff, CompensationFailed, Context, Engine, Retry, Run, Status, Workflow
+from flowcore.events import (
+    CompensationStarted,
+    Event,
+    HookFailed,
+    RunFinished,
+    RunRequested,
+    RunStarted,
+    StepFinished,
+    StepReady,
+    StepStarted,
+    WorkflowRegistered,
+)
+from flowcore.exits import deferred, is_exit_of_handler
+from flowcore.stores import MemoryStore, SQLiteStore
+
+from .conftest import Ledger, make_async, of_type
+from .test_ctrl_c import Strike, untraced
+
+__all__ = ["untraced"]  # a fixture
+
+Share = Callable[[Iterable[int]], Iterable[int]]
+"""the moments that a test takes: see tests/conftest.py"""
+Drives = Callable[..., Run]
+
+
+@pytest.fixture(autouse=True)
+def sigterm() -> Iterator[None]:
+    """The handler of a service."""
+
+    def leaves(number: int, frame: FrameType | None) -> None:
+        sys.exit(3)
+
+    before = signal.signal(signal.SIGTERM, leaves)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    assert not deferred
+
+
+@pytest.fixture(params=[False, True], ids=["memory", "durable"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryStore | SQLiteStore:
+    return SQLiteStore(tmp_path / "db", durability="normal") if request.param else MemoryStore()
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def once() -> Callable[..., bool]:
+    """A function that sends SIGTERM when it is called first."""
+    left = [terminate]
+
+    def strikes(*_: object) -> bool:
+        if left:
+            left.pop()()
+        return True
+
+    return strikes
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The engine that drives the run in the main thread."""
+    return str(request.param)
+
+
+def drive(kind: str, wf: Workflow, store: Any, strike: Strike | None = None, **options: Any) -> Run:
+    """Run a workflow with the key "k" in the main thread; on asyncio, with async steps."""
+    key, check = options.pop("idempotency_key", "k"), options.pop("check", True)
+    if kind == "threads":
+        engine = Engine(store=store, grace=1, **options)
+        try:
+            with strike or nullcontext():
+                return engine.run(wf, idempotency_key=key, check=check)
+        finally:
+            assert not engine._live, "the engine cannot be closed"
+    make_async(wf)
+
+    async def main() -> Run:
+        engine = AsyncEngine(store=store, grace=1, **options)
+        with strike or nullcontext():
+            return await engine.run(wf, idempotency_key=key, check=check)
+
+    return asyncio.run(main())
+
+
+def saga(ledger: Ledger, *, fails: bool) -> Workflow:
+    wf = ledger.chain("a", "b", "c!" if fails else "c", workflow="saga")
+    for step in wf.steps:
+        assert step.compensation is not None
+        step.compensation = replace(step.compensation, retry=Retry(2, Backoff.fixed(0)))
+    return wf
+
+
+def exits(kind: str, wf: Workflow, store: Any, **options: Any) -> SystemExit:
+    with pytest.raises(SystemExit) as caught:
+        drive(kind, wf, store, **options)
+    assert caught.value.code == 3
+    return caught.value
+
+
+def status(store: Any, key: str = "k") -> Status | None:
+    record = store.find(key)
+    assert record is None or not record.held
+    return None if record is None else record.status
+
+
+# -- every moment ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fails", [False, True], ids=["a run that succeeds", "a run that fails"])
+def test_an_exit_at_any_moment_leaves_the_run_parked_undone_or_done(
+    kind: str, store: Any, fails: bool, share: Share, full: bool
+) -> None:
+    problems: list[str] = []
+    moment = 0
+    for moment in share(itertools.count(1, 1 if full else 5 if store.durable else 2)):
+        ledger, raised, key = Ledger(), None, f"k{moment}"
+        wf = saga(ledger, fails=fails)
+        strike = Strike(moment, terminate)
+        try:
+            drive(kind, wf, store, strike, idempotency_key=key)
+        except BaseException as error:  # noqa: BLE001 - judged below
+            raised = error
+        if not strike.struck:
+            break
+        found = [] if isinstance(raised, SystemExit) else [f"raised {raised!r}"]
+        found += aftermath(kind, wf, store, key, ledger)
+        problems.extend(f"{strike.struck}: {problem}" for problem in found)
+    assert moment > 100
+    assert not problems, f"{len(problems)} problems:\n" + "\n".join(problems[:40])
+
+
+def aftermath(kind: str, wf: Workflow, store: Any, key: str, ledger: Ledger) -> Iterator[str]:
+    """What is not as it should be after an exit."""
+    record, again = store.find(key), list[str]()
+    over = {Status.SUCCESS, Status.COMPENSATED, Status.FAILURE}
+    if record is not None and (record.held or record.status not in over | {Status.PARKED}):
+        yield f"the record is {record.status}, held: {record.held}"
+    elif record is not None and record.status is Status.PARKED and store.durable:
+        done = list(ledger)
+        with Engine(store=store) if kind == "threads" else Resumer(store) as other:
+            other.run(wf, idempotency_key=key, check=False)
+        again = [name for name in "abc" if ledger.count(name) > 1]
+        if len(again) > 1 or (again and again[0] != [name for name in done if "-" not in name][-1]):
+            yield f"steps that had ended ran again: {done}, then {ledger}"
+    standing = ledger.standing
+    standing.subtract(again)  # the step that was in flight is one whose effect may have been there before
+    del standing["c"]
+    undone = any(entry.startswith("-") for entry in ledger)
+    if +standing and (undone or not set(ledger) >= {"a", "b", "c"}):
+        yield f"effects are left standing: {ledger}"
+    if any(number < -1 for number in standing.values()):
+        yield f"undone twice: {ledger}"
+
+
+class Resumer:
+    """An AsyncEngine as a plain one."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, wf: Workflow, **request: Any) -> Run:
+        async def main() -> Run:
+            async with AsyncEngine(store=self._store) as engine:
+                return await engine.run(wf, **request)
+
+        return asyncio.run(main())
+
+
+# -- in user code ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["step", "when", "on"])
+def test_an_exit_in_a_step_or_a_predicate_parks_a_durable_run_and_undoes_one_in_memory(
+    kind: str, store: Any, ledger: Ledger, where: str
+) -> None:
+    strikes, failures, wf = once(), [ValueError("b")], Workflow("w")
+
+    def flaky(ctx: Context) -> None:
+        if failures:
+            raise failures.pop()
+
+    options: dict[str, dict[str, Any]] = {
+        "step": {"first": strikes},
+        "when": {"when": strikes},
+        "on": {"first": flaky, "retry": Retry(3, Backoff.fixed(0), on=strikes)},
+    }
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", **options[where])
+    exits(kind, wf, store)
+    if store.durable:
+        assert status(store) is Status.PARKED
+        assert "-a" not in ledger
+        assert drive(kind, wf, store).status is Status.SUCCESS
+        assert (ledger.count("a"), ledger.count("-a")) == (1, 0)
+    else:
+        assert status(store) is not Status.RUNNING
+        assert not +ledger.standing
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_an_exit_in_an_undo_parks_a_durable_run_and_the_next_owner_makes_the_undo_again(
+    kind: str, tmp_path: Path, ledger: Ledger, parallel: bool
+) -> None:
+    store, wf = SQLiteStore(tmp_path / "db"), Workflow("w", parallel_undo=parallel)
+    undo_once(wf, ledger, retry=1)
+    exits(kind, wf, store)
+    assert status(store) is Status.PARKED
+    assert ledger == ["a", "b", "c"]
+    assert drive(kind, wf, store, check=False).status is Status.COMPENSATED
+    assert ledger == ["a", "b", "c", "-b", "-a"]
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_in_memory_an_undo_that_an_exit_cuts_short_is_made_again_before_the_exit_is_raised(
+    kind: str, ledger: Ledger, parallel: bool
+) -> None:
+    store, wf = MemoryStore(), Workflow("w", parallel_undo=parallel)
+    undo_once(wf, ledger, retry=Retry(2, Backoff.fixed(0)))
+    error = exits(kind, wf, store)
+    assert isinstance(error.__cause__, ValueError)
+    assert ledger == ["a", "b", "c", "-b", "-a"]
+    assert status(store) is not Status.RUNNING
+
+
+def test_in_memory_an_undo_without_retries_that_an_exit_cuts_short_has_failed_and_the_others_are_made(
+    kind: str, ledger: Ledger
+) -> None:
+    store, wf = MemoryStore(), Workflow("w")
+    undo_once(wf, ledger, retry=1)
+    error = exits(kind, wf, store)
+    assert isinstance(error.__cause__, CompensationFailed)
+    assert list(error.__cause__.failures) == ["b"]
+    assert ledger == ["a", "b", "c", "-a"]
+    assert [record.held for record in store.list_runs()] == [True]
+
+
+def undo_once(wf: Workflow, ledger: Ledger, retry: Any) -> None:
+    """Add a saga that fails, with an undo that is interrupted when it is called first."""
+    strikes = once()
+
+    def undo(ctx: Context) -> None:
+        strikes()
+        ledger.append("-b")
+
+    ledger.add(wf, "a")
+    ledger.add(wf, "b", depends_on="a", undoable=False).compensate(retry=retry)(undo)
+    ledger.add(wf, "c", depends_on="b", raises=ValueError("c"), undoable=False)
+
+
+def test_an_exit_in_a_step_is_raised_although_another_step_had_failed_before(ledger: Ledger) -> None:
+    failed, wf = threading.Event(), Workflow("w")
+
+    def struck(ctx: Context) -> None:
+        failed.wait()
+        terminate()
+
+    def fails(event: Event) -> None:
+        if type(event) is StepFinished and event.step == "fails":
+            failed.set()
+
+    ledger.add(wf, "here", first=struck)
+    ledger.add(wf, "fails", raises=ValueError("first"), timeout=60)
+    error = exits("threads", wf, MemoryStore(), hooks=[fails])
+    assert isinstance(error.__cause__, ValueError)
+    assert ledger == ["fails", "-here"]
+
+
+# -- in hooks ----------------------------------------------------------------------------------------------------------
+
+KINDS: tuple[type[Event], ...] = (
+    *(WorkflowRegistered, RunRequested, RunStarted, StepReady, StepStarted, StepFinished, CompensationStarted),
+    RunFinished,
+)
+
+
+@pytest.mark.parametrize("event_type", KINDS, ids=lambda event_type: event_type.__name__)
+def test_an_exit_in_a_hook_ends_the_process_once_the_other_hooks_have_run(
+    kind: str, store: Any, ledger: Ledger, event_type: type[Event]
+) -> None:
+    strikes, events, wf = once(), list[Any](), saga(ledger, fails=event_type is CompensationStarted)
+
+    def struck(event: Event) -> None:
+        if type(event) is event_type:
+            strikes()
+
+    exits(kind, wf, store, hooks=[struck, events.append])
+    assert of_type(events, event_type)
+    (failure,) = of_type(events, HookFailed)
+    assert isinstance(failure.error, SystemExit)
+    if event_type in {WorkflowRegistered, RunFinished}:
+        assert status(store) is (None if event_type is WorkflowRegistered else Status.SUCCESS)
+    elif store.durable:
+        assert status(store) is Status.PARKED or (kind, event_type) == ("asyncio", RunRequested)
+        assert "-a" not in ledger
+        drive(kind, wf, store, check=False)
+        assert ledger.count("a") == ledger.count("b") == 1
+    elif kind == "threads":  # the end of a loop also cancels the undos of runs in memory
+        assert (+ledger.standing).keys() <= {"c"}
+
+
+def test_an_exit_in_a_scope_of_a_hook_ends_the_process(kind: str, store: Any, ledger: Ledger) -> None:
+    strikes = once()
+
+    class Scope:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            strikes()
+
+    exits(kind, saga(ledger, fails=False), store, hooks=[lambda event: Scope() if type(event) is StepStarted else None])
+    assert status(store) is not Status.RUNNING
+
+
+def test_an_exit_in_a_hook_during_inline_steps_undoes_them(ledger: Ledger) -> None:
+    strikes = once()
+    wf = saga(ledger, fails=False)
+    hook = lambda event: strikes() if type(event) is StepFinished else None  # noqa: E731 - short
+    with Engine(hooks=[hook]) as engine, pytest.raises(SystemExit):
+        engine.run(wf)
+    assert ledger == ["a", "-a"]
+
+
+def test_an_exit_of_a_hooks_own_is_no_exit_of_a_handler(kind: str, store: Any, ledger: Ledger) -> None:
+    def leaves(event: Event) -> None:
+        sys.exit(3)
+
+    assert drive(kind, saga(ledger, fails=False), store, hooks=[leaves]).status is Status.SUCCESS
+
+
+# -- in calls of an async store ----------------------------------------------------------------------------------------
+
+
+class OnTheLoop:
+    """An async store that works on the loop's own thread, where signals arrive, as a Redis client does."""
+
+    def __init__(self, store: SQLiteStore, verb: str) -> None:
+        self._store, self._verb, self._strikes = store, verb, once()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        if name not in {"claim", "checkpoint", "finish", "renew", "withdraw", "find", "head"}:
+            return value
+
+        async def verb(*arguments: Any) -> Any:
+            if name == self._verb:
+                self._strikes()
+            await asyncio.sleep(0)
+            return value(*arguments)
+
+        return verb
+
+
+@pytest.mark.parametrize("verb", ["claim", "checkpoint", "finish"])
+def test_an_exit_in_a_call_of_an_async_store_ends_the_loop_and_parks_the_run(
+    tmp_path: Path, ledger: Ledger, verb: str
+) -> None:
+    store, wf = SQLiteStore(tmp_path / "db"), saga(ledger, fails=False)
+    exits("asyncio", wf, OnTheLoop(store, verb))
+    assert status(store) is {"claim": None, "checkpoint": Status.PARKED, "finish": Status.SUCCESS}[verb]
+    assert drive("asyncio", wf, store).status is Status.SUCCESS
+    assert sorted(ledger) == ["a", "b", "c"]
+
+
+# -- telling them apart ------------------------------------------------------------------------------------------------
+
+
+def test_an_exit_of_a_handler_is_told_from_those_of_the_code_that_it_interrupts() -> None:
+    def caught(code: Callable[[], object]) -> BaseException:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as error:
+            code()
+        return error.value
+
+    def own(frame: object = None) -> None:
+        sys.exit()
+
+    assert is_exit_of_handler(caught(terminate))
+    assert not is_exit_of_handler(caught(own))
+    assert not is_exit_of_handler(caught(lambda: own(sys._getframe().f_back)))
+    assert not is_exit_of_handler(ValueError())
+    assert not is_exit_of_handler(None)
+    signal.signal(signal.SIGTERM, lambda *_: own())
+    assert is_exit_of_handler(caught(terminate))
