@@ -8,15 +8,17 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..errors import DefinitionError, IdempotencyError, safe_repr
+from ..errors import DefinitionError, FlowcoreError, IdempotencyError, safe_repr
+from ..functions import take_one_argument
+from ..retry import flag
 from ..run import Run
 from ..workflow import Key
 from .aio_handles import AsyncRunFuture
 from .handles import RunFuture
 
-__all__ = ["checked_concurrency", "completed", "completed_on_loop", "key_of"]
+__all__ = ["check_batch", "checked_concurrency", "completed", "completed_on_loop", "key_of"]
 
 T = TypeVar("T")
 
@@ -28,6 +30,18 @@ def checked_concurrency(given: int | None, default: int) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(f"concurrency= must be a whole number from 1 up, not {safe_repr(given)}.")
     return given
+
+
+def check_batch(items: object, values: Any, key: Any, *, ordered: bool, check: bool) -> None:
+    """Raise DefinitionError for arguments with which `map` could run nothing."""
+    if not hasattr(items, "__iter__") and not hasattr(items, "__getitem__"):
+        way_out = " Collect them in a list first." if hasattr(items, "__aiter__") else ""
+        raise DefinitionError(f"map takes an iterable of items, not {safe_repr(items)}.{way_out}")
+    for option, function in (("values", values), ("key", key)):
+        if function is not None:
+            take_one_argument(function, f"{option}= of map", "the item", sync=True)
+    flag(ordered, "ordered=")
+    flag(check, "check=")
 
 
 def key_of(key: Callable[[T], Key | None] | None, item: T) -> Key | None:
@@ -73,12 +87,22 @@ def completed(
                 if works() and done.empty():
                     waiting[0].exception()
                 future = done.get()
-            run = future.result()
+            try:
+                run = future.result()
+            except StopIteration as error:
+                raise _unraisable(future.run_id, error) from error
             waiting.remove(future)
             yield run
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _unraisable(run_id: str, error: Exception) -> FlowcoreError:
+    """Return the error to raise for a run that failed with an error that would end an iterator."""
+    return FlowcoreError(
+        f"run {run_id} failed with {type(error).__name__}, which would end the iterator. Pass check=False to get its Run."
+    )
 
 
 def _put(done: SimpleQueue[RunFuture], future: RunFuture, _: Future[Run]) -> None:
@@ -106,7 +130,10 @@ async def completed_on_loop(
             if not ordered:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             future = waiting[0] if ordered else next(one for one in waiting if one.done())
-            run = await future
+            try:
+                run = await future
+            except (StopIteration, StopAsyncIteration) as error:
+                raise _unraisable(future.run_id, error) from error
             waiting.remove(future)
             yield run
     finally:

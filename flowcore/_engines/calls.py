@@ -18,7 +18,7 @@ from ..workflow import Key, Workflow
 from .aio_handles import AsyncRunFuture
 from .asking import asked_on_loop
 from .base import EngineBase, I
-from .batches import checked_concurrency, completed_on_loop, key_of
+from .batches import check_batch, checked_concurrency, completed_on_loop, key_of
 
 __all__ = ["LoopCalls"]
 
@@ -78,7 +78,8 @@ class LoopCalls(EngineBase, ABC):
         yielded, so memory does not grow with the number of items. `check=True` raises the error of the first failed
         run. With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for
         a run of another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing
-        the iterator early takes no further item and cancels the runs in flight.
+        the iterator early takes no further item and cancels the runs in flight. Raises DefinitionError for arguments
+        with which it could run nothing.
         """
 
         def submit(item: T) -> AsyncRunFuture:
@@ -86,6 +87,7 @@ class LoopCalls(EngineBase, ABC):
             run = self._requested(workflow, made, key_of(key, item), math.inf, None, submitted=True)
             return self._submitted(run, check=check)
 
+        check_batch(items, values, key, ordered=ordered, check=check)
         return completed_on_loop(items, submit, checked_concurrency(concurrency, self.max_workers), ordered=ordered)
 
     async def find(self, key: str) -> RunRecord | None:

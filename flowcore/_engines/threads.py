@@ -26,7 +26,7 @@ from ..stores.base import Page, RunRecord, Store
 from ..workflow import Key, Workflow
 from .asking import cancel_in_store, performed
 from .base import I, outcome
-from .batches import checked_concurrency, completed, key_of
+from .batches import check_batch, checked_concurrency, completed, key_of
 from .checks import caller_drives
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
@@ -251,13 +251,14 @@ class Engine(LocalEngine):
         run. With keys on a durable store, a repeated call replays the runs that have ended and resumes the others; for
         a run of another owner, it waits until the outcome is known or the lease of a dead owner has expired. Closing
         the iterator early, or a Ctrl-C, takes no further item and drops the runs that have not begun. Can be used
-        inside a step.
+        inside a step. Raises DefinitionError for arguments with which it could run nothing.
         """
 
         def submit(item: T) -> RunFuture:
             made: Any = item if values is None else values(item)
             return self.submit(workflow, made, idempotency_key=key_of(key, item), wait=math.inf, check=check)
 
+        check_batch(items, values, key, ordered=ordered, check=check)
         most = checked_concurrency(concurrency, self.max_workers)
         return completed(items, submit, most, ordered=ordered, works=self._pool.owns_current_thread)
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flowcore import NO_KEY, AsyncEngine, Context, DefinitionError, Engine, IdempotencyError, Status, Workflow
+from flowcore import (
+    NO_KEY,
+    AsyncEngine,
+    Context,
+    DefinitionError,
+    Engine,
+    FlowcoreError,
+    IdempotencyError,
+    Status,
+    Workflow,
+)
 from flowcore.stores import MemoryStore, SQLiteStore
 
 
@@ -94,6 +105,50 @@ def test_a_key_function_that_returns_none_is_refused_and_no_key_is_not() -> None
 def test_a_concurrency_that_is_none_is_refused(concurrency: int) -> None:
     with Engine() as engine, pytest.raises(DefinitionError, match="concurrency="):
         engine.map(squares(), [], concurrency=concurrency)
+
+
+async def async_key(item: Any) -> str:
+    return str(item)
+
+
+async def async_items() -> AsyncIterator[int]:
+    yield 1
+
+
+def numbers_of() -> dict[str, int]:
+    return {}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"items": 5}, "map takes an iterable of items, not 5"),
+    ({"items": None}, "map takes an iterable of items, not None"),
+    ({"items": async_items()}, r"map takes an iterable of items, not .*\. Collect them in a list first"),
+    ({"key": "id"}, "key= of map must be a function of the item, not 'id'"),
+    ({"key": async_key}, "key= of map must not be async"),
+    ({"values": "x"}, "values= of map must be a function of the item, not 'x'"),
+    ({"values": numbers_of}, "values= of map must take exactly one argument"),
+    ({"ordered": "no"}, "ordered= must be True or False, not 'no'"),
+    ({"check": None}, "check= must be True or False, not None"),
+]
+
+
+@pytest.mark.parametrize("engine_type", [Engine, AsyncEngine])
+@pytest.mark.parametrize(
+    ("wrong", "sentence"), WRONG, ids=lambda value: str(list(value)) if isinstance(value, dict) else ""
+)
+def test_what_map_cannot_use_is_refused_at_the_call(engine_type: Any, wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DefinitionError, match=sentence):
+        engine_type().map(squares(), **({"items": numbers(1)} | wrong))
+
+
+def test_an_error_that_would_end_the_iterator_is_named() -> None:
+    wf = Workflow("w")
+    wf.add_step("a", lambda ctx: next(iter(())))
+    with Engine() as engine:
+        with pytest.raises(FlowcoreError, match=r"failed with StopIteration, .* Pass check=False") as caught:
+            list(engine.map(wf, numbers(2), check=True))
+        assert isinstance(caught.value.__cause__, StopIteration)
+        assert [run.status for run in engine.map(wf, numbers(2))] == ["failure"] * 2
 
 
 def test_a_step_may_fan_out_on_its_own_engine_however_few_workers_that_has() -> None:
