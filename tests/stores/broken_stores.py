@@ -726,7 +726,7 @@ class LosesWhatIsSent(Broken):
 class TakesTheLastValue(Broken):
     rule = "send-first"
 
-    def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
+    def send(self, key: str, name: Any, value: Any, /, **options: Any) -> bool:
         run = self.run_of(key)
         run.record.sent = {other: sent for other, sent in run.record.sent.items() if other != name}
         return super().send(key, name, value, **options)
@@ -735,7 +735,7 @@ class TakesTheLastValue(Broken):
 class TakesValuesForAnything(Broken):
     rule = "send-refused"
 
-    def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
+    def send(self, key: str, name: Any, value: Any, /, **options: Any) -> bool:
         try:
             return super().send(key, name, value, **options)
         except SendRefused:
@@ -759,7 +759,7 @@ class ResumesWhatWaits(Broken):
 class LeavesWhatWaitsAsleep(Broken):
     rule = "wakes decide"
 
-    def send(self, key: str, name: str, value: Any, /, **options: Any) -> bool:
+    def send(self, key: str, name: Any, value: Any, /, **options: Any) -> bool:
         run = self.run_of(key)
         due = None if run is None else (run.due, run.record.not_before)
         counts = super().send(key, name, value, **options)
