@@ -231,25 +231,33 @@ class Context(MutableMapping[Any, Any], Generic[I]):
         return len(self._run.values)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str) and self._run.step_meant(key, self.step) is not None:
+        if not isinstance(key, str):
+            self._refuse_step(key)
+        with self._run.lock:
+            self._set(key, value)
+
+    def _refuse_step(self, key: Any) -> None:
+        if self._run.step_meant(key, self.step) is not None:
             raise DefinitionError(
                 f"ctx[step] is read-only: step {safe_repr(str(key.name))} gives its result by returning it."
             )
-        with self._run.lock:
-            self._set(key, value)
 
     def __delitem__(self, key: Any) -> None:
         with self._run.lock:
             self._remove(key)
 
     def _set(self, key: Any, value: Any) -> None:
+        if key in self._run.plan.by_name or self._run.workflow.input is not None:
+            self._refuse_taken(key)
+        self._run.values[key] = value
+        if self._run.ledger is not None:
+            self._run.ledger.wrote(self.step, key, value)
+
+    def _refuse_taken(self, key: Any) -> None:
         if key in self._run.plan.by_name:
             raise step_name_taken(key, f"step {safe_repr(self.step)} writes to it")
         if self._run.workflow.input is not None:
             self._refuse_field(key)
-        self._run.values[key] = value
-        if self._run.ledger is not None:
-            self._run.ledger.wrote(self.step, key, value)
 
     def _refuse_field(self, key: Any) -> None:
         kind = self._run.workflow.input
@@ -283,7 +291,11 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def clear(self) -> None:
         """Remove every key; atomic."""
         with self._run.lock:
-            for key in list(self._run.values):
+            keys = list(self._run.values)
+            if self._run.workflow.input is not None:
+                for key in keys:  # all are checked before the first is removed
+                    self._refuse_field(key)
+            for key in keys:
                 self._remove(key)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -299,7 +311,12 @@ class Context(MutableMapping[Any, Any], Generic[I]):
     def update(self, other: Any = (), /, **kwargs: Any) -> None:
         """Set several keys; atomic."""
         new = dict(other, **kwargs)
+        for key in new:
+            if not isinstance(key, str):
+                self._refuse_step(key)
         with self._run.lock:
+            for key in new:  # all are checked before the first is set
+                self._refuse_taken(key)
             for key, value in new.items():
                 self._set(key, value)
 

@@ -30,7 +30,7 @@ from .aio_runs import AsyncRuns, pending_cancellations
 from .asking import cancel_in_store, performed, performed_on_loop
 from .base import I
 from .calls import LoopCalls
-from .checks import caller_drives
+from .checks import caller_drives, check_named
 from .live_runs import is_meant
 from .local import LocalEngine
 from .recovering import LEASE_OVER, RecoveryTasks
@@ -183,8 +183,10 @@ class AsyncEngine(LoopCalls, LocalEngine):
         of it with its next checkpoint or renewal. In a thread without a running loop, this call itself waits for the
         store.
 
-        Raises StoreError when it is awaited, or at once in a thread without a running loop.
+        Raises DefinitionError at once if neither is given, and StoreError when it is awaited, or at once in a thread
+        without a running loop.
         """
+        check_named(run_id, key)
         queued = next((run for run in list(self._runs.queued) if is_meant(run, run_id, key)), None)
         run = queued or self._live.find(run_id, key)
         cancelled = run is not None and self._runs.cancel(run)

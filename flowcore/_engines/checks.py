@@ -92,6 +92,12 @@ def period(value: Duration, what: str) -> float:
     return min(number, CENTURY)
 
 
+def check_named(run_id: str | None, key: str | None) -> None:
+    """Raise DefinitionError if a call names its run neither by its id nor by its key."""
+    if run_id is None and key is None:
+        raise DefinitionError("Name the run by its id, or by key=.")
+
+
 def caller_drives(until: str, *, durable: bool) -> bool:
     """Whether a caller of `run` with this `until=` drives the run itself: to its end, or until it waits in a durable
     store. If not, the run is submitted. Raises DefinitionError."""

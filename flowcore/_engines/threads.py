@@ -27,7 +27,7 @@ from ..workflow import Key, Workflow
 from .asking import cancel_in_store, performed
 from .base import I, outcome
 from .batches import check_batch, checked_concurrency, completed, key_of
-from .checks import caller_drives
+from .checks import caller_drives, check_named
 from .handles import RunFuture
 from .interrupts import SigintGuard, guard, restore
 from .local import LocalEngine
@@ -265,7 +265,9 @@ class Engine(LocalEngine):
     def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
         """Cancel a run, by its id or its key: running steps get at most `grace`, the run is undone, and its caller gets
         StepCancelled. On a durable store, it may be a run of another process, which learns of it with its next
-        checkpoint or renewal. Returns False if there is no such run or it was ending already. Raises StoreError."""
+        checkpoint or renewal. Returns False if there is no such run or it was ending already. Raises DefinitionError if
+        neither is given, and StoreError."""
+        check_named(run_id, key)
         run = self._live.find(run_id, key)
         if run is not None:
             return self._runs.cancel(run, f"run {run.run_id} was cancelled by engine.cancel().")

@@ -15,7 +15,7 @@ from .._durable.claim import claim
 from .._engines.aio_handles import AsyncRunFuture
 from .._engines.base import I, outcome
 from .._engines.calls import LoopCalls
-from .._engines.checks import caller_drives
+from .._engines.checks import caller_drives, check_named
 from .._engines.in_context import is_process_stopping
 from .._engines.periodic import PeriodicEngine
 from .._engines.sending import announce
@@ -138,7 +138,8 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
 
     async def cancel(self, run_id: str | None = None, *, key: str | None = None) -> bool:
         """Cancel a run by its key, or by the id of a run without a key. Returns False if there is no such run, or it is
-        over. Raises StoreError."""
+        over. Raises DefinitionError if neither is given, and StoreError."""
+        check_named(run_id, key)
         key = run_id or "" if key is None else key
         claim = self._claim_of(key)
         head = await self.store.head(key)

@@ -13,6 +13,7 @@ from flowcore import (
     Backoff,
     CompensationFailed,
     Context,
+    DefinitionError,
     Engine,
     FlowcoreError,
     Retry,
@@ -97,6 +98,12 @@ def test_cancel_answers_false_for_a_run_it_does_not_know_or_that_is_over(live: M
     assert not one.engine.cancel("no such run")
     run = one.run(ledger.chain("a"))
     assert not one.engine.cancel(run.id)
+
+
+@pytest.mark.parametrize("engine_type", [Engine, AsyncEngine])
+def test_cancel_needs_an_id_or_a_key(engine_type: Any) -> None:
+    with pytest.raises(DefinitionError, match="Name the run by its id, or by key="):
+        engine_type().cancel()
 
 
 def test_the_result_of_an_async_cancel_says_what_was_asked(tmp_path: Path) -> None:

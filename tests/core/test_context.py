@@ -181,6 +181,33 @@ def test_a_write_to_the_name_of_a_step_is_refused(drive: Drive, how: str) -> Non
         drive(wf)
 
 
+@dataclass
+class Fields:
+    sku: str
+    amount: int
+
+
+@pytest.mark.parametrize("how", ["a name", "a step", "a field"])
+def test_an_update_that_is_refused_writes_nothing(drive: Drive, how: str) -> None:
+    wf: Any = Workflow("updates", input=Fields) if how == "a field" else Workflow("updates")
+    pay = wf.add_step("pay", lambda ctx: "receipt")
+    seen: list[Any] = []
+
+    def ship(ctx: Context) -> None:
+        key: Any = {"a name": "pay", "a step": pay, "a field": "sku"}[how]
+        with pytest.raises(DefinitionError, match=r"is the name of step|ctx\[step\] is read-only|cannot change 'sku'"):
+            ctx.update({"fine": 1, key: 2})
+        if how == "a field":
+            with pytest.raises(DefinitionError, match="cannot change 'sku'"):
+                ctx.clear()
+        seen.append(dict(ctx))
+
+    wf.add_step("ship", ship, depends_on="pay")
+    values: dict[str, Any] = {"sku": "a", "amount": 1} if how == "a field" else {"amount": 1}
+    drive(wf, values)
+    assert seen == [values]
+
+
 def test_a_step_sees_results_of_the_steps_it_depends_on_and_no_others(drive: Drive) -> None:
     wf = Workflow("order")
     a = wf.add_step("a", lambda ctx: "a")
