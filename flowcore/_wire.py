@@ -207,7 +207,7 @@ def _of_own_class(packed: Mapping[str, Any]) -> BaseException | None:
         return None
     try:
         error = kind.__new__(kind, *packed["args"])
-        if not isinstance(error, OSError):  # which keeps the name of its file elsewhere
+        if not isinstance(error, OSError) or error.errno is None:  # else it keeps the name of its file elsewhere
             error.args = tuple(packed["args"])
         error.__dict__.update(packed.get("vars", {}))
     except Exception:  # noqa: BLE001 - user code

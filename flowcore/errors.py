@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -170,6 +170,10 @@ class FlowcoreError(Exception):
 
         state = {**self.__dict__, "__cause__": portable(self.__cause__)}
         return restored, (type(self), self.args, state)
+
+    def __copy__(self) -> Self:
+        # What __reduce__ returns is for pickle: it may have stand-ins for other errors.
+        return cast("Self", restored(type(self), self.args, {**self.__dict__, "__cause__": self.__cause__}))
 
 
 class DefinitionError(FlowcoreError):

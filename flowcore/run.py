@@ -233,6 +233,12 @@ class Run:
             },
         }
 
+    def __copy__(self) -> Run:
+        # What __getstate__ returns is for pickle: it may have stand-ins for errors.
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def __repr__(self) -> str:
         return f"<Run {self.id} of {safe_repr(self.workflow)}: {self.status}>"
 

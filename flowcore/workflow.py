@@ -107,8 +107,8 @@ class Workflow(Generic[I]):
     `undo`: which steps a failure undoes: those that are done or may be ("done"), also those that raised ("attempted"),
     or none ("never"). With "never" the run is incomplete, and the next call with its key resumes it at the failed step.
 
-    `errors`: exception types that other processes raise as these types too, rebuilt from their messages, with RunFailed
-    as the cause.
+    `errors`: exception types that other processes raise as these types too, rebuilt from their messages where that is
+    possible, with RunFailed as the cause.
 
     `parallel_undo`: undo each step as soon as all that depend on it are undone, instead of one by one in reverse.
 

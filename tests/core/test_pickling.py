@@ -1,5 +1,6 @@
 """Errors and runs leave their process: with ids, texts and reports, without live objects (semantics 13)."""
 
+import copy
 import inspect
 import json
 import pickle
@@ -83,22 +84,22 @@ def back(value: Any) -> Any:
 )
 def test_a_run_and_its_error_can_be_pickled_whatever_failed_it(drive: Drive, error: Exception) -> None:
     run = drive(saga(error, error), check=False)
-    copy = back(run)
-    assert (type(copy), copy.id, copy.status, copy.explain()) == (
+    read_run = back(run)
+    assert (type(read_run), read_run.id, read_run.status, read_run.explain()) == (
         Run,
         run.id,
         Status.COMPENSATION_FAILED,
         run.explain(),
     )
-    assert copy.to_dict()["steps"].keys() == run.to_dict()["steps"].keys()
-    assert (copy["pay"], copy.steps["ship"].attempts, copy.workflow) == ({"receipt": 1}, 2, "order")
+    assert read_run.to_dict()["steps"].keys() == run.to_dict()["steps"].keys()
+    assert (read_run["pay"], read_run.steps["ship"].attempts, read_run.workflow) == ({"receipt": 1}, 2, "order")
     with pytest.raises(NoResult, match="it succeeded, but its result of type lock could not be pickled"):
-        copy["lock"]
+        read_run["lock"]
     with pytest.raises(NoResult, match="could not be pickled"):
-        back(copy)["lock"]
+        back(read_run)["lock"]
     with pytest.raises(NoResult):
-        copy["never"]
-    assert back(copy).explain() == run.explain()
+        read_run["never"]
+    assert back(read_run).explain() == run.explain()
 
     failed = run.error
     assert isinstance(failed, CompensationFailed)
@@ -137,9 +138,9 @@ def test_a_pickled_error_keeps_its_type_text_and_notes(error: BaseException) -> 
     wf.add_step("ship", lambda ctx: (_ for _ in ()).throw(noted(error)))
     run = Drive("threads")(wf, check=False)
     assert run.error is error
-    copy = back(run)
-    read = copy.error
-    assert copy.steps["ship"].error is read
+    pickled = back(run)
+    read = pickled.error
+    assert pickled.steps["ship"].error is read
     for found in (read, back(CompensationFailed("not undone", {"pay": error})).failures["pay"]):
         assert (type(found), str(found), found.__notes__) == (type(error), str(error), error.__notes__)
         assert found.__dict__.keys() == error.__dict__.keys()
@@ -149,7 +150,10 @@ def test_a_pickled_error_keeps_its_type_text_and_notes(error: BaseException) -> 
 
 @pytest.mark.parametrize(
     "error",
-    [Priced(5), DECODING, UnicodeEncodeError("utf-8", "\udcff", 0, 1, "no"), KeyError("k"), OSError(2, "gone", "file")],
+    [
+        *(Priced(5), DECODING, UnicodeEncodeError("utf-8", "\udcff", 0, 1, "no"), KeyError("k")),
+        *(OSError(2, "gone", "file"), PermissionError("declined"), errors.StepTimeout("late"), errors.RunTimeout()),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_that_crosses_as_plain_data_keeps_its_text(error: BaseException) -> None:
@@ -159,6 +163,16 @@ def test_an_error_that_crosses_as_plain_data_keeps_its_text(error: BaseException
         assert (read.error_type, read.message) == (type(error).__name__, str(error))
     else:
         assert (type(read), str(read), read.args) == (type(error), str(error), error.args)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_run_and_its_error_can_be_copied(copied: Any) -> None:
+    run = Drive("threads")(saga(Priced(5), Priced(6)), check=False)
+    assert isinstance(run.error, CompensationFailed)
+    for error in (copied(run.error), copied(run).error):
+        assert (type(error), str(error), str(error.__cause__)) == (CompensationFailed, str(run.error), "too dear: 6")
+        assert [str(one) for one in (*error.exceptions, error.failures["pay"])] == ["too dear: 5"] * 2
+    assert str(copied(run).steps["ship"].error) == "too dear: 6"
 
 
 def test_an_error_that_cannot_be_pickled_leaves_its_notes() -> None:

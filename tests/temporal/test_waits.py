@@ -2,11 +2,20 @@
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from flowcore import NotSerializable, RunNotFound, SendRefused, Status, StepCancelled, StepTimeout, Workflow
+from flowcore import (
+    DefinitionError,
+    NotSerializable,
+    RunNotFound,
+    SendRefused,
+    Status,
+    StepCancelled,
+    StepTimeout,
+    Workflow,
+)
 
 from .conftest import PATIENCE, Temporal
 
@@ -32,8 +41,13 @@ def test_a_value_that_is_sent_is_the_result_of_its_wait(temporal: Temporal) -> N
         async with temporal.open(wf) as engine:
             future = engine.submit(wf, idempotency_key="k")
             await future.recorded()
+            for send in (engine.send, engine.store.send):
+                with pytest.raises(DefinitionError, match="The id= of a value that is sent must be a string or None"):
+                    await send("k", "approved", 1, id=cast("Any", 7))
             assert await engine.send("k", "approved", ("yes", 3), id="first")
-            assert await engine.send("k", "approved", ("yes", 3), id="first")
+            assert await engine.send(
+                "k", next(step for step in wf.steps if step.name == "approved"), ("yes", 3), id="first"
+            )
             run = await future
             assert run["act"] == ("asked", ("yes", 3))
             with pytest.raises(SendRefused, match="has ended"):
