@@ -26,6 +26,8 @@ __all__ = ["STARTING_REPORT", "Run", "Sent", "StepReport", "error_line", "in_wor
 
 R = TypeVar("R")
 _LISTED = 200  # steps that explain() describes one by one
+ATTEMPTS_KEPT: Final = 50
+"""of how many of a step's first attempts, and of how many of its last ones, the errors and times are kept"""
 _TRIES = 10  # failed attempts that it lists for each step
 
 
@@ -48,7 +50,8 @@ class StepReport:
     failed: int = 0
     """the number of failed attempts, under all owners; an attempt that a crash cut off does not count"""
     errors: tuple[tuple[str, str], ...] = ()
-    """the type and message of the error of each failed attempt, oldest first"""
+    """the type and message of the error of each failed attempt, oldest first; of more than 100, the first and the last
+    50"""
     started: float | None = None
     """when the first attempt started, in seconds since the epoch by the store's clock; None in memory"""
     retry_at: float | None = None
@@ -65,12 +68,19 @@ class StepReport:
     """when its undo ended, after all attempts and the backoff between them; None in memory"""
     attempt_times: tuple[tuple[float, float], ...] = ()
     """start and end of each attempt, oldest first, in seconds since the epoch by the store's clock; empty in memory and
-    for a step that ended with its first attempt; without attempts that a crash cut off"""
+    for a step that ended with its first attempt; without attempts that a crash cut off; of more than 100, the first and
+    the last 50"""
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """Restore a pickled report. A field that an older release did not pickle gets its default."""
         for known in fields(self):
             setattr(self, known.name, state[1].get(known.name, known.default))
+
+
+def shortened(items: tuple[R, ...]) -> tuple[R, ...]:
+    """Return the items of a step's attempts that are kept: all, or the first and the last of many. So the cost of an
+    attempt does not grow with the number of those before it."""
+    return items if len(items) <= 2 * ATTEMPTS_KEPT else (*items[:ATTEMPTS_KEPT], *items[-ATTEMPTS_KEPT:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +410,8 @@ def in_words(report: StepReport) -> str:
     failures = [_line(kind, Exception(message), 200) for kind, message in report.errors]
     if any(failure != last for failure in failures):
         first = max(0, len(failures) - _TRIES)
-        text += f"; failed attempts: {'; '.join(f'{n}. {why}' for n, why in enumerate(failures[first:], first + 1))}"
+        number = first + 1 + max(0, report.failed - len(failures))  # some errors in the middle may be left out
+        text += f"; failed attempts: {'; '.join(f'{n}. {why}' for n, why in enumerate(failures[first:], number))}"
     if report.completed_late is not None:
         text += f"; an abandoned attempt completed late: {report.completed_late}"
     if report.undo == Status.SUCCESS:

@@ -85,7 +85,7 @@ class Ledger(Unsaved):
                 raise failure
             begins = failure is None and not run.stopped
         if not begins:  # its start is saved, or may be; the next owner must not take the step for one in doubt
-            self.withdrawn(run, node, errors)
+            self.withdrawn(run, node, attempt - 1, errors)
         return begins
 
     def waits(self, run: RunState, node: Node, until: float) -> Program[bool]:
@@ -129,7 +129,7 @@ class Ledger(Unsaved):
             return
         with run.lock:
             due, effect = now_of(run) + delay, _may_be_done(run, node)
-            self.note_failed_attempt(node.name, end.attempts, end.errors, due, effect=effect)
+            self.note_failed_attempt(node.name, end.failed, end.errors, due, effect=effect)
         failure = yield from save(run, self, (node.name,))
         if isinstance(failure, NotSerializable):
             raise failure
@@ -259,11 +259,11 @@ class Ledger(Unsaved):
         self._note_changes(run, node)
         self.note_end(node.name, run.report(node), run.results, effect=effect)
 
-    def withdrawn(self, run: RunState, node: Node, errors: Errors = ()) -> None:
+    def withdrawn(self, run: RunState, node: Node, failed: int = 0, errors: Errors = ()) -> None:
         with run.lock:
-            if errors:
+            if failed:
                 due, effect = now_of(run), _may_be_done(run, node)
-                self.note_failed_attempt(node.name, len(errors), errors, due, effect=effect)
+                self.note_failed_attempt(node.name, failed, errors, due, effect=effect)
             else:
                 self._withdraw(run, node.name)
 

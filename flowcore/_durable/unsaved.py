@@ -61,11 +61,11 @@ class Unsaved:
         self.writes.setdefault(step, {})[key] = Write(self.seq, deleted=True)
 
     def note_start(self, step: str, attempt: int, at: float, errors: tuple[tuple[str, str], ...] = ()) -> None:
-        """Note that an attempt of `step` is about to start, `at` seconds since the epoch. `errors`: those of earlier
-        attempts."""
+        """Note that an attempt of `step` is about to start, `at` seconds since the epoch. `errors`: those of the earlier
+        attempts, all of which have failed."""
         report = StepReport(Status.RUNNING, attempt, started=at)
         if errors:
-            report.failed, report.errors, report.started = len(errors), errors, self.first_starts.get(step, at)
+            report.failed, report.errors, report.started = attempt - 1, errors, self.first_starts.get(step, at)
             report.attempt_times = self.attempt_times.get(step, ())
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report)
@@ -82,12 +82,11 @@ class Unsaved:
         self.steps[step] = StepRecord(self.seq, StepReport(Status.TIMEOUT, started=before, until=at))
 
     def note_failed_attempt(
-        self, step: str, attempts: int, errors: tuple[tuple[str, str], ...], retry_at: float, *, effect: bool
+        self, step: str, failed: int, errors: tuple[tuple[str, str], ...], retry_at: float, *, effect: bool
     ) -> None:
-        """Note that `step` has made `attempts` attempts, and that the next one is due at `retry_at`, in seconds since
-        the epoch. `errors`: those of the attempts that failed. `effect`: an earlier attempt, cut off by a crash, may
-        have had its effect."""
-        report = StepReport(Status.PENDING, attempts, failed=len(errors), errors=errors, retry_at=retry_at)
+        """Note that `failed` attempts of `step` have failed, and that the next one is due at `retry_at`, in seconds
+        since the epoch. `errors`: theirs. `effect`: an earlier attempt, cut off by a crash, may have had its effect."""
+        report = StepReport(Status.PENDING, failed, failed=failed, errors=errors, retry_at=retry_at)
         report.started, report.attempt_times = self.first_starts.get(step), self.attempt_times.get(step, ())
         self.seq += 1
         self.steps[step] = StepRecord(self.seq, report, effect=effect)

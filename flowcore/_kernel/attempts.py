@@ -22,6 +22,7 @@ from ..exits import is_exit_of_handler
 from ..functions import PLAIN, is_awaitable
 from ..plan import Node
 from ..retry import Pause, Retry, waits
+from ..run import shortened
 from ..status import Status
 from . import emit
 from .awaiting import awaited
@@ -58,6 +59,7 @@ class Attempts:
     __slots__ = (
         "allowed",
         "errors",
+        "failed",
         "fn",
         "last",
         "limit",
@@ -92,7 +94,8 @@ class Attempts:
         self.scope = scope
         self.undo = undo
         self.number = 0  # of the latest attempt, from 1
-        self.errors: tuple[tuple[str, str], ...] = ()  # type and message of each failed attempt
+        self.errors: tuple[tuple[str, str], ...] = ()  # type and message of failed attempts: see StepEnd
+        self.failed = 0  # how many attempts have failed
         self.last: StepEnd | None = None  # the end of the latest attempt that failed
         self.limit: Limit | None = None  # of the latest attempt
         self.started: float | None = None  # when the first attempt started (monotonic); None: no limit depends on it
@@ -122,10 +125,10 @@ class Attempts:
                     if self.undo:  # it is made again, here or by the next owner
                         raise
                     yield Stop(cancel=False, exit=error)
-                return StepEnd(Status.CANCELLED, None, error, max(1, self.number), self.errors)
+                return self._counted(StepEnd(Status.CANCELLED, None, error, max(1, self.number)))
             if self.last is None:
                 return StepEnd(Status.FAILURE, None, error, 1)
-            return StepEnd(self.last.status, None, error, self.last.attempts, self.last.errors)
+            return self._counted(StepEnd(self.last.status, None, error, self.last.attempts))
 
     def _program(self, first: FirstAttempt | None) -> Program[StepEnd]:
         run, node, scope, settings = self.run, self.node, self.scope, self.run.settings
@@ -165,17 +168,17 @@ class Attempts:
             if attempt is not None and scope is not None:
                 emit.attempt_finished(run, node, scope, attempt, self.number, self.allowed, end, undo=self.undo)
                 if self.allowed > 1:
-                    scope.attempts = (*scope.attempts, (attempt.at, scope.ended))
+                    scope.attempts = shortened((*scope.attempts, (attempt.at, scope.ended)))
             if isinstance(end.error, ResultLost) and not self.undo:
                 end, settled = yield from settle(run, node, end, end.error)
                 if settled:
-                    end.errors = self.errors
-                    return end
+                    return self._counted(end)
             if end.status is Status.SUCCESS:
-                end.errors = self.errors
-                return end
+                return self._counted(end)
             if end.error is not None and end.status is not Status.CANCELLED:
-                self.errors = end.errors = (*self.errors, (type(end.error).__name__, error_message(end.error, 200)))
+                error = type(end.error).__name__, error_message(end.error, 200)
+                self.errors, self.failed = shortened((*self.errors, error)), self.failed + 1
+                self._counted(end)
             self.last = end
             outstanding = abandoned.call if abandoned is not None and not abandoned.over else None
             if outstanding is not None:
@@ -195,6 +198,11 @@ class Attempts:
             if abandoned is not None:
                 run.forget(abandoned.call)
 
+    def _counted(self, end: StepEnd) -> StepEnd:
+        """Return the end of the step with the attempts that have failed."""
+        end.errors, end.failed = self.errors, self.failed
+        return end
+
     def _begin(self) -> bool:
         """Set the limits, and restore the state of attempts under earlier owners. Returns whether attempts have a time
         limit."""
@@ -206,7 +214,7 @@ class Attempts:
             self.until = None if step_timeout is None else self.started + step_timeout
         before = None if self.undo else run.tried.get(node.name)
         if before is not None:  # earlier attempts failed: under an earlier owner, or before the step was set aside
-            self.number, self.errors = before.failed, before.errors
+            self.number, self.failed, self.errors = before.failed, before.failed, before.errors
             if self.scope is not None and self.scope.epoch is not None:
                 epoch = self.scope.epoch
                 self.scope.attempts = tuple((began - epoch, ended - epoch) for began, ended in before.attempt_times)
@@ -232,11 +240,11 @@ class Attempts:
         run, name = self.run, safe_repr(self.node.name)
         if late:
             what = f"step {name} was still waiting for a thread at the deadline of run {run.run_id}."
-            return StepEnd(Status.FAILURE, None, RunTimeout(what), self.number - 1, self.errors)
+            return self._counted(StepEnd(Status.FAILURE, None, RunTimeout(what), self.number - 1))
         if self.last is not None and not is_left(run):
-            return StepEnd(Status.FAILURE, None, self.last.error, self.number - 1, self.errors)
+            return self._counted(StepEnd(Status.FAILURE, None, self.last.error, self.number - 1))
         if run.ledger is not None:
-            run.ledger.withdrawn(run, self.node, self.errors)
+            run.ledger.withdrawn(run, self.node, self.failed, self.errors)
         return StepEnd(Status.PENDING, attempts=self.number - 1)
 
     # -- between two attempts ------------------------------------------------------------------------------------------
@@ -266,7 +274,7 @@ class Attempts:
         if failed:
             return None
         run.forget(call)
-        return StepEnd(Status.SUCCESS, call.late_outcome[0], None, self.number, self.errors[:-1])
+        return StepEnd(Status.SUCCESS, call.late_outcome[0], None, self.number, self.errors[:-1], self.failed - 1)
 
     def _wait(self, pause: Pause, end: StepEnd) -> Program[StepEnd | None]:
         """Wait for the next attempt, after one that ended as `end`. Returns the step's end if there is no next attempt,
@@ -382,7 +390,7 @@ def wait_rest_of_backoff(run: RunState, node: Node) -> Program[StepEnd | None]:
 def _of_earlier(run: RunState, node: Node) -> StepEnd:
     """Return the end of a step whose latest attempt failed under an earlier owner."""
     before = run.tried[node.name]
-    return StepEnd(Status.FAILURE, None, failed_before(run, node), before.failed, before.errors)
+    return StepEnd(Status.FAILURE, None, failed_before(run, node), before.failed, before.errors, before.failed)
 
 
 def failed_before(run: RunState, node: Node) -> RunFailed:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .run_state import RunState
 
 Errors = tuple[tuple[str, str], ...]
-"""type and message of each failed attempt"""
+"""type and message of each failed attempt, or of the first and last of many"""
 
 __all__ = ["Claims", "Earlier", "Ledger", "Takeover", "now_of"]
 
@@ -77,9 +77,9 @@ class Ledger(Protocol):
         the run's lock."""
         ...
 
-    def withdrawn(self, run: RunState, node: Node, errors: Errors = ()) -> None:
-        """Note that an attempt of `node` does not start although its start is saved. `errors`: those of the attempts
-        before it."""
+    def withdrawn(self, run: RunState, node: Node, failed: int = 0, errors: Errors = ()) -> None:
+        """Note that an attempt of `node` does not start although its start is saved. `failed`: how many attempts have
+        failed before. `errors`: theirs."""
         ...
 
     def undone(self, run: RunState, node: Node) -> Program[None]:

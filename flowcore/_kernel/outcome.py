@@ -19,11 +19,11 @@ class StepEnd:
     """The end of an attempt or, after the last one, of the step or undo: `value` if the status is success, else
     `error`.
 
-    `attempts`: how many there were. `errors`: type and message of each failed attempt. `scope`: the scope with the
-    times of the step, or None if they are not measured.
+    `attempts`: how many there were. `errors`: type and message of each failed attempt, or of the first and last of many.
+    `failed`: how many attempts failed. `scope`: the scope with the times of the step, or None if they are not measured.
     """
 
-    __slots__ = ("attempts", "error", "errors", "scope", "status", "value")
+    __slots__ = ("attempts", "error", "errors", "failed", "scope", "status", "value")
 
     def __init__(
         self,
@@ -32,19 +32,21 @@ class StepEnd:
         error: BaseException | None = None,
         attempts: int = 0,
         errors: tuple[tuple[str, str], ...] = (),
+        failed: int = 0,
     ) -> None:
         self.status = status
         self.value = value
         self.error = error
         self.attempts = attempts
         self.errors = errors
+        self.failed = failed
         self.scope: StepScope | None = None
 
     def report_to(self, report: StepReport) -> None:
         """Copy the end of the step into its report."""
         begun_before = report.failed > 0 and report.started is not None  # its first attempt was recorded earlier
         report.status, report.attempts, report.error = self.status, self.attempts, self.error
-        report.failed, report.errors, report.retry_at = len(self.errors), self.errors, None
+        report.failed, report.errors, report.retry_at = self.failed, self.errors, None
         if self.scope is not None:
             report.waited, report.ran, report.backed_off = self.scope.waited, self.scope.ran, self.scope.backoff
             if self.scope.epoch is not None and not begun_before:

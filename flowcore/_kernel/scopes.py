@@ -71,7 +71,10 @@ class StepScope(EventScope):
             now, first = self.at, began - epoch
             self.at = min(now, first if not_before is None else max(first, not_before))
             self.earlier = now - self.at
-            self.backoff = max(0.0, self.earlier - sum(max(0.0, ended - started) for started, ended in times))
+            worked = sum(max(0.0, ended - started) for started, ended in times)
+            if times:  # attempts whose times were left out are taken to have lasted as long as the others
+                worked *= max(1.0, before.failed / len(times))
+            self.backoff = max(0.0, self.earlier - worked)
 
     @property
     def ran(self) -> float:

@@ -30,7 +30,7 @@ def set_aside(run: RunState, node: Node, end: StepEnd, delay: float) -> StepEnd 
             return None
         run.waits = run.waits or Waits()
         run.waits.set_aside(node, run.settings.clock() + delay, end)
-        report = StepReport(Status.PENDING, end.attempts, failed=len(end.errors), errors=end.errors)
+        report = StepReport(Status.PENDING, end.attempts, failed=end.failed, errors=end.errors)
         report.retry_at = now_of(run) + delay
         report.started = started if before is None or before.started is None else before.started
         report.attempt_times = () if end.scope is None else end.scope.attempt_times

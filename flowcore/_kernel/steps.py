@@ -153,7 +153,7 @@ def _retried(run: RunState, node: Node, before: StepEnd, overdue: StepEnd | None
     not made. `overdue`: its end if the run's deadline has passed."""
     scope, end = before.scope, None
     if overdue is not None:
-        end = StepEnd(Status.FAILURE, None, overdue.error, before.attempts, before.errors)
+        end = StepEnd(Status.FAILURE, None, overdue.error, before.attempts, before.errors, before.failed)
     elif run.ledger is not None:
         end = yield from _began(run, run.ledger, node)
         if end is not None and end.status is _PENDING:  # the run has stopped

@@ -28,7 +28,7 @@ from ..events import (
     StepFinished,
     StepStarted,
 )
-from ..run import Run, StepReport, error_line
+from ..run import ATTEMPTS_KEPT, Run, StepReport, error_line
 from ..status import Status
 
 if TYPE_CHECKING:
@@ -302,14 +302,27 @@ def _bars_of_attempts(report: StepReport, ready: float, zero: float) -> list[Bar
         return _bars_of_report(report, ready)
     times = [(max(0.0, began - zero), max(0.0, ended - zero)) for began, ended in report.attempt_times]
     bars = [Bar(Kind.WAIT, ready, times[0][0])] if times[0][0] > ready else []
-    for number, (began, ended) in enumerate(times, 1):
-        if number > 1 and began > bars[-1].end:
-            bars.append(Bar(Kind.BACKOFF, bars[-1].end, began))
-        failed = number <= len(report.errors)
-        label = ": ".join((f"attempt {number}", *(report.errors[number - 1] if failed else ())))
+    missing = max(0, report.attempts - len(times)) if len(times) == 2 * ATTEMPTS_KEPT else 0
+    for place, (began, ended) in enumerate(times):
+        left_out = missing if place == ATTEMPTS_KEPT else 0
+        if place > 0 and began > bars[-1].end:
+            bars.append(Bar(Kind.BACKOFF, bars[-1].end, began, f"{left_out} more attempts" if left_out else ""))
+        number = place + 1 + (missing if place >= ATTEMPTS_KEPT else 0)
+        failed = number <= max(report.failed, len(report.errors))
+        label = ": ".join((f"attempt {number}", *(_error_of(report, number) if failed else ())))
         kind = Kind.FAILED if failed or report.status != Status.SUCCESS else Kind.WORK
         bars.append(Bar(kind, began, max(began, ended), label))
     return bars
+
+
+def _error_of(report: StepReport, number: int) -> tuple[str, ...]:
+    """Return the type and the message of the error of a failed attempt, or nothing if it was left out."""
+    place = number - 1
+    if place >= ATTEMPTS_KEPT:
+        place -= max(0, report.failed - len(report.errors))
+        if place < ATTEMPTS_KEPT and report.failed > len(report.errors):
+            return ()
+    return report.errors[place] if place < len(report.errors) else ()
 
 
 def _result_alone(done: bool) -> StepReport:

@@ -226,7 +226,7 @@ class _Activity:
         failed, tried = beats.failed, sent.get("tried")
         if failed.get("failed"):
             errors = tuple((kind, message) for kind, message in failed["errors"])
-            report = StepReport(Status.PENDING, failed=len(errors), errors=errors, retry_at=failed["retry_at"])
+            report = StepReport(Status.PENDING, failed=failed["failed"], errors=errors, retry_at=failed["retry_at"])
             report.started = None if tried is None else tried["started"]
             report.attempt_times = tuple((began, ended) for began, ended in failed.get("times", ()))
             run.tried = {self._node.name: report}
@@ -310,7 +310,7 @@ class _Activity:
             if unclear is not None:
                 raise _Unclear(str(unclear)) from unclear
             if isinstance(answer, Landed):
-                return StepEnd(Status.SUCCESS, answer.result, None, len(self._beats.failed.get("errors", ())) + 1)
+                return StepEnd(Status.SUCCESS, answer.result, None, self._beats.failed.get("failed", 0) + 1)
             if answer is None:
                 if node.step.on_crash != "retry":
                     raise _Decided(node.step.on_crash)
@@ -351,6 +351,7 @@ class _Activity:
             "status": str(end.status),
             "attempts": end.attempts,
             "errors": list(end.errors),
+            "failed": end.failed,
             "fence": run.fence,
             "in_doubt": node.name in run.was_in_doubt,
         }

@@ -30,7 +30,8 @@ class Beats:
         self.failed: dict[str, Any] = {name: known[name] for name in _FAILED if name in known}
         """the attempts of the step that have failed"""
         if tried is not None and not self.failed:
-            self.failed = {"failed": len(tried["errors"]), "errors": tried["errors"], "retry_at": None}
+            failed = tried.get("failed", len(tried["errors"]))
+            self.failed = {"failed": failed, "errors": tried["errors"], "retry_at": None}
             self.failed["times"] = tried.get("times", [])
         self._attempt = info.attempt
         self._returned: int = known.get("returned", 0)
@@ -46,7 +47,7 @@ class Beats:
     def attempt_failed(self, end: StepEnd, retry_at: float) -> None:
         """Report that an attempt of the step has failed, so that it counts even if this worker dies."""
         self.failed = {
-            "failed": len(end.errors),
+            "failed": end.failed,
             "errors": [list(error) for error in end.errors],
             "retry_at": retry_at,
         }

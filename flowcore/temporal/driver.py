@@ -404,6 +404,7 @@ class WorkflowDriver:
                 before = run.tried[node.name]
                 times = list(before.attempt_times)
                 sent["tried"] = {"errors": list(before.errors), "started": before.started, "times": times}
+                sent["tried"]["failed"] = before.failed
         return sent
 
     def _end(self, node: Node, output: StepOutput, *, undo: bool) -> StepEnd:

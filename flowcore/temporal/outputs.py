@@ -46,6 +46,7 @@ def end_of(output: StepOutput, run: RunState, node: Node) -> StepEnd:
     failure = None if error is None else unpack_error(error, run.run_id, node.name)
     end = StepEnd(Status(output["status"]), output.get("value"), failure, output["attempts"])
     end.errors = tuple((kind, message) for kind, message in output.get("errors", ()))
+    end.failed = output.get("failed", len(end.errors))
     if "times" in output:
         at, waited, ran, backoff = output["times"]
         scope = end.scope = StepScope(at, run.context, waited)

@@ -113,12 +113,14 @@ class Request(TypedDict):
 
 
 class Tried(TypedDict):
-    """The attempts of a step that have failed in earlier activities. `started`: when the first one began, in seconds
-    since the epoch. `times`: start and end of each; missing from runs of earlier releases."""
+    """The attempts of a step that have failed in earlier activities. `errors`, `times`: error, start and end of each, or
+    of the first and last of many. `started`: when the first one began, in seconds since the epoch. `failed`: how many
+    there were. `times` and `failed` are missing from runs of earlier releases."""
 
     errors: list[tuple[str, str]]
     started: float | None
     times: NotRequired[list[tuple[float, float]]]
+    failed: NotRequired[int]
 
 
 class StepInput(TypedDict):
@@ -174,6 +176,7 @@ class StepOutput(TypedDict):
     status: str
     attempts: int
     errors: NotRequired[list[tuple[str, str]]]
+    failed: NotRequired[int]
     value: NotRequired[str]
     error: NotRequired[Packed]
     writes: NotRequired[dict[str, str | None]]

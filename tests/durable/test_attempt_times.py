@@ -4,6 +4,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from flowcore.picture import Kind, Timeline
 from flowcore.run import StepReport
 from flowcore.status import Status
 from flowcore.stores import MemoryStore
+from tests.core.conftest import PATIENCE
 from tests.durable.crash import Place
 from tests.durable.engines import DRIVERS, STORES, run
 from tests.stores.redis_servers import until
@@ -94,6 +96,44 @@ def test_the_attempts_of_earlier_owners_are_among_them(place: Callable[[str], Pl
     assert after[1][1] + 0.25 < after[2][0]
     backoffs = [bar.seconds for bar in Timeline.of_record(record).rows[0].bars if bar.kind is Kind.BACKOFF]
     assert backoffs[1] > 0.25
+
+
+@pytest.mark.parametrize("kind", ["memory", *STORES])
+def test_of_many_attempts_the_first_and_the_last_are_kept_and_all_are_counted(
+    place: Callable[[str], Place], kind: str
+) -> None:
+    wf, attempts = Workflow("polls"), list[int]()
+
+    @wf.step(retry=Retry(121))
+    def poll(ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 110 and kind != "memory":
+            raise RetryAfter(0.05, "110")
+        if ctx.attempt < 121:
+            raise ConnectionError(ctx.attempt)
+
+    with nullcontext(MemoryStore()) if kind == "memory" else place(kind).store() as store:
+        if kind != "memory":
+            with Engine(store=store, park_after=0.01) as first:
+                assert first.run(wf, idempotency_key="k", until="waiting").status == "waiting"
+        with Engine(store=store, park_after=60) as second:
+            run = second.run(wf, idempotency_key="k", wait=PATIENCE)
+        record = store.find("k")
+    assert attempts == list(range(1, 122))
+    for report in (run.steps["poll"], record.steps["poll"]):
+        assert (report.status, report.attempts, report.failed) == ("success", 121, 120)
+        assert [message for _, message in report.errors] == [str(number) for number in (*range(1, 51), *range(71, 121))]
+    if kind != "memory":
+        assert len(record.steps["poll"].attempt_times) == 100
+        bars = [bar for bar in Timeline.of_record(record).rows[0].bars if bar.kind is not Kind.WAIT]
+        labels = [bar.label for bar in bars if bar.label]
+        assert labels[48:53] == [
+            *("attempt 49: ConnectionError: 49", "attempt 50: ConnectionError: 50", "21 more attempts"),
+            *("attempt 72: ConnectionError: 72", "attempt 73: ConnectionError: 73"),
+        ]
+        assert labels[-2:] == ["attempt 120: ConnectionError: 120", "attempt 121"]
+    assert "111. ConnectionError: 111; " in run.explain()
+    assert "120. ConnectionError: 120" in run.explain()
 
 
 @pytest.mark.parametrize("kind", STORES)
