@@ -1,4 +1,4 @@
-"""Writes the dashboards, the rules and the runbook beside this file, with the addresses of compose.yaml.
+"""Writes the dashboards, the rules, the runbook and the tables of README.md beside this file, with the addresses of compose.yaml.
 
     python dashboards/build.py            # the files beside this one
     python dashboards/build.py --check    # only say whether they are up to date
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from contents import README, readme
 
 from flowcore_otel.dashboards import Options
 from flowcore_otel.dashboards.__main__ import main
@@ -28,4 +30,11 @@ def options(source: Source) -> Options:
 
 if __name__ == "__main__":
     addresses = [f"--runbook={OPTIONS.runbook}", f"--grafana={OPTIONS.grafana}"]
-    sys.exit(main([f"--out={HERE}", *addresses, *sys.argv[1:]]))
+    code = main([f"--out={HERE}", *addresses, *sys.argv[1:]])
+    if readme() != README.read_text(encoding="utf-8"):
+        print(f"README.md: {'not up to date' if '--check' in sys.argv else 'written'}")
+        if "--check" in sys.argv:
+            code = 1
+        else:
+            README.write_text(readme(), encoding="utf-8")
+    sys.exit(code)

@@ -12,21 +12,22 @@ from typing import Final
 
 from flowcore_otel import names
 
-__all__ = ["DOCUMENTS", "MARKS", "metrics", "rewritten", "spans", "whole"]
+__all__ = ["DOCUMENTS", "MARKS", "metrics", "rewritten", "spans", "table", "whole"]
 
 MARKS: Final = "<!-- catalogue -->", "<!-- end of the catalogue -->"
 
 _UNITS: Final = {"s": "seconds"}
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
     lines = [list(head), *map(list, rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _meanings(head: str, meanings: Mapping[str, str]) -> str:
-    return _table((head, "meaning"), ((f"`{name}`", meaning) for name, meaning in meanings.items()))
+    return table((head, "meaning"), ((f"`{name}`", meaning) for name, meaning in meanings.items()))
 
 
 def spans() -> str:
@@ -56,8 +57,8 @@ def metrics() -> str:
     labels = ((f"`{label}`", f"`{attribute}`") for label, attribute in names.LABELS.items())
     return "\n\n".join(
         (
-            _table(("in Prometheus", "in OpenTelemetry", "type", "unit", "labels", "meaning"), rows),
-            _table(("label in Prometheus", "attribute in OpenTelemetry"), labels),
+            table(("in Prometheus", "in OpenTelemetry", "type", "unit", "labels", "meaning"), rows),
+            table(("label in Prometheus", "attribute in OpenTelemetry"), labels),
             _buckets(),
         )
     )
@@ -78,12 +79,12 @@ def whole() -> str:
     return f"### Spans and log events\n\n{spans()}\n\n### Metrics\n\n{metrics()}"
 
 
-def rewritten(text: str, tables: str) -> str:
+def rewritten(text: str, tables: str, marks: tuple[str, str] = MARKS) -> str:
     """A document with `tables` between its marks. Raises ValueError where these are missing."""
-    before, first, rest = text.partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
+    before, first, rest = text.partition(marks[0])
+    _, last, after = rest.partition(marks[1])
     if not (first and last):
-        raise ValueError(f"The document lacks the line {MARKS[0]} or, after it, the line {MARKS[1]}.")
+        raise ValueError(f"The document lacks the line {marks[0]} or, after it, the line {marks[1]}.")
     return f"{before}{first}\n\n{tables}\n\n{last}{after}"
 
 

@@ -30,7 +30,7 @@ class Step:
     seconds: float
     fails: float = 0.0
     attempts: int = 1
-    error: str = "builtins.OSError"
+    error: str = "OSError"
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class Process:
             self.add(names.RUNS, 0, workflow=flow.name, outcome=outcome)
         for outcome in ("success", "compensated", "failure"):
             self.observe(names.RUN_DURATION, 0, 1, workflow=flow.name, outcome=outcome)
+        for error in names.REFUSALS if self.rich else ():
+            self.add(names.RUNS_REFUSED, 0, workflow=flow.name, error_type=error)
         for outcome in names.IDEMPOTENCY_OUTCOMES if self.rich else ():
             self.add(names.IDEMPOTENCY_HITS, 0, workflow=flow.name, outcome=outcome)
         for decision in names.RECOVERY_DECISIONS:
@@ -198,6 +200,9 @@ class Process:
         self.observe(names.STORE_DURATION, broken, 0.9, **about, outcome="failure")
         in_flight = count * whole / MINUTE
         self.set(names.RUNS_ACTIVE, round(in_flight), workflow=flow.name)
+        if self.rich:
+            self.set(names.RUNS_QUEUED, 0, workflow=flow.name)
+            self.observe(names.QUEUE_DURATION, count, 0.0009, workflow=flow.name)
         self.set(names.STEPS_READY, round(in_flight / 12), workflow=flow.name)
         self.set(names.OLDEST_START, at - min(2 * whole, 50) if count else math.inf, workflow=flow.name)
         for status in ("held", "parked", "incomplete", "expired"):

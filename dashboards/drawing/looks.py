@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["BACKGROUND", "BORDER", "CANVAS", "FAINT", "GRID", "TEXT", "Look", "colour_of", "look", "mapped"]
+__all__ = ["BACKGROUND", "BORDER", "CANVAS", "FAINT", "GRID", "TEXT", "Look", "colour_of", "look", "mapped", "painted"]
 
 Json = dict[str, Any]
 
@@ -37,11 +37,7 @@ class Look:
 
 
 def look(panel: Json, name: str, index: int) -> Look:
-    defaults = panel["fieldConfig"]["defaults"]
-    properties: Json = {}
-    for override in panel["fieldConfig"]["overrides"]:
-        if _matches(override["matcher"], name):
-            properties |= {one["id"]: one["value"] for one in override["properties"]}
+    defaults, properties = panel["fieldConfig"]["defaults"], _overridden(panel, name)
     colour = properties.get("color", defaults.get("color", {})).get("fixedColor") or PALETTE[index % len(PALETTE)]
     custom = defaults.get("custom", {})
     style = properties.get("custom.lineStyle", {}).get("fill", "solid")
@@ -52,6 +48,20 @@ def look(panel: Json, name: str, index: int) -> Look:
         {"dash": "--", "dot": ":"}.get(style, "-"),
         properties.get("custom.axisPlacement") == "right",
     )
+
+
+def painted(panel: Json, name: str) -> str | None:
+    """The colour that an override gives a series."""
+    colour: str | None = _overridden(panel, name).get("color", {}).get("fixedColor")
+    return colour
+
+
+def _overridden(panel: Json, name: str) -> Json:
+    properties: Json = {}
+    for override in panel["fieldConfig"]["overrides"]:
+        if _matches(override["matcher"], name):
+            properties |= {one["id"]: one["value"] for one in override["properties"]}
+    return properties
 
 
 def _matches(matcher: Json, name: str) -> bool:

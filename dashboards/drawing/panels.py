@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle, Wedge
 
 from .asking import Asking, Series
 from .frame import PAD, TITLE, Frame, box, clipped
-from .looks import BACKGROUND, BORDER, FAINT, GRID, TEXT, colour_of, mapped
+from .looks import BACKGROUND, BORDER, FAINT, GRID, TEXT, colour_of, mapped, painted
 from .tables import draw_bars, draw_table
 from .time_series import draw_heatmap, draw_lines
 from .units import written
@@ -54,7 +54,8 @@ def _empty(frame: Frame, panel: Json) -> None:
 def _stat(frame: Frame, panel: Json, found: list[Series], _: Asking) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     value = found[0].last
-    text, colour = written(value, defaults["unit"], defaults.get("decimals")), colour_of(value, defaults["thresholds"])
+    text = written(value, defaults["unit"], defaults.get("decimals"))
+    colour = painted(panel, found[0].legend) or colour_of(value, defaults["thresholds"])
     text, colour = mapped(f"{value:g}", defaults["mappings"]) or (text, colour)
     size = min(0.85 * frame.width / max(3, len(text)), 0.42 * (frame.height - TITLE))
     middle = frame.width / 2, (frame.height - TITLE) / 2 - 2

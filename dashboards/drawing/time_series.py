@@ -17,10 +17,12 @@ from .frame import PAD, TITLE, Frame, clipped
 from .looks import BACKGROUND, FAINT, GRID, TEXT, Look, look
 from .units import written
 
-__all__ = ["draw_heatmap", "draw_lines"]
+__all__ = ["TimeLocator", "draw_heatmap", "draw_lines"]
 
 Json = dict[str, Any]
 
+STEPS: Final = (30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+"""seconds between ticks that people call round"""
 DOTS: Final = 60  # exemplars on a panel, more or less
 
 
@@ -65,7 +67,7 @@ def draw_lines(frame: Frame, panel: Json, found: list[Series], asking: Asking) -
     else:
         for each in {axes, other}:
             each.set_ylim(bottom=0, top=max(each.get_ylim()[1], 1.0 if custom["drawStyle"] == "bars" else 1e-9))
-    if custom["drawStyle"] == "bars":
+    if custom["drawStyle"] == "bars" or (unit in {"none", "short"} and _counts(found)):
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     elif "min" in panel["fieldConfig"]["defaults"] and custom["scaleDistribution"]["type"] == "log":
         axes.set_ylim(bottom=panel["fieldConfig"]["defaults"]["min"])
@@ -146,15 +148,29 @@ def _time_axes(axes: Axes, asking: Asking, unit: str, width: float) -> None:
 
 def _round_times(asking: Asking, most: int) -> list[float]:
     """Full minutes, quarters and hours of the clock, at most so many."""
-    steps = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-    step = next((step for step in steps if asking.seconds / step <= most), 86400)
+    step = next((step for step in (5, 10, 15, *STEPS) if asking.seconds / step <= most), 86400)
     first = math.ceil(asking.start / step) * step
     return [float(at) for at in range(first, int(asking.end) + 1, step)]
 
 
+def _counts(found: list[Series]) -> bool:
+    """Whether the values are numbers of things, of which there are no fractions."""
+    return all(value == round(value) for one in found for _, value in one.points if math.isfinite(value))
+
+
+class TimeLocator(MaxNLocator):
+    """Full minutes, hours and days, where the values are that long."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        step = next((step for step in STEPS if (vmax - vmin) / step <= 4), STEPS[-1])
+        if vmax - vmin < 2 * STEPS[0]:
+            return super().tick_values(vmin, vmax)
+        return np.arange(math.ceil(vmin / step) * step, vmax + step / 2, step)
+
+
 def _value_axis(axes: Axes, unit: str, *, locate: bool = True) -> None:
     if locate:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(TimeLocator(4) if unit == "s" else MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, unit)))
     axes.tick_params(colors=FAINT, labelsize=7, length=0, which="both")
     for side in axes.spines.values():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import FORMATS, SOURCES, Options, files
@@ -46,23 +46,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(
         source=SOURCES["native" if chosen.histograms == "native" else chosen.source],
         runbook=chosen.runbook,
-        grafana=chosen.grafana,
+        grafana=chosen.grafana.rstrip("/"),
         traces=chosen.traces,
         services=tuple(chosen.service),
         namespace=chosen.namespace,
     )
-    stale: list[str] = []
-    for name, content in files(options, chosen.format).items():
-        path: Path = chosen.out / name
-        if path.exists() and path.read_text(encoding="utf-8") == content:
-            continue
-        stale.append(name)
-        if not chosen.check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+    try:
+        stale = _stale(chosen.out, files(options, chosen.format), write=not chosen.check)
+    except OSError as error:
+        parser.exit(
+            2,
+            f"--out {chosen.out} cannot be used: {error.strerror}: {error.filename}. Name a folder that you may write.\n",
+        )
     for name in stale:
         sys.stdout.write(f"{name}: {'not up to date' if chosen.check else 'written'}\n")
     return 1 if chosen.check and stale else 0
+
+
+def _stale(folder: Path, contents: Mapping[str, str], *, write: bool) -> list[str]:
+    """Return the files of the folder that are missing or differ, after writing them if `write`."""
+    stale: list[str] = []
+    for name, content in contents.items():
+        path = folder / name
+        if path.exists() and path.read_text(encoding="utf-8") == content:
+            continue
+        stale.append(name)
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from .boards import to_traces, to_workflow
 from .fields import Json, Panel, steps, target
 from .panels import lines, stat
 from .queries import BAD, SERVED, UNDONE, Source
+from .recording import LAST_SUCCESS
 
 __all__ = [
     "OBJECTIVE",
@@ -22,6 +23,7 @@ __all__ = [
     "oldest_run",
     "retries",
     "share",
+    "since_success",
     "takeovers",
     "undos",
     "variables",
@@ -35,13 +37,13 @@ OBJECTIVE: Final = 0.995
 Place = tuple[int, int, int, int]
 
 
-def variables(q: Source, *, one_workflow: bool = False) -> dict[str, tuple[str, str, bool]]:
+def variables(q: Source) -> dict[str, tuple[str, str, bool]]:
     build, info = names.BUILD_INFO.prometheus, names.WORKFLOW_INFO.prometheus
     workflow = f'label_values({info}{{job=~"$job", instance=~"$instance"}}, {q.label("workflow")})'
     return {
         "job": ("Job", f"label_values({build}, job)", True),
         "instance": ("Instance", f'label_values({build}{{job=~"$job"}}, instance)', True),
-        "workflow": ("Workflow", workflow, not one_workflow),
+        "workflow": ("Workflow", workflow, not q.one_workflow),
     }
 
 
@@ -60,6 +62,13 @@ def failed_traces(q: Source) -> list[Json]:
 def share(q: Source, outcome: str, by: tuple[str, ...] = ()) -> str:
     """Return a query for the share of runs with `outcome` in the time shown. It has no data if no run ended."""
     return f"{q.increase(names.RUNS, by=by, outcome=outcome)} / ({q.increase(names.RUNS, by=by)} > 0)"
+
+
+def since_success(q: Source, reported: str, by: tuple[str, ...] = ()) -> str:
+    """Return a query for the seconds since the last success. `reported`: the selector for what processes report of it; the
+    recording rules remember it when the process is gone."""
+    last = f"{reported} or {q.recorded(LAST_SUCCESS)}"
+    return f"time() - max {q.by(*by)} ({last})" if by else f"time() - max({last})"
 
 
 def numbers(q: Source, width: int = 4) -> list[Panel]:
@@ -108,7 +117,7 @@ def failures(q: Source, at: Place) -> Panel:
     return lines(
         at,
         "Runs that failed or were undone",
-        "By outcome. Purple runs were cleanly undone; red, dark red, yellow and grey ones use up the error budget.",
+        "By outcome. Purple runs were cleanly undone; red, pink, yellow and grey ones use up the error budget.",
         target(
             q.increase(names.RUNS, window="$__rate_interval", by=("outcome",), outcome=f"{BAD}|{UNDONE}|incomplete"),
             q.legend("{{outcome}}"),
@@ -216,13 +225,14 @@ def workers(q: Source, at: Place) -> Panel:
         ("workers abandoned", f"sum({q.select(names.WORKERS, state='abandoned')})", colours.FAILED),
         ("workers at most", f"sum({q.select(names.WORKERS_LIMIT)})", colours.NEUTRAL),
         ("runs in flight", f"sum({q.select(names.RUNS_ACTIVE)})", colours.REPLAYED),
+        ("runs queued", f"sum({q.select(names.RUNS_QUEUED)})", colours.HELD),
         ("steps ready, not started", f"sum({q.select(names.STEPS_READY)})", colours.WAITING),
     )
     return lines(
         at,
         "Workers and what waits for them",
-        "Load and capacity. Ready steps with all workers busy: too few workers. Ready steps with idle workers: no "
-        "engine starts them. Abandoned workers are stuck in calls that timed out.",
+        "Load and capacity. Queued runs and ready steps with all workers busy: too few workers. With idle workers: "
+        "no engine starts them. Abandoned workers are stuck in calls that timed out.",
         *(target(expr, name) for name, expr, _ in parts),
         unit="short",
         coloured={name: colour for name, _, colour in parts},

@@ -103,7 +103,7 @@ def _workflows(q: Source, at: tuple[int, int, int, int]) -> Panel:
     burn = f"max {q.by('workflow')} ({bad} / ({every} > 0)) / {1 - common.OBJECTIVE:g}"
     p95 = q.quantile(0.95, names.RUN_DURATION, by=by, over="$__range")
     p95_before = q.quantile(0.95, names.RUN_DURATION, by=by, over="$__range", offset=" offset 1d")
-    succeeded = f"time() - max {q.by('workflow')} ({q.select(names.LAST_END, outcome='success')})"
+    succeeded = common.since_success(q, q.select(names.LAST_END, outcome=SERVED), by)
     oldest = f"time() - min {q.by('workflow')} ({q.select(names.OLDEST_START)}) >= 0"
     return table(
         at,
@@ -204,7 +204,7 @@ def _slow(q: Source) -> Section:
             ),
             common.workers(q, (16, 0, 8, 8)),
             lines(
-                (0, 8, 12, 7),
+                (0, 8, 8, 7),
                 "One instance, or all?",
                 "p95 of runs on the six busiest instances. One line above the others: look at that machine. All of them: at what "
                 "they share. The dots are single runs: each leads to its trace.",
@@ -217,7 +217,19 @@ def _slow(q: Source) -> Section:
                 log=True,
                 empty="No run ended in this time.",
             ),
-            common.oldest_run(q, (12, 8, 12, 7)),
+            lines(
+                (8, 8, 8, 7),
+                "p95 of the queue",
+                "How long submitted runs wait before they begin: one in twenty waits longer. Long waits: add workers.",
+                target(
+                    f"topk(6, {q.quantile(0.95, names.QUEUE_DURATION, by=('workflow',))})", q.legend("{{workflow}}")
+                ),
+                unit="s",
+                log=True,
+                empty="No submitted run began in this time.",
+                links=[to_workflow(q)],
+            ),
+            common.oldest_run(q, (16, 8, 8, 7)),
         ],
     )
 
@@ -310,7 +322,7 @@ def _down(q: Source, at: tuple[int, int, int, int]) -> Panel:
         return stat(
             at,
             "Targets down",
-            "Processes that Prometheus cannot scrape.",
+            "Processes that Prometheus cannot scrape, of jobs that have had flowcore within a day.",
             f"count({q.of_target('up')} == 0) or vector(0)",
             unit="none",
             thresholds=steps(colours.SUCCESS, (1, colours.FAILED)),

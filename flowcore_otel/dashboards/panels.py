@@ -25,9 +25,11 @@ def stat(
     thresholds: Json,
     sparkline: bool = False,
     words: Mapping[str, tuple[str, str]] | None = None,
+    coloured: Mapping[str, tuple[str, str]] | None = None,
     **more: Any,
 ) -> Panel:
-    """One number. `words`: value -> (text shown instead, its colour)."""
+    """One number. `words`: value -> (text shown instead, its colour). `coloured`: name -> (query that has data instead of the
+    first one, the colour of its number)."""
     options = {
         "colorMode": "value",
         "graphMode": "area" if sparkline else "none",
@@ -48,12 +50,16 @@ def stat(
         at,
         title,
         description,
-        [target(query, kind="range" if sparkline else "instant")],
+        [
+            target(query, kind="range" if sparkline else "instant"),
+            *(target(other, name, kind="instant") for name, (other, _) in (coloured or {}).items()),
+        ],
         options=options,
         unit=unit,
         thresholds=thresholds,
         color={"mode": "thresholds"},
         mappings=[{"type": "value", "options": value_options}] if value_options else [],
+        overrides=painted({name: colour for name, (_, colour) in (coloured or {}).items()}),
         **more,
     )
 

@@ -18,7 +18,11 @@ def of_workers(q: Source) -> list[Alert]:
     per_process = "on (job, instance)"
     of_process = q.by("job", "instance", "workflow")
     ready = f"sum {of_process} ({q.select(names.STEPS_READY)})"
-    started = f"sum {of_process} (increase({q.select(names.WAIT_DURATION, 'count')}[5m]))"
+    queued = f"sum {of_process} ({q.select(names.RUNS_QUEUED)})"
+    started, begun = (
+        q.increase(metric, "count", window="5m", by=("job", "instance", "workflow"))
+        for metric in (names.WAIT_DURATION, names.QUEUE_DURATION)
+    )
     job = "{{ $labels.job }}"
     return [
         Alert(
@@ -33,13 +37,13 @@ def of_workers(q: Source) -> list[Alert]:
         ),
         Alert(
             "FlowcoreStepsNotStarting",
-            f"count {q.by('job', 'workflow')} (({ready} > 0) unless ({started} > 0)\n"
+            f"count {q.by('job', 'workflow')} (({ready} > 0 or {queued} > 0)\nunless ({started} > 0 or {begun} > 0)\n"
             f"unless {per_process} ({busy} >= {per_process} {limit})) > 0",
             "5m",
             "page",
-            f"{OF} has steps that are ready and do not start",
-            f"{OF}: processes in which steps have been ready, but none has started, for more than 5 minutes, although "
-            "workers are free: {{ $value }}.",
+            f"{OF} has steps that are ready, or runs that are queued, and do not start",
+            f"{OF}: processes in which steps have been ready, or runs queued, but none has started, for more than 5 minutes, "
+            "although workers are free: {{ $value }}.",
         ),
     ]
 

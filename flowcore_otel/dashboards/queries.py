@@ -53,6 +53,8 @@ class Source:
     """whether Prometheus scrapes the process, and so has `up` and similar series"""
     templated: bool = True
     """whether selectors use the variables job, instance and workflow of a dashboard"""
+    one_workflow: bool = False
+    """whether that variable workflow is one name, which Grafana does not escape for regular expressions, as in `C++`"""
     native: bool = False
     """whether histograms are native, without series for counts, sums and buckets"""
     traces: str = "tempo"
@@ -84,9 +86,7 @@ class Source:
         unknown = set(matchers) - set(metric.labels)
         if unknown:
             raise ValueError(f"{metric.name} has no label {', '.join(sorted(unknown))}.")
-        chosen = [
-            f'{self.label(label)}=~"${label}"' for label in _TEMPLATED if self.templated and self._has(metric, label)
-        ]
+        chosen = [self._chosen(label) for label in _TEMPLATED if self.templated and self._has(metric, label)]
         chosen += [_matcher(self.label(label), value) for label, value in matchers.items()]
         name = f"{metric.prometheus}_{part}" if part and not self.native else metric.prometheus
         return f"{name}{{{', '.join(chosen)}}}" if chosen else name
@@ -95,11 +95,21 @@ class Source:
     def _has(metric: Metric, label: str) -> bool:
         return label in {"job", "instance"} or label in metric.labels
 
+    def _chosen(self, label: str) -> str:
+        operator = "=" if self.one_workflow and label == "workflow" else "=~"
+        return f'{self.label(label)}{operator}"${label}"'
+
+    def recorded(self, record: str) -> str:
+        """Return a selector for a series of recording.py that describes workflows."""
+        return f"{record}{{{self._chosen('job')}, {self._chosen('workflow')}}}"
+
     def of_target(self, name: str) -> str:
-        """Return a selector for one of the series OF_THE_TARGET. Raises ValueError for another name."""
+        """Return a query for one of the series OF_THE_TARGET, of jobs that have flowcore. Raises ValueError for another name."""
         if name not in OF_THE_TARGET:
             raise ValueError(f"{name} is none of {', '.join(OF_THE_TARGET)}.")
-        return f'{name}{{job=~"$job", instance=~"$instance"}}'
+        of_process = f"{{{self._chosen('job')}, {self._chosen('instance')}}}"
+        ours = f"last_over_time({names.BUILD_INFO.prometheus}{of_process}[1d])"
+        return f"({name}{of_process} and on (job) {ours})"
 
     def rate(
         self, metric: Metric, part: str = "", *, offset: str = "", by: tuple[str, ...] = (), **matchers: str

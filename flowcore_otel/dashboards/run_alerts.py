@@ -32,6 +32,7 @@ def of_runs(q: Source) -> list[Alert]:
     by = ("job", "workflow")
     ended = q.increase(names.RUNS, window="15m", by=by)
     succeeded = q.increase(names.RUNS, window="15m", by=by, outcome=SERVED)
+    refused = q.increase(names.RUNS_REFUSED, window="15m", by=by)
     in_an_hour = q.increase(names.RUNS, window="1h", by=by)
     undone = q.increase(names.RUNS, window="1h", by=by, outcome=UNDONE)
     lately = q.increase(names.RUNS, window="10m", by=by)
@@ -77,11 +78,12 @@ def of_runs(q: Source) -> list[Alert]:
         ),
         Alert(
             "FlowcoreNoSuccess",
-            f"{ended} >= 5\nunless {succeeded} > 0",
+            f"({ended} + ({refused} or {ended} * 0) or {refused}) >= 5\nunless {succeeded} > 0",
             "5m",
             "page",
             f"{OF} no longer succeeds",
-            f"{OF}: {{{{ $value | humanize }}}} runs ended in the last 15 minutes, and not one of them succeeded.",
+            f"{OF}: {{{{ $value | humanize }}}} runs ended, or were refused, in the last 15 minutes, and not one "
+            "succeeded.",
             "workflow",
         ),
         Alert(

@@ -55,7 +55,7 @@ def _answering(q: Source) -> Section:
                 empty="No store was used in this time.",
             ),
             lines(
-                (0, 8, 8, 7),
+                (0, 8, 6, 7),
                 "Operations per minute",
                 "Calls of the store.",
                 target(
@@ -67,7 +67,7 @@ def _answering(q: Source) -> Section:
                 empty="No store was used in this time.",
             ),
             lines(
-                (8, 8, 8, 7),
+                (6, 8, 6, 7),
                 "Operations that failed",
                 "The store could not be reached, or returned an error. Runs are parked while it is unreachable.",
                 target(
@@ -80,8 +80,22 @@ def _answering(q: Source) -> Section:
                 events=True,
                 empty="No call of the store has failed.",
             ),
+            lines(
+                (12, 8, 6, 7),
+                "Runs refused",
+                "Runs that did not begin because the store failed, or refused their claim. Their callers got an error.",
+                target(
+                    f"topk(6, {q.increase(names.RUNS_REFUSED, window='$__rate_interval', by=('error_type',))})",
+                    q.legend("{{error_type}}"),
+                    exemplar=q.traces != "none",
+                ),
+                unit="short",
+                decimals=0,
+                events=True,
+                empty="No process has reported a workflow.",
+            ),
             heatmap(
-                (16, 8, 8, 7),
+                (18, 8, 6, 7),
                 "All operations, by how long they took",
                 "Bright: many took that long.",
                 q.increase(took, "bucket", window="$__rate_interval", by=("le",)),

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from flowcore_otel import names
 
 from . import colours, common
 from .boards import Section, dashboard, to_traces
-from .fields import Json, steps, target
+from .fields import Json, Panel, steps, target
 from .panels import bar_gauge, bars, heatmap, lines, stat, table
 from .queries import Source
+from .recording import PAUSE
 
 __all__ = ["workflow"]
 
 
 def workflow(q: Source) -> Json:
+    q = dataclasses.replace(q, one_workflow=True)
     return dashboard(
         q,
         "flowcore-workflow",
         "flowcore: one workflow",
         "A workflow's runs and steps: which one is slow, which one fails, and what is undone.",
         [_working(q), _steps(q), _retrying(q), _undoing(q), _waiting(q), _firing(q)],
-        common.variables(q, one_workflow=True),
+        common.variables(q),
         common.versions(q),
     )
 
@@ -67,16 +71,25 @@ def _working(q: Source) -> Section:
                 thresholds=steps(colours.WORKING),
                 empty="No run ended.",
             ),
-            stat(
-                (21, 5, 3, 5),
-                "Last success",
-                "How long ago a run succeeded for the last time.",
-                f"time() - max({q.select(names.LAST_SUCCESS)})",
-                unit="s",
-                thresholds=steps(colours.SUCCESS, (900, colours.WAITING), (3600, colours.FAILED)),
-                empty="None has succeeded yet.",
-            ),
+            _last_success(q),
         ],
+    )
+
+
+def _last_success(q: Source) -> Panel:
+    """The seconds since the last success: one query has data while that is as usual, and the other when it is not."""
+    since = common.since_success(q, q.select(names.LAST_SUCCESS))
+    overdue = f"{since} > clamp_min(3 * max({q.recorded(PAUSE)}), 3600)"
+    return stat(
+        (21, 5, 3, 5),
+        "Last success",
+        "How long ago a run succeeded for the last time. Red: more than an hour, and than three times the longest pause that is "
+        "usual for the workflow.",
+        f"{since} unless {overdue}",
+        unit="s",
+        thresholds=steps(colours.SUCCESS),
+        coloured={"overdue": (overdue, colours.FAILED)},
+        empty="No success is known.",
     )
 
 

@@ -18,7 +18,7 @@ from .promql import selectors
 FIELDS = {"flowcore_run_id", "flowcore_workflow", "flowcore_step", "flowcore_attempt"}
 """of log records"""
 NOT_OURS = {*OF_THE_TARGET, *FIELDS, "ALERTS"}
-RECORDED = re.compile(r"(?:(?:job_)?workflow|job):flowcore_\w+:\w+")
+RECORDED = re.compile(r"(?:(?:job_)?workflow(?:_status)?|job):flowcore_\w+:\w+")
 NAME = re.compile(r"(?<![\w:/.-])flowcore_(?!otel)[a-z_]+[a-z]\b(?![:(/])")
 
 Texts = dict[str, str]

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import render
-from drawing.asking import Asking, PrometheusError, filled_in
-from drawing.looks import colour_of, look, mapped
+from drawing.asking import Asking, PrometheusError, Series, filled_in
+from drawing.frame import Frame
+from drawing.looks import colour_of, look, mapped, painted
+from drawing.time_series import TimeLocator, draw_lines
 from drawing.units import written
+from matplotlib.figure import Figure
+
+from flowcore_otel.dashboards import colours
 
 from .conftest import DASHBOARDS, board
 from .prometheus import free_port
@@ -72,6 +77,29 @@ def test_overrides_by_name_and_by_pattern_change_a_series() -> None:
     assert look(panel, "p95", 0).dash == "-"
     (panel,) = [one for one in board("overview")["panels"] if one["title"] == "Runs that failed or were undone"]
     assert look(panel, "compensated", 0).colour == "#B877D9"
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [(100, [0, 30, 60, 90]), (200, [0, 60, 120, 180]), (7000, [0, 1800, 3600, 5400]), (4, [0, 1, 2, 3, 4])],
+)
+def test_ticks_of_times_are_full_minutes_and_hours(most: float, ticks: list[float]) -> None:
+    assert [tick for tick in TimeLocator(4).tick_values(0, most) if tick <= most] == ticks
+
+
+def test_ticks_of_counts_are_whole_numbers() -> None:
+    (panel,) = [one for one in board("overview")["panels"] if one["title"].startswith("Workers and what")]
+    figure = Figure(figsize=(6, 3))
+    found = [Series({}, [(0.0, 0.0), (60.0, 2.0)], "A", "workers busy")]
+    draw_lines(Frame(figure, 0, 0, 600, 300), panel, found, Asking("http://nowhere.test", 0, 60))
+    ticks = [tick for tick in figure.axes[0].get_yticks() if tick <= 2]
+    assert ticks == [0, 1, 2]
+
+
+def test_an_override_paints_the_number_that_it_names() -> None:
+    (panel,) = [one for one in board("workflow")["panels"] if one["title"] == "Last success"]
+    assert painted(panel, "overdue") == colours.FAILED
+    assert painted(panel, "value") is None
 
 
 def test_a_mapped_value_says_something_else() -> None:
