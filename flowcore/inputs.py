@@ -144,7 +144,7 @@ class Input(Generic[I]):
         for name in lost:
             raise DefinitionError(
                 f"the input of workflow {safe_repr(self._workflow)} has the attribute {safe_repr(name)}, which is no field of "
-                f"{self.type.__name__}, so a run that is recorded would lose it. Make it a field of the type in input=."
+                f"{self.type.__name__}, so a run that is recorded would not keep it. Make it a field of the type in input=."
             )
 
     def changes(self, given: I, values: Mapping[Any, Any]) -> dict[str, Any]:
