@@ -164,6 +164,6 @@ def _error_types(given: Any, what: str) -> tuple[type[BaseException], ...]:
 
 def one_of(value: Any, allowed: tuple[str, ...], what: str) -> Any:
     """Return `value`. Raises DefinitionError, which names `what`, unless it is one of those allowed."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise DefinitionError(f"{what} must be {' or '.join(map(repr, allowed))}, not {safe_repr(value)}.")
     return value

@@ -106,7 +106,7 @@ class Schedule:
                 "same in every zone."
             )
         for value, words, option in ((missed, _MISSED, "missed="), (overlap, _OVERLAP, "overlap=")):
-            if value not in words:
+            if not isinstance(value, str) or value not in words:
                 raise DefinitionError(f"{option} must be one of {', '.join(words)}, not {safe_repr(value)}.")
         period = None if every is None else _period(every, name)
         delay = seconds(jitter, f"jitter= of schedule {safe_repr(name)}")

@@ -536,6 +536,15 @@ class Unprintable:
     __repr__ = __str__
 
 
+class Ambiguous:
+    """Like an array, it has no truth value that tells whether it equals another object."""
+
+    __hash__ = None  # type: ignore[assignment,unused-ignore]
+
+    def __eq__(self, other: object) -> Any:
+        raise ValueError("ambiguous")
+
+
 WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "a step needs a name that is a non-empty string"),
     ({"name": 7}, "a step needs a name that is a non-empty string, not .*7"),
@@ -558,6 +567,7 @@ WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"when": 7}, "when of step 'a' must be a function of ctx, not .*7"),
     ({"verify": 7}, "verify of step 'a' must be a function of ctx, not .*7"),
     ({"undo": "never"}, "undo of step 'a' must be 'done' or 'attempted', not 'never'"),
+    ({"undo": Ambiguous()}, "undo of step 'a' must be 'done' or 'attempted', not "),
     ({"on_crash": "pray"}, "on_crash of step 'a' must be 'retry' or 'undo' or 'hold', not 'pray'"),
     ({"compensate": 7}, "the undo of step 'a' must be a function of ctx, not .*7"),
     ({"depends_on": Unprintable()}, "depends_on of step 'a' must be steps or names"),
