@@ -30,6 +30,8 @@ class AsyncRunFuture(asyncio.Future[Run]):
         task: asyncio.Task[Run],
         loop: asyncio.AbstractEventLoop,
         recording: Recording | None = None,
+        *,
+        check: bool = True,
     ) -> None:
         super().__init__(loop=loop)
         self.run_id: str = run.run_id
@@ -37,7 +39,10 @@ class AsyncRunFuture(asyncio.Future[Run]):
         """the idempotency key"""
         self.recording = recording
         """the recording of the run as queued, if its engine makes one, until the run begins"""
+        self.check = check
+        """whether the future raises the error of a failed run"""
         self._is_cancelled = False  # a caller wants the run cancelled
+        self._instead: Run | BaseException | None = None
         self._task = task
         self._pause: Run | None = None
         self._pauses: asyncio.Future[None] | None = None
@@ -91,6 +96,12 @@ class AsyncRunFuture(asyncio.Future[Run]):
         """Cancel the run, whether or not it has begun: running steps get at most `grace`, and the run is undone.
         Returns False if it has ended already."""
         return self.cancel()
+
+    def cancel_start(self, end: Run | BaseException) -> None:
+        """For engines: cancel a run that has not begun, and end the future with this Run or error. Call it in the
+        loop's thread only."""
+        self._instead = end
+        self.cancel()
 
     @property
     def is_watched(self) -> bool:
@@ -148,13 +159,23 @@ class AsyncRunFuture(asyncio.Future[Run]):
             return
         self._decided.set()
         if task.cancelled() and self.recording is not None and self._is_cancelled:
-            self.recording.withdraw(self.get_loop()).add_done_callback(lambda _: super(AsyncRunFuture, self).cancel())
+            self.recording.withdraw(self.get_loop()).add_done_callback(lambda _: self._end_cancelled())
         elif task.cancelled():
-            super().cancel()
+            self._end_cancelled()
         elif (error := task.exception()) is not None:
             self.set_exception(error)
         else:
             self.set_result(task.result())
+
+    def _end_cancelled(self) -> None:
+        if self.done():
+            return
+        if self._instead is None:
+            super().cancel()
+        elif isinstance(self._instead, Run):
+            self.set_result(self._instead)
+        else:
+            self.set_exception(self._instead)
 
 
 class SubmittedRuns(LocalRuns):

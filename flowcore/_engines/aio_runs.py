@@ -15,6 +15,7 @@ from .._durable.dormant import continuation
 from .._durable.leases import Leases
 from .._kernel import emit, stopping
 from .._kernel.effects import Program, Stop
+from .._kernel.run import never_began
 from .._kernel.run_state import RunState
 from .._kernel.settings import Settings
 from ..errors import StepCancelled
@@ -136,12 +137,21 @@ class AsyncRuns:
         thread."""
         queued = self.queued.get(run)
         if queued is not None:
-            queued.get_loop().call_soon_threadsafe(queued.cancel)
+            queued.get_loop().call_soon_threadsafe(self._cancel_queued, run)
             return True
-        interrupted = stopping.interrupt(run, StepCancelled(f"run {run.run_id} was cancelled by engine.cancel()."))
+        interrupted = stopping.interrupt(run, _cancelled(run))
         if interrupted:
             self.live.stop(run.continued or run, cancel=True)
         return interrupted
+
+    def _cancel_queued(self, run: RunState) -> None:
+        """Cancel a submitted run, on the loop on which it has begun or is about to."""
+        future = self.queued.get(run)
+        if future is None:
+            self.cancel(run)
+        else:
+            error = _cancelled(run)
+            future.cancel_start(error if future.check else never_began(run, error))
 
     # -- submitted runs ------------------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class AsyncRuns:
                 raise
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._begin(run, check, recording))
-        future = AsyncRunFuture(run, task, loop, recording)
+        future = AsyncRunFuture(run, task, loop, recording, check=check)
         self.queued[run] = self.local.futures[run] = future
         run.on_pause = future.pause
         if recording is not None and recording.is_granted:
@@ -235,6 +245,10 @@ class AsyncRuns:
             self.leases.close()
         self._recorder.close()
         self.pool.close(0)
+
+
+def _cancelled(run: RunState) -> StepCancelled:
+    return StepCancelled(f"run {run.run_id} was cancelled by engine.cancel().")
 
 
 async def _done(futures: Sequence[asyncio.Future[Any]], limit: float | None) -> Sequence[asyncio.Future[Any]]:

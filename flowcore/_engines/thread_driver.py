@@ -26,7 +26,7 @@ from .._kernel.effects import (
     Stop,
     as_call,
 )
-from .._kernel.run import work_beside_main
+from .._kernel.run import never_began, work_beside_main
 from .._kernel.run_state import RunState
 from .._kernel.undo import late
 from ..context import Context
@@ -54,6 +54,8 @@ class Driver(CallersThread):
 
     recorded: Claim | None = None
     """the claim by which the store recorded the run as queued"""
+    is_withdrawn = False
+    """whether the run was cancelled before it began"""
     _alarms: tuple[Timer, ...] = ()
     """timers, each of which starts a helper when a wait's time is over"""
     _stuck = 0
@@ -98,6 +100,15 @@ class Driver(CallersThread):
         if not self.take_start():
             return False
         self._end(None, error)
+        return True
+
+    def cancel_start(self, error: BaseException) -> bool:
+        """Cancel a run that has not begun. If it is recorded, its record is to be withdrawn. Returns False, and cancels
+        nothing, if the run has begun."""
+        if not self.take_start():
+            return False
+        self.is_withdrawn = True
+        self._end(never_began(self.run, error), None)
         return True
 
     def work_for_run(self, until: float) -> None:

@@ -115,6 +115,7 @@ class ThreadRuns:
     def _after_fork(self) -> None:
         """In a forked child, forget the runs in flight: they belong to the parent."""
         self._quiet = threading.Condition()
+        self.queued.clear()
         for run in self.live:
             stopping.leave_to_parent(run, os.getpid())
         self.live.clear()
@@ -165,7 +166,7 @@ class ThreadRuns:
     def cancel(self, run: RunState, why: str) -> bool:
         """Cancel a run, whether it runs inline or has a driver. Returns False if it was ending already."""
         driver = self.live.get(run)
-        if driver is not None and driver.drop(StepCancelled(why)):
+        if driver is not None and driver.cancel_start(StepCancelled(why)):
             return True
         interrupted = stopping.interrupt(run, StepCancelled(why))
         if not interrupted and run.finished is Status.WAITING:
@@ -181,11 +182,14 @@ class ThreadRuns:
         """Have a thread of the pool begin a run, which is recorded as queued first on a durable store. `only_new`:
         cancel it (and its future) if its key is not free. Raises NoThread, and then the run is not recorded."""
         self.pool.ensure_thread()
-        driver = self.driver(run, execute(run))
+        driver = Driver(run, execute(run), self.pool, self.timers, self.over)
         future = RunFuture(driver, self.pool, self.cancel)
         run.on_pause = future.pause
         driver.on_over = partial(self._resolve, future, check)
         self.queued[driver] = future
+        self.live[run] = driver  # from here on, other threads may cancel or drop it, which resolves the future
+        if self.closing and driver.drop(unbegun_error(run, CLOSED, recorded=False)):
+            return future
         if self.leases is not None:
             try:
                 driver.recorded = perform(enqueue(run, this_process(), future.done), driver.ask_here)
@@ -238,9 +242,9 @@ class ThreadRuns:
             if again.take_start():
                 self.pool.put(again.begin_now)
             return
+        if driver.recorded is not None and (driver.is_withdrawn or future.cancelled()):
+            driver.ask_here("withdraw", driver.recorded)
         if future.cancelled():
-            if driver.recorded is not None:
-                driver.ask_here("withdraw", driver.recorded)
             return
         try:
             result = outcome(driver.result, driver.error, check=check)

@@ -22,7 +22,7 @@ from .steps import work
 from .undo import undo_all, undo_rest, wait_for_abandoned, work_undo
 from .wait_steps import request_alarm, withdraw
 
-__all__ = ["abort", "abort_inline", "execute", "run_without_driver", "work_beside_main"]
+__all__ = ["abort", "abort_inline", "execute", "never_began", "run_without_driver", "work_beside_main"]
 
 _LOOK: Final = 0.01
 """seconds between two checks whether the workers of an aborted run have ended"""
@@ -280,6 +280,12 @@ def _so_far(run: RunState, status: Status) -> Run:
     """Return a Run with a copy of the present state."""
     reports = {name: replace(report) for name, report in list(run.reports.items())}
     return Run(run, run.workflow.name, status, dict(run.results), reports, run.plan)
+
+
+def never_began(run: RunState, error: BaseException) -> Run:
+    """Cancel a run that has not begun because of `error`. Returns its Run."""
+    stopping.interrupt(run, error)
+    return _as_run(run, Status.FAILURE, error)
 
 
 def _as_run(run: RunState, status: Status, error: BaseException | None = None, *, held: bool = False) -> Run:

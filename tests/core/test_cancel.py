@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import CancelledError, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from flowcore import (
     StepCancelled,
     Workflow,
 )
+from flowcore._engines import thread_runs
+from flowcore._engines.handles import RunFuture
 from flowcore.events import BackoffStarted, RunFinished, StepCompletedLate
 from flowcore.stores import MemoryStore, SQLiteStore
 
@@ -255,6 +258,84 @@ def test_a_future_can_be_cancelled_before_its_run_begins_and_then_nothing_happen
             second.result(PATIENCE)
     assert ledger == []
     assert not engine._live
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "sqlite"])
+@pytest.mark.parametrize("check", [True, False])
+def test_engine_cancel_of_a_queued_run_ends_its_future_and_frees_its_key(
+    ledger: Ledger, gate: Gate, tmp_path: Path, durable: bool, check: bool
+) -> None:
+    store = SQLiteStore(tmp_path / "runs.db") if durable else MemoryStore()
+    blocker, began = Workflow("blocker"), Gate()
+    blocker.add_step("a", began.then(gate))
+    with Engine(store=store, max_workers=1) as engine:
+        first = engine.submit(blocker)
+        began.wait()
+        second = engine.submit(ledger.chain("a"), idempotency_key="k", check=check)
+        assert engine.cancel(key="k")
+        if check:
+            with pytest.raises(StepCancelled, match=r"was cancelled by engine\.cancel"):
+                second.result(PATIENCE)
+        else:
+            run = second.result(PATIENCE)
+            assert (run.status, type(run.error)) == (Status.FAILURE, StepCancelled)
+        record = store.find("k")
+        assert record is None or record.status == Status.FAILURE
+        gate.set()
+        first.result(PATIENCE)
+        assert not engine._runs.queued
+        assert engine.run(ledger.chain("a"), idempotency_key="k").status is Status.SUCCESS
+    assert ledger == ["a"]
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "sqlite"])
+@pytest.mark.parametrize("check", [True, False])
+def test_cancel_of_an_asyncengine_ends_the_future_of_a_queued_run(
+    ledger: Ledger, tmp_path: Path, durable: bool, check: bool
+) -> None:
+    """It does not raise CancelledError: the task that awaits the future was not cancelled."""
+    store = SQLiteStore(tmp_path / "runs.db") if durable else MemoryStore()
+
+    async def main() -> None:
+        async with AsyncEngine(store=store) as engine:
+            future = engine.submit(ledger.chain("a"), idempotency_key="k", check=check)
+            assert await engine.cancel(key="k")
+            if check:
+                with pytest.raises(StepCancelled, match=r"was cancelled by engine\.cancel"):
+                    await future
+            else:
+                run = await future
+                assert run.status in {Status.FAILURE, Status.COMPENSATED}  # in memory it may have begun
+                assert isinstance(run.error, StepCancelled)
+            assert (await engine.run(ledger.chain("a"), idempotency_key="k")).status is Status.SUCCESS
+
+    run_async(main)
+    assert ledger.standing == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "act", [lambda engine: engine.cancel(key="k"), lambda engine: engine.close(timeout=0)], ids=["cancel", "close"]
+)
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "sqlite"])
+def test_a_future_is_resolved_if_its_run_is_cancelled_or_its_engine_closed_while_submit_makes_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, act: Any, durable: bool
+) -> None:
+    class Made(RunFuture):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            thread = threading.Thread(target=act, args=(engine,))
+            thread.start()
+            thread.join(PATIENCE)
+
+    monkeypatch.setattr(thread_runs, "RunFuture", Made)
+    engine = Engine(store=SQLiteStore(tmp_path / "runs.db") if durable else None)
+    future = engine.submit(ledger.chain("a"), idempotency_key="k", check=False)
+    with suppress(FlowcoreError, CancelledError):
+        future.result(PATIENCE)
+    assert future.done()
+    engine.close()
+    assert not engine._live
+    assert not engine._runs.queued
 
 
 def test_a_future_cannot_be_cancelled_once_its_run_has_begun(gate: Gate) -> None:

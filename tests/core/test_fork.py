@@ -13,10 +13,10 @@ import pytest
 
 from flowcore import AsyncEngine, Context, Engine, Status, Workflow
 
-from .conftest import PATIENCE, Ledger
+from .conftest import PATIENCE, Gate, Ledger
 
 
-def in_a_child(work: Callable[[], None]) -> int:
+def in_a_child(work: Callable[[], object]) -> int:
     """The exit status of a forked child that does `work`."""
     child = os.fork()
     if child == 0:
@@ -59,6 +59,18 @@ def test_a_child_does_not_wait_for_its_parents_runs_to_close() -> None:
         assert in_a_child(lambda: engine.close(timeout=0)) == 0
         end.set()
         assert future.result(PATIENCE).status is Status.SUCCESS
+
+
+def test_queued_runs_of_the_parent_take_no_place_in_the_queue_of_a_child(gate: Gate) -> None:
+    wf, idle, began = Workflow("busy"), Workflow("idle"), Gate()
+    wf.add_step("a", began.then(gate))
+    with Engine(max_workers=1, max_queued=1) as engine:
+        engine.submit(wf)
+        began.wait()
+        engine.submit(wf)
+        idle.add_step("a", lambda ctx: 1)
+        assert in_a_child(lambda: engine.submit(idle).result(PATIENCE)) == 0
+        gate.set()
 
 
 @pytest.mark.parametrize("hooks", [(), (lambda event: None,)])
