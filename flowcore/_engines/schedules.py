@@ -74,6 +74,7 @@ class Schedules(ABC, Generic[E]):
                 "Pass a shorter name=."
             )
         check_values(values, schedule.name)
+        self._refuse_unsupported(workflow)
         if not later:
             _check_recordable(run)
         with self._adding:
@@ -88,6 +89,9 @@ class Schedules(ABC, Generic[E]):
                 emit=partial(_emit, self._reference),
             )
         return schedule
+
+    def _refuse_unsupported(self, workflow: Workflow[Any]) -> None:
+        """Raise DefinitionError for a workflow that this kind of engine cannot carry."""
 
     @property
     def _engine(self) -> E:

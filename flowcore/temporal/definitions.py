@@ -13,7 +13,7 @@ from ..step import NoDefault
 from ..stores.encoding import STEP, Encoding
 from ..workflow import Workflow
 
-__all__ = ["Definition", "definition_of", "register"]
+__all__ = ["Definition", "check_supported", "definition_of", "register"]
 
 
 class Definition(NamedTuple):
@@ -28,9 +28,22 @@ class Definition(NamedTuple):
         return _with_texts(self.workflow.freeze(), self.encoding, run_id)
 
 
+_MOST_STEPS: Final = 5_000
+"""steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo takes about
+ten"""
 _definitions: Final[dict[str, dict[str, Definition]]] = {}
 """by task queue, then by name; they are global because Temporal itself makes the objects that run them, from their
 history alone"""
+
+
+def check_supported(workflow: Workflow[Any]) -> None:
+    """Raise DefinitionError for a workflow that Temporal cannot carry."""
+    steps = len(workflow.plan().nodes)
+    if steps > _MOST_STEPS:
+        raise DefinitionError(
+            f"workflow {safe_repr(workflow.name)} has {steps:,} steps, and a run on Temporal can have "
+            f"{_MOST_STEPS:,}. Split it, or run it on AsyncEngine."
+        )
 
 
 def register(task_queue: str, workflows: Iterable[Workflow[Any]], encoding: Encoding) -> None:

@@ -22,7 +22,7 @@ from .._engines.sending import announce
 from .._kernel import emit
 from .._kernel.effects import Ask, Program, Sleep
 from .._kernel.run_state import RunState
-from ..errors import CompensationFailed, DefinitionError, RunNotFound, StoreError, safe_repr
+from ..errors import CompensationFailed, RunNotFound, StoreError
 from ..events import Hook
 from ..own_errors import own_error
 from ..retry import Duration, seconds
@@ -32,6 +32,7 @@ from ..stores.base import RunRecord
 from ..stores.codec import Codec
 from ..stores.decide import is_over
 from ..workflow import Key, Workflow
+from .definitions import check_supported
 from .store import Awaited, TemporalStore
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["TemporalEngine"]
 
 T = TypeVar("T")
-_MOST_STEPS: Final = 5_000
-"""steps of a workflow: Temporal ends an execution with more than 51,200 events, and a step with its undo takes about
-ten"""
 _NOT_OVER: Final = frozenset({Status.RUNNING, Status.WAITING})
 _AT_ONCE: Final = 100
 """default for the number of runs of a `map` in flight"""
@@ -202,7 +200,7 @@ class TemporalEngine(LoopCalls, PeriodicEngine):
     # -- one run -------------------------------------------------------------------------------------------------------
 
     async def _followed(self, run: RunState, future: AsyncRunFuture | None, *, check: bool) -> Run:
-        _check_supported(run)
+        check_supported(run.workflow)
         task = asyncio.create_task(self._performed(self._follow(run, future)))
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -290,12 +288,3 @@ def _run_of(run: RunState, record: RunRecord, raised: BaseException | None) -> R
     run.reports = dict(record.steps)
     run.stopped, run.undone = record.status not in {Status.SUCCESS, *_NOT_OVER}, list(record.undone)
     return finished
-
-
-def _check_supported(run: RunState) -> None:
-    """Raise DefinitionError for a workflow that Temporal cannot carry."""
-    if len(run.plan.nodes) > _MOST_STEPS:
-        raise DefinitionError(
-            f"workflow {safe_repr(run.workflow.name)} has {len(run.plan.nodes):,} steps, and a run on Temporal can have "
-            f"{_MOST_STEPS:,}. Split it, or run it on AsyncEngine."
-        )

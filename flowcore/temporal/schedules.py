@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._engines.schedules import LoopSchedules, report
 from ..errors import IdempotencyInProgress
 from ..workflow import Workflow
+from .definitions import check_supported
 
 if TYPE_CHECKING:
     from .engine import TemporalEngine
@@ -27,6 +28,9 @@ class TemporalSchedules(LoopSchedules["TemporalEngine"]):
 
     def __init__(self, engine: TemporalEngine) -> None:
         super().__init__(engine)
+
+    def _refuse_unsupported(self, workflow: Workflow[Any]) -> None:
+        check_supported(workflow)
 
     async def begin(self, workflow: Workflow[Any], values: Any, key: str) -> bool:
         """Begin the run of a fire. Returns False if another engine has begun it."""

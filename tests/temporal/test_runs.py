@@ -673,6 +673,10 @@ def test_what_temporal_cannot_carry_is_refused_at_the_start(temporal: Temporal) 
         engine = await temporal.engine()
         with pytest.raises(DefinitionError, match="has 5,001 steps, and a run on Temporal can have 5,000"):
             await engine.run(wf)
+        with pytest.raises(DefinitionError, match="has 5,001 steps, and a run on Temporal can have 5,000"):
+            engine.schedule(wf, every=60)
+        with pytest.raises(NotSerializable, match="the context key 1"):
+            engine.schedule(Workflow("short"), every=60, values={1: 2})
         with pytest.raises(RunNotFound):
             await engine.store.resume("unknown")
 
