@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from .._kernel import stopping
 from .._kernel.effects import (
@@ -40,7 +40,6 @@ from .workers import Workers
 
 __all__ = ["AsyncDriver"]
 
-T = TypeVar("T")
 TAKEN_OVER: Final = object()  # the call was abandoned while this task was in it: another task resumes the program
 CANCEL_GRACE: Final = 0.05  # seconds for a cancelled coroutine to unwind before it is abandoned
 
@@ -57,7 +56,7 @@ class AsyncDriver(StoreCalls):
     error: BaseException | None = None
     raised_by_handler: BaseException | None = None
     """the exception that a signal handler of the user has raised while the run was driven"""
-    _aborts = False
+    _aborted_main: Program[Any] | None = None
     cancelled: asyncio.CancelledError | None = None
     """the first cancellation of one of the run's tasks from outside"""
 
@@ -83,28 +82,22 @@ class AsyncDriver(StoreCalls):
     async def run_here(self) -> None:
         """Drive the run to its end in the calling task."""
         self.caller = asyncio.current_task()
+        program: Program[Any] | None = self._main
+        answer: Any = None
+        throws = False
         try:
-            await self._advance(self._main, None)
+            while program is not None:
+                try:
+                    await self._advance(program, answer, throws=throws)
+                except (SystemExit, KeyboardInterrupt) as error:
+                    program, answer, throws = self._exit_in_driver(error, program), error, True
+                else:
+                    program = None
         finally:
             for alarm in self._alarms:
                 alarm.cancel()
             if self._ended is not None and not self._ended.done():
                 self._ended.set_result(None)
-
-    async def perform(self, program: Program[T]) -> T:
-        """Perform a program that only calls the store and sleeps between the calls. Returns the program's result."""
-        answer: Any = None
-        while True:
-            try:
-                effect = program.send(answer)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            answer = None
-            if isinstance(effect, Ask):
-                answer = await self._ask(effect)
-            elif isinstance(effect, Sleep):
-                await asyncio.sleep(effect.seconds)
 
     # -- from outside of the programs ----------------------------------------------------------------------------------
 
@@ -143,93 +136,110 @@ class AsyncDriver(StoreCalls):
 
     # -- performing effects --------------------------------------------------------------------------------------------
 
-    async def _advance(self, program: Program[Any], answer: Any) -> None:
-        """Resume `program` with `answer` and perform its effects until it ends or another task takes it over."""
+    async def _advance(self, program: Program[Any], answer: Any, *, throws: bool = False) -> None:
+        """Resume `program` with `answer` and perform its effects until it ends or another task takes it over. `throws`:
+        whether `answer` is an error to raise in the program."""
         send, context = program.send, self.run.context
-        resume: Callable[[Any], Any] = send
+        resume: Callable[[Any], Any] = program.throw if throws else send
         while True:
             try:
+                effect, resume = resume(answer), send
+            except StopIteration as stop:
+                if program is self._main and stop.value is not None:
+                    self.result = stop.value
+                    self.error = stop.value.error
+                return
+            except Exception as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
+                self.error = self.error or error
+                self._resume_main()
+                return
+            except BaseException as error:  # noqa: BLE001 - the same, once the run has ended
+                aborted, answer = self._aborted(program, error), None
+                if aborted is None:
+                    return
+                program, send = aborted, aborted.send
+                resume = send
+                continue
+            if type(effect) is Context and effect.node.is_async:
+                # The hot path: a coroutine that never suspends costs no more than its first step.
+                inner = context.copy()
                 try:
-                    effect, resume = resume(answer), send
+                    coroutine = inner.run(effect.node.fn, effect)
+                    waiting = inner.run(coroutine.send, None)
                 except StopIteration as stop:
-                    if program is self._main and stop.value is not None:
-                        self.result = stop.value
-                        self.error = stop.value.error
-                    return
-                except Exception as error:  # noqa: BLE001 - the caller gets it; it is, for example, a refused claim
-                    self.error = self.error or error
-                    self._resume_main()
-                    return
-                except BaseException as error:  # noqa: BLE001 - the same, once the run has ended
-                    aborted, answer = self._aborted(program, error), None
-                    if aborted is None:
-                        return
-                    program, send = aborted, aborted.send
-                    resume = send
+                    answer = (stop.value, None)
                     continue
-                if type(effect) is Context and effect.node.is_async:
-                    # The hot path: a coroutine that never suspends costs no more than its first step.
-                    inner = context.copy()
-                    try:
-                        coroutine = inner.run(effect.node.fn, effect)
-                        waiting = inner.run(coroutine.send, None)
-                    except StopIteration as stop:
-                        answer = (stop.value, None)
-                        continue
-                    except BaseException as error:  # noqa: BLE001 - the program judges it
-                        answer = (None, error)
-                        continue
-                    call = as_call(effect, inner)
-                    answer = await self._suspended(program, call, coroutine, waiting)
-                    if answer is TAKEN_OVER:
-                        return
-                elif type(effect) is Context or type(effect) is Call:
-                    any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
-                    answer = await self._call(program, cast("Call", any_call))
-                    if answer is TAKEN_OVER:
-                        return
-                elif type(effect) is Suspended:
-                    call = as_call(effect.ctx, effect.context)
-                    answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
-                    if answer is TAKEN_OVER:
-                        return
-                elif type(effect) is Ask:
-                    answer = await self._ask(effect)
-                elif type(effect) is Sleep:
-                    answer = None
-                    await self._sleep(effect)
-                elif type(effect) is AwaitAbandoned:
-                    answer = await self._await_abandoned(effect)
-                elif effect is WAIT:
-                    answer = None
-                    self._main_reply = self._main_reply or PendingReply(self)
-                    await self._main_reply.wait()
-                    self._main_reply = None
-                    if self.error is not None:
-                        return
-                elif effect is SHIELD and asyncio.current_task() is self.caller:
-                    # Undo in a task of its own, which a cancellation of the caller does not reach.
-                    pending = PendingReply(self)
-                    self._spawn(program, None, pending)
-                    await pending.wait()
+                except BaseException as error:  # noqa: BLE001 - the program judges it
+                    answer = (None, error)
+                    continue
+                call = as_call(effect, inner)
+                answer = await self._suspended(program, call, coroutine, waiting)
+                if answer is TAKEN_OVER:
                     return
-                else:
-                    answer = None
-                    if effect is REQUEST_WORKER:
-                        self._spawn(work_beside_main(self.run), None)
-                    elif type(effect) is Delegate:
-                        self._spawn(work_beside_main(self.run, effect.node), None)
-                    elif effect is RESUME:
-                        self._resume_main()
-                    elif type(effect) is Alarm:
-                        self._alarms.append(self.loop.call_later(effect.seconds, self.look))
-                    elif type(effect) is Stop:
-                        self.stop(effect)
-            except (SystemExit, KeyboardInterrupt) as error:  # a signal handler raised it in the driver's own code
-                for call in [call for call, entry in self._inline.items() if entry[0] is program]:
-                    del self._inline[call]
-                self._handler_raised(error)
-                resume, answer = program.throw, error
+            elif type(effect) is Context or type(effect) is Call:
+                any_call = as_call(effect, context.copy()) if type(effect) is Context else effect
+                answer = await self._call(program, cast("Call", any_call))
+                if answer is TAKEN_OVER:
+                    return
+            elif type(effect) is Suspended:
+                call = as_call(effect.ctx, effect.context)
+                answer = await self._suspended(program, call, effect.coroutine, effect.waiting)
+                if answer is TAKEN_OVER:
+                    return
+            elif type(effect) is Ask:
+                answer = await self._ask(effect)
+            elif type(effect) is Sleep:
+                answer = None
+                await self._sleep(effect)
+            elif type(effect) is AwaitAbandoned:
+                answer = await self._await_abandoned(effect)
+            elif effect is WAIT:
+                answer = None
+                self._main_reply = self._main_reply or PendingReply(self)
+                await self._main_reply.wait()
+                self._main_reply = None
+                if self.error is not None:
+                    return
+            elif effect is SHIELD and asyncio.current_task() is self.caller:
+                # Undo in a task of its own, which a cancellation of the caller does not reach.
+                pending = PendingReply(self)
+                self._spawn(program, None, pending)
+                await pending.wait()
+                return
+            else:
+                answer = None
+                if effect is REQUEST_WORKER:
+                    self._spawn(work_beside_main(self.run), None)
+                elif type(effect) is Delegate:
+                    self._spawn(work_beside_main(self.run, effect.node), None)
+                elif effect is RESUME:
+                    self._resume_main()
+                elif type(effect) is Alarm:
+                    self._alarms.append(self.loop.call_later(effect.seconds, self.look))
+                elif type(effect) is Stop:
+                    self.stop(effect)
+
+    async def _drive(self, program: Program[Any], answer: Any) -> None:
+        """Do in a separate task what `run_here` does with the main program."""
+        driven: Program[Any] | None = program
+        throws = False
+        while driven is not None:
+            try:
+                await self._advance(driven, answer, throws=throws)
+            except (SystemExit, KeyboardInterrupt) as error:
+                driven, answer, throws = self._exit_in_driver(error, driven), error, True
+            else:
+                driven = None
+
+    def _exit_in_driver(self, error: BaseException, program: Program[Any]) -> Program[Any] | None:
+        """Park or cancel the run because a signal handler has raised `error` in the driver's own code, while a task
+        advanced `program`. Returns the program in which that task raises the error, because its answer may be lost."""
+        self._handler_raised(error)
+        for call in [call for call, entry in self._inline.items() if entry[0] is program]:
+            del self._inline[call]
+        if program not in {self._main, self._aborted_main}:
+            return program
+        return None if self.result is not None else self._main
 
     def _handler_raised(self, error: BaseException) -> None:
         """Park or cancel the run because a signal handler has raised `error`, which the caller gets at the end."""
@@ -246,16 +256,15 @@ class AsyncDriver(StoreCalls):
             if not self.run.running:
                 self._resume_main()
             return None
-        if self._aborts:
+        if self._aborted_main is not None:
             self.error = self.error or error
             return None
-        self._aborts = True
-        self._main = abort(self.run, error)
+        self._aborted_main, self._main = program, abort(self.run, error)
         return self._main
 
     def _spawn(self, program: Program[Any], answer: Any, over: PendingReply | None = None) -> None:
         """Advance `program` in a separate task. `over` is set once that task has ended."""
-        task = self.loop.create_task(self._advance(program, answer))
+        task = self.loop.create_task(self._drive(program, answer))
         self._tasks.add(task)  # the loop holds tasks only weakly
         if over is not None:
             over.task = task
@@ -288,14 +297,16 @@ class AsyncDriver(StoreCalls):
             waiting = call.context.run(coroutine.send, None)
         except StopIteration as stop:
             return stop.value, None
-        except BaseException as error:  # noqa: BLE001 - the program judges it
+        except Exception as error:  # noqa: BLE001 - the program judges it
+            return None, error
+        except BaseException as error:  # noqa: BLE001 - the same
             return None, self._exit_in_call(error, call)
         return await self._suspended(program, call, coroutine, waiting)
 
     def _exit_in_call(self, error: BaseException, call: Call) -> BaseException:
         """Note that async user code has raised `error`, if a signal handler has raised it there. Returns the error of the
         call: see `CallersThread.call_here`."""
-        if isinstance(error, Exception) or not call.shielded or not is_exit_of_handler(error):
+        if not call.shielded or not is_exit_of_handler(error):
             return error
         if raised_by_signal(error):  # the second Ctrl-C
             self.run.undo_stopped = True
@@ -324,7 +335,7 @@ class AsyncDriver(StoreCalls):
             self._complete_late(call, result)
             return TAKEN_OVER
         error = result[1]
-        if isinstance(error, SystemExit | KeyboardInterrupt):
+        if call.shielded and error is not None and not isinstance(error, Exception | Abandoned):
             error = self._exit_in_call(error, call)
             result = None, error
         before = self._cancels if task is self.caller else 0

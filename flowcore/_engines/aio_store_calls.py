@@ -5,18 +5,35 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from .._kernel.effects import Ask, Outcome
+from .._kernel.effects import Ask, Outcome, Program, Sleep
 from ..errors import StoreUnavailable
 from .aio_threads import PendingReply, ThreadCalls
 from .interrupts import store_interrupted
 
 __all__ = ["StoreCalls"]
 
+T = TypeVar("T")
+
 
 class StoreCalls(ThreadCalls):
     """The part of an `AsyncDriver` that calls the store."""
+
+    async def perform(self, program: Program[T]) -> T:
+        """Perform a program that only calls the store and sleeps between the calls. Returns the program's result."""
+        answer: Any = None
+        while True:
+            try:
+                effect = program.send(answer)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            answer = None
+            if isinstance(effect, Ask):
+                answer = await self._ask(effect)
+            elif isinstance(effect, Sleep):
+                await asyncio.sleep(effect.seconds)
 
     async def _ask(self, ask: Ask) -> Outcome:
         """Call the store. A sync store that may block is called on a thread, an async one in a task of its own, which

@@ -251,7 +251,9 @@ class CallersThread(ABC):
                 return context.run(fn, ctx), None
             finally:
                 ctrl_c.in_step = ctrl_c.in_undo = False
-        except BaseException as error:  # noqa: BLE001 - the program judges it
+        except Exception as error:  # noqa: BLE001 - the program judges it
+            return None, error
+        except BaseException as error:  # noqa: BLE001 - the same
             if shielded and raised_by_signal(error):  # the second Ctrl-C
                 self.run.undo_stopped = True
             elif is_exit_of_handler(error):
