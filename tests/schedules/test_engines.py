@@ -267,8 +267,9 @@ def test_a_schedule_none_of_whose_fires_could_begin_is_refused(
 
 def test_a_strict_store_refuses_the_values_of_a_schedule_too() -> None:
     wf, _ = noting()
+    values: Any = {1: 2}
     with Engine(store=MemoryStore(strict=True)) as engine, pytest.raises(NotSerializable, match="the context key 1"):
-        engine.schedule(wf, every=60, values={1: 2})
+        engine.schedule(wf, every=60, values=values)
 
 
 @pytest.mark.parametrize("driver", ["threads", "asyncio"])

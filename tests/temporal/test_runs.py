@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -676,7 +676,7 @@ def test_what_temporal_cannot_carry_is_refused_at_the_start(temporal: Temporal) 
         with pytest.raises(DefinitionError, match="has 5,001 steps, and a run on Temporal can have 5,000"):
             engine.schedule(wf, every=60)
         with pytest.raises(NotSerializable, match="the context key 1"):
-            engine.schedule(Workflow("short"), every=60, values={1: 2})
+            engine.schedule(Workflow("short"), every=60, values=cast("Any", {1: 2}))
         with pytest.raises(RunNotFound):
             await engine.store.resume("unknown")
 
