@@ -155,6 +155,19 @@ def test_a_change_of_a_value_changes_no_result_that_is_the_same_object(make_stor
     assert (run["make"], run["read"]) in [([1], [1, 2]), ({"part": [1]}, [1, 2])]
 
 
+def test_a_result_that_is_too_deep_to_copy_is_refused_as_any_other(make_store: Callable[[], Any]) -> None:
+    def nest(ctx: Any) -> Any:
+        ctx["v"], deep = 1, list[Any]()
+        for _ in range(100_000):
+            deep = [deep]
+        return deep
+
+    wf = Workflow("deep")
+    wf.add_step("nest", nest)
+    with Engine(store=make_store()) as engine, pytest.raises(NotSerializable, match="nested too deep"):
+        engine.run(wf, idempotency_key="k")
+
+
 @dataclass
 class Order:
     amount: int
