@@ -32,7 +32,6 @@ from flowcore.events import (
     SchedulePlanned,
     StepCompletedLate,
     StepFinished,
-    StepStarted,
     StoreCalled,
     StoreSurveyed,
     WaitFinished,
@@ -43,7 +42,7 @@ from flowcore.events import (
 from . import names
 from .context import CALLER, TRACE, Exemplar, Traced, exemplar_of_caller
 from .names import Metric
-from .series import InFlightRun, RunWrites, Series, StepWrites, Write
+from .series import InFlightRun, Series, Write, Writes
 from .text import error_type
 
 __all__ = ["MeasuringHook"]
@@ -75,7 +74,6 @@ class MeasuringHook:
             RunJoined: self._run_joined,
             RunFinished: self._run_finished,
             RunEnded: self._run_ended,
-            StepStarted: self._step_started,
             StepFinished: self._step_finished,
             StepCompletedLate: self._step_completed_late,
             WaitFinished: self._wait_finished,
@@ -254,7 +252,7 @@ class MeasuringHook:
             if run.schedule is not None:
                 self._to(names.SCHEDULE_LAST_SUCCESS, flow, run.schedule)(at)
 
-    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> RunWrites:
+    def _end_writes(self, run: InFlightRun, flow: str, outcome: str) -> Writes:
         """Return the series of runs that end with `outcome`. They are cached, unless they are the shared series
         `_other`."""
         writes = (
@@ -298,38 +296,33 @@ class MeasuringHook:
             exemplar = run.exemplar(event.step, attempt=True)
             self._to(names.STEP_RETRIES, event.workflow, event.step)(1, exemplar)
 
-    def _step_started(self, event: StepStarted) -> None:
-        if not event.resumed:
-            run: InFlightRun = event.state[self]
-            (run.flow.waits.get(event.step) or self._wait_write(run, event.workflow, event.step))(event.waited)
-
-    def _wait_write(self, run: InFlightRun, flow: str, step: str) -> Write:
-        """Return the series of a step's wait. It is cached, unless it is the shared series `_other`."""
-        write = self._to(names.WAIT_DURATION, flow, step)
-        if (flow, step) in self._known[names.WAIT_DURATION]:
-            run.flow.waits[step] = write
-        return write
-
     def _step_finished(self, event: StepFinished) -> None:
+        # The wait is recorded here too, because another event for each step would cost more than all its measurements.
         run: InFlightRun = event.state[self]
         step, duration, outcome = event.step, event.duration, event.outcome
         exemplar = run.caller if run.traced is None else run.traced.exemplar(step)
         if outcome is _SUCCESS:
-            attempt, whole = run.steps.get(step) or self._writes(run, event.workflow, step)
+            wait, attempt, whole = run.steps.get(step) or self._writes(run, event.workflow, step)
+            wait(event.waited)
             if event.max_attempts == 1:
                 attempt(1, exemplar)
             whole(duration, exemplar)
         elif outcome is not _WAITING:  # a step that waits for its next attempt is counted when it ends
+            self._to(names.WAIT_DURATION, event.workflow, step)(event.waited)
             if event.max_attempts == 1:
                 self._attempted(event, exemplar)
             self._to(names.STEP_DURATION, event.workflow, step, outcome)(duration, exemplar)
         if event.backoff and outcome is not _WAITING:
             self._to(names.BACKOFF_SECONDS, event.workflow, step)(event.backoff, exemplar)
 
-    def _writes(self, run: InFlightRun, flow: str, step: str) -> StepWrites:
+    def _writes(self, run: InFlightRun, flow: str, step: str) -> Writes:
         """Return the series of a successful step. They are cached, unless they are the shared series `_other`."""
         of_outcome = (flow, step, _SUCCESS)
-        writes = self._to(names.STEP_ATTEMPTS, *of_outcome), self._to(names.STEP_DURATION, *of_outcome)
+        writes = (
+            self._to(names.WAIT_DURATION, flow, step),
+            self._to(names.STEP_ATTEMPTS, *of_outcome),
+            self._to(names.STEP_DURATION, *of_outcome),
+        )
         if of_outcome in self._known[names.STEP_DURATION]:
             run.steps[step] = writes
         return writes

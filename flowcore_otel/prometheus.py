@@ -216,13 +216,8 @@ class PrometheusHook(MeasuringHook):
         series.configure(registry, _Settings(bounds, detail == "step"))
         super().__init__(series, exemplars=exemplars, max_series=max_series, version=version)
         if _MULTIPROCESS:
-            counted = {StepReady: self._count, StepSkipped: self._count, StepStarted: self._count_started}
-            self.handlers = {**self.handlers, **counted}
+            self.handlers = {**self.handlers, **dict.fromkeys((StepReady, StepSkipped, StepStarted), self._count)}
             self.wants = frozenset(self.handlers)
-
-    def _count_started(self, event: StepStarted) -> None:
-        self._count(event)
-        self._step_started(event)
 
     def _count(self, event: Event) -> None:
         run: InFlightRun = event.state[self]

@@ -28,12 +28,11 @@ __all__ = [
     "POLLED",
     "Engines",
     "InFlightRun",
-    "RunWrites",
     "Series",
-    "StepWrites",
     "Workers",
     "WorkflowSeries",
     "Write",
+    "Writes",
     "one_for_each",
 ]
 
@@ -48,11 +47,9 @@ _CACHED: Final = 10_000
 Write = Callable[..., object]
 """a function that writes to one series: `(amount)`, or `(amount, exemplar)` for a counter or a histogram"""
 
-StepWrites = tuple[Write, Write]
-"""the functions that record a successful step: its only attempt, and the seconds it took"""
-
-RunWrites = tuple[Write, Write, Write]
-"""the functions that record the end of a run: its count, the seconds it took, and when it ended"""
+Writes = tuple[Write, Write, Write]
+"""the functions that record a successful step (the seconds it waited, its only attempt, and the seconds it took), or the
+end of a run (its count, the seconds it took, and when it ended)"""
 
 Workers = Callable[[], tuple[int, int] | None]
 """returns an engine's busy threads, and how many of these are in calls that timed out; None if the engine is gone"""
@@ -95,17 +92,16 @@ class InFlightRun:
 
 class WorkflowSeries:
     """The runs of one workflow that are in flight, the ids of those that are queued, and the series that it often writes
-    to: for each outcome of a run, and for the start and the success of each step."""
+    to: for each outcome of a run, and for the success of each step."""
 
-    __slots__ = ("ends", "label", "queued", "runs", "steps", "waits")
+    __slots__ = ("ends", "label", "queued", "runs", "steps")
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.runs: dict[InFlightRun, None] = {}  # in the order of their starts; adding or removing one is atomic
         self.queued: dict[str, None] = {}
-        self.waits: dict[str, Write] = {}
-        self.steps: dict[str, StepWrites] = {}
-        self.ends: dict[str, RunWrites] = {}
+        self.steps: dict[str, Writes] = {}
+        self.ends: dict[str, Writes] = {}
 
     def enqueue(self, run_id: str) -> None:
         self.queued[run_id] = None

@@ -222,22 +222,6 @@ def test_runs_that_are_refused_are_counted_by_error(both: Both) -> None:
     assert both.value(names.RUNS_REFUSED, workflow="", error_type="flowcore.errors.LeaseLost") is None
 
 
-def test_the_wait_of_a_step_is_recorded_when_it_starts(make_driver: MakeDriver, registry: CollectorRegistry) -> None:
-    reader, seen, wf = InMemoryMetricReader(), list[Any](), Workflow("trip")
-
-    @wf.step
-    def book(ctx: Context) -> None:
-        seen.append(registry.get_sample_value("flowcore_step_wait_duration_seconds_count", of_book))
-        seen.extend(point.count for metric, point in points(reader) if metric is names.WAIT_DURATION)
-
-    of_book = {"workflow": "trip", "step": "book"}
-    driver = make_driver(PrometheusHook(registry), MetricsHook(MeterProvider([reader])))
-    driver.run(wf)
-    assert seen == [1, 1]
-    driver.run(wf)
-    assert seen == [1, 1, 2, 2]
-
-
 def test_a_step_whose_retries_are_made_by_another_owner_has_waited_once(
     registry: CollectorRegistry, tmp_path: Path
 ) -> None:
